@@ -1,0 +1,35 @@
+# Two commands do everything: `make demo` and `make test`; each first sets up what it needs in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format lock clean
+
+demo: .venv/installed
+	$(BIN)/seamcurate demo demo-store
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch goes first and exactly: asked for by another package, it brings gigabytes of CUDA to a machine without a GPU.
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[cpu,train,demo,test]"
+	touch $@
+
+# Freeze what is installed now; run it after raising a version in .venv, and read the difference.
+lock: .venv/installed
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^seamcurate' | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf .venv demo-store

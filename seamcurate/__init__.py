@@ -1,0 +1,109 @@
+"""seamcurate: which prompts will a reward model get wrong, and what to do about it.
+
+Everything a user types in Python is here; each name is imported when it is first used, so that importing the
+package, and `seamcurate --help`, stay instant. No function here shares its name with a module: importing the
+module would hide it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seamcurate.baseline import Perplexity, Random
+    from seamcurate.contrast import Embed, Retrieve
+    from seamcurate.errors import SeamcurateError
+    from seamcurate.estimate import plan
+    from seamcurate.export import to_openrlhf, to_trl, to_verl
+    from seamcurate.models import CausalLM, FakeModel, SentenceEncoder, SequenceClassifier
+    from seamcurate.recipe import Models, Recipe
+    from seamcurate.run import run_local
+    from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
+    from seamcurate.source import Source
+    from seamcurate.split import Split
+    from seamcurate.step import Step, column
+    from seamcurate.store import Store
+    from seamcurate.views import query
+    from seamcurate.white_box import (
+        LengthIncentive,
+        QueryRelevance,
+        QueryType,
+        ReferenceRelevance,
+        RepetitionPenalty,
+        Rer,
+        rer,
+    )
+
+_WHERE = {
+    "baseline": ("Perplexity", "Random"),
+    "contrast": ("Embed", "Retrieve"),
+    "errors": ("SeamcurateError",),
+    "export": ("to_openrlhf", "to_trl", "to_verl"),
+    "models": ("CausalLM", "FakeModel", "SentenceEncoder", "SequenceClassifier"),
+    "estimate": ("plan",),
+    "recipe": ("Models", "Recipe"),
+    "white_box": (
+        "LengthIncentive",
+        "QueryRelevance",
+        "QueryType",
+        "ReferenceRelevance",
+        "RepetitionPenalty",
+        "Rer",
+        "rer",
+    ),
+    "run": ("run_local",),
+    "seamlessness": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
+    "source": ("Source",),
+    "split": ("Split",),
+    "step": ("Step", "column"),
+    "store": ("Store",),
+    "views": ("query",),
+}
+_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "CausalLM",
+    "Embed",
+    "FakeModel",
+    "LengthIncentive",
+    "Models",
+    "Perplexity",
+    "PolicyLogprobs",
+    "QueryRelevance",
+    "QueryType",
+    "Random",
+    "Recipe",
+    "ReferenceRelevance",
+    "RepetitionPenalty",
+    "Rer",
+    "Retrieve",
+    "Reward",
+    "Rewards",
+    "Seam",
+    "SeamcurateError",
+    "SentenceEncoder",
+    "SequenceClassifier",
+    "Source",
+    "Split",
+    "Step",
+    "Store",
+    "__version__",
+    "column",
+    "discrepancy",
+    "plan",
+    "query",
+    "rer",
+    "run_local",
+    "seam",
+    "to_openrlhf",
+    "to_trl",
+    "to_verl",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'seamcurate' has no attribute {name!r}")
+    return getattr(import_module(f"seamcurate.{_MODULES[name]}"), name)

@@ -1,0 +1,65 @@
+"""What can go wrong, as one tree. Each message says what is wrong, where, and what to do.
+
+    SeamcurateError
+    ├── SourceError      rows cannot be read as asked
+    ├── RecipeError      a recipe does not say what can be done
+    ├── StepError        a step lacks what it needs
+    ├── ModelError       a model cannot be loaded or cannot answer
+    ├── StoreError       a store cannot be opened, read or written
+    │   ├── StaleError       columns made by another configuration than the one asked for
+    │   ├── DamagedError     a shard is not the file that was written
+    │   └── BusyError        another run holds the store
+    ├── QueryError       SQL that cannot be answered
+    ├── ExportError      a split that no trainer would load
+    └── TrainError       training that cannot start or go on
+
+All of them are the user's to mend: the command line prints the message alone and exits with 2.
+"""
+
+
+class SeamcurateError(Exception):
+    """Stand at the root: catch this to catch everything seamcurate raises on purpose."""
+
+
+class SourceError(SeamcurateError):
+    """Rows cannot be read as asked."""
+
+
+class RecipeError(SeamcurateError):
+    """A recipe does not say what can be done."""
+
+
+class StepError(SeamcurateError):
+    """A step lacks what it needs."""
+
+
+class ModelError(SeamcurateError):
+    """A model cannot be loaded or cannot answer."""
+
+
+class StoreError(SeamcurateError):
+    """A store cannot be opened, read or written."""
+
+
+class StaleError(StoreError):
+    """Columns were made by another configuration than the one asked for."""
+
+
+class DamagedError(StoreError):
+    """A shard is not the file that was written."""
+
+
+class BusyError(StoreError):
+    """Another run holds the store."""
+
+
+class QueryError(SeamcurateError):
+    """SQL that cannot be answered."""
+
+
+class ExportError(SeamcurateError):
+    """A split that no trainer would load."""
+
+
+class TrainError(SeamcurateError):
+    """Training that cannot start or go on."""

@@ -1,0 +1,57 @@
+"""Progress on standard error: a bar on a terminal, one line when done elsewhere.
+
+Nothing here is ever written to standard output, so that `seamcurate sql … > file` stays clean.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+def note(message: str) -> None:
+    """Print one line for a person to standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
+    """Show how far a piece of work is; yields a function to call with each advance.
+
+    Off a terminal there is no bar: work that took longer than a second leaves one line.
+    """
+    start, done = time.monotonic(), 0
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda n: progress.advance(task, n)
+        return
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+
+    yield advance
+    seconds = time.monotonic() - start
+    if seconds >= 1:
+        note(f"{label}: {done:,} {unit} in {seconds:.0f} s")

@@ -1,0 +1,104 @@
+"""One shard: a Parquet file that is whole or not there, and that knows whose it is.
+
+It is written beside its place, synced and renamed into it. Its footer names the maker's fingerprint and the
+shard's number, and carries the SHA-256 of the whole file, computed with that one field zeroed; so a flipped bit,
+a truncated file, a neighbour's shard or an older configuration's is found when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seamcurate.errors import DamagedError, StoreError
+
+_SEAL = b"seamcurate.sha256"
+_SEALED = re.compile(re.escape(_SEAL) + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
+_OPEN = b"0" * 64
+
+_verified: dict[Path, tuple[int, int, int, str, int]] = {}
+
+
+def write(path: Path, table: pa.Table, maker: str, number: int) -> None:
+    """Write a table as shard `number` of the columns whose fingerprint is `maker`."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+        writer.add_key_value_metadata(
+            {"seamcurate.maker": maker, "seamcurate.shard": str(number), _SEAL.decode(): _OPEN.decode()}
+        )
+    content = bytearray(sink.getvalue())
+    start, end = _seal_span(content, path)
+    content[start:end] = hashlib.sha256(content).hexdigest().encode()
+    replace(path, content)
+
+
+def read(path: Path, maker: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard's columns after verifying the file.
+
+    Raises:
+        DamagedError: The file is missing, altered, another shard's or another configuration's.
+    """
+    verify(path, maker, number)
+    return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+
+
+def verify(path: Path, maker: str, number: int) -> None:
+    """Check a shard's checksum, fingerprint and number; a file seen unchanged before is not hashed again.
+
+    Raises:
+        DamagedError: See `read`.
+    """
+    try:
+        state = path.stat()
+        key = (state.st_size, state.st_mtime_ns, state.st_ino, maker, number)
+        if _verified.get(path) == key:
+            return
+        content = bytearray(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path} is missing; run the recipe again to make it anew") from error
+    start, end = _seal_span(content, path)
+    sealed = bytes(content[start:end])
+    content[start:end] = _OPEN
+    if hashlib.sha256(content).hexdigest().encode() != sealed:
+        raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {_CURE}")
+    marks = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
+    if marks.get(b"seamcurate.maker") != maker.encode() or marks.get(b"seamcurate.shard") != str(number).encode():
+        raise DamagedError(f"{path} belongs to another shard or another configuration; {_CURE}")
+    _verified[path] = key
+
+
+def replace(path: Path, content: bytes | bytearray) -> None:
+    """Put a file in its place whole: written beside it, synced, renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(beside, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written: {error.strerror}; what was there before is untouched") from error
+
+
+_CURE = "delete it and run the recipe again to make it anew"
+
+
+def _seal_span(content: bytearray, path: Path) -> tuple[int, int]:
+    place = content.rfind(_SEAL)
+    found = _SEALED.match(content, place) if place >= 0 else None
+    if found is None:
+        raise DamagedError(f"{path} is no sealed shard: it was cut short or not written by seamcurate; {_CURE}")
+    return found.span(1)

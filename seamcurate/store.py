@@ -1,0 +1,493 @@
+"""A store: a folder of row shards, with the columns that steps added beside them.
+
+    my-store/
+      store.json                         where the rows come from, their fingerprint, where the corpus is
+      rows/00000.parquet                 row_id, prompt, response, reference, every other source column
+      rejected/00000.parquet             rows set aside, each with its reason
+      columns/<name>/step.json           configuration, fingerprints of inputs, columns, own fingerprint
+      columns/<name>/00000.parquet       row_id and the added columns
+      columns/<name>/shared/             what the step prepared once for all shards
+      columns/<name>/facts.json          the finished columns in numbers
+      splits/<name>/ledger.parquet       one row per source row: kept or dropped, and what decided it
+      corpus/                            the retrieval corpus, a store like any other
+
+One rule: a file that exists is complete. A fingerprint is the hash of a configuration, of its models' weights and
+of the fingerprints of its inputs; columns under another fingerprint than the one asked for are never mixed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import JsonValue
+
+from seamcurate import shard
+from seamcurate.errors import BusyError, StaleError, StepError, StoreError
+from seamcurate.step import Step, digest
+
+FORMAT = 1
+
+
+class Layer(NamedTuple):
+    """One step's columns in a store: where they lie and under which fingerprint."""
+
+    step: Step
+    path: Path
+    fingerprint: str
+    record: dict[str, JsonValue]
+    """What step.json says, or will say."""
+
+
+class Column(NamedTuple):
+    """One column of a store, as `seamcurate columns` lists it."""
+
+    name: str
+    kind: pa.DataType
+    made_by: str
+    done: int
+    shards: int
+    meaning: str
+    stale: str | None
+    """Why the column must not be used, if so."""
+
+
+class Store:
+    """Open a store, or the folder one is to be made in."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._fetch = lru_cache(maxsize=64)(self._corpus_shard)
+
+    # ── what is there ────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self) -> Store:
+        """Return itself when a store is there.
+
+        Raises:
+            StoreError: There is none, or it was written by a newer seamcurate.
+        """
+        if not (self.path / "store.json").is_file():
+            raise StoreError(f"{self.path} is no store; make one with `seamcurate run RECIPE {self.path}`")
+        if self.about.get("format") != FORMAT:
+            raise StoreError(f"{self.path} has format {self.about.get('format')}; this seamcurate reads {FORMAT}")
+        return self
+
+    @property
+    def about(self) -> dict[str, JsonValue]:
+        """Return store.json, or nothing when there is no store yet."""
+        return load_json(self.path / "store.json")
+
+    def update(self, **values: JsonValue) -> None:
+        """Set keys of store.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_json(self.path / "store.json", {"format": FORMAT, **self.about, **values})
+
+    @property
+    def corpus_store(self) -> Store | None:
+        """Return the retrieval corpus, if the store has one."""
+        where = self.about.get("corpus")
+        return Store(self.path / where) if isinstance(where, str) else None
+
+    @property
+    def shards(self) -> list[int]:
+        """List the numbers of the row shards that are there."""
+        return numbers(self.path / "rows")
+
+    @property
+    def stored_schema(self) -> pa.Schema:
+        """Return the schema of the last row shard, which knows every source column so far."""
+        last = self.shards[-1:]
+        return pq.read_schema(self.path / "rows" / filename(last[0])) if last else pa.schema([])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Return the rows' schema; `response` and `reference` are in it, NULL, where the source has none."""
+        schema = self.stored_schema
+        for name in ("response", "reference"):
+            if name not in schema.names:
+                schema = schema.append(pa.field(name, pa.string()))
+        return schema
+
+    @property
+    def rows_fingerprint(self) -> str:
+        """Return what identifies the rows' source."""
+        return str(self.about.get("rows", ""))
+
+    def __len__(self) -> int:
+        return sum(pq.read_metadata(self.path / "rows" / filename(n)).num_rows for n in self.shards)
+
+    def records(self) -> dict[str, dict[str, JsonValue]]:
+        """Return each column folder's step.json by folder name."""
+        found = sorted((self.path / "columns").glob("*/step.json"))
+        return {file.parent.name: load_json(file) for file in found}
+
+    def facts(self, name: str) -> dict[str, JsonValue]:
+        """Return the finished columns of a folder in numbers."""
+        return load_json(self.path / "columns" / name / "facts.json")
+
+    def columns(self) -> list[Column]:
+        """List every column: the source's, then each step's."""
+        shards = len(self.shards)
+        listed = [
+            Column(field.name, field.type, "source", shards, shards, _meaning(field), None) for field in self.schema
+        ]
+        stale = self.stale()
+        for folder, record in self.records().items():
+            done = len(numbers(self.path / "columns" / folder))
+            for field in record_schema(record):
+                listed.append(Column(field.name, field.type, folder, done, shards, _meaning(field), stale.get(folder)))
+        return listed
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return, for each column, the fingerprint of what made it."""
+        made = dict.fromkeys(self.schema.names, self.rows_fingerprint)
+        for record in self.records().values():
+            made |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
+        return made
+
+    def stale(self) -> dict[str, str]:
+        """Return the folders whose inputs have since been made anew, each with what changed."""
+        records, found = self.records(), {}
+        corpus = self.corpus_store
+        here = self.fingerprints()
+        there = corpus.fingerprints() if corpus else {}
+        for folder, record in records.items():
+            for made, now in ((record["inputs"], here), (record["corpus"], there)):
+                assert isinstance(made, dict)
+                for name, fingerprint in made.items():
+                    if now.get(name) != fingerprint:
+                        found[folder] = f"its input {name!r} was made anew"
+        # Stale inputs make stale outputs, however many steps lie between.
+        owner = {field.name: folder for folder, record in records.items() for field in record_schema(record)}
+        for _ in records:
+            for folder, record in records.items():
+                inputs = record["inputs"]
+                assert isinstance(inputs, dict)
+                spoiled = next((name for name in inputs if owner.get(name) in found), None)
+                if folder not in found and spoiled is not None:
+                    found[folder] = f"its input {spoiled!r} is out of date"
+        return found
+
+    # ── laying out steps ─────────────────────────────────────────────────────────────────────────────────
+
+    def lay(self, steps: Sequence[Step], corpus: Mapping[str, Layer] | None = None) -> list[Layer]:
+        """Work out every step's fingerprint before anything is computed.
+
+        `corpus` maps the columns that steps add to the corpus to their layers there.
+
+        Raises:
+            StepError: A step reads a column that nothing before it adds, or adds one that is there already.
+        """
+        known: dict[str, str] = {}
+        lineage: dict[str, dict[str, JsonValue]] = {}
+        stale = self.stale()
+        for folder, record in self.records().items():
+            if folder not in stale:
+                known |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
+                lineage |= {field.name: _lineage(record) for field in record_schema(record)}
+        source = dict.fromkeys(self.schema.names, self.rows_fingerprint)
+        known |= source
+        there = self._corpus_columns(corpus or {})
+        layers: list[Layer] = []
+        for step in steps:
+            record = self._record(step, known, lineage, there)
+            layer = Layer(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
+            for field in step.adds:
+                other = [done.step.name for done in layers if field.name in done.step.adds.names]
+                if field.name in source:
+                    raise StepError(
+                        f"step {step.name} adds {field.name!r}, which the source has too; "
+                        f"give `rows` a `rename: {{{field.name}: source_{field.name}}}`"
+                    )
+                if other:
+                    raise StepError(f"steps {other[0]} and {step.name} both add {field.name!r}; leave one out")
+                known[field.name] = layer.fingerprint
+                lineage[field.name] = _lineage(record)
+            layers.append(layer)
+        return layers
+
+    def claim(self, layers: Sequence[Layer], replace: bool = False) -> None:
+        """Make the layers' folders, refusing columns of another configuration.
+
+        Raises:
+            StaleError: Other columns are there; the message names what changed and the two ways out.
+        """
+        changed = []
+        for layer in layers:
+            there = load_json(layer.path / "step.json")
+            if there and there["fingerprint"] != layer.fingerprint:
+                changed.append((layer, _difference(there, layer.record)))
+        if changed and not replace:
+            layer, what = changed[0]
+            others = f" (and {len(changed) - 1} more that follow from it)" if len(changed) > 1 else ""
+            raise StaleError(
+                f"{layer.path} was made by another configuration: {what}{others}; "
+                "run with --replace to compute it anew, or keep it and name another store"
+            )
+        for layer, _ in changed:
+            # Renamed away whole first: a removal that is cut short must not leave shards under a new step.json.
+            doomed = layer.path.with_name(f".{layer.path.name}.{os.getpid()}.tmp")
+            layer.path.rename(doomed)
+            shutil.rmtree(doomed)
+        for layer in layers:
+            layer.path.mkdir(parents=True, exist_ok=True)
+            if not (layer.path / "step.json").exists():
+                save_json(layer.path / "step.json", layer.record)
+
+    def _record(
+        self,
+        step: Step,
+        known: Mapping[str, str],
+        lineage: Mapping[str, dict[str, JsonValue]],
+        there: Mapping[str, tuple[str, dict[str, JsonValue]]],
+    ) -> dict[str, JsonValue]:
+        for name in step.inputs:
+            if name not in known:
+                raise StepError(
+                    f"step {step.name} reads column {name!r}, which neither the source nor an earlier step has; "
+                    f"there are: {', '.join(sorted(known))}"
+                )
+        for name in step.corpus_inputs:
+            if name not in there:
+                raise StepError(
+                    f"step {step.name} reads column {name!r} of a corpus; give the recipe a `corpus` with it"
+                )
+        identity: dict[str, JsonValue] = step.identity()
+        if step.reads_all_rows:
+            identity["over_shards"] = len(self.shards)
+        inputs: dict[str, JsonValue] = {name: known[name] for name in step.inputs}
+        corpus: dict[str, JsonValue] = {name: there[name][0] for name in step.corpus_inputs}
+        ancestry: dict[str, JsonValue] = {}
+        for name in step.inputs:
+            ancestry |= lineage.get(name, {"rows": self.rows_fingerprint})
+        for name in step.corpus_inputs:
+            ancestry |= {f"corpus {key}": value for key, value in there[name][1].items()}
+        schema = base64.b64encode(step.adds.serialize().to_pybytes()).decode()
+        return {
+            "step": type(step).__name__,
+            "name": step.name,
+            "config": step.model_dump(mode="json"),
+            "identity": identity,
+            "inputs": inputs,
+            "corpus": corpus,
+            "ancestry": ancestry,
+            "columns": {field.name: {"type": str(field.type), "meaning": _meaning(field)} for field in step.adds},
+            "schema": schema,
+            "fingerprint": digest({"identity": identity, "inputs": inputs, "corpus": corpus}),
+        }
+
+    def _corpus_columns(self, added: Mapping[str, Layer]) -> dict[str, tuple[str, dict[str, JsonValue]]]:
+        corpus = self.corpus_store
+        if corpus is None:
+            return {}
+        found: dict[str, tuple[str, dict[str, JsonValue]]] = {
+            name: (corpus.rows_fingerprint, {"rows": corpus.rows_fingerprint}) for name in corpus.schema.names
+        }
+        stale = corpus.stale()
+        for folder, record in corpus.records().items():
+            if folder not in stale:
+                entry = (str(record["fingerprint"]), _lineage(record))
+                found |= {field.name: entry for field in record_schema(record)}
+        return found | {name: (layer.fingerprint, _lineage(layer.record)) for name, layer in added.items()}
+
+    # ── shards ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def add_rows(self, number: int, rows: pa.Table, rejected: pa.Table) -> None:
+        """Write one shard of rows, and the rows set aside from it."""
+        for kind, table in (("rejected", rejected), ("rows", rows)):
+            (self.path / kind).mkdir(parents=True, exist_ok=True)
+            shard.write(self.path / kind / filename(number), table, self.rows_fingerprint, number)
+
+    def missing(self, layer: Layer) -> list[int]:
+        """List the shards a layer still lacks."""
+        done = set(numbers(layer.path))
+        return [number for number in self.shards if number not in done]
+
+    def add(self, layer: Layer, number: int, rows: pa.Table, added: pa.Table) -> None:
+        """Write one shard of a layer: the rows' ids and what the step returned.
+
+        Raises:
+            StepError: The step returned other columns, or another number of rows, than it declared.
+        """
+        if added.num_rows != rows.num_rows or added.schema.names != layer.step.adds.names:
+            raise StepError(
+                f"step {layer.step.name}, shard {number}: returned {added.num_rows} rows of "
+                f"{added.schema.names} for {rows.num_rows} rows of {layer.step.adds.names}"
+            )
+        columns = [rows["row_id"].combine_chunks(), *added.cast(layer.step.adds).columns]
+        schema = pa.schema([pa.field("row_id", pa.int64()), *layer.step.adds])
+        shard.write(layer.path / filename(number), pa.table(columns, schema=schema), layer.fingerprint, number)
+
+    def table(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Read columns of one shard, `row_id` first; candidates of a contrast set come with their texts.
+
+        Raises:
+            StoreError: A column is not there, not yet computed for this shard, or stale.
+        """
+        rows = shard.read(self.path / "rows" / filename(number), self.rows_fingerprint, number)
+        owner = {f.name: folder for folder, record in self.records().items() for f in record_schema(record)}
+        stale = self.stale()
+        table = rows.select(["row_id"])
+        for name in columns:
+            folder = owner.get(name)
+            if name == "row_id":
+                continue
+            if folder is None:
+                if name in rows.schema.names:
+                    values = rows[name]
+                elif name in self.schema.names:
+                    values = pa.nulls(rows.num_rows, self.schema.field(name).type)
+                else:
+                    raise StoreError(f"{self.path} has no column {name!r}")
+            else:
+                if folder in stale:
+                    raise StaleError(f"column {name!r} is out of date: {stale[folder]}; run its recipe with --replace")
+                file = self.path / "columns" / folder / filename(number)
+                if not file.exists():
+                    raise StoreError(f"column {name!r} is not yet computed for shard {number}; run its recipe first")
+                values = shard.read(file, str(self.records()[folder]["fingerprint"]), number)[name]
+            if name.startswith("worse_"):
+                values = self._with_texts(values.combine_chunks())
+            table = table.append_column(name, values)
+        return table
+
+    def rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Iterate over the rows, a table a shard; see `Data`."""
+        for number in self.shards:
+            yield self.table(number, columns)
+
+    def corpus(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Iterate over the retrieval corpus, a table a shard; see `Data`."""
+        store = self.corpus_store
+        if store is not None:
+            yield from store.rows(columns)
+
+    def _with_texts(self, sets: pa.ListArray) -> pa.ListArray:
+        """Add to each candidate that only names a corpus row that row's response."""
+        if "response" in [sets.type.value_type.field(i).name for i in range(sets.type.value_type.num_fields)]:
+            return sets
+        items = sets.flatten()
+        texts = self._corpus_texts(items.field("source_row_id"))
+        fields = [items.type.field(i).name for i in range(items.type.num_fields)]
+        joined = pa.StructArray.from_arrays([*(items.field(f) for f in fields), texts], [*fields, "response"])
+        lengths = pc.fill_null(pc.list_value_length(sets), 0).to_numpy()
+        offsets = pa.array([0, *lengths.cumsum().tolist()], pa.int32())
+        return pa.ListArray.from_arrays(offsets, joined, mask=sets.is_null())
+
+    def _corpus_texts(self, ids: pa.Array) -> pa.Array:
+        corpus = self.corpus_store
+        if corpus is None:
+            raise StoreError(f"{self.path} names corpus rows but has no corpus")
+        size = int(str(corpus.about["shard_rows"]))
+        wanted = pc.divide(ids, size)
+        texts = pa.nulls(len(ids), pa.string())
+        for number in pc.unique(wanted).to_pylist():
+            here = pc.equal(wanted, number)
+            stored = self._fetch(number)
+            places = pc.index_in(ids.filter(here), value_set=stored["row_id"].combine_chunks())
+            if places.null_count:
+                raise StoreError(f"corpus {corpus.path}, shard {number}: a row a contrast set names is not there")
+            texts = pc.replace_with_mask(texts, here, stored["response"].combine_chunks().take(places))
+        return texts
+
+    def _corpus_shard(self, number: int) -> pa.Table:
+        corpus = self.corpus_store
+        assert corpus is not None
+        return corpus.table(number, ["response"])
+
+    # ── one run at a time ────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other runs off this store, and clear away what a killed one left half-written.
+
+        Raises:
+            BusyError: Another run holds it.
+        """
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
+            for left in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp"), *self.path.glob("*/*/.*.tmp")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield
+
+
+def filename(number: int) -> str:
+    """Name the file of a shard."""
+    return f"{number:05d}.parquet"
+
+
+def numbers(folder: Path) -> list[int]:
+    """List the shard numbers in a folder, in order."""
+    return sorted(int(file.stem) for file in folder.glob("[0-9]*.parquet"))
+
+
+def load_json(path: Path) -> dict[str, JsonValue]:
+    """Read a JSON object, or an empty one where there is no file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise StoreError(
+            f"{path} is not readable as JSON; restore it, or delete its folder to compute it anew"
+        ) from error
+    assert isinstance(value, dict)
+    return value
+
+
+def save_json(path: Path, value: Mapping[str, JsonValue]) -> None:
+    """Write a JSON object whole."""
+    shard.replace(path, (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n").encode())
+
+
+def record_schema(record: Mapping[str, JsonValue]) -> pa.Schema:
+    """Return the Arrow schema a step.json declares, meanings included."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(str(record["schema"]))))
+
+
+def _meaning(field: pa.Field) -> str:
+    return str((field.metadata or {}).get(b"meaning", b"").decode())
+
+
+def _lineage(record: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    ancestry, identity = record["ancestry"], record["identity"]
+    assert isinstance(ancestry, dict) and isinstance(identity, dict)
+    return {**ancestry, str(record["name"]): identity}
+
+
+def _difference(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> str:
+    """Say in a few words what changed between two step.json, however far upstream."""
+    before, after = _lineage(there), _lineage(asked)
+    found = []
+    for step in {**before, **after}:
+        old, new = before.get(step), after.get(step)
+        if old == new:
+            continue
+        if step.endswith("rows"):
+            found.append(f"the {'corpus' if step.startswith('corpus') else 'source'} rows changed")
+        elif isinstance(old, dict) and isinstance(new, dict):
+            found += [
+                f"{step}.{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}"
+                for key in {**old, **new}
+                if old.get(key) != new.get(key)
+            ]
+        else:
+            found.append(f"step {step} is {'new' if old is None else 'gone'} upstream")
+    return "; ".join(found) or "its inputs were made anew"

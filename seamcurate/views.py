@@ -1,0 +1,235 @@
+"""SQL over a store: DuckDB views in memory, straight over the shards, for reading only.
+
+    rows        a source row: all columns, NULL where not yet computed
+    candidates  a candidate response, with its reward, likelihood, misjudgement and weight
+    corpus      a row of the retrieval corpus
+    ledger      a source row and a split: kept or dropped, by which rule, deciding value, threshold
+    rejected    a source row that was set aside, with its reason
+
+One rule: a query is a single SELECT and sees these views' files, nothing else on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from pydantic import JsonValue
+
+from seamcurate import shard
+from seamcurate.errors import QueryError
+from seamcurate.store import Store, filename, load_json, numbers, record_schema
+
+LEDGER = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("split", pa.string()),
+        ("kept", pa.bool_()),
+        ("rule", pa.string()),
+        ("value", pa.float64()),
+        ("threshold", pa.float64()),
+    ]
+)
+
+CANDIDATES = {
+    "row_id": "BIGINT",
+    "variant": "VARCHAR",
+    "rank": "BIGINT",
+    "response": "VARCHAR",
+    "similarity": "FLOAT",
+    "source_row_id": "BIGINT",
+    "reward": "DOUBLE",
+    "logprob": "DOUBLE",
+    "n_tokens": "INTEGER",
+    "misjudgement": "DOUBLE",
+    "weight": "DOUBLE",
+}
+
+
+def connect(store: Store) -> duckdb.DuckDBPyConnection:
+    """Open the views of a store in a locked in-memory DuckDB; every file is verified first.
+
+    Raises:
+        DamagedError: A shard is not the file that was written.
+    """
+    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+    corpus = store.corpus_store
+    views = [_rows_view("rows", store), _rejected_view(store), _ledger_view(store)]
+    views.append(_rows_view("corpus", corpus) if corpus else _empty("corpus", store.schema))
+    views.append(_candidates_view(store))
+    allowed = [str(file) for one in (store, *([corpus] if corpus else [])) for file in _verified_files(one)]
+    connection.execute("SET allowed_paths = $1", [allowed])
+    connection.execute("SET enable_external_access = false")
+    for view in views:
+        connection.execute(view)
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def run(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, JsonValue] | None = None
+) -> pa.RecordBatchReader:
+    """Answer one SELECT as a stream of Arrow batches.
+
+    Raises:
+        QueryError: The text is not one SELECT, or DuckDB cannot answer it.
+    """
+    try:
+        statements = duckdb.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise QueryError("the SQL must be exactly one SELECT statement: a store is only read")
+        return connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(65_536)
+    except duckdb.Error as error:
+        raise QueryError(explain(connection, str(error))) from error
+
+
+def query(store: Store, sql: str) -> pa.Table:
+    """Answer one SELECT over a store's views as a table; see `run`."""
+    with connect(store.open()) as connection:
+        try:
+            return run(connection, sql).read_all()
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise QueryError(explain(connection, str(error))) from error
+
+
+def explain(connection: duckdb.DuckDBPyConnection, message: str) -> str:
+    """Cut DuckDB's message to what is wrong, and list what there is when a name is not."""
+    lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("LINE")]
+    short = lines[0] if lines else message
+    hints = [line for line in lines[1:] if "Did you mean" in line or "Candidate" in line]
+    if "Catalog Error" in short:
+        hints.append("views: rows, candidates, corpus, ledger, rejected")
+    elif "Binder Error" in short and "not found" in short:
+        columns = connection.execute("SELECT column_name FROM (DESCRIBE rows)").fetchall()
+        hints.append("columns of rows: " + ", ".join(name for (name,) in columns))
+    return "; ".join([short, *hints])
+
+
+def quoted(name: str) -> str:
+    """Quote an identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _verified_files(store: Store) -> list[Path]:
+    jobs: list[tuple[Path, str, int]] = []
+    for kind in ("rows", "rejected"):
+        jobs += [(store.path / kind / filename(n), store.rows_fingerprint, n) for n in numbers(store.path / kind)]
+    for folder, record in store.records().items():
+        path = store.path / "columns" / folder
+        jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
+    for split in sorted((store.path / "splits").glob("*/split.json")):
+        jobs.append((split.parent / "ledger.parquet", str(load_json(split)["fingerprint"]), 0))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda job: shard.verify(*job), jobs))
+    return [file for file, _, _ in jobs]
+
+
+def sql_list(texts: Iterable[str | Path]) -> str:
+    """Write texts as an SQL list of strings."""
+    return "[" + ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts) + "]"
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [folder / filename(number) for number in numbers(folder)]
+
+
+def _rows_view(name: str, store: Store) -> str:
+    shards = _shards(store.path / "rows")
+    if not shards:
+        return _empty(name, store.schema)
+    joins, stale = [], store.stale()
+    stored = store.stored_schema.names
+    select = ["r.*", *(f"NULL::VARCHAR AS {quoted(n)}" for n in store.schema.names if n not in stored)]
+    for i, (folder, record) in enumerate(store.records().items()):
+        if folder in stale:
+            continue
+        schema = record_schema(record)
+        files = _shards(store.path / "columns" / folder)
+        if not files:
+            select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema]
+            continue
+        select += [f"c{i}.{quoted(field.name)}" for field in schema]
+        joins.append(f"LEFT JOIN read_parquet({sql_list(files)}) AS c{i} ON c{i}.row_id = r.row_id")
+    return (
+        f"CREATE VIEW {name} AS SELECT {', '.join(select)} "
+        f"FROM read_parquet({sql_list(shards)}, union_by_name = true) AS r {' '.join(joins)}"
+    )
+
+
+def _rejected_view(store: Store) -> str:
+    shards = _shards(store.path / "rejected")
+    if shards:
+        return f"CREATE VIEW rejected AS SELECT * FROM read_parquet({sql_list(shards)}) AS f"
+    return _empty("rejected", pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())]))
+
+
+def _ledger_view(store: Store) -> str:
+    ledgers = [file.parent / "ledger.parquet" for file in sorted((store.path / "splits").glob("*/split.json"))]
+    if ledgers:
+        return f"CREATE VIEW ledger AS SELECT * FROM read_parquet({sql_list(ledgers)}) AS f"
+    return _empty("ledger", LEDGER)
+
+
+def _candidates_view(store: Store) -> str:
+    stale = store.stale()
+    kinds = {
+        field.name: field.type
+        for folder, record in store.records().items()
+        if folder not in stale
+        for field in record_schema(record)
+    }
+    variants = [name.removeprefix("worse_") for name in kinds if name.startswith("worse_")]
+    if not variants:
+        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in CANDIDATES.items())
+        return f"CREATE VIEW candidates AS SELECT {columns} WHERE false"
+    return "CREATE VIEW candidates AS " + " UNION ALL ".join(_variant_select(v, kinds) for v in variants)
+
+
+def _variant_select(variant: str, kinds: Mapping[str, pa.DataType]) -> str:
+    """One row per element of the variant's lists; what is not there, or not computed, is NULL."""
+    item = kinds[f"worse_{variant}"].value_type
+    fields = {item.field(i).name for i in range(item.num_fields)}
+    lists = {
+        "reward": f"rewards_{variant}",
+        "logprob": f"logprobs_{variant}",
+        "n_tokens": f"tokens_{variant}",
+        "misjudgement": f"misjudgements_{variant}",
+        "weight": f"weights_{variant}",
+    }
+
+    def from_set(field: str) -> str:
+        return f"x.{field}" if field in fields else "NULL"
+
+    def from_list(column: str) -> str:
+        return f"r.{quoted(lists[column])}[i]" if lists[column] in kinds else "NULL"
+
+    values = {
+        "row_id": "r.row_id",
+        "variant": f"'{variant}'",
+        "rank": "i",
+        "response": from_set("response") if "response" in fields else "c.response",
+        "similarity": from_set("similarity"),
+        "source_row_id": from_set("source_row_id"),
+        **{column: from_list(column) for column in lists},
+    }
+    select = ", ".join(f"({value})::{CANDIDATES[name]} AS {name}" for name, value in values.items())
+    join = "LEFT JOIN corpus AS c ON c.row_id = x.source_row_id" if "source_row_id" in fields else ""
+    worse = quoted(f"worse_{variant}")
+    return (
+        f"SELECT {select} FROM (SELECT *, unnest(range(1, len({worse}) + 1)) AS i, unnest({worse}) AS x FROM rows) AS r "
+        f"{join}"
+    )
+
+
+def _empty(name: str, schema: pa.Schema) -> str:
+    columns = ", ".join(f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema)
+    return f"CREATE VIEW {name} AS SELECT {columns or 'NULL::BIGINT AS row_id'} WHERE false"
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    with duckdb.connect() as connection:
+        empty = pa.table({"x": pa.array([], kind)})
+        return str(connection.from_arrow(empty).types[0])

@@ -1,0 +1,79 @@
+"""A shard is whole or not there, and knows whose it is."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import pyarrow as pa
+import pytest
+
+from seamcurate import shard
+from seamcurate.errors import DamagedError, StoreError
+
+TABLE = pa.table({"row_id": [1, 2], "text": ["a", "ü"]})
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "00003.parquet"
+    shard.write(path, TABLE, "maker", 3)
+    return path
+
+
+def test_what_was_written_is_read(file):
+    assert shard.read(file, "maker", 3).equals(TABLE)
+    assert shard.read(file, "maker", 3, ["text"]).column_names == ["text"]
+
+
+def test_the_same_table_gives_the_same_bytes(file, tmp_path):
+    again = tmp_path / "again.parquet"
+    shard.write(again, TABLE, "maker", 3)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_any_flipped_bit_is_found(file):
+    whole = file.read_bytes()
+    draw = random.Random(0)
+    for place in [0, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(200))]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(DamagedError, match=r"00003\.parquet"):
+            shard.verify(file, "maker", 3)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 50, -1])
+def test_a_truncated_file_is_found(file, kept):
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(DamagedError, match="delete it and run the recipe again"):
+        shard.verify(file, "maker", 3)
+
+
+def test_another_shards_or_another_makers_file_is_found(file, tmp_path):
+    other = tmp_path / "00004.parquet"
+    shutil.copy(file, other)
+    with pytest.raises(DamagedError, match="belongs to another shard or another configuration"):
+        shard.verify(other, "maker", 4)
+    with pytest.raises(DamagedError, match="belongs to another shard or another configuration"):
+        shard.verify(file, "newer", 3)
+
+
+def test_a_missing_file_says_so(tmp_path):
+    with pytest.raises(DamagedError, match="is missing; run the recipe again"):
+        shard.read(tmp_path / "00000.parquet", "maker", 0)
+
+
+def test_a_file_changed_after_it_was_verified_is_verified_again(file):
+    shard.verify(file, "maker", 3)
+    damaged = bytearray(file.read_bytes())
+    damaged[40] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(DamagedError):
+        shard.verify(file, "maker", 3)
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(StoreError, match="cannot be written"):
+        shard.write(tmp_path / "gone" / "00000.parquet", TABLE, "maker", 0)
+    assert list(tmp_path.iterdir()) == []
