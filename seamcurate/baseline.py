@@ -1,0 +1,97 @@
+"""Rulers: simple columns every score is held against before it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import pyarrow as pa
+
+from seamcurate.errors import ModelError
+from seamcurate.models import PolicyModel
+from seamcurate.step import Averages, Step, Transform, Work, column
+
+
+class Perplexity(Step):
+    """Add `baseline_perplexity`: the golden response's perplexity under a base model (SEAM App. E.4)."""
+
+    base: PolicyModel | None = None
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return "baseline_perplexity"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read instruction and golden response."""
+        return ("prompt", "response")
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add exp(−logP/len)."""
+        meaning = "exp(-log P(r|I) / tokens) of the golden response under the base model; NULL when it does not fit"
+        return pa.schema([column("baseline_perplexity", pa.float64(), meaning)])
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for one likelihood a row."""
+        return Work(self.base, 1, rows.prompt + rows.response)
+
+    def load(self, shared: Path) -> Transform:
+        """Load the base model."""
+        if self.base is None:
+            raise ModelError(
+                "step baseline_perplexity has no base model; give the recipe `models: {base: {causal_lm: …}}`"
+            )
+        model = self.base.load()
+
+        def score(rows: pa.Table) -> pa.Table:
+            groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
+            scored = model.logprobs(rows["prompt"].to_pylist(), groups)
+            found = [row[0] if row else None for row in scored]
+            values = [None if s is None else perplexity(s.logprob, s.tokens) for s in found]
+            return pa.table({"baseline_perplexity": pa.array(values, pa.float64())})
+
+        return score
+
+
+class Random(Step):
+    """Add `baseline_random`: a seeded uniform number per row, the same on every machine."""
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return "baseline_random"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read nothing but the row's id."""
+        return ()
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add a number in [0, 1)."""
+        return pa.schema(
+            [column("baseline_random", pa.float64(), "a uniform number in [0, 1) drawn from seed and row_id")]
+        )
+
+    def load(self, shared: Path) -> Transform:
+        """Return the hash."""
+
+        def draw(rows: pa.Table) -> pa.Table:
+            texts = (f"{self.seed}-{row_id}".encode() for row_id in rows["row_id"].to_pylist())
+            bits = (int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 11 for text in texts)
+            return pa.table({"baseline_random": pa.array([b / 2**53 for b in bits], pa.float64())})
+
+        return draw
+
+
+def perplexity(logprob: float, tokens: int) -> float:
+    """Return exp(−logP/len), infinite where that overflows."""
+    try:
+        return math.exp(-logprob / max(tokens, 1))
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,7 @@
+"""SEAM's three sample sets of worse answers, a module each; every one adds `worse_<variant>`."""
+
+from __future__ import annotations
+
+from seamcurate.contrast.retrieve import Embed, Retrieve
+
+__all__ = ["Embed", "Retrieve"]

@@ -1,0 +1,78 @@
+"""A model without weights: deterministic answers for tests, dry runs and timing the pipeline itself.
+
+Its answers depend on the texts alone. Near texts get near embeddings (hashed bags of words), so bands fill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+
+from seamcurate.models.backend import Backend
+from seamcurate.models.protocols import Likelihood, Prompt, Responses
+from seamcurate.models.template import prompt_text
+
+
+class FakeModel(Backend):
+    """Answer as policy, reward model and encoder at once; `path` seeds it."""
+
+    key: ClassVar[str] = "fake"
+    path: str = "0"
+    dimensions: int = 64
+
+    def identity(self) -> JsonValue:
+        """Return the seed: nothing else decides an answer."""
+        return {"fake": self.path, "dimensions": self.dimensions}
+
+    def load(self) -> FakeModel:
+        """Return itself: there is nothing to load."""
+        return self
+
+    def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
+        """Draw a reward in [-2, 2) from each (prompt, response)."""
+        return [
+            [4 * self._unit("reward", prompt_text(prompt), answer) - 2 for answer in answers]
+            for prompt, answers in zip(prompts, responses, strict=True)
+        ]
+
+    def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
+        """Draw a per-token log-probability in (-4, -1] for each (prompt, response); words are tokens."""
+        scored: list[list[Likelihood | None]] = []
+        for prompt, answers in zip(prompts, responses, strict=True):
+            row: list[Likelihood | None] = []
+            for answer in answers:
+                tokens = len(answer.split()) + 1
+                each = -1 - 3 * self._unit("logprob", prompt_text(prompt), answer)
+                row.append(Likelihood(tokens * each, tokens, False))
+            scored.append(row)
+        return scored
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Sum a random direction per word and normalise: texts that share words are near."""
+        vectors = np.zeros((len(texts), self.dimensions), np.float32)
+        for row, text in enumerate(texts):
+            for word in text.lower().split() or [""]:
+                vectors[row] += _direction(self.path, word, self.dimensions)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        result: npt.NDArray[np.float32] = vectors / np.maximum(norms, 1e-12)
+        return result
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Count words: they are this model's tokens."""
+        return sum(len(text.split()) for text in texts)
+
+    def _unit(self, *parts: str) -> float:
+        text = "\0".join((self.path, *parts)).encode("utf-8", "replace")
+        return int.from_bytes(hashlib.sha256(text).digest()[:8]) / 2**64
+
+
+@lru_cache(maxsize=65_536)
+def _direction(seed: str, word: str, dimensions: int) -> npt.NDArray[np.float32]:
+    bits = int.from_bytes(hashlib.sha256(f"{seed}\0{word}".encode("utf-8", "replace")).digest()[:8])
+    return np.random.default_rng(bits).standard_normal(dimensions, np.float32)

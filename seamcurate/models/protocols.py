@@ -1,0 +1,61 @@
+"""What a step may ask of a model: one batch method each. Who answers is decided elsewhere.
+
+A call is by group, because 30 responses share one prompt: one prompt and a *list* of responses per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Message(TypedDict):
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+Prompt: TypeAlias = str | Sequence[Message]
+"""A prompt as plain text, or as the chat turns that end with the user's."""
+
+Responses: TypeAlias = Sequence[Sequence[str]]
+"""The responses to each prompt: one list a row, possibly empty."""
+
+
+class Likelihood(NamedTuple):
+    """How probable a policy finds one response."""
+
+    logprob: float
+    """Natural logarithm of P(response | prompt), summed over its tokens."""
+    tokens: int
+    """How many tokens that sum runs over, the end-of-sequence token included unless truncated."""
+    boundary: bool
+    """Whether tokenizing prompt and response together would have given other tokens than were scored."""
+
+
+class Policy(Protocol):
+    """Answers how likely responses are."""
+
+    def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
+        """Score each response after its prompt; None where the prompt leaves no room in the window."""
+        ...
+
+
+class RewardModel(Protocol):
+    """Answers how good responses are."""
+
+    def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
+        """Score each response to its prompt; None where the prompt leaves no room in the window."""
+        ...
+
+
+class Embedder(Protocol):
+    """Answers with one vector a text."""
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return float32 embeddings, `texts` × dimensions."""
+        ...

@@ -1,0 +1,403 @@
+"""SEAM: how much a reward model's misjudgements matter to a policy, per prompt (SEAM §4, Eq. 2).
+
+Rewards come first: a candidate the reward model ranks below the golden response has misjudgement 0 and adds
+nothing, so the policy reads only the others. What was skipped is NULL, never 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, JsonValue
+
+from seamcurate.errors import ModelError, StepError
+from seamcurate.models import PolicyModel, RewardingModel
+from seamcurate.step import Averages, Data, Step, Transform, Work, column
+
+Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
+Weighting: TypeAlias = Literal["geometric", "logprob", "raw", "uniform"]
+
+
+def misjudgement(golden: float, worse: float) -> float:
+    """Return ε = max(R(I∘r*) − R(I∘r), 0) (SEAM Eq. 2)."""
+    return max(worse - golden, 0.0)
+
+
+def weight(logprob: float, tokens: int, likelihood: Weighting) -> float:
+    """Turn a candidate's log-probability into its weight.
+
+    `geometric` is the per-token geometric mean, exp(logP/len). `logprob` is −logP/len, the length penalty of
+    SEAM §4.2 taken literally: it gives *unlikely* answers more weight. `raw` is P and underflows; `uniform` is 1.
+    """
+    length = max(tokens, 1)
+    if likelihood == "geometric":
+        return math.exp(logprob / length)
+    if likelihood == "logprob":
+        return -logprob / length
+    return math.exp(logprob) if likelihood == "raw" else 1.0
+
+
+def discrepancy(weights: Sequence[float], misjudgements: Sequence[float], k: int | None = None) -> float:
+    """Return Σ w·ε over the candidates (SEAM Eq. 2), at least 0; high is bad.
+
+    With `k` the sum is scaled to mean·k, so that rows with fewer candidates than `k` compare.
+    """
+    total = math.fsum(w * e for w, e in zip(weights, misjudgements, strict=True))
+    return total if k is None else total / len(weights) * k
+
+
+class Reward(Step):
+    """Add `reward`: the reward model's score of the golden response."""
+
+    reward: RewardingModel | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read instruction and golden response."""
+        return ("prompt", "response")
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add R(I∘r)."""
+        meaning = "R(I∘r): the golden response's reward; NULL when the prompt fills the model's window"
+        return pa.schema([column("reward", pa.float64(), meaning)])
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for one reward a row."""
+        return Work(self.reward, 1, rows.prompt + rows.response)
+
+    def load(self, shared: Path) -> Transform:
+        """Load the reward model."""
+        if self.reward is None:
+            raise ModelError(_no_model(self.name, "reward", "sequence_classifier"))
+        model = self.reward.load()
+
+        def score(rows: pa.Table) -> pa.Table:
+            groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
+            scored = model.rewards(rows["prompt"].to_pylist(), groups)
+            return pa.table({"reward": pa.array([finite(s[0]) if s else None for s in scored], pa.float64())})
+
+        return score
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """Count the rows without a reward."""
+        return _nulls(columns, "reward")
+
+
+class Rewards(Step):
+    """Add `rewards_<variant>`: the reward model's score of each candidate."""
+
+    variant: Variant = "contrast"
+    reward: RewardingModel | None = None
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return f"rewards_{self.variant}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read instruction and candidates."""
+        return ("prompt", f"worse_{self.variant}")
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add R(I∘r*) per candidate."""
+        meaning = f"R(I∘r*) of each candidate in worse_{self.variant}, same order; NULL when it does not fit the window"
+        return pa.schema([column(self.name, pa.list_(pa.float64()), meaning)])
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for one reward a candidate."""
+        return Work(self.reward, rows.candidates, rows.candidates * (rows.prompt + rows.candidate))
+
+    def load(self, shared: Path) -> Transform:
+        """Load the reward model."""
+        if self.reward is None:
+            raise ModelError(_no_model(self.name, "reward", "sequence_classifier"))
+        model = self.reward.load()
+
+        def score(rows: pa.Table) -> pa.Table:
+            sets = rows[f"worse_{self.variant}"].to_pylist()
+            groups = [[candidate["response"] for candidate in worse or []] for worse in sets]
+            scored = model.rewards(rows["prompt"].to_pylist(), groups)
+            lists = [
+                None if worse is None else [finite(s) for s in scores]
+                for worse, scores in zip(sets, scored, strict=True)
+            ]
+            return pa.table({self.name: pa.array(lists, pa.list_(pa.float64()))})
+
+        return score
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """Count the candidates without a reward."""
+        return _nulls(columns, self.name)
+
+
+class PolicyLogprobs(Step):
+    """Add each candidate's log-probability under the policy, by default only of those misjudged."""
+
+    variant: Variant = "contrast"
+    policy: PolicyModel | None = None
+    likelihoods: Literal["misjudged", "all"] = "misjudged"
+    """`all` is for diagnosis: a candidate that is not misjudged adds 0 to SEAM whatever its likelihood."""
+
+    @property
+    def name(self) -> str:
+        """Name the folder after its first column."""
+        return f"logprobs_{self.variant}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read instruction, candidates and both kinds of rewards."""
+        return ("prompt", f"worse_{self.variant}", "reward", f"rewards_{self.variant}")
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add log-probability, length and whether the boundary was crossed, per candidate."""
+        which = "misjudged candidates only" if self.likelihoods == "misjudged" else "all candidates"
+        return pa.schema(
+            [
+                column(
+                    f"logprobs_{self.variant}",
+                    pa.list_(pa.float64()),
+                    f"log P(r*|I), natural, summed over tokens; {which}, NULL elsewhere and where the prompt does not fit",
+                ),
+                column(
+                    f"tokens_{self.variant}",
+                    pa.list_(pa.int32()),
+                    "tokens that sum runs over, end of sequence included unless the answer was cut",
+                ),
+                column(
+                    f"boundary_{self.variant}",
+                    pa.list_(pa.bool_()),
+                    "whether tokenizing prompt and answer together would give other tokens than were scored",
+                ),
+            ]
+        )
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for at most one likelihood a candidate; how many are misjudged is not known before."""
+        return Work(self.policy, rows.candidates, rows.candidates * (rows.prompt + rows.candidate))
+
+    def load(self, shared: Path) -> Transform:
+        """Load the policy."""
+        if self.policy is None:
+            raise ModelError(_no_model(self.name, "policy", "causal_lm"))
+        model = self.policy.load()
+
+        def score(rows: pa.Table) -> pa.Table:
+            sets = rows[f"worse_{self.variant}"].to_pylist()
+            golden = rows["reward"].to_pylist()
+            rewards = rows[f"rewards_{self.variant}"].to_pylist()
+            wanted = [self._wanted(g, r, w) for g, r, w in zip(golden, rewards, sets, strict=True)]
+            groups = [[worse[i]["response"] for i in want] for worse, want in zip(sets, wanted, strict=True)]
+            scored = model.logprobs(rows["prompt"].to_pylist(), groups)
+            columns: dict[str, list[list[float | int | bool | None] | None]] = {name: [] for name in self.adds.names}
+            for worse, want, row in zip(sets, wanted, scored, strict=True):
+                found = dict(zip(want, row, strict=True))
+                for part, name in enumerate(self.adds.names):
+                    if worse is None:
+                        columns[name].append(None)
+                        continue
+                    entries = [found.get(i) for i in range(len(worse))]
+                    columns[name].append([entry[part] if entry is not None else None for entry in entries])
+            return pa.table({f.name: pa.array(columns[f.name], f.type) for f in self.adds})
+
+        return score
+
+    def _wanted(
+        self, golden: float | None, rewards: list[float | None] | None, worse: list[dict[str, object]] | None
+    ) -> list[int]:
+        if worse is None:
+            return []
+        if self.likelihoods == "all":
+            return list(range(len(worse)))
+        if golden is None or rewards is None:
+            return []
+        return [i for i, r in enumerate(rewards) if r is not None and misjudgement(golden, r) > 0]
+
+
+class Seam(Step):
+    """Add SEAM and what it is made of; `seam_<variant>` is minus the discrepancy, so that **low is bad**.
+
+    NULL when the set is empty or nothing in it could be scored. A candidate whose reward, or whose needed
+    likelihood, is unknown is left out of the mean, not taken as 0.
+    """
+
+    variant: Variant = "contrast"
+    likelihood: Weighting = "geometric"
+    k: int = Field(default=30, ge=1)
+    """Rows are scaled to this many candidates: mean·k."""
+    normalise: bool = False
+    """Divide ε by the standard deviation of the golden rewards, so that reward models compare."""
+
+    @property
+    def name(self) -> str:
+        """Name the folder after its first column."""
+        return f"seam_{self.variant}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read rewards and likelihoods."""
+        v = self.variant
+        return ("reward", f"rewards_{v}", f"logprobs_{v}", f"tokens_{v}")
+
+    @property
+    def reads_all_rows(self) -> bool:
+        """Normalising needs every golden reward."""
+        return self.normalise
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add the score, its parts and how much it rests on."""
+        v = self.variant
+        return pa.schema(
+            [
+                column(
+                    f"seam_{v}",
+                    pa.float64(),
+                    "minus the discrepancy, at most 0; low = bad; NULL when there is no candidate",
+                ),
+                column(
+                    f"discrepancy_{v}",
+                    pa.float64(),
+                    f"Σ w·ε scaled to {self.k} candidates, at least 0; high = bad (Eq. 2)",
+                ),
+                column(
+                    f"misjudged_{v}",
+                    pa.float64(),
+                    "share of candidates the reward model prefers to the golden response",
+                ),
+                column(f"candidates_{v}", pa.int32(), "candidates the score rests on"),
+                column(
+                    f"misjudgements_{v}",
+                    pa.list_(pa.float64()),
+                    "ε of each candidate: its reward minus the golden one's, at least 0",
+                ),
+                column(
+                    f"weights_{v}",
+                    pa.list_(pa.float64()),
+                    f"w of each candidate ({self.likelihood}); NULL where its likelihood was not needed",
+                ),
+            ]
+        )
+
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Measure the spread of the golden rewards, when asked to normalise by it."""
+        if not self.normalise:
+            return
+        golden = [r for table in data.rows(("reward",)) for r in table["reward"].to_pylist() if r is not None]
+        spread = float(np.std(golden)) if golden else 0.0
+        if not spread > 0:
+            raise StepError(
+                f"step {self.name}: the golden rewards do not vary, so `normalise` has nothing to divide by"
+            )
+        (shared / "spread.json").write_text(json.dumps(spread))
+
+    def load(self, shared: Path) -> Transform:
+        """Return the arithmetic; no model is needed."""
+        spread = float(json.loads((shared / "spread.json").read_text())) if self.normalise else 1.0
+
+        def score(rows: pa.Table) -> pa.Table:
+            lists = [rows[name].to_pylist() for name in self.inputs]
+            made = [self._row(spread, *values) for values in zip(*lists, strict=True)]
+            return pa.table(
+                {field.name: pa.array([row[i] for row in made], field.type) for i, field in enumerate(self.adds)}
+            )
+
+        return score
+
+    def _row(
+        self,
+        spread: float,
+        golden: float | None,
+        rewards: list[float | None] | None,
+        logprobs: list[float | None] | None,
+        tokens: list[int | None] | None,
+    ) -> tuple[object, ...]:
+        if golden is None or not rewards:
+            return None, None, None, None if rewards is None else 0, None, None
+        misjudged: list[float | None] = [None if r is None else misjudgement(golden, r) / spread for r in rewards]
+        weights: list[float | None] = []
+        for i in range(len(rewards)):
+            logprob, length = (logprobs or [])[i], (tokens or [])[i]
+            known = self.likelihood == "uniform" or (logprob is not None and length is not None)
+            weights.append(weight(logprob or 0.0, length or 0, self.likelihood) if known else None)
+        # ε = 0 makes the term 0 whatever w is; ε > 0 without w is an unknown term.
+        terms = [
+            (w if w is not None else 0.0, e)
+            for w, e in zip(weights, misjudged, strict=True)
+            if e is not None and (e == 0 or w is not None)
+        ]
+        if not terms:
+            return None, None, None, 0, misjudged, weights
+        total = discrepancy([w for w, _ in terms], [e for _, e in terms], self.k)
+        share = sum(e > 0 for _, e in terms) / len(terms)
+        return 0.0 - total, total, share, len(terms), misjudged, weights
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """Sum up misjudgement over all candidates."""
+        total = wrong = rows = scored = 0
+        for table in columns:
+            shares = table[f"misjudged_{self.variant}"].to_pylist()
+            counts = table[f"candidates_{self.variant}"].to_pylist()
+            rows += table.num_rows
+            for share, count in zip(shares, counts, strict=True):
+                if share is not None:
+                    scored, total, wrong = scored + 1, total + count, wrong + round(share * count)
+        rate = wrong / total if total else None
+        return {
+            "rows": rows,
+            "rows_scored": scored,
+            "candidates": total,
+            "misjudged": wrong,
+            "summary": f"{self.name}: {scored:,} of {rows:,} rows scored; "
+            + (f"{wrong:,} of {total:,} candidates misjudged ({rate:.1%})" if rate is not None else "no candidates"),
+        }
+
+
+def seam(
+    variant: Variant = "contrast",
+    *,
+    reward: RewardingModel | None = None,
+    policy: PolicyModel | None = None,
+    likelihoods: Literal["misjudged", "all"] = "misjudged",
+    likelihood: Weighting = "geometric",
+    k: int = 30,
+    normalise: bool = False,
+) -> tuple[Step, ...]:
+    """Return the steps of one SEAM variant in order: rewards, likelihoods, score."""
+    return (
+        Reward(reward=reward),
+        Rewards(variant=variant, reward=reward),
+        PolicyLogprobs(variant=variant, policy=policy, likelihoods=likelihoods),
+        Seam(variant=variant, likelihood=likelihood, k=k, normalise=normalise),
+    )
+
+
+def finite(value: float | None) -> float | None:
+    """Keep a score that can be compared; NaN and infinities become NULL, since they poison every quantile."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:
+    missing = total = 0
+    for table in columns:
+        values = table[name].combine_chunks()
+        if pa.types.is_list(values.type):
+            values = values.flatten()
+        missing, total = missing + values.null_count, total + len(values)
+    facts: dict[str, JsonValue] = {"scored": total - missing, "null": missing}
+    if missing:
+        facts["warnings"] = [f"{name}: {missing:,} of {total:,} scores are NULL: no room in the window, or not finite"]
+    return facts
+
+
+def _no_model(step: str, role: str, kind: str) -> str:
+    return f"step {step} has no {role} model; give the recipe `models: {{{role}: {{{kind}: …}}}}`"

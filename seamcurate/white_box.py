@@ -1,0 +1,413 @@
+"""RER: a white-box reward from length, repetition and relevance, branched by query type (RER §3.2).
+
+    RER = LI · RP · QR        open-ended queries
+    RER = RP · F(AR)          closed-ended queries
+
+Each feature is a step and a column of its own; each formula is one pure function here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, JsonValue
+
+from seamcurate import query_type as classifier
+from seamcurate.errors import ModelError, StepError
+from seamcurate.models import EncoderModel
+from seamcurate.models.template import prompt_text
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest
+
+if TYPE_CHECKING:
+    from seamcurate.models import Embedder
+
+Words: TypeAlias = Literal["wordpunct", "whitespace"]
+
+AR_RANGE = (0.0, 3.5)
+"""Contriever's dot products between answers, as the RER authors' code maps them."""
+_WORDPUNCT = re.compile(r"\w+|[^\w\s]+")
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """Cut a response at the first of the stop strings, taken literally."""
+    ends = [place for place in (text.find(s) for s in stop) if place >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def tokens(text: str, words: Words = "wordpunct") -> list[str]:
+    """Split a response into the "words" LI and RP count: runs of letters or of punctuation, as the authors' code."""
+    return _WORDPUNCT.findall(text) if words == "wordpunct" else text.split()
+
+
+def length_incentive(text: str, words: Words = "wordpunct") -> float:
+    """Return LI = number of words / 100."""
+    return len(tokens(text, words)) / 100
+
+
+def repetition_penalty(text: str, words: Words = "wordpunct") -> float:
+    """Return RP = unique trigrams / trigrams; 1 for fewer than three words."""
+    split = tokens(text, words)
+    trigrams = list(zip(split, split[1:], split[2:], strict=False))
+    return len(set(trigrams)) / len(trigrams) if trigrams else 1.0
+
+
+def rescale(
+    relevance: float, max_response_tokens: int = 512, source: tuple[float, float] = AR_RANGE, clip: bool = False
+) -> float:
+    """Return F(AR): relevance mapped affinely from its own range to that of LI, [0, max_response_tokens / 100]."""
+    low, high = source
+    share = (relevance - low) / (high - low)
+    return (min(max(share, 0.0), 1.0) if clip else share) * max_response_tokens / 100
+
+
+def rer_open(
+    length: float, repetition: float, relevance: float, combine: Literal["product", "sum"] = "product"
+) -> float:
+    """Return RER of a response to an open-ended query: LI · RP · QR."""
+    return length * repetition * relevance if combine == "product" else length + repetition + relevance
+
+
+def rer_closed(repetition: float, rescaled: float, combine: Literal["product", "sum"] = "product") -> float:
+    """Return RER of a response to a closed-ended query: RP · F(AR)."""
+    return repetition * rescaled if combine == "product" else repetition + rescaled
+
+
+class LengthIncentive(Step):
+    """Add `rer_length`."""
+
+    words: Words = "wordpunct"
+    stop: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return "rer_length"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read the response."""
+        return ("response",)
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add LI."""
+        return pa.schema([column("rer_length", pa.float64(), f"LI: words of the response / 100 ({self.words})")])
+
+    def load(self, shared: Path) -> Transform:
+        """Return the arithmetic."""
+        return _per_response("rer_length", lambda text: length_incentive(cut(text, self.stop), self.words))
+
+
+class RepetitionPenalty(Step):
+    """Add `rer_repetition`."""
+
+    words: Words = "wordpunct"
+    stop: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return "rer_repetition"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read the response."""
+        return ("response",)
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add RP."""
+        meaning = f"RP: unique trigrams / trigrams of the response ({self.words}); 1 = no repetition"
+        return pa.schema([column("rer_repetition", pa.float64(), meaning)])
+
+    def load(self, shared: Path) -> Transform:
+        """Return the arithmetic."""
+        return _per_response("rer_repetition", lambda text: repetition_penalty(cut(text, self.stop), self.words))
+
+
+class QueryRelevance(Step):
+    """Add `rer_query_relevance`."""
+
+    encoder: EncoderModel | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return "rer_query_relevance"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read query and response."""
+        return ("prompt", "response")
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add QR."""
+        return pa.schema(
+            [column("rer_query_relevance", pa.float64(), "QR: dot product of query and response embeddings")]
+        )
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for two embeddings a row."""
+        return Work(self.encoder, 2, rows.prompt + rows.response)
+
+    def load(self, shared: Path) -> Transform:
+        """Load the encoder."""
+        return _relevance(self.name, self.encoder, "prompt", self.stop)
+
+
+class ReferenceRelevance(Step):
+    """Add `rer_reference_relevance`."""
+
+    encoder: EncoderModel | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return "rer_reference_relevance"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read reference and response."""
+        return ("reference", "response")
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add AR."""
+        meaning = "AR: dot product of reference and response embeddings; NULL without a reference"
+        return pa.schema([column("rer_reference_relevance", pa.float64(), meaning)])
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for two embeddings a row."""
+        return Work(self.encoder, 2, rows.reference + rows.response)
+
+    def load(self, shared: Path) -> Transform:
+        """Load the encoder."""
+        return _relevance(self.name, self.encoder, "reference", self.stop)
+
+
+class QueryType(Step):
+    """Add `query_type`, by a classifier fitted here to labelled examples in the encoder's space."""
+
+    encoder: EncoderModel | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read the query."""
+        return ("prompt",)
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add the type and how sure the classifier is."""
+        return pa.schema(
+            [
+                column("query_type", pa.string(), "open or closed: may the answer be anything, or is it constrained?"),
+                column("query_type_open", pa.float64(), "the classifier's probability that the query is open-ended"),
+            ]
+        )
+
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Measure how often the classifier agrees with examples it has not seen."""
+        share = classifier.agreement(_encoder(self.name, self.encoder))
+        (shared / "agreement.json").write_text(json.dumps(share))
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for one embedding a row."""
+        return Work(self.encoder, 1, rows.prompt)
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Return the configuration and the labelled examples, which decide the boundary."""
+        return {**super().identity(), "examples": digest([list(example) for example in classifier.examples()])}
+
+    def load(self, shared: Path) -> Transform:
+        """Load the encoder and fit the classifier."""
+        probability = classifier.fit(_encoder(self.name, self.encoder))
+
+        def classify(rows: pa.Table) -> pa.Table:
+            opens = probability([prompt_text(p) for p in rows["prompt"].to_pylist()])
+            kinds = ["open" if p >= 0.5 else "closed" for p in opens]
+            return pa.table(
+                {"query_type": pa.array(kinds, pa.string()), "query_type_open": pa.array(opens, pa.float64())}
+            )
+
+        return classify
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """Count the types and state the classifier's agreement."""
+        kinds = [kind for table in columns for kind in table["query_type"].to_pylist()]
+        agreement = float(json.loads((shared / "agreement.json").read_text()))
+        opens = kinds.count("open")
+        return {
+            "open": opens,
+            "closed": len(kinds) - opens,
+            "agreement_on_held_out_examples": agreement,
+            "summary": f"query types: {opens:,} open, {len(kinds) - opens:,} closed "
+            f"(local classifier, right on {agreement:.0%} of held-out examples)",
+        }
+
+
+class Rer(Step):
+    """Add `rer`, from the features and the query type.
+
+    A closed-ended row without a reference is NULL, unless `fallback` takes QR in place of AR.
+    """
+
+    max_response_tokens: int = Field(default=512, ge=1)
+    combine: Literal["product", "sum"] = "product"
+    clip: bool = False
+    fit: Literal["paper", "quantiles"] = "paper"
+    """Where F's input range comes from: the authors' [0, 3.5] for Contriever, or AR's own 1st and 99th percentile."""
+    fallback: Literal["query_relevance"] | None = None
+    min_tokens: int = Field(default=0, ge=0)
+    """Responses of fewer words get 0: without it an empty answer to a closed-ended query earns F(AR(""))."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read the features and the query type."""
+        return ("rer_length", "rer_repetition", "rer_query_relevance", "rer_reference_relevance", "query_type")
+
+    @property
+    def reads_all_rows(self) -> bool:
+        """Fitting F by quantiles needs every AR."""
+        return self.fit == "quantiles"
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add RER."""
+        meaning = "RER: LI·RP·QR for open-ended, RP·F(AR) for closed-ended queries; NULL for closed without reference"
+        return pa.schema([column("rer", pa.float64(), meaning)])
+
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Find the range F maps from, and whether the authors' constants can be meant for this encoder."""
+        known = [
+            value
+            for table in data.rows(("rer_reference_relevance",))
+            for value in table["rer_reference_relevance"].to_pylist()
+            if value is not None and math.isfinite(value)
+        ]
+        low, high = AR_RANGE
+        if self.fit == "quantiles":
+            if not known or min(known) == max(known):
+                raise StepError("step rer: AR does not vary, so `fit: quantiles` has no range; use `fit: paper`")
+            low, high = (float(q) for q in np.quantile(known, [0.01, 0.99]))
+        cosines = bool(known) and max(map(abs, known)) <= 1.001 and self.fit == "paper"
+        (shared / "range.json").write_text(json.dumps({"range": [low, high], "cosines": cosines}))
+
+    def load(self, shared: Path) -> Transform:
+        """Return the arithmetic."""
+        low, high = json.loads((shared / "range.json").read_text())["range"]
+
+        def score(rows: pa.Table) -> pa.Table:
+            lists = [rows[name].to_pylist() for name in self.inputs]
+            scores = [self._row((low, high), *values) for values in zip(*lists, strict=True)]
+            return pa.table({"rer": pa.array(scores, pa.float64())})
+
+        return score
+
+    def _row(
+        self,
+        source: tuple[float, float],
+        length: float | None,
+        repetition: float | None,
+        query: float | None,
+        reference: float | None,
+        kind: str | None,
+    ) -> float | None:
+        if length is None or repetition is None or kind is None:
+            return None
+        if round(length * 100) < self.min_tokens:
+            return 0.0
+        if kind == "open":
+            return None if query is None else rer_open(length, repetition, query, self.combine)
+        relevance = query if reference is None and self.fallback else reference
+        if relevance is None:
+            return None
+        return rer_closed(repetition, rescale(relevance, self.max_response_tokens, source, self.clip), self.combine)
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """Count rows without a score, and warn where F's constants do not fit the encoder."""
+        found = json.loads((shared / "range.json").read_text())
+        missing = sum(table["rer"].null_count for table in columns)
+        facts: dict[str, JsonValue] = {"null": missing, "F_maps_from": found["range"]}
+        warnings: list[JsonValue] = []
+        if found["cosines"]:
+            warnings.append(
+                "rer: AR lies in [-1, 1], as normalised embeddings give it, but F's [0, 3.5] was fitted to Contriever's "
+                "unnormalised dot products: use `rer: {fit: quantiles}`, or an encoder with `normalise: false`"
+            )
+        if missing:
+            warnings.append(f"rer: {missing:,} rows are NULL: closed-ended without a reference (see `fallback`)")
+        if warnings:
+            facts["warnings"] = warnings
+        return facts
+
+
+def rer(
+    *,
+    encoder: EncoderModel | None = None,
+    words: Words = "wordpunct",
+    stop: tuple[str, ...] = (),
+    max_response_tokens: int = 512,
+    combine: Literal["product", "sum"] = "product",
+    clip: bool = False,
+    fit: Literal["paper", "quantiles"] = "paper",
+    fallback: Literal["query_relevance"] | None = None,
+    min_tokens: int = 0,
+) -> tuple[Step, ...]:
+    """Return the steps of RER in order: four features, the query type, the reward."""
+    return (
+        LengthIncentive(words=words, stop=stop),
+        RepetitionPenalty(words=words, stop=stop),
+        QueryRelevance(encoder=encoder, stop=stop),
+        ReferenceRelevance(encoder=encoder, stop=stop),
+        QueryType(encoder=encoder),
+        Rer(
+            max_response_tokens=max_response_tokens,
+            combine=combine,
+            clip=clip,
+            fit=fit,
+            fallback=fallback,
+            min_tokens=min_tokens,
+        ),
+    )
+
+
+def _per_response(name: str, formula: Callable[[str], float]) -> Transform:
+    def score(rows: pa.Table) -> pa.Table:
+        scores = [None if text is None else formula(text) for text in rows["response"].to_pylist()]
+        return pa.table({name: pa.array(scores, pa.float64())})
+
+    return score
+
+
+def _relevance(name: str, encoder: EncoderModel | None, other: str, stop: Sequence[str]) -> Transform:
+    """Score M(other)·M(response), NULL where either is."""
+    embedder = _encoder(name, encoder)
+
+    def score(rows: pa.Table) -> pa.Table:
+        pairs = list(zip(rows[other].to_pylist(), rows["response"].to_pylist(), strict=True))
+        known = [i for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
+        scores: list[float | None] = [None] * len(pairs)
+        if known:
+            left = embedder.embed([prompt_text(pairs[i][0]) for i in known]).astype(np.float64)
+            right = embedder.embed([cut(pairs[i][1], stop) for i in known]).astype(np.float64)
+            for i, value in zip(known, np.einsum("nd,nd->n", left, right).tolist(), strict=True):
+                scores[i] = value
+        return pa.table({name: pa.array(scores, pa.float64())})
+
+    return score
+
+
+def _encoder(step: str, encoder: EncoderModel | None) -> Embedder:
+    if encoder is None:
+        raise ModelError(f"step {step} has no encoder; give the recipe `models: {{encoder: {{sentence_encoder: …}}}}`")
+    return encoder.load()

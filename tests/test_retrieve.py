@@ -1,0 +1,153 @@
+"""Band retrieval against brute force, and what a contrast set leaves out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from seamcurate import Embed, FakeModel, Retrieve
+from seamcurate.contrast import retrieve
+from seamcurate.errors import ModelError, StepError
+
+
+class Data:
+    """Rows and a corpus as plain tables, embedded by the step that the store would have run."""
+
+    def __init__(self, rows, corpus, encoder, shards=2):
+        self._rows, self._corpus = rows, corpus
+        embedded = Embed(encoder=encoder).load(None)(corpus)
+        self._corpus = corpus.append_column("embedding", embedded["embedding"]).append_column(
+            "row_id", pa.array(range(100, 100 + corpus.num_rows))
+        )
+        self._cut = max(1, corpus.num_rows // shards)
+
+    def rows(self, columns):
+        yield self._rows.select(list(columns))
+
+    def corpus(self, columns):
+        for start in range(0, self._corpus.num_rows, self._cut):
+            yield self._corpus.slice(start, self._cut)
+
+
+def made(tmp_path, step, rows, corpus):
+    step.prepare(Data(rows, corpus, step.encoder), tmp_path)
+    return step.load(tmp_path)(rows)["worse_contrast"].to_pylist()
+
+
+def table(prompts, responses=None):
+    return pa.table({"prompt": prompts, "response": responses or [f"answer {i} {p}" for i, p in enumerate(prompts)]})
+
+
+def random_index(count, dimensions=16, seed=0):
+    faiss = retrieve.load_faiss()
+    vectors = retrieve.unit(np.random.default_rng(seed).standard_normal((count, dimensions)).astype(np.float32))
+    index = faiss.IndexFlatIP(dimensions)
+    index.add(vectors)
+    return index, vectors
+
+
+def test_every_vector_inside_the_band_is_found_and_none_outside():
+    index, vectors = random_index(5000)
+    queries = random_index(50, seed=1)[1]
+    for query, hits in zip(queries, retrieve.in_band(index, queries, (0.4, 0.6)), strict=True):
+        cosines = vectors.astype(np.float64) @ query.astype(np.float64)
+        expected = np.flatnonzero((cosines >= 0.4) & (cosines <= 0.6))
+        assert sorted(hits.places) == list(expected)
+        assert list(hits.cosines) == sorted(hits.cosines, reverse=True)
+        assert np.allclose(hits.cosines, cosines[hits.places], atol=1e-12)
+
+
+def test_a_query_crowded_above_the_band_keeps_its_band():
+    index, vectors = random_index(50)
+    query = vectors[:1]
+    noise = np.random.default_rng(2).standard_normal((5000, 16)).astype(np.float32)
+    index.add(retrieve.unit(query + 0.02 * noise))
+    (before,), (after,) = (retrieve.in_band(i, query, (0.2, 0.9)) for i in (random_index(50)[0], index))
+    assert set(before.places) <= set(after.places) and (after.cosines <= 0.9).all() and len(before.places)
+
+
+def test_results_do_not_depend_on_the_batch():
+    index, _ = random_index(3000)
+    queries = random_index(40, seed=3)[1]
+    whole = retrieve.in_band(index, queries, (0.3, 0.5))
+    single = [retrieve.in_band(index, queries[i : i + 1], (0.3, 0.5))[0] for i in range(40)]
+    for a, b in zip(whole, single, strict=True):
+        assert list(a.places) == list(b.places) and list(a.cosines) == list(b.cosines)
+
+
+def test_the_nearest_k_inside_the_band_are_kept_nearest_first(tmp_path):
+    encoder = FakeModel()
+    rows = table(["sort the list of files now"])
+    corpus = table([f"sort the list of {w}" for w in "files books cars trees words rocks".split()])
+    (found,) = made(tmp_path, Retrieve(k=3, band=(0.3, 0.99), encoder=encoder), rows, corpus)
+    vectors = encoder.embed([*rows["prompt"].to_pylist(), *corpus["prompt"].to_pylist()]).astype(np.float64)
+    cosines = vectors[1:] @ vectors[0]
+    best = np.argsort(-cosines)[:3]
+    assert [c["source_row_id"] for c in found] == [100 + int(i) for i in best]
+    assert [c["similarity"] for c in found] == pytest.approx(list(cosines[best]), abs=1e-6)
+
+
+def test_the_row_itself_and_equal_answers_are_left_out_case_and_space_aside(tmp_path):
+    rows = table(["sort the list of files"], ["Use sorted()."])
+    corpus = table(
+        ["Sort  the list of FILES", "sort the list of books", "sort the list of cars"],
+        ["something else", " use  SORTED(). ", "another answer"],
+    )
+    (found,) = made(tmp_path, Retrieve(band=(0.0, 1.0), encoder=FakeModel()), rows, corpus)
+    assert [c["source_row_id"] for c in found] == [102]
+
+
+def test_a_row_with_nothing_in_the_band_has_an_empty_set_not_null(tmp_path):
+    assert made(tmp_path, Retrieve(encoder=FakeModel()), table(["alpha"]), table(["omega psi", "chi phi"])) == [[]]
+
+
+def test_chat_prompts_are_read_by_their_contents(tmp_path):
+    turns = [[{"role": "system", "content": "sort the"}, {"role": "user", "content": "list of files"}]]
+    rows = pa.table({"prompt": turns, "response": ["x"]})
+    corpus = table(["sort the list of books"])
+    (found,) = made(tmp_path, Retrieve(band=(0.5, 0.95), encoder=FakeModel()), rows, corpus)
+    assert [c["source_row_id"] for c in found] == [100]
+
+
+def test_facts_count_candidates_and_advise_when_few_rows_are_served(tmp_path):
+    rows, corpus = table([f"alpha {i}" for i in range(8)]), table([f"omega {i} x y" for i in range(40)])
+    step = Retrieve(encoder=FakeModel())
+    step.prepare(Data(rows, corpus, step.encoder), tmp_path)
+    facts = step.facts([step.load(tmp_path)(rows)], tmp_path)
+    assert facts["rows"] == 8 and facts["share_none"] == 1.0 and facts["candidates_mean"] == 0.0
+    assert facts["summary"].startswith("coverage: 0.0 candidates a row on average")
+    first, *wider, larger = facts["warnings"]
+    assert first.startswith("fewer than half of the rows have a candidate in [0.8, 0.9]")
+    assert [w.split(" would serve")[0] for w in wider] == [
+        f"a band of [{low}, 0.9]" for low in ("0.75", "0.70", "0.60")
+    ]
+    assert larger.startswith("a corpus twice as large would serve about")
+
+
+def test_the_probe_counts_what_brute_force_counts():
+    _, vectors = random_index(2000)
+    queries = random_index(30, seed=5)[1]
+    keys = np.arange(30, dtype=np.uint64)
+    found = retrieve.probe(queries, keys, vectors, np.arange(100, 2100, dtype=np.uint64), (0.4, 0.6))
+    cosines = queries.astype(np.float64) @ vectors.T.astype(np.float64)
+    inside = ((cosines >= 0.4) & (cosines <= 0.6)).sum(axis=1)
+    assert found["candidates_mean"] == pytest.approx(inside.mean(), abs=0.05)
+    assert found["share_none"] == pytest.approx((inside == 0).mean(), abs=0.04)
+    assert found["nearest_quantiles"]["0.5"] == pytest.approx(np.quantile(cosines.max(axis=1), 0.5), abs=1e-3)
+    assert set(found["wider"]) == {"0.35", "0.30", "0.20"}
+
+
+@pytest.mark.parametrize("band", [(0.9, 0.8), (0.5, 0.5), (-2, 0.5)])
+def test_a_band_that_is_none_is_refused(band):
+    with pytest.raises(ValidationError, match="a band is"):
+        Retrieve(band=band)
+
+
+def test_an_empty_corpus_and_a_missing_encoder_are_named(tmp_path):
+    rows = table(["a"])
+    with pytest.raises(StepError, match="the corpus has no rows"):
+        Retrieve(encoder=FakeModel()).prepare(Data(rows, table(["b"]).slice(0, 0), FakeModel()), tmp_path)
+    with pytest.raises(ModelError, match="no encoder; give the recipe"):
+        Embed().load(tmp_path)

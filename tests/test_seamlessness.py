@@ -1,0 +1,173 @@
+"""SEAM's arithmetic against hand-worked numbers, and its steps against what they promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from seamcurate import FakeModel, PolicyLogprobs, Reward, Rewards, Seam, seam
+from seamcurate.errors import ModelError, StepError
+from seamcurate.seamlessness import discrepancy, finite, misjudgement, weight
+
+GOLDEN, REWARDS = 1.0, [0.2, 1.5, 2.0, 0.9]
+LOGPROBS, TOKENS = [-20.0, -30.0, -60.0, -10.0], [10, 20, 20, 5]
+
+
+def test_misjudgement_is_how_far_a_worse_answer_is_preferred():
+    assert [misjudgement(GOLDEN, r) for r in REWARDS] == [0, 0.5, 1.0, 0]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "expected"),
+    [("geometric", 0.161352), ("logprob", 3.75), ("raw", 4.6788e-14), ("uniform", 1.5)],
+)
+def test_discrepancy_matches_the_worked_example(likelihood, expected):
+    weights = [weight(p, n, likelihood) for p, n in zip(LOGPROBS, TOKENS, strict=True)]
+    errors = [misjudgement(GOLDEN, r) for r in REWARDS]
+    assert discrepancy(weights, errors) == pytest.approx(expected, rel=1e-4)
+
+
+def test_fewer_candidates_are_scaled_to_k():
+    assert discrepancy([1.0, 1.0], [0.5, 0.0], k=30) == 0.5 / 2 * 30
+
+
+def rows(**columns):
+    kinds = {
+        "reward": pa.float64(),
+        "rewards_contrast": pa.list_(pa.float64()),
+        "logprobs_contrast": pa.list_(pa.float64()),
+        "tokens_contrast": pa.list_(pa.int32()),
+    }
+    return pa.table({name: pa.array(columns[name], kind) for name, kind in kinds.items()})
+
+
+def scored(step, **columns):
+    return step.load(Path())(rows(**columns)).to_pylist()
+
+
+def test_the_step_gives_the_worked_example_with_skipped_likelihoods_as_null():
+    (row,) = scored(
+        Seam(k=4),
+        reward=[GOLDEN],
+        rewards_contrast=[REWARDS],
+        logprobs_contrast=[[None, -30.0, -60.0, None]],
+        tokens_contrast=[[None, 20, 20, None]],
+    )
+    assert row == {
+        "seam_contrast": pytest.approx(-0.161352, rel=1e-5),
+        "discrepancy_contrast": pytest.approx(0.161352, rel=1e-5),
+        "misjudged_contrast": 0.5,
+        "candidates_contrast": 4,
+        "misjudgements_contrast": [0, 0.5, 1.0, 0],
+        "weights_contrast": [None, pytest.approx(0.2231302), pytest.approx(0.0497871), None],
+    }
+
+
+def test_rows_without_a_score_are_null_and_say_how_many_candidates_they_had():
+    nothing = {"seam_contrast": None, "discrepancy_contrast": None, "misjudged_contrast": None}
+    lists = {"misjudgements_contrast": None, "weights_contrast": None}
+    made = scored(
+        Seam(),
+        reward=[1.0, 1.0, None, 1.0],
+        rewards_contrast=[None, [], [2.0], [2.0]],
+        logprobs_contrast=[None, [], [None], [None]],
+        tokens_contrast=[None, [], [None], [None]],
+    )
+    assert made == [
+        {**nothing, **lists, "candidates_contrast": None},
+        {**nothing, **lists, "candidates_contrast": 0},
+        {**nothing, **lists, "candidates_contrast": 0},
+        # Misjudged, but its likelihood is unknown: an unknown term is no 0.
+        {**nothing, "candidates_contrast": 0, "misjudgements_contrast": [1.0], "weights_contrast": [None]},
+    ]
+
+
+def test_a_row_without_misjudgement_scores_exactly_zero():
+    (row,) = scored(
+        Seam(), reward=[1.0], rewards_contrast=[[0.0]], logprobs_contrast=[[None]], tokens_contrast=[[None]]
+    )
+    assert (row["seam_contrast"], str(row["seam_contrast"]), row["misjudged_contrast"]) == (0.0, "0.0", 0.0)
+
+
+def test_a_candidate_without_a_reward_is_left_out_of_the_mean():
+    (row,) = scored(
+        Seam(k=1, likelihood="uniform"),
+        reward=[1.0],
+        rewards_contrast=[[None, 3.0, 0.0]],
+        logprobs_contrast=[[None, None, None]],
+        tokens_contrast=[[None, None, None]],
+    )
+    assert (row["discrepancy_contrast"], row["candidates_contrast"], row["misjudged_contrast"]) == (1.0, 2, 0.5)
+
+
+class Rows:
+    def __init__(self, **columns):
+        self.table = pa.table(columns)
+
+    def rows(self, columns):
+        yield self.table.select(list(columns))
+
+    def corpus(self, columns):
+        yield from ()
+
+
+def test_normalising_divides_by_the_spread_of_the_golden_rewards(tmp_path):
+    step = Seam(k=1, likelihood="uniform", normalise=True)
+    step.prepare(Rows(reward=[0.0, 4.0, None]), tmp_path)
+    made = step.load(tmp_path)(
+        rows(reward=[0.0], rewards_contrast=[[3.0]], logprobs_contrast=[[None]], tokens_contrast=[[None]])
+    )
+    assert made["discrepancy_contrast"].to_pylist() == [1.5]
+    assert step.reads_all_rows and not Seam().reads_all_rows
+
+
+def test_normalising_rewards_that_do_not_vary_is_refused(tmp_path):
+    with pytest.raises(StepError, match="the golden rewards do not vary"):
+        Seam(normalise=True).prepare(Rows(reward=[1.0, 1.0]), tmp_path)
+
+
+def candidates(*sets):
+    kind = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32()), ("response", pa.string())]))
+    return pa.array(
+        [None if s is None else [{"source_row_id": 0, "similarity": 0.8, "response": r} for r in s] for s in sets], kind
+    )
+
+
+def test_only_misjudged_candidates_are_read_by_the_policy_and_the_score_is_the_same():
+    prompts, answers = ["p", "q", "r"], ["a b", "c", "d"]
+    table = pa.table(
+        {
+            "prompt": prompts,
+            "response": answers,
+            "worse_contrast": candidates(["x", "y y", "z z z"], [], None),
+        }
+    )
+    model = FakeModel(path="3")
+    table = table.append_column("reward", Reward(reward=model).load(Path())(table)["reward"])
+    table = table.append_column("rewards_contrast", Rewards(reward=model).load(Path())(table)["rewards_contrast"])
+    scores = {}
+    for which in ("misjudged", "all"):
+        made = PolicyLogprobs(policy=model, likelihoods=which).load(Path())(table)
+        joined = table
+        for name in made.schema.names:
+            joined = joined.append_column(name, made[name])
+        scores[which] = (made, Seam(k=3).load(Path())(joined))
+    few, every = scores["misjudged"], scores["all"]
+    wanted = [r > table["reward"][0].as_py() for r in table["rewards_contrast"][0].as_py()]
+    assert [p is not None for p in few[0]["logprobs_contrast"][0].as_py()] == wanted
+    assert any(wanted) and not all(wanted)
+    assert None not in every[0]["logprobs_contrast"][0].as_py()
+    assert few[0]["logprobs_contrast"].to_pylist()[1:] == [[], None]
+    assert few[1]["seam_contrast"].to_pylist() == every[1]["seam_contrast"].to_pylist()
+
+
+def test_scores_that_cannot_be_compared_become_null():
+    assert [finite(v) for v in (1.0, float("nan"), float("inf"), None)] == [1.0, None, None, None]
+
+
+def test_a_step_without_its_model_names_the_recipe_key():
+    for step, role in zip(seam("contrast")[:3], ("reward", "reward", "policy"), strict=True):
+        with pytest.raises(ModelError, match=f"no {role} model; give the recipe"):
+            step.load(Path())

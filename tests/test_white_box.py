@@ -1,0 +1,155 @@
+"""RER's formulas against the exact checks, and its steps against what they promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seamcurate import FakeModel, LengthIncentive, QueryRelevance, QueryType, ReferenceRelevance, RepetitionPenalty, Rer
+from seamcurate.errors import StepError
+from seamcurate.white_box import cut, length_incentive, repetition_penalty, rer_closed, rer_open, rescale, tokens
+
+
+@pytest.mark.parametrize(("text", "count"), [("Hello, world!", 4), ("It's 3.14 -- ok?", 9), ("", 0), ("¿Qué?", 3)])
+def test_words_are_runs_of_letters_or_of_punctuation(text, count):
+    assert len(tokens(text)) == count
+    assert length_incentive(text) == count / 100
+
+
+def test_whitespace_words_are_an_option():
+    assert tokens("It's 3.14 -- ok?", "whitespace") == ["It's", "3.14", "--", "ok?"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a b c a b c a b c", 3 / 7), ("the cat sat on the mat the cat sat on the mat", 0.6), ("a b", 1.0), ("", 1.0)],
+)
+def test_repetition_is_the_share_of_unique_trigrams(text, expected):
+    assert repetition_penalty(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("relevance", "expected"), [(1, 1.462857), (3.5, 5.12), (4, 5.851429), (0, 0)])
+def test_f_maps_contrievers_range_to_that_of_the_length_incentive(relevance, expected):
+    assert rescale(relevance, 512) == pytest.approx(expected, abs=1e-6)
+
+
+def test_f_clips_only_when_asked_and_knows_longer_answers():
+    assert rescale(4, 512, clip=True) == 5.12
+    assert rescale(-1, 512, clip=True) == 0
+    assert rescale(3.5, 768) == pytest.approx(7.68)
+
+
+def test_features_are_multiplied_or_summed():
+    assert rer_open(2.0, 0.5, 0.8) == 0.8
+    assert rer_open(2.0, 0.5, 0.8, "sum") == 3.3
+    assert rer_closed(0.5, 1.5) == 0.75
+    assert rer_closed(0.5, 1.5, "sum") == 2.0
+
+
+def test_stop_strings_are_literal_and_the_first_one_cuts():
+    assert cut("answer. Human: more ###", ("###", "Human:")) == "answer. "
+    assert cut("a.b", (".*",)) == "a.b"
+
+
+@given(st.text(), st.text(min_size=1, max_size=3))
+def test_cutting_never_leaves_the_stop_string(text, stop):
+    assert stop not in cut(text, (stop,))
+
+
+@given(st.text())
+def test_repetition_lies_between_zero_and_one(text):
+    assert 0 < repetition_penalty(text) <= 1
+
+
+def column_of(step, **columns):
+    return step.load(Path())(pa.table(columns))[step.adds.names[0]].to_pylist()
+
+
+def test_text_features_are_columns_with_null_for_a_missing_response():
+    responses = pa.array(["Hello, world!", None, "a b c a b c a b c STOP x"], pa.string())
+    assert column_of(LengthIncentive(stop=("STOP",)), response=responses) == [0.04, None, 0.09]
+    assert column_of(RepetitionPenalty(stop=("STOP",)), response=responses) == [1.0, None, pytest.approx(3 / 7)]
+
+
+def test_relevance_is_the_dot_product_and_null_without_a_reference():
+    encoder = FakeModel()
+    table = {"prompt": ["sort a list", "sort a list"], "response": ["sort a list", "open files"]}
+    near, far = column_of(QueryRelevance(encoder=encoder), **table)
+    assert near == pytest.approx(1, abs=1e-6) and abs(far) < 0.6
+    answers = pa.array([None, "open files"], pa.string())
+    assert column_of(ReferenceRelevance(encoder=encoder), reference=answers, response=table["response"]) == [
+        None,
+        pytest.approx(1, abs=1e-6),
+    ]
+
+
+FEATURES = {
+    "rer_length": [1.0, 1.0, 1.0, 0.02],
+    "rer_repetition": [0.5, 0.5, 0.5, 1.0],
+    "rer_query_relevance": [0.8, 0.8, 0.8, 0.8],
+    "rer_reference_relevance": pa.array([0.9, 3.5, None, 3.5], pa.float64()),
+    "query_type": ["open", "closed", "closed", "closed"],
+}
+
+
+class Rows:
+    def rows(self, columns):
+        yield pa.table(FEATURES).select(list(columns))
+
+    def corpus(self, columns):
+        yield from ()
+
+
+def rer_of(step, tmp_path):
+    step.prepare(Rows(), tmp_path)
+    return step.load(tmp_path)(pa.table(FEATURES))["rer"].to_pylist()
+
+
+def test_open_rows_use_length_and_query_closed_rows_the_reference(tmp_path):
+    assert rer_of(Rer(), tmp_path) == [0.4, pytest.approx(2.56), None, pytest.approx(5.12)]
+
+
+def test_options_for_missing_references_and_short_answers(tmp_path):
+    made = rer_of(Rer(fallback="query_relevance", min_tokens=3), tmp_path)
+    assert made == [0.4, pytest.approx(2.56), pytest.approx(0.5 * rescale(0.8)), 0.0]
+
+
+def test_f_can_be_fitted_to_another_encoders_range(tmp_path):
+    made = rer_of(Rer(fit="quantiles", clip=True), tmp_path)
+    assert made[1] == pytest.approx(0.5 * 5.12, rel=1e-6)
+    assert Rer(fit="quantiles").reads_all_rows and not Rer().reads_all_rows
+
+
+def test_cosines_under_the_papers_constants_are_warned_about(tmp_path):
+    class Cosines(Rows):
+        def rows(self, columns):
+            yield pa.table({"rer_reference_relevance": [0.1, 0.9]})
+
+    step = Rer()
+    step.prepare(Cosines(), tmp_path)
+    facts = step.facts([pa.table({"rer": pa.array([1.0, None], pa.float64())})], tmp_path)
+    assert facts["null"] == 1
+    assert [w.split(":")[1][:22] for w in facts["warnings"]] == [" AR lies in [-1, 1], a", " 1 rows are NULL"]
+
+
+def test_fitting_without_variation_is_refused(tmp_path):
+    class Same(Rows):
+        def rows(self, columns):
+            yield pa.table({"rer_reference_relevance": [0.5, 0.5]})
+
+    with pytest.raises(StepError, match="AR does not vary"):
+        Rer(fit="quantiles").prepare(Same(), tmp_path)
+
+
+def test_query_types_come_with_their_probability(tmp_path):
+    step = QueryType(encoder=FakeModel())
+    step.prepare(Rows(), tmp_path)
+    made = step.load(tmp_path)(pa.table({"prompt": ["Write a poem about the sea", "What is 2 + 2?"]}))
+    kinds, opens = made["query_type"].to_pylist(), made["query_type_open"].to_pylist()
+    assert kinds == ["open" if p >= 0.5 else "closed" for p in opens]
+    facts = step.facts([made], tmp_path)
+    assert facts["open"] + facts["closed"] == 2 and 0 < facts["agreement_on_held_out_examples"] <= 1
