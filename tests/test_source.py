@@ -1,0 +1,796 @@
+"""Every row that is read comes out once: taken, or rejected with its reason, and always at its place."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from seamcurate.errors import SourceError
+from seamcurate.source import REJECTED, Chunk, Source
+from seamcurate.step import MESSAGES
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "rl_prompts.parquet"
+
+
+def rows(source: Source) -> list[dict[str, object]]:
+    return [row for chunk in source.chunks() for row in chunk.rows.to_pylist()]
+
+
+def rejected(source: Source) -> list[tuple[int, str, str]]:
+    return [tuple(row.values()) for chunk in source.chunks() for row in chunk.rejected.to_pylist()]
+
+
+def reasons(source: Source) -> list[tuple[int, str]]:
+    return [(position, reason) for position, reason, _ in rejected(source)]
+
+
+def jsonl(folder: Path, *lines: object, name: str = "a.jsonl") -> str:
+    encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    (folder / name).write_bytes(b"\n".join(encoded) + b"\n")
+    return str(folder / name)
+
+
+def parquet(folder: Path, name: str = "a.parquet", **columns: object) -> str:
+    pq.write_table(pa.table(columns), folder / name)
+    return str(folder / name)
+
+
+def unchecked(*values: bytes) -> pa.Array:
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def spelled(chunks: list[Chunk]) -> list[str]:
+    """Spell chunks out, since NaN does not equal itself."""
+    return [f"{c.number} {c.rows.to_pylist()} {c.rejected.to_pylist()} {c.schema}" for c in chunks]
+
+
+def check_resume(source: Source, chunks: list[Chunk]) -> None:
+    """Go on after each chunk as a run does that was stopped there."""
+    seen: list[str] = []
+    for stop, last in enumerate(chunks, 1):
+        if source.id is not None and "id" in last.rows.column_names:
+            seen += last.rows["id"].to_pylist()
+        resumed = list(source.chunks(stop, last.schema, seen))
+        assert spelled(resumed) == spelled(chunks[stop:])
+
+
+def check_chunks(source: Source, total: int) -> list[Chunk]:
+    """Hold the rules that every source keeps, and return its chunks."""
+    chunks = list(source.chunks())
+    assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
+    for chunk in chunks:
+        first = chunk.number * source.shard_rows
+        places = sorted(chunk.rows["row_id"].to_pylist() + chunk.rejected["row_id"].to_pylist())
+        assert places == list(range(first, min(first + source.shard_rows, total)))
+        assert chunk.rows.schema == chunk.schema
+        assert chunk.rejected.schema == REJECTED
+        chunk.rows.validate(full=True)
+        chunk.rejected.validate(full=True)
+    assert sum(len(chunk.rows) + len(chunk.rejected) for chunk in chunks) == total
+    check_resume(source, chunks)
+    return chunks
+
+
+# Formats.
+
+
+def test_parquet_maps_text_and_keeps_every_other_column(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path,
+        question=pa.array(["a", "b"], pa.large_string()),
+        kind=pa.array(["x", "y"]).dictionary_encode(),
+        answer=["c", "d"],
+        gold=pa.array(["e", None]),
+        n=pa.array([1, 2], pa.int32()),
+        tags=pa.array([["t"], []], pa.large_list(pa.large_string())),
+    )
+    source = Source(parquet=path, prompt="question", response="answer", reference="gold", rename={"n": "count"})
+    (chunk,) = check_chunks(source, 2)
+    assert chunk.rows.to_pylist() == [
+        {
+            "row_id": 0,
+            "prompt": "a",
+            "response": "c",
+            "reference": "e",
+            "kind": "x",
+            "count": 1,
+            "tags": ["t"],
+        },
+        {"row_id": 1, "prompt": "b", "response": "d", "reference": None, "kind": "y", "count": 2, "tags": []},
+    ]
+    assert chunk.schema == pa.schema(
+        [
+            ("row_id", pa.int64()),
+            ("prompt", pa.string()),
+            ("response", pa.string()),
+            ("reference", pa.string()),
+            ("kind", pa.string()),
+            ("count", pa.int32()),
+            ("tags", pa.list_(pa.string())),
+        ]
+    )
+
+
+def test_response_and_reference_are_taken_by_their_names_and_id_is_not(tmp_path: Path) -> None:
+    path = parquet(tmp_path, id=[7], reference=["c"], response=["b"], prompt=["a"])
+    assert rows(Source(parquet=path)) == [{"row_id": 0, "prompt": "a", "response": "b", "reference": "c", "id": 7}]
+    assert rows(Source(parquet=path, rename={"response": "old", "reference": "gold"})) == [
+        {"row_id": 0, "prompt": "a", "id": 7, "gold": "c", "old": "b"}
+    ]
+    assert rows(Source(parquet=path, id="id")) == [
+        {"row_id": 0, "prompt": "a", "response": "b", "reference": "c", "id": "7"}
+    ]
+
+
+def test_jsonl_types_other_columns_and_appends_late_ones(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path,
+        {"prompt": "a", "n": 1, "x": 1, "gap": None, "meta": {"k": None, "l": []}},
+        b"  ",
+        {"prompt": "b", "n": 2, "x": 0.5, "meta": {"k": None}},
+        {"prompt": "c", "n": 3, "x": 2, "late": True, "gap": "g", "meta": {"k": "v"}},
+    )
+    source = Source(jsonl=path, shard_rows=2)
+    first, second = check_chunks(source, 3)
+    assert first.rows.to_pylist() == [
+        {"row_id": 0, "prompt": "a", "n": 1, "x": 1.0},
+        {"row_id": 1, "prompt": "b", "n": 2, "x": 0.5},
+    ]
+    assert second.rows.to_pylist() == [
+        {"row_id": 2, "prompt": "c", "n": 3, "x": 2.0, "gap": "g", "meta": {"k": "v"}, "late": True}
+    ]
+    assert second.schema.field("meta").type == pa.struct([("k", pa.string())])
+
+
+def test_jsonl_widens_structs_and_lists_by_what_comes_later(tmp_path: Path) -> None:
+    values: list[object] = [{"a": 1}, {"b": [{}]}, {"b": [{"c": "x"}]}]
+    path = jsonl(tmp_path, *({"prompt": "p", "m": value} for value in values))
+    (*_, last) = check_chunks(Source(jsonl=path, shard_rows=1), 3)
+    assert last.rows["m"].to_pylist() == [{"a": None, "b": [{"c": "x"}]}]
+
+
+def test_csv_keeps_text_and_reads_quoted_newlines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbfprompt,n,response\r\n"a\nb",01,c\r\n\r\n"d ""e""",,\xc3\xa9\r\n')
+    assert rows(Source(csv=str(tmp_path / "a.csv"))) == [
+        {"row_id": 0, "prompt": "a\nb", "response": "c", "n": "01"},
+        {"row_id": 1, "prompt": 'd "e"', "response": "é", "n": None},
+    ]
+    check_chunks(Source(csv=str(tmp_path / "a.csv"), shard_rows=1), 2)
+
+
+def test_gzipped_lines_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a"}\n'))
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"prompt\na\n"))
+    expected = [{"row_id": 0, "prompt": "a"}]
+    assert rows(Source(jsonl=str(tmp_path / "a.jsonl.gz"))) == expected
+    assert rows(Source(csv=str(tmp_path / "a.csv.gz"))) == expected
+
+
+def test_saved_data_sets_and_arrow_files_are_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    kept = datasets.Dataset.from_dict({"prompt": ["a", "b", "c"], "score": [0.5, None, 1.0]}).select([2, 0])
+    datasets.DatasetDict({"train": kept, "test": kept.select([0])}).save_to_disk(tmp_path / "all")
+    kept.save_to_disk(tmp_path / "one")
+    expected = [{"row_id": 0, "prompt": "c", "score": 1.0}, {"row_id": 1, "prompt": "a", "score": 0.5}]
+    assert rows(Source(arrow=str(tmp_path / "one"))) == expected
+    assert rows(Source(arrow=str(tmp_path / "all"))) == expected
+    assert rows(Source(arrow=str(tmp_path / "all"), split="test")) == expected[:1]
+    assert rows(Source(arrow=str(tmp_path / "one" / "*.arrow"))) == expected
+    table = pa.table({"prompt": ["c", "a"], "score": [1.0, 0.5]})
+    with pa.OSFile(str(tmp_path / "file.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    assert rows(Source(arrow=str(tmp_path / "file.arrow"))) == expected
+    check_chunks(Source(arrow=str(tmp_path / "file.arrow"), shard_rows=1), 2)
+    with pytest.raises(SourceError, match=r"all: no split 'dev'; it has train, test$"):
+        rows(Source(arrow=str(tmp_path / "all"), split="dev"))
+
+
+def test_shards_are_read_in_sorted_order_and_their_columns_united(tmp_path: Path) -> None:
+    parquet(tmp_path, "b.parquet", prompt=["c"], n=pa.array([1.5]), more=["m"])
+    parquet(tmp_path, "a.parquet", prompt=["a", "b"], n=pa.array([1, 2], pa.int32()), none=pa.nulls(2))
+    expected = [
+        {"row_id": 0, "prompt": "a", "n": 1.0, "more": None},
+        {"row_id": 1, "prompt": "b", "n": 2.0, "more": None},
+        {"row_id": 2, "prompt": "c", "n": 1.5, "more": "m"},
+    ]
+    a, b = str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")
+    for place in (str(tmp_path / "*.parquet"), str(tmp_path), [b, a], [a, str(tmp_path)]):
+        for size in (1, 2, 3, 4):
+            source = Source(parquet=place, shard_rows=size)
+            assert rows(source) == expected
+            check_chunks(source, 3)
+
+
+def test_row_groups_are_skipped_to_the_row(tmp_path: Path) -> None:
+    table = pa.table({"prompt": [str(n) for n in range(20)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    source = Source(parquet=str(tmp_path / "a.parquet"), shard_rows=4)
+    check_chunks(source, 20)
+    assert next(source.chunks(3)).rows["prompt"].to_pylist() == ["12", "13", "14", "15"]
+
+
+def test_another_store_is_read_without_its_row_ids(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    parquet(tmp_path / "rows", "00000.parquet", row_id=[4], prompt=["a"], response=["b"], n=[1])
+    parquet(tmp_path / "rows", "00001.parquet", row_id=[9], prompt=["c"], response=["d"], n=[2])
+    assert rows(Source(store=str(tmp_path))) == [
+        {"row_id": 0, "prompt": "a", "response": "b", "n": 1},
+        {"row_id": 1, "prompt": "c", "response": "d", "n": 2},
+    ]
+
+
+# Chats.
+
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+
+
+def test_chats_are_spelled_one_way_in_every_format(tmp_path: Path) -> None:
+    said = [
+        [
+            {"from": "system", "value": "s"},
+            {"from": "human", "value": "q", "extra": 1},
+            {"from": "gpt", "value": "r"},
+        ]
+    ]
+    expected = [
+        {
+            "row_id": 0,
+            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+            "response": "r",
+        }
+    ]
+    for source in (
+        Source(parquet=parquet(tmp_path, talk=said), messages="talk"),
+        Source(jsonl=jsonl(tmp_path, {"talk": said[0]}), messages="talk"),
+    ):
+        (chunk,) = check_chunks(source, 1)
+        assert chunk.rows.to_pylist() == expected
+        assert chunk.schema.field("prompt").type == MESSAGES
+
+
+def test_a_response_may_be_one_assistant_turn(tmp_path: Path) -> None:
+    turns = [CHAT[1:], CHAT, [], None]
+    records = [{"prompt": CHAT[:1], "response": turn, "reference": turn} for turn in turns]
+    gold = [CHAT[1:], None, None, None]
+    for source in (
+        Source(parquet=parquet(tmp_path, prompt=[CHAT[:1]] * 4, response=turns, reference=gold)),
+        Source(jsonl=jsonl(tmp_path, *records)),
+    ):
+        assert rows(source) == [{"row_id": 0, "prompt": CHAT[:1], "response": "r", "reference": "r"}]
+        assert reasons(source) == [
+            (1, "response is not one assistant turn"),
+            (2, "response is not one assistant turn"),
+            (3, "response is null"),
+        ]
+
+
+def test_broken_chats_are_rejected_with_their_reason(tmp_path: Path) -> None:
+    chats = [
+        CHAT,
+        CHAT[:1],
+        [{"role": "robot", "content": "x"}],
+        [],
+        None,
+        CHAT[1:],
+        [*CHAT[:1], {"role": "assistant", "content": " "}],
+        [{"role": "user", "content": None}, CHAT[1]],
+        [None],
+    ]
+    expected = [
+        (1, "no assistant turn at the end"),
+        (2, "unknown role 'robot'"),
+        (3, "no assistant turn at the end"),
+        (4, "messages is null"),
+        (5, "prompt is blank"),
+        (6, "response is blank"),
+        (7, "turn 1 of messages is not text but null"),
+        (8, "turn 1 of messages is not a message"),
+    ]
+    assert reasons(Source(parquet=parquet(tmp_path, m=chats), messages="m")) == expected
+    assert reasons(Source(jsonl=jsonl(tmp_path, *({"m": chat} for chat in chats)), messages="m")) == expected
+
+
+def test_the_first_good_jsonl_row_decides_between_text_and_chats(tmp_path: Path) -> None:
+    texts = [{"prompt": " "}, {"prompt": "a"}, {"prompt": CHAT[:1]}]
+    assert reasons(Source(jsonl=jsonl(tmp_path, *texts))) == [
+        (0, "prompt is blank"),
+        (2, "prompt is not text but messages"),
+    ]
+    chats = Source(jsonl=jsonl(tmp_path, {"prompt": CHAT[:1]}, {"prompt": "a"}, {"prompt": []}), shard_rows=1)
+    check_chunks(chats, 3)
+    assert reasons(chats) == [(1, "prompt is not messages but string"), (2, "prompt is blank")]
+
+
+# Rejections.
+
+
+def test_text_that_is_missing_or_blank_is_rejected(tmp_path: Path) -> None:
+    prompts = ["a", None, "", " \u3000\n", "b", "c", "d"]
+    responses = ["r", "r", "r", "r", None, "\t", "r"]
+    references = ["", "g", "g", "g", "g", "g", None]
+    expected = [
+        (1, "prompt is null"),
+        (2, "prompt is blank"),
+        (3, "prompt is blank"),
+        (4, "response is null"),
+        (5, "response is blank"),
+    ]
+    records = [
+        {"prompt": p, "response": r, "reference": g} for p, r, g in zip(prompts, responses, references, strict=True)
+    ]
+    for source in (
+        Source(parquet=parquet(tmp_path, prompt=prompts, response=responses, reference=references)),
+        Source(jsonl=jsonl(tmp_path, *records)),
+    ):
+        assert reasons(source) == expected
+        assert rows(source) == [
+            {"row_id": 0, "prompt": "a", "response": "r", "reference": None},
+            {"row_id": 6, "prompt": "d", "response": "r", "reference": None},
+        ]
+
+
+def test_a_rejected_row_is_kept_as_json(tmp_path: Path) -> None:
+    source = Source(parquet=parquet(tmp_path, prompt=[None, "p" * 20_000], response=["é", " "], n=[1, 2]))
+    (first, second) = rejected(source)
+    assert first == (0, "prompt is null", '{"prompt": null, "response": "é", "n": 1}')
+    assert second[:2] == (1, "response is blank")
+    assert len(second[2]) == 10_000
+
+
+def test_invalid_utf8_is_rejected_in_any_column(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path,
+        prompt=unchecked(b"a", b"\xff", b"c", b"d"),
+        response=unchecked(b"r", b"r", b"\xed\xa0\x80", b"r"),
+        side=pa.StructArray.from_arrays([unchecked(b"s", b"s", b"s", b"\xfe\xff")], ["x"]),
+    )
+    source = Source(parquet=path)
+    check_chunks(source, 4)
+    assert rejected(source) == [
+        (1, "invalid UTF-8 in prompt", r'{"prompt": "\\xff", "response": "r", "side": {"x": "s"}}'),
+        (
+            2,
+            "invalid UTF-8 in response",
+            r'{"prompt": "c", "response": "\\xed\\xa0\\x80", "side": {"x": "s"}}',
+        ),
+        (3, "invalid UTF-8 in side", r'{"prompt": "d", "response": "r", "side": {"x": "\\xfe\\xff"}}'),
+    ]
+    lines = jsonl(
+        tmp_path,
+        b'{"prompt": "a\xff"}',
+        b'{"prompt": "a", "s": ["\xff"]}',
+        b'{"prompt": "a", "\xff": 1}',
+        b'{"prompt": "a", "s": ["\\ud800"]}',
+        b'{"prompt": "\\ude00\\ud83d"}',
+        b'{"prompt": "\\ud83d\\ude00"}',
+    )
+    assert rejected(Source(jsonl=lines)) == [
+        (0, "invalid UTF-8 in prompt", r'{"prompt": "a\xff"}'),
+        (1, "invalid UTF-8 in s", r'{"prompt": "a", "s": ["\xff"]}'),
+        (2, "invalid UTF-8 in a column name", r'{"prompt": "a", "\xff": 1}'),
+        (3, "lone surrogate in s", r'{"prompt": "a", "s": ["\ud800"]}'),
+        (4, "lone surrogate in prompt", r'{"prompt": "\ude00\ud83d"}'),
+    ]
+    (tmp_path / "a.csv").write_bytes(b"prompt,n\na,\xff\nb,1\n")
+    assert rejected(Source(csv=str(tmp_path / "a.csv"))) == [
+        (0, "invalid UTF-8 in n", r'{"prompt": "a", "n": "\\xff"}')
+    ]
+
+
+def test_a_bad_line_is_one_rejected_row(tmp_path: Path) -> None:
+    nested = '{"prompt": "a", "x": ' + "[" * 40 + "]" * 40 + "}"
+    lines = [b"{", b"[1]", b"3", b'{"prompt": 1}', b"[" * 100_000, nested.encode(), b'{"prompt": "ok"}']
+    source = Source(jsonl=jsonl(tmp_path, *lines))
+    assert reasons(source) == [
+        (0, "line is not JSON: Expecting property name enclosed in double quotes at character 1"),
+        (1, "line is not a JSON object but list"),
+        (2, "line is not a JSON object but int64"),
+        (3, "prompt is not text but int64"),
+        (4, "nested deeper than 32 levels"),
+        (5, "nested deeper than 32 levels"),
+    ]
+    assert rows(source) == [{"row_id": 6, "prompt": "ok"}]
+
+
+def test_a_bad_csv_record_is_one_rejected_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'prompt,n\na,1\nb\nc,1,2\n"d\n1",\n,2\nx\ry,2\ne,5\n')
+    source = Source(csv=str(tmp_path / "a.csv"), shard_rows=2)
+    check_chunks(source, 7)
+    with pytest.raises(csv.Error) as broken:
+        next(csv.reader(["x\ry"]))
+    assert [row["prompt"] for row in rows(source)] == ["a", "d\n1", "e"]
+    assert rejected(source) == [
+        (1, "row has 1 fields, header has 2", '["b"]'),
+        (2, "row has 3 fields, header has 2", '["c", "1", "2"]'),
+        (4, "prompt is null", '{"prompt": "", "n": "2"}'),
+        (5, f"line is not CSV: {broken.value}", r'["x\ry,2\n"]'),
+    ]
+
+
+def test_values_of_another_type_are_rejected(tmp_path: Path) -> None:
+    records = [{"prompt": "p", "score": s} for s in (0.5, 1, "high", True, [1], 2**60 + 1, None, 2**80)]
+    expected = [
+        (2, "wrong type in column score: expected double, found string"),
+        (3, "wrong type in column score: expected double, found bool"),
+        (4, "wrong type in column score: expected double, found list<item: int64>"),
+        (5, "wrong type in column score: expected double, found int64"),
+        (7, "wrong type in column score: expected double, found mixed types or a number beyond 64 bits"),
+    ]
+    for size in (1, 2, 3, 8):
+        source = Source(jsonl=jsonl(tmp_path, *records), shard_rows=size)
+        check_chunks(source, 8)
+        assert reasons(source) == expected
+    later = Source(jsonl=jsonl(tmp_path, {"prompt": "p", "n": 1}, {"prompt": "p", "n": 1.0}), shard_rows=1)
+    assert reasons(later) == [(1, "wrong type in column n: expected int64, found double")]
+
+
+def test_an_id_is_taken_once_and_only_by_a_good_row(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "", "key": "a7"},
+        {"prompt": "a", "key": "a7"},
+        {"prompt": "b", "key": "a7"},
+        {"prompt": "c", "key": 7},
+        {"prompt": "d", "key": "7"},
+        {"prompt": "e", "key": None},
+        {"prompt": "f", "key": " "},
+        {"prompt": "g", "key": True},
+    ]
+    for size in (1, 2, 8):
+        source = Source(jsonl=jsonl(tmp_path, *records), id="key", shard_rows=size)
+        check_chunks(source, 8)
+        assert rows(source) == [
+            {"row_id": 1, "prompt": "a", "id": "a7"},
+            {"row_id": 3, "prompt": "c", "id": "7"},
+        ]
+        assert reasons(source) == [
+            (0, "prompt is blank"),
+            (2, "duplicate id 'a7'"),
+            (4, "duplicate id '7'"),
+            (5, "id is null"),
+            (6, "id is blank"),
+            (7, "id is not text but bool"),
+        ]
+    numbers = parquet(tmp_path, prompt=["a", "b", "c", "d"], key=[1, 2, 1, None])
+    assert reasons(Source(parquet=numbers, id="key")) == [(2, "duplicate id '1'"), (3, "id is null")]
+
+
+# Properties.
+
+text = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+record = st.fixed_dictionaries(
+    {"prompt": text | json_value},
+    optional={"key": text | st.integers(0, 3), "a": json_value, "b": text, "c": st.floats() | st.integers()},
+)
+line = st.one_of(record.map(lambda value: json.dumps(value).encode()), st.binary(max_size=20), st.just(b"{}"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lines=st.lists(line.filter(lambda line: b"\n" not in line and line.strip()), max_size=12),
+    size=st.integers(1, 5),
+)
+def test_whatever_the_lines_hold_each_comes_out_once_and_resuming_changes_nothing(
+    lines: list[bytes], size: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        first = {"prompt": "p", "key": "first"}
+        source = Source(jsonl=jsonl(Path(folder), first, *lines), id="key", shard_rows=size)
+        for chunk in check_chunks(source, len(lines) + 1):
+            pq.write_table(chunk.rows, Path(folder) / "out.parquet")
+            assert pq.read_table(Path(folder) / "out.parquet").num_rows == len(chunk.rows)
+
+
+cells = st.none() | st.binary(max_size=4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(cells=st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=12), size=st.integers(1, 5))
+def test_whatever_bytes_parquet_holds_each_row_comes_out_once(cells: list[tuple[bytes | None, ...]], size: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        prompt, response, reference = (unchecked(*column) for column in zip(*cells, strict=True))
+        path = parquet(Path(folder), prompt=prompt, response=response, reference=reference)
+        check_chunks(Source(parquet=path, shard_rows=size), len(cells))
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"prompt": "q"}, "no column 'q' for prompt; it has prompt, n, Side"),
+        ({"reference": "gold"}, "no column 'gold' for reference; it has prompt, n, Side"),
+        ({"response": "n"}, "column 'n' is int64, which cannot be the response; map another column"),
+        (
+            {"messages": "prompt"},
+            "column 'prompt' is string, which cannot be the messages; map another column",
+        ),
+        ({"rename": {"x": "y"}}, "no column 'x' to rename; it has prompt, n, Side"),
+        ({"rename": {"prompt": "y"}}, "'prompt' is mapped already; take it out of rename"),
+        (
+            {"rename": {"n": "side"}},
+            "column 'Side' clashes with another (SQL ignores case); "
+            "give it another name with rename: {Side: source_Side}",
+        ),
+        (
+            {"prompt": "Side"},
+            "column 'prompt' clashes with another (SQL ignores case); "
+            "give it another name with rename: {prompt: source_prompt}",
+        ),
+        (
+            {"rename": {"n": "row_id"}},
+            "column 'row_id' clashes with another (SQL ignores case); give it another name with rename: {n: source_n}",
+        ),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path, mapping: dict[str, object], message: str) -> None:
+    records = [{"prompt": "a", "n": 1, "Side": "s"}]
+    path = parquet(tmp_path, prompt=["a"], n=[1], Side=["s"])
+    places = (
+        [("parquet", path)] if "cannot be" in message else [("parquet", path), ("jsonl", jsonl(tmp_path, *records))]
+    )
+    for kind, place in places:
+        with pytest.raises(SourceError) as caught:
+            rows(Source.model_validate({kind: place, **mapping}))
+        assert str(caught.value) == f"{place}: {message}"
+
+
+def test_a_column_of_ids_that_are_no_ids_is_refused(tmp_path: Path) -> None:
+    path = parquet(tmp_path, prompt=["a"], row_id=[1])
+    with pytest.raises(SourceError, match=r"column 'row_id' clashes .* rename: \{row_id: source_row_id\}"):
+        rows(Source(parquet=path))
+    assert rows(Source(parquet=path, rename={"row_id": "old"})) == [{"row_id": 0, "prompt": "a", "old": 1}]
+
+
+def test_a_response_that_first_shows_late_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {"prompt": "a"}, {"prompt": "b", "response": "r"})
+    with pytest.raises(SourceError, match="column 'response' clashes with another"):
+        rows(Source(jsonl=path, shard_rows=1))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "bad").write_bytes(b"PAR1 no Parquet PAR1")
+    (tmp_path / "bad.gz").write_bytes(b"no gzip")
+    (tmp_path / "head.csv").write_bytes(b"prompt\n")
+    (tmp_path / "twins.csv").write_bytes(b"a,a\n1,2\n")
+    (tmp_path / "latin.csv").write_bytes(b"prompt,caf\xe9\n1,2\n")
+    parquet(tmp_path, "none.parquet", prompt=pa.array([], pa.string()))
+    parquet(tmp_path, "x1.parquet", prompt=["a"], n=["1"])
+    parquet(tmp_path, "x2.parquet", prompt=["a"], n=[1])
+    cases = [
+        ("parquet", "no.parquet", "no.parquet: no such file, and nothing that matches; check the path"),
+        ("jsonl", "*.jsonl", "*.jsonl: no such file, and nothing that matches; check the path"),
+        ("jsonl", "", " is a folder; name the files in it, say ROOT/*.jsonl"),
+        ("jsonl", "empty", "empty: no rows; name a source that has some"),
+        ("csv", "empty", "empty: no rows; name a source that has some"),
+        ("csv", "head.csv", "head.csv: no rows; name a source that has some"),
+        ("parquet", "none.parquet", "none.parquet: no rows; name a source that has some"),
+        ("csv", "twins.csv", "twins.csv has two columns called 'a'; write it again with one"),
+        ("csv", "latin.csv", "latin.csv has no header in UTF-8; name the columns in its first line"),
+        ("jsonl", "bad.gz", "bad.gz cannot be read: BadGzipFile: Not a gzipped file (b'no'); check the file"),
+        ("arrow", "", " is no save_to_disk folder; name one, or .arrow files"),
+        ("store", "", ": no rows/*.parquet in it; name the folder of a store"),
+        (
+            "parquet",
+            "x*.parquet",
+            "x2.parquet does not fit the files before it: ArrowTypeError: Unable to merge: "
+            "Field n has incompatible types: string vs int64; convert it",
+        ),
+    ]
+    for kind, name, message in cases:
+        with pytest.raises(SourceError) as caught:
+            rows(Source.model_validate({kind: str(tmp_path / name)}))
+        root = str(tmp_path)
+        assert str(caught.value) == (f"{root}/" if name else root) + message.replace("ROOT", root)
+    for kind, name in (("parquet", "bad"), ("parquet", "empty"), ("arrow", "bad"), ("arrow", "empty")):
+        with pytest.raises(SourceError, match=re.escape(f"{tmp_path / name} cannot be read: ")) as caught:
+            rows(Source.model_validate({kind: str(tmp_path / name)}))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "rows come from one of hub, parquet, jsonl, csv, arrow, store, not none"),
+        ({"hub": "a/b", "csv": "c"}, "rows come from one of .*, not hub and csv"),
+        ({"csv": "c", "revision": "main"}, "data_dir, name and revision are for hub only"),
+        ({"csv": "c", "messages": "m", "response": "r"}, "messages holds prompt and response"),
+        ({"csv": "c", "shard_rows": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_source_that_contradicts_itself_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Source.model_validate(fields)
+
+
+# Identity and places.
+
+
+def test_identity_follows_bytes_and_mapping_but_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    here, there = (
+        Source(jsonl=jsonl(tmp_path, {"prompt": "a"})),
+        Source(jsonl=jsonl(tmp_path / "x", {"prompt": "a"})),
+    )
+    assert (
+        here.identity()
+        == there.identity()
+        == {
+            "jsonl": [["a.jsonl", "8a8c2da9cd6156c411e04714ce81cde2425df195083077b23550021445caf826"]],
+            "data_dir": None,
+            "name": None,
+            "split": "train",
+            "prompt": "prompt",
+            "response": None,
+            "reference": None,
+            "messages": None,
+            "id": None,
+            "rename": {},
+            "shard_rows": 4096,
+        }
+    )
+    assert here.model_copy(update={"shard_rows": 1}).identity() != here.identity()
+    jsonl(tmp_path, {"prompt": "b"})
+    assert here.identity() != there.identity()
+
+
+def test_relative_places_are_taken_from_the_recipe(tmp_path: Path) -> None:
+    assert Source(parquet=["a/*.parquet", "/b"]).resolved(tmp_path).parquet == [
+        f"{tmp_path}/a/*.parquet",
+        "/b",
+    ]
+    assert Source(store="s").resolved(tmp_path) == Source(store=f"{tmp_path}/s")
+    assert Source(hub="a/b").resolved(tmp_path) == Source(hub="a/b")
+
+
+# The Hub, on the loopback.
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+READ = """
+import json
+from seamcurate.source import Source
+source = Source(hub="me/rows", prompt="question", shard_rows=2)
+chunks = list(source.chunks())
+print(json.dumps({
+    "commit": source.identity()["commit"],
+    "rows": [row for chunk in chunks for row in chunk.rows.to_pylist()],
+    "rejected": [row for chunk in chunks for row in chunk.rejected.to_pylist()],
+    "resumed": list(source.chunks(1)) == chunks[1:],
+}))
+try:
+    list(Source(hub="me/absent").chunks())
+except Exception as error:
+    print(repr(error))
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve one data set as the Hub does; yields its address and what was asked of it."""
+    path = "data/train-00000-of-00001.parquet"
+    parquet(tmp_path, "served", question=["a", "b", " ", "d", "e"], n=[1, 2, 3, 4, 5])
+    content = (tmp_path / "served").read_bytes()
+    entry = {"type": "file", "path": path, "size": len(content), "oid": "1" * 40}
+    info = {"id": "me/rows", "sha": COMMIT, "siblings": [{"rfilename": path}], "private": False, "tags": []}
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def reply(self, status: int, body: bytes, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"content-length": str(len(body)), "x-repo-commit": COMMIT, **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            where = self.path.partition("?")[0]
+            if where == f"/datasets/me/rows/resolve/{COMMIT}/{path}":
+                span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+                if span is None:
+                    self.reply(200, content, etag='"1"', accept_ranges="bytes")
+                    return
+                first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
+                part = content[first : last + 1]
+                self.reply(206, part, etag='"1"', content_range=f"bytes {first}-{last}/{len(content)}")
+            elif where in ("/api/datasets/me/rows", f"/api/datasets/me/rows/revision/{COMMIT}"):
+                self.reply(200, json.dumps(info).encode(), content_type="application/json")
+            elif where.startswith(f"/api/datasets/me/rows/tree/{COMMIT}"):
+                folder = {"type": "directory", "path": "data", "size": 0, "oid": "2" * 40}
+                listed = [entry] if where.endswith("/data") else [folder]
+                self.reply(200, json.dumps(listed).encode(), content_type="application/json")
+            elif where == f"/api/datasets/me/rows/paths-info/{COMMIT}":
+                self.reply(200, json.dumps([entry]).encode(), content_type="application/json")
+            elif where.startswith("/api/datasets/me/absent"):
+                self.reply(404, b"{}", x_error_code="RepoNotFound")
+            else:
+                self.reply(404, b"{}", x_error_code="EntryNotFound")
+
+        do_HEAD = do_POST = do_GET  # noqa: N815 - names that http.server looks for
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+
+
+def test_the_hub_is_read_at_one_commit(tmp_path: Path, hub: tuple[str, list[str]]) -> None:
+    pytest.importorskip("datasets")
+    address, asked = hub
+    settings = {
+        "HF_ENDPOINT": address,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
+    }
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    done = subprocess.run(
+        [sys.executable, "-c", READ], env=environment | settings, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:] + "\n".join(asked)
+    read, absent = done.stdout.splitlines()
+    assert json.loads(read) == {
+        "commit": COMMIT,
+        "rows": [
+            {"row_id": 0, "prompt": "a", "n": 1},
+            {"row_id": 1, "prompt": "b", "n": 2},
+            {"row_id": 3, "prompt": "d", "n": 4},
+            {"row_id": 4, "prompt": "e", "n": 5},
+        ],
+        "rejected": [{"row_id": 2, "reason": "prompt is blank", "row": '{"question": " ", "n": 3}'}],
+        "resumed": True,
+    }
+    assert absent == repr(
+        SourceError(
+            "Hub data set me/absent: no such data set, or no access to it; check the name, or log in with `hf auth login`"
+        )
+    )
+    assert sum("/resolve/main/" in line for line in asked) == 0
+
+
+# Real rows.
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs the real prompts beside the checkout")
+def test_real_prompts_come_out_whole(tmp_path: Path) -> None:
+    source = Source(parquet=str(REAL), prompt="instruction", id="id", shard_rows=300)
+    chunks = check_chunks(source, 2000)
+    table = pa.concat_tables([chunk.rows for chunk in chunks])
+    assert table.column_names[:4] == ["row_id", "prompt", "response", "id"]
+    original = pq.read_table(REAL).take(table["row_id"])
+    assert table["prompt"].to_pylist() == original["instruction"].to_pylist()
+    assert table["origin"].to_pylist() == original["origin"].to_pylist()
