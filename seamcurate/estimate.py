@@ -1,0 +1,194 @@
+"""What a run would take, before it is started: rows, model calls, tokens, and how many rows the band will serve.
+
+Nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import JsonValue
+
+from seamcurate.contrast import Retrieve, retrieve
+from seamcurate.models import Prompt
+from seamcurate.models.backend import Backend
+from seamcurate.models.template import prompt_text
+from seamcurate.progress import bar
+from seamcurate.recipe import Recipe
+from seamcurate.source import Source
+from seamcurate.step import Averages, Step
+from seamcurate.store import Store
+
+_SAMPLE_ROWS = 128
+_SAMPLE_CORPUS = 2_000
+
+
+class Line(NamedTuple):
+    """One step of a plan."""
+
+    step: str
+    rows: int
+    """Rows still to be computed, as far as the store is known; all of them otherwise."""
+    model: str
+    calls: int
+    """Sequences or texts the model is asked about."""
+    tokens: int
+
+
+class Plan(NamedTuple):
+    """What a run would take."""
+
+    rows: int
+    rejected: int
+    corpus: int
+    lines: list[Line]
+    notes: list[str]
+
+
+class _Sample(NamedTuple):
+    rows: int
+    rejected: int
+    prompts: list[Prompt]
+    responses: list[str]
+    references: list[str]
+
+
+def plan(recipe: Recipe, path: str | Path) -> Plan:
+    """Count a recipe's rows and estimate the calls and tokens of its steps.
+
+    Raises:
+        SeamcurateError: The same errors about sources and models that a run would meet first.
+    """
+    store = Store(path)
+    sample = _look(recipe.rows, "counting rows", _SAMPLE_ROWS)
+    corpus = _look(recipe.corpus, "counting corpus", _SAMPLE_CORPUS) if recipe.corpus else None
+    steps, notes = recipe.ready(), []
+    candidates = 0.0
+    for step in steps:
+        if isinstance(step, Retrieve) and corpus is not None:
+            probed, none = _coverage(step, sample, corpus, _embedded(store, step))
+            mean = probed["candidates_mean"]
+            assert isinstance(mean, float)
+            candidates = min(mean, float(step.k))
+            notes.append(
+                f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {none:.0%} of rows"
+            )
+            if none > 0.5:
+                notes += [f"warning: {line}" for line in retrieve.advice(probed, step.band)]
+    averages = Averages(
+        prompt=_mean([prompt_text(p) for p in sample.prompts]),
+        response=_mean(sample.responses),
+        reference=_mean(sample.references),
+        candidates=candidates,
+        candidate=_mean(corpus.responses) if corpus else 0.0,
+    )
+    texts = [prompt_text(p) for p in sample.prompts] + sample.responses
+    ratios: dict[str, float] = {}
+    lines = []
+    if corpus is not None:
+        whole = averages._replace(prompt=_mean([prompt_text(p) for p in corpus.prompts]))
+        for step in {needed.name: needed for one in steps for needed in one.on_corpus}.values():
+            done = store.corpus_store if store.about else None
+            lines.append(_line(step, corpus.rows - _done(done, step), whole, texts, ratios, "corpus "))
+    lines += [
+        _line(step, sample.rows - _done(store if store.about else None, step), averages, texts, ratios)
+        for step in steps
+    ]
+    return Plan(sample.rows, sample.rejected, corpus.rows if corpus else 0, lines, notes)
+
+
+def _line(
+    step: Step, rows: int, averages: Averages, texts: Sequence[str], ratios: dict[str, float], where: str = ""
+) -> Line:
+    work = step.work(averages)
+    if work is None or not isinstance(work.model, Backend):
+        return Line(where + step.name, rows, "", 0, 0)
+    model = f"{work.model.key} {work.model.path}"
+    if model not in ratios:
+        ratios[model] = work.model.count_tokens(texts) / max(1, sum(map(len, texts)))
+    return Line(
+        where + step.name, rows, model, round(work.sequences * rows), round(work.characters * ratios[model] * rows)
+    )
+
+
+def _done(store: Store | None, step: Step) -> int:
+    """Count rows a store has already computed for this very configuration."""
+    if store is None:
+        return 0
+    record = store.records().get(step.name)
+    if record is None or record["identity"] != step.identity() or step.name in store.stale():
+        return 0
+    from seamcurate.store import numbers
+
+    return sum(store.table(number, ()).num_rows for number in numbers(store.path / "columns" / step.name))
+
+
+def _look(source: Source, label: str, size: int) -> _Sample:
+    """Count a source's rows, keeping an even sample of at most `size`."""
+    if source.store is not None and Store(source.store).about:
+        tables = Store(source.store).rows(["prompt", "response"])
+        counted = ((table, 0) for table in tables)
+    else:
+        counted = ((chunk.rows, chunk.rejected.num_rows) for chunk in source.chunks())
+    rows = rejected = 0
+    kept: list[tuple[Prompt, str, str]] = []
+    step = 1
+    with bar(label, None) as advance:
+        for table, set_aside in counted:
+            names = table.schema.names
+            places = [i for i in range(table.num_rows) if (rows + i) % step == 0]
+            part = table.take(places)
+            blank = [""] * len(places)
+            kept += zip(
+                part["prompt"].to_pylist(),
+                (text or "" for text in part["response"].to_pylist()) if "response" in names else blank,
+                (text or "" for text in part["reference"].to_pylist()) if "reference" in names else blank,
+                strict=True,
+            )
+            rows, rejected = rows + table.num_rows, rejected + set_aside
+            while len(kept) > 2 * size:
+                kept, step = kept[::2], step * 2
+            advance(table.num_rows + set_aside)
+    kept = kept[:: max(1, len(kept) // size)]
+    return _Sample(rows, rejected, [p for p, _, _ in kept], [r for _, r, _ in kept], [r for _, _, r in kept])
+
+
+def _coverage(
+    step: Retrieve, sample: _Sample, corpus: _Sample, embedded: Store | None
+) -> tuple[dict[str, JsonValue], float]:
+    """Probe the band with a sample of the rows; returns what was found and the share of rows without a candidate.
+
+    Against the corpus's own embeddings where a run has made them, else against a sample of the corpus: its mean
+    scales with the corpus, and each doubling up to the whole is taken to serve as the sample's last one did.
+    """
+    assert step.encoder is not None
+    embedder = step.encoder.load()
+    queries = retrieve.unit(embedder.embed([prompt_text(p) for p in sample.prompts]))
+    own, scale = retrieve.keys(sample.prompts), 1.0
+    if embedded is not None:
+        tables = list(embedded.rows(["prompt", "embedding"]))
+        vectors = np.concatenate([retrieve.as_matrix(table["embedding"]) for table in tables if table.num_rows])
+        others = np.concatenate([retrieve.keys(table["prompt"].to_pylist()) for table in tables])
+    else:
+        vectors = retrieve.unit(embedder.embed([prompt_text(p) for p in corpus.prompts]))
+        others, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
+    found = retrieve.probe(queries, own, vectors, others, step.band, scale)
+    none, doubled = found["share_none"], found["share_none_twice_the_corpus"]
+    assert isinstance(none, float) and isinstance(doubled, float)
+    return found, none * (doubled / none) ** np.log2(scale) if none else 0.0
+
+
+def _embedded(store: Store, step: Retrieve) -> Store | None:
+    """Return the corpus if a run has embedded all of it with this step's encoder."""
+    corpus = store.corpus_store
+    if corpus is None or not corpus.about.get("complete"):
+        return None
+    (embed,) = step.on_corpus
+    return corpus if _done(corpus, embed) == len(corpus) else None
+
+
+def _mean(texts: Sequence[str]) -> float:
+    return float(np.mean([len(text) for text in texts])) if texts else 0.0

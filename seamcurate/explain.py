@@ -1,0 +1,75 @@
+"""What became of one row: its scores, its candidates and every split's verdict, as lines for a person."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import duckdb
+import pyarrow as pa
+
+from seamcurate import views
+from seamcurate.errors import QueryError
+from seamcurate.models.template import prompt_text
+from seamcurate.store import Store
+from seamcurate.tables import brief
+
+_SHOWN = 5
+
+
+def why(store: Store, row_id: int) -> Iterator[str]:
+    """Yield what a store knows of a row: prompt, verdicts, scores and the candidates its reward model prefers.
+
+    Raises:
+        QueryError: No such row, neither kept nor set aside.
+    """
+    with views.connect(store) as connection:
+        found = _rows(connection, "SELECT * FROM rows WHERE row_id = $id", row_id)
+        if not found:
+            aside = _rows(connection, "SELECT reason, row FROM rejected WHERE row_id = $id", row_id)
+            if not aside:
+                raise QueryError(f"{store.path} has no row {row_id}; row ids are positions in the source, from 0")
+            yield f"row {row_id} was set aside when it was read: {aside[0]['reason']}"
+            yield f"  {brief(aside[0]['row'], 150)}"
+            return
+        row = found[0]
+        yield f"row {row_id}: {brief(prompt_text(row['prompt']), 150)}"  # type: ignore[arg-type]
+        if row.get("response") is not None:
+            yield f"  golden response: {brief(row['response'], 130)}"
+        verdicts = _rows(connection, "SELECT * FROM ledger WHERE row_id = $id ORDER BY split", row_id)
+        for verdict in verdicts:
+            at = f"; {brief(verdict['value'], 20)} against a threshold of {brief(verdict['threshold'], 20)}"
+            decided = at if verdict["value"] is not None and verdict["threshold"] is not None else ""
+            yield f"  split {verdict['split']}: {'kept' if verdict['kept'] else 'dropped'} by rule “{verdict['rule']}”{decided}"
+        if not verdicts:
+            yield "  no split has been made yet"
+        kinds = {
+            column.name: column.kind for column in store.columns() if column.made_by != "source" and not column.stale
+        }
+        for name, kind in kinds.items():
+            if not pa.types.is_nested(kind):
+                yield f"  {name:<28} {_number(row[name])}"
+        preferred = _rows(
+            connection,
+            "SELECT * FROM candidates WHERE row_id = $id AND misjudgement > 0 "
+            f"ORDER BY misjudgement * coalesce(weight, 0) DESC, variant, rank LIMIT {_SHOWN}",
+            row_id,
+        )
+        if preferred:
+            yield "  answers to other questions that the reward model prefers to the golden one, worst first:"
+        for one in preferred:
+            yield (
+                f"    {one['variant']} {one['rank']}: reward {_number(one['reward'])}, weight {_number(one['weight'])}: "
+                f"{brief(one['response'], 100)}"
+            )
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, sql: str, row_id: int) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = views.run(connection, sql, {"id": row_id}).read_all().to_pylist()
+    return found
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.4g}"
+    return brief(value, 60)

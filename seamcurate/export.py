@@ -1,0 +1,302 @@
+"""A split as each trainer loads it: Parquet files that `datasets.load_dataset` reads without a word of code.
+
+Every score travels along as a plain scalar column, so that the Hub's viewer shows its histogram and a trainer's
+reward function can read it. Names a trainer keeps for itself are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seamcurate import views
+from seamcurate.errors import ExportError
+from seamcurate.models import CausalLM, PolicyModel
+from seamcurate.progress import bar
+from seamcurate.recipe import Recipe
+from seamcurate.store import Store, load_json
+
+Trainer = Literal["trl", "openrlhf", "verl"]
+
+RESERVED = {
+    "trl": [
+        "prompts",
+        "completions",
+        "completion_ids",
+        "trainer_state",
+        "log_extra",
+        "log_metric",
+        "environment",
+        "environments",
+        "image",
+        "images",
+        "tools",
+        "chat_template_kwargs",
+    ],
+    "openrlhf": ["queries", "labels"],
+    "verl": [],
+}
+"""Column names each trainer passes or reads for itself."""
+
+_ROWS_PER_FILE = 500_000
+_ROWS_PER_GROUP = 8_192
+"""Bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
+
+
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    folder: Path
+    rows: int
+    columns: list[str]
+
+
+def to_trl(store: Store, split: str, out: str | Path, policy: PolicyModel | None = None) -> Exported:
+    """Write a split for TRL: prompt-only, prompt-completion, preference, unpaired preference, or token ids.
+
+    Args:
+        store: Where the split was made.
+        split: Its name.
+        out: The folder to write; `load_dataset(out)` reads it.
+        policy: Whose tokenizer makes the `input_ids` that TRL's own PPO (up to 1.12) reads; for format `prompt_ids`.
+
+    Raises:
+        ExportError: The split is not made, keeps no row, or has a column TRL keeps for itself.
+    """
+    view = _View(store, split)
+    if view.form == "prompt_ids":
+        return _write_ids(view, Path(out), policy)
+    core = {
+        "prompts": {"prompt": "b.prompt"},
+        "sft": {"prompt": "b.prompt", "completion": view.answer("b.response")},
+        "preferences": {
+            "prompt": "b.prompt",
+            "chosen": view.answer("b.response"),
+            "rejected": view.answer("c.response"),
+        },
+        "unpaired": {"prompt": "b.prompt", "completion": view.answer("c.response"), "label": "c.label"},
+    }[view.form]
+    return _write(view, Path(out), core | view.extras("trl", core), f"split {split} for TRL")
+
+
+def to_openrlhf(store: Store, split: str, out: str | Path) -> Exported:
+    """Write a split for OpenRLHF: `input`, `label`, `datasource`; or `prompt`, `chosen`, `rejected`.
+
+    Raises:
+        ExportError: See `to_trl`; also a format OpenRLHF has no loader for.
+    """
+    view = _View(store, split)
+    forms = {
+        "prompts": {"input": "b.prompt", "label": view.truth, "datasource": f"'seamcurate/{split}'"},
+        "sft": {"input": "b.prompt", "output": "b.response"},
+        "preferences": {
+            "prompt": "b.prompt",
+            "chosen": view.answer("b.response"),
+            "rejected": view.answer("c.response"),
+        },
+    }
+    if view.form not in forms:
+        raise ExportError(f"split {split}: OpenRLHF loads no {view.form!r} data; use format {', '.join(forms)}")
+    core = forms[view.form]
+    return _write(view, Path(out), core | view.extras("openrlhf", core), f"split {split} for OpenRLHF")
+
+
+def to_verl(store: Store, split: str, out: str | Path) -> Exported:
+    """Write a split of prompts for verl: data_source, prompt, ability, reward_model, extra_info.
+
+    Raises:
+        ExportError: See `to_trl`; also any format but prompts.
+    """
+    view = _View(store, split)
+    if view.form != "prompts":
+        raise ExportError(f"split {split}: verl trains from prompts, and the split's format is {view.form!r}")
+    packed = {"split": "'train'", "index": "b.row_id"} | view.extras("verl", ("split", "index", "prompt", "row_id"))
+    core = {
+        "data_source": f"'seamcurate/{split}'",
+        "prompt": "b.prompt" if view.chat else "[{'role': 'user', 'content': b.prompt}]",
+        "ability": "coalesce(b.query_type, 'unknown')" if "query_type" in view.kinds else "'unknown'",
+        "reward_model": f"{{'style': 'rule', 'ground_truth': coalesce({view.truth}, '')}}",
+        "extra_info": "{" + ", ".join(f"{_key(name)}: {value}" for name, value in packed.items()) + "}",
+    }
+    return _write(view, Path(out), core, f"split {split} for verl")
+
+
+def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterator[Exported]:
+    """Write every split of a recipe for a trainer, a folder each; yields them as they are done.
+
+    Raises:
+        ExportError: See `to_trl`; also a recipe without splits.
+    """
+    if not recipe.splits:
+        raise ExportError("the recipe names no `splits`; there is nothing to export")
+    for name in recipe.splits:
+        folder = Path(out) / name
+        if to == "trl":
+            yield to_trl(store, name, folder, recipe.models.policy)
+        else:
+            yield to_openrlhf(store, name, folder) if to == "openrlhf" else to_verl(store, name, folder)
+
+
+class _View:
+    """A split and its store as the three trainers' SQL sees them."""
+
+    def __init__(self, store: Store, split: str) -> None:
+        record = load_json(store.open().path / "splits" / split / "split.json")
+        if not record:
+            made = sorted(file.parent.name for file in (store.path / "splits").glob("*/split.json"))
+            raise ExportError(
+                f"no split {split!r} in {store.path}; there are: {', '.join(made) or 'none; run its recipe first'}"
+            )
+        self.store, self.split, self.form = store, split, str(record["format"])
+        self.kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
+        self.chat = not pa.types.is_string(self.kinds["prompt"])
+        if self.form in ("sft", "preferences", "unpaired") and "response" not in self.kinds:
+            raise ExportError(
+                f"split {split}: format {self.form!r} needs golden responses; the source maps no `response`"
+            )
+        self.truth = next((f"b.{name}" for name in ("reference", "response") if name in self.kinds), "NULL::VARCHAR")
+
+    @property
+    def pairs(self) -> bool:
+        """Tell whether there is a line per candidate, not per row."""
+        return self.form in ("preferences", "unpaired")
+
+    def answer(self, text: str) -> str:
+        """Write an answer as the trainer wants it beside this prompt: a chat turn beside chat turns."""
+        return f"[{{'role': 'assistant', 'content': {text}}}]" if self.chat else text
+
+    def extras(self, trainer: Trainer, core: Iterable[str]) -> dict[str, str]:
+        """Name every scalar column that travels along, refusing what the trainer keeps for itself."""
+        taken, found = set(core), {}
+        for name, kind in self.kinds.items():
+            if pa.types.is_nested(kind) or name == "prompt":
+                continue
+            if name in RESERVED[trainer]:
+                raise ExportError(
+                    f"split {self.split}: column {name!r} is a name {trainer} keeps for itself; "
+                    f"give the recipe's rows `rename: {{{name}: source_{name}}}` and run it into another store"
+                )
+            if name in taken:
+                raise ExportError(
+                    f"split {self.split}: the source's column {name!r} is also what {trainer} calls a part of this format; "
+                    f"give the recipe's rows `rename: {{{name}: source_{name}}}` and run it into another store"
+                )
+            found[name] = f"b.{views.quoted(name)}"
+        if self.pairs:
+            found |= {f"candidate_{name}": f"c.{name}" for name in ("variant", "rank", "reward", "similarity")}
+        return found
+
+    def sql(self, select: dict[str, str]) -> str:
+        """Write the query: the split's rows in the source's order, a line per candidate where asked."""
+        named = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
+        kept = (
+            f"rows AS b SEMI JOIN (SELECT row_id FROM ledger WHERE split = '{self.split}' AND kept) AS l USING (row_id)"
+        )
+        if not self.pairs:
+            return f"SELECT {named} FROM {kept} ORDER BY b.row_id"
+        columns = "row_id, variant, rank, response, reward, similarity"
+        golden = "SELECT row_id, 'golden' AS variant, 0 AS rank, response, NULL, NULL, true AS label FROM rows"
+        worse = f"SELECT {columns}, false AS label FROM candidates"
+        candidates = worse if self.form == "preferences" else f"{golden} UNION ALL {worse}"
+        return (
+            f"SELECT {named} FROM (SELECT * FROM {kept}) AS b JOIN ({candidates}) AS c({columns}, label) ON c.row_id = b.row_id "
+            "ORDER BY b.row_id, c.variant, c.rank"
+        )
+
+
+def _write(view: _View, out: Path, select: dict[str, str], label: str) -> Exported:
+    with views.connect(view.store) as connection:
+        sql = view.sql(select)
+        rows = int(views.run(connection, f"SELECT count(*) AS n FROM ({sql})").read_all()["n"][0].as_py())
+        if rows == 0:
+            raise ExportError(
+                f"split {view.split} keeps no row" + (" with a candidate" if view.pairs else "") + "; nothing to export"
+            )
+        with _in_place(out) as folder, bar(label, rows) as advance:
+            reader = views.run(connection, sql)
+            _files(_sliced(reader), reader.schema, folder, rows, advance)
+        return Exported(out, rows, list(select))
+
+
+def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
+    if not isinstance(policy, CausalLM):
+        raise ExportError(
+            f"split {view.split}: format 'prompt_ids' needs a tokenizer; give the recipe `models: {{policy: {{causal_lm: …}}}}`"
+        )
+    from transformers import AutoTokenizer
+
+    from seamcurate.models import tokens, weights
+
+    tokenizer = AutoTokenizer.from_pretrained(weights.folder(policy.path, policy.revision))
+    with views.connect(view.store) as connection:
+        prompts = views.run(connection, view.sql({"prompt": "b.prompt"})).read_all()["prompt"].to_pylist()
+    if not prompts:
+        raise ExportError(f"split {view.split} keeps no row; nothing to export")
+    texts = (tokens.pieces(tokenizer, prompt, "") for prompt in prompts)
+    ids = [tokens.prompt_ids(tokenizer, text.prompt, text.templated) for text in texts]
+    table = pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))})
+    with _in_place(out) as folder:
+        _files(table.to_batches(_ROWS_PER_GROUP), table.schema, folder, len(ids), lambda n: None)
+    return Exported(out, len(ids), ["input_ids"])
+
+
+def _files(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path, rows: int, advance: Callable[[int], None]
+) -> None:
+    """Write batches as `train-00000-of-00003.parquet` …, the names `load_dataset` takes for a train split."""
+    count, number, written = math.ceil(rows / _ROWS_PER_FILE), 0, 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for batch in batches:
+            if writer is None:
+                writer = pq.ParquetWriter(
+                    folder / f"train-{number:05d}-of-{count:05d}.parquet", schema, compression="zstd"
+                )
+            writer.write_batch(batch)
+            written += batch.num_rows
+            advance(batch.num_rows)
+            if written >= (number + 1) * _ROWS_PER_FILE:
+                writer.close()
+                writer, number = None, number + 1
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _sliced(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """Cut batches so that a file ends exactly at its row count."""
+    written = 0
+    for batch in reader:
+        start = 0
+        while start < batch.num_rows:
+            size = min(_ROWS_PER_GROUP, batch.num_rows - start, _ROWS_PER_FILE - written % _ROWS_PER_FILE)
+            yield batch.slice(start, size)
+            start, written = start + size, written + size
+
+
+@contextmanager
+def _in_place(out: Path) -> Iterator[Path]:
+    """Write into a folder beside `out` and rename it into place; only an earlier export is ever replaced."""
+    if out.exists() and any(not re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) for file in out.iterdir()):
+        raise ExportError(f"{out} holds other files than an export; name another folder")
+    beside = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        shutil.rmtree(out, ignore_errors=True)
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _key(name: str) -> str:
+    return "'" + name.replace("'", "''") + "'"

@@ -1,0 +1,266 @@
+"""A recipe: rows, corpus, models, steps and splits as one value, the same names in YAML and in Python.
+
+A recipe is data: reading one, even a stranger's, runs no code. Errors name the file, the line and the key.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, validate_call
+
+from seamcurate.baseline import Perplexity, Random
+from seamcurate.contrast import Retrieve
+from seamcurate.errors import RecipeError
+from seamcurate.models import CausalLM, EncoderModel, PolicyModel, RewardingModel, SentenceEncoder, SequenceClassifier
+from seamcurate.models.backend import Backend
+from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, seam
+from seamcurate.source import Source
+from seamcurate.split import Split, read_filter
+from seamcurate.step import Step
+from seamcurate.white_box import (
+    LengthIncentive,
+    QueryRelevance,
+    QueryType,
+    ReferenceRelevance,
+    RepetitionPenalty,
+    Rer,
+    rer,
+)
+
+STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
+    "retrieve": Retrieve,
+    "seam": seam,
+    "reward": Reward,
+    "rewards": Rewards,
+    "policy_logprobs": PolicyLogprobs,
+    "seam_score": Seam,
+    "rer": rer,
+    "length_incentive": LengthIncentive,
+    "repetition_penalty": RepetitionPenalty,
+    "query_relevance": QueryRelevance,
+    "reference_relevance": ReferenceRelevance,
+    "query_type": QueryType,
+    "rer_score": Rer,
+    "perplexity": Perplexity,
+    "random": Random,
+}
+"""What a recipe may list under `steps`. `seam` and `rer` stand for all the steps they need."""
+
+Path_: TypeAlias = tuple[str | int, ...]
+
+
+class Models(BaseModel):
+    """The models that steps take by role when they name none of their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: PolicyModel | None = None
+    reward: RewardingModel | None = None
+    encoder: EncoderModel | None = None
+    base: PolicyModel | None = None
+
+
+class Recipe(BaseModel):
+    """Say what is computed over which rows, and which splits come of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: Source
+    corpus: Source | None = None
+    models: Models = Models()
+    steps: tuple[SerializeAsAny[Step], ...] = ()
+    splits: dict[str, Split] = Field(default_factory=dict)
+
+    @field_validator("splits")
+    @classmethod
+    def _plain_names(cls, splits: dict[str, Split]) -> dict[str, Split]:
+        for name in splits:
+            if not re.fullmatch(r"\w[\w-]*", name):
+                raise ValueError(f"a split's name is letters, digits, _ and -, not {name!r}")
+        return splits
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a YAML file; see `load`."""
+        return load(path)
+
+    def ready(self) -> list[Step]:
+        """Return the steps with their models filled in by role, each once."""
+        filled = []
+        for step in self.steps:
+            roles = {
+                role: getattr(self.models, role) for role in Models.model_fields if role in type(step).model_fields
+            }
+            missing = {
+                role: model for role, model in roles.items() if model is not None and getattr(step, role) is None
+            }
+            made = step.model_copy(update=missing)
+            if made not in filled:
+                filled.append(made)
+        return filled
+
+
+def load(path: str | Path) -> Recipe:
+    """Read a recipe from a YAML file; paths in it are relative to its folder.
+
+    Raises:
+        RecipeError: The file says something that cannot be done; the message names the line and the key.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RecipeError(f"recipe {file} cannot be read: {reason}") from error
+    return loads(text, file.parent, str(file))
+
+
+def loads(text: str, folder: Path = Path(), name: str = "recipe") -> Recipe:
+    """Read a recipe from YAML text; see `load`."""
+    lines: dict[Path_, int] = {}
+    try:
+        value = _plain(yaml.compose(text, Loader=yaml.SafeLoader), (), lines)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{name}:{line}: not readable as YAML: {error.problem}") from error
+    except (yaml.YAMLError, _Refused) as error:
+        raise RecipeError(f"{name}:{getattr(error, 'line', 1)}: {str(error).splitlines()[0]}") from error
+    try:
+        return _recipe(value, folder)
+    except _Refused as refused:
+        at = refused.at
+        while at and at not in lines:
+            at = at[:-1]
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in refused.at).lstrip(".")
+        raise RecipeError(f"{name}:{lines.get(at, 1)}: {key + ': ' if key else ''}{refused}") from refused
+
+
+class _Refused(Exception):
+    """A value at a path of the recipe cannot be taken."""
+
+    def __init__(self, at: Path_, message: str, line: int = 1) -> None:
+        super().__init__(message)
+        self.at, self.line = at, line
+
+
+def _recipe(value: object, folder: Path) -> Recipe:
+    if not isinstance(value, dict):
+        raise _Refused((), "a recipe is a mapping with the keys " + ", ".join(Recipe.model_fields))
+    for key in value:
+        if key not in Recipe.model_fields:
+            raise _Refused((key,), f"unknown key; a recipe has: {', '.join(Recipe.model_fields)}")
+    if "rows" not in value:
+        raise _Refused((), "a recipe needs `rows`")
+    sources = {
+        key: _checked(Source, value[key], (key,)).resolved(folder)
+        for key in ("rows", "corpus")
+        if value.get(key) is not None
+    }
+    models = _checked(Models, _with_folders(value.get("models") or {}, folder), ("models",))
+    steps = _steps(value.get("steps") or [], folder)
+    splits = {}
+    listed = value.get("splits") or {}
+    if not isinstance(listed, dict):
+        raise _Refused(("splits",), "splits is a mapping of names to {filter: …}")
+    for name, split in listed.items():
+        checked = _checked(Split, split, ("splits", name))
+        try:
+            splits[name] = checked.model_copy(update={"filter": read_filter(checked.filter, folder)})
+        except RecipeError as error:
+            raise _Refused(("splits", name, "filter"), str(error)) from error
+    recipe = _checked(Recipe, {**sources, "models": models, "steps": steps, "splits": splits}, ())
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _steps(listed: object, folder: Path) -> list[Step]:
+    if not isinstance(listed, list):
+        raise _Refused(("steps",), "steps is a list, such as `- retrieve: {k: 30}`")
+    steps: list[Step] = []
+    for i, item in enumerate(listed):
+        if isinstance(item, str):
+            item = {item: {}}
+        if not isinstance(item, dict) or len(item) != 1:
+            raise _Refused(("steps", i), "a step is one name with its settings, such as `retrieve: {k: 30}`")
+        ((name, config),) = item.items()
+        maker = STEPS.get(name)
+        if maker is None:
+            raise _Refused(("steps", i, name), f"unknown step; there are: {', '.join(STEPS)}")
+        made = _checked(maker, _with_folders(config or {}, folder), ("steps", i, name))
+        steps += made if isinstance(made, tuple) else (made,)
+    return steps
+
+
+def _checked(kind: Any, value: object, at: Path_) -> Any:
+    """Validate a value as a model class or as the arguments of a function, naming the key that is wrong."""
+    if not isinstance(value, dict):
+        raise _Refused(at, f"expected a mapping, found {type(value).__name__}")
+    try:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind.model_validate(value)
+        return validate_call(kind)(**value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        loc = tuple(part for part in first["loc"] if part not in _TAGS)
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+            message = f"unknown key; there are: {', '.join(_keys(kind, loc[:-1]))}"
+        elif first["type"] != "value_error" and loc:
+            message = f"{message[0].lower()}{message[1:]}, found {str(first['input'])[:60]!r}"
+        raise _Refused((*at, *loc), message) from error
+
+
+_TAGS = {"causal_lm", "sequence_classifier", "sentence_encoder", "fake"}
+
+
+def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
+    """List the keys a model class or a function takes, one level down for a model's own."""
+    if loc and loc[-1] in _ROLES:
+        real = _ROLES[str(loc[-1])]
+        return [real.key, *(field for field in real.model_fields if field != "path")]
+    return list(kind.model_fields if hasattr(kind, "model_fields") else inspect.signature(kind).parameters)
+
+
+_ROLES: dict[str, type[Backend]] = {
+    "policy": CausalLM,
+    "base": CausalLM,
+    "reward": SequenceClassifier,
+    "encoder": SentenceEncoder,
+}
+
+
+def _with_folders(value: object, folder: Path) -> object:
+    """Point models that lie in the recipe's folder there; any other path is the Hub's or the working folder's."""
+    if isinstance(value, dict):
+        return {
+            key: str(folder / one)
+            if key in _TAGS and isinstance(one, str) and (folder / one).is_dir()
+            else _with_folders(one, folder)
+            for key, one in value.items()
+        }
+    return value
+
+
+def _plain(node: yaml.Node | None, at: Path_, lines: dict[Path_, int]) -> Any:
+    """Turn YAML nodes into plain values, noting each key's line; a key given twice is refused."""
+    if node is None:
+        return {}
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key in found:
+                raise _Refused((*at, key), f"key {key!r} is given twice", key_node.start_mark.line + 1)
+            lines[(*at, key)] = key_node.start_mark.line + 1
+            found[key] = _plain(value_node, (*at, key), lines)
+        return found
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(one, (*at, i), lines) for i, one in enumerate(node.value)]
+    return yaml.SafeLoader("").construct_object(node)

@@ -1,0 +1,220 @@
+"""Make what a recipe asks for and a store lacks; or say what that would take.
+
+One unit of work: (step, shard) → one file. What is there is never made again, so running again is resuming.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+from pydantic import JsonValue
+
+from seamcurate import split as splits
+from seamcurate.errors import SourceError, StaleError, StoreError
+from seamcurate.progress import bar
+from seamcurate.recipe import Recipe
+from seamcurate.source import Source
+from seamcurate.step import Step, digest
+from seamcurate.store import Layer, Store, save_json
+
+
+class Report(NamedTuple):
+    """What a run left behind."""
+
+    rows: int
+    rejected: int
+    computed: int
+    """Shards computed by this run; the others were there."""
+    lines: list[str]
+    """What a person should know: coverage, misjudgement, splits, warnings."""
+
+
+def run_local(recipe: Recipe, path: str | Path, limit: int | None = None, replace: bool = False) -> Report:
+    """Run a recipe in this process.
+
+    Args:
+        recipe: What to make.
+        path: The store, made if it is not there.
+        limit: Stop at the shard that holds this many rows; a later run goes on from there.
+        replace: Compute anew, instead of refusing, what another configuration made.
+
+    Raises:
+        SeamcurateError: See `seamcurate.errors`; what was finished before stays.
+    """
+    store = Store(path)
+    with store.hold():
+        corpus = _corpus(recipe, store, replace)
+        ingest(recipe.rows, store, limit, replace, "reading rows")
+        steps = recipe.ready()
+        if corpus is None:
+            layers = store.lay(steps)
+            store.claim(layers, replace)
+            computed = 0
+        else:
+            with corpus.hold():
+                there = corpus.lay(_corpus_steps(steps))
+                layers = store.lay(steps, {name: layer for layer in there for name in layer.step.adds.names})
+                corpus.claim(there, replace)
+                store.claim(layers, replace)
+                computed = sum(compute(layer, corpus, corpus.shards, "corpus ") for layer in there)
+        shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
+        computed += sum(compute(layer, store, shards) for layer in layers)
+        lines = [line for layer in layers for line in told(store, layer)]
+        if len(shards) == len(store.shards):
+            for name, split in recipe.splits.items():
+                lines += splits.make(store, name, split).lines
+        elif recipe.splits:
+            lines.append("splits are made once every shard is there: run again without --limit")
+        rejected = _rejected(store)
+        if rejected:
+            lines.insert(0, f"{rejected:,} source rows were set aside: SELECT * FROM rejected")
+        return Report(len(store), rejected, computed, lines)
+
+
+def ingest(source: Source, store: Store, limit: int | None, replace: bool, label: str) -> None:
+    """Read a source into row shards, going on where an earlier run stopped.
+
+    Raises:
+        StaleError: The store holds the rows of another source, or the source changed since.
+    """
+    identity = source.identity()
+    fingerprint = digest(identity)
+    about = store.about
+    if about.get("rows") not in (None, fingerprint):
+        if not replace:
+            raise StaleError(
+                f"{store.path} holds the rows of another source, or its source changed since: "
+                f"{_changed(about.get('source'), identity)}; run with --replace to read it anew, or name another store"
+            )
+        for folder in ("rows", "rejected"):
+            shutil.rmtree(store.path / folder, ignore_errors=True)
+        about = {}
+    if about.get("rows") is None:
+        store.update(rows=fingerprint, source=identity, shard_rows=source.shard_rows, complete=False)
+    there = store.shards
+    if store.about.get("complete"):
+        if there != list(range(len(there))) or len(there) != store.about.get("shards"):
+            raise StoreError(
+                f"{store.path}/rows lacks a shard; restore it, or run with --replace after deleting store.json"
+            )
+        return
+    stop = None if limit is None else _shard_count(limit, source.shard_rows)
+    first = next((i for i, number in enumerate(there) if number != i), len(there))
+    if stop is not None and first >= stop:
+        return
+    seen = _ids(store, range(first)) if source.id else ()
+    with bar(label, None) as advance:
+        for chunk in source.chunks(first, store.stored_schema if first else None, seen):
+            store.add_rows(chunk.number, chunk.rows, chunk.rejected)
+            advance(chunk.rows.num_rows + chunk.rejected.num_rows)
+            if stop is not None and chunk.number + 1 >= stop:
+                return
+    if len(store) == 0:
+        raise SourceError(
+            f"every source row was set aside; see {store.path}/rejected, the first reason: {_first_reason(store)}"
+        )
+    store.update(complete=True, shards=len(store.shards))
+
+
+def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") -> int:
+    """Compute the shards a layer lacks and, once all are there, its facts; returns how many were computed."""
+    missing = [number for number in store.missing(layer) if number in set(shards)]
+    step, shared = layer.step, layer.path / "shared"
+    if missing:
+        if not shared.exists():
+            beside = layer.path / ".shared.tmp"
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            step.prepare(store, beside)
+            beside.rename(shared)
+        transform = step.load(shared)
+        total = sum(store.table(number, ()).num_rows for number in missing)
+        with bar(f"{where}{step.name}", total) as advance:
+            for number in missing:
+                rows = store.table(number, step.inputs)
+                parts = []
+                for start in range(0, rows.num_rows, step.rows_per_call):
+                    part = rows.slice(start, step.rows_per_call)
+                    parts.append(transform(part).cast(step.adds))
+                    advance(part.num_rows)
+                store.add(layer, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
+    facts = layer.path / "facts.json"
+    if not store.missing(layer) and (missing or not facts.exists()):
+        save_json(facts, step.facts(_own_columns(store, layer), shared))
+    return len(missing)
+
+
+def told(store: Store, layer: Layer) -> Iterator[str]:
+    """Yield what a layer's facts say to a person."""
+    facts = store.facts(layer.step.name)
+    if "summary" in facts:
+        yield str(facts["summary"])
+    warnings = facts.get("warnings", [])
+    assert isinstance(warnings, list)
+    for warning in warnings:
+        yield f"warning: {warning}"
+
+
+def _own_columns(store: Store, layer: Layer) -> Iterator[pa.Table]:
+    from seamcurate import shard
+    from seamcurate.store import filename
+
+    for number in store.shards:
+        yield shard.read(layer.path / filename(number), layer.fingerprint, number)
+
+
+def _corpus(recipe: Recipe, store: Store, replace: bool) -> Store | None:
+    if recipe.corpus is None:
+        return store.corpus_store
+    if recipe.corpus.store is not None:
+        shared = Store(recipe.corpus.store).open()
+        store.update(corpus=str(shared.path.resolve()))
+        return shared
+    store.update(corpus="corpus")
+    corpus = Store(store.path / "corpus")
+    with corpus.hold():
+        ingest(recipe.corpus, corpus, None, replace, "reading corpus")
+    return corpus
+
+
+def _corpus_steps(steps: Sequence[Step]) -> list[Step]:
+    found: list[Step] = []
+    for step in steps:
+        found += [needed for needed in step.on_corpus if needed not in found]
+    return found
+
+
+def _shard_count(limit: int, size: int) -> int:
+    return max(1, math.ceil(limit / size))
+
+
+def _ids(store: Store, shards: Sequence[int]) -> set[str]:
+    return {str(value) for number in shards for value in store.table(number, ["id"])["id"].to_pylist()}
+
+
+def _rejected(store: Store) -> int:
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(file).num_rows for file in (store.path / "rejected").glob("[0-9]*.parquet"))
+
+
+def _first_reason(store: Store) -> str:
+    import pyarrow.parquet as pq
+
+    for file in sorted((store.path / "rejected").glob("[0-9]*.parquet")):
+        reasons = pq.read_table(file, columns=["reason"], partitioning=None)["reason"].to_pylist()
+        if reasons:
+            return str(reasons[0])
+    return "none"
+
+
+def _changed(before: JsonValue, after: JsonValue) -> str:
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return "its description"
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return ", ".join(keys) or "its description"

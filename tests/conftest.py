@@ -1,0 +1,162 @@
+"""What several test files share: small stores on FakeModel, and tiny real models made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+WORDS = "sort list queue cache thread parse merge filter lock index open close copy file table".split()
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def questions(count: int, start: int = 0) -> list[dict[str, str]]:
+    """Questions that share words, so that a FakeModel finds neighbours among them."""
+    rows = []
+    for i in range(start, start + count):
+        a, b, c = WORDS[i % 15], WORDS[(i // 15) % 15], WORDS[(i // 225) % 15]
+        rows.append(
+            {
+                "prompt": f"how do I {a} the {b} and then {c} all of it number {i}",
+                "response": f"use {a} on {b} then {c} it {'carefully ' * (i % 4)}step {i}",
+                "reference": f"{a} {b} {c}",
+            }
+        )
+    return rows
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A rows file of 40 questions and a corpus file of 200 others."""
+    rows, corpus = tmp_path / "rows.parquet", tmp_path / "corpus.parquet"
+    pq.write_table(pa.Table.from_pylist(questions(40)), rows)
+    pq.write_table(pa.Table.from_pylist(questions(200, start=1000)), corpus)
+    return rows, corpus
+
+
+@pytest.fixture
+def recipe(files: tuple[Path, Path]) -> Callable[..., Any]:
+    """A function that makes a whole recipe on FakeModel; keywords replace its parts."""
+    from seamcurate import FakeModel, Models, Random, Recipe, Retrieve, Source, Split, rer, seam
+
+    rows, corpus = files
+    keep = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
+
+    def make(**parts: Any) -> Recipe:
+        whole: dict[str, Any] = {
+            "rows": Source(parquet=str(rows), shard_rows=15),
+            "corpus": Source(parquet=str(corpus), shard_rows=64),
+            "models": Models(
+                policy=FakeModel(path="policy"), reward=FakeModel(path="reward"), encoder=FakeModel(path="encoder")
+            ),
+            "steps": (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5), *rer(fit="quantiles"), Random()),
+            "splits": {"train": Split(filter=keep, by="seam_contrast", rate=0.2)},
+        }
+        return Recipe(**(whole | parts))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A byte-level tokenizer with distinct pad and end tokens and no chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    texts = [f"Question: {q['prompt']}\n\nAnswer: {q['response']}" for q in questions(200)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|pad|>", "<|im_end|>", "<|im_start|>"],
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=256,
+    )
+
+
+def _sizes(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.3,
+    }
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen2 with the plain tokenizer; large initial weights, so that scores differ visibly."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("policy")
+    torch.manual_seed(0)
+    config = Qwen2Config(num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id, **_sizes(tokenizer))
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decoder_reward_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen2 reward model with a chat template."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(1)
+    config = Qwen2Config(num_key_value_heads=2, num_labels=1, **_sizes(tokenizer))
+    Qwen2ForSequenceClassification(config).save_pretrained(folder)
+    chat = type(tokenizer).from_pretrained(_saved(tokenizer, tmp_path_factory))
+    chat.chat_template = CHAT_TEMPLATE
+    chat.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_reward_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT reward model whose tokenizer frames texts with [CLS] and [SEP]."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert")
+    words = sorted({word for q in questions(300) for word in (q["prompt"] + " " + q["response"]).split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "question", "answer", ":", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    bert = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=256)
+    torch.manual_seed(2)
+    sizes = _sizes(bert) | {"pad_token_id": bert.pad_token_id}
+    BertForSequenceClassification(BertConfig(num_labels=1, **sizes)).save_pretrained(folder)
+    bert.save_pretrained(folder)
+    return folder
+
+
+def _saved(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,274 @@
+"""A whole run on FakeModel: made once, resumed, refused when stale, the same bytes every time."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seamcurate import FakeModel, Models, Random, Recipe, Retrieve, Source, Store, query, rer, run_local, seam
+from seamcurate.errors import BusyError, DamagedError, SourceError, StaleError, StepError, StoreError
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.parquet"))}
+
+
+def test_a_run_makes_every_column_and_the_split(recipe, tmp_path):
+    report = run_local(recipe(), tmp_path / "store")
+    assert (report.rows, report.rejected) == (40, 0)
+    store = Store(tmp_path / "store")
+    listed = {column.name: (column.done, column.shards, column.stale) for column in store.columns()}
+    assert set(listed.values()) == {(3, 3, None)}
+    wanted = {"worse_contrast", "reward", "rewards_contrast", "logprobs_contrast", "seam_contrast", "rer", "query_type"}
+    assert wanted | {"baseline_random", "row_id", "prompt", "response", "reference"} <= set(listed)
+    ledger = query(store, "SELECT split, count(*) AS n, sum(kept::INT) AS kept FROM ledger GROUP BY split").to_pylist()
+    assert ledger == [{"split": "train", "n": 40, "kept": 32}]
+
+
+def test_running_again_computes_nothing_and_changes_no_file(recipe, tmp_path):
+    first = run_local(recipe(), tmp_path / "store")
+    before = contents(tmp_path / "store")
+    again = run_local(recipe(), tmp_path / "store")
+    assert first.computed > 0 and again.computed == 0
+    assert again.lines == first.lines
+    assert contents(tmp_path / "store") == before
+
+
+def test_two_runs_give_byte_identical_columns_wherever_they_lie(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "one")
+    run_local(recipe(), tmp_path / "else" / "where")
+    assert contents(tmp_path / "one") == contents(tmp_path / "else" / "where")
+
+
+def test_a_deleted_shard_is_made_again_and_is_the_same(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    before = contents(tmp_path / "store")
+    (tmp_path / "store/columns/rewards_contrast/00001.parquet").unlink()
+    assert run_local(recipe(), tmp_path / "store").computed == 1
+    assert contents(tmp_path / "store") == before
+
+
+def test_a_limit_stops_at_a_shard_and_a_later_run_goes_on(recipe, tmp_path):
+    steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))
+    part = run_local(recipe(steps=steps), tmp_path / "part", limit=16)
+    assert part.rows == 30
+    run_local(recipe(steps=steps), tmp_path / "part")
+    run_local(recipe(steps=steps), tmp_path / "whole")
+    columns = [{k: v for k, v in contents(tmp_path / n).items() if "splits" not in k} for n in ("part", "whole")]
+    assert columns[0] == columns[1]
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from seamcurate import Recipe, run_local
+from seamcurate.store import Store
+
+real, store, shards = Store.add, Path(sys.argv[2]), int(sys.argv[3])
+
+def add(self, layer, number, rows, added):
+    real(self, layer, number, rows, added)
+    if len(list(store.glob("**/columns/*/0*.parquet"))) >= shards:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Store.add = add
+run_local(Recipe.load(sys.argv[1]), store)
+"""
+
+RECIPE = """
+rows: {parquet: rows.parquet, shard_rows: 15}
+corpus: {parquet: corpus.parquet, shard_rows: 64}
+models: {policy: {fake: policy}, reward: {fake: reward}, encoder: {fake: encoder}}
+steps: [retrieve: {k: 5, band: [0.5, 0.9]}, seam: {k: 5}, rer: {fit: quantiles}, random]
+splits: {train: {filter: keep_above_lowest.sql, by: seam_contrast}}
+"""
+
+
+@pytest.mark.parametrize("shards", [1, 7, 20])
+def test_a_killed_run_goes_on_where_it_stopped(files, tmp_path, shards):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    command = [sys.executable, "-c", DYING, str(tmp_path / "recipe.yaml"), str(tmp_path / "store"), str(shards)]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == -signal.SIGKILL
+    done = contents(tmp_path / "store")
+    report = run_local(Recipe.load(tmp_path / "recipe.yaml"), tmp_path / "store")
+    run_local(Recipe.load(tmp_path / "recipe.yaml"), tmp_path / "whole")
+    after = contents(tmp_path / "store")
+    assert {k: v for k, v in after.items() if k in done} == done
+    assert after == contents(tmp_path / "whole")
+    assert report.computed > 0
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_another_configuration_is_refused_naming_what_changed_and_both_ways_out(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    before = contents(tmp_path / "store")
+    other = recipe(steps=(Retrieve(k=4, band=(0.5, 0.9)), *seam("contrast", k=5)))
+    with pytest.raises(StaleError) as refused:
+        run_local(other, tmp_path / "store")
+    message = str(refused.value)
+    assert "columns/worse_contrast was made by another configuration: worse_contrast.k: 5 → 4" in message
+    assert "--replace" in message and "another store" in message and "\n" not in message
+    assert contents(tmp_path / "store") == before
+
+
+def test_a_change_two_steps_upstream_is_refused_too(recipe, tmp_path):
+    steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))
+    run_local(recipe(steps=steps), tmp_path / "store")
+    # Only the first step again, under --replace: what follows from it is left behind, out of date.
+    run_local(recipe(steps=(Retrieve(k=4, band=(0.5, 0.9)),), splits={}), tmp_path / "store", replace=True)
+    store = Store(tmp_path / "store")
+    stale = {c.name: c.stale for c in store.columns() if c.stale}
+    assert set(stale) >= {"rewards_contrast", "logprobs_contrast", "seam_contrast"} and "reward" not in stale
+    with pytest.raises(StaleError, match="column 'seam_contrast' is out of date"):
+        store.table(0, ["seam_contrast"])
+    assert "seam_contrast" not in query(store, "SELECT * FROM rows LIMIT 0").column_names
+    new = (Retrieve(k=4, band=(0.5, 0.9)), *seam("contrast", k=5))
+    with pytest.raises(
+        StaleError, match=r"rewards_contrast was made by another configuration: worse_contrast\.k: 5 → 4"
+    ):
+        run_local(recipe(steps=new), tmp_path / "store")
+    run_local(recipe(steps=new), tmp_path / "store", replace=True)
+    run_local(recipe(steps=new), tmp_path / "fresh")
+    assert not [c for c in store.columns() if c.stale]
+    seams = [contents(tmp_path / n)["columns/seam_contrast/00000.parquet"] for n in ("store", "fresh")]
+    assert seams[0] == seams[1]
+
+
+def test_a_new_policy_recomputes_likelihoods_only(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    before = contents(tmp_path / "store")
+    models = Models(policy=FakeModel(path="new"), reward=FakeModel(path="reward"), encoder=FakeModel(path="encoder"))
+    run_local(recipe(models=models), tmp_path / "store", replace=True)
+    after = contents(tmp_path / "store")
+    changed = {Path(k).parts[1] for k in after if after[k] != before.get(k) and k.startswith("columns")}
+    assert changed == {"logprobs_contrast", "seam_contrast"}
+
+
+def test_a_damaged_shard_is_named_and_never_read(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    file = tmp_path / "store/columns/reward/00001.parquet"
+    damaged = bytearray(file.read_bytes())
+    damaged[30] ^= 4
+    file.write_bytes(damaged)
+    with pytest.raises(DamagedError, match=r"columns/reward/00001\.parquet was altered"):
+        query(Store(tmp_path / "store"), "SELECT 1 FROM rows")
+
+
+def test_a_second_run_on_a_busy_store_is_refused(recipe, tmp_path):
+    with Store(tmp_path / "store").hold(), pytest.raises(BusyError, match="another run works on"):
+        run_local(recipe(), tmp_path / "store")
+
+
+def test_rows_of_another_source_are_refused(recipe, files, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    pq.write_table(pq.read_table(files[0]).slice(1), files[0])
+    with pytest.raises(StaleError, match="holds the rows of another source, or its source changed since"):
+        run_local(recipe(), tmp_path / "store")
+    assert run_local(recipe(), tmp_path / "store", replace=True).rows == 39
+
+
+def test_a_lost_row_shard_is_not_passed_over(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    (tmp_path / "store/rows/00001.parquet").unlink()
+    with pytest.raises(StoreError, match="lacks a shard"):
+        run_local(recipe(), tmp_path / "store")
+
+
+def test_bad_rows_are_set_aside_and_counted(recipe, tmp_path):
+    rows = tmp_path / "dirty.jsonl"
+    good = '{"prompt": "how do I sort the list", "response": "use sort"}\n'
+    rows.write_text(good + '{"prompt": "  ", "response": "x"}\n' + "not json\n" + good.replace("sort", "merge"))
+    store = tmp_path / "store"
+    report = run_local(recipe(rows=Source(jsonl=str(rows)), steps=(Random(),), corpus=None, splits={}), store)
+    assert (report.rows, report.rejected) == (2, 2)
+    assert report.lines[0] == "2 source rows were set aside: SELECT * FROM rejected"
+    aside = query(Store(store), "SELECT row_id, reason FROM rejected ORDER BY row_id").to_pylist()
+    assert [a["row_id"] for a in aside] == [1, 2]
+    assert query(Store(store), "SELECT row_id FROM rows ORDER BY 1")["row_id"].to_pylist() == [0, 3]
+
+
+def test_a_source_of_bad_rows_only_is_refused(recipe, tmp_path):
+    rows = tmp_path / "bad.jsonl"
+    rows.write_text('{"prompt": ""}\n')
+    with pytest.raises(SourceError, match="every source row was set aside"):
+        run_local(recipe(rows=Source(jsonl=str(rows)), splits={}, steps=()), tmp_path / "store")
+
+
+def test_a_corpus_is_made_once_and_shared(recipe, files, tmp_path):
+    run_local(recipe(), tmp_path / "first")
+    shared = Source(store=str(tmp_path / "first/corpus"))
+    before = contents(tmp_path / "first")
+    report = run_local(recipe(corpus=shared), tmp_path / "second")
+    assert contents(tmp_path / "first") == before
+    one, two = (contents(tmp_path / n) for n in ("first", "second"))
+    assert {k: v for k, v in one.items() if k.startswith("columns")} == {
+        k: v for k, v in two.items() if k.startswith("columns")
+    }
+    assert not (tmp_path / "second/corpus").exists()
+    assert report.rows == 40
+
+
+def test_a_step_adds_columns_and_nothing_else(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    store = Store(tmp_path / "store")
+    for folder in (tmp_path / "store/columns").iterdir():
+        for number in store.shards:
+            ids = pq.read_table(folder / f"{number:05d}.parquet", columns=["row_id"])["row_id"]
+            assert ids.equals(store.table(number, ["row_id"])["row_id"])
+
+
+def test_steps_out_of_order_are_refused_before_anything_is_computed(recipe, tmp_path):
+    with pytest.raises(StepError, match="step rewards_contrast reads column 'worse_contrast', which neither"):
+        run_local(recipe(steps=seam("contrast")), tmp_path / "store")
+
+
+def test_retrieval_without_a_corpus_is_refused(recipe, tmp_path):
+    with pytest.raises(StepError, match="give the recipe a `corpus`"):
+        run_local(recipe(corpus=None), tmp_path / "store")
+
+
+def test_a_source_column_that_a_step_would_add_is_refused(recipe, tmp_path):
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": ["a b"], "response": ["c"], "baseline_random": [0.5]}), rows)
+    with pytest.raises(StepError, match="rename: {baseline_random: source_baseline_random}"):
+        run_local(recipe(rows=Source(parquet=str(rows)), steps=(Random(),), splits={}), tmp_path / "store")
+
+
+def test_ctrl_c_leaves_a_store_that_goes_on(recipe, files, tmp_path):
+    script = (
+        "import sys, time\n"
+        "from seamcurate import FakeModel, Models, Random, Recipe, Source, run_local\n"
+        "from seamcurate.store import Store\n"
+        "real = Store.add\n"
+        "def slow(self, *a):\n"
+        "    real(self, *a); print('shard', flush=True); time.sleep(5)\n"
+        "Store.add = slow\n"
+        "run_local(Recipe(rows=Source(parquet=sys.argv[1], shard_rows=15), steps=(Random(),)), sys.argv[2])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(files[0]), str(tmp_path / "store")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"shard\n"
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    assert time.monotonic() - start < 2
+    process.communicate()
+    steps = (Random(),)
+    assert run_local(recipe(steps=steps, corpus=None, splits={}), tmp_path / "store").computed == 2
+
+
+def test_facts_and_warnings_stand_beside_the_columns(recipe, tmp_path):
+    report = run_local(recipe(steps=(Retrieve(band=(0.8, 0.9)), *rer()), splits={}), tmp_path / "store")
+    facts = Store(tmp_path / "store").facts("worse_contrast")
+    assert facts["rows"] == 40 and facts["summary"] in report.lines
+    assert any(line.startswith("warning: rer: AR lies in [-1, 1]") for line in report.lines)
