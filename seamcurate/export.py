@@ -118,7 +118,7 @@ def to_verl(store: Store, split: str, out: str | Path) -> Exported:
     view = _View(store, split)
     if view.form != "prompts":
         raise ExportError(f"split {split}: verl trains from prompts, and the split's format is {view.form!r}")
-    packed = {"split": "'train'", "index": "b.row_id"} | view.extras("verl", ("split", "index", "prompt", "row_id"))
+    packed = {"split": "'train'", "index": "b.row_id"} | view.extras("verl", ("split", "index"))
     core = {
         "data_source": f"'seamcurate/{split}'",
         "prompt": "b.prompt" if view.chat else "[{'role': 'user', 'content': b.prompt}]",
@@ -176,8 +176,10 @@ class _View:
     def extras(self, trainer: Trainer, core: Iterable[str]) -> dict[str, str]:
         """Name every scalar column that travels along, refusing what the trainer keeps for itself."""
         taken, found = set(core), {}
+        # The prompt is a part of every format, and verl has a name of its own for the row's id.
+        left_out = {"prompt", *(("row_id",) if trainer == "verl" else ())}
         for name, kind in self.kinds.items():
-            if pa.types.is_nested(kind) or name == "prompt":
+            if pa.types.is_nested(kind) or name in left_out:
                 continue
             if name in RESERVED[trainer]:
                 raise ExportError(

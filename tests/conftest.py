@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-WORDS = "sort list queue cache thread parse merge filter lock index open close copy file table".split()
+WORDS = ["sort", "list", "queue", "cache", "thread", "parse", "merge", "filter", "lock", "index", "open"]
+WORDS += ["close", "copy", "file", "table"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -37,21 +38,40 @@ def questions(count: int, start: int = 0) -> list[dict[str, str]]:
     return rows
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    """A rows file of 40 questions and a corpus file of 200 others."""
-    rows, corpus = tmp_path / "rows.parquet", tmp_path / "corpus.parquet"
+def write_files(folder: Path) -> tuple[Path, Path]:
+    """Write a rows file of 40 questions and a corpus file of 200 others."""
+    rows, corpus = folder / "rows.parquet", folder / "corpus.parquet"
     pq.write_table(pa.Table.from_pylist(questions(40)), rows)
     pq.write_table(pa.Table.from_pylist(questions(200, start=1000)), corpus)
     return rows, corpus
 
 
 @pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """The files of `recipe`, to be changed freely."""
+    return write_files(tmp_path)
+
+
+@pytest.fixture
 def recipe(files: tuple[Path, Path]) -> Callable[..., Any]:
     """A function that makes a whole recipe on FakeModel; keywords replace its parts."""
+    return whole_recipe(*files)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A store in which that recipe was run, for tests that only read it."""
+    from seamcurate import Store, run_local
+
+    folder = tmp_path_factory.mktemp("finished")
+    run_local(whole_recipe(*write_files(folder))(), folder / "store")
+    return Store(folder / "store")
+
+
+def whole_recipe(rows: Path, corpus: Path) -> Callable[..., Any]:
+    """Return a function that makes a recipe of every step over the two files."""
     from seamcurate import FakeModel, Models, Random, Recipe, Retrieve, Source, Split, rer, seam
 
-    rows, corpus = files
     keep = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
 
     def make(**parts: Any) -> Recipe:

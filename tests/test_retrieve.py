@@ -80,7 +80,7 @@ def test_results_do_not_depend_on_the_batch():
 def test_the_nearest_k_inside_the_band_are_kept_nearest_first(tmp_path):
     encoder = FakeModel()
     rows = table(["sort the list of files now"])
-    corpus = table([f"sort the list of {w}" for w in "files books cars trees words rocks".split()])
+    corpus = table([f"sort the list of {w}" for w in ("files", "books", "cars", "trees", "words", "rocks")])
     (found,) = made(tmp_path, Retrieve(k=3, band=(0.3, 0.99), encoder=encoder), rows, corpus)
     vectors = encoder.embed([*rows["prompt"].to_pylist(), *corpus["prompt"].to_pylist()]).astype(np.float64)
     cosines = vectors[1:] @ vectors[0]

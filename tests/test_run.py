@@ -237,7 +237,7 @@ def test_retrieval_without_a_corpus_is_refused(recipe, tmp_path):
 def test_a_source_column_that_a_step_would_add_is_refused(recipe, tmp_path):
     rows = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"prompt": ["a b"], "response": ["c"], "baseline_random": [0.5]}), rows)
-    with pytest.raises(StepError, match="rename: {baseline_random: source_baseline_random}"):
+    with pytest.raises(StepError, match=r"rename: {baseline_random: source_baseline_random}"):
         run_local(recipe(rows=Source(parquet=str(rows)), steps=(Random(),), splits={}), tmp_path / "store")
 
 

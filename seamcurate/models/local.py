@@ -43,9 +43,11 @@ class LocalModel(Backend):
 
     def identity(self) -> JsonValue:
         """Return the weights' content hash or Hub commit, the resolved dtype and what else moves a score."""
-        moves = self.model_dump(exclude={"path", "revision", "dtype", "device", "batch_tokens"})
-        content = weights.identity(self.path, self.revision)
-        return {self.key: content, **moves, "dtype": weights.precision(self.dtype, self.device)}
+        moves = self.model_dump(mode="json") | {
+            self.key: weights.identity(self.path, self.revision),
+            "dtype": weights.precision(self.dtype, self.device),
+        }
+        return {key: value for key, value in moves.items() if key not in {"revision", "device", "batch_tokens"}}
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count tokens by the model's own tokenizer; the weights are not loaded."""

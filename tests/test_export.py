@@ -1,0 +1,202 @@
+"""Exports, read back by `datasets.load_dataset` as each trainer would, names and types checked."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from datasets import Features, List, Value, load_dataset
+
+from seamcurate import (
+    CausalLM,
+    Recipe,
+    Retrieve,
+    Source,
+    Split,
+    Store,
+    run_local,
+    seam,
+    to_openrlhf,
+    to_trl,
+    to_verl,
+)
+from seamcurate import split as splits
+from seamcurate.errors import ExportError
+from seamcurate.export import RESERVED, export
+
+ALL = "SELECT row_id FROM rows WHERE row_id < 30"
+SCORES = {
+    "reward": Value("float64"),
+    "seam_contrast": Value("float64"),
+    "candidates_contrast": Value("int32"),
+    "query_type": Value("string"),
+    "rer": Value("float64"),
+    "row_id": Value("int64"),
+}
+TURNS = List({"role": Value("string"), "content": Value("string")})
+
+
+@pytest.fixture
+def store(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def chat(recipe, tmp_path):
+    rows = tmp_path / "chat.jsonl"
+    line = '{{"prompt": [{{"role": "user", "content": "how do I {} the list"}}], "response": "use it", "reference": "use"}}\n'
+    rows.write_text("".join(line.format(word) for word in ("sort", "merge", "parse")))
+    steps = (Retrieve(k=5, band=(0.3, 0.95)), *seam("contrast", k=5))
+    run_local(recipe(rows=Source(jsonl=str(rows)), steps=steps, splits={}), tmp_path / "chat")
+    return Store(tmp_path / "chat")
+
+
+def loaded(folder, tmp_path) -> tuple[Features, list]:
+    data = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    return data.features, data.to_list()
+
+
+def test_trl_prompts_are_the_kept_rows_with_every_score_as_a_scalar(store, tmp_path):
+    done = to_trl(store, "train", tmp_path / "out")
+    features, rows = loaded(tmp_path / "out", tmp_path)
+    assert features["prompt"] == Value("string") and {k: features[k] for k in SCORES} == SCORES
+    assert done.rows == len(rows) == 32 and done.columns == list(features)
+    assert [r["row_id"] for r in rows] == sorted(r["row_id"] for r in rows)
+    assert not [name for name, kind in features.items() if not isinstance(kind, Value)]
+    assert not set(features) & set(RESERVED["trl"])
+
+
+@pytest.mark.parametrize(
+    ("form", "core"),
+    [
+        ("sft", {"prompt": Value("string"), "completion": Value("string")}),
+        ("preferences", {"prompt": Value("string"), "chosen": Value("string"), "rejected": Value("string")}),
+        ("unpaired", {"prompt": Value("string"), "completion": Value("string"), "label": Value("bool")}),
+    ],
+)
+def test_trl_formats_have_their_columns(store, tmp_path, form, core):
+    splits.make(store, form, Split(filter=ALL, format=form))
+    to_trl(store, form, tmp_path / "out")
+    features, rows = loaded(tmp_path / "out", tmp_path)
+    assert {name: features[name] for name in core} == core
+    assert list(features)[: len(core)] == list(core)
+    golden = {row["row_id"]: row for table in store.rows(["response", "worse_contrast"]) for row in table.to_pylist()}
+    if form == "sft":
+        assert [r["completion"] for r in rows] == [golden[i]["response"] for i in range(30)]
+        return
+    worse = {i: [c["response"] for c in golden[i]["worse_contrast"]] for i in range(30)}
+    assert sum(map(len, worse.values())) > 0
+    if form == "preferences":
+        assert all(r["chosen"] == golden[r["row_id"]]["response"] for r in rows)
+        assert [(r["row_id"], r["rejected"]) for r in rows] == [(i, w) for i in range(30) for w in worse[i]]
+    else:
+        assert [(r["row_id"], r["completion"]) for r in rows if r["label"]] == [(i, golden[i]["response"]) for i in range(30)]
+        assert sum(not r["label"] for r in rows) == sum(map(len, worse.values()))
+
+
+def test_chat_prompts_get_chat_answers(chat, tmp_path):
+    for form in ("prompts", "sft", "preferences"):
+        splits.make(chat, form, Split(filter="SELECT row_id FROM rows", format=form))
+    to_trl(chat, "sft", tmp_path / "sft")
+    features, rows = loaded(tmp_path / "sft", tmp_path)
+    assert features["prompt"] == features["completion"] == TURNS
+    assert rows[0]["completion"] == [{"role": "assistant", "content": "use it"}]
+    to_trl(chat, "preferences", tmp_path / "preferences")
+    features, rows = loaded(tmp_path / "preferences", tmp_path)
+    assert features["chosen"] == features["rejected"] == TURNS and rows[0]["chosen"][0]["content"] == "use it"
+    to_verl(chat, "prompts", tmp_path / "verl")
+    assert loaded(tmp_path / "verl", tmp_path)[1][0]["prompt"] == [{"role": "user", "content": "how do I sort the list"}]
+
+
+def test_token_ids_for_trls_own_ppo_are_the_policys(store, tmp_path, policy_folder):
+    from transformers import AutoTokenizer
+
+    splits.make(store, "ids", Split(filter=ALL, format="prompt_ids"))
+    to_trl(store, "ids", tmp_path / "out", CausalLM(path=str(policy_folder)))
+    features, rows = loaded(tmp_path / "out", tmp_path)
+    assert features == Features({"input_ids": List(Value("int64"))})
+    first = store.table(0, ["prompt"])["prompt"][0].as_py()
+    assert AutoTokenizer.from_pretrained(policy_folder).decode(rows[0]["input_ids"]) == f"Question: {first}\n\nAnswer:"
+    with pytest.raises(ExportError, match="needs a tokenizer; give the recipe"):
+        to_trl(store, "ids", tmp_path / "none")
+
+
+def test_openrlhf_reads_input_label_and_datasource(store, tmp_path):
+    to_openrlhf(store, "train", tmp_path / "out")
+    features, rows = loaded(tmp_path / "out", tmp_path)
+    core = {"input": Value("string"), "label": Value("string"), "datasource": Value("string")}
+    assert {k: features[k] for k in core} == core and {k: features[k] for k in SCORES} == SCORES
+    assert (rows[0]["label"], rows[0]["datasource"]) == (rows[0]["reference"], "seamcurate/train")
+    splits.make(store, "pairs", Split(filter=ALL, format="preferences"))
+    to_openrlhf(store, "pairs", tmp_path / "pairs")
+    assert list(loaded(tmp_path / "pairs", tmp_path)[0])[:3] == ["prompt", "chosen", "rejected"]
+
+
+def test_verl_reads_its_five_columns(store, tmp_path):
+    to_verl(store, "train", tmp_path / "out")
+    features, rows = loaded(tmp_path / "out", tmp_path)
+    assert list(features) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+    assert features["prompt"] == TURNS
+    assert dict(features["reward_model"]) == {"style": Value("string"), "ground_truth": Value("string")}
+    info = features["extra_info"]
+    assert (info["split"], info["index"], info["seam_contrast"]) == (Value("string"), Value("int64"), Value("float64"))
+    assert len({r["extra_info"]["index"] for r in rows}) == 32
+    assert {r["reward_model"]["style"] for r in rows} == {"rule"} and all(r["reward_model"]["ground_truth"] for r in rows)
+    assert {r["ability"] for r in rows} <= {"open", "closed"}
+
+
+@pytest.mark.parametrize("name", ["tools", "completions", "images", "trainer_state"])
+def test_names_a_trainer_keeps_for_itself_are_refused(tmp_path, name):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"prompt": ["a"], name: [1]}), tmp_path / "rows.parquet")
+    recipe = Recipe(
+        rows=Source(parquet=str(tmp_path / "rows.parquet")), splits={"s": Split(filter="SELECT row_id FROM rows")}
+    )
+    run_local(recipe, tmp_path / "store")
+    with pytest.raises(ExportError, match=f"column '{name}' is a name trl keeps for itself; .*rename: {{{name}: source_"):
+        to_trl(Store(tmp_path / "store"), "s", tmp_path / "out")
+    assert to_verl(Store(tmp_path / "store"), "s", tmp_path / "verl").rows == 1
+
+
+@pytest.mark.parametrize(
+    ("to", "form", "message"),
+    [
+        (to_verl, "sft", "verl trains from prompts, and the split's format is 'sft'"),
+        (to_openrlhf, "unpaired", "OpenRLHF loads no 'unpaired' data; use format prompts, sft, preferences"),
+    ],
+)
+def test_a_format_without_a_loader_is_refused(store, tmp_path, to, form, message):
+    splits.make(store, "s", Split(filter=ALL, format=form))
+    with pytest.raises(ExportError, match=message):
+        to(store, "s", tmp_path / "out")
+
+
+def test_splits_that_are_not_there_or_empty_are_refused(store, tmp_path):
+    with pytest.raises(ExportError, match=r"no split 'tran' in .*; there are: train"):
+        to_trl(store, "tran", tmp_path / "out")
+    splits.make(store, "none", Split(filter="SELECT row_id FROM rows WHERE false"))
+    with pytest.raises(ExportError, match="split none keeps no row; nothing to export"):
+        to_trl(store, "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else_is(store, tmp_path):
+    out = tmp_path / "out"
+    first = to_trl(store, "train", out)
+    before = (out / "train-00000-of-00001.parquet").read_bytes()
+    assert to_trl(store, "train", out) == first
+    assert (out / "train-00000-of-00001.parquet").read_bytes() == before
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(ExportError, match="holds other files than an export; name another folder"):
+        to_trl(store, "train", out)
+    assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_a_recipes_splits_are_exported_a_folder_each(store, recipe, tmp_path):
+    done = list(export(recipe(), store, "openrlhf", tmp_path / "all"))
+    assert [(d.folder.name, d.rows) for d in done] == [("train", 32)]
+    with pytest.raises(ExportError, match="names no `splits`"):
+        list(export(recipe(splits={}), store, "trl", tmp_path / "none"))

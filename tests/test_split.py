@@ -1,0 +1,184 @@
+"""Splits: what a filter keeps, what the ledger says of every row, and what it cannot be asked."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from seamcurate import Recipe, Source, Split, Store, query, run_local
+from seamcurate import split as splits
+from seamcurate.errors import QueryError, RecipeError
+
+BUNDLED = Path(__file__).parents[1] / "recipes"
+LOWEST = (BUNDLED / "keep_above_lowest.sql").read_text()
+SCORES = [-5.0, -1.0, None, 0.0, -3.0, 0.0, -2.0, -1.0, -4.0, 0.0]
+
+
+def stored(folder, scores, name="seam_x"):
+    table = pa.table({"prompt": [f"p{i}" for i in range(len(scores))], name: pa.array(scores, pa.float64())})
+    pq.write_table(table, folder / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(folder / "rows.parquet"), shard_rows=4)), folder / "store")
+    return Store(folder / "store")
+
+
+def ledger(store, name="s"):
+    return query(store, f"SELECT * FROM ledger WHERE split = '{name}' ORDER BY row_id").to_pylist()
+
+
+def dropped(store, name="s"):
+    return [row["row_id"] for row in ledger(store, name) if not row["kept"]]
+
+
+def test_the_lowest_share_of_the_scored_rows_is_dropped_and_the_ledger_says_why(tmp_path):
+    store = stored(tmp_path, SCORES)
+    made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.2))
+    assert (made.kept, made.dropped) == (8, 2)
+    assert made.lines == [
+        "split s: 8 of 10 rows kept",
+        "split s: 1 rows have no value to decide by; 1 of them were kept, 0 dropped",
+    ]
+    assert ledger(store)[:3] == [
+        {"row_id": 0, "split": "s", "kept": False, "rule": "lowest 20 % by seam_x", "value": -5.0, "threshold": -4.0},
+        {"row_id": 1, "split": "s", "kept": True, "rule": "lowest 20 % by seam_x", "value": -1.0, "threshold": -4.0},
+        {"row_id": 2, "split": "s", "kept": True, "rule": "no seam_x", "value": None, "threshold": -4.0},
+    ]
+    assert dropped(store) == [0, 8]
+
+
+def test_rows_without_a_score_are_dropped_when_the_recipe_says_so(tmp_path):
+    store = stored(tmp_path, SCORES)
+    made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.2, nulls="drop"))
+    assert dropped(store) == [0, 2, 8] and "0 of them were kept, 1 dropped" in made.lines[1]
+
+
+def test_a_row_without_discrepancy_is_never_dropped_and_a_short_cut_is_said(tmp_path):
+    store = stored(tmp_path, SCORES)
+    made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.9))
+    assert dropped(store) == [0, 1, 4, 6, 7, 8]
+    assert made.lines[-1] == (
+        "split s: only 6 rows were dropped where rate 0.9 asks for 9: the others have no discrepancy"
+    )
+
+
+def test_other_columns_may_be_dropped_at_zero(tmp_path):
+    store = stored(tmp_path, SCORES, "length")
+    splits.make(store, "s", Split(filter=LOWEST, by="length", rate=0.9))
+    assert len(dropped(store)) == 9
+
+
+def test_ties_are_broken_by_a_seed_the_same_way_every_time(tmp_path):
+    store = stored(tmp_path, [-1.0] * 10)
+    cuts = {}
+    for seed in (0, 1, 2):
+        splits.make(store, f"s{seed}", Split(filter=LOWEST, by="seam_x", rate=0.5, seed=seed))
+        cuts[seed] = tuple(dropped(store, f"s{seed}"))
+        assert len(cuts[seed]) == 5
+    assert len(set(cuts.values())) > 1
+    splits.make(store, "again", Split(filter=LOWEST, by="seam_x", rate=0.5, seed=1))
+    assert tuple(dropped(store, "again")) == cuts[1]
+
+
+def test_nan_and_infinite_scores_do_not_move_the_cut(tmp_path):
+    store = stored(tmp_path, [math.nan, -1.0, -2.0, math.inf, -math.inf, -3.0, -4.0, -5.0])
+    splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.4))
+    assert dropped(store) == [6, 7]
+
+
+def test_lowest_is_the_complement_of_keep_above_lowest(tmp_path):
+    store = stored(tmp_path, SCORES)
+    lowest = (BUNDLED / "lowest.sql").read_text()
+    splits.make(store, "kept", Split(filter=LOWEST, by="seam_x", rate=0.4, nulls="drop"))
+    splits.make(store, "lowest", Split(filter=lowest, by="seam_x", rate=0.4))
+    kept = {r["row_id"] for r in ledger(store, "kept") if r["kept"]}
+    low = {r["row_id"] for r in ledger(store, "lowest") if r["kept"]}
+    assert kept | low == set(range(10)) - {2} and not kept & low
+
+
+def test_keep_between_keeps_a_band_and_names_the_end_that_decided(tmp_path):
+    store = stored(tmp_path, SCORES)
+    between = (BUNDLED / "keep_between.sql").read_text()
+    splits.make(store, "s", Split(filter=between, by="seam_x", low=-3, high=-1))
+    found = ledger(store)
+    assert [r["row_id"] for r in found if r["kept"]] == [1, 4, 6, 7]
+    assert (found[0]["rule"], found[0]["value"], found[0]["threshold"]) == ("seam_x below -3.0", -5.0, -3.0)
+    assert (found[3]["rule"], found[3]["threshold"]) == ("seam_x above -1.0", -1.0)
+    splits.make(store, "open", Split(filter=between, by="seam_x", low=-1))
+    assert [r["row_id"] for r in ledger(store, "open") if r["kept"]] == [1, 3, 5, 7, 9]
+
+
+def test_a_plain_select_keeps_what_it_returns(tmp_path):
+    store = stored(tmp_path, SCORES)
+    sql = "-- Only the good ones.\nSELECT row_id, seam_x AS value FROM rows WHERE seam_x > $least;"
+    splits.make(store, "s", Split(filter=sql, least=-1.5))
+    found = ledger(store)
+    assert [r["row_id"] for r in found if r["kept"]] == [1, 3, 5, 7, 9]
+    assert {r["rule"] for r in found} == {"Only the good ones", "not returned by Only the good ones"}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    scores=st.lists(st.one_of(st.none(), st.floats(-5, 0), st.sampled_from([math.nan, 0.0])), min_size=1, max_size=30),
+    rate=st.floats(0.01, 1),
+)
+def test_every_row_has_one_line_and_the_dropped_are_the_lowest(tmp_path_factory, scores, rate):
+    store = stored(tmp_path_factory.mktemp("s"), scores)
+    splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=rate))
+    found = ledger(store)
+    assert [r["row_id"] for r in found] == list(range(len(scores)))
+    valued = sorted(s for s in scores if s is not None and math.isfinite(s))
+    lowest = [s for s in valued[: math.ceil(rate * len(valued))] if s < 0]
+    assert sorted(r["value"] for r in found if not r["kept"]) == lowest
+
+
+def test_the_same_inputs_are_not_cut_again_and_other_inputs_are(tmp_path):
+    store = stored(tmp_path, SCORES)
+    split = Split(filter=LOWEST, by="seam_x", rate=0.2)
+    splits.make(store, "s", split)
+    file = store.path / "splits/s/ledger.parquet"
+    before = file.stat().st_mtime_ns
+    splits.make(store, "s", split)
+    assert file.stat().st_mtime_ns == before
+    splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.4))
+    assert len(dropped(store)) == 4
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (Split(filter=LOWEST), "split s: the filter needs by; give it as a key beside `filter`"),
+        (Split(filter=LOWEST, by="seam_x", rat=0.2), "the filter has no parameter 'rat'; it takes: by, nulls, rate, seed"),
+        (Split(filter=LOWEST, by="seem_x"), "by: 'seem_x' is no column of this store; there are: row_id, prompt, seam_x"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_named(tmp_path, split, message):
+    with pytest.raises(RecipeError) as refused:
+        splits.make(stored(tmp_path, SCORES), "s", split)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT prompt FROM rows", "split s: its filter returns no row_id, only: prompt"),
+        ("SELECT row_id FROM rows, (SELECT unnest([1, 2]))", "returns some row_id more than once"),
+        ("SELECT row_id FROM rowz", "split s: .*views: rows"),
+        ("DROP VIEW rows", "split s: "),
+        ("SELECT row_id FROM read_csv('/etc/passwd')", "split s: "),
+        ("SELECT row_id FROM rows) f; DROP VIEW rows; --", "split s: "),
+    ],
+)
+def test_filters_that_are_none_are_refused(tmp_path, sql, message):
+    with pytest.raises(QueryError, match=message):
+        splits.make(stored(tmp_path, SCORES), "s", Split(filter=sql))
+
+
+def test_a_column_name_is_quoted_not_pasted(tmp_path):
+    store = stored(tmp_path, SCORES, 'seam "x')
+    splits.make(store, "s", Split(filter=LOWEST, by='seam "x', rate=0.2))
+    assert len(dropped(store)) == 2

@@ -1,0 +1,132 @@
+"""SQL over a store: the four views, and nothing but reading."""
+
+from __future__ import annotations
+
+import pytest
+
+from seamcurate import Retrieve, Source, Store, query, run_local, seam
+from seamcurate.errors import QueryError
+
+
+@pytest.fixture
+def store(finished):
+    return finished
+
+
+def test_rows_hold_every_column_once(store):
+    names = query(store, "SELECT * FROM rows LIMIT 1").column_names
+    assert names[:4] == ["row_id", "prompt", "response", "reference"] and len(names) == len(set(names))
+    assert set(names) == {column.name for column in store.columns()}
+    assert query(store, "SELECT count(*) AS n FROM rows").to_pylist() == [{"n": 40}]
+
+
+def test_candidates_line_up_with_the_lists_they_come_from(store):
+    lists = {row["row_id"]: row for table in store.rows(["worse_contrast", "rewards_contrast", "reward"]) for row in table.to_pylist()}
+    found = query(store, "SELECT * FROM candidates ORDER BY row_id, rank").to_pylist()
+    assert len(found) == sum(len(row["worse_contrast"]) for row in lists.values()) > 0
+    for one in found:
+        row, place = lists[one["row_id"]], one["rank"] - 1
+        candidate = row["worse_contrast"][place]
+        assert (one["variant"], one["response"], one["source_row_id"]) == (
+            "contrast",
+            candidate["response"],
+            candidate["source_row_id"],
+        )
+        assert one["similarity"] == candidate["similarity"] and one["reward"] == row["rewards_contrast"][place]
+        assert one["misjudgement"] == max(one["reward"] - row["reward"], 0)
+        assert (one["weight"] is None) == (one["logprob"] is None) == (one["misjudgement"] == 0)
+
+
+def test_the_score_is_the_sum_over_its_candidates(store):
+    differing = query(
+        store,
+        "SELECT r.row_id FROM rows r JOIN (SELECT row_id, avg(misjudgement * coalesce(weight, 0)) * 5 AS d FROM candidates "
+        "GROUP BY row_id) c USING (row_id) WHERE abs(r.discrepancy_contrast - c.d) > 1e-12",
+    )
+    assert differing.num_rows == 0
+
+
+def test_the_corpus_is_joined_by_the_id_a_candidate_names(store):
+    wrong = "SELECT 1 FROM candidates JOIN corpus ON corpus.row_id = source_row_id WHERE corpus.response <> candidates.response"
+    assert query(store, wrong).num_rows == 0
+    assert query(store, "SELECT count(*) AS n FROM corpus").to_pylist() == [{"n": 200}]
+
+
+def test_columns_not_yet_computed_are_null(recipe, tmp_path):
+    run_local(recipe(splits={}), tmp_path / "store")
+    for file in (tmp_path / "store/columns/rer").glob("0*.parquet"):
+        file.unlink()
+    (tmp_path / "store/columns/reward/00002.parquet").unlink()
+    store = Store(tmp_path / "store")
+    counted = query(store, "SELECT count(*) AS rows, count(reward) AS rewards, count(rer) AS rers FROM rows").to_pylist()
+    assert counted == [{"rows": 40, "rewards": 30, "rers": 0}]
+
+
+def test_views_are_there_and_empty_without_candidates_corpus_or_splits(recipe, tmp_path):
+    run_local(recipe(steps=(), corpus=None, splits={}), tmp_path / "store")
+    store = Store(tmp_path / "store")
+    for view in ("candidates", "corpus", "ledger", "rejected"):
+        assert query(store, f"SELECT row_id FROM {view}").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DROP VIEW rows",
+        "SELECT 1; SELECT 2",
+        "CREATE TABLE x AS SELECT 1",
+        "COPY (SELECT 1) TO 'x.csv'",
+        "ATTACH 'x.db'",
+        "SET threads = 1",
+        "PRAGMA database_list",
+        "EXPLAIN ANALYZE DELETE FROM rows",
+        "INSERT INTO rows SELECT 1",
+        "INSTALL httpfs",
+        "",
+    ],
+)
+def test_anything_but_one_select_is_refused(store, sql):
+    with pytest.raises(QueryError):
+        query(store, sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM '{store}/store.json'",
+        "SELECT * FROM read_text('{store}/store.json')",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT * FROM read_parquet('https://127.0.0.1/x.parquet')",
+        "SELECT getenv('HOME')",
+    ],
+)
+def test_a_query_sees_the_views_and_no_other_file(store, sql):
+    with pytest.raises(QueryError):
+        query(store, sql.format(store=store.path))
+
+
+def test_a_wrong_name_says_what_there_is(store):
+    with pytest.raises(QueryError, match=r'Referenced column "seam_contrst" not found.*Candidate bindings: "seam_contrast"'):
+        query(store, "SELECT seam_contrst FROM rows")
+    with pytest.raises(QueryError, match="views: rows, candidates, corpus, ledger, rejected"):
+        query(store, "SELECT 1 FROM rowz")
+    with pytest.raises(QueryError) as refused:
+        query(store, "SELEC 1")
+    assert "\n" not in str(refused.value)
+
+
+def seam_steps():
+    return (Retrieve(k=5, band=(0.3, 0.95)), *seam("contrast", k=5))
+
+
+def test_chat_prompts_stay_messages(recipe, tmp_path):
+    rows = tmp_path / "chat.jsonl"
+    rows.write_text(
+        '{"prompt": [{"role": "user", "content": "how do I sort the list"}], "response": "a"}\n'
+        '{"prompt": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "merge"}], "response": "b"}\n'
+    )
+    run_local(recipe(rows=Source(jsonl=str(rows)), steps=seam_steps(), splits={}), tmp_path / "store")
+    roles = query(Store(tmp_path / "store"), "SELECT prompt[-1].content AS last FROM rows ORDER BY row_id").to_pylist()
+    assert roles == [{"last": "how do I sort the list"}, {"last": "merge"}]
