@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from seamcurate.errors import SeamcurateError
 from seamcurate.progress import note
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 app = typer.Typer(
     help="Find the prompts a reward model gets wrong, and make splits that trainers load.",
@@ -26,8 +30,8 @@ app = typer.Typer(
 trainers = typer.Typer(help="Train on a split, or on any Parquet or JSONL of the same columns.", no_args_is_help=True)
 app.add_typer(trainers, name="train")
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe in YAML.", show_default=False)]
-StoreFolder = Annotated[Path, typer.Argument(help="The store's folder.", show_default=False)]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.", show_default=False)]
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="The store's folder.", show_default=False)]
 
 
 def main() -> None:
@@ -37,12 +41,10 @@ def main() -> None:
     except SeamcurateError as error:
         note(f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        note("stopped; what was finished is kept: run the same command again to go on")
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except SystemExit as ended:
+        if ended.code == 130:
+            note("stopped; what was finished is kept: run the same command again to go on")
+        raise
     except Exception as error:
         if os.environ.get("SEAMCURATE_TRACEBACK"):
             raise
@@ -191,3 +193,79 @@ def export(
 
     for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
         print(f"{line.folder}: {line.rows:,} rows; columns {', '.join(line.columns)}")
+
+
+Base = Annotated[str, typer.Option(help="The model to start from: a folder or a Hub id.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="The folder to write.", show_default=False)]
+Held = Annotated[Path | None, typer.Option(help="Rows to measure on; else some of the data are held out.")]
+Lora = Annotated[bool, typer.Option("--lora/--no-lora", help="Train adapters, merged at the end, or all weights.")]
+Rate = Annotated[float, typer.Option(help="AdamW's learning rate.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the data.")]
+Steps = Annotated[int, typer.Option(help="Stop after so many updates; -1 for all.")]
+Batch = Annotated[int, typer.Option(help="Rows a forward pass.")]
+Accumulation = Annotated[int, typer.Option(help="Forward passes an update.")]
+Warmup = Annotated[int, typer.Option(help="Updates until the full learning rate.")]
+Length = Annotated[int, typer.Option(help="Tokens of prompt and answer together.")]
+Seed = Annotated[int, typer.Option(help="One seed for everything.")]
+
+
+@trainers.command("sft")
+def train_sft(
+    model: Base,
+    data: Annotated[Path, typer.Option(help="prompt and completion (or response): a file or a split.", show_default=False)],
+    out: Out,
+    eval_data: Held = None,
+    lora: Lora = True,
+    learning_rate: Rate = 1e-4,
+    num_train_epochs: Epochs = 1,
+    max_steps: Steps = -1,
+    per_device_train_batch_size: Batch = 8,
+    gradient_accumulation_steps: Accumulation = 1,
+    warmup_steps: Warmup = 10,
+    max_length: Length = 512,
+    seed: Seed = 0,
+) -> None:
+    """Fine-tune a causal language model on prompts and answers.
+
+    Example: seamcurate train sft --model my-org/base-7b --data splits/train --out models/sft
+    """
+    options = {key: value for key, value in locals().items() if key not in ("model", "data", "out")}
+    from seamcurate.train import SFTTraining, sft
+
+    _print_training(out, sft(model, data, out, SFTTraining(**options)))
+
+
+@trainers.command("reward")
+def train_reward(
+    model: Base,
+    data: Annotated[Path, typer.Option(help="prompt, chosen and rejected: a file or a split.", show_default=False)],
+    out: Out,
+    eval_data: Held = None,
+    lora: Lora = True,
+    learning_rate: Rate = 2e-5,
+    num_train_epochs: Epochs = 1,
+    max_steps: Steps = -1,
+    per_device_train_batch_size: Batch = 8,
+    gradient_accumulation_steps: Accumulation = 1,
+    warmup_steps: Warmup = 0,
+    max_length: Length = 512,
+    seed: Seed = 0,
+) -> None:
+    """Train a reward model on preferences.
+
+    Example: seamcurate train reward --model models/sft --data preferences.parquet --out models/reward
+    """
+    options = {key: value for key, value in locals().items() if key not in ("model", "data", "out")}
+    from seamcurate.train import RewardTraining, reward
+
+    _print_training(out, reward(model, data, out, RewardTraining(**options)))
+
+
+def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
+    measures = ("loss_before", "loss_after", "accuracy_before", "accuracy")
+    shown = [f"{key} {value:.4g}" for key in measures if isinstance(value := record.get(key), float)]
+    print(f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}")
+
+
+if __name__ == "__main__":
+    main()

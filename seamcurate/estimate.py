@@ -74,7 +74,7 @@ def plan(recipe: Recipe, path: str | Path) -> Plan:
             assert isinstance(mean, float)
             candidates = min(mean, float(step.k))
             notes.append(
-                f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {none:.0%} of rows"
+                f"band {list(step.band)}: about {candidates:.1f} candidates a row, none for about {none:.0%} of rows"
             )
             if none > 0.5:
                 notes += [f"warning: {line}" for line in retrieve.advice(probed, step.band)]
@@ -119,7 +119,7 @@ def _done(store: Store | None, step: Step) -> int:
     if store is None:
         return 0
     record = store.records().get(step.name)
-    if record is None or record["identity"] != step.identity() or step.name in store.stale():
+    if record is None or record["identity"] != store.identity(step) or step.name in store.stale():
         return 0
     from seamcurate.store import numbers
 

@@ -126,12 +126,13 @@ def make(store: Store, name: str, split: Split) -> Made:
         kept, valued = _count(keep), _count(scored)
         dropped = ledger.num_rows - kept
         dropped_by_value = valued - _count(pc.and_(keep, scored))
-        null_kept = kept - (valued - dropped_by_value)
+        undecided = pc.and_(ledger["returned"], pc.invert(scored))
+        nulls, null_kept = _count(undecided), _count(pc.and_(undecided, keep))
         lines: list[JsonValue] = [f"split {name}: {kept:,} of {kept + dropped:,} rows kept"]
-        if 0 < valued < kept + dropped:
+        if valued and nulls:
             lines.append(
-                f"split {name}: {kept + dropped - valued:,} rows have no value to decide by; {null_kept:,} of them were "
-                f"kept, {kept + dropped - valued - null_kept:,} dropped"
+                f"split {name}: {nulls:,} rows have no value to decide by; {null_kept:,} of them were kept, "
+                f"{nulls - null_kept:,} dropped"
             )
         lines += _shortfall(name, values, dropped_by_value, valued)
         record: dict[str, JsonValue] = {
@@ -146,7 +147,7 @@ def make(store: Store, name: str, split: Split) -> Made:
         beside = folder.with_name(f".{name}.tmp")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        shard.write(beside / "ledger.parquet", ledger, fingerprint, 0)
+        shard.write(beside / "ledger.parquet", ledger.select(views.LEDGER.names), fingerprint, 0)
         save_json(beside / "split.json", record)
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
@@ -172,7 +173,7 @@ def _ledger(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) 
         rule = "'" + _title(sql).replace("'", "''") + "'"
         ledger = views.run(
             connection,
-            f"SELECT a.row_id, '{name}' AS split, "
+            f"SELECT a.row_id, '{name}' AS split, f.row_id IS NOT NULL AS returned, "
             f"(f.row_id IS NOT NULL AND coalesce({pick('keep', 'true')}, false))::BOOLEAN AS kept, "
             f"coalesce({pick('rule', 'NULL')}, CASE WHEN f.row_id IS NULL THEN 'not returned by ' ELSE '' END || {rule}) AS rule, "
             f"{pick('value', 'NULL')}::DOUBLE AS value, {pick('threshold', 'NULL')}::DOUBLE AS threshold "
@@ -181,7 +182,7 @@ def _ledger(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) 
         ).read_all()
     if ledger.num_rows != len(store):
         raise QueryError(f"split {name}: its filter returns some row_id more than once; make it one line per row")
-    return ledger.cast(views.LEDGER)
+    return ledger
 
 
 def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued: int) -> list[JsonValue]:

@@ -245,6 +245,13 @@ class Store:
             if not (layer.path / "step.json").exists():
                 save_json(layer.path / "step.json", layer.record)
 
+    def identity(self, step: Step) -> dict[str, JsonValue]:
+        """Return all that decides a step's values here, its inputs apart."""
+        identity = step.identity()
+        if step.reads_all_rows:
+            identity["over_shards"] = len(self.shards)
+        return identity
+
     def _record(
         self,
         step: Step,
@@ -263,9 +270,7 @@ class Store:
                 raise StepError(
                     f"step {step.name} reads column {name!r} of a corpus; give the recipe a `corpus` with it"
                 )
-        identity: dict[str, JsonValue] = step.identity()
-        if step.reads_all_rows:
-            identity["over_shards"] = len(self.shards)
+        identity = self.identity(step)
         inputs: dict[str, JsonValue] = {name: known[name] for name in step.inputs}
         corpus: dict[str, JsonValue] = {name: there[name][0] for name in step.corpus_inputs}
         ancestry: dict[str, JsonValue] = {}

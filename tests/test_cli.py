@@ -1,0 +1,179 @@
+"""The command line, run as a user runs it: output, errors of one line, exit codes, speed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+RECIPE = """
+rows: {parquet: rows.parquet, shard_rows: 15}
+corpus: {parquet: corpus.parquet, shard_rows: 64}
+models: {policy: {fake: policy}, reward: {fake: reward}, encoder: {fake: encoder}}
+steps: [retrieve: {k: 5, band: [0.5, 0.9]}, seam: {k: 5}, rer: {fit: quantiles}, random]
+splits: {train: {filter: keep_above_lowest.sql, by: seam_contrast}}
+"""
+
+
+def cli(*arguments, **options):
+    command = [sys.executable, "-m", "seamcurate.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+@pytest.fixture
+def recipe_file(files, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path / "recipe.yaml"
+
+
+def test_help_comes_at_once_and_lists_every_verb():
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        shown = cli("--help")
+        best = min(best, time.perf_counter() - start)
+    assert shown.returncode == 0
+    for verb in ("demo", "run", "plan", "columns", "sql", "why", "export", "train"):
+        assert f" {verb} " in shown.stdout
+    assert best < 0.5
+
+
+@pytest.mark.parametrize("verb", ["demo", "run", "plan", "columns", "sql", "why", "export", "train sft", "train reward"])
+def test_each_verbs_help_ends_in_an_example(verb):
+    shown = cli(*verb.split(), "--help")
+    assert shown.returncode == 0 and f"Example: seamcurate {verb}" in " ".join(shown.stdout.split())
+
+
+def test_run_says_what_it_made_and_that_it_was_there(recipe_file, tmp_path):
+    store = tmp_path / "store"
+    first = cli("run", recipe_file, store)
+    assert first.returncode == 0, first.stderr
+    assert "40 rows, " in first.stdout and "shards computed" in first.stdout
+    assert "coverage: " in first.stdout and "split train: 32 of 40 rows kept" in first.stdout
+    assert "everything was there" in cli("run", recipe_file, store).stdout
+
+
+def test_plan_counts_rows_calls_and_tokens_and_writes_nothing(recipe_file, tmp_path):
+    store = tmp_path / "store"
+    shown = cli("plan", recipe_file, store)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("40 rows (0 set aside), corpus of 200\n") and not store.exists()
+    lines = {line.split()[0]: line.split() for line in shown.stdout.splitlines() if line.strip()}
+    assert lines["reward"][1:3] == ["40", "40"] and int(lines["reward"][3].replace(",", "")) > 40 * 15
+    assert int(lines["rewards_contrast"][2].replace(",", "")) > 40
+    assert "about" in shown.stdout.splitlines()[-1]
+    assert cli("run", recipe_file, store).returncode == 0
+    after = cli("plan", recipe_file, store).stdout
+    done = [line.split() for line in after.splitlines() if line.strip().startswith(("reward", "rer", "seam"))]
+    assert len(done) == 8 and {line[1] for line in done} == {"0"}
+
+
+def test_sql_answers_in_every_form_and_progress_stays_off_standard_output(finished, tmp_path):
+    query = "SELECT row_id, prompt, reward, worse_contrast FROM rows ORDER BY row_id LIMIT 3"
+    shown = cli("sql", finished.path, query)
+    assert shown.returncode == 0 and "row_id" in shown.stdout and shown.stdout.endswith("3 rows\n") and not shown.stderr
+    table = list(csv.DictReader(io.StringIO(cli("sql", finished.path, query, "--format", "csv").stdout)))
+    lines = [json.loads(line) for line in cli("sql", finished.path, query, "--format", "jsonl").stdout.splitlines()]
+    assert [int(r["row_id"]) for r in table] == [r["row_id"] for r in lines] == [0, 1, 2]
+    assert [float(r["reward"]) for r in table] == [r["reward"] for r in lines]
+    assert json.loads(table[0]["worse_contrast"]) == lines[0]["worse_contrast"]
+    cli("sql", finished.path, query, "--format", "parquet", "--out", tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == lines
+
+
+def test_columns_and_why_tell_what_is_there(finished):
+    shown = cli("columns", finished.path)
+    assert shown.returncode == 0
+    for text in ("seam_contrast", "double", "3/3", "low = bad", "coverage: "):
+        assert text in shown.stdout
+    told = cli("why", finished.path, 3).stdout
+    assert told.startswith("row 3: how do I cache the sort")
+    assert "split train: " in told and "by rule “lowest 20 % by seam_contrast”" in told and "seam_contrast" in told
+
+
+def test_export_writes_what_it_says(recipe_file, tmp_path):
+    cli("run", recipe_file, tmp_path / "store")
+    shown = cli("export", recipe_file, tmp_path / "store", "--to", "trl", "--out", tmp_path / "out")
+    assert shown.returncode == 0 and f"{tmp_path}/out/train: 32 rows; columns prompt, " in shown.stdout
+    assert pq.read_table(tmp_path / "out/train/train-00000-of-00001.parquet").num_rows == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "gone.yaml", "s"], "error: recipe gone.yaml cannot be read: No such file or directory"),
+        (["sql", "nowhere", "SELECT 1"], "error: nowhere is no store; make one with `seamcurate run RECIPE nowhere`"),
+        (["sql", "{store}", "SELECT nope FROM rows"], 'error: Binder Error: Referenced column "nope" not found'),
+        (["sql", "{store}", "DROP VIEW rows"], "error: the SQL must be exactly one SELECT statement"),
+        (["why", "{store}", "4000"], "has no row 4000; row ids are positions in the source, from 0"),
+        (["columns", "nowhere"], "error: nowhere is no store"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_with_2(finished, tmp_path, arguments, message):
+    shown = cli(*(a.format(store=finished.path) for a in arguments), cwd=tmp_path)
+    assert shown.returncode == 2 and not shown.stdout
+    assert message in shown.stderr and len(shown.stderr.strip().splitlines()) == 1
+
+
+def test_our_own_mistakes_are_one_line_and_exit_with_1(finished, tmp_path):
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text(
+        "import seamcurate.views as v\n"
+        "def broken(*a, **k): raise ZeroDivisionError('oh\\nno')\n"
+        "v.connect = broken\n"
+    )
+    shown = cli("sql", finished.path, "SELECT 1", env=env)
+    assert shown.returncode == 1
+    assert shown.stderr == "internal error: ZeroDivisionError: oh (SEAMCURATE_TRACEBACK=1 shows where)\n"
+
+
+def test_control_characters_of_hostile_rows_do_not_reach_the_terminal(recipe_file, tmp_path):
+    rows = tmp_path / "hostile.jsonl"
+    rows.write_text(json.dumps({"prompt": "\x1b[2Jsort [red]x[/red] \u202eabc", "response": "a\x07b"}) + "\n")
+    text = "rows: {jsonl: hostile.jsonl}\nsteps: [random]\nsplits: {all: {filter: SELECT row_id FROM rows}}\n"
+    recipe_file.write_text(text)
+    assert cli("run", recipe_file, tmp_path / "s").returncode == 0
+    for shown in (cli("sql", tmp_path / "s", "SELECT prompt, response FROM rows"), cli("why", tmp_path / "s", 0)):
+        assert "\\x1b[2Jsort [red]x[/red] \\x202eabc" in shown.stdout and "a\\x07b" in shown.stdout
+        assert "\x1b" not in shown.stdout and "\x07" not in shown.stdout
+
+
+def test_a_closed_pipe_is_no_error(finished):
+    command = f"{sys.executable} -m seamcurate.cli sql {finished.path} 'SELECT * FROM rows, range(2000)' --format jsonl | head -1"
+    shown = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert shown.stderr == ""
+    assert json.loads(shown.stdout)["row_id"] == 0
+
+
+def test_ctrl_c_stops_within_two_seconds_and_says_how_to_go_on(recipe_file, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
+        "from seamcurate.store import Store\n"
+        "real = Store.add\n"
+        "def slow(self, *a):\n"
+        "    real(self, *a); print('shard', flush=True); time.sleep(20)\n"
+        "Store.add = slow\n"
+    )
+    command = [sys.executable, "-m", "seamcurate.cli", "run", str(recipe_file), str(tmp_path / "store")]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None and process.stdout.readline() == "shard\n"
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    assert time.monotonic() - start < 2 and process.returncode == 130
+    assert errors == "stopped; what was finished is kept: run the same command again to go on\n"
+
+
+def test_wrong_usage_exits_with_2_and_shows_how_it_is_meant():
+    shown = cli("run", "only-one")
+    assert shown.returncode == 2 and "Missing argument 'STORE'" in shown.stderr
+    assert cli("nonsense").returncode == 2
