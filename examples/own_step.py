@@ -41,7 +41,9 @@ class Hedging(Step):
 store = Path(sys.argv[1] if len(sys.argv) > 1 else "own-step-store")
 store.mkdir(exist_ok=True)
 answers = ["It is 4.", "Perhaps 4, maybe 5, probably not 6.", "Maybe."]
-pq.write_table(pa.table({"prompt": ["2 + 2?", "2 + 2, roughly?", "Is it?"], "response": answers}), store / "rows.parquet")
+pq.write_table(
+    pa.table({"prompt": ["2 + 2?", "2 + 2, roughly?", "Is it?"], "response": answers}), store / "rows.parquet"
+)
 
 run_local(Recipe(rows=Source(parquet=str(store / "rows.parquet")), steps=(Hedging(),)), store)
 for row in query(Store(store), "SELECT hedging, response FROM rows ORDER BY hedging DESC, row_id").to_pylist():

@@ -14,7 +14,11 @@ store = Path(sys.argv[1] if len(sys.argv) > 1 else "quickstart-store")
 store.mkdir(exist_ok=True)
 
 verbs, things = ["sort", "merge", "reverse", "filter", "copy"], ["list", "tuple", "queue", "file", "table"]
-asked = [{"prompt": f"How do I {v} a {t} in Python?", "response": f"To {v} a {t}, call {v}()."} for v in verbs for t in things]
+asked = [
+    {"prompt": f"How do I {v} a {t} in Python?", "response": f"To {v} a {t}, call {v}()."}
+    for v in verbs
+    for t in things
+]
 for name, rows in {"rl": asked[::2], "corpus": asked[1::2]}.items():
     (store / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

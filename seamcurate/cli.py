@@ -212,7 +212,9 @@ Seed = Annotated[int, typer.Option(help="One seed for everything.")]
 @trainers.command("sft")
 def train_sft(
     model: Base,
-    data: Annotated[Path, typer.Option(help="prompt and completion (or response): a file or a split.", show_default=False)],
+    data: Annotated[
+        Path, typer.Option(help="prompt and completion (or response): a file or a split.", show_default=False)
+    ],
     out: Out,
     eval_data: Held = None,
     lora: Lora = True,

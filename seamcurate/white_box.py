@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -138,6 +138,8 @@ class QueryRelevance(Step):
     encoder: EncoderModel | None = None
     stop: tuple[str, ...] = ()
 
+    rows_per_call: ClassVar[int] = 256
+
     @property
     def name(self) -> str:
         """Name the folder after the column."""
@@ -170,6 +172,8 @@ class ReferenceRelevance(Step):
     encoder: EncoderModel | None = None
     stop: tuple[str, ...] = ()
 
+    rows_per_call: ClassVar[int] = 256
+
     @property
     def name(self) -> str:
         """Name the folder after the column."""
@@ -199,6 +203,8 @@ class QueryType(Step):
     """Add `query_type`, by a classifier fitted here to labelled examples in the encoder's space."""
 
     encoder: EncoderModel | None = None
+
+    rows_per_call: ClassVar[int] = 256
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -46,7 +46,9 @@ def test_help_comes_at_once_and_lists_every_verb():
     assert best < 0.5
 
 
-@pytest.mark.parametrize("verb", ["demo", "run", "plan", "columns", "sql", "why", "export", "train sft", "train reward"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "run", "plan", "columns", "sql", "why", "export", "train sft", "train reward"]
+)
 def test_each_verbs_help_ends_in_an_example(verb):
     shown = cli(*verb.split(), "--help")
     assert shown.returncode == 0 and f"Example: seamcurate {verb}" in " ".join(shown.stdout.split())
@@ -126,9 +128,7 @@ def test_mistakes_are_one_line_and_exit_with_2(finished, tmp_path, arguments, me
 def test_our_own_mistakes_are_one_line_and_exit_with_1(finished, tmp_path):
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     (tmp_path / "sitecustomize.py").write_text(
-        "import seamcurate.views as v\n"
-        "def broken(*a, **k): raise ZeroDivisionError('oh\\nno')\n"
-        "v.connect = broken\n"
+        "import seamcurate.views as v\ndef broken(*a, **k): raise ZeroDivisionError('oh\\nno')\nv.connect = broken\n"
     )
     shown = cli("sql", finished.path, "SELECT 1", env=env)
     assert shown.returncode == 1
@@ -148,7 +148,9 @@ def test_control_characters_of_hostile_rows_do_not_reach_the_terminal(recipe_fil
 
 def test_a_closed_pipe_is_no_error(finished):
     command = f"{sys.executable} -m seamcurate.cli sql {finished.path} 'SELECT * FROM rows, range(2000)' --format jsonl | head -1"
-    shown = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    shown = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
     assert shown.stderr == ""
     assert json.loads(shown.stdout)["row_id"] == 0
 

@@ -91,7 +91,9 @@ def test_trl_formats_have_their_columns(store, tmp_path, form, core):
         assert all(r["chosen"] == golden[r["row_id"]]["response"] for r in rows)
         assert [(r["row_id"], r["rejected"]) for r in rows] == [(i, w) for i in range(30) for w in worse[i]]
     else:
-        assert [(r["row_id"], r["completion"]) for r in rows if r["label"]] == [(i, golden[i]["response"]) for i in range(30)]
+        assert [(r["row_id"], r["completion"]) for r in rows if r["label"]] == [
+            (i, golden[i]["response"]) for i in range(30)
+        ]
         assert sum(not r["label"] for r in rows) == sum(map(len, worse.values()))
 
 
@@ -106,7 +108,9 @@ def test_chat_prompts_get_chat_answers(chat, tmp_path):
     features, rows = loaded(tmp_path / "preferences", tmp_path)
     assert features["chosen"] == features["rejected"] == TURNS and rows[0]["chosen"][0]["content"] == "use it"
     to_verl(chat, "prompts", tmp_path / "verl")
-    assert loaded(tmp_path / "verl", tmp_path)[1][0]["prompt"] == [{"role": "user", "content": "how do I sort the list"}]
+    assert loaded(tmp_path / "verl", tmp_path)[1][0]["prompt"] == [
+        {"role": "user", "content": "how do I sort the list"}
+    ]
 
 
 def test_token_ids_for_trls_own_ppo_are_the_policys(store, tmp_path, policy_folder):
@@ -142,7 +146,9 @@ def test_verl_reads_its_five_columns(store, tmp_path):
     info = features["extra_info"]
     assert (info["split"], info["index"], info["seam_contrast"]) == (Value("string"), Value("int64"), Value("float64"))
     assert len({r["extra_info"]["index"] for r in rows}) == 32
-    assert {r["reward_model"]["style"] for r in rows} == {"rule"} and all(r["reward_model"]["ground_truth"] for r in rows)
+    assert {r["reward_model"]["style"] for r in rows} == {"rule"} and all(
+        r["reward_model"]["ground_truth"] for r in rows
+    )
     assert {r["ability"] for r in rows} <= {"open", "closed"}
 
 
@@ -156,7 +162,9 @@ def test_names_a_trainer_keeps_for_itself_are_refused(tmp_path, name):
         rows=Source(parquet=str(tmp_path / "rows.parquet")), splits={"s": Split(filter="SELECT row_id FROM rows")}
     )
     run_local(recipe, tmp_path / "store")
-    with pytest.raises(ExportError, match=f"column '{name}' is a name trl keeps for itself; .*rename: {{{name}: source_"):
+    with pytest.raises(
+        ExportError, match=f"column '{name}' is a name trl keeps for itself; .*rename: {{{name}: source_"
+    ):
         to_trl(Store(tmp_path / "store"), "s", tmp_path / "out")
     assert to_verl(Store(tmp_path / "store"), "s", tmp_path / "verl").rows == 1
 

@@ -20,6 +20,10 @@ PROMPTS = ["how do I sort the list and then merge all of it", "open a file", "x"
 RESPONSES = [["use sort on list", "no", "use merge on queue then parse it carefully step 3"], ["open it"], []]
 
 
+def flat(groups):
+    return [one for group in groups for one in group]
+
+
 def by_hand(folder, prompt, response, limit=512):
     """The log-probability of a response, one sequence at a time, from the full distribution."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,7 +54,7 @@ def test_log_probabilities_do_not_depend_on_batch_or_neighbours(policy_folder, b
     model = CausalLM(path=str(policy_folder), dtype="float32", batch_tokens=budget).load()
     whole = model.logprobs(PROMPTS, RESPONSES)
     single = [[model.logprobs([p], [[r]])[0][0] for r in rs] for p, rs in zip(PROMPTS, RESPONSES, strict=True)]
-    for a, b in zip(sum(whole, []), sum(single, []), strict=True):
+    for a, b in zip(flat(whole), flat(single), strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and a.tokens == b.tokens
 
 
@@ -63,7 +67,9 @@ def test_a_long_response_is_cut_and_scored_without_its_end(policy_folder):
 
 def test_a_prompt_that_fills_the_window_is_none_and_its_neighbours_are_scored(policy_folder, decoder_reward_folder):
     prompts, answers = ["sort " * 400, "sort"], [["a", "b"], ["a"]]
-    assert [[s is None for s in row] for row in CausalLM(path=str(policy_folder)).load().logprobs(prompts, answers)] == [
+    assert [
+        [s is None for s in row] for row in CausalLM(path=str(policy_folder)).load().logprobs(prompts, answers)
+    ] == [
         [True, True],
         [False],
     ]
@@ -87,6 +93,8 @@ def test_the_chat_template_is_rendered_once_without_a_second_start(decoder_rewar
     assert chat.decode(after) == "yes<|im_end|>"
     ids = tokens.reward_ids(chat, "hi", "yes", 512, pair=False)
     assert chat.decode(ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+    cut = tokens.reward_ids(chat, "hi", "yes " * 50, len(ids) + 1, pair=False)
+    assert len(cut) == len(ids) + 1 and cut[-2:] == ids[-2:]
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "pair"])
@@ -129,7 +137,7 @@ def test_a_decoder_without_a_pad_token_is_read_at_its_last_token(decoder_reward_
     AutoTokenizer.from_pretrained(decoder_reward_folder).save_pretrained(tmp_path)
     with_pad = SequenceClassifier(path=str(decoder_reward_folder), dtype="float32").load().rewards(PROMPTS, RESPONSES)
     without = SequenceClassifier(path=str(tmp_path), dtype="float32").load().rewards(PROMPTS, RESPONSES)
-    for a, b in zip(sum(with_pad, []), sum(without, []), strict=True):
+    for a, b in zip(flat(with_pad), flat(without), strict=True):
         assert a == pytest.approx(b, abs=1e-4)
 
 
@@ -190,7 +198,7 @@ def test_pickled_weights_are_refused(policy_folder, tmp_path):
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="holds no .safetensors weights"):
+    with pytest.raises(ModelError, match=r"holds no \.safetensors weights"):
         CausalLM(path=str(tmp_path)).identity()
     with pytest.raises(ModelError, match="causal_lm"):
         CausalLM(path=str(tmp_path)).load()
@@ -229,7 +237,7 @@ def test_yaml_json_and_python_spell_a_model_the_same():
 def test_batches_hold_every_sequence_once_within_the_budget():
     lengths = [5, 1, 9, 3, 3, 70]
     cut = list(local.batches(lengths, 12))
-    assert sorted(sum(cut, [])) == list(range(6))
+    assert sorted(flat(cut)) == list(range(6))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 12 for b in cut)
 
 
@@ -244,7 +252,7 @@ def test_fake_answers_depend_on_the_texts_alone():
 
 
 def test_the_model_layer_imports_without_the_data_libraries():
-    blocked = "duckdb polars faiss datasets trl typer yaml".split()
+    blocked = ["duckdb", "polars", "faiss", "datasets", "trl", "typer", "yaml"]
     script = (
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"
@@ -260,5 +268,5 @@ def test_a_gpu_is_picked_with_bfloat16_and_agrees_with_the_cpu(policy_folder):
     here = CausalLM(path=str(policy_folder), dtype="float32", device="cpu").load().logprobs(PROMPTS, RESPONSES)
     there = CausalLM(path=str(policy_folder), dtype="float32").load().logprobs(PROMPTS, RESPONSES)
     assert weights.precision("auto", "auto") == "bfloat16"
-    for a, b in zip(sum(here, []), sum(there, []), strict=True):
+    for a, b in zip(flat(here), flat(there), strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-2)

@@ -114,7 +114,10 @@ def test_a_step_listed_twice_runs_once(tmp_path):
             ("{parquet: rl.parquet,", "{parquet: rl.parquet, csv: x,"),
             "mine.yaml:1: rows: rows come from one of hub, parquet, jsonl, csv, arrow, store, not parquet and csv",
         ),
-        (("prompt: question, response: answer}\nc", "promt: q}\nc"), "mine.yaml:1: rows.promt: unknown key; there are: hub"),
+        (
+            ("prompt: question, response: answer}\nc", "promt: q}\nc"),
+            "mine.yaml:1: rows.promt: unknown key; there are: hub",
+        ),
         (
             ("keep_above_lowest.sql", "keep_abov.sql"),
             "mine.yaml:13: splits.train.filter: no filter 'keep_abov.sql' in ",
@@ -144,7 +147,11 @@ def test_an_empty_file_and_a_missing_one_are_named(tmp_path):
 
 
 def test_yaml_that_would_run_code_is_only_text(tmp_path):
-    for text in ('rows: !!python/object/apply:os.mkdir ["ran"]', "rows: !!python/name:os.system x", "a: !!python/tuple [1]"):
+    for text in (
+        'rows: !!python/object/apply:os.mkdir ["ran"]',
+        "rows: !!python/name:os.system x",
+        "a: !!python/tuple [1]",
+    ):
         with pytest.raises(RecipeError):
             loads(text, tmp_path)
     assert not Path("ran").exists()
@@ -152,7 +159,9 @@ def test_yaml_that_would_run_code_is_only_text(tmp_path):
 
 def test_models_in_the_recipes_folder_are_found_there(tmp_path):
     (tmp_path / "models/reward").mkdir(parents=True)
-    text = "rows: {parquet: a}\nmodels: {reward: {sequence_classifier: models/reward}, policy: {causal_lm: models/none}}\n"
+    text = (
+        "rows: {parquet: a}\nmodels: {reward: {sequence_classifier: models/reward}, policy: {causal_lm: models/none}}\n"
+    )
     models = loads(text, tmp_path).models
     assert models.reward.path == str(tmp_path / "models/reward") and models.policy.path == "models/none"
 

@@ -152,8 +152,14 @@ def test_the_same_inputs_are_not_cut_again_and_other_inputs_are(tmp_path):
     ("split", "message"),
     [
         (Split(filter=LOWEST), "split s: the filter needs by; give it as a key beside `filter`"),
-        (Split(filter=LOWEST, by="seam_x", rat=0.2), "the filter has no parameter 'rat'; it takes: by, nulls, rate, seed"),
-        (Split(filter=LOWEST, by="seem_x"), "by: 'seem_x' is no column of this store; there are: row_id, prompt, seam_x"),
+        (
+            Split(filter=LOWEST, by="seam_x", rat=0.2),
+            "the filter has no parameter 'rat'; it takes: by, nulls, rate, seed",
+        ),
+        (
+            Split(filter=LOWEST, by="seem_x"),
+            "by: 'seem_x' is no column of this store; there are: row_id, prompt, seam_x",
+        ),
     ],
 )
 def test_parameters_that_do_not_fit_are_named(tmp_path, split, message):

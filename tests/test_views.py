@@ -21,7 +21,11 @@ def test_rows_hold_every_column_once(store):
 
 
 def test_candidates_line_up_with_the_lists_they_come_from(store):
-    lists = {row["row_id"]: row for table in store.rows(["worse_contrast", "rewards_contrast", "reward"]) for row in table.to_pylist()}
+    lists = {
+        row["row_id"]: row
+        for table in store.rows(["worse_contrast", "rewards_contrast", "reward"])
+        for row in table.to_pylist()
+    }
     found = query(store, "SELECT * FROM candidates ORDER BY row_id, rank").to_pylist()
     assert len(found) == sum(len(row["worse_contrast"]) for row in lists.values()) > 0
     for one in found:
@@ -58,7 +62,9 @@ def test_columns_not_yet_computed_are_null(recipe, tmp_path):
         file.unlink()
     (tmp_path / "store/columns/reward/00002.parquet").unlink()
     store = Store(tmp_path / "store")
-    counted = query(store, "SELECT count(*) AS rows, count(reward) AS rewards, count(rer) AS rers FROM rows").to_pylist()
+    counted = query(
+        store, "SELECT count(*) AS rows, count(reward) AS rewards, count(rer) AS rers FROM rows"
+    ).to_pylist()
     assert counted == [{"rows": 40, "rewards": 30, "rers": 0}]
 
 
@@ -108,7 +114,9 @@ def test_a_query_sees_the_views_and_no_other_file(store, sql):
 
 
 def test_a_wrong_name_says_what_there_is(store):
-    with pytest.raises(QueryError, match=r'Referenced column "seam_contrst" not found.*Candidate bindings: "seam_contrast"'):
+    with pytest.raises(
+        QueryError, match=r'Referenced column "seam_contrst" not found.*Candidate bindings: "seam_contrast"'
+    ):
         query(store, "SELECT seam_contrst FROM rows")
     with pytest.raises(QueryError, match="views: rows, candidates, corpus, ledger, rejected"):
         query(store, "SELECT 1 FROM rowz")

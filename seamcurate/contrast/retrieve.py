@@ -44,6 +44,8 @@ class Embed(Step):
 
     encoder: EncoderModel | None = None
 
+    rows_per_call: ClassVar[int] = 512
+
     @property
     def name(self) -> str:
         """Name the folder after the column."""

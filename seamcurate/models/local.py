@@ -8,6 +8,7 @@ cut by a token budget, padded on the right and masked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -57,21 +58,18 @@ class LocalModel(Backend):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=self.trust_remote_code)
         return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
-    def _open(self, auto: type[Any], **options: object) -> tuple[Any, Any]:
+    def _open(self, auto: type[Any]) -> tuple[Any, Any]:
         from transformers import AutoTokenizer
 
         folder = weights.folder(self.path, self.revision)
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
-            model = auto.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=self.trust_remote_code,
-                **options,
-            )
+            with _quietly():
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+                model = auto.from_pretrained(
+                    folder, dtype=dtype, use_safetensors=True, trust_remote_code=self.trust_remote_code
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{self.key} {self.path}: {_first_line(error)}") from error
         return tokenizer, model.to(device).eval()
@@ -225,12 +223,13 @@ class _LoadedEncoder:
         options = {"dtype": weights.torch_dtype(config.dtype, config.device), "use_safetensors": True}
         try:
             if config.pooling == "default":
-                self.model: Any = SentenceTransformer(
-                    str(folder),
-                    device=weights.device(config.device),
-                    trust_remote_code=config.trust_remote_code,
-                    model_kwargs=options,
-                )
+                with _quietly():
+                    self.model: Any = SentenceTransformer(
+                        str(folder),
+                        device=weights.device(config.device),
+                        trust_remote_code=config.trust_remote_code,
+                        model_kwargs=options,
+                    )
                 self.backbone, self.tokenizer = None, self.model.tokenizer
                 self.limit = config.max_tokens or self.model.max_seq_length or 512
                 self.model.max_seq_length = self.limit
@@ -314,6 +313,20 @@ def regroup(flat: Sequence[T], like: Sequence[Sequence[object]]) -> list[list[T]
         groups.append(list(flat[start : start + len(group)]))
         start += len(group)
     return groups
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep transformers' own bars off while weights are read: a step shows one bar, its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

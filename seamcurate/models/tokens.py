@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from seamcurate.models.protocols import Message, Prompt
-from seamcurate.models.template import plain_prompt, plain_response
+from seamcurate.models.template import plain_prompt, plain_response, prompt_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str) ->
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, templated: bool) -> list[int]:
     """Tokenize the part before the response; plain text gets the BOS that the tokenizer itself would add."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = _ids(tokenizer, text)
     starts = tokenizer.bos_token_id
     if not templated and starts is not None and list(tokenizer("a")["input_ids"])[:1] == [starts]:
         ids.insert(0, starts)
@@ -44,7 +44,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, templated: bool) -
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> list[int]:
     """Tokenize a response on its own, at most `limit` ids; EOS closes it when nothing was cut."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = _ids(tokenizer, text)
     if len(ids) >= limit:
         return ids[:limit]
     eos = tokenizer.eos_token_id
@@ -82,23 +82,21 @@ def reward_ids(
     text = pieces(tokenizer, prompt, response)
     before = prompt_ids(tokenizer, text.prompt, text.templated)
     if text.templated:
-        after = list(tokenizer(_closed_turn(tokenizer, prompt, response, text), add_special_tokens=False)["input_ids"])
+        answer, closing = _closed_turn(tokenizer, prompt, response, text)
+        after, end = _ids(tokenizer, answer), _ids(tokenizer, closing)
     else:
-        after = list(tokenizer(text.response, add_special_tokens=False)["input_ids"])
-        end = tokenizer.eos_token_id
+        after = _ids(tokenizer, text.response)
+        last = tokenizer.eos_token_id
         if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
-            before, end = [tokenizer.cls_token_id, *before], tokenizer.sep_token_id
-        if end is not None and after[-1:] != [end]:
-            room = limit - len(before) - 1
-            return None if room < 1 else [*before, *after[:room], end]
-    room = limit - len(before)
-    return None if room < 1 else [*before, *after[:room]]
+            before, last = [tokenizer.cls_token_id, *before], tokenizer.sep_token_id
+        end = [] if last is None or after[-1:] == [last] else [last]
+    # What closes an answer stays when its end is cut: a decoder's reward is read there.
+    room = limit - len(before) - len(end)
+    return None if room < 1 else [*before, *after[:room], *end]
 
 
 def _pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int) -> list[int] | None:
-    from seamcurate.models.template import prompt_text
-
-    encoded = tokenizer(prompt_text(prompt), response)
+    encoded = tokenizer(prompt_text(prompt), response, verbose=False)
     ids, segments = list(encoded["input_ids"]), encoded.sequence_ids(0)
     # Cut by segment, not by the tokenizer: its truncation would follow `truncation_side` and keep that setting.
     second = [place for place, segment in enumerate(segments) if segment == 1]
@@ -109,11 +107,19 @@ def _pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str,
     return [token for place, token in enumerate(ids) if place not in cut]
 
 
-def _closed_turn(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, text: Pieces) -> str:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # What is too long for the window is cut or left out by the callers: no warning is needed.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _closed_turn(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, text: Pieces) -> tuple[str, str]:
+    """Return the assistant's turn as the template renders it: the answer, and what closes it."""
     turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     turns.append({"role": "assistant", "content": response})
     whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    if whole.startswith(text.prompt):
-        return whole[len(text.prompt) :]
-    # A template that rewrites earlier turns once an answer stands has no shared prefix to keep.
-    return response + (tokenizer.eos_token or "")
+    turn = whole.removeprefix(text.prompt)
+    answer = response if response in turn else response.strip()
+    if turn == whole or not turn.startswith(answer):
+        # A template that rewrites earlier turns, or the answer, has no shared prefix to keep.
+        return response, tokenizer.eos_token or ""
+    return answer, turn[len(answer) :]

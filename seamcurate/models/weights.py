@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.json", "*/*.safetensors")
 """What a model is made of on disk or on the Hub; pickled weights are not among it."""
+NO_PART = ("training.json", "README.md")
+"""What lies beside a model's files and decides none of its answers."""
 
 
 def identity(path: str, revision: str | None) -> str:
     """Hash a local folder's files, or name a Hub repository's commit."""
     local = Path(path).expanduser()
     if local.is_dir():
-        files = sorted({f for pattern in FILES for f in local.glob(pattern) if f.is_file()})
+        found = {f for pattern in FILES for f in local.glob(pattern) if f.is_file()}
+        files = sorted(f for f in found if f.name not in NO_PART)
         if not any(f.suffix == ".safetensors" for f in files):
             raise ModelError(f"{path} holds no .safetensors weights; save them with save_pretrained(…)")
         total = hashlib.sha256()

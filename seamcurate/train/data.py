@@ -1,0 +1,175 @@
+"""Rows to train on: prompts and answers out of Parquet, JSONL or a `datasets.Dataset`.
+
+A row is read or the training does not start: the error names the row. Nothing is dropped here.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seamcurate.errors import TrainError
+from seamcurate.models.protocols import Message, Prompt
+from seamcurate.models.template import prompt_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Data: TypeAlias = "str | Path | Dataset"
+"""A Parquet or JSONL file, a folder of Parquet files such as an exported split, or a `datasets.Dataset`."""
+
+
+class Row(NamedTuple):
+    """A prompt and what answers it: one completion, or a chosen and a rejected response."""
+
+    prompt: Prompt
+    answers: tuple[str, ...]
+
+
+def rows(data: Data, answers: Sequence[Sequence[str]]) -> list[Row]:
+    """Read `prompt` and, of each group of column names, the first that is there.
+
+    Raises:
+        TrainError: The data are not there, lack a column, hold no rows, or hold one that is neither text nor chat.
+    """
+    name = title(data)
+    read: list[Row] = []
+    for table in _tables(data, name, [("prompt",), *answers]):
+        for record in table:
+            where = f"{name}, row {len(read)}"
+            prompt = _prompt(record[0], where)
+            read.append(Row(prompt, tuple(_answer(value, prompt, where) for value in record[1:])))
+    if not read:
+        raise TrainError(f"{name} holds no rows; check the filter that made it")
+    return read
+
+
+def title(data: Data) -> str:
+    """Name the data in messages and records: the file or folder without its place, which decides nothing."""
+    return Path(data).name if isinstance(data, (str, Path)) else "the Dataset"
+
+
+def held_out(given: list[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """Divide rows into those to train on and at least `count`, at most a tenth, to measure on.
+
+    A prompt is on one side only: a row beside its twin would measure memory.
+    """
+    by_prompt: dict[str, list[int]] = {}
+    for i, row in enumerate(given):
+        by_prompt.setdefault(prompt_text(row.prompt), []).append(i)
+    prompts = list(by_prompt)
+    random.Random(seed).shuffle(prompts)
+    out: set[int] = set()
+    for prompt in prompts:
+        if len(out) < count and len(out) + len(by_prompt[prompt]) <= len(given) // 10:
+            out.update(by_prompt[prompt])
+    return [r for i, r in enumerate(given) if i not in out], [given[i] for i in sorted(out)]
+
+
+def _tables(data: Data, name: str, wanted: Sequence[Sequence[str]]) -> list[list[list[object]]]:
+    """Return the wanted columns of each file, as rows of values."""
+    if not isinstance(data, (str, Path)):
+        columns = _columns(data.column_names, name, wanted)
+        return [[[row[c] for c in columns] for row in data.select_columns(list(dict.fromkeys(columns)))]]
+    path = Path(data).expanduser()
+    if path.is_dir():
+        files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith("."))
+        if not files:
+            raise TrainError(f"{data} holds no .parquet files; give the folder of one split, or one file")
+        return [_parquet(file, wanted) for file in files]
+    if not path.is_file():
+        raise TrainError(f"{data} is not there; give a Parquet or JSONL file, or a folder of Parquet files")
+    if path.suffix in {".jsonl", ".json"}:
+        return [_jsonl(path, wanted)]
+    return [_parquet(path, wanted)]
+
+
+def _parquet(file: Path, wanted: Sequence[Sequence[str]]) -> list[list[object]]:
+    try:
+        columns = _columns(pq.read_schema(file).names, file.name, wanted)
+        table = pq.read_table(file, columns=list(dict.fromkeys(columns)), partitioning=None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TrainError(f"{file} is no readable Parquet file ({str(error).splitlines()[0]}); write it anew") from error
+    return [list(values) for values in zip(*(table.column(c).to_pylist() for c in columns), strict=True)]
+
+
+def _jsonl(file: Path, wanted: Sequence[Sequence[str]]) -> list[list[object]]:
+    values: list[list[object]] = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise TrainError(f"{file.name}, line {number}: no JSON ({error}); one object a line is read") from error
+            if not isinstance(record, dict):
+                raise TrainError(f"{file.name}, line {number}: a {type(record).__name__}; one object a line is read")
+            values.append([record[c] for c in _columns(list(record), f"{file.name}, line {number}", wanted)])
+    return values
+
+
+def _columns(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]]) -> list[str]:
+    found: list[str] = []
+    for names in wanted:
+        column = next((c for c in names if c in there), None)
+        if column is None:
+            asked = " or ".join(f"`{c}`" for c in names)
+            raise TrainError(f"{name} has no column {asked}; it has {', '.join(there) or 'none'}: rename one of these")
+        found.append(column)
+    return found
+
+
+def _prompt(value: object, where: str) -> Prompt:
+    if isinstance(value, str):
+        return value
+    turns = _messages(value)
+    if not turns:
+        raise TrainError(
+            f"{where}: the prompt is neither text nor chat messages but {_shown(value)}; leave such rows out"
+        )
+    return turns
+
+
+def _answer(value: object, prompt: Prompt, where: str) -> str:
+    """Return an answer's text; of messages, the one assistant turn, be it after a copy of the prompt or alone."""
+    if isinstance(value, str):
+        return value
+    turns = _messages(value)
+    if not turns:
+        raise TrainError(
+            f"{where}: an answer is neither text nor chat messages but {_shown(value)}; leave such rows out"
+        )
+    *before, last = turns
+    asked = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+    if last["role"] != "assistant" or (before and before != asked):
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise TrainError(
+            f"{where}: an answer in messages is one assistant turn after the prompt, not ({roles}); "
+            "move the turns before it into `prompt`"
+        )
+    return last["content"]
+
+
+def _messages(value: object) -> list[Message] | None:
+    if not isinstance(value, list):
+        return None
+    turns: list[Message] = []
+    for turn in value:
+        if not isinstance(turn, Mapping):
+            return None
+        role, content = turn.get("role"), turn.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            return None
+        turns.append(Message(role=role, content=content))
+    return turns
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else f"{value!r:.60}"

@@ -1,0 +1,143 @@
+"""Reward modelling on TRL's RewardTrainer: one number per answer, higher for the chosen than for the rejected.
+
+Ids come from `models.tokens`, so that the reward model scores exactly what it was trained on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, JsonValue
+
+from seamcurate.errors import TrainError
+from seamcurate.models import tokens, weights
+from seamcurate.models.local import batches, padded
+from seamcurate.progress import bar
+from seamcurate.train import training
+from seamcurate.train.data import Data, Row
+from seamcurate.train.training import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COLUMNS = (("chosen",), ("rejected",))
+
+
+class RewardTraining(Training):
+    """Options of `reward`; the defaults are the paper's: AdamW at 2e-5, LoRA of rank 8, alpha 32, dropout 0.1."""
+
+    learning_rate: float = Field(2e-5, gt=0)
+
+
+def reward(
+    model: str | Path, data: Data, out: str | Path, config: RewardTraining = RewardTraining()
+) -> dict[str, JsonValue]:
+    """Train a one-output sequence classifier on `prompt`, `chosen` and `rejected`, text or chat messages.
+
+    `out` becomes a plain model folder, adapters merged, tokenizer included, with what is returned as `training.json`:
+    the inputs, rows used, cut (an answer's end did not fit) and skipped (the prompt alone does not fit), steps,
+    `train_loss`, and for the held-out pairs the logistic loss and the share with the chosen answer strictly above, before
+    and after; None without any. A finished `out` of the same inputs is returned as it is. Uses one device.
+
+    Raises:
+        TrainError: A column or the model is missing, no row fits, or `out` holds something else.
+    """
+    place = Path(out).expanduser()
+    training.prepare(place)
+    rows, measured = training.read(data, COLUMNS, config)
+    start = training.identity(model, config)
+    with training.quiet(), tempfile.TemporaryDirectory() as scratch:
+        from datasets import Dataset
+        from transformers import AutoModelForSequenceClassification
+        from trl import RewardConfig, RewardTrainer
+
+        tokenizer = training.open_tokenizer(model, config)
+        if tokenizer.pad_token is None and tokenizer.eos_token is None:
+            raise TrainError(
+                f"the tokenizer of {model} has neither a padding nor an end-of-sequence token; "
+                "set tokenizer.pad_token and save it there"
+            )
+        opened = training.open_model(model, AutoModelForSequenceClassification, config, num_labels=1)
+        limit = min(config.max_length, weights.window(opened, tokenizer))
+        kept, cut = _encode(tokenizer, rows, limit)
+        tested, _ = _encode(tokenizer, measured, limit)
+        if not kept:
+            raise TrainError(
+                f"none of {len(rows)} prompts leaves room for an answer in {limit} tokens; raise max_length"
+            )
+        inputs = training.inputs("reward", start, data, config, [kept, tested])
+        if (done := training.finished(place, inputs)) is not None:
+            return done
+        trainer = RewardTrainer(
+            model=training.adapted(opened, "SEQ_CLS", config),
+            args=RewardConfig(**training.arguments(config, scratch)),
+            train_dataset=Dataset.from_list(
+                [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in kept]
+            ),
+            processing_class=tokenizer,
+        )
+        before = _measures(margins(trainer.model, tested, tokenizer.pad_token_id))
+        result = training.fit(trainer, "reward", [max(len(chosen), len(rejected)) for chosen, rejected in kept], config)
+        trained = training.merged(trainer)
+        after = _measures(margins(trained, tested, tokenizer.pad_token_id))
+        record: dict[str, JsonValue] = {
+            **inputs,
+            "rows": len(rows),
+            "rows_used": len(kept),
+            "rows_cut": cut,
+            "rows_skipped": len(rows) - len(kept),
+            "rows_held_out": len(tested),
+            **result,
+            "loss_before": before[0],
+            "loss_after": after[0],
+            "accuracy_before": before[1],
+            "accuracy": after[1],
+        }
+        training.save(trained, tokenizer, place, record)
+    return record
+
+
+def margins(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]], pad: int) -> list[float]:
+    """Return R(chosen) - R(rejected) of each pair of ids."""
+    import torch
+
+    model.eval()
+    flat = [ids for pair in pairs for ids in pair]
+    scores = [0.0] * len(flat)
+    with torch.inference_mode():
+        for batch in batches([len(ids) for ids in flat], 8192):
+            logits = model(**padded([flat[i] for i in batch], pad, model.device)).logits[:, 0]
+            for i, score in zip(batch, logits.float().tolist(), strict=True):
+                scores[i] = score
+    return [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def _measures(above: list[float]) -> tuple[float | None, float | None]:
+    """Return the mean logistic loss and the accuracy that margins amount to."""
+    import numpy as np
+
+    if not above:
+        return None, None
+    values = np.asarray(above)
+    return float(np.logaddexp(0, -values).mean()), float((values > 0).mean())
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, rows: list[Row], limit: int
+) -> tuple[list[tuple[list[int], list[int]]], int]:
+    """Return the (chosen ids, rejected ids) of the rows that fit, and how many of them were cut."""
+    kept: list[tuple[list[int], list[int]]] = []
+    cut = 0
+    with bar("tokenize", len(rows)) as advance:
+        for row in rows:
+            chosen, rejected = (tokens.reward_ids(tokenizer, row.prompt, a, limit, False) for a in row.answers)
+            if chosen is not None and rejected is not None:
+                kept.append((chosen, rejected))
+                cut += any(
+                    len(ids) == limit and ids != tokens.reward_ids(tokenizer, row.prompt, answer, limit + 1, False)
+                    for ids, answer in zip((chosen, rejected), row.answers, strict=True)
+                )
+            advance(1)
+    return kept, cut

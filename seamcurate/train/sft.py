@@ -1,0 +1,137 @@
+"""Supervised fine-tuning on TRL's SFTTrainer: a policy learns the completions, never the prompts.
+
+Ids come from `models.tokens`, so that the policy is scored on exactly what it was trained on.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, JsonValue
+
+from seamcurate.errors import TrainError
+from seamcurate.models import tokens, weights
+from seamcurate.models.local import batches, padded
+from seamcurate.progress import bar
+from seamcurate.train import training
+from seamcurate.train.data import Data, Row
+from seamcurate.train.training import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COLUMNS = (("completion", "response"),)
+
+
+class SFTTraining(Training):
+    """Options of `sft`; the defaults are the paper's: AdamW at 1e-4 with 10 warm-up steps."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+
+
+def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SFTTraining()) -> dict[str, JsonValue]:
+    """Fine-tune a causal language model on `prompt` and `completion` (or `response`), text or chat messages.
+
+    `out` becomes a plain model folder, adapters merged, tokenizer included, with what is returned as `training.json`:
+    the inputs, rows used, cut (the response's end did not fit) and skipped (the prompt alone does not fit), steps,
+    `train_loss`, and `loss_before` and `loss_after`: nats per completion token of the held-out rows, None without any.
+    A finished `out` of the same inputs is returned as it is. Uses one device: a GPU where there is one.
+
+    Raises:
+        TrainError: A column, the model or EOS is missing, no row fits, or `out` holds something else.
+    """
+    place = Path(out).expanduser()
+    training.prepare(place)
+    rows, measured = training.read(data, COLUMNS, config)
+    start = training.identity(model, config)
+    with training.quiet(), tempfile.TemporaryDirectory() as scratch:
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM
+        from trl import SFTConfig, SFTTrainer
+
+        tokenizer = training.open_tokenizer(model, config)
+        if tokenizer.eos_token_id is None:
+            raise TrainError(
+                f"the tokenizer of {model} has no end-of-sequence token, so that no answer would ever end; "
+                "set tokenizer.eos_token and save it there"
+            )
+        opened = training.open_model(model, AutoModelForCausalLM, config)
+        limit = min(config.max_length, weights.window(opened, tokenizer))
+        kept, cut = _encode(tokenizer, rows, limit)
+        tested, _ = _encode(tokenizer, measured, limit)
+        if not kept:
+            raise TrainError(
+                f"none of {len(rows)} prompts leaves room for an answer in {limit} tokens; raise max_length"
+            )
+        inputs = training.inputs("sft", start, data, config, [kept, tested])
+        if (done := training.finished(place, inputs)) is not None:
+            return done
+        trainer = SFTTrainer(
+            model=training.adapted(opened, "CAUSAL_LM", config),
+            args=SFTConfig(**training.arguments(config, scratch), completion_only_loss=True),
+            train_dataset=Dataset.from_list(
+                [
+                    {"input_ids": before + after, "completion_mask": [0] * len(before) + [1] * len(after)}
+                    for before, after in kept
+                ]
+            ),
+            processing_class=tokenizer,
+        )
+        loss_before = completion_loss(trainer.model, tested)
+        result = training.fit(trainer, "sft", [len(before) + len(after) for before, after in kept], config)
+        trained = training.merged(trainer)
+        record: dict[str, JsonValue] = {
+            **inputs,
+            "rows": len(rows),
+            "rows_used": len(kept),
+            "rows_cut": cut,
+            "rows_skipped": len(rows) - len(kept),
+            "rows_held_out": len(tested),
+            **result,
+            "loss_before": loss_before,
+            "loss_after": completion_loss(trained, tested),
+        }
+        training.save(trained, tokenizer, place, record)
+    return record
+
+
+def completion_loss(model: PreTrainedModel, rows: list[tuple[list[int], list[int]]]) -> float | None:
+    """Return the mean negative log-likelihood of a completion token in nats, over all tokens of all rows."""
+    import torch
+
+    if not rows:
+        return None
+    model.eval()
+    total, count = 0.0, 0
+    joined = [before + after for before, after in rows]
+    with torch.inference_mode():
+        for batch in batches([len(ids) for ids in joined], 8192):
+            logits = model(**padded([joined[i] for i in batch], 0, model.device)).logits
+            for place, i in enumerate(batch):
+                before, after = rows[i]
+                picked = logits[place, len(before) - 1 : len(joined[i]) - 1].float()
+                target = torch.tensor(after, device=picked.device)
+                total += float(torch.nn.functional.cross_entropy(picked, target, reduction="sum"))
+                count += len(after)
+    return total / count
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, rows: list[Row], limit: int
+) -> tuple[list[tuple[list[int], list[int]]], int]:
+    """Return the (prompt ids, completion ids) of the rows that fit, and how many of them were cut."""
+    kept: list[tuple[list[int], list[int]]] = []
+    cut = 0
+    with bar("tokenize", len(rows)) as advance:
+        for row in rows:
+            before, whole = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], sys.maxsize)
+            after = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], max(0, limit - len(before)))[1]
+            if before and after:
+                kept.append((before, after))
+                cut += len(after) < len(whole)
+            advance(1)
+    return kept, cut

@@ -1,0 +1,337 @@
+"""What the trainers share: options, opening a model, one quiet run of a TRL trainer, and a folder that is whole.
+
+The same model, rows and options give the same weights, so a finished folder is returned and never trained again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import random
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from seamcurate.errors import ModelError, TrainError
+from seamcurate.models import weights
+from seamcurate.progress import bar
+from seamcurate.train import data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+RECORD = "training.json"
+"""The file in a trained model's folder that says how it was made; it is no part of the model."""
+
+
+class Training(BaseModel):
+    """Options that every trainer takes, named as in transformers, TRL and PEFT."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(gt=0)
+    num_train_epochs: float = Field(1, gt=0)
+    max_steps: int = -1
+    """Stop after so many optimizer steps; -1 leaves it to `num_train_epochs`."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    warmup_steps: int = Field(0, ge=0)
+    max_length: int = Field(512, ge=2)
+    """Tokens of prompt and response together; the response's end is cut, a row whose prompt fills it is skipped."""
+    seed: int = 0
+    eval_data: Path | None = None
+    """What is measured before and after: a file or folder as the data themselves; default: see `eval_rows`."""
+    eval_rows: int = Field(200, ge=0)
+    """Without `eval_data`: how many rows to hold out and measure, at most a tenth. 0: measure nothing."""
+    lora: bool = True
+    """Train low-rank adapters and merge them into the saved weights; else train all weights."""
+    lora_r: int = Field(8, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.1, ge=0, lt=1)
+    gradient_checkpointing: bool = False
+    """Compute activations twice to fit a larger model into memory."""
+    revision: str | None = None
+    """A Hub branch, tag or commit of the model. Not for folders."""
+
+
+def read(given: data.Data, answers: Sequence[Sequence[str]], config: Training) -> tuple[list[data.Row], list[data.Row]]:
+    """Return the rows to train on and the rows to measure on."""
+    rows = data.rows(given, answers)
+    if config.eval_data is not None:
+        return rows, data.rows(config.eval_data, answers)
+    return data.held_out(rows, config.eval_rows, config.seed)
+
+
+def prepare(out: Path) -> None:
+    """Refuse to write over anything but an empty folder or a finished training, or to start without the libraries."""
+    for library in ("accelerate", "peft", "trl"):
+        if importlib.util.find_spec(library) is None:
+            raise TrainError(f'training needs {library}, which is not installed; pip install "seamcurate[train]"')
+    if not out.exists() or (out / RECORD).is_file() or (out.is_dir() and not any(out.iterdir())):
+        return
+    raise TrainError(f"{out} exists and is no finished training; give another folder, or delete it")
+
+
+def identity(model: str | Path, config: Training) -> str:
+    """Return the content hash or Hub commit of the model to start from; refuses what is not there."""
+    name = str(model)
+    looks_like_path = isinstance(model, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith(".")
+    if looks_like_path and not Path(name).expanduser().is_dir():
+        raise TrainError(f"model folder {name} is not there; give a folder that save_pretrained(…) wrote, or a Hub id")
+    try:
+        return weights.identity(name, config.revision)
+    except ModelError as error:
+        raise TrainError(str(error)) from error
+
+
+def open_tokenizer(model: str | Path, config: Training) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the model to start from."""
+    from transformers import AutoTokenizer
+
+    with _told(model):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(weights.folder(str(model), config.revision))
+    return tokenizer
+
+
+def open_model(model: str | Path, auto: type[Any], config: Training, **options: object) -> PreTrainedModel:
+    """Load the weights to start from; a head they lack is drawn by the seed."""
+    import torch
+    from transformers import set_seed
+
+    # Adapters leave the weights as they are, so half the bytes do; full training needs the small steps of float32.
+    dtype = weights.torch_dtype("auto", "auto") if config.lora else torch.float32
+    set_seed(config.seed)
+    with _told(model):
+        opened: PreTrainedModel = auto.from_pretrained(
+            weights.folder(str(model), config.revision), dtype=dtype, use_safetensors=True, **options
+        )
+    return opened
+
+
+def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], config: Training) -> PreTrainedModel:
+    """Wrap the model in LoRA adapters, where asked for; what is newly drawn beside its backbone trains in full."""
+    if not config.lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
+    from transformers import set_seed
+
+    heads = [
+        name
+        for name, part in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in part.parameters())
+    ]
+    adapters = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=None if model.config.model_type in TARGETS else "all-linear",
+        modules_to_save=heads if task == "SEQ_CLS" else None,
+        task_type=task,
+    )
+    set_seed(config.seed)
+    wrapped: Any = get_peft_model(model, adapters)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def arguments(config: Training, scratch: str) -> dict[str, Any]:
+    """Return what TRL's own configurations are told."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if torch.cuda.device_count() > 1:
+        raise TrainError(
+            f"{torch.cuda.device_count()} GPUs are visible and training uses one; set CUDA_VISIBLE_DEVICES=0"
+        )
+    return {
+        "output_dir": scratch,
+        "learning_rate": config.learning_rate,
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "warmup_steps": config.warmup_steps,
+        "seed": config.seed,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "use_cpu": weights.device("auto") == "cpu",
+        "bf16": gpu and torch.cuda.is_bf16_supported(),
+        "dataloader_pin_memory": gpu,
+        # The rows are tokenized and cut already: what TRL reads is what scoring reads.
+        "max_length": None,
+        "remove_unused_columns": False,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def fit(trainer: Trainer, label: str, lengths: Sequence[int], config: Training) -> dict[str, JsonValue]:
+    """Run a trainer under a progress bar, like lengths together; returns its steps and mean training loss."""
+    from torch.utils.data import DataLoader
+    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+    # transformers' own grouping walks from long rows to short ones: a run shorter than an epoch never sees the short.
+    loader: Any = DataLoader(
+        trainer.train_dataset,
+        batch_size=config.per_device_train_batch_size,
+        sampler=_ByLength(lengths, config.per_device_train_batch_size, config.seed),
+        collate_fn=trainer.data_collator,
+    )
+    trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(loader)
+    with ExitStack() as stack:
+
+        class Progress(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                self.advance = stack.enter_context(bar(label, state.max_steps, "steps"))
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                self.advance(1)
+
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Progress())
+        result = trainer.train()
+    return {"steps": result.global_step, "train_loss": result.training_loss}
+
+
+class _ByLength:
+    """Draw rows so that a batch holds like lengths and the batches come in random order, anew each epoch."""
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths, self.batch, self.draw = lengths, batch, random.Random(seed)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(len(self.lengths)))
+        self.draw.shuffle(order)
+        # Sorted whole, the same rows would meet in every epoch.
+        pool = 50 * self.batch
+        pooled = [sorted(order[i : i + pool], key=self.lengths.__getitem__) for i in range(0, len(order), pool)]
+        order = [i for part in pooled for i in part]
+        whole = len(order) // self.batch * self.batch
+        batches = [order[i : i + self.batch] for i in range(0, whole, self.batch)]
+        self.draw.shuffle(batches)
+        yield from (i for batch in batches for i in batch)
+        yield from order[whole:]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence progress bars, advice and telemetry of the libraries below; errors are raised, not logged."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+    import huggingface_hub.constants
+    from transformers.utils import logging as chatter
+
+    # Read once at import, and somebody may have imported it before.
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    level, bars, data_bars = (
+        chatter.get_verbosity(),
+        chatter.is_progress_bar_enabled(),
+        datasets.are_progress_bars_disabled(),
+    )
+    loggers = [(logger, logger.level) for logger in map(logging.getLogger, ("trl", "peft", "accelerate"))]
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for logger, _ in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.set_verbosity(level)
+        if bars:
+            chatter.enable_progress_bar()
+        if not data_bars:
+            datasets.enable_progress_bars()
+        for logger, before in loggers:
+            logger.setLevel(before)
+
+
+def inputs(
+    trainer: str, model: str, given: data.Data, config: Training, tokenized: Sequence[Sequence[object]]
+) -> dict[str, JsonValue]:
+    """Return all that decides the trained weights; no folder's place is in it."""
+    ids = hashlib.sha256()
+    for rows in tokenized:
+        for row in rows:
+            ids.update(f"{row!r}\n".encode())
+    options = config.model_dump(mode="json")
+    options["eval_data"] = None if config.eval_data is None else data.title(config.eval_data)
+    return {
+        "trainer": trainer,
+        "model": model,
+        "data": data.title(given),
+        "tokens": f"sha256:{ids.hexdigest()[:32]}",
+        "config": options,
+    }
+
+
+def finished(out: Path, asked: dict[str, JsonValue]) -> dict[str, JsonValue] | None:
+    """Return the record of a training that was done already, None where there is none.
+
+    Raises:
+        TrainError: The folder holds a training of something else.
+    """
+    if not (out / RECORD).is_file():
+        return None
+    record: dict[str, JsonValue] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    other = [key for key, value in asked.items() if key != "data" and record.get(key) != value]
+    if not other:
+        return record
+    before, now = record.get("config"), asked["config"]
+    if "config" in other and isinstance(before, dict) and isinstance(now, dict):
+        other = [
+            f"{key} {before.get(key)} instead of {value}" for key, value in now.items() if before.get(key) != value
+        ]
+    else:
+        other = [f"another {key}" for key in other]
+    raise TrainError(f"{out} holds a training with {', '.join(other)}; give another folder, or delete it")
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, record: dict[str, JsonValue]) -> None:
+    """Write a plain model folder beside `out` and rename it into place."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        beside = Path(scratch) / out.name
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        (beside / RECORD).write_text(json.dumps(record, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        if out.is_dir():
+            out.rmdir()
+        os.replace(beside, out)
+
+
+def merged(trainer: Trainer) -> PreTrainedModel:
+    """Return the trained model, its adapters merged into the weights."""
+    from peft import PeftModel
+
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def _told(model: str | Path) -> Iterator[None]:
+    """Raise what transformers says of a folder it cannot load as one line."""
+    try:
+        yield
+    except (ModelError, OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrainError(f"model {model} cannot be loaded: {reason}") from error

@@ -1,0 +1,147 @@
+"""The project's own promises: public names, floors, the README's tree and commands, no stray words."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import seamcurate
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_there_and_is_documented():
+    assert seamcurate.__all__ == sorted(seamcurate.__all__)
+    for name in seamcurate.__all__:
+        value = getattr(seamcurate, name)
+        assert name == "__version__" or value.__doc__
+        assert type(value).__name__ != "module"
+    assert set(seamcurate._MODULES) | {"__version__"} == set(seamcurate.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        seamcurate.nothing  # noqa: B018
+
+
+def test_public_names_stay_functions_after_their_modules_were_imported():
+    script = (
+        "import seamcurate.run, seamcurate.recipe; from seamcurate import plan, rer, seam; seam(), rer(), plan.__call__"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_floors_hold():
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = (
+        "torch",
+        "transformers",
+        "faiss",
+        "trl",
+        "datasets",
+        "duckdb",
+        "pyarrow",
+        "sklearn",
+        "sentence_transformers",
+    )
+    script = f"import seamcurate.cli, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_reading_a_store_loads_no_model_library(finished):
+    script = (
+        "import sys\nfrom seamcurate import Store, query\n"
+        f"query(Store({str(finished.path)!r}), 'SELECT count(*) FROM rows')\n"
+        "print([m for m in ('torch', 'transformers', 'faiss', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_readmes_tree_is_the_disks():
+    block = re.search(r"```text\n(seamcurate/.*?)```", README, re.DOTALL)
+    assert block is not None
+    told = {line.split("#")[0].strip() for line in block[1].splitlines() if line.startswith("  ")}
+    there = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in (ROOT / "seamcurate").iterdir()
+        if not path.name.startswith(("__pycache__", "."))
+    }
+    assert told == there
+
+
+def test_every_column_a_step_adds_is_in_the_readme():
+    from seamcurate import Embed, Perplexity, Random, Retrieve, rer, seam
+
+    listed = set(re.findall(r"`(\w+)(?:\{variant\}|_contrast)?`", README)) | set(
+        re.findall(r"`([\w]+)_\{variant\}`", README)
+    )
+    for step in (Embed(), Retrieve(), *seam(), *rer(), Perplexity(), Random()):
+        for name in step.adds.names:
+            assert name in listed or name.removesuffix("_contrast") in listed, name
+
+
+def test_the_readmes_verbs_are_the_command_lines():
+    shown = subprocess.run(
+        [sys.executable, "-m", "seamcurate.cli", "--help"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    verbs = re.findall(r"^  (\w+)  ", shown.split("Commands:")[1], re.MULTILINE)
+    assert verbs and all(f"seamcurate {verb}" in README for verb in verbs)
+
+
+def test_the_readmes_python_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "own_step"])
+def test_examples_run(name, tmp_path):
+    script = ROOT / "examples" / f"{name}.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "store")], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert {"quickstart": "misjudged", "own_step": "3  Perhaps 4"}[name] in done.stdout
+
+
+def test_the_sweep_example_reads_a_finished_store(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished.path, tmp_path / "store")
+    script = ROOT / "examples" / "sweep_filter_rate.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "store")], capture_output=True, text=True, check=True, timeout=60
+    )
+    dropped = [int(line.split()[1]) for line in done.stdout.splitlines()[1:]]
+    assert len(dropped) == 6 and dropped == sorted(dropped) and dropped[0] == 4
+
+
+def test_the_lock_pins_torch_and_never_both_faiss_builds():
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    names = [line.split("==")[0].lower() for line in lock]
+    assert "torch==2.13.0" in lock and "faiss-cpu" in names and "faiss-gpu" not in names
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lock)
+
+
+def test_modules_open_with_what_they_are():
+    for file in (ROOT / "seamcurate").rglob("*.py"):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if name == "seamcurate.cli":
+            continue
+        assert (importlib.import_module(name).__doc__ or "").strip(), name
