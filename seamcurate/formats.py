@@ -1,0 +1,502 @@
+"""How files and the Hub become Arrow tables or lines, whatever is wrong with a row in them.
+
+One rule: what is wrong with one row is raised as `Reject`, to be kept with that row; what is wrong with a whole file
+or column is a `SourceError` that names it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import glob
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seamcurate.errors import SourceError
+
+LONGEST_ROW_SHOWN = 10_000
+# An unclosed quote swallows what follows it: this bounds what one costs. It is far beyond any prompt.
+LONGEST_CSV_FIELD = 1 << 24
+# Parquet writers and SQL engines recurse over types.
+DEEPEST = 32
+_NO_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
+_Reader = Callable[[Path, int, int], Generator[pa.Table, None, int]]
+
+
+class Reject(Exception):
+    """One row cannot be taken; the message is the reason kept with it."""
+
+
+class Row(NamedTuple):
+    """One line's values by column."""
+
+    cells: dict[str, object]
+    doubt: str | None
+    """What may be wrong with the text in it."""
+
+
+class _CsvLine(NamedTuple):
+    header: list[str]
+    fields: list[str]
+    error: str | None
+
+
+Line: TypeAlias = bytes | _CsvLine
+
+
+def word(value: object) -> str:
+    """Name a value's type as Arrow would."""
+    words = {bool: "bool", int: "int64", float: "double", str: "string", list: "list", dict: "struct"}
+    return words.get(type(value), "null")
+
+
+def not_utf8(column: pa.ChunkedArray, where: str) -> list[int]:
+    """Find the rows whose text is not UTF-8, which Parquet readers do not look at."""
+    try:
+        column.validate(full=True)
+        return []
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise SourceError(f"{where} is damaged: {_said(error)}; write the file again") from error
+    found = []
+    for index in range(len(column)):
+        try:
+            column.take([index]).validate(full=True)
+        except pa.ArrowInvalid:
+            found.append(index)
+    return found
+
+
+def json_text(value: object) -> str:
+    """Write a rejected row as JSON text, at most LONGEST_ROW_SHOWN characters."""
+
+    def spell(cell: object) -> str:
+        return legible(cell) if isinstance(cell, bytes) else str(cell)
+
+    return json.dumps(value, ensure_ascii=False, default=spell)[:LONGEST_ROW_SHOWN]
+
+
+def legible(text: bytes) -> str:
+    """Decode bytes, those that are not UTF-8 spelled out."""
+    return text.decode("utf-8", "backslashreplace")[:LONGEST_ROW_SHOWN]
+
+
+# Types: one plain Arrow type for each of the several that mean the same.
+
+
+def plain(kind: pa.DataType, text: pa.DataType) -> pa.DataType:
+    """Undo dictionaries, views, extensions and 64-bit offsets; `text` is what strings become."""
+    is_ = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain(kind.storage_type, text)
+    if is_.is_dictionary(kind) or is_.is_run_end_encoded(kind):
+        return plain(kind.value_type, text)
+    if is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind):
+        return text
+    if is_.is_large_binary(kind) or is_.is_binary_view(kind):
+        return pa.binary()
+    if is_.is_list(kind) or is_.is_large_list(kind) or is_.is_list_view(kind) or is_.is_large_list_view(kind):
+        return pa.list_(plain(kind.value_type, text))
+    if is_.is_fixed_size_list(kind):
+        return pa.list_(plain(kind.value_type, text), kind.list_size)
+    if is_.is_map(kind):
+        return pa.map_(plain(kind.key_type, text), plain(kind.item_type, text))
+    if is_.is_struct(kind):
+        return pa.struct([(field.name, plain(field.type, text)) for field in kind])
+    return kind
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        # Arrow's own cast knows no dictionaries of string views, which Polars writes.
+        pieces = [piece.dictionary.cast(kind).take(piece.indices) for piece in column.chunks]
+        return pa.chunked_array(pieces, kind)
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:
+        # Offsets have 32 bits: text too long for one array fits in several.
+        cells = (column.take([index]).cast(kind).chunks for index in range(len(column)))
+        return pa.chunked_array(list(chain.from_iterable(cells)), kind)
+
+
+def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return exactly the columns of `schema`, NULL where missing."""
+    known = set(rows.column_names)
+    columns = [
+        _cast(rows[name], kind) if name in known else pa.nulls(len(rows), kind)
+        for name, kind in zip(schema.names, schema.types, strict=True)
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def typed(values: list[object], running: pa.DataType | None) -> tuple[pa.Array | None, list[str | None]]:
+    """Convert JSON values to the running type, or find their own; say of each that does not fit why not."""
+
+    def widened(kind: pa.DataType | None, cells: list[object]) -> pa.DataType:
+        return _widened(kind, pa.array(cells).type, first=running is None)
+
+    try:
+        kind = solid(widened(running, values))
+        return (None if kind is None else pa.array(values, kind)), [None] * len(values)
+    except _NO_FIT:
+        widest, misfits = running, list[str | None]()
+    for value in values:
+        with suppress(*_NO_FIT):
+            widest = widened(widest, [value])
+    kind, fitting = solid(widest), list[object]()
+    for value in values:
+        found = "mixed types or a number beyond 64 bits"
+        try:
+            found = f"{pa.array([value]).type!s:.80}"
+            widened(widest, [value])
+            fitting.append(None if kind is None else pa.array([value], kind)[0].as_py())
+            misfits.append(None)
+        except _NO_FIT:
+            fitting.append(None)
+            misfits.append(f"expected {'one type' if kind is None else kind!s:.80}, found {found}")
+    return (None if kind is None else pa.array(fitting, kind)), misfits
+
+
+def _widened(kind: pa.DataType | None, found: pa.DataType, first: bool) -> pa.DataType:
+    """Return the type that holds both, or raise TypeError; only the first chunk may turn integers to doubles."""
+    if kind is None or pa.types.is_null(kind) or kind == found:
+        return found
+    if pa.types.is_null(found):
+        return kind
+    if {kind, found} == {pa.int64(), pa.float64()} and (first or kind == pa.float64()):
+        return pa.float64()
+    if pa.types.is_list(kind) and pa.types.is_list(found):
+        return pa.list_(_widened(kind.value_type, found.value_type, first))
+    if pa.types.is_struct(kind) and pa.types.is_struct(found):
+        types = {field.name: field.type for field in kind}
+        types.update((field.name, _widened(types.get(field.name), field.type, first)) for field in found)
+        return pa.struct(types.items())
+    raise TypeError(f"{found} does not fit {kind}")
+
+
+def solid(kind: pa.DataType | None) -> pa.DataType | None:
+    """Leave out what has shown no value yet: a later one decides its type, and Parquet has no empty struct."""
+    if kind is None or pa.types.is_null(kind):
+        return None
+    if pa.types.is_list(kind):
+        item = solid(kind.value_type)
+        return None if item is None else pa.list_(item)
+    if pa.types.is_struct(kind):
+        fields = [(field.name, solid(field.type)) for field in kind]
+        shown = [(name, type_) for name, type_ in fields if type_ is not None]
+        return pa.struct(shown) if shown else None
+    return kind
+
+
+# JSONL and CSV, read as bytes, so that one bad line is one rejected row.
+
+
+def _bytes_lines(path: Path) -> Iterator[bytes]:
+    with _reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file):
+            yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+
+
+def json_lines(path: Path) -> Iterator[Line]:
+    """Iterate over the lines of a JSONL file that are not blank."""
+    return filter(None, map(bytes.strip, _bytes_lines(path)))
+
+
+def json_row(line: bytes) -> Row:
+    """Parse one line as an object, or raise Reject."""
+    doubt = "lone surrogate" if b"\\ud" in line or b"\\uD" in line else None
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        text, doubt = line.decode("utf-8", "surrogateescape"), "invalid UTF-8"
+    try:
+        cells = json.loads(text)
+        if text.count("[") + text.count("{") > DEEPEST and _deep(cells):
+            raise RecursionError
+    except RecursionError:
+        raise Reject(f"nested deeper than {DEEPEST} levels") from None
+    except json.JSONDecodeError as error:
+        raise Reject(f"line is not JSON: {error.msg} at character {error.pos}") from None
+    except ValueError as error:
+        raise Reject(f"line is not JSON: {error}") from None
+    if not isinstance(cells, dict):
+        raise Reject(f"line is not a JSON object but {word(cells)}")
+    if doubt and surrogate("".join(cells)):
+        raise Reject(f"{doubt} in a column name")
+    return Row(cells, doubt)
+
+
+def surrogate(value: object) -> bool:
+    """Tell whether text, or text inside a value, cannot be written as UTF-8."""
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _deep(value: object) -> bool:
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        parts = chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
+        level = [part for part in parts if isinstance(part, dict | list)]
+    return bool(level)
+
+
+def csv_lines(path: Path) -> Iterator[Line]:
+    """Iterate over the records of a CSV file, each with its header."""
+    csv.field_size_limit(LONGEST_CSV_FIELD)
+    last, header = b"", list[str]()
+
+    def text() -> Iterator[str]:
+        nonlocal last
+        for last in _bytes_lines(path):
+            yield last.decode("utf-8", "surrogateescape")
+
+    reader = csv.reader(text())
+    while True:
+        fields, error = [], None
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as broken:
+            fields, error = [last.decode("utf-8", "surrogateescape")], str(broken)
+        if header and fields:
+            yield _CsvLine(header, fields, error)
+        elif fields:
+            header = fields
+            _refuse_twins(header, path)
+            if error is not None or any(map(surrogate, header)):
+                raise SourceError(f"{path} has no header in UTF-8; name the columns in its first line")
+
+
+def csv_row(line: _CsvLine) -> Row:
+    """Take one record as a row, empty fields as None, or raise Reject."""
+    if line.error is not None:
+        raise Reject(f"line is not CSV: {line.error}")
+    if len(line.fields) != len(line.header):
+        raise Reject(f"row has {len(line.fields)} fields, header has {len(line.header)}")
+    doubt = "invalid UTF-8" if surrogate("".join(line.fields)) else None
+    return Row({name: field or None for name, field in zip(line.header, line.fields, strict=True)}, doubt)
+
+
+def csv_shown(line: _CsvLine) -> object:
+    """Return a record as it is shown among the rejected."""
+    fields = [legible(field.encode("utf-8", "surrogateescape")) for field in line.fields]
+    return dict(zip(line.header, fields, strict=True)) if len(fields) == len(line.header) else fields
+
+
+# Parquet and Arrow files.
+
+
+def matches(pattern: str, kind: str) -> list[Path]:
+    """List the files a path, a folder or a glob stands for."""
+    path = Path(pattern).expanduser()
+    if path.is_dir() and kind != "parquet":
+        raise SourceError(f"{pattern} is a folder; name the files in it, say {pattern.rstrip('/')}/*.{kind}")
+    if path.exists() and not path.is_dir():
+        return [path]
+    places = path.glob("*.parquet") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    found = [place for place in places if place.is_file()]
+    if not found:
+        raise SourceError(f"{pattern}: no such file, and nothing that matches; check the path")
+    return found
+
+
+def saved_files(folder: Path, split: str) -> list[Path]:
+    """List the Arrow files of a folder that `datasets` wrote with save_to_disk."""
+    try:
+        splits = folder / "dataset_dict.json"
+        if splits.exists():
+            names = json.loads(splits.read_text("utf-8"))["splits"]
+            if split not in names:
+                raise SourceError(f"{folder}: no split {split!r}; it has {', '.join(names)}")
+            folder = folder / split
+        files = json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]
+        return [folder / file["filename"] for file in files]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{folder} is no save_to_disk folder; name one, or .arrow files") from error
+
+
+def sha256(path: Path) -> str:
+    """Hash a file; one that has not changed is not read again."""
+    with _reading(path):
+        state = path.stat()
+        return _sha256_of(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise SourceError(f"{path} cannot be read: {_said(error)}; check the file") from error
+
+
+def _said(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _refuse_twins(names: Sequence[str], path: Path) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise SourceError(f"{path} has two columns called {name!r}; write it again with one")
+
+
+def unified(files: list[Path], read_schema: Callable[[Path], pa.Schema]) -> pa.Schema:
+    """Unite the schemas of several files by column name."""
+    united = pa.schema([])
+    for path in files:
+        with _reading(path):
+            schema = read_schema(path)
+        _refuse_twins(schema.names, path)
+        next_one = pa.schema([(field.name, plain(field.type, pa.string())) for field in schema])
+        try:
+            united = pa.unify_schemas([united, next_one], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise SourceError(f"{path} does not fit the files before it: {_said(error)}; convert it") from error
+    return united
+
+
+def file_tables(files: list[Path], read: _Reader, skip: int, size: int) -> Iterator[pa.Table]:
+    """Iterate over the tables of several files, the first `skip` rows left out."""
+    for path in files:
+        with _reading(path):
+            skip = yield from read(path, skip, size)
+
+
+def conformed(tables: Iterable[pa.Table], fields: pa.Schema, where: str) -> Iterator[pa.Table]:
+    """Cast tables to one schema."""
+    with _reading(where):
+        for table in tables:
+            yield conform(table, fields)
+
+
+def regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Cut tables of any size into tables of `size` rows."""
+    held: pa.Table | None = None
+    for table in tables:
+        held = table if held is None else pa.concat_tables([held, table])
+        while held.num_rows >= size:
+            yield held.slice(0, size)
+            held = held.slice(size)
+    if held is not None and held.num_rows:
+        yield held
+
+
+def parquet_tables(path: Path, skip: int, size: int) -> Generator[pa.Table, None, int]:
+    """Iterate over the rows after the first `skip`; return how many are still to skip."""
+    with pq.ParquetFile(path) as file:
+        groups = list(range(file.num_row_groups))
+        while groups and skip >= file.metadata.row_group(groups[0]).num_rows:
+            skip -= file.metadata.row_group(groups.pop(0)).num_rows
+        for batch in file.iter_batches(batch_size=size, row_groups=groups):
+            yield pa.Table.from_batches([batch]).slice(min(skip, len(batch)))
+            skip = max(0, skip - len(batch))
+    return skip
+
+
+def _arrow_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Open the file format or the stream format, which share the suffix."""
+    file = pa.memory_map(str(path))
+    if file.read(6) == b"ARROW1":
+        reader = pa.ipc.open_file(file)
+        return reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
+    file.seek(0)
+    stream = pa.ipc.open_stream(file)
+    return stream.schema, iter(stream)
+
+
+def arrow_schema(path: Path) -> pa.Schema:
+    """Read the schema of an Arrow file or stream."""
+    return _arrow_batches(path)[0]
+
+
+def arrow_tables(path: Path, skip: int, size: int) -> Generator[pa.Table, None, int]:
+    """Iterate over an Arrow file's tables; returns how many rows are still to be skipped."""
+    for batch in _arrow_batches(path)[1]:
+        for start in range(skip, len(batch), size):
+            yield pa.Table.from_batches([batch.slice(start, size)])
+        skip = max(0, skip - len(batch))
+    return skip
+
+
+# The Hub.
+
+
+@cache
+def hub_commit(hub: str, revision: str | None) -> str:
+    """Pin a revision once per process, so that all chunks come from one commit."""
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    with _asking(hub):
+        commit = HfApi().dataset_info(hub, revision=revision).sha
+    if commit is None:
+        raise SourceError(f"Hub data set {hub}: the Hub names no commit; give a revision")
+    return commit
+
+
+@contextmanager
+def _asking(hub: str) -> Iterator[None]:
+    try:
+        yield
+    except SourceError:
+        raise
+    # The client and its transports share no root error.
+    except Exception as error:
+        what = f"{_said(error)}; check the name, the network and your login"
+        if type(error).__name__ == "RepositoryNotFoundError":
+            what = "no such data set, or no access to it; check the name, or log in with `hf auth login`"
+        raise SourceError(f"Hub data set {hub}: {what}") from error
+
+
+def hub_tables(
+    hub: str, revision: str | None, name: str | None, data_dir: str | None, split: str, skip: int, size: int
+) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """Open a Hub data set as a stream of tables, at the commit its revision stands for."""
+    commit = hub_commit(hub, revision)
+    with _asking(hub):
+        from datasets import load_dataset
+
+        # Without hf:// a folder of the same name beside the caller would be read instead.
+        rows = load_dataset(
+            f"hf://datasets/{hub}",
+            name,
+            data_dir=data_dir,
+            split=split,
+            revision=commit,
+            streaming=True,
+        ).with_format("arrow")
+        known = rows.features.arrow_schema if rows.features else next(iter(rows.iter(1)), pa.table({})).schema
+    fields = pa.schema([(field.name, plain(field.type, pa.string())) for field in known])
+
+    def tables() -> Iterator[pa.Table]:
+        with _asking(hub):
+            for table in rows.skip(skip).iter(size):
+                if new := set(table.column_names) - set(known.names):
+                    raise SourceError(f"Hub data set {hub}: columns {new} are not in its first file; convert it")
+                yield table
+
+    return fields, tables()
