@@ -56,7 +56,7 @@ class LocalModel(Backend):
 
         where = weights.folder(self.path, self.revision)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=self.trust_remote_code)
-        return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+        return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
 
     def _open(self, auto: type[Any]) -> tuple[Any, Any]:
         from transformers import AutoTokenizer
