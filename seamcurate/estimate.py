@@ -5,7 +5,7 @@ Nothing is written. Rows are counted exactly; calls and tokens are estimated fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,25 +134,21 @@ def _look(source: Source, label: str, size: int) -> _Sample:
     else:
         counted = ((chunk.rows, chunk.rejected.num_rows) for chunk in source.chunks())
     rows = rejected = 0
-    kept: list[tuple[Prompt, str, str]] = []
-    step = 1
-    with bar(label, None) as advance:
-        for table, set_aside in counted:
-            names = table.schema.names
-            places = [i for i in range(table.num_rows) if (rows + i) % step == 0]
-            part = table.take(places)
-            blank = [""] * len(places)
-            kept += zip(
-                part["prompt"].to_pylist(),
-                (text or "" for text in part["response"].to_pylist()) if "response" in names else blank,
-                (text or "" for text in part["reference"].to_pylist()) if "reference" in names else blank,
-                strict=True,
-            )
-            rows, rejected = rows + table.num_rows, rejected + set_aside
-            while len(kept) > 2 * size:
-                kept, step = kept[::2], step * 2
-            advance(table.num_rows + set_aside)
-    kept = kept[:: max(1, len(kept) // size)]
+
+    def texts() -> Iterator[tuple[Prompt, str, str]]:
+        nonlocal rows, rejected
+        with bar(label, None) as advance:
+            for table, set_aside in counted:
+                blank = [""] * table.num_rows
+                columns = [
+                    [text or "" for text in table[name].to_pylist()] if name in table.schema.names else blank
+                    for name in ("response", "reference")
+                ]
+                yield from zip(table["prompt"].to_pylist(), *columns, strict=True)
+                rows, rejected = rows + table.num_rows, rejected + set_aside
+                advance(table.num_rows + set_aside)
+
+    kept = retrieve.evenly(texts(), size)
     return _Sample(rows, rejected, [p for p, _, _ in kept], [r for _, r, _ in kept], [r for _, _, r in kept])
 
 

@@ -292,8 +292,8 @@ class Seam(Step):
         """Measure the spread of the golden rewards, when asked to normalise by it."""
         if not self.normalise:
             return
-        golden = [r for table in data.rows(("reward",)) for r in table["reward"].to_pylist() if r is not None]
-        spread = float(np.std(golden)) if golden else 0.0
+        golden = np.concatenate([t["reward"].to_numpy() for t in data.rows(("reward",))] or [np.zeros(0)])
+        spread = float(np.nanstd(golden)) if len(golden) else 0.0
         if not spread > 0:
             raise StepError(
                 f"step {self.name}: the golden rewards do not vary, so `normalise` has nothing to divide by"

@@ -9,7 +9,6 @@ Each feature is a step and a column of its own; each formula is one pure functio
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
 from seamcurate import query_type as classifier
@@ -249,14 +249,16 @@ class QueryType(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the types and state the classifier's agreement."""
-        kinds = [kind for table in columns for kind in table["query_type"].to_pylist()]
         agreement = float(json.loads((shared / "agreement.json").read_text()))
-        opens = kinds.count("open")
+        opens = closed = 0
+        for table in columns:
+            found = int(pc.sum(pc.equal(table["query_type"], "open")).as_py() or 0)
+            opens, closed = opens + found, closed + table.num_rows - found
         return {
             "open": opens,
-            "closed": len(kinds) - opens,
+            "closed": closed,
             "agreement_on_held_out_examples": agreement,
-            "summary": f"query types: {opens:,} open, {len(kinds) - opens:,} closed "
+            "summary": f"query types: {opens:,} open, {closed:,} closed "
             f"(local classifier, right on {agreement:.0%} of held-out examples)",
         }
 
@@ -294,18 +296,16 @@ class Rer(Step):
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Find the range F maps from, and whether the authors' constants can be meant for this encoder."""
-        known = [
-            value
-            for table in data.rows(("rer_reference_relevance",))
-            for value in table["rer_reference_relevance"].to_pylist()
-            if value is not None and math.isfinite(value)
-        ]
+        tables = data.rows(("rer_reference_relevance",))
+        parts = [t["rer_reference_relevance"].to_numpy().astype(np.float64) for t in tables]
+        known = np.concatenate(parts or [np.zeros(0)])
+        known = known[np.isfinite(known)]
         low, high = AR_RANGE
         if self.fit == "quantiles":
-            if not known or min(known) == max(known):
+            if not len(known) or known.min() == known.max():
                 raise StepError("step rer: AR does not vary, so `fit: quantiles` has no range; use `fit: paper`")
             low, high = (float(q) for q in np.quantile(known, [0.01, 0.99]))
-        cosines = bool(known) and max(map(abs, known)) <= 1.001 and self.fit == "paper"
+        cosines = len(known) > 0 and bool(np.abs(known).max() <= 1.001) and self.fit == "paper"
         (shared / "range.json").write_text(json.dumps({"range": [low, high], "cosines": cosines}))
 
     def load(self, shared: Path) -> Transform:

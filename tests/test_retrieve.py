@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -137,6 +140,36 @@ def test_the_probe_counts_what_brute_force_counts():
     assert found["share_none"] == pytest.approx((inside == 0).mean(), abs=0.04)
     assert found["nearest_quantiles"]["0.5"] == pytest.approx(np.quantile(cosines.max(axis=1), 0.5), abs=1e-3)
     assert set(found["wider"]) == {"0.35", "0.30", "0.20"}
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 399, 400, 12345])
+def test_a_stream_is_sampled_evenly_without_being_held(count):
+    taken = retrieve.evenly(iter(range(count)), 100)
+    assert len(taken) == min(count, 100) and taken == sorted(set(taken))
+    if count > 400:
+        gaps = np.diff([0, *taken, count])
+        assert gaps.max() <= 3 * np.median(gaps)
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"), [(("faiss_cpu", "faiss_gpu"), "overwrite each other"), ((), "pip install")]
+)
+def test_exactly_one_faiss_build_must_be_installed(tmp_path, installed, message):
+    for name in installed:
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+    script = (
+        "import sys, importlib.metadata as m\n"
+        "from seamcurate.contrast.retrieve import load_faiss\n"
+        f"sys.path[:] = [{str(tmp_path)!r}] + [p for p in sys.path if 'site-packages' not in p]\n"
+        "try: load_faiss()\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert shown.startswith("StepError ") and message in shown
 
 
 @pytest.mark.parametrize("band", [(0.9, 0.8), (0.5, 0.5), (-2, 0.5)])

