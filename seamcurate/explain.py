@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import duckdb
 import pyarrow as pa
 
 from seamcurate import views
 from seamcurate.errors import QueryError
+from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.store import Store
 from seamcurate.tables import brief
@@ -33,7 +35,7 @@ def why(store: Store, row_id: int) -> Iterator[str]:
             yield f"  {brief(aside[0]['row'], 150)}"
             return
         row = found[0]
-        yield f"row {row_id}: {brief(prompt_text(row['prompt']), 150)}"  # type: ignore[arg-type]
+        yield f"row {row_id}: {brief(prompt_text(cast(Prompt, row['prompt'])), 150)}"
         if row.get("response") is not None:
             yield f"  golden response: {brief(row['response'], 130)}"
         verdicts = _rows(connection, "SELECT * FROM ledger WHERE row_id = $id ORDER BY split", row_id)

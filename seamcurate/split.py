@@ -152,8 +152,9 @@ def make(store: Store, name: str, split: Split) -> Made:
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
         there = record
-    lines = there["lines"]  # type: ignore[assignment]
-    return Made(name, int(str(there["kept"])), int(str(there["dropped"])), [str(line) for line in lines])
+    told = there["lines"]
+    assert isinstance(told, list)
+    return Made(name, int(str(there["kept"])), int(str(there["dropped"])), [str(line) for line in told])
 
 
 def _ledger(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) -> pa.Table:
