@@ -72,7 +72,7 @@ def plan(recipe: Recipe, path: str | Path) -> Plan:
             probed, none = _coverage(step, sample, corpus, _embedded(store, step))
             mean = probed["candidates_mean"]
             assert isinstance(mean, float)
-            candidates = min(mean, float(step.k))
+            candidates = mean
             notes.append(
                 f"band {list(step.band)}: about {candidates:.1f} candidates a row, none for about {none:.0%} of rows"
             )
@@ -171,7 +171,7 @@ def _coverage(
     else:
         vectors = retrieve.unit(embedder.embed([prompt_text(p) for p in corpus.prompts]))
         others, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
-    found = retrieve.probe(queries, own, vectors, others, step.band, scale)
+    found = retrieve.probe(queries, own, vectors, others, step.band, step.k, scale)
     none, doubled = found["share_none"], found["share_none_twice_the_corpus"]
     assert isinstance(none, float) and isinstance(doubled, float)
     return found, none * (doubled / none) ** np.log2(scale) if none else 0.0

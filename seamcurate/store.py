@@ -228,9 +228,11 @@ class Store:
             there = load_json(layer.path / "step.json")
             if there and there["fingerprint"] != layer.fingerprint:
                 changed.append((layer, _difference(there, layer.record)))
-        if changed and not replace:
-            layer, what = changed[0]
-            others = f" (and {len(changed) - 1} more that follow from it)" if len(changed) > 1 else ""
+        # A folder without a finished shard holds nothing that anybody would miss.
+        kept = [(layer, what) for layer, what in changed if numbers(layer.path)]
+        if kept and not replace:
+            layer, what = kept[0]
+            others = f" (and {len(kept) - 1} more that follow from it)" if len(kept) > 1 else ""
             raise StaleError(
                 f"{layer.path} was made by another configuration: {what}{others}; "
                 "run with --replace to compute it anew, or keep it and name another store"

@@ -303,7 +303,8 @@ class Rer(Step):
         low, high = AR_RANGE
         if self.fit == "quantiles":
             if not len(known) or known.min() == known.max():
-                raise StepError("step rer: AR does not vary, so `fit: quantiles` has no range; use `fit: paper`")
+                why = "AR does not vary" if len(known) else "no row has a reference"
+                raise StepError(f"step rer: {why}, so `fit: quantiles` has no range to measure; use `fit: paper`")
             low, high = (float(q) for q in np.quantile(known, [0.01, 0.99]))
         cosines = len(known) > 0 and bool(np.abs(known).max() <= 1.001) and self.fit == "paper"
         (shared / "range.json").write_text(json.dumps({"range": [low, high], "cosines": cosines}))

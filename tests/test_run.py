@@ -118,6 +118,14 @@ def test_another_configuration_is_refused_naming_what_changed_and_both_ways_out(
     assert contents(tmp_path / "store") == before
 
 
+def test_a_folder_without_a_finished_shard_is_nobodys_loss(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    for file in (tmp_path / "store/columns/rer").glob("0*.parquet"):
+        file.unlink()
+    changed = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5), *rer(fit="paper"), Random())
+    assert run_local(recipe(steps=changed), tmp_path / "store").computed == 3
+
+
 def test_a_change_two_steps_upstream_is_refused_too(recipe, tmp_path):
     steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))
     run_local(recipe(steps=steps), tmp_path / "store")

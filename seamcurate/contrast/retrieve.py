@@ -38,7 +38,7 @@ _SLACK = 1e-4
 """How far FAISS's single-precision cosine may be off at the floor of the band."""
 _PROBED = 256
 """Rows whose whole neighbourhood is looked at to describe coverage."""
-_BINS = 100
+_BINS = 1000
 
 
 class Embed(Step):
@@ -151,7 +151,7 @@ class Retrieve(Step):
         np.save(shared / "response_keys.npy", np.concatenate(responses))
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
         vectors = unit(_loaded(self.encoder, self.name).embed([prompt_text(p) for p in sample]))
-        found = probe(vectors, keys(sample), stored_vectors(index), np.concatenate(prompts), self.band)
+        found = probe(vectors, keys(sample), stored_vectors(index), np.concatenate(prompts), self.band, self.k)
         (shared / "coverage.json").write_text(json.dumps(found))
 
     def work(self, rows: Averages) -> Work:
@@ -245,6 +245,7 @@ def probe(
     vectors: Floats,
     vector_keys: Keys,
     band: tuple[float, float],
+    k: int,
     stands_for: float = 1,
 ) -> dict[str, JsonValue]:
     """Describe the neighbourhood of sampled queries: who is served by this band, a wider one, a larger corpus.
@@ -255,6 +256,7 @@ def probe(
         vectors: float32, corpus × dimensions, length 1.
         vector_keys: `keys` of the corpus's instructions.
         band: Lowest and highest cosine.
+        k: How many candidates a row takes at most.
         stands_for: How many corpus rows each vector given stands for, when they are a sample.
     """
     edges = np.linspace(0, 1, _BINS + 1)
@@ -274,7 +276,7 @@ def probe(
     def counts(low: float, high: float, halves: Sequence[int] = (0, 1)) -> npt.NDArray[np.float64]:
         inside = (edges[:-1] >= low - 1e-9) & (edges[1:] <= high + 1e-9)
         summed: npt.NDArray[np.float64] = histogram[list(halves)][:, :, inside].sum(axis=(0, 2)) * stands_for
-        return summed
+        return np.minimum(summed, k)
 
     whole, half = counts(*band), counts(*band, (0,))
     none, none_half = float(np.mean(whole == 0)), float(np.mean(half == 0))
