@@ -91,7 +91,11 @@ class Recipe(BaseModel):
         return load(path)
 
     def ready(self) -> list[Step]:
-        """Return the steps with their models filled in by role, each once."""
+        """Return the steps with their models filled in by role, each once.
+
+        Raises:
+            RecipeError: A step needs a model that neither it nor the recipe names.
+        """
         filled = []
         for step in self.steps:
             roles = {
@@ -101,6 +105,12 @@ class Recipe(BaseModel):
                 role: model for role, model in roles.items() if model is not None and getattr(step, role) is None
             }
             made = step.model_copy(update=missing)
+            lacking = next((role for role in roles if getattr(made, role) is None), None)
+            if lacking is not None:
+                kind = _ROLES[lacking].key
+                raise RecipeError(
+                    f"step {step.name} has no {lacking} model; give the recipe `models: {{{lacking}: {{{kind}: …}}}}`"
+                )
             if made not in filled:
                 filled.append(made)
         return filled

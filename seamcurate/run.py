@@ -46,11 +46,10 @@ def run_local(recipe: Recipe, path: str | Path, limit: int | None = None, replac
     Raises:
         SeamcurateError: See `seamcurate.errors`; what was finished before stays.
     """
-    store = Store(path)
+    steps, store = recipe.ready(), Store(path)
     with store.hold():
         corpus = _corpus(recipe, store, replace)
         ingest(recipe.rows, store, limit, replace, "reading rows")
-        steps = recipe.ready()
         if corpus is None:
             layers = store.lay(steps)
             store.claim(layers, replace)

@@ -82,9 +82,18 @@ def test_steps_take_the_recipes_models_by_role_unless_they_name_their_own(tmp_pa
 
 
 def test_a_step_listed_twice_runs_once(tmp_path):
-    recipe = loads("rows: {parquet: a}\nsteps: [reward, seam: {variant: contrast}, random, random]\n", tmp_path)
+    models = "models: {policy: {fake: p}, reward: {fake: r}}\n"
+    recipe = loads(f"rows: {{parquet: a}}\n{models}steps: [reward, seam: {{}}, random, random]\n", tmp_path)
     names = [step.name for step in recipe.ready()]
     assert names == ["reward", "rewards_contrast", "logprobs_contrast", "seam_contrast", "baseline_random"]
+
+
+def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
+    recipe = loads("rows: {parquet: a}\nmodels: {reward: {fake: r}}\nsteps: [seam: {}]\n", tmp_path)
+    with pytest.raises(
+        RecipeError, match=r"step logprobs_contrast has no policy model; .*`models: {policy: {causal_lm: …}}`"
+    ):
+        recipe.ready()
 
 
 @pytest.mark.parametrize(
