@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import signal
 import subprocess
 import sys
@@ -12,7 +14,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import FakeModel, Models, Random, Recipe, Retrieve, Source, Store, query, rer, run_local, seam
+from seamcurate import (
+    CausalLM,
+    FakeModel,
+    Models,
+    Perplexity,
+    Random,
+    Recipe,
+    Retrieve,
+    SentenceEncoder,
+    SequenceClassifier,
+    Source,
+    Store,
+    query,
+    rer,
+    run_local,
+    seam,
+)
 from seamcurate.errors import BusyError, DamagedError, SourceError, StaleError, StepError, StoreError
 
 
@@ -104,6 +122,20 @@ def test_a_killed_run_goes_on_where_it_stopped(files, tmp_path, shards):
     assert after == contents(tmp_path / "whole")
     assert report.computed > 0
     assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_run_killed_while_reading_rows_goes_on_and_is_the_same(files, tmp_path, shards):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    dying = DYING.replace("Store.add", "Store.add_rows").replace("layer, number, rows, added", "number, rows, rejected")
+    dying = dying.replace("**/columns/*/0*.parquet", "rows/0*.parquet")
+    command = [sys.executable, "-c", dying, str(tmp_path / "recipe.yaml"), str(tmp_path / "store"), str(shards)]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == -signal.SIGKILL
+    done = contents(tmp_path / "store/rows")
+    assert len(done) == shards
+    run_local(Recipe.load(tmp_path / "recipe.yaml"), tmp_path / "store")
+    run_local(Recipe.load(tmp_path / "recipe.yaml"), tmp_path / "whole")
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 def test_another_configuration_is_refused_naming_what_changed_and_both_ways_out(recipe, tmp_path):
@@ -252,7 +284,7 @@ def test_a_source_column_that_a_step_would_add_is_refused(recipe, tmp_path):
 def test_ctrl_c_leaves_a_store_that_goes_on(recipe, files, tmp_path):
     script = (
         "import sys, time\n"
-        "from seamcurate import FakeModel, Models, Random, Recipe, Source, run_local\n"
+        "from seamcurate import CausalLM, FakeModel, Models, Perplexity, Random, Recipe, Source, run_local\n"
         "from seamcurate.store import Store\n"
         "real = Store.add\n"
         "def slow(self, *a):\n"
@@ -280,3 +312,47 @@ def test_facts_and_warnings_stand_beside_the_columns(recipe, tmp_path):
     facts = Store(tmp_path / "store").facts("worse_contrast")
     assert facts["rows"] == 40 and facts["summary"] in report.lines
     assert any(line.startswith("warning: rer: AR lies in [-1, 1]") for line in report.lines)
+
+
+def test_chat_rows_run_through_real_models_and_the_score_is_the_formulas(
+    tmp_path, policy_folder, decoder_reward_folder, encoder_reward_folder
+):
+    def chat(i, words):
+        turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": words}]
+        return {"prompt": turns, "response": f"use {words} step {i}", "reference": words}
+
+    asked = [f"{a} the {b}" for a in ("sort", "merge", "parse") for b in ("list", "queue", "file", "table")]
+    for name, part in (("rows", asked[::2]), ("corpus", asked[1::2])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(chat(i, w)) + "\n" for i, w in enumerate(part)))
+    reward = SequenceClassifier(path=str(decoder_reward_folder), dtype="float32")
+    policy = CausalLM(path=str(policy_folder), dtype="float32")
+    recipe = Recipe(
+        rows=Source(jsonl=str(tmp_path / "rows.jsonl"), shard_rows=4),
+        corpus=Source(jsonl=str(tmp_path / "corpus.jsonl")),
+        models=Models(
+            policy=policy,
+            reward=reward,
+            encoder=SentenceEncoder(path=str(encoder_reward_folder), pooling="mean"),
+            base=policy,
+        ),
+        steps=(Retrieve(k=4, band=(-1, 1)), *seam("contrast", k=4), *rer(), Perplexity()),
+    )
+    run_local(recipe, tmp_path / "store")
+    run_local(recipe, tmp_path / "again")
+    assert contents(tmp_path / "store") == contents(tmp_path / "again")
+    store = Store(tmp_path / "store")
+    rows = query(store, "SELECT * FROM rows ORDER BY row_id").to_pylist()
+    assert len(rows) == 6 and all(row["candidates_contrast"] == 4 for row in rows)
+    assert any(row["seam_contrast"] < 0 for row in rows)
+    judge, speaker = reward.load(), policy.load()
+    for row in rows:
+        worse = query(store, f"SELECT response FROM candidates WHERE row_id = {row['row_id']} ORDER BY rank")
+        texts = worse["response"].to_pylist()
+        ((golden, *others),) = judge.rewards([row["prompt"]], [[row["response"], *texts]])
+        terms = [
+            math.exp(one.logprob / one.tokens) * max(other - golden, 0)
+            for one, other in zip(speaker.logprobs([row["prompt"]], [texts])[0], others, strict=True)
+        ]
+        assert row["seam_contrast"] == pytest.approx(-sum(terms), abs=1e-4)
+        ((own,),) = speaker.logprobs([row["prompt"]], [[row["response"]]])
+        assert row["baseline_perplexity"] == pytest.approx(math.exp(-own.logprob / own.tokens), rel=1e-4)
