@@ -99,7 +99,7 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
     if store.about.get("complete"):
         if there != list(range(len(there))) or len(there) != store.about.get("shards"):
             raise StoreError(
-                f"{store.path}/rows lacks a shard; restore it, or run with --replace after deleting store.json"
+                f"{store.path}/rows lacks a shard; restore it, or delete {store.path}/store.json to read the source again"
             )
         return
     stop = None if limit is None else _shard_count(limit, source.shard_rows)
