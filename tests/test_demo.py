@@ -44,7 +44,7 @@ def test_the_models_are_real_ones(demo):
 def test_the_reward_model_is_wrong_in_the_band_where_it_is_right_against_random_answers(demo):
     folder, _ = demo
     facts = Store(folder).facts("seam_contrast")
-    assert facts["rows"] == 501 and facts["rows_scored"] > 300
+    assert facts["rows"] == len(Store(folder)) >= 500 and facts["rows_scored"] > 300
     assert 0.05 < facts["misjudged"] / facts["candidates"] < 0.5
     (row,) = query(
         Store(folder), "SELECT count(*) FILTER (misjudgement > 0) AS wrong, count(*) AS n FROM candidates"
@@ -55,10 +55,10 @@ def test_the_reward_model_is_wrong_in_the_band_where_it_is_right_against_random_
 def test_every_column_is_there_and_the_lowest_fifth_of_the_scored_rows_is_dropped(demo):
     folder, _ = demo
     store = Store(folder)
-    assert {(c.done, c.shards, c.stale) for c in store.columns()} == {(8, 8, None)}
+    assert {(c.done, c.shards, c.stale) for c in store.columns()} == {(len(store.shards), len(store.shards), None)}
     (counts,) = query(store, "SELECT count(seam_contrast) AS scored, count(rer) AS rers FROM rows").to_pylist()
     (ledger,) = query(store, "SELECT count(*) FILTER (NOT kept) AS dropped FROM ledger").to_pylist()
-    assert ledger["dropped"] == -(-counts["scored"] // 5) and counts["rers"] == 501
+    assert ledger["dropped"] == -(-counts["scored"] // 5) and counts["rers"] == len(store)
 
 
 @pytest.mark.parametrize(("trainer", "first"), [("trl", "prompt"), ("openrlhf", "input"), ("verl", "data_source")])
@@ -73,7 +73,7 @@ def test_it_tells_what_came_out_and_what_to_try_next(demo):
     folder, (first, _) = demo
     told = first.stdout
     for text in (
-        "501 questions about Python's standard library",
+        f"{len(Store(folder))} questions about Python's standard library",
         "nats a token on held-out answers, from scratch",
         "of held-out pairs against a random answer",
         "The five questions it gets most wrong",
