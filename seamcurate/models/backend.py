@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -34,10 +35,10 @@ class Backend(BaseModel):
         fields = dict(handler(self))
         return {self.key: fields.pop("path"), **fields}
 
+    @abstractmethod
     def identity(self) -> JsonValue:
         """Return what decides the model's answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count the tokens of texts, for estimates."""
-        raise NotImplementedError
