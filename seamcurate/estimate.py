@@ -20,7 +20,7 @@ from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
 from seamcurate.step import Averages, Step
-from seamcurate.store import Store
+from seamcurate.store import Store, numbers
 
 _SAMPLE_ROWS = 128
 _SAMPLE_CORPUS = 2_000
@@ -121,8 +121,6 @@ def _done(store: Store | None, step: Step) -> int:
     record = store.records().get(step.name)
     if record is None or record["identity"] != store.identity(step) or step.name in store.stale():
         return 0
-    from seamcurate.store import numbers
-
     return sum(store.table(number, ()).num_rows for number in numbers(store.path / "columns" / step.name))
 
 

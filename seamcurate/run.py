@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from seamcurate import shard
 from seamcurate import split as splits
 from seamcurate.errors import SourceError, StaleError, StoreError
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
 from seamcurate.step import Step, digest
-from seamcurate.store import Layer, Store, save_json
+from seamcurate.store import Layer, Store, filename, save_json
 
 
 class Report(NamedTuple):
@@ -160,9 +162,6 @@ def told(store: Store, layer: Layer) -> Iterator[str]:
 
 
 def _own_columns(store: Store, layer: Layer) -> Iterator[pa.Table]:
-    from seamcurate import shard
-    from seamcurate.store import filename
-
     for number in store.shards:
         yield shard.read(layer.path / filename(number), layer.fingerprint, number)
 
@@ -197,14 +196,10 @@ def _ids(store: Store, shards: Sequence[int]) -> set[str]:
 
 
 def _rejected(store: Store) -> int:
-    import pyarrow.parquet as pq
-
     return sum(pq.read_metadata(file).num_rows for file in (store.path / "rejected").glob("[0-9]*.parquet"))
 
 
 def _first_reason(store: Store) -> str:
-    import pyarrow.parquet as pq
-
     for file in sorted((store.path / "rejected").glob("[0-9]*.parquet")):
         reasons = pq.read_table(file, columns=["reason"], partitioning=None)["reason"].to_pylist()
         if reasons:
