@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import subprocess
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from seamcurate import CausalLM, FakeModel, SentenceEncoder, SequenceClassifier
 from seamcurate.errors import ModelError
-from seamcurate.models import EncoderModel, PolicyModel, local, tokens, weights
+from seamcurate.models import EncoderModel, PolicyModel, prefix, tokens, weights
 
 PROMPTS = ["how do I sort the list and then merge all of it", "open a file", "x"]
 RESPONSES = [["use sort on list", "no", "use merge on queue then parse it carefully step 3"], ["open it"], []]
@@ -78,10 +79,14 @@ def test_a_prompt_that_fills_the_window_is_none_and_its_neighbours_are_scored(po
 
 
 def test_a_boundary_that_joint_tokenization_would_move_is_recorded(tokenizer):
-    before, after = tokens.policy_ids(tokenizer, "sort", "use sort", 512)
-    assert not tokens.crosses_boundary(tokenizer, "sort", "use sort", before + after)
-    # A byte-level tokenizer joins the space to the word: cutting inside a word is not how it would read the text.
-    assert tokens.crosses_boundary(tokenizer, "sort", "use sort", [*before, *tokenizer(" us")["input_ids"], 5])
+    before, after, crossed = tokens.policy_group(tokenizer, "sort", ["use sort", " use sort", ""], 512)
+    singles = [tokens.policy_ids(tokenizer, "sort", answer, 512) for answer in ("use sort", " use sort", "")]
+    assert [(before, ids) for ids in after] == singles
+    assert crossed == [False, False, False]
+    # With a template that ends in a space, a byte-level tokenizer joins it to the answer's first word.
+    spaced = copy.deepcopy(tokenizer)
+    spaced.chat_template = "{{ messages[0]['content'] }}: "
+    assert tokens.policy_group(spaced, "sort", ["use sort", "\n"], 512)[2] == [True, False]
 
 
 def test_the_chat_template_is_rendered_once_without_a_second_start(decoder_reward_folder):
@@ -91,9 +96,9 @@ def test_the_chat_template_is_rendered_once_without_a_second_start(decoder_rewar
     before, after = tokens.policy_ids(chat, [{"role": "user", "content": "hi"}], "yes", 512)
     assert chat.decode(before) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert chat.decode(after) == "yes<|im_end|>"
-    ids = tokens.reward_ids(chat, "hi", "yes", 512, pair=False)
+    ids = tokens.reward_ids(chat, "hi", "yes", 512)
     assert chat.decode(ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
-    cut = tokens.reward_ids(chat, "hi", "yes " * 50, len(ids) + 1, pair=False)
+    cut = tokens.reward_ids(chat, "hi", "yes " * 50, len(ids) + 1)
     assert len(cut) == len(ids) + 1 and cut[-2:] == ids[-2:]
 
 
@@ -113,7 +118,7 @@ def test_rewards_equal_the_models_own_answer_and_do_not_depend_on_the_batch(
             if kind == "pair":
                 inputs = whole.tokenizer(prompt, answer, return_tensors="pt")
             else:
-                ids = tokens.reward_ids(whole.tokenizer, prompt, answer, 256, False)
+                ids = tokens.reward_ids(whole.tokenizer, prompt, answer, 256)
                 inputs = {"input_ids": torch.tensor([ids])}
             with torch.no_grad():
                 assert score == pytest.approx(float(model(**inputs).logits[0, 0]), abs=1e-4)
@@ -124,7 +129,7 @@ def test_an_encoder_reward_model_reads_framed_text_and_loses_only_the_responses_
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(encoder_reward_folder)
-    ids = tokens.reward_ids(tokenizer, "sort", "use sort on list", 8, pair=False)
+    ids = tokens.reward_ids(tokenizer, "sort", "use sort on list", 8)
     assert tokenizer.decode(ids) == "[CLS] question : sort answer : use [SEP]"
 
 
@@ -236,7 +241,7 @@ def test_yaml_json_and_python_spell_a_model_the_same():
 
 def test_batches_hold_every_sequence_once_within_the_budget():
     lengths = [5, 1, 9, 3, 3, 70]
-    cut = list(local.batches(lengths, 12))
+    cut = list(prefix.batches(lengths, 12))
     assert sorted(flat(cut)) == list(range(6))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 12 for b in cut)
 

@@ -192,7 +192,7 @@ def test_trl_is_given_the_ids_that_scoring_reads(
         (before + after, [-100] * len(before) + after) for before, after in policy
     ]
     assert [(r["chosen_ids"], r["rejected_ids"]) for r in seen["RewardTrainer"]] == [
-        tuple(tokens.reward_ids(ids, str(r["prompt"]), str(r[k]), 64, False) for k in ("chosen", "rejected"))
+        tuple(tokens.reward_ids(ids, str(r["prompt"]), str(r[k]), 64) for k in ("chosen", "rejected"))
         for r in preferred(4)
     ]
 

@@ -1,23 +1,24 @@
 """Models that answer here, through transformers and sentence-transformers.
 
 A configuration (`CausalLM`, `SequenceClassifier`, `SentenceEncoder`) is a value and imports nothing heavy;
-`load()` returns the thing with the weights. Scores do not depend on batch size or on neighbours: batches are
-cut by a token budget, padded on the right and masked.
+`load()` returns the thing with the weights. Scores do not depend on batch size or on neighbours. Decoders read
+through `prefix`, each prompt once; encoders in batches of like lengths, cut by a token budget, padded and masked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from seamcurate.errors import ModelError
-from seamcurate.models import tokens, weights
+from seamcurate.models import prefix, tokens, weights
 from seamcurate.models.backend import Backend
+from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder, Likelihood, Policy, Prompt, Responses, RewardModel
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class LocalModel(Backend):
     """bfloat16 on a GPU that has it, else float32."""
     device: str = "auto"
     """`cuda`, `cuda:1`, `mps`, `cpu`; by default the first of these that is there. Never part of a fingerprint."""
-    batch_tokens: int = 8192
-    """Padded tokens a forward pass holds at most: memory and speed, never a score. Not part of a fingerprint."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens a forward pass holds at most: memory and speed, never a score. Not part of a fingerprint. By default
+    chosen by the device; halved whenever a GPU's memory runs out."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the weights may run; recorded."""
 
@@ -72,7 +74,9 @@ class LocalModel(Backend):
                 )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{self.key} {self.path}: {_first_line(error)}") from error
-        return tokenizer, model.to(device).eval()
+        model = model.to(device).eval()
+        quicken(model)
+        return tokenizer, model
 
 
 class CausalLM(LocalModel):
@@ -133,38 +137,59 @@ class _LoadedCausalLM:
     def __init__(self, config: CausalLM, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self.config, self.tokenizer, self.model = config, tokenizer, model
         self.window = weights.window(model, tokenizer)
+        head = prefix.output_head(model, model.get_output_embeddings())
+        self.reader = prefix.PrefixReader(model, head, config.batch_tokens)
 
     def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
         """Score by group; see `Policy`."""
-        flat = [(p, r) for p, group in zip(prompts, responses, strict=True) for r in group]
-        ids = [tokens.policy_ids(self.tokenizer, p, r, self.config.max_response_tokens) for p, r in flat]
-        fits = [
-            i for i, (before, after) in enumerate(ids) if before and after and len(before) + len(after) <= self.window
-        ]
-        sums = dict(zip(fits, self._sums([ids[i] for i in fits]), strict=True))
-        scored: list[Likelihood | None] = []
-        for i, (prompt, response) in enumerate(flat):
-            before, after = ids[i]
-            crosses = tokens.crosses_boundary(self.tokenizer, prompt, response, before + after)
-            scored.append(Likelihood(sums[i], len(after), crosses) if i in sums else None)
-        return regroup(scored, responses)
+        rows = _distinct(prompts, responses)
+        fits: list[list[int]] = []
+        about: list[list[tuple[int, bool]]] = []
 
-    def _sums(self, ids: list[tuple[list[int], list[int]]]) -> list[float]:
+        def groups() -> Iterator[prefix.Group]:
+            for prompt, answers in rows.groups:
+                before, after, crossed = tokens.policy_group(
+                    self.tokenizer, prompt, answers, self.config.max_response_tokens
+                )
+                room = self.window - len(before)
+                fits.append([i for i, ids in enumerate(after) if before and 0 < len(ids) <= room])
+                about.append([(len(ids), crosses) for ids, crosses in zip(after, crossed, strict=True)])
+                yield prefix.Group(before, [after[i] for i in fits[-1]])
+
+        sums = self.reader.score(groups(), self._sums)
+        scored: list[list[Likelihood | None]] = []
+        for (_, answers), places, known, values in zip(rows.groups, fits, about, sums, strict=True):
+            found: list[Likelihood | None] = [None] * len(answers)
+            for i, value in zip(places, values, strict=True):
+                found[i] = Likelihood(value, *known[i])
+            scored.append(found)
+        return rows.regroup(scored)
+
+    def _sums(self, outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
+        """Sum each response's log-probabilities; logits are made a slice at a time, their softmax in float32."""
         import torch
 
-        sums = [0.0] * len(ids)
-        pad = self.tokenizer.pad_token_id or 0
-        joined = [before + after for before, after in ids]
-        with torch.inference_mode():
-            for batch in batches([len(j) for j in joined], self.config.batch_tokens):
-                inputs = padded([joined[i] for i in batch], pad, self.model.device)
-                logits = self.model(**inputs).logits
-                for row, i in enumerate(batch):
-                    start, end = len(ids[i][0]), len(joined[i])
-                    picked = logits[row, start - 1 : end - 1].float()
-                    target = torch.tensor(ids[i][1], device=picked.device)
-                    sums[i] = -float(torch.nn.functional.cross_entropy(picked, target, reduction="sum"))
-        return sums
+        device = self.model.device
+        rows = [row for p in pack.places for row in (p.before, *range(p.start, p.end - 1))]
+        target = prefix.moved([token for answer in pack.answers for token in answer], device)
+        where = prefix.moved(rows, device)
+        each = []
+        for start in range(0, len(rows), self._slice):
+            logits = outputs(where[start : start + self._slice]).float()
+            each.append(
+                -torch.nn.functional.cross_entropy(logits, target[start : start + self._slice], reduction="none")
+            )
+        lengths = prefix.moved([len(answer) for answer in pack.answers], device)
+        owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(rows))
+        return torch.zeros(len(lengths), dtype=torch.float64, device=device).index_add_(
+            0, owner, torch.cat(each).double()
+        )
+
+    @property
+    def _slice(self) -> int:
+        """Return how many positions have their logits at once: 16 MiB of them on a CPU, 512 MiB on a GPU."""
+        room = 2**22 if self.model.device.type == "cpu" else 2**27
+        return max(64, room // int(self.model.config.get_text_config().vocab_size))
 
 
 class _LoadedClassifier:
@@ -173,17 +198,58 @@ class _LoadedClassifier:
         window = weights.window(model, tokenizer)
         self.limit = min(config.max_tokens or 2048, window)
         self.own_pad = model.config.pad_token_id
+        self.budget = config.batch_tokens or prefix.automatic_budget(model)
+        # A decoder's score is read at one token, so that its prompts can be shared; an encoder reads both ways.
+        head = prefix.output_head(model, getattr(model, "score", None))
+        self.reader = None
+        if head is not None and not config.pair:
+            reader = prefix.PrefixReader(model, head, config.batch_tokens)
+            self.reader = reader if reader.shared else None
 
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
         """Score by group; see `RewardModel`."""
+        rows = _distinct(prompts, responses)
+        return rows.regroup(self._each(rows) if self.reader is None else self._shared(rows, self.reader))
+
+    def _shared(self, rows: _Distinct, reader: prefix.PrefixReader) -> list[list[float | None]]:
+
+        fits: list[list[int]] = []
+
+        def groups() -> Iterator[prefix.Group]:
+            for prompt, answers in rows.groups:
+                before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit)
+                known = [(i, ids) for i, ids in enumerate(rest) if ids]
+                fits.append([i for i, _ in known])
+                yield prefix.Group(before, [ids for _, ids in known])
+
+        def score(outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
+            read = [p.start + self._last(ids) for p, ids in zip(pack.places, pack.answers, strict=True)]
+            return outputs(prefix.moved(read, self.model.device))[:, 0].float()
+
+        found = reader.score(groups(), score)
+        scored: list[list[float | None]] = []
+        for (_, answers), places, values in zip(rows.groups, fits, found, strict=True):
+            row: list[float | None] = [None] * len(answers)
+            for i, value in zip(places, values, strict=True):
+                row[i] = value
+            scored.append(row)
+        return scored
+
+    def _last(self, ids: list[int]) -> int:
+        """Return the place transformers reads a decoder's score at: the last token that is not padding."""
+        return next((i for i in reversed(range(len(ids))) if ids[i] != self.own_pad), len(ids) - 1)
+
+    def _each(self, rows: _Distinct) -> list[list[float | None]]:
         import torch
 
-        flat = [(p, r) for p, group in zip(prompts, responses, strict=True) for r in group]
-        ids = [tokens.reward_ids(self.tokenizer, p, r, self.limit, self.config.pair) for p, r in flat]
-        scores: list[float | None] = [None] * len(ids)
-        fits = [(i, one) for i, one in enumerate(ids) if one is not None]
+        flat = [(p, r) for p, answers in rows.groups for r in answers]
+        make = tokens.pair_ids if self.config.pair else tokens.reward_ids
+        fits = [
+            (i, one) for i, (p, r) in enumerate(flat) if (one := make(self.tokenizer, p, r, self.limit)) is not None
+        ]
+        scores: list[float | None] = [None] * len(flat)
         with torch.inference_mode():
-            for batch in batches([len(one) for _, one in fits], self.config.batch_tokens):
+            for batch in prefix.batches([len(one) for _, one in fits], self.budget):
                 sequences = [fits[b][1] for b in batch]
                 pad = self._pad(sequences)
                 inputs = padded(sequences, pad, self.model.device)
@@ -192,7 +258,7 @@ class _LoadedClassifier:
                 logits = self.model(**inputs).logits[:, 0].float().tolist()
                 for b, score in zip(batch, logits, strict=True):
                     scores[fits[b][0]] = float(score)
-        return regroup(scores, responses)
+        return regroup(scores, [answers for _, answers in rows.groups])
 
     def _pad(self, sequences: list[list[int]]) -> int:
         """Return an id to pad with; decoder heads read the last token that is not it, so it must not be in the batch."""
@@ -230,6 +296,7 @@ class _LoadedEncoder:
                         trust_remote_code=config.trust_remote_code,
                         model_kwargs=options,
                     )
+                quicken(self.model)
                 self.backbone, self.tokenizer = None, self.model.tokenizer
                 self.limit = config.max_tokens or self.model.max_seq_length or 512
                 self.model.max_seq_length = self.limit
@@ -255,7 +322,7 @@ class _LoadedEncoder:
         return result
 
     def _encoded(self, texts: list[str]) -> npt.NDArray[np.float32]:
-        size = max(1, self.config.batch_tokens // self.limit)
+        size = max(1, (self.config.batch_tokens or 8192) // self.limit)
         # sentence-transformers sorts by length itself; the batch is sized for the longest text it may meet.
         encoded: npt.NDArray[np.float32] = self.model.encode(
             texts, batch_size=size, normalize_embeddings=False, convert_to_numpy=True, show_progress_bar=False
@@ -269,7 +336,7 @@ class _LoadedEncoder:
         ids = [self.tokenizer(t, truncation=True, max_length=self.limit)["input_ids"] for t in texts]
         rows: list[Any] = [None] * len(ids)
         with torch.inference_mode():
-            for batch in batches([len(i) for i in ids], self.config.batch_tokens):
+            for batch in prefix.batches([len(i) for i in ids], self.config.batch_tokens or 8192):
                 inputs = padded([ids[b] for b in batch], self.tokenizer.pad_token_id or 0, self.backbone.device)
                 output = self.backbone(**inputs)
                 if self.config.pooling == "pooler":
@@ -284,18 +351,6 @@ class _LoadedEncoder:
         return np.asarray(rows, np.float32).reshape(len(texts), -1)
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cut indices into batches of like lengths, longest first, each at most `budget` padded tokens (or one row)."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
 def padded(sequences: list[list[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Pad on the right; returns `input_ids` and `attention_mask`, batch × longest."""
     import torch
@@ -304,6 +359,39 @@ def padded(sequences: list[list[int]], pad: int, device: torch.device) -> dict[s
     ids = torch.tensor([s + [pad] * (longest - len(s)) for s in sequences], device=device)
     mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=device)
     return {"input_ids": ids, "attention_mask": mask}
+
+
+class _Distinct(NamedTuple):
+    """Rows' prompts and responses with each pair once: what is asked twice is scored once."""
+
+    groups: list[tuple[Prompt, list[str]]]
+    where: list[list[tuple[int, int]]]
+    """For each row's responses, the group and the place in it."""
+
+    def regroup(self, scored: Sequence[Sequence[T]]) -> list[list[T]]:
+        """Give each row its scores back."""
+        return [[scored[group][place] for group, place in row] for row in self.where]
+
+
+def _distinct(prompts: Sequence[Prompt], responses: Responses) -> _Distinct:
+    groups: list[tuple[Prompt, list[str]]] = []
+    numbers: dict[object, int] = {}
+    places: list[dict[str, int]] = []
+    where = []
+    for prompt, answers in zip(prompts, responses, strict=True):
+        key = prompt if isinstance(prompt, str) else tuple((turn["role"], turn["content"]) for turn in prompt)
+        number = numbers.setdefault(key, len(groups))
+        if number == len(groups):
+            groups.append((prompt, []))
+            places.append({})
+        row = []
+        for answer in answers:
+            place = places[number].setdefault(answer, len(groups[number][1]))
+            if place == len(groups[number][1]):
+                groups[number][1].append(answer)
+            row.append((number, place))
+        where.append(row)
+    return _Distinct(groups, where)
 
 
 def regroup(flat: Sequence[T], like: Sequence[Sequence[object]]) -> list[list[T]]:

@@ -6,6 +6,7 @@ response is tokenized on its own after it, and the end-of-sequence token closes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from seamcurate.models.protocols import Message, Prompt
@@ -42,13 +43,30 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, templated: bool) -
     return ids
 
 
-def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> list[int]:
-    """Tokenize a response on its own, at most `limit` ids; EOS closes it when nothing was cut."""
-    ids = _ids(tokenizer, text)
+def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int], limit: int) -> list[int]:
+    """Cut a response to `limit` ids; EOS closes it when nothing was cut."""
     if len(ids) >= limit:
         return ids[:limit]
     eos = tokenizer.eos_token_id
     return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+
+def policy_group(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[str], limit: int
+) -> tuple[list[int], list[list[int]], list[bool]]:
+    """Return the prompt's ids, each response's, and whether joint tokenization would have given other ids.
+
+    The prompt is rendered and tokenized once for all its responses.
+    """
+    text = pieces(tokenizer, prompt, "")
+    before = prompt_ids(tokenizer, text.prompt, text.templated)
+    answers = [response if text.templated else plain_response(response) for response in responses]
+    after = [_ended(tokenizer, ids, limit) for ids in _all_ids(tokenizer, answers)]
+    start = len(before) - len(_ids(tokenizer, text.prompt))
+    joint = [before[:start] + ids for ids in _all_ids(tokenizer, [text.prompt + answer for answer in answers])]
+    scored = [before + ids for ids in after]
+    crossed = [a[: len(b)] != b[: len(a)] for a, b in zip(joint, scored, strict=True)]
+    return before, after, crossed
 
 
 def policy_ids(
@@ -58,44 +76,47 @@ def policy_ids(
     text = pieces(tokenizer, prompt, response)
     return (
         prompt_ids(tokenizer, text.prompt, text.templated),
-        response_ids(tokenizer, text.response, limit),
+        _ended(tokenizer, _ids(tokenizer, text.response), limit),
     )
 
 
-def crosses_boundary(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, ids: list[int]) -> bool:
-    """Tell whether tokenizing the joined text would give other ids than `ids`, prompt and response apart."""
-    text = pieces(tokenizer, prompt, response)
-    joint = prompt_ids(tokenizer, text.prompt + text.response, text.templated)
-    return joint[: len(ids)] != ids[: len(joint)]
+def reward_group(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[str], limit: int
+) -> tuple[list[int], list[list[int] | None]]:
+    """Return the ids a reward model reads: the prompt's, and what follows for each response, its end cut to fit.
 
-
-def reward_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int, pair: bool
-) -> list[int] | None:
-    """Return the ids a reward model reads, the response's end cut to fit `limit`.
-
-    Returns None when the prompt alone fills the window. `pair` gives prompt and response as the two segments
-    some encoder reward models were trained on. With a chat template the assistant's turn is rendered by it.
+    None stands for a response to a prompt that alone fills the window. With a chat template the assistant's turn is
+    rendered by it.
     """
-    if pair:
-        return _pair_ids(tokenizer, prompt, response, limit)
-    text = pieces(tokenizer, prompt, response)
+    text = pieces(tokenizer, prompt, "")
     before = prompt_ids(tokenizer, text.prompt, text.templated)
+    last: int | None = None
     if text.templated:
-        answer, closing = _closed_turn(tokenizer, prompt, response, text)
-        after, end = _ids(tokenizer, answer), _ids(tokenizer, closing)
+        turns = [_closed_turn(tokenizer, prompt, response, text) for response in responses]
+        answers, closings = [answer for answer, _ in turns], [closing for _, closing in turns]
+        closing_ids = {closing: _ids(tokenizer, closing) for closing in set(closings)}
     else:
-        after = _ids(tokenizer, text.response)
+        answers, closings, closing_ids = [plain_response(response) for response in responses], [""] * len(responses), {}
         last = tokenizer.eos_token_id
         if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
             before, last = [tokenizer.cls_token_id, *before], tokenizer.sep_token_id
-        end = [] if last is None or after[-1:] == [last] else [last]
-    # What closes an answer stays when its end is cut: a decoder's reward is read there.
-    room = limit - len(before) - len(end)
-    return None if room < 1 else [*before, *after[:room], *end]
+    rest: list[list[int] | None] = []
+    for after, closing in zip(_all_ids(tokenizer, answers), closings, strict=True):
+        end = closing_ids[closing] if text.templated else [] if last is None or after[-1:] == [last] else [last]
+        # What closes an answer stays when its end is cut: a decoder's reward is read there.
+        room = limit - len(before) - len(end)
+        rest.append(None if room < 1 else [*after[:room], *end])
+    return before, rest
 
 
-def _pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int) -> list[int] | None:
+def reward_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int) -> list[int] | None:
+    """Return the ids a reward model reads for one response, see `reward_group`."""
+    before, (after,) = reward_group(tokenizer, prompt, [response], limit)
+    return None if after is None else before + after
+
+
+def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int) -> list[int] | None:
+    """Return prompt and response as the two segments some encoder reward models were trained on; None as above."""
     encoded = tokenizer(prompt_text(prompt), response, verbose=False)
     ids, segments = list(encoded["input_ids"]), encoded.sequence_ids(0)
     # Cut by segment, not by the tokenizer: its truncation would follow `truncation_side` and keep that setting.
@@ -110,6 +131,11 @@ def _pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str,
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     # What is too long for the window is cut or left out by the callers: no warning is needed.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Tokenize many texts in one call, which a fast tokenizer spreads over the cores."""
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
 
 
 def _closed_turn(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, text: Pieces) -> tuple[str, str]:

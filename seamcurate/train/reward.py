@@ -13,7 +13,8 @@ from pydantic import Field, JsonValue
 
 from seamcurate.errors import TrainError
 from seamcurate.models import tokens, weights
-from seamcurate.models.local import batches, padded
+from seamcurate.models.local import padded
+from seamcurate.models.prefix import batches
 from seamcurate.progress import bar
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
@@ -132,11 +133,11 @@ def _encode(
     cut = 0
     with bar("tokenize", len(rows)) as advance:
         for row in rows:
-            chosen, rejected = (tokens.reward_ids(tokenizer, row.prompt, a, limit, False) for a in row.answers)
+            chosen, rejected = (tokens.reward_ids(tokenizer, row.prompt, a, limit) for a in row.answers)
             if chosen is not None and rejected is not None:
                 kept.append((chosen, rejected))
                 cut += any(
-                    len(ids) == limit and ids != tokens.reward_ids(tokenizer, row.prompt, answer, limit + 1, False)
+                    len(ids) == limit and ids != tokens.reward_ids(tokenizer, row.prompt, answer, limit + 1)
                     for ids, answer in zip((chosen, rejected), row.answers, strict=True)
                 )
             advance(1)

@@ -1,0 +1,26 @@
+"""Run races: `python -m benchmarks NAME… [--scale S]`; one line of JSON a comparison on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib import import_module
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+NAMES = ("likelihood", "seam", "rewards", "retrieval", "text", "split", "overhead", "memory")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--scale", type=float, default=1.0, help="a share of the full size, to try things out")
+    asked = parser.parse_args()
+    for name in asked.names:
+        import_module(f"benchmarks.{name}").main(asked.scale)
+
+
+if __name__ == "__main__":
+    main()

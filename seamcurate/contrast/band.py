@@ -1,0 +1,247 @@
+"""Exact search for the nearest vectors inside a cosine band; nothing here knows of texts or files of rows.
+
+Almost every vector is ruled out by a bound: the cosine of two unit vectors is at most the product over their first
+principal components plus the product of the lengths of what remains. With that length as one more component, the
+bound is a single matrix product over a third of the components. What it lets through is multiplied out in double
+precision, so that an edge of the band depends neither on a batch nor on a machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from seamcurate.models.product import product
+
+if TYPE_CHECKING:
+    import torch
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Doubles: TypeAlias = npt.NDArray[np.float64]
+Places: TypeAlias = npt.NDArray[np.int64]
+LeaveOut: TypeAlias = Callable[[Places, Places], npt.NDArray[np.bool_]]
+"""Queries and places, pairwise or broadcast → which of these pairs are no candidates."""
+
+SLACK = 1e-4
+"""How far a product in single precision may be off."""
+_PAIRS = 2**22
+"""Products held at once: 16 MiB."""
+_SAMPLE = 20_000
+_RUN = 64
+
+
+class Hits(NamedTuple):
+    """What was found for one query, highest cosine first."""
+
+    places: Places
+    cosines: Doubles
+
+
+class Band:
+    """Vectors laid out on disk for one band, memory-mapped.
+
+    vectors.npy    float32, count × dimensions, length 1
+    bound.npy      float32, count × (components + 1): principal components, and the length of the rest
+    rotation.npy   float32, dimensions × components; absent, with bound.npy, where a bound would rule out too little
+    """
+
+    def __init__(self, folder: Path, band: tuple[float, float]) -> None:
+        import torch
+
+        self.low, self.high = band
+        # Copy on write: torch warns of arrays it could not write to, and nothing here ever does.
+        self.vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="c", allow_pickle=False)
+        self._rotation: Floats | None = None
+        self._scanned = self.vectors
+        if (folder / "bound.npy").exists():
+            self._rotation = np.load(folder / "rotation.npy", allow_pickle=False)
+            self._scanned = np.load(folder / "bound.npy", mmap_mode="c", allow_pickle=False)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._resident: torch.Tensor | None = None
+        if self._device.type == "cuda" and self._scanned.nbytes < torch.cuda.mem_get_info()[0] // 2:
+            self._resident = torch.from_numpy(self._scanned).to(self._device)
+
+    def search(self, queries: Floats, k: int, leave_out: LeaveOut) -> list[Hits]:
+        """Return each query's `k` nearest vectors inside the band, fewer where there are fewer.
+
+        Memory is bounded by a block of the corpus, however crowded the band: once a query has its k, only what is
+        nearer still is looked at.
+
+        Args:
+            queries: float32, queries × dimensions, length 1.
+            k: How many at most.
+            leave_out: Which pairs are no candidates.
+        """
+        import torch
+
+        asked = torch.from_numpy(self._turned(queries)).to(self._device)
+        best = _Best(len(queries), k, self.low)
+        block = max(_RUN, _PAIRS // max(1, len(queries)) // _RUN * _RUN)
+        with torch.inference_mode():
+            for start in range(0, len(self.vectors), block):
+                scanned = self._block(start, start + block)
+                floors = torch.from_numpy(best.floors - SLACK).to(self._device, torch.float32)
+                rows, places = _above(product(asked, scanned), floors)
+                places += start
+                if len(rows) > 0.02 * len(queries) * len(scanned):
+                    rows, places = self._crowded(queries, start, start + len(scanned), best, k, leave_out)
+                self._check(queries, rows, places, best, leave_out)
+        return best.hits()
+
+    def _crowded(
+        self, queries: Floats, start: int, end: int, best: _Best, k: int, leave_out: LeaveOut
+    ) -> tuple[Places, Places]:
+        """Narrow a block the bound does not: by the whole product, to what may be among each query's `k` nearest."""
+        import torch
+
+        cosines = product(torch.from_numpy(queries), torch.from_numpy(self.vectors[start:end])).numpy()
+        places = np.arange(start, end)
+        out = leave_out(np.arange(len(queries))[:, None], places[None, :])
+        cosines[out | (cosines > self.high + SLACK)] = -2
+        sure = np.where(cosines <= self.high - SLACK, cosines, -2)
+        if k < sure.shape[1]:
+            kth = -np.partition(-sure, k - 1, axis=1)[:, k - 1]
+            floors = np.maximum(best.floors - SLACK, kth - 2 * SLACK)
+        else:
+            floors = best.floors - SLACK
+        rows, columns = np.nonzero(cosines >= floors[:, None])
+        return rows, columns + start
+
+    def _check(self, queries: Floats, rows: Places, places: Places, best: _Best, leave_out: LeaveOut) -> None:
+        """Multiply pairs out in double precision and keep those inside the band."""
+        for start in range(0, len(rows), 8192):
+            some, where = rows[start : start + 8192], places[start : start + 8192]
+            left = queries[some].astype(np.float64)
+            cosines = np.einsum("nd,nd->n", left, self.vectors[where].astype(np.float64))
+            inside = (cosines >= self.low) & (cosines <= self.high)
+            inside[inside] = ~leave_out(some[inside], where[inside])
+            best.add(some[inside], where[inside], cosines[inside])
+
+    def _turned(self, queries: Floats) -> Floats:
+        if self._rotation is None:
+            return queries
+        return bounded(queries, self._rotation)
+
+    def _block(self, start: int, end: int) -> torch.Tensor:
+        import torch
+
+        if self._resident is not None:
+            return self._resident[start:end]
+        return torch.from_numpy(self._scanned[start:end]).to(self._device)
+
+
+class _Best:
+    """The nearest of each query so far, and the cosine a further one must reach."""
+
+    def __init__(self, queries: int, k: int, low: float) -> None:
+        self.k = k
+        self.floors = np.full(queries, low)
+        self._parts: list[tuple[Places, Places, Doubles]] = []
+        self._held = 0
+
+    def add(self, rows: Places, places: Places, cosines: Doubles) -> None:
+        """Take in pairs; now and then all but the k nearest of each query are forgotten."""
+        self._parts.append((rows, places, cosines))
+        self._held += len(rows)
+        if self._held > 2 * self.k * len(self.floors) + 100_000:
+            self._settle()
+
+    def hits(self) -> list[Hits]:
+        """Return what is left, by query."""
+        rows, places, cosines = self._settle()
+        ends = np.searchsorted(rows, np.arange(len(self.floors) + 1))
+        return [Hits(places[a:b], cosines[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    def _settle(self) -> tuple[Places, Places, Doubles]:
+        empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        rows, places, cosines = (np.concatenate(parts) for parts in zip(*(self._parts or [empty]), strict=True))
+        order = np.lexsort((places, -cosines, rows))
+        rows, places, cosines = rows[order], places[order], cosines[order]
+        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        full = rank == self.k - 1
+        self.floors[rows[full]] = cosines[full]
+        kept = rank < self.k
+        found = rows[kept], places[kept], cosines[kept]
+        self._parts, self._held = [found], len(found[0])
+        return found
+
+
+def build(folder: Path, count: int, blocks: Iterable[Floats], low: float) -> None:
+    """Lay vectors out in a folder for `Band`.
+
+    Args:
+        folder: Where to.
+        count: How many vectors there are.
+        blocks: float32, rows × dimensions, length 1; together `count` rows.
+        low: The floor of the band, which decides how many components the bound needs.
+    """
+    vectors: Floats | None = None
+    start = 0
+    for block in blocks:
+        if vectors is None:
+            shape = (count, block.shape[1])
+            vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
+        vectors[start : start + len(block)] = block
+        start += len(block)
+    assert vectors is not None and start == count
+    sample = np.ascontiguousarray(vectors[:: max(1, count // _SAMPLE)], np.float32)
+    turned = rotation(sample, low)
+    (folder / "band.json").write_text(json.dumps({"components": None if turned is None else turned.shape[1]}))
+    if turned is None:
+        return
+    np.save(folder / "rotation.npy", turned)
+    bound = np.lib.format.open_memmap(folder / "bound.npy", "w+", np.float32, (count, turned.shape[1] + 1))
+    for start in range(0, count, 65_536):
+        bound[start : start + 65_536] = bounded(vectors[start : start + 65_536], turned)
+    bound.flush()
+    vectors.flush()
+
+
+def rotation(sample: Floats, low: float) -> Floats | None:
+    """Return the principal components a bound should use, dimensions × components; None where none would pay.
+
+    More components let fewer vectors through but cost more each; looking one vector up costs about forty products.
+    """
+    width = sample.shape[1]
+    _, axes = np.linalg.eigh(sample.T.astype(np.float64) @ sample.astype(np.float64))
+    axes = np.ascontiguousarray(axes[:, ::-1], np.float32)
+    some, others = sample[:: max(1, len(sample) // 256)], sample[:: max(1, len(sample) // 4096)]
+    costs = {width: float(width)}
+    for components in range(16, width, 16):
+        left, right = bounded(some, axes[:, :components]), bounded(others, axes[:, :components])
+        # Vectors of the sample meet themselves there: a query rarely meets itself.
+        through = max(0.0, float((left @ right.T >= low - SLACK).mean()) - 1 / len(others))
+        costs[components] = components + 1 + 40 * width * through
+    best = min(costs, key=lambda components: costs[components])
+    return None if best == width else np.ascontiguousarray(axes[:, :best])
+
+
+def bounded(vectors: Floats, axes: Floats) -> Floats:
+    """Return the components along `axes`, and the length of what remains, rounded up."""
+    along = vectors @ axes
+    rest = np.linalg.norm(vectors - along @ axes.T, axis=1, keepdims=True) + 1e-6
+    return np.ascontiguousarray(np.concatenate([along, rest], axis=1), np.float32)
+
+
+def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Places, Places]:
+    """Return where products reach their row's floor; runs of products without one are skipped whole."""
+    import torch
+
+    count, width = cosines.shape
+    whole = width // _RUN * _RUN
+    run_of = cosines[:, :whole].reshape(count, -1, _RUN)
+    rows, run = torch.nonzero(run_of.amax(2) >= floors[:, None], as_tuple=True) if whole else _none(cosines)
+    which, column = torch.nonzero(run_of[rows, run] >= floors[rows, None], as_tuple=True) if whole else _none(cosines)
+    last, end = torch.nonzero(cosines[:, whole:] >= floors[:, None], as_tuple=True)
+    found = torch.cat([rows[which], last]), torch.cat([run[which] * _RUN + column, whole + end])
+    return found[0].cpu().numpy(), found[1].cpu().numpy()
+
+
+def _none(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    empty = like.new_zeros(0, dtype=int)
+    return empty, empty

@@ -1,0 +1,577 @@
+"""Many responses scored after one shared prompt: the hot path, and nothing else lives here.
+
+The prompts and responses of several rows lie end to end in one sequence, a *pack*, without any padding. A response
+sees its own prompt and itself, and positions count as if each pair stood alone: every token is read once, and no
+score depends on what lies beside it. A prompt whose responses fill more than one pack is not read again, its keys
+and values are kept.
+
+Whether a model can be read this way is measured when it is loaded, against the plain way: padded batches of whole
+pairs. A model that gives other numbers (recurrent layers, biased or capped attention) is read the plain way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from seamcurate.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn.attention.flex_attention import BlockMask
+    from transformers import PreTrainedModel
+
+NAME = "seamcurate_shared_prefix"
+"""What the attention is called in transformers' table of attention functions."""
+
+
+class Group(NamedTuple):
+    """One prompt and the responses to score after it, as token ids; none is empty."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+
+
+class Span(NamedTuple):
+    """A run of tokens that attends to itself and, where it does not hold it, to its prompt; counted over keys."""
+
+    start: int
+    end: int
+    prompt: tuple[int, int] | None
+
+
+class Place(NamedTuple):
+    """Where one response lies among the rows of hidden states that a pack gives."""
+
+    group: int
+    response: int
+    before: int
+    """The row that predicts its first token."""
+    start: int
+    end: int
+
+
+class Pack(NamedTuple):
+    """What one forward pass reads: spans end to end, or, without spans, padded pairs."""
+
+    ids: list[list[int]]
+    positions: list[int]
+    spans: list[Span]
+    lengths: list[int]
+    """How much of each padded pair is no padding."""
+    places: list[Place]
+    answers: list[list[int]]
+    """The responses' ids, in the order of `places`."""
+    groups: list[Group]
+    """The same prompts and responses, to be laid out again when memory runs out."""
+    kept: int
+    """Tokens of a prompt that an earlier pack read; keys begin with them, and rows with its last one."""
+    goes_on: Span | None
+    """The prompt whose other responses are in the next pack."""
+
+
+Outputs: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+"""Rows of hidden states → logits or scores of these rows."""
+Read: TypeAlias = "Callable[[Outputs, Pack], torch.Tensor]"
+"""What to make of a pack: one value a response, in the order of its places."""
+
+
+class PrefixReader:
+    """Read groups with a decoder, each prompt once.
+
+    Args:
+        model: A decoder with whatever head it has.
+        head: The part of it that turns hidden states into logits or scores, see `output_head`; where that is None,
+            the whole model's logits are read.
+        budget: Tokens a forward pass holds at most; None chooses by the device.
+    """
+
+    def __init__(self, model: PreTrainedModel, head: torch.nn.Module | None, budget: int | None) -> None:
+        self.model, self.head = model, head
+        self.budget = budget or automatic_budget(model)
+        self._own = model.config._attn_implementation
+        self._attention = PrefixAttention()
+        self.shared = head is not None and self._agrees()
+
+    def score(self, groups: Iterable[Group], read: Read) -> list[list[float]]:
+        """Return what `read` makes of each response, a list a group.
+
+        `groups` is consumed a pack at a time, so that texts are tokenized while a GPU works on those before.
+
+        Raises:
+            ModelError: One prompt and response alone do not fit in the device's memory.
+        """
+        import torch
+
+        sizes: list[int] = []
+
+        def counted() -> Iterator[Group]:
+            for group in groups:
+                sizes.append(len(group.responses))
+                yield group
+
+        done: list[tuple[list[Place], torch.Tensor]] = []
+        try:
+            with torch.inference_mode():
+                for pack in self._packs(counted()):
+                    done += self._run(pack, read)
+                found = torch.cat([values.double() for _, values in done]).tolist() if done else []
+        finally:
+            self._leave()
+        scores = [[math.nan] * size for size in sizes]
+        for place, value in zip((p for places, _ in done for p in places), found, strict=True):
+            scores[place.group][place.response] = value
+        return scores
+
+    def _packs(self, groups: Iterable[Group]) -> Iterator[Pack]:
+        numbered = ((i, group) for i, group in enumerate(groups) if group.responses)
+        if not self.shared:
+            yield from padded_packs(numbered, self.budget)
+            return
+        # A sliding window would part a response from the start of its prompt: the model's own attention knows how.
+        long: list[tuple[int, Group]] = []
+
+        def short() -> Iterator[tuple[int, Group]]:
+            for number, group in numbered:
+                fits = len(group.prompt) + max(map(len, group.responses)) <= self._attention.window
+                if fits:
+                    yield number, group
+                else:
+                    long.append((number, group))
+
+        yield from self._shared(short())
+        yield from padded_packs(iter(long), self.budget)
+
+    def _shared(self, groups: Iterator[tuple[int, Group]]) -> Iterator[Pack]:
+        """Lay groups end to end; what a pack has no room for goes on in the next, with its prompt kept."""
+        layout = _Layout(0)
+        for number, group in groups:
+            if layout.answers and layout.size + len(group.prompt) + len(group.responses[0]) > self.budget:
+                yield layout.pack()
+                layout = _Layout(0)
+            layout.prompt(group)
+            for j, response in enumerate(group.responses):
+                if layout.answers and layout.size + len(response) > self.budget:
+                    yield layout.pack(goes_on=True)
+                    # Kept, unless memory ran out and the pack was read in smaller ones.
+                    layout = _Layout(len(group.prompt) if self._attention.kept else 0)
+                    layout.prompt(group)
+                layout.response(number, j, response)
+        if layout.answers:
+            yield layout.pack()
+
+    def _run(self, pack: Pack, read: Read) -> list[tuple[list[Place], torch.Tensor]]:
+        """Read a pack; where memory runs out, read it again in smaller ones."""
+        import torch
+
+        try:
+            return [(pack.places, read(self._outputs(pack), pack))]
+        except torch.OutOfMemoryError as error:
+            size = sum(map(len, pack.ids)) + pack.kept
+            if len(pack.answers) == 1:
+                raise ModelError(
+                    f"a prompt and response of {size:,} tokens do not fit in the memory of {self.model.device}; "
+                    "free some, or lower the model's max_tokens or max_response_tokens"
+                ) from error
+        # Outside the handler: the exception holds on to the tensors that were too much.
+        self.budget = min(self.budget, size) // 2
+        self._attention.forget()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        places = iter(pack.places)
+        origin = {(g, r): next(places) for g, group in enumerate(pack.groups) for r in range(len(group.responses))}
+        done = []
+        for smaller in self._packs(pack.groups):
+            moved = [
+                p._replace(group=origin[p.group, p.response].group, response=origin[p.group, p.response].response)
+                for p in smaller.places
+            ]
+            done += self._run(smaller._replace(places=moved), read)
+        self._attention.forget()
+        return done
+
+    def _outputs(self, pack: Pack) -> Outputs:
+        """Run the model on a pack."""
+        import torch
+
+        device = self.model.device
+        ids = moved(pack.ids, device)
+        if pack.spans:
+            inputs = {"input_ids": ids, "position_ids": moved([pack.positions], device)}
+        else:
+            held = torch.arange(ids.shape[1], device=device) < moved(pack.lengths, device)[:, None]
+            inputs = {"input_ids": ids, "attention_mask": held.long()}
+        with self._using(pack):
+            if self.head is None:
+                logits = self.model(**inputs, use_cache=False).logits.flatten(0, 1)
+                return lambda rows: logits[rows]
+            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        if pack.kept:
+            hidden = torch.cat([self._attention.last, hidden])
+        if pack.goes_on is not None:
+            # Row 0 is the kept prompt's last token where there is one, so rows follow keys at a fixed distance.
+            last = max(0, pack.goes_on.end - 1 - pack.kept + (pack.kept > 0))
+            self._attention.last = hidden[last : last + 1].clone()
+        head = self.head
+        return lambda rows: head(hidden[rows])
+
+    @contextmanager
+    def _using(self, pack: Pack) -> Iterator[None]:
+        """Have transformers call the attention this pack needs."""
+        wanted = NAME if pack.spans else self._own
+        if self.model.config._attn_implementation != wanted:
+            self.model.set_attn_implementation(wanted)
+        if not pack.spans:
+            yield
+            return
+        self._attention.begin(pack)
+        token = _READING.set(self._attention)
+        try:
+            yield
+        finally:
+            _READING.reset(token)
+
+    def _agrees(self) -> bool:
+        """Tell whether packs give this model's own hidden states, on a few short groups of made-up tokens."""
+        import torch
+
+        _register()
+        count = int(self.model.get_input_embeddings().weight.shape[0])
+        groups = [
+            Group([7 * i % count for i in range(1, 7)], [[11 * i % count for i in range(n)] for n in (2, 3, 4, 5)]),
+            Group([5 * i % count for i in range(1, 4)], [[13 * i % count for i in range(n)] for n in (3, 2)]),
+        ]
+
+        def last(outputs: Outputs, pack: Pack) -> torch.Tensor:
+            return outputs(moved([p.end - 1 for p in pack.places], self.model.device)).float()
+
+        def states(packs: Iterator[Pack]) -> torch.Tensor:
+            read = [one for pack in packs for one in self._run(pack, last)]
+            rows = {(p.group, p.response): row for places, some in read for p, row in zip(places, some, strict=True)}
+            return torch.stack([rows[key] for key in sorted(rows)])
+
+        head, budget, tolerance = self.head, self.budget, 1e-4 if self.model.dtype == torch.float32 else 0.1
+        self.head = torch.nn.Identity()
+        try:
+            with torch.inference_mode():
+                plain = states(padded_packs(enumerate(groups), 1))
+                for flex in (True, False) if self.model.device.type == "cuda" else (False,):
+                    self._attention.flex = flex
+                    close = []
+                    # The small budget makes a prompt go on in a second and a third pack.
+                    for self.budget in (9, 1000):
+                        difference = (states(self._shared(iter(enumerate(groups)))) - plain).abs().max()
+                        close.append(bool(difference <= tolerance * plain.abs().max().clamp(min=1)))
+                    if all(close) and self._attention.calls:
+                        return True
+        except (_Unsupported, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
+            return False
+        finally:
+            self.head, self.budget = head, budget
+            self._leave()
+        return False
+
+    def _leave(self) -> None:
+        """Leave the model as it was found."""
+        self._attention.forget()
+        if self.model.config._attn_implementation != self._own:
+            self.model.set_attn_implementation(self._own)
+
+
+def padded_packs(groups: Iterator[tuple[int, Group]], budget: int) -> Iterator[Pack]:
+    """Lay each pair out on its own, in batches of like lengths padded on the right."""
+    pairs = [(number, j, group.prompt, r) for number, group in groups for j, r in enumerate(group.responses)]
+    for batch in batches([len(prompt) + len(response) for _, _, prompt, response in pairs], budget):
+        longest = len(pairs[batch[0]][2]) + len(pairs[batch[0]][3])
+        ids, places = [], []
+        for row, (number, j, prompt, response) in enumerate(pairs[i] for i in batch):
+            start = row * longest + len(prompt)
+            places.append(Place(number, j, start - 1, start, start + len(response)))
+            ids.append(prompt + response + [response[-1]] * (longest - len(prompt) - len(response)))
+        alone = [Group(pairs[i][2], [pairs[i][3]]) for i in batch]
+        lengths = [len(prompt) + len(response) for prompt, (response,) in alone]
+        yield Pack(ids, [], [], lengths, places, [response for _, (response,) in alone], alone, 0, None)
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Cut indices into batches of like lengths, longest first, each at most `budget` padded tokens (or one row)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+class _Layout:
+    """A pack in the making; `kept` tokens of the first prompt were read before."""
+
+    def __init__(self, kept: int) -> None:
+        self.kept = kept
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.spans: list[Span] = []
+        self.places: list[Place] = []
+        self.answers: list[list[int]] = []
+        self.groups: list[Group] = []
+        self.open: Span | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.ids)
+
+    def prompt(self, group: Group) -> None:
+        """Begin a group; its prompt is laid down unless it was kept."""
+        start = self.kept + self.size
+        if self.kept and not self.groups:
+            self.open = Span(0, self.kept, None)
+        else:
+            self.open = Span(start, start + len(group.prompt), None)
+            self._lay(group.prompt, 0)
+            # One response to one prompt is a single run of tokens.
+            if len(group.responses) > 1:
+                self.spans.append(self.open)
+        self.groups.append(Group(group.prompt, []))
+        self._alone = len(group.responses) == 1
+
+    def response(self, number: int, index: int, ids: list[int]) -> None:
+        """Lay down one response of the group that was begun last."""
+        assert self.open is not None
+        start = self.kept + self.size
+        self.spans.append(
+            Span(self.open.start, start + len(ids), None)
+            if self._alone
+            else Span(start, start + len(ids), (self.open.start, self.open.end))
+        )
+        shift = (1 if self.kept else 0) - self.kept
+        before = max(0, self.open.end - 1 + shift)
+        self.places.append(Place(number, index, before, start + shift, start + shift + len(ids)))
+        self._lay(ids, self.open.end - self.open.start)
+        self.groups[-1].responses.append(ids)
+        self.answers.append(ids)
+
+    def pack(self, goes_on: bool = False) -> Pack:
+        """Return what was laid down."""
+        return Pack(
+            [self.ids],
+            self.positions,
+            self.spans,
+            [self.size],
+            self.places,
+            self.answers,
+            [group for group in self.groups if group.responses],
+            self.kept,
+            self.open if goes_on else None,
+        )
+
+    def _lay(self, ids: list[int], position: int) -> None:
+        self.ids += ids
+        self.positions += range(position, position + len(ids))
+
+
+class _Unsupported(Exception):
+    """The model asks something of attention that packs do not give."""
+
+
+class PrefixAttention:
+    """Attention over a pack, called by transformers in place of its own.
+
+    On a CPU each span is one call of scaled dot product attention; on CUDA all of them are one call of
+    FlexAttention, which skips every block in which nobody sees anybody.
+    """
+
+    def __init__(self) -> None:
+        self.flex = False
+        self.window: float = math.inf
+        """The smallest sliding window any layer asked for."""
+        self.calls = 0
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Keys and values, by layer, of the prompt that goes on in the next pack."""
+        self.last: torch.Tensor
+        """That prompt's last hidden state, 1 × width."""
+        self._pack: Pack
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
+        self._block_mask: BlockMask | None = None
+
+    def begin(self, pack: Pack) -> None:
+        """Get ready for a forward pass over a pack."""
+        self._pack, self._masks, self._block_mask = pack, {}, None
+        self.calls = 0
+        if not pack.kept:
+            self.kept = {}
+
+    def forget(self) -> None:
+        """Let go of everything kept."""
+        self.kept, self._masks, self._block_mask = {}, {}, None
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Attend; tensors are 1 × heads × tokens × width, the result 1 × tokens × heads × width."""
+        import torch
+
+        self.calls += 1
+        if window is not None:
+            self.window = min(self.window, window)
+        if self._pack.kept:
+            before_key, before_value = self.kept[id(module)]
+            key, value = torch.cat([before_key, key], 2), torch.cat([before_value, value], 2)
+        if self._pack.goes_on is not None:
+            start, end, _ = self._pack.goes_on
+            self.kept[id(module)] = key[:, :, start:end].clone(), value[:, :, start:end].clone()
+        if self.flex:
+            return self._flexed(query, key, value, scaling)
+        out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+        grouped = query.shape[1] != key.shape[1]
+        shift = self._pack.kept
+        for start, end, prompt in self._pack.spans:
+            keys, values, mask = key[:, :, start:end], value[:, :, start:end], None
+            if prompt is not None:
+                keys = torch.cat([key[:, :, prompt[0] : prompt[1]], keys], 2)
+                values = torch.cat([value[:, :, prompt[0] : prompt[1]], values], 2)
+                mask = self._mask(prompt[1] - prompt[0], end - start, query)
+            out[:, start - shift : end - shift] = torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, start - shift : end - shift],
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=grouped,
+            ).transpose(1, 2)
+        return out
+
+    def _mask(self, prompt: int, length: int, like: torch.Tensor) -> torch.Tensor:
+        """Let a response see its whole prompt, and of itself what came before; made once for all layers."""
+        import torch
+
+        if (prompt, length) not in self._masks:
+            hidden = torch.ones(length, prompt + length, dtype=torch.bool, device=like.device).triu(prompt + 1)
+            self._masks[prompt, length] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -math.inf)
+        return self._masks[prompt, length]
+
+    def _flexed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        import torch
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        on_gpu = query.device.type == "cuda"
+        if self._block_mask is None:
+            run, sees, place = (moved(part, query.device) for part in self._runs(key.shape[2]))
+            shift = self._pack.kept
+
+            def seen(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+                mine = q + shift
+                return ((run[k] == run[mine]) | (run[k] == sees[mine])) & (place[k] <= place[mine])
+
+            self._block_mask = create_block_mask(
+                seen, None, None, query.shape[2], key.shape[2], device=str(query.device), _compile=on_gpu
+            )
+        out = _flex(on_gpu)(
+            query, key, value, block_mask=self._block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        assert isinstance(out, torch.Tensor)
+        return out.transpose(1, 2).contiguous()
+
+    def _runs(self, count: int) -> tuple[list[int], list[int], list[int]]:
+        """Return, for each key, its run, the run of its prompt, and its place in the order of positions."""
+        kept = self._pack.kept
+        run, sees = [0] * count, [-1] * count
+        place = [*range(kept), *self._pack.positions]
+        number = {(0, kept): 0}
+        for n, (start, end, prompt) in enumerate(self._pack.spans, 1):
+            number[start, end] = n
+            run[start:end] = [n] * (end - start)
+            if prompt is not None:
+                sees[start:end] = [number[prompt]] * (end - start)
+        return run, sees, place
+
+
+_READING: ContextVar[PrefixAttention] = ContextVar("reading")
+
+
+@cache
+def _register() -> None:
+    """Put the attention into transformers' table."""
+    from transformers import AttentionInterface
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        is_causal: bool | None = None,
+        **other: object,
+    ) -> tuple[torch.Tensor, None]:
+        asked = [name for name in ("softcap", "s_aux", "position_bias") if other.get(name) is not None]
+        if asked or is_causal is False or not getattr(module, "is_causal", True):
+            raise _Unsupported(", ".join(asked) or "attention to later tokens")
+        return _READING.get()(module, query, key, value, scaling, sliding_window), None
+
+    AttentionInterface.register(NAME, attend)
+
+
+@cache
+def _flex(compiled: bool) -> Any:
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+
+
+def output_head(model: PreTrainedModel, head: object) -> torch.nn.Module | None:
+    """Return `head` if it alone turns this model's hidden states into its outputs, measured on a few tokens.
+
+    Some models scale or cap their logits behind it; they, and heads that are no module, give None.
+    """
+    import torch
+
+    if not isinstance(head, torch.nn.Module):
+        return None
+    count = int(model.get_input_embeddings().weight.shape[0])
+    pad = model.config.get_text_config().pad_token_id
+    ids = torch.tensor([[i % count for i in range(7, 49, 7) if i % count != pad]], device=model.device)
+    with torch.inference_mode():
+        wanted = model(input_ids=ids, use_cache=False).logits[0].float()
+        given = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)[0].float()
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
+    # A classifier gives one row, its last token's.
+    close = (given[-len(wanted) :] - wanted).abs().max() <= tolerance * wanted.abs().max().clamp(min=1)
+    return head if close else None
+
+
+def automatic_budget(model: PreTrainedModel) -> int:
+    """Choose how many tokens a forward pass holds: what a cache holds on a CPU, part of what is free on a GPU."""
+    import torch
+
+    if model.device.type != "cuda":
+        return 2048
+    config = model.config.get_text_config()
+    width = 12 * int(config.hidden_size) + 4 * int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    free = int(torch.cuda.mem_get_info(model.device)[0])
+    return min(max(2 * free // (5 * width * int(model.dtype.itemsize)), 2048), 65_536)
+
+
+def moved(values: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """Make a tensor on a device; for a GPU from pinned memory, without waiting for the copy."""
+    import torch
+
+    made = torch.tensor(values)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
