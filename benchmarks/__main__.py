@@ -9,6 +9,8 @@ from importlib import import_module
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 NAMES = ("likelihood", "seam", "rewards", "retrieval", "text", "split", "overhead", "memory")
 
@@ -18,6 +20,9 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--scale", type=float, default=1.0, help="a share of the full size, to try things out")
     asked = parser.parse_args()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     for name in asked.names:
         import_module(f"benchmarks.{name}").main(asked.scale)
 

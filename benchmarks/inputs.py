@@ -142,3 +142,27 @@ def encoder(folder: Path, seed: int = 0) -> Path:
     BertForSequenceClassification(config).save_pretrained(folder)
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
     return folder
+
+
+def embeddings() -> tuple[Any, Any]:
+    """Return float32 embeddings of queries and of a corpus by all-MiniLM-L6-v2, kept in .benchmarks for the next run."""
+    import numpy as np
+
+    from seamcurate import SentenceEncoder
+    from seamcurate.docs_corpus import encoder_folder
+
+    folder = Path(__file__).parents[1] / ".benchmarks"
+    asked = [prompt for prompt, _ in pairs()]
+    texts = {"corpus": asked, "queries": asked[::30]}
+    if source() == "real rows":
+        table = pq.read_table(REAL / "rl_prompts.parquet", columns=["instruction"])
+        texts["queries"] = table["instruction"].to_pylist()
+    found = {}
+    for name, some in texts.items():
+        file = folder / f"{name}-{len(some)}.npy"
+        if not file.exists():
+            folder.mkdir(exist_ok=True)
+            encoder = SentenceEncoder(path=str(encoder_folder()), dtype="float32", device="cpu").load()
+            np.save(file, encoder.embed(some))
+        found[name] = np.load(file, allow_pickle=False)
+    return found["queries"], found["corpus"]

@@ -20,6 +20,7 @@ def race(
     same: Callable[[A, B], bool],
     setting: str,
     repeats: int = 3,
+    more: Callable[[], dict[str, object]] = dict,
 ) -> None:
     """Run both by turns and print the medians; `same` compares their last answers.
 
@@ -41,7 +42,7 @@ def race(
         "same": bool(same(mine, other)),
         "wall": {"ratio": round(wall["theirs"] / wall["ours"], 2), **{k: round(v, 3) for k, v in wall.items()}},
         "setting": setting,
-    }
+    } | more()
     print(json.dumps(line, ensure_ascii=False), flush=True)
     if not line["same"]:
         raise SystemExit(

@@ -9,12 +9,12 @@ Each feature is a step and a column of its own; each formula is one pure functio
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
@@ -24,15 +24,13 @@ from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel
 from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest
+from seamcurate.words import Words, counts, distinct_trigrams, split
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
 
-Words: TypeAlias = Literal["wordpunct", "whitespace"]
-
 AR_RANGE = (0.0, 3.5)
 """Contriever's dot products between answers, as the RER authors' code maps them."""
-_WORDPUNCT = re.compile(r"\w+|[^\w\s]+")
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -41,20 +39,15 @@ def cut(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def tokens(text: str, words: Words = "wordpunct") -> list[str]:
-    """Split a response into the "words" LI and RP count: runs of letters or of punctuation, as the authors' code."""
-    return _WORDPUNCT.findall(text) if words == "wordpunct" else text.split()
-
-
 def length_incentive(text: str, words: Words = "wordpunct") -> float:
     """Return LI = number of words / 100."""
-    return len(tokens(text, words)) / 100
+    return len(split(text, words)) / 100
 
 
 def repetition_penalty(text: str, words: Words = "wordpunct") -> float:
     """Return RP = unique trigrams / trigrams; 1 for fewer than three words."""
-    split = tokens(text, words)
-    trigrams = list(zip(split, split[1:], split[2:], strict=False))
+    some = split(text, words)
+    trigrams = list(zip(some, some[1:], some[2:], strict=False))
     return len(set(trigrams)) / len(trigrams) if trigrams else 1.0
 
 
@@ -102,7 +95,7 @@ class LengthIncentive(Step):
 
     def load(self, shared: Path) -> Transform:
         """Return the arithmetic."""
-        return _per_response("rer_length", lambda text: length_incentive(cut(text, self.stop), self.words))
+        return _per_response("rer_length", self.stop, lambda texts: counts(texts, self.words) / 100)
 
 
 class RepetitionPenalty(Step):
@@ -129,7 +122,7 @@ class RepetitionPenalty(Step):
 
     def load(self, shared: Path) -> Transform:
         """Return the arithmetic."""
-        return _per_response("rer_repetition", lambda text: repetition_penalty(cut(text, self.stop), self.words))
+        return _per_response("rer_repetition", self.stop, lambda texts: distinct_trigrams(texts, self.words))
 
 
 class QueryRelevance(Step):
@@ -388,10 +381,17 @@ def rer(
     )
 
 
-def _per_response(name: str, formula: Callable[[str], float]) -> Transform:
+def _per_response(
+    name: str, stop: Sequence[str], formula: Callable[[pa.StringArray], npt.NDArray[np.float64]]
+) -> Transform:
+    """Score every response by a formula over the whole column, NULL where there is none."""
+
     def score(rows: pa.Table) -> pa.Table:
-        scores = [None if text is None else formula(text) for text in rows["response"].to_pylist()]
-        return pa.table({name: pa.array(scores, pa.float64())})
+        texts = rows["response"].combine_chunks()
+        if stop:
+            texts = pa.array([None if text is None else cut(text, stop) for text in texts.to_pylist()], pa.string())
+        missing = texts.is_null().to_numpy(zero_copy_only=False)
+        return pa.table({name: pa.array(formula(texts), pa.float64(), mask=missing)})
 
     return score
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from seamcurate import Embed, FakeModel, Retrieve
-from seamcurate.contrast import retrieve
+from seamcurate.contrast import approximate, nearest, retrieve
 from seamcurate.errors import ModelError, StepError
 
 
@@ -43,41 +43,135 @@ def table(prompts, responses=None):
     return pa.table({"prompt": prompts, "response": responses or [f"answer {i} {p}" for i, p in enumerate(prompts)]})
 
 
-def random_index(count, dimensions=16, seed=0):
-    faiss = retrieve.load_faiss()
-    vectors = retrieve.unit(np.random.default_rng(seed).standard_normal((count, dimensions)).astype(np.float32))
-    index = faiss.IndexFlatIP(dimensions)
-    index.add(vectors)
-    return index, vectors
+def random_vectors(count, dimensions=16, seed=0):
+    return retrieve.unit(np.random.default_rng(seed).standard_normal((count, dimensions)).astype(np.float32))
 
 
-def test_every_vector_inside_the_band_is_found_and_none_outside():
-    index, vectors = random_index(5000)
-    queries = random_index(50, seed=1)[1]
-    for query, hits in zip(queries, retrieve.in_band(index, queries, (0.4, 0.6)), strict=True):
-        cosines = vectors.astype(np.float64) @ query.astype(np.float64)
-        expected = np.flatnonzero((cosines >= 0.4) & (cosines <= 0.6))
-        assert sorted(hits.places) == list(expected)
-        assert list(hits.cosines) == sorted(hits.cosines, reverse=True)
-        assert np.allclose(hits.cosines, cosines[hits.places], atol=1e-12)
+def clustered(count, seed=0):
+    """Vectors in 64 dimensions that lie near few directions, as sentence embeddings do."""
+    draw = np.random.default_rng(seed)
+    basis = np.random.default_rng(7).standard_normal((12, 64))
+    return retrieve.unit(
+        (draw.standard_normal((count, 12)) @ basis + draw.standard_normal((count, 64))).astype(np.float32)
+    )
 
 
-def test_a_query_crowded_above_the_band_keeps_its_band():
-    index, vectors = random_index(50)
+def laid_out(folder, vectors, band):
+    folder.mkdir(exist_ok=True)
+    nearest.build(folder, len(vectors), np.array_split(vectors, 3), band[0])
+    return nearest.Band(folder, band)
+
+
+def brute_force(vectors, query, band, k):
+    cosines = vectors.astype(np.float64) @ query.astype(np.float64)
+    inside = np.flatnonzero((cosines >= band[0]) & (cosines <= band[1]))
+    return list(inside[np.lexsort((inside, -cosines[inside]))][:k])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "queries", "band"),
+    [
+        (random_vectors(5000), random_vectors(50, seed=1), (0.4, 0.6)),
+        (clustered(5000), clustered(60, seed=1), (0.8, 0.9)),
+        (clustered(5000), clustered(60, seed=1), (0.3, 0.9)),
+        (clustered(5001), clustered(3, seed=1), (-1.0, 1.0)),
+        (random_vectors(40), random_vectors(5, seed=1), (0.2, 0.9)),
+    ],
+)
+@pytest.mark.parametrize("pairs", [512, 2**22])
+def test_the_nearest_k_inside_the_band_are_those_of_brute_force(tmp_path, monkeypatch, vectors, queries, band, pairs):
+    monkeypatch.setattr(nearest, "_PAIRS", pairs)
+    searched = laid_out(tmp_path, vectors, band)
+    for query, hits in zip(queries, searched.search(queries, 30, retrieve.nothing), strict=True):
+        assert list(hits.places) == brute_force(vectors, query, band, 30)
+        cosines = vectors[hits.places].astype(np.float64) @ query.astype(np.float64)
+        assert np.allclose(hits.cosines, cosines, atol=1e-12)
+
+
+def test_the_bound_rules_out_most_of_a_clustered_corpus_and_nothing_that_belongs(tmp_path, monkeypatch):
+    vectors, queries, looked_up = clustered(20_000), clustered(50, seed=1), []
+    searched = laid_out(tmp_path, vectors, (0.8, 0.9))
+    assert searched.components is not None and searched.components < 64
+    check = nearest.Band._check
+    monkeypatch.setattr(nearest.Band, "_check", lambda *given: (looked_up.append(len(given[2])), check(*given)))
+    found = searched.search(queries, 30, retrieve.nothing)
+    assert sum(looked_up) < 0.02 * len(vectors) * len(queries)
+    assert [list(hits.places) for hits in found] == [brute_force(vectors, q, (0.8, 0.9), 30) for q in queries]
+
+
+@pytest.mark.parametrize("pairs", [512, 2**22])
+def test_a_query_crowded_above_the_band_keeps_its_band(tmp_path, monkeypatch, pairs):
+    monkeypatch.setattr(nearest, "_PAIRS", pairs)
+    vectors = random_vectors(500)
     query = vectors[:1]
     noise = np.random.default_rng(2).standard_normal((5000, 16)).astype(np.float32)
-    index.add(retrieve.unit(query + 0.02 * noise))
-    (before,), (after,) = (retrieve.in_band(i, query, (0.2, 0.9)) for i in (random_index(50)[0], index))
-    assert set(before.places) <= set(after.places) and (after.cosines <= 0.9).all() and len(before.places)
+    crowd = retrieve.unit(query + 0.02 * noise)
+    crowded = laid_out(tmp_path, np.concatenate([crowd, vectors]), (0.2, 0.9))
+    (hits,) = crowded.search(query, 30, retrieve.nothing)
+    assert (crowd @ query[0] > 0.9).sum() == 5000
+    assert [int(place) - 5000 for place in hits.places] == brute_force(vectors, query[0], (0.2, 0.9), 30)
 
 
-def test_results_do_not_depend_on_the_batch():
-    index, _ = random_index(3000)
-    queries = random_index(40, seed=3)[1]
-    whole = retrieve.in_band(index, queries, (0.3, 0.5))
-    single = [retrieve.in_band(index, queries[i : i + 1], (0.3, 0.5))[0] for i in range(40)]
+def test_what_is_left_out_makes_room_for_what_comes_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(nearest, "_PAIRS", 2048)
+    vectors, queries, band = clustered(4000), clustered(8, seed=3), (0.2, 0.9)
+    searched = laid_out(tmp_path, vectors, band)
+    out = np.zeros((8, 4000), bool)
+    for row, query in enumerate(queries):
+        out[row, brute_force(vectors, query, band, 500)] = True
+    for row, hits in enumerate(searched.search(queries, 30, lambda rows, places: out[rows, places])):
+        kept = [place for place in brute_force(vectors, queries[row], band, 4000) if not out[row, place]]
+        assert list(hits.places) == kept[:30]
+
+
+def test_results_do_not_depend_on_the_batch(tmp_path):
+    queries = clustered(40, seed=3)
+    searched = laid_out(tmp_path, clustered(3000), (0.5, 0.8))
+    whole = searched.search(queries, 10, retrieve.nothing)
+    single = [searched.search(queries[i : i + 1], 10, retrieve.nothing)[0] for i in range(40)]
     for a, b in zip(whole, single, strict=True):
         assert list(a.places) == list(b.places) and list(a.cosines) == list(b.cosines)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("deepest", [None, 200])
+def test_an_approximate_index_goes_deeper_than_a_crowd_and_its_recall_is_measured(tmp_path, kind, deepest):
+    vectors, queries = clustered(4000), clustered(20, seed=1)
+    noise = np.random.default_rng(2).standard_normal((1000, 64)).astype(np.float32)
+    crowded = np.concatenate([retrieve.unit(queries[:1] + 0.01 * noise), vectors])
+    exact = laid_out(tmp_path, crowded, (0.5, 0.9))
+    approximate.build(tmp_path, kind)
+    near = approximate.Approximate(tmp_path, exact, effort=1000)
+    if deepest:
+        # As on a GPU, which gives no more than 2,048: what needs more is searched exactly.
+        near.deepest = deepest
+    found, wanted = (one.search(queries, 30, retrieve.nothing) for one in (near, exact))
+    assert approximate.recall(found, wanted) > 0.99 and len(wanted[0].places) == 30
+    assert list(found[0].places) == list(wanted[0].places)
+    poor = approximate.Approximate(tmp_path, exact, effort=1)
+    if kind == "ivf":
+        assert approximate.recall(poor.search(queries, 30, retrieve.nothing), wanted) < 0.9
+    for hits in poor.search(queries, 30, retrieve.nothing):
+        assert ((hits.cosines >= 0.5) & (hits.cosines <= 0.9)).all()
+
+
+def test_recall_is_the_share_of_what_is_to_be_found():
+    def hits(*places):
+        return nearest.Hits(np.array(places, np.int64), np.zeros(len(places)))
+
+    assert approximate.recall([hits(1, 2), hits()], [hits(2, 3), hits(4, 5)]) == 0.25
+    assert approximate.recall([hits()], [hits()]) == 1.0
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_an_approximate_step_reports_its_recall(tmp_path, index):
+    words = ["sort", "list", "file", "lock", "queue", "table", "index", "merge"]
+    rows = table([f"{a} the {b} now" for a in words for b in words])
+    corpus = table([f"{a} the {b} {c}" for a in words for b in words for c in words])
+    step = Retrieve(band=(0.4, 0.9), encoder=FakeModel(), index=index, effort=500)
+    step.prepare(Data(rows, corpus, step.encoder), tmp_path)
+    facts = step.facts([step.load(tmp_path)(rows)], tmp_path)
+    assert 0.9 < facts["recall"] <= 1 and f"`index: {index}` found" in facts["summary"]
 
 
 def test_the_nearest_k_inside_the_band_are_kept_nearest_first(tmp_path):
@@ -130,8 +224,7 @@ def test_facts_count_candidates_and_advise_when_few_rows_are_served(tmp_path):
 
 
 def test_the_probe_counts_what_brute_force_counts():
-    _, vectors = random_index(2000)
-    queries = random_index(30, seed=5)[1]
+    vectors, queries = random_vectors(2000), random_vectors(30, seed=5)
     keys = np.arange(30, dtype=np.uint64)
     found = retrieve.probe(queries, keys, vectors, np.arange(100, 2100, dtype=np.uint64), (0.4, 0.6), 50)
     cosines = queries.astype(np.float64) @ vectors.T.astype(np.float64)
@@ -161,7 +254,7 @@ def test_exactly_one_faiss_build_must_be_installed(tmp_path, installed, message)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
     script = (
         "import sys, importlib.metadata as m\n"
-        "from seamcurate.contrast.retrieve import load_faiss\n"
+        "from seamcurate.contrast.approximate import load_faiss\n"
         f"sys.path[:] = [{str(tmp_path)!r}] + [p for p in sys.path if 'site-packages' not in p]\n"
         "try: load_faiss()\n"
         "except Exception as error: print(type(error).__name__, error)\n"

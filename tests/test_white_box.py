@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 
 from seamcurate import FakeModel, LengthIncentive, QueryRelevance, QueryType, ReferenceRelevance, RepetitionPenalty, Rer
 from seamcurate.errors import StepError
-from seamcurate.white_box import cut, length_incentive, repetition_penalty, rer_closed, rer_open, rescale, tokens
+from seamcurate.white_box import cut, length_incentive, repetition_penalty, rer_closed, rer_open, rescale
+from seamcurate.words import split
 
 
 @pytest.mark.parametrize(("text", "count"), [("Hello, world!", 4), ("It's 3.14 -- ok?", 9), ("", 0), ("¿Qué?", 3)])
 def test_words_are_runs_of_letters_or_of_punctuation(text, count):
-    assert len(tokens(text)) == count
+    assert len(split(text)) == count
     assert length_incentive(text) == count / 100
 
 
 def test_whitespace_words_are_an_option():
-    assert tokens("It's 3.14 -- ok?", "whitespace") == ["It's", "3.14", "--", "ok?"]
+    assert split("It's 3.14 -- ok?", "whitespace") == ["It's", "3.14", "--", "ok?"]
 
 
 @pytest.mark.parametrize(

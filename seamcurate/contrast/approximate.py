@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from seamcurate.contrast.band import SLACK, Band, Floats, Hits, LeaveOut
+from seamcurate.contrast.nearest import SLACK, Band, Floats, Hits, LeaveOut
 from seamcurate.errors import StepError
 
 if TYPE_CHECKING:
-    from seamcurate.contrast.band import Places
+    from seamcurate.contrast.nearest import Places
 
 Kind = Literal["ivf", "hnsw"]
 _GPU_DEPTH = 2048
@@ -53,20 +53,28 @@ class Approximate:
         while len(left):
             if self._graph is not None:
                 self._graph.efSearch = max(self._effort, depth)
-            scores, labels = self._index.search(queries[left], depth)
-            full = (labels[:, -1] >= 0) & (scores[:, -1] >= self.exact.low - SLACK) & (depth < len(self.exact.vectors))
-            rows, columns = np.nonzero((labels >= 0) & (scores >= self.exact.low - SLACK) & ~full[:, None])
-            places: Places = labels[rows, columns]
-            for query, hits in zip(left, self.exact.check(queries[left], rows, places, k, leave_out), strict=True):
-                found[query] = hits
-            left = left[full]
-            if len(left) and depth == self.deepest:
-                deeper = self.exact.search(queries[left], k, lambda rows, places, left=left: leave_out(left[rows], places))  # type: ignore[misc]
-                for query, hits in zip(left, deeper, strict=True):
-                    found[query] = hits
-                break
+            asked = queries[left]
+            scores, labels = self._index.search(asked, depth)
+            near = (labels >= 0) & (scores >= self.exact.low - SLACK)
+            # Where everything found reaches the floor, there may be more that does.
+            more = near[:, -1] & (depth < len(self.exact.vectors))
+            rows, columns = np.nonzero(near & ~more[:, None])
+            hits = self.exact.check(asked, rows, labels[rows, columns], k, _of(left, leave_out))
+            if depth == self.deepest and more.any():
+                exact = self.exact.search(asked[more], k, _of(left[more], leave_out))
+                for row, one in zip(np.flatnonzero(more), exact, strict=True):
+                    hits[row] = one
+                more[:] = False
+            for row in np.flatnonzero(~more):
+                found[left[row]] = hits[row]
+            left = left[more]
             depth = min(4 * depth, self.deepest)
         return found
+
+
+def _of(queries: Places, leave_out: LeaveOut) -> LeaveOut:
+    """Ask `leave_out` about some of its queries, counted from the first of these."""
+    return lambda rows, places: leave_out(queries[rows], places)
 
 
 def build(folder: Path, kind: Kind) -> None:

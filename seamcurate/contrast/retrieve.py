@@ -1,8 +1,7 @@
 """SEAM_Contrast's sample set: golden responses of near, but different, instructions (SEAM §4.2, App. F.3).
 
-Exact band retrieval: the k corpus instructions of highest cosine inside the band, never one from outside it.
-FAISS proposes everything above the band's floor, so a row crowded above the ceiling keeps its band; each
-proposal's cosine is then computed again in double precision, so that an edge does not depend on a batch.
+The k corpus instructions of highest cosine inside the band, never one from outside it: exactly, by `nearest`, or for
+corpora of many millions through an approximate FAISS index whose recall is measured and reported.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue, field_validator
 
+from seamcurate.contrast import approximate, nearest
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel, Prompt
 from seamcurate.models.template import prompt_text
@@ -34,8 +34,6 @@ T = TypeVar("T")
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
 """A contrast set names corpus rows; their texts are joined when it is read."""
 
-_SLACK = 1e-4
-"""How far FAISS's single-precision cosine may be off at the floor of the band."""
 _PROBED = 256
 """Rows whose whole neighbourhood is looked at to describe coverage."""
 _BINS = 1000
@@ -90,8 +88,13 @@ class Retrieve(Step):
     k: int = Field(default=30, ge=1)
     band: tuple[float, float] = (0.80, 0.90)
     encoder: EncoderModel | None = None
+    index: Literal["exact", "ivf", "hnsw"] = "exact"
+    """`ivf` and `hnsw` are FAISS's: faster on many millions, and they miss some; how many is measured and reported."""
+    effort: int = Field(default=64, ge=1)
+    """How far they look: lists probed, or candidates kept while searching. `exact` has no use for it."""
 
-    rows_per_call: ClassVar[int] = 256
+    revision: ClassVar[int] = 2
+    rows_per_call: ClassVar[int] = 1024
 
     @field_validator("band")
     @classmethod
@@ -127,31 +130,32 @@ class Retrieve(Step):
         return ("prompt", "response", "embedding")
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Build the FAISS index and describe how many rows the band will serve."""
-        faiss = load_faiss()
-        index: Any = None
+        """Lay the corpus's vectors out for the search and describe how many rows the band will serve."""
         ids: list[npt.NDArray[np.int64]] = []
         prompts: list[Keys] = []
         responses: list[Keys] = []
-        for table in data.corpus(self.corpus_inputs):
-            if table.num_rows == 0:
-                continue
-            vectors = as_matrix(table["embedding"])
-            if index is None:
-                index = faiss.IndexFlatIP(vectors.shape[1])
-            index.add(vectors)
+        for table in data.corpus(("prompt", "response")):
             ids.append(table["row_id"].to_numpy())
             prompts.append(keys(table["prompt"].to_pylist()))
             responses.append(keys(table["response"].to_pylist()))
-        if index is None:
+        count = sum(map(len, ids))
+        if count == 0:
             raise StepError("step worse_contrast: the corpus has no rows to retrieve from")
-        faiss.write_index(index, str(shared / "index.faiss"))
         np.save(shared / "row_ids.npy", np.concatenate(ids))
         np.save(shared / "prompt_keys.npy", np.concatenate(prompts))
         np.save(shared / "response_keys.npy", np.concatenate(responses))
+        embedded = (as_matrix(table["embedding"]) for table in data.corpus(("embedding",)) if table.num_rows)
+        nearest.build(shared, count, embedded, self.band[0])
+        if self.index != "exact":
+            approximate.build(shared, self.index)
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
         vectors = unit(_loaded(self.encoder, self.name).embed([prompt_text(p) for p in sample]))
-        found = probe(vectors, keys(sample), stored_vectors(index), np.concatenate(prompts), self.band, self.k)
+        exact = nearest.Band(shared, self.band)
+        found = probe(vectors, keys(sample), exact.vectors, np.concatenate(prompts), self.band, self.k)
+        if self.index != "exact":
+            near = approximate.Approximate(shared, exact, self.effort)
+            answers = (searched.search(vectors, self.k, nothing) for searched in (near, exact))
+            found["recall"] = round(approximate.recall(*answers), 4)
         (shared / "coverage.json").write_text(json.dumps(found))
 
     def work(self, rows: Averages) -> Work:
@@ -159,9 +163,9 @@ class Retrieve(Step):
         return Work(self.encoder, 1, rows.prompt)
 
     def load(self, shared: Path) -> Transform:
-        """Read the index and load the encoder."""
-        faiss = load_faiss()
-        index = faiss.read_index(str(shared / "index.faiss"))
+        """Open the vectors and load the encoder."""
+        exact = nearest.Band(shared, self.band)
+        search = (exact if self.index == "exact" else approximate.Approximate(shared, exact, self.effort)).search
         ids = np.load(shared / "row_ids.npy", allow_pickle=False)
         corpus_prompts = np.load(shared / "prompt_keys.npy", allow_pickle=False)
         corpus_responses = np.load(shared / "response_keys.npy", allow_pickle=False)
@@ -171,19 +175,22 @@ class Retrieve(Step):
             prompts = rows["prompt"].to_pylist()
             vectors = unit(embedder.embed([prompt_text(p) for p in prompts]))
             own_prompts, own_responses = keys(prompts), keys(rows["response"].to_pylist())
-            sets: list[list[dict[str, object]]] = []
-            for row, hits in enumerate(in_band(index, vectors, self.band)):
-                same = (corpus_prompts[hits.places] == own_prompts[row]) | (
-                    corpus_responses[hits.places] == own_responses[row]
-                )
-                places, cosines = hits.places[~same][: self.k], hits.cosines[~same][: self.k]
-                sets.append(
-                    [
-                        {"source_row_id": int(ids[place]), "similarity": float(cosine)}
-                        for place, cosine in zip(places, cosines, strict=True)
-                    ]
-                )
-            return pa.table({"worse_contrast": pa.array(sets, CONTRAST)})
+
+            def same(queries: nearest.Places, places: nearest.Places) -> npt.NDArray[np.bool_]:
+                out: npt.NDArray[np.bool_] = corpus_prompts[places] == own_prompts[queries]
+                out |= corpus_responses[places] == own_responses[queries]
+                return out
+
+            found = search(vectors, self.k, same)
+            offsets = np.cumsum([0, *(len(hits.places) for hits in found)])
+            places = np.concatenate([hits.places for hits in found] or [np.zeros(0, np.int64)])
+            cosines = np.concatenate([hits.cosines for hits in found] or [np.zeros(0)])
+            candidates = pa.StructArray.from_arrays(
+                [pa.array(ids[places], pa.int64()), pa.array(cosines.astype(np.float32))],
+                ["source_row_id", "similarity"],
+            )
+            sets = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), candidates)
+            return pa.table({"worse_contrast": sets})
 
         return retrieve
 
@@ -206,37 +213,20 @@ class Retrieve(Step):
             "summary": f"coverage: {counts.mean():.1f} candidates a row on average, median {np.median(counts):.0f}; "
             f"none for {1 - served:.0%} of rows, all {self.k} for {(counts >= self.k).mean():.0%}",
         }
+        if "recall" in probed:
+            facts["recall"] = probed["recall"]
+            facts["summary"] = (
+                f"{facts['summary']}; `index: {self.index}` found {probed['recall']:.1%} of what exact search finds "
+                f"({probed['rows_probed']} rows sampled)"
+            )
         if served < 0.5:
             facts["warnings"] = list(advice(probed, self.band))
         return facts
 
 
-class Hits(NamedTuple):
-    """What lies in a band of one query, highest cosine first."""
-
-    places: npt.NDArray[np.int64]
-    cosines: npt.NDArray[np.float64]
-
-
-def in_band(index: Any, queries: Floats, band: tuple[float, float]) -> list[Hits]:
-    """Find, for each query, every indexed vector whose cosine lies in the band.
-
-    Args:
-        index: A FAISS inner-product index over vectors of length 1.
-        queries: float32, queries × dimensions, length 1.
-        band: Lowest and highest cosine, both included.
-    """
-    vectors = stored_vectors(index)
-    limits, _, labels = index.range_search(queries, band[0] - _SLACK)
-    found = []
-    for row, query in enumerate(queries.astype(np.float64)):
-        places = np.sort(labels[limits[row] : limits[row + 1]])
-        cosines = vectors[places].astype(np.float64) @ query
-        inside = (cosines >= band[0]) & (cosines <= band[1])
-        places, cosines = places[inside], cosines[inside]
-        order = np.lexsort((places, -cosines))
-        found.append(Hits(places[order], cosines[order]))
-    return found
+def nothing(queries: nearest.Places, places: nearest.Places) -> npt.NDArray[np.bool_]:
+    """Leave no pair out."""
+    return np.zeros(np.broadcast_shapes(queries.shape, places.shape), bool)
 
 
 def probe(
@@ -348,37 +338,6 @@ def as_matrix(embeddings: pa.ChunkedArray) -> Floats:
     flat = embeddings.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     matrix: Floats = flat.reshape(len(embeddings), -1)
     return np.ascontiguousarray(matrix, np.float32)
-
-
-def stored_vectors(index: Any) -> Floats:
-    """View a flat index's own vectors, count × dimensions, without a copy."""
-    faiss = load_faiss()
-    flat: Floats = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
-    matrix: Floats = flat.reshape(index.ntotal, index.d)
-    return matrix
-
-
-def load_faiss() -> Any:
-    """Import FAISS, of which exactly one build must be installed.
-
-    Raises:
-        StepError: None is installed, or both are: the last one installed wins and removing one breaks the other.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    builds = []
-    for name in ("faiss-cpu", "faiss-gpu"):
-        try:
-            builds.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    if len(builds) == 2:
-        raise StepError(f"{builds[0]} and {builds[1]} overwrite each other; uninstall both, then install one")
-    if not builds:
-        raise StepError('retrieval needs FAISS: pip install "seamcurate[cpu]", or "seamcurate[gpu]" on a CUDA machine')
-    import faiss
-
-    return faiss
 
 
 def _loaded(encoder: EncoderModel | None, step: str) -> Embedder:

@@ -8,8 +8,8 @@ precision, so that an edge of the band depends neither on a batch nor on a machi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -31,7 +31,7 @@ SLACK = 1e-4
 """How far a product in single precision may be off."""
 _PAIRS = 2**22
 """Products held at once: 16 MiB."""
-_SAMPLE = 20_000
+_SAMPLE = 8192
 _RUN = 64
 
 
@@ -61,6 +61,7 @@ class Band:
         if (folder / "bound.npy").exists():
             self._rotation = np.load(folder / "rotation.npy", allow_pickle=False)
             self._scanned = np.load(folder / "bound.npy", mmap_mode="c", allow_pickle=False)
+        self.components = None if self._rotation is None else self._rotation.shape[1]
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._resident: torch.Tensor | None = None
         if self._device.type == "cuda" and self._scanned.nbytes < torch.cuda.mem_get_info()[0] // 2:
@@ -112,6 +113,12 @@ class Band:
         rows, columns = np.nonzero(cosines >= floors[:, None])
         return rows, columns + start
 
+    def check(self, queries: Floats, rows: Places, places: Places, k: int, leave_out: LeaveOut) -> list[Hits]:
+        """Return, of pairs somebody proposes, each query's `k` nearest inside the band; see `search`."""
+        best = _Best(len(queries), k, self.low)
+        self._check(queries, rows, places, best, leave_out)
+        return best.hits()
+
     def _check(self, queries: Floats, rows: Places, places: Places, best: _Best, leave_out: LeaveOut) -> None:
         """Multiply pairs out in double precision and keep those inside the band."""
         for start in range(0, len(rows), 8192):
@@ -155,7 +162,7 @@ class _Best:
         """Return what is left, by query."""
         rows, places, cosines = self._settle()
         ends = np.searchsorted(rows, np.arange(len(self.floors) + 1))
-        return [Hits(places[a:b], cosines[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [Hits(places[a:b], cosines[a:b]) for a, b in pairwise(ends)]
 
     def _settle(self) -> tuple[Places, Places, Doubles]:
         empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
@@ -191,15 +198,13 @@ def build(folder: Path, count: int, blocks: Iterable[Floats], low: float) -> Non
     assert vectors is not None and start == count
     sample = np.ascontiguousarray(vectors[:: max(1, count // _SAMPLE)], np.float32)
     turned = rotation(sample, low)
-    (folder / "band.json").write_text(json.dumps({"components": None if turned is None else turned.shape[1]}))
     if turned is None:
         return
     np.save(folder / "rotation.npy", turned)
     bound = np.lib.format.open_memmap(folder / "bound.npy", "w+", np.float32, (count, turned.shape[1] + 1))
-    for start in range(0, count, 65_536):
-        bound[start : start + 65_536] = bounded(vectors[start : start + 65_536], turned)
-    bound.flush()
-    vectors.flush()
+    for start in range(0, count, 8192):
+        bound[start : start + 8192] = bounded(vectors[start : start + 8192], turned)
+    del bound, vectors
 
 
 def rotation(sample: Floats, low: float) -> Floats | None:
@@ -208,14 +213,15 @@ def rotation(sample: Floats, low: float) -> Floats | None:
     More components let fewer vectors through but cost more each; looking one vector up costs about forty products.
     """
     width = sample.shape[1]
-    _, axes = np.linalg.eigh(sample.T.astype(np.float64) @ sample.astype(np.float64))
+    _, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
     axes = np.ascontiguousarray(axes[:, ::-1], np.float32)
-    some, others = sample[:: max(1, len(sample) // 256)], sample[:: max(1, len(sample) // 4096)]
+    some, others = (sample[:: max(1, len(sample) // size)] @ axes for size in (256, 4096))
     costs = {width: float(width)}
-    for components in range(16, width, 16):
-        left, right = bounded(some, axes[:, :components]), bounded(others, axes[:, :components])
+    for components in range(32, width, 32):
+        left, right = (np.sqrt(np.maximum(1 - (turned[:, :components] ** 2).sum(1), 0)) for turned in (some, others))
+        bounds = some[:, :components] @ others[:, :components].T + np.outer(left, right)
         # Vectors of the sample meet themselves there: a query rarely meets itself.
-        through = max(0.0, float((left @ right.T >= low - SLACK).mean()) - 1 / len(others))
+        through = max(0.0, float((bounds >= low - SLACK).mean()) - 1 / len(others))
         costs[components] = components + 1 + 40 * width * through
     best = min(costs, key=lambda components: costs[components])
     return None if best == width else np.ascontiguousarray(axes[:, :best])
@@ -223,9 +229,13 @@ def rotation(sample: Floats, low: float) -> Floats | None:
 
 def bounded(vectors: Floats, axes: Floats) -> Floats:
     """Return the components along `axes`, and the length of what remains, rounded up."""
-    along = vectors @ axes
-    rest = np.linalg.norm(vectors - along @ axes.T, axis=1, keepdims=True) + 1e-6
-    return np.ascontiguousarray(np.concatenate([along, rest], axis=1), np.float32)
+    import torch
+
+    given, turn = torch.from_numpy(np.ascontiguousarray(vectors)), torch.from_numpy(axes)
+    with torch.inference_mode():
+        along = product(given, turn.T.contiguous())
+        rest = (given - product(along, turn)).norm(dim=1, keepdim=True) + 1e-6
+        return torch.cat([along, rest], 1).numpy()
 
 
 def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Places, Places]:
@@ -243,5 +253,7 @@ def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Places, Places]
 
 
 def _none(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    empty = like.new_zeros(0, dtype=int)
+    import torch
+
+    empty = torch.zeros(0, dtype=torch.int64, device=like.device)
     return empty, empty
