@@ -1,16 +1,17 @@
 """Words of texts, a column at a time: how many there are, and how many of their trigrams repeat.
 
-Characters become numbers, numbers become kinds, and a word begins where the kind changes. Words are compared by
-64-bit polynomial hashes, and a row's trigrams by at least 56 bits of theirs: that two different ones of a row of a
-thousand words are taken for one happens once in a hundred billion rows.
+A word begins where the kind of character changes, and is compared by a 64-bit hash; a row's trigrams are compared by
+56 bits of theirs. That two different ones in a row of a thousand words are taken for one happens once in a hundred
+billion rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Words: TypeAlias = Literal["wordpunct", "whitespace"]
-Longs: TypeAlias = npt.NDArray[np.uint64]
+Indices: TypeAlias = npt.NDArray[np.int64]
+Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 _WORDPUNCT = re.compile(r"\w+|[^\w\s]+")
-_ROWS = 256
+_ROWS = 2048
 _BYTES = 2**20
-_FACTOR = 0x9E3779B97F4A7C15
+_LONG = 256
+_MASKS = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
 
 
 def split(text: str, words: Words = "wordpunct") -> list[str]:
@@ -31,71 +34,114 @@ def split(text: str, words: Words = "wordpunct") -> list[str]:
     return _WORDPUNCT.findall(text) if words == "wordpunct" else text.split()
 
 
-def counts(texts: pa.StringArray, words: Words = "wordpunct") -> npt.NDArray[np.int64]:
+def counts(texts: pa.StringArray, words: Words = "wordpunct") -> Indices:
     """Count the words of each text; a NULL has none."""
-    return np.concatenate([_begin(part, words)[2] for part in _parts(texts)] or [np.zeros(0, np.int64)])
+    found = np.zeros(len(texts), np.int64)
+    for rows, part in _parts(texts):
+        found[rows] = _cut(part, words).counts
+    return found
 
 
 def distinct_trigrams(texts: pa.StringArray, words: Words = "wordpunct") -> npt.NDArray[np.float64]:
     """Return, for each text, its distinct word trigrams / its word trigrams; 1 where it has none."""
-    return np.concatenate([_distinct(part, words) for part in _parts(texts)] or [np.zeros(0)])
+    found = np.ones(len(texts))
+    for rows, part in _parts(texts):
+        cut = _cut(part, words)
+        trigrams = np.maximum(cut.counts - 2, 0)
+        some = trigrams > 0
+        found[rows[some]] = ((trigrams - _repeats(cut)) / np.maximum(trigrams, 1))[some]
+    return found
 
 
-def _parts(texts: pa.StringArray) -> Iterator[pa.StringArray]:
-    """Cut a column so that a part's arrays stay in the cache: few rows, and not much more than a million bytes."""
-    ends = np.cumsum(pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False))
-    start = 0
-    while start < len(texts):
-        before = ends[start - 1] if start else 0
-        end = min(start + _ROWS, max(start + 1, int(np.searchsorted(ends, before + _BYTES))))
-        yield texts.slice(start, end - start)
-        start = end
+class _Cut(NamedTuple):
+    """Where the words of several texts lie."""
+
+    raw: bytes
+    """The texts end to end."""
+    size: int
+    """Bytes a character."""
+    starts: Indices
+    """Each word's first character."""
+    lasts: npt.NDArray[np.bool_]
+    """Whether a character is its word's last."""
+    counts: Indices
+    """How many words each text has."""
 
 
-def _begin(
-    texts: pa.StringArray, words: Words
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the characters of all texts end to end, where each word begins, and how many words each text has."""
-    joined = "".join(texts.drop_null().to_pylist())
-    characters = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-    lengths = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False)
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    kinds = _kinds(words)[characters]
-    begins = kinds != 0
-    begins[1:] &= kinds[1:] != kinds[:-1]
-    # A text's first character begins a word even where it goes on as the last text ended.
-    firsts = bounds[:-1][lengths > 0]
-    begins[firsts] = kinds[firsts] != 0
-    starts = np.flatnonzero(begins)
-    return characters, starts, np.diff(np.searchsorted(starts, bounds))
+def _parts(texts: pa.StringArray) -> Iterator[tuple[Indices, pa.LargeStringArray]]:
+    """Cut a column into parts whose arrays stay in the cache, texts of one-byte characters apart from the others."""
+    whole = pc.fill_null(texts, "").cast(pa.large_string())
+    plain = pc.string_is_ascii(whole).to_numpy(zero_copy_only=False)
+    for rows in (np.flatnonzero(plain), np.flatnonzero(~plain)):
+        some = whole.take(pa.array(rows))
+        ends = np.cumsum(pc.binary_length(some).to_numpy(zero_copy_only=False))
+        start = 0
+        while start < len(rows):
+            before = ends[start - 1] if start else 0
+            end = min(start + _ROWS, max(start + 1, int(np.searchsorted(ends, before + _BYTES))))
+            yield rows[start:end], some.slice(start, end - start)
+            start = end
 
 
-def _distinct(texts: pa.StringArray, words: Words) -> npt.NDArray[np.float64]:
-    characters, starts, count = _begin(texts, words)
-    trigrams = np.maximum(count - 2, 0)
-    if not trigrams.any():
-        return np.ones(len(texts))
-    powers, inverses = _powers(1 << (len(characters) - 1).bit_length())
-    terms = (characters.astype(np.uint64) + np.uint64(1)) * powers[: len(characters)]
-    terms[_kinds(words)[characters] == 0] = 0
-    # The same word has the same hash wherever it stands: its terms are scaled back to a start at 0.
-    hashed = _mixed(np.add.reduceat(terms, starts) * inverses[starts])
-    three = hashed[:-2] * np.uint64(3) + np.bitwise_xor(hashed[1:-1], hashed[2:] << np.uint64(1)) * np.uint64(_FACTOR)
-    row = np.repeat(np.arange(len(texts), dtype=np.uint64), count)
-    inside = row[:-2] == row[2:]
-    keys = (_mixed(three[inside]) & ~np.uint64(_ROWS - 1)) | row[:-2][inside]
+def _cut(texts: pa.LargeStringArray, words: Words) -> _Cut:
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    raw, size = texts.buffers()[2][int(offsets[0]) : int(offsets[-1])].to_pybytes(), 1
+    bounds = offsets - offsets[0]
+    if raw.isascii():
+        kinds = np.frombuffer(raw.translate(_plain_kinds(words)), np.uint8)
+    else:
+        raw, size = raw.decode().encode("utf-32-le"), 4
+        bounds = np.concatenate([[0], np.cumsum(pc.utf8_length(texts).to_numpy(zero_copy_only=False))])
+        kinds = _kinds(words)[np.frombuffer(raw, np.uint32)]
+    changes = np.ones(len(kinds) + 1, bool)
+    np.not_equal(kinds[1:], kinds[:-1], out=changes[1:-1])
+    # A text begins anew even where it goes on as the last one ended.
+    changes[bounds] = True
+    inside = kinds != 0
+    starts = np.flatnonzero(changes[:-1] & inside)
+    return _Cut(raw, size, starts, changes[1:] & inside, np.diff(np.searchsorted(starts, bounds)))
+
+
+def _repeats(cut: _Cut) -> Indices:
+    """Count, for each text, the trigrams that occurred in it before."""
+    if len(cut.starts) < 3:
+        return np.zeros(len(cut.counts), np.int64)
+    hashed = _hashed(cut)
+    three = hashed[:-2] * np.uint64(0x9E3779B97F4A7C15) + hashed[1:-1]
+    three *= np.uint64(0xBF58476D1CE4E5B9)
+    three ^= three >> np.uint64(32)
+    three += hashed[2:]
+    three *= np.uint64(0x94D049BB133111EB)
+    three ^= three >> np.uint64(31)
+    row = np.repeat(np.arange(len(cut.counts), dtype=np.uint64), cut.counts)
+    three &= ~np.uint64(_ROWS - 1)
+    three |= row[:-2]
+    keys = three[row[:-2] == row[2:]]
     keys.sort()
     repeated = keys[1:][keys[1:] == keys[:-1]] & np.uint64(_ROWS - 1)
-    repeats = np.bincount(repeated.astype(np.int64), minlength=len(texts))
-    return np.where(trigrams > 0, (trigrams - repeats) / np.maximum(trigrams, 1), 1.0)
+    return np.bincount(repeated.astype(np.int64), minlength=len(cut.counts))
 
 
-def _mixed(values: Longs) -> Longs:
-    """Spread every bit over all others (the finaliser of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: Longs = values ^ (values >> np.uint64(31))
-    return mixed
+def _hashed(cut: _Cut) -> Hashes:
+    """Hash each word, eight bytes at a time."""
+    raw = cut.raw + bytes(8)
+    eights = np.ndarray((len(cut.raw) + 1,), "<u8", raw, strides=(1,))
+    starts = cut.starts * cut.size
+    lengths = (np.flatnonzero(cut.lasts) + 1) * cut.size - starts
+    hashed = (eights[starts] & _MASKS[np.minimum(lengths, 8)]) + lengths.astype(np.uint64)
+    hashed *= np.uint64(0xD6E8FEB86659FD93)
+    hashed ^= hashed >> np.uint64(32)
+    longer, done = np.flatnonzero((lengths > 8) & (lengths <= _LONG)), 8
+    while len(longer):
+        more = eights[starts[longer] + done] & _MASKS[np.minimum(lengths[longer] - done, 8)]
+        mixed = (hashed[longer] + more) * np.uint64(0xD6E8FEB86659FD93)
+        hashed[longer] = mixed ^ (mixed >> np.uint64(32))
+        done += 8
+        longer = longer[lengths[longer] > done]
+    for i in np.flatnonzero(lengths > _LONG):
+        word = cut.raw[starts[i] : starts[i] + lengths[i]]
+        hashed[i] = int.from_bytes(hashlib.blake2b(word, digest_size=8).digest())
+    return hashed
 
 
 @cache
@@ -111,11 +157,5 @@ def _kinds(words: Words) -> npt.NDArray[np.uint8]:
 
 
 @cache
-def _powers(count: int) -> tuple[Longs, Longs]:
-    """Return the factor's powers and their inverses modulo 2⁶⁴."""
-    raised = []
-    for factor in (_FACTOR, pow(_FACTOR, -1, 2**64)):
-        steps = np.full(count, factor, np.uint64)
-        steps[0] = 1
-        raised.append(np.cumprod(steps))
-    return raised[0], raised[1]
+def _plain_kinds(words: Words) -> bytes:
+    return bytes(_kinds(words)[:256])
