@@ -5,17 +5,18 @@
 -- default nulls = keep
 -- default seed = 0
 WITH scored AS (
-  SELECT row_id, {by}::DOUBLE AS value,
-         row_number() OVER (ORDER BY {by}, md5(concat($seed, '-', row_id))) AS place,
-         count(*) OVER () AS n
-  FROM rows
-  WHERE {by} IS NOT NULL AND isfinite({by}::DOUBLE)
+  SELECT row_id, CASE WHEN isfinite({by}::DOUBLE) THEN {by}::DOUBLE END AS value FROM rows
+), placed AS (
+  SELECT *, count(value) OVER () AS n,
+         row_number() OVER (ORDER BY value NULLS LAST, xor(row_id, $seed * 7919) * 2654435761 % 4294967296) AS place
+  FROM scored
 ), cut AS (
-  SELECT *, place <= ceil($rate * n) AND (value < 0 OR NOT starts_with($by, 'seam_')) AS lowest FROM scored
+  SELECT *, value IS NOT NULL AND place <= ceil($rate * n) AND (value < 0 OR NOT starts_with($by, 'seam_')) AS lowest
+  FROM placed
 )
-SELECT r.row_id,
-       CASE WHEN c.row_id IS NULL THEN $nulls = 'keep' ELSE NOT c.lowest END AS keep,
-       CASE WHEN c.row_id IS NULL THEN 'no ' || $by ELSE 'lowest ' || ($rate * 100)::INTEGER || ' % by ' || $by END AS rule,
-       c.value,
-       (SELECT max(value) FROM cut WHERE lowest) AS threshold
-FROM rows AS r LEFT JOIN cut AS c USING (row_id)
+SELECT row_id,
+       CASE WHEN value IS NULL THEN $nulls = 'keep' ELSE NOT lowest END AS keep,
+       CASE WHEN value IS NULL THEN 'no ' || $by ELSE 'lowest ' || ($rate * 100)::INTEGER || ' % by ' || $by END AS rule,
+       value,
+       max(value) FILTER (WHERE lowest) OVER () AS threshold
+FROM cut

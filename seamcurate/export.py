@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -156,6 +157,7 @@ class _View:
                 f"no split {split!r} in {store.path}; there are: {', '.join(made) or 'none; run its recipe first'}"
             )
         self.store, self.split, self.form = store, split, str(record["format"])
+        self.kept = int(str(record["kept"]))
         self.kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
         self.chat = not pa.types.is_string(self.kinds["prompt"])
         if self.form in ("sft", "preferences", "unpaired") and "response" not in self.kinds:
@@ -199,11 +201,13 @@ class _View:
     def sql(self, select: dict[str, str]) -> str:
         """Write the query: the split's rows in the source's order, a line per candidate where asked."""
         named = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
+        if not self.pairs:
+            # A split's ledger has the source's rows in their order.
+            ledger = views.sql_list([self.store.path / "splits" / self.split / "ledger.parquet"])
+            return f"SELECT {named} FROM rows AS b POSITIONAL JOIN read_parquet({ledger}) AS l WHERE l.kept"
         kept = (
             f"rows AS b SEMI JOIN (SELECT row_id FROM ledger WHERE split = '{self.split}' AND kept) AS l USING (row_id)"
         )
-        if not self.pairs:
-            return f"SELECT {named} FROM {kept} ORDER BY b.row_id"
         columns = "row_id, variant, rank, response, reward, similarity"
         golden = "SELECT row_id, 'golden' AS variant, 0 AS rank, response, NULL, NULL, true AS label FROM rows"
         worse = f"SELECT {columns}, false AS label FROM candidates"
@@ -217,14 +221,15 @@ class _View:
 def _write(view: _View, out: Path, select: dict[str, str], label: str) -> Exported:
     with views.connect(view.store) as connection:
         sql = view.sql(select)
-        rows = int(views.run(connection, f"SELECT count(*) AS n FROM ({sql})").read_all()["n"][0].as_py())
+        counted = f"SELECT count(*) AS n FROM ({sql})"
+        rows = int(views.run(connection, counted).read_all()["n"][0].as_py()) if view.pairs else view.kept
         if rows == 0:
             raise ExportError(
                 f"split {view.split} keeps no row" + (" with a candidate" if view.pairs else "") + "; nothing to export"
             )
         with _in_place(out) as folder, bar(label, rows) as advance:
             reader = views.run(connection, sql)
-            _files(_sliced(reader), reader.schema, folder, rows, advance)
+            _files(_ahead(_sliced(reader)), reader.schema, folder, rows, advance)
         return Exported(out, rows, list(select))
 
 
@@ -259,9 +264,9 @@ def _files(
     try:
         for batch in batches:
             if writer is None:
-                writer = pq.ParquetWriter(
-                    folder / f"train-{number:05d}-of-{count:05d}.parquet", schema, compression="zstd"
-                )
+                file = folder / f"train-{number:05d}-of-{count:05d}.parquet"
+                # Texts hardly repeat: their dictionary is given up early.
+                writer = pq.ParquetWriter(file, schema, compression="zstd", dictionary_pagesize_limit=32_768)
             writer.write_batch(batch)
             written += batch.num_rows
             advance(batch.num_rows)
@@ -282,6 +287,15 @@ def _sliced(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
             size = min(_ROWS_PER_GROUP, batch.num_rows - start, _ROWS_PER_FILE - written % _ROWS_PER_FILE)
             yield batch.slice(start, size)
             start, written = start + size, written + size
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Fetch the next batch while the last is being written."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -158,6 +159,7 @@ def make(store: Store, name: str, split: Split) -> Made:
 
 
 def _ledger(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) -> pa.Table:
+    """Run a filter; returns the ledger, a row per source row in their order, and whether the filter `returned` it."""
     files = [str(store.path / "rows" / filename(number)) for number in store.shards]
     with views.connect(store) as connection:
         try:
@@ -169,21 +171,35 @@ def _ledger(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) 
             raise QueryError(f"split {name}: its filter returns no row_id, only: {', '.join(sorted(returned))}")
 
         def pick(column: str, otherwise: str) -> str:
-            return f"f.{column}" if column in returned else otherwise
+            return column if column in returned else otherwise
 
-        rule = "'" + _title(sql).replace("'", "''") + "'"
-        ledger = views.run(
+        found = views.run(
             connection,
-            f"SELECT a.row_id, '{name}' AS split, f.row_id IS NOT NULL AS returned, "
-            f"(f.row_id IS NOT NULL AND coalesce({pick('keep', 'true')}, false))::BOOLEAN AS kept, "
-            f"coalesce({pick('rule', 'NULL')}, CASE WHEN f.row_id IS NULL THEN 'not returned by ' ELSE '' END || {rule}) AS rule, "
-            f"{pick('value', 'NULL')}::DOUBLE AS value, {pick('threshold', 'NULL')}::DOUBLE AS threshold "
-            f"FROM read_parquet({views.sql_list(files)}) AS a LEFT JOIN (\n{sql}\n) AS f ON f.row_id = a.row_id ORDER BY a.row_id",
+            f"SELECT row_id::BIGINT AS row_id, coalesce({pick('keep', 'true')}, false)::BOOLEAN AS kept, "
+            f"{pick('rule', 'NULL')}::VARCHAR AS rule, {pick('value', 'NULL')}::DOUBLE AS value, "
+            f"{pick('threshold', 'NULL')}::DOUBLE AS threshold FROM (\n{sql}\n) WHERE row_id IS NOT NULL",
             values,
         ).read_all()
-    if ledger.num_rows != len(store):
+        ids = views.run(connection, f"SELECT row_id FROM read_parquet({views.sql_list(files)}) AS a").read_all()
+    every, ours = ids["row_id"].to_numpy(), found["row_id"].to_numpy()
+    place = np.minimum(np.searchsorted(every, ours), len(every) - 1)
+    known = np.flatnonzero(every[place] == ours)
+    where = np.full(len(every), -1)
+    where[place[known]] = known
+    if int((where >= 0).sum()) != len(known):
         raise QueryError(f"split {name}: its filter returns some row_id more than once; make it one line per row")
-    return ledger
+    at, title = pa.array(where, mask=where < 0), _title(sql)
+    return pa.table(
+        {
+            "row_id": ids["row_id"],
+            "split": pa.repeat(name, len(every)),
+            "returned": where >= 0,
+            "kept": pc.fill_null(found["kept"].take(at), False),
+            "rule": pc.coalesce(found["rule"].take(at), pc.if_else(where >= 0, title, f"not returned by {title}")),
+            "value": found["value"].take(at),
+            "threshold": found["threshold"].take(at),
+        }
+    )
 
 
 def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued: int) -> list[JsonValue]:

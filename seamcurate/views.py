@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -140,7 +141,8 @@ def _rows_view(name: str, store: Store) -> str:
     shards = _shards(store.path / "rows")
     if not shards:
         return _empty(name, store.schema)
-    joins, stale = [], store.stale()
+    joins: list[str] = []
+    stale = store.stale()
     stored = store.stored_schema.names
     select = ["r.*", *(f"NULL::VARCHAR AS {quoted(n)}" for n in store.schema.names if n not in stored)]
     for i, (folder, record) in enumerate(store.records().items()):
@@ -152,7 +154,12 @@ def _rows_view(name: str, store: Store) -> str:
             select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema]
             continue
         select += [f"c{i}.{quoted(field.name)}" for field in schema]
-        joins.append(f"LEFT JOIN read_parquet({sql_list(files)}) AS c{i} ON c{i}.row_id = r.row_id")
+        source = f"read_parquet({sql_list(files)}) AS c{i}"
+        # A finished folder has the rows' shards, and each shard its rows in their order: no key needs to be compared.
+        if len(files) == len(shards):
+            joins.insert(0, f"POSITIONAL JOIN {source}")
+        else:
+            joins.append(f"LEFT JOIN {source} ON c{i}.row_id = r.row_id")
     return (
         f"CREATE VIEW {name} AS SELECT {', '.join(select)} "
         f"FROM read_parquet({sql_list(shards)}, union_by_name = true) AS r {' '.join(joins)}"
@@ -229,6 +236,7 @@ def _empty(name: str, schema: pa.Schema) -> str:
     return f"CREATE VIEW {name} AS SELECT {columns or 'NULL::BIGINT AS row_id'} WHERE false"
 
 
+@cache
 def _sql_type(kind: pa.DataType) -> str:
     with duckdb.connect() as connection:
         empty = pa.table({"x": pa.array([], kind)})

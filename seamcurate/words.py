@@ -128,7 +128,7 @@ def _hashed(cut: _Cut) -> Hashes:
     eights = np.ndarray((len(cut.raw) + 1,), "<u8", raw, strides=(1,))
     starts = cut.starts * cut.size
     lengths = (np.flatnonzero(cut.lasts) + 1) * cut.size - starts
-    hashed = (eights[starts] & _MASKS[np.minimum(lengths, 8)]) + lengths.astype(np.uint64)
+    hashed: Hashes = (eights[starts] & _MASKS[np.minimum(lengths, 8)]) + lengths.astype(np.uint64)
     hashed *= np.uint64(0xD6E8FEB86659FD93)
     hashed ^= hashed >> np.uint64(32)
     longer, done = np.flatnonzero((lengths > 8) & (lengths <= _LONG)), 8
