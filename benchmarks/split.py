@@ -17,65 +17,54 @@ from seamcurate import LengthIncentive, Random, Recipe, RepetitionPenalty, Sourc
 from seamcurate import split as splits
 
 FILTER = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
+SCORES = ("baseline_random", "rer_length", "rer_repetition")
 RATE = 0.2
 
 
 def main(scale: float) -> None:
+    rows = max(10_000, round(1_000_000 * scale))
+    pairs = inputs.pairs()
+    prompts = [f"{pairs[i % len(pairs)][0][:100]} {i}" for i in range(rows)]
+    for length in (20, 300):
+        answers = [pairs[(7 * i) % len(pairs)][1][:length].strip() or "none" for i in range(rows)]
+        table = pa.table({"prompt": prompts, "response": answers})
+        setting = (
+            f"{rows:,} rows of at most {100 + length} characters, three score columns, the lowest {RATE:.0%} dropped"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            _race(table, Path(folder), setting)
+
+
+def _race(table: pa.Table, folder: Path, setting: str) -> None:
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    rows = max(10_000, round(1_000_000 * scale))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pairs = inputs.pairs()
-        table = pa.table(
-            {
-                "prompt": [f"{pairs[i % len(pairs)][0][:200]} {i}" for i in range(rows)],
-                "response": [pairs[(7 * i) % len(pairs)][1][:300] for i in range(rows)],
-            }
-        )
-        pq.write_table(table, folder / "rows.parquet")
-        steps = (Random(), LengthIncentive(), RepetitionPenalty())
-        run_local(Recipe(rows=Source(parquet=str(folder / "rows.parquet")), steps=steps), folder / "store")
-        store = Store(folder / "store")
-        names = ["baseline_random", "rer_length", "rer_repetition"]
-        scores = {name: np.concatenate([t[name].to_numpy() for t in store.rows((name,))]) for name in names}
-        split = Split(filter=FILTER, by="rer_length", rate=RATE)
+    pq.write_table(table, folder / "rows.parquet")
+    steps = (Random(), LengthIncentive(), RepetitionPenalty())
+    run_local(Recipe(rows=Source(parquet=str(folder / "rows.parquet")), steps=steps), folder / "store")
+    store = Store(folder / "store")
+    scores = {name: np.concatenate([t[name].to_numpy() for t in store.rows((name,))]) for name in SCORES}
+    split = Split(filter=FILTER, by=SCORES[0], rate=RATE)
 
-        def mine() -> list[int]:
-            shutil.rmtree(folder / "store" / "splits", ignore_errors=True)
-            shutil.rmtree(folder / "ours", ignore_errors=True)
-            splits.make(store, "train", split)
-            to_trl(store, "train", folder / "ours")
-            return []
+    def mine() -> Path:
+        shutil.rmtree(folder / "store" / "splits", ignore_errors=True)
+        shutil.rmtree(folder / "ours", ignore_errors=True)
+        splits.make(store, "train", split)
+        return to_trl(store, "train", folder / "ours").folder
 
-        def theirs() -> list[int]:
-            data: Any = load_dataset(
-                "parquet", data_files=str(folder / "rows.parquet"), split="train", cache_dir=str(folder / "cache")
-            )
-            for name in names:
-                data = data.add_column(name, scores[name])
-            cut = np.quantile(scores["rer_length"], RATE)
-            data = data.filter(lambda row: row["rer_length"] > cut, load_from_cache_file=False)
-            data.to_parquet(str(folder / "theirs.parquet"))
-            return []
+    def theirs() -> Path:
+        file = str(folder / "rows.parquet")
+        data: Any = load_dataset("parquet", data_files=file, split="train", cache_dir=str(folder / "cache"))
+        for name in SCORES:
+            data = data.add_column(name, scores[name])
+        cut = np.quantile(scores[SCORES[0]], RATE)
+        data = data.filter(lambda row: row[SCORES[0]] > cut, load_from_cache_file=False)
+        data.to_parquet(str(folder / "theirs.parquet"))
+        return folder / "theirs.parquet"
 
-        def same(_: object, __: object) -> bool:
-            # Rows tied with the cut are dropped by one and drawn by lot in the other.
-            kept = [
-                set(pq.read_table(file, columns=["prompt"])["prompt"].to_pylist())
-                for file in (folder / "ours", folder / "theirs.parquet")
-            ]
-            cut = np.quantile(scores["rer_length"], RATE)
-            tied = int((scores["rer_length"] == cut).sum())
-            return kept[1] <= kept[0] and len(kept[0]) - len(kept[1]) <= tied
+    def same(a: Path, b: Path) -> bool:
+        columns = ["prompt", "response", *SCORES]
+        return bool(pq.read_table(a, columns=columns).equals(pq.read_table(b, columns=columns)))
 
-        race(
-            "split",
-            "datasets",
-            mine,
-            theirs,
-            same,
-            f"{rows:,} rows, three score columns, lowest {RATE:.0%} dropped, to Parquet",
-            3,
-        )
+    mine()
+    race("split", "datasets", mine, theirs, same, setting)

@@ -182,20 +182,22 @@ def _ledger(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) 
         ).read_all()
         ids = views.run(connection, f"SELECT row_id FROM read_parquet({views.sql_list(files)}) AS a").read_all()
     every, ours = ids["row_id"].to_numpy(), found["row_id"].to_numpy()
-    place = np.minimum(np.searchsorted(every, ours), len(every) - 1)
+    gapless = every[-1] - every[0] + 1 == len(every)
+    place = np.clip(ours - every[0] if gapless else np.searchsorted(every, ours), 0, len(every) - 1)
     known = np.flatnonzero(every[place] == ours)
     where = np.full(len(every), -1)
     where[place[known]] = known
     if int((where >= 0).sum()) != len(known):
         raise QueryError(f"split {name}: its filter returns some row_id more than once; make it one line per row")
     at, title = pa.array(where, mask=where < 0), _title(sql)
+    rule = found["rule"].combine_chunks().dictionary_encode().take(at).cast(pa.string())
     return pa.table(
         {
             "row_id": ids["row_id"],
             "split": pa.repeat(name, len(every)),
             "returned": where >= 0,
             "kept": pc.fill_null(found["kept"].take(at), False),
-            "rule": pc.coalesce(found["rule"].take(at), pc.if_else(where >= 0, title, f"not returned by {title}")),
+            "rule": pc.coalesce(rule, pc.if_else(where >= 0, title, f"not returned by {title}")),
             "value": found["value"].take(at),
             "threshold": found["threshold"].take(at),
         }
