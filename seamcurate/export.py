@@ -12,9 +12,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -48,6 +50,7 @@ RESERVED = {
 """Column names each trainer passes or reads for itself."""
 
 _ROWS_PER_FILE = 500_000
+_SHARDS = 16
 _ROWS_PER_GROUP = 8_192
 """Bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
 
@@ -198,13 +201,24 @@ class _View:
             found |= {f"candidate_{name}": f"c.{name}" for name in ("variant", "rank", "reward", "similarity")}
         return found
 
-    def sql(self, select: dict[str, str]) -> str:
-        """Write the query: the split's rows in the source's order, a line per candidate where asked."""
+    def read(self, connection: duckdb.DuckDBPyConnection, select: dict[str, str]) -> Iterator[pa.RecordBatchReader]:
+        """Answer with the split's rows in the source's order, some shards at a time: an open file costs memory."""
         named = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
-        if not self.pairs:
-            # A split's ledger has the source's rows in their order.
-            ledger = views.sql_list([self.store.path / "splits" / self.split / "ledger.parquet"])
-            return f"SELECT {named} FROM rows AS b POSITIONAL JOIN read_parquet({ledger}) AS l WHERE l.kept"
+        ledger = views.sql_list([self.store.path / "splits" / self.split / "ledger.parquet"])
+        shards = self.store.shards
+        for start in range(0, len(shards), _SHARDS):
+            some = shards[start : start + _SHARDS]
+            connection.execute(views.rows_view("part", self.store, some).replace("CREATE", "CREATE OR REPLACE", 1))
+            # A ledger has the source's rows in their order.
+            yield views.run(
+                connection,
+                f"SELECT {named} FROM part AS b POSITIONAL JOIN (SELECT kept FROM read_parquet({ledger}) AS l "
+                "WHERE row_id BETWEEN (SELECT min(row_id) FROM part) AND (SELECT max(row_id) FROM part)) AS l WHERE l.kept",
+            )
+
+    def sql(self, select: dict[str, str]) -> str:
+        """Write the query for a line per candidate of the split's rows, in the source's order."""
+        named = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
         kept = (
             f"rows AS b SEMI JOIN (SELECT row_id FROM ledger WHERE split = '{self.split}' AND kept) AS l USING (row_id)"
         )
@@ -220,16 +234,19 @@ class _View:
 
 def _write(view: _View, out: Path, select: dict[str, str], label: str) -> Exported:
     with views.connect(view.store) as connection:
-        sql = view.sql(select)
-        counted = f"SELECT count(*) AS n FROM ({sql})"
-        rows = int(views.run(connection, counted).read_all()["n"][0].as_py()) if view.pairs else view.kept
+        rows = view.kept
+        if view.pairs:
+            counted = f"SELECT count(*) AS n FROM ({view.sql(select)})"
+            rows = int(views.run(connection, counted).read_all()["n"][0].as_py())
         if rows == 0:
             raise ExportError(
                 f"split {view.split} keeps no row" + (" with a candidate" if view.pairs else "") + "; nothing to export"
             )
         with _in_place(out) as folder, bar(label, rows) as advance:
-            reader = views.run(connection, sql)
-            _files(_ahead(_sliced(reader)), reader.schema, folder, rows, advance)
+            readers = iter([views.run(connection, view.sql(select))]) if view.pairs else view.read(connection, select)
+            first = next(readers)
+            batches = (batch for reader in chain([first], readers) for batch in reader)
+            _files(_ahead(_sliced(batches)), first.schema, folder, rows, advance)
         return Exported(out, rows, list(select))
 
 
@@ -244,7 +261,8 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
 
     tokenizer = AutoTokenizer.from_pretrained(weights.folder(policy.path, policy.revision))
     with views.connect(view.store) as connection:
-        prompts = views.run(connection, view.sql({"prompt": "b.prompt"})).read_all()["prompt"].to_pylist()
+        readers = view.read(connection, {"prompt": "b.prompt"})
+        prompts = [prompt for reader in readers for prompt in reader.read_all()["prompt"].to_pylist()]
     if not prompts:
         raise ExportError(f"split {view.split} keeps no row; nothing to export")
     texts = (tokens.pieces(tokenizer, prompt, "") for prompt in prompts)
@@ -278,10 +296,10 @@ def _files(
             writer.close()
 
 
-def _sliced(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+def _sliced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Cut batches so that a file ends exactly at its row count."""
     written = 0
-    for batch in reader:
+    for batch in batches:
         start = 0
         while start < batch.num_rows:
             size = min(_ROWS_PER_GROUP, batch.num_rows - start, _ROWS_PER_FILE - written % _ROWS_PER_FILE)

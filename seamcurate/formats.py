@@ -410,7 +410,8 @@ def parquet_tables(path: Path, skip: int, size: int) -> Generator[pa.Table, None
         groups = list(range(file.num_row_groups))
         while groups and skip >= file.metadata.row_group(groups[0]).num_rows:
             skip -= file.metadata.row_group(groups.pop(0)).num_rows
-        for batch in file.iter_batches(batch_size=size, row_groups=groups):
+        # One group after another: asked for several, the reader holds them all.
+        for batch in (batch for group in groups for batch in file.iter_batches(batch_size=size, row_groups=[group])):
             yield pa.Table.from_batches([batch]).slice(min(skip, len(batch)))
             skip = max(0, skip - len(batch))
     return skip

@@ -144,6 +144,8 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") 
                     parts.append(transform(part).cast(step.adds))
                     advance(part.num_rows)
                 store.add(layer, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
+    # Arrow keeps what it was given for its next table; the next step has none as large.
+    pa.default_memory_pool().release_unused()
     facts = layer.path / "facts.json"
     if not store.missing(layer) and (missing or not facts.exists()):
         save_json(facts, step.facts(_own_columns(store, layer), shared))

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
 from seamcurate.errors import ModelError, StepError
@@ -21,6 +24,7 @@ from seamcurate.models import PolicyModel, RewardingModel
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
 
 Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
+Doubles: TypeAlias = npt.NDArray[np.float64]
 Weighting: TypeAlias = Literal["geometric", "logprob", "raw", "uniform"]
 
 
@@ -29,18 +33,18 @@ def misjudgement(golden: float, worse: float) -> float:
     return max(worse - golden, 0.0)
 
 
-def weight(logprob: float, tokens: int, likelihood: Weighting) -> float:
-    """Turn a candidate's log-probability into its weight.
+def weight(logprob: Doubles, tokens: Doubles, likelihood: Weighting) -> Doubles:
+    """Turn candidates' log-probabilities into their weights; what is not known is NaN in both.
 
     `geometric` is the per-token geometric mean, exp(logP/len). `logprob` is −logP/len, the length penalty of
     SEAM §4.2 taken literally: it gives *unlikely* answers more weight. `raw` is P and underflows; `uniform` is 1.
     """
-    length = max(tokens, 1)
+    length = np.maximum(tokens, 1)
     if likelihood == "geometric":
-        return math.exp(logprob / length)
+        return np.exp(logprob / length)
     if likelihood == "logprob":
         return -logprob / length
-    return math.exp(logprob) if likelihood == "raw" else 1.0
+    return np.exp(logprob) if likelihood == "raw" else np.ones_like(logprob)
 
 
 def discrepancy(weights: Sequence[float], misjudgements: Sequence[float], k: int | None = None) -> float:
@@ -234,6 +238,8 @@ class Seam(Step):
     likelihood: Weighting = "geometric"
     k: int = Field(default=30, ge=1)
     """Rows are scaled to this many candidates: mean·k."""
+    rows_per_call: ClassVar[int] = 4096
+
     normalise: bool = False
     """Divide ε by the standard deviation of the golden rewards, so that reward models compare."""
 
@@ -305,52 +311,52 @@ class Seam(Step):
         spread = float(json.loads((shared / "spread.json").read_text())) if self.normalise else 1.0
 
         def score(rows: pa.Table) -> pa.Table:
-            lists = [rows[name].to_pylist() for name in self.inputs]
-            made = [self._row(spread, *values) for values in zip(*lists, strict=True)]
-            return pa.table(
-                {field.name: pa.array([row[i] for row in made], field.type) for i, field in enumerate(self.adds)}
-            )
+            return self._scored(rows, spread)
 
         return score
 
-    def _row(
-        self,
-        spread: float,
-        golden: float | None,
-        rewards: list[float | None] | None,
-        logprobs: list[float | None] | None,
-        tokens: list[int | None] | None,
-    ) -> tuple[object, ...]:
-        if golden is None or not rewards:
-            return None, None, None, None if rewards is None else 0, None, None
-        misjudged: list[float | None] = [None if r is None else misjudgement(golden, r) / spread for r in rewards]
-        weights: list[float | None] = []
-        for i in range(len(rewards)):
-            logprob, length = (logprobs or [])[i], (tokens or [])[i]
-            known = self.likelihood == "uniform" or (logprob is not None and length is not None)
-            weights.append(weight(logprob or 0.0, length or 0, self.likelihood) if known else None)
+    def _scored(self, rows: pa.Table, spread: float) -> pa.Table:
+        sets = rows[f"rewards_{self.variant}"].combine_chunks()
+        lengths = pc.fill_null(pc.list_value_length(sets), 0).to_numpy(zero_copy_only=False)
+        golden = _numbers(rows["reward"].combine_chunks())
+        rewards, logprobs, counts = (_numbers(rows[name].combine_chunks().flatten()) for name in self.inputs[1:])
+        misjudged = np.maximum(rewards - np.repeat(golden, lengths), 0.0) / spread
+        weights = weight(logprobs, counts, self.likelihood)
         # ε = 0 makes the term 0 whatever w is; ε > 0 without w is an unknown term.
-        terms = [
-            (w if w is not None else 0.0, e)
-            for w, e in zip(weights, misjudged, strict=True)
-            if e is not None and (e == 0 or w is not None)
+        known = (misjudged == 0) | ((misjudged > 0) & ~np.isnan(weights))
+        terms = np.where(known & (misjudged > 0), weights * misjudged, 0.0).tolist()
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        scored, wrong = (
+            np.diff(np.concatenate([[0], np.cumsum(mask)])[ends]) for mask in (known, known & (misjudged > 0))
+        )
+        some = scored > 0
+        sums = [math.fsum(terms[start:end]) for start, end in pairwise(ends)]
+        total = np.where(some, np.array(sums) / np.maximum(scored, 1) * self.k, np.nan)
+        # A set without a golden reward to hold it against has no ε and no w.
+        lists = pa.array(np.isnan(golden) | (lengths == 0))
+        offsets = pa.array(ends, pa.int32())
+        made = [
+            pa.array(0.0 - total, mask=~some),
+            pa.array(total, mask=~some),
+            pa.array(wrong / np.maximum(scored, 1), mask=~some),
+            pa.array(scored, pa.int32(), mask=sets.is_null().to_numpy(zero_copy_only=False)),
+            *(
+                pa.ListArray.from_arrays(offsets, pa.array(values, mask=np.isnan(values)), mask=lists)
+                for values in (misjudged, weights)
+            ),
         ]
-        if not terms:
-            return None, None, None, 0, misjudged, weights
-        total = discrepancy([w for w, _ in terms], [e for _, e in terms], self.k)
-        share = sum(e > 0 for _, e in terms) / len(terms)
-        return 0.0 - total, total, share, len(terms), misjudged, weights
+        return pa.table(made, schema=self.adds)
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Sum up misjudgement over all candidates."""
         total = wrong = rows = scored = 0
         for table in columns:
-            shares = table[f"misjudged_{self.variant}"].to_pylist()
-            counts = table[f"candidates_{self.variant}"].to_pylist()
-            rows += table.num_rows
-            for share, count in zip(shares, counts, strict=True):
-                if share is not None:
-                    scored, total, wrong = scored + 1, total + count, wrong + round(share * count)
+            shares = _numbers(table[f"misjudged_{self.variant}"].combine_chunks())
+            counts = _numbers(table[f"candidates_{self.variant}"].combine_chunks())
+            known = ~np.isnan(shares)
+            rows, scored = rows + table.num_rows, scored + int(known.sum())
+            total += int(counts[known].sum())
+            wrong += int(np.rint(shares[known] * counts[known]).sum())
         rate = wrong / total if total else None
         return {
             "rows": rows,
@@ -379,6 +385,12 @@ def seam(
         PolicyLogprobs(variant=variant, policy=policy, likelihoods=likelihoods),
         Seam(variant=variant, likelihood=likelihood, k=k, normalise=normalise),
     )
+
+
+def _numbers(values: pa.Array) -> Doubles:
+    """Return numbers as double precision, NaN where there is none."""
+    found: Doubles = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return found
 
 
 def finite(value: float | None) -> float | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,15 +27,19 @@ _verified: dict[Path, tuple[int, int, int, str, int]] = {}
 
 def write(path: Path, table: pa.Table, maker: str, number: int) -> None:
     """Write a table as shard `number` of the columns whose fingerprint is `maker`."""
+    write_parts(path, table.schema, [table], maker, number)
+
+
+def write_parts(path: Path, schema: pa.Schema, parts: Iterable[pa.Table], maker: str, number: int) -> None:
+    """Write tables of one schema as one shard, a row group each."""
     sink = pa.BufferOutputStream()
     # Numbers are split by bytes or by differences: half the size of what zstd makes of them as they are.
-    leaves = {path: kind for field in table.schema for path, kind in _leaves(field.name, field.type)}
+    leaves = {path: kind for field in schema for path, kind in _leaves(field.name, field.type)}
     encodings = {path: encoding for path, kind in leaves.items() if (encoding := _encoding(kind))}
     texts = [path for path in leaves if path not in encodings]
-    with pq.ParquetWriter(
-        sink, table.schema, compression="zstd", use_dictionary=texts, column_encoding=encodings
-    ) as writer:
-        writer.write_table(table, row_group_size=max(1, table.num_rows))
+    with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=texts, column_encoding=encodings) as writer:
+        for table in parts:
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
         writer.add_key_value_metadata(
             {"seamcurate.maker": maker, "seamcurate.shard": str(number), _SEAL.decode(): _OPEN.decode()}
         )
@@ -66,13 +70,15 @@ def verify(path: Path, maker: str, number: int) -> None:
         key = (state.st_size, state.st_mtime_ns, state.st_ino, maker, number)
         if _verified.get(path) == key:
             return
-        content = bytearray(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is missing; run the recipe again to make it anew") from error
     start, end = _seal_span(content, path)
-    sealed = bytes(content[start:end])
-    content[start:end] = _OPEN
-    if hashlib.sha256(content).hexdigest().encode() != sealed:
+    whole = memoryview(content)
+    computed = hashlib.sha256(whole[:start])
+    computed.update(_OPEN)
+    computed.update(whole[end:])
+    if computed.hexdigest().encode() != content[start:end]:
         raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {_CURE}")
     marks = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
     if marks.get(b"seamcurate.maker") != maker.encode() or marks.get(b"seamcurate.shard") != str(number).encode():
@@ -119,7 +125,7 @@ def _encoding(kind: pa.DataType) -> str | None:
 _CURE = "delete it and run the recipe again to make it anew"
 
 
-def _seal_span(content: bytearray, path: Path) -> tuple[int, int]:
+def _seal_span(content: bytes | bytearray, path: Path) -> tuple[int, int]:
     place = content.rfind(_SEAL)
     found = _SEALED.match(content, place) if place >= 0 else None
     if found is None:

@@ -11,7 +11,8 @@ One rule: a query is a single SELECT and sees these views' files, nothing else o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -58,11 +59,13 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
     """
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
     corpus = store.corpus_store
-    views = [_rows_view("rows", store), _rejected_view(store), _ledger_view(store)]
-    views.append(_rows_view("corpus", corpus) if corpus else _empty("corpus", store.schema))
+    views = [rows_view("rows", store), _rejected_view(store), _ledger_view(store)]
+    views.append(rows_view("corpus", corpus) if corpus else _empty("corpus", store.schema))
     views.append(_candidates_view(store))
     allowed = [str(file) for one in (store, *([corpus] if corpus else [])) for file in _verified_files(one)]
     connection.execute("SET allowed_paths = $1", [allowed])
+    # Whatever was read would be kept, up to most of the memory there is.
+    connection.execute("SET enable_external_file_cache = false")
     connection.execute("SET enable_external_access = false")
     for view in views:
         connection.execute(view)
@@ -82,7 +85,7 @@ def run(
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise QueryError("the SQL must be exactly one SELECT statement: a store is only read")
-        return connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(65_536)
+        return connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(8_192)
     except duckdb.Error as error:
         raise QueryError(explain(connection, str(error))) from error
 
@@ -123,7 +126,7 @@ def _verified_files(store: Store) -> list[Path]:
         jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
     for split in sorted((store.path / "splits").glob("*/split.json")):
         jobs.append((split.parent / "ledger.parquet", str(load_json(split)["fingerprint"]), 0))
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: shard.verify(*job), jobs))
     return [file for file, _, _ in jobs]
 
@@ -133,12 +136,13 @@ def sql_list(texts: Iterable[str | Path]) -> str:
     return "[" + ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts) + "]"
 
 
-def _shards(folder: Path) -> list[Path]:
-    return [folder / filename(number) for number in numbers(folder)]
+def _shards(folder: Path, only: Sequence[int] | None = None) -> list[Path]:
+    return [folder / filename(number) for number in numbers(folder) if only is None or number in only]
 
 
-def _rows_view(name: str, store: Store) -> str:
-    shards = _shards(store.path / "rows")
+def rows_view(name: str, store: Store, only: Sequence[int] | None = None) -> str:
+    """Write the view of a store's rows, or of some shards of them."""
+    shards = _shards(store.path / "rows", only)
     if not shards:
         return _empty(name, store.schema)
     joins: list[str] = []
@@ -149,7 +153,7 @@ def _rows_view(name: str, store: Store) -> str:
         if folder in stale:
             continue
         schema = record_schema(record)
-        files = _shards(store.path / "columns" / folder)
+        files = _shards(store.path / "columns" / folder, only)
         if not files:
             select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema]
             continue

@@ -75,6 +75,8 @@ def rer_closed(repetition: float, rescaled: float, combine: Literal["product", "
 class LengthIncentive(Step):
     """Add `rer_length`."""
 
+    rows_per_call: ClassVar[int] = 4096
+
     words: Words = "wordpunct"
     stop: tuple[str, ...] = ()
 
@@ -100,6 +102,8 @@ class LengthIncentive(Step):
 
 class RepetitionPenalty(Step):
     """Add `rer_repetition`."""
+
+    rows_per_call: ClassVar[int] = 4096
 
     words: Words = "wordpunct"
     stop: tuple[str, ...] = ()
@@ -261,6 +265,8 @@ class Rer(Step):
 
     A closed-ended row without a reference is NULL, unless `fallback` takes QR in place of AR.
     """
+
+    rows_per_call: ClassVar[int] = 4096
 
     max_response_tokens: int = Field(default=512, ge=1)
     combine: Literal["product", "sum"] = "product"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -24,7 +25,7 @@ def test_misjudgement_is_how_far_a_worse_answer_is_preferred():
     [("geometric", 0.161352), ("logprob", 3.75), ("raw", 4.6788e-14), ("uniform", 1.5)],
 )
 def test_discrepancy_matches_the_worked_example(likelihood, expected):
-    weights = [weight(p, n, likelihood) for p, n in zip(LOGPROBS, TOKENS, strict=True)]
+    weights = weight(np.array(LOGPROBS), np.array(TOKENS, float), likelihood).tolist()
     errors = [misjudgement(GOLDEN, r) for r in REWARDS]
     assert discrepancy(weights, errors) == pytest.approx(expected, rel=1e-4)
 
