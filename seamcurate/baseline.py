@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+from pydantic import JsonValue
 
+from seamcurate import noise
 from seamcurate.errors import ModelError
-from seamcurate.models import PolicyModel
-from seamcurate.step import Averages, Step, Transform, Work, column
+from seamcurate.models import PolicyModel, Prompt
+from seamcurate.models.protocols import Responses
+from seamcurate.step import Averages, Data, Step, Transform, Work, column
 
 
 class Perplexity(Step):
@@ -38,6 +42,14 @@ class Perplexity(Step):
         """Ask for one likelihood a row."""
         return Work(self.base, 1, rows.prompt + rows.response)
 
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Keep a few rows to measure the noise floor by."""
+        noise.sample(data, shared, "response")
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """State the noise floor."""
+        return noise.facts(shared)
+
     def load(self, shared: Path) -> Transform:
         """Load the base model."""
         if self.base is None:
@@ -46,11 +58,17 @@ class Perplexity(Step):
             )
         model = self.base.load()
 
+        def perplexities(prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
+            return [
+                [None if one is None else perplexity(one.logprob, one.tokens) for one in row]
+                for row in model.logprobs(prompts, answers)
+            ]
+
+        noise.measure(shared, {self.name: perplexities})
+
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
-            scored = model.logprobs(rows["prompt"].to_pylist(), groups)
-            found = [row[0] if row else None for row in scored]
-            values = [None if s is None else perplexity(s.logprob, s.tokens) for s in found]
+            values = [row[0] if row else None for row in perplexities(rows["prompt"].to_pylist(), groups)]
             return pa.table({"baseline_perplexity": pa.array(values, pa.float64())})
 
         return score

@@ -139,6 +139,9 @@ def columns(store: StoreFolder) -> None:
         for line in [facts.get("summary"), *(warnings if isinstance(warnings, list) else [])]:
             if line:
                 print(line)
+    noise = {c.name: n for c in listed if (n := opened.noise(c.name).get(c.name)) is not None}
+    if noise:
+        print("noise, by batch size, order and padding: " + ", ".join(f"{name} ±{n:.1g}" for name, n in noise.items()))
 
 
 @app.command()

@@ -19,11 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
+from seamcurate import noise
 from seamcurate.errors import ModelError, StepError
-from seamcurate.models import PolicyModel, RewardingModel
+from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel
+from seamcurate.models.protocols import Responses
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
 
 Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
+PER_TOKEN = "logprob_per_token"
+"""What the noise of a mean log-probability is called: no column, but what SEAM's weight is made of."""
 Doubles: TypeAlias = npt.NDArray[np.float64]
 Weighting: TypeAlias = Literal["geometric", "logprob", "raw", "uniform"]
 
@@ -76,11 +80,16 @@ class Reward(Step):
         """Ask for one reward a row."""
         return Work(self.reward, 1, rows.prompt + rows.response)
 
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Keep a few rows to measure the noise floor by."""
+        noise.sample(data, shared, "response")
+
     def load(self, shared: Path) -> Transform:
         """Load the reward model."""
         if self.reward is None:
             raise ModelError(_no_model(self.name, "reward", "sequence_classifier"))
         model = self.reward.load()
+        noise.measure(shared, {"reward": model.rewards})
 
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
@@ -91,7 +100,7 @@ class Reward(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the rows without a reward."""
-        return _nulls(columns, "reward")
+        return _nulls(columns, "reward") | noise.facts(shared)
 
 
 class Rewards(Step):
@@ -120,11 +129,16 @@ class Rewards(Step):
         """Ask for one reward a candidate."""
         return Work(self.reward, rows.candidates, rows.candidates * (rows.prompt + rows.candidate))
 
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Keep a few rows to measure the noise floor by."""
+        noise.sample(data, shared, f"worse_{self.variant}")
+
     def load(self, shared: Path) -> Transform:
         """Load the reward model."""
         if self.reward is None:
             raise ModelError(_no_model(self.name, "reward", "sequence_classifier"))
         model = self.reward.load()
+        noise.measure(shared, {self.name: model.rewards})
 
         def score(rows: pa.Table) -> pa.Table:
             sets = rows[f"worse_{self.variant}"].to_pylist()
@@ -140,7 +154,7 @@ class Rewards(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the candidates without a reward."""
-        return _nulls(columns, self.name)
+        return _nulls(columns, self.name) | noise.facts(shared)
 
 
 class PolicyLogprobs(Step):
@@ -189,11 +203,20 @@ class PolicyLogprobs(Step):
         """Ask for at most one likelihood a candidate; how many are misjudged is not known before."""
         return Work(self.policy, rows.candidates, rows.candidates * (rows.prompt + rows.candidate))
 
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Keep a few rows to measure the noise floor by."""
+        noise.sample(data, shared, f"worse_{self.variant}")
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """State the noise floor."""
+        return noise.facts(shared)
+
     def load(self, shared: Path) -> Transform:
         """Load the policy."""
         if self.policy is None:
             raise ModelError(_no_model(self.name, "policy", "causal_lm"))
         model = self.policy.load()
+        noise.measure(shared, {self.name: _sums(model), PER_TOKEN: _sums(model, per_token=True)})
 
         def score(rows: pa.Table) -> pa.Table:
             sets = rows[f"worse_{self.variant}"].to_pylist()
@@ -295,7 +318,9 @@ class Seam(Step):
         )
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Measure the spread of the golden rewards, when asked to normalise by it."""
+        """Note the noise of what is read; measure the golden rewards' spread, when asked to normalise by it."""
+        floors = {**data.noise("reward"), **data.noise(f"rewards_{self.variant}"), **data.noise(self.inputs[2])}
+        (shared / "inputs_noise.json").write_text(json.dumps(floors))
         if not self.normalise:
             return
         golden = np.concatenate([t["reward"].to_numpy() for t in data.rows(("reward",))] or [np.zeros(0)])
@@ -347,12 +372,35 @@ class Seam(Step):
         ]
         return pa.table(made, schema=self.adds)
 
+    def _noise(self, table: pa.Table, floors: dict[str, float]) -> float:
+        """Bound how far a row's score moves when every reward and likelihood moves by its own noise."""
+        epsilon, w = (
+            _numbers(table[f"{name}_{self.variant}"].combine_chunks().flatten())
+            for name in ("misjudgements", "weights")
+        )
+        of_rewards = floors.get("reward", 0.0) + floors.get(f"rewards_{self.variant}", 0.0)
+        per_token, per_sequence = floors.get(PER_TOKEN, 0.0), floors.get(self.inputs[2], 0.0)
+        of_weight: dict[Weighting, Doubles] = {
+            "geometric": w * per_token,
+            "logprob": np.full_like(w, per_token),
+            "raw": w * per_sequence,
+            "uniform": np.zeros_like(w),
+        }
+        moved = np.nan_to_num((epsilon > 0) * (w * of_rewards + epsilon * of_weight[self.likelihood]))
+        lengths = pc.fill_null(pc.list_value_length(table[f"weights_{self.variant}"]), 0).to_numpy()
+        ends = np.concatenate([[0], np.cumsum(moved)])[np.concatenate([[0], np.cumsum(lengths)])]
+        counts = np.maximum(_numbers(table[f"candidates_{self.variant}"].combine_chunks()), 1)
+        return float(np.nanmax(np.diff(ends) / counts * self.k, initial=0.0))
+
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Sum up misjudgement over all candidates."""
+        """Sum up misjudgement over all candidates, and what the inputs' noise makes of the score's."""
+        floors = json.loads((shared / "inputs_noise.json").read_text())
+        largest = 0.0
         total = wrong = rows = scored = 0
         for table in columns:
             shares = _numbers(table[f"misjudged_{self.variant}"].combine_chunks())
             counts = _numbers(table[f"candidates_{self.variant}"].combine_chunks())
+            largest = max(largest, self._noise(table, floors))
             known = ~np.isnan(shares)
             rows, scored = rows + table.num_rows, scored + int(known.sum())
             total += int(counts[known].sum())
@@ -363,6 +411,7 @@ class Seam(Step):
             "rows_scored": scored,
             "candidates": total,
             "misjudged": wrong,
+            **({"noise": {self.name: largest, f"discrepancy_{self.variant}": largest}} if floors else {}),
             "summary": f"{self.name}: {scored:,} of {rows:,} rows scored; "
             + (f"{wrong:,} of {total:,} candidates misjudged ({rate:.1%})" if rate is not None else "no candidates"),
         }
@@ -385,6 +434,18 @@ def seam(
         PolicyLogprobs(variant=variant, policy=policy, likelihoods=likelihoods),
         Seam(variant=variant, likelihood=likelihood, k=k, normalise=normalise),
     )
+
+
+def _sums(model: Policy, per_token: bool = False) -> noise.Score:
+    """Score by log-probability, whole or per token."""
+
+    def score(prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
+        return [
+            [None if one is None else one.logprob / (max(one.tokens, 1) if per_token else 1) for one in row]
+            for row in model.logprobs(prompts, answers)
+        ]
+
+    return score
 
 
 def _numbers(values: pa.Array) -> Doubles:

@@ -137,6 +137,8 @@ def make(store: Store, name: str, split: Split) -> Made:
                 f"{nulls - null_kept:,} dropped"
             )
         lines += _shortfall(name, values, dropped_by_value, valued)
+        by = str(split.parameters.get("by", ""))
+        lines += _by_chance(name, by, store.noise(by).get(by, 0.0), ledger)
         record: dict[str, JsonValue] = {
             "filter": split.filter,
             "parameters": split.parameters,
@@ -262,6 +264,18 @@ def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued:
         return []
     return [
         f"split {name}: only {dropped:,} rows were dropped where rate {rate:g} asks for {asked:,}: the others have no discrepancy"
+    ]
+
+
+def _by_chance(name: str, by: str, noise: float, ledger: _Ledger) -> list[JsonValue]:
+    """Warn of a threshold that cuts inside the noise of the score."""
+    near = np.abs(ledger.values - ledger.thresholds) <= noise
+    kept, dropped = int((near & ledger.kept).sum()), int((near & ~ledger.kept).sum())
+    if not noise or not kept or not dropped:
+        return []
+    return [
+        f"warning: split {name}: the threshold cuts inside the noise of {by} (±{noise:.2g}): {kept:,} rows kept and "
+        f"{dropped:,} dropped lie so close to it that another batch size could swap them"
     ]
 
 

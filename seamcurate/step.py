@@ -56,6 +56,10 @@ class Data(Protocol):
         """Iterate over the retrieval corpus, a table a shard."""
         ...
 
+    def noise(self, column: str) -> dict[str, float]:
+        """Return the measured noise of what a column's step added, by column; see `seamcurate.noise`."""
+        ...
+
 
 class Averages(NamedTuple):
     """What rows are like on average, in characters: all that a plan needs to know of them."""

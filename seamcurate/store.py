@@ -136,6 +136,16 @@ class Store:
         """Return the finished columns of a folder in numbers."""
         return load_json(self.path / "columns" / name / "facts.json")
 
+    def noise(self, column: str) -> dict[str, float]:
+        """Return the measured noise of what a column's step added, by column; empty where none was measured."""
+        for folder, record in self.records().items():
+            if column in record_schema(record).names:
+                path = self.path / "columns" / folder
+                found = load_json(path / "shared" / "noise.json") or self.facts(folder).get("noise", {})
+                assert isinstance(found, dict)
+                return {name: float(str(value)) for name, value in found.items()}
+        return {}
+
     def columns(self) -> list[Column]:
         """List every column: the source's, then each step's."""
         shards = len(self.shards)

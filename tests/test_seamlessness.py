@@ -113,6 +113,9 @@ class Rows:
     def corpus(self, columns):
         yield from ()
 
+    def noise(self, column):
+        return {}
+
 
 def test_normalising_divides_by_the_spread_of_the_golden_rewards(tmp_path):
     step = Seam(k=1, likelihood="uniform", normalise=True)

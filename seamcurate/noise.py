@@ -1,0 +1,87 @@
+"""The noise floor of a model's scores: how far the same text's score moves with what it is scored beside.
+
+A few rows are scored whole, in reverse, in small lots and one by one; the largest difference is kept beside the
+column. A threshold that cuts closer than that cuts by chance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import JsonValue
+
+from seamcurate.models.protocols import Prompt, Responses
+from seamcurate.step import Data
+
+Texts: TypeAlias = list[tuple[Prompt, list[str]]]
+"""Prompts, each with its answers."""
+Score: TypeAlias = Callable[[Sequence[Prompt], Responses], Sequence[Sequence[float | None]]]
+"""Scores of each prompt's answers."""
+
+_ROWS = 8
+_ANSWERS = 4
+
+
+def sample(data: Data, shared: Path, answers: str) -> None:
+    """Keep the first few rows that have answers, to be measured when the model is loaded.
+
+    Args:
+        data: Where the rows are.
+        shared: The step's folder.
+        answers: The column of golden responses, or of candidates.
+    """
+    found: Texts = []
+    for table in data.rows(("prompt", answers)):
+        for prompt, given in zip(table["prompt"].to_pylist(), table[answers].to_pylist(), strict=True):
+            texts = [given] if isinstance(given, str) else [one["response"] for one in given or []]
+            if texts:
+                found.append((prompt, texts[:_ANSWERS]))
+            if len(found) == _ROWS:
+                break
+        if len(found) == _ROWS:
+            break
+    (shared / "sample.json").write_text(json.dumps(found))
+
+
+def measure(shared: Path, scores: dict[str, Score]) -> None:
+    """Measure each score's largest difference over the sample and leave it in the folder, unless it is there."""
+    file, kept = shared / "noise.json", shared / "sample.json"
+    if file.exists() or not kept.exists():
+        return
+    texts: Texts = [(prompt, answers) for prompt, answers in json.loads(kept.read_text())]
+    beside = file.with_name(f".noise.{os.getpid()}.tmp")
+    beside.write_text(json.dumps({name: _largest(texts, score) for name, score in scores.items()}))
+    os.replace(beside, file)
+
+
+def facts(shared: Path) -> dict[str, JsonValue]:
+    """Return what was measured, by column, as a step's facts state it."""
+    file = shared / "noise.json"
+    return {"noise": json.loads(file.read_text())} if file.exists() else {}
+
+
+def _largest(texts: Texts, score: Score) -> float:
+    whole = _scored([texts], score)
+    backwards = [(prompt, answers[::-1]) for prompt, answers in texts[::-1]]
+    lots = [texts[start : start + 3] for start in range(0, len(texts), 3)]
+    single = [[(prompt, [answer])] for prompt, answers in texts for answer in answers]
+    others = [_scored([backwards], score)[::-1], _scored(lots, score), _scored(single, score)]
+    differences = (
+        abs(a - b) for other in others for a, b in zip(whole, other, strict=True) if a is not None and b is not None
+    )
+    return max(differences, default=0.0)
+
+
+def _scored(lots: Sequence[Texts], score: Score) -> list[float | None]:
+    """Score lot by lot; returns all scores in order."""
+
+    def each() -> Iterator[float | None]:
+        for lot in lots:
+            for row in score([prompt for prompt, _ in lot], [answers for _, answers in lot]):
+                yield from row
+
+    return list(each())
