@@ -51,13 +51,20 @@ CANDIDATES = {
 }
 
 
-def connect(store: Store) -> duckdb.DuckDBPyConnection:
+def connect(store: Store, spill: Path | None = None) -> duckdb.DuckDBPyConnection:
     """Open the views of a store in a locked in-memory DuckDB; every file is verified first.
+
+    Args:
+        store: The store.
+        spill: A folder for what outgrows 64 MB of memory; without one, DuckDB takes the memory it needs.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
-    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+    config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
+    if spill is not None:
+        config |= {"memory_limit": "64MB", "temp_directory": str(spill)}
+    connection = duckdb.connect(config=config)
     corpus = store.corpus_store
     views = [rows_view("rows", store), _rejected_view(store), _ledger_view(store)]
     views.append(rows_view("corpus", corpus) if corpus else _empty("corpus", store.schema))
