@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -103,7 +102,9 @@ def child(folder: Path) -> None:
 
     for name in splits:
         to_trl(Store(folder / "store"), name, folder / name)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024)
 
 
 def main(scale: float) -> None:

@@ -15,7 +15,7 @@ from seamcurate import CausalLM, Models, Recipe, SequenceClassifier, Source, Sto
 
 
 def main(scale: float) -> None:
-    rows = max(2, round(48 * scale))
+    rows = max(2, round(128 * scale))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         policy = CausalLM(path=str(inputs.decoder(folder / "policy")), dtype="float32", device="cpu")
@@ -61,4 +61,4 @@ def main(scale: float) -> None:
             return a == b
 
         setting = f"{rows} × 30 {inputs.source()}, prompts and responses of 60 tokens"
-        race("overhead", "the model calls alone", mine, theirs, same, setting)
+        race("overhead", "the model calls alone", mine, theirs, same, setting, 2)

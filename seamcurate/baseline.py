@@ -64,7 +64,7 @@ class Perplexity(Step):
                 for row in model.logprobs(prompts, answers)
             ]
 
-        noise.measure(shared, {self.name: perplexities})
+        noise.measure(shared, [self.name], noise.plain(perplexities))
 
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]

@@ -25,7 +25,7 @@ from seamcurate.errors import ExportError
 from seamcurate.models import CausalLM, PolicyModel
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
-from seamcurate.store import Store, load_json
+from seamcurate.store import Store, filename, load_json
 
 Trainer = Literal["trl", "openrlhf", "verl"]
 
@@ -50,7 +50,7 @@ RESERVED = {
 """Column names each trainer passes or reads for itself."""
 
 _ROWS_PER_FILE = 500_000
-_SHARDS = 16
+_SHARDS = 32
 _ROWS_PER_GROUP = 8_192
 """Bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
 
@@ -210,10 +210,15 @@ class _View:
             some = shards[start : start + _SHARDS]
             connection.execute(views.rows_view("part", self.store, some).replace("CREATE", "CREATE OR REPLACE", 1))
             # A ledger has the source's rows in their order.
+            files = (pq.read_metadata(self.store.path / "rows" / filename(number)) for number in some)
+            ids = [file.row_group(0).column(0).statistics for file in files if file.num_rows]
+            if not ids:
+                continue
+            low, high = ids[0].min, ids[-1].max
             yield views.run(
                 connection,
                 f"SELECT {named} FROM part AS b POSITIONAL JOIN (SELECT kept FROM read_parquet({ledger}) AS l "
-                "WHERE row_id BETWEEN (SELECT min(row_id) FROM part) AND (SELECT max(row_id) FROM part)) AS l WHERE l.kept",
+                f"WHERE row_id BETWEEN {low} AND {high}) AS l WHERE l.kept",
             )
 
     def sql(self, select: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,11 +19,12 @@ from seamcurate.step import Data
 
 Texts: TypeAlias = list[tuple[Prompt, list[str]]]
 """Prompts, each with its answers."""
-Score: TypeAlias = Callable[[Sequence[Prompt], Responses], Sequence[Sequence[float | None]]]
-"""Scores of each prompt's answers."""
+Scores: TypeAlias = tuple[float, ...]
+Score: TypeAlias = Callable[[Sequence[Prompt], Responses], Sequence[Sequence[Scores | None]]]
+"""What each prompt's answers are scored: one number a column."""
 
-_ROWS = 8
-_ANSWERS = 4
+_ROWS = 4
+_ANSWERS = 3
 
 
 def sample(data: Data, shared: Path, answers: str) -> None:
@@ -47,15 +48,23 @@ def sample(data: Data, shared: Path, answers: str) -> None:
     (shared / "sample.json").write_text(json.dumps(found))
 
 
-def measure(shared: Path, scores: dict[str, Score]) -> None:
-    """Measure each score's largest difference over the sample and leave it in the folder, unless it is there."""
+def measure(shared: Path, columns: Sequence[str], score: Score) -> None:
+    """Measure each column's largest difference over the sample and leave it in the folder, unless it is there."""
     file, kept = shared / "noise.json", shared / "sample.json"
     if file.exists() or not kept.exists():
         return
     texts: Texts = [(prompt, answers) for prompt, answers in json.loads(kept.read_text())]
+    found = dict(zip(columns, _largest(texts, score, len(columns)), strict=True))
     beside = file.with_name(f".noise.{os.getpid()}.tmp")
-    beside.write_text(json.dumps({name: _largest(texts, score) for name, score in scores.items()}))
+    beside.write_text(json.dumps(found))
     os.replace(beside, file)
+
+
+def plain(score: Callable[[Sequence[Prompt], Responses], Sequence[Sequence[float | None]]]) -> Score:
+    """Wrap what scores each answer by a single number."""
+    return lambda prompts, answers: [
+        [None if one is None else (one,) for one in row] for row in score(prompts, answers)
+    ]
 
 
 def facts(shared: Path) -> dict[str, JsonValue]:
@@ -64,24 +73,17 @@ def facts(shared: Path) -> dict[str, JsonValue]:
     return {"noise": json.loads(file.read_text())} if file.exists() else {}
 
 
-def _largest(texts: Texts, score: Score) -> float:
+def _largest(texts: Texts, score: Score, width: int) -> Scores:
     whole = _scored([texts], score)
     backwards = [(prompt, answers[::-1]) for prompt, answers in texts[::-1]]
     lots = [texts[start : start + 3] for start in range(0, len(texts), 3)]
     single = [[(prompt, [answer])] for prompt, answers in texts for answer in answers]
     others = [_scored([backwards], score)[::-1], _scored(lots, score), _scored(single, score)]
-    differences = (
-        abs(a - b) for other in others for a, b in zip(whole, other, strict=True) if a is not None and b is not None
-    )
-    return max(differences, default=0.0)
+    pairs = [(a, b) for other in others for a, b in zip(whole, other, strict=True) if a is not None and b is not None]
+    return tuple(max((abs(a[i] - b[i]) for a, b in pairs), default=0.0) for i in range(width))
 
 
-def _scored(lots: Sequence[Texts], score: Score) -> list[float | None]:
+def _scored(lots: Sequence[Texts], score: Score) -> list[Scores | None]:
     """Score lot by lot; returns all scores in order."""
-
-    def each() -> Iterator[float | None]:
-        for lot in lots:
-            for row in score([prompt for prompt, _ in lot], [answers for _, answers in lot]):
-                yield from row
-
-    return list(each())
+    rows = (row for lot in lots for row in score([prompt for prompt, _ in lot], [answers for _, answers in lot]))
+    return [one for row in rows for one in row]

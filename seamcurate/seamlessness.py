@@ -21,8 +21,7 @@ from pydantic import Field, JsonValue
 
 from seamcurate import noise
 from seamcurate.errors import ModelError, StepError
-from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel
-from seamcurate.models.protocols import Responses
+from seamcurate.models import Policy, PolicyModel, RewardingModel
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
 
 Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
@@ -89,7 +88,7 @@ class Reward(Step):
         if self.reward is None:
             raise ModelError(_no_model(self.name, "reward", "sequence_classifier"))
         model = self.reward.load()
-        noise.measure(shared, {"reward": model.rewards})
+        noise.measure(shared, [self.name], noise.plain(model.rewards))
 
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
@@ -138,7 +137,7 @@ class Rewards(Step):
         if self.reward is None:
             raise ModelError(_no_model(self.name, "reward", "sequence_classifier"))
         model = self.reward.load()
-        noise.measure(shared, {self.name: model.rewards})
+        noise.measure(shared, [self.name], noise.plain(model.rewards))
 
         def score(rows: pa.Table) -> pa.Table:
             sets = rows[f"worse_{self.variant}"].to_pylist()
@@ -216,7 +215,7 @@ class PolicyLogprobs(Step):
         if self.policy is None:
             raise ModelError(_no_model(self.name, "policy", "causal_lm"))
         model = self.policy.load()
-        noise.measure(shared, {self.name: _sums(model), PER_TOKEN: _sums(model, per_token=True)})
+        noise.measure(shared, [self.name, PER_TOKEN], _sums(model))
 
         def score(rows: pa.Table) -> pa.Table:
             sets = rows[f"worse_{self.variant}"].to_pylist()
@@ -436,16 +435,12 @@ def seam(
     )
 
 
-def _sums(model: Policy, per_token: bool = False) -> noise.Score:
-    """Score by log-probability, whole or per token."""
-
-    def score(prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
-        return [
-            [None if one is None else one.logprob / (max(one.tokens, 1) if per_token else 1) for one in row]
-            for row in model.logprobs(prompts, answers)
-        ]
-
-    return score
+def _sums(model: Policy) -> noise.Score:
+    """Score by log-probability, whole and per token."""
+    return lambda prompts, answers: [
+        [None if one is None else (one.logprob, one.logprob / max(one.tokens, 1)) for one in row]
+        for row in model.logprobs(prompts, answers)
+    ]
 
 
 def _numbers(values: pa.Array) -> Doubles:

@@ -208,3 +208,27 @@ def test_a_recipes_splits_are_exported_a_folder_each(store, recipe, tmp_path):
     assert [(d.folder.name, d.rows) for d in done] == [("train", 32)]
     with pytest.raises(ExportError, match="names no `splits`"):
         list(export(recipe(splits={}), store, "trl", tmp_path / "none"))
+
+
+def test_shards_are_read_a_few_at_a_time_in_the_source_s_order_also_where_one_has_no_row(tmp_path, monkeypatch):
+    from seamcurate import Random, query
+    from seamcurate import export as module
+
+    lines = (
+        [f'{{"prompt": "p{i}"}}' for i in range(40)] + ["no json"] * 10 + [f'{{"prompt": "q{i}"}}' for i in range(30)]
+    )
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    keep = Split(filter="SELECT row_id FROM rows WHERE baseline_random > 0.3")
+    recipe = Recipe(
+        rows=Source(jsonl=str(tmp_path / "rows.jsonl"), shard_rows=7), steps=(Random(),), splits={"train": keep}
+    )
+    run_local(recipe, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    kept = query(store, "SELECT row_id, prompt, baseline_random FROM rows WHERE baseline_random > 0.3 ORDER BY row_id")
+    for shards in (1, 3, 100):
+        monkeypatch.setattr(module, "_SHARDS", shards)
+        to_trl(store, "train", tmp_path / f"out-{shards}")
+        rows = loaded(tmp_path / f"out-{shards}", tmp_path / str(shards))[1]
+        assert [(r["row_id"], r["prompt"], r["baseline_random"]) for r in rows] == [
+            tuple(row.values()) for row in kept.to_pylist()
+        ]

@@ -188,3 +188,36 @@ def test_a_column_name_is_quoted_not_pasted(tmp_path):
     store = stored(tmp_path, SCORES, 'seam "x')
     splits.make(store, "s", Split(filter=LOWEST, by='seam "x', rate=0.2))
     assert len(dropped(store)) == 2
+
+
+def test_a_filter_that_outgrows_its_memory_is_run_again_without_a_limit(tmp_path, monkeypatch):
+    store = stored(tmp_path, SCORES)
+    asked = []
+    decided = splits._decided
+
+    def full(store, name, sql, values, spill):
+        asked.append(spill)
+        if spill is not None:
+            raise QueryError("Out of Memory Error: failed to pin block")
+        return decided(store, name, sql, values, spill)
+
+    monkeypatch.setattr(splits, "_decided", full)
+    made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.2))
+    assert (made.kept, made.dropped) == (8, 2) and asked == [store.path / ".spill.tmp", None]
+    assert not (store.path / ".spill.tmp").exists()
+
+
+def test_thresholds_of_several_rules_stay_with_their_rows(tmp_path):
+    store = stored(tmp_path, SCORES)
+    sql = (
+        "SELECT row_id, row_id % 2 = 0 AS keep, CASE WHEN row_id < 5 THEN 'low' END AS rule, row_id / 10 AS value, "
+        "CASE WHEN row_id % 3 = 0 THEN row_id / 7 END AS threshold FROM rows WHERE row_id <> 4"
+    )
+    splits.make(store, "s", Split(filter=sql))
+    for row in ledger(store):
+        i = row["row_id"]
+        if i == 4:
+            assert row["rule"] == "not returned by the filter" and row["value"] is None and not row["kept"]
+            continue
+        assert row["kept"] == (i % 2 == 0) and row["rule"] == ("low" if i < 5 else "the filter")
+        assert row["value"] == i / 10 and row["threshold"] == (i / 7 if i % 3 == 0 else None)
