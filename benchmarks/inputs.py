@@ -46,7 +46,7 @@ def tokenizer() -> Any:
         special_tokens=["<|pad|>", "<|end|>"],
         show_progress=False,
     )
-    bpe.train_from_iterator((f"{p} {r}" for p, r in random.Random(0).sample(pairs(), 5000)), trainer)
+    bpe.train_from_iterator((f"{p} {r}" for p, r in random.Random(0).sample(pairs(), min(5000, len(pairs())))), trainer)
     made = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", model_max_length=4096
     )
@@ -125,7 +125,7 @@ def encoder(folder: Path, seed: int = 0) -> Path:
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     words = BertWordPieceTokenizer()
-    texts = (f"{p} {r}" for p, r in random.Random(0).sample(pairs(), 5000))
+    texts = (f"{p} {r}" for p, r in random.Random(0).sample(pairs(), min(5000, len(pairs()))))
     words.train_from_iterator(texts, vocab_size=30_000, show_progress=False)
     folder.mkdir()
     words.save_model(str(folder))
