@@ -110,6 +110,7 @@ def child(folder: Path) -> None:
 def main(scale: float) -> None:
     pairs = inputs.pairs()
     peaks: dict[int, int] = {}
+    whole = True
     for rows in (max(1000, round(full * scale)) for full in (10_000, 100_000, 1_000_000)):
         with tempfile.TemporaryDirectory() as name:
             folder, plain = Path(name), 0
@@ -125,6 +126,8 @@ def main(scale: float) -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             peaks[rows] = int(done.stdout.split()[-1])
             store = folder / "store"
+            ledgers = [pq.read_metadata(file).num_rows for file in store.glob("splits/*/ledger.parquet")]
+            whole = whole and ledgers == [rows] * 3
             size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
             texts_on_disk = sum(file.stat().st_size for file in (store / "rows").iterdir())
             print(
@@ -149,7 +152,8 @@ def main(scale: float) -> None:
         "ours": most,
         "theirs": middle,
         "unit": "MB at the peak",
-        "same": True,
+        # Nothing is compared here but that every split has a line for every row.
+        "same": whole,
         "setting": f"{' and '.join(f'{rows:,}' for rows in list(peaks)[1:])} rows, 30 candidates each",
     }
     print(json.dumps(line), flush=True)

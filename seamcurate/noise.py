@@ -7,6 +7,7 @@ column. A threshold that cuts closer than that cuts by chance.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,7 +81,9 @@ def _largest(texts: Texts, score: Score, width: int) -> Scores:
     single = [[(prompt, [answer])] for prompt, answers in texts for answer in answers]
     others = [_scored([backwards], score)[::-1], _scored(lots, score), _scored(single, score)]
     pairs = [(a, b) for other in others for a, b in zip(whole, other, strict=True) if a is not None and b is not None]
-    return tuple(max((abs(a[i] - b[i]) for a, b in pairs), default=0.0) for i in range(width))
+    # What is not finite becomes NULL in the column: it has no noise.
+    moved = [[d for a, b in pairs if math.isfinite(d := abs(a[i] - b[i]))] for i in range(width)]
+    return tuple(max(differences, default=0.0) for differences in moved)
 
 
 def _scored(lots: Sequence[Texts], score: Score) -> list[Scores | None]:

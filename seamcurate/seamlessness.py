@@ -393,7 +393,8 @@ class Seam(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Sum up misjudgement over all candidates, and what the inputs' noise makes of the score's."""
-        floors = json.loads((shared / "inputs_noise.json").read_text())
+        known_noise = shared / "inputs_noise.json"
+        floors = json.loads(known_noise.read_text()) if known_noise.exists() else {}
         largest = 0.0
         total = wrong = rows = scored = 0
         for table in columns:

@@ -127,3 +127,10 @@ def test_a_threshold_inside_the_noise_is_warned_about(measured, monkeypatch):
 def test_a_fake_model_has_no_noise(finished):
     assert finished.noise("rewards_contrast") == {"rewards_contrast": 0.0}
     assert FakeModel().rewards(["a"], [["b"]])
+
+
+def test_scores_that_are_not_finite_have_no_noise(tmp_path):
+    (tmp_path / "sample.json").write_text(json.dumps([["p", ["a", "b"]], ["q", ["c"]]]))
+    given = {"a": float("nan"), "b": float("inf"), "c": 1.0}
+    noise.measure(tmp_path, ["reward"], noise.plain(lambda prompts, rows: [[given[t] for t in row] for row in rows]))
+    assert noise.facts(tmp_path) == {"noise": {"reward": 0.0}}

@@ -40,7 +40,7 @@ class LocalModel(Backend):
     """`cuda`, `cuda:1`, `mps`, `cpu`; by default the first of these that is there. Never part of a fingerprint."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens a forward pass holds at most: memory and speed, never a score. Not part of a fingerprint. By default
-    chosen by the device; halved whenever a GPU's memory runs out."""
+    chosen by the device. A decoder's is halved whenever a GPU's memory runs out."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the weights may run; recorded."""
 
