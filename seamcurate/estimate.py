@@ -121,7 +121,7 @@ def _done(store: Store | None, step: Step) -> int:
     record = store.records().get(step.name)
     if record is None or record["identity"] != store.identity(step) or step.name in store.stale():
         return 0
-    return sum(store.table(number, ()).num_rows for number in numbers(store.path / "columns" / step.name))
+    return sum(map(store.count, numbers(store.path / "columns" / step.name)))
 
 
 def _look(source: Source, label: str, size: int) -> _Sample:

@@ -134,10 +134,11 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") 
             step.prepare(store, beside)
             beside.rename(shared)
         transform = step.load(shared)
-        total = sum(store.table(number, ()).num_rows for number in missing)
+        read = store.reader(step.inputs)
+        total = sum(map(store.count, missing))
         with bar(f"{where}{step.name}", total) as advance:
             for number in missing:
-                rows = store.table(number, step.inputs)
+                rows = read(number)
                 parts = []
                 for start in range(0, rows.num_rows, step.rows_per_call):
                     part = rows.slice(start, step.rows_per_call)
@@ -194,7 +195,8 @@ def _shard_count(limit: int, size: int) -> int:
 
 
 def _ids(store: Store, shards: Sequence[int]) -> set[str]:
-    return {str(value) for number in shards for value in store.table(number, ["id"])["id"].to_pylist()}
+    read = store.reader(["id"])
+    return {str(value) for number in shards for value in read(number)["id"].to_pylist()}
 
 
 def _rejected(store: Store) -> int:

@@ -50,13 +50,16 @@ def write_parts(path: Path, schema: pa.Schema, parts: Iterable[pa.Table], maker:
 
 
 def read(path: Path, maker: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a shard's columns after verifying the file.
+    """Read a shard's columns, those of the named that it has, after verifying the file.
 
     Raises:
         DamagedError: The file is missing, altered, another shard's or another configuration's.
     """
     verify(path, maker, number)
-    return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+    with pq.ParquetFile(path) as file:
+        table = file.read(None if columns is None else list(columns))
+    # A name is also taken for the beginning of a dotted one.
+    return table if columns is None else table.select([name for name in columns if name in table.column_names])
 
 
 def verify(path: Path, maker: str, number: int) -> None:

@@ -21,9 +21,9 @@ import base64
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._fetch = lru_cache(maxsize=64)(self._corpus_shard)
+        self._fetch = lru_cache(maxsize=64)(lambda number: self._corpus_responses(number))
 
     # ── what is there ────────────────────────────────────────────────────────────────────────────────────
 
@@ -125,7 +125,11 @@ class Store:
         return str(self.about.get("rows", ""))
 
     def __len__(self) -> int:
-        return sum(pq.read_metadata(self.path / "rows" / filename(n)).num_rows for n in self.shards)
+        return sum(map(self.count, self.shards))
+
+    def count(self, number: int) -> int:
+        """Return how many rows a shard has."""
+        return int(pq.read_metadata(self.path / "rows" / filename(number)).num_rows)
 
     def records(self) -> dict[str, dict[str, JsonValue]]:
         """Return each column folder's step.json by folder name."""
@@ -346,43 +350,58 @@ class Store:
         schema = pa.schema([pa.field("row_id", pa.int64()), *layer.step.adds])
         shard.write(layer.path / filename(number), pa.table(columns, schema=schema), layer.fingerprint, number)
 
-    def table(self, number: int, columns: Sequence[str]) -> pa.Table:
-        """Read columns of one shard, `row_id` first; candidates of a contrast set come with their texts.
+    def reader(self, columns: Sequence[str], partial: bool = False) -> Callable[[int], pa.Table]:
+        """Return what reads columns of one shard, `row_id` first; candidates of a contrast set come with their texts.
+
+        Args:
+            columns: Their names.
+            partial: Take a column that is not yet computed for a shard as NULL.
 
         Raises:
-            StoreError: A column is not there, not yet computed for this shard, or stale.
+            StoreError: A column is not there or stale; or, when a shard is read, not yet computed for it.
         """
-        rows = shard.read(self.path / "rows" / filename(number), self.rows_fingerprint, number)
-        owner = {f.name: folder for folder, record in self.records().items() for f in record_schema(record)}
-        stale = self.stale()
-        table = rows.select(["row_id"])
-        for name in columns:
-            folder = owner.get(name)
-            if name == "row_id":
-                continue
-            if folder is None:
-                if name in rows.schema.names:
-                    values = rows[name]
-                elif name in self.schema.names:
-                    values = pa.nulls(rows.num_rows, self.schema.field(name).type)
-                else:
-                    raise StoreError(f"{self.path} has no column {name!r}")
-            else:
-                if folder in stale:
-                    raise StaleError(f"column {name!r} is out of date: {stale[folder]}; run its recipe with --replace")
+        wanted = [name for name in columns if name != "row_id"]
+        records, stale, schema, stored = self.records(), self.stale(), self.schema, self.stored_schema.names
+        kinds = {f.name: (folder, f.type) for folder, record in records.items() for f in record_schema(record)}
+        added: dict[str, list[str]] = {}
+        for name in wanted:
+            folder, _ = kinds.get(name, (None, None))
+            if folder is None and name not in schema.names:
+                raise StoreError(f"{self.path} has no column {name!r}")
+            if folder in stale:
+                raise StaleError(f"column {name!r} is out of date: {stale[folder]}; run its recipe with --replace")
+            if folder is not None:
+                added.setdefault(folder, []).append(name)
+        source = [name for name in stored if name in wanted and name not in kinds]
+        maker = self.rows_fingerprint
+
+        def read(number: int) -> pa.Table:
+            rows = shard.read(self.path / "rows" / filename(number), maker, number, ["row_id", *source])
+            found = {name: rows[name] for name in rows.column_names}
+            for folder, names in added.items():
                 file = self.path / "columns" / folder / filename(number)
-                if not file.exists():
-                    raise StoreError(f"column {name!r} is not yet computed for shard {number}; run its recipe first")
-                values = shard.read(file, str(self.records()[folder]["fingerprint"]), number)[name]
-            if name.startswith("worse_"):
-                values = self._with_texts(values.combine_chunks())
-            table = table.append_column(name, values)
-        return table
+                if file.exists():
+                    part = shard.read(file, str(records[folder]["fingerprint"]), number, names)
+                    found |= {name: part[name] for name in names}
+                elif not partial:
+                    raise StoreError(f"column {names[0]!r} is not yet computed for shard {number}; run its recipe first")
+            for name in wanted:
+                if name not in found:
+                    kind = kinds[name][1] if name in kinds else schema.field(name).type
+                    found[name] = pa.chunked_array([pa.nulls(rows.num_rows, kind)])
+                elif name.startswith("worse_"):
+                    found[name] = self._with_texts(found[name].combine_chunks())
+            return pa.table({name: found[name] for name in ("row_id", *wanted)})
+
+        return read
+
+    def table(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Read columns of one shard; see `reader`."""
+        return self.reader(columns)(number)
 
     def rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Iterate over the rows, a table a shard; see `Data`."""
-        for number in self.shards:
-            yield self.table(number, columns)
+        yield from map(self.reader(columns), self.shards)
 
     def corpus(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Iterate over the retrieval corpus, a table a shard; see `Data`."""
@@ -418,10 +437,11 @@ class Store:
             texts = pc.replace_with_mask(texts, here, stored["response"].combine_chunks().take(places))
         return texts
 
-    def _corpus_shard(self, number: int) -> pa.Table:
+    @cached_property
+    def _corpus_responses(self) -> Callable[[int], pa.Table]:
         corpus = self.corpus_store
         assert corpus is not None
-        return corpus.table(number, ["response"])
+        return corpus.reader(["response"])
 
     # ── one run at a time ────────────────────────────────────────────────────────────────────────────────
 
