@@ -6,13 +6,11 @@ reward function can read it. Names a trainer keeps for itself are refused.
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,12 +18,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seamcurate import views
+from seamcurate import shard, views
 from seamcurate.errors import ExportError
 from seamcurate.models import CausalLM, PolicyModel
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
-from seamcurate.store import Store, filename, load_json
+from seamcurate.store import Store, load_json
 
 Trainer = Literal["trl", "openrlhf", "verl"]
 
@@ -50,7 +48,8 @@ RESERVED = {
 """Column names each trainer passes or reads for itself."""
 
 _ROWS_PER_FILE = 500_000
-_SHARDS = 32
+_SHARDS = 8
+"""Read together: a query has a cost of its own, and so has a row group."""
 _ROWS_PER_GROUP = 8_192
 """Bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
 
@@ -160,7 +159,7 @@ class _View:
                 f"no split {split!r} in {store.path}; there are: {', '.join(made) or 'none; run its recipe first'}"
             )
         self.store, self.split, self.form = store, split, str(record["format"])
-        self.kept = int(str(record["kept"]))
+        self.kept, self.fingerprint = int(str(record["kept"])), str(record["fingerprint"])
         self.kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
         self.chat = not pa.types.is_string(self.kinds["prompt"])
         if self.form in ("sft", "preferences", "unpaired") and "response" not in self.kinds:
@@ -201,58 +200,70 @@ class _View:
             found |= {f"candidate_{name}": f"c.{name}" for name in ("variant", "rank", "reward", "similarity")}
         return found
 
-    def read(self, connection: duckdb.DuckDBPyConnection, select: dict[str, str]) -> Iterator[pa.RecordBatchReader]:
-        """Answer with the split's rows in the source's order, some shards at a time: an open file costs memory."""
-        named = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
-        ledger = views.sql_list([self.store.path / "splits" / self.split / "ledger.parquet"])
-        shards = self.store.shards
-        for start in range(0, len(shards), _SHARDS):
-            some = shards[start : start + _SHARDS]
-            connection.execute(views.rows_view("part", self.store, some).replace("CREATE", "CREATE OR REPLACE", 1))
-            # A ledger has the source's rows in their order.
-            files = (pq.read_metadata(self.store.path / "rows" / filename(number)) for number in some)
-            ids = [file.row_group(0).column(0).statistics for file in files if file.num_rows]
-            if not ids:
-                continue
-            low, high = ids[0].min, ids[-1].max
-            yield views.run(
-                connection,
-                f"SELECT {named} FROM part AS b POSITIONAL JOIN (SELECT kept FROM read_parquet({ledger}) AS l "
-                f"WHERE row_id BETWEEN {low} AND {high}) AS l WHERE l.kept",
-            )
+    def read(self, select: dict[str, str]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield how many rows of some shards the split keeps, and their lines, in the source's order."""
+        wanted = [name for name, kind in self.kinds.items() if name == "prompt" or not pa.types.is_nested(kind)]
+        if self.pairs:
+            wanted += [name for name in self.kinds if name.startswith(("worse_", "rewards_"))]
+        read = self.store.reader(wanted, partial=True)
+        ledger = self.store.path / "splits" / self.split / "ledger.parquet"
+        kept = shard.read(ledger, self.fingerprint, 0, ["kept"])["kept"]
+        start, shards = 0, self.store.shards
+        # Tables are all that this SQL sees: no file, and so no view of the store.
+        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+            for first in range(0, len(shards), _SHARDS):
+                tables = []
+                for number in shards[first : first + _SHARDS]:
+                    rows = read(number)
+                    # A ledger has the source's rows in their order.
+                    tables.append(rows.filter(kept.slice(start, rows.num_rows)))
+                    start += rows.num_rows
+                rows = pa.concat_tables(tables, promote_options="permissive")
+                if rows.num_rows:
+                    yield rows.num_rows, self._lines(connection, rows, select)
 
-    def sql(self, select: dict[str, str]) -> str:
-        """Write the query for a line per candidate of the split's rows, in the source's order."""
+    def _lines(self, connection: duckdb.DuckDBPyConnection, rows: pa.Table, select: dict[str, str]) -> pa.Table:
+        # A line a row: columns that travel as they are need no query.
+        as_they_are = {} if self.pairs else {
+            f"b.{spelled}": rows[name] for name in rows.column_names for spelled in (name, views.quoted(name))
+        }
+        asked = {name: value for name, value in select.items() if value not in as_they_are}
+        answer = None
+        if asked:
+            connection.register("kept", rows)
+            answer = connection.sql(self.sql(asked, rows.schema)).to_arrow_table(_ROWS_PER_GROUP)
+        columns = [as_they_are[value] if value in as_they_are else answer[name] for name, value in select.items()]
+        return pa.table(columns, names=list(select))
+
+    def sql(self, select: dict[str, str], schema: pa.Schema) -> str:
+        """Write the query over a shard's kept rows: for a line each, or a line per candidate."""
         named = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
-        kept = (
-            f"rows AS b SEMI JOIN (SELECT row_id FROM ledger WHERE split = '{self.split}' AND kept) AS l USING (row_id)"
-        )
+        if not self.pairs:
+            return f"SELECT {named} FROM kept AS b"
         columns = "row_id, variant, rank, response, reward, similarity"
-        golden = "SELECT row_id, 'golden' AS variant, 0 AS rank, response, NULL, NULL, true AS label FROM rows"
-        worse = f"SELECT {columns}, false AS label FROM candidates"
+        golden = "SELECT row_id, 'golden' AS variant, 0 AS rank, response, NULL, NULL, true AS label FROM kept"
+        worse = f"SELECT {columns}, false AS label FROM ({views.candidates(dict(zip(schema.names, schema.types, strict=True)), 'kept')})"
         candidates = worse if self.form == "preferences" else f"{golden} UNION ALL {worse}"
         return (
-            f"SELECT {named} FROM (SELECT * FROM {kept}) AS b JOIN ({candidates}) AS c({columns}, label) ON c.row_id = b.row_id "
+            f"SELECT {named} FROM kept AS b JOIN ({candidates}) AS c({columns}, label) ON c.row_id = b.row_id "
             "ORDER BY b.row_id, c.variant, c.rank"
         )
 
 
 def _write(view: _View, out: Path, select: dict[str, str], label: str) -> Exported:
-    with views.connect(view.store) as connection:
-        rows = view.kept
-        if view.pairs:
-            counted = f"SELECT count(*) AS n FROM ({view.sql(select)})"
-            rows = int(views.run(connection, counted).read_all()["n"][0].as_py())
-        if rows == 0:
+    with _in_place(out) as folder, bar(label, view.kept) as advance:
+
+        def lines() -> Iterator[pa.Table]:
+            for rows, table in view.read(select):
+                advance(rows)
+                yield table
+
+        written = _files(_ahead(lines()), folder)
+        if written == 0:
             raise ExportError(
                 f"split {view.split} keeps no row" + (" with a candidate" if view.pairs else "") + "; nothing to export"
             )
-        with _in_place(out) as folder, bar(label, rows) as advance:
-            readers = iter([views.run(connection, view.sql(select))]) if view.pairs else view.read(connection, select)
-            first = next(readers)
-            batches = (batch for reader in chain([first], readers) for batch in reader)
-            _files(_ahead(_sliced(batches)), first.schema, folder, rows, advance)
-        return Exported(out, rows, list(select))
+    return Exported(out, written, list(select))
 
 
 def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
@@ -265,60 +276,56 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
     from seamcurate.models import tokens, weights
 
     tokenizer = AutoTokenizer.from_pretrained(weights.folder(policy.path, policy.revision))
-    with views.connect(view.store) as connection:
-        readers = view.read(connection, {"prompt": "b.prompt"})
-        prompts = [prompt for reader in readers for prompt in reader.read_all()["prompt"].to_pylist()]
-    if not prompts:
-        raise ExportError(f"split {view.split} keeps no row; nothing to export")
-    texts = (tokens.pieces(tokenizer, prompt, "") for prompt in prompts)
-    ids = [tokens.prompt_ids(tokenizer, text.prompt, text.templated) for text in texts]
-    table = pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))})
+
+    def lines() -> Iterator[pa.Table]:
+        for _, table in view.read({"prompt": "b.prompt"}):
+            texts = (tokens.pieces(tokenizer, prompt, "") for prompt in table["prompt"].to_pylist())
+            ids = [tokens.prompt_ids(tokenizer, text.prompt, text.templated) for text in texts]
+            yield pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))})
+
     with _in_place(out) as folder:
-        _files(table.to_batches(_ROWS_PER_GROUP), table.schema, folder, len(ids), lambda n: None)
-    return Exported(out, len(ids), ["input_ids"])
+        written = _files(lines(), folder)
+        if written == 0:
+            raise ExportError(f"split {view.split} keeps no row; nothing to export")
+    return Exported(out, written, ["input_ids"])
 
 
-def _files(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path, rows: int, advance: Callable[[int], None]
-) -> None:
-    """Write batches as `train-00000-of-00003.parquet` …, the names `load_dataset` takes for a train split."""
-    count, number, written = math.ceil(rows / _ROWS_PER_FILE), 0, 0
+def _files(tables: Iterable[pa.Table], folder: Path) -> int:
+    """Write tables as `train-00000-of-00003.parquet` …, the names `load_dataset` takes for a train split."""
+    files: list[Path] = []
+    written = 0
     writer: pq.ParquetWriter | None = None
     try:
-        for batch in batches:
-            if writer is None:
-                file = folder / f"train-{number:05d}-of-{count:05d}.parquet"
-                # Texts hardly repeat: their dictionary is given up early.
-                writer = pq.ParquetWriter(file, schema, compression="zstd", dictionary_pagesize_limit=32_768)
-            writer.write_batch(batch)
-            written += batch.num_rows
-            advance(batch.num_rows)
-            if written >= (number + 1) * _ROWS_PER_FILE:
-                writer.close()
-                writer, number = None, number + 1
+        for table in tables:
+            while table.num_rows:
+                if writer is None:
+                    files.append(folder / f"{len(files)}.parquet")
+                    # Texts hardly repeat, and zstd finds what does; nobody looks a row up by its text's bounds.
+                    bounded = [field.name for field in table.schema if pa.types.is_primitive(field.type)]
+                    writer = pq.ParquetWriter(
+                        files[-1], table.schema, compression="zstd", use_dictionary=False, write_statistics=bounded
+                    )
+                part = table.slice(0, len(files) * _ROWS_PER_FILE - written)
+                writer.write_table(part, row_group_size=4 * _ROWS_PER_GROUP)
+                table, written = table.slice(part.num_rows), written + part.num_rows
+                if written == len(files) * _ROWS_PER_FILE:
+                    writer.close()
+                    writer = None
     finally:
         if writer is not None:
             writer.close()
+    for number, file in enumerate(files):
+        file.rename(folder / f"train-{number:05d}-of-{len(files):05d}.parquet")
+    return written
 
 
-def _sliced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Cut batches so that a file ends exactly at its row count."""
-    written = 0
-    for batch in batches:
-        start = 0
-        while start < batch.num_rows:
-            size = min(_ROWS_PER_GROUP, batch.num_rows - start, _ROWS_PER_FILE - written % _ROWS_PER_FILE)
-            yield batch.slice(start, size)
-            start, written = start + size, written + size
-
-
-def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Fetch the next batch while the last is being written."""
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Fetch the next table while the last is being written."""
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
-            yield batch
+        coming = thread.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = thread.submit(next, tables, None)
+            yield table
 
 
 @contextmanager

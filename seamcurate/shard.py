@@ -57,7 +57,7 @@ def read(path: Path, maker: str, number: int, columns: Sequence[str] | None = No
     """
     verify(path, maker, number)
     with pq.ParquetFile(path) as file:
-        table = file.read(None if columns is None else list(columns))
+        table = file.read(None if columns is None else list(columns), use_threads=False)
     # A name is also taken for the beginning of a dotted one.
     return table if columns is None else table.select([name for name in columns if name in table.column_names])
 
@@ -69,8 +69,7 @@ def verify(path: Path, maker: str, number: int) -> None:
         DamagedError: See `read`.
     """
     try:
-        state = path.stat()
-        key = (state.st_size, state.st_mtime_ns, state.st_ino, maker, number)
+        key = _key(path, maker, number)
         if _verified.get(path) == key:
             return
         content = path.read_bytes()
@@ -87,6 +86,16 @@ def verify(path: Path, maker: str, number: int) -> None:
     if marks.get(b"seamcurate.maker") != maker.encode() or marks.get(b"seamcurate.shard") != str(number).encode():
         raise DamagedError(f"{path} belongs to another shard or another configuration; {_CURE}")
     _verified[path] = key
+
+
+def verified(path: Path, maker: str, number: int) -> bool:
+    """Tell whether a shard was verified before and is unchanged since."""
+    return path.exists() and _verified.get(path) == _key(path, maker, number)
+
+
+def _key(path: Path, maker: str, number: int) -> tuple[int, int, int, str, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns, state.st_ino, maker, number
 
 
 def replace(path: Path, content: bytes | bytearray) -> None:

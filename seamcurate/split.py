@@ -269,10 +269,18 @@ def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue],
 
 
 def _read(reader: pa.RecordBatchReader, connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[pa.RecordBatch]:
+    """Iterate over an answer in parts: DuckDB's own are so small that handling each costs more than the query."""
+    held: list[pa.RecordBatch] = []
     try:
-        yield from reader
+        for batch in reader:
+            held.append(batch)
+            if sum(part.num_rows for part in held) >= _PART:
+                yield pa.concat_batches(held)
+                held = []
     except (duckdb.Error, pa.ArrowException) as error:
         raise QueryError(f"split {name}: {views.explain(connection, str(error))}") from error
+    if held:
+        yield pa.concat_batches(held)
 
 
 def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued: int) -> list[JsonValue]:

@@ -12,7 +12,7 @@ One rule: a query is a single SELECT and sees these views' files, nothing else o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -133,8 +133,9 @@ def _verified_files(store: Store) -> list[Path]:
         jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
     for split in sorted((store.path / "splits").glob("*/split.json")):
         jobs.append((split.parent / "ledger.parquet", str(load_json(split)["fingerprint"]), 0))
+    new = [job for job in jobs if not shard.verified(*job)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: shard.verify(*job), jobs))
+        list(pool.map(lambda job: shard.verify(*job), new))
     return [file for file, _, _ in jobs]
 
 
@@ -143,13 +144,13 @@ def sql_list(texts: Iterable[str | Path]) -> str:
     return "[" + ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts) + "]"
 
 
-def _shards(folder: Path, only: Sequence[int] | None = None) -> list[Path]:
-    return [folder / filename(number) for number in numbers(folder) if only is None or number in only]
+def _shards(folder: Path) -> list[Path]:
+    return [folder / filename(number) for number in numbers(folder)]
 
 
-def rows_view(name: str, store: Store, only: Sequence[int] | None = None) -> str:
-    """Write the view of a store's rows, or of some shards of them."""
-    shards = _shards(store.path / "rows", only)
+def rows_view(name: str, store: Store) -> str:
+    """Write the view of a store's rows."""
+    shards = _shards(store.path / "rows")
     if not shards:
         return _empty(name, store.schema)
     joins: list[str] = []
@@ -160,7 +161,7 @@ def rows_view(name: str, store: Store, only: Sequence[int] | None = None) -> str
         if folder in stale:
             continue
         schema = record_schema(record)
-        files = _shards(store.path / "columns" / folder, only)
+        files = _shards(store.path / "columns" / folder)
         if not files:
             select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema]
             continue
@@ -199,14 +200,18 @@ def _candidates_view(store: Store) -> str:
         if folder not in stale
         for field in record_schema(record)
     }
+    return f"CREATE VIEW candidates AS {candidates(kinds, 'rows')}"
+
+
+def candidates(kinds: Mapping[str, pa.DataType], relation: str) -> str:
+    """Write the SELECT of a relation's candidates, given what its columns are."""
     variants = [name.removeprefix("worse_") for name in kinds if name.startswith("worse_")]
     if not variants:
-        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in CANDIDATES.items())
-        return f"CREATE VIEW candidates AS SELECT {columns} WHERE false"
-    return "CREATE VIEW candidates AS " + " UNION ALL ".join(_variant_select(v, kinds) for v in variants)
+        return f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in CANDIDATES.items())} WHERE false"
+    return " UNION ALL ".join(_variant_select(v, kinds, relation) for v in variants)
 
 
-def _variant_select(variant: str, kinds: Mapping[str, pa.DataType]) -> str:
+def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: str) -> str:
     """One row per element of the variant's lists; what is not there, or not computed, is NULL."""
     item = kinds[f"worse_{variant}"].value_type
     fields = {item.field(i).name for i in range(item.num_fields)}
@@ -234,11 +239,11 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType]) -> str:
         **{column: from_list(column) for column in lists},
     }
     select = ", ".join(f"({value})::{CANDIDATES[name]} AS {name}" for name, value in values.items())
-    join = "LEFT JOIN corpus AS c ON c.row_id = x.source_row_id" if "source_row_id" in fields else ""
+    join = "" if "response" in fields else "LEFT JOIN corpus AS c ON c.row_id = x.source_row_id"
     worse = quoted(f"worse_{variant}")
     return (
-        f"SELECT {select} FROM (SELECT *, unnest(range(1, len({worse}) + 1)) AS i, unnest({worse}) AS x FROM rows) AS r "
-        f"{join}"
+        f"SELECT {select} FROM "
+        f"(SELECT *, unnest(range(1, len({worse}) + 1)) AS i, unnest({worse}) AS x FROM {relation}) AS r {join}"
     )
 
 
