@@ -48,8 +48,10 @@ RESERVED = {
 """Column names each trainer passes or reads for itself."""
 
 _ROWS_PER_FILE = 500_000
-_SHARDS = 8
+_SHARDS = 4
 """Read together: a query has a cost of its own, and so has a row group."""
+_KEPT = 32
+"""Shards after which freed memory is given back: to get it anew costs time."""
 _ROWS_PER_GROUP = 8_192
 """Bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
 
@@ -210,7 +212,7 @@ class _View:
         kept = shard.read(ledger, self.fingerprint, 0, ["kept"])["kept"]
         start, shards = 0, self.store.shards
         # Tables are all that this SQL sees: no file, and so no view of the store.
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+        with duckdb.connect(config={"threads": 1, "enable_external_access": "false"}) as connection:
             for first in range(0, len(shards), _SHARDS):
                 tables = []
                 for number in shards[first : first + _SHARDS]:
@@ -221,19 +223,23 @@ class _View:
                 rows = pa.concat_tables(tables, promote_options="permissive")
                 if rows.num_rows:
                     yield rows.num_rows, self._lines(connection, rows, select)
+                if first % _KEPT == 0:
+                    # Arrow keeps what it was given for its next table, and ever more of it.
+                    del rows, tables
+                    pa.default_memory_pool().release_unused()
 
     def _lines(self, connection: duckdb.DuckDBPyConnection, rows: pa.Table, select: dict[str, str]) -> pa.Table:
         # A line a row: columns that travel as they are need no query.
-        as_they_are = {} if self.pairs else {
-            f"b.{spelled}": rows[name] for name in rows.column_names for spelled in (name, views.quoted(name))
-        }
-        asked = {name: value for name, value in select.items() if value not in as_they_are}
-        answer = None
+        found: dict[str, pa.ChunkedArray] = {}
+        if not self.pairs:
+            spelled = {f"b.{word}": name for name in rows.column_names for word in (name, views.quoted(name))}
+            found = {name: rows[spelled[value]] for name, value in select.items() if value in spelled}
+        asked = {name: value for name, value in select.items() if name not in found}
         if asked:
             connection.register("kept", rows)
             answer = connection.sql(self.sql(asked, rows.schema)).to_arrow_table(_ROWS_PER_GROUP)
-        columns = [as_they_are[value] if value in as_they_are else answer[name] for name, value in select.items()]
-        return pa.table(columns, names=list(select))
+            found |= {name: answer[name] for name in asked}
+        return pa.table({name: found[name] for name in select})
 
     def sql(self, select: dict[str, str], schema: pa.Schema) -> str:
         """Write the query over a shard's kept rows: for a line each, or a line per candidate."""
@@ -259,6 +265,7 @@ def _write(view: _View, out: Path, select: dict[str, str], label: str) -> Export
                 yield table
 
         written = _files(_ahead(lines()), folder)
+        pa.default_memory_pool().release_unused()
         if written == 0:
             raise ExportError(
                 f"split {view.split} keeps no row" + (" with a candidate" if view.pairs else "") + "; nothing to export"

@@ -1,6 +1,6 @@
 """The noise floor of a model's scores: how far the same text's score moves with what it is scored beside.
 
-A few rows are scored whole, in reverse, in small lots and one by one; the largest difference is kept beside the
+A few rows are scored whole, in reverse, in small lots, and their first answers one by one; the largest difference is kept beside the
 column. A threshold that cuts closer than that cuts by chance.
 """
 
@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
@@ -78,9 +79,14 @@ def _largest(texts: Texts, score: Score, width: int) -> Scores:
     whole = _scored([texts], score)
     backwards = [(prompt, answers[::-1]) for prompt, answers in texts[::-1]]
     lots = [texts[start : start + 3] for start in range(0, len(texts), 3)]
-    single = [[(prompt, [answer])] for prompt, answers in texts for answer in answers]
-    others = [_scored([backwards], score)[::-1], _scored(lots, score), _scored(single, score)]
-    pairs = [(a, b) for other in others for a, b in zip(whole, other, strict=True) if a is not None and b is not None]
+    firsts = [0, *accumulate(len(answers) for _, answers in texts)][:-1]
+    single = _scored([[(prompt, answers[:1])] for prompt, answers in texts], score)
+    compared = [
+        *zip(whole, _scored([backwards], score)[::-1], strict=True),
+        *zip(whole, _scored(lots, score), strict=True),
+        *zip([whole[i] for i in firsts], single, strict=True),
+    ]
+    pairs = [(a, b) for a, b in compared if a is not None and b is not None]
     # What is not finite becomes NULL in the column: it has no noise.
     moved = [[d for a, b in pairs if math.isfinite(d := abs(a[i] - b[i]))] for i in range(width)]
     return tuple(max(differences, default=0.0) for differences in moved)

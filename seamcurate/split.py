@@ -126,6 +126,7 @@ def make(store: Store, name: str, split: Split) -> Made:
     there = load_json(folder / "split.json")
     if there.get("fingerprint") != fingerprint:
         ledger = _decide(store, name, sql, values)
+        pa.default_memory_pool().release_unused()
         scored = ~np.isnan(ledger.values)
         undecided = ledger.returned & ~scored
         kept, valued, nulls = int(ledger.kept.sum()), int(scored.sum()), int(undecided.sum())
@@ -229,8 +230,8 @@ def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue],
         def pick(column: str, otherwise: str) -> str:
             return column if column in returned else otherwise
 
-        row_ids = views.run(connection, f"SELECT row_id FROM read_parquet({views.sql_list(files)}) AS a").read_all()
-        every = row_ids["row_id"].to_numpy()
+        ids = views.run(connection, f"SELECT row_id FROM read_parquet({views.sql_list(files)}) AS a")
+        every = np.concatenate([batch["row_id"].to_numpy() for batch in ids])
         title, count = _title(sql), len(every)
         reasons: dict[tuple[str, float | None], int] = {(f"not returned by {title}", None): 0}
         said, kept = np.zeros(count, bool), np.zeros(count, bool)

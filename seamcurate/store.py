@@ -384,7 +384,9 @@ class Store:
                     part = shard.read(file, str(records[folder]["fingerprint"]), number, names)
                     found |= {name: part[name] for name in names}
                 elif not partial:
-                    raise StoreError(f"column {names[0]!r} is not yet computed for shard {number}; run its recipe first")
+                    raise StoreError(
+                        f"column {names[0]!r} is not yet computed for shard {number}; run its recipe first"
+                    )
             for name in wanted:
                 if name not in found:
                     kind = kinds[name][1] if name in kinds else schema.field(name).type

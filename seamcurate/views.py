@@ -63,7 +63,7 @@ def connect(store: Store, spill: Path | None = None) -> duckdb.DuckDBPyConnectio
     """
     config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
     if spill is not None:
-        config |= {"memory_limit": "64MB", "temp_directory": str(spill)}
+        config |= {"memory_limit": "64MB", "threads": 1, "temp_directory": str(spill)}
     connection = duckdb.connect(config=config)
     corpus = store.corpus_store
     views = [rows_view("rows", store), _rejected_view(store), _ledger_view(store)]

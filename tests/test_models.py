@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from seamcurate import CausalLM, FakeModel, SentenceEncoder, SequenceClassifier
 from seamcurate.errors import ModelError
-from seamcurate.models import EncoderModel, PolicyModel, prefix, tokens, weights
+from seamcurate.models import EncoderModel, PolicyModel, batching, tokens, weights
 
 PROMPTS = ["how do I sort the list and then merge all of it", "open a file", "x"]
 RESPONSES = [["use sort on list", "no", "use merge on queue then parse it carefully step 3"], ["open it"], []]
@@ -241,9 +241,39 @@ def test_yaml_json_and_python_spell_a_model_the_same():
 
 def test_batches_hold_every_sequence_once_within_the_budget():
     lengths = [5, 1, 9, 3, 3, 70]
-    cut = list(prefix.batches(lengths, 12))
+    cut = list(batching.batches(lengths, 12))
     assert sorted(flat(cut)) == list(range(6))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 12 for b in cut)
+
+
+def test_batches_shrink_when_memory_runs_out_and_no_score_moves(encoder_reward_folder):
+    texts = [f"a sentence with {n * 'more and '} words" for n in range(12)]
+
+    def at_most(module, tokens):
+        def full(_, inputs):
+            if inputs[0].numel() > tokens:
+                raise torch.OutOfMemoryError("no memory left")
+
+        return module.register_forward_pre_hook(full)
+
+    plain = SequenceClassifier(path=str(encoder_reward_folder)).load()
+    expected = plain.rewards(["a prompt"], [texts])
+    at_most(plain.model.get_input_embeddings(), 80)
+    assert flat(plain.rewards(["a prompt"], [texts])) == pytest.approx(flat(expected), abs=1e-5)
+    assert plain.batches.budget <= 80
+    for config in (
+        SentenceEncoder(path=str(encoder_reward_folder)),
+        SentenceEncoder(path=str(encoder_reward_folder), pooling="cls"),
+    ):
+        model = config.load()
+        whole = model.embed(texts)
+        words = next(m for m in (model.backbone or model.model).modules() if isinstance(m, torch.nn.Embedding))
+        hook = at_most(words, 80)
+        assert np.allclose(model.embed(texts), whole, atol=1e-5)
+        hook.remove()
+        at_most(words, 1)
+        with pytest.raises(ModelError, match="not fit in the memory of cpu"):
+            model.embed(texts)
 
 
 def test_fake_answers_depend_on_the_texts_alone():

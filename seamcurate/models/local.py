@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue
 from seamcurate.errors import ModelError
 from seamcurate.models import prefix, tokens, weights
 from seamcurate.models.backend import Backend
+from seamcurate.models.batching import Batches, automatic_budget, freed, moved, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder, Likelihood, Policy, Prompt, Responses, RewardModel
 
@@ -40,7 +41,7 @@ class LocalModel(Backend):
     """`cuda`, `cuda:1`, `mps`, `cpu`; by default the first of these that is there. Never part of a fingerprint."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens a forward pass holds at most: memory and speed, never a score. Not part of a fingerprint. By default
-    chosen by the device. A decoder's is halved whenever a GPU's memory runs out."""
+    chosen by the device. Halved whenever a GPU's memory runs out."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the weights may run; recorded."""
 
@@ -171,15 +172,15 @@ class _LoadedCausalLM:
 
         device = self.model.device
         rows = [row for p in pack.places for row in (p.before, *range(p.start, p.end - 1))]
-        target = prefix.moved([token for answer in pack.answers for token in answer], device)
-        where = prefix.moved(rows, device)
+        target = moved([token for answer in pack.answers for token in answer], device)
+        where = moved(rows, device)
         each = []
         for start in range(0, len(rows), self._slice):
             logits = outputs(where[start : start + self._slice]).float()
             each.append(
                 -torch.nn.functional.cross_entropy(logits, target[start : start + self._slice], reduction="none")
             )
-        lengths = prefix.moved([len(answer) for answer in pack.answers], device)
+        lengths = moved([len(answer) for answer in pack.answers], device)
         owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(rows))
         return torch.zeros(len(lengths), dtype=torch.float64, device=device).index_add_(
             0, owner, torch.cat(each).double()
@@ -198,7 +199,7 @@ class _LoadedClassifier:
         window = weights.window(model, tokenizer)
         self.limit = min(config.max_tokens or 2048, window)
         self.own_pad = model.config.pad_token_id
-        self.budget = config.batch_tokens or prefix.automatic_budget(model)
+        self.batches = Batches(config.batch_tokens or automatic_budget(model), model.device)
         # A decoder's score is read at one token, so that its prompts can be shared; an encoder reads both ways.
         head = prefix.output_head(model, getattr(model, "score", None))
         self.reader = None
@@ -224,7 +225,7 @@ class _LoadedClassifier:
 
         def score(outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
             read = [p.start + self._last(ids) for p, ids in zip(pack.places, pack.answers, strict=True)]
-            return outputs(prefix.moved(read, self.model.device))[:, 0].float()
+            return outputs(moved(read, self.model.device))[:, 0].float()
 
         found = reader.score(groups(), score)
         scored: list[list[float | None]] = []
@@ -247,17 +248,20 @@ class _LoadedClassifier:
         fits = [
             (i, one) for i, (p, r) in enumerate(flat) if (one := make(self.tokenizer, p, r, self.limit)) is not None
         ]
+
+        def score(batch: list[int]) -> list[float]:
+            sequences = [fits[b][1] for b in batch]
+            inputs = padded(sequences, self._pad(sequences), self.model.device)
+            if self.config.pair:
+                inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
+            found: list[float] = self.model(**inputs).logits[:, 0].float().tolist()
+            return found
+
         scores: list[float | None] = [None] * len(flat)
         with torch.inference_mode():
-            for batch in prefix.batches([len(one) for _, one in fits], self.budget):
-                sequences = [fits[b][1] for b in batch]
-                pad = self._pad(sequences)
-                inputs = padded(sequences, pad, self.model.device)
-                if self.config.pair:
-                    inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
-                logits = self.model(**inputs).logits[:, 0].float().tolist()
-                for b, score in zip(batch, logits, strict=True):
-                    scores[fits[b][0]] = float(score)
+            for batch, found in self.batches.read([len(one) for _, one in fits], score):
+                for b, value in zip(batch, found, strict=True):
+                    scores[fits[b][0]] = value
         return regroup(scores, [answers for _, answers in rows.groups])
 
     def _pad(self, sequences: list[list[int]]) -> int:
@@ -307,6 +311,8 @@ class _LoadedEncoder:
                 self.limit = config.max_tokens or min(512, weights.window(self.backbone, self.tokenizer))
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"sentence_encoder {config.path}: {_first_line(error)}") from error
+        device = self.model.device if self.backbone is None else self.backbone.device
+        self.batches = Batches(config.batch_tokens or 8192, device)
         self.tokenizer.truncation_side = config.truncation
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -322,43 +328,51 @@ class _LoadedEncoder:
         return result
 
     def _encoded(self, texts: list[str]) -> npt.NDArray[np.float32]:
-        size = max(1, (self.config.batch_tokens or 8192) // self.limit)
-        # sentence-transformers sorts by length itself; the batch is sized for the longest text it may meet.
-        encoded: npt.NDArray[np.float32] = self.model.encode(
-            texts, batch_size=size, normalize_embeddings=False, convert_to_numpy=True, show_progress_bar=False
-        )
-        return encoded.astype(np.float32).reshape(len(texts), -1)
+        import torch
+
+        while True:
+            # sentence-transformers sorts by length itself; the batch is sized for the longest text it may meet.
+            size = max(1, self.batches.budget // self.limit)
+            try:
+                encoded: npt.NDArray[np.float32] = self.model.encode(
+                    texts, batch_size=size, normalize_embeddings=False, convert_to_numpy=True, show_progress_bar=False
+                )
+                return encoded.astype(np.float32).reshape(len(texts), -1)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise ModelError(
+                        f"sentence_encoder {self.config.path}: a text does not fit in the memory of "
+                        f"{self.batches.device}; free some, or lower the model's max_tokens"
+                    ) from error
+            self.batches.budget = size // 2 * self.limit
+            freed(self.batches.device)
 
     def _pooled(self, texts: list[str]) -> npt.NDArray[np.float32]:
         import torch
 
-        assert self.backbone is not None
+        backbone = self.backbone
+        assert backbone is not None
         ids = [self.tokenizer(t, truncation=True, max_length=self.limit)["input_ids"] for t in texts]
+
+        def pool(batch: list[int]) -> npt.NDArray[np.float32]:
+            inputs = padded([ids[b] for b in batch], self.tokenizer.pad_token_id or 0, backbone.device)
+            output = backbone(**inputs)
+            if self.config.pooling == "pooler":
+                pooled = output.pooler_output
+            elif self.config.pooling == "cls":
+                pooled = output.last_hidden_state[:, 0]
+            else:
+                mask = inputs["attention_mask"][:, :, None].to(output.last_hidden_state.dtype)
+                pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
+            found: npt.NDArray[np.float32] = pooled.float().cpu().numpy()
+            return found
+
         rows: list[Any] = [None] * len(ids)
         with torch.inference_mode():
-            for batch in prefix.batches([len(i) for i in ids], self.config.batch_tokens or 8192):
-                inputs = padded([ids[b] for b in batch], self.tokenizer.pad_token_id or 0, self.backbone.device)
-                output = self.backbone(**inputs)
-                if self.config.pooling == "pooler":
-                    pooled = output.pooler_output
-                elif self.config.pooling == "cls":
-                    pooled = output.last_hidden_state[:, 0]
-                else:
-                    mask = inputs["attention_mask"][:, :, None].to(output.last_hidden_state.dtype)
-                    pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
-                for row, b in zip(pooled.float().cpu().numpy(), batch, strict=True):
+            for batch, found in self.batches.read([len(i) for i in ids], pool):
+                for b, row in zip(batch, found, strict=True):
                     rows[b] = row
         return np.asarray(rows, np.float32).reshape(len(texts), -1)
-
-
-def padded(sequences: list[list[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Pad on the right; returns `input_ids` and `attention_mask`, batch × longest."""
-    import torch
-
-    longest = max(len(s) for s in sequences)
-    ids = torch.tensor([s + [pad] * (longest - len(s)) for s in sequences], device=device)
-    mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=device)
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 class _Distinct(NamedTuple):

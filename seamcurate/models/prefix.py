@@ -12,13 +12,14 @@ pairs. A model that gives other numbers (recurrent layers, biased or capped atte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from seamcurate.errors import ModelError
+from seamcurate.models.batching import automatic_budget, batches, freed, moved
 
 if TYPE_CHECKING:
     import torch
@@ -180,8 +181,7 @@ class PrefixReader:
         # Outside the handler: the exception holds on to the tensors that were too much.
         self.budget = min(self.budget, size) // 2
         self._attention.forget()
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        freed(self.model.device)
         places = iter(pack.places)
         origin = {(g, r): next(places) for g, group in enumerate(pack.groups) for r in range(len(group.responses))}
         done = []
@@ -295,18 +295,6 @@ def padded_packs(groups: Iterator[tuple[int, Group]], budget: int) -> Iterator[P
         alone = [Group(pairs[i][2], [pairs[i][3]]) for i in batch]
         lengths = [len(prompt) + len(response) for prompt, (response,) in alone]
         yield Pack(ids, [], [], lengths, places, [response for _, (response,) in alone], alone, 0, None)
-
-
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cut indices into batches of like lengths, longest first, each at most `budget` padded tokens (or one row)."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 class _Layout:
@@ -555,23 +543,3 @@ def output_head(model: PreTrainedModel, head: object) -> torch.nn.Module | None:
     # A classifier gives one row, its last token's.
     close = (given[-len(wanted) :] - wanted).abs().max() <= tolerance * wanted.abs().max().clamp(min=1)
     return head if close else None
-
-
-def automatic_budget(model: PreTrainedModel) -> int:
-    """Choose how many tokens a forward pass holds: what a cache holds on a CPU, part of what is free on a GPU."""
-    import torch
-
-    if model.device.type != "cuda":
-        return 2048
-    config = model.config.get_text_config()
-    width = 12 * int(config.hidden_size) + 4 * int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    free = int(torch.cuda.mem_get_info(model.device)[0])
-    return min(max(2 * free // (5 * width * int(model.dtype.itemsize)), 2048), 65_536)
-
-
-def moved(values: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """Make a tensor on a device; for a GPU from pinned memory, without waiting for the copy."""
-    import torch
-
-    made = torch.tensor(values)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)

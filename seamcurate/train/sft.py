@@ -14,8 +14,7 @@ from pydantic import Field, JsonValue
 
 from seamcurate.errors import TrainError
 from seamcurate.models import tokens, weights
-from seamcurate.models.local import padded
-from seamcurate.models.prefix import batches
+from seamcurate.models.batching import batches, padded
 from seamcurate.progress import bar
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
