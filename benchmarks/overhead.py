@@ -15,7 +15,7 @@ from seamcurate import CausalLM, Models, Recipe, SequenceClassifier, Source, Sto
 
 
 def main(scale: float) -> None:
-    rows = max(2, round(128 * scale))
+    rows = max(2, round(256 * scale))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         policy = CausalLM(path=str(inputs.decoder(folder / "policy")), dtype="float32", device="cpu")

@@ -50,7 +50,7 @@ RESERVED = {
 _ROWS_PER_FILE = 500_000
 _SHARDS = 4
 """Read together: a query has a cost of its own, and so has a row group."""
-_KEPT = 32
+_KEPT = 16
 """Shards after which freed memory is given back: to get it anew costs time."""
 _ROWS_PER_GROUP = 8_192
 """Bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
