@@ -11,12 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from seamcurate.asked import AskQueryType, Judge, RelevantSentences
     from seamcurate.baseline import Perplexity, Random
-    from seamcurate.contrast import Embed, Retrieve
+    from seamcurate.contrast import Embed, Generate, Retrieve
     from seamcurate.errors import SeamcurateError
     from seamcurate.estimate import plan
     from seamcurate.export import to_openrlhf, to_trl, to_verl
-    from seamcurate.models import CausalLM, FakeModel, SentenceEncoder, SequenceClassifier
+    from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
     from seamcurate.recipe import Models, Recipe
     from seamcurate.run import run_local
     from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
     )
 
 _WHERE = {
+    "asked": ("AskQueryType", "Judge", "RelevantSentences"),
     "baseline": ("Perplexity", "Random"),
-    "contrast": ("Embed", "Retrieve"),
+    "contrast": ("Embed", "Generate", "Retrieve"),
     "errors": ("SeamcurateError",),
     "export": ("to_openrlhf", "to_trl", "to_verl"),
-    "models": ("CausalLM", "FakeModel", "SentenceEncoder", "SequenceClassifier"),
+    "models": ("CausalLM", "FakeModel", "OpenAIServer", "SentenceEncoder", "SequenceClassifier"),
     "estimate": ("plan",),
     "recipe": ("Models", "Recipe"),
     "white_box": (
@@ -64,11 +66,15 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "AskQueryType",
     "CausalLM",
     "Embed",
     "FakeModel",
+    "Generate",
+    "Judge",
     "LengthIncentive",
     "Models",
+    "OpenAIServer",
     "Perplexity",
     "PolicyLogprobs",
     "QueryRelevance",
@@ -76,6 +82,7 @@ __all__ = [
     "Random",
     "Recipe",
     "ReferenceRelevance",
+    "RelevantSentences",
     "RepetitionPenalty",
     "Rer",
     "Retrieve",

@@ -70,6 +70,7 @@ def run(
     store: StoreFolder,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop at the shard that holds this many rows.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Compute anew what another configuration made.")] = False,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
 ) -> None:
     """Make what a recipe asks for and the store lacks; run it again to resume.
 
@@ -78,7 +79,7 @@ def run(
     from seamcurate import recipe as recipes
     from seamcurate.run import run_local
 
-    report = run_local(recipes.load(recipe), store, limit, replace)
+    report = run_local(recipes.load(recipe), store, limit, replace, max_usd)
     done = f"{report.computed:,} shards computed" if report.computed else "everything was there"
     print(f"{store}: {report.rows:,} rows, {done}")
     for line in report.lines:
@@ -87,7 +88,7 @@ def run(
 
 @app.command()
 def plan(recipe: RecipeFile, store: StoreFolder) -> None:
-    """Show rows, model calls and tokens a run would take; writes nothing.
+    """Show rows, model calls, tokens and dollars a run would take; writes nothing.
 
     Example: seamcurate plan recipes/seam_contrast.yaml my-store
     """
@@ -102,11 +103,13 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
             f"{line.rows:,}",
             f"{line.calls:,}" if line.model else "",
             f"{line.tokens:,}" if line.model else "",
+            f"{line.written:,}" if line.written else "",
+            "" if line.usd is None else f"{line.usd:,.2f}",
             line.model,
         ]
         for line in made.lines
     ]
-    tables.show(["step", "rows to do", "calls", "tokens", "model"], rows, right=(1, 2, 3))
+    tables.show(["step", "rows to do", "calls", "tokens in", "out", "$", "model"], rows, right=(1, 2, 3, 4, 5))
     for line in made.notes:
         print(line)
 

@@ -5,6 +5,7 @@
     ├── RecipeError      a recipe does not say what can be done
     ├── StepError        a step lacks what it needs
     ├── ModelError       a model cannot be loaded or cannot answer
+    ├── BudgetError      going on would cost more than may be spent
     ├── StoreError       a store cannot be opened, read or written
     │   ├── StaleError       columns made by another configuration than the one asked for
     │   ├── DamagedError     a shard is not the file that was written
@@ -35,6 +36,10 @@ class StepError(SeamcurateError):
 
 class ModelError(SeamcurateError):
     """A model cannot be loaded or cannot answer."""
+
+
+class BudgetError(SeamcurateError):
+    """Going on would cost more than may be spent."""
 
 
 class StoreError(SeamcurateError):

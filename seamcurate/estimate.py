@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import JsonValue
 
-from seamcurate.contrast import Retrieve, retrieve
+from seamcurate.contrast import Generate, Retrieve, retrieve
 from seamcurate.models import Prompt
 from seamcurate.models.backend import Backend
 from seamcurate.models.template import prompt_text
@@ -36,6 +36,10 @@ class Line(NamedTuple):
     calls: int
     """Sequences or texts the model is asked about."""
     tokens: int
+    written: int
+    """Tokens a language model writes."""
+    usd: float | None
+    """None where nobody asks for money, or the recipe gives no prices."""
 
 
 class Plan(NamedTuple):
@@ -66,15 +70,17 @@ def plan(recipe: Recipe, path: str | Path) -> Plan:
     sample = _look(recipe.rows, "counting rows", _SAMPLE_ROWS)
     corpus = _look(recipe.corpus, "counting corpus", _SAMPLE_CORPUS) if recipe.corpus else None
     steps, notes = recipe.ready(), []
-    candidates = 0.0
+    candidates: dict[str, float] = {}
     for step in steps:
+        if isinstance(step, Generate):
+            candidates["gpt"] = step.k
         if isinstance(step, Retrieve) and corpus is not None:
             probed, none = _coverage(step, sample, corpus, _embedded(store, step))
             mean = probed["candidates_mean"]
             assert isinstance(mean, float)
-            candidates = mean
+            candidates["contrast"] = mean
             notes.append(
-                f"band {list(step.band)}: about {candidates:.1f} candidates a row, none for about {none:.0%} of rows"
+                f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {none:.0%} of rows"
             )
             if none > 0.5:
                 notes += [f"warning: {line}" for line in retrieve.advice(probed, step.band)]
@@ -82,7 +88,7 @@ def plan(recipe: Recipe, path: str | Path) -> Plan:
         prompt=_mean([prompt_text(p) for p in sample.prompts]),
         response=_mean(sample.responses),
         reference=_mean(sample.references),
-        candidates=candidates,
+        candidates=0.0,
         candidate=_mean(corpus.responses) if corpus else 0.0,
     )
     texts = [prompt_text(p) for p in sample.prompts] + sample.responses
@@ -93,10 +99,17 @@ def plan(recipe: Recipe, path: str | Path) -> Plan:
         for step in {needed.name: needed for one in steps for needed in one.on_corpus}.values():
             done = store.corpus_store if store.about else None
             lines.append(_line(step, corpus.rows - _done(done, step), whole, texts, ratios, "corpus "))
-    lines += [
-        _line(step, sample.rows - _done(store if store.about else None, step), averages, texts, ratios)
-        for step in steps
-    ]
+    for step in steps:
+        variant = str(getattr(step, "variant", "contrast"))
+        of_these = averages._replace(candidates=candidates.get(variant, 0.0))
+        if variant != "contrast":
+            of_these = of_these._replace(candidate=averages.response)
+        lines.append(_line(step, sample.rows - _done(store if store.about else None, step), of_these, texts, ratios))
+    total = [line.usd for line in lines if line.usd is not None]
+    if total:
+        notes.append(f"about ${sum(total):,.2f} by the recipe's prices; `run --max-usd` stops before a limit")
+    unpriced = {line.model for line in lines if line.written and line.usd is None and line.model.startswith("openai")}
+    notes += [f"no dollars for {model}: give it usd_per_million_input and _output" for model in sorted(unpriced)]
     return Plan(sample.rows, sample.rejected, corpus.rows if corpus else 0, lines, notes)
 
 
@@ -105,13 +118,13 @@ def _line(
 ) -> Line:
     work = step.work(averages)
     if work is None or not isinstance(work.model, Backend):
-        return Line(where + step.name, rows, "", 0, 0)
+        return Line(where + step.name, rows, "", 0, 0, 0, None)
     model = f"{work.model.key} {work.model.path}"
     if model not in ratios:
         ratios[model] = work.model.count_tokens(texts) / max(1, sum(map(len, texts)))
-    return Line(
-        where + step.name, rows, model, round(work.sequences * rows), round(work.characters * ratios[model] * rows)
-    )
+    read, written = (round(characters * ratios[model] * rows) for characters in (work.characters, work.answer))
+    calls, usd = round(work.sequences * rows), work.model.price(read, written)
+    return Line(where + step.name, rows, model, calls, read, written, usd)
 
 
 def _done(store: Store | None, step: Step) -> int:

@@ -14,10 +14,20 @@ from typing import Any, TypeAlias
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, validate_call
 
+from seamcurate.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.baseline import Perplexity, Random
-from seamcurate.contrast import Retrieve
+from seamcurate.contrast import Generate, Retrieve
 from seamcurate.errors import RecipeError
-from seamcurate.models import CausalLM, EncoderModel, PolicyModel, RewardingModel, SentenceEncoder, SequenceClassifier
+from seamcurate.models import (
+    CausalLM,
+    EncoderModel,
+    LanguageModelConfig,
+    OpenAIServer,
+    PolicyModel,
+    RewardingModel,
+    SentenceEncoder,
+    SequenceClassifier,
+)
 from seamcurate.models.backend import Backend
 from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.source import Source
@@ -35,6 +45,7 @@ from seamcurate.white_box import (
 
 STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "retrieve": Retrieve,
+    "generate": Generate,
     "seam": seam,
     "reward": Reward,
     "rewards": Rewards,
@@ -47,6 +58,9 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "reference_relevance": ReferenceRelevance,
     "query_type": QueryType,
     "rer_score": Rer,
+    "ask_query_type": AskQueryType,
+    "judge": Judge,
+    "relevant_sentences": RelevantSentences,
     "perplexity": Perplexity,
     "random": Random,
 }
@@ -64,6 +78,8 @@ class Models(BaseModel):
     reward: RewardingModel | None = None
     encoder: EncoderModel | None = None
     base: PolicyModel | None = None
+    generator: LanguageModelConfig | None = None
+    judge: LanguageModelConfig | None = None
 
 
 class Recipe(BaseModel):
@@ -226,7 +242,7 @@ def _checked(kind: Any, value: object, at: Path_) -> Any:
         raise _Refused((*at, *loc), message) from error
 
 
-_TAGS = {"causal_lm", "sequence_classifier", "sentence_encoder", "fake"}
+_TAGS = {"causal_lm", "sequence_classifier", "sentence_encoder", "openai_server", "fake"}
 
 
 def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
@@ -242,19 +258,27 @@ _ROLES: dict[str, type[Backend]] = {
     "base": CausalLM,
     "reward": SequenceClassifier,
     "encoder": SentenceEncoder,
+    "generator": OpenAIServer,
+    "judge": OpenAIServer,
 }
 
 
 def _with_folders(value: object, folder: Path) -> object:
-    """Point models that lie in the recipe's folder there; any other path is the Hub's or the working folder's."""
+    """Point what lies in the recipe's folder there: models and templates; any other path is as it was given."""
     if isinstance(value, dict):
         return {
             key: str(folder / one)
-            if key in _TAGS and isinstance(one, str) and (folder / one).is_dir()
+            if isinstance(one, str) and _lies_in(folder, key, one)
             else _with_folders(one, folder)
             for key, one in value.items()
         }
     return value
+
+
+def _lies_in(folder: Path, key: str, name: str) -> bool:
+    if key == "template":
+        return name.endswith(".txt") and (folder / name).is_file()
+    return key in _TAGS - {"openai_server"} and (folder / name).is_dir()
 
 
 def _plain(node: yaml.Node | None, at: Path_, lines: dict[Path_, int]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +18,18 @@ from pydantic import JsonValue
 
 from seamcurate import shard
 from seamcurate import split as splits
+from seamcurate.contrast import Generate, Retrieve
 from seamcurate.errors import SourceError, StaleError, StoreError
+from seamcurate.models import OpenAIServer, calls
+from seamcurate.models.calls import Spent, expected
+from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
-from seamcurate.step import Step, digest
+from seamcurate.step import Averages, Step, digest
 from seamcurate.store import Layer, Store, filename, save_json
+
+_LOOKED_AT = 128
 
 
 class Report(NamedTuple):
@@ -36,20 +43,24 @@ class Report(NamedTuple):
     """What a person should know: coverage, misjudgement, splits, warnings."""
 
 
-def run_local(recipe: Recipe, path: str | Path, limit: int | None = None, replace: bool = False) -> Report:
+def run_local(
+    recipe: Recipe, path: str | Path, limit: int | None = None, replace: bool = False, max_usd: float | None = None
+) -> Report:
     """Run a recipe in this process.
 
     Args:
         recipe: What to make.
         path: The store, made if it is not there.
         limit: Stop at the shard that holds this many rows; a later run goes on from there.
-        replace: Compute anew, instead of refusing, what another configuration made.
+        replace: Compute anew, instead of refusing, what another configuration made. Bought answers stay.
+        max_usd: What this run may spend on endpoints; it stops before, and a later one goes on from there.
 
     Raises:
         SeamcurateError: See `seamcurate.errors`; what was finished before stays.
     """
     steps, store = recipe.ready(), Store(path)
-    with store.hold():
+    buys = any(isinstance(value, OpenAIServer) for step in steps for _, value in step)
+    with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext():
         corpus = _corpus(recipe, store, replace)
         ingest(recipe.rows, store, limit, replace, "reading rows")
         if corpus is None:
@@ -64,8 +75,13 @@ def run_local(recipe: Recipe, path: str | Path, limit: int | None = None, replac
                 store.claim(layers, replace)
                 computed = sum(compute(layer, corpus, corpus.shards, "corpus ") for layer in there)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
-        computed += sum(compute(layer, store, shards) for layer in layers)
-        lines = [line for layer in layers for line in told(store, layer)]
+        spent = []
+        for layer in layers:
+            planned, before = _planned(layer, store, shards, steps), calls.current().spent
+            computed += compute(layer, store, shards)
+            if planned is not None and (bought := calls.current().spent.minus(before)).calls:
+                spent.append(f"{layer.step.name}: {bought}; planned were {planned}")
+        lines = [line for layer in layers for line in told(store, layer)] + spent
         if len(shards) == len(store.shards):
             for name, split in recipe.splits.items():
                 lines += splits.make(store, name, split).lines
@@ -151,6 +167,27 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") 
     if not store.missing(layer) and (missing or not facts.exists()):
         save_json(facts, step.facts(_own_columns(store, layer), shared))
     return len(missing)
+
+
+def _planned(layer: Layer, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
+    """Estimate what an endpoint will be asked for a layer's missing shards; None for a step that asks none."""
+    missing = [number for number in store.missing(layer) if number in set(shards)]
+    if not missing or not any(isinstance(value, OpenAIServer) for _, value in layer.step):
+        return None
+    rows = store.table(missing[0], ("prompt", "response")).slice(0, _LOOKED_AT)
+    response = _mean_length(rows["response"].to_pylist())
+    made = next((step.k for step in steps if isinstance(step, Generate | Retrieve)), 0)
+    averages = Averages(
+        _mean_length([prompt_text(p) for p in rows["prompt"].to_pylist()]), response, response, made, response
+    )
+    work = layer.step.work(averages)
+    if work is None:
+        return None
+    return expected(work, sum(map(store.count, missing)))
+
+
+def _mean_length(texts: Sequence[str | None]) -> float:
+    return sum(len(text or "") for text in texts) / max(1, len(texts))
 
 
 def told(store: Store, layer: Layer) -> Iterator[str]:

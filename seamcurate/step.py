@@ -79,6 +79,8 @@ class Work(NamedTuple):
     model: BaseModel | None
     sequences: float
     characters: float
+    answer: float = 0.0
+    """Characters the model writes."""
 
 
 class Step(BaseModel):

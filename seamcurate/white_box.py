@@ -29,6 +29,7 @@ from seamcurate.words import Words, counts, distinct_trigrams, split
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
 
+_ASKED = "language model"
 AR_RANGE = (0.0, 3.5)
 """Contriever's dot products between answers, as the RER authors' code maps them."""
 
@@ -200,21 +201,25 @@ class QueryType(Step):
     """Add `query_type`, by a classifier fitted here to labelled examples in the encoder's space."""
 
     encoder: EncoderModel | None = None
+    asked: bool = False
+    """Take `query_type_asked` where a language model gave one, and measure the classifier against it."""
 
     rows_per_call: ClassVar[int] = 256
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Read the query."""
-        return ("prompt",)
+        """Read the query, and what a language model said of it."""
+        return ("prompt", "query_type_asked") if self.asked else ("prompt",)
 
     @property
     def adds(self) -> pa.Schema:
-        """Add the type and how sure the classifier is."""
+        """Add the type and how sure the classifier is; with `asked` also who decided."""
+        by = column("query_type_by", pa.string(), "language model or classifier: who decided query_type")
         return pa.schema(
             [
                 column("query_type", pa.string(), "open or closed: may the answer be anything, or is it constrained?"),
                 column("query_type_open", pa.float64(), "the classifier's probability that the query is open-ended"),
+                *([by] if self.asked else []),
             ]
         )
 
@@ -237,26 +242,38 @@ class QueryType(Step):
 
         def classify(rows: pa.Table) -> pa.Table:
             opens = probability([prompt_text(p) for p in rows["prompt"].to_pylist()])
-            kinds = ["open" if p >= 0.5 else "closed" for p in opens]
-            return pa.table(
-                {"query_type": pa.array(kinds, pa.string()), "query_type_open": pa.array(opens, pa.float64())}
-            )
+            kinds = pa.array(["open" if p >= 0.5 else "closed" for p in opens], pa.string())
+            found = [kinds, pa.array(opens, pa.float64())]
+            if self.asked:
+                asked = rows["query_type_asked"].combine_chunks()
+                found = [pc.coalesce(asked, kinds), found[1], pc.if_else(asked.is_null(), "classifier", _ASKED)]
+            return pa.table(found, schema=self.adds)
 
         return classify
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the types and state the classifier's agreement."""
         agreement = float(json.loads((shared / "agreement.json").read_text()))
-        opens = closed = 0
+        opens = closed = asked = agreed = 0
         for table in columns:
-            found = int(pc.sum(pc.equal(table["query_type"], "open")).as_py() or 0)
+            is_open = pc.equal(table["query_type"], "open")
+            found = int(pc.sum(is_open).as_py() or 0)
             opens, closed = opens + found, closed + table.num_rows - found
+            if self.asked:
+                by = pc.equal(table["query_type_by"], _ASKED)
+                agrees = pc.equal(is_open, pc.greater_equal(table["query_type_open"], 0.5))
+                asked += int(pc.sum(by).as_py() or 0)
+                agreed += int(pc.sum(pc.and_(by, agrees)).as_py() or 0)
+        told = f"local classifier, right on {agreement:.0%} of held-out examples"
+        if asked:
+            told += f"; it agrees with the language model on {agreed / asked:.0%} of {asked:,} rows, which it decided"
         return {
             "open": opens,
             "closed": closed,
             "agreement_on_held_out_examples": agreement,
-            "summary": f"query types: {opens:,} open, {closed:,} closed "
-            f"(local classifier, right on {agreement:.0%} of held-out examples)",
+            "agreement_with_language_model": agreed / asked if asked else None,
+            "asked": asked,
+            "summary": f"query types: {opens:,} open, {closed:,} closed ({told})",
         }
 
 
@@ -368,6 +385,7 @@ def rer(
     fit: Literal["paper", "quantiles"] = "paper",
     fallback: Literal["query_relevance"] | None = None,
     min_tokens: int = 0,
+    asked: bool = False,
 ) -> tuple[Step, ...]:
     """Return the steps of RER in order: four features, the query type, the reward."""
     return (
@@ -375,7 +393,7 @@ def rer(
         RepetitionPenalty(words=words, stop=stop),
         QueryRelevance(encoder=encoder, stop=stop),
         ReferenceRelevance(encoder=encoder, stop=stop),
-        QueryType(encoder=encoder),
+        QueryType(encoder=encoder, asked=asked),
         Rer(
             max_response_tokens=max_response_tokens,
             combine=combine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from seamcurate.contrast.generate import Generate
 from seamcurate.contrast.retrieve import Embed, Retrieve
 
-__all__ = ["Embed", "Retrieve"]
+__all__ = ["Embed", "Generate", "Retrieve"]

@@ -10,17 +10,36 @@ from pydantic import Discriminator, Tag
 from seamcurate.models.backend import Backend
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.local import CausalLM, SentenceEncoder, SequenceClassifier
-from seamcurate.models.protocols import Embedder, Likelihood, Policy, Prompt, RewardModel
+from seamcurate.models.protocols import (
+    Conversation,
+    Embedder,
+    LanguageModel,
+    Likelihood,
+    Message,
+    Policy,
+    Prompt,
+    Reply,
+    Request,
+    RewardModel,
+)
+from seamcurate.models.server import OpenAIServer
 
 __all__ = [
     "CausalLM",
+    "Conversation",
     "Embedder",
     "EncoderModel",
     "FakeModel",
+    "LanguageModel",
+    "LanguageModelConfig",
     "Likelihood",
+    "Message",
+    "OpenAIServer",
     "Policy",
     "PolicyModel",
     "Prompt",
+    "Reply",
+    "Request",
     "RewardModel",
     "RewardingModel",
     "SentenceEncoder",
@@ -54,3 +73,8 @@ EncoderModel: TypeAlias = Annotated[
     Discriminator(_kind("sentence_encoder")),
 ]
 """What a recipe may name as an encoder."""
+LanguageModelConfig: TypeAlias = Annotated[
+    Annotated[OpenAIServer, Tag("openai_server")] | Annotated[FakeModel, Tag("fake")],
+    Discriminator(_kind("openai_server")),
+]
+"""What a recipe may name to generate and to judge."""

@@ -39,6 +39,10 @@ class Backend(BaseModel):
     def identity(self) -> JsonValue:
         """Return what decides the model's answers."""
 
+    def price(self, tokens_in: float, tokens_out: float) -> float | None:
+        """Return what tokens cost in dollars; None where nobody asks for money, or the recipe gives no prices."""
+        return None
+
     @abstractmethod
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count the tokens of texts, for estimates."""

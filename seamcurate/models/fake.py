@@ -6,21 +6,24 @@ Its answers depend on the texts alone. Near texts get near embeddings (hashed ba
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
 from seamcurate.models.backend import Backend
-from seamcurate.models.protocols import Likelihood, Prompt, Responses
+from seamcurate.models.protocols import Conversation, Likelihood, Prompt, Reply, Request, Responses
 from seamcurate.models.template import prompt_text
+
+T = TypeVar("T")
 
 
 class FakeModel(Backend):
-    """Answer as policy, reward model and encoder at once; `path` seeds it."""
+    """Answer as policy, reward model, encoder and language model at once; `path` seeds it."""
 
     key: ClassVar[str] = "fake"
     path: str = "0"
@@ -62,6 +65,36 @@ class FakeModel(Backend):
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         result: npt.NDArray[np.float32] = vectors / np.maximum(norms, 1e-12)
         return result
+
+    def converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
+        """Hold each conversation, answering with what every reader of replies finds something in."""
+        found: list[T] = []
+        for start in conversations:
+            conversation = start()
+            try:
+                request = next(conversation)
+                while True:
+                    request = conversation.send(Reply(self._text(request), "stop", self.path))
+            except StopIteration as ended:
+                found.append(ended.value)
+        return found
+
+    def ahead(self, conversations: Iterable[Callable[[], Conversation[T]]]) -> None:
+        """Do nothing: there is nothing to wait for."""
+
+    def _text(self, request: Request) -> str:
+        asked = "\n".join(turn["content"] for turn in request.messages)
+        drawn = self._unit("text", str(request.draw), asked)
+        if request.schema is not None:
+            words = asked.split()
+            answers = [
+                " ".join(sorted(words, key=lambda word: self._unit(str(i), str(drawn), word))[:12]) for i in range(64)
+            ]
+            return json.dumps({"answers": answers})
+        kind = "OPEN-ENDED" if drawn < 0.5 else "CLOSED-ENDED"
+        marks = ["Relevant" if self._unit(str(i), asked) < 0.8 else "Irrelevant" for i in range(5)]
+        sentences = "\n".join(f'- "Sentence {i}" : {mark}' for i, mark in enumerate(marks, 1))
+        return f"{sentences}\nRating: [[{1 + int(10 * drawn)}]]\n{kind}"
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count words: they are this model's tokens."""

@@ -5,11 +5,14 @@ A call is by group, because 30 responses share one prompt: one prompt and a *lis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias, TypedDict
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
+
+T = TypeVar("T")
 
 
 class Message(TypedDict):
@@ -58,4 +61,45 @@ class Embedder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return float32 embeddings, `texts` × dimensions."""
+        ...
+
+
+class Request(NamedTuple):
+    """One thing to ask a language model."""
+
+    messages: Sequence[Message]
+    schema: dict[str, JsonValue] | None = None
+    """The JSON schema its answer should follow; servers may ignore it, so the answer is checked all the same."""
+    draw: int = 0
+    """Tells apart requests that are otherwise equal: how many samples were asked for before."""
+
+
+class Reply(NamedTuple):
+    """What came back."""
+
+    text: str
+    finish: str
+    """Why the text ends: `stop`, `length`, `content_filter`, `refusal`."""
+    model: str
+    """The name the server gave of what answered."""
+    failure: str | None = None
+    """Why there is no answer, if so."""
+
+
+Conversation: TypeAlias = Generator[Request, Reply, T]
+"""Yields what to ask next, is sent the reply, and returns what was made of it all."""
+
+
+class LanguageModel(Protocol):
+    """Answers in words."""
+
+    def converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
+        """Hold conversations, many at a time; returns what each came to, in their order.
+
+        They may be started more than once, so that they must always ask the same after the same replies.
+        """
+        ...
+
+    def ahead(self, conversations: Iterable[Callable[[], Conversation[T]]]) -> None:
+        """Get what is best asked for all rows at once; does nothing where that is no better. May iterate again."""
         ...

@@ -1,0 +1,295 @@
+"""What a language model is asked about rows: the query's type, how good answers are, which sentences are relevant.
+
+Each step asks through the same kept, limited and paid-for calls as `contrast.generate`; a reply that cannot be read
+leaves NULL, and the text that came back beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, JsonValue
+
+from seamcurate import prompts
+from seamcurate.errors import ModelError
+from seamcurate.models import Conversation, LanguageModelConfig, Reply, Request
+from seamcurate.models.template import prompt_text
+from seamcurate.seamlessness import Variant
+from seamcurate.step import Averages, Data, Step, Transform, Work, column
+
+_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
+_QUERY_TYPES = {
+    "open": {"OPENENDED", "OPEN", "OE"},
+    "closed": {"CLOSEDENDED", "CLOSED", "CONSTRAINED", "CE"},
+}
+_SENTENCE = re.compile(r"^\s*[-*•\d.)]*\s*.+:\s*\**\(?\s*(irrelevant|relevant)\s*\)?\**\W*$", re.IGNORECASE)
+
+Values = tuple[object, ...]
+"""One row's values of the added columns."""
+
+
+class _Asked(Step):
+    """Ask about each row, or about a share of them chosen by their ids."""
+
+    judge: LanguageModelConfig | None = None
+    template: prompts.Template = ""
+    """A file of your own in place of the published prompt; see `seamcurate.prompts`."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Of the rows, how many are asked about; the others are NULL."""
+
+    rows_per_call: ClassVar[int] = 256
+
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Have an endpoint that answers in batches asked for all rows at once."""
+        self._model().ahead(prompts.Conversations(data, self.inputs, self._starts))
+
+    def load(self, shared: Path) -> Transform:
+        """Get ready to ask."""
+        model = self._model()
+
+        def ask(rows: pa.Table) -> pa.Table:
+            values = model.converse(self._starts(rows))
+            columns = list(zip(*values, strict=True)) or [()] * len(self.adds)
+            return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.adds, strict=True)], schema=self.adds)
+
+        return ask
+
+    @abstractmethod
+    def _conversation(self, *row: Any) -> Conversation[Values]:
+        """Ask about one row, given its inputs."""
+
+    def _starts(self, rows: pa.Table) -> list[Callable[[], Conversation[Values]]]:
+        columns = [rows[name].to_pylist() for name in self.inputs]
+        return [
+            partial(self._conversation, *row) if _chosen(row_id, self.share) else self._unasked
+            for row_id, *row in zip(rows["row_id"].to_pylist(), *columns, strict=True)
+        ]
+
+    def _unasked(self) -> Conversation[Values]:
+        return (None,) * len(self.adds)
+        yield
+
+    def _model(self) -> Any:
+        if self.judge is None:
+            raise ModelError(f"step {self.name} has no judge; give it one, such as {{openai_server: NAME}}")
+        return self.judge.load()
+
+    def _work(self, template: str, calls: float, characters: float, answer: float) -> Work:
+        asked = len("".join(turn["content"] for turn in prompts.render(template)))
+        return Work(
+            self.judge, self.share * calls, self.share * calls * (asked + characters), self.share * calls * answer
+        )
+
+
+class AskQueryType(_Asked):
+    """Add `query_type_asked`, by RER's prompt (Fig. 8); `query_type: {asked: true}` takes it over."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read the query."""
+        return ("prompt",)
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add the type, or what came back in its place."""
+        return pa.schema(
+            [
+                column("query_type_asked", pa.string(), "open or closed, as a language model sees the query"),
+                column("query_type_asked_reason", pa.string(), "what came back where it was neither"),
+            ]
+        )
+
+    def work(self, rows: Averages) -> Work:
+        """Ask once a row, for a word."""
+        return self._work(self._template, 1, rows.prompt, 15)
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """Count the types."""
+        return _counted(columns, "query_type_asked", "query_type_asked_reason")
+
+    @property
+    def _template(self) -> str:
+        return self.template or prompts.bundled("query_type")
+
+    def _conversation(self, prompt: Any) -> Conversation[Values]:
+        reply = yield Request(prompts.render(self._template, _spoken(prompt)))
+        kind = query_type(reply.text) if reply.failure is None else None
+        return kind, None if kind else _came_back(reply)
+
+
+class Judge(_Asked):
+    """Add ratings of 1 to 10, by SEAM's judge prompt (App. E), of golden responses and some of their candidates.
+
+    What it is for: a set of worse answers must be worse, and the share that is not is reported beside it.
+    """
+
+    variant: Variant = "contrast"
+    candidates: int = Field(default=3, ge=1)
+    """How many of a row's candidates are rated: the first of them."""
+    share: float = Field(default=0.05, gt=0, le=1)
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return f"judged_{self.variant}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read instruction, golden response and candidates."""
+        return ("prompt", "response", f"worse_{self.variant}")
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add the ratings, or what came back in their place."""
+        v = self.variant
+        return pa.schema(
+            [
+                column(f"judged_golden_{v}", pa.float64(), "the judge's rating of the golden response, 1 to 10"),
+                column(
+                    f"judged_{v}", pa.list_(pa.float64()), f"its ratings of the first {self.candidates} in worse_{v}"
+                ),
+                column(f"judged_reason_{v}", pa.string(), "what came back where it was no rating"),
+            ]
+        )
+
+    def work(self, rows: Averages) -> Work:
+        """Ask once an answer, for a short explanation and a rating."""
+        rated = min(self.candidates, rows.candidates)
+        return self._work(self._template, 1 + rated, rows.prompt + max(rows.response, rows.candidate), 600)
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """State the share of candidates rated no worse than the golden response."""
+        rated = no_worse = unread = 0
+        for table in columns:
+            golden, others = table[f"judged_golden_{self.variant}"], table[f"judged_{self.variant}"].combine_chunks()
+            against = golden.combine_chunks().take(pc.list_parent_indices(others))
+            compared = pc.greater_equal(others.flatten(), against)
+            rated += len(compared) - compared.null_count
+            no_worse += pc.sum(compared).as_py() or 0
+            unread += len(table) - table[f"judged_reason_{self.variant}"].null_count
+        share = no_worse / rated if rated else None
+        found = "no candidate was rated" if share is None else f"{share:.0%} rated no worse than the golden response"
+        summary = f"worse_{self.variant}, judged: of {rated:,} candidates {found}"
+        warnings: list[JsonValue] = []
+        if unread:
+            warnings.append(
+                f"{unread:,} rows have a reply without a rating: SELECT judged_reason_{self.variant} FROM rows"
+            )
+        if share is not None and rated >= 20 and share > 0.2:
+            warnings.append(
+                f"{share:.0%} of the judged candidates in worse_{self.variant} are not worse; see its prompt"
+            )
+        return {"rated": rated, "no_worse": no_worse, "summary": summary, "warnings": warnings}
+
+    @property
+    def _template(self) -> str:
+        return self.template or prompts.bundled("judge")
+
+    def _conversation(self, prompt: Any, golden: str | None, given: Any) -> Conversation[Values]:
+        answers = [one["response"] for one in given or []][: self.candidates]
+        if golden is None or not answers:
+            return None, None, None
+        ratings: list[float | None] = []
+        trouble = None
+        for answer in [golden, *answers]:
+            reply = yield Request(prompts.render(self._template, prompt_text(prompt), answer))
+            found = rating(reply.text) if reply.failure is None else None
+            ratings.append(found)
+            if found is None:
+                trouble = _came_back(reply)
+        return ratings[0], ratings[1:], trouble
+
+
+class RelevantSentences(_Asked):
+    """Add `relevant_sentences`: the share of the golden response's sentences that keep to the query (RER, Fig. 12)."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read the query and its response."""
+        return ("prompt", "response")
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add the share, or what came back in its place."""
+        return pa.schema(
+            [
+                column("relevant_sentences", pa.float64(), "share of the response's sentences a judge finds relevant"),
+                column("relevant_sentences_reason", pa.string(), "what came back where no sentence was judged"),
+            ]
+        )
+
+    def work(self, rows: Averages) -> Work:
+        """Ask once a row; the judge repeats every sentence."""
+        return self._work(self._template, 1, rows.prompt + rows.response, 1.3 * rows.response)
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """Count the rows that were judged."""
+        return _counted(columns, "relevant_sentences", "relevant_sentences_reason")
+
+    @property
+    def _template(self) -> str:
+        return self.template or prompts.bundled("relevant_sentences")
+
+    def _conversation(self, prompt: Any, response: str | None) -> Conversation[Values]:
+        if response is None or not response.strip():
+            return None, None
+        reply = yield Request(prompts.render(self._template, prompt_text(prompt), response))
+        share = relevant_share(reply.text) if reply.failure is None else None
+        return share, None if share is not None else _came_back(reply)
+
+
+def query_type(text: str) -> str | None:
+    """Read a query's type from a reply: OPEN-ENDED, OPENENDED, OE, CLOSED-ENDED, CONSTRAINED, CE; None is neither."""
+    # A model that reasons aloud names its answer last.
+    for words in (re.findall(r"[A-Z]+(?:[- ]ENDED)?", text.upper()) or [])[::-1]:
+        for kind, spellings in _QUERY_TYPES.items():
+            if words.replace("-", "").replace(" ", "") in spellings:
+                return kind
+    return None
+
+
+def rating(text: str) -> float | None:
+    """Read `[[rating]]` from a judge's reply, the last one; None where there is none of 1 to 10."""
+    found = _RATING.findall(text)
+    value = float(found[-1]) if found else None
+    return value if value is not None and 1 <= value <= 10 else None
+
+
+def relevant_share(text: str) -> float | None:
+    """Read the share of sentences marked relevant; None where no line marks one."""
+    marks = [found[1].lower() for line in text.splitlines() if (found := _SENTENCE.match(line))]
+    return marks.count("relevant") / len(marks) if marks else None
+
+
+def _came_back(reply: Reply) -> str:
+    return reply.failure or f"{reply.finish}: {reply.text[:500]}"
+
+
+def _spoken(prompt: Any) -> str:
+    """Write a prompt as a conversation, whose last query is asked about."""
+    if isinstance(prompt, str):
+        return f"user: {prompt}"
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def _chosen(row_id: int, share: float) -> bool:
+    # Multiplied by a constant of Knuth's: rows in any order of ids are chosen evenly, and always the same ones.
+    return (row_id * 2654435761 + 0x9E3779B9) % 2**32 < share * 2**32
+
+
+def _counted(columns: Iterable[pa.Table], name: str, reason: str) -> dict[str, JsonValue]:
+    answered = unread = 0
+    for table in columns:
+        answered += len(table) - table[name].null_count
+        unread += len(table) - table[reason].null_count
+    warnings: list[JsonValue] = []
+    if unread:
+        warnings.append(f"{unread:,} replies could not be read: SELECT {reason} FROM rows WHERE {reason} IS NOT NULL")
+    return {"answered": answered, "unread": unread, "summary": f"{name}: {answered:,} rows", "warnings": warnings}

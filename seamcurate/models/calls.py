@@ -1,0 +1,180 @@
+"""Every answer bought from an endpoint, kept the moment it arrives and never bought twice; and what was spent.
+
+Answers lie in one SQLite file of a store, `calls/calls.sqlite`, by the hash of what decides them: the model's name, the
+messages, the parameters. An answer is on disk before anything is made of it, so that a kill costs only the calls in
+the air.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
+
+from seamcurate.errors import BudgetError, StoreError
+from seamcurate.models.backend import Backend
+from seamcurate.models.protocols import Reply
+from seamcurate.step import Work
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS replies(
+    key TEXT PRIMARY KEY, model TEXT, text TEXT, finish TEXT, failure TEXT, tokens_in INTEGER, tokens_out INTEGER
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batches(id TEXT PRIMARY KEY, keys TEXT);
+"""
+
+
+class Spent(NamedTuple):
+    """What calls took."""
+
+    calls: int = 0
+    """Answered by the endpoint; those that were kept from before are not counted."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    usd: float | None = 0.0
+    """None where the model has no price."""
+
+    def plus(self, other: Spent) -> Spent:
+        """Add up."""
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        return Spent(
+            self.calls + other.calls, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out, usd
+        )
+
+    def minus(self, other: Spent) -> Spent:
+        """Take what was spent before away."""
+        usd = None if self.usd is None or other.usd is None else self.usd - other.usd
+        return Spent(
+            self.calls - other.calls, self.tokens_in - other.tokens_in, self.tokens_out - other.tokens_out, usd
+        )
+
+    def __str__(self) -> str:
+        cost = "" if self.usd is None else f", ${self.usd:,.2f}" if self.usd >= 1 else f", ${self.usd:.4f}"
+        return f"{self.calls:,} calls, {self.tokens_in:,} tokens in, {self.tokens_out:,} out{cost}"
+
+
+def expected(work: Work, rows: int) -> Spent:
+    """Estimate what a step's work comes to over some rows: tokens by characters, dollars by the recipe's prices."""
+    model = work.model
+    assert isinstance(model, Backend)
+    counted = model.count_tokens(["x" * 4000]) / 4000
+    tokens_in, tokens_out = work.characters * rows * counted, work.answer * rows * counted
+    return Spent(round(work.sequences * rows), round(tokens_in), round(tokens_out), model.price(tokens_in, tokens_out))
+
+
+class Calls:
+    """The answers of one store, or of this process where there is none.
+
+    Args:
+        folder: Where the file lies; None keeps answers in memory.
+        max_usd: What may be spent through this object.
+
+    Attributes:
+        spent: What was.
+    """
+
+    def __init__(self, folder: Path | None = None, max_usd: float | None = None) -> None:
+        self.max_usd, self.spent, self._reserved = max_usd, Spent(), 0.0
+        path = ":memory:"
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = str(folder / "calls.sqlite")
+        try:
+            # Each answer is committed on its own; WAL makes that one write and one sync.
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_TABLES)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path} cannot be used: {error}; restore it, or move it away and buy anew") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def get(self, key: str, failed: bool = False) -> Reply | None:
+        """Return a kept answer; one that failed only if asked for."""
+        row = self._db.execute(
+            "SELECT text, finish, model, failure FROM replies WHERE key = ? AND (? OR failure IS NULL)", (key, failed)
+        ).fetchone()
+        return None if row is None else Reply(*row)
+
+    def put(self, key: str, reply: Reply, cost: Spent) -> None:
+        """Keep an answer and count what it took.
+
+        Raises:
+            StoreError: The file cannot be written: going on would mean to buy what cannot be kept.
+        """
+        self.spent = self.spent.plus(cost)
+        try:
+            self._db.execute(
+                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (key, reply.model, reply.text, reply.finish, reply.failure, cost.tokens_in, cost.tokens_out),
+            )
+        except sqlite3.Error as error:
+            raise StoreError(f"an answer cannot be kept: {error}; nothing more is bought") from error
+
+    def forget_failures(self) -> None:
+        """Drop the answers that failed, so that they are asked for again."""
+        self._db.execute("DELETE FROM replies WHERE failure IS NOT NULL")
+
+    @contextmanager
+    def reserve(self, usd: float | None) -> Iterator[None]:
+        """Hold back what calls may cost at most while they are made.
+
+        Raises:
+            BudgetError: It might be more than is left, or nobody knows what it costs.
+        """
+        if self.max_usd is None:
+            yield
+            return
+        if usd is None or self.spent.usd is None:
+            raise BudgetError(
+                "a limit in dollars needs prices: give the model usd_per_million_input and usd_per_million_output"
+            )
+        if self.spent.usd + self._reserved + usd > self.max_usd:
+            raise BudgetError(
+                f"stopped before the limit of ${self.max_usd:g}: {self.spent}; every answer is kept, "
+                "run again with a higher --max-usd to go on"
+            )
+        self._reserved += usd
+        try:
+            yield
+        finally:
+            self._reserved -= usd
+
+    def batches(self) -> dict[str, list[str]]:
+        """Return the keys in each batch that was submitted and not yet collected, by its id."""
+        return {one: json.loads(keys) for one, keys in self._db.execute("SELECT id, keys FROM batches")}
+
+    def submitted(self, batch: str, keys: Sequence[str]) -> None:
+        """Note a batch, so that a restart polls it and does not submit it again."""
+        self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (batch, json.dumps(list(keys))))
+
+    def collected(self, batch: str) -> None:
+        """Take a batch off the list."""
+        self._db.execute("DELETE FROM batches WHERE id = ?", (batch,))
+
+
+_CURRENT: ContextVar[Calls | None] = ContextVar("calls", default=None)
+
+
+@contextmanager
+def kept(folder: Path, max_usd: float | None = None) -> Iterator[Calls]:
+    """Have every model loaded inside keep its answers in a folder, and spend at most so much."""
+    calls = Calls(folder, max_usd)
+    token = _CURRENT.set(calls)
+    try:
+        yield calls
+    finally:
+        _CURRENT.reset(token)
+        calls.close()
+
+
+def current() -> Calls:
+    """Return where answers are kept now; a new place in memory where nothing was said."""
+    return _CURRENT.get() or Calls()

@@ -1,0 +1,54 @@
+"""The same against a real llama.cpp server with a tiny model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seamcurate import AskQueryType, Generate, Models, OpenAIServer, Recipe, Source, Store, query, run_local
+from seamcurate.models import Request
+
+pytest.importorskip("xllamacpp", reason="no llama.cpp server is installed")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    command = [sys.executable, str(Path(__file__).with_name("llama_server.py")), str(tmp_path_factory.mktemp("gguf"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        lines = (line.strip() for line in server.stdout)
+        yield next(line for line in lines if line.startswith("http://"))
+        server.kill()
+
+
+def test_structured_answers_and_query_types_come_from_a_real_server(url, tmp_path):
+    rows = [{"prompt": f"How do I sort list {i}?", "response": f"Call sorted() on list {i}."} for i in range(6)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    server = OpenAIServer(path="tiny", base_url=url, max_tokens=400, temperature=0.8, seed=1, concurrency=2, retries=1)
+    recipe = Recipe(
+        rows=Source(parquet=str(tmp_path / "rows.parquet")),
+        models=Models(generator=server, judge=server.model_copy(update={"max_tokens": 8})),
+        steps=(Generate(k=5), AskQueryType()),
+    )
+    report = run_local(recipe, tmp_path / "store")
+    found = query(Store(tmp_path / "store"), "SELECT * FROM rows").to_pylist()
+    answers = [one["response"] for row in found for one in row["worse_gpt"] or []]
+    assert len(answers) >= 10 and all(answer.strip() for answer in answers)
+    for row in found:
+        short = row["worse_gpt"] is None or len(row["worse_gpt"]) < 5
+        assert short == (row["reason_gpt"] is not None)
+        assert (row["query_type_asked"] is None) == (row["query_type_asked_reason"] is not None)
+    assert any(line.startswith("worse_gpt: ") and "planned were 6 calls" in line for line in report.lines)
+
+
+def test_a_server_that_is_told_to_stop_early_says_so(url):
+    def conversation():
+        return (yield Request([{"role": "user", "content": "sort"}]))
+
+    (reply,) = OpenAIServer(path="tiny", base_url=url, max_tokens=3).load().converse([conversation])
+    assert reply.finish == "length" and reply.model == "tiny" and reply.failure is None
