@@ -126,10 +126,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/files"):
             head = b"Content-Type: " + self.headers["content-type"].encode() + b"\r\n\r\n"
             message = email.parser.BytesParser(policy=email.policy.default).parsebytes(head + body)
-            parts = {p.get_param("name", header="content-disposition"): p.get_payload(decode=True) for p in message.iter_parts()}
+            parts = {
+                p.get_param("name", header="content-disposition"): p.get_payload(decode=True)
+                for p in message.iter_parts()
+            }
             name = f"file-{len(self.at.files)}"
             self.at.files[name] = parts["file"]
-            self.send(200, {"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": "b", "purpose": "batch"})
+            self.send(
+                200, {"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": "b", "purpose": "batch"}
+            )
         elif self.path.endswith("/batches"):
             asked = json.loads(body)
             name = f"batch-{len(self.at.batches)}"

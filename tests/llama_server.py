@@ -23,11 +23,14 @@ def write_model(path: Path) -> None:
     bpe.decoder = decoders.ByteLevel()
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     draw = random.Random(0)
     words = "the a wrong answer is here not so because lists queues sort never always".split()
     texts = [
-        json.dumps({"answers": [" ".join(draw.choices(words, k=draw.randint(2, 5))) for _ in range(4)]}) for _ in range(400)
+        json.dumps({"answers": [" ".join(draw.choices(words, k=draw.randint(2, 5))) for _ in range(4)]})
+        for _ in range(400)
     ]
     bpe.train_from_iterator(texts, trainer)
     described = json.loads(bpe.to_str())["model"]

@@ -44,7 +44,14 @@ def test_query_types_are_read_by_their_spellings(text, kind):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("Good. Rating: [[7]]", 7), ("[[ 6.5 ]]", 6.5), ("[[3]], no: [[4]]", 4), ("[[0]]", None), ("[[11]]", None), ("8", None)],
+    [
+        ("Good. Rating: [[7]]", 7),
+        ("[[ 6.5 ]]", 6.5),
+        ("[[3]], no: [[4]]", 4),
+        ("[[0]]", None),
+        ("[[11]]", None),
+        ("8", None),
+    ],
 )
 def test_ratings_are_read_from_double_brackets(text, value):
     assert rating(text) == value
@@ -77,7 +84,9 @@ def test_a_share_of_the_rows_is_asked_about_and_the_classifier_is_held_against_i
     asked = [row for row in found if row["query_type_asked"]]
     assert 70 < len(asked) < 130 and {row["query_type"] for row in asked} == {"open"}
     unread = [row for row in found if row["query_type_asked_reason"]]
-    assert unread and all(row["query_type_asked_reason"] == "stop: hm" and row["query_type_asked"] is None for row in unread)
+    assert unread and all(
+        row["query_type_asked_reason"] == "stop: hm" and row["query_type_asked"] is None for row in unread
+    )
     assert {row["query_type_by"] for row in found} == {"language model", "classifier"}
     agreed = sum(row["query_type_open"] >= 0.5 for row in asked) / len(asked)
     facts = made.facts("query_type")
@@ -102,5 +111,7 @@ def test_the_share_of_answers_that_are_not_worse_stands_beside_the_column(tmp_pa
 
 def test_relevant_sentences_are_a_share_and_a_reason(tmp_path):
     made, _ = store(tmp_path, (RelevantSentences(share=0.2),))
-    shares = query(made, "SELECT relevant_sentences AS s FROM rows WHERE relevant_sentences IS NOT NULL")["s"].to_pylist()
+    shares = query(made, "SELECT relevant_sentences AS s FROM rows WHERE relevant_sentences IS NOT NULL")[
+        "s"
+    ].to_pylist()
     assert 20 < len(shares) < 60 and all(0 <= share <= 1 for share in shares)

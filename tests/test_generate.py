@@ -51,7 +51,9 @@ def made(replies, golden="the sorted list has three items", k=3, **options):
 
 def test_copies_and_repetitions_are_left_out_and_counted():
     near = "a long answer with many words that says the same thing over and over to anybody who may ask about it today"
-    first = json.dumps({"answers": ["The sorted list has three items.", near, near + "!", near.replace("today", "now")]})
+    first = json.dumps(
+        {"answers": ["The sorted list has three items.", near, near + "!", near.replace("today", "now")]}
+    )
     (answers, reason), asked = made([first, first])
     assert answers == [near]
     assert reason == "1 of 3; 2 like the golden response, 5 near-identical"
@@ -68,7 +70,9 @@ def test_text_that_looks_like_a_blank_is_not_filled_in():
     step = Generate(k=2)
     request = next(step._conversation("what is {answer} and {count}?", "it is {question}"))
     assert "what is {answer} and {count}?" in request.messages[1]["content"]
-    assert "it is {question}" in request.messages[1]["content"] and "generate 2 distinct" in request.messages[0]["content"]
+    assert (
+        "it is {question}" in request.messages[1]["content"] and "generate 2 distinct" in request.messages[0]["content"]
+    )
 
 
 def test_single_answers_go_on_until_there_are_enough():
@@ -87,7 +91,9 @@ def test_a_template_of_ones_own_is_part_of_what_the_step_is(tmp_path):
 
 
 def test_both_sets_meet_the_same_contract_and_compare_in_one_query(tmp_path):
-    rows = [{"prompt": f"how do I sort list {i}", "response": f"call sort on list {i} {'x' * (i % 3)}"} for i in range(60)]
+    rows = [
+        {"prompt": f"how do I sort list {i}", "response": f"call sort on list {i} {'x' * (i % 3)}"} for i in range(60)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     source = Source(parquet=str(tmp_path / "rows.parquet"))
     fake = FakeModel(path="3")
@@ -112,9 +118,15 @@ def test_a_row_whose_set_could_not_be_made_is_null_with_its_reason_all_the_way(t
     own = FakeModel._text
     monkeypatch.setattr(FakeModel, "_text", lambda self, r: "no" if "question 2" in str(r.messages) else own(self, r))
     models = Models(policy=fake, reward=fake, generator=fake)
-    recipe = Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet")), models=models, steps=(Generate(k=3), *seam("gpt")))
+    recipe = Recipe(
+        rows=Source(parquet=str(tmp_path / "rows.parquet")), models=models, steps=(Generate(k=3), *seam("gpt"))
+    )
     report = run_local(recipe, tmp_path / "store")
     (row,) = query(Store(tmp_path / "store"), "SELECT * FROM rows WHERE prompt = 'question 2'").to_pylist()
-    assert row["worse_gpt"] is None and row["seam_gpt"] is None and row["reason_gpt"] == "no list of answers came back but 'no'"
+    assert (
+        row["worse_gpt"] is None
+        and row["seam_gpt"] is None
+        and row["reason_gpt"] == "no list of answers came back but 'no'"
+    )
     assert any("1 rows have no worse_gpt" in line for line in report.lines)
     assert query(Store(tmp_path / "store"), "SELECT DISTINCT row_id FROM candidates").num_rows == 5

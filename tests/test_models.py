@@ -287,7 +287,7 @@ def test_fake_answers_depend_on_the_texts_alone():
 
 
 def test_the_model_layer_imports_without_the_data_libraries():
-    blocked = ["duckdb", "polars", "faiss", "datasets", "trl", "typer", "yaml"]
+    blocked = ["duckdb", "polars", "faiss", "datasets", "trl", "typer", "yaml", "openai"]
     script = (
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"

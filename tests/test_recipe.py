@@ -112,7 +112,10 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
         ),
         (("k: 20", "k: many"), "mine.yaml:8: steps[0].retrieve.k: input should be a valid integer"),
         (("[0.7, 0.9]", "[0.9, 0.7]"), "mine.yaml:8: steps[0].retrieve.band: a band is [low, high]"),
-        (("- random", "- randem"), "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, seam, reward,"),
+        (
+            ("- random", "- randem"),
+            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, seam, reward,",
+        ),
         (
             ("dtype: bfloat16", "dtyp: bfloat16"),
             "mine.yaml:4: models.policy.dtyp: unknown key; there are: causal_lm, revision, dtype, device",

@@ -65,7 +65,9 @@ def test_a_row_is_one_call_and_its_answers_are_kept(at, tmp_path):
     first = at.requests[0]
     assert first["model"] == "worse-1" and first["max_tokens"] == 4096 and "temperature" not in first
     assert first["response_format"]["json_schema"]["schema"]["properties"]["answers"]["minItems"] == 4
-    assert [turn["role"] for turn in first["messages"]] == ["system", "user"] and "right answer" in str(first["messages"])
+    assert [turn["role"] for turn in first["messages"]] == ["system", "user"] and "right answer" in str(
+        first["messages"]
+    )
     assert at.headers[0]["authorization"] == f"Bearer {KEY}"
     assert report.lines[-1].startswith("worse_gpt: 6 calls, 600 tokens in, 300 out; planned were 6 calls, ")
     run_local(recipe(at, tmp_path), tmp_path / "store", replace=True)
@@ -155,7 +157,9 @@ def test_too_few_answers_are_topped_up_once_and_too_many_are_cut(at, tmp_path):
     assert [one["response"] for one in row["worse_gpt"]] == ["wrong one", "another"]
     assert row["reason_gpt"] == "2 of 4; 2 like the golden response, 4 near-identical, 2 empty"
     second = at.requests[1]["messages"]
-    assert [turn["role"] for turn in second] == ["system", "user", "assistant", "user"] and "Generate 2 more" in second[3]["content"]
+    assert [turn["role"] for turn in second] == ["system", "user", "assistant", "user"] and "Generate 2 more" in second[
+        3
+    ]["content"]
     many = json.dumps({"answers": [f"wrong in the way number {i} of {i * i}" for i in range(50)]})
     at.script = [body(completion(many))]
     (tmp_path / "more").mkdir()
@@ -214,7 +218,11 @@ def test_no_server_and_no_key_are_errors_that_say_what_to_do(tmp_path, monkeypat
 
 
 def test_a_key_in_a_recipe_is_refused_without_repeating_it():
-    for options in ({"api_key": KEY}, {"base_url": f"http://me:{KEY}@host/v1"}, {"base_url": f"http://host/?key={KEY}"}):
+    for options in (
+        {"api_key": KEY},
+        {"base_url": f"http://me:{KEY}@host/v1"},
+        {"base_url": f"http://host/?key={KEY}"},
+    ):
         with pytest.raises(ValidationError) as caught:
             OpenAIServer(path="m", **options)
         assert KEY not in caught.value.errors()[0]["msg"]
@@ -238,7 +246,9 @@ def test_a_limit_in_dollars_stops_in_time_and_nothing_is_bought_again(at, tmp_pa
     assert planned.lines[0].usd == pytest.approx(
         (planned.lines[0].tokens * 1000 + planned.lines[0].written * 2000) / 1e6
     )
-    with pytest.raises(BudgetError, match=r"stopped before the limit of \$0.65: 2 calls, 200 tokens in, 100 out, \$0.4000"):
+    with pytest.raises(
+        BudgetError, match=r"stopped before the limit of \$0.65: 2 calls, 200 tokens in, 100 out, \$0.4000"
+    ):
         run_local(whole, tmp_path / "store", max_usd=0.65)
     assert len(at.requests) == 2
     report = run_local(whole, tmp_path / "store", max_usd=5)
@@ -262,9 +272,18 @@ def test_a_batch_costs_half_and_its_answers_come_in_any_order(at, tmp_path):
 
 def test_what_a_batch_could_not_answer_is_the_rows_reason(at, tmp_path):
     def lines(asked):
-        failed = {"custom_id": asked[0]["custom_id"], "response": {"status_code": 400, "body": {"error": {"message": "bad"}}}}
-        done = [{"custom_id": one["custom_id"], "response": {"status_code": 200, "body": completion("no list")}} for one in asked[2:]]
-        return [*done, {"custom_id": "a stranger's"}, ], [failed]
+        failed = {
+            "custom_id": asked[0]["custom_id"],
+            "response": {"status_code": 400, "body": {"error": {"message": "bad"}}},
+        }
+        done = [
+            {"custom_id": one["custom_id"], "response": {"status_code": 200, "body": completion("no list")}}
+            for one in asked[2:]
+        ]
+        return [
+            *done,
+            {"custom_id": "a stranger's"},
+        ], [failed]
 
     at.batch_lines = lines
     run_local(recipe(at, tmp_path, generator=batch_server(at)), tmp_path / "store")
@@ -319,7 +338,9 @@ def test_after_two_hundred_faults_and_a_kill_nothing_is_paid_for_twice(at, tmp_p
         f"models: {{generator: {{openai_server: worse-1, base_url: '{at.url}', timeout: 0.6, retries: 12}}}}\n"
         "steps: [{generate: {k: 3}}]\n"
     )
-    (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("rows.parquet", str(tmp_path / "rows.parquet")))
+    (tmp_path / "recipe.yaml").write_text(
+        (tmp_path / "recipe.yaml").read_text().replace("rows.parquet", str(tmp_path / "rows.parquet"))
+    )
     command = [sys.executable, "-m", "seamcurate.cli", "run", str(tmp_path / "recipe.yaml"), str(tmp_path / "store")]
     with subprocess.Popen(command, env={**os.environ, "OPENAI_API_KEY": KEY}) as running:
         while sum(at.paid.values()) < 100 and running.poll() is None:
