@@ -27,7 +27,22 @@ def write_model(path: Path) -> None:
         vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     draw = random.Random(0)
-    words = "the a wrong answer is here not so because lists queues sort never always".split()
+    words = [
+        "the",
+        "a",
+        "wrong",
+        "answer",
+        "is",
+        "here",
+        "not",
+        "so",
+        "because",
+        "lists",
+        "queues",
+        "sort",
+        "never",
+        "always",
+    ]
     texts = [
         json.dumps({"answers": [" ".join(draw.choices(words, k=draw.randint(2, 5))) for _ in range(4)]})
         for _ in range(400)
