@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from seamcurate.asked import AskQueryType, Judge, RelevantSentences
     from seamcurate.baseline import Perplexity, Random
-    from seamcurate.contrast import Embed, Generate, Retrieve
+    from seamcurate.contrast import Attack, Embed, Generate, Retrieve
     from seamcurate.errors import SeamcurateError
     from seamcurate.estimate import plan
     from seamcurate.export import to_openrlhf, to_trl, to_verl
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "asked": ("AskQueryType", "Judge", "RelevantSentences"),
     "baseline": ("Perplexity", "Random"),
-    "contrast": ("Embed", "Generate", "Retrieve"),
+    "contrast": ("Attack", "Embed", "Generate", "Retrieve"),
     "errors": ("SeamcurateError",),
     "export": ("to_openrlhf", "to_trl", "to_verl"),
     "models": ("CausalLM", "FakeModel", "OpenAIServer", "SentenceEncoder", "SequenceClassifier"),
@@ -67,6 +67,7 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "AskQueryType",
+    "Attack",
     "CausalLM",
     "Embed",
     "FakeModel",

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from seamcurate.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.baseline import Perplexity, Random
-from seamcurate.contrast import Generate, Retrieve
+from seamcurate.contrast import Attack, Generate, Retrieve
 from seamcurate.errors import RecipeError
 from seamcurate.models import (
     CausalLM,
@@ -46,6 +46,7 @@ from seamcurate.white_box import (
 STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "retrieve": Retrieve,
     "generate": Generate,
+    "attack": Attack,
     "seam": seam,
     "reward": Reward,
     "rewards": Rewards,
@@ -264,7 +265,7 @@ _ROLES: dict[str, type[Backend]] = {
 
 
 def _with_folders(value: object, folder: Path) -> object:
-    """Point what lies in the recipe's folder there: models and templates; any other path is as it was given."""
+    """Point what lies in the recipe's folder there: models, templates, lexicons; any other path is as it was given."""
     if isinstance(value, dict):
         return {
             key: str(folder / one)
@@ -278,6 +279,8 @@ def _with_folders(value: object, folder: Path) -> object:
 def _lies_in(folder: Path, key: str, name: str) -> bool:
     if key == "template":
         return name.endswith(".txt") and (folder / name).is_file()
+    if key in {"wordnet", "antonyms", "vectors", "masked_model"}:
+        return (folder / name).exists()
     return key in _TAGS - {"openai_server"} and (folder / name).is_dir()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from seamcurate.contrast.attack import Attack
 from seamcurate.contrast.generate import Generate
 from seamcurate.contrast.retrieve import Embed, Retrieve
 
-__all__ = ["Embed", "Generate", "Retrieve"]
+__all__ = ["Attack", "Embed", "Generate", "Retrieve"]

@@ -1,0 +1,287 @@
+"""SEAM_Adv's sample set: answers perturbed word by word until the reward model prefers them (SEAM §4.2, App. F.2).
+
+The attacks of many rows run side by side: what they ask of the reward model, the sentence encoder and the masked
+model is put together, so that thousands of short questions become a few large batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, JsonValue
+
+from seamcurate.contrast import lexicon
+from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
+from seamcurate.errors import ModelError, StepError
+from seamcurate.models import EncoderModel, Prompt, RewardingModel, weights
+from seamcurate.step import Averages, Step, Transform, Work, column
+
+if TYPE_CHECKING:
+    from seamcurate.models import Embedder, RewardModel
+    from seamcurate.models.masked import MaskedModel
+
+ATTACKED = pa.list_(pa.struct([("response", pa.string()), ("similarity", pa.float32())]))
+
+_NEIGHBOURS: dict[Method, int] = {"pwws": 0, "textfooler": 50, "ga": 50, "bert_attack": 48}
+_SIMILARITY: dict[Method, float] = {"pwws": -1.0, "textfooler": 0.7, "ga": -1.0, "bert_attack": 0.2}
+_USUAL_QUERIES: dict[Method, float] = {"pwws": 8.0, "textfooler": 5.0, "ga": 60.0, "bert_attack": 3.0}
+"""Queries a word of the attacked answer takes, roughly."""
+
+
+class Attack(Step):
+    """Add `worse_adv`: the `k` best-rewarded perturbations of a worse answer, and whether each fooled the reward model.
+
+    The search ends when R(I∘r') exceeds R(I∘r⁺), or the budget is spent. Every perturbation that was tried counts, so
+    that there are candidates also where no attack succeeded.
+    """
+
+    method: Method = "pwws"
+    k: int = Field(default=30, ge=1)
+    start: str = "response"
+    """The column of worse answers to perturb: texts, or a set such as `worse_contrast`, whose first one is taken."""
+    query_budget: int = Field(default=2000, ge=1)
+    """Texts of a row the reward model is asked about at most."""
+    seed: int = 0
+    reward: RewardingModel | None = None
+    encoder: EncoderModel | None = None
+    """Measures how near each perturbation is; TextFooler and BERT-Attack also choose by it."""
+    wordnet: str | None = None
+    """WordNet's files, or Parquet with word, pos, synonym: PWWS's synonyms, TextFooler's parts of speech, antonyms."""
+    antonyms: str | None = None
+    """Parquet with word, other, relation: pairs whose relation is `antonym` never stand for each other."""
+    vectors: str | None = None
+    """Word vectors as text: the neighbours of TextFooler and GA."""
+    masked_model: str | None = None
+    """A masked language model's folder or Hub id: the words of BERT-Attack."""
+    min_similarity: float | None = Field(default=None, ge=-1, le=1)
+    """Least cosine of sentence embeddings; by default TextFooler's .7 of 15 words around, BERT-Attack's .2 of the whole."""
+
+    rows_per_call: ClassVar[int] = 64
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return "worse_adv"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read the instruction, its golden response and what is to be perturbed."""
+        return tuple(dict.fromkeys(("prompt", "response", self.start)))
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add the set, what was done to each of it, and what is to be said of it."""
+        return pa.schema(
+            [
+                column("worse_adv", ATTACKED, f"up to {self.k} perturbations by {self.method}, best reward first"),
+                column("hacked_adv", pa.list_(pa.bool_()), "whether R(I∘r') exceeded R(I∘r⁺) in the attack"),
+                column("edits_adv", pa.list_(pa.int32()), "words in which it differs from what was perturbed"),
+                column("queries_adv", pa.int32(), "texts the reward model was asked about"),
+                column("reason_adv", pa.string(), "why worse_adv is NULL, or has fewer than were asked for"),
+            ]
+        )
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for a reward a query."""
+        queries = min(self.query_budget, _USUAL_QUERIES[self.method] * rows.response / 6)
+        return Work(self.reward, queries, queries * (rows.prompt + rows.response))
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Return the configuration with the content of every lexicon in place of its path."""
+        contents = {
+            name: None if path is None else lexicon.identity(path)
+            for name, path in (("wordnet", self.wordnet), ("antonyms", self.antonyms), ("vectors", self.vectors))
+        }
+        masked = None if self.masked_model is None else weights.identity(self.masked_model, None)
+        return {**super().identity(), **contents, "masked_model": masked}
+
+    def load(self, shared: Path) -> Transform:
+        """Load the models and lexicons this attack needs."""
+        if self.reward is None or self.encoder is None:
+            lacking = "reward model" if self.reward is None else "encoder"
+            raise ModelError(f"step worse_adv has no {lacking}; name one in the recipe's `models`")
+        lexicons, masked = self._lexicons()
+        models = _Models(self.reward.load(), self.encoder.load(), masked)
+
+        def attack(rows: pa.Table) -> pa.Table:
+            prompts = rows["prompt"].to_pylist()
+            starts = [_first(given) for given in rows[self.start].to_pylist()]
+            golden = rows["response"].to_pylist()
+            goals = models.reward.rewards(prompts, [[one] if one is not None else [] for one in golden])
+            reasons: list[str | None] = []
+            running: dict[int, Search] = {}
+            attempts: dict[int, Attempt] = {}
+            for i, (start, goal) in enumerate(zip(starts, goals, strict=True)):
+                reason = _refusal(start, goal, lexicons, self.start)
+                reasons.append(reason)
+                if reason is None and start is not None and goal[0] is not None:
+                    attempts[i] = Attempt(start, goal[0], self.query_budget)
+                    # Its own seed a row, whatever stands beside it.
+                    running[i] = search(self.method, attempts[i], lexicons, _seed(self.seed, start))
+            reasons = _run(running, prompts, models, reasons)
+            for i, attempt in attempts.items():
+                # A crossing of two changed texts can be the text itself again, and a change can be a correction.
+                for text in (starts[i], golden[i]):
+                    attempt.seen.pop(text, None)
+            return self._table(attempts, reasons, models.encoder)
+
+        return attack
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """State how many rows were hacked, by how many queries."""
+        rows = attacked = hacked = queries = 0
+        for table in columns:
+            rows += table.num_rows
+            sets = table["hacked_adv"].combine_chunks()
+            attacked += len(sets) - sets.null_count
+            hacked += sum(any(row) for row in sets.to_pylist() if row)
+            queries += pc.sum(table["queries_adv"]).as_py() or 0
+        summary = (
+            f"worse_adv: {self.method} fooled the reward model on {hacked:,} of {attacked:,} rows, "
+            f"{queries / max(1, attacked):,.0f} queries a row"
+        )
+        warnings: list[JsonValue] = []
+        if attacked < rows:
+            warnings.append(
+                f"{rows - attacked:,} rows have no worse_adv: SELECT reason_adv, count(*) FROM rows GROUP BY ALL"
+            )
+        return {"attacked": attacked, "hacked": hacked, "queries": queries, "summary": summary, "warnings": warnings}
+
+    def _lexicons(self) -> tuple[Lexicons, MaskedModel | None]:
+        needed = {
+            "pwws": [("wordnet", lexicon.WHERE_WORDNET)],
+            "textfooler": [("vectors", lexicon.WHERE_VECTORS), ("wordnet", lexicon.WHERE_WORDNET)],
+            "ga": [("vectors", lexicon.WHERE_VECTORS)],
+            "bert_attack": [
+                ("masked_model", "give the folder or Hub id of a masked language model, such as bert-base-uncased")
+            ],
+        }[self.method]
+        for name, where in needed:
+            if getattr(self, name) is None:
+                raise StepError(f"attack: {{method: {self.method}}} needs `{name}`: {where}")
+        wordnet = lexicon.WordNet(self.wordnet, self.antonyms) if self.wordnet else None
+        vectors = lexicon.Vectors(self.vectors) if self.vectors and self.method in ("textfooler", "ga") else None
+        masked = None
+        if self.method == "bert_attack" and self.masked_model is not None:
+            from seamcurate.models.masked import MaskedModel
+
+            masked = MaskedModel(self.masked_model, _NEIGHBOURS["bert_attack"])
+        least = _SIMILARITY[self.method] if self.min_similarity is None else self.min_similarity
+        return Lexicons(wordnet, vectors, lexicon.stop_words(), _NEIGHBOURS[self.method], least), masked
+
+    def _table(self, attempts: dict[int, Attempt], reasons: Sequence[str | None], encoder: Embedder) -> pa.Table:
+        made: list[_Row] = []
+        for i, reason in enumerate(reasons):
+            attempt = attempts.get(i)
+            if attempt is None or reason is not None:
+                made.append(_Row(None, None, None, attempt.queries if attempt else None, reason))
+                continue
+            best = sorted(attempt.seen.items(), key=lambda pair: (-pair[1], pair[0]))[: self.k]
+            if not best:
+                made.append(_Row(None, None, None, attempt.queries, "no word could be changed within the constraints"))
+                continue
+            texts = [text for text, _ in best]
+            vectors = _unit(encoder.embed([attempt.text.written(attempt.original), *texts]))
+            near = (vectors[1:] @ vectors[0]).tolist()
+            sets = [{"response": text, "similarity": value} for text, value in zip(texts, near, strict=True)]
+            edits = [sum(a != b for a, b in zip(Text(t).words, attempt.original, strict=False)) for t in texts]
+            short = None if len(best) == self.k else f"{len(best)} of {self.k}: no more were tried"
+            made.append(_Row(sets, [value > attempt.threshold for _, value in best], edits, attempt.queries, short))
+        columns = zip(*made, strict=True) if made else [()] * len(self.adds)
+        return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.adds, strict=True)], schema=self.adds)
+
+
+class _Models(NamedTuple):
+    reward: RewardModel
+    encoder: Embedder
+    masked: MaskedModel | None
+
+
+class _Row(NamedTuple):
+    worse: list[dict[str, Any]] | None
+    hacked: list[bool] | None
+    edits: list[int] | None
+    queries: int | None
+    reason: str | None
+
+
+def _run(
+    running: dict[int, Search], prompts: Sequence[Prompt], models: _Models, reasons: Sequence[str | None]
+) -> list[str | None]:
+    """Let all searches go on until each has ended, asking each model for all of them at once."""
+    said = list(reasons)
+    waiting: dict[int, Ask] = {}
+
+    def go_on(row: int, answer: object) -> None:
+        try:
+            waiting[row] = running[row].send(answer)
+        except StopIteration:
+            waiting.pop(row, None)
+
+    for row in running:
+        go_on(row, None)
+    while waiting:
+        kinds = {
+            kind: [row for row, ask in waiting.items() if ask.kind == kind]
+            for kind in ("rewards", "embeddings", "words")
+        }
+        # The smallest model first: what it lets through then shares the reward model's batch.
+        for kind in ("words", "embeddings", "rewards"):
+            if rows := kinds[kind]:
+                answers = _answers(kind, rows, waiting, prompts, models)
+                for row, answer in zip(rows, answers, strict=True):
+                    if answer is None:
+                        said[row] = "a perturbed answer does not fit the reward model's window"
+                        waiting.pop(row)
+                    else:
+                        go_on(row, answer)
+                break
+    return said
+
+
+def _answers(
+    kind: str, rows: Sequence[int], waiting: dict[int, Ask], prompts: Sequence[Prompt], models: _Models
+) -> list[Any]:
+    texts = [waiting[row].texts for row in rows]
+    if kind == "rewards":
+        scored = models.reward.rewards([prompts[row] for row in rows], texts)
+        return [None if any(one is None for one in some) else some for some in scored]
+    if kind == "words":
+        assert models.masked is not None
+        return [
+            [found] for found in models.masked.likely([one for (one,) in texts], [waiting[row].span for row in rows])
+        ]
+    vectors = _unit(models.encoder.embed([text for some in texts for text in some]))
+    ends = np.cumsum([len(some) for some in texts])[:-1]
+    return list(np.split(vectors, ends))
+
+
+def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, column: str) -> str | None:
+    """Say why a row cannot be attacked, if so."""
+    if start is None or not start.strip():
+        return f"there is no answer in {column} to perturb"
+    if not goal or goal[0] is None:
+        return "the golden response has no reward"
+    if not any(word not in lexicons.stop_words for word in Text(start).words):
+        return "the answer has no word that may be changed"
+    return None
+
+
+def _first(given: Any) -> str | None:
+    if isinstance(given, list):
+        return given[0]["response"] if given else None
+    return None if given is None else str(given)
+
+
+def _seed(seed: int, text: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:8])
+
+
+def _unit(vectors: Any) -> Any:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,81 @@
+"""A masked language model: which words it would write in a word's place. For attacks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seamcurate.errors import ModelError
+from seamcurate.models import weights
+from seamcurate.models.batching import Batches, padded
+
+_BATCH_TOKENS = 8192
+_BPE_SPACE = "Ġ"
+
+
+class MaskedModel:
+    """Any masked language model of transformers, with a fast tokenizer.
+
+    Args:
+        path: A folder, or a Hugging Face Hub id.
+        count: How many words to name.
+
+    Raises:
+        ModelError: It cannot be loaded, or its tokenizer does not say where tokens stand.
+    """
+
+    def __init__(self, path: str, count: int) -> None:
+        import torch
+        from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+        self.count = count
+        folder = weights.folder(path, None)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForMaskedLM.from_pretrained(folder, use_safetensors=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"masked_model {path}: {str(error).strip().splitlines()[0]}") from error
+        if not self.tokenizer.is_fast:
+            raise ModelError(f"masked_model {path}: its tokenizer does not say where tokens stand; give a fast one")
+        self.model = model.to(weights.device("auto")).eval()
+        self.batches = Batches(_BATCH_TOKENS, self.model.device)
+        self.limit = weights.window(self.model, self.tokenizer)
+        tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        begins = any(token.startswith(_BPE_SPACE) for token in tokens)
+        # Whole words alone: what begins one in a byte-level vocabulary, what does not go on in WordPiece's.
+        self.words = [token.removeprefix(_BPE_SPACE) for token in tokens]
+        whole = [
+            word.isalpha() and token.startswith(_BPE_SPACE) == begins
+            for word, token in zip(self.words, tokens, strict=True)
+        ]
+        self.barred = torch.tensor([not one for one in whole], device=self.model.device)
+
+    def likely(self, texts: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[list[str]]:
+        """Return, for each text, the words likeliest where its span is, the likeliest first; none beyond the window."""
+        import torch
+
+        encoded = self.tokenizer(
+            list(texts), truncation=True, max_length=self.limit, return_offsets_mapping=True, verbose=False
+        )
+        ids = encoded["input_ids"]
+        places = [
+            [i for i, (a, b) in enumerate(offsets) if a < span[1] and b > span[0]]
+            for offsets, span in zip(encoded["offset_mapping"], spans, strict=True)
+        ]
+        found: list[list[str]] = [[] for _ in texts]
+
+        def read(batch: list[int]) -> list[list[str]]:
+            inputs = padded([ids[b] for b in batch], self.tokenizer.pad_token_id or 0, self.model.device)
+            logits = self.model(**inputs).logits.float()
+            # A word of several tokens: what they would be on average.
+            wanted = torch.stack([logits[row, places[b]].mean(0) for row, b in enumerate(batch)])
+            top = wanted.masked_fill(self.barred[: wanted.shape[1]], -torch.inf).topk(self.count).indices.tolist()
+            return [[self.words[i] for i in row] for row in top]
+
+        within = [i for i, some in enumerate(places) if some]
+        with torch.inference_mode():
+            for batch, words in self.batches.read(
+                [len(ids[i]) for i in within], lambda b: read([within[i] for i in b])
+            ):
+                for i, some in zip(batch, words, strict=True):
+                    found[within[i]] = some
+        return found

@@ -1,0 +1,287 @@
+"""Adversarial answers: words and their substitutes, the searches, and the step over real models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import questions
+from hypothesis import given
+from hypothesis import strategies as st
+from lexicons import vectors, wordnet_files, wordnet_table
+
+from seamcurate import (
+    Attack,
+    FakeModel,
+    Models,
+    Recipe,
+    SentenceEncoder,
+    SequenceClassifier,
+    Source,
+    Store,
+    query,
+    run_local,
+    seam,
+)
+from seamcurate.contrast.lexicon import Vectors, WordNet, stop_words
+from seamcurate.contrast.searches import Attempt, Lexicons, Text, search
+from seamcurate.errors import ModelError, SeamcurateError, StepError
+
+
+@given(st.text(max_size=80))
+def test_a_text_is_its_words_and_what_stands_between(text):
+    parts = Text(text)
+    assert parts.written(parts.words) == text
+    for at, word in enumerate(parts.words):
+        start, end = parts.span(parts.words, at)
+        assert text[start:end] == word
+
+
+def test_words_keep_their_inner_marks_and_lose_the_outer_ones():
+    text = Text("'It's' a well-known @user_name, (isn't it?) -- yes*")
+    assert text.words == ["It's", "a", "well-known", "user_name", "isn't", "it", "yes"]
+    assert text.without(text.words, 0) == "'' a well-known @user_name, (isn't it?) -- yes*"
+    assert text.without(text.words, 1) == "'It's' well-known @user_name, (isn't it?) -- yes*"
+    assert Text("one two three").without(["one", "two", "three"], 0) == "two three"
+    assert Text("a, b c; d e").window(["a", "b", "c", "d", "e"], 2, 3) == "b c; d"
+    assert Text("a, b c; d e").window(["a", "b", "c", "d", "e"], 4, 3) == "c; d e"
+
+
+def test_wordnets_own_files_give_synonyms_forms_and_no_antonyms(tmp_path):
+    words = WordNet(str(wordnet_files(tmp_path / "wordnet")))
+    assert words.synonyms("Fast") == ["quick"] and words.antonyms("fast") == {"slow"} == words.antonyms("quick")
+    assert words.synonyms("sorted") == ["order", "sort"] and words.synonyms("sorts") == ["order", "sort"]
+    assert words.parts_of_speech("sorts") == {"v"} and words.parts_of_speech("lists") == {"n"}
+    assert words.synonyms("unheard-of") == [] and words.parts_of_speech("unheard-of") == set()
+
+
+def test_an_antonym_among_the_synonyms_is_left_out(tmp_path):
+    table = wordnet_table(tmp_path)
+    assert WordNet(str(table)).synonyms("fast") == ["quick", "rapid", "slow"]
+    assert WordNet(str(table), str(tmp_path / "antonyms.parquet")).synonyms("fast") == ["quick", "rapid"]
+
+
+def test_vectors_give_the_nearest_words_first(tmp_path):
+    found = Vectors(str(vectors(tmp_path)))
+    assert set(found.nearest("sort", 2)) == {"order", "arrange"} and found.nearest("unheard-of", 3) == []
+    near = [found.cosine("sort", word) for word in found.nearest("sort", 5)]
+    assert near == sorted(near, reverse=True) and found.cosine("sort", "unheard-of") is None
+
+
+def answered(attempt, method, lexicons, reward, seed=0):
+    """Run one search against a function of the text."""
+    asked = search(method, attempt, lexicons, seed)
+    try:
+        ask = next(asked)
+        while True:
+            assert ask.kind == "rewards"
+            ask = asked.send([reward(text) for text in ask.texts])
+    except StopIteration:
+        return attempt
+
+
+def test_pwws_changes_the_weightiest_word_first_and_stops_at_the_goal(tmp_path):
+    """By hand: [UNK] for `fast` costs most, so it is first; `rapid` is worth 2, `arrange` 1."""
+    worth = {
+        "sort": 0,
+        "order": -1,
+        "arrange": 1,
+        "fast": 0.5,
+        "quick": 0,
+        "rapid": 2.5,
+        "list": 0,
+        "array": 0,
+        "sequence": 0,
+        "UNK": 0,
+    }
+
+    def reward(text):
+        return sum(worth[word] for word in Text(text).words if word in worth)
+
+    table = WordNet(str(wordnet_table(tmp_path)), str(tmp_path / "antonyms.parquet"))
+    lexicons = Lexicons(table, None, stop_words(), 0, -1)
+    attempt = answered(Attempt("sort the list, fast!", 2.0, 1000), "pwws", lexicons, reward)
+    # 1 start, 3 probes, 2 synonyms for each of 3 words, then the 2 for `fast`, which reach 2.5.
+    assert attempt.queries == 1 + 3 + 6 + 2
+    assert max(attempt.seen, key=attempt.seen.get) == "sort the list, rapid!" and len(attempt.seen) == 6
+    out_of_reach = answered(Attempt("sort the list, fast!", 99.0, 1000), "pwws", lexicons, reward)
+    assert max(out_of_reach.seen, key=out_of_reach.seen.get) == "arrange the list, rapid!"
+    short = answered(Attempt("sort the list, fast!", 99.0, 7), "pwws", lexicons, reward)
+    assert short.queries == 7 and not any("UNK" in text for text in short.seen)
+
+
+@pytest.mark.parametrize("method", ["textfooler", "ga"])
+def test_neighbours_are_near_alike_and_few(tmp_path, method):
+    lexicons = Lexicons(
+        WordNet(str(wordnet_table(tmp_path)), str(tmp_path / "antonyms.parquet")),
+        Vectors(str(vectors(tmp_path))),
+        stop_words(),
+        5,
+        0.7,
+    )
+    attempt = answered(
+        Attempt("Sort the list fast and keep the queue", 99.0, 500), method, lexicons, lambda text: len(text) % 7
+    )
+    assert attempt.seen
+    changes = [
+        (a, b) for text in attempt.seen for a, b in zip(attempt.original, Text(text).words, strict=True) if a != b
+    ]
+    assert ("Sort", "Order") in changes and all(
+        lexicons.vectors.cosine(a.lower(), b.lower()) >= 0.5 for a, b in changes
+    )
+    if method == "ga":
+        most = max(
+            sum(a != b for a, b in zip(attempt.original, Text(text).words, strict=True)) for text in attempt.seen
+        )
+        assert most <= 2
+        again = answered(
+            Attempt("Sort the list fast and keep the queue", 99.0, 500), method, lexicons, lambda text: len(text) % 7
+        )
+        assert again.seen == attempt.seen
+
+
+@pytest.fixture(scope="module")
+def masked_folder(encoder_reward_folder, tmp_path_factory):
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("masked")
+    tokenizer = BertTokenizerFast(str(encoder_reward_folder / "vocab.txt"), model_max_length=64)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
+    texts = [row["response"] for row in questions(200)]
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for start in range(0, 200, 20):
+        batch = tokenizer(texts[start : start + 20], return_tensors="pt", padding=True, truncation=True, max_length=64)
+        loss = model(**batch, labels=batch["input_ids"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path):
+    table = [{"prompt": q["prompt"], "response": q["response"]} for q in questions(12)]
+    table[3]["response"] = "the of and"
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "rows.parquet")
+    wordnet_table(tmp_path)
+    vectors(tmp_path)
+    return tmp_path
+
+
+def options(rows, method, masked_folder):
+    return {
+        "method": method,
+        "wordnet": str(rows / "synonyms.parquet"),
+        "antonyms": str(rows / "antonyms.parquet"),
+        "vectors": str(rows / "vectors.txt"),
+        "masked_model": str(masked_folder),
+        "query_budget": 300,
+    }
+
+
+@pytest.mark.parametrize("method", ["pwws", "textfooler", "ga", "bert_attack"])
+def test_every_attack_runs_on_real_models_and_meets_the_contract(
+    rows, method, masked_folder, policy_folder, decoder_reward_folder, encoder_reward_folder
+):
+    from seamcurate import CausalLM
+
+    models = Models(
+        policy=CausalLM(path=str(policy_folder)),
+        reward=SequenceClassifier(path=str(decoder_reward_folder)),
+        encoder=SentenceEncoder(path=str(encoder_reward_folder), pooling="mean"),
+    )
+    attack = Attack(k=5, min_similarity=-1, **options(rows, method, masked_folder))
+    recipe = Recipe(rows=Source(parquet=str(rows / "rows.parquet")), models=models, steps=(attack, *seam("adv")))
+    report = run_local(recipe, rows / "store")
+    found = query(Store(rows / "store"), "SELECT * FROM rows ORDER BY row_id").to_pylist()
+    assert found[3]["worse_adv"] is None and found[3]["seam_adv"] is None
+    assert found[3]["reason_adv"] == "the answer has no word that may be changed"
+    made = [row for row in found if row["worse_adv"]]
+    assert len(made) >= 8
+    for row in made:
+        texts = [one["response"] for one in row["worse_adv"]]
+        assert len(set(texts)) == len(texts) <= 5 and row["response"] not in texts and row["queries_adv"] <= 300
+        assert row["rewards_adv"] == sorted(row["rewards_adv"], reverse=True) or np.allclose(
+            row["rewards_adv"], sorted(row["rewards_adv"], reverse=True), atol=1e-4
+        )
+        for hacked, edits, reward in zip(row["hacked_adv"], row["edits_adv"], row["rewards_adv"], strict=True):
+            assert edits >= 1 and (hacked == (reward > row["reward"]) or abs(reward - row["reward"]) < 1e-4)
+        assert (len(texts) < 5) == (row["reason_adv"] is not None)
+        assert all(-1.001 <= one["similarity"] <= 1.001 for one in row["worse_adv"])
+    assert any(line.startswith(f"worse_adv: {method} fooled the reward model on ") for line in report.lines)
+    assert sum(any(row["hacked_adv"]) for row in made) >= 3
+
+
+def test_a_rows_attack_does_not_depend_on_the_rows_beside_it(rows, masked_folder, monkeypatch):
+    fake = FakeModel(path="5")
+    found = []
+    for size in (1, 64):
+        monkeypatch.setattr(Attack, "rows_per_call", size)
+        recipe = Recipe(
+            rows=Source(parquet=str(rows / "rows.parquet")),
+            models=Models(reward=fake, encoder=fake),
+            steps=(Attack(k=9, **options(rows, "ga", masked_folder)),),
+        )
+        run_local(recipe, rows / f"store-{size}")
+        found.append(query(Store(rows / f"store-{size}"), "SELECT worse_adv, queries_adv FROM rows ORDER BY row_id"))
+    assert found[0].equals(found[1])
+
+
+def test_what_is_perturbed_may_be_another_column_or_a_set(rows, tmp_path):
+    table = pq.read_table(rows / "rows.parquet")
+    table = table.append_column("rejected", pa.array([None, *["queue the fast list"] * 11]))
+    pq.write_table(table, tmp_path / "more.parquet")
+    fake = FakeModel(path="5")
+    attack = Attack(k=3, start="rejected", wordnet=str(rows / "synonyms.parquet"))
+    run_local(
+        Recipe(
+            rows=Source(parquet=str(tmp_path / "more.parquet")),
+            models=Models(reward=fake, encoder=fake),
+            steps=(attack,),
+        ),
+        tmp_path / "store",
+    )
+    first, second, *_ = query(Store(tmp_path / "store"), "SELECT * FROM rows ORDER BY row_id").to_pylist()
+    assert first["worse_adv"] is None and first["reason_adv"] == "there is no answer in rejected to perturb"
+    assert all(one["response"].split()[1] == "the" for one in second["worse_adv"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "pwws"}, "needs `wordnet`: give a folder with WordNet 3.0's files"),
+        ({"method": "textfooler", "wordnet": "x"}, "needs `vectors`: give a text file"),
+        ({"method": "ga"}, "needs `vectors`"),
+        ({"method": "bert_attack"}, "needs `masked_model`"),
+    ],
+)
+def test_an_attack_says_what_it_needs_and_where_it_is_to_be_had(tmp_path, given, message):
+    fake = FakeModel()
+    with pytest.raises(StepError) as caught:
+        Attack(reward=fake, encoder=fake, **given).load(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_lexicons_that_cannot_be_read_are_one_line(tmp_path, masked_folder):
+    (tmp_path / "vectors.txt").write_text("word one two\n")
+    (tmp_path / "empty").mkdir()
+    fake = FakeModel()
+    for given in (
+        {"method": "ga", "vectors": str(tmp_path / "vectors.txt")},
+        {"method": "pwws", "wordnet": str(tmp_path / "empty")},
+        {"method": "pwws", "wordnet": str(tmp_path / "vectors.txt")},
+        {"method": "bert_attack", "masked_model": str(tmp_path / "empty")},
+    ):
+        with pytest.raises(SeamcurateError) as caught:
+            Attack(reward=fake, encoder=fake, **given).load(tmp_path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(StepError, match="is not there"):
+        Attack(wordnet=str(tmp_path / "nowhere")).identity()
+    with pytest.raises(ModelError, match="no encoder"):
+        Attack(reward=fake).load(tmp_path)
