@@ -272,14 +272,14 @@ def test_lexicons_that_cannot_be_read_are_one_line(tmp_path, masked_folder):
     (tmp_path / "vectors.txt").write_text("word one two\n")
     (tmp_path / "empty").mkdir()
     fake = FakeModel()
-    for given in (
+    for lacking in (
         {"method": "ga", "vectors": str(tmp_path / "vectors.txt")},
         {"method": "pwws", "wordnet": str(tmp_path / "empty")},
         {"method": "pwws", "wordnet": str(tmp_path / "vectors.txt")},
         {"method": "bert_attack", "masked_model": str(tmp_path / "empty")},
     ):
         with pytest.raises(SeamcurateError) as caught:
-            Attack(reward=fake, encoder=fake, **given).load(tmp_path)
+            Attack(reward=fake, encoder=fake, **lacking).load(tmp_path)
         assert "\n" not in str(caught.value)
     with pytest.raises(StepError, match="is not there"):
         Attack(wordnet=str(tmp_path / "nowhere")).identity()

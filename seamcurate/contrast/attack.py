@@ -128,7 +128,7 @@ class Attack(Step):
             for i, attempt in attempts.items():
                 # A crossing of two changed texts can be the text itself again, and a change can be a correction.
                 for text in (starts[i], golden[i]):
-                    attempt.seen.pop(text, None)
+                    attempt.seen.pop(text or "", None)
             return self._table(attempts, reasons, models.encoder)
 
         return attack

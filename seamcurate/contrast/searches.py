@@ -30,7 +30,8 @@ class Ask(NamedTuple):
     """For `words`: where in the text the word stands, in characters."""
 
 
-Search: TypeAlias = Generator[Ask, Any, Any]
+Search: TypeAlias = Generator[Ask, Any, str]
+"""Returns the text it ended with."""
 
 _OUTER = "'-_*@"
 _WORD = re.compile(rf"[\w{re.escape(_OUTER)}˗`×]+")
@@ -59,11 +60,11 @@ class Text:
         return "".join(gap + word for gap, word in zip(self.gaps, words, strict=False)) + self.gaps[-1]
 
     def without(self, words: Sequence[str], at: int) -> str:
-        """Leave one word out, and one of the spaces beside it."""
+        """Leave one word out, and one of the spaces beside it unless nothing follows."""
         gaps = list(self.gaps)
         if at == 0:
             gaps[1] = gaps[1].removeprefix(" ")
-        else:
+        elif at < len(words) - 1 or gaps[-1]:
             gaps[at] = gaps[at].removesuffix(" ")
         shown = [*words[:at], "", *words[at + 1 :]]
         return "".join(gap + word for gap, word in zip(gaps, shown, strict=False)) + gaps[-1]
@@ -134,13 +135,12 @@ class Attempt:
 def search(method: Method, attempt: Attempt, lexicons: Lexicons, seed: int) -> Search:
     """Look for a text whose reward exceeds the threshold; what is found stands in `attempt.seen`."""
     if method == "ga":
-        yield from _genetic(attempt, _nearest_words(lexicons, "ga"), lexicons, random.Random(seed))
-    elif method == "pwws":
-        yield from _greedy(attempt, _synonyms(lexicons), lexicons, "saliency")
-    elif method == "textfooler":
-        yield from _greedy(attempt, _nearest_words(lexicons, "textfooler"), lexicons, "delete")
-    else:
-        yield from _greedy(attempt, _masked_words(lexicons), lexicons, "unknown")
+        return (yield from _genetic(attempt, _nearest_words(lexicons, "ga"), lexicons, random.Random(seed)))
+    if method == "pwws":
+        return (yield from _greedy(attempt, _synonyms(lexicons), lexicons, "saliency"))
+    if method == "textfooler":
+        return (yield from _greedy(attempt, _nearest_words(lexicons, "textfooler"), lexicons, "delete"))
+    return (yield from _greedy(attempt, _masked_words(lexicons), lexicons, "unknown"))
 
 
 # Which words may stand in a place: a coroutine from (attempt, words, place) to the changed word lists.
@@ -267,7 +267,7 @@ def _greedy(
         weights = salient / salient.sum() * gains[: len(salient)]
     for at in [places[i] for i in (-weights).argsort()]:
         if attempt.over:
-            return
+            break
         changed = yield from swaps(attempt, current, at)
         if not changed:
             continue
@@ -275,7 +275,8 @@ def _greedy(
         if len(scores) and scores.max() > best:
             best, current = scores.max(), changed[int(scores.argmax())]
             if best > 0:
-                return
+                break
+    return text.written(current)
 
 
 class _Member(NamedTuple):
@@ -316,8 +317,8 @@ def _genetic(attempt: Attempt, swaps: Swaps, lexicons: Lexicons, draw: random.Ra
         population.append((yield from mutated(first, at)))
     for _ in range(_GENERATIONS):
         population.sort(key=lambda member: -member.score)
-        if not population or attempt.over or population[0].score > 0:
-            return
+        if attempt.over or not population or population[0].score > 0:
+            break
         scores = np.array([member.score for member in population])
         fitness = np.exp((scores - scores.max()) / _TEMPERATURE).tolist()
         children = []
@@ -329,6 +330,8 @@ def _genetic(attempt: Attempt, swaps: Swaps, lexicons: Lexicons, draw: random.Ra
                 words, left = one.words, one.left
             score = yield from attempt.score([text.written(words)])
             if not len(score):
-                return
+                break
             children.append((yield from mutated(_Member(words, float(score[0]), left))))
         population = [population[0], *children]
+    best = max(population, key=lambda member: member.score, default=first)
+    return text.written(best.words)
