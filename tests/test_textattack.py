@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import random
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from lexicons import vectors, wordnet_table
 
+from benchmarks.attack import offline, peer
 from seamcurate import FakeModel
 from seamcurate.contrast.lexicon import Vectors, WordNet, stop_words
 from seamcurate.contrast.searches import Attempt, Lexicons, Text, search
@@ -40,27 +40,9 @@ VOCABULARY = [
 
 
 @pytest.fixture(scope="module")
-def textattack(tmp_path_factory):
-    """Import TextAttack without network, and leave the environment as it was."""
-    folder, before = tmp_path_factory.mktemp("textattack"), dict(os.environ)
-    words = folder / "nltk" / "corpora" / "stopwords"
-    words.mkdir(parents=True)
-    (words / "english").write_text("\n".join(sorted(stop_words())) + "\n")
-    (folder / "post_install_check_3").touch()
-    os.environ |= {"TA_CACHE_DIR": str(folder), "NLTK_DATA": str(folder / "nltk"), "HF_HUB_OFFLINE": "1"}
-    import nltk
-
-    nltk.data.path.insert(0, str(folder / "nltk"))
-    nltk.download = lambda *args, **options: True
-    try:
-        import textattack
-
-        logging.getLogger("textattack").setLevel(logging.ERROR)
-        logging.getLogger("textattack.shared.utils.install").setLevel(logging.ERROR)
-        yield textattack
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def textattack():
+    with offline():
+        yield
 
 
 def texts(count, longest):
@@ -68,63 +50,10 @@ def texts(count, longest):
     return [" ".join(draw.choices(VOCABULARY, k=draw.randint(4, longest))) for _ in range(count)]
 
 
-def theirs(textattack, method, text, threshold, lexicons, reward, budget):
-    """Attack one text with TextAttack's own search, constraints and bookkeeping; returns the best text and the queries."""
-    from textattack import Attack
-    from textattack.constraints.overlap import MaxWordsPerturbed
-    from textattack.constraints.pre_transformation import RepeatModification, StopwordModification
-    from textattack.constraints.semantics import WordEmbeddingDistance
-    from textattack.goal_function_results import GoalFunctionResult
-    from textattack.goal_functions import GoalFunction
-    from textattack.models.wrappers import ModelWrapper
-    from textattack.search_methods import GreedyWordSwapWIR, ImprovedGeneticAlgorithm
-    from textattack.shared import WordEmbedding
-    from textattack.transformations import WordSwapEmbedding
-    from textattack.transformations.word_swaps.word_swap import WordSwap
-
-    class Reward(ModelWrapper):
-        model = None
-
-        def __call__(self, inputs, **options):
-            return [reward(one) for one in inputs]
-
-    class Result(GoalFunctionResult):
-        def get_text_color_input(self): ...
-        def get_text_color_perturbed(self): ...
-        def get_colored_output(self, color_method=None): ...
-
-    class Exceed(GoalFunction):
-        def _is_goal_complete(self, output, text):
-            return float(output) > threshold
-
-        def _get_score(self, output, text):
-            return float(output) - threshold
-
-        def _goal_function_result_type(self):
-            return Result
-
-        def _process_model_outputs(self, inputs, outputs):
-            return [float(one) for one in outputs]
-
-    class Synonyms(WordSwap):
-        def _get_replacement_words(self, word):
-            return lexicons.wordnet.synonyms(word)
-
-    goal = Exceed(Reward(), query_budget=budget, allow_skip=False)
-    stop = StopwordModification(stopwords=lexicons.stop_words)
-    if method == "pwws":
-        attack = Attack(goal, [RepeatModification(), stop], Synonyms(), GreedyWordSwapWIR("weighted-saliency"))
-    else:
-        matrix = lexicons.vectors._matrix
-        words = lexicons.vectors._words
-        order = np.argsort(-(matrix @ matrix.T), axis=1)
-        embedding = WordEmbedding(matrix, {w: i for i, w in enumerate(words)}, dict(enumerate(words)), order)
-        near = WordEmbeddingDistance(embedding=embedding, max_mse_dist=0.5, compare_against_original=False)
-        swap = WordSwapEmbedding(max_candidates=lexicons.neighbours, embedding=embedding)
-        genes = ImprovedGeneticAlgorithm(post_crossover_check=False)
-        attack = Attack(goal, [stop, MaxWordsPerturbed(max_percent=0.2), near], swap, genes)
-    found = attack.attack(text, 0)
-    return found.perturbed_result.attacked_text.text, goal.num_queries, found.perturbed_result.output
+def theirs(method, text, threshold, lexicons, reward, budget):
+    attack = peer(method, lexicons, lambda texts: [reward(one) for one in texts], threshold, budget)
+    found = attack.attack(text, 0).perturbed_result
+    return found.attacked_text.text, attack.goal_function.num_queries, found.output
 
 
 def ours(method, text, threshold, lexicons, reward, budget):
@@ -169,7 +98,7 @@ def test_pwws_gives_the_same_texts_by_as_many_queries(textattack, tmp_path, budg
                 return fake.rewards([text], [[one]])[0][0]
 
             attempt, ended = ours("pwws", text, threshold, lexicons, reward, budget)
-            best, queries, output = theirs(textattack, "pwws", text, threshold, lexicons, reward, budget)
+            best, queries, output = theirs("pwws", text, threshold, lexicons, reward, budget)
             assert (ended, attempt.queries) == (best, queries)
             same += best != text and output > threshold
     assert same > 5
@@ -186,5 +115,12 @@ def test_the_genetic_algorithm_succeeds_as_often(textattack, tmp_path):
             return fake.rewards([text], [[one]])[0][0]
 
         mine += reward(ours("ga", text, 1.6, found, reward, 300)[1]) > 1.6
-        others += theirs(textattack, "ga", text, 1.6, found, reward, 300)[2] > 1.6
+        others += theirs("ga", text, 1.6, found, reward, 300)[2] > 1.6
     assert others > 3 and abs(mine - others) <= 4
+
+
+def test_the_environment_is_left_as_it_was(textattack):
+    before = dict(os.environ)
+    with offline():
+        assert os.environ["TA_CACHE_DIR"]
+    assert dict(os.environ) == before
