@@ -54,14 +54,19 @@ def main() -> None:
 
 
 @app.command()
-def demo(store: Annotated[Path, typer.Argument(help="Where to make it.")] = Path("demo-store")) -> None:
+def demo(
+    store: Annotated[Path, typer.Argument(help="Where to make it.")] = Path("demo-store"),
+    variants: Annotated[str, typer.Option(help="Sample sets, by commas: contrast, adv, gpt.")] = "contrast",
+    endpoint: Annotated[str | None, typer.Option(help="For gpt: an OpenAI-compatible server's base URL.")] = None,
+    model: Annotated[str | None, typer.Option(help="For gpt: the model's name there.")] = None,
+) -> None:
     """Do the whole job on an embedded default: no network, no GPU.
 
-    Example: seamcurate demo
+    Example: seamcurate demo --variants contrast,adv
     """
     from seamcurate import demo as embedded
 
-    embedded.run(store)
+    embedded.run(store, [name.strip() for name in variants.split(",") if name.strip()], endpoint, model)
 
 
 @app.command()

@@ -9,12 +9,13 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from seamcurate import docs_corpus, recipe, shard, views
+from seamcurate.errors import RecipeError
 from seamcurate.export import export
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
@@ -31,10 +32,10 @@ models:
   policy:  {{causal_lm: models/policy, max_response_tokens: 256}}
   reward:  {{sequence_classifier: models/reward, max_tokens: 256}}
   encoder: {{sentence_encoder: {encoder}}}
-steps:
+{generator}steps:
   - retrieve: {{k: 30, band: [0.80, 0.90]}}
   - seam: {{variant: contrast}}
-  - rer: {{fit: quantiles}}
+{more}  - rer: {{fit: quantiles}}
 splits:
   train: {{filter: keep_above_lowest.sql, rate: 0.2, by: seam_contrast, format: prompts}}
 """
@@ -49,8 +50,37 @@ ORDER BY r.seam_contrast, r.row_id
 """
 
 
-def run(folder: Path) -> None:
-    """Make data, models, scores, split and exports in `folder`, then tell what came out on standard output."""
+_MORE = {
+    "adv": """\
+  - attack: {method: ga, start: worse_contrast, vectors: data/vectors.txt, query_budget: 100}
+  - seam: {variant: adv}
+""",
+    "gpt": """\
+  - generate: {k: 30}
+  - seam: {variant: gpt}
+""",
+}
+
+
+def run(
+    folder: Path, variants: Sequence[str] = ("contrast",), endpoint: str | None = None, model: str | None = None
+) -> None:
+    """Make data, models, scores, split and exports in `folder`, then tell what came out on standard output.
+
+    Args:
+        folder: Where.
+        variants: SEAM's sample sets: `contrast`, which is always there, `adv`, and `gpt`, which needs an endpoint.
+        endpoint: The base URL of an OpenAI-compatible server.
+        model: Its name there.
+
+    Raises:
+        RecipeError: A variant is unknown, or lacks its endpoint.
+    """
+    for variant in variants:
+        if variant not in ("contrast", *_MORE):
+            raise RecipeError(f"unknown variant {variant!r}; there are: contrast, {', '.join(_MORE)}")
+    if "gpt" in variants and not (endpoint and model):
+        raise RecipeError("variant gpt needs a language model: give --endpoint URL and --model NAME")
     start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     data, models, file = folder / "data", folder / "models", folder / "recipe.yaml"
@@ -59,7 +89,15 @@ def run(folder: Path) -> None:
         docs_corpus.make_data(data)
     policy = load_json(models / "policy" / "training.json") or docs_corpus.make_policy(data, models / "policy")
     judge = load_json(models / "reward" / "training.json") or docs_corpus.make_reward(data, models / "reward")
-    shard.replace(file, RECIPE.format(encoder=json.dumps(str(docs_corpus.encoder_folder()))).encode())
+    if "adv" in variants and not (data / "vectors.txt").is_file():
+        docs_corpus.make_vectors(data)
+    served = json.dumps({"openai_server": model, "base_url": endpoint})
+    written = RECIPE.format(
+        encoder=json.dumps(str(docs_corpus.encoder_folder())),
+        generator=f"  generator: {served}\n" if "gpt" in variants else "",
+        more="".join(_MORE[variant] for variant in dict.fromkeys(variants) if variant in _MORE),
+    )
+    shard.replace(file, written.encode())
     loaded = recipe.load(file)
     report = run_local(loaded, folder)
     store = Store(folder)
@@ -67,13 +105,16 @@ def run(folder: Path) -> None:
         list(export(loaded, store, trainer, folder / "export" / trainer))
     lines = [
         *_story(store, policy, judge),
-        *(f"  {line}" for line in report.lines if line.startswith(("split", "warning"))),
+        *(f"  {line}" for line in report.lines if line.startswith(_TOLD)),
         "",
         *_where(folder),
         "",
         f"{time.monotonic() - start:.0f} seconds, {report.computed} shards computed",
     ]
     print("\n".join(lines))
+
+
+_TOLD = ("split", "warning", "worse_", "seam_adv", "seam_gpt")
 
 
 def _story(store: Store, policy: Mapping[str, JsonValue], judge: Mapping[str, JsonValue]) -> list[str]:

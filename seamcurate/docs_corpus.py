@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -24,7 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from seamcurate import shard
 from seamcurate.errors import ModelError, SourceError
+from seamcurate.models import SentenceEncoder
 from seamcurate.train import RewardTraining, SFTTraining, reward, sft
 from seamcurate.train.training import quiet
 
@@ -117,6 +119,17 @@ def make_data(folder: Path, seed: int = 0) -> dict[str, int]:
         pq.write_table(pa.Table.from_pylist(list(rows)), beside)
         os.replace(beside, folder / f"{name}.parquet")
     return {name: len(rows) for name, rows in parts.items()}
+
+
+def make_vectors(data: Path) -> None:
+    """Write `vectors.txt`: the encoder's vector of each of the corpus's commoner words, for attacks to find neighbours."""
+    table = pq.read_table(data / "corpus.parquet", columns=["response"])
+    texts = table["response"].to_pylist()
+    counted = Counter(word for text in texts for word in re.findall(r"[a-z]{3,}", text.lower()))
+    words = sorted(word for word, count in counted.most_common(6_000) if count > 2)
+    vectors = SentenceEncoder(path=str(encoder_folder()), dtype="float32").load().embed(words)
+    lines = (f"{word} {' '.join(f'{x:.4f}' for x in row)}\n" for word, row in zip(words, vectors, strict=True))
+    shard.replace(data / "vectors.txt", "".join(lines).encode())
 
 
 def encoder_folder() -> Path:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import JsonValue
 
-from seamcurate.contrast import Generate, Retrieve, retrieve
+from seamcurate.contrast import Attack, Generate, Retrieve, retrieve
 from seamcurate.models import Prompt
 from seamcurate.models.backend import Backend
 from seamcurate.models.template import prompt_text
@@ -74,6 +74,8 @@ def plan(recipe: Recipe, path: str | Path) -> Plan:
     for step in steps:
         if isinstance(step, Generate):
             candidates["gpt"] = step.k
+        if isinstance(step, Attack):
+            candidates["adv"] = step.k
         if isinstance(step, Retrieve) and corpus is not None:
             probed, none = _coverage(step, sample, corpus, _embedded(store, step))
             mean = probed["candidates_mean"]

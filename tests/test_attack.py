@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ from conftest import questions
 from hypothesis import given
 from hypothesis import strategies as st
 from lexicons import vectors, wordnet_files, wordnet_table
+from pydantic import ValidationError
 
 from seamcurate import (
     Attack,
@@ -26,7 +29,7 @@ from seamcurate import (
 )
 from seamcurate.contrast.lexicon import Vectors, WordNet, stop_words
 from seamcurate.contrast.searches import Attempt, Lexicons, Text, search
-from seamcurate.errors import ModelError, SeamcurateError, StepError
+from seamcurate.errors import ModelError, RecipeError, SeamcurateError, StepError
 
 
 @given(st.text(max_size=80))
@@ -262,10 +265,13 @@ def test_what_is_perturbed_may_be_another_column_or_a_set(rows, tmp_path):
     ],
 )
 def test_an_attack_says_what_it_needs_and_where_it_is_to_be_had(tmp_path, given, message):
-    fake = FakeModel()
-    with pytest.raises(StepError) as caught:
-        Attack(reward=fake, encoder=fake, **given).load(tmp_path)
-    assert message in str(caught.value)
+    with pytest.raises(ValidationError) as caught:
+        Attack(**given)
+    assert message in caught.value.errors()[0]["msg"]
+    (tmp_path / "recipe.yaml").write_text(f"rows: {{jsonl: x}}\nsteps:\n  - attack: {json.dumps(given)}\n")
+    with pytest.raises(RecipeError) as refused:
+        Recipe.load(tmp_path / "recipe.yaml")
+    assert "recipe.yaml:3: steps[0].attack: method " in str(refused.value) and message in str(refused.value)
 
 
 def test_lexicons_that_cannot_be_read_are_one_line(tmp_path, masked_folder):
@@ -284,4 +290,4 @@ def test_lexicons_that_cannot_be_read_are_one_line(tmp_path, masked_folder):
     with pytest.raises(StepError, match="is not there"):
         Attack(wordnet=str(tmp_path / "nowhere")).identity()
     with pytest.raises(ModelError, match="no encoder"):
-        Attack(reward=fake).load(tmp_path)
+        Attack(reward=fake, wordnet=str(tmp_path)).load(tmp_path)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.contrast import lexicon
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
-from seamcurate.errors import ModelError, StepError
+from seamcurate.errors import ModelError
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, weights
 from seamcurate.step import Averages, Step, Transform, Work, column
 
@@ -63,6 +63,19 @@ class Attack(Step):
     """Least cosine of sentence embeddings; by default TextFooler's .7 of 15 words around, BERT-Attack's .2 of the whole."""
 
     rows_per_call: ClassVar[int] = 64
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Attack:
+        needed = {
+            "pwws": {"wordnet": lexicon.WHERE_WORDNET},
+            "textfooler": {"vectors": lexicon.WHERE_VECTORS, "wordnet": lexicon.WHERE_WORDNET},
+            "ga": {"vectors": lexicon.WHERE_VECTORS},
+            "bert_attack": {"masked_model": "give a masked language model's folder or Hub id, say bert-base-uncased"},
+        }
+        for name, where in needed[self.method].items():
+            if getattr(self, name) is None:
+                raise ValueError(f"method {self.method} needs `{name}`: {where}")
+        return self
 
     @property
     def name(self) -> str:
@@ -154,17 +167,6 @@ class Attack(Step):
         return {"attacked": attacked, "hacked": hacked, "queries": queries, "summary": summary, "warnings": warnings}
 
     def _lexicons(self) -> tuple[Lexicons, MaskedModel | None]:
-        needed = {
-            "pwws": [("wordnet", lexicon.WHERE_WORDNET)],
-            "textfooler": [("vectors", lexicon.WHERE_VECTORS), ("wordnet", lexicon.WHERE_WORDNET)],
-            "ga": [("vectors", lexicon.WHERE_VECTORS)],
-            "bert_attack": [
-                ("masked_model", "give the folder or Hub id of a masked language model, such as bert-base-uncased")
-            ],
-        }[self.method]
-        for name, where in needed:
-            if getattr(self, name) is None:
-                raise StepError(f"attack: {{method: {self.method}}} needs `{name}`: {where}")
         wordnet = lexicon.WordNet(self.wordnet, self.antonyms) if self.wordnet else None
         vectors = lexicon.Vectors(self.vectors) if self.vectors and self.method in ("textfooler", "ga") else None
         masked = None
