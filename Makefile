@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test test-attack check format lock clean
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# TextAttack holds transformers at 4.57, so that it has an environment of its own; what it touches is tested there too.
+test-attack: .venv-attack/installed
+	.venv-attack/bin/python -m pytest tests/test_textattack.py tests/test_attack.py tests/test_models.py tests/test_prefix.py
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -27,9 +31,15 @@ format: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[cpu,train,demo,test]"
 	touch $@
 
+.venv-attack/installed: pyproject.toml requirements-attack.lock
+	$(PYTHON) -m venv .venv-attack
+	.venv-attack/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements-attack.lock)"
+	.venv-attack/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-attack.lock -e ".[attack,test]"
+	touch $@
+
 # Freeze what is installed now; run it after raising a version in .venv, and read the difference.
 lock: .venv/installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^seamcurate' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv demo-store
+	rm -rf .venv .venv-attack demo-store

@@ -19,7 +19,7 @@ from benchmarks import inputs
 from benchmarks.race import race
 from seamcurate import Attack, FakeModel, SequenceClassifier
 from seamcurate.contrast.lexicon import WordNet, stop_words
-from seamcurate.contrast.searches import Lexicons
+from seamcurate.contrast.searches import Lexicons, _same_part
 
 WORDNET = inputs.REAL / "lexicons" / "wordnet30_synonyms.parquet"
 DEBIAN = Path("/usr/share/wordnet")
@@ -52,14 +52,25 @@ def offline() -> Iterator[None]:
 
 
 def peer(
-    method: str, lexicons: Lexicons, rewards: Callable[[Sequence[str]], list[float]], threshold: float, budget: int
+    method: str,
+    lexicons: Lexicons,
+    rewards: Callable[[Sequence[str]], list[float]],
+    threshold: float,
+    budget: int,
+    embed: Callable[[Sequence[str]], Any] | None = None,
 ) -> Any:
-    """Build TextAttack's attack on one row: its search, its constraints, and a goal of exceeding a reward."""
+    """Build TextAttack's attack on one row: its search, its constraints, and a goal of exceeding a reward.
+
+    TextFooler's parts of speech are WordNet's here and its sentence encoder `embed`, as they are in ours.
+    """
     import numpy as np
+    import torch
     from textattack import Attack as TheirAttack
+    from textattack.constraints import Constraint
     from textattack.constraints.overlap import MaxWordsPerturbed
     from textattack.constraints.pre_transformation import RepeatModification, StopwordModification
     from textattack.constraints.semantics import WordEmbeddingDistance
+    from textattack.constraints.semantics.sentence_encoders import SentenceEncoder
     from textattack.goal_function_results import GoalFunctionResult
     from textattack.goal_functions import GoalFunction
     from textattack.models.wrappers import ModelWrapper
@@ -105,8 +116,32 @@ def peer(
     matrix, words = lexicons.vectors._matrix, lexicons.vectors._words
     order = np.argsort(-(matrix @ matrix.T), axis=1)
     embedding = WordEmbedding(matrix, {w: i for i, w in enumerate(words)}, dict(enumerate(words)), order)
-    near = WordEmbeddingDistance(embedding=embedding, max_mse_dist=0.5, compare_against_original=False)
     swap = WordSwapEmbedding(max_candidates=lexicons.neighbours, embedding=embedding)
+    if method == "textfooler":
+
+        class Part(Constraint):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__(True)
+
+            def _check_constraint(self, new: Any, old: Any) -> bool:
+                changed = new.attack_attrs["newly_modified_indices"]
+                return all(_same_part(lexicons.wordnet, old.words[i].lower(), new.words[i].lower()) for i in changed)
+
+        class Encoder(SentenceEncoder):  # type: ignore[misc]
+            def encode(self, texts: Sequence[str]) -> Any:
+                assert embed is not None
+                return torch.tensor(np.asarray(embed(texts)))
+
+        alike = Encoder(
+            threshold=lexicons.min_similarity,
+            metric="cosine",
+            compare_against_original=False,
+            window_size=15,
+            skip_text_shorter_than_window=True,
+        )
+        near = WordEmbeddingDistance(embedding=embedding, min_cos_sim=0.5)
+        return TheirAttack(goal, [RepeatModification(), stop, near, Part(), alike], swap, GreedyWordSwapWIR("delete"))
+    near = WordEmbeddingDistance(embedding=embedding, max_mse_dist=0.5, compare_against_original=False)
     genes = ImprovedGeneticAlgorithm(post_crossover_check=False)
     return TheirAttack(goal, [stop, MaxWordsPerturbed(max_percent=0.2), near], swap, genes)
 

@@ -266,6 +266,11 @@ def test_a_limit_in_dollars_stops_in_time_and_nothing_is_bought_again(at, tmp_pa
     assert len(at.requests) == 2
     report = run_local(whole, tmp_path / "store", max_usd=5)
     assert len(at.requests) == 6 and "4 calls, 400 tokens in, 200 out, $0.8000; planned were" in report.lines[-1]
+    # Many at once hold back more than they cost: they wait for each other, and all the money is used.
+    (tmp_path / "many").mkdir()
+    many = recipe(at, tmp_path / "many", rows=20, generator=server(at, **{**priced, "concurrency": 8}))
+    with pytest.raises(BudgetError, match=r"limit of \$3: 14 calls"):
+        run_local(many, tmp_path / "fourth", max_usd=3)
     with pytest.raises(BudgetError, match="usd_per_million_input"):
         run_local(recipe(at, tmp_path), tmp_path / "third", max_usd=1)
 
@@ -367,3 +372,24 @@ def test_after_two_hundred_faults_and_a_kill_nothing_is_paid_for_twice(at, tmp_p
     subprocess.run(command, check=True, timeout=120)
     assert left == [0] and len(at.paid) == 240 and set(at.paid.values()) == {1}
     assert all(len(row["worse_gpt"]) == 3 for row in sets(tmp_path / "store"))
+
+
+def test_ctrl_c_stops_at_once_whatever_is_in_the_air(at, tmp_path):
+    at.hold.set()
+    table = {"prompt": ["q 1", "q 2"], "response": ["a 1", "a 2"]}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    (tmp_path / "recipe.yaml").write_text(
+        f"rows: {{parquet: {tmp_path}/rows.parquet}}\n"
+        f"models: {{generator: {{openai_server: worse-1, base_url: '{at.url}'}}}}\nsteps: [generate]\n"
+    )
+    command = [sys.executable, "-m", "seamcurate.cli", "run", str(tmp_path / "recipe.yaml"), str(tmp_path / "store")]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OPENAI_API_KEY": KEY}
+    ) as running:
+        while at.busy < 2:
+            time.sleep(0.01)
+        start = time.monotonic()
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=10)
+    assert running.returncode == 130 and time.monotonic() - start < 2
+    assert said.strip() == "stopped; what was finished is kept: run the same command again to go on"

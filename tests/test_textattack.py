@@ -50,19 +50,19 @@ def texts(count, longest):
     return [" ".join(draw.choices(VOCABULARY, k=draw.randint(4, longest))) for _ in range(count)]
 
 
-def theirs(method, text, threshold, lexicons, reward, budget):
-    attack = peer(method, lexicons, lambda texts: [reward(one) for one in texts], threshold, budget)
+def theirs(method, text, threshold, lexicons, reward, budget, embed=None):
+    attack = peer(method, lexicons, lambda texts: [reward(one) for one in texts], threshold, budget, embed)
     found = attack.attack(text, 0).perturbed_result
     return found.attacked_text.text, attack.goal_function.num_queries, found.output
 
 
-def ours(method, text, threshold, lexicons, reward, budget):
+def ours(method, text, threshold, lexicons, reward, budget, embed=None):
     attempt = Attempt(text, threshold, budget)
     asked = search(method, attempt, lexicons, 0)
     try:
         ask = next(asked)
         while True:
-            ask = asked.send([reward(one) for one in ask.texts])
+            ask = asked.send(embed(ask.texts) if ask.kind == "embeddings" else [reward(one) for one in ask.texts])
     except StopIteration as ended:
         return attempt, ended.value
 
@@ -102,6 +102,26 @@ def test_pwws_gives_the_same_texts_by_as_many_queries(textattack, tmp_path, budg
             assert (ended, attempt.queries) == (best, queries)
             same += best != text and output > threshold
     assert same > 5
+
+
+def test_textfooler_succeeds_on_the_same_texts_by_as_many_queries(textattack, tmp_path):
+    lexicons = Lexicons(WordNet(str(wordnet_table(tmp_path))), Vectors(str(vectors(tmp_path))), stop_words(), 5, 0.97)
+    fake = FakeModel(path="4")
+    reached = kept_back = 0
+    for text in texts(40, 30):
+
+        def reward(one, text=text):
+            return fake.rewards([text], [[one]])[0][0]
+
+        attempt, ended = ours("textfooler", text, 1.7, lexicons, reward, 10_000, fake.embed)
+        best, queries, output = theirs("textfooler", text, 1.7, lexicons, reward, 10_000, fake.embed)
+        assert (reward(ended) > 1.7, attempt.queries) == (output > 1.7, queries)
+        # Of several that reach the goal TextAttack returns the most similar, we the best rewarded.
+        assert ended == best or (output > 1.7 and attempt.seen[best] <= attempt.seen[ended])
+        reached += output > 1.7
+        free = ours("textfooler", text, 1.7, lexicons._replace(min_similarity=-1), reward, 10_000, fake.embed)[0]
+        kept_back += free.queries != attempt.queries
+    assert reached > 5 and kept_back > 0
 
 
 def test_the_genetic_algorithm_succeeds_as_often(textattack, tmp_path):

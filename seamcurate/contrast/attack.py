@@ -94,6 +94,7 @@ class Attack(Step):
             [
                 column("worse_adv", ATTACKED, f"up to {self.k} perturbations by {self.method}, best reward first"),
                 column("hacked_adv", pa.list_(pa.bool_()), "whether R(I∘r') exceeded R(I∘r⁺) in the attack"),
+                column("already_adv", pa.bool_(), "whether it preferred the answer before any word was changed"),
                 column("edits_adv", pa.list_(pa.int32()), "words in which it differs from what was perturbed"),
                 column("queries_adv", pa.int32(), "texts the reward model was asked about"),
                 column("reason_adv", pa.string(), "why worse_adv is NULL, or has fewer than were asked for"),
@@ -148,23 +149,32 @@ class Attack(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """State how many rows were hacked, by how many queries."""
-        rows = attacked = hacked = queries = 0
+        rows = attacked = already = hacked = queries = 0
         for table in columns:
             rows += table.num_rows
             sets = table["hacked_adv"].combine_chunks()
             attacked += len(sets) - sets.null_count
-            hacked += sum(any(row) for row in sets.to_pylist() if row)
+            before = table["already_adv"].to_pylist()
+            already += sum(bool(one) for one in before)
+            hacked += sum(any(row) for row, one in zip(sets.to_pylist(), before, strict=True) if row and not one)
             queries += pc.sum(table["queries_adv"]).as_py() or 0
         summary = (
-            f"worse_adv: {self.method} fooled the reward model on {hacked:,} of {attacked:,} rows, "
-            f"{queries / max(1, attacked):,.0f} queries a row"
+            f"worse_adv: {self.method} fooled the reward model on {hacked:,} of the {attacked - already:,} rows it had right "
+            f"({already:,} it had wrong before), {queries / max(1, attacked):,.0f} queries a row"
         )
         warnings: list[JsonValue] = []
         if attacked < rows:
             warnings.append(
                 f"{rows - attacked:,} rows have no worse_adv: SELECT reason_adv, count(*) FROM rows GROUP BY ALL"
             )
-        return {"attacked": attacked, "hacked": hacked, "queries": queries, "summary": summary, "warnings": warnings}
+        return {
+            "attacked": attacked,
+            "already": already,
+            "hacked": hacked,
+            "queries": queries,
+            "summary": summary,
+            "warnings": warnings,
+        }
 
     def _lexicons(self) -> tuple[Lexicons, MaskedModel | None]:
         wordnet = lexicon.WordNet(self.wordnet, self.antonyms) if self.wordnet else None
@@ -182,11 +192,20 @@ class Attack(Step):
         for i, reason in enumerate(reasons):
             attempt = attempts.get(i)
             if attempt is None or reason is not None:
-                made.append(_Row(None, None, None, attempt.queries if attempt else None, reason))
+                made.append(_Row(None, None, None, None, attempt.queries if attempt else None, reason))
                 continue
             best = sorted(attempt.seen.items(), key=lambda pair: (-pair[1], pair[0]))[: self.k]
             if not best:
-                made.append(_Row(None, None, None, attempt.queries, "no word could be changed within the constraints"))
+                made.append(
+                    _Row(
+                        None,
+                        None,
+                        attempt.start > 0,
+                        None,
+                        attempt.queries,
+                        "no word could be changed within the constraints",
+                    )
+                )
                 continue
             texts = [text for text, _ in best]
             vectors = _unit(encoder.embed([attempt.text.written(attempt.original), *texts]))
@@ -194,7 +213,8 @@ class Attack(Step):
             sets = [{"response": text, "similarity": value} for text, value in zip(texts, near, strict=True)]
             edits = [sum(a != b for a, b in zip(Text(t).words, attempt.original, strict=False)) for t in texts]
             short = None if len(best) == self.k else f"{len(best)} of {self.k}: no more were tried"
-            made.append(_Row(sets, [value > attempt.threshold for _, value in best], edits, attempt.queries, short))
+            hacked = [value > attempt.threshold for _, value in best]
+            made.append(_Row(sets, hacked, attempt.start > 0, edits, attempt.queries, short))
         columns = zip(*made, strict=True) if made else [()] * len(self.adds)
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.adds, strict=True)], schema=self.adds)
 
@@ -208,6 +228,7 @@ class _Models(NamedTuple):
 class _Row(NamedTuple):
     worse: list[dict[str, Any]] | None
     hacked: list[bool] | None
+    already: bool | None
     edits: list[int] | None
     queries: int | None
     reason: str | None

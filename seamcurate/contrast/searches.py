@@ -100,6 +100,7 @@ class Attempt:
 
     Attributes:
         seen: Reward of every text that the constraints allow, as it was queried.
+        start: R(I∘text) − R(I∘r⁺) before any change.
         queries: Texts the reward model was asked about, probes and repetitions included, as TextAttack counts them.
     """
 
@@ -107,6 +108,7 @@ class Attempt:
         self.text, self.threshold, self.budget = Text(text), threshold, budget
         self.original = list(self.text.words)
         self.seen: dict[str, float] = {}
+        self.start = math.nan
         self.queries = 0
         self._known: dict[str, float] = {}
 
@@ -250,6 +252,7 @@ def _greedy(
     text, current = attempt.text, list(attempt.original)
     places = attempt.changeable(lexicons.stop_words)
     (best,) = yield from attempt.score([text.written(current)], probes=True)
+    attempt.start = float(best)
     if ranking == "delete":
         probes = [text.without(current, at) for at in places]
     else:
@@ -294,6 +297,7 @@ def _genetic(attempt: Attempt, swaps: Swaps, lexicons: Lexicons, draw: random.Ra
     """Let a population of changed texts cross and mutate, the fitter the likelier, until one exceeds the goal."""
     text, places = attempt.text, attempt.changeable(lexicons.stop_words)
     (start,) = yield from attempt.score([text.written(attempt.original)], probes=True)
+    attempt.start = float(start)
 
     def mutated(member: _Member, only: int | None = None) -> Generator[Ask, Any, _Member]:
         """Replace one word by what raises the reward most: the given one, or one drawn by how often it may be."""

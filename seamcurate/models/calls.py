@@ -122,6 +122,12 @@ class Calls:
         """Drop the answers that failed, so that they are asked for again."""
         self._db.execute("DELETE FROM replies WHERE failure IS NOT NULL")
 
+    def must_wait(self, usd: float | None) -> bool:
+        """Tell whether a call fits the limit, but not beside those in the air."""
+        if self.max_usd is None or usd is None or self.spent.usd is None:
+            return False
+        return self.spent.usd + usd <= self.max_usd < self.spent.usd + self._reserved + usd
+
     @contextmanager
     def reserve(self, usd: float | None) -> Iterator[None]:
         """Hold back what calls may cost at most while they are made.

@@ -278,6 +278,9 @@ class _Endpoint:
             reply = await self._buy(client, request, key)
             coming.set_result(reply)
             return reply
+        except asyncio.CancelledError:
+            coming.cancel()
+            raise
         except BaseException as error:
             coming.set_exception(error)
             # Whoever waits raises it too; nobody need.
@@ -292,8 +295,12 @@ class _Endpoint:
         for attempt in range(_GARBLED):
             await self.requests.take(1)
             await self.tokens.take(size + self.config.max_tokens)
+            most = self.config.price(size, self.config.max_tokens)
+            # What is held back for calls in the air is mostly given back.
+            while self.calls.must_wait(most):
+                await asyncio.sleep(0.02)
             try:
-                with self.calls.reserve(self.config.price(size, self.config.max_tokens)):
+                with self.calls.reserve(most):
                     raw = await client.chat.completions.with_raw_response.create(
                         **self._body(request), extra_body=self.config.extra
                     )
