@@ -114,7 +114,7 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
         (("[0.7, 0.9]", "[0.9, 0.7]"), "mine.yaml:8: steps[0].retrieve.band: a band is [low, high]"),
         (
             ("- random", "- randem"),
-            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, seam, reward,",
+            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, attack, seam,",
         ),
         (
             ("dtype: bfloat16", "dtyp: bfloat16"),

@@ -32,7 +32,8 @@ class MaskedModel:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForMaskedLM.from_pretrained(folder, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        # transformers 4.57 stumbles over the missing files of a folder without a tokenizer.
+        except (OSError, ValueError, RuntimeError, AttributeError) as error:
             raise ModelError(f"masked_model {path}: {str(error).strip().splitlines()[0]}") from error
         if not self.tokenizer.is_fast:
             raise ModelError(f"masked_model {path}: its tokenizer does not say where tokens stand; give a fast one")
