@@ -1,6 +1,6 @@
 """An OpenAI-compatible endpoint on loopback whose faults are scripted, and that counts what was paid for.
 
-An answer counts as paid once all of it was sent. `python -m tests.endpoint` is not meant: tests start it in a thread.
+An answer counts as paid once all of it was sent.
 """
 
 from __future__ import annotations
