@@ -60,7 +60,7 @@ def run_local(
     """
     steps, store = recipe.ready(), Store(path)
     buys = any(isinstance(value, OpenAIServer) for step in steps for _, value in step)
-    with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext():
+    with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext() as bought:
         corpus = _corpus(recipe, store, replace)
         ingest(recipe.rows, store, limit, replace, "reading rows")
         if corpus is None:
@@ -77,10 +77,11 @@ def run_local(
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []
         for layer in layers:
-            planned, before = _planned(layer, store, shards, steps), calls.current().spent
+            planned = _planned(layer, store, shards, steps)
+            before = bought.spent if bought else Spent()
             computed += compute(layer, store, shards)
-            if planned is not None and (bought := calls.current().spent.minus(before)).calls:
-                spent.append(f"{layer.step.name}: {bought}; planned were {planned}")
+            if bought and planned is not None and (now := bought.spent.minus(before)).calls:
+                spent.append(f"{layer.step.name}: {now}; planned were {planned}")
         lines = [line for layer in layers for line in told(store, layer)] + spent
         if len(shards) == len(store.shards):
             for name, split in recipe.splits.items():
@@ -140,7 +141,8 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
 
 def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") -> int:
     """Compute the shards a layer lacks and, once all are there, its facts; returns how many were computed."""
-    missing = [number for number in store.missing(layer) if number in set(shards)]
+    wanted = set(shards)
+    missing = [number for number in store.missing(layer) if number in wanted]
     step, shared = layer.step, layer.path / "shared"
     if missing:
         if not shared.exists():
@@ -171,7 +173,8 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") 
 
 def _planned(layer: Layer, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
     """Estimate what an endpoint will be asked for a layer's missing shards; None for a step that asks none."""
-    missing = [number for number in store.missing(layer) if number in set(shards)]
+    wanted = set(shards)
+    missing = [number for number in store.missing(layer) if number in wanted]
     if not missing or not any(isinstance(value, OpenAIServer) for _, value in layer.step):
         return None
     rows = store.table(missing[0], ("prompt", "response")).slice(0, _LOOKED_AT)

@@ -248,8 +248,8 @@ def test_no_more_calls_are_in_the_air_than_allowed_and_not_faster(at):
     assert 2 <= at.busiest <= 3 and time.monotonic() - start >= 11 * 60 / 1200
     start = time.monotonic()
     ask(server(at, tokens_per_minute=60_000, max_tokens=300), *map(str, range(3)))
-    # What was held back and not used is given back.
-    assert 0.1 < time.monotonic() - start < 1.5
+    # Three times 300 tokens at 1,000 a second: the third may start after .6 seconds.
+    assert 0.6 <= time.monotonic() - start < 2
 
 
 def test_a_limit_in_dollars_stops_in_time_and_nothing_is_bought_again(at, tmp_path):

@@ -94,7 +94,10 @@ class OpenAIServer(Backend):
         """Return the model's name and the parameters that decide its answers."""
         return {
             self.key: self.path,
-            **{name: getattr(self, name) for name in ("temperature", "top_p", "seed", "max_tokens", "extra")},
+            **{
+                name: getattr(self, name)
+                for name in ("temperature", "top_p", "seed", "max_tokens", "extra", "structured")
+            },
         }
 
     def load(self) -> LanguageModel:
