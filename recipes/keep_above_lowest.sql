@@ -7,11 +7,11 @@
 WITH scored AS (
   SELECT row_id, CASE WHEN isfinite({by}::DOUBLE) THEN {by}::DOUBLE END AS value FROM rows
 ), placed AS (
-  SELECT *, count(value) OVER () AS n,
+  SELECT row_id, value, count(value) OVER () AS n,
          row_number() OVER (ORDER BY value NULLS LAST, xor(row_id, $seed * 7919) * 2654435761 % 4294967296) AS place
   FROM scored
 ), cut AS (
-  SELECT *, value IS NOT NULL AND place <= ceil($rate * n) AND (value < 0 OR NOT starts_with($by, 'seam_')) AS lowest
+  SELECT row_id, value, value IS NOT NULL AND place <= ceil($rate * n) AND (value < 0 OR NOT starts_with($by, 'seam_')) AS lowest
   FROM placed
 )
 SELECT row_id,

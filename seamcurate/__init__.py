@@ -7,8 +7,14 @@ module would hide it.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+if sys.platform == "linux":
+    # Read when Arrow first allocates. Its own choice, mimalloc, keeps a third more memory, ever more with the rows.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
 if TYPE_CHECKING:
     from seamcurate.asked import AskQueryType, Judge, RelevantSentences

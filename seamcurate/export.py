@@ -50,8 +50,6 @@ RESERVED = {
 _ROWS_PER_FILE = 500_000
 _SHARDS = 4
 """Read together: a query has a cost of its own, and so has a row group."""
-_KEPT = 16
-"""Shards after which freed memory is given back: to get it anew costs time."""
 _ROWS_PER_GROUP = 8_192
 """Bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
 
@@ -223,10 +221,6 @@ class _View:
                 rows = pa.concat_tables(tables, promote_options="permissive")
                 if rows.num_rows:
                     yield rows.num_rows, self._lines(connection, rows, select)
-                if first % _KEPT == 0:
-                    # Arrow keeps what it was given for its next table, and ever more of it.
-                    del rows, tables
-                    pa.default_memory_pool().release_unused()
 
     def _lines(self, connection: duckdb.DuckDBPyConnection, rows: pa.Table, select: dict[str, str]) -> pa.Table:
         # A line a row: columns that travel as they are need no query.
@@ -265,7 +259,7 @@ def _write(view: _View, out: Path, select: dict[str, str], label: str) -> Export
                 yield table
 
         written = _files(_ahead(lines()), folder)
-        pa.default_memory_pool().release_unused()
+        shard.give_back()
         if written == 0:
             raise ExportError(
                 f"split {view.split} keeps no row" + (" with a candidate" if view.pairs else "") + "; nothing to export"

@@ -164,7 +164,7 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") 
                     advance(part.num_rows)
                 store.add(layer, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
     # Arrow keeps what it was given for its next table; the next step has none as large.
-    pa.default_memory_pool().release_unused()
+    shard.give_back()
     facts = layer.path / "facts.json"
     if not store.missing(layer) and (missing or not facts.exists()):
         save_json(facts, step.facts(_own_columns(store, layer), shared))

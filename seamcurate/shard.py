@@ -7,6 +7,7 @@ a truncated file, a neighbour's shard or an older configuration's is found when 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
@@ -23,6 +24,14 @@ _SEALED = re.compile(re.escape(_SEAL) + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
 _OPEN = b"0" * 64
 
 _verified: dict[Path, tuple[int, int, int, str, int]] = {}
+
+
+def give_back() -> None:
+    """Give freed memory back to the machine: allocators keep what they were given, each for its own next use."""
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def write(path: Path, table: pa.Table, maker: str, number: int) -> None:

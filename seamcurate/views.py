@@ -19,6 +19,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 from seamcurate import shard
@@ -56,14 +57,14 @@ def connect(store: Store, spill: Path | None = None) -> duckdb.DuckDBPyConnectio
 
     Args:
         store: The store.
-        spill: A folder for what outgrows 64 MB of memory; without one, DuckDB takes the memory it needs.
+        spill: A folder for what outgrows 40 MB of memory; without one, DuckDB takes the memory it needs.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
     config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
     if spill is not None:
-        config |= {"memory_limit": "64MB", "threads": 1, "temp_directory": str(spill)}
+        config |= {"memory_limit": "40MB", "threads": 1, "temp_directory": str(spill)}
     connection = duckdb.connect(config=config)
     corpus = store.corpus_store
     views = [rows_view("rows", store), _rejected_view(store), _ledger_view(store)]
@@ -172,9 +173,11 @@ def rows_view(name: str, store: Store) -> str:
             joins.insert(0, f"POSITIONAL JOIN {source}")
         else:
             joins.append(f"LEFT JOIN {source} ON c{i}.row_id = r.row_id")
+    # Shards only ever gain columns. To unite names, DuckDB would hold the footer of every one of them.
+    grown = not pq.read_schema(shards[0]).equals(store.stored_schema)
     return (
         f"CREATE VIEW {name} AS SELECT {', '.join(select)} "
-        f"FROM read_parquet({sql_list(shards)}, union_by_name = true) AS r {' '.join(joins)}"
+        f"FROM read_parquet({sql_list(shards)}{', union_by_name = true' if grown else ''}) AS r {' '.join(joins)}"
     )
 
 
