@@ -20,6 +20,7 @@ from benchmarks.race import race
 from seamcurate import Attack, FakeModel, SequenceClassifier
 from seamcurate.contrast.lexicon import WordNet, stop_words
 from seamcurate.contrast.searches import Lexicons, _same_part
+from seamcurate.models.masked import MaskedModel
 
 WORDNET = inputs.REAL / "lexicons" / "wordnet30_synonyms.parquet"
 DEBIAN = Path("/usr/share/wordnet")
@@ -58,10 +59,11 @@ def peer(
     threshold: float,
     budget: int,
     embed: Callable[[Sequence[str]], Any] | None = None,
+    masked: MaskedModel | None = None,
 ) -> Any:
     """Build TextAttack's attack on one row: its search, its constraints, and a goal of exceeding a reward.
 
-    TextFooler's parts of speech are WordNet's here and its sentence encoder `embed`, as they are in ours.
+    TextFooler's parts of speech are WordNet's here; its sentence encoder and BERT-Attack's is `embed`, as they are in ours.
     """
     import numpy as np
     import torch
@@ -76,7 +78,7 @@ def peer(
     from textattack.models.wrappers import ModelWrapper
     from textattack.search_methods import GreedyWordSwapWIR, ImprovedGeneticAlgorithm
     from textattack.shared import WordEmbedding
-    from textattack.transformations import WordSwapEmbedding
+    from textattack.transformations import WordSwapEmbedding, WordSwapMaskedLM
     from textattack.transformations.word_swaps.word_swap import WordSwap
 
     class Reward(ModelWrapper):  # type: ignore[misc]
@@ -112,6 +114,24 @@ def peer(
     stop = StopwordModification(stopwords=lexicons.stop_words)
     if method == "pwws":
         return TheirAttack(goal, [RepeatModification(), stop], Synonyms(), GreedyWordSwapWIR("weighted-saliency"))
+
+    class Encoder(SentenceEncoder):  # type: ignore[misc]
+        def encode(self, texts: Sequence[str]) -> Any:
+            assert embed is not None
+            return torch.tensor(np.asarray(embed(texts)))
+
+    if method == "bert_attack":
+        assert masked is not None
+        swap = WordSwapMaskedLM(
+            method="bert-attack",
+            masked_language_model=masked.model,
+            tokenizer=masked.tokenizer,
+            max_length=masked.limit,
+            max_candidates=masked.count,
+        )
+        alike = Encoder(lexicons.min_similarity, metric="cosine", compare_against_original=True, window_size=None)
+        few = MaxWordsPerturbed(max_percent=0.4)
+        return TheirAttack(goal, [RepeatModification(), stop, few, alike], swap, GreedyWordSwapWIR("unk"))
     assert lexicons.vectors is not None
     matrix, words = lexicons.vectors._matrix, lexicons.vectors._words
     order = np.argsort(-(matrix @ matrix.T), axis=1)
@@ -126,11 +146,6 @@ def peer(
             def _check_constraint(self, new: Any, old: Any) -> bool:
                 changed = new.attack_attrs["newly_modified_indices"]
                 return all(_same_part(lexicons.wordnet, old.words[i].lower(), new.words[i].lower()) for i in changed)
-
-        class Encoder(SentenceEncoder):  # type: ignore[misc]
-            def encode(self, texts: Sequence[str]) -> Any:
-                assert embed is not None
-                return torch.tensor(np.asarray(embed(texts)))
 
         alike = Encoder(
             threshold=lexicons.min_similarity,

@@ -180,3 +180,27 @@ def _saved(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def masked_folder(encoder_reward_folder, tmp_path_factory):
+    """A masked language model of one layer that learned the questions' words."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("masked")
+    tokenizer = BertTokenizerFast(str(encoder_reward_folder / "vocab.txt"), model_max_length=64)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
+    texts = [row["response"] for row in questions(200)]
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for start in range(0, 200, 20):
+        batch = tokenizer(texts[start : start + 20], return_tensors="pt", padding=True, truncation=True, max_length=64)
+        loss = model(**batch, labels=batch["input_ids"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
