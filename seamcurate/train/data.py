@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -50,6 +51,37 @@ def rows(data: Data, answers: Sequence[Sequence[str]]) -> list[Row]:
     return read
 
 
+class Asked(NamedTuple):
+    """A prompt to train on by reward, and what else its row holds, for the reward to read."""
+
+    prompt: Prompt
+    columns: dict[str, object]
+
+
+def prompts(data: Data, needed: Sequence[str] = ()) -> list[Asked]:
+    """Read `prompt` and every other column, as GRPO's and PPO's rewards are given them.
+
+    Args:
+        data: Where the rows are.
+        needed: Columns that the reward cannot do without.
+
+    Raises:
+        TrainError: See `rows`; also a column of `needed` is missing.
+    """
+    name = title(data)
+    read: list[Asked] = []
+    for names, table in _whole(data, name):
+        _columns(names, name, [("prompt",), *((column,) for column in needed)])
+        for record in table:
+            where = f"{name}, row {len(read)}"
+            columns = {key: record.get(key) for key in names if key != "prompt"}
+            read.append(Asked(_prompt(record.get("prompt"), where), columns))
+    if not read:
+        raise TrainError(f"{name} holds no rows; check the filter that made it")
+    known = {key for row in read for key in row.columns}
+    return [Asked(row.prompt, {key: row.columns.get(key) for key in sorted(known)}) for row in read]
+
+
 def title(data: Data) -> str:
     """Name the data in messages and records: the file or folder without its place, which decides nothing."""
     return Path(data).name if isinstance(data, (str, Path)) else "the Dataset"
@@ -77,30 +109,68 @@ def _tables(data: Data, name: str, wanted: Sequence[Sequence[str]]) -> list[list
     if not isinstance(data, (str, Path)):
         columns = _columns(data.column_names, name, wanted)
         return [[[row[c] for c in columns] for row in data.select_columns(list(dict.fromkeys(columns)))]]
+    found = []
+    for file in _files(data):
+        if file.suffix in {".jsonl", ".json"}:
+            records = _jsonl(file)
+            chosen = [_columns(list(record), f"{file.name}, line {number}", wanted) for number, record in records]
+            pairs = zip(records, chosen, strict=True)
+            found.append([[record[c] for c in columns] for (_, record), columns in pairs])
+        else:
+            columns = _columns(_names(file), file.name, wanted)
+            found.append([[record[c] for c in columns] for record in _parquet(file, columns)])
+    return found
+
+
+def _whole(data: Data, name: str) -> Iterator[tuple[list[str], Iterable[Mapping[str, object]]]]:
+    """Yield each file's column names and its rows."""
+    if not isinstance(data, (str, Path)):
+        yield data.column_names, data
+        return
+    for file in _files(data):
+        if file.suffix in {".jsonl", ".json"}:
+            records = [record for _, record in _jsonl(file)]
+            yield list(dict.fromkeys(key for record in records for key in record)), records
+        else:
+            yield _names(file), _parquet(file, _names(file))
+
+
+def _files(data: str | Path) -> list[Path]:
     path = Path(data).expanduser()
     if path.is_dir():
         files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith("."))
         if not files:
             raise TrainError(f"{data} holds no .parquet files; give the folder of one split, or one file")
-        return [_parquet(file, wanted) for file in files]
+        return files
     if not path.is_file():
         raise TrainError(f"{data} is not there; give a Parquet or JSONL file, or a folder of Parquet files")
-    if path.suffix in {".jsonl", ".json"}:
-        return [_jsonl(path, wanted)]
-    return [_parquet(path, wanted)]
+    return [path]
 
 
-def _parquet(file: Path, wanted: Sequence[Sequence[str]]) -> list[list[object]]:
+def _names(file: Path) -> list[str]:
+    with _readable(file):
+        return list(pq.read_schema(file).names)
+
+
+def _parquet(file: Path, columns: Sequence[str]) -> list[dict[str, object]]:
+    with _readable(file):
+        found: list[dict[str, object]] = pq.read_table(
+            file, columns=list(dict.fromkeys(columns)), partitioning=None
+        ).to_pylist()
+    return found
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
     try:
-        columns = _columns(pq.read_schema(file).names, file.name, wanted)
-        table = pq.read_table(file, columns=list(dict.fromkeys(columns)), partitioning=None)
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise TrainError(f"{file} is no readable Parquet file ({str(error).splitlines()[0]}); write it anew") from error
-    return [list(values) for values in zip(*(table.column(c).to_pylist() for c in columns), strict=True)]
 
 
-def _jsonl(file: Path, wanted: Sequence[Sequence[str]]) -> list[list[object]]:
-    values: list[list[object]] = []
+def _jsonl(file: Path) -> list[tuple[int, dict[str, object]]]:
+    """Read the objects of a file, each with its line's number."""
+    values: list[tuple[int, dict[str, object]]] = []
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -111,7 +181,7 @@ def _jsonl(file: Path, wanted: Sequence[Sequence[str]]) -> list[list[object]]:
                 raise TrainError(f"{file.name}, line {number}: no JSON ({error}); one object a line is read") from error
             if not isinstance(record, dict):
                 raise TrainError(f"{file.name}, line {number}: a {type(record).__name__}; one object a line is read")
-            values.append([record[c] for c in _columns(list(record), f"{file.name}, line {number}", wanted)])
+            values.append((number, record))
     return values
 
 
