@@ -175,7 +175,7 @@ def test_trl_is_given_the_ids_that_scoring_reads(
     for name in ("SFTTrainer", "RewardTrainer"):
 
         class Spy(getattr(trl, name)):  # type: ignore[misc]
-            def train(self) -> Any:
+            def train(self, resume_from_checkpoint=None) -> Any:
                 seen[type(self).__mro__[1].__name__] = self.train_dataset.to_list()
                 return super().train()
 
@@ -391,3 +391,41 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
         train(model, data, out, SFT if train is sft else REWARD)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(policy_folder, tmp_path, monkeypatch):
+    import seamcurate.train.journal as journal
+
+    data = parquet(tmp_path / "d.parquet", answered(24))
+    config = SFT.model_copy(update={"max_steps": 9, "save_steps": 2, "logging_steps": 1, "eval_rows": 0})
+    whole = sft(policy_folder, data, tmp_path / "whole", config)
+    write = journal.Journal.write
+
+    def stop(self, step, values):
+        write(self, step, values)
+        if step == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal.Journal, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sft(policy_folder, data, tmp_path / "parts", config)
+    monkeypatch.setattr(journal.Journal, "write", write)
+    left = tmp_path / ".parts.training"
+    # What was cut short while it was written is no checkpoint.
+    (left / "checkpoint-8").mkdir()
+    assert sft(policy_folder, data, tmp_path / "parts", config) == whole
+    assert not left.exists()
+    for name in ("model.safetensors", "log.jsonl", "training.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 10))
+
+
+def test_another_configuration_does_not_go_on_from_a_checkpoint(tmp_path):
+    from seamcurate.train.journal import Journal
+
+    for count, inputs in enumerate(({"seed": 0}, {"seed": 0}, {"seed": 1})):
+        journal = Journal(tmp_path / "out", inputs)
+        assert journal.checkpoint() == (str(journal.folder / "checkpoint-4") if count == 1 else None)
+        (journal.folder / "checkpoint-4").mkdir(exist_ok=True)
+        (journal.folder / "checkpoint-4" / "whole.json").write_text("{}")

@@ -5,7 +5,6 @@ Ids come from `models.tokens`, so that the reward model scores exactly what it w
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from seamcurate.models.batching import batches, padded
 from seamcurate.progress import bar
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
+from seamcurate.train.journal import Journal
 from seamcurate.train.training import Training
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def reward(
     training.prepare(place)
     rows, measured = training.read(data, COLUMNS, config)
     start = training.identity(model, config)
-    with training.quiet(), tempfile.TemporaryDirectory() as scratch:
+    with training.quiet():
         from datasets import Dataset
         from transformers import AutoModelForSequenceClassification
         from trl import RewardConfig, RewardTrainer
@@ -70,16 +70,18 @@ def reward(
         inputs = training.inputs("reward", start, data, config, [kept, tested])
         if (done := training.finished(place, inputs)) is not None:
             return done
+        journal = Journal(place, inputs)
         trainer = RewardTrainer(
             model=training.adapted(opened, "SEQ_CLS", config),
-            args=RewardConfig(**training.arguments(config, scratch)),
+            args=RewardConfig(**training.arguments(config, str(journal.folder)), max_length=None),
             train_dataset=Dataset.from_list(
                 [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in kept]
             ),
             processing_class=tokenizer,
         )
         before = _measures(margins(trainer.model, tested, tokenizer.pad_token_id))
-        result = training.fit(trainer, "reward", [max(len(chosen), len(rejected)) for chosen, rejected in kept], config)
+        lengths = [max(len(chosen), len(rejected)) for chosen, rejected in kept]
+        result = training.fit(trainer, "reward", config, journal, lengths)
         trained = training.merged(trainer)
         after = _measures(margins(trained, tested, tokenizer.pad_token_id))
         record: dict[str, JsonValue] = {
@@ -95,7 +97,7 @@ def reward(
             "accuracy_before": before[1],
             "accuracy": after[1],
         }
-        training.save(trained, tokenizer, place, record)
+        training.save(trained, tokenizer, place, record, journal)
     return record
 
 

@@ -6,7 +6,6 @@ Ids come from `models.tokens`, so that the policy is scored on exactly what it w
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from seamcurate.models.batching import batches, padded
 from seamcurate.progress import bar
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
+from seamcurate.train.journal import Journal
 from seamcurate.train.training import Training
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
     training.prepare(place)
     rows, measured = training.read(data, COLUMNS, config)
     start = training.identity(model, config)
-    with training.quiet(), tempfile.TemporaryDirectory() as scratch:
+    with training.quiet():
         from datasets import Dataset
         from transformers import AutoModelForCausalLM
         from trl import SFTConfig, SFTTrainer
@@ -70,9 +70,12 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
         inputs = training.inputs("sft", start, data, config, [kept, tested])
         if (done := training.finished(place, inputs)) is not None:
             return done
+        journal = Journal(place, inputs)
         trainer = SFTTrainer(
             model=training.adapted(opened, "CAUSAL_LM", config),
-            args=SFTConfig(**training.arguments(config, scratch), completion_only_loss=True),
+            args=SFTConfig(
+                **training.arguments(config, str(journal.folder)), max_length=None, completion_only_loss=True
+            ),
             train_dataset=Dataset.from_list(
                 [
                     {"input_ids": before + after, "completion_mask": [0] * len(before) + [1] * len(after)}
@@ -82,7 +85,8 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
             processing_class=tokenizer,
         )
         loss_before = completion_loss(trainer.model, tested)
-        result = training.fit(trainer, "sft", [len(before) + len(after) for before, after in kept], config)
+        lengths = [len(before) + len(after) for before, after in kept]
+        result = training.fit(trainer, "sft", config, journal, lengths)
         trained = training.merged(trainer)
         record: dict[str, JsonValue] = {
             **inputs,
@@ -95,7 +99,7 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
             "loss_before": loss_before,
             "loss_after": completion_loss(trained, tested),
         }
-        training.save(trained, tokenizer, place, record)
+        training.save(trained, tokenizer, place, record, journal)
     return record
 
 

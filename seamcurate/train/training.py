@@ -25,6 +25,7 @@ from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import weights
 from seamcurate.progress import bar
 from seamcurate.train import data
+from seamcurate.train.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -61,6 +62,12 @@ class Training(BaseModel):
     """Compute activations twice to fit a larger model into memory."""
     revision: str | None = None
     """A Hub branch, tag or commit of the model. Not for folders."""
+    save_steps: int = Field(0, ge=0)
+    """Keep a checkpoint every so many updates, to go on from after a stop; 0: none."""
+    logging_steps: int = Field(10, ge=1)
+    """Updates between two lines of the folder's `log.jsonl`."""
+    tensorboard: bool = False
+    """Log for TensorBoard too, into `tensorboard/` of the folder."""
 
 
 def read(given: data.Data, answers: Sequence[Sequence[str]], config: Training) -> tuple[list[data.Row], list[data.Row]]:
@@ -151,9 +158,10 @@ def arguments(config: Training, scratch: str) -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.is_available()
-    if torch.cuda.device_count() > 1:
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         raise TrainError(
-            f"{torch.cuda.device_count()} GPUs are visible and training uses one; set CUDA_VISIBLE_DEVICES=0"
+            f"{torch.cuda.device_count()} GPUs are visible; start by `accelerate launch -m seamcurate.cli train …` "
+            "to use them all, or set CUDA_VISIBLE_DEVICES=0 for one"
         )
     return {
         "output_dir": scratch,
@@ -168,34 +176,43 @@ def arguments(config: Training, scratch: str) -> dict[str, Any]:
         "use_cpu": weights.device("auto") == "cpu",
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         "dataloader_pin_memory": gpu,
-        # The rows are tokenized and cut already: what TRL reads is what scoring reads.
-        "max_length": None,
         "remove_unused_columns": False,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
+        "save_strategy": "steps" if config.save_steps else "no",
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": 2,
+        "logging_strategy": "steps",
+        "logging_steps": config.logging_steps,
+        "report_to": "tensorboard" if config.tensorboard else "none",
         "disable_tqdm": True,
     }
 
 
-def fit(trainer: Trainer, label: str, lengths: Sequence[int], config: Training) -> dict[str, JsonValue]:
-    """Run a trainer under a progress bar, like lengths together; returns its steps and mean training loss."""
-    from torch.utils.data import DataLoader
+def fit(
+    trainer: Trainer, label: str, config: Training, journal: Journal, lengths: Sequence[int] | None = None
+) -> dict[str, JsonValue]:
+    """Run a trainer under a progress bar, from its last checkpoint; returns its steps and mean training loss.
+
+    With `lengths`, rows of like lengths come together.
+    """
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-    # transformers' own grouping walks from long rows to short ones: a run shorter than an epoch never sees the short.
-    loader: Any = DataLoader(
-        trainer.train_dataset,
-        batch_size=config.per_device_train_batch_size,
-        sampler=_ByLength(lengths, config.per_device_train_batch_size, config.seed),
-        collate_fn=trainer.data_collator,
-    )
-    trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(loader)
+    if lengths is not None:
+        from torch.utils.data import DataLoader
+
+        # transformers' own grouping walks from long rows to short ones: a run shorter than an epoch never sees the short.
+        loader: Any = DataLoader(
+            trainer.train_dataset,
+            batch_size=config.per_device_train_batch_size,
+            sampler=_ByLength(lengths, config.per_device_train_batch_size, config.seed),
+            collate_fn=trainer.data_collator,
+        )
+        trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(loader)
     with ExitStack() as stack:
 
         class Progress(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 self.advance = stack.enter_context(bar(label, state.max_steps, "steps"))
+                self.advance(state.global_step)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 self.advance(1)
@@ -203,31 +220,44 @@ def fit(trainer: Trainer, label: str, lengths: Sequence[int], config: Training) 
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Progress())
-        result = trainer.train()
-    return {"steps": result.global_step, "train_loss": result.training_loss}
+        trainer.add_callback(journal.callback())
+        result = trainer.train(resume_from_checkpoint=journal.checkpoint())
+    # transformers' own mean knows nothing of what was before a stop.
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    mean = sum(losses) / len(losses) if losses else result.training_loss
+    return {"steps": result.global_step, "train_loss": mean}
 
 
 class _ByLength:
     """Draw rows so that a batch holds like lengths and the batches come in random order, anew each epoch."""
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self.lengths, self.batch, self.draw = lengths, batch, random.Random(seed)
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch next, also after a stop."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
+        draw = random.Random(self.seed)
+        for _ in range(self.epoch):
+            self._order(draw)
+        return iter(self._order(draw))
+
+    def _order(self, draw: random.Random) -> list[int]:
         order = list(range(len(self.lengths)))
-        self.draw.shuffle(order)
+        draw.shuffle(order)
         # Sorted whole, the same rows would meet in every epoch.
         pool = 50 * self.batch
         pooled = [sorted(order[i : i + pool], key=self.lengths.__getitem__) for i in range(0, len(order), pool)]
         order = [i for part in pooled for i in part]
         whole = len(order) // self.batch * self.batch
         batches = [order[i : i + self.batch] for i in range(0, whole, self.batch)]
-        self.draw.shuffle(batches)
-        yield from (i for batch in batches for i in batch)
-        yield from order[whole:]
+        draw.shuffle(batches)
+        return [i for batch in batches for i in batch] + order[whole:]
 
 
 @contextmanager
@@ -306,17 +336,27 @@ def finished(out: Path, asked: dict[str, JsonValue]) -> dict[str, JsonValue] | N
     raise TrainError(f"{out} holds a training with {', '.join(other)}; give another folder, or delete it")
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, record: dict[str, JsonValue]) -> None:
-    """Write a plain model folder beside `out` and rename it into place."""
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    record: dict[str, JsonValue],
+    journal: Journal,
+) -> None:
+    """Write a plain model folder with its log beside `out` and rename it into place; of several processes, the first."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         beside = Path(scratch) / out.name
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         (beside / RECORD).write_text(json.dumps(record, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        journal.leave(beside)
         if out.is_dir():
             out.rmdir()
         os.replace(beside, out)
+    journal.remove()
 
 
 def merged(trainer: Trainer) -> PreTrainedModel:
