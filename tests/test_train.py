@@ -403,7 +403,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(poli
 
     def stop(self, step, values):
         write(self, step, values)
-        if step == 7:
+        if step == 5:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(journal.Journal, "write", stop)
@@ -412,7 +412,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(poli
     monkeypatch.setattr(journal.Journal, "write", write)
     left = tmp_path / ".parts.training"
     # What was cut short while it was written is no checkpoint.
-    (left / "checkpoint-8").mkdir()
+    (left / "checkpoint-6").mkdir()
     assert sft(policy_folder, data, tmp_path / "parts", config) == whole
     assert not left.exists()
     for name in ("model.safetensors", "log.jsonl", "training.json"):

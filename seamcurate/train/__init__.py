@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from seamcurate.train.grouped import GroupTraining, grpo, rloo
 from seamcurate.train.reward import RewardTraining, reward
 from seamcurate.train.sft import SFTTraining, sft
 
-__all__ = ["RewardTraining", "SFTTraining", "reward", "sft"]
+__all__ = ["GroupTraining", "RewardTraining", "SFTTraining", "grpo", "reward", "rloo", "sft"]

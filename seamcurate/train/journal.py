@@ -29,11 +29,15 @@ class Journal:
     Args:
         out: Where the finished model will be.
         inputs: All that decides the training; another's checkpoints are deleted.
+
+    Attributes:
+        state: Numbers that a checkpoint keeps beside what transformers keeps in it.
     """
 
     def __init__(self, out: Path, inputs: Mapping[str, JsonValue]) -> None:
         self.folder = out.with_name(f".{out.name}.training")
         self.first = os.environ.get("RANK", "0") == "0"
+        self.state: dict[str, float] = {}
         about = self.folder / "inputs.json"
         text = json.dumps(inputs, sort_keys=True)
         if self.first and not (about.is_file() and about.read_text(encoding="utf-8") == text):
@@ -49,7 +53,11 @@ class Journal:
         if self.first and log.is_file():
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
             log.write_text("".join(line for line in lines if json.loads(line)["step"] <= done), encoding="utf-8")
-        return str(self.folder / f"checkpoint-{done}") if done else None
+        if not done:
+            return None
+        last = self.folder / f"checkpoint-{done}"
+        self.state |= json.loads((last / _WHOLE).read_text(encoding="utf-8"))
+        return str(last)
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
         """Add a line to the log; numbers that are none are null."""
@@ -76,7 +84,8 @@ class Journal:
 
             def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 if journal.first:
-                    (journal.folder / f"checkpoint-{state.global_step}" / _WHOLE).write_text("{}", encoding="utf-8")
+                    whole = journal.folder / f"checkpoint-{state.global_step}" / _WHOLE
+                    whole.write_text(json.dumps(journal.state), encoding="utf-8")
 
         return Writer()
 

@@ -1,0 +1,273 @@
+"""GRPO and RLOO on TRL: several answers to each prompt, each held against the others of its group.
+
+The reward is any callable of TRL's convention, `reward(prompts, completions, **columns)`; prompts and columns reach it
+as the rows have them, whatever the policy's chat template makes of a prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pydantic import Field, JsonValue
+
+from seamcurate.errors import TrainError
+from seamcurate.models import tokens, weights
+from seamcurate.models.template import plain_prompt
+from seamcurate.train import data as rows
+from seamcurate.train import training
+from seamcurate.train.data import Asked, Data
+from seamcurate.train.journal import Journal
+from seamcurate.train.kl import KLController
+from seamcurate.train.training import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
+"""`reward(prompts=…, completions=…, **columns)`: a number for each, None where it does not apply."""
+
+
+class GroupTraining(Training):
+    """Options of `grpo` and `rloo`, named as in TRL."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    lora_alpha: int = Field(16, ge=1)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    num_generations: int = Field(8, ge=2)
+    """Answers a prompt; divides `per_device_train_batch_size * gradient_accumulation_steps`, which counts answers."""
+    max_completion_length: int = Field(512, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    num_iterations: int = Field(1, ge=1)
+    """Updates from the same answers; 4 with `epsilon` .2 is PPO's clipping without a critic."""
+    epsilon: float = Field(0.2, gt=0)
+    beta: float = Field(0.05, ge=0)
+    """Weight of the KL penalty against the policy it started from."""
+    kl_target: float | None = Field(None, gt=0)
+    """Nats per answer to stay at, by moving `beta`; None keeps it fixed."""
+    kl_horizon: int = Field(10_000, ge=1)
+
+
+def grpo(
+    model: str | Path, reward: RewardFunction, data: Data, out: str | Path, config: GroupTraining = GroupTraining()
+) -> dict[str, JsonValue]:
+    """Train a policy by GRPO (Shao 2024): advantages are rewards normalised within a prompt's group of answers.
+
+    Under group scaling a reward's scale cancels: of RER, the ratio of open-ended to closed-ended scales matters no more.
+    See `rloo` for the rest.
+    """
+    return _train("grpo", model, reward, data, out, config)
+
+
+def rloo(
+    model: str | Path, reward: RewardFunction, data: Data, out: str | Path, config: GroupTraining = GroupTraining()
+) -> dict[str, JsonValue]:
+    """Train a policy by RLOO (Ahmadian 2024): the baseline of an answer is the mean reward of the others of its group.
+
+    `data` has `prompt`, text or chat messages; every other column is handed to the reward by its name. `out` becomes a
+    plain model folder, as `sft` leaves it, with `log.jsonl` (rewards, KL, lengths; the reward's own `features()`).
+
+    Raises:
+        TrainError: A column that the reward needs is missing, no prompt fits the window, the reward raises or returns
+            NaN, the model has no EOS, or `out` holds something else.
+    """
+    return _train("rloo", model, reward, data, out, config)
+
+
+def _train(
+    method: Literal["grpo", "rloo"],
+    model: str | Path,
+    reward: RewardFunction,
+    data: Data,
+    out: str | Path,
+    config: GroupTraining,
+) -> dict[str, JsonValue]:
+    place = Path(out).expanduser()
+    training.prepare(place)
+    answers = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if answers % config.num_generations:
+        raise TrainError(
+            f"per_device_train_batch_size {config.per_device_train_batch_size} × gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps} answers are no whole groups of num_generations {config.num_generations}"
+        )
+    asked = rows.prompts(data, getattr(reward, "columns", ()))
+    start = training.identity(model, config)
+    with training.quiet():
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM
+        from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+        tokenizer = training.open_tokenizer(model, config)
+        if tokenizer.eos_token_id is None:
+            raise TrainError(
+                f"the tokenizer of {model} has no end-of-sequence token, so that no answer would ever end; "
+                "set tokenizer.eos_token and save it there"
+            )
+        opened = training.open_model(model, AutoModelForCausalLM, config)
+        kept = _fitting(tokenizer, asked, weights.window(opened, tokenizer) - config.max_completion_length)
+        if not kept:
+            raise TrainError(
+                f"none of {len(asked)} prompts leaves room for {config.max_completion_length} tokens of answer in the "
+                "model's window; lower max_completion_length"
+            )
+        if len(kept) < answers // config.num_generations:
+            raise TrainError(
+                f"{len(kept)} prompts are fewer than the {answers // config.num_generations} of one update; "
+                "lower per_device_train_batch_size, or raise num_generations"
+            )
+        inputs = training.inputs(method, start, data, config, [[(row.prompt, row.columns) for row in kept]])
+        inputs["reward"] = str(getattr(reward, "__name__", type(reward).__name__))
+        if (done := training.finished(place, inputs)) is not None:
+            return done
+        journal = Journal(place, inputs)
+        told = _Told(reward, kept, bool(tokenizer.chat_template), journal.state)
+        told.score([0], ["An answer."])
+        arguments = training.arguments(config, str(journal.folder)) | {
+            "num_generations": config.num_generations,
+            "max_completion_length": config.max_completion_length,
+            "temperature": config.temperature,
+            "num_iterations": config.num_iterations,
+            "epsilon": config.epsilon,
+            "beta": config.beta,
+            "log_completions": False,
+        }
+        form = dict if tokenizer.chat_template else str
+        shown = [{"prompt": _shown(row, form), "row": i} for i, row in enumerate(kept)]
+        makers: Any = (GRPOTrainer, GRPOConfig) if method == "grpo" else (RLOOTrainer, RLOOConfig)
+        trainer = makers[0](
+            model=training.adapted(opened, "CAUSAL_LM", config),
+            reward_funcs=told,
+            args=makers[1](**arguments),
+            train_dataset=Dataset.from_list(shown),
+            processing_class=tokenizer,
+        )
+        drawn = trainer._get_train_sampler()
+        trainer._get_train_sampler = lambda dataset=None: _Epochs(drawn, config.seed)
+        if config.beta and config.kl_target is not None:
+            trainer.add_callback(_moving(trainer, config, journal))
+        result = training.fit(trainer, method, config, journal)
+        trained = training.merged(trainer)
+        record: dict[str, JsonValue] = {
+            **inputs,
+            "rows": len(asked),
+            "rows_used": len(kept),
+            "rows_skipped": len(asked) - len(kept),
+            **result,
+            "answers_without_a_reward": int(journal.state.get("without", 0)),
+            "reward_first": journal.state.get("first"),
+            "reward_last": journal.state.get("last"),
+        }
+        training.save(trained, tokenizer, place, record, journal)
+    return record
+
+
+class _Epochs:
+    """Draw an epoch's order by its number: TRL's sampler would begin with the first epoch's after a stop."""
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+
+class _Told:
+    """The reward as TRL calls it: given the rows as they are, and held to its word."""
+
+    def __init__(
+        self, reward: RewardFunction, asked: Sequence[Asked], templated: bool, state: dict[str, float]
+    ) -> None:
+        self.reward, self.asked, self.templated, self.state = reward, asked, templated, state
+        self.__name__ = str(getattr(reward, "__name__", type(reward).__name__))
+
+    def __call__(
+        self, completions: Sequence[Any], row: Sequence[int], log_metric: Any = None, **other: object
+    ) -> list[float | None]:
+        texts = [one if isinstance(one, str) else str(one[-1]["content"]) for one in completions]
+        found = self.score(row, texts if self.templated else [text.removeprefix(" ") for text in texts])
+        known = [value for value in found if value is not None]
+        self.state["without"] = self.state.get("without", 0) + len(found) - len(known)
+        if known:
+            self.state["last"] = sum(known) / len(known)
+            self.state.setdefault("first", self.state["last"])
+        features: Mapping[str, float] = self.reward.features() if hasattr(self.reward, "features") else {}
+        for name, value in {**features, "repetition": _repetition(texts)}.items():
+            if log_metric is not None:
+                log_metric(name, value)
+        return found
+
+    def score(self, row: Sequence[int], texts: Sequence[str]) -> list[float | None]:
+        some = [self.asked[i] for i in row]
+        chat = [not isinstance(one.prompt, str) for one in some]
+        columns = {key: [one.columns[key] for one in some] for key in some[0].columns}
+        answers = [[{"role": "assistant", "content": t}] if c else t for t, c in zip(texts, chat, strict=True)]
+        try:
+            found = list(self.reward(prompts=[one.prompt for one in some], completions=answers, **columns))
+        except Exception as error:
+            raise TrainError(f"the reward {self.__name__} failed: {type(error).__name__}: {error}") from error
+        if len(found) != len(some):
+            raise TrainError(f"the reward {self.__name__} returned {len(found)} numbers for {len(some)} answers")
+        for i, value in zip(row, found, strict=True):
+            if value is not None and not math.isfinite(value):
+                raise TrainError(
+                    f"the reward {self.__name__} returned {value} for an answer to row {i}: "
+                    f"{self.asked[i].prompt!r:.60}; return a number, or None where it does not apply"
+                )
+        return found
+
+
+def _fitting(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked], room: int) -> list[Asked]:
+    kept = []
+    for row in asked:
+        text = tokens.pieces(tokenizer, row.prompt, "")
+        if len(tokens.prompt_ids(tokenizer, text.prompt, text.templated)) <= room:
+            kept.append(row)
+    return kept
+
+
+def _shown(row: Asked, form: type) -> object:
+    """Write a prompt so that TRL makes the ids of it that scoring reads."""
+    if form is str:
+        return plain_prompt(row.prompt)
+    return [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+
+
+def _repetition(texts: Sequence[str]) -> float:
+    """Return 1 − unique 4-grams / all 4-grams, the mean over answers of at least four words."""
+    shares = []
+    for text in texts:
+        words = text.split()
+        grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def _moving(trainer: Any, config: GroupTraining, journal: Journal) -> Any:
+    """Return what moves a trainer's `beta` after each update, and notes where it is in each checkpoint."""
+    from transformers import TrainerCallback
+
+    controller = KLController(config.beta, config.kl_target, config.kl_horizon)
+
+    class Moving(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            controller.coefficient = trainer.beta = journal.state.get("beta", config.beta)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            seen = trainer._metrics["train"]
+            # TRL's KL is a token's mean; the papers' target is an answer's.
+            kl = seen["kl"][-1] * seen["completions/mean_length"][-1]
+            trainer.beta = controller.update(kl, args.train_batch_size * args.gradient_accumulation_steps)
+            seen["beta"].append(trainer.beta)
+            journal.state["beta"] = trainer.beta
+
+    return Moving()

@@ -1,0 +1,204 @@
+"""GRPO and RLOO, on real TRL and models of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_train import CHAT, answered, parquet, start
+
+from seamcurate.errors import TrainError
+from seamcurate.train import GroupTraining, SFTTraining, grpo, rloo, sft
+from seamcurate.train.data import prompts
+
+FAST = {
+    "lora": False,
+    "learning_rate": 3e-3,
+    "max_length": 64,
+    "max_completion_length": 8,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policies")
+    begun = start(folder / "begun")
+    learnt = {"lora": False, "learning_rate": 1e-2, "max_length": 64, "num_train_epochs": 4, "eval_rows": 0}
+    sft(begun, parquet(folder / "sft.parquet", answered()), folder / "sft", SFTTraining(**learnt))
+    return folder / "sft"
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return start(tmp_path_factory.mktemp("chat") / "model", CHAT)
+
+
+def rows(count=6):
+    kinds = ["open", "closed"]
+    return [
+        {"prompt": row["prompt"], "query_type": kinds[i % 2], "reference": None, "scores": [1.0, 2.0]}
+        for i, row in enumerate(answered(count))
+    ]
+
+
+class Other:
+    """Reward answers that do not begin with `The`, as the policy learnt to; note what was given."""
+
+    __name__ = "other"
+    columns = ("query_type",)
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, prompts, completions, **columns):
+        self.calls.append((prompts, completions, columns))
+        return [float("The" not in str(one)) for one in completions]
+
+    def features(self):
+        return {"rer_length": 0.25}
+
+
+@pytest.mark.parametrize("train", [grpo, rloo])
+def test_the_policy_learns_what_is_rewarded(train, policy, tmp_path):
+    config = GroupTraining(**FAST, max_steps=25, beta=0.0)
+    record = train(policy, Other(), parquet(tmp_path / "d.parquet", rows()), tmp_path / "out", config)
+    assert record["reward_first"] <= 0.5 and record["reward_last"] > 0.8
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 26))
+    assert lines[0]["rer_length"] == 0.25 and 0 <= lines[0]["repetition"] <= 1 and "completions/mean_length" in lines[0]
+    assert train(policy, Other(), tmp_path / "d.parquet", tmp_path / "out", config) == record
+
+
+@pytest.mark.parametrize("form", ["plain", "chat", "messages"])
+def test_the_reward_is_given_the_rows_as_they_are(form, policy, chat, tmp_path):
+    given = rows(2)
+    if form == "messages":
+        given = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in given]
+    reward = Other()
+    config = GroupTraining(**FAST, max_steps=1, num_train_epochs=1)
+    grpo(policy if form == "plain" else chat, reward, parquet(tmp_path / "d.parquet", given), tmp_path / "o", config)
+    (first, *_), (seen, answers, columns) = reward.calls[0], reward.calls[1]
+    assert first == [given[0]["prompt"]]
+    assert sorted(map(str, seen)) == sorted(str(row["prompt"]) for row in given for _ in range(4))
+    kinds = {str(row["prompt"]): row["query_type"] for row in given}
+    assert columns["query_type"] == [kinds[str(one)] for one in seen]
+    assert columns["reference"] == [None] * 8 and columns["scores"] == [[1.0, 2.0]] * 8
+    if form == "messages":
+        assert {turn["role"] for one in answers for turn in one} == {"assistant"}
+    else:
+        assert all(isinstance(one, str) and not one.startswith(" ") for one in answers)
+
+
+def test_the_policy_reads_the_ids_that_scoring_reads(policy, chat, tmp_path, monkeypatch):
+    import trl
+    from transformers import AutoTokenizer
+
+    from seamcurate.models import tokens
+
+    seen = []
+
+    class Spy(trl.GRPOTrainer):
+        def _generate_single_turn(self, prompt_ids, *rest, **named):
+            seen.append(prompt_ids)
+            return super()._generate_single_turn(prompt_ids, *rest, **named)
+
+    monkeypatch.setattr(trl, "GRPOTrainer", Spy)
+    for number, folder in enumerate((policy, chat)):
+        config = GroupTraining(**FAST, max_steps=1)
+        grpo(folder, Other(), parquet(tmp_path / "d.parquet", rows(2)), tmp_path / f"o{number}", config)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        expected = {tuple(tokens.policy_ids(tokenizer, row["prompt"], "x", 9)[0]) for row in rows(2)}
+        (ids,) = seen
+        assert {tuple(one) for one in ids} == expected
+        seen.clear()
+
+
+def test_beta_follows_the_kl_and_a_stopped_training_goes_on(policy, tmp_path, monkeypatch):
+    from seamcurate.train.journal import Journal
+
+    data = parquet(tmp_path / "d.parquet", rows())
+    options = {"max_steps": 6, "beta": 0.1, "kl_target": 1e-6, "kl_horizon": 40, "save_steps": 2}
+    config = GroupTraining(**FAST, **options)
+    whole = grpo(policy, Other(), data, tmp_path / "whole", config)
+    betas = [json.loads(line)["beta"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    # KL of the first update is 0, and far above its target after it: at most a fifth of 8 answers / 40 each.
+    assert betas[:3] == pytest.approx([0.1 * 0.96, 0.1 * 0.96 * 1.04, 0.1 * 0.96 * 1.04**2])
+    write = Journal.write
+
+    def stop(self, step, values):
+        write(self, step, values)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        grpo(policy, Other(), data, tmp_path / "parts", config)
+    monkeypatch.setattr(Journal, "write", write)
+    assert grpo(policy, Other(), data, tmp_path / "parts", config) == whole
+    for name in ("model.safetensors", "log.jsonl", "training.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_answers_without_a_reward_are_counted(policy, tmp_path):
+    def reward(prompts, completions, **columns):
+        return [None if kind == "closed" else 1.0 for kind in columns["query_type"]]
+
+    record = rloo(
+        policy,
+        reward,
+        parquet(tmp_path / "d.parquet", rows(2)),
+        tmp_path / "o",
+        GroupTraining(**FAST, max_steps=2, lora_r=4),
+    )
+    assert record["answers_without_a_reward"] == 8
+
+
+def reward_of(value):
+    def reward(prompts, completions, **columns):
+        if isinstance(value, Exception):
+            raise value
+        return value if isinstance(value, list) else [value] * len(prompts)
+
+    return reward
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "given", "message"),
+    [
+        (Other(), {}, [{"prompt": "a"}], "has no column `query_type`"),
+        (Other(), {}, [{"prompt": 3, "query_type": "open"}], "row 0: the prompt is neither text nor chat"),
+        (Other(), {"max_completion_length": 128}, rows(2), "none of 2 prompts leaves room for 128 tokens"),
+        (Other(), {}, rows(1), "1 prompts are fewer than the 2 of one update"),
+        (Other(), {"num_generations": 3}, rows(2), "no whole groups of num_generations 3"),
+        (reward_of(float("nan")), {}, rows(2), "returned nan for an answer to row 0"),
+        (reward_of([1.0, 2.0]), {}, rows(2), "returned 2 numbers for 1 answers"),
+        (reward_of(KeyError("gold")), {}, rows(2), "the reward reward failed: KeyError: 'gold'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_an_update(reward, options, given, message, policy, tmp_path):
+    data = parquet(tmp_path / "d.parquet", given)
+    with pytest.raises(TrainError, match=re.escape(message)):
+        grpo(policy, reward, data, tmp_path / "o", GroupTraining(**{**FAST, **options}))
+    assert not (tmp_path / "o").exists()
+
+
+def test_prompts_are_read_with_every_column_of_every_file(tmp_path):
+    folder = tmp_path / "split"
+    folder.mkdir()
+    parquet(folder / "train-00000-of-00002.parquet", [{"prompt": "a", "seam_contrast": -1.0}])
+    parquet(folder / "train-00001-of-00002.parquet", [{"prompt": "b", "query_type": "open"}])
+    assert [tuple(row) for row in prompts(folder)] == [
+        ("a", {"query_type": None, "seam_contrast": -1.0}),
+        ("b", {"query_type": "open", "seam_contrast": None}),
+    ]
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    with pytest.raises(TrainError, match=r"none\.parquet holds no rows"):
+        prompts(tmp_path / "none.parquet")
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "x": 1}\n\n{"prompt": "b"}\n')
+    assert [tuple(row) for row in prompts(tmp_path / "d.jsonl")] == [("a", {"x": 1}), ("b", {"x": None})]
