@@ -156,12 +156,18 @@ def columns(store: StoreFolder) -> None:
 def sql(
     store: StoreFolder,
     query: Annotated[
-        str, typer.Argument(help="One SELECT over rows, candidates, corpus, ledger, rejected.", show_default=False)
+        str,
+        typer.Argument(
+            help="One SELECT over rows, candidates, corpus, ledger, rejected; or a .sql file.", show_default=False
+        ),
     ],
     format: Annotated[
         Literal["table", "csv", "jsonl", "parquet"], typer.Option(help="How to print the answer.")
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+    other: Annotated[
+        Path | None, typer.Option(help="A second store, as other.rows, other.candidates and so on.")
+    ] = None,
 ) -> None:
     """Ask a store in SQL; it is only ever read.
 
@@ -170,8 +176,8 @@ def sql(
     from seamcurate import tables, views
     from seamcurate.store import Store
 
-    with views.connect(Store(store).open()) as connection:
-        tables.write(views.run(connection, query), format, out)
+    with views.connect(Store(store).open(), other=Store(other).open() if other else None) as connection:
+        tables.write(views.run(connection, views.text(query)), format, out)
 
 
 @app.command()

@@ -52,11 +52,12 @@ CANDIDATES = {
 }
 
 
-def connect(store: Store, spill: Path | None = None) -> duckdb.DuckDBPyConnection:
+def connect(store: Store, spill: Path | None = None, other: Store | None = None) -> duckdb.DuckDBPyConnection:
     """Open the views of a store in a locked in-memory DuckDB; every file is verified first.
 
     Args:
         store: The store.
+        other: A second one, to compare with: its views are `other.rows`, `other.candidates` and so on.
         spill: A folder for what outgrows 40 MB of memory; without one, DuckDB takes the memory it needs.
 
     Raises:
@@ -66,11 +67,11 @@ def connect(store: Store, spill: Path | None = None) -> duckdb.DuckDBPyConnectio
     if spill is not None:
         config |= {"memory_limit": "40MB", "threads": 1, "temp_directory": str(spill)}
     connection = duckdb.connect(config=config)
-    corpus = store.corpus_store
-    views = [rows_view("rows", store), _rejected_view(store), _ledger_view(store)]
-    views.append(rows_view("corpus", corpus) if corpus else _empty("corpus", store.schema))
-    views.append(_candidates_view(store))
-    allowed = [str(file) for one in (store, *([corpus] if corpus else [])) for file in _verified_files(one)]
+    views, allowed = _views(store, "")
+    if other is not None:
+        connection.execute("CREATE SCHEMA other")
+        more, files = _views(other, "other.")
+        views, allowed = views + more, allowed + files
     connection.execute("SET allowed_paths = $1", [allowed])
     # Whatever was read would be kept, up to most of the memory there is.
     connection.execute("SET enable_external_file_cache = false")
@@ -79,6 +80,15 @@ def connect(store: Store, spill: Path | None = None) -> duckdb.DuckDBPyConnectio
         connection.execute(view)
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _views(store: Store, schema: str) -> tuple[list[str], list[str]]:
+    """Return what creates a store's views in a schema, and the files they may read."""
+    corpus = store.corpus_store
+    made = [rows_view(f"{schema}rows", store), _rejected_view(store, schema), _ledger_view(store, schema)]
+    made.append(rows_view(f"{schema}corpus", corpus) if corpus else _empty(f"{schema}corpus", store.schema))
+    made.append(_candidates_view(store, schema))
+    return made, [str(file) for one in (store, *([corpus] if corpus else [])) for file in _verified_files(one)]
 
 
 def run(
@@ -96,6 +106,20 @@ def run(
         return connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(8_192)
     except duckdb.Error as error:
         raise QueryError(explain(connection, str(error))) from error
+
+
+def text(query: str) -> str:
+    """Return a query's SQL: the text of a `.sql` file, or what was given.
+
+    Raises:
+        QueryError: The file is not there.
+    """
+    if not query.strip().endswith(".sql"):
+        return query
+    try:
+        return Path(query.strip()).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QueryError(f"{query} cannot be read; give a file with one SELECT, or the SELECT itself") from error
 
 
 def query(store: Store, sql: str) -> pa.Table:
@@ -181,21 +205,23 @@ def rows_view(name: str, store: Store) -> str:
     )
 
 
-def _rejected_view(store: Store) -> str:
+def _rejected_view(store: Store, schema: str) -> str:
     shards = _shards(store.path / "rejected")
     if shards:
-        return f"CREATE VIEW rejected AS SELECT * FROM read_parquet({sql_list(shards)}) AS f"
-    return _empty("rejected", pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())]))
+        return f"CREATE VIEW {schema}rejected AS SELECT * FROM read_parquet({sql_list(shards)}) AS f"
+    return _empty(
+        f"{schema}rejected", pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
+    )
 
 
-def _ledger_view(store: Store) -> str:
+def _ledger_view(store: Store, schema: str) -> str:
     ledgers = [file.parent / "ledger.parquet" for file in sorted((store.path / "splits").glob("*/split.json"))]
     if ledgers:
-        return f"CREATE VIEW ledger AS SELECT * FROM read_parquet({sql_list(ledgers)}) AS f"
-    return _empty("ledger", LEDGER)
+        return f"CREATE VIEW {schema}ledger AS SELECT * FROM read_parquet({sql_list(ledgers)}) AS f"
+    return _empty(f"{schema}ledger", LEDGER)
 
 
-def _candidates_view(store: Store) -> str:
+def _candidates_view(store: Store, schema: str) -> str:
     stale = store.stale()
     kinds = {
         field.name: field.type
@@ -203,18 +229,18 @@ def _candidates_view(store: Store) -> str:
         if folder not in stale
         for field in record_schema(record)
     }
-    return f"CREATE VIEW candidates AS {candidates(kinds, 'rows')}"
+    return f"CREATE VIEW {schema}candidates AS {candidates(kinds, f'{schema}rows', f'{schema}corpus')}"
 
 
-def candidates(kinds: Mapping[str, pa.DataType], relation: str) -> str:
-    """Write the SELECT of a relation's candidates, given what its columns are."""
+def candidates(kinds: Mapping[str, pa.DataType], relation: str, corpus: str = "corpus") -> str:
+    """Write the SELECT of a relation's candidates, given what its columns are and where its corpus is."""
     variants = [name.removeprefix("worse_") for name in kinds if name.startswith("worse_")]
     if not variants:
         return f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in CANDIDATES.items())} WHERE false"
-    return " UNION ALL ".join(_variant_select(v, kinds, relation) for v in variants)
+    return " UNION ALL ".join(_variant_select(v, kinds, relation, corpus) for v in variants)
 
 
-def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: str) -> str:
+def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: str, corpus: str) -> str:
     """One row per element of the variant's lists; what is not there, or not computed, is NULL."""
     item = kinds[f"worse_{variant}"].value_type
     fields = {item.field(i).name for i in range(item.num_fields)}
@@ -242,7 +268,7 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
         **{column: from_list(column) for column in lists},
     }
     select = ", ".join(f"({value})::{CANDIDATES[name]} AS {name}" for name, value in values.items())
-    join = "" if "response" in fields else "LEFT JOIN corpus AS c ON c.row_id = x.source_row_id"
+    join = "" if "response" in fields else f"LEFT JOIN {corpus} AS c ON c.row_id = x.source_row_id"
     worse = quoted(f"worse_{variant}")
     return (
         f"SELECT {select} FROM "
