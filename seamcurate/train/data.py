@@ -133,7 +133,8 @@ def _whole(data: Data, name: str) -> Iterator[tuple[list[str], Iterable[Mapping[
     for file in _files(data):
         if file.suffix in {".jsonl", ".json"}:
             records = [record for _, record in _jsonl(file)]
-            yield list(dict.fromkeys(key for record in records for key in record)), records
+            if records:
+                yield list(dict.fromkeys(key for record in records for key in record)), records
         else:
             yield _names(file), _parquet(file, _names(file))
 
