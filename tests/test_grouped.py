@@ -176,9 +176,9 @@ def reward_of(value):
         (Other(), {"max_completion_length": 128}, rows(2), "none of 2 prompts leaves room for 128 tokens"),
         (Other(), {}, rows(1), "1 prompts are fewer than the 2 of one update"),
         (Other(), {"num_generations": 3}, rows(2), "no whole groups of num_generations 3"),
-        (reward_of(float("nan")), {}, rows(2), "returned nan for an answer to row 0"),
-        (reward_of([1.0, 2.0]), {}, rows(2), "returned 2 numbers for 1 answers"),
-        (reward_of(KeyError("gold")), {}, rows(2), "the reward reward failed: KeyError: 'gold'"),
+        (reward_of(float("nan")), {}, rows(2), "gave nan on trial for row 0"),
+        (reward_of([1.0, 2.0]), {}, rows(2), "gave 2 scores for 1 responses on trial"),
+        (reward_of(KeyError("gold")), {}, rows(2), "reward reward failed on trial on rows 0: KeyError: 'gold'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_an_update(reward, options, given, message, policy, tmp_path):

@@ -6,28 +6,22 @@ as the rows have them, whatever the policy's chat template makes of a prompt.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
 from seamcurate.errors import TrainError
-from seamcurate.models import tokens, weights
+from seamcurate.models import weights
 from seamcurate.models.template import plain_prompt
 from seamcurate.train import data as rows
 from seamcurate.train import training
 from seamcurate.train.data import Asked, Data
 from seamcurate.train.journal import Journal
 from seamcurate.train.kl import KLController
+from seamcurate.train.rollout import Judge, Question, Reward, fitting, repetition
 from seamcurate.train.training import Training
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
-"""`reward(prompts=…, completions=…, **columns)`: a number for each, None where it does not apply."""
 
 
 class GroupTraining(Training):
@@ -51,7 +45,7 @@ class GroupTraining(Training):
 
 
 def grpo(
-    model: str | Path, reward: RewardFunction, data: Data, out: str | Path, config: GroupTraining = GroupTraining()
+    model: str | Path, reward: Reward, data: Data, out: str | Path, config: GroupTraining = GroupTraining()
 ) -> dict[str, JsonValue]:
     """Train a policy by GRPO (Shao 2024): advantages are rewards normalised within a prompt's group of answers.
 
@@ -62,7 +56,7 @@ def grpo(
 
 
 def rloo(
-    model: str | Path, reward: RewardFunction, data: Data, out: str | Path, config: GroupTraining = GroupTraining()
+    model: str | Path, reward: Reward, data: Data, out: str | Path, config: GroupTraining = GroupTraining()
 ) -> dict[str, JsonValue]:
     """Train a policy by RLOO (Ahmadian 2024): the baseline of an answer is the mean reward of the others of its group.
 
@@ -79,7 +73,7 @@ def rloo(
 def _train(
     method: Literal["grpo", "rloo"],
     model: str | Path,
-    reward: RewardFunction,
+    reward: Reward,
     data: Data,
     out: str | Path,
     config: GroupTraining,
@@ -92,7 +86,8 @@ def _train(
             f"per_device_train_batch_size {config.per_device_train_batch_size} × gradient_accumulation_steps "
             f"{config.gradient_accumulation_steps} answers are no whole groups of num_generations {config.num_generations}"
         )
-    asked = rows.prompts(data, getattr(reward, "columns", ()))
+    judge = Judge(reward)
+    asked = rows.prompts(data, judge.columns)
     start = training.identity(model, config)
     with training.quiet():
         from datasets import Dataset
@@ -106,7 +101,7 @@ def _train(
                 "set tokenizer.eos_token and save it there"
             )
         opened = training.open_model(model, AutoModelForCausalLM, config)
-        kept = _fitting(tokenizer, asked, weights.window(opened, tokenizer) - config.max_completion_length)
+        kept = fitting(tokenizer, asked, weights.window(opened, tokenizer) - config.max_completion_length)
         if not kept:
             raise TrainError(
                 f"none of {len(asked)} prompts leaves room for {config.max_completion_length} tokens of answer in the "
@@ -117,13 +112,14 @@ def _train(
                 f"{len(kept)} prompts are fewer than the {answers // config.num_generations} of one update; "
                 "lower per_device_train_batch_size, or raise num_generations"
             )
-        inputs = training.inputs(method, start, data, config, [[(row.prompt, row.columns) for row in kept]])
-        inputs["reward"] = str(getattr(reward, "__name__", type(reward).__name__))
+        inputs = training.inputs(method, start, data, config, [[(q.ids, q.asked.columns) for q in kept]])
+        inputs["reward"] = judge.identity
         if (done := training.finished(place, inputs)) is not None:
             return done
         journal = Journal(place, inputs)
-        told = _Told(reward, kept, bool(tokenizer.chat_template), journal.state)
-        told.score([0], ["An answer."])
+        told = _Told(judge, kept, bool(tokenizer.chat_template), journal.state)
+        # Before the first update: a reward that fails costs no time.
+        judge.score(kept[:1], ["An answer."], "on trial")
         arguments = training.arguments(config, str(journal.folder)) | {
             "num_generations": config.num_generations,
             "max_completion_length": config.max_completion_length,
@@ -134,7 +130,7 @@ def _train(
             "log_completions": False,
         }
         form = dict if tokenizer.chat_template else str
-        shown = [{"prompt": _shown(row, form), "row": i} for i, row in enumerate(kept)]
+        shown = [{"prompt": _shown(one.asked, form), "row": i} for i, one in enumerate(kept)]
         makers: Any = (GRPOTrainer, GRPOConfig) if method == "grpo" else (RLOOTrainer, RLOOConfig)
         trainer = makers[0](
             model=training.adapted(opened, "CAUSAL_LM", config),
@@ -159,7 +155,8 @@ def _train(
             "reward_first": journal.state.get("first"),
             "reward_last": journal.state.get("last"),
         }
-        training.save(trained, tokenizer, place, record, journal)
+        training.save(trained, tokenizer, place, record, journal.files())
+        journal.remove()
     return record
 
 
@@ -183,55 +180,26 @@ class _Epochs:
 class _Told:
     """The reward as TRL calls it: given the rows as they are, and held to its word."""
 
-    def __init__(
-        self, reward: RewardFunction, asked: Sequence[Asked], templated: bool, state: dict[str, float]
-    ) -> None:
-        self.reward, self.asked, self.templated, self.state = reward, asked, templated, state
-        self.__name__ = str(getattr(reward, "__name__", type(reward).__name__))
+    def __init__(self, judge: Judge, asked: Sequence[Question], templated: bool, state: dict[str, float]) -> None:
+        self.judge, self.asked, self.templated, self.state = judge, asked, templated, state
+        self.__name__ = judge.name
 
     def __call__(
-        self, completions: Sequence[Any], row: Sequence[int], log_metric: Any = None, **other: object
+        self, completions: Sequence[Any], row: Sequence[int], trainer_state: Any, log_metric: Any, **other: object
     ) -> list[float | None]:
         texts = [one if isinstance(one, str) else str(one[-1]["content"]) for one in completions]
-        found = self.score(row, texts if self.templated else [text.removeprefix(" ") for text in texts])
+        texts = texts if self.templated else [text.removeprefix(" ") for text in texts]
+        found = self.judge.score([self.asked[i] for i in row], texts, f"after update {trainer_state.global_step}")
         known = [value for value in found if value is not None]
         self.state["without"] = self.state.get("without", 0) + len(found) - len(known)
         if known:
             self.state["last"] = sum(known) / len(known)
             self.state.setdefault("first", self.state["last"])
-        features: Mapping[str, float] = self.reward.features() if hasattr(self.reward, "features") else {}
-        for name, value in {**features, "repetition": _repetition(texts)}.items():
-            if log_metric is not None:
-                log_metric(name, value)
+        repeated = [share for text in texts if (share := repetition(text)) is not None]
+        means = self.judge.features() | ({"repetition": sum(repeated) / len(repeated)} if repeated else {})
+        for name, value in means.items():
+            log_metric(name, value)
         return found
-
-    def score(self, row: Sequence[int], texts: Sequence[str]) -> list[float | None]:
-        some = [self.asked[i] for i in row]
-        chat = [not isinstance(one.prompt, str) for one in some]
-        columns = {key: [one.columns[key] for one in some] for key in some[0].columns}
-        answers = [[{"role": "assistant", "content": t}] if c else t for t, c in zip(texts, chat, strict=True)]
-        try:
-            found = list(self.reward(prompts=[one.prompt for one in some], completions=answers, **columns))
-        except Exception as error:
-            raise TrainError(f"the reward {self.__name__} failed: {type(error).__name__}: {error}") from error
-        if len(found) != len(some):
-            raise TrainError(f"the reward {self.__name__} returned {len(found)} numbers for {len(some)} answers")
-        for i, value in zip(row, found, strict=True):
-            if value is not None and not math.isfinite(value):
-                raise TrainError(
-                    f"the reward {self.__name__} returned {value} for an answer to row {i}: "
-                    f"{self.asked[i].prompt!r:.60}; return a number, or None where it does not apply"
-                )
-        return found
-
-
-def _fitting(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked], room: int) -> list[Asked]:
-    kept = []
-    for row in asked:
-        text = tokens.pieces(tokenizer, row.prompt, "")
-        if len(tokens.prompt_ids(tokenizer, text.prompt, text.templated)) <= room:
-            kept.append(row)
-    return kept
 
 
 def _shown(row: Asked, form: type) -> object:
@@ -239,17 +207,6 @@ def _shown(row: Asked, form: type) -> object:
     if form is str:
         return plain_prompt(row.prompt)
     return [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
-
-
-def _repetition(texts: Sequence[str]) -> float:
-    """Return 1 − unique 4-grams / all 4-grams, the mean over answers of at least four words."""
-    shares = []
-    for text in texts:
-        words = text.split()
-        grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-        if grams:
-            shares.append(1 - len(set(grams)) / len(grams))
-    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _moving(trainer: Any, config: GroupTraining, journal: Journal) -> Any:

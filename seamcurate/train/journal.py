@@ -89,15 +89,14 @@ class Journal:
 
         return Writer()
 
-    def leave(self, folder: Path) -> None:
-        """Copy what is kept of a finished training into its folder."""
-        if (self.folder / LOG).is_file():
-            shutil.copy(self.folder / LOG, folder / LOG)
-        events = sorted(self.folder.rglob("events.out.tfevents.*"))
-        if events:
-            (folder / "tensorboard").mkdir()
-        for file in events:
-            shutil.copy(file, folder / "tensorboard" / file.name)
+    def files(self) -> list[Path]:
+        """Return what is kept of a finished training: its log, and the folder for TensorBoard."""
+        kept = [self.folder / LOG] if (self.folder / LOG).is_file() else []
+        board = self.folder / "tensorboard"
+        for file in sorted(self.folder.glob("runs/**/events.out.tfevents.*")):
+            board.mkdir(exist_ok=True)
+            file.rename(board / file.name)
+        return [*kept, board] if board.is_dir() else kept
 
     def remove(self) -> None:
         """Delete the folder of a training that is finished."""

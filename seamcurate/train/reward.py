@@ -97,7 +97,8 @@ def reward(
             "accuracy_before": before[1],
             "accuracy": after[1],
         }
-        training.save(trained, tokenizer, place, record, journal)
+        training.save(trained, tokenizer, place, record, journal.files())
+        journal.remove()
     return record
 
 

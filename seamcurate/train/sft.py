@@ -99,7 +99,8 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
             "loss_before": loss_before,
             "loss_after": completion_loss(trained, tested),
         }
-        training.save(trained, tokenizer, place, record, journal)
+        training.save(trained, tokenizer, place, record, journal.files())
+        journal.remove()
     return record
 
 
