@@ -1,11 +1,13 @@
 """A split as each trainer loads it: Parquet files that `datasets.load_dataset` reads without a word of code.
 
 Every score travels along as a plain scalar column, so that the Hub's viewer shows its histogram and a trainer's
-reward function can read it. Names a trainer keeps for itself are refused.
+reward function can read it. Names a trainer keeps for itself are refused. Beside prompts of a recipe with RER lies
+`reward.py`, which the trainer loads as its reward: RER's configuration, and a call of `seamcurate.rewards`.
 """
 
 from __future__ import annotations
 
+import pprint
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,7 +25,9 @@ from seamcurate.errors import ExportError
 from seamcurate.models import CausalLM, PolicyModel
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
+from seamcurate.rewards import RerReward
 from seamcurate.store import Store, load_json
+from seamcurate.white_box import LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
 
 Trainer = Literal["trl", "openrlhf", "verl"]
 
@@ -60,9 +64,13 @@ class Exported(NamedTuple):
     folder: Path
     rows: int
     columns: list[str]
+    note: str = ""
+    """What else a person should know: how the reward file is used, or why there is none."""
 
 
-def to_trl(store: Store, split: str, out: str | Path, policy: PolicyModel | None = None) -> Exported:
+def to_trl(
+    store: Store, split: str, out: str | Path, policy: PolicyModel | None = None, reward: RerReward | None = None
+) -> Exported:
     """Write a split for TRL: prompt-only, prompt-completion, preference, unpaired preference, or token ids.
 
     Args:
@@ -70,6 +78,7 @@ def to_trl(store: Store, split: str, out: str | Path, policy: PolicyModel | None
         split: Its name.
         out: The folder to write; `load_dataset(out)` reads it.
         policy: Whose tokenizer makes the `input_ids` that TRL's own PPO (up to 1.12) reads; for format `prompt_ids`.
+        reward: Write a `reward.py` that gives it; for format `prompts`.
 
     Raises:
         ExportError: The split is not made, keeps no row, or has a column TRL keeps for itself.
@@ -87,14 +96,21 @@ def to_trl(store: Store, split: str, out: str | Path, policy: PolicyModel | None
         },
         "unpaired": {"prompt": "b.prompt", "completion": view.answer("c.response"), "label": "c.label"},
     }[view.form]
-    return _write(view, Path(out), core | view.extras("trl", core), f"split {split} for TRL")
+    file = _trl_file(view.able(reward)) if reward and view.form == "prompts" else ""
+    return _write(view, Path(out), core | view.extras("trl", core), f"split {split} for TRL", file)
 
 
-def to_openrlhf(store: Store, split: str, out: str | Path) -> Exported:
+def to_openrlhf(
+    store: Store, split: str, out: str | Path, policy: PolicyModel | None = None, reward: RerReward | None = None
+) -> Exported:
     """Write a split for OpenRLHF: `input`, `label`, `datasource`; or `prompt`, `chosen`, `rejected`.
+
+    With a `reward`, prompts have a `reward_label` too, and a `reward.py` beside them reads it: OpenRLHF passes a reward
+    nothing of a row but one label. The policy's end-of-sequence token, which OpenRLHF leaves in a response, is in it.
 
     Raises:
         ExportError: See `to_trl`; also a format OpenRLHF has no loader for.
+        ModelError: The policy's tokenizer cannot be loaded.
     """
     view = _View(store, split)
     forms = {
@@ -108,12 +124,20 @@ def to_openrlhf(store: Store, split: str, out: str | Path) -> Exported:
     }
     if view.form not in forms:
         raise ExportError(f"split {split}: OpenRLHF loads no {view.form!r} data; use format {', '.join(forms)}")
-    core = forms[view.form]
-    return _write(view, Path(out), core | view.extras("openrlhf", core), f"split {split} for OpenRLHF")
+    core, file = forms[view.form], ""
+    if reward and view.form == "prompts":
+        kind = "b.query_type" if "query_type" in view.kinds else "NULL"
+        core["reward_label"] = (
+            f"to_json({{'prompt': {view.prompt_text}, 'query_type': {kind}, 'reference': b.reference}})::VARCHAR"
+        )
+        file = _openrlhf_file(view.able(reward), _end(policy))
+    return _write(view, Path(out), core | view.extras("openrlhf", core), f"split {split} for OpenRLHF", file)
 
 
-def to_verl(store: Store, split: str, out: str | Path) -> Exported:
+def to_verl(store: Store, split: str, out: str | Path, reward: RerReward | None = None) -> Exported:
     """Write a split of prompts for verl: data_source, prompt, ability, reward_model, extra_info.
+
+    With a `reward`, `extra_info` has the prompt's text too, and a `reward.py` beside the rows reads it.
 
     Raises:
         ExportError: See `to_trl`; also any format but prompts.
@@ -121,7 +145,8 @@ def to_verl(store: Store, split: str, out: str | Path) -> Exported:
     view = _View(store, split)
     if view.form != "prompts":
         raise ExportError(f"split {split}: verl trains from prompts, and the split's format is {view.form!r}")
-    packed = {"split": "'train'", "index": "b.row_id"} | view.extras("verl", ("split", "index"))
+    packed = {"split": "'train'", "index": "b.row_id"} | ({"prompt": view.prompt_text} if reward else {})
+    packed |= view.extras("verl", packed)
     core = {
         "data_source": f"'seamcurate/{split}'",
         "prompt": "b.prompt" if view.chat else "[{'role': 'user', 'content': b.prompt}]",
@@ -129,23 +154,127 @@ def to_verl(store: Store, split: str, out: str | Path) -> Exported:
         "reward_model": f"{{'style': 'rule', 'ground_truth': coalesce({view.truth}, '')}}",
         "extra_info": "{" + ", ".join(f"{_key(name)}: {value}" for name, value in packed.items()) + "}",
     }
-    return _write(view, Path(out), core, f"split {split} for verl")
+    return _write(view, Path(out), core, f"split {split} for verl", _verl_file(view.able(reward)) if reward else "")
 
 
 def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterator[Exported]:
     """Write every split of a recipe for a trainer, a folder each; yields them as they are done.
+
+    Where the recipe computes RER, prompts come with it as a reward.
 
     Raises:
         ExportError: See `to_trl`; also a recipe without splits.
     """
     if not recipe.splits:
         raise ExportError("the recipe names no `splits`; there is nothing to export")
-    for name in recipe.splits:
+    reward, why = rer_reward(recipe, store)
+    policy = recipe.models.policy
+    for name, split in recipe.splits.items():
         folder = Path(out) / name
         if to == "trl":
-            yield to_trl(store, name, folder, recipe.models.policy)
+            done = to_trl(store, name, folder, policy, reward)
+        elif to == "openrlhf":
+            done = to_openrlhf(store, name, folder, policy, reward)
         else:
-            yield to_openrlhf(store, name, folder) if to == "openrlhf" else to_verl(store, name, folder)
+            done = to_verl(store, name, folder, reward)
+        if split.format != "prompts":
+            yield done
+        elif reward is None:
+            yield done._replace(note=f"no reward.py: {why}")
+        else:
+            yield done._replace(note=f"{folder / _REWARD} gives RER as the reward: {_USE[to]}")
+
+
+def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
+    """Return RER as the recipe's steps compute it, as a reward; or None and why there is none."""
+    steps = recipe.ready()
+    whole = next((step for step in steps if isinstance(step, Rer)), None)
+    if whole is None:
+        return None, "the recipe computes no rer"
+    measured = load_json(store.path / "columns" / whole.name / "shared" / "range.json").get("range")
+    if not isinstance(measured, list):
+        return None, "the store has no rer yet; run the recipe first"
+    # A column may come from the source instead of a step; then nothing tells how it was made.
+    parts = {type(step): step for step in steps}
+    length, repetition = parts.get(LengthIncentive), parts.get(RepetitionPenalty)
+    query, reference = parts.get(QueryRelevance), parts.get(ReferenceRelevance)
+    if not (
+        isinstance(length, LengthIncentive)
+        and isinstance(repetition, RepetitionPenalty)
+        and isinstance(query, QueryRelevance)
+        and isinstance(reference, ReferenceRelevance)
+    ):
+        return None, "the recipe does not compute all four features of rer"
+    if len({length.stop, repetition.stop, query.stop, reference.stop}) > 1 or length.words != repetition.words:
+        return None, "its features are not made of the same text: give them the same `words` and `stop`"
+    if query.encoder != reference.encoder:
+        return None, "its two relevances have not the same encoder"
+    encoder = query.encoder
+    if encoder is not None and Path(encoder.path).is_dir():
+        encoder = encoder.model_copy(update={"path": str(Path(encoder.path).resolve())})
+    low, high = (float(str(end)) for end in measured)
+    reward = RerReward(
+        encoder=encoder,
+        max_response_tokens=whole.max_response_tokens,
+        combine=whole.combine,
+        clip=whole.clip,
+        source=(low, high),
+        fallback=whole.fallback,
+        min_tokens=whole.min_tokens,
+        words=length.words,
+        stop=length.stop,
+    )
+    return reward, ""
+
+
+_REWARD = "reward.py"
+_HEAD = '"""RER as a reward, written by `seamcurate export`'
+"""Only files that open so are ever replaced."""
+_USE = {
+    "trl": "put its folder on PYTHONPATH, then `from reward import rer` or `trl grpo --reward_funcs reward.rer`",
+    "openrlhf": "`--reward.remote_url reward.py --data.label_key reward_label`",
+    "verl": "`reward.custom_reward_function.path=reward.py`, whose compute_score verl takes",
+}
+"""How each trainer is told of its reward file."""
+
+
+def _trl_file(reward: RerReward) -> str:
+    return _reward_file("trl", reward) + (
+        "\n\ndef rer(prompts, completions, **columns):\n"
+        "    return rewards.for_trl(REWARD, prompts, completions, columns)\n"
+    )
+
+
+def _openrlhf_file(reward: RerReward, end: str) -> str:
+    return _reward_file("openrlhf", reward) + (
+        f"END = {end!r}  # the policy's end-of-sequence token\n"
+        "\n\ndef reward_func(queries, prompts, labels, **more):\n"
+        "    return rewards.for_openrlhf(REWARD, END, queries, prompts, labels)\n"
+    )
+
+
+def _verl_file(reward: RerReward) -> str:
+    return _reward_file("verl", reward) + (
+        "\n\ndef compute_score(data_source, solution_str, ground_truth, extra_info=None, **more):\n"
+        "    return rewards.for_verl(REWARD, solution_str, ground_truth, extra_info)\n"
+    )
+
+
+def _reward_file(trainer: Trainer, reward: RerReward) -> str:
+    config = pprint.pformat(reward.model_dump(mode="json"), width=100, sort_dicts=False)
+    head = f'{_HEAD}: {_USE[trainer]}."""\n\n'
+    return f"{head}from seamcurate import rewards\n\nREWARD = rewards.RerReward.model_validate(\n{config}\n)\n"
+
+
+def _end(policy: PolicyModel | None) -> str:
+    """Return the end-of-sequence token as text; none for a policy that has no tokenizer."""
+    if not isinstance(policy, CausalLM):
+        return ""
+    from transformers import AutoTokenizer
+
+    from seamcurate.models import weights
+
+    return AutoTokenizer.from_pretrained(weights.folder(policy.path, policy.revision)).eos_token or ""
 
 
 class _View:
@@ -169,9 +298,23 @@ class _View:
         self.truth = next((f"b.{name}" for name in ("reference", "response") if name in self.kinds), "NULL::VARCHAR")
 
     @property
+    def prompt_text(self) -> str:
+        """Write the prompt as the text an encoder reads; see `models.template.prompt_text`."""
+        return "array_to_string([turn.content FOR turn IN b.prompt], chr(10))" if self.chat else "b.prompt"
+
+    @property
     def pairs(self) -> bool:
         """Tell whether there is a line per candidate, not per row."""
         return self.form in ("preferences", "unpaired")
+
+    def able(self, reward: RerReward) -> RerReward:
+        """Return the reward if the rows have what it reads."""
+        missing = [name for name in reward.columns if name not in self.kinds]
+        if missing:
+            raise ExportError(
+                f"split {self.split}: reward {reward.reward} needs the column {missing[0]}; run a recipe with `rer` first"
+            )
+        return reward
 
     def answer(self, text: str) -> str:
         """Write an answer as the trainer wants it beside this prompt: a chat turn beside chat turns."""
@@ -250,7 +393,7 @@ class _View:
         )
 
 
-def _write(view: _View, out: Path, select: dict[str, str], label: str) -> Exported:
+def _write(view: _View, out: Path, select: dict[str, str], label: str, reward_file: str = "") -> Exported:
     with _in_place(out) as folder, bar(label, view.kept) as advance:
 
         def lines() -> Iterator[pa.Table]:
@@ -259,6 +402,8 @@ def _write(view: _View, out: Path, select: dict[str, str], label: str) -> Export
                 yield table
 
         written = _files(_ahead(lines()), folder)
+        if reward_file:
+            (folder / _REWARD).write_text(reward_file, encoding="utf-8")
         shard.give_back()
         if written == 0:
             raise ExportError(
@@ -332,7 +477,7 @@ def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 @contextmanager
 def _in_place(out: Path) -> Iterator[Path]:
     """Write into a folder beside `out` and rename it into place; only an earlier export is ever replaced."""
-    if out.exists() and any(not re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) for file in out.iterdir()):
+    if out.exists() and not all(map(_ours, out.iterdir())):
         raise ExportError(f"{out} holds other files than an export; name another folder")
     beside = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -343,6 +488,13 @@ def _in_place(out: Path) -> Iterator[Path]:
         beside.rename(out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _ours(file: Path) -> bool:
+    if file.name == _REWARD:
+        return file.read_bytes().startswith(_HEAD.encode())
+    # Python keeps what it compiled of the reward file beside it.
+    return file.name == "__pycache__" or re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) is not None
 
 
 def _key(name: str) -> str:

@@ -9,9 +9,10 @@ Each feature is a step and a column of its own; each formula is one pure functio
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,9 @@ from seamcurate.words import Words, counts, distinct_trigrams, split
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
+
+Combine: TypeAlias = Literal["product", "sum"]
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 _ASKED = "language model"
 AR_RANGE = (0.0, 3.5)
@@ -61,16 +65,25 @@ def rescale(
     return (min(max(share, 0.0), 1.0) if clip else share) * max_response_tokens / 100
 
 
-def rer_open(
-    length: float, repetition: float, relevance: float, combine: Literal["product", "sum"] = "product"
-) -> float:
+def combined(features: Sequence[float], combine: Combine = "product") -> float:
+    """Return the features' product, or their sum (RER Table 6)."""
+    return math.prod(features) if combine == "product" else sum(features)
+
+
+def rer_open(length: float, repetition: float, relevance: float, combine: Combine = "product") -> float:
     """Return RER of a response to an open-ended query: LI · RP · QR."""
-    return length * repetition * relevance if combine == "product" else length + repetition + relevance
+    return combined((length, repetition, relevance), combine)
 
 
-def rer_closed(repetition: float, rescaled: float, combine: Literal["product", "sum"] = "product") -> float:
+def rer_closed(repetition: float, rescaled: float, combine: Combine = "product") -> float:
     """Return RER of a response to a closed-ended query: RP · F(AR)."""
-    return repetition * rescaled if combine == "product" else repetition + rescaled
+    return combined((repetition, rescaled), combine)
+
+
+def relevance(left: Floats, right: Floats) -> list[float]:
+    """Return M(a)·M(b) for each row of two sets of embeddings, rows × dimensions, in double precision."""
+    products: list[float] = np.einsum("nd,nd->n", left.astype(np.float64), right.astype(np.float64)).tolist()
+    return products
 
 
 class LengthIncentive(Step):
@@ -286,7 +299,7 @@ class Rer(Step):
     rows_per_call: ClassVar[int] = 4096
 
     max_response_tokens: int = Field(default=512, ge=1)
-    combine: Literal["product", "sum"] = "product"
+    combine: Combine = "product"
     clip: bool = False
     fit: Literal["paper", "quantiles"] = "paper"
     """Where F's input range comes from: the authors' [0, 3.5] for Contriever, or AR's own 1st and 99th percentile."""
@@ -329,14 +342,14 @@ class Rer(Step):
         """Return the arithmetic."""
         low, high = json.loads((shared / "range.json").read_text())["range"]
 
-        def score(rows: pa.Table) -> pa.Table:
+        def add(rows: pa.Table) -> pa.Table:
             lists = [rows[name].to_pylist() for name in self.inputs]
-            scores = [self._row((low, high), *values) for values in zip(*lists, strict=True)]
+            scores = [self.score((low, high), *values) for values in zip(*lists, strict=True)]
             return pa.table({"rer": pa.array(scores, pa.float64())})
 
-        return score
+        return add
 
-    def _row(
+    def score(
         self,
         source: tuple[float, float],
         length: float | None,
@@ -345,6 +358,7 @@ class Rer(Step):
         reference: float | None,
         kind: str | None,
     ) -> float | None:
+        """Return one row's RER from its features and query type, F mapping from `source`; None where one lacks."""
         if length is None or repetition is None or kind is None:
             return None
         if round(length * 100) < self.min_tokens:
@@ -380,7 +394,7 @@ def rer(
     words: Words = "wordpunct",
     stop: tuple[str, ...] = (),
     max_response_tokens: int = 512,
-    combine: Literal["product", "sum"] = "product",
+    combine: Combine = "product",
     clip: bool = False,
     fit: Literal["paper", "quantiles"] = "paper",
     fallback: Literal["query_relevance"] | None = None,
@@ -429,9 +443,9 @@ def _relevance(name: str, encoder: EncoderModel | None, other: str, stop: Sequen
         known = [i for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
         scores: list[float | None] = [None] * len(pairs)
         if known:
-            left = embedder.embed([prompt_text(pairs[i][0]) for i in known]).astype(np.float64)
-            right = embedder.embed([cut(pairs[i][1], stop) for i in known]).astype(np.float64)
-            for i, value in zip(known, np.einsum("nd,nd->n", left, right).tolist(), strict=True):
+            left = embedder.embed([prompt_text(pairs[i][0]) for i in known])
+            right = embedder.embed([cut(pairs[i][1], stop) for i in known])
+            for i, value in zip(known, relevance(left, right), strict=True):
                 scores[i] = value
         return pa.table({name: pa.array(scores, pa.float64())})
 

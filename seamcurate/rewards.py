@@ -1,0 +1,376 @@
+"""Rewards as trainers call them: TRL's and our PPO's, OpenRLHF's, verl's. One configuration, one number everywhere.
+
+The formulas are `white_box`'s; what a completion earns here is what its row would have in the column `rer`.
+Under GRPO with rewards scaled by group, F's constants cancel; under PPO with normalised scores only the ratio between
+open-ended and closed-ended rewards is left of them.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from seamcurate.errors import ModelError, TrainError
+from seamcurate.models import EncoderModel, Prompt, RewardingModel
+from seamcurate.models.template import prompt_text
+from seamcurate.white_box import (
+    AR_RANGE,
+    Combine,
+    Rer,
+    combined,
+    cut,
+    length_incentive,
+    relevance,
+    repetition_penalty,
+)
+from seamcurate.words import Words
+
+if TYPE_CHECKING:
+    from seamcurate.models import Embedder, RewardModel
+
+Rewarded: TypeAlias = Literal["rer", "li", "rp", "qr", "ar", "li_rp", "li_rp_qr"]
+"""RER whole, or the features of an ablation (RER Table 2): LI, RP, QR, AR and their combinations."""
+Numbers: TypeAlias = list[float | None]
+
+_LI, _RP, _QR, _AR = "rer_length", "rer_repetition", "rer_query_relevance", "rer_reference_relevance"
+_FEATURES: dict[Rewarded, tuple[str, ...]] = {
+    "rer": (_LI, _RP, _QR, _AR),
+    "li": (_LI,),
+    "rp": (_RP,),
+    "qr": (_QR,),
+    "ar": (_AR,),
+    "li_rp": (_LI, _RP),
+    "li_rp_qr": (_LI, _RP, _QR),
+}
+"""What each reward is made of, by the names of its columns."""
+
+
+class RewardFunction(Protocol):
+    """Scores completions as TRL's GRPO and RLOO, and our PPO, ask for it."""
+
+    __name__: str
+    columns: tuple[str, ...]
+    """Columns of the data that it cannot do without."""
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
+        """Return a reward for each completion, None where it does not apply; columns are lists as long."""
+        ...
+
+    def features(self) -> dict[str, float]:
+        """Return the means, over the last call, of what its rewards were made of."""
+        ...
+
+
+class RerReward(BaseModel):
+    """Configure RER, or one of its ablations, as a reward; the fields mean what those of `rer` do.
+
+    Rows whose branch lacks something get no reward: closed-ended ones without a reference, unless `fallback`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: EncoderModel | None = None
+    """Needed by every reward with a relevance in it."""
+    reward: Rewarded = "rer"
+    max_response_tokens: int = Field(default=512, ge=1)
+    combine: Combine = "product"
+    clip: bool = False
+    source: tuple[float, float] = AR_RANGE
+    """The range F maps AR from: the authors' for Contriever, or what `rer: {fit: quantiles}` measured."""
+    fallback: Literal["query_relevance"] | None = None
+    min_tokens: int = Field(default=0, ge=0)
+    """Completions of fewer words get 0."""
+    words: Words = "wordpunct"
+    stop: tuple[str, ...] = ()
+
+    @field_validator("source")
+    @classmethod
+    def _ascending(cls, source: tuple[float, float]) -> tuple[float, float]:
+        if not source[0] < source[1]:
+            raise ValueError(f"source is a range (low, high) with low < high, not {source}")
+        return source
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Name the columns of the data that the reward cannot do without."""
+        if self.reward == "rer":
+            return ("query_type",) if self.fallback else ("query_type", "reference")
+        return ("reference",) if self.reward == "ar" else ()
+
+    def load(self) -> RewardFunction:
+        """Load the encoder, if the reward has a relevance in it.
+
+        Raises:
+            ModelError: It has, and no encoder is named or it cannot be loaded.
+        """
+        return self._loaded()
+
+    def _loaded(self) -> _Rer:
+        if not {_QR, _AR} & set(_FEATURES[self.reward]):
+            return _Rer(self, None)
+        if self.encoder is None:
+            raise ModelError(f"reward {self.reward} has no encoder; give it `encoder: {{sentence_encoder: …}}`")
+        return _Rer(self, self.encoder.load())
+
+
+class ModelReward(BaseModel):
+    """Configure a reward model as a reward."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reward: RewardingModel
+
+    def load(self) -> RewardFunction:
+        """Load the reward model."""
+        return _Model(self.reward.load())
+
+
+class _Scored(NamedTuple):
+    """The rewards of a call, and every feature they were made of."""
+
+    rewards: Numbers
+    features: dict[str, Numbers]
+
+
+class _Rer:
+    """RER, or an ablation of it, with its encoder loaded."""
+
+    def __init__(self, config: RerReward, embedder: Embedder | None) -> None:
+        self.__name__: str = config.reward
+        self.columns = config.columns
+        self._config, self._embedder = config, embedder
+        self._rer = Rer(
+            max_response_tokens=config.max_response_tokens,
+            combine=config.combine,
+            clip=config.clip,
+            fallback=config.fallback,
+            min_tokens=config.min_tokens,
+        )
+        self._last: dict[str, Numbers] = {}
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
+        count = len(completions)
+        kinds = _texts(columns, "query_type", count)
+        if "query_type" in self.columns and "query_type" not in columns:
+            raise TrainError("reward rer needs the column `query_type` (open or closed); train on a split that has it")
+        references = _texts(columns, "reference", count)
+        scored = self.scored(
+            [prompt_text(p) for p in prompts], [prompt_text(c) for c in completions], kinds, references
+        )
+        log = columns.get("log_metric")
+        if callable(log):
+            # TRL hands its own logger over.
+            for name, mean in self.features().items():
+                log(name, mean)
+        return scored.rewards
+
+    def features(self) -> dict[str, float]:
+        """Return the mean of each feature over the rows of the last call that have it."""
+        known = {name: [v for v in values if v is not None] for name, values in self._last.items()}
+        return {name: sum(values) / len(values) for name, values in known.items() if values}
+
+    def scored(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        kinds: Sequence[str | None],
+        references: Sequence[str | None],
+    ) -> _Scored:
+        """Score completions; None stands for what is not known of a row."""
+        config = self._config
+        for kind in kinds:
+            if kind not in ("open", "closed", None):
+                raise TrainError(f"query_type is open, closed or null, not {kind!r:.40}; see the column `query_type`")
+        texts = [cut(text, config.stop) for text in completions]
+        features: dict[str, Numbers] = {}
+        wanted = _FEATURES[config.reward]
+        if _LI in wanted or config.min_tokens:
+            features[_LI] = [length_incentive(text, config.words) for text in texts]
+        if _RP in wanted:
+            features[_RP] = [repetition_penalty(text, config.words) for text in texts]
+        others = {_QR: prompts, _AR: references}
+        features |= self._relevances({name: others[name] for name in wanted if name in others}, texts)
+        nothing: Numbers = [None] * len(texts)
+        columns = [features.get(name, nothing) for name in (_LI, _RP, _QR, _AR)]
+        self._last = {name: features[name] for name in wanted}
+        rewards = [self._reward(*row) for row in zip(*columns, kinds, strict=True)]
+        return _Scored(rewards, self._last)
+
+    def _reward(
+        self,
+        length: float | None,
+        repetition: float | None,
+        query: float | None,
+        reference: float | None,
+        kind: str | None,
+    ) -> float | None:
+        config = self._config
+        if config.reward == "rer":
+            return self._rer.score(config.source, length, repetition, query, reference, kind)
+        if length is not None and round(length * 100) < config.min_tokens:
+            return 0.0
+        by_name = {_LI: length, _RP: repetition, _QR: query, _AR: reference}
+        values = [by_name[name] for name in _FEATURES[config.reward]]
+        known = [value for value in values if value is not None]
+        return combined(known, config.combine) if len(known) == len(values) else None
+
+    def _relevances(self, others: Mapping[str, Sequence[str | None]], texts: Sequence[str]) -> dict[str, Numbers]:
+        """Return M(other)·M(text) by feature; every distinct text is embedded once."""
+        if self._embedder is None or not others:
+            return {}
+        given = [text for column in others.values() for text in column if text is not None]
+        place = {text: i for i, text in enumerate(dict.fromkeys([*given, *texts]))}
+        if not place:
+            return {name: [] for name in others}
+        vectors = self._embedder.embed(list(place))
+        found: dict[str, Numbers] = {}
+        for name, column in others.items():
+            known = [(i, place[other], place[texts[i]]) for i, other in enumerate(column) if other is not None]
+            values: Numbers = [None] * len(texts)
+            if known:
+                rows, left, right = (list(part) for part in zip(*known, strict=True))
+                for i, value in zip(rows, relevance(vectors[left], vectors[right]), strict=True):
+                    values[i] = value
+            found[name] = values
+        return found
+
+
+class _Model:
+    """A reward model, loaded."""
+
+    def __init__(self, model: RewardModel) -> None:
+        self.__name__: str = "reward_model"
+        self.columns: tuple[str, ...] = ()
+        self._model = model
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
+        # A group's completions follow each other, and share their prompt's forward pass.
+        groups = [
+            (prompt, [prompt_text(completion) for _, completion in rows])
+            for prompt, rows in groupby(zip(prompts, completions, strict=True), key=lambda row: row[0])
+        ]
+        scored = self._model.rewards([prompt for prompt, _ in groups], [texts for _, texts in groups])
+        return [reward for rewards in scored for reward in rewards]
+
+    def features(self) -> dict[str, float]:
+        """Return nothing: a reward model gives no reasons."""
+        return {}
+
+
+# ── what an exported reward.py calls ─────────────────────────────────────────────────────────────────────────
+
+_ONE_AT_A_TIME = threading.Lock()
+"""verl and OpenRLHF call from many threads, and neither tokenizers nor `features` are made for that."""
+
+
+def for_trl(
+    reward: RerReward, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, object]
+) -> Numbers:
+    """Answer TRL's `reward(prompts, completions, **columns)`; the encoder is loaded by the first call."""
+    with _ONE_AT_A_TIME:
+        return _kept(reward)(prompts, completions, **columns)
+
+
+def for_openrlhf(
+    reward: RerReward, end: str, queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str]
+) -> dict[str, object]:
+    """Answer OpenRLHF's `reward_func(queries, prompts, labels)` with float32 tensors, one value per query.
+
+    A row without a reward gets 0, as from TRL, and is counted in the log `rer_not_applicable`.
+
+    Args:
+        reward: What to compute; its encoder is loaded by the first call.
+        end: The policy's end-of-sequence token, which OpenRLHF leaves in the query; cut off once where it stands.
+        queries: Prompt and response as one text.
+        prompts: The prompts as the policy read them, chat template included.
+        labels: JSON of the row's own prompt, query_type and reference: the exported column `reward_label`.
+
+    Raises:
+        TrainError: A label is no such JSON, or a query does not begin with (the end of) its prompt.
+    """
+    import torch
+
+    rows = [_label(label) for label in labels]
+    answers = [_answer(query, prompt, end) for query, prompt in zip(queries, prompts, strict=True)]
+    own, kinds, references = zip(*rows, strict=True) if rows else ((), (), ())
+    with _ONE_AT_A_TIME:
+        scored = _kept(reward).scored([text or "" for text in own], answers, kinds, references)
+    rewards = torch.tensor([value or 0.0 for value in scored.rewards], dtype=torch.float32)
+    logs = {
+        name: torch.tensor([value or 0.0 for value in values], dtype=torch.float32)
+        for name, values in _logged(scored).items()
+    }
+    return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
+
+
+def for_verl(
+    reward: RerReward, solution: str, ground_truth: str, extra_info: Mapping[str, object] | None
+) -> dict[str, float]:
+    """Answer verl's `compute_score`; `extra_info` carries the row's prompt, query_type and reference.
+
+    A row without a reward gets 0, as from TRL, and is counted in the metric `rer_not_applicable`.
+
+    Raises:
+        TrainError: `extra_info` lacks one of them: the data are no export for this reward.
+    """
+    info = extra_info or {}
+    missing = [name for name in ("prompt", *reward.columns) if name not in info]
+    if missing:
+        raise TrainError(f"extra_info has no {missing[0]!r}; train on the folder that this reward.py lies in")
+    row = {name: [info.get(name)] for name in ("prompt", "query_type", "reference")}
+    prompt, kind, reference = (_texts(row, name, 1)[0] for name in row)
+    with _ONE_AT_A_TIME:
+        scored = _kept(reward).scored([prompt or ""], [solution], [kind], [reference])
+    logs = {name: values[0] or 0.0 for name, values in _logged(scored).items()}
+    return {"score": scored.rewards[0] or 0.0, **logs}
+
+
+@cache
+def _kept(reward: RerReward) -> _Rer:
+    return reward._loaded()
+
+
+def _logged(scored: _Scored) -> dict[str, Numbers]:
+    """Return what every row has, since both trainers want the same keys for each; and who was not rewarded."""
+    logs = {name: values for name, values in scored.features.items() if name != _AR}
+    return {**logs, "rer_not_applicable": [float(value is None) for value in scored.rewards]}
+
+
+def _texts(columns: Mapping[str, object], name: str, count: int) -> list[str | None]:
+    values = columns.get(name)
+    if values is None:
+        return [None] * count
+    if not isinstance(values, Sequence) or len(values) != count:
+        raise TrainError(f"column {name!r} has not one value for each of {count} completions")
+    wrong = next((value for value in values if value is not None and not isinstance(value, str)), None)
+    if wrong is not None:
+        raise TrainError(f"column {name!r} holds text or null, not {type(wrong).__name__}; convert it first")
+    return list(values)
+
+
+def _label(label: str) -> tuple[str | None, str | None, str | None]:
+    try:
+        row = json.loads(label)
+        prompt, kind, reference = row["prompt"], row["query_type"], row["reference"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise TrainError(
+            f"the label {label!r:.40} is not what this reward reads; start OpenRLHF with --data.label_key reward_label"
+        ) from error
+    return prompt, kind, reference
+
+
+def _answer(query: str, prompt: str, end: str) -> str:
+    """Cut the prompt off a query; of a prompt too long for the model, OpenRLHF keeps the end."""
+    start = next((i for i in range(len(prompt)) if query.startswith(prompt[i:])), None)
+    if start is None and prompt:
+        raise TrainError(
+            f"a query does not begin with its prompt {prompt!r:.40}; its tokenizer does not give text back"
+        )
+    answer = query[len(prompt) - (start or 0) :]
+    return answer.removesuffix(end) if end else answer
