@@ -48,6 +48,12 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("SEAMCURATE_TRACEBACK"):
             raise
+        if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
+            # pydantic's, of an option's value; not imported for its name alone.
+            first = error.errors(include_url=False)[0]
+            option = "".join(f" --{part}".replace("_", "-") for part in first["loc"][:1])
+            note(f"error:{option} {first['msg'].removeprefix('Value error, ')}")
+            sys.exit(2)
         text = str(error).strip().splitlines()
         note(f"internal error: {type(error).__name__}: {text[0] if text else ''} (SEAMCURATE_TRACEBACK=1 shows where)")
         sys.exit(1)
@@ -210,6 +216,8 @@ def export(
 
     for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
         print(f"{line.folder}: {line.rows:,} rows; columns {', '.join(line.columns)}")
+        if line.note:
+            print(f"  {line.note}")
 
 
 Base = Annotated[str, typer.Option(help="The model to start from: a folder or a Hub id.", show_default=False)]
@@ -224,6 +232,9 @@ Accumulation = Annotated[int, typer.Option(help="Forward passes an update.")]
 Warmup = Annotated[int, typer.Option(help="Updates until the full learning rate.")]
 Length = Annotated[int, typer.Option(help="Tokens of prompt and answer together.")]
 Seed = Annotated[int, typer.Option(help="One seed for everything.")]
+Saving = Annotated[int, typer.Option(help="Updates between checkpoints; 0 for none.")]
+Logging = Annotated[int, typer.Option(help="Updates between lines of log.jsonl.")]
+Board = Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")]
 
 
 @trainers.command("sft")
@@ -242,6 +253,9 @@ def train_sft(
     gradient_accumulation_steps: Accumulation = 1,
     warmup_steps: Warmup = 10,
     max_length: Length = 512,
+    save_steps: Saving = 0,
+    logging_steps: Logging = 10,
+    tensorboard: Board = False,
     seed: Seed = 0,
 ) -> None:
     """Fine-tune a causal language model on prompts and answers.
@@ -268,6 +282,9 @@ def train_reward(
     gradient_accumulation_steps: Accumulation = 1,
     warmup_steps: Warmup = 0,
     max_length: Length = 512,
+    save_steps: Saving = 0,
+    logging_steps: Logging = 10,
+    tensorboard: Board = False,
     seed: Seed = 0,
 ) -> None:
     """Train a reward model on preferences.
@@ -280,8 +297,131 @@ def train_reward(
     _print_training(out, reward(model, data, out, RewardTraining(**options)))
 
 
+Prompts = Annotated[Path, typer.Option(help="prompt and what the reward reads: a file or a split.", show_default=False)]
+Rewarding = Annotated[
+    str,
+    typer.Option(
+        "--reward",
+        help="A reward model's folder or Hub id; li, rp or li_rp; or a YAML file that configures RER.",
+        show_default=False,
+    ),
+]
+Temperature = Annotated[float, typer.Option(help="Of sampling.")]
+Target = Annotated[float | None, typer.Option(help="KL in nats an answer, kept by moving the coefficient.")]
+
+
+@trainers.command("ppo")
+def train_ppo(
+    model: Base,
+    data: Prompts,
+    reward: Rewarding,
+    out: Out,
+    eval_data: Held = None,
+    lora: Lora = True,
+    learning_rate: Rate = 1e-5,
+    num_train_epochs: Epochs = 1,
+    max_steps: Steps = -1,
+    per_device_train_batch_size: Batch = 16,
+    gradient_accumulation_steps: Accumulation = 1,
+    num_ppo_epochs: Annotated[int, typer.Option(help="Passes over each batch of answers.")] = 4,
+    num_mini_batches: Annotated[int, typer.Option(help="Updates a pass.")] = 1,
+    response_length: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
+    max_length: Length = 1024,
+    temperature: Temperature = 1.0,
+    kl_coef: Annotated[float, typer.Option(help="Weight of the KL penalty, at the start.")] = 0.2,
+    kl_target: Target = 6.0,
+    value_model: Annotated[
+        Path | None, typer.Option(help="A reward model to start a value model from; else a head on the policy.")
+    ] = None,
+    save_steps: Saving = 100,
+    logging_steps: Logging = 1,
+    tensorboard: Board = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a policy by PPO against a reward model, or against RER.
+
+    Example: seamcurate train ppo --model models/sft --data splits/train --reward models/reward --out models/ppo
+    """
+    options = {key: value for key, value in locals().items() if key not in ("model", "data", "reward", "out")}
+    from seamcurate import rewards
+    from seamcurate.train import PPOTraining, ppo
+
+    _print_training(out, ppo(model, rewards.read(reward), data, out, PPOTraining(**options)))
+
+
+@trainers.command("grpo")
+def train_grpo(
+    model: Base,
+    data: Prompts,
+    reward: Rewarding,
+    out: Out,
+    lora: Lora = True,
+    learning_rate: Rate = 1e-5,
+    num_train_epochs: Epochs = 1,
+    max_steps: Steps = -1,
+    per_device_train_batch_size: Annotated[int, typer.Option(help="Answers a forward pass.")] = 8,
+    gradient_accumulation_steps: Accumulation = 1,
+    num_generations: Annotated[int, typer.Option(help="Answers a prompt.")] = 8,
+    num_iterations: Annotated[int, typer.Option(help="Updates from the same answers.")] = 1,
+    max_completion_length: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
+    temperature: Temperature = 1.0,
+    beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.05,
+    kl_target: Target = None,
+    save_steps: Saving = 0,
+    logging_steps: Logging = 10,
+    tensorboard: Board = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a policy by GRPO: each answer against the others to its prompt.
+
+    Example: seamcurate train grpo --model models/sft --data splits/train --reward models/reward --out models/grpo
+    """
+    options = {key: value for key, value in locals().items() if key not in ("model", "data", "reward", "out")}
+    from seamcurate import rewards
+    from seamcurate.train import GroupTraining, grpo
+
+    _print_training(out, grpo(model, rewards.read(reward), data, out, GroupTraining(**options)))
+
+
+@trainers.command("rloo")
+def train_rloo(
+    model: Base,
+    data: Prompts,
+    reward: Rewarding,
+    out: Out,
+    lora: Lora = True,
+    learning_rate: Rate = 1e-5,
+    num_train_epochs: Epochs = 1,
+    max_steps: Steps = -1,
+    per_device_train_batch_size: Annotated[int, typer.Option(help="Answers a forward pass.")] = 8,
+    gradient_accumulation_steps: Accumulation = 1,
+    num_generations: Annotated[int, typer.Option(help="Answers a prompt.")] = 8,
+    num_iterations: Annotated[int, typer.Option(help="Updates from the same answers.")] = 1,
+    max_completion_length: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
+    temperature: Temperature = 1.0,
+    beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.05,
+    kl_target: Target = None,
+    save_steps: Saving = 0,
+    logging_steps: Logging = 10,
+    tensorboard: Board = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a policy by RLOO: the baseline of an answer is what the others to its prompt earn.
+
+    Example: seamcurate train rloo --model models/sft --data splits/train --reward li_rp --out models/rloo
+    """
+    options = {key: value for key, value in locals().items() if key not in ("model", "data", "reward", "out")}
+    from seamcurate import rewards
+    from seamcurate.train import GroupTraining, rloo
+
+    _print_training(out, rloo(model, rewards.read(reward), data, out, GroupTraining(**options)))
+
+
 def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
-    measures = ("loss_before", "loss_after", "accuracy_before", "accuracy")
+    measures = (
+        *("loss_before", "loss_after", "accuracy_before", "accuracy"),
+        *("reward_first", "reward_last", "reward_before", "reward_after", "kl"),
+    )
     shown = [f"{key} {value:.4g}" for key in measures if isinstance(value := record.get(key), float)]
     print(f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}")
 

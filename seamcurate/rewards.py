@@ -12,12 +12,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from seamcurate.errors import ModelError, TrainError
-from seamcurate.models import EncoderModel, Prompt, RewardingModel
+from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier
 from seamcurate.models.template import prompt_text
 from seamcurate.white_box import (
     AR_RANGE,
@@ -32,7 +34,7 @@ from seamcurate.white_box import (
 from seamcurate.words import Words
 
 if TYPE_CHECKING:
-    from seamcurate.models import Embedder, RewardModel
+    from seamcurate.models import Embedder
 
 Rewarded: TypeAlias = Literal["rer", "li", "rp", "qr", "ar", "li_rp", "li_rp_qr"]
 """RER whole, or the features of an ablation (RER Table 2): LI, RP, QR, AR and their combinations."""
@@ -128,7 +130,32 @@ class ModelReward(BaseModel):
 
     def load(self) -> RewardFunction:
         """Load the reward model."""
-        return _Model(self.reward.load())
+        return _Model(self.reward)
+
+
+def read(named: str) -> RewardFunction:
+    """Load the reward that a command names.
+
+    Args:
+        named: A YAML file of `RerReward`'s fields; an ablation that needs no encoder (`li`, `rp`, `li_rp`); else a
+            reward model, by its folder or Hub id.
+
+    Raises:
+        TrainError: The file cannot be read, or says something that is no reward.
+    """
+    if named in get_args(Rewarded):
+        return RerReward.model_validate({"reward": named}).load()
+    if not named.endswith((".yaml", ".yml")):
+        return ModelReward(reward=SequenceClassifier(path=named)).load()
+    try:
+        fields = yaml.safe_load(Path(named).read_text(encoding="utf-8"))
+        return RerReward.model_validate(fields).load()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(RerReward.model_fields)}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainError(f"reward {named} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 class _Scored(NamedTuple):
@@ -153,6 +180,10 @@ class _Rer:
             min_tokens=config.min_tokens,
         )
         self._last: dict[str, Numbers] = {}
+
+    def __repr__(self) -> str:
+        made = json.dumps(None if self._config.encoder is None else self._config.encoder.identity(), sort_keys=True)
+        return f"{self._config.model_copy(update={'encoder': None})!r} of {made}"
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
         count = len(completions)
@@ -244,10 +275,13 @@ class _Rer:
 class _Model:
     """A reward model, loaded."""
 
-    def __init__(self, model: RewardModel) -> None:
+    def __init__(self, config: RewardingModel) -> None:
         self.__name__: str = "reward_model"
         self.columns: tuple[str, ...] = ()
-        self._model = model
+        self._config, self._model = config, config.load()
+
+    def __repr__(self) -> str:
+        return f"reward model {json.dumps(self._config.identity(), sort_keys=True)}"
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
         # A group's completions follow each other, and share their prompt's forward pass.
