@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 import numpy as np
@@ -113,49 +114,49 @@ def dots(
 
     Args:
         panels: Dots by the panel's title.
-        x_label: What is measured, with its unit; with `own_axes` each panel's title says that.
+        x_label: What is measured, with its unit; with `own_axes` each panel's title says that, below it.
         note: What dots and bars are.
-        line: A place to compare with, and its name.
+        line: A place to compare with, and its name; with `own_axes` it is the last panel's.
         unit: What `n` counts.
         own_axes: Whether each panel has its own scale, side by side.
     """
     rows = max(map(len, panels.values())) if own_axes else sum(map(len, panels.values()))
-    height = 0.27 * rows + (1.2 if own_axes else 0.95 + 0.34 * len(panels))
-    figure = _figure(height)
+    figure = _figure(0.24 * rows + (1.1 if own_axes else 0.9 + 0.34 * len(panels)))
     sizes = [len(some) + 0.4 for some in panels.values()]
     grid = (
         figure.subplots(1, len(panels), sharey=True, squeeze=False)
         if own_axes
         else figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": sizes})
     )
-    for i, (axes, (title, some)) in enumerate(zip(grid.flat, panels.items(), strict=True)):
-        if line is not None:
+    last = grid.flat[len(panels) - 1]
+    for axes, (title, some) in zip(grid.flat, panels.items(), strict=True):
+        lined = line is not None and (axes is last or not own_axes)
+        if line is not None and lined:
             axes.axvline(line[0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         for place, dot in enumerate(some):
             _dot(axes, place, dot)
-            if not own_axes or i == len(panels) - 1:
-                axes.text(
-                    1.015, place, f"{dot.value.n:,}", transform=axes.get_yaxis_transform(),
-                    va="center", fontsize=7, color="#555555",
-                )  # fmt: skip
-        if i == 0 or own_axes and i == len(panels) - 1:
-            axes.text(
-                1.015, -0.95, unit, transform=axes.get_yaxis_transform(), fontsize=7, color="#555555", va="center"
-            )
+            if axes is last or not own_axes:
+                _beside(axes, place, f"{dot.value.n:,}")
+        if axes is (last if own_axes else grid.flat[0]):
+            _beside(axes, -0.95, unit)
         axes.set_yticks(range(len(some)), [dot.label for dot in some])
-        axes.set_ylim(len(some) - 0.5, -0.6)
+        axes.set_ylim(len(some) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
-        axes.set_title(title)
         axes.margins(x=0.06)
+        if own_axes:
+            axes.set_xlabel(fill(title, 22))
+            axes.locator_params(axis="x", nbins=3 if len(panels) > 2 else 5)
+        else:
+            axes.set_title(title)
     if line is not None:
-        grid.flat[0].annotate(
-            line[1], (line[0], 1), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
+        last.annotate(
+            line[1], (line[0], 0), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
             fontsize=7, color=GREY, va="bottom",
         )  # fmt: skip
     if not own_axes:
-        grid.flat[len(panels) - 1].set_xlabel(x_label)
+        last.set_xlabel(x_label)
     return _noted(figure, note)
 
 
@@ -196,7 +197,7 @@ def curves(
         if logarithmic:
             axes.set_xscale("symlog", linthresh=min(x for curve in some for x in curve.x if x > 0), linscale=0.4)
         if marks:
-            axes.set_xticks(list(marks), [f"{x:,g}" for x in marks], rotation=45 if len(marks) > 6 else 0)
+            _name(axes, list(marks), [f"{x:,g}" for x in marks], 40)
             axes.minorticks_off()
     figure.supxlabel(x_label, fontsize=8)
     figure.supylabel(y_label, fontsize=8)
@@ -208,7 +209,7 @@ def curves(
 
 @_styled
 def heat(
-    values: Doubles, rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str, str],
+    values: Doubles, rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str, str, str],
     sides: Mapping[str, tuple[str, Sequence[Curve]]], note: str,
 ) -> Figure:  # fmt: skip
     """Draw a grid of values as a heat map, and beside it curves along either axis.
@@ -217,12 +218,13 @@ def heat(
         values: rows × columns; NaN where there is none.
         rows: The rows' names, from the bottom up.
         columns: The columns' names.
-        labels: What columns, rows and colours are.
-        sides: For each curve panel's title, its x label and its curves over places 0, 1, ….
+        labels: What columns, rows and colours are, and the last in short.
+        sides: Two curve panels by title, along the columns and along the rows: the x label, and curves over 0, 1, ….
         note: What the panels show.
     """
-    figure = _figure(2.9 + 0.12 * len(rows))
-    left, *rest = figure.subplots(1, 1 + len(sides), width_ratios=[1.5, *[1] * len(sides)])
+    figure = _figure(2.9 + 0.1 * len(rows))
+    mosaic = figure.subplot_mosaic([["grid", title] for title in sides], width_ratios=[1.25, 1])
+    left = mosaic["grid"]
     image = left.imshow(values, origin="lower", aspect="auto", cmap="cividis")
     low, high = np.nanmin(values), np.nanmax(values)
     small = values.size <= 49
@@ -230,29 +232,28 @@ def heat(
         if np.isfinite(value) and small:
             dark = (value - low) < 0.55 * (high - low)
             left.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-    left.set_xticks(range(len(columns)), columns, rotation=45 if len(columns) > 4 else 0)
+    _name(left, range(len(columns)), columns, 24)
     left.set_yticks(range(len(rows)), rows)
     left.set_xlabel(labels[0])
     left.set_ylabel(labels[1])
     left.spines[:].set_visible(False)
     left.tick_params(length=0)
     bar = figure.colorbar(image, ax=left, location="top", fraction=0.05, pad=0.02, shrink=0.7)
-    bar.outline.set_visible(False)
+    bar.outline.set_visible(False)  # type: ignore[operator]
     bar.set_label(labels[2])
     bar.ax.tick_params(length=2)
-    for axes, (title, (label, some)) in zip(rest, sides.items(), strict=True):
+    first = mosaic[next(iter(sides))]
+    for (title, (label, some)), names in zip(sides.items(), (columns, rows), strict=True):
+        axes = mosaic[title]
         for i, curve in enumerate(some):
             _curve(axes, curve, COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)])
-        names = columns if title == next(iter(sides)) else rows
-        axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 3 else 0)
+        _name(axes, range(len(names)), names, 24)
         axes.set_xlabel(label)
+        axes.set_ylabel(labels[3])
         axes.set_title(title)
         axes.grid(axis="y")
-    for axes in rest[1:]:
-        axes.sharey(rest[0])
-        axes.tick_params(labelleft=False)
-    if rest:
-        rest[0].set_ylabel(labels[2])
+        if axes is not first:
+            axes.sharey(first)
     return _noted(figure, note)
 
 
@@ -265,6 +266,20 @@ def _figure(height: float) -> Figure:
     figure = Drawn(figsize=(_WIDTH, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _beside(axes: Axes, place: float, text: str) -> None:
+    across = axes.get_yaxis_transform()
+    axes.text(1.015, place, text, transform=across, va="center", fontsize=7, color="#555555")
+
+
+def _name(axes: Axes, places: Sequence[float], names: Sequence[str], room: int) -> None:
+    """Name places on the x axis, aslant where the names are longer together than `room` characters."""
+    axes.set_xticks(places, names)
+    if sum(map(len, names)) > room:
+        axes.tick_params(axis="x", labelrotation=45)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
 
 
 def _dot(axes: Axes, place: int, dot: Dot) -> None:
@@ -291,7 +306,5 @@ def _curve(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
 
 
 def _noted(figure: Figure, note: str) -> Figure:
-    from textwrap import fill
-
     figure.text(0.01, -0.01, fill(note, 110), fontsize=6.8, color="#666666", va="top", ha="left")
     return figure

@@ -52,7 +52,7 @@ def saturation(*sources: Data) -> Finding:
         values,
         names[0],
         names[1],
-        ("reward model (preference pairs)", "policy (SFT steps)", "quality after RL (gold measure)"),
+        ("reward model (preference pairs)", "policy (SFT steps)", "quality after RL (gold measure)", "quality"),
         {
             "By reward model": ("preference pairs", [_marginal(by_reward)]),
             "By policy": ("SFT steps", [_marginal(by_policy)]),

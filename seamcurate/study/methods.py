@@ -166,13 +166,21 @@ def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> 
             "above_baseline": [gaps[m].interval if m in gaps else _NOTHING for m in ordered],
         },
     )
-    dots = [figure.Dot(m, means[m], m == baseline or ruler.of_method(m) is not None) for m in ordered]
+    hollow = {m: m == baseline or ruler.of_method(m) is not None for m in ordered}
+    above = {
+        m: gaps[m].interval._replace(n=means[m].n) if m in gaps else _NOTHING._replace(n=means[m].n) for m in ordered
+    }
     drawn = figure.dots(
-        {title: dots},
-        "quality (gold measure)",
-        f"Dots: means of {results.seeds(runs.values())}; bars: 95 % Student intervals. Hollow: baseline, rulers and controls.",
-        (means[baseline].estimate, baseline),
+        {
+            "quality (gold measure)": [figure.Dot(m, means[m], hollow[m]) for m in ordered],
+            f"quality above {baseline}": [figure.Dot(m, above[m], hollow[m]) for m in ordered],
+        },
+        "",
+        f"{title}. Left: means of {results.seeds(runs.values())}; right: differences, paired where seeds match. Bars: "
+        "95 % Student intervals. Hollow: baseline, rulers and controls.",
+        (0.0, baseline),
         "seeds",
+        own_axes=True,
     )
     best = _best({method: runs[method] for method in others})
     gap = gaps[best]._replace(p=adjusted[best])

@@ -85,7 +85,7 @@ def mismatch(
         line += (
             f"; from {first} to {last} the mismatch {verb} ({percent(change, True)}, from {percent(overall[first])})"
         )
-    drawn = _draw(pairs, out, "mismatch", "pairs on which the other response is preferred by people (%)", by)
+    drawn = _draw(pairs, out, "mismatch", "pairs decided against people (%)", by)
     return Finding(study, out, drawn, line + ruler.caveat(gaps[last]))
 
 

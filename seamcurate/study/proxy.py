@@ -60,7 +60,10 @@ def monotonicity(*sources: Data) -> Finding:
     if by_length:
         intervals["length_spearman"] = [_summary(by_length[n], length_ranks[n], True) for n in runs]
     drawn = figure.curves(
-        {f"{name}  ρ = {found[name].estimate:.2f}": _normalised(seeds) for name, seeds in runs.items()},
+        {
+            f"{name}  ρ = {found[name].estimate:.2f}".replace("-", "−"): _normalised(seeds)
+            for name, seeds in runs.items()
+        },
         "RL step",
         "mean reward, standardised within a run",
         f"Mean over {results.seeds(runs.values())} of rewards standardised over a run's checkpoints; bands: 95 % Student intervals. "

@@ -55,6 +55,8 @@ def of_method(method: str) -> str | None:
 def caveat(gaps: Mapping[str, Gap]) -> str:
     """Return what a finding must add: the rulers that the score is not shown to lie above; else nothing."""
     also = [
-        f"{SAYS.get(name, name)} does as well ({gap.reached})" for name, gap in gaps.items() if not gap.above.above_zero
+        f"{SAYS.get(name, name)} does {'better' if gap.above.below_zero else 'as well'} ({gap.reached})"
+        for name, gap in gaps.items()
+        if not gap.above.above_zero
     ]
-    return f"; but {' and '.join(also)}" if also else ""
+    return f"; but {', '.join(also)}" if also else ""

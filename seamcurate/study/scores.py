@@ -185,7 +185,7 @@ def likelihood(*sources: Data, policy: Policy | None = None) -> Finding:
     gaps = {}
     if len(order) > 1:
         shared = sorted(set(found[order[0]]) & set(found[order[-1]]))
-        line = f"{order[0]} answers are the likeliest and {order[-1]} the least: {line}"
+        line = f"{order[0]} likeliest, {order[-1]} least likely: {line}"
         if len(shared) >= 3:
             above = np.array([found[order[0]][row][0] - found[order[-1]][row][0] for row in shared])
             longer = np.array([found[order[0]][row][1] - found[order[-1]][row][1] for row in shared])
