@@ -42,7 +42,7 @@ def overlap(*sources: Data, by: str = "seam_contrast", rate: float = 0.2) -> Fin
 
     Rows that every store scores are compared. A store's lowest set is its lowest ⌈rate · n⌉ rows, of a `seam_*` column
     those below 0 alone; ties are broken by lot. Overlap is 2|A∩B| / (|A| + |B|), which is |A∩B| / |A| for sets of one
-    size; its interval is a bootstrap over rows, its p-value hypergeometric, Holm's over the pairs not applied.
+    size; its interval is a bootstrap over rows, its p-value hypergeometric and not adjusted for how many pairs there are.
 
     Args:
         sources: Stores of the same rows.
@@ -68,72 +68,80 @@ def overlap(*sources: Data, by: str = "seam_contrast", rate: float = 0.2) -> Fin
     if n < 2:
         raise StudyError(f"{study}: fewer than two rows have {by} in every store; run the recipes to their end")
     values, size = values[:, scored], math.ceil(rate * n)
-    low = {
-        name: _lowest(v, size, by.startswith("seam_"), i) for i, (name, v) in enumerate(zip(names, values, strict=True))
-    }
+    below = by.startswith("seam_")
+    low = {name: _lowest(v, size, below, i) for i, (name, v) in enumerate(zip(names, values, strict=True))}
     empty = next((name for name, members in low.items() if not members.any()), None)
     if empty is not None:
         raise StudyError(f"{study}: no row of {empty} has {by} below 0: nothing was misjudged there")
     told = _extremes(tables[0].filter(pa.array(scored)), size)
     pairs = list(combinations(names, 2))
-    against = [(name, kind) for kind in told for name in names]
-    sets = low | told
-    columns = [sets[name] for name in sets] + [sets[a] & sets[b] for a, b in pairs + against]
-    matrix = np.stack(columns, axis=1).astype(np.float64)
-    draws, means = resampled(matrix), matrix.mean(axis=0)
-    place = {name: i for i, name in enumerate(sets)}
-
-    def dice(of: Doubles, pair: tuple[str, str], i: int) -> Doubles:
-        found: Doubles = 2 * of[..., len(sets) + i] / (of[..., place[pair[0]]] + of[..., place[pair[1]]])
-        return found
-
-    drawn_overlaps = [dice(draws, pair, i) for i, pair in enumerate(pairs + against)]
-    overlaps = [
-        percentiles(float(dice(means, pair, i)), drawn_overlaps[i], n) for i, pair in enumerate(pairs + against)
-    ]
-    sizes = {name: int(members.sum()) for name, members in sets.items()}
-    chances = [2 * sizes[a] * sizes[b] / n / (sizes[a] + sizes[b]) for a, b in pairs + against]
-    tests = [beyond_chance(int((sets[a] & sets[b]).sum()), sizes[a], sizes[b], n) for a, b in pairs + against]
-    kinds = ["models"] * len(pairs) + ["ruler"] * len(against)
+    shared = _Shared(low | told, pairs + [(name, kind) for kind in told for name in names])
+    kinds = ["models"] * len(pairs) + ["ruler"] * (len(shared.pairs) - len(pairs))
     out = results.tabulate(
         {
-            "first": [a for a, _ in pairs + against],
-            "second": [b for _, b in pairs + against],
+            "first": [a for a, _ in shared.pairs],
+            "second": [b for _, b in shared.pairs],
             "kind": kinds,
             "rows": [n] * len(kinds),
-            "lowest_first": [sizes[a] for a, _ in pairs + against],
-            "lowest_second": [sizes[b] for _, b in pairs + against],
-            "chance": chances,
-            "p_beyond_chance": tests,
+            "lowest_first": [int(shared.sets[a].sum()) for a, _ in shared.pairs],
+            "lowest_second": [int(shared.sets[b].sum()) for _, b in shared.pairs],
+            "chance": shared.chances,
+            "p_beyond_chance": [shared.p(pair) for pair in shared.pairs],
         },
-        {"overlap": overlaps},
+        {"overlap": [shared.mean([i]) for i in range(len(shared.pairs))]},
     )
     panels: dict[str, list[figure.Dot]] = {"Between models": [], "With rulers": []}
-    for (a, b), kind, value, chance in zip(pairs + against, kinds, overlaps, chances, strict=True):
-        label = f"{a} – {b}" if kind == "models" else f"{a} – {_RULED[b]}"
-        panels["Between models" if kind == "models" else "With rulers"].append(
-            figure.Dot(label, in_percent(value), kind == "ruler", 100 * chance)
-        )
-    figure_drawn = figure.dots(
+    for i, (a, b) in enumerate(shared.pairs):
+        title, label = ("With rulers", f"{a} – {_RULED[b]}") if b in told else ("Between models", f"{a} – {b}")
+        panels[title].append(figure.Dot(label, in_percent(shared.mean([i])), b in told, 100 * shared.chances[i]))
+    drawn = figure.dots(
         panels,
         f"overlap of the lowest {100 * rate:g} % by {by} (%)",
         f"{n:,} rows scored by all. Bars: 95 % bootstrap intervals over rows; orange ticks: overlap by chance.",
         unit="rows",
     )
-    whole = percentiles(float(np.mean([o.estimate for o in overlaps[: len(pairs)]])), np.mean(drawn_overlaps[: len(pairs)], axis=0), n)  # fmt: skip
-    chance = float(np.mean(chances[: len(pairs)]))
+    between = list(range(len(pairs)))
+    whole, chance = shared.mean(between), float(np.mean(shared.chances[: len(pairs)]))
     verb = "share" if whole.low > chance else "are not shown to share more than chance:"
-    most = f", from {names[0]}" if len(pairs) == 1 else f" on average of {len(pairs)} pairs of models"
-    line = f"{' and '.join(names) if len(pairs) == 1 else f'{len(names)} stores'} {verb} {percent(whole)} of their lowest {100 * rate:g} % by {by}"
-    line += "" if len(pairs) == 1 else most
+    who = " and ".join(names) if len(pairs) == 1 else f"{len(names)} stores"
+    line = f"{who} {verb} {percent(whole)} of their lowest {100 * rate:g} % by {by}"
+    line += f" on average of {len(pairs)} pairs" if len(pairs) > 1 else ""
     line += f", {100 * chance:.1f} % by chance ({n:,} rows)"
     gaps = {}
     for kind in told:
-        own = [i for i, (_, second) in enumerate(pairs + against) if second == kind]
-        reached = percentiles(float(np.mean([overlaps[i].estimate for i in own])), np.mean([drawn_overlaps[i] for i in own], axis=0), n)  # fmt: skip
-        above = np.mean(drawn_overlaps[: len(pairs)], axis=0) - np.mean([drawn_overlaps[i] for i in own], axis=0)
-        gaps[_RULED[kind]] = ruler.Gap(percent(reached), percentiles(whole.estimate - reached.estimate, above, n))
-    return Finding(study, out, figure_drawn, line + ruler.caveat(gaps))
+        own = [i for i, (_, second) in enumerate(shared.pairs) if second == kind]
+        gaps[_RULED[kind]] = ruler.Gap(percent(shared.mean(own)), shared.above(between, own))
+    return Finding(study, out, drawn, line + ruler.caveat(gaps))
+
+
+class _Shared:
+    """What pairs of sets of rows share, 2|A∩B| / (|A| + |B|), resampled over the rows for all pairs at once."""
+
+    def __init__(self, sets: dict[str, Members], pairs: list[tuple[str, str]]) -> None:
+        self.sets, self.pairs = sets, pairs
+        self._n = len(next(iter(sets.values())))
+        both = np.stack([sets[a] & sets[b] for a, b in pairs], axis=1).astype(np.float64)
+        size = np.stack([(sets[a].astype(np.float64) + sets[b]) / 2 for a, b in pairs], axis=1)
+        draws = resampled(np.concatenate([both, size], axis=1))
+        with np.errstate(invalid="ignore"):
+            self._draws = draws[:, : len(pairs)] / draws[:, len(pairs) :]
+        self._shares = both.sum(axis=0) / size.sum(axis=0)
+        counts = {name: float(members.sum()) for name, members in sets.items()}
+        self.chances = [2 * counts[a] * counts[b] / self._n / (counts[a] + counts[b]) for a, b in pairs]
+
+    def mean(self, places: list[int]) -> Interval:
+        """Return the mean overlap of some of the pairs."""
+        return percentiles(float(self._shares[places].mean()), self._draws[:, places].mean(axis=1), self._n)
+
+    def above(self, places: list[int], others: list[int]) -> Interval:
+        """Return how far the mean overlap of some pairs lies above that of others."""
+        gap = self._draws[:, places].mean(axis=1) - self._draws[:, others].mean(axis=1)
+        return percentiles(float(self._shares[places].mean() - self._shares[others].mean()), gap, self._n)
+
+    def p(self, pair: tuple[str, str]) -> float:
+        """Return how probable it is that sets of these sizes share so much by chance."""
+        a, b = (self.sets[name] for name in pair)
+        return beyond_chance(int((a & b).sum()), int(a.sum()), int(b.sum()), self._n)
 
 
 def likelihood(*sources: Data, policy: Policy | None = None) -> Finding:
