@@ -1,0 +1,296 @@
+"""Pairs of responses and who prefers which: people, reward models; always beside the rulers.
+
+    mismatch     prompt, response_a, response_b, label          SEAM §3.1, App. D, Table 1
+    preference   prompt, chosen, rejected, subset               RER Table 5 (RewardBench)
+
+A reward model is right where it gives the better response the higher reward; equal rewards count one half. Intervals
+are Wilson's, or bootstrapped over prompts where a prompt has several pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from seamcurate.errors import StudyError
+from seamcurate.models import Prompt, RewardModel
+from seamcurate.models.template import prompt_text
+from seamcurate.progress import bar
+from seamcurate.study import figure, results, ruler
+from seamcurate.study.results import Data, Finding
+from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, in_percent, percent, share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_VERDICTS = {"a": 1.0, "b": -1.0, "tie": 0.0}
+_CALLS = 64
+_OVERALL = "all"
+
+
+class _Pairs(NamedTuple):
+    """Judged pairs: for each scorer 1 where it is right, ½ where undecided, 0 where wrong, NaN where it cannot say."""
+
+    prompts: list[str]
+    subsets: list[str]
+    models: dict[str, Doubles]
+    rulers: dict[str, Doubles]
+
+
+def mismatch(
+    *sources: Data, rewards: Mapping[str, RewardModel] | None = None, by: str | None = None, rows: int | None = None
+) -> Finding:
+    """Measure how often reward models disagree with people on two policies' responses.
+
+    Columns: `prompt`, `response_a`, `response_b`, `label` (`a`, `b` or `tie`, people's), optionally `context`, put
+    before the prompt; or, with verdicts at hand, `reward` (the reward model's name), `prompt_id`, `human`, `model`
+    (each `a`, `b` or `tie`) and optionally the two responses. Pairs that people call a tie are left out.
+
+    Args:
+        sources: Tables of pairs.
+        rewards: The reward models by name, smallest first, where the table holds no verdicts.
+        by: A column to divide the pairs by.
+        rows: Judge so many pairs, drawn by a fixed seed.
+
+    Raises:
+        StudyError: The sources cannot be read, there is no reward model, or no decided pair.
+    """
+    study = "mismatch"
+    table = results.read(study, sources, [])
+    if {"reward", "model"} <= set(table.column_names):
+        table = results.read(study, sources, ["reward", "prompt_id", "human", "model"])
+        human = _verdicts(study, table, "human")
+        decided = human != 0
+        ties = len(human) - int(decided.sum())
+        pairs = _from_verdicts(study, table.filter(pa.array(decided)), human[decided], by)
+    else:
+        table = _sampled(results.read(study, sources, ["prompt", "response_a", "response_b", "label"]), rows)
+        human = _verdicts(study, table, "label")
+        ties = int((human == 0).sum())
+        table, human = table.filter(pa.array(human != 0)), human[human != 0]
+        pairs = _from_models(study, table, ("response_a", "response_b"), human, rewards or {}, by)
+    out, overall = _tabulate(study, pairs, "mismatch", 1.0)
+    gaps = {name: _gaps(pairs, name) for name in pairs.models}
+    first, last = next(iter(pairs.models)), list(pairs.models)[-1]
+    found = overall[last]
+    line = f"{last} disagrees with people on {percent(found)} of {len(pairs.models[last]):,} decided pairs"
+    line += f" ({ties:,} ties left out)" if ties else ""
+    if len(pairs.models) > 1:
+        change = bootstrap_mean(*_known(pairs.models[first] - pairs.models[last], pairs.prompts))
+        verb = "falls" if change.below_zero else "grows" if change.above_zero else "does not demonstrably change"
+        line += (
+            f"; from {first} to {last} the mismatch {verb} ({percent(change, True)}, from {percent(overall[first])})"
+        )
+    drawn = _draw(pairs, out, "mismatch", "pairs decided against people (%)", by)
+    return Finding(study, out, drawn, line + ruler.caveat(gaps[last]))
+
+
+def preference(
+    *sources: Data,
+    rewards: Mapping[str, RewardModel] | None = None,
+    by: str = "subset",
+    rows: int | None = None,
+) -> Finding:
+    """Measure how often reward models, RER among them, score the chosen response above the rejected one, by subset.
+
+    Columns: `prompt`, `chosen`, `rejected`, and `by` where it is there; or, with scores at hand, `reward` (a name),
+    `prompt_id`, `score_chosen`, `score_rejected`, optionally `chosen` and `rejected` for the rulers.
+
+    Args:
+        sources: Tables of preferences.
+        rewards: The reward models by name, where the table holds no scores.
+        by: The column to divide the pairs by.
+        rows: Judge so many pairs, drawn by a fixed seed.
+
+    Raises:
+        StudyError: The sources cannot be read, or there is no reward model.
+    """
+    study = "preference"
+    table = results.read(study, sources, [])
+    within = by if by in table.column_names else None
+    if {"reward", "score_chosen"} <= set(table.column_names):
+        table = results.read(study, sources, ["reward", "prompt_id", "score_chosen", "score_rejected"])
+        gap = results.numbers(study, table, "score_chosen") - results.numbers(study, table, "score_rejected")
+        verdict = np.where(gap > 0, "a", np.where(gap < 0, "b", "tie")).tolist()
+        table = table.append_column("model", pa.array(verdict)) if "model" not in table.column_names else table
+        renamed = [{"chosen": "response_a", "rejected": "response_b"}.get(n, n) for n in table.column_names]
+        pairs = _from_verdicts(study, table.rename_columns(renamed), np.ones(len(table)), within)
+    else:
+        table = _sampled(results.read(study, sources, ["prompt", "chosen", "rejected"]), rows)
+        pairs = _from_models(study, table, ("chosen", "rejected"), np.ones(len(table)), rewards or {}, within)
+    out, overall = _tabulate(study, pairs, "accuracy", 0.0)
+    best = max(pairs.models, key=lambda name: overall[name].estimate)
+    line = f"{best} prefers the chosen response on {percent(overall[best])} of {len(pairs.prompts):,} pairs"
+    others = [f"{name} {percent(overall[name])}" for name in pairs.models if name != best]
+    line += f"; {', '.join(others)}" if others else ""
+    worst = _worst(pairs, best)
+    line += f"; worst on {worst[0]}, {percent(worst[1])}" if worst is not None else ""
+    drawn = _draw(pairs, out, "accuracy", "pairs on which the chosen response scores higher (%)", within)
+    return Finding(study, out, drawn, line + ruler.caveat(_gaps(pairs, best)))
+
+
+def _verdicts(study: str, table: pa.Table, name: str) -> Doubles:
+    found = results.chosen(study, name, results.texts(study, table, name), list(_VERDICTS))
+    return np.array([_VERDICTS[verdict] for verdict in found])
+
+
+def _sampled(table: pa.Table, rows: int | None) -> pa.Table:
+    if rows is None or rows >= len(table):
+        return table
+    return table.take(np.sort(np.random.default_rng(0).choice(len(table), rows, replace=False)))
+
+
+def _subsets(study: str, table: pa.Table, by: str | None) -> list[str]:
+    if by is None:
+        return [_OVERALL] * len(table)
+    if by not in table.column_names:
+        raise StudyError(f"{study}: no column {by!r} to divide by; there are {', '.join(table.column_names)}")
+    return results.texts(study, table, by)
+
+
+def _right(above: Doubles, human: Doubles) -> Doubles:
+    """Turn how far the first response scores above the second, and people's verdict (±1), into 1, ½, 0 or NaN."""
+    right: Doubles = (np.sign(above) * human + 1) / 2
+    return right
+
+
+def _from_models(
+    study: str,
+    table: pa.Table,
+    names: tuple[str, str],
+    human: Doubles,
+    rewards: Mapping[str, RewardModel],
+    by: str | None,
+) -> _Pairs:
+    if not len(table):
+        raise StudyError(f"{study}: no pair is decided; there is nothing to compare a reward model with")
+    if not rewards:
+        raise StudyError(f"{study}: no reward model; name one, or give a table with its verdicts")
+    first, second = (results.texts(study, table, name) for name in names)
+    prompts: list[Prompt] = table["prompt"].to_pylist()
+    if "context" in table.column_names:
+        before = table["context"].to_pylist()
+        prompts = [f"{c}\n\n{p}" if c and isinstance(p, str) else p for c, p in zip(before, prompts, strict=True)]
+    models: dict[str, Doubles] = {}
+    for name, model in rewards.items():
+        above = np.full(len(table), math.nan)
+        with bar(f"{study}: {name}", len(table), "pairs") as advance:
+            for start in range(0, len(table), _CALLS):
+                some = slice(start, start + _CALLS)
+                both = [list(pair) for pair in zip(first[some], second[some], strict=True)]
+                for i, (a, b) in enumerate(model.rewards(prompts[some], both), start):
+                    above[i] = math.nan if a is None or b is None else a - b
+                advance(len(both))
+        models[name] = _right(above, human)
+    return _Pairs([prompt_text(p) for p in prompts], _subsets(study, table, by), models, _ruled(first, second, human))
+
+
+def _from_verdicts(study: str, table: pa.Table, human: Doubles, by: str | None) -> _Pairs:
+    """Put one reward model's verdicts beside another's: each has a row for every pair, in one order."""
+    if not len(table):
+        raise StudyError(f"{study}: no pair is decided; there is nothing to compare a reward model with")
+    names, prompts = results.texts(study, table, "reward"), results.texts(study, table, "prompt_id")
+    right, subsets = _right(_verdicts(study, table, "model"), human), _subsets(study, table, by)
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        places.setdefault(name, []).append(i)
+    first = next(iter(places.values()))
+    for name, own in places.items():
+        if [prompts[i] for i in own] != [prompts[i] for i in first]:
+            raise StudyError(
+                f"{study}: {name} was not asked the same prompts in the same order as {names[0]}; sort the rows"
+            )
+    rulers = {}
+    if {"response_a", "response_b"} <= set(table.column_names):
+        some = table.take(first)
+        texts = [results.texts(study, some, name) for name in ("response_a", "response_b")]
+        rulers = _ruled(texts[0], texts[1], human[first])
+    models = {name: right[own] for name, own in places.items()}
+    return _Pairs([prompts[i] for i in first], [subsets[i] for i in first], models, rulers)
+
+
+def _ruled(first: list[str], second: list[str], human: Doubles) -> dict[str, Doubles]:
+    one, other = ruler.scores(first, 0), ruler.scores(second, 1)
+    return {name: _right(one[name] - other[name], human) for name in one}
+
+
+def _known(values: Doubles, prompts: Sequence[str]) -> tuple[Doubles, list[str]]:
+    known = np.isfinite(values)
+    return values[known], [prompt for prompt, one in zip(prompts, known, strict=True) if one]
+
+
+def _gaps(pairs: _Pairs, name: str) -> dict[str, ruler.Gap]:
+    own = pairs.models[name]
+    return {
+        kind: ruler.Gap(
+            percent(share(*_known(right, pairs.prompts))) + " right",
+            bootstrap_mean(*_known(own - right, pairs.prompts)),
+        )
+        for kind, right in pairs.rulers.items()
+    }
+
+
+def _measured(right: Doubles, prompts: Sequence[str], against: float) -> Interval | None:
+    """Return the share of right verdicts, or with `against` 1 of wrong ones; None where there is none at all."""
+    values, groups = _known(right, prompts)
+    if not len(values):
+        return None
+    return share(np.abs(against - values), groups)
+
+
+def _tabulate(study: str, pairs: _Pairs, measure: str, against: float) -> tuple[pa.Table, dict[str, Interval]]:
+    rows, found, overall = [], [], {}
+    subsets = [_OVERALL, *sorted(set(pairs.subsets) - {_OVERALL})]
+    for subset in subsets:
+        inside = np.array([subset in (_OVERALL, other) for other in pairs.subsets])
+        prompts = [prompt for prompt, one in zip(pairs.prompts, inside, strict=True) if one]
+        for kind, scorers in (("model", pairs.models), ("ruler", pairs.rulers)):
+            for name, right in scorers.items():
+                interval = _measured(right[inside], prompts, against)
+                if interval is None and kind == "model" and subset == _OVERALL:
+                    raise StudyError(
+                        f"{study}: {name} gave no pair a reward; its window may be too short for the prompts"
+                    )
+                if interval is None:
+                    continue
+                rows.append((name, kind, subset, int(np.isfinite(right[inside]).sum()), len(set(prompts))))
+                found.append(interval)
+                if subset == _OVERALL:
+                    overall[name] = interval
+    names = ("reward", "kind", "subset", "pairs", "prompts")
+    return results.tabulate({n: [row[i] for row in rows] for i, n in enumerate(names)}, {measure: found}), overall
+
+
+def _worst(pairs: _Pairs, name: str) -> tuple[str, Interval] | None:
+    found = []
+    for subset in sorted(set(pairs.subsets) - {_OVERALL}):
+        inside = np.array([subset == other for other in pairs.subsets])
+        prompts = [prompt for prompt, one in zip(pairs.prompts, inside, strict=True) if one]
+        interval = _measured(pairs.models[name][inside], prompts, 0.0)
+        if interval is not None:
+            found.append((subset, interval))
+    return min(found, key=lambda each: each[1].estimate) if len(found) > 1 else None
+
+
+def _draw(pairs: _Pairs, table: pa.Table, measure: str, label: str, by: str | None) -> Figure:
+    panels: dict[str, list[figure.Dot]] = {}
+    for row in table.to_pylist():
+        low, high = (
+            math.nan if row[f"{measure}_{end}"] is None else row[f"{measure}_{end}"] for end in ("low", "high")
+        )
+        value = in_percent(Interval(row[measure], low, high, row["pairs"]))
+        name = ruler.SAYS.get(row["reward"], row["reward"]) if row["kind"] == "ruler" else row["reward"]
+        title = "All pairs" if row["subset"] == _OVERALL else row["subset"]
+        panels.setdefault(title, []).append(figure.Dot(name, value, row["kind"] == "ruler"))
+    several = len(set(pairs.prompts)) < len(pairs.prompts)
+    return figure.dots(
+        panels,
+        label,
+        f"Bars: 95 % intervals ({'bootstrap over prompts' if several else 'Wilson'}). Hollow: rulers.",
+        (50.0, "coin"),
+        "pairs",
+    )

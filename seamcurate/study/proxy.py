@@ -1,0 +1,117 @@
+"""Does optimising a proxy reward optimise the gold one? Means of both over checkpoints (RER §3.1, Fig. 3, Table 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from seamcurate.errors import StudyError
+from seamcurate.study import figure, results, ruler
+from seamcurate.study.results import Data, Finding
+from seamcurate.study.statistics import Interval, correlation, difference, mean, pearson, shown, spearman
+
+_LENGTH = ("li", "length", "rer_length")
+_Points: TypeAlias = list[tuple[float, float, float]]
+
+
+def monotonicity(*sources: Data) -> Finding:
+    """Correlate mean proxy and mean gold reward over the checkpoints of RL runs.
+
+    Columns: `proxy` (`LI`, `LI·RP`, `LI·RP·QR`, `RER` …), `checkpoint` (RL steps), `seed`, `proxy_mean`, `gold_mean`
+    over one fixed set of prompts; where `length_mean` is there too, what length alone would have said of the same runs.
+    Pearson's and Spearman's correlations are of one run each; with several seeds their mean has Student's interval, with
+    one Fisher's, which is too narrow where checkpoints follow on each other. The proxy `LI` is the length ruler.
+
+    Raises:
+        StudyError: The sources cannot be read, a checkpoint comes twice, or a run has fewer than three.
+    """
+    study = "monotonicity"
+    table = results.read(study, sources, ["proxy", "checkpoint", "seed", "proxy_mean", "gold_mean"])
+    keys = ["proxy", "checkpoint"]
+    proxy, gold = (results.by_seed(study, table, keys, value) for value in ("proxy_mean", "gold_mean"))
+    lengths = results.by_seed(study, table, keys, "length_mean") if "length_mean" in table.column_names else None
+    runs: dict[str, dict[float, _Points]] = {}
+    by_length: dict[str, dict[float, _Points]] = {}
+    for (name, checkpoint), by in proxy.items():
+        for seed, value in by.items():
+            point = (float(checkpoint), value, gold[name, checkpoint][seed])
+            runs.setdefault(name, {}).setdefault(seed, []).append(point)
+            if lengths is not None:
+                longer = (float(checkpoint), lengths[name, checkpoint][seed], point[2])
+                by_length.setdefault(name, {}).setdefault(seed, []).append(longer)
+    for name, seeds in runs.items():
+        for seed, points in seeds.items():
+            points.sort()
+            if len(points) < 3:
+                raise StudyError(f"{study}: {name}, seed {seed:g} has {len(points)} checkpoints; three are the least")
+    ranks = {name: _per_seed(seeds, spearman) for name, seeds in runs.items()}
+    found = {name: _summary(runs[name], ranks[name], True) for name in runs}
+    linear = {name: _summary(runs[name], _per_seed(runs[name], pearson), False) for name in runs}
+    columns: dict[str, Sequence[object]] = {
+        "proxy": list(runs),
+        "seeds": [len(seeds) for seeds in runs.values()],
+        "checkpoints": [max(map(len, seeds.values())) for seeds in runs.values()],
+    }
+    intervals = {"spearman": list(found.values()), "pearson": list(linear.values())}
+    length_ranks = {name: _per_seed(seeds, spearman) for name, seeds in by_length.items()}
+    if by_length:
+        intervals["length_spearman"] = [_summary(by_length[n], length_ranks[n], True) for n in runs]
+    drawn = figure.curves(
+        {
+            f"{name}  ρ = {found[name].estimate:.2f}".replace("-", "−"): _normalised(seeds)
+            for name, seeds in runs.items()
+        },
+        "RL step",
+        "mean reward, standardised within a run",
+        f"Mean over {results.seeds(runs.values())} of rewards standardised over a run's checkpoints; bands: 95 % Student intervals. "
+        "ρ: Spearman's correlation of proxy and gold reward.",
+    )
+    best = max(runs, key=lambda name: -2.0 if math.isnan(found[name].estimate) else found[name].estimate)
+    others = [f"{name} {shown(found[name], '.2f')}" for name in runs if name != best]
+    verdict = "rises with the gold reward" if found[best].above_zero else "is not shown to rise with the gold reward"
+    line = f"{best} {verdict}: Spearman {shown(found[best], '.2f')} over {columns['checkpoints'][list(runs).index(best)]} checkpoints"
+    line += f"; {', '.join(others)}" if others else ""
+    gaps = {}
+    own = next((name for name in runs if name.lower() in _LENGTH), None)
+    if own is not None and own != best:
+        gaps["length"] = ruler.Gap(f"{own} {shown(found[own], '.2f')}", difference(ranks[best], ranks[own]).interval)
+    elif by_length and own != best:
+        told = _summary(by_length[best], length_ranks[best], True)
+        gaps["length"] = ruler.Gap(
+            f"Spearman {shown(told, '.2f')}", difference(ranks[best], length_ranks[best]).interval
+        )
+    if own == best:
+        line += "; but this proxy is length itself"
+    return Finding(study, results.tabulate(columns, intervals), drawn, line + ruler.caveat(gaps))
+
+
+def _per_seed(
+    seeds: dict[float, _Points], measure: Callable[[Sequence[float], Sequence[float]], float]
+) -> dict[float, float]:
+    """Correlate each run's checkpoints; a reward that never moves is related to nothing: 0."""
+    found = {seed: measure([p for _, p, _ in points], [g for _, _, g in points]) for seed, points in seeds.items()}
+    return {seed: 0.0 if math.isnan(value) else value for seed, value in found.items()}
+
+
+def _summary(seeds: dict[float, _Points], values: dict[float, float], ranks: bool) -> Interval:
+    if len(values) == 1:
+        return correlation(next(iter(values.values())), len(next(iter(seeds.values()))), ranks)
+    whole = mean(list(values.values()))
+    return whole._replace(low=max(whole.low, -1.0), high=min(whole.high, 1.0))
+
+
+def _normalised(seeds: dict[float, _Points]) -> list[figure.Curve]:
+    curves = []
+    for label, place in (("proxy", 1), ("gold", 2)):
+        by_step: dict[float, list[float]] = {}
+        for points in seeds.values():
+            values = np.array([point[place] for point in points])
+            spread = values.std() or 1.0
+            for point, value in zip(points, (values - values.mean()) / spread, strict=True):
+                by_step.setdefault(point[0], []).append(float(value))
+        steps = sorted(by_step)
+        curves.append(figure.Curve(label, steps, [mean(by_step[step]) for step in steps]))
+    return curves

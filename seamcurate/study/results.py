@@ -1,0 +1,204 @@
+"""What a study reads: stores, or tables of results in Parquet and JSONL, and what it hands back.
+
+Each study documents its columns by name; several sources are one table end to end. A row that cannot be read stops
+the study with its place: a measurement over whatever was readable would look like one over everything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seamcurate import views
+from seamcurate.errors import StudyError
+from seamcurate.store import Store
+from seamcurate.study.statistics import Doubles, Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Data: TypeAlias = str | Path | pa.Table | Store
+"""A store or its folder, a Parquet or JSONL file, a folder of Parquet files, or a table in memory."""
+
+
+class Finding(NamedTuple):
+    """What a study found."""
+
+    name: str
+    """The study's, which names its files."""
+    table: pa.Table
+    figure: Figure
+    line: str
+    """One sentence with the interval, and with what a simple ruler finds too."""
+
+    def save(self, out: Path) -> list[Path]:
+        """Write NAME.parquet, NAME.png, NAME.svg and NAME.txt, the line, into a folder; return their paths."""
+        from seamcurate.study import figure
+
+        out.mkdir(parents=True, exist_ok=True)
+        paths = [out / f"{self.name}.{end}" for end in ("parquet", "png", "svg", "txt")]
+        pq.write_table(self.table, paths[0])
+        figure.save(self.figure, paths[1], paths[2])
+        paths[3].write_text(self.line + "\n", encoding="utf-8")
+        return paths
+
+
+def is_store(source: Data) -> bool:
+    """Tell a store from a table of results."""
+    return isinstance(source, Store) or (isinstance(source, str | Path) and (Path(source) / "store.json").is_file())
+
+
+def store(source: Data, study: str) -> Store:
+    """Open a store.
+
+    Raises:
+        StudyError: The source is no store.
+    """
+    if isinstance(source, Store):
+        return source.open()
+    if isinstance(source, pa.Table) or not is_store(source):
+        raise StudyError(f"{study} reads stores, but {title(source)} is none; name the folder `seamcurate run` made")
+    return Store(source).open()
+
+
+def title(source: Data) -> str:
+    """Name a source in messages and figures."""
+    if isinstance(source, pa.Table):
+        return "the table"
+    path = source.path if isinstance(source, Store) else Path(source)
+    return path.resolve().name
+
+
+def read(study: str, sources: Sequence[Data], needed: Sequence[str]) -> pa.Table:
+    """Read sources end to end as one table; of a store, its rows.
+
+    Raises:
+        StudyError: There is no source, one is not there or unreadable, lacks a needed column, or there are no rows.
+    """
+    if not sources:
+        raise StudyError(f"{study} got nothing to read; name a store or a Parquet or JSONL file")
+    tables = []
+    for source in sources:
+        table = _table(source, study)
+        missing = [name for name in needed if name not in table.column_names]
+        if missing and table.num_rows:
+            raise StudyError(
+                f"{study}: {title(source)} has no column {missing[0]!r}; it has {', '.join(table.column_names)}: "
+                f"{study} reads {', '.join(needed)}"
+            )
+        tables.append(table)
+    whole = pa.concat_tables([t for t in tables if t.num_rows] or tables, promote_options="permissive")
+    if not whole.num_rows:
+        raise StudyError(f"{study}: {', '.join(map(title, sources))} holds no rows; check what wrote it")
+    return whole
+
+
+def texts(study: str, table: pa.Table, name: str) -> list[str]:
+    """Return a column as text; numbers and truth values as they are written.
+
+    Raises:
+        StudyError: A value is missing.
+    """
+    values = table[name].to_pylist()
+    for i, value in enumerate(values):
+        if value is None:
+            raise StudyError(f"{study}: row {i} has no {name!r}; fill it in or leave the row out")
+    return [
+        value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+        for value in values
+    ]
+
+
+def numbers(study: str, table: pa.Table, name: str) -> Doubles:
+    """Return a column as doubles.
+
+    Raises:
+        StudyError: A value is missing, no number, or not finite.
+    """
+    values = table[name].to_pylist()
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise StudyError(f"{study}: row {i} has {name} = {value!r}, which is no finite number; leave the row out")
+    return np.array(values, np.float64)
+
+
+def chosen(study: str, name: str, values: Iterable[str], allowed: Sequence[str]) -> list[str]:
+    """Return values that are all among the allowed, in lower case.
+
+    Raises:
+        StudyError: One is not.
+    """
+    found = [value.lower() for value in values]
+    for i, value in enumerate(found):
+        if value not in allowed:
+            raise StudyError(f"{study}: row {i} has {name} = {value!r}; it is one of {', '.join(allowed)}")
+    return found
+
+
+def by_seed(
+    study: str, table: pa.Table, keys: Sequence[str], value: str = "quality"
+) -> dict[tuple[str, ...], dict[float, float]]:
+    """Return each combination of keys' value by seed, combinations in the order they first come.
+
+    Raises:
+        StudyError: A seed comes twice, or a value cannot be read.
+    """
+    found: dict[tuple[str, ...], dict[float, float]] = {}
+    columns = [texts(study, table, key) for key in keys]
+    seeds, values = numbers(study, table, "seed"), numbers(study, table, value)
+    for key, seed, each in zip(zip(*columns, strict=True), seeds.tolist(), values.tolist(), strict=True):
+        runs = found.setdefault(key, {})
+        if seed in runs:
+            where = ", ".join(f"{name} {part}" for name, part in zip(keys, key, strict=True))
+            raise StudyError(f"{study}: two rows for {where}, seed {seed:g}; keep one, or give each run its own seed")
+        runs[seed] = each
+    return found
+
+
+def seeds(runs: Iterable[Mapping[float, object]]) -> str:
+    """Say how many seeds runs have."""
+    counts = sorted({len(each) for each in runs})
+    some = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{some} seed{'' if counts == [1] else 's'}"
+
+
+def tabulate(
+    columns: Mapping[str, Sequence[object]], intervals: Mapping[str, Sequence[Interval]] | None = None
+) -> pa.Table:
+    """Make a table; each named column of intervals becomes NAME, NAME_low and NAME_high, NULL where there is none."""
+    parts: dict[str, pa.Array] = {name: pa.array(values) for name, values in columns.items()}
+    for name, some in (intervals or {}).items():
+        for end, values in zip(("", "_low", "_high"), zip(*(i[:3] for i in some), strict=True), strict=True):
+            parts[name + end] = pa.array([None if math.isnan(v) else v for v in values], pa.float64())
+    return pa.table(parts)
+
+
+def _table(source: Data, study: str) -> pa.Table:
+    if isinstance(source, pa.Table):
+        return source
+    if is_store(source):
+        return views.query(store(source, study), "SELECT * FROM rows")
+    assert not isinstance(source, Store)
+    path = Path(source).expanduser()
+    files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith(".")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise StudyError(f"{study}: {source} is no store, no file and no folder of Parquet files; check the path")
+    try:
+        if path.suffix in {".jsonl", ".json"}:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return pa.Table.from_pylist([json.loads(line) for line in lines if line.strip()])
+        return pa.concat_tables(
+            [pq.read_table(file, partitioning=None) for file in files], promote_options="permissive"
+        )
+    except (pa.ArrowException, OSError, ValueError, AttributeError, TypeError) as error:
+        why = (str(error).splitlines() or [""])[0]
+        raise StudyError(
+            f"{study}: {path.name} is no readable Parquet or JSONL file ({why:.120}); write it anew"
+        ) from error

@@ -1,0 +1,62 @@
+"""Rulers: what length, repetition or chance would have found, so that no score is believed for what they explain.
+
+A finding which "pick the longest" also makes is said to be one, in the finding's own line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from seamcurate import words
+from seamcurate.study.statistics import Doubles, Interval
+
+SAYS = {
+    "length": "picking the longest",
+    "repetition": "picking the least repetitive",
+    "random": "chance",
+    "shuffled": "a shuffled score",
+}
+_METHODS = {
+    "random": "random",
+    "length": "length",
+    "longest": "length",
+    "shortest": "length",
+    "repetition": "repetition",
+}
+
+
+class Gap(NamedTuple):
+    """What a ruler reaches, and how far the score lies above it."""
+
+    reached: str
+    above: Interval
+
+
+def scores(texts: Sequence[str], seed: int = 0) -> dict[str, Doubles]:
+    """Score responses by each ruler, high = preferred: words, distinct trigrams / trigrams, a seeded draw."""
+    column = pa.array(texts, pa.large_string())
+    return {
+        "length": words.counts(column).astype(np.float64),
+        "repetition": words.distinct_trigrams(column),
+        "random": np.random.default_rng(seed).random(len(texts)),
+    }
+
+
+def of_method(method: str) -> str | None:
+    """Return which ruler, or negative control, a method of a results table is; None for a method in earnest."""
+    name = method.lower()
+    return "shuffled" if "shuffled" in name else _METHODS.get(name)
+
+
+def caveat(gaps: Mapping[str, Gap]) -> str:
+    """Return what a finding must add: the rulers that the score is not shown to lie above; else nothing."""
+    also = [
+        f"{SAYS.get(name, name)} does {'better' if gap.above.below_zero else 'as well'} ({gap.reached})"
+        for name, gap in gaps.items()
+        if not gap.above.above_zero
+    ]
+    return f"; but {', '.join(also)}" if also else ""

@@ -1,0 +1,302 @@
+"""What stores say of SEAM itself: whether other models find the same rows, and how likely the sample sets are.
+
+overlap      two or more stores of the same rows                      SEAM App. H.2, Table 3
+likelihood   stores, or set, row_id, logprob, n_tokens                SEAM App. H.1, Table 2
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from seamcurate import views
+from seamcurate.errors import StudyError
+from seamcurate.models.protocols import Policy, Prompt
+from seamcurate.progress import bar
+from seamcurate.study import figure, results, ruler
+from seamcurate.study.results import Data, Finding
+from seamcurate.study.statistics import (
+    Doubles,
+    Interval,
+    beyond_chance,
+    bootstrap_mean,
+    in_percent,
+    percent,
+    percentiles,
+    resampled,
+    shown,
+)
+
+_SETS = {"contrast": "contrast", "gpt": "generated", "adv": "attacked"}
+_CALLS = 64
+Members = npt.NDArray[np.bool_]
+
+
+def overlap(*sources: Data, by: str = "seam_contrast", rate: float = 0.2) -> Finding:
+    """Compare the rows that stores of different models score lowest, pair by pair, with chance and with rulers.
+
+    Rows that every store scores are compared. A store's lowest set is its lowest ⌈rate · n⌉ rows, of a `seam_*` column
+    those below 0 alone; ties are broken by lot. Overlap is 2|A∩B| / (|A| + |B|), which is |A∩B| / |A| for sets of one
+    size; its interval is a bootstrap over rows, its p-value hypergeometric and not adjusted for how many pairs there are.
+
+    Args:
+        sources: Stores of the same rows.
+        by: The column to rank rows by.
+        rate: The share of rows that is low.
+
+    Raises:
+        StudyError: There are fewer than two stores, they lack the column or hold other rows, or nothing is scored.
+    """
+    study = "overlap"
+    if len(sources) < 2:
+        raise StudyError(f"{study} compares two or more stores; it got {len(sources)}")
+    if not 0 < rate < 1:
+        raise StudyError(f"{study}: the rate is {rate:g}; it lies between 0 and 1")
+    names = _names(sources)
+    tables = [_scored(study, source, by) for source in sources]
+    for name, table in zip(names, tables, strict=True):
+        if not table.select(["row_id", "prompt"]).equals(tables[0].select(["row_id", "prompt"])):
+            raise StudyError(f"{study}: {name} holds other rows than {names[0]}; compare stores made from one source")
+    values = np.array([[math.nan if v is None else v for v in t["value"].to_pylist()] for t in tables], np.float64)
+    scored = np.isfinite(values).all(axis=0)
+    n = int(scored.sum())
+    if n < 2:
+        raise StudyError(f"{study}: fewer than two rows have {by} in every store; run the recipes to their end")
+    values, size = values[:, scored], math.ceil(rate * n)
+    below = by.startswith("seam_")
+    low = {name: _lowest(v, size, below, i) for i, (name, v) in enumerate(zip(names, values, strict=True))}
+    empty = next((name for name, members in low.items() if not members.any()), None)
+    if empty is not None:
+        raise StudyError(f"{study}: no row of {empty} has {by} below 0: nothing was misjudged there")
+    told = _extremes(tables[0].filter(pa.array(scored)), size)
+    pairs = list(combinations(names, 2))
+    shared = _Shared(low | told, pairs + [(name, kind) for kind in told for name in names])
+    kinds = ["models"] * len(pairs) + ["ruler"] * (len(shared.pairs) - len(pairs))
+    out = results.tabulate(
+        {
+            "first": [a for a, _ in shared.pairs],
+            "second": [b for _, b in shared.pairs],
+            "kind": kinds,
+            "rows": [n] * len(kinds),
+            "lowest_first": [int(shared.sets[a].sum()) for a, _ in shared.pairs],
+            "lowest_second": [int(shared.sets[b].sum()) for _, b in shared.pairs],
+            "chance": shared.chances,
+            "p_beyond_chance": [shared.p(pair) for pair in shared.pairs],
+        },
+        {"overlap": [shared.mean([i]) for i in range(len(shared.pairs))]},
+    )
+    panels: dict[str, list[figure.Dot]] = {"Between models": [], "With rulers": []}
+    for i, (a, b) in enumerate(shared.pairs):
+        title, label = ("With rulers", f"{a} – {_RULED[b]}") if b in told else ("Between models", f"{a} – {b}")
+        panels[title].append(figure.Dot(label, in_percent(shared.mean([i])), b in told, 100 * shared.chances[i]))
+    drawn = figure.dots(
+        panels,
+        f"overlap of the lowest {100 * rate:g} % by {by} (%)",
+        f"{n:,} rows scored by all. Bars: 95 % bootstrap intervals over rows; orange ticks: overlap by chance.",
+        unit="rows",
+    )
+    between = list(range(len(pairs)))
+    whole, chance = shared.mean(between), float(np.mean(shared.chances[: len(pairs)]))
+    verb = "share" if whole.low > chance else "are not shown to share more than chance:"
+    who = " and ".join(names) if len(pairs) == 1 else f"{len(names)} stores"
+    line = f"{who} {verb} {percent(whole)} of their lowest {100 * rate:g} % by {by}"
+    line += f" on average of {len(pairs)} pairs" if len(pairs) > 1 else ""
+    line += f", {100 * chance:.1f} % by chance ({n:,} rows)"
+    gaps = {}
+    for kind in told:
+        own = [i for i, (_, second) in enumerate(shared.pairs) if second == kind]
+        gaps[_RULED[kind]] = ruler.Gap(percent(shared.mean(own)), shared.above(between, own))
+    return Finding(study, out, drawn, line + ruler.caveat(gaps))
+
+
+class _Shared:
+    """What pairs of sets of rows share, 2|A∩B| / (|A| + |B|), resampled over the rows for all pairs at once."""
+
+    def __init__(self, sets: dict[str, Members], pairs: list[tuple[str, str]]) -> None:
+        self.sets, self.pairs = sets, pairs
+        self._n = len(next(iter(sets.values())))
+        both = np.stack([sets[a] & sets[b] for a, b in pairs], axis=1).astype(np.float64)
+        size = np.stack([(sets[a].astype(np.float64) + sets[b]) / 2 for a, b in pairs], axis=1)
+        draws = resampled(np.concatenate([both, size], axis=1))
+        with np.errstate(invalid="ignore"):
+            self._draws = draws[:, : len(pairs)] / draws[:, len(pairs) :]
+        self._shares = both.sum(axis=0) / size.sum(axis=0)
+        counts = {name: float(members.sum()) for name, members in sets.items()}
+        self.chances = [2 * counts[a] * counts[b] / self._n / (counts[a] + counts[b]) for a, b in pairs]
+
+    def mean(self, places: list[int]) -> Interval:
+        """Return the mean overlap of some of the pairs."""
+        return percentiles(float(self._shares[places].mean()), self._draws[:, places].mean(axis=1), self._n)
+
+    def above(self, places: list[int], others: list[int]) -> Interval:
+        """Return how far the mean overlap of some pairs lies above that of others."""
+        gap = self._draws[:, places].mean(axis=1) - self._draws[:, others].mean(axis=1)
+        return percentiles(float(self._shares[places].mean() - self._shares[others].mean()), gap, self._n)
+
+    def p(self, pair: tuple[str, str]) -> float:
+        """Return how probable it is that sets of these sizes share so much by chance."""
+        a, b = (self.sets[name] for name in pair)
+        return beyond_chance(int((a & b).sum()), int(a.sum()), int(b.sum()), self._n)
+
+
+def likelihood(*sources: Data, policy: Policy | None = None) -> Finding:
+    """Compare how likely the policy finds golden, contrast, generated and attacked answers and its own samples.
+
+    Of a store, the candidates whose log-probability is there, by default those misjudged; with a policy also the
+    golden `response`, and `sample` where rows have such a column. Of a table: `set`, `row_id`, `logprob` (natural,
+    summed) and `n_tokens`. Log-probabilities are per token, averaged within a row, then over rows; intervals are
+    bootstraps over rows.
+
+    Args:
+        sources: Stores, or tables.
+        policy: Scores golden responses and samples of stores.
+
+    Raises:
+        StudyError: The sources cannot be read, or fewer than one set has a likelihood.
+    """
+    study = "likelihood"
+    found: dict[str, dict[tuple[int, str], tuple[float, float]]] = {}
+    for i, source in enumerate(sources):
+        parts = _of_store(study, source, policy) if results.is_store(source) else results.read(
+            study, [source], ["set", "row_id", "logprob", "n_tokens"]
+        )  # fmt: skip
+        for name, by_row in _per_row(study, parts).items():
+            found.setdefault(name, {}).update({(i, row): value for row, value in by_row.items()})
+    if not found:
+        raise StudyError(
+            f"{study}: no candidate has a log-probability; run `seam` steps with a policy, or give a table of them"
+        )
+    whole = {name: bootstrap_mean(np.array([value for value, _ in by.values()])) for name, by in found.items()}
+    order = sorted(whole, key=lambda name: -whole[name].estimate)
+    tokens = {name: float(np.mean([length for _, length in by.values()])) for name, by in found.items()}
+    out = results.tabulate(
+        {
+            "set": order,
+            "rows": [whole[name].n for name in order],
+            "mean_tokens": [tokens[name] for name in order],
+            "perplexity": [math.exp(min(-whole[name].estimate, 700.0)) for name in order],
+        },
+        {"logprob_per_token": [whole[name] for name in order]},
+    )
+    drawn = figure.dots(
+        {"Likelihood of the sample sets": [figure.Dot(f"{n} ({tokens[n]:.0f} tokens)", whole[n]) for n in order]},
+        "log-probability per token under the policy (nats)",
+        "Mean over rows of each row's mean; bars: 95 % bootstrap intervals over rows.",
+        unit="rows",
+    )
+    line = ", ".join(f"{name} {shown(whole[name], '.2f')}" for name in order) + " nats a token"
+    gaps = {}
+    if len(order) > 1:
+        shared = sorted(set(found[order[0]]) & set(found[order[-1]]))
+        line = f"{order[0]} likeliest, {order[-1]} least likely: {line}"
+        if len(shared) >= 3:
+            above = np.array([found[order[0]][row][0] - found[order[-1]][row][0] for row in shared])
+            longer = np.array([found[order[0]][row][1] - found[order[-1]][row][1] for row in shared])
+            line += f"; {shown(bootstrap_mean(above), '+.2f')} between the two on {len(shared):,} rows with both"
+            equal = _at_equal_length(above, longer)
+            gaps["length alone"] = ruler.Gap(f"at equal lengths {shown(equal, '+.2f')}", equal)
+    return Finding(study, out, drawn, line + ruler.caveat(gaps))
+
+
+_RULED = {
+    "longest": "picking the longest",
+    "shortest": "picking the shortest",
+    "repetitive": "picking the most repetitive",
+}
+
+
+def _names(sources: Sequence[Data]) -> list[str]:
+    short = [results.title(source) for source in sources]
+    return [name if short.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(short, 1)]
+
+
+def _scored(study: str, source: Data, by: str) -> pa.Table:
+    opened = results.store(source, study)
+    if by not in {column.name for column in opened.columns() if column.stale is None}:
+        scores = [c.name for c in opened.columns() if c.name.startswith(("seam_", "baseline_")) or c.name == "rer"]
+        raise StudyError(
+            f"{study}: {results.title(source)} has no column {by!r}; it has {', '.join(scores) or 'no scores'}"
+        )
+    return views.query(
+        opened, f"SELECT row_id, prompt, response, {views.quoted(by)}::DOUBLE AS value FROM rows ORDER BY row_id"
+    )
+
+
+def _lowest(values: Doubles, size: int, below_zero: bool, seed: int) -> Members:
+    """Mark the `size` lowest values; ties fall by lot, another for each store, lest the lot itself overlaps."""
+    lot = np.random.default_rng(seed).random(len(values))
+    members = np.zeros(len(values), bool)
+    members[np.lexsort((lot, values))[:size]] = True
+    marked: Members = members & (values < 0) if below_zero else members
+    return marked
+
+
+def _extremes(table: pa.Table, size: int) -> dict[str, Members]:
+    told = ruler.scores([text or "" for text in table["response"].to_pylist()])
+    return {
+        "longest": _lowest(-told["length"], size, False, 101),
+        "shortest": _lowest(told["length"], size, False, 102),
+        "repetitive": _lowest(told["repetition"], size, False, 103),
+    }
+
+
+def _of_store(study: str, source: Data, policy: Policy | None) -> pa.Table:
+    opened = results.store(source, study)
+    known = views.query(
+        opened, "SELECT variant AS set, row_id, logprob, n_tokens FROM candidates WHERE logprob IS NOT NULL"
+    )
+    known = known.set_column(0, "set", pa.array([_SETS.get(v, v) for v in known["set"].to_pylist()], pa.string()))
+    if policy is None:
+        return known
+    columns = [name for name in ("response", "sample") if name in {c.name for c in opened.columns()}]
+    rows = views.query(opened, f"SELECT row_id, prompt, {', '.join(columns)} FROM rows")
+    scored: list[dict[str, object]] = []
+    prompts: list[Prompt] = rows["prompt"].to_pylist()
+    ids, answers = rows["row_id"].to_pylist(), [rows[name].to_pylist() for name in columns]
+    with bar(f"{study}: {results.title(source)}", len(ids)) as advance:
+        for start in range(0, len(ids), _CALLS):
+            some = slice(start, start + _CALLS)
+            groups = [list(group) for group in zip(*(column[some] for column in answers), strict=True)]
+            asked = [[text for text in group if text is not None] for group in groups]
+            for row, group, likelihoods in zip(ids[some], groups, policy.logprobs(prompts[some], asked), strict=True):
+                named = [name for name, text in zip(columns, group, strict=True) if text is not None]
+                for name, one in zip(named, likelihoods, strict=True):
+                    if one is not None:
+                        kind = "golden" if name == "response" else "policy samples"
+                        scored.append({"set": kind, "row_id": row, "logprob": one.logprob, "n_tokens": one.tokens})
+            advance(len(asked))
+    return pa.concat_tables([known, pa.Table.from_pylist(scored, known.schema)]) if scored else known
+
+
+def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, tuple[float, float]]]:
+    """Average each row's log-probability per token and length, by set."""
+    sets, rows = results.texts(study, table, "set"), results.texts(study, table, "row_id")
+    sums, lengths = results.numbers(study, table, "logprob"), results.numbers(study, table, "n_tokens")
+    grouped: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name, row, total, length in zip(sets, rows, sums.tolist(), lengths.tolist(), strict=True):
+        grouped.setdefault(name, {}).setdefault(row, []).append((total / max(length, 1.0), length))
+    return {
+        name: {
+            row: (float(np.mean([v for v, _ in some])), float(np.mean([n for _, n in some])))
+            for row, some in by.items()
+        }
+        for name, by in grouped.items()
+    }
+
+
+def _at_equal_length(above: Doubles, longer: Doubles) -> Interval:
+    """Return the difference where lengths are equal: the intercept of `above` on `longer`, by least squares."""
+    moments = np.stack([above, longer, above * longer, longer**2], axis=1)
+
+    def intercept(of: Doubles) -> Doubles:
+        y, x, xy, xx = np.moveaxis(of, -1, 0)
+        spread = xx - x * x
+        found: Doubles = y - x * np.where(spread > 1e-9, (xy - x * y) / np.maximum(spread, 1e-9), 0.0)
+        return found
+
+    return percentiles(float(intercept(moments.mean(axis=0))), intercept(resampled(moments)), len(above))

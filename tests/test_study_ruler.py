@@ -1,0 +1,40 @@
+"""Rulers score texts by what they are called after, and a finding says which of them find it too."""
+
+from __future__ import annotations
+
+import math
+
+from seamcurate.study import ruler
+from seamcurate.study.ruler import Gap
+from seamcurate.study.statistics import Interval
+
+
+def test_rulers_prefer_the_longer_and_the_less_repetitive():
+    scores = ruler.scores(["one two three", "one two three four", "a b c a b c a b c"])
+    assert scores["length"].tolist() == [3, 4, 9]
+    assert scores["repetition"].tolist() == [1, 1, 3 / 7]
+    assert scores["random"].tolist() == ruler.scores(["x", "y", "z"])["random"].tolist()
+
+
+def test_a_ruler_that_does_as_well_is_named_and_one_left_behind_is_not():
+    gaps = {
+        "length": Gap("72.0 %", Interval(0.01, -0.02, 0.04, 90)),
+        "random": Gap("50.1 %", Interval(0.2, 0.15, 0.25, 90)),
+        "repetition": Gap("80.0 %", Interval(-0.1, -0.15, -0.05, 90)),
+    }
+    assert ruler.caveat(gaps) == (
+        "; but picking the longest does as well (72.0 %), picking the least repetitive does better (80.0 %)"
+    )
+    assert ruler.caveat({"random": gaps["random"]}) == ""
+
+
+def test_without_an_interval_the_estimate_decides():
+    alone = Interval(0.1, math.nan, math.nan, 1)
+    assert ruler.caveat({"length": Gap("x", alone)}) == ""
+    assert "does better" in ruler.caveat({"length": Gap("x", alone._replace(estimate=-0.1))})
+
+
+def test_methods_that_are_rulers_are_known_by_name():
+    assert [ruler.of_method(m) for m in ("random", "Longest", "seam_shuffled", "seam_gpt", "rip")] == [
+        "random", "length", "shuffled", None, None,
+    ]  # fmt: skip

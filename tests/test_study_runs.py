@@ -1,0 +1,213 @@
+"""Studies of tables of runs: the right numbers, and another finding when the data say the opposite."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from seamcurate import study
+from seamcurate.errors import StudyError
+
+NOISE = (0.0, 0.01, -0.01, 0.005)
+
+
+def runs(effects, **columns):
+    """Four seeds a method: .5 + effect + the seed's own luck, + a little of each run's."""
+    return pa.Table.from_pylist(
+        [
+            {"method": method, "seed": seed, "quality": 0.5 + effect + 0.1 * seed + NOISE[(seed + i) % 4], **columns}
+            for i, (method, effect) in enumerate(effects.items())
+            for seed in range(4)
+        ]
+    )
+
+
+def test_selection_holds_the_best_seam_against_full_data_paired_by_seed():
+    found = study.selection(runs({"full": 0, "random": 0, "seam_gpt": 0.1, "rip": 0.2, "seam_contrast": 0.05}))
+    rows = {row["method"]: row for row in found.table.to_pylist()}
+    # gaps of seam_gpt to full by seed: .1 + (−.01, .005, 0.01, −.005) = mean .1
+    assert rows["seam_gpt"]["above_baseline"] == pytest.approx(0.1)
+    assert rows["seam_gpt"]["test"] == "paired t" and rows["full"]["above_baseline"] is None
+    assert rows["seam_gpt"]["quality"] == pytest.approx(0.5 + 0.1 + 0.15 + 0.00125) and rows["rip"]["seeds"] == 4
+    assert found.table["method"][0].as_py() == "rip"
+    assert found.line.startswith("seam_gpt reaches 0.751") and "above full by +0.100 [" in found.line
+    assert "paired t, p" in found.line and "Holm over 4" in found.line and "; but" not in found.line
+
+
+def test_selection_says_below_when_the_data_flip():
+    found = study.selection(runs({"full": 0.1, "random": 0, "seam_gpt": 0}))
+    assert "below full by -0.100 [" in found.line
+
+
+def test_a_gain_that_random_or_shuffled_selection_makes_too_is_said_to_be_one():
+    found = study.selection(runs({"full": 0, "random": 0, "seam_gpt": 0.1, "seam_shuffled": 0.1}))
+    assert "; but a shuffled score does as well (seam_shuffled 0.75" in found.line and "chance" not in found.line
+    found = study.selection(runs({"full": 0, "random": 0.3, "seam_gpt": 0.1}))
+    assert "chance does better (random" in found.line
+
+
+def test_augmentation_and_query_types_are_compared_the_same_way():
+    found = study.augmentation(runs({"none": 0, "random": 0.02, "all": 0.1, "seam": 0.1}))
+    assert found.name == "augmentation" and "seam reaches" in found.line and "above none" in found.line
+    found = study.query_type(runs({"random": 0, "predicted": 0.1}))
+    assert "predicted reaches" in found.line and "above random by" in found.line and "; but" not in found.line
+    assert "below random" in study.query_type(runs({"random": 0.1, "predicted": 0})).line
+
+
+def sweep(best, **extra):
+    rates = (0.1, 0.2, 0.4, 0.8)
+    rows = [{"method": "full", "rate": 0.0, "seed": s, "quality": 0.5 + NOISE[s]} for s in range(4)]
+    for name, gain in {"seam_gpt": 0.2, **extra}.items():
+        rows += [
+            {"method": name, "rate": r, "seed": s, "quality": 0.5 + gain * (1 - abs(r - best)) + NOISE[(s + i) % 4]}
+            for i, r in enumerate(rates)
+            for s in range(4)
+        ]
+    return pa.Table.from_pylist(rows)
+
+
+def test_filter_rate_finds_the_peak_and_how_quality_falls_from_it():
+    found = study.filter_rate(sweep(0.4))
+    assert found.line.startswith("seam_gpt: quality peaks at rate 0.4, 0.701 [")
+    assert "rises from 0.1 (+0.0" in found.line and "falls to 0.8 (-0.0" in found.line
+    assert found.table.num_rows == 5 and found.table["rate"].to_pylist() == [0.0, 0.1, 0.2, 0.4, 0.8]
+    assert found.table["above_full"].to_pylist()[3] == pytest.approx(0.2)
+    early = study.filter_rate(sweep(0.1)).line
+    assert "peaks at rate 0.1" in early and "rises" not in early and "falls to 0.8" in early
+    assert "chance does as well (random" in study.filter_rate(sweep(0.4, random=0.2)).line
+
+
+def test_a_filter_rate_needs_three_rates_that_are_shares():
+    table = sweep(0.4)
+    with pytest.raises(StudyError, match="three rates above 0"):
+        study.filter_rate(table.filter(pa.compute.less(table["rate"], 0.3)))
+    with pytest.raises(StudyError, match=r"rates lie in \[0, 1\)"):
+        study.filter_rate(table.set_column(1, "rate", pa.compute.multiply(table["rate"], 100)))
+
+
+def grid(by_policy, by_reward):
+    return pa.Table.from_pylist(
+        [
+            {"policy": 10 * p, "reward": 100 * r, "seed": s, "quality": a + b + NOISE[(p + r + s) % 4] + 0.3 * s}
+            for p, a in enumerate(by_policy)
+            for r, b in enumerate(by_reward)
+            for s in range(4)
+        ]
+    )
+
+
+def test_saturation_tells_a_half_that_helps_from_one_that_does_not():
+    found = study.saturation(grid([0, 0.2, 0.4, 0.6, 0.8], [0, 0.5, 1, 1, 1]))
+    reward, policy = found.line.split("; ")
+    assert reward.startswith("reward model: quality saturates: +1.00") and "from 0 to 200" in reward
+    assert policy.startswith("policy: quality still rises: +0.400") and "from there to 40" in policy
+    assert found.table.num_rows == 25
+    cell = next(r for r in found.table.to_pylist() if (r["policy"], r["reward"]) == (20, 200))
+    assert cell["quality"] == pytest.approx(0.4 + 1 + 0.45 + 0.00125) and cell["seeds"] == 4
+    assert "reward model: quality falls after its rise" in study.saturation(grid([0, 0, 0], [0, 1, 0.5])).line
+    assert "policy: quality does not rise" in study.saturation(grid([0, 0, 0], [0, 1, 0.5])).line
+
+
+def test_sanity_is_relative_to_the_models_own_data():
+    def table(on_rl):
+        kept = {
+            ("policy", "sft"): 8.0,
+            ("policy", "rl"): 8 * on_rl,
+            ("reward", "preference"): 0.8,
+            ("reward", "rl"): 0.8,
+        }
+        return pa.Table.from_pylist(
+            [
+                {"model": m, "data": d, "seed": s, "quality": q * (1 + NOISE[s] * (d == "rl"))}
+                for (m, d), q in kept.items()
+                for s in range(4)
+            ]
+        )
+
+    found = study.sanity(table(0.75))
+    assert "the policy model keeps 75.1 % [" in found.line and "the reward model keeps 100.1 % [" in found.line
+    assert found.line.endswith("most is lost by the policy model on rl")
+    assert study.sanity(table(1.0)).line.endswith("no loss is told apart from none")
+    with pytest.raises(StudyError, match="policy has no quality above 0 on 'sft'"):
+        study.sanity(table(0.75).slice(4))
+
+
+def checkpoints(golds, **columns):
+    return pa.Table.from_pylist(
+        [
+            {"proxy": name, "checkpoint": 500 * i, "seed": s, "proxy_mean": float(i), "gold_mean": g + 0.001 * s}
+            | {key: values[i] for key, values in columns.items()}
+            for name, gold in golds.items()
+            for s in range(2)
+            for i, g in enumerate(gold)
+        ]
+    )
+
+
+def test_monotonicity_correlates_proxy_and_gold_over_checkpoints():
+    # Ranks of 2 1 4 3 6 5 8 7 10 9 11 against 1 … 11: .954545
+    swapped = [2.0, 1, 4, 3, 6, 5, 8, 7, 10, 9, 11]
+    falling = [float(-i) for i in range(11)]
+    found = study.monotonicity(checkpoints({"LI": falling, "RER": swapped}))
+    rows = {row["proxy"]: row for row in found.table.to_pylist()}
+    assert rows["RER"]["spearman"] == pytest.approx(0.954545, abs=1e-6) and rows["LI"]["pearson"] == pytest.approx(-1)
+    assert (
+        found.line
+        == "RER rises with the gold reward: Spearman 0.95 [0.95, 0.95] over 11 checkpoints; LI -1.00 [-1.00, -1.00]"
+    )
+    flipped = study.monotonicity(checkpoints({"LI": swapped, "RER": falling}))
+    assert flipped.line.startswith("LI rises with the gold reward") and "this proxy is length itself" in flipped.line
+
+
+def test_monotonicity_says_when_length_alone_would_have_done():
+    rising = [float(i) for i in range(11)]
+    longer = [100.0 + i for i in range(11)]
+    found = study.monotonicity(checkpoints({"RER": rising}, length_mean=longer))
+    assert "; but picking the longest does as well (Spearman 1.00" in found.line
+    assert found.table["length_spearman"].to_pylist() == [1.0]
+    found = study.monotonicity(checkpoints({"RER": rising}, length_mean=longer[::-1]))
+    assert "; but" not in found.line
+    with pytest.raises(StudyError, match="has 2 checkpoints"):
+        study.monotonicity(checkpoints({"RER": rising[:2]}))
+
+
+def verdicts(first, second, **texts):
+    return pa.Table.from_pylist(
+        [
+            {"model": "RER", "prompt_id": i, "position": place, "verdict": verdict, **texts}
+            for i, pair in enumerate(zip(first, second, strict=True))
+            for place, verdict in zip(("first", "second"), pair, strict=True)
+        ]
+    )
+
+
+def test_winrate_counts_half_a_tie_in_both_positions():
+    found = study.winrate(verdicts(["win"] * 8 + ["tie", "lose"], ["win"] * 7 + ["lose"] * 3))
+    row = found.table.to_pylist()[0]
+    # (15 wins + ½ tie) / 20
+    assert row["win_rate"] == pytest.approx(0.775) and row["prompts"] == 10
+    assert row["gain_of_first_position"] == pytest.approx(0.15) and row["same_in_both_positions"] == 0.8
+    assert found.line.startswith("RER beats the baseline: 77.5 % [") and "same in both positions on 80 %" in found.line
+    assert study.winrate(verdicts(["lose"] * 9 + ["win"], ["lose"] * 10)).line.startswith(
+        "RER loses to the baseline: 5.0 %"
+    )
+    even = study.winrate(verdicts(["win", "lose"] * 5, ["win", "lose"] * 5))
+    assert even.line.startswith("RER is not told apart from the baseline: 50.0 %")
+
+
+def test_a_win_that_length_would_win_too_is_said_to_be_one():
+    longer = {"response": "a longer answer", "baseline_response": "an answer"}
+    won = (["win"] * 9 + ["lose"], ["win"] * 9 + ["lose"])
+    assert "picking the longest does as well (100.0 %" in study.winrate(verdicts(*won, **longer)).line
+    shorter = {"response": "an answer", "baseline_response": "a longer answer"}
+    assert "longest" not in study.winrate(verdicts(*won, **shorter)).line
+
+
+def test_a_verdict_in_one_position_is_none():
+    table = verdicts(["win"], ["win"])
+    with pytest.raises(StudyError, match="ask again with the two swapped"):
+        study.winrate(table.slice(0, 1))
+    with pytest.raises(StudyError, match="judged twice"):
+        study.winrate(pa.concat_tables([table, table]))
+    with pytest.raises(StudyError, match="verdict = 'won'; it is one of win, tie, lose"):
+        study.winrate(verdicts(["won"], ["win"]))

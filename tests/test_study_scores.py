@@ -1,0 +1,155 @@
+"""Studies of stores: whose lowest rows are the same, and how likely the policy finds each sample set."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seamcurate import FakeModel, Random, Recipe, Source, Store, query, run_local, study
+from seamcurate.errors import StudyError
+
+
+def made(folder, name, scores, **columns):
+    """A store whose rows carry scores of their own; `columns` replaces texts."""
+    rows = [
+        {"prompt": f"p{i}", "response": "word " * (1 + i % 7), "seam_x": score} | {k: v[i] for k, v in columns.items()}
+        for i, score in enumerate(scores)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    run_local(
+        Recipe(rows=Source(parquet=str(folder / f"{name}.parquet"), response="response"), steps=(Random(),)),
+        folder / name,
+    )
+    return folder / name
+
+
+def test_overlap_is_the_share_of_lowest_rows_that_two_stores_have_in_common(tmp_path):
+    first = [-float(i) for i in range(40)]
+    # Its lowest eight are rows 32 to 39; the other's 34 to 39 and 0, 1.
+    second = [-100.0, -99.0, *first[2:]]
+    one, two = made(tmp_path, "one", first), made(tmp_path, "two", second)
+    found = study.overlap(one, two, by="seam_x")
+    row = found.table.to_pylist()[0]
+    assert (row["first"], row["second"], row["rows"], row["lowest_first"], row["lowest_second"]) == (
+        "one",
+        "two",
+        40,
+        8,
+        8,
+    )
+    assert row["overlap"] == pytest.approx(0.75) and row["chance"] == pytest.approx(0.2)
+    assert row["overlap_low"] > 0.2 and row["p_beyond_chance"] < 0.001
+    assert found.line.startswith("one and two share 75.0 % [") and "20.0 % by chance (40 rows)" in found.line
+    assert "; but" not in found.line
+
+
+def test_stores_that_share_nothing_are_not_said_to(tmp_path):
+    one = made(tmp_path, "one", [-float(i) for i in range(40)])
+    two = made(tmp_path, "two", [float(i) - 50 for i in range(40)])
+    line = study.overlap(one, two, by="seam_x").line
+    assert line.startswith("one and two are not shown to share more than chance: 0.0 %")
+
+
+def test_low_rows_that_are_merely_the_longest_are_said_to_be(tmp_path):
+    answers = ["word " * (1 + i) for i in range(40)]
+    scores = [-float(i) for i in range(40)]
+    one = made(tmp_path, "one", scores, response=answers)
+    two = made(tmp_path, "two", [s - 0.1 for s in scores], response=answers)
+    line = study.overlap(one, two, by="seam_x").line
+    assert (
+        "share 100.0 %" in line and "; but picking the longest does as well (100.0 %" in line and "shortest" not in line
+    )
+
+
+def test_rows_that_nothing_misjudges_are_never_low(tmp_path):
+    one = made(tmp_path, "one", [-1.0, -2.0] + [0.0] * 38)
+    two = made(tmp_path, "two", [-1.0, 0.0, -3.0] + [0.0] * 36 + [None])
+    row = study.overlap(one, two, by="seam_x").table.to_pylist()[0]
+    # {0, 1} and {0, 2}: 2·1 / (2 + 2); a row without a score is in neither count
+    assert (row["lowest_first"], row["lowest_second"], row["rows"]) == (2, 2, 39)
+    assert row["overlap"] == pytest.approx(0.5)
+    with pytest.raises(StudyError, match="no row of three has seam_x below 0"):
+        study.overlap(one, made(tmp_path, "three", [0.0] * 40), by="seam_x")
+
+
+def test_three_stores_are_three_pairs_and_other_rows_are_refused(tmp_path, finished):
+    scores = [-float(i) for i in range(20)]
+    stores = [made(tmp_path, name, scores) for name in ("one", "two", "three")]
+    found = study.overlap(*stores, by="seam_x", rate=0.5)
+    assert found.table["kind"].to_pylist().count("models") == 3
+    assert found.line.startswith("3 stores share 100.0 %") and "on average of 3 pairs" in found.line
+    with pytest.raises(StudyError, match="store holds other rows than one"):
+        study.overlap(stores[0], made(tmp_path, "store", scores, prompt=[f"q{i}" for i in range(20)]), by="seam_x")
+    with pytest.raises(StudyError, match=r"has no column 'seam_gpt'; it has .*seam_contrast"):
+        study.overlap(finished, finished, by="seam_gpt")
+    with pytest.raises(StudyError, match="two or more stores; it got 1"):
+        study.overlap(finished)
+    with pytest.raises(StudyError, match=r"reads stores, but rows\.parquet is none"):
+        study.overlap(tmp_path / "rows.parquet", finished)
+
+
+def test_the_same_store_finds_the_same_rows(finished):
+    found = study.overlap(finished.path, Store(finished.path))
+    row = found.table.to_pylist()[0]
+    assert (row["first"], row["second"]) == ("store (1)", "store (2)") and row["overlap"] == 1.0
+
+
+def test_likelihood_of_a_stores_candidates_is_averaged_within_a_row_first(finished):
+    found = study.likelihood(finished)
+    expected = query(
+        finished,
+        "SELECT avg(x) AS mean, count(*) AS rows FROM (SELECT avg(logprob / n_tokens) AS x FROM candidates "
+        "WHERE logprob IS NOT NULL GROUP BY row_id)",
+    ).to_pylist()[0]
+    row = found.table.to_pylist()[0]
+    assert (row["set"], row["rows"]) == ("contrast", expected["rows"])
+    assert row["logprob_per_token"] == pytest.approx(expected["mean"])
+
+
+def test_a_policy_adds_the_golden_answers(finished):
+    policy = FakeModel(path="policy")
+    found = study.likelihood(finished, policy=policy)
+    rows = {row["set"]: row for row in found.table.to_pylist()}
+    assert set(rows) == {"golden", "contrast"} and rows["golden"]["rows"] == 40
+    asked = query(finished, "SELECT prompt, response FROM rows").to_pylist()
+    scored = policy.logprobs([r["prompt"] for r in asked], [[r["response"]] for r in asked])
+    assert rows["golden"]["logprob_per_token"] == pytest.approx(sum(s[0].logprob / s[0].tokens for s in scored) / 40)
+
+
+def likelihoods(sets):
+    """Rows of a set: (nats a token, tokens in row i)."""
+    return pa.Table.from_pylist(
+        [
+            {"set": name, "row_id": i, "logprob": each(i) * length(i), "n_tokens": length(i)}
+            for name, (each, length) in sets.items()
+            for i in range(30)
+        ]
+    )
+
+
+def test_likelihoods_are_ordered_and_the_finding_flips_with_them():
+    steady = lambda i: 10 + i % 5  # noqa: E731
+    sets = {"generated": (lambda i: -1.8 - 0.01 * (i % 3), steady), "attacked": (lambda i: -9.0, steady)}
+    found = study.likelihood(likelihoods(sets))
+    assert found.table["set"].to_pylist() == ["generated", "attacked"]
+    assert found.table["logprob_per_token"].to_pylist() == pytest.approx([-1.81, -9.0])
+    assert found.line.startswith("generated likeliest, attacked least likely: generated -1.81 [")
+    assert "+7.19 [" in found.line and "; but" not in found.line
+    flipped = {"attacked": sets["generated"], "generated": sets["attacked"]}
+    assert study.likelihood(likelihoods(flipped)).line.startswith("attacked likeliest")
+
+
+def test_a_difference_that_length_makes_is_said_to_be_one():
+    # Every token over 10 costs .1: the same answers at the same length.
+    sets = {
+        "short": (lambda i: -1.0 - 0.1 * (i % 4), lambda i: 10 + i % 4),
+        "long": (lambda i: -1.0 - 0.1 * (i % 7), lambda i: 10 + i % 7),
+    }
+    line = study.likelihood(likelihoods(sets)).line
+    assert line.startswith("short likeliest") and "length alone does" in line and "at equal lengths" in line
+
+
+def test_a_store_without_likelihoods_has_none_to_show(tmp_path):
+    with pytest.raises(StudyError, match="no candidate has a log-probability"):
+        study.likelihood(made(tmp_path, "one", [-1.0, -2.0]))

@@ -1,0 +1,103 @@
+"""Every statistic against numbers worked by hand, or against scipy's own where the hand would only copy it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from seamcurate.study import statistics
+from seamcurate.study.statistics import Interval
+
+
+def test_wilson_is_scipys_and_never_leaves_the_unit_interval():
+    for right, n in ((7, 10), (0, 12), (20, 20), (605, 1000)):
+        ours, theirs = statistics.wilson(right / n, n), stats.binomtest(right, n).proportion_ci(method="wilson")
+        assert ours == pytest.approx((right / n, theirs.low, theirs.high, n))
+    # (7 + 1.92) / (10 + 3.84) = .6445 in the middle
+    assert sum(statistics.wilson(0.7, 10)[1:3]) / 2 == pytest.approx(0.6445, abs=1e-4)
+
+
+def test_a_mean_has_students_interval_and_one_value_none():
+    # t(.975, 2) = 4.302653, s = 1, so half = 4.302653 / sqrt(3)
+    assert statistics.mean([1, 2, 3]) == pytest.approx((2, 2 - 2.484138, 2 + 2.484138, 3), abs=1e-5)
+    one = statistics.mean([0.4])
+    assert one.estimate == 0.4 and math.isnan(one.low) and statistics.shown(one) == "0.400"
+
+
+def test_seeds_that_match_are_paired_and_others_are_not():
+    paired = statistics.difference({1: 0.5, 2: 0.7, 3: 0.9}, {1: 0.4, 2: 0.5, 3: 0.6})
+    # gaps .1, .2, .3: mean .2, s = .1, t = .2 / (.1 / sqrt 3) = 3.4641, p = .0742 at 2 degrees
+    assert paired.test == "paired t" and paired.interval.estimate == pytest.approx(0.2)
+    assert paired.p == pytest.approx(0.07418, abs=1e-5)
+    assert paired.interval.low == pytest.approx(0.2 - 4.302653 * 0.1 / math.sqrt(3), abs=1e-6)
+    apart = statistics.difference({1: 0.5, 2: 0.7, 3: 0.9}, {4: 0.4, 5: 0.5, 6: 0.6})
+    expected = stats.ttest_ind([0.5, 0.7, 0.9], [0.4, 0.5, 0.6], equal_var=False)
+    assert apart.test == "Welch t" and apart.p == pytest.approx(expected.pvalue)
+    single = statistics.difference({1: 0.5}, {1: 0.4})
+    assert single.test == "none" and math.isnan(single.p) and single.interval.above_zero
+
+
+def test_runs_that_always_differ_alike_need_no_t():
+    assert statistics.difference({1: 0.5, 2: 0.6}, {1: 0.4, 2: 0.5}).p == 0.0
+    assert statistics.difference({1: 0.5, 2: 0.6}, {1: 0.5, 2: 0.6}).p == 1.0
+
+
+def test_holm_multiplies_the_smallest_by_how_many_there_are():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    adjusted = statistics.holm([0.01, math.nan, 0.5])
+    assert adjusted[0] == 0.02 and math.isnan(adjusted[1]) and adjusted[2] == 0.5
+
+
+def test_a_bootstrap_over_groups_is_wider_than_over_their_rows():
+    groups = [i // 10 for i in range(200)]
+    values = np.array([float(group % 2) for group in groups])
+    alone, together = statistics.bootstrap_mean(values), statistics.bootstrap_mean(values, groups)
+    assert alone.estimate == together.estimate == 0.5 and (alone.n, together.n) == (200, 20)
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+    # The mean of 200 fair coins lies within .5 ± 1.96 · .5 / sqrt(200) = .0693
+    assert alone.high == pytest.approx(0.5693, abs=0.01)
+
+
+def test_a_bootstrap_weighs_groups_by_their_rows():
+    values, groups = np.array([[1.0], [1.0], [1.0], [0.0]]), ["a", "a", "a", "b"]
+    assert set(np.round(statistics.resampled(values, groups)[:, 0], 6)) == {0.0, 0.75, 1.0}
+
+
+def test_shares_of_single_pairs_are_wilsons_and_of_several_a_prompts_bootstrapped():
+    right = np.array([1.0, 0.0, 1.0, 1.0])
+    assert statistics.share(right, list("abcd")) == statistics.wilson(0.75, 4)
+    assert statistics.share(right, list("aabb")).n == 2
+
+
+def test_correlations_of_a_worked_example():
+    # 11 points whose ranks differ by Σd² = 10: 1 − 6·10 / (11·120) = .954545
+    x, y = list(range(1, 12)), [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 11]
+    assert statistics.spearman(x, y) == pytest.approx(0.954545, abs=1e-6)
+    assert statistics.pearson([1, 2, 3], [1, 2, 4]) == pytest.approx(0.981981, abs=1e-6)
+    assert math.isnan(statistics.spearman([1, 2, 3], [5, 5, 5]))
+
+
+def test_fishers_interval_is_scipys():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=30)
+    y = x + rng.normal(size=30)
+    found = stats.pearsonr(x, y)
+    ours = statistics.correlation(float(found.statistic), 30, ranks=False)
+    assert ours[1:3] == pytest.approx(tuple(found.confidence_interval()))
+    ranks = statistics.correlation(float(found.statistic), 30, ranks=True)
+    assert ranks.high - ranks.low > ours.high - ours.low
+
+
+def test_chance_of_an_overlap_by_counting():
+    # Two pairs out of four share both with probability 1/6, at least one with 1 − 1/6
+    assert statistics.beyond_chance(2, 2, 2, 4) == pytest.approx(1 / 6)
+    assert statistics.beyond_chance(1, 2, 2, 4) == pytest.approx(5 / 6)
+
+
+def test_intervals_are_written_with_their_unit():
+    value = Interval(0.381, 0.364, 0.399, 1000)
+    assert statistics.percent(value) == "38.1 % [36.4, 39.9]"
+    assert statistics.percent(value, signed=True) == "+38.1 points [+36.4, +39.9]"
