@@ -640,40 +640,56 @@ def test_a_reward_is_known_by_how_it_shows_itself() -> None:
 
 
 TWO = """
-import sys
+import os, sys
 sys.path.insert(0, sys.argv[1])
 from test_ppo import *
-record = ppo(sys.argv[2], share_of_e, sys.argv[3], sys.argv[4],
-             changed(max_steps=2, per_device_train_batch_size=4, save_steps=1, eval_rows=3))
-assert record["episodes"] == 16
+from seamcurate.train import learner
+learner.respond = always_the_same
+record = ppo(sys.argv[2], share_of_e, sys.argv[3], sys.argv[4], together.model_copy(update=FOUR))
+written(Path(sys.argv[4] + ".said." + os.environ["RANK"]), json.dumps(record))
 """
+FOUR = {"per_device_train_batch_size": 4}
+together = changed(max_steps=2, num_ppo_epochs=2, learning_rate=1e-3, save_steps=1, eval_rows=3)
 
 
-def test_two_processes_train_as_one(plain: Path, tmp_path: Path) -> None:  # noqa: F811
-    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+def always_the_same(policy: Any, ids: Any, prompts: list[list[int]], length: int, *rest: Any) -> Any:
+    """Answer a prompt with tokens that it alone decides, whoever is asked and beside whatever else."""
+    answers = []
+    for prompt in prompts:
+        draw = torch.Generator().manual_seed(sum(prompt))
+        answer = torch.randint(10, 300, (length,), generator=draw).tolist()
+        answer[int(torch.randint(1, length, (1,), generator=draw))] = ids.eos_token_id
+        answers.append(answer)
+    scripted: Any = Scripted(answers)
+    return respond(scripted, ids, prompts, length, *rest)
+
+
+def test_two_processes_train_as_one_does(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    from safetensors.torch import load_file
+
+    data, out = parquet(tmp_path / "d.parquet", QUESTIONS), tmp_path / "two"
     script = written(tmp_path / "two.py", TWO)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # What `accelerate launch` starts on GPUs; for processes on a CPU it wants MPI.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    own = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [*launch, str(script), str(Path(__file__).parent), str(plain), str(data), str(tmp_path / "out")],
+        [*launch, str(script), str(Path(__file__).parent), str(plain), str(data), str(out)],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **own},
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = log(tmp_path / "out")
-    assert [line["step"] for line in lines] == [0, 1, 2, 2]
-    assert lines[1]["episode"] == 8 and lines[1]["val/first_ratio_error"] < 1e-5
-    assert weights(tmp_path / "out") != weights(plain)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["d.parquet", "out", "two.py"]
+    record = json.loads((out / "training.json").read_text())
+    assert [json.loads((tmp_path / f"two.said.{rank}").read_text()) for rank in (0, 1)] == [record] * 2
+    assert not (tmp_path / "two.training").exists()
+
+    monkeypatch.setattr("seamcurate.train.learner.respond", always_the_same)
+    alone = ppo(plain, share_of_e, data, tmp_path / "one", together)
+    for one, two in zip(log(tmp_path / "one"), log(out), strict=True):
+        assert two == pytest.approx(one | {"eps": two.get("eps")}, abs=1e-5) if "eps" in two else one == two
+    assert record["reward_after"] == alone["reward_after"]
+    start, a, b = (load_file(f / "model.safetensors") for f in (plain, tmp_path / "one", out))
+    assert max(float((a[k] - start[k]).abs().max()) for k in a) > 1e-3
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-5
