@@ -220,6 +220,55 @@ def export(
             print(f"  {line.note}")
 
 
+@app.command()
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="saturation, mismatch, selection, filter-rate, overlap, likelihood, augmentation, sanity, monotonicity, responses, winrate, preference, tax or query-type.",
+            show_default=False,
+        ),
+    ],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="STORE…", help="Stores, or tables of results in Parquet or JSONL.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the table, the figure as PNG and SVG, and the line.")
+    ] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="A reward model to judge pairs by; again for more.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="An encoder, which adds RER to the reward models.")] = None,
+    policy: Annotated[str | None, typer.Option(help="For likelihood: the policy that scores.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The reward models' window.")] = None,
+    by: Annotated[str | None, typer.Option(help="The column that ranks rows, or divides pairs.")] = None,
+    rate: Annotated[float | None, typer.Option(help="For overlap: the share of rows that is low.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The method that others are held against.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Judge so many pairs only.")] = None,
+) -> None:
+    """Measure what the papers measured: a table, a figure, and a line that says what was found.
+
+    Example: seamcurate study overlap store-a store-b --out figures
+    """
+    from seamcurate import study as studies
+    from seamcurate import tables
+
+    found = studies.run(
+        name,
+        sources,
+        out,
+        rewards=reward or (),
+        encoder=encoder,
+        policy=policy,
+        max_tokens=max_tokens,
+        by=by,
+        rate=rate,
+        baseline=baseline,
+        rows=rows,
+    )
+    tables.write(found.table.to_reader(), "table", None)
+    print(found.line)
+
+
 Base = Annotated[str, typer.Option(help="The model to start from: a folder or a Hub id.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="The folder to write.", show_default=False)]
 Held = Annotated[Path | None, typer.Option(help="Rows to measure on; else some of the data are held out.")]

@@ -130,7 +130,7 @@ def test_a_model_that_answers_no_pair_and_no_model_at_all_are_errors():
 
 
 def test_rer_judges_pairs_like_any_reward_model():
-    reward = study.RerReward(FakeModel())
+    reward = study.RerModel(FakeModel())
     table = pa.Table.from_pylist(
         [
             {

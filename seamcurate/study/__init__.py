@@ -5,7 +5,7 @@ from seamcurate.study.judging import winrate
 from seamcurate.study.methods import augmentation, filter_rate, query_type, selection
 from seamcurate.study.pairs import mismatch, preference
 from seamcurate.study.proxy import monotonicity
-from seamcurate.study.rer_reward import RerReward
+from seamcurate.study.rer_model import RerModel
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.scores import likelihood, overlap
 from seamcurate.study.studies import STUDIES, run
@@ -15,7 +15,7 @@ __all__ = [
     "STUDIES",
     "Data",
     "Finding",
-    "RerReward",
+    "RerModel",
     "augmentation",
     "filter_rate",
     "likelihood",

@@ -18,7 +18,7 @@ from seamcurate.study.judging import winrate
 from seamcurate.study.methods import augmentation, filter_rate, query_type, selection
 from seamcurate.study.pairs import mismatch, preference
 from seamcurate.study.proxy import monotonicity
-from seamcurate.study.rer_reward import RerReward
+from seamcurate.study.rer_model import RerModel
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.scores import likelihood, overlap
 from seamcurate.study.texts import responses, tax
@@ -104,5 +104,5 @@ def _reward_models(rewards: Sequence[str], encoder: str | None, max_tokens: int 
         for name, place in zip(names, rewards, strict=True)
     }
     if encoder is not None:
-        models["RER"] = RerReward(SentenceEncoder(path=encoder).load())
+        models["RER"] = RerModel(SentenceEncoder(path=encoder).load())
     return models

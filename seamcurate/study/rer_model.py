@@ -17,7 +17,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.white_box import length_incentive, repetition_penalty, rer_closed, rer_open, rescale
 
 
-class RerReward:
+class RerModel:
     """Score responses by RER, query types from the offline classifier."""
 
     def __init__(self, embedder: Embedder) -> None:
