@@ -277,6 +277,22 @@ def test_memory_can_be_saved_by_computing_twice(plain: Path, tmp_path: Path) -> 
     assert two["val/first_ratio_error"] < 1e-5
 
 
+def test_a_stop_string_ends_responses_of_a_real_policy(plain: Path, tmp_path: Path) -> None:  # noqa: F811
+    texts: list[str] = []
+
+    def reward(completions: list[str], **rest: Any) -> list[float | None]:
+        texts.extend(completions)
+        return [1.0] * len(completions)
+
+    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+    ppo(plain, reward, data, tmp_path / "free", changed(max_steps=1))
+    free, texts = texts, []
+    ppo(plain, reward, data, tmp_path / "cut", changed(max_steps=1, stop_strings=("e", "th")))
+    assert texts == [text[: min((text + "e").index("e"), (text + "th").index("th"))] for text in free]
+    one, two = (log(tmp_path / out)[0] for out in ("free", "cut"))
+    assert two["val/ended"] > one["val/ended"] and two["val/response_length"] < one["val/response_length"]
+
+
 class Interrupted(Exception):
     pass
 
@@ -307,7 +323,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(lora: bool, plain: Path,
     assert sorted(f.name for f in work.iterdir()) == ["checkpoint-4", "log.jsonl"]
     assert {f.suffix for f in (work / "checkpoint-4").iterdir()} == {".safetensors", ".json"}
     # What a kill in the middle of writing leaves: no state yet, or not renamed yet.
-    (work / "checkpoint-6").mkdir()
+    (work / "checkpoint-5").mkdir()
     (work / ".checkpoint-6.abc").mkdir()
 
     with pytest.raises(TrainError, match="checkpoint-4 is of a training with seed 0 instead of 1; give another folder"):
@@ -637,6 +653,11 @@ def test_a_reward_is_known_by_how_it_shows_itself() -> None:
     assert Judge(share_of_e).identity == "share_of_e"
     assert Judge(Settings([1, 2])).identity == "(1, 2)"
     assert Judge(NeedsReference()).identity == "NeedsReference"
+
+    class Weights(NeedsReference):
+        identity = "sha256:abc"
+
+    assert Judge(Weights()).identity == "sha256:abc"
 
 
 TWO = """
