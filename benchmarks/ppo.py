@@ -60,8 +60,7 @@ def mine(start: Path, critic: Path | None, prompts: list[str], updates: int, lor
         value_model=critic,
         learning_rate=RATE,
         max_steps=updates,
-        per_device_train_batch_size=BATCH // 2,
-        gradient_accumulation_steps=2,
+        per_device_train_batch_size=BATCH,
         num_mini_batches=2,
         max_length=512,
         response_length=LENGTH,
@@ -118,8 +117,8 @@ def theirs(start: Path, critic: Path, prompts: list[str], updates: int, lora: bo
         trainer = PPOTrainer(
             args=PPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=BATCH // 2,
-                gradient_accumulation_steps=2,
+                # Its accumulation goes on across mini batches: more than one step would be fewer optimizer steps than ours.
+                per_device_train_batch_size=BATCH,
                 total_episodes=updates * BATCH,
                 num_ppo_epochs=4,
                 num_mini_batches=2,

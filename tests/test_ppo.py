@@ -267,6 +267,22 @@ def test_adapters_are_merged_and_the_reference_is_the_policy_without_them(plain:
     assert list((tmp_path / "out/tensorboard").glob("events*"))
 
 
+def test_a_models_sampling_habits_are_kept_but_not_trained_on(plain: Path, tmp_path: Path) -> None:  # noqa: F811
+    import shutil
+
+    from transformers import GenerationConfig
+
+    shutil.copytree(plain, tmp_path / "habits")
+    own = GenerationConfig.from_pretrained(plain)
+    own.update(do_sample=True, repetition_penalty=3.0, min_new_tokens=12, typical_p=0.5)
+    own.save_pretrained(tmp_path / "habits")
+    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+    for model, out in ((plain, "one"), (tmp_path / "habits", "two")):
+        ppo(model, share_of_e, data, tmp_path / out, changed(max_steps=1))
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    assert GenerationConfig.from_pretrained(tmp_path / "two").repetition_penalty == 3.0
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_two_runs_give_identical_weights(lora: bool, plain: Path, tmp_path: Path) -> None:  # noqa: F811
     data = parquet(tmp_path / "d.parquet", QUESTIONS)
