@@ -75,10 +75,10 @@ def test_the_score_lands_on_the_last_token_written_and_never_on_padding() -> Non
 
 def test_advantages_are_those_worked_by_hand() -> None:
     mask = torch.tensor([[1.0, 1, 1], [1, 1, 0]])
-    rewards = torch.tensor([[0.0, 0, 1], [0, 2, 0]])
+    rewards = torch.tensor([[0.0, 0, 1], [0, 2, 77]])
     values = torch.tensor([[0.5, 0.25, 0.75], [1, 1, 99]])
     advantages, returns = advantage.gae(rewards, values, mask, gamma=0.9, lam=0.5)
-    # δ = r + .9 V' - V: .25, .425, -.275 from the end; A = δ + .45 A'. The 99 after the end counts nowhere.
+    # δ = r + .9 V' - V: .25, .425, -.275 from the end; A = δ + .45 A'. What stands after the end counts nowhere.
     near(advantages, [[-0.275 + 0.45 * 0.5375, 0.425 + 0.45 * 0.25, 0.25], [-0.1 + 0.45, 1, 0]])
     near(returns, [[-0.275 + 0.45 * 0.5375 + 0.5, 0.7875, 1], [1.35, 2, 0]])
 
@@ -141,18 +141,34 @@ def test_repetition_is_the_share_of_four_grams_seen_before() -> None:
 
 @pytest.fixture(scope="module")
 def opened(plain: Path) -> tuple[Any, Any]:  # noqa: F811
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    policy = AutoModelForCausalLM.from_pretrained(plain).eval()
-    policy.generation_config = GenerationConfig()
-    return policy, AutoTokenizer.from_pretrained(plain)
+    return AutoModelForCausalLM.from_pretrained(plain).eval(), AutoTokenizer.from_pretrained(plain)
 
 
+@pytest.fixture(scope="module")
+def counting(opened: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2, which counts positions from the first token on and drops a tenth of everything while training."""
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+    folder = tmp_path_factory.mktemp("counting") / "model"
+    ids = opened[1]
+    sizes = {"vocab_size": len(ids), "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    set_seed(0)
+    ends = {"bos_token_id": None, "eos_token_id": ids.eos_token_id, "pad_token_id": ids.pad_token_id}
+    GPT2LMHeadModel(GPT2Config(**sizes, **ends, initializer_range=0.3)).save_pretrained(folder)
+    ids.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["plain", "counting"])
 def test_a_responses_probability_is_what_scoring_finds_whatever_stands_beside_it(
-    plain: Path,  # noqa: F811
-    opened: tuple[Any, Any],
+    model: str, request: pytest.FixtureRequest
 ) -> None:
-    policy, ids = opened
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder: Path = request.getfixturevalue(model)
+    policy, ids = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     rows = [("Where is the red cat?", "Here."), ("Where?", "The old hat is by the sea."), ("Is it wet?", "No")]
     pieces = [tokens.policy_ids(ids, prompt, answer, 64) for prompt, answer in rows]
     context, length = max(len(p) for p, _ in pieces), max(len(a) for _, a in pieces)
@@ -160,12 +176,22 @@ def test_a_responses_probability_is_what_scoring_finds_whatever_stands_beside_it
     read = [[0] * (context - len(p)) + [1] * len(p + a) + [0] * (length - len(a)) for p, a in pieces]
     written = torch.tensor(read)[:, context:]
     with torch.no_grad():
-        logprobs, values = Actor(policy, None, 1.0)(torch.tensor(table), torch.tensor(read), context)
+        actor = Actor(policy.train(), None, 1.0).train()
+        logprobs, values = actor(torch.tensor(table), torch.tensor(read), context)
         same = reference_logprobs(policy, torch.tensor(table), torch.tensor(read), context, 1.0)
-    scored = CausalLM(path=str(plain), dtype="float32").load().logprobs([p for p, _ in rows], [[a] for _, a in rows])
+    scored = CausalLM(path=str(folder), dtype="float32").load().logprobs([p for p, _ in rows], [[a] for _, a in rows])
     expected = [one.logprob for group in scored for one in group if one is not None]
     assert (logprobs * written).sum(1).tolist() == pytest.approx(expected, abs=1e-4)
     assert logprobs.equal(same) and values.shape == logprobs.shape and not values.any()
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_another_architecture_is_trained_too(lora: bool, counting: Path, tmp_path: Path) -> None:
+    config = changed(lora=lora, gradient_checkpointing=not lora)
+    ppo(counting, share_of_e, parquet(tmp_path / "d.parquet", QUESTIONS), tmp_path / "out", config)
+    lines = log(tmp_path / "out")
+    assert all(line["val/first_ratio_error"] < 1e-5 for line in lines) and lines[-1]["objective/kl"] != 0
+    assert weights(tmp_path / "out") != weights(counting)
 
 
 class Scripted:
@@ -241,6 +267,22 @@ def test_adapters_are_merged_and_the_reference_is_the_policy_without_them(plain:
     assert list((tmp_path / "out/tensorboard").glob("events*"))
 
 
+def test_a_models_sampling_habits_are_kept_but_not_trained_on(plain: Path, tmp_path: Path) -> None:  # noqa: F811
+    import shutil
+
+    from transformers import GenerationConfig
+
+    shutil.copytree(plain, tmp_path / "habits")
+    own = GenerationConfig.from_pretrained(plain)
+    own.update(do_sample=True, repetition_penalty=3.0, min_new_tokens=12, typical_p=0.5)
+    own.save_pretrained(tmp_path / "habits")
+    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+    for model, out in ((plain, "one"), (tmp_path / "habits", "two")):
+        ppo(model, share_of_e, data, tmp_path / out, changed(max_steps=1))
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    assert GenerationConfig.from_pretrained(tmp_path / "two").repetition_penalty == 3.0
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_two_runs_give_identical_weights(lora: bool, plain: Path, tmp_path: Path) -> None:  # noqa: F811
     data = parquet(tmp_path / "d.parquet", QUESTIONS)
@@ -277,6 +319,22 @@ def test_memory_can_be_saved_by_computing_twice(plain: Path, tmp_path: Path) -> 
     assert two["val/first_ratio_error"] < 1e-5
 
 
+def test_a_stop_string_ends_responses_of_a_real_policy(plain: Path, tmp_path: Path) -> None:  # noqa: F811
+    texts: list[str] = []
+
+    def reward(completions: list[str], **rest: Any) -> list[float | None]:
+        texts.extend(completions)
+        return [1.0] * len(completions)
+
+    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+    ppo(plain, reward, data, tmp_path / "free", changed(max_steps=1))
+    free, texts = texts, []
+    ppo(plain, reward, data, tmp_path / "cut", changed(max_steps=1, stop_strings=("e", "th")))
+    assert texts == [text[: min((text + "e").index("e"), (text + "th").index("th"))] for text in free]
+    one, two = (log(tmp_path / out)[0] for out in ("free", "cut"))
+    assert two["val/ended"] > one["val/ended"] and two["val/response_length"] < one["val/response_length"]
+
+
 class Interrupted(Exception):
     pass
 
@@ -307,7 +365,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(lora: bool, plain: Path,
     assert sorted(f.name for f in work.iterdir()) == ["checkpoint-4", "log.jsonl"]
     assert {f.suffix for f in (work / "checkpoint-4").iterdir()} == {".safetensors", ".json"}
     # What a kill in the middle of writing leaves: no state yet, or not renamed yet.
-    (work / "checkpoint-6").mkdir()
+    (work / "checkpoint-5").mkdir()
     (work / ".checkpoint-6.abc").mkdir()
 
     with pytest.raises(TrainError, match="checkpoint-4 is of a training with seed 0 instead of 1; give another folder"):
@@ -351,16 +409,20 @@ def test_what_has_no_score_is_left_out_and_counted(plain: Path, tmp_path: Path) 
         return [None] * len(completions)
 
     def half(completions: list[str], **rest: Any) -> list[float | None]:
-        return [None if i % 2 else float(i) for i in range(len(completions))]
+        return [None if i % 2 else 2.0 for i in range(len(completions))]
 
     data = parquet(tmp_path / "d.parquet", QUESTIONS)
     record = ppo(plain, nothing, data, tmp_path / "nothing", PPO)
     assert record["responses_not_scored"] == record["episodes"] == 24
     assert weights(tmp_path / "nothing") == weights(plain)
     assert log(tmp_path / "nothing")[0]["objective/scores"] is None
-    record = ppo(plain, half, data, tmp_path / "half", PPO)
-    assert record["responses_not_scored"] == 12
-    assert [line["objective/scores"] for line in log(tmp_path / "half")] == [3.0] * 3
+    once = changed(num_ppo_epochs=1, score_normalise=False, lam=1.0, max_steps=1)
+    record = ppo(plain, half, data, tmp_path / "half", once)
+    assert record["responses_not_scored"] == 4
+    (line,) = log(tmp_path / "half")
+    assert line["objective/scores"] == 2.0
+    # From values of 0 and without KL each token's return is its response's 2, or nothing at all.
+    assert line["loss/value_avg"] == pytest.approx(0.5 * 2**2)
 
 
 def test_a_reward_is_given_prompts_completions_and_columns(plain: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -637,6 +699,11 @@ def test_a_reward_is_known_by_how_it_shows_itself() -> None:
     assert Judge(share_of_e).identity == "share_of_e"
     assert Judge(Settings([1, 2])).identity == "(1, 2)"
     assert Judge(NeedsReference()).identity == "NeedsReference"
+
+    class Weights(NeedsReference):
+        identity = "sha256:abc"
+
+    assert Judge(Weights()).identity == "sha256:abc"
 
 
 TWO = """

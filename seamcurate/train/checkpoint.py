@@ -48,8 +48,10 @@ class Workplace:
             )
 
     def begin(self, step: int) -> None:
-        """Make the folder, and forget what was logged after `step`."""
+        """Make the folder; forget what was logged after `step`, and what was left half-written."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for half in self.folder.glob(".checkpoint-*"):
+            shutil.rmtree(half)
         log = self.folder / LOG
         kept: list[str] = []
         for line in log.read_text(encoding="utf-8").splitlines() if step and log.is_file() else []:
@@ -74,7 +76,8 @@ class Workplace:
         from safetensors.torch import save
 
         name = f"checkpoint-{step}"
-        before = [f for f in _entries(self.folder) if f.name.startswith("checkpoint-")]
+        before = [f for f in _entries(self.folder) if f.name.startswith("checkpoint-") and f.name != name]
+        shutil.rmtree(self.folder / name, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=self.folder) as scratch:
             beside = Path(scratch) / name
             beside.mkdir()

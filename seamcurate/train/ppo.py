@@ -105,7 +105,8 @@ def ppo(
         model: The policy to start from, also the reference: a folder or a Hub id.
         reward: Called as `reward(prompts=[…], completions=[…], **columns)`, where columns are all other columns of the
             data; returns one number a response, None where it does not apply. For chat prompts both are messages. Its
-            `columns`, where it has them, must be in the data; what its `features()` returns after a call is logged.
+            `columns`, where it has them, must be in the data; what its `features()` returns after a call is logged; its
+            `identity` tells it from another, else how it shows itself.
         data: Rows with a `prompt`, text or chat messages.
         out: Becomes a plain model folder, adapters merged, tokenizer included, with what is returned as
             `training.json`, and `log.jsonl`: a line an update. `out.training` beside it holds the log and checkpoints
@@ -116,7 +117,7 @@ def ppo(
         The inputs; rows used and skipped (the prompt leaves too little room), updates, responses (`episodes`) and those
         that the reward did not apply to; `reward_before` and `reward_after`, the mean over the held-out prompts, None
         without any; and the last `kl` (nats a response) and `kl_coef`. A finished `out` of the same inputs is returned as
-        it is; two rewards that show themselves alike, or functions of one name, count as the same.
+        it is; functions of one name count as the same reward.
 
     Raises:
         TrainError: A column, the model or EOS is missing, no row fits, the reward fails or gives no finite number, the
@@ -190,13 +191,14 @@ def ppo(
 def _read(data: Data, judge: Judge, config: PPOTraining) -> tuple[list[Asked], list[Asked]]:
     """Return the rows to train on and those to measure on, with all that the reward needs."""
     asked = rows_of.prompts(data, judge.columns)
-    if taken := [name for name in RESERVED if name in asked[0].columns]:
-        raise TrainError(
-            f"{rows_of.title(data)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
-        )
-    if config.eval_data is not None:
-        return asked, rows_of.prompts(config.eval_data, judge.columns)
-    return rows_of.held_out(asked, config.eval_rows, config.seed)
+    measured = [] if config.eval_data is None else rows_of.prompts(config.eval_data, judge.columns)
+    for given, some in ((data, asked[:1]), (config.eval_data, measured[:1])):
+        taken = [name for row in some for name in RESERVED if name in row.columns]
+        if taken and given is not None:
+            raise TrainError(
+                f"{rows_of.title(given)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
+            )
+    return (asked, measured) if measured else rows_of.held_out(asked, config.eval_rows, config.seed)
 
 
 def _learner(

@@ -145,8 +145,8 @@ class Judge:
 
     @property
     def identity(self) -> str:
-        """What tells this reward from another in a training's record: how it shows itself, or its name."""
-        shown = repr(self.reward)
+        """What tells this reward from another in a training's record: its own word, how it shows itself, or its name."""
+        shown = str(getattr(self.reward, "identity", repr(self.reward)))
         return self.name if " at 0x" in shown else shown
 
     def score(self, questions: Sequence[Question], texts: Sequence[str], when: str) -> list[float | None]:
