@@ -216,7 +216,8 @@ def _leaks(evaluation: Source | None) -> Callable[[Sequence[Prompt]], list[bool]
     def tell(prompts: Sequence[Prompt]) -> list[bool]:
         if not prompts:
             return []
-        return [bool(leak) for leak in np.isin(_both(prompts), asked).any(axis=1)]
+        leaked: npt.NDArray[np.bool_] = np.any(np.isin(_both(prompts), asked), axis=1)
+        return [bool(leak) for leak in leaked]
 
     return tell
 
