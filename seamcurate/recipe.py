@@ -29,6 +29,7 @@ from seamcurate.models import (
     SequenceClassifier,
 )
 from seamcurate.models.backend import Backend
+from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.source import Source
 from seamcurate.split import Augment, Split, read_filter
@@ -64,6 +65,10 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "relevant_sentences": RelevantSentences,
     "perplexity": Perplexity,
     "random": Random,
+    "rip": Rip,
+    "reward_spread": RewardSpread,
+    "length_calibrated": LengthCalibrated,
+    "reward_reliability": RewardReliability,
 }
 """What a recipe may list under `steps`. `seam` and `rer` stand for all the steps they need."""
 
