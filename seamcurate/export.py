@@ -10,9 +10,10 @@ from __future__ import annotations
 import pprint
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,12 +21,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seamcurate import augment as augmentation
 from seamcurate import shard, views
+from seamcurate import split as splits
 from seamcurate.errors import ExportError
 from seamcurate.models import CausalLM, PolicyModel
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
+from seamcurate.split import Augment
 from seamcurate.store import Store, load_json
 from seamcurate.white_box import LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
 
@@ -157,6 +161,73 @@ def to_verl(store: Store, split: str, out: str | Path, reward: RerReward | None 
     return _write(view, Path(out), core, f"split {split} for verl", _verl_file(view.able(reward)) if reward else "")
 
 
+def to_augmented(
+    store: Store, split: str, out: str | Path, augment: Augment = Augment(), to: Trainer = "trl"
+) -> list[Exported]:
+    """Write new pairs made of a split's rows: a folder `sft`, a folder `preferences`, and who gave none.
+
+    Each pair has `row_id`, `source_row_id`, `variant`, `rank`, `similarity` and `kind`. `dropped.parquet` has, for each
+    of the two, the rows that gave no pair and why.
+
+    Raises:
+        ExportError: No row gives a pair, the sample set is not there, or verl is asked for: it loads prompts only.
+    """
+    view, place = _View(store, split), Path(out)
+    if to == "verl":
+        raise ExportError(
+            f"split {split}: verl trains from prompts, and `augment` makes pairs; export to trl or openrlhf"
+        )
+    kinds: list[augmentation.Kind] = ["sft", "preferences"] if augment.variant == "contrast" else ["preferences"]
+    done: list[Exported] = []
+    dropped: list[pa.Table] = []
+    with _in_place(place) as folder:
+        for kind in kinds:
+            names = {"prompt": "input", "completion": "output"} if (to, kind) == ("openrlhf", "sft") else {}
+            (folder / kind).mkdir()
+            told = _Told()
+            with bar(f"split {split}: {kind}", view.kept) as advance:
+                pairs = _pairs(augmentation.parts(store, split, augment, kind), told, advance)
+                written = _files((table.rename_columns(_named(table, names)) for table in pairs), folder / kind)
+            if not written:
+                (folder / kind).rmdir()
+            dropped.append(told.dropped)
+            columns = pq.read_schema(next((folder / kind).iterdir())).names if written else []
+            done.append(Exported(place / kind, written, columns, told.line(augment)))
+        pq.write_table(pa.concat_tables(dropped), folder / "dropped.parquet")
+        shard.give_back()
+        if not any(one.rows for one in done):
+            raise ExportError(f"split {split}: no row gives a pair ({done[-1].note}); nothing to export")
+    return done
+
+
+class _Told:
+    """What a person should know of an augmentation, gathered while it is written."""
+
+    def __init__(self) -> None:
+        self.rows, self.short, self.dropped = 0, 0, augmentation.DROPPED.empty_table()
+
+    def add(self, part: augmentation.Part) -> None:
+        self.rows, self.short = self.rows + part.rows, self.short + part.short
+        self.dropped = pa.concat_tables([self.dropped, part.dropped])
+
+    def line(self, augment: Augment) -> str:
+        reasons = self.dropped["reason"].value_counts().to_pylist()
+        why = "".join(f"; {one['counts']:,} give none: {one['values']}" for one in reasons)
+        return f"of {self.rows:,} rows {self.short:,} give fewer than {augment.samples} pairs{why}"
+
+
+def _pairs(parts: Iterable[augmentation.Part], told: _Told, advance: Callable[[int], None]) -> Iterator[pa.Table]:
+    for part in parts:
+        told.add(part)
+        advance(part.rows)
+        if part.pairs.num_rows:
+            yield part.pairs
+
+
+def _named(table: pa.Table, names: dict[str, str]) -> list[str]:
+    return [names.get(name, name) for name in table.column_names]
+
+
 def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterator[Exported]:
     """Write every split of a recipe for a trainer, a folder each; yields them as they are done.
 
@@ -171,6 +242,9 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
     policy = recipe.models.policy
     for name, split in recipe.splits.items():
         folder = Path(out) / name
+        if split.augment is not None:
+            yield from to_augmented(store, name, folder, split.augment, to)
+            continue
         if to == "trl":
             done = to_trl(store, name, folder, policy, reward)
         elif to == "openrlhf":
@@ -288,7 +362,7 @@ class _View:
                 f"no split {split!r} in {store.path}; there are: {', '.join(made) or 'none; run its recipe first'}"
             )
         self.store, self.split, self.form = store, split, str(record["format"])
-        self.kept, self.fingerprint = int(str(record["kept"])), str(record["fingerprint"])
+        self.kept = int(str(record["kept"]))
         self.kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
         self.chat = not pa.types.is_string(self.kinds["prompt"])
         if self.form in ("sft", "preferences", "unpaired") and "response" not in self.kinds:
@@ -348,19 +422,10 @@ class _View:
         wanted = [name for name, kind in self.kinds.items() if name == "prompt" or not pa.types.is_nested(kind)]
         if self.pairs:
             wanted += [name for name in self.kinds if name.startswith(("worse_", "rewards_"))]
-        read = self.store.reader(wanted, partial=True)
-        ledger = self.store.path / "splits" / self.split / "ledger.parquet"
-        kept = shard.read(ledger, self.fingerprint, 0, ["kept"])["kept"]
-        start, shards = 0, self.store.shards
+        kept = splits.kept(self.store, self.split, wanted)
         # Tables are all that this SQL sees: no file, and so no view of the store.
         with duckdb.connect(config={"threads": 1, "enable_external_access": "false"}) as connection:
-            for first in range(0, len(shards), _SHARDS):
-                tables = []
-                for number in shards[first : first + _SHARDS]:
-                    rows = read(number)
-                    # A ledger has the source's rows in their order.
-                    tables.append(rows.filter(kept.slice(start, rows.num_rows)))
-                    start += rows.num_rows
+            while tables := list(islice(kept, _SHARDS)):
                 rows = pa.concat_tables(tables, promote_options="permissive")
                 if rows.num_rows:
                     yield rows.num_rows, self._lines(connection, rows, select)
@@ -491,10 +556,15 @@ def _in_place(out: Path) -> Iterator[Path]:
 
 
 def _ours(file: Path) -> bool:
+    if file.is_dir() and file.name in ("sft", "preferences"):
+        return all(map(_ours, file.iterdir()))
     if file.name == _REWARD:
         return file.read_bytes().startswith(_HEAD.encode())
     # Python keeps what it compiled of the reward file beside it.
-    return file.name == "__pycache__" or re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) is not None
+    return (
+        file.name in ("__pycache__", "dropped.parquet")
+        or re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) is not None
+    )
 
 
 def _key(name: str) -> str:

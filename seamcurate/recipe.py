@@ -29,9 +29,10 @@ from seamcurate.models import (
     SequenceClassifier,
 )
 from seamcurate.models.backend import Backend
+from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.source import Source
-from seamcurate.split import Split, read_filter
+from seamcurate.split import Augment, Split, read_filter
 from seamcurate.step import Step
 from seamcurate.white_box import (
     LengthIncentive,
@@ -64,6 +65,10 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "relevant_sentences": RelevantSentences,
     "perplexity": Perplexity,
     "random": Random,
+    "rip": Rip,
+    "reward_spread": RewardSpread,
+    "length_calibrated": LengthCalibrated,
+    "reward_reliability": RewardReliability,
 }
 """What a recipe may list under `steps`. `seam` and `rer` stand for all the steps they need."""
 
@@ -198,12 +203,21 @@ def _recipe(value: object, folder: Path) -> Recipe:
     for name, split in listed.items():
         checked = _checked(Split, split, ("splits", name))
         try:
-            splits[name] = checked.model_copy(update={"filter": read_filter(checked.filter, folder)})
+            splits[name] = _placed(checked, folder)
         except RecipeError as error:
             raise _Refused(("splits", name, "filter"), str(error)) from error
     recipe = _checked(Recipe, {**sources, "models": models, "steps": steps, "splits": splits}, ())
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def _placed(split: Split, folder: Path) -> Split:
+    """Read the split's filter, and take its evaluation set's path from the recipe's folder."""
+    update: dict[str, object] = {"filter": read_filter(split.filter, folder)}
+    if split.augment is not None and split.augment.evaluation is not None:
+        evaluation = split.augment.evaluation.resolved(folder)
+        update["augment"] = split.augment.model_copy(update={"evaluation": evaluation})
+    return split.model_copy(update=update)
 
 
 def _steps(listed: object, folder: Path) -> list[Step]:
@@ -251,9 +265,12 @@ def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     if loc and loc[-1] in _ROLES:
         real = _ROLES[str(loc[-1])]
         return [real.key, *(field for field in real.model_fields if field != "path")]
+    if loc and loc[-1] in _NESTED:
+        return list(_NESTED[str(loc[-1])].model_fields)
     return list(kind.model_fields if hasattr(kind, "model_fields") else inspect.signature(kind).parameters)
 
 
+_NESTED: dict[str, type[BaseModel]] = {"augment": Augment, "evaluation": Source}
 _ROLES: dict[str, type[Backend]] = {
     "policy": CausalLM,
     "base": CausalLM,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from seamcurate import shard, views
 from seamcurate.errors import QueryError, RecipeError
+from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.store import Store, filename, load_json, save_json
 
@@ -35,6 +36,29 @@ _VALUE = re.compile(r"\$([A-Za-z_]\w*)")
 _QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 
 
+class Augment(BaseModel):
+    """Make new pairs of the rows a split keeps, for fine-tuning and for a reward model (SEAM App. G)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=5, ge=1)
+    """Pairs a row gives to each of the two data sets, of its nearest candidates."""
+    variant: Literal["contrast", "gpt", "adv"] = "contrast"
+    """The sample set they are made of. Only `contrast` has instructions I* of its own, and so pairs to fine-tune on."""
+    pairs: Literal["golden", "both"] = "golden"
+    """Preference pairs: `golden` is (I: r ≻ r*); `both` adds (I*: r* ≻ r)."""
+    evaluation: Source | None = None
+    """Questions that must not come out: neither a row that asks one, nor a neighbour."""
+
+    @model_validator(mode="after")
+    def _has_instructions(self) -> Augment:
+        if self.pairs == "both" and self.variant != "contrast":
+            raise ValueError(
+                f"pairs: both needs other instructions, which only variant contrast has, not {self.variant}"
+            )
+        return self
+
+
 class Split(BaseModel):
     """Name rows by a filter; every further key is a parameter of the filter."""
 
@@ -45,6 +69,14 @@ class Split(BaseModel):
     format: Format = "prompts"
     """What `export` writes: prompts, sft (prompt and golden response), preferences or unpaired (golden response
     against each candidate), or prompt_ids (tokens, for TRL's own PPO up to 1.12)."""
+    augment: Augment | None = None
+    """Export new pairs made of the rows instead, as two data sets."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Split:
+        if self.augment is not None and "format" in self.model_fields_set:
+            raise ValueError("a split with `augment` is exported as sft and preferences; leave `format` out")
+        return self
 
     @property
     def parameters(self) -> dict[str, JsonValue]:
@@ -163,6 +195,23 @@ def make(store: Store, name: str, split: Split) -> Made:
     told = there["lines"]
     assert isinstance(told, list)
     return Made(name, int(str(there["kept"])), int(str(there["dropped"])), [str(line) for line in told])
+
+
+def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Iterate over the rows a split keeps, a table a shard, `row_id` first; what is not yet computed is NULL.
+
+    Raises:
+        DamagedError: A shard or the ledger is not the file that was written.
+    """
+    folder = store.path / "splits" / name
+    fingerprint = str(load_json(folder / "split.json")["fingerprint"])
+    said = shard.read(folder / "ledger.parquet", fingerprint, 0, ["kept"])["kept"]
+    read, start = store.reader(columns, partial=True), 0
+    for number in store.shards:
+        rows = read(number)
+        # A ledger has the source's rows in their order.
+        yield rows.filter(said.slice(start, rows.num_rows))
+        start += rows.num_rows
 
 
 class _Ledger(NamedTuple):

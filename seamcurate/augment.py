@@ -1,0 +1,228 @@
+"""New training pairs from the rows a split keeps: what policy and reward model lack where they disagree (SEAM App. G).
+
+The paper's strategy is Contrast Instruction whichever score chose the rows: a row's neighbours I* with their answers r*
+teach the policy (I*, r*) and the reward model (I: r ≻ r*). Answers a language model wrote or an attack made are worse
+than the golden one and have no I*: they make preference pairs, and nothing a policy should learn.
+
+One rule: a question of the evaluation set never comes out, be it a row's own or a neighbour's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from seamcurate import split as splits
+from seamcurate.contrast.retrieve import keys
+from seamcurate.errors import ExportError
+from seamcurate.models.protocols import Message, Prompt
+from seamcurate.source import Source
+from seamcurate.split import Augment
+from seamcurate.store import Store
+
+Kind: TypeAlias = Literal["sft", "preferences"]
+Keys: TypeAlias = npt.NDArray[np.uint64]
+
+PROVENANCE = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("source_row_id", pa.int64()),
+        ("variant", pa.string()),
+        ("rank", pa.int64()),
+        ("similarity", pa.float32()),
+        ("kind", pa.string()),
+    ]
+)
+"""Of which row and which neighbour a pair was made, how near that is, and how: sft, golden or neighbour."""
+DROPPED = pa.schema([("row_id", pa.int64()), ("data", pa.string()), ("reason", pa.string())])
+
+
+class Part(NamedTuple):
+    """What the kept rows of a shard gave."""
+
+    rows: int
+    pairs: pa.Table
+    dropped: pa.Table
+    """Rows that gave no pair, each with the reason."""
+    short: int
+    """Rows that gave fewer pairs than asked."""
+
+
+class _Candidate(NamedTuple):
+    rank: int
+    response: str
+    source_row_id: int | None
+    similarity: float | None
+    instruction: Prompt | None
+
+
+def parts(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[Part]:
+    """Make the pairs of one kind, a shard of the source at a time; the nearest neighbours of a row come first.
+
+    A neighbour teaches the policy once, under the first row that has it: a later row takes its next one.
+
+    Raises:
+        ExportError: The store has no such sample set, or the corpus has chat prompts where the rows have text.
+    """
+    name = f"worse_{augment.variant}"
+    kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
+    if name not in kinds:
+        raise ExportError(f"split {split}: augmentation needs the column {name}; run a recipe that makes it first")
+    of_chat = not pa.types.is_string(kinds["prompt"])
+    answer = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])) if of_chat else pa.string()
+    texts = {"sft": ["completion"], "preferences": ["chosen", "rejected"]}[kind]
+    schema = pa.schema([("prompt", answer), *((text, answer) for text in texts), *PROVENANCE])
+    leaks = _leaks(augment.evaluation)
+    instructions = _instructions(store)
+    taken: set[int] = set()
+    for table in splits.kept(store, split, ["prompt", "response", name]):
+        rows = table.to_pylist()
+        ids = {c["source_row_id"] for row in rows for c in row[name] or [] if "source_row_id" in c}
+        own = instructions(sorted(ids)) if augment.variant == "contrast" else {}
+        leaked = {i for i, leak in zip(own, leaks(list(own.values())), strict=True) if leak}
+        pairs: list[dict[str, object]] = []
+        dropped: list[dict[str, object]] = []
+        short = 0
+        for row, leak in zip(rows, leaks([row["prompt"] for row in rows]), strict=True):
+            candidates = _candidates(row[name] or [], row["response"], own)
+            fair = [c for c in candidates if c.source_row_id not in leaked]
+            fresh = [c for c in fair if kind != "sft" or c.source_row_id not in taken]
+            reason = _reason(kind, leak, row["response"], candidates, fair, fresh)
+            if reason:
+                dropped.append({"row_id": row["row_id"], "data": kind, "reason": reason})
+                continue
+            chosen = fresh[: augment.samples]
+            short += len(chosen) < augment.samples
+            taken.update(c.source_row_id for c in chosen if c.source_row_id is not None)
+            for candidate in chosen:
+                pairs += _pairs(kind, row, candidate, augment, of_chat, split)
+        yield Part(len(rows), pa.Table.from_pylist(pairs, schema), pa.Table.from_pylist(dropped, DROPPED), short)
+
+
+def _candidates(
+    listed: Sequence[dict[str, object]], golden: str | None, instructions: dict[int, Prompt]
+) -> list[_Candidate]:
+    """Return the candidates that say something else than the golden response, with their ranks."""
+    found = []
+    for rank, one in enumerate(listed, 1):
+        text, source, similarity = one["response"], one.get("source_row_id"), one.get("similarity")
+        if not isinstance(text, str) or not text.strip() or (golden is not None and _folded(text) == _folded(golden)):
+            continue
+        place = source if isinstance(source, int) else None
+        near = similarity if isinstance(similarity, float) else None
+        found.append(_Candidate(rank, text, place, near, None if place is None else instructions.get(place)))
+    return found
+
+
+def _reason(
+    kind: Kind,
+    leak: bool,
+    golden: str | None,
+    candidates: Sequence[_Candidate],
+    fair: Sequence[_Candidate],
+    fresh: Sequence[_Candidate],
+) -> str:
+    """Say why a row gives no pair; nothing when it gives some."""
+    if leak:
+        return "its question is an evaluation question"
+    if kind == "preferences" and not golden:
+        return "it has no golden response"
+    if not candidates:
+        return "it has no candidate"
+    if not fair:
+        return "all its candidates answer evaluation questions"
+    return "" if fresh else "all its candidates were taken by earlier rows"
+
+
+def _pairs(
+    kind: Kind, row: dict[str, object], candidate: _Candidate, augment: Augment, of_chat: bool, split: str
+) -> Iterator[dict[str, object]]:
+    """Yield what one candidate makes: (I*, r*); or (I: r ≻ r*), and if asked (I*: r* ≻ r)."""
+    made = {
+        "row_id": row["row_id"],
+        "source_row_id": candidate.source_row_id,
+        "variant": augment.variant,
+        "rank": candidate.rank,
+        "similarity": candidate.similarity,
+    }
+    worse = _turn("assistant", candidate.response, of_chat)
+    if kind == "sft":
+        yield {**made, "prompt": _instruction(candidate, of_chat, split), "completion": worse, "kind": "sft"}
+        return
+    golden = _turn("assistant", str(row["response"]), of_chat)
+    yield {**made, "prompt": row["prompt"], "chosen": golden, "rejected": worse, "kind": "golden"}
+    if augment.pairs == "both":
+        prompt = _instruction(candidate, of_chat, split)
+        yield {**made, "prompt": prompt, "chosen": worse, "rejected": golden, "kind": "neighbour"}
+
+
+def _instruction(candidate: _Candidate, of_chat: bool, split: str) -> Prompt:
+    """Return I* in the form of the rows' own prompts."""
+    instruction = candidate.instruction
+    assert instruction is not None
+    if isinstance(instruction, str):
+        return _turn("user", instruction, of_chat)
+    if not of_chat:
+        raise ExportError(f"split {split}: the corpus has chat prompts and the rows have text; make both one form")
+    return instruction
+
+
+def _turn(role: str, text: str, of_chat: bool) -> Prompt:
+    return [Message(role=role, content=text)] if of_chat else text
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _instructions(store: Store) -> Callable[[Sequence[int]], dict[int, Prompt]]:
+    """Return what finds corpus rows' prompts by their ids."""
+    corpus = store.corpus_store
+    if corpus is None:
+        return lambda ids: {}
+    size, read = int(str(corpus.about["shard_rows"])), corpus.reader(["prompt"])
+
+    @lru_cache(maxsize=64)
+    def shard(number: int) -> pa.Table:
+        return read(number)
+
+    def find(ids: Sequence[int]) -> dict[int, Prompt]:
+        found: dict[int, Prompt] = {}
+        wanted = np.asarray(ids, np.int64)
+        for number in np.unique(wanted // size).tolist():
+            table, here = shard(number), wanted[wanted // size == number]
+            places = np.searchsorted(table["row_id"].to_numpy(), here)
+            found |= zip(here.tolist(), table["prompt"].take(pa.array(places)).to_pylist(), strict=True)
+        return found
+
+    return find
+
+
+def _leaks(evaluation: Source | None) -> Callable[[Sequence[Prompt]], list[bool]]:
+    """Return what tells the prompts that ask an evaluation question, case and white space aside.
+
+    Of a chat, the last turn is held against the questions too.
+    """
+    if evaluation is None:
+        return lambda prompts: [False] * len(prompts)
+    questions = [_both(chunk.rows["prompt"].to_pylist()) for chunk in evaluation.chunks()]
+    asked: Keys = np.unique(np.concatenate(questions))
+
+    def tell(prompts: Sequence[Prompt]) -> list[bool]:
+        if not prompts:
+            return []
+        leaked: npt.NDArray[np.bool_] = np.any(np.isin(_both(prompts), asked), axis=1)
+        return [bool(leak) for leak in leaked]
+
+    return tell
+
+
+def _both(prompts: Sequence[Prompt]) -> Keys:
+    """Return, prompts × 2, the keys of whole prompts and of their last turns."""
+    lasts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    return np.stack([keys(prompts), keys(lasts)], axis=1)
