@@ -66,7 +66,9 @@ def test_mismatch_reads_verdicts_that_are_there():
         {"reward": "70B", "pairs": 3},
     ]
     assert found.table["mismatch"].to_pylist() == pytest.approx([1 / 3, 1 / 3])
-    with pytest.raises(StudyError, match="same prompts in the same order"):
+    signs = [row | {k: {"a": 1.5, "b": -2.0, "tie": 0.0}[row[k]] for k in ("human", "model")} for row in rows]
+    assert study.mismatch(pa.Table.from_pylist(signs[::-1])).table["mismatch"].to_pylist() == pytest.approx([1 / 3] * 2)
+    with pytest.raises(StudyError, match="70B was asked about other pairs than 7B"):
         study.mismatch(pa.Table.from_pylist(rows[:-1]))
 
 

@@ -110,10 +110,8 @@ def texts(study: str, table: pa.Table, name: str) -> list[str]:
     for i, value in enumerate(values):
         if value is None:
             raise StudyError(f"{study}: row {i} has no {name!r}; fill it in or leave the row out")
-    return [
-        value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-        for value in values
-    ]
+    whole = (int(v) if isinstance(v, float) and v.is_integer() else v for v in values)
+    return [str(value) for value in whole]
 
 
 def numbers(study: str, table: pa.Table, name: str) -> Doubles:

@@ -205,9 +205,9 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
     named = [m for m in own if m != baseline] or list(own)
     if baseline is not None:
         paid = [f"{m} {shown(cost[m], '+.1f')}" for m in own if m != baseline]
-        verdict = [m for m in own if cost[m].above_zero and m != baseline]
+        verdict = [f"{m} pays" for m in own if cost[m].above_zero] + [f"{m} gains" for m in own if cost[m].below_zero]
         text = f"against {baseline} at {shown(reached[baseline], '.1f')} ROUGE-L the tax is {', '.join(paid)}"
-        text += f": paid by {', '.join(verdict)}" if verdict else ": not told apart from none"
+        text += f": {', '.join(verdict)}" if verdict else ": not told apart from none"
     best = max(named, key=lambda m: reached[m].estimate)
     gaps = {
         _TOLD[kind]: ruler.Gap(
