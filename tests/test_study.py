@@ -55,6 +55,8 @@ def test_options_reach_the_study_that_takes_them(finished):
     assert study.run("overlap", [finished, finished], rate=0.5).line.startswith("store (1) and store (2) share 100.0 %")
     with pytest.raises(StudyError, match="selection takes no rate; leave it out"):
         study.run("selection", [pa.Table.from_pylist(RUNS)], rate=0.5)
+    with pytest.raises(StudyError, match="the rate is 0; it lies between 0 and 1"):
+        study.run("overlap", [finished, finished], rate=0.0)
     with pytest.raises(StudyError, match="responses takes no max_tokens"):
         study.run("responses", [finished], max_tokens=9)
     with pytest.raises(StudyError, match="no study 'select'; there are saturation, mismatch"):

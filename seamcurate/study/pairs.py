@@ -81,8 +81,7 @@ def mismatch(
     gaps = {name: _gaps(pairs, name) for name in pairs.models}
     first, last = next(iter(pairs.models)), list(pairs.models)[-1]
     found = overall[last]
-    line = f"{last} disagrees with people on {percent(found)} of {len(pairs.models[last]):,} decided pairs"
-    line += f" ({ties:,} ties left out)" if ties else ""
+    line = f"{last} disagrees with people on {percent(found)} of {_counted(pairs, last, 'decided pairs', ties)}"
     if len(pairs.models) > 1:
         change = bootstrap_mean(*_known(pairs.models[first] - pairs.models[last], pairs.prompts))
         verb = "falls" if change.below_zero else "grows" if change.above_zero else "does not demonstrably change"
@@ -128,13 +127,22 @@ def preference(
         pairs = _from_models(study, table, ("chosen", "rejected"), np.ones(len(table)), rewards or {}, within)
     out, overall = _tabulate(study, pairs, "accuracy", 0.0)
     best = max(pairs.models, key=lambda name: overall[name].estimate)
-    line = f"{best} prefers the chosen response on {percent(overall[best])} of {len(pairs.prompts):,} pairs"
+    line = f"{best} prefers the chosen response on {percent(overall[best])} of {_counted(pairs, best, 'pairs')}"
     others = [f"{name} {percent(overall[name])}" for name in pairs.models if name != best]
     line += f"; {', '.join(others)}" if others else ""
     worst = _worst(pairs, best)
     line += f"; worst on {worst[0]}, {percent(worst[1])}" if worst is not None else ""
     drawn = _draw(pairs, out, "accuracy", "pairs on which the chosen response scores higher (%)", within)
     return Finding(study, out, drawn, line + ruler.caveat(_gaps(pairs, best)))
+
+
+def _counted(pairs: _Pairs, name: str, what: str, ties: int = 0) -> str:
+    """Say how many pairs a model's share is of, and how many were left out why."""
+    right = pairs.models[name]
+    known = int(np.isfinite(right).sum())
+    without = {"ties": ties, "without a reward": len(right) - known}
+    left = ", ".join(f"{count:,} {why}" for why, count in without.items() if count)
+    return f"{known:,} {what}{f' ({left} left out)' if left else ''}"
 
 
 def _verdicts(study: str, table: pa.Table, name: str) -> Doubles:
@@ -224,7 +232,7 @@ def _from_verdicts(study: str, table: pa.Table, human: Doubles, by: str | None) 
 
 
 def _ruled(first: list[str], second: list[str], human: Doubles) -> dict[str, Doubles]:
-    one, other = ruler.scores(first, 0), ruler.scores(second, 1)
+    one, other = ruler.scores(first), ruler.scores(second)
     return {name: _right(one[name] - other[name], human) for name in one}
 
 
