@@ -131,6 +131,17 @@ def test_colours_can_be_told_apart_and_sizes_fit_a_page():
     assert drawn.get_size_inches()[0] <= 6.5
 
 
+def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    from importlib import util
+
+    real = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "rouge_score" else real(name))
+    with pytest.raises(
+        StudyError, match=r'need rouge_score, which is not installed; pip install "seamcurate\[study\]"'
+    ):
+        study.selection(pa.Table.from_pylist(RUNS))
+
+
 def test_nothing_to_read_is_said():
     with pytest.raises(StudyError, match="got nothing to read"):
         study.run("selection", [])

@@ -80,6 +80,8 @@ def test_responses_compare_models_and_read_stores(finished):
     assert found.table["repetition"].to_pylist() == pytest.approx([1 - 4 / 37, 0.0])
     assert found.line.startswith("LI: 40 words") and "; RER: 4 words" in found.line
     assert study.responses(finished).table["responses"].to_pylist()[0] == 40
+    both = study.responses(finished, finished.path).table
+    assert set(both["model"].to_pylist()) == {"store"} and both["responses"].to_pylist()[0] == 80
     with pytest.raises(StudyError, match="no row has a response"):
         study.responses(pa.table({"response": pa.array([None], pa.string())}))
 

@@ -28,7 +28,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 6.3
 """Inches: a page's text width."""
 _STYLE = {
-    "font.family": "DejaVu Sans",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.titleweight": "bold",
