@@ -55,6 +55,8 @@ def test_options_reach_the_study_that_takes_them(finished):
     assert study.run("overlap", [finished, finished], rate=0.5).line.startswith("store (1) and store (2) share 100.0 %")
     with pytest.raises(StudyError, match="selection takes no rate; leave it out"):
         study.run("selection", [pa.Table.from_pylist(RUNS)], rate=0.5)
+    with pytest.raises(StudyError, match="the rate is 0; it lies between 0 and 1"):
+        study.run("overlap", [finished, finished], rate=0.0)
     with pytest.raises(StudyError, match="responses takes no max_tokens"):
         study.run("responses", [finished], max_tokens=9)
     with pytest.raises(StudyError, match="no study 'select'; there are saturation, mismatch"):
@@ -127,6 +129,17 @@ def test_colours_can_be_told_apart_and_sizes_fit_a_page():
     assert len(set(figure.COLOURS)) == len(figure.COLOURS) >= 6
     drawn = figure.curves({"p": [figure.Curve("c", [0, 1], [Interval(0, 0, 0, 1)] * 2)]}, "x", "y", "n")
     assert drawn.get_size_inches()[0] <= 6.5
+
+
+def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    from importlib import util
+
+    real = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "rouge_score" else real(name))
+    with pytest.raises(
+        StudyError, match=r'need rouge_score, which is not installed; pip install "seamcurate\[study\]"'
+    ):
+        study.selection(pa.Table.from_pylist(RUNS))
 
 
 def test_nothing_to_read_is_said():

@@ -43,7 +43,8 @@ def test_mismatch_is_the_share_of_decided_pairs_judged_otherwise():
     # Wilson of 2 of 8
     assert rows["small", "all"]["mismatch_low"] == pytest.approx(0.0715, abs=1e-4)
     assert rows["length", "all"] == rows["small", "all"] | {"reward": "length", "kind": "ruler"}
-    assert rows["repetition", "all"]["mismatch"] == 0.5
+    assert rows["repetition", "all"]["mismatch"] == rows["random", "all"]["mismatch"] == 0.5
+    assert rows["random", "all"]["mismatch_low"] is None
     assert found.line.startswith("large disagrees with people on 75.0 % [") and "(3 ties left out)" in found.line
     assert "from small to large the mismatch" in found.line and "picking the longest does as well (75.0 %" in found.line
 
@@ -66,7 +67,9 @@ def test_mismatch_reads_verdicts_that_are_there():
         {"reward": "70B", "pairs": 3},
     ]
     assert found.table["mismatch"].to_pylist() == pytest.approx([1 / 3, 1 / 3])
-    with pytest.raises(StudyError, match="same prompts in the same order"):
+    signs = [row | {k: {"a": 1.5, "b": -2.0, "tie": 0.0}[row[k]] for k in ("human", "model")} for row in rows]
+    assert study.mismatch(pa.Table.from_pylist(signs[::-1])).table["mismatch"].to_pylist() == pytest.approx([1 / 3] * 2)
+    with pytest.raises(StudyError, match="70B was asked about other pairs than 7B"):
         study.mismatch(pa.Table.from_pylist(rows[:-1]))
 
 
@@ -114,7 +117,8 @@ def test_preference_reads_scores_that_are_there_and_rewards_that_do_not_fit_do_n
     found = study.preference(pa.Table.from_pylist(rows))
     assert found.table["accuracy"].to_pylist() == [0.625]
     table = preferences(20).set_column(1, "chosen", pa.array(["a long one"] * 5 + ["x"] * 15))
-    assert study.preference(table, rewards={"short": Shortest()}).table["pairs"].to_pylist()[0] == 15
+    found = study.preference(table, rewards={"short": Shortest()})
+    assert found.table["pairs"].to_pylist()[0] == 15 and "of 15 pairs (5 without a reward left out)" in found.line
 
 
 def test_a_model_that_answers_no_pair_and_no_model_at_all_are_errors():

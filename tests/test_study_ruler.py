@@ -13,7 +13,7 @@ def test_rulers_prefer_the_longer_and_the_less_repetitive():
     scores = ruler.scores(["one two three", "one two three four", "a b c a b c a b c"])
     assert scores["length"].tolist() == [3, 4, 9]
     assert scores["repetition"].tolist() == [1, 1, 3 / 7]
-    assert scores["random"].tolist() == ruler.scores(["x", "y", "z"])["random"].tolist()
+    assert len(set(scores["random"].tolist())) == 1
 
 
 def test_a_ruler_that_does_as_well_is_named_and_one_left_behind_is_not():

@@ -66,10 +66,20 @@ def test_a_bootstrap_weighs_groups_by_their_rows():
     assert set(np.round(statistics.resampled(values, groups)[:, 0], 6)) == {0.0, 0.75, 1.0}
 
 
+def test_rows_that_are_alike_are_resampled_as_any_others():
+    values = np.array([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 90 + [[1.0, 1.0]] * 80)
+    quick, plain = statistics.resampled(values), statistics.resampled(values, list(range(200)))
+    assert quick.shape == plain.shape == (2000, 2)
+    assert quick.mean(axis=0) == pytest.approx([0.55, 0.85], abs=0.003)
+    assert quick.std(axis=0) == pytest.approx(plain.std(axis=0), rel=0.08)
+    assert np.corrcoef(quick.T)[0, 1] == pytest.approx(np.corrcoef(plain.T)[0, 1], abs=0.08)
+
+
 def test_shares_of_single_pairs_are_wilsons_and_of_several_a_prompts_bootstrapped():
     right = np.array([1.0, 0.0, 1.0, 1.0])
     assert statistics.share(right, list("abcd")) == statistics.wilson(0.75, 4)
     assert statistics.share(right, list("aabb")).n == 2
+    assert statistics.shown(statistics.share(np.full(4, 0.5), list("abcd")), ".1f") == "0.5"
 
 
 def test_correlations_of_a_worked_example():

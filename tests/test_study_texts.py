@@ -80,6 +80,8 @@ def test_responses_compare_models_and_read_stores(finished):
     assert found.table["repetition"].to_pylist() == pytest.approx([1 - 4 / 37, 0.0])
     assert found.line.startswith("LI: 40 words") and "; RER: 4 words" in found.line
     assert study.responses(finished).table["responses"].to_pylist()[0] == 40
+    both = study.responses(finished, finished.path).table
+    assert set(both["model"].to_pylist()) == {"store"} and both["responses"].to_pylist()[0] == 80
     with pytest.raises(StudyError, match="no row has a response"):
         study.responses(pa.table({"response": pa.array([None], pa.string())}))
 
@@ -104,8 +106,12 @@ def test_the_tax_is_what_rouge_loses_against_the_baseline():
     assert rows["RER", "response"]["tax"] == pytest.approx(50) and rows["RER", "echo"]["rouge_l"] == 0
     # Another instance's answer shares `is` alone
     assert rows["RER", "other"]["rouge_l"] == pytest.approx(25)
-    assert found.line == "against sft at 100.0 [100.0, 100.0] ROUGE-L the tax is RER +50.0 [+50.0, +50.0]: paid by RER"
+    assert found.line == "against sft at 100.0 [100.0, 100.0] ROUGE-L the tax is RER +50.0 [+50.0, +50.0]: RER pays"
     assert study.tax(tasks("answer{} is right here"), baseline="sft").line.endswith("+0.0]: not told apart from none")
+    assert (
+        "the tax is sft -50.0 [-50.0, -50.0]: sft gains"
+        in study.tax(tasks("answer{} is wrong there"), baseline="RER").line
+    )
 
 
 def test_answers_that_do_not_depend_on_the_question_are_found_out():

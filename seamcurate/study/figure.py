@@ -28,7 +28,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 6.3
 """Inches: a page's text width."""
 _STYLE = {
-    "font.family": "DejaVu Sans",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.titleweight": "bold",
@@ -120,16 +121,22 @@ def dots(
         unit: What `n` counts.
         own_axes: Whether each panel has its own scale, side by side.
     """
-    rows = max(map(len, panels.values())) if own_axes else sum(map(len, panels.values()))
-    figure = _figure(0.24 * rows + (1.1 if own_axes else 0.9 + 0.34 * len(panels)))
-    sizes = [len(some) + 0.4 for some in panels.values()]
-    grid = (
-        figure.subplots(1, len(panels), sharey=True, squeeze=False)
-        if own_axes
-        else figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": sizes})
+    across = len(panels) if own_axes else _columns(panels)
+    down = math.ceil(len(panels) / across)
+    sizes = [len(some) + 0.4 for some in panels.values()][::across]
+    figure = _figure(0.24 * sum(sizes) + (1.1 if own_axes else 0.9 + 0.28 * down))
+    grid = figure.subplots(
+        down,
+        across,
+        sharex=not own_axes,
+        sharey=across > 1,
+        squeeze=False,
+        gridspec_kw={"height_ratios": sizes},
     )
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
     last = grid.flat[len(panels) - 1]
-    for axes, (title, some) in zip(grid.flat, panels.items(), strict=True):
+    for axes, (title, some) in zip(grid.flat, panels.items(), strict=False):
         lined = line is not None and (axes is last or not own_axes)
         if line is not None and lined:
             axes.axvline(line[0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
@@ -137,7 +144,7 @@ def dots(
             _dot(axes, place, dot)
             if axes is last or not own_axes:
                 _beside(axes, place, f"{dot.value.n:,}")
-        if axes is (last if own_axes else grid.flat[0]):
+        if axes is (last if own_axes else grid[0, -1]):
             _beside(axes, -0.95, unit)
         axes.set_yticks(range(len(some)), [dot.label for dot in some])
         axes.set_ylim(len(some) - 0.4, -0.6)
@@ -155,7 +162,9 @@ def dots(
             line[1], (line[0], 0), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
             fontsize=7, color=GREY, va="bottom",
         )  # fmt: skip
-    if not own_axes:
+    if across > 1 and not own_axes:
+        figure.supxlabel(x_label, fontsize=8)
+    elif not own_axes:
         last.set_xlabel(x_label)
     return _noted(figure, note)
 
@@ -266,6 +275,12 @@ def _figure(height: float) -> Figure:
     figure = Drawn(figsize=(_WIDTH, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _columns(panels: Mapping[str, Sequence[Dot]]) -> int:
+    """Put panels of the same lines side by side where a page would not hold them all below each other."""
+    alike = len({tuple(dot.label for dot in some) for some in panels.values()}) == 1
+    return 3 if alike and sum(map(len, panels.values())) > 18 else 1
 
 
 def _beside(axes: Axes, place: float, text: str) -> None:

@@ -118,5 +118,5 @@ def _told(table: pa.Table) -> dict[str, Doubles]:
     if not {"response", "baseline_response"} <= set(table.column_names):
         return {}
     own, other = (pc.fill_null(table[name], "").to_pylist() for name in ("response", "baseline_response"))
-    one, two = ruler.scores(own, 0), ruler.scores(other, 1)
+    one, two = ruler.scores(own), ruler.scores(other)
     return {kind: (np.sign(one[kind] - two[kind]) + 1) / 2 for kind in one}

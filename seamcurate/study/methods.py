@@ -20,6 +20,7 @@ from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import BySeed, Difference, Interval, difference, holm, mean, shown
 
 _SIGNED = "+.3f"
+_NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 
 def selection(*sources: Data, baseline: str = "full") -> Finding:
@@ -113,31 +114,27 @@ def filter_rate(*sources: Data, baseline: str = "full") -> Finding:
     return Finding(study, out, drawn, _peak(swept, full))
 
 
-_NOTHING = Interval(math.nan, math.nan, math.nan, 0)
-
-
 def _peak(swept: Mapping[str, Mapping[float, BySeed]], full: BySeed) -> str:
     tops = {method: max(by, key=lambda rate: mean(list(by[rate].values())).estimate) for method, by in swept.items()}
     best = _best({method: by[tops[method]] for method, by in swept.items()})
     by, top = swept[best], tops[best]
-    rates = list(by)
+    first, *_, last = by
     parts = []
-    for words, other in (("from", rates[0]), ("to", rates[-1])):
-        if other != top:
-            gap = difference(by[top], by[other])
-            verb = "rises" if words == "from" else "falls"
-            sure = verb if gap.interval.above_zero else "does not demonstrably " + verb.removesuffix("s")
-            there = f"from {other:g}" if words == "from" else f"to {other:g}"
-            by_much = gap.interval.estimate if words == "from" else -gap.interval.estimate
-            bounds = gap.interval if words == "from" else _minus(gap.interval)
-            parts.append(f"{sure} {there} ({shown(bounds._replace(estimate=by_much), _SIGNED)})")
+    if first != top:
+        rise = difference(by[top], by[first]).interval
+        verb = "rises" if rise.above_zero else "does not demonstrably rise"
+        parts.append(f"{verb} from {first:g} ({shown(rise, _SIGNED)})")
+    if last != top:
+        fall = difference(by[last], by[top]).interval
+        verb = "falls" if fall.below_zero else "does not demonstrably fall"
+        parts.append(f"{verb} to {last:g} ({shown(fall, _SIGNED)})")
     line = f"{best}: quality peaks at rate {top:g}, {shown(mean(list(by[top].values())))}"
     line += f"; it {' and '.join(parts)}" if parts else ""
     if full:
         gap = difference(by[top], full)
         line += f"; against the full data {shown(gap.interval, _SIGNED)} ({_tested(gap)}, the best of {len(by)} rates)"
-    rulers = {method: runs for method, other in swept.items() for rate, runs in other.items() if rate == top}
-    return line + _beside({best: by[top], **{m: r for m, r in rulers.items() if m != best}}, best)
+    there = {method: rates[top] for method, rates in swept.items() if top in rates}
+    return line + _beside(there, best)
 
 
 def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> Finding:
@@ -217,7 +214,3 @@ def _tested(gap: Difference) -> str:
         return "too few seeds to test"
     p = "p < .001" if gap.p < 0.001 else f"p = {gap.p:.3f}"
     return f"{gap.test}, {p}, {gap.interval.n} seeds"
-
-
-def _minus(interval: Interval) -> Interval:
-    return Interval(-interval.estimate, -interval.high, -interval.low, interval.n)

@@ -10,6 +10,7 @@ are Wilson's, or bootstrapped over prompts where a prompt has several pairs.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _VERDICTS = {"a": 1.0, "b": -1.0, "tie": 0.0}
 _CALLS = 64
 _OVERALL = "all"
+_PANELS = 11
+"""Subsets a figure shows beside all pairs."""
 
 
 class _Pairs(NamedTuple):
@@ -48,7 +51,8 @@ def mismatch(
 
     Columns: `prompt`, `response_a`, `response_b`, `label` (`a`, `b` or `tie`, people's), optionally `context`, put
     before the prompt; or, with verdicts at hand, `reward` (the reward model's name), `prompt_id`, `human`, `model`
-    (each `a`, `b` or `tie`) and optionally the two responses. Pairs that people call a tie are left out.
+    (each `a`, `b` or `tie`, or a number: by how much `a` is better) and optionally `response_a` and `response_b`. Pairs
+    that people call a tie are left out.
 
     Args:
         sources: Tables of pairs.
@@ -77,8 +81,7 @@ def mismatch(
     gaps = {name: _gaps(pairs, name) for name in pairs.models}
     first, last = next(iter(pairs.models)), list(pairs.models)[-1]
     found = overall[last]
-    line = f"{last} disagrees with people on {percent(found)} of {len(pairs.models[last]):,} decided pairs"
-    line += f" ({ties:,} ties left out)" if ties else ""
+    line = f"{last} disagrees with people on {percent(found)} of {_counted(pairs, last, 'decided pairs', ties)}"
     if len(pairs.models) > 1:
         change = bootstrap_mean(*_known(pairs.models[first] - pairs.models[last], pairs.prompts))
         verb = "falls" if change.below_zero else "grows" if change.above_zero else "does not demonstrably change"
@@ -124,7 +127,7 @@ def preference(
         pairs = _from_models(study, table, ("chosen", "rejected"), np.ones(len(table)), rewards or {}, within)
     out, overall = _tabulate(study, pairs, "accuracy", 0.0)
     best = max(pairs.models, key=lambda name: overall[name].estimate)
-    line = f"{best} prefers the chosen response on {percent(overall[best])} of {len(pairs.prompts):,} pairs"
+    line = f"{best} prefers the chosen response on {percent(overall[best])} of {_counted(pairs, best, 'pairs')}"
     others = [f"{name} {percent(overall[name])}" for name in pairs.models if name != best]
     line += f"; {', '.join(others)}" if others else ""
     worst = _worst(pairs, best)
@@ -133,7 +136,21 @@ def preference(
     return Finding(study, out, drawn, line + ruler.caveat(_gaps(pairs, best)))
 
 
+def _counted(pairs: _Pairs, name: str, what: str, ties: int = 0) -> str:
+    """Say how many pairs a model's share is of, and how many were left out why."""
+    right = pairs.models[name]
+    known = int(np.isfinite(right).sum())
+    without = {"ties": ties, "without a reward": len(right) - known}
+    left = ", ".join(f"{count:,} {why}" for why, count in without.items() if count)
+    return f"{known:,} {what}{f' ({left} left out)' if left else ''}"
+
+
 def _verdicts(study: str, table: pa.Table, name: str) -> Doubles:
+    """Return 1 for `a`, −1 for `b`, 0 for a tie; of numbers, by how much `a` is better, the sign."""
+    kind = table[name].type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        signs: Doubles = np.sign(results.numbers(study, table, name))
+        return signs
     found = results.chosen(study, name, results.texts(study, table, name), list(_VERDICTS))
     return np.array([_VERDICTS[verdict] for verdict in found])
 
@@ -190,31 +207,32 @@ def _from_models(
 
 
 def _from_verdicts(study: str, table: pa.Table, human: Doubles, by: str | None) -> _Pairs:
-    """Put one reward model's verdicts beside another's: each has a row for every pair, in one order."""
+    """Put one reward model's verdicts beside another's: the nth on a prompt is on the same pair for all."""
     if not len(table):
         raise StudyError(f"{study}: no pair is decided; there is nothing to compare a reward model with")
     names, prompts = results.texts(study, table, "reward"), results.texts(study, table, "prompt_id")
     right, subsets = _right(_verdicts(study, table, "model"), human), _subsets(study, table, by)
-    places: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        places.setdefault(name, []).append(i)
-    first = next(iter(places.values()))
+    places: dict[str, dict[tuple[str, int], int]] = {}
+    times: Counter[tuple[str, str]] = Counter()
+    for i, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+        places.setdefault(name, {})[prompt, times[name, prompt]] = i
+        times[name, prompt] += 1
+    first = places[names[0]]
     for name, own in places.items():
-        if [prompts[i] for i in own] != [prompts[i] for i in first]:
-            raise StudyError(
-                f"{study}: {name} was not asked the same prompts in the same order as {names[0]}; sort the rows"
-            )
+        if own.keys() != first.keys():
+            raise StudyError(f"{study}: {name} was asked about other pairs than {names[0]}; ask all about the same")
+    models = {name: right[[own[key] for key in first]] for name, own in places.items()}
+    rows = list(first.values())
     rulers = {}
     if {"response_a", "response_b"} <= set(table.column_names):
-        some = table.take(first)
+        some = table.take(rows)
         texts = [results.texts(study, some, name) for name in ("response_a", "response_b")]
-        rulers = _ruled(texts[0], texts[1], human[first])
-    models = {name: right[own] for name, own in places.items()}
-    return _Pairs([prompts[i] for i in first], [subsets[i] for i in first], models, rulers)
+        rulers = _ruled(texts[0], texts[1], human[rows])
+    return _Pairs([prompts[i] for i in rows], [subsets[i] for i in rows], models, rulers)
 
 
 def _ruled(first: list[str], second: list[str], human: Doubles) -> dict[str, Doubles]:
-    one, other = ruler.scores(first, 0), ruler.scores(second, 1)
+    one, other = ruler.scores(first), ruler.scores(second)
     return {name: _right(one[name] - other[name], human) for name in one}
 
 
@@ -277,20 +295,19 @@ def _worst(pairs: _Pairs, name: str) -> tuple[str, Interval] | None:
 
 
 def _draw(pairs: _Pairs, table: pa.Table, measure: str, label: str, by: str | None) -> Figure:
+    sizes = Counter(pairs.subsets)
+    drawn = {_OVERALL, *(subset for subset, _ in sizes.most_common(_PANELS))}
     panels: dict[str, list[figure.Dot]] = {}
     for row in table.to_pylist():
-        low, high = (
-            math.nan if row[f"{measure}_{end}"] is None else row[f"{measure}_{end}"] for end in ("low", "high")
-        )
-        value = in_percent(Interval(row[measure], low, high, row["pairs"]))
-        name = ruler.SAYS.get(row["reward"], row["reward"]) if row["kind"] == "ruler" else row["reward"]
-        title = "All pairs" if row["subset"] == _OVERALL else row["subset"]
-        panels.setdefault(title, []).append(figure.Dot(name, value, row["kind"] == "ruler"))
+        if row["subset"] in drawn:
+            low, high = (row[f"{measure}_{end}"] for end in ("low", "high"))
+            bounds = (math.nan, math.nan) if low is None else (low, high)
+            value = in_percent(Interval(row[measure], *bounds, row["pairs"]))
+            name = ruler.SAYS.get(row["reward"], row["reward"]) if row["kind"] == "ruler" else row["reward"]
+            title = "All pairs" if row["subset"] == _OVERALL else row["subset"]
+            panels.setdefault(title, []).append(figure.Dot(name, value, row["kind"] == "ruler"))
     several = len(set(pairs.prompts)) < len(pairs.prompts)
-    return figure.dots(
-        panels,
-        label,
-        f"Bars: 95 % intervals ({'bootstrap over prompts' if several else 'Wilson'}). Hollow: rulers.",
-        (50.0, "coin"),
-        "pairs",
-    )
+    note = f"Bars: 95 % intervals ({'bootstrap over prompts' if several else 'Wilson'}). Hollow: rulers."
+    if len(sizes) > _PANELS:
+        note += f" The largest {_PANELS} of {len(sizes)} values of {by}; the table has them all."
+    return figure.dots(panels, label, note, (50.0, "coin"), "pairs")

@@ -6,6 +6,7 @@ the study with its place: a measurement over whatever was readable would look li
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,8 +60,9 @@ def store(source: Data, study: str) -> Store:
     """Open a store.
 
     Raises:
-        StudyError: The source is no store.
+        StudyError: The source is no store, or a library is not installed.
     """
+    _check_libraries()
     if isinstance(source, Store):
         return source.open()
     if isinstance(source, pa.Table) or not is_store(source):
@@ -76,12 +78,20 @@ def title(source: Data) -> str:
     return path.resolve().name
 
 
-def read(study: str, sources: Sequence[Data], needed: Sequence[str]) -> pa.Table:
+def read(study: str, sources: Sequence[Data], needed: Sequence[str], named: str | None = None) -> pa.Table:
     """Read sources end to end as one table; of a store, its rows.
 
+    Args:
+        study: The study's name, for messages.
+        sources: What to read.
+        needed: Columns that each source must have.
+        named: A column that, of several sources, those which lack it get, holding their own names.
+
     Raises:
-        StudyError: There is no source, one is not there or unreadable, lacks a needed column, or there are no rows.
+        StudyError: There is no source, one is not there or unreadable, lacks a needed column, there are no rows, or a
+            library is not installed.
     """
+    _check_libraries()
     if not sources:
         raise StudyError(f"{study} got nothing to read; name a store or a Parquet or JSONL file")
     tables = []
@@ -93,6 +103,8 @@ def read(study: str, sources: Sequence[Data], needed: Sequence[str]) -> pa.Table
                 f"{study}: {title(source)} has no column {missing[0]!r}; it has {', '.join(table.column_names)}: "
                 f"{study} reads {', '.join(needed)}"
             )
+        if named is not None and named not in table.column_names and len(sources) > 1:
+            table = table.append_column(named, pa.array([title(source)] * len(table), pa.string()))
         tables.append(table)
     whole = pa.concat_tables([t for t in tables if t.num_rows] or tables, promote_options="permissive")
     if not whole.num_rows:
@@ -110,10 +122,8 @@ def texts(study: str, table: pa.Table, name: str) -> list[str]:
     for i, value in enumerate(values):
         if value is None:
             raise StudyError(f"{study}: row {i} has no {name!r}; fill it in or leave the row out")
-    return [
-        value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-        for value in values
-    ]
+    whole = (int(v) if isinstance(v, float) and v.is_integer() else v for v in values)
+    return [str(value) for value in whole]
 
 
 def numbers(study: str, table: pa.Table, name: str) -> Doubles:
@@ -178,6 +188,12 @@ def tabulate(
         for end, values in zip(("", "_low", "_high"), zip(*(i[:3] for i in some), strict=True), strict=True):
             parts[name + end] = pa.array([None if math.isnan(v) else v for v in values], pa.float64())
     return pa.table(parts)
+
+
+def _check_libraries() -> None:
+    for library in ("matplotlib", "scipy", "rouge_score"):
+        if importlib.util.find_spec(library) is None:
+            raise StudyError(f'studies need {library}, which is not installed; pip install "seamcurate[study]"')
 
 
 def _table(source: Data, study: str) -> pa.Table:

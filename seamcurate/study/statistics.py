@@ -76,12 +76,19 @@ def resampled(values: Doubles, groups: Sequence[Hashable] | None = None, seed: i
 
     Rows of one group are drawn together; without groups each row stands alone.
     """
+    random = np.random.default_rng(seed)
+    if groups is None:
+        kinds, counts = np.unique(values, axis=0, return_counts=True)
+        if 4 * len(kinds) < len(values):
+            # Rows that are alike need not be told apart: how often each kind is drawn is all there is.
+            by_kind: Doubles = random.multinomial(len(values), counts / len(values), _DRAWS) @ kinds / len(values)
+            return by_kind
     codes = np.arange(len(values)) if groups is None else _codes(groups)
     size = int(codes.max()) + 1
     sums = np.zeros((size, values.shape[1]))
     np.add.at(sums, codes, values)
-    counts = np.bincount(codes, minlength=size).astype(np.float64)
-    random, found = np.random.default_rng(seed), []
+    counts = np.bincount(codes, minlength=size)
+    found = []
     step = max(1, _SLICE // size)
     for start in range(0, _DRAWS, step):
         drawn = random.integers(0, size, (min(step, _DRAWS - start), size))
@@ -106,7 +113,12 @@ def bootstrap_mean(values: Doubles, groups: Sequence[Hashable] | None = None) ->
 
 
 def share(right: Doubles, groups: Sequence[Hashable]) -> Interval:
-    """Return the mean of shares in [0, 1]: by Wilson where each group has one row, else by a bootstrap over groups."""
+    """Return the mean of shares in [0, 1]: by Wilson where each group has one row, else by a bootstrap over groups.
+
+    What is undecided everywhere is one half whatever rows there are, and has no interval.
+    """
+    if (right == 0.5).all():
+        return Interval(0.5, math.nan, math.nan, len(set(groups)))
     if len(set(groups)) == len(groups):
         return wilson(float(right.mean()), len(right))
     return bootstrap_mean(right, groups)

@@ -78,8 +78,8 @@ def run(
     study = STUDIES[name]
     takes = inspect.signature(study).parameters
     asked: dict[str, object] = {"by": by, "rate": rate, "baseline": baseline, "rows": rows}
-    asked |= {"rewards": rewards or encoder, "policy": policy, "max_tokens": max_tokens}
-    wanted = {key: value for key, value in asked.items() if value}
+    asked |= {"rewards": rewards or encoder or None, "policy": policy, "max_tokens": max_tokens}
+    wanted = {key: value for key, value in asked.items() if value is not None}
     for key in wanted:
         if key not in takes and not (key == "max_tokens" and rewards):
             raise StudyError(f"{name} takes no {key}; leave it out")

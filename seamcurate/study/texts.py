@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from seamcurate import words
 from seamcurate.errors import StudyError
@@ -66,7 +67,7 @@ def self_bleu(texts: Sequence[str]) -> float:
 def responses(*sources: Data) -> Finding:
     """Describe responses by model and query type: words, 4-gram repetition, share of relevant sentences, Self-BLEU.
 
-    Columns: `response`; where they are there, `model`, `query_type`, `relevant_sentences` (a share, as the step of that
+    Columns: `response`; where they are there, `model` (else each of several sources is one), `query_type`, `relevant_sentences` (a share, as the step of that
     name adds), and `prompt`: several responses of one model to a prompt are its samples, whose Self-BLEU is taken.
     The rows of a store are read as they are. Words are runs of letters or of punctuation. Intervals are bootstraps
     over prompts.
@@ -75,8 +76,8 @@ def responses(*sources: Data) -> Finding:
         StudyError: The sources cannot be read, or no row has a response.
     """
     study = "responses"
-    table = results.read(study, sources, ["response"])
-    table = table.filter(pa.compute.is_valid(table["response"]))
+    table = results.read(study, sources, ["response"], named="model")
+    table = table.filter(pc.is_valid(table["response"]))
     if not len(table):
         raise StudyError(f"{study}: no row has a response; name a table that holds some")
     texts = results.texts(study, table, "response")
@@ -131,7 +132,7 @@ def responses(*sources: Data) -> Finding:
 def tax(*sources: Data, baseline: str | None = None) -> Finding:
     """Measure zero-shot tasks by ROUGE-L against references, and what alignment cost: the tax against a baseline.
 
-    Columns: `references` (a text or a list of texts) and `response`; where they are there `model`, `task`,
+    Columns: `references` (a text or a list of texts) and `response`; where they are there `model` (else each of several sources is one), `task`,
     `instance_id` and `input`. ROUGE-L is the F measure of stemmed words, the best over references, × 100, as
     Super-NaturalInstructions' own evaluation has it. Rulers: as many words of the input as the response has, and the
     response to another instance of the task.
@@ -146,7 +147,7 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
     from rouge_score.rouge_scorer import RougeScorer
 
     study = "tax"
-    table = results.read(study, sources, ["references", "response"])
+    table = results.read(study, sources, ["references", "response"], named="model")
     answers = ["" if text is None else text for text in table["response"].to_pylist()]
     models, tasks = _optional(study, table, "model"), _optional(study, table, "task")
     wanted = [[r] if isinstance(r, str) else list(r or []) for r in table["references"].to_pylist()]
@@ -205,9 +206,9 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
     named = [m for m in own if m != baseline] or list(own)
     if baseline is not None:
         paid = [f"{m} {shown(cost[m], '+.1f')}" for m in own if m != baseline]
-        verdict = [m for m in own if cost[m].above_zero and m != baseline]
+        verdict = [f"{m} pays" for m in own if cost[m].above_zero] + [f"{m} gains" for m in own if cost[m].below_zero]
         text = f"against {baseline} at {shown(reached[baseline], '.1f')} ROUGE-L the tax is {', '.join(paid)}"
-        text += f": paid by {', '.join(verdict)}" if verdict else ": not told apart from none"
+        text += f": {', '.join(verdict)}" if verdict else ": not told apart from none"
     best = max(named, key=lambda m: reached[m].estimate)
     gaps = {
         _TOLD[kind]: ruler.Gap(
