@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-attack check format lock clean
+.PHONY: demo test test-attack test-ppo check format lock clean
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -13,6 +13,10 @@ test: .venv/installed
 # TextAttack holds transformers at 4.57, so that it has an environment of its own; what it touches is tested there too.
 test-attack: .venv-attack/installed
 	.venv-attack/bin/python -m pytest tests/test_textattack.py tests/test_attack.py tests/test_models.py tests/test_prefix.py
+
+# The last TRL that had a PPO, which ours is held against.
+test-ppo: .venv-ppo/installed
+	.venv-ppo/bin/python -m pytest tests/test_ppo_oracle.py
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -37,9 +41,16 @@ format: .venv/installed
 	.venv-attack/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-attack.lock -e ".[attack,test]"
 	touch $@
 
+.venv-ppo/installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv-ppo
+	grep -v '^trl==' requirements.lock > .venv-ppo/constraints.txt
+	.venv-ppo/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	.venv-ppo/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-ppo/constraints.txt -e ".[test]" trl==1.12.0 accelerate peft requests==2.34.2
+	touch $@
+
 # Freeze what is installed now; run it after raising a version in .venv, and read the difference.
 lock: .venv/installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^seamcurate' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv .venv-attack demo-store
+	rm -rf .venv .venv-attack .venv-ppo demo-store
