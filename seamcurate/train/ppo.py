@@ -131,7 +131,8 @@ def ppo(
     training.prepare(place)
     work = Workplace(place)
     judge = Judge(reward)
-    asked, measured = _read(data, judge, config)
+    asked = _read(data, judge)
+    apart = None if config.eval_data is None else _read(config.eval_data, judge)
     start = training.identity(model, config)
     own = config.model_copy(update={"revision": None})
     with training.quiet():
@@ -146,11 +147,17 @@ def ppo(
             )
         opened = training.open_model(model, AutoModelForCausalLM, config)
         window = min(config.max_length, weights.window(opened, tokenizer))
-        kept = _fitting(tokenizer, asked, window - config.response_length)
-        tested = _fitting(tokenizer, measured, window - config.response_length)
+        rows, measured = _questions(tokenizer, asked), []
+        if apart is not None:
+            measured = _questions(tokenizer, apart)
+        else:
+            rows, measured = rows_of.held_out(rows, config.eval_rows, config.seed)
+        kept, tested = (
+            [q for q in some if 0 < len(q.ids) <= window - config.response_length] for some in (rows, measured)
+        )
         if not kept:
             raise TrainError(
-                f"none of {len(asked)} prompts leaves room for a response of {config.response_length} tokens in {window}; "
+                f"none of {len(rows)} prompts leaves room for a response of {config.response_length} tokens in {window}; "
                 "lower response_length, or raise max_length"
             )
         inputs: dict[str, JsonValue] = {
@@ -168,17 +175,16 @@ def ppo(
             work.remove()
             return done
         accelerator = Accelerator()
-        if accelerator.is_main_process and len(kept) + len(tested) < len(asked) + len(measured):
-            skipped = len(asked) + len(measured) - len(kept) - len(tested)
+        if accelerator.is_main_process and (skipped := len(rows) + len(measured) - len(kept) - len(tested)):
             note(f"ppo: {skipped:,} prompts skipped: they leave less than {config.response_length} of {window} tokens")
         generation = opened.generation_config
         learner = _learner(opened, tokenizer, judge, config, accelerator)
         result = _train(learner, kept, tested, work, inputs)
         record: dict[str, JsonValue] = {
             **inputs,
-            "rows": len(asked),
+            "rows": len(rows),
             "rows_used": len(kept),
-            "rows_skipped": len(asked) - len(kept),
+            "rows_skipped": len(rows) - len(kept),
             "rows_held_out": len(tested),
             **result,
         }
@@ -192,28 +198,25 @@ def ppo(
     return record
 
 
-def _read(data: Data, judge: Judge, config: PPOTraining) -> tuple[list[Asked], list[Asked]]:
-    """Return the rows to train on and those to measure on, with all that the reward needs."""
+def _read(data: Data, judge: Judge) -> list[Asked]:
+    """Return the rows with all that the reward needs, and nothing that would hide what it is given anyway."""
     asked = rows_of.prompts(data, judge.columns)
-    measured = [] if config.eval_data is None else rows_of.prompts(config.eval_data, judge.columns)
-    for given, some in ((data, asked[:1]), (config.eval_data, measured[:1])):
-        taken = [name for row in some for name in RESERVED if name in row.columns]
-        if taken and given is not None:
-            raise TrainError(
-                f"{rows_of.title(given)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
-            )
-    return (asked, measured) if measured else rows_of.held_out(asked, config.eval_rows, config.seed)
+    if taken := [name for name in RESERVED if name in asked[0].columns]:
+        raise TrainError(
+            f"{rows_of.title(data)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
+        )
+    return asked
 
 
-def _fitting(tokenizer: PreTrainedTokenizerBase, asked: list[Asked], room: int) -> list[Question]:
-    """Return the rows whose prompts take at most so many tokens, each with its place among all."""
-    kept: list[Question] = []
-    for row, one in enumerate(asked):
-        text = tokens.pieces(tokenizer, one.prompt, "")
-        ids = tokens.prompt_ids(tokenizer, text.prompt, text.templated)
-        if 0 < len(ids) <= room:
-            kept.append(Question(row, one, ids))
-    return kept
+def _questions(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Question]:
+    """Return the rows with their prompts' ids, each with its place among all."""
+    found: list[Question] = []
+    with bar("tokenize", len(asked)) as advance:
+        for row, one in enumerate(asked):
+            text = tokens.pieces(tokenizer, one.prompt, "")
+            found.append(Question(row, one, tokens.prompt_ids(tokenizer, text.prompt, text.templated)))
+            advance(1)
+    return found
 
 
 def _learner(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from seamcurate.errors import TrainError
-from seamcurate.models.protocols import Message
+from seamcurate.models.protocols import Message, Prompt
 from seamcurate.train.data import Asked
 from seamcurate.words import split
 
@@ -21,11 +21,16 @@ Reward: TypeAlias = Callable[..., Sequence[float | None]]
 
 
 class Question(NamedTuple):
-    """A row that fits the window: its number in the data, its content, and its prompt's ids."""
+    """A row to train on: its number in the data, its content, and its prompt's ids."""
 
     row: int
     asked: Asked
     ids: list[int]
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt as the data have it."""
+        return self.asked.prompt
 
 
 class Responses(NamedTuple):
