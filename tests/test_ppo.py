@@ -598,6 +598,25 @@ def test_a_reward_that_fails_is_named_before_anything_is_trained(
     assert not log(tmp_path / "out.training")
 
 
+@pytest.mark.parametrize(
+    ("epochs", "message"),
+    [(1, "the policy's probabilities are no finite numbers any more"), (2, "the loss at update 1 is no finite number")],
+)
+def test_training_that_blows_up_stops(epochs: int, message: str, plain: Path, tmp_path: Path) -> None:  # noqa: F811
+    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+    with pytest.raises(TrainError, match=f"{message}; lower learning_rate"):
+        ppo(plain, share_of_e, data, tmp_path / "out", changed(learning_rate=1e30, num_ppo_epochs=epochs))
+
+
+def test_a_failing_reward_names_the_row_as_the_data_count_it(plain: Path, tmp_path: Path) -> None:  # noqa: F811
+    def one_fails(prompts: list[str], thing: list[str], **rest: Any) -> list[float | None]:
+        return [math.nan if name == THINGS[20] else 1.0 for name in thing]
+
+    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+    with pytest.raises(TrainError, match=r"for row 20;"):
+        ppo(plain, one_fails, data, tmp_path / "out", changed(max_steps=5, eval_rows=3))
+
+
 class NeedsReference:
     columns = ("reference",)
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,7 +82,16 @@ def prompts(data: Data, needed: Sequence[str] = ()) -> list[Asked]:
     return [Asked(row.prompt, {key: row.columns.get(key) for key in sorted(known)}) for row in read]
 
 
-Prompted = TypeVar("Prompted", Row, Asked)
+class HasPrompt(Protocol):
+    """Whatever is kept by its prompt."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt."""
+        ...
+
+
+Prompted = TypeVar("Prompted", bound=HasPrompt)
 
 
 def title(data: Data) -> str:

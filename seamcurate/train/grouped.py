@@ -20,7 +20,7 @@ from seamcurate.train import training
 from seamcurate.train.data import Asked, Data
 from seamcurate.train.journal import Journal
 from seamcurate.train.kl import KLController
-from seamcurate.train.rollout import Judge, Question, Reward, fitting, repetition
+from seamcurate.train.rollout import Judge, Question, Reward, questions, repetition
 from seamcurate.train.training import Training
 
 
@@ -101,7 +101,8 @@ def _train(
                 "set tokenizer.eos_token and save it there"
             )
         opened = training.open_model(model, AutoModelForCausalLM, config)
-        kept = fitting(tokenizer, asked, weights.window(opened, tokenizer) - config.max_completion_length)
+        room = weights.window(opened, tokenizer) - config.max_completion_length
+        kept = [one for one in questions(tokenizer, asked) if 0 < len(one.ids) <= room]
         if not kept:
             raise TrainError(
                 f"none of {len(asked)} prompts leaves room for {config.max_completion_length} tokens of answer in the "

@@ -236,14 +236,21 @@ class Learner:
 
     def _respond(self, questions: Sequence[Question]) -> Responses:
         config = self.config
-        return respond(
-            self.actor.policy,
-            self.tokenizer,
-            [q.ids for q in questions],
-            config.response_length,
-            config.temperature,
-            config.stop_strings,
-        )
+        try:
+            return respond(
+                self.actor.policy,
+                self.tokenizer,
+                [q.ids for q in questions],
+                config.response_length,
+                config.temperature,
+                config.stop_strings,
+            )
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise TrainError(
+                "the policy's probabilities are no finite numbers any more; lower learning_rate"
+            ) from error
 
     def _scaled(self, raw: Tensor, responses: Responses) -> Tensor:
         """Return the scores as they are learnt from; 0 stands for none."""

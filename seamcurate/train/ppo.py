@@ -19,7 +19,7 @@ from seamcurate.train import data as rows_of
 from seamcurate.train import training
 from seamcurate.train.checkpoint import BOARD, LOG, Workplace
 from seamcurate.train.data import Asked, Data
-from seamcurate.train.rollout import Judge, Question, Reward, fitting
+from seamcurate.train.rollout import Judge, Question, Reward, drawn, questions
 from seamcurate.train.training import Training
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def ppo(
     training.prepare(place)
     work = Workplace(place)
     judge = Judge(reward)
-    asked, measured = _read(data, judge, config)
+    asked = _read(data, judge)
+    apart = None if config.eval_data is None else _read(config.eval_data, judge)
     start = training.identity(model, config)
     own = config.model_copy(update={"revision": None})
     with training.quiet():
@@ -142,11 +143,17 @@ def ppo(
             )
         opened = training.open_model(model, AutoModelForCausalLM, config)
         window = min(config.max_length, weights.window(opened, tokenizer))
-        kept = fitting(tokenizer, asked, window - config.response_length)
-        tested = fitting(tokenizer, measured, window - config.response_length)
+        rows, measured = questions(tokenizer, asked), []
+        if apart is not None:
+            measured = questions(tokenizer, apart)
+        else:
+            rows, measured = rows_of.held_out(rows, config.eval_rows, config.seed)
+        kept, tested = (
+            [q for q in some if 0 < len(q.ids) <= window - config.response_length] for some in (rows, measured)
+        )
         if not kept:
             raise TrainError(
-                f"none of {len(asked)} prompts leaves room for a response of {config.response_length} tokens in {window}; "
+                f"none of {len(rows)} prompts leaves room for a response of {config.response_length} tokens in {window}; "
                 "lower response_length, or raise max_length"
             )
         inputs: dict[str, JsonValue] = {
@@ -164,17 +171,16 @@ def ppo(
             work.remove()
             return done
         accelerator = Accelerator()
-        if accelerator.is_main_process and len(kept) + len(tested) < len(asked) + len(measured):
-            skipped = len(asked) + len(measured) - len(kept) - len(tested)
+        if accelerator.is_main_process and (skipped := len(rows) + len(measured) - len(kept) - len(tested)):
             note(f"ppo: {skipped:,} prompts skipped: they leave less than {config.response_length} of {window} tokens")
         generation = opened.generation_config
         learner = _learner(opened, tokenizer, judge, config, accelerator)
         result = _train(learner, kept, tested, work, inputs)
         record: dict[str, JsonValue] = {
             **inputs,
-            "rows": len(asked),
+            "rows": len(rows),
             "rows_used": len(kept),
-            "rows_skipped": len(asked) - len(kept),
+            "rows_skipped": len(rows) - len(kept),
             "rows_held_out": len(tested),
             **result,
         }
@@ -188,17 +194,14 @@ def ppo(
     return record
 
 
-def _read(data: Data, judge: Judge, config: PPOTraining) -> tuple[list[Asked], list[Asked]]:
-    """Return the rows to train on and those to measure on, with all that the reward needs."""
+def _read(data: Data, judge: Judge) -> list[Asked]:
+    """Return the rows with all that the reward needs, and nothing that would hide what it is given anyway."""
     asked = rows_of.prompts(data, judge.columns)
-    measured = [] if config.eval_data is None else rows_of.prompts(config.eval_data, judge.columns)
-    for given, some in ((data, asked[:1]), (config.eval_data, measured[:1])):
-        taken = [name for row in some for name in RESERVED if name in row.columns]
-        if taken and given is not None:
-            raise TrainError(
-                f"{rows_of.title(given)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
-            )
-    return (asked, measured) if measured else rows_of.held_out(asked, config.eval_rows, config.seed)
+    if taken := [name for name in RESERVED if name in asked[0].columns]:
+        raise TrainError(
+            f"{rows_of.title(data)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
+        )
+    return asked
 
 
 def _learner(
@@ -248,8 +251,6 @@ def _train(
 ) -> dict[str, JsonValue]:
     """Run all updates that are left, with their logs and checkpoints; returns what they came to."""
     from contextlib import ExitStack
-
-    from seamcurate.train.rollout import drawn
 
     config, accelerator = learner.config, learner.accelerator
     local = config.per_device_train_batch_size * config.gradient_accumulation_steps

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from seamcurate.errors import TrainError
 from seamcurate.models import tokens
-from seamcurate.models.protocols import Message
+from seamcurate.models.protocols import Message, Prompt
+from seamcurate.progress import bar
 from seamcurate.train.data import Asked
 from seamcurate.words import split
 
@@ -22,11 +23,16 @@ Reward: TypeAlias = Callable[..., Sequence[float | None]]
 
 
 class Question(NamedTuple):
-    """A row that fits the window: its number in the data, its content, and its prompt's ids."""
+    """A row to train on: its number in the data, its content, and its prompt's ids."""
 
     row: int
     asked: Asked
     ids: list[int]
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt as the data have it."""
+        return self.asked.prompt
 
 
 class Responses(NamedTuple):
@@ -46,15 +52,15 @@ class Responses(NamedTuple):
     """As a reward reads it: without special tokens, cut before a stop string."""
 
 
-def fitting(tokenizer: PreTrainedTokenizerBase, asked: list[Asked], room: int) -> list[Question]:
-    """Return the rows whose prompts take at most so many tokens, each with its place among all."""
-    kept: list[Question] = []
-    for row, one in enumerate(asked):
-        text = tokens.pieces(tokenizer, one.prompt, "")
-        ids = tokens.prompt_ids(tokenizer, text.prompt, text.templated)
-        if 0 < len(ids) <= room:
-            kept.append(Question(row, one, ids))
-    return kept
+def questions(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Question]:
+    """Return the rows with their prompts' ids, each with its place among all."""
+    found: list[Question] = []
+    with bar("tokenize", len(asked)) as advance:
+        for row, one in enumerate(asked):
+            text = tokens.pieces(tokenizer, one.prompt, "")
+            found.append(Question(row, one, tokens.prompt_ids(tokenizer, text.prompt, text.templated)))
+            advance(1)
+    return found
 
 
 def drawn(count: int, start: int, size: int, seed: int) -> Iterator[int]:
