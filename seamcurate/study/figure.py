@@ -232,7 +232,7 @@ def heat(
         note: What the panels show.
     """
     figure = _figure(2.9 + 0.1 * len(rows))
-    mosaic = figure.subplot_mosaic([["grid", title] for title in sides], width_ratios=[1.25, 1])
+    mosaic: dict[str, Axes] = figure.subplot_mosaic([["grid", title] for title in sides], width_ratios=[1.25, 1])
     left = mosaic["grid"]
     image = left.imshow(values, origin="lower", aspect="auto", cmap="cividis")
     low, high = np.nanmin(values), np.nanmax(values)
@@ -248,7 +248,7 @@ def heat(
     left.spines[:].set_visible(False)
     left.tick_params(length=0)
     bar = figure.colorbar(image, ax=left, location="top", fraction=0.05, pad=0.02, shrink=0.7)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label(labels[2])
     bar.ax.tick_params(length=2)
     first = mosaic[next(iter(sides))]

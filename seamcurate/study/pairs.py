@@ -300,9 +300,10 @@ def _draw(pairs: _Pairs, table: pa.Table, measure: str, label: str, by: str | No
     panels: dict[str, list[figure.Dot]] = {}
     for row in table.to_pylist():
         if row["subset"] in drawn:
-            low, high = (row[f"{measure}_{end}"] for end in ("low", "high"))
-            bounds = (math.nan, math.nan) if low is None else (low, high)
-            value = in_percent(Interval(row[measure], *bounds, row["pairs"]))
+            low, high = (
+                math.nan if row[f"{measure}_{end}"] is None else row[f"{measure}_{end}"] for end in ("low", "high")
+            )
+            value = in_percent(Interval(row[measure], low, high, row["pairs"]))
             name = ruler.SAYS.get(row["reward"], row["reward"]) if row["kind"] == "ruler" else row["reward"]
             title = "All pairs" if row["subset"] == _OVERALL else row["subset"]
             panels.setdefault(title, []).append(figure.Dot(name, value, row["kind"] == "ruler"))
