@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from seamcurate.export import to_openrlhf, to_trl, to_verl
     from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
     from seamcurate.recipe import Models, Recipe
+    from seamcurate.rewards import ModelReward, RerReward
+    from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
     from seamcurate.run import run_local
     from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
     from seamcurate.source import Source
-    from seamcurate.split import Split
+    from seamcurate.split import Augment, Split
     from seamcurate.step import Step, column
     from seamcurate.store import Store
     from seamcurate.views import query
@@ -60,10 +62,12 @@ _WHERE = {
         "Rer",
         "rer",
     ),
+    "rewards": ("ModelReward", "RerReward"),
+    "rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run": ("run_local",),
     "seamlessness": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
     "source": ("Source",),
-    "split": ("Split",),
+    "split": ("Augment", "Split"),
     "step": ("Step", "column"),
     "store": ("Store",),
     "views": ("query",),
@@ -74,12 +78,15 @@ __version__ = "0.1.0"
 __all__ = [
     "AskQueryType",
     "Attack",
+    "Augment",
     "CausalLM",
     "Embed",
     "FakeModel",
     "Generate",
     "Judge",
+    "LengthCalibrated",
     "LengthIncentive",
+    "ModelReward",
     "Models",
     "OpenAIServer",
     "Perplexity",
@@ -92,9 +99,13 @@ __all__ = [
     "RelevantSentences",
     "RepetitionPenalty",
     "Rer",
+    "RerReward",
     "Retrieve",
     "Reward",
+    "RewardReliability",
+    "RewardSpread",
     "Rewards",
+    "Rip",
     "Seam",
     "SeamcurateError",
     "SentenceEncoder",
