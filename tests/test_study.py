@@ -42,10 +42,14 @@ def test_a_study_writes_table_two_figures_and_its_line(tmp_path):
 def test_sources_are_files_folders_and_tables_end_to_end(tmp_path):
     pq.write_table(pa.Table.from_pylist(RUNS[:3]), tmp_path / "a.parquet")
     pq.write_table(pa.Table.from_pylist(RUNS[3:]), tmp_path / "b.parquet")
+    (tmp_path / "runs.csv").write_text(
+        "\n".join(["method,seed,quality", *(f"{m},{s},{q}" for m, s, q in map(dict.values, RUNS))])
+    )
     lines = {
         study.selection(tmp_path).line,
         study.selection(tmp_path / "a.parquet", pa.Table.from_pylist(RUNS[3:])).line,
         study.selection(pa.Table.from_pylist(RUNS)).line,
+        study.selection(tmp_path / "runs.csv").line,
     }
     assert len(lines) == 1
 
@@ -98,7 +102,7 @@ def test_values_that_are_none_or_no_numbers_stop_a_study_at_their_row(tmp_path):
         study.selection(pa.table({"method": ["seam"], "seed": [0], "quality": [0.1]}))
     broken = tmp_path / "runs.jsonl"
     broken.write_text('{"method": ')
-    with pytest.raises(StudyError, match=r"runs\.jsonl is no readable Parquet or JSONL file"):
+    with pytest.raises(StudyError, match=r"runs\.jsonl is no readable Parquet, JSONL or CSV file"):
         study.selection(broken)
 
 

@@ -69,6 +69,11 @@ def test_mismatch_reads_verdicts_that_are_there():
     assert found.table["mismatch"].to_pylist() == pytest.approx([1 / 3, 1 / 3])
     signs = [row | {k: {"a": 1.5, "b": -2.0, "tie": 0.0}[row[k]] for k in ("human", "model")} for row in rows]
     assert study.mismatch(pa.Table.from_pylist(signs[::-1])).table["mismatch"].to_pylist() == pytest.approx([1 / 3] * 2)
+    binary = [
+        {"reward": "7B", "prompt_id": i, "human": h, "model": m}
+        for i, (h, m) in enumerate(zip([1, 0, 0, 1], [1, 0, 1, 1], strict=True))
+    ]
+    assert study.mismatch(pa.Table.from_pylist(binary)).table["mismatch"].to_pylist() == [0.25]
     with pytest.raises(StudyError, match="70B was asked about other pairs than 7B"):
         study.mismatch(pa.Table.from_pylist(rows[:-1]))
 

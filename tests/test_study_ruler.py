@@ -35,6 +35,6 @@ def test_without_an_interval_the_estimate_decides():
 
 
 def test_methods_that_are_rulers_are_known_by_name():
-    assert [ruler.of_method(m) for m in ("random", "Longest", "seam_shuffled", "seam_gpt", "rip")] == [
-        "random", "length", "shuffled", None, None,
+    assert [ruler.of_method(m) for m in ("random", "Longest", "seam_shuffled", "seam_gpt", "rip", "augment_random")] == [
+        "random", "length", "shuffled", None, None, "random",
     ]  # fmt: skip

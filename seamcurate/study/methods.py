@@ -192,7 +192,7 @@ def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> 
 def _best(runs: Mapping[str, BySeed]) -> str:
     """Return the best of SEAM's own methods; without one, of those in earnest; without one, of all."""
     earnest = [method for method in runs if ruler.of_method(method) is None] or list(runs)
-    seam = [method for method in earnest if method.lower().startswith("seam")] or earnest
+    seam = [method for method in earnest if method.lower().removeprefix("augment_").startswith("seam")] or earnest
     return max(seam, key=lambda method: mean(list(runs[method].values())).estimate)
 
 

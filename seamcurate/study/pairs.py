@@ -51,7 +51,7 @@ def mismatch(
 
     Columns: `prompt`, `response_a`, `response_b`, `label` (`a`, `b` or `tie`, people's), optionally `context`, put
     before the prompt; or, with verdicts at hand, `reward` (the reward model's name), `prompt_id`, `human`, `model`
-    (each `a`, `b` or `tie`, or a number: by how much `a` is better) and optionally `response_a` and `response_b`. Pairs
+    (each `a`, `b` or `tie`, or 1 and 0 for `a` and `b`, or by how much `a` is better) and optionally `response_a` and `response_b`. Pairs
     that people call a tie are left out.
 
     Args:
@@ -146,10 +146,14 @@ def _counted(pairs: _Pairs, name: str, what: str, ties: int = 0) -> str:
 
 
 def _verdicts(study: str, table: pa.Table, name: str) -> Doubles:
-    """Return 1 for `a`, −1 for `b`, 0 for a tie; of numbers, by how much `a` is better, the sign."""
+    """Return 1 for `a`, −1 for `b`, 0 for a tie.
+
+    Of numbers, by how much `a` is better, the sign; where all are 0 or 1 they say whether it is.
+    """
     kind = table[name].type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        signs: Doubles = np.sign(results.numbers(study, table, name))
+        values = results.numbers(study, table, name)
+        signs: Doubles = 2 * values - 1 if np.isin(values, (0, 1)).all() else np.sign(values)
         return signs
     found = results.chosen(study, name, results.texts(study, table, name), list(_VERDICTS))
     return np.array([_VERDICTS[verdict] for verdict in found])

@@ -1,4 +1,4 @@
-"""What a study reads: stores, or tables of results in Parquet and JSONL, and what it hands back.
+"""What a study reads: stores, or tables of results in Parquet, JSONL and CSV, and what it hands back.
 
 Each study documents its columns by name; several sources are one table end to end. A row that cannot be read stops
 the study with its place: a measurement over whatever was readable would look like one over everything.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from seamcurate import views
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Data: TypeAlias = str | Path | pa.Table | Store
-"""A store or its folder, a Parquet or JSONL file, a folder of Parquet files, or a table in memory."""
+"""A store or its folder, a Parquet, JSONL or CSV file, a folder of Parquet files, or a table in memory."""
 
 
 class Finding(NamedTuple):
@@ -93,7 +94,7 @@ def read(study: str, sources: Sequence[Data], needed: Sequence[str], named: str 
     """
     _check_libraries()
     if not sources:
-        raise StudyError(f"{study} got nothing to read; name a store or a Parquet or JSONL file")
+        raise StudyError(f"{study} got nothing to read; name a store or a Parquet, JSONL or CSV file")
     tables = []
     for source in sources:
         table = _table(source, study)
@@ -210,11 +211,13 @@ def _table(source: Data, study: str) -> pa.Table:
         if path.suffix in {".jsonl", ".json"}:
             lines = path.read_text(encoding="utf-8").splitlines()
             return pa.Table.from_pylist([json.loads(line) for line in lines if line.strip()])
+        if path.suffix == ".csv":
+            return csv.read_csv(path)
         return pa.concat_tables(
             [pq.read_table(file, partitioning=None) for file in files], promote_options="permissive"
         )
     except (pa.ArrowException, OSError, ValueError, AttributeError, TypeError) as error:
         why = (str(error).splitlines() or [""])[0]
         raise StudyError(
-            f"{study}: {path.name} is no readable Parquet or JSONL file ({why:.120}); write it anew"
+            f"{study}: {path.name} is no readable Parquet, JSONL or CSV file ({why:.120}); write it anew"
         ) from error

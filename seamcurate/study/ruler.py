@@ -51,7 +51,7 @@ def scores(texts: Sequence[str]) -> dict[str, Doubles]:
 
 def of_method(method: str) -> str | None:
     """Return which ruler, or negative control, a method of a results table is; None for a method in earnest."""
-    name = method.lower()
+    name = method.lower().removeprefix("augment_")
     return "shuffled" if "shuffled" in name else _METHODS.get(name)
 
 
