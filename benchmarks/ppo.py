@@ -20,19 +20,19 @@ from benchmarks.race import race
 from seamcurate.models import tokens
 from seamcurate.train.ppo import PPOTraining, ppo
 
-BATCH, LENGTH, RATE, COEFFICIENT, PROMPTS = 16, 24, 2e-3, 0.01, 256
+BATCH, LENGTH, RATE, COEFFICIENT, PROMPTS = 16, 16, 3e-3, 0.01, 128
 
 
-def policy(folder: Path, labels: int | None = None) -> Path:
-    """Save a Qwen2 of 0.9 M made-up weights, or with `labels` a reward model."""
+def policy(folder: Path, width: int, vocabulary: int, labels: int | None = None) -> Path:
+    """Save a Qwen2 of made-up weights, or with `labels` a reward model."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=2_000,
-        hidden_size=128,
-        intermediate_size=384,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -43,7 +43,7 @@ def policy(folder: Path, labels: int | None = None) -> Path:
         **({} if labels is None else {"num_labels": labels}),
     )
     (Qwen2ForCausalLM if labels is None else Qwen2ForSequenceClassification)(config).save_pretrained(folder)
-    inputs.tokenizer(2_000).save_pretrained(folder)
+    inputs.tokenizer(vocabulary).save_pretrained(folder)
     return folder
 
 
@@ -161,15 +161,16 @@ def main(scale: float) -> None:
         raise SystemExit('ppo: this TRL has no PPOTrainer; pip install "trl==1.12.0" into an environment of its own')
     warnings.simplefilter("ignore")
     logging.getLogger("trl").setLevel(logging.ERROR)
-    updates = max(4, round(30 * scale))
     prompts = [inputs.prompt_of(12 + i % 20, 3 * i) for i in range(PROMPTS)]
-    with tempfile.TemporaryDirectory() as folder:
-        start, critic = policy(Path(folder) / "policy"), policy(Path(folder) / "critic", labels=1)
-        for label, lora, value in (
-            ("all weights, value model", False, critic),
-            ("adapters, value head against their value model", True, None),
-        ):
-            _race(label, start, critic, value, prompts, updates, lora)
+    for label, width, vocabulary, lora, head, updates in (
+        ("0.05 M weights, all trained, value model", 32, 600, False, False, 24),
+        ("0.9 M weights, all trained, value model", 128, 2_000, False, False, 12),
+        ("0.9 M weights, adapters, value head against their value model", 128, 2_000, True, True, 12),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            start = policy(Path(folder) / "policy", width, vocabulary)
+            critic = policy(Path(folder) / "critic", width, vocabulary, labels=1)
+            _race(label, start, critic, None if head else critic, prompts, max(4, round(updates * scale)), lora)
 
 
 def _race(
@@ -206,5 +207,5 @@ def _race(
             },
         }
 
-    setting = f"{label}, 0.9 M weights, {updates} updates of {BATCH} responses of at most {LENGTH} tokens, 4 epochs × 2 mini batches"
+    setting = f"{label}, {updates} updates of {BATCH} responses of at most {LENGTH} tokens, 4 epochs × 2 mini batches"
     race("ppo", "TRL 1.12 PPOTrainer", ours, peer, same, setting, 3, told)
