@@ -192,6 +192,10 @@ def make(store: Store, name: str, split: Split) -> Made:
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
         there = record
+    elif there["format"] != split.format:
+        # The same rows in another form: the ledger stays.
+        there = {**there, "format": split.format}
+        save_json(folder / "split.json", there)
     told = there["lines"]
     assert isinstance(told, list)
     return Made(name, int(str(there["kept"])), int(str(there["dropped"])), [str(line) for line in told])

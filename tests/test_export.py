@@ -97,6 +97,12 @@ def test_trl_formats_have_their_columns(store, tmp_path, form, core):
         assert sum(not r["label"] for r in rows) == sum(map(len, worse.values()))
 
 
+def test_another_format_of_the_same_rows_is_what_is_exported(store, tmp_path):
+    splits.make(store, "same", Split(filter=ALL))
+    splits.make(store, "same", Split(filter=ALL, format="sft"))
+    assert to_trl(store, "same", tmp_path / "out").columns[:2] == ["prompt", "completion"]
+
+
 def test_chat_prompts_get_chat_answers(chat, tmp_path):
     for form in ("prompts", "sft", "preferences"):
         splits.make(chat, form, Split(filter="SELECT row_id FROM rows", format=form))
