@@ -12,7 +12,8 @@
     │   └── BusyError        another run holds the store
     ├── QueryError       SQL that cannot be answered
     ├── ExportError      a split that no trainer would load
-    └── TrainError       training that cannot start or go on
+    ├── TrainError       training that cannot start or go on
+    └── HubError         the Hub cannot be asked, or what it holds cannot be used
 
 All of them are the user's to mend: the command line prints the message alone and exits with 2.
 """
@@ -68,3 +69,7 @@ class ExportError(SeamcurateError):
 
 class TrainError(SeamcurateError):
     """Training that cannot start or go on."""
+
+
+class HubError(SeamcurateError):
+    """The Hub cannot be asked, or what it holds cannot be used."""
