@@ -260,6 +260,9 @@ def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verd
         *_summary(recipe, known, splits, about),
         "",
         "## What was dropped, and why",
+        "",
+        "A score that only repeats something simple is no better than it. So rulers stand beside each score: how far the rows' "
+        "scores go with them (Spearman's rank correlation, from −1 to 1), and what the filter did to their means.",
     ]
     for split in splits:
         parts += ["", *_verdicts(recipe, known, split, about.figures.get(split.name))]
@@ -319,11 +322,6 @@ def _verdicts(recipe: Recipe, known: Mapping[str, JsonValue], split: Verdicts, f
         yield ""
         yield f"![{split.score} and length of the rows kept and dropped in {split.name}]({figure})"
     yield ""
-    yield (
-        "A score that only repeats something simple would be no better than it. So the rulers stand beside the score: how far "
-        "each row's score goes with them (Spearman's rank correlation, from −1 to 1), and what the filter did to their means."
-    )
-    yield ""
     rulers = [
         [one.name, _signed(one.correlation), _number(one.all), _number(one.kept), _number(one.dropped)]
         for one in split.rulers
@@ -380,7 +378,7 @@ def _again(about: About, version: str) -> Iterator[str]:
 
 def loading(repo_id: str, splits: Sequence[Verdicts], trainer: str) -> Iterator[str]:
     """Yield how each trainer loads a split of each format, as Markdown."""
-    for split in {split.form: split for split in reversed(splits)}.values():
+    for split in _first_of_each_form(splits):
         if len({one.form for one in splits}) > 1:
             yield f"Format *{split.form}*, as in `{split.name}`:"
             yield ""
@@ -389,6 +387,13 @@ def loading(repo_id: str, splits: Sequence[Verdicts], trainer: str) -> Iterator[
             yield ""
             yield from _fenced(language, code)
             yield ""
+
+
+def _first_of_each_form(splits: Sequence[Verdicts]) -> list[Verdicts]:
+    found: dict[str, Verdicts] = {}
+    for split in splits:
+        found.setdefault(split.form, split)
+    return list(found.values())
 
 
 def _snippets(repo_id: str, split: str, form: str, trainer: str) -> Iterator[tuple[str, str, str]]:
@@ -414,7 +419,7 @@ def _snippets(repo_id: str, split: str, form: str, trainer: str) -> Iterator[tup
         yield "verl", "shell", folder + _VERL_RUN.format(files=f"rows/data/{split}/train-00000-of-00001.parquet")
     elif trainer == "trl" and form == "prompts":
         yield "verl", "python", load + _TO_VERL.format(split=split)
-        yield "", "shell", _VERL_RUN.format(files="rows.parquet")
+        yield "verl, on that file", "shell", _VERL_RUN.format(files="rows.parquet")
 
 
 _TRL = {
@@ -476,8 +481,8 @@ def place(source: Source) -> str:
 
 
 def megabytes(size: int) -> str:
-    """Write a number of bytes in megabytes."""
-    return f"{size / 1e6:,.1f} MB"
+    """Write a number of bytes in megabytes, or kilobytes where they are few."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _revision(identity: JsonValue) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 import yaml
+from pydantic import JsonValue
 
 import seamcurate
 from seamcurate import card, recipe, split
