@@ -541,13 +541,14 @@ def draw(split: Verdicts, out: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 2.6), dpi=90, layout="constrained")
+    figure = Figure(figsize=(8, 2.6), dpi=90)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     _histogram(left, split.scores, split.keeps, split.score)
     _histogram(right, split.lengths, split.keeps, "length in words")
     left.set_ylabel("rows")
     left.legend(frameon=False, fontsize=8)
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.95, bottom=0.2, wspace=0.15)
     # Without a date and a version, the same store gives the same bytes, and no commit.
     figure.savefig(out, metadata={"Software": None})
     return True
@@ -556,7 +557,8 @@ def draw(split: Verdicts, out: Path) -> bool:
 def _histogram(axes: Axes, values: Floats, keeps: npt.NDArray[np.bool_], title: str) -> None:
     there = np.isfinite(values)
     edges = np.histogram_bin_edges(values[there], 40) if there.any() else np.linspace(0, 1, 41)
-    parts = [values[there & keeps], values[there & ~keeps]]
-    axes.hist(parts, edges.tolist(), stacked=True, label=["kept", "dropped"], color=["#4c78a8", "#e45756"])
+    kept, dropped = (np.histogram(values[there & some], edges)[0] for some in (keeps, ~keeps))
+    axes.stairs(kept, edges, fill=True, label="kept", color="#4c78a8")
+    axes.stairs(kept + dropped, edges, baseline=kept, fill=True, label="dropped", color="#e45756")
     axes.set_xlabel(title)
     axes.spines[["top", "right"]].set_visible(False)

@@ -223,7 +223,7 @@ def _moves(name: str, one: _Side, two: _Side, inputs: list[Input], upstream: Map
     with duckdb.connect() as connection:
         connection.register("before", before)
         connection.register("after", after)
-        rows = connection.execute(_JOINED, {"score": score, "because": because}).to_arrow_table()
+        rows = connection.sql(_JOINED, params={"score": score, "because": because}).to_arrow_table()
     return Moves(name, told[0], told[1], rows)
 
 

@@ -231,8 +231,9 @@ def push(
     """
     with asking(repo_id):
         api = _api(repo_id, writing=True)
+        there = _newest(api, repo_id, public)
         prepared = prepare(path, store, repo_id, trainer, licences or _licences(api, recipe.load(path)))
-        head = _again(lambda: _made(api, repo_id, public))
+        head = there or _again(lambda: _made(api, repo_id, public))
         remote = {file.path: file for file in tree(api, repo_id, head)}
         changed = [name for name in prepared.files if not same(prepared.folder / name, remote.get(name))]
         removed = [name for name in remote if _OURS.fullmatch(name) and name not in prepared.files]
@@ -255,18 +256,22 @@ def _api(repo_id: str, writing: bool = False) -> HfApi:
     return HfApi(token=token, library_name="seamcurate", library_version=seamcurate.__version__)
 
 
-def _made(api: HfApi, repo_id: str, public: bool) -> str:
-    """Return the repository's newest commit, making the repository where there is none."""
+def _newest(api: HfApi, repo_id: str, public: bool) -> str | None:
+    """Return the repository's newest commit; None where there is no repository."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         info = api.dataset_info(repo_id)
-        if info.private is False and not public:
-            raise HubError(f"{repo_id} is public already; give --public to push to it, or name another repository")
     except RepositoryNotFoundError:
-        api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True)
-        info = api.dataset_info(repo_id)
+        return None
+    if info.private is False and not public:
+        raise HubError(f"{repo_id} is public already; give --public to push to it, or name another repository")
     return str(info.sha)
+
+
+def _made(api: HfApi, repo_id: str, public: bool) -> str:
+    api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True)
+    return str(api.dataset_info(repo_id).sha)
 
 
 def _sent(
@@ -412,25 +417,25 @@ def _fail(repo_id: str, error: Exception) -> NoReturn:
 
 
 def _said(error: Exception) -> str:
-    names = {type(one).__name__ for one in _causes(error)}
-    status = _status(error)
-    if names & {"RepositoryNotFoundError", "GatedRepoError"}:
-        return "no such data set, or no access to it; check the name, and that you are logged in (`hf auth login`)"
-    if "RevisionNotFoundError" in names:
-        return "it has no such revision; name a commit, a tag or a branch"
-    if "OfflineModeIsEnabled" in names:
-        return "HF_HUB_OFFLINE forbids asking the Hub; unset it"
-    if status in _ANSWERS:
-        return _ANSWERS[status]
-    if status is not None and status >= 500:
-        return f"the Hub fails (status {status}); run the same command later: what has arrived is not sent again"
-    if status is not None:
-        return f"the Hub refuses (status {status}): {_redacted(getattr(error, 'server_message', None) or '')}"
-    if any(_broke(one) for one in _causes(error)):
-        return (
-            "the connection to the Hub broke; check the network and run the same command again: what has arrived is not "
-            "sent again"
-        )
+    for one in _causes(error):
+        kind, status = type(one).__name__, _status(one)
+        if kind in ("RepositoryNotFoundError", "GatedRepoError"):
+            return "no such data set, or no access to it; check the name, and that you are logged in (`hf auth login`)"
+        if kind == "RevisionNotFoundError":
+            return "it has no such revision; name a commit, a tag or a branch"
+        if kind == "OfflineModeIsEnabled":
+            return "HF_HUB_OFFLINE forbids asking the Hub; unset it"
+        if status in _ANSWERS:
+            return _ANSWERS[status]
+        if status is not None and status >= 500:
+            return f"the Hub fails (status {status}); run the same command later: what has arrived is not sent again"
+        if status is not None:
+            return f"the Hub refuses (status {status}): {_redacted(getattr(one, 'server_message', None) or 'no reason given')}"
+        if _broke(one):
+            return (
+                "the connection to the Hub broke; check the network and run the same command again: what has arrived is "
+                "not sent again"
+            )
     return f"{type(error).__name__}: {_redacted(str(error))}"
 
 
@@ -458,12 +463,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: Exception) -> int | None:
-    for one in _causes(error):
-        status = getattr(getattr(one, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
+def _status(error: BaseException) -> int | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _broke(error: BaseException) -> bool:
@@ -476,7 +478,7 @@ def _again(work: Callable[[], T]) -> T:
         try:
             return work()
         except Exception as error:
-            status = _status(error)
+            status = next((found for one in _causes(error) if (found := _status(one)) is not None), None)
             transient = status in _TRANSIENT if status is not None else any(map(_broke, _causes(error)))
             seconds = max(wait, _asked_wait(error))
             if not transient or seconds > _LONGEST_WAIT:
