@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 import seamcurate
-from seamcurate import card, hub, shard
+from seamcurate import card, hub, shard, views
 from seamcurate.errors import HubError
 from seamcurate.store import Store, load_json
-from seamcurate.tables import brief
+from seamcurate.tables import brief, clean
 
 _SHOWN = 5
 
@@ -63,7 +63,7 @@ class Moves(NamedTuple):
             connection.register("moved", self.rows)
             for before, after, why, n, some in connection.execute(sql, {"shown": _SHOWN}).fetchall():
                 more = ", …" if n > len(some) else ""
-                yield f"  {_state(before)} → {_state(after)}: {n:,}, {why}; rows {', '.join(map(str, some))}{more}"
+                yield f"  {_state(before)} → {_state(after)}: {n:,}, {clean(why)}; rows {', '.join(map(str, some))}{more}"
 
 
 class Difference(NamedTuple):
@@ -77,7 +77,7 @@ class Difference(NamedTuple):
         """Yield what a person should know."""
         yield from self.notes
         yield "inputs that differ:" if self.inputs else "no input differs"
-        yield from (f"  {one.line()}" for one in self.inputs)
+        yield from (f"  {clean(one.line())}" for one in self.inputs)
         for split in self.splits:
             yield from split.lines()
 
@@ -101,13 +101,11 @@ def diff(before: str | Path, after: str | Path) -> Difference:
     one, two = _side(before), _side(after)
     inputs = changed_inputs(one.known, two.known)
     notes = []
-    if one.known["source"] != two.known["source"]:
+    if one.known.get("source") != two.known.get("source"):
         notes.append("the rows come from different sources: a row's id is its place, so rows are compared by place")
     upstream = _upstream(two.known)
-    splits = []
-    for name in dict.fromkeys([*one.ledgers, *two.ledgers]):
-        splits.append(_moves(name, one, two, inputs, upstream))
-    return Difference(inputs, splits, notes)
+    names = dict.fromkeys([*one.ledgers, *two.ledgers])
+    return Difference(inputs, [_moves(name, one, two, inputs, upstream) for name in names], notes)
 
 
 def _side(place: str | Path) -> _Side:
@@ -127,6 +125,8 @@ def _side(place: str | Path) -> _Side:
             tables[name] = pq.read_table(published.fetch(f"ledger/{name}.parquet"), partitioning=None)
         except (OSError, pa.ArrowException) as error:
             raise HubError(f"{place}: ledger/{name}.parquet is not readable as Parquet") from error
+        if not tables[name].schema.equals(views.LEDGER):
+            raise HubError(f"{place}: ledger/{name}.parquet has other columns than a ledger")
     return _Side(known, tables)
 
 
@@ -215,7 +215,7 @@ def _moves(name: str, one: _Side, two: _Side, inputs: list[Input], upstream: Map
     told = ["" if ledger is None else _counted(ledger) for ledger in (before, after)]
     if before is None or after is None:
         return Moves(name, told[0], told[1], pa.table({}))
-    record = _mapping(_mapping(two.known["splits"])[name])
+    record = _mapping(_mapping(two.known.get("splits")).get(name))
     score = str(_mapping(record.get("parameters")).get("by", "value"))
     behind = upstream.get(score, set())
     causes = [one for one in inputs if behind & set(one.steps)] or [one for one in inputs if not one.steps]

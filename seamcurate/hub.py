@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 import seamcurate
 from seamcurate import card, recipe, split
-from seamcurate.errors import HubError
+from seamcurate.errors import HubError, SeamcurateError
 from seamcurate.export import Trainer, export
 from seamcurate.formats import hub_commit
 from seamcurate.progress import bar, note
@@ -114,7 +114,7 @@ def prepare(
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
             (beside / name).write_text(content, encoding="utf-8")
         save_json(beside / FACTS, known)
-        lacking, notes = _only_here(text)
+        lacking, notes = _only_here(text, Path(path).parent)
         told = card.readme(loaded, known, verdicts, card.About(repo_id, licences, files, lacking, figures))
         (beside / "README.md").write_text(told, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -190,13 +190,13 @@ def escapes(name: str) -> bool:
     return name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0]
 
 
-def _only_here(text: str) -> tuple[list[str], list[str]]:
+def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
     """Name the local rows and models of a recipe, and what its author should know of them."""
     kinds = {"parquet", "jsonl", "csv", "arrow", "store", "wordnet", "antonyms", "vectors"}
     models = {"causal_lm", "sequence_classifier", "sentence_encoder", "masked_model"}
     lacking, notes = [], []
     for key, value in strings(yaml.safe_load(text)):
-        if key in kinds or (key in models and (escapes(value) or Path(value).is_dir())):
+        if key in kinds or (key in models and (escapes(value) or (folder / value).is_dir())):
             lacking.append(value)
         if key != "filter" and escapes(value) and "://" not in value:
             notes.append(
@@ -406,7 +406,7 @@ def asking(repo_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, seamcurate.SeamcurateError):
+        if isinstance(error, SeamcurateError):
             raise
         _fail(repo_id, error)
 

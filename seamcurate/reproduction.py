@@ -27,6 +27,7 @@ from seamcurate.run import Report, run_local
 from seamcurate.source import Source
 from seamcurate.step import Step
 from seamcurate.store import Store
+from seamcurate.tables import clean
 
 _LARGEST = 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -58,7 +59,7 @@ class Reproduced(NamedTuple):
     def lines(self) -> Iterator[str]:
         """Yield what a person should know."""
         for one in self.files:
-            yield f"{one.path}: {one.verdict}{f' ({one.note})' if one.note else ''}"
+            yield clean(f"{one.path}: {one.verdict}{f' ({one.note})' if one.note else ''}")
         good = sum(one.verdict != "differs" for one in self.files)
         yield f"{good} of {len(self.files)} files came out as published at {self.commit}"
 
@@ -126,7 +127,7 @@ def check(text: str, name: str, endpoints: bool = False) -> None:
             raise HubError(f"{name}: its recipe asks to run a model's own code (trust_remote_code); it is not run")
         if key in ("openai_server", "base_url") and not endpoints:
             raise HubError(
-                f"{name}: its recipe asks an endpoint ({key}: {str(one)[:80]}) with a key from your environment; "
+                f"{name}: its recipe asks an endpoint ({key}: {str(one)[:80]!r}) with a key from your environment; "
                 "read recipe.yaml, and give --endpoints to allow it"
             )
         inline = key == "filter" and isinstance(one, str) and not one.strip().endswith(".sql")
