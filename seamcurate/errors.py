@@ -13,7 +13,8 @@
     ├── QueryError       SQL that cannot be answered
     ├── ExportError      a split that no trainer would load
     ├── TrainError       training that cannot start or go on
-    └── StudyError       measurements that cannot be read as asked
+    ├── StudyError       measurements that cannot be read as asked
+    └── HubError         the Hub cannot be asked, or what it holds cannot be used
 
 All of them are the user's to mend: the command line prints the message alone and exits with 2.
 """
@@ -73,3 +74,7 @@ class TrainError(SeamcurateError):
 
 class StudyError(SeamcurateError):
     """Measurements cannot be read as asked."""
+
+
+class HubError(SeamcurateError):
+    """The Hub cannot be asked, or what it holds cannot be used."""

@@ -10,14 +10,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_server import Hub, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -668,7 +667,6 @@ def test_relative_places_are_taken_from_the_recipe(tmp_path: Path) -> None:
 
 # The Hub, on the loopback.
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 READ = """
 import json
 from seamcurate.source import Source
@@ -688,69 +686,18 @@ except Exception as error:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve one data set as the Hub does; yields its address and what was asked of it."""
-    path = "data/train-00000-of-00001.parquet"
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """Serve one data set as the Hub does."""
     parquet(tmp_path, "served", question=["a", "b", " ", "d", "e"], n=[1, 2, 3, 4, 5])
-    content = (tmp_path / "served").read_bytes()
-    entry = {"type": "file", "path": path, "size": len(content), "oid": "1" * 40}
-    info = {"id": "me/rows", "sha": COMMIT, "siblings": [{"rfilename": path}], "private": False, "tags": []}
-    asked: list[str] = []
-
-    class Hub(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def reply(self, status: int, body: bytes, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in {"content-length": str(len(body)), "x-repo-commit": COMMIT, **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            asked.append(f"{self.command} {self.path}")
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            where = self.path.partition("?")[0]
-            if where == f"/datasets/me/rows/resolve/{COMMIT}/{path}":
-                span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
-                if span is None:
-                    self.reply(200, content, etag='"1"', accept_ranges="bytes")
-                    return
-                first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
-                part = content[first : last + 1]
-                self.reply(206, part, etag='"1"', content_range=f"bytes {first}-{last}/{len(content)}")
-            elif where in ("/api/datasets/me/rows", f"/api/datasets/me/rows/revision/{COMMIT}"):
-                self.reply(200, json.dumps(info).encode(), content_type="application/json")
-            elif where.startswith(f"/api/datasets/me/rows/tree/{COMMIT}"):
-                folder = {"type": "directory", "path": "data", "size": 0, "oid": "2" * 40}
-                listed = [entry] if where.endswith("/data") else [folder]
-                self.reply(200, json.dumps(listed).encode(), content_type="application/json")
-            elif where == f"/api/datasets/me/rows/paths-info/{COMMIT}":
-                self.reply(200, json.dumps([entry]).encode(), content_type="application/json")
-            elif where.startswith("/api/datasets/me/absent"):
-                self.reply(404, b"{}", x_error_code="RepoNotFound")
-            else:
-                self.reply(404, b"{}", x_error_code="EntryNotFound")
-
-        do_HEAD = do_POST = do_GET  # noqa: N815 - names that http.server looks for
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    thread.join()
+    with serving() as server:
+        server.add("me/rows", {"data/train-00000-of-00001.parquet": (tmp_path / "served").read_bytes()})
+        yield server
 
 
-def test_the_hub_is_read_at_one_commit(tmp_path: Path, hub: tuple[str, list[str]]) -> None:
+def test_the_hub_is_read_at_one_commit(tmp_path: Path, hub: Hub) -> None:
     pytest.importorskip("datasets")
-    address, asked = hub
     settings = {
-        "HF_ENDPOINT": address,
+        "HF_ENDPOINT": hub.address,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -761,10 +708,10 @@ def test_the_hub_is_read_at_one_commit(tmp_path: Path, hub: tuple[str, list[str]
     done = subprocess.run(
         [sys.executable, "-c", READ], env=environment | settings, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr[-3000:] + "\n".join(asked)
+    assert done.returncode == 0, done.stderr[-3000:] + "\n".join(hub.asked)
     read, absent = done.stdout.splitlines()
     assert json.loads(read) == {
-        "commit": COMMIT,
+        "commit": hub.repos["me/rows"].commits[-1][0],
         "rows": [
             {"row_id": 0, "prompt": "a", "n": 1},
             {"row_id": 1, "prompt": "b", "n": 2},
@@ -779,7 +726,7 @@ def test_the_hub_is_read_at_one_commit(tmp_path: Path, hub: tuple[str, list[str]
             "Hub data set me/absent: no such data set, or no access to it; check the name, or log in with `hf auth login`"
         )
     )
-    assert sum("/resolve/main/" in line for line in asked) == 0
+    assert hub.count("/resolve/main/") == 0
 
 
 # Real rows.

@@ -1,0 +1,564 @@
+"""What a published data set says of itself: a card that a stranger understands, its figures, and its facts as JSON.
+
+One rule: every number on a card is computed from the store when the card is written; none is taken on trust.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import yaml
+from pydantic import JsonValue
+
+from seamcurate import shard, words
+from seamcurate.baseline import Random
+from seamcurate.models.protocols import Prompt
+from seamcurate.models.template import prompt_text
+from seamcurate.recipe import Models, Recipe
+from seamcurate.source import Source
+from seamcurate.store import Store, load_json
+from seamcurate.tables import brief
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMAT = 1
+"""Of the facts; raised when an older reader would misread them."""
+
+Floats = npt.NDArray[np.float64]
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_SHOWN_RULES = 20
+_QUESTION, _ANSWER = "words of the prompt", "words of the response"
+
+
+class Ruler(NamedTuple):
+    """Something simple that a score might be measuring without anybody's wish, and how far it does."""
+
+    name: str
+    correlation: float
+    """Spearman's, over the scored rows; NaN where either is constant."""
+    all: float
+    """Mean over every row."""
+    kept: float
+    dropped: float
+
+
+class Verdicts(NamedTuple):
+    """A split in numbers."""
+
+    name: str
+    form: str
+    score: str
+    """What decided, by the name the card gives it."""
+    rows: int
+    kept: int
+    rules: list[dict[str, object]]
+    """rule, kept, dropped, threshold, and the smallest, middle and largest deciding value."""
+    rulers: list[Ruler]
+    scores: Floats
+    """A row's score, NaN where it has none."""
+    keeps: npt.NDArray[np.bool_]
+    lengths: Floats
+    """A row's length in words."""
+
+
+def measure(store: Store, name: str) -> Verdicts:
+    """Hold a split's score against length, repetition and chance, and count what each rule did.
+
+    The score is the numeric column that the filter's `by` names, or else the value the ledger decided by.
+    """
+    folder = store.path / "splits" / name
+    record = load_json(folder / "split.json")
+    parameters = record["parameters"]
+    assert isinstance(parameters, dict)
+    kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
+    by = str(parameters.get("by", ""))
+    numeric = by in kinds and (pa.types.is_floating(kinds[by]) or pa.types.is_integer(kinds[by]))
+    answered = "response" in store.stored_schema.names
+    ledger = shard.read(folder / "ledger.parquet", str(record["fingerprint"]), 0)
+    read = store.reader(["prompt", *(["response"] if answered else []), *([by] if numeric else [])], partial=True)
+    columns: dict[str, list[Floats]] = {}
+    for number in store.shards:
+        rows = read(number)
+        for title, values in _measured(rows, answered).items():
+            columns.setdefault(title, []).append(values)
+        if numeric:
+            columns.setdefault("score", []).append(_floats(rows[by]))
+    whole = {title: np.concatenate(parts) for title, parts in columns.items()}
+    scores = whole.pop("score") if numeric else _floats(ledger["value"])
+    scores = np.where(np.isfinite(scores), scores, np.nan)
+    keeps = ledger["kept"].to_numpy(zero_copy_only=False)
+    rulers = [
+        Ruler(title, spearman(scores, values), _mean(values), _mean(values[keeps]), _mean(values[~keeps]))
+        for title, values in whole.items()
+    ]
+    return Verdicts(
+        name,
+        str(record["format"]),
+        by if numeric else "the deciding value",
+        len(keeps),
+        int(keeps.sum()),
+        _rules(ledger),
+        rulers,
+        scores,
+        keeps,
+        whole[_ANSWER if answered else _QUESTION],
+    )
+
+
+def _measured(rows: pa.Table, answered: bool) -> dict[str, Floats]:
+    """Measure a shard's rows by the rulers."""
+    prompts = [prompt_text(cast(Prompt, prompt)) for prompt in rows["prompt"].to_pylist()]
+    found = {_QUESTION: words.counts(pa.array(prompts, pa.string())).astype(np.float64)}
+    if answered:
+        texts = rows["response"].cast(pa.string()).combine_chunks()
+        missing = np.asarray(texts.is_null())
+        found[_ANSWER] = np.where(missing, np.nan, words.counts(texts).astype(np.float64))
+        found["distinct trigrams of the response"] = np.where(missing, np.nan, words.distinct_trigrams(texts))
+    found["a random number"] = _floats(Random().load(Path())(rows)["baseline_random"])
+    return found
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Return the rank correlation of two columns over the rows that have both; NaN where there is none."""
+    from scipy.stats import rankdata
+
+    both = np.isfinite(a) & np.isfinite(b)
+    if both.sum() < 3 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
+        return float("nan")
+    return float(np.corrcoef(rankdata(a[both]), rankdata(b[both]))[0, 1])
+
+
+def _floats(column: pa.ChunkedArray) -> Floats:
+    return np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
+
+
+def _mean(values: Floats) -> float:
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
+def _rules(ledger: pa.Table) -> list[dict[str, object]]:
+    """Count, for each rule, what it kept and dropped, and by which values."""
+    sql = (
+        "SELECT rule, count(*) FILTER (kept) AS kept, count(*) FILTER (NOT kept) AS dropped, any_value(threshold) AS threshold, "
+        "min(value) AS low, median(value) AS middle, max(value) AS high FROM ledger GROUP BY rule ORDER BY dropped DESC, rule"
+    )
+    with duckdb.connect() as connection:
+        connection.register("ledger", ledger)
+        found: list[dict[str, object]] = connection.sql(sql).to_arrow_table().to_pylist()
+    return found
+
+
+# ── facts ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> dict[str, JsonValue]:
+    """Return all that decided a data set: source, corpus, models, steps, columns and splits with their fingerprints.
+
+    Nothing in it names a folder of this machine: models and files are told by their contents.
+    """
+    records = {name: load_json(store.path / "splits" / name / "split.json") for name in splits}
+    shown = ("filter", "parameters", "format", "fingerprint", "kept", "dropped")
+    corpus, fingerprints = store.corpus_store, store.fingerprints()
+    made = steps(store)
+    return {
+        "format": FORMAT,
+        "seamcurate": version,
+        "trainer": trainer,
+        "rows": len(store),
+        "source": store.about["source"],
+        "corpus": corpus.about["source"] if corpus else None,
+        "models": models(made),
+        "steps": made,
+        "columns": {
+            one.name: {
+                "type": str(one.kind),
+                "meaning": one.meaning,
+                "made_by": one.made_by,
+                "fingerprint": fingerprints[one.name],
+            }
+            for one in store.columns()
+            if one.stale is None and one.name in fingerprints
+        },
+        "splits": {name: {key: record[key] for key in shown} for name, record in records.items()},
+    }
+
+
+def steps(store: Store) -> dict[str, JsonValue]:
+    """Return each step's fingerprint, identity and inputs, the corpus' steps included."""
+    found: dict[str, JsonValue] = {}
+    corpus = store.corpus_store
+    for where, one in (("", store), *((("corpus ", corpus),) if corpus else ())):
+        stale = one.stale()
+        for name, record in one.records().items():
+            if name not in stale:
+                found[f"{where}{name}"] = {key: record[key] for key in ("fingerprint", "identity", "inputs", "corpus")}
+    return found
+
+
+def models(steps: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the identity of each model that a step took, by the role the recipe gives it."""
+    found: dict[str, JsonValue] = {}
+    for record in steps.values():
+        identity = record["identity"] if isinstance(record, dict) else None
+        for role in Models.model_fields:
+            if isinstance(identity, dict) and identity.get(role) is not None:
+                found.setdefault(role, identity[role])
+    return found
+
+
+# ── the card ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class About(NamedTuple):
+    """What a card needs beside the store."""
+
+    repo_id: str
+    licences: Sequence[str]
+    """Of the source and, where its texts travel along, of the corpus; empty where unknown."""
+    files: Mapping[str, tuple[int, int]]
+    """Rows and bytes by split."""
+    missing: Sequence[str]
+    """What the recipe names and only its author has."""
+    figures: Mapping[str, str]
+    """A figure's path by split."""
+
+
+def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verdicts], about: About) -> str:
+    """Write the card: YAML for the Hub, then what a stranger wants to know, in that order."""
+    rows = sum(rows for rows, _ in about.files.values())
+    front = {
+        "license": about.licences[0] if len(about.licences) == 1 else list(about.licences) or "unknown",
+        "task_categories": ["text-generation"],
+        "tags": ["seamcurate", "rlhf", "reward-model", "data-curation", str(known["trainer"])],
+        "size_categories": [next((name for limit, name in _SIZES if rows < limit), "n>1M")],
+        "configs": [
+            {
+                "config_name": split.name,
+                **({"default": True} if split is splits[0] else {}),
+                "data_files": [{"split": "train", "path": f"data/{split.name}/train-*.parquet"}],
+            }
+            for split in splits
+        ],
+    }
+    parts = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {about.repo_id.split('/')[-1]}",
+        "",
+        *_summary(recipe, known, splits, about),
+        "",
+        "## What was dropped, and why",
+        "",
+        "A score that only repeats something simple is no better than it. So rulers stand beside each score: how far the rows' "
+        "scores go with them (Spearman's rank correlation, from −1 to 1), and what the filter did to their means.",
+    ]
+    for split in splits:
+        parts += ["", *_verdicts(recipe, known, split, about.figures.get(split.name))]
+    parts += ["", "## How to load it", "", *loading(about.repo_id, splits, str(known["trainer"]))]
+    parts += ["", "## Columns", "", *_columns(known)]
+    parts += ["", "## Where it comes from", "", *_origin(recipe, known, about)]
+    parts += ["", "## How to reproduce it", "", *_again(about, str(known["seamcurate"]))]
+    return "\n".join(parts) + "\n"
+
+
+def _summary(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verdicts], about: About) -> Iterator[str]:
+    yield (
+        f"{splits[0].rows:,} rows of {place(recipe.rows)} were scored, and SQL chose among them by the scores. "
+        "Every score is a column here, and a ledger says of every row of the source why it stayed or went."
+    )
+    yield ""
+    lines = [
+        [f"`{one.name}`", one.form, f"{one.kept:,} of {one.rows:,}", f"{written:,}", megabytes(size)]
+        for one in splits
+        for written, size in (about.files[one.name],)
+    ]
+    yield from _table(["configuration", "format", "source rows kept", "lines", "size"], lines)
+    yield ""
+    yield f"Written for {_TITLES[str(known['trainer'])]}."
+
+
+_TITLES = {"trl": "TRL", "openrlhf": "OpenRLHF", "verl": "verl"}
+
+
+def _verdicts(recipe: Recipe, known: Mapping[str, JsonValue], split: Verdicts, figure: str | None) -> Iterator[str]:
+    yield f"### `{split.name}`: {split.kept:,} of {split.rows:,} rows kept"
+    yield ""
+    columns = known["columns"]
+    assert isinstance(columns, dict)
+    about = columns.get(split.score)
+    if isinstance(about, dict):
+        yield f"Decided by `{split.score}`: {about['meaning'] or 'a column of the source'}."
+    given = ", ".join(f"{key} = {value}" for key, value in recipe.splits[split.name].parameters.items())
+    yield f"The filter, one SQL query{f' with {given}' if given else ''}:"
+    yield ""
+    yield from _fenced("sql", recipe.splits[split.name].filter)
+    yield ""
+    rules = [
+        [
+            _cell(rule["rule"]),
+            f"{rule['kept']:,}",
+            f"{rule['dropped']:,}",
+            _number(rule["threshold"]),
+            " / ".join(_number(rule[key]) for key in ("low", "middle", "high")),
+        ]
+        for rule in split.rules[:_SHOWN_RULES]
+    ]
+    yield from _table(["rule", "kept", "dropped", "threshold", "value: least / median / most"], rules)
+    if len(split.rules) > _SHOWN_RULES:
+        yield f"\n… and {len(split.rules) - _SHOWN_RULES:,} rules more; see `ledger/{split.name}.parquet`."
+    if figure:
+        yield ""
+        yield f"![{split.score} and length of the rows kept and dropped in {split.name}]({figure})"
+    yield ""
+    rulers = [
+        [one.name, _signed(one.correlation), _number(one.all), _number(one.kept), _number(one.dropped)]
+        for one in split.rulers
+    ]
+    yield from _table(
+        ["ruler", f"goes with {split.score}", "mean of all rows", "of the kept", "of the dropped"], rulers
+    )
+    yield ""
+    length = next((one for one in split.rulers if one.name == _ANSWER), split.rulers[0])
+    yield f"The filter moved the mean of *{length.name}* from {_number(length.all)} to {_number(length.kept)}."
+
+
+def _columns(known: Mapping[str, JsonValue]) -> Iterator[str]:
+    columns = known["columns"]
+    assert isinstance(columns, dict)
+    lines = []
+    for name, one in columns.items():
+        assert isinstance(one, dict)
+        lines.append([f"`{_cell(name)}`", _cell(one["type"]), _cell(one["made_by"]), _cell(one["meaning"])])
+    yield from _table(["column", "type", "made by", "meaning"], lines)
+    yield ""
+    yield "Plain columns travel along with every line; lists (the candidates and their scores) stay with the store."
+
+
+def _origin(recipe: Recipe, known: Mapping[str, JsonValue], about: About) -> Iterator[str]:
+    licence = ", ".join(about.licences) or "unknown: ask the source's authors before you use it"
+    yield f"- Rows: {place(recipe.rows)}{_revision(known['source'])}"
+    if known["corpus"] is not None:
+        corpus = place(recipe.corpus) if recipe.corpus else "a store's corpus"
+        yield f"- Answers to similar questions: {corpus}{_revision(known['corpus'])}"
+    yield f"- Licence, carried from the source: {licence}"
+    found = known["models"]
+    assert isinstance(found, dict)
+    for role, identity in found.items():
+        yield f"- Model, {role}: `{_cell(_identity(identity))}`"
+    yield "- Every setting, revision and fingerprint: `seamcurate.json`; each row's verdict: `ledger/`"
+
+
+def _again(about: About, version: str) -> Iterator[str]:
+    yield from _fenced("console", f'$ pip install "seamcurate[cpu]=={version}"\n$ seamcurate reproduce {about.repo_id}')
+    yield ""
+    yield (
+        "downloads `recipe.yaml` at one commit, runs it with the revisions written down in `seamcurate.json`, and says of every file "
+        "whether it came out the same. A recipe is data: reading it runs no code."
+    )
+    if about.missing:
+        yield ""
+        yield (
+            "The recipe names what only its author has; put it into a folder and give `--files FOLDER`: "
+            + ", ".join(f"`{_cell(one)}`" for one in about.missing)
+            + "."
+        )
+
+
+def loading(repo_id: str, splits: Sequence[Verdicts], trainer: str) -> Iterator[str]:
+    """Yield how each trainer loads a split of each format, as Markdown."""
+    for split in _first_of_each_form(splits):
+        if len({one.form for one in splits}) > 1:
+            yield f"Format *{split.form}*, as in `{split.name}`:"
+            yield ""
+        for title, language, code in _snippets(repo_id, split.name, split.form, trainer):
+            yield f"**{title}**"
+            yield ""
+            yield from _fenced(language, code)
+            yield ""
+
+
+def _first_of_each_form(splits: Sequence[Verdicts]) -> list[Verdicts]:
+    found: dict[str, Verdicts] = {}
+    for split in splits:
+        found.setdefault(split.form, split)
+    return list(found.values())
+
+
+def _snippets(repo_id: str, split: str, form: str, trainer: str) -> Iterator[tuple[str, str, str]]:
+    load = f'from datasets import load_dataset\n\nrows = load_dataset("{repo_id}", "{split}", split="train")\n'
+    folder = f"hf download {repo_id} --repo-type dataset --local-dir rows\n"
+    yield "datasets", "python", load
+    if trainer == "trl":
+        yield "TRL", "python", load + _TRL[form]
+        keys = {"prompts": "--data.input_key prompt", "sft": "--data.input_key prompt --data.output_key completion"}
+        keys["preferences"] = "--data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected"
+    else:
+        keys = {"prompts": "--data.input_key input --data.label_key label", "preferences": "--data.prompt_key prompt"}
+        keys["sft"] = "--data.input_key input --data.output_key output"
+    if trainer != "verl" and form in keys:
+        program, name = {
+            "prompts": ("train_ppo_ray", "--data.prompt_dataset"),
+            "sft": ("train_sft", "--data.dataset"),
+            "preferences": ("train_rm", "--data.dataset"),
+        }[form]
+        command = f"python -m openrlhf.cli.{program} {name} rows/data/{split} {keys[form]} …"
+        yield "OpenRLHF", "shell", folder + command
+    if trainer == "verl":
+        yield "verl", "shell", folder + _VERL_RUN.format(files=f"rows/data/{split}/train-00000-of-00001.parquet")
+    elif trainer == "trl" and form == "prompts":
+        yield "verl", "python", load + _TO_VERL.format(split=split)
+        yield "verl, on that file", "shell", _VERL_RUN.format(files="rows.parquet")
+
+
+_TRL = {
+    "prompts": """
+from trl import GRPOTrainer  # RLOOTrainer reads the same
+
+GRPOTrainer(model="…", reward_funcs="…", train_dataset=rows).train()  # every other column reaches a reward function
+""",
+    "sft": """
+from trl import SFTTrainer
+
+SFTTrainer(model="…", train_dataset=rows.select_columns(["prompt", "completion"])).train()
+""",
+    "preferences": """
+from trl import DPOTrainer  # RewardTrainer reads the same
+
+DPOTrainer(model="…", train_dataset=rows.select_columns(["prompt", "chosen", "rejected"])).train()
+""",
+    "unpaired": """
+from trl.experimental.kto import KTOTrainer
+
+KTOTrainer(model="…", train_dataset=rows.select_columns(["prompt", "completion", "label"])).train()
+""",
+    "prompt_ids": """
+from trl.experimental.ppo import PPOTrainer  # TRL 1.12 and before; the models must share this tokenizer
+
+PPOTrainer(args=…, processing_class=…, model=…, ref_model=…, reward_model=…, value_model=…, train_dataset=rows).train()
+""",
+}
+
+_TO_VERL = """
+
+def to_verl(row):
+    prompt = row["prompt"]
+    return {{
+        "data_source": "seamcurate/{split}",
+        "prompt": prompt if isinstance(prompt, list) else [{{"role": "user", "content": prompt}}],
+        "ability": row.get("query_type") or "unknown",
+        "reward_model": {{"style": "rule", "ground_truth": row.get("reference") or row.get("response") or ""}},
+        "extra_info": {{"split": "train", "index": row["row_id"]}},
+    }}
+
+
+rows.map(to_verl, remove_columns=rows.column_names).to_parquet("rows.parquet")
+"""
+_VERL_RUN = """\
+python -m verl.trainer.main_ppo data.train_files={files} data.prompt_key=prompt \\
+    reward.custom_reward_function.path=reward.py …  # verl has no reward for this data_source: give it yours"""
+
+
+def place(source: Source) -> str:
+    """Name a source as a stranger may know it: a Hub data set, or the files' names without their folder."""
+    if source.hub is not None:
+        inside = "/".join(part for part in (source.name, source.data_dir, source.split) if part)
+        return f"[{source.hub}](https://huggingface.co/datasets/{source.hub}) ({inside})"
+    given = source.parquet or source.jsonl or source.csv or source.arrow or source.store or ""
+    names = [given] if isinstance(given, str) else given
+    return ", ".join(f"`{Path(name).name}`" for name in names)
+
+
+def megabytes(size: int) -> str:
+    """Write a number of bytes in megabytes, or kilobytes where they are few."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _revision(identity: JsonValue) -> str:
+    if not isinstance(identity, dict):
+        return ""
+    if "commit" in identity:
+        return f", commit `{identity['commit']}`"
+    files = next((value for value in identity.values() if isinstance(value, list)), [])
+    hashes = [str(file[1])[:12] for file in files if isinstance(file, list)]
+    return f", SHA-256 {', '.join(hashes[:3])}…" if hashes else ""
+
+
+def _identity(identity: JsonValue) -> str:
+    if isinstance(identity, dict):
+        return ", ".join(f"{key}: {_identity(value)}" for key, value in identity.items() if value not in (None, {}))
+    return str(identity)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _cell(value: object) -> str:
+    """Return text that breaks neither out of a table's cell nor out of a code span."""
+    return brief(value, 300).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float | int) and np.isfinite(value) else "–"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−") if np.isfinite(value) else "–"
+
+
+def _fenced(language: str, code: str) -> Iterator[str]:
+    """Fence code longer than any fence inside it."""
+    fence = "```"
+    while fence in code:
+        fence += "`"
+    yield f"{fence}{language}"
+    yield code.strip("\n")
+    yield fence
+
+
+# ── figures ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def draw(split: Verdicts, out: Path) -> bool:
+    """Draw score and length of the rows kept and dropped as a small PNG, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 2.6), dpi=90)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _histogram(left, split.scores, split.keeps, split.score)
+    _histogram(right, split.lengths, split.keeps, "length in words")
+    left.set_ylabel("rows")
+    left.legend(frameon=False, fontsize=8)
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.95, bottom=0.2, wspace=0.15)
+    # Without a date and a version, the same store gives the same bytes, and no commit.
+    figure.savefig(out, metadata={"Software": None})
+    return True
+
+
+def _histogram(axes: Axes, values: Floats, keeps: npt.NDArray[np.bool_], title: str) -> None:
+    there = np.isfinite(values)
+    edges = np.histogram_bin_edges(values[there], 40) if there.any() else np.linspace(0, 1, 41)
+    kept, dropped = (np.histogram(values[there & some], edges)[0] for some in (keeps, ~keeps))
+    axes.stairs(kept, edges, fill=True, label="kept", color="#4c78a8")
+    axes.stairs(kept + dropped, edges, baseline=kept, fill=True, label="dropped", color="#e45756")
+    axes.set_xlabel(title)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,657 @@
+"""Pushing to a loopback Hub with the real clients, running a published recipe again, and comparing two runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import write_files
+from hub_server import Fault, Hub, serving
+from huggingface_hub import constants
+from huggingface_hub.utils._http import close_session
+
+from seamcurate import (
+    CausalLM,
+    FakeModel,
+    Models,
+    Perplexity,
+    Recipe,
+    Source,
+    Store,
+    card,
+    comparison,
+    hub,
+    reproduction,
+    run_local,
+)
+from seamcurate.errors import ExportError, HubError, SourceError, StoreError
+
+RECIPE = """\
+# How do I sort a list? A test's recipe.
+rows: {parquet: rows.parquet, shard_rows: 15}
+corpus: {parquet: corpus.parquet, shard_rows: 64}
+models: {policy: {fake: policy}, reward: {fake: reward}, encoder: {fake: encoder}}
+steps: [retrieve: {k: 5, band: [0.5, 0.9]}, seam: {k: 5}, rer: {fit: quantiles}]
+splits:
+  train: {filter: keep_above_lowest.sql, by: seam_contrast, rate: 0.2}
+  pairs: {filter: filters/some.sql, format: preferences}
+"""
+SOME = "-- only some of them\nSELECT row_id FROM rows WHERE row_id < $below\n-- default below = 10\n"
+CANARY = "hf_canaryCANARYcanaryCANARYcanary"
+
+
+class Work(NamedTuple):
+    recipe: Path
+    store: Store
+
+
+def made(folder: Path, recipe: str = RECIPE) -> Work:
+    write_files(folder)
+    (folder / "filters").mkdir(exist_ok=True)
+    (folder / "filters" / "some.sql").write_text(SOME)
+    (folder / "recipe.yaml").write_text(recipe)
+    run_local(Recipe.load(folder / "recipe.yaml"), folder / "store")
+    return Work(folder / "recipe.yaml", Store(folder / "store"))
+
+
+@pytest.fixture(scope="session")
+def finished_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    made(folder)
+    return folder
+
+
+@pytest.fixture
+def work(finished_work: Path, tmp_path: Path) -> Work:
+    """A recipe's folder with its finished store, to be changed freely."""
+    shutil.copytree(finished_work, tmp_path / "work")
+    return Work(tmp_path / "work" / "recipe.yaml", Store(tmp_path / "work" / "store"))
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub of this test's own, to which the clients in this process speak by LFS, with a token that may write."""
+    with serving() as server:
+        server.tokens[CANARY] = "write"
+        resolve = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", resolve)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(hub, "_WAITS", (0.01, 0.02, 0.03))
+        # As where it is not installed: drawing takes longer than all the rest, and one test has it back.
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        monkeypatch.setenv("HF_TOKEN", CANARY)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        close_session()
+        yield server
+        close_session()
+
+
+def text(server: Hub, path: str) -> str:
+    return server.content("me/curated", path).decode()
+
+
+# What is pushed.
+
+
+def test_a_push_makes_a_private_data_set_with_everything_in_it_by_one_commit(work, there):
+    pushed = hub.push(work.recipe, work.store, "me/curated")
+    assert (
+        there.created == [{"name": "curated", "organization": "me", "visibility": "private", "type": "dataset"}]
+        and there.repos["me/curated"].private
+    )
+    assert len(there.repos["me/curated"].commits) == 2
+    assert (pushed.commit, pushed.unchanged, pushed.removed) == (there.repos["me/curated"].commits[-1][0], 0, [])
+    assert set(pushed.sent) == set(there.files("me/curated")) - {".gitattributes"}
+    assert set(pushed.sent) >= {
+        "README.md",
+        "recipe.yaml",
+        "seamcurate.json",
+        "keep_above_lowest.sql",
+        "filters/some.sql",
+        "data/train/train-00000-of-00001.parquet",
+        "data/pairs/train-00000-of-00001.parquet",
+        "ledger/train.parquet",
+        "ledger/pairs.parquet",
+    }
+    assert text(there, "recipe.yaml") == work.recipe.read_text()
+    assert text(there, "filters/some.sql") == SOME
+    assert pushed.url == f"{there.address}/datasets/me/curated"
+
+
+def test_the_facts_hold_revisions_meanings_and_fingerprints_but_no_folder_of_this_machine(work, there):
+    hub.push(work.recipe, work.store, "me/curated")
+    facts = json.loads(text(there, "seamcurate.json"))
+    assert facts["rows"] == 40 and facts["source"] == work.store.about["source"]
+    assert facts["models"]["reward"] == {"fake": "reward", "dimensions": 64}
+    record = work.store.records()["seam_contrast"]
+    assert facts["columns"]["seam_contrast"] == {
+        "type": "double",
+        "meaning": "minus the discrepancy, at most 0; low = bad; NULL when there is no candidate",
+        "made_by": "seam_contrast",
+        "fingerprint": record["fingerprint"],
+    }
+    assert facts["steps"]["corpus embedding"]["identity"]["encoder"] == {"fake": "encoder", "dimensions": 64}
+    assert facts["splits"]["train"]["kept"] == 32
+    assert str(work.recipe.parent) not in json.dumps(facts) + text(there, "README.md")
+
+
+def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib")
+    hub.push(work.recipe, work.store, "me/curated", licences=["cc-by-4.0"])
+    card_text = text(there, "README.md")
+    front = yaml.safe_load(card_text.split("---")[1])
+    assert front["license"] == "cc-by-4.0" and front["size_categories"] == ["n<1K"] and "seamcurate" in front["tags"]
+    assert front["configs"] == [
+        {
+            "config_name": "train",
+            "default": True,
+            "data_files": [{"split": "train", "path": "data/train/train-*.parquet"}],
+        },
+        {"config_name": "pairs", "data_files": [{"split": "train", "path": "data/pairs/train-*.parquet"}]},
+    ]
+    assert "| lowest 20 % by seam_contrast | 32 | 8 |" in card_text
+    measured = card.measure(work.store, "train")
+    words = {one.name: one for one in measured.rulers}["words of the response"]
+    assert f"from {words.all:.4g} to {words.kept:.4g}" in card_text
+    for ruler in ("words of the prompt", "distinct trigrams of the response", "a random number"):
+        assert f"| {ruler} | " in card_text
+    assert "figures/train.png" in card_text and there.content("me/curated", "figures/train.png")[:4] == b"\x89PNG"
+    for trainer in ("GRPOTrainer", "DPOTrainer", "openrlhf.cli.train_ppo_ray", "verl.trainer.main_ppo"):
+        assert trainer in card_text
+    assert "seamcurate reproduce me/curated" in card_text and "`rows.parquet`, `corpus.parquet`" in card_text
+
+
+def test_rulers_are_measured_over_the_rows_themselves(work):
+    measured = card.measure(work.store, "train")
+    (ledger,) = [pq.read_table(work.store.path / "splits/train/ledger.parquet")]
+    answers = pq.read_table(work.recipe.parent / "rows.parquet")["response"].to_pylist()
+    lengths = [len(answer.split()) for answer in answers]
+    kept = [n for n, keep in zip(lengths, ledger["kept"].to_pylist(), strict=True) if keep]
+    ruler = {one.name: one for one in measured.rulers}["words of the response"]
+    assert (ruler.all, ruler.kept) == (pytest.approx(sum(lengths) / 40), pytest.approx(sum(kept) / 32))
+    assert measured.score == "seam_contrast" and measured.kept == 32
+
+
+def test_spearman_by_hand():
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5.
+    a, b = np.array([1.0, 2, 2, 9, np.nan]), np.array([10.0, 20, 30, 40, 50])
+    assert card.spearman(a, b) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+    assert np.isnan(card.spearman(a, np.ones(5)))
+
+
+def test_a_dry_run_asks_nothing_and_gives_card_and_sizes(work, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    prepared = hub.prepare(work.recipe, work.store, "me/curated")
+    assert prepared.card.startswith("---\nlicense: unknown\n")
+    assert prepared.files["README.md"] == len(prepared.card.encode())
+    assert prepared.files["data/train/train-00000-of-00001.parquet"] > 1000
+    assert [line for line in prepared.notes if "license: unknown" in line]
+
+
+def test_another_trainer_s_format_is_written_when_asked(work, there):
+    work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
+    hub.push(work.recipe, work.store, "me/curated", trainer="verl")
+    (name,) = [name for name in there.files("me/curated") if name.startswith("data/")]
+    assert "reward_model" in pq.read_schema(pa.BufferReader(there.content("me/curated", name))).names
+    assert "verl.trainer.main_ppo data.train_files=rows/data/train/" in text(there, "README.md")
+
+
+def test_the_licence_is_carried_from_the_hub_data_set_the_rows_come_from(work, there):
+    there.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
+    loaded = Recipe.load(work.recipe)
+    from_hub = loaded.model_copy(update={"rows": Source(hub="me/rows")})
+    assert hub._licences(hub._api("me/rows"), from_hub) == ["cc-by-sa-4.0"]
+    assert hub._licences(hub._api("me/rows"), loaded) == []
+
+
+# Pushing again.
+
+
+def test_an_identical_push_makes_no_commit_and_sends_nothing(work, there):
+    first = hub.push(work.recipe, work.store, "me/curated")
+    there.asked.clear()
+    again = hub.push(work.recipe, work.store, "me/curated")
+    assert (again.sent, again.removed, again.commit) == ([], [], first.commit)
+    assert again.unchanged == len(first.sent)
+    assert there.count("PUT|preupload|commit") == 0
+
+
+def test_only_what_changed_travels_and_a_split_that_is_gone_is_removed(work, there):
+    there.add("me/curated", {"notes.txt": b"mine"}, private=True)
+    hub.push(work.recipe, work.store, "me/curated")
+    work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
+    pushed = hub.push(work.recipe, work.store, "me/curated")
+    assert sorted(pushed.sent) == ["README.md", "recipe.yaml", "seamcurate.json"]
+    assert sorted(pushed.removed) == [
+        "data/pairs/train-00000-of-00001.parquet",
+        "ledger/pairs.parquet",
+    ]
+    assert text(there, "notes.txt") == "mine"
+
+
+def test_a_push_that_stopped_sends_only_what_is_missing(work, there, monkeypatch):
+    monkeypatch.setattr("seamcurate.export._ROWS_PER_FILE", 7)
+    work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
+    there.faults.append(Fault("PUT /lfs", 400, after=2))
+    with pytest.raises(HubError, match="the Hub refuses"):
+        hub.push(work.recipe, work.store, "me/curated")
+    assert there.count("PUT /lfs") == 3 and len(there.repos["me/curated"].commits) == 1
+    there.asked.clear()
+    hub.push(work.recipe, work.store, "me/curated")
+    large = [name for name in there.files("me/curated") if name.endswith((".parquet", ".png"))]
+    assert sum(name.startswith("data/train/") for name in large) == 5
+    assert there.count("PUT /lfs") == len(large) - 2
+
+
+# Faults.
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "commits"),
+    [
+        (Fault("commit", 412), "somebody else committed meanwhile", 1),
+        (Fault("commit", 429, 9, headers={"retry_after": "3600"}), "the Hub's rate limit is reached", 1),
+        (Fault("commit", 429, 9), "the Hub's rate limit is reached", 4),
+        (Fault("commit", 503, 9), r"the Hub fails \(status 503\)", 4),
+        (Fault("commit", 0, 9), "the connection to the Hub broke", 4),
+        (Fault("commit", 403), "the token may not write there", 1),
+        (Fault("repos/create", 503, 9), r"the Hub fails \(status 503\)", 0),
+        (Fault("validate-yaml", 400, body={"errors": [{"message": f"echo {CANARY}"}]}), "echo …", 0),
+    ],
+)
+def test_what_the_hub_answers_becomes_one_line(work, there, caplog, capfd, fault, message, commits):
+    caplog.set_level(logging.DEBUG)
+    there.faults.append(fault)
+    with pytest.raises(HubError, match=message) as caught:
+        hub.push(work.recipe, work.store, "me/curated")
+    assert there.count("POST .*/commit/") == commits
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("me/curated: ")
+    shown = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
+    assert CANARY not in shown
+    for name, blob in there.files("me/curated").items() if "me/curated" in there.repos else ():
+        assert CANARY.encode() not in there.bytes(blob), name
+
+
+@pytest.mark.parametrize("status", [503, 429, 0])
+def test_a_commit_that_fails_at_first_is_tried_again(work, there, status):
+    there.faults.append(Fault("commit", status, 2))
+    pushed = hub.push(work.recipe, work.store, "me/curated")
+    assert there.repos["me/curated"].commits[-1][0] == pushed.commit and there.count("POST .*/commit/") == 3
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(work, there):
+    there.faults.append(Fault("commit", 503, done=True))
+    pushed = hub.push(work.recipe, work.store, "me/curated")
+    assert len(there.repos["me/curated"].commits) == 2
+    assert pushed.commit == there.repos["me/curated"].commits[-1][0]
+
+
+def test_a_commit_in_between_is_not_overwritten(work, there, monkeypatch):
+    real = hub._sent
+
+    def late(api, repo_id, *rest):
+        there.add(repo_id, {"README.md": b"somebody else's"})
+        return real(api, repo_id, *rest)
+
+    monkeypatch.setattr(hub, "_sent", late)
+    with pytest.raises(HubError, match="somebody else committed meanwhile"):
+        hub.push(work.recipe, work.store, "me/curated")
+    assert text(there, "README.md") == "somebody else's"
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "message"),
+    [
+        (None, "me/curated", "no token to push to me/curated with; log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_wrong", "me/curated", "me/curated: the Hub does not accept the token"),
+        ("hf_read", "me/private", "me/private: the token may not write there"),
+        ("hf_read", "me/curated", "me/curated: the token may not write there"),
+        (CANARY, "foreign/curated", "foreign/curated: the token may not write there"),
+        (CANARY, "me/public", "me/public is public already; give --public"),
+        (CANARY, "curated", "'curated' is no repository's id; write owner/name"),
+        (f"{CANARY} {CANARY}", "me/curated", "the token holds characters that no token has"),
+    ],
+)
+def test_who_may_not_push_is_told_why(work, there, monkeypatch, token, repo_id, message):
+    there.add("me/private", {}, private=True)
+    there.add("me/public", {})
+    monkeypatch.delenv("HF_TOKEN")
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError) as caught:
+        hub.push(work.recipe, work.store, repo_id)
+    assert str(caught.value).startswith(message) and CANARY not in str(caught.value)
+
+
+def test_a_public_data_set_is_made_when_asked(work, there):
+    hub.push(work.recipe, work.store, "me/curated", public=True)
+    assert not there.repos["me/curated"].private
+    assert hub.push(work.recipe, work.store, "me/curated", public=True).sent == []
+
+
+def test_an_unreachable_hub_and_an_offline_client_are_told(there, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match="me/curated: the connection to the Hub broke"):
+        hub.repository("me/curated")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids asking"):
+        hub.repository("me/curated")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("rer: {fit: quantiles}", "rer: {fit: quantiles}, perplexity: {}", "lacks columns of step baseline_perplexity"),
+        (
+            "retrieve: {k: 5, band: [0.5, 0.9]}",
+            "retrieve: {k: 5, band: [0.5, 0.8]}",
+            r"was run with band: \[0.5, 0.9\]",
+        ),
+    ],
+)
+def test_a_store_of_another_recipe_is_not_published(work, before, after, message):
+    work.recipe.write_text(RECIPE.replace(before, after).replace("reward: {fake", "base: {fake: b}, reward: {fake"))
+    with pytest.raises(HubError, match=message):
+        hub.prepare(work.recipe, work.store, "me/curated")
+
+
+def test_a_recipe_without_splits_is_refused(work):
+    work.recipe.write_text(RECIPE.split("splits:")[0])
+    with pytest.raises(ExportError, match="names no `splits`"):
+        hub.prepare(work.recipe, work.store, "me/curated")
+
+
+# Running it again.
+
+
+def test_a_published_recipe_gives_the_published_files(work, there, tmp_path):
+    pushed = hub.push(work.recipe, work.store, "me/curated")
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in ("rows.parquet", "corpus.parquet"):
+        shutil.copy(work.recipe.parent / name, files)
+    there.asked.clear()
+    done = reproduction.reproduce("me/curated", tmp_path / "again", files=files)
+    assert done.identical and done.commit == pushed.commit
+    assert [one.path for one in done.files] == [
+        "data/pairs/train-00000-of-00001.parquet",
+        "data/train/train-00000-of-00001.parquet",
+        "ledger/pairs.parquet",
+        "ledger/train.parquet",
+    ]
+    assert {one.verdict for one in done.files} == {"identical"}
+    assert list(done.lines())[-1] == f"4 of 4 files came out as published at {pushed.commit}"
+    # A moving name is only ever asked once, for the commit it stands for.
+    assert there.count("/main") == 0 and there.count("GET /api/datasets/me/curated$") == 1
+
+
+def test_other_rows_make_other_files_and_are_told(work, there, tmp_path):
+    hub.push(work.recipe, work.store, "me/curated")
+    files = tmp_path / "files"
+    files.mkdir()
+    shutil.copy(work.recipe.parent / "corpus.parquet", files)
+    rows = pq.read_table(work.recipe.parent / "rows.parquet").to_pylist()
+    rows[3]["response"] = "something else altogether"
+    pq.write_table(pa.Table.from_pylist(rows), files / "rows.parquet")
+    done = reproduction.reproduce("me/curated", tmp_path / "again", files=files)
+    found = {one.path: one for one in done.files}
+    assert not done.identical and found["data/train/train-00000-of-00001.parquet"].verdict == "differs"
+    assert found["ledger/pairs.parquet"].verdict == "same rows"
+
+
+def test_what_only_the_author_has_is_named(work, there, tmp_path):
+    hub.push(work.recipe, work.store, "me/curated")
+    with pytest.raises(SourceError, match=r"recipe/(corpus|rows)\.parquet: no such file"):
+        reproduction.reproduce("me/curated", tmp_path / "again")
+
+
+def test_tables_that_differ_are_told_apart():
+    one = pa.table({"a": [1.0, 2.0, None], "b": ["x", "y", "z"]})
+    assert reproduction.difference(one, one) == ""
+    assert reproduction.difference(one, one.slice(1)) == "2 rows where 3 were published"
+    assert reproduction.difference(one, one.drop_columns("b")) == "other columns: b"
+    other = pa.table({"a": [1.0, 2.25, None], "b": ["x", "y", "w"]})
+    assert reproduction.difference(one, other) == "other values in a by up to 0.25, b"
+
+
+def test_a_second_run_stands_at_the_commits_of_the_first():
+    loaded = Recipe(
+        rows=Source(hub="me/rows", revision="main"),
+        corpus=Source(hub="me/corpus"),
+        models=Models(policy=CausalLM(path="me/policy"), reward=FakeModel(path="reward")),
+        steps=(Perplexity(base=CausalLM(path="me/base", revision="v1")),),
+    )
+    a, b, c, d = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
+    steps = {"x": {"identity": {"policy": {"causal_lm": f"me/policy@{c}"}, "base": {"causal_lm": f"me/base@{d}"}}}}
+    known = {"source": {"hub": "me/rows", "commit": a}, "corpus": {"hub": "me/corpus", "commit": b}, "steps": steps}
+    found = reproduction.pinned(loaded, known)
+    assert (found.rows.revision, found.corpus.revision, found.models.policy.revision) == (a, b, c)
+    assert found.steps[0].base.revision == d and found.models.reward == loaded.models.reward
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("rows: {parquet: /etc/passwd}", "names '/etc/passwd', outside its own folder"),
+        ("rows: {parquet: [a.parquet, ../../b.parquet]}", "names '../../b.parquet', outside"),
+        ("rows: {jsonl: ~/.ssh/id}", "names '~/.ssh/id', outside"),
+        ("rows: {csv: 'data/../../x'}", "outside"),
+        ("splits: {a: {filter: /tmp/x.sql}}", "outside"),
+        ("steps: [attack: {vectors: ../v.txt}]", "outside"),
+        ("models: {policy: {causal_lm: /models/mine}}", "outside"),
+        ("models: {policy: {causal_lm: a/b, trust_remote_code: true}}", "asks to run a model's own code"),
+        ("models: {policy: {causal_lm: a/b, trust_remote_code: 'yes'}}", "asks to run a model's own code"),
+        ("models: {judge: {openai_server: m, base_url: 'http://thief', api_key: AWS_SECRET}}", "asks an endpoint"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "uses YAML aliases"),
+        ("[" * 5000, "nests too deeply"),
+        ("rows: !!python/object/apply:os.system [id]", "not readable as YAML"),
+        ("rows: {parquet: [", "not readable as YAML"),
+    ],
+)
+def test_a_stranger_s_recipe_that_would_do_more_than_compute_is_refused(recipe, message):
+    with pytest.raises(HubError, match="^them/it: .*" + re.escape(message)) as caught:
+        reproduction.check(recipe, "them/it")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plain_recipe_is_not_refused():
+    reproduction.check(RECIPE, "them/it")
+    reproduction.check("splits: {a: {filter: '/* all */ SELECT row_id FROM rows'}}", "them/it")
+    reproduction.check("models: {judge: {openai_server: m, base_url: 'http://mine/v1'}}", "them/it", endpoints=True)
+
+
+def test_a_refused_recipe_leaves_nothing_behind(there, tmp_path):
+    there.add("them/it", {"recipe.yaml": b"rows: {parquet: /etc/passwd}", "seamcurate.json": b"{}"})
+    with pytest.raises(HubError, match="outside its own folder"):
+        reproduction.reproduce("them/it", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_what_seamcurate_did_not_push_is_not_run(there, tmp_path):
+    there.add("them/it", {"README.md": b"hello"})
+    with pytest.raises(HubError, match=r"them/it has no recipe\.yaml"):
+        reproduction.reproduce("them/it", tmp_path / "again")
+    with pytest.raises(HubError, match="them/absent: no such data set, or no access to it"):
+        reproduction.reproduce("them/absent", tmp_path / "again")
+    with pytest.raises(HubError, match="it has no such revision"):
+        reproduction.reproduce("them/it", tmp_path / "again", revision="v9")
+    there.add("them/it", {"recipe.yaml": RECIPE.encode(), "seamcurate.json": b'{"format": 99}'})
+    with pytest.raises(HubError, match="written by a newer seamcurate"):
+        reproduction.reproduce("them/it", tmp_path / "again")
+
+
+# Comparing.
+
+
+def test_a_store_and_what_was_pushed_from_it_are_the_same(work, there):
+    hub.push(work.recipe, work.store, "me/curated")
+    assert list(comparison.diff(work.store.path, "me/curated").lines()) == [
+        "no input differs",
+        "split pairs: 10 of 40 rows kept, then 10 of 40; 0 rows moved",
+        "split train: 32 of 40 rows kept, then 32 of 40; 0 rows moved",
+    ]
+
+
+def test_another_reward_model_explains_the_rows_that_moved(work, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = made(tmp_path / "other", RECIPE.replace("reward: {fake: reward}", "reward: {fake: harsher}"))
+    found = comparison.diff(work.store.path, other.store.path)
+    (reward,) = found.inputs
+    assert (reward.what, reward.before, reward.after) == ("reward.fake", "reward", "harsher")
+    assert set(reward.steps) >= {"reward", "rewards_contrast"}
+    moves = {one.split: one for one in found.splits}
+    assert moves["pairs"].rows.num_rows == 0
+    rows = moves["train"].rows.to_pylist()
+    kept = [dict(zip(t["row_id"].to_pylist(), t["kept"].to_pylist(), strict=True)) for t in ledgers(work, other)]
+    assert [r["row_id"] for r in rows] == [i for i in kept[0] if kept[0][i] != kept[1][i]] != []
+    assert all("own seam_contrast changed (reward.fake: reward → harsher)" in row["why"] for row in rows)
+    assert [line for line in found.lines() if line.startswith("  kept → dropped: ")]
+
+
+def test_another_rate_explains_the_rows_that_moved_by_the_threshold(work, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = made(tmp_path / "other", RECIPE.replace("rate: 0.2", "rate: 0.5").replace("  pairs", "  twins"))
+    found = comparison.diff(work.store.path, other.store.path)
+    assert [one.line() for one in found.inputs] == ["split train, parameters.rate: 0.2 → 0.5"]
+    moves = {one.split: one for one in found.splits}
+    assert [list(moves[name].lines()) for name in ("pairs", "twins")] == [
+        ["split pairs: only on the first side"],
+        ["split twins: only on the second side"],
+    ]
+    why = set(moves["train"].rows["why"].to_pylist())
+    assert why == {"by rule “lowest 50 % by seam_contrast” instead of “lowest 20 % by seam_contrast”"}
+    assert set(moves["train"].rows["kept_after"].to_pylist()) == {False}
+
+
+def ledgers(*works: Work) -> list[pa.Table]:
+    return [pq.read_table(work.store.path / "splits/train/ledger.parquet") for work in works]
+
+
+def test_what_is_neither_a_store_nor_a_data_set_is_told(there, tmp_path):
+    with pytest.raises(StoreError, match="is no store"):
+        comparison.diff(tmp_path, tmp_path)
+    with pytest.raises(HubError, match="no such data set"):
+        comparison.diff("me/absent", "me/absent")
+
+
+# As a user would, in processes of their own.
+
+PUSH = """
+import os, signal, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from seamcurate import Store, export, hub
+
+export._ROWS_PER_FILE = 7
+real, calls = HfApi.preupload_lfs_files, []
+
+def dying(self, *args, **options):
+    calls.append(1)
+    if len(calls) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *args, **options)
+
+HfApi.preupload_lfs_files = dying
+done = hub.push(sys.argv[1], Store(sys.argv[2]), "me/curated")
+print(len(done.sent), done.commit)
+"""
+
+LOAD = """
+import json
+from datasets import load_dataset
+import re
+from huggingface_hub import hf_hub_download
+from seamcurate import Source
+card = Path(hf_hub_download("me/curated", "README.md", repo_type="dataset")).read_text()
+found = {name or "default": load_dataset("me/curated", name, split="train") for name in (None, "train", "pairs")}
+source = Source(hub="me/curated", name="train", rename={"row_id": "place"})
+print(json.dumps({
+    "rows": {name: data.num_rows for name, data in found.items()},
+    "scores": list(found["train"]["seam_contrast"]),
+    "pairs": found["pairs"].column_names[:3],
+    "commit": source.identity()["commit"],
+    "read": sum(chunk.rows.num_rows for chunk in source.chunks()),
+}))
+rows = found["train"]
+exec(re.search(r"def to_verl.*?\\.to_parquet\\(.*?\\)\\n", card, re.DOTALL)[0])
+print(json.dumps(load_dataset("parquet", data_files="rows.parquet", split="train")[0]))
+"""
+
+
+def process(server: Hub, home: Path, code: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {"HF_ENDPOINT": server.address, "HF_HOME": str(home), "HF_TOKEN": CANARY, "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_DATASETS_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path.cwd())} | settings
+    home.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_killed_push_is_gone_on_with_and_datasets_reads_what_arrived(work, tmp_path):
+    with serving() as server:
+        server.tokens[CANARY] = "write"
+        killed = process(server, tmp_path / "home", PUSH, str(work.recipe), str(work.store.path), "5")
+        assert killed.returncode == -9
+        sent = set(server.large)
+        assert len(sent) > 0 and len(server.repos["me/curated"].commits) == 1
+        done = process(server, tmp_path / "home", PUSH + LOAD, str(work.recipe), str(work.store.path), "99")
+        assert done.returncode == 0, done.stderr[-3000:]
+        puts = [line for line in server.asked if line.startswith("PUT")]
+        assert len(puts) == len(set(puts)) == len(server.large) and len(server.repos["me/curated"].commits) == 2
+        files = server.files("me/curated")
+        assert sum(name.startswith("data/train/") for name in files) == 5
+        assert CANARY not in killed.stderr + done.stderr + done.stdout
+        found, first = map(json.loads, done.stdout.splitlines()[1:])
+        assert found["rows"] == {"default": 32, "train": 32, "pairs": 50} and found["read"] == 32
+        assert found["pairs"] == ["prompt", "chosen", "rejected"] and all(isinstance(s, float) for s in found["scores"])
+        assert found["commit"] == server.repos["me/curated"].commits[-1][0]
+        assert set(first) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
+        assert first["prompt"][0]["role"] == "user" and first["data_source"] == "seamcurate/train"
+        for name, blob in files.items():
+            assert CANARY.encode() not in server.bytes(blob), name
+
+
+XET = """
+import sys
+from seamcurate import Store, hub
+
+print(hub.push(sys.argv[1], Store(sys.argv[2]), "me/curated").commit)
+print(len(hub.push(sys.argv[1], Store(sys.argv[2]), "me/curated").sent))
+"""
+
+
+def test_a_push_by_xet_stores_the_shards_and_commits_their_hashes(work, tmp_path):
+    pytest.importorskip("hf_xet")
+    (tmp_path / "cas").mkdir()
+    with serving(tmp_path / "cas") as server:
+        server.tokens[CANARY] = "write"
+        settings = {"HF_HUB_DISABLE_XET": "0"}
+        done = process(server, tmp_path / "home", XET, str(work.recipe), str(work.store.path), **settings)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert server.count("PUT|objects/batch") == 0 and server.count("xet-write-token") > 0
+        assert done.stdout.splitlines() == [server.repos["me/curated"].commits[-1][0], "0"]
+        shard = work.store.path / "publish/data/train/train-00000-of-00001.parquet"
+        blob = server.files("me/curated")["data/train/train-00000-of-00001.parquet"]
+        assert blob.sha256 == hashlib.sha256(shard.read_bytes()).hexdigest()
+        assert sum(file.stat().st_size for file in (tmp_path / "cas").rglob("*") if file.is_file()) > blob.size
+        assert CANARY not in done.stderr + done.stdout
