@@ -221,6 +221,80 @@ def export(
 
 
 @app.command()
+def push(
+    recipe: RecipeFile,
+    store: StoreFolder,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.", show_default=False)],
+    to: Annotated[Literal["trl", "openrlhf", "verl"], typer.Option(help="Whose format.")] = "trl",
+    license: Annotated[list[str] | None, typer.Option(help="The source's licence; again for more.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; private otherwise.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the card and the sizes; ask the Hub nothing.")
+    ] = False,
+) -> None:
+    """Publish a recipe's splits on the Hub with ledger, recipe and a card; only what changed travels.
+
+    Example: seamcurate push recipe.yaml my-store my-org/my-prompts --dry-run
+    """
+    from seamcurate import hub
+    from seamcurate.card import megabytes
+    from seamcurate.store import Store
+
+    if dry_run:
+        made = hub.prepare(recipe, Store(store), repo_id, to, license or ())
+        print(made.card)
+        for name, size in made.files.items():
+            print(f"{megabytes(size):>10}  {name}")
+        notes = made.notes
+    else:
+        done = hub.push(recipe, Store(store), repo_id, to, public, license or ())
+        changed = f"{len(done.sent)} files sent, {len(done.removed)} removed, {done.unchanged} were there"
+        print(f"{done.url} at {done.commit}: {changed if done.sent or done.removed else 'nothing had changed'}")
+        notes = done.notes
+    for line in notes:
+        print(line)
+
+
+@app.command()
+def reproduce(
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.", show_default=False)],
+    store: Annotated[Path, typer.Option(help="The store to make.")] = Path("reproduced"),
+    revision: Annotated[str | None, typer.Option(help="A commit, tag or branch; the newest otherwise.")] = None,
+    files: Annotated[Path | None, typer.Option(help="A folder with what only its author had.")] = None,
+    endpoints: Annotated[
+        bool, typer.Option("--endpoints", help="Let the recipe ask the language models it names.")
+    ] = False,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
+) -> None:
+    """Run a published recipe again and say which of its files come out the same; exit code 1 where one does not.
+
+    Example: seamcurate reproduce my-org/my-prompts --store again
+    """
+    from seamcurate import reproduction
+
+    made = reproduction.reproduce(repo_id, store, revision, files, endpoints, max_usd)
+    for line in made.lines():
+        print(line)
+    if not made.identical:
+        sys.exit(1)
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A store, or a data set's id on the Hub.", show_default=False)],
+    after: Annotated[str, typer.Argument(help="The other.", show_default=False)],
+) -> None:
+    """Explain by rule and model which rows two runs keep differently.
+
+    Example: seamcurate diff my-store my-org/my-prompts
+    """
+    from seamcurate import comparison
+
+    for line in comparison.diff(before, after).lines():
+        print(line)
+
+
+@app.command()
 def study(
     name: Annotated[
         str,
