@@ -67,8 +67,10 @@ class Other:
 @pytest.mark.parametrize("train", [grpo, rloo])
 def test_the_policy_learns_what_is_rewarded(train, policy, tmp_path):
     config = GroupTraining(**FAST, max_steps=25, beta=0.0)
+    config = config.model_copy(update={"eval_data": parquet(tmp_path / "e.parquet", rows(10)[6:])})
     record = train(policy, Other(), parquet(tmp_path / "d.parquet", rows()), tmp_path / "out", config)
     assert record["reward_first"] <= 0.5 and record["reward_last"] > 0.8
+    assert record["rows_held_out"] == 4 and record["reward_before"] < record["reward_after"] > 0.7
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 26))
     assert lines[0]["rer_length"] == 0.25 and 0 <= lines[0]["repetition"] <= 1 and "completions/mean_length" in lines[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -20,14 +20,18 @@ from seamcurate.train import training
 from seamcurate.train.data import Asked, Data
 from seamcurate.train.journal import Journal
 from seamcurate.train.kl import KLController
-from seamcurate.train.rollout import Judge, Question, Reward, questions, repetition
+from seamcurate.train.rollout import Judge, Question, Reward, questions, repetition, respond
 from seamcurate.train.training import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class GroupTraining(Training):
     """Options of `grpo` and `rloo`, named as in TRL."""
 
     learning_rate: float = Field(1e-5, gt=0)
+    eval_rows: int = Field(64, ge=0)
     lora_alpha: int = Field(16, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     num_generations: int = Field(8, ge=2)
@@ -102,7 +106,12 @@ def _train(
             )
         opened = training.open_model(model, AutoModelForCausalLM, config)
         room = weights.window(opened, tokenizer) - config.max_completion_length
-        kept = [one for one in questions(tokenizer, asked) if 0 < len(one.ids) <= room]
+        fitting = [one for one in questions(tokenizer, asked) if 0 < len(one.ids) <= room]
+        if config.eval_data is None:
+            kept, tested = rows.held_out(fitting, config.eval_rows, config.seed)
+        else:
+            apart = questions(tokenizer, rows.prompts(config.eval_data, judge.columns))
+            kept, tested = fitting, [one for one in apart if 0 < len(one.ids) <= room]
         if not kept:
             raise TrainError(
                 f"none of {len(asked)} prompts leaves room for {config.max_completion_length} tokens of answer in the "
@@ -113,7 +122,9 @@ def _train(
                 f"{len(kept)} prompts are fewer than the {answers // config.num_generations} of one update; "
                 "lower per_device_train_batch_size, or raise num_generations"
             )
-        inputs = training.inputs(method, start, data, config, [[(q.ids, q.asked.columns) for q in kept]])
+        inputs = training.inputs(
+            method, start, data, config, [[(q.ids, q.asked.columns) for q in part] for part in (kept, tested)]
+        )
         inputs["reward"] = judge.identity
         if (done := training.finished(place, inputs)) is not None:
             return done
@@ -144,17 +155,21 @@ def _train(
         trainer._get_train_sampler = lambda dataset=None: _Epochs(drawn, config.seed)
         if config.beta and config.kl_target is not None:
             trainer.add_callback(_moving(trainer, config, journal))
+        before = _measured(trainer.model, tokenizer, tested, judge, config, "before the first update")
         result = training.fit(trainer, method, config, journal)
         trained = training.merged(trainer)
         record: dict[str, JsonValue] = {
             **inputs,
             "rows": len(asked),
             "rows_used": len(kept),
-            "rows_skipped": len(asked) - len(kept),
+            "rows_skipped": len(asked) - len(fitting),
+            "rows_held_out": len(tested),
             **result,
             "answers_without_a_reward": int(journal.state.get("without", 0)),
             "reward_first": journal.state.get("first"),
             "reward_last": journal.state.get("last"),
+            "reward_before": before,
+            "reward_after": _measured(trained, tokenizer, tested, judge, config, "after the last update"),
         }
         training.save(trained, tokenizer, place, record, journal.files())
         journal.remove()
@@ -201,6 +216,32 @@ class _Told:
         for name, value in means.items():
             log_metric(name, value)
         return found
+
+
+def _measured(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tested: Sequence[Question],
+    judge: Judge,
+    config: GroupTraining,
+    when: str,
+) -> float | None:
+    """Return the mean reward of answers to held-out prompts, drawn from the same seed each time."""
+    import torch
+    from transformers import GenerationConfig
+
+    own, policy.generation_config = policy.generation_config, GenerationConfig()
+    policy.eval()
+    scores: list[float] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        for start in range(0, len(tested), config.per_device_train_batch_size):
+            some = tested[start : start + config.per_device_train_batch_size]
+            length = config.max_completion_length
+            answers = respond(policy, tokenizer, [one.ids for one in some], length, config.temperature, ())
+            scores += [score for score in judge.score(some, answers.texts, when) if score is not None]
+    policy.generation_config = own
+    return sum(scores) / len(scores) if scores else None
 
 
 def _shown(row: Asked, form: type) -> object:
