@@ -300,10 +300,13 @@ def _verdicts(recipe: Recipe, known: Mapping[str, JsonValue], split: Verdicts, f
     about = columns.get(split.score)
     if isinstance(about, dict):
         yield f"Decided by `{split.score}`: {about['meaning'] or 'a column of the source'}."
-    given = ", ".join(f"{key} = {value}" for key, value in recipe.splits[split.name].parameters.items())
-    yield f"The filter, one SQL query{f' with {given}' if given else ''}:"
+    given = ", ".join(f"{key} = {_cell(value)}" for key, value in recipe.splits[split.name].parameters.items())
+    yield ""
+    yield f"<details><summary>The filter, one SQL query{f' with {given}' if given else ''}</summary>"
     yield ""
     yield from _fenced("sql", recipe.splits[split.name].filter)
+    yield ""
+    yield "</details>"
     yield ""
     rules = [
         [
@@ -518,7 +521,7 @@ def _number(value: object) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−") if np.isfinite(value) else "–"
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−") if np.isfinite(value) else "–"
 
 
 def _fenced(language: str, code: str) -> Iterator[str]:

@@ -147,7 +147,7 @@ def _check_made(loaded: Recipe, store: Store, path: str | Path) -> None:
         assert isinstance(config, dict)
         # Paths and models are told by their contents, which only a run looks at.
         plain = {key: value for key, value in asked.items() if isinstance(value, int | float | list)}
-        changed = [key for key, value in plain.items() if config.get(key) != value]
+        changed = [key for key, value in plain.items() if config.get(key, value) != value]
         if changed:
             raise HubError(
                 f"{store.path}: step {step.name} was run with {changed[0]}: {config.get(changed[0])}, and {path} says "
