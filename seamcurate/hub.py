@@ -187,7 +187,7 @@ def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 def escapes(name: str) -> bool:
     """Tell whether a path leads out of the folder it is taken from."""
     parts = name.replace("\\", "/").split("/")
-    return name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0]
+    return name.startswith(("/", "\\", "~")) or ".." in parts
 
 
 def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:

@@ -95,6 +95,7 @@ def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         resolve = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", resolve)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", resolve, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -159,6 +160,7 @@ def test_the_facts_hold_revisions_meanings_and_fingerprints_but_no_folder_of_thi
 
 def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib")
+    pytest.importorskip("matplotlib")
     hub.push(work.recipe, work.store, "me/curated", licences=["cc-by-4.0"])
     card_text = text(there, "README.md")
     front = yaml.safe_load(card_text.split("---")[1])
@@ -357,6 +359,7 @@ def test_an_unreachable_hub_and_an_offline_client_are_told(there, monkeypatch):
     with pytest.raises(HubError, match="me/curated: the connection to the Hub broke"):
         hub.repository("me/curated")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    close_session()
     with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids asking"):
         hub.repository("me/curated")
 
@@ -479,6 +482,7 @@ def test_a_stranger_s_recipe_that_would_do_more_than_compute_is_refused(recipe, 
 
 def test_a_plain_recipe_is_not_refused():
     reproduction.check(RECIPE, "them/it")
+    reproduction.check("steps: [length_incentive: {stop: ['Answer:', 'and so on ..']}]", "them/it")
     reproduction.check("splits: {a: {filter: '/* all */ SELECT row_id FROM rows'}}", "them/it")
     reproduction.check("models: {judge: {openai_server: m, base_url: 'http://mine/v1'}}", "them/it", endpoints=True)
 
@@ -645,6 +649,7 @@ print(len(hub.push(sys.argv[1], Store(sys.argv[2]), "me/curated").sent))
 
 def test_a_push_by_xet_stores_the_shards_and_commits_their_hashes(work, tmp_path):
     pytest.importorskip("hf_xet")
+    pytest.importorskip("huggingface_hub", "1.0")
     (tmp_path / "cas").mkdir()
     with serving(tmp_path / "cas") as server:
         server.tokens[CANARY] = "write"
