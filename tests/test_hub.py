@@ -39,6 +39,7 @@ from seamcurate import (
     run_local,
 )
 from seamcurate.errors import ExportError, HubError, SourceError, StoreError
+from seamcurate.export import Exported
 
 try:
     from huggingface_hub.utils._http import close_session
@@ -194,6 +195,17 @@ def test_rulers_are_measured_over_the_rows_themselves(work):
     ruler = {one.name: one for one in measured.rulers}["words of the response"]
     assert (ruler.all, ruler.kept) == (pytest.approx(sum(lengths) / 40), pytest.approx(sum(kept) / 32))
     assert measured.score == "seam_contrast" and measured.kept == 32
+
+
+def test_a_split_written_in_two_formats_is_two_configurations(work, tmp_path):
+    folder = tmp_path / "data" / "train" / "sft"
+    folder.mkdir(parents=True)
+    (folder / "train-00000-of-00001.parquet").write_bytes(b"1234")
+    part = hub._part(Exported(folder, 7, []), Recipe.load(work.recipe), tmp_path / "data")
+    assert part == card.Part("train-sft", "train", "sft", "train/sft", 7, 4)
+    told = "\n".join(card.loading("me/curated", [part], "trl"))
+    assert 'load_dataset("me/curated", "train-sft", split="train")' in told and "SFTTrainer" in told
+    assert "openrlhf.cli.train_sft --data.dataset rows/data/train/sft --data.input_key prompt" in told
 
 
 def test_spearman_by_hand():
