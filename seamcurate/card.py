@@ -219,14 +219,25 @@ def models(steps: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 # ── the card ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Part(NamedTuple):
+    """One configuration of a data set."""
+
+    name: str
+    split: str
+    form: str
+    folder: str
+    """Of its shards, inside `data/`."""
+    rows: int
+    bytes: int
+
+
 class About(NamedTuple):
     """What a card needs beside the store."""
 
     repo_id: str
     licences: Sequence[str]
     """Of the source and, where its texts travel along, of the corpus; empty where unknown."""
-    files: Mapping[str, tuple[int, int]]
-    """Rows and bytes by split."""
+    parts: Sequence[Part]
     missing: Sequence[str]
     """What the recipe names and only its author has."""
     figures: Mapping[str, str]
@@ -235,7 +246,7 @@ class About(NamedTuple):
 
 def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verdicts], about: About) -> str:
     """Write the card: YAML for the Hub, then what a stranger wants to know, in that order."""
-    rows = sum(rows for rows, _ in about.files.values())
+    rows = sum(part.rows for part in about.parts)
     front = {
         "license": about.licences[0] if len(about.licences) == 1 else list(about.licences) or "unknown",
         "task_categories": ["text-generation"],
@@ -243,11 +254,11 @@ def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verd
         "size_categories": [next((name for limit, name in _SIZES if rows < limit), "n>1M")],
         "configs": [
             {
-                "config_name": split.name,
-                **({"default": True} if split is splits[0] else {}),
-                "data_files": [{"split": "train", "path": f"data/{split.name}/train-*.parquet"}],
+                "config_name": part.name,
+                **({"default": True} if part is about.parts[0] else {}),
+                "data_files": [{"split": "train", "path": f"data/{part.folder}/train-*.parquet"}],
             }
-            for split in splits
+            for part in about.parts
         ],
     }
     parts = [
@@ -266,7 +277,7 @@ def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verd
     ]
     for split in splits:
         parts += ["", *_verdicts(recipe, known, split, about.figures.get(split.name))]
-    parts += ["", "## How to load it", "", *loading(about.repo_id, splits, str(known["trainer"]))]
+    parts += ["", "## How to load it", "", *loading(about.repo_id, about.parts, str(known["trainer"]))]
     parts += ["", "## Columns", "", *_columns(known)]
     parts += ["", "## Where it comes from", "", *_origin(recipe, known, about)]
     parts += ["", "## How to reproduce it", "", *_again(about, str(known["seamcurate"]))]
@@ -279,11 +290,8 @@ def _summary(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Ve
         "Every score is a column here, and a ledger says of every row of the source why it stayed or went."
     )
     yield ""
-    lines = [
-        [f"`{one.name}`", one.form, f"{one.kept:,} of {one.rows:,}", f"{written:,}", megabytes(size)]
-        for one in splits
-        for written, size in (about.files[one.name],)
-    ]
+    kept = {one.name: f"{one.kept:,} of {one.rows:,}" for one in splits}
+    lines = [[f"`{one.name}`", one.form, kept[one.split], f"{one.rows:,}", megabytes(one.bytes)] for one in about.parts]
     yield from _table(["configuration", "format", "source rows kept", "lines", "size"], lines)
     yield ""
     yield f"Written for {_TITLES[str(known['trainer'])]}."
@@ -300,10 +308,13 @@ def _verdicts(recipe: Recipe, known: Mapping[str, JsonValue], split: Verdicts, f
     about = columns.get(split.score)
     if isinstance(about, dict):
         yield f"Decided by `{split.score}`: {about['meaning'] or 'a column of the source'}."
-    given = ", ".join(f"{key} = {value}" for key, value in recipe.splits[split.name].parameters.items())
-    yield f"The filter, one SQL query{f' with {given}' if given else ''}:"
+    given = ", ".join(f"{key} = {_cell(value)}" for key, value in recipe.splits[split.name].parameters.items())
+    yield ""
+    yield f"<details><summary>The filter, one SQL query{f' with {given}' if given else ''}</summary>"
     yield ""
     yield from _fenced("sql", recipe.splits[split.name].filter)
+    yield ""
+    yield "</details>"
     yield ""
     rules = [
         [
@@ -376,28 +387,25 @@ def _again(about: About, version: str) -> Iterator[str]:
         )
 
 
-def loading(repo_id: str, splits: Sequence[Verdicts], trainer: str) -> Iterator[str]:
-    """Yield how each trainer loads a split of each format, as Markdown."""
-    for split in _first_of_each_form(splits):
-        if len({one.form for one in splits}) > 1:
-            yield f"Format *{split.form}*, as in `{split.name}`:"
+def loading(repo_id: str, parts: Sequence[Part], trainer: str) -> Iterator[str]:
+    """Yield how each trainer loads a configuration of each format, as Markdown."""
+    first: dict[str, Part] = {}
+    for part in parts:
+        first.setdefault(part.form, part)
+    for form, part in first.items():
+        if len(first) > 1:
+            yield f"Format *{form}*, as in `{part.name}`:"
             yield ""
-        for title, language, code in _snippets(repo_id, split.name, split.form, trainer):
+        for title, language, code in _snippets(repo_id, part, trainer):
             yield f"**{title}**"
             yield ""
             yield from _fenced(language, code)
             yield ""
 
 
-def _first_of_each_form(splits: Sequence[Verdicts]) -> list[Verdicts]:
-    found: dict[str, Verdicts] = {}
-    for split in splits:
-        found.setdefault(split.form, split)
-    return list(found.values())
-
-
-def _snippets(repo_id: str, split: str, form: str, trainer: str) -> Iterator[tuple[str, str, str]]:
-    load = f'from datasets import load_dataset\n\nrows = load_dataset("{repo_id}", "{split}", split="train")\n'
+def _snippets(repo_id: str, part: Part, trainer: str) -> Iterator[tuple[str, str, str]]:
+    form = part.form
+    load = f'from datasets import load_dataset\n\nrows = load_dataset("{repo_id}", "{part.name}", split="train")\n'
     folder = f"hf download {repo_id} --repo-type dataset --local-dir rows\n"
     yield "datasets", "python", load
     if trainer == "trl":
@@ -413,12 +421,12 @@ def _snippets(repo_id: str, split: str, form: str, trainer: str) -> Iterator[tup
             "sft": ("train_sft", "--data.dataset"),
             "preferences": ("train_rm", "--data.dataset"),
         }[form]
-        command = f"python -m openrlhf.cli.{program} {name} rows/data/{split} {keys[form]} …"
+        command = f"python -m openrlhf.cli.{program} {name} rows/data/{part.folder} {keys[form]} …"
         yield "OpenRLHF", "shell", folder + command
-    if trainer == "verl":
-        yield "verl", "shell", folder + _VERL_RUN.format(files=f"rows/data/{split}/train-00000-of-00001.parquet")
+    if trainer == "verl" and form == "prompts":
+        yield "verl", "shell", folder + _VERL_RUN.format(files=f"rows/data/{part.folder}/train-00000-of-00001.parquet")
     elif trainer == "trl" and form == "prompts":
-        yield "verl", "python", load + _TO_VERL.format(split=split)
+        yield "verl", "python", load + _TO_VERL.format(split=part.split)
         yield "verl, on that file", "shell", _VERL_RUN.format(files="rows.parquet")
 
 
@@ -518,7 +526,7 @@ def _number(value: object) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−") if np.isfinite(value) else "–"
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−") if np.isfinite(value) else "–"
 
 
 def _fenced(language: str, code: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from pydantic import JsonValue
 import seamcurate
 from seamcurate import card, recipe, split
 from seamcurate.errors import HubError, SeamcurateError
-from seamcurate.export import Trainer, export
+from seamcurate.export import Exported, Trainer, export
 from seamcurate.formats import hub_commit
 from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FACTS, RECIPE = "seamcurate.json", "recipe.yaml"
-_OURS = re.compile(r"data/[^/]+/train-\d+-of-\d+\.parquet|ledger/[^/]+\.parquet|figures/[^/]+\.png")
+_OURS = re.compile(r"data/[^/]+(/[^/]+)?/train-\d+-of-\d+\.parquet|ledger/[^/]+\.parquet|figures/[^/]+\.png")
 """Files that only a push makes, and so may remove; anything else in a repository is left alone."""
 _COMPARED = re.compile(r"(data|ledger)/.+\.parquet")
 _WAITS = (1.0, 4.0, 15.0)
@@ -100,14 +100,13 @@ def prepare(
         written = list(export(loaded, store, trainer, beside / "data"))
         for part in ("ledger", "figures"):
             (beside / part).mkdir()
-        verdicts, figures, files = [], {}, {}
-        for done in written:
-            name = done.folder.name
+        parts = [_part(done, loaded, beside / "data") for done in written]
+        verdicts, figures = [], {}
+        for name in loaded.splits:
             shutil.copyfile(store.path / "splits" / name / "ledger.parquet", beside / "ledger" / f"{name}.parquet")
             verdicts.append(card.measure(store, name))
             if card.draw(verdicts[-1], beside / "figures" / f"{name}.png"):
                 figures[name] = f"figures/{name}.png"
-            files[name] = (done.rows, sum(file.stat().st_size for file in done.folder.glob("train-*.parquet")))
         known = card.facts(store, loaded.splits, trainer, seamcurate.__version__)
         (beside / RECIPE).write_text(text, encoding="utf-8")
         for name, content in _named_files(text, Path(path).parent).items():
@@ -115,7 +114,7 @@ def prepare(
             (beside / name).write_text(content, encoding="utf-8")
         save_json(beside / FACTS, known)
         lacking, notes = _only_here(text, Path(path).parent)
-        told = card.readme(loaded, known, verdicts, card.About(repo_id, licences, files, lacking, figures))
+        told = card.readme(loaded, known, verdicts, card.About(repo_id, licences, parts, lacking, figures))
         (beside / "README.md").write_text(told, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
@@ -124,6 +123,14 @@ def prepare(
     if not licences:
         notes.append("the card says `license: unknown`: give --license, or take rows from a Hub data set that has one")
     return Prepared(folder, told, _sizes(folder), notes)
+
+
+def _part(done: Exported, loaded: Recipe, data: Path) -> card.Part:
+    """Describe what an export wrote; a split that is written in several formats has a folder for each."""
+    inside = done.folder.relative_to(data).parts
+    form = loaded.splits[inside[0]].format if len(inside) == 1 else inside[-1]
+    size = sum(file.stat().st_size for file in done.folder.glob("train-*.parquet"))
+    return card.Part("-".join(inside), inside[0], form, "/".join(inside), done.rows, size)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -147,7 +154,7 @@ def _check_made(loaded: Recipe, store: Store, path: str | Path) -> None:
         assert isinstance(config, dict)
         # Paths and models are told by their contents, which only a run looks at.
         plain = {key: value for key, value in asked.items() if isinstance(value, int | float | list)}
-        changed = [key for key, value in plain.items() if config.get(key) != value]
+        changed = [key for key, value in plain.items() if config.get(key, value) != value]
         if changed:
             raise HubError(
                 f"{store.path}: step {step.name} was run with {changed[0]}: {config.get(changed[0])}, and {path} says "
@@ -187,7 +194,7 @@ def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 def escapes(name: str) -> bool:
     """Tell whether a path leads out of the folder it is taken from."""
     parts = name.replace("\\", "/").split("/")
-    return name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0]
+    return name.startswith(("/", "\\", "~")) or ".." in parts
 
 
 def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:

@@ -23,7 +23,6 @@ import yaml
 from conftest import write_files
 from hub_server import Fault, Hub, serving
 from huggingface_hub import constants
-from huggingface_hub.utils._http import close_session
 
 from seamcurate import (
     CausalLM,
@@ -40,6 +39,12 @@ from seamcurate import (
     run_local,
 )
 from seamcurate.errors import ExportError, HubError, SourceError, StoreError
+from seamcurate.export import Exported
+
+try:
+    from huggingface_hub.utils._http import close_session
+except ImportError:  # before 1.0
+    from huggingface_hub.utils import reset_sessions as close_session
 
 RECIPE = """\
 # How do I sort a list? A test's recipe.
@@ -91,6 +96,7 @@ def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         resolve = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", resolve)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", resolve, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -114,10 +120,9 @@ def text(server: Hub, path: str) -> str:
 
 def test_a_push_makes_a_private_data_set_with_everything_in_it_by_one_commit(work, there):
     pushed = hub.push(work.recipe, work.store, "me/curated")
-    assert (
-        there.created == [{"name": "curated", "organization": "me", "visibility": "private", "type": "dataset"}]
-        and there.repos["me/curated"].private
-    )
+    (created,) = there.created
+    assert [created[key] for key in ("organization", "name", "type")] == ["me", "curated", "dataset"]
+    assert there.repos["me/curated"].private
     assert len(there.repos["me/curated"].commits) == 2
     assert (pushed.commit, pushed.unchanged, pushed.removed) == (there.repos["me/curated"].commits[-1][0], 0, [])
     assert set(pushed.sent) == set(there.files("me/curated")) - {".gitattributes"}
@@ -156,6 +161,7 @@ def test_the_facts_hold_revisions_meanings_and_fingerprints_but_no_folder_of_thi
 
 def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib")
+    pytest.importorskip("matplotlib")
     hub.push(work.recipe, work.store, "me/curated", licences=["cc-by-4.0"])
     card_text = text(there, "README.md")
     front = yaml.safe_load(card_text.split("---")[1])
@@ -189,6 +195,17 @@ def test_rulers_are_measured_over_the_rows_themselves(work):
     ruler = {one.name: one for one in measured.rulers}["words of the response"]
     assert (ruler.all, ruler.kept) == (pytest.approx(sum(lengths) / 40), pytest.approx(sum(kept) / 32))
     assert measured.score == "seam_contrast" and measured.kept == 32
+
+
+def test_a_split_written_in_two_formats_is_two_configurations(work, tmp_path):
+    folder = tmp_path / "data" / "train" / "sft"
+    folder.mkdir(parents=True)
+    (folder / "train-00000-of-00001.parquet").write_bytes(b"1234")
+    part = hub._part(Exported(folder, 7, []), Recipe.load(work.recipe), tmp_path / "data")
+    assert part == card.Part("train-sft", "train", "sft", "train/sft", 7, 4)
+    told = "\n".join(card.loading("me/curated", [part], "trl"))
+    assert 'load_dataset("me/curated", "train-sft", split="train")' in told and "SFTTrainer" in told
+    assert "openrlhf.cli.train_sft --data.dataset rows/data/train/sft --data.input_key prompt" in told
 
 
 def test_spearman_by_hand():
@@ -354,6 +371,7 @@ def test_an_unreachable_hub_and_an_offline_client_are_told(there, monkeypatch):
     with pytest.raises(HubError, match="me/curated: the connection to the Hub broke"):
         hub.repository("me/curated")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    close_session()
     with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids asking"):
         hub.repository("me/curated")
 
@@ -476,6 +494,7 @@ def test_a_stranger_s_recipe_that_would_do_more_than_compute_is_refused(recipe, 
 
 def test_a_plain_recipe_is_not_refused():
     reproduction.check(RECIPE, "them/it")
+    reproduction.check("steps: [length_incentive: {stop: ['Answer:', 'and so on ..']}]", "them/it")
     reproduction.check("splits: {a: {filter: '/* all */ SELECT row_id FROM rows'}}", "them/it")
     reproduction.check("models: {judge: {openai_server: m, base_url: 'http://mine/v1'}}", "them/it", endpoints=True)
 
@@ -642,6 +661,7 @@ print(len(hub.push(sys.argv[1], Store(sys.argv[2]), "me/curated").sent))
 
 def test_a_push_by_xet_stores_the_shards_and_commits_their_hashes(work, tmp_path):
     pytest.importorskip("hf_xet")
+    pytest.importorskip("huggingface_hub", "1.0")
     (tmp_path / "cas").mkdir()
     with serving(tmp_path / "cas") as server:
         server.tokens[CANARY] = "write"
