@@ -1,0 +1,84 @@
+// What is selected: one Mosaic cross-filter that all charts share, and its SQL.
+
+import { Selection, coordinator, makeClient } from "@uwdata/mosaic-core";
+import { Query, and, column, count, gte, isIn, isNull, literal, lt, lte, or, sql, sum } from "@uwdata/mosaic-sql";
+import { bytes } from "./api.js";
+
+export const selection = Selection.crossfilter();
+
+export function connect() {
+  const mosaic = coordinator();
+  // Tables of sums beforehand would have to be written; the store is only read.
+  mosaic.preaggregator.enabled = false;
+  mosaic.databaseConnector({ query: (query) => bytes("mosaic", { type: query.type, sql: query.sql }) });
+  mosaic.logger?.(null);
+}
+
+// Rows by bin of a chart; what lies outside the bins is in the outermost.
+export function watchBins(chart, filtered, result) {
+  const bin = sql`least(greatest(floor((${column(chart.name)} - ${chart.first}) / ${chart.step}), 0), ${chart.bins - 1})::INTEGER`;
+  return watch(filtered, result, (filter) =>
+    Query.from("scores")
+      .select({ bin, rows: count() })
+      .where(filter, sql`${column(chart.name)} IS NOT NULL`)
+      .groupby("bin"),
+  );
+}
+
+export function watchValues(name, filtered, result) {
+  return watch(filtered, result, (filter) =>
+    Query.from("scores").select({ value: column(name), rows: count() }).where(filter).groupby("value"),
+  );
+}
+
+export function watchTotals(result) {
+  return watch(true, result, (filter) =>
+    Query.from("scores")
+      .select({
+        rows: count(),
+        candidates: sql`sum(_candidates)::DOUBLE`,
+        misjudged: sum("_misjudged"),
+        wrong: sql`(count(*) FILTER (_misjudged > 0))::DOUBLE`,
+        none: sql`(count(*) FILTER (_candidates = 0))::DOUBLE`,
+      })
+      .where(filter),
+  );
+}
+
+function watch(filtered, result, query) {
+  const client = makeClient({
+    selection: filtered ? selection : undefined,
+    query: (filter) => query(filter ?? []),
+    queryResult: (table) => result(table.toArray()),
+    queryError: (error) => document.dispatchEvent(new CustomEvent("problem", { detail: error })),
+  });
+  return client;
+}
+
+// The edge before bin i, without the noise of floating point.
+export const edge = (chart, i) => Number((chart.first + i * chart.step).toPrecision(12));
+
+export function selectBins(client, chart, bins) {
+  if (!bins) return selection.update({ source: client, clients: new Set([client]), value: null, predicate: null });
+  const [from, to] = bins;
+  const x = column(chart.name);
+  const low = from === 0 ? null : gte(x, literal(edge(chart, from)));
+  const high = to === chart.bins - 1 ? null : lt(x, literal(edge(chart, to + 1)));
+  const ends = [low ?? gte(x, literal(chart.low)), high ?? lte(x, literal(chart.high))];
+  selection.update({ source: client, clients: new Set([client]), value: [from, to], predicate: and(...ends) });
+}
+
+export function selectValues(client, name, values) {
+  const texts = values.filter((value) => value !== null).map((value) => literal(value));
+  const parts = [];
+  if (texts.length) parts.push(isIn(column(name), texts));
+  if (values.includes(null)) parts.push(isNull(column(name)));
+  const predicate = parts.length ? or(...parts) : null;
+  selection.update({ source: client, clients: new Set([client]), value: parts.length ? values : null, predicate });
+}
+
+// The selection as a predicate over the view `rows`.
+export function where() {
+  const parts = selection.clauses.map((clause) => clause.predicate).filter(Boolean);
+  return parts.length ? String(and(...parts)) : "";
+}
