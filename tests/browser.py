@@ -57,7 +57,9 @@ class Browser:
         self._session = self._send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._send(f"{domain}.enable")
-        self._send("Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False)
+        self._send(
+            "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False
+        )
 
     def close(self) -> None:
         """End it."""
@@ -82,10 +84,10 @@ class Browser:
             raise AssertionError(found["exceptionDetails"].get("exception", found["exceptionDetails"]))
         return found["result"].get("value")
 
-    def until(self, script: str, seconds: float = 20) -> Any:
-        """Evaluate a script until its value is true, and return that."""
+    def until(self, script: str, seconds: float = 20) -> None:
+        """Evaluate a script until its value is true."""
         # While a page is replaced there is no document to ask.
-        return self._wait(lambda: self.run(f"document.body && ({script})"), seconds, script)
+        self._wait(lambda: self.run(f"Boolean(document.body && ({script}))"), seconds, script)
 
     def text(self, selector: str) -> str:
         """Return an element's text."""

@@ -18,8 +18,8 @@ export function bench(overview, open) {
   const end = (one) => edge(one, one.bins);
   const select = h("select", { id: "bench-by", onchange: (event) => pick(overview.charts.find((one) => one.name === event.target.value)) },
     overview.charts.map((one) => h("option", { value: one.name }, one.name)));
-  const keep = h("select", { id: "bench-keep", onchange: ask }, h("option", { value: "above" }, "keep the cut and above"), h("option", { value: "below" }, "keep the cut and below"));
-  const nulls = h("input", { type: "checkbox", id: "bench-nulls", onchange: ask });
+  const keep = h("select", { id: "bench-keep", onchange: () => ask() }, h("option", { value: "above" }, "keep the cut and above"), h("option", { value: "below" }, "keep the cut and below"));
+  const nulls = h("input", { type: "checkbox", id: "bench-nulls", onchange: () => ask() });
   const typed = h("input", { type: "number", id: "bench-cut", step: "any", "aria-label": "cut", onchange: () => move(Number(typed.value)) });
   const plot = h("div", { class: "plot tall" });
   const under = h("div");
@@ -121,7 +121,7 @@ export function bench(overview, open) {
       figure("rows kept", whole(found.kept), `${percent(found.kept, found.rows)} of ${whole(found.rows)}`),
       figure("rows dropped", whole(found.rows - found.kept), found.without ? `${whole(found.without)} have no value` : "all have a value"),
       figure("candidates misjudged", percent(found.misjudged_kept, found.candidates_kept), `${percent(found.misjudged, found.candidates)} of all`),
-      figure("characters, median", number(found.length_kept), `${number(found.length)} of all`),
+      figure("characters, median", whole(found.length_kept), `${whole(found.length)} of all`),
     );
     recipe.textContent = found.recipe;
     mixes.replaceChildren(lengths(found), ...found.mixes.map((mix) => shares(mix, found)));

@@ -30,12 +30,13 @@ const WHOLE = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 
 export const whole = (value) => WHOLE.format(value ?? 0);
 
-export function number(value) {
+// Fractions keep their zeros, so that a column of them lines up.
+export function number(value, integer = false) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return clean(value);
-  if (Number.isInteger(value)) return WHOLE.format(value).replace("-", "−");
+  if (integer || (Number.isInteger(value) && Math.abs(value) >= 1000)) return WHOLE.format(value).replace("-", "−");
   const size = Math.abs(value);
-  const text = size >= 1e6 || size < 1e-4 ? value.toExponential(2) : value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
+  const text = size >= 1e6 || (size < 1e-4 && size > 0) ? value.toExponential(2) : value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
   return text.replace("-", "−");
 }
 

@@ -1,6 +1,6 @@
 // A numeric column: all rows in grey, the selected ones over them, and a brush of whole bins.
 
-import { h, percent, s, whole } from "./dom.js";
+import { h, number, percent, s, whole } from "./dom.js";
 import { edge, selectBins, watchBins } from "./selection.js";
 
 const HEIGHT = 100;
@@ -24,11 +24,15 @@ export function bars(chart, kind) {
 }
 
 export function axis(chart) {
-  const every = Math.max(1, Math.ceil(chart.bins / 5));
+  const [from, to] = [edge(chart, 0), edge(chart, chart.bins)];
+  const rough = (to - from) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough);
   const marks = [];
-  for (let i = 0; i < chart.bins; i += every) {
-    // The last bin's label would run out of the card.
-    if (i / chart.bins < 0.93) marks.push(h("span", { style: { left: `${(100 * i) / chart.bins}%` } }, short(edge(chart, i))));
+  for (let i = Math.ceil(from / step - 1e-9); i * step <= to + step * 1e-9; i++) {
+    const place = (100 * (i * step - from)) / (to - from);
+    const side = place < 5 ? "start" : place > 95 ? "end" : "";
+    marks.push(h("span", { class: side, style: { left: `${place}%` } }, short(i * step)));
   }
   return h("div", { class: "axis", "aria-hidden": "true" }, marks);
 }
@@ -86,15 +90,17 @@ export function histogram(chart, total, settings) {
       "footer",
       {},
       h("span", { class: "worse" }, chart.worst === "low" ? "◂ worse" : ""),
-      h("span", {}, [progress, missing ? `${percent(missing, total)} without a value` : null].filter(Boolean).join(" · ")),
+      h("span", { class: "spread" }, [progress, `${number(chart.low, chart.whole)} to ${number(chart.high, chart.whole)}`, missing ? `${percent(missing, total)} without` : null].filter(Boolean).join(" · ")),
       h("span", { class: "worse" }, chart.worst === "high" ? "worse ▸" : ""),
     ),
   );
 
   function draw() {
     const top = Math.max(1, ...all);
-    back.draw(all, top, settings.log);
-    front.draw(chosen, top, settings.log);
+    // As shares, each is as high as its own highest bin: what differs then is the shape.
+    const own = settings.scale === "shares" ? Math.max(1, ...chosen) : top;
+    back.draw(all, top, settings.scale === "log");
+    front.draw(chosen, own, settings.scale === "log");
   }
 
   function show() {

@@ -11,7 +11,7 @@ import { rowTable } from "./table.js";
 import { values } from "./values.js";
 
 const EVERY = 5000;
-const settings = { log: false };
+const settings = { scale: "shares" };
 
 theme();
 tabs();
@@ -81,9 +81,8 @@ function lay(overview) {
     show("query");
   };
   byId("copy-sql").onclick = () => copy(selected(), "SQL");
-  byId("log").onclick = () => {
-    settings.log = !settings.log;
-    byId("log").setAttribute("aria-pressed", String(settings.log));
+  byId("scale").onchange = (event) => {
+    settings.scale = event.target.value;
     for (const part of parts) part.draw?.();
   };
   document.addEventListener("problem", (event) => {

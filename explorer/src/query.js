@@ -103,7 +103,7 @@ const quoted = (name) => (/^[a-z_][a-z0-9_]*$/.test(name) ? name : `"${name.repl
 function table({ columns, types, rows, truncated, seconds }) {
   const numeric = types.map((type) => /^(double|float|u?int|decimal)/.test(type));
   const cell = (value, i) =>
-    h("td", { class: numeric[i] ? "right" : "" }, value === null ? h("span", { class: "null" }, "NULL") : typeof value === "number" && !Number.isInteger(value) ? number(value) : clean(String(value)));
+    h("td", { class: numeric[i] ? "right" : "" }, value === null ? h("span", { class: "null" }, "NULL") : typeof value === "number" ? number(value, !/^(double|float)/.test(types[i])) : clean(String(value)));
   return h(
     "div",
     {},

@@ -5,7 +5,7 @@ import { byId, clean, h, latest, number } from "./dom.js";
 import { where } from "./selection.js";
 
 const PAGE = 50;
-const COLUMNS = 7;
+const COLUMNS = 6;
 
 export function rowTable(overview, open) {
   const charts = overview.charts.slice(0, COLUMNS);
@@ -86,7 +86,7 @@ export function rowTable(overview, open) {
       h("td", { class: "right id" }, String(row.row_id)),
       h("td", { class: "prompt" }, clean(row.prompt ?? "")),
       wrong,
-      charts.map((chart) => h("td", { class: "right" }, number(row[chart.name]))),
+      charts.map((chart) => h("td", { class: "right" }, number(row[chart.name], chart.whole))),
     );
   }
 

@@ -322,6 +322,7 @@ def _chart(chart: Chart) -> JsonValue:
         "step": chart.step,
         "bins": chart.bins,
         "worst": chart.worst,
+        "whole": bool(pa.types.is_integer(chart.column.kind)),
     }
 
 

@@ -22,7 +22,7 @@ from seamcurate.store import Column, Store, numbers
 
 SECONDS = 10.0
 MEMORY = "4GB"
-_BINS = 50
+_BINS = 60
 _SAMPLE = 20_000
 _VALUES = 2_000
 _TEXTS = ("prompt", "response", "reference")
@@ -40,7 +40,8 @@ class Chart(NamedTuple):
     """Where the first bin begins; smaller values are counted in it."""
     step: float
     bins: int
-    worst: Literal["low", "high"]
+    worst: Literal["low", "high"] | None
+    """Which end is bad, where the column's meaning says so."""
 
 
 class Group(NamedTuple):
@@ -216,9 +217,11 @@ def _chart(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> 
     step = _nice((last - first) / _BINS, whole=pa.types.is_integer(column.kind))
     first = float(f"{math.floor(first / step) * step:.12g}")
     bins = max(1, math.floor((last - first) / step) + 1)
-    worst: Literal["low", "high"] = (
-        "high" if "high = bad" in column.meaning or column.name.startswith("misjudged_") else "low"
-    )
+    worst: Literal["low", "high"] | None = None
+    if "high = bad" in column.meaning or column.name.startswith("misjudged_"):
+        worst = "high"
+    elif "low = bad" in column.meaning or column.name.startswith("seam_"):
+        worst = "low"
     return Chart(column, present, low, high, first, step, bins, worst)
 
 
@@ -237,7 +240,7 @@ def _repeats(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
     ((distinct, rows, length),) = connection.execute(
         f"SELECT count(DISTINCT q), count(q), avg(length(q)) FROM (SELECT {q}::VARCHAR AS q FROM rows LIMIT 20000)"
     ).fetchall()
-    return bool(distinct and distinct <= max(2, min(_VALUES, rows / 3)) and length <= 60)
+    return bool(distinct and distinct <= max(2, min(_VALUES, rows / 2)) and length <= 60)
 
 
 def _values(connection: duckdb.DuckDBPyConnection, name: str) -> list[tuple[str | None, int]]:
