@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class Browser:
         active = Path(self._profile) / "DevToolsActivePort"
         self._wait(lambda: active.exists() and len(active.read_text().splitlines()) == 2, 30)
         port, path = active.read_text().splitlines()
-        self._socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None)
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None))
         self._count, self._session = 0, ""
         self.requests: list[str] = []
         self.problems: list[str] = []
@@ -63,7 +65,7 @@ class Browser:
 
     def close(self) -> None:
         """End it."""
-        self._socket.close()
+        self._open.close()
         self._process.terminate()
         self._process.wait(20)
         shutil.rmtree(self._profile, ignore_errors=True)

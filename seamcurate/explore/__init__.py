@@ -2,3 +2,5 @@
 
 from seamcurate.explore.server import application, serve
 from seamcurate.explore.session import Session
+
+__all__ = ["Session", "application", "serve"]
