@@ -23,7 +23,7 @@ from seamcurate.errors import QueryError, StoreError
 pytest.importorskip("starlette", reason="the extra `explore` is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
-from seamcurate.explore import Session, application  # noqa: E402
+from seamcurate.explore import Session, report  # noqa: E402
 from seamcurate.explore import server as served  # noqa: E402
 from seamcurate.explore.bench import bench, recipe_line  # noqa: E402
 from seamcurate.explore.row import row  # noqa: E402
@@ -41,7 +41,7 @@ class Client:
     """Requests to the application without a browser or a socket."""
 
     def __init__(self, session: Session, **headers: str) -> None:
-        self._app, self._headers = application(session, TOKEN), {served.HEADER: TOKEN, **headers}
+        self._app, self._headers = served.application(session, TOKEN), {served.HEADER: TOKEN, **headers}
 
     def __call__(self, method: str, path: str, **request: Any) -> Any:
         import anyio
@@ -243,6 +243,17 @@ def test_columns_appear_while_a_run_fills_the_store(recipe, tmp_path):
 def test_a_folder_without_a_store_is_named(tmp_path):
     with pytest.raises(StoreError, match="is no store"):
         Session(Store(tmp_path))
+
+
+def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
+    made, *figures = report(finished, tmp_path / "report.html", tmp_path / "figures")
+    html = made.read_text()
+    session = Session(finished)
+    assert len(figures) == len(session.charts) == html.count("<svg ") and "<h2>Worst by seam_contrast</h2>" in html
+    assert not re.search(r"<script|<link|<img|src=|url\(|@import", html)
+    drawn = figures[0].read_text()
+    counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title></rect>", drawn)]
+    assert sum(counts) == session.charts[0].present
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────

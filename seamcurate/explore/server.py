@@ -210,21 +210,20 @@ def application(session: Session, token: str) -> Starlette:
     )
 
 
-def serve(store: Store, port: int = 0, open_browser: bool = False, session: Session | None = None) -> None:
+def serve(store: Store, port: int = 0, open_browser: bool = False) -> None:
     """Serve the explorer of a store on this machine until interrupted; its address, with the token, is printed.
 
     Args:
         store: The store.
         port: Where to listen; 0 takes a free one.
         open_browser: Show the page in the default browser.
-        session: The store already opened as such, with other limits.
 
     Raises:
         StoreError: There is no store, or no page was built.
     """
     import uvicorn
 
-    opened = session or Session(store)
+    opened = Session(store)
     if not (PAGE / "index.html").is_file():
         raise StoreError(_UNBUILT)
     token = secrets.token_urlsafe(24)
