@@ -90,7 +90,7 @@ export function histogram(chart, total, settings) {
       "footer",
       {},
       h("span", { class: "worse" }, chart.worst === "low" ? "◂ worse" : ""),
-      h("span", { class: "spread" }, [progress, `${number(chart.low, chart.whole)} to ${number(chart.high, chart.whole)}`, missing ? `${percent(missing, total)} without` : null].filter(Boolean).join(" · ")),
+      h("span", { class: "spread" }, [progress, missing ? `${percent(missing, total)} without a value` : `${number(chart.low, chart.whole)} to ${number(chart.high, chart.whole)}`].filter(Boolean).join(" · ")),
       h("span", { class: "worse" }, chart.worst === "high" ? "worse ▸" : ""),
     ),
   );

@@ -66,7 +66,7 @@ export function rowTable(overview, open) {
       row._candidates
         ? h("span", { class: "share" }, h("i", { style: { width: `${100 * share}%` } }))
         : null,
-      row._candidates ? `${Math.round(row._misjudged ?? 0)} / ${row._candidates}` : "none",
+      h("span", { class: "of" }, row._candidates ? `${Math.round(row._misjudged ?? 0)} / ${row._candidates}` : "none"),
     );
     return h(
       "tr",

@@ -3,7 +3,7 @@
 import { clean, h, whole } from "./dom.js";
 import { selectValues, watchValues } from "./selection.js";
 
-const SHOWN = 8;
+const SHOWN = 5;
 
 export function values(group) {
   const shown = group.values.slice(0, SHOWN);
@@ -31,7 +31,7 @@ export function values(group) {
     h("header", {}, h("h3", { title: group.meaning || group.name }, group.name), clearing),
     h("p", { class: "meaning", title: group.meaning }, group.meaning || "column of the source"),
     h("div", { class: "values" }, [...lines.values()].map((one) => one.line)),
-    rest > 0 ? h("footer", {}, h("span", {}, `and ${whole(rest)} more values: ask for them in SQL`)) : null,
+    rest > 0 ? h("footer", {}, h("span", {}, `and ${whole(rest)} more values`)) : null,
   );
 
   function toggle(value) {
