@@ -240,6 +240,14 @@ def test_columns_appear_while_a_run_fills_the_store(recipe, tmp_path):
     assert "seam_contrast" in [chart.column.name for chart in session.charts] and not session.changed()
 
 
+def test_a_second_store_is_there_to_compare_with(finished):
+    both = Session(finished, other=finished)
+    answer = Client(both)("GET", "/api/overview").json()
+    assert [one["name"] for one in answer["views"]["other.rows"]] == [one["name"] for one in answer["views"]["rows"]]
+    joined = "SELECT 1 FROM rows JOIN other.rows AS o USING (row_id) WHERE o.reward = rows.reward"
+    assert both.ask(joined).num_rows == both.ask("SELECT 1 FROM rows WHERE reward IS NOT NULL").num_rows > 0
+
+
 def test_a_folder_without_a_store_is_named(tmp_path):
     with pytest.raises(StoreError, match="is no store"):
         Session(Store(tmp_path))

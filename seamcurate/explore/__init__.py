@@ -10,7 +10,7 @@ from seamcurate.store import Store
 __all__ = ["Session", "report", "serve"]
 
 
-def serve(store: Store, port: int = 0, open_browser: bool = False) -> None:
+def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store | None = None) -> None:
     """Serve the explorer of a store on this machine until interrupted; see `seamcurate.explore.server.serve`.
 
     Raises:
@@ -20,4 +20,4 @@ def serve(store: Store, port: int = 0, open_browser: bool = False) -> None:
         from seamcurate.explore import server
     except ModuleNotFoundError as error:
         raise StoreError(f'the explorer needs {error.name}; pip install "seamcurate[explore]"') from error
-    server.serve(store, port, open_browser)
+    server.serve(store, port, open_browser, other)

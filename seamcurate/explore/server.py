@@ -42,13 +42,13 @@ PAGE = Path(__file__).parent / "static"
 HEADER = "x-seamcurate-token"
 _HOSTS = ("127.0.0.1", "localhost")
 _VIEWS = ("rows", "candidates", "corpus", "ledger", "rejected", "scores")
+_OTHER = ("other.rows", "other.candidates", "other.corpus", "other.ledger")
 _UNBUILT = "the explorer's page was not built: run `make explorer` (npm is needed), or install the wheel"
 _SHOWN = 1_000
 _DOWNLOAD_SECONDS = 120.0
 _CELL = 2_000
 _POLICY = (
-    # Bars and cuts are placed by style attributes that the page's own script sets.
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = [
@@ -210,20 +210,21 @@ def application(session: Session, token: str) -> Starlette:
     )
 
 
-def serve(store: Store, port: int = 0, open_browser: bool = False) -> None:
+def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store | None = None) -> None:
     """Serve the explorer of a store on this machine until interrupted; its address, with the token, is printed.
 
     Args:
         store: The store.
         port: Where to listen; 0 takes a free one.
         open_browser: Show the page in the default browser.
+        other: A second store, for the SQL box to compare with: `other.rows`, `other.candidates` and so on.
 
     Raises:
         StoreError: There is no store, or no page was built.
     """
     import uvicorn
 
-    opened = Session(store)
+    opened = Session(store, other)
     if not (PAGE / "index.html").is_file():
         raise StoreError(_UNBUILT)
     token = secrets.token_urlsafe(24)
@@ -282,7 +283,7 @@ def _overview(session: Session) -> dict[str, JsonValue]:
             {"name": str(one["column_name"]), "type": str(one["column_type"])}
             for one in session.ask(f"SELECT column_name, column_type FROM (DESCRIBE {name})").to_pylist()
         ]
-        for name in _VIEWS
+        for name in (*_VIEWS, *(_OTHER if session.other else ()))
     }
     return {
         "store": str(session.store.path),

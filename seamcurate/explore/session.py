@@ -59,8 +59,10 @@ class Session:
         DamagedError: A shard is not the file that was written.
     """
 
-    def __init__(self, store: Store, seconds: float = SECONDS, memory: str = MEMORY) -> None:
-        self.store = store.open()
+    def __init__(
+        self, store: Store, other: Store | None = None, seconds: float = SECONDS, memory: str = MEMORY
+    ) -> None:
+        self.store, self.other = store.open(), other.open() if other else None
         self._seconds, self._memory = seconds, memory
         self._opening = threading.Lock()
         self._opened: _Opened | None = None
@@ -68,7 +70,7 @@ class Session:
     def refresh(self) -> None:
         """Read the store anew."""
         with self._opening:
-            self._opened = _open(self.store, self._memory)
+            self._opened = _open(self.store, self.other, self._memory)
 
     def changed(self) -> bool:
         """Tell whether shards, columns or splits are there that were not when the store was last read."""
@@ -145,7 +147,7 @@ class Session:
         if self._opened is None:
             with self._opening:
                 if self._opened is None:
-                    self._opened = _open(self.store, self._memory)
+                    self._opened = _open(self.store, self.other, self._memory)
         return self._opened
 
 
@@ -165,9 +167,9 @@ def _state(store: Store) -> list[tuple[str, str, int]]:
     return [("", store.rows_fingerprint, len(store.shards)), *done, *splits]
 
 
-def _open(store: Store, memory: str) -> _Opened:
+def _open(store: Store, other: Store | None, memory: str) -> _Opened:
     state, columns = _state(store), store.columns()
-    connection = views.connect(store, memory=memory)
+    connection = views.connect(store, other=other, memory=memory)
     kinds = {c.name: c.kind for c in columns if c.stale is None}
     numeric = [c for c in columns if c.stale is None and c.name != "row_id" and _is_number(c.kind)]
     numeric.sort(key=lambda c: (_place(c.name), c.name))
