@@ -248,6 +248,48 @@ def test_a_second_store_is_there_to_compare_with(finished):
     assert both.ask(joined).num_rows == both.ask("SELECT 1 FROM rows WHERE reward IS NOT NULL").num_rows > 0
 
 
+@pytest.fixture
+def bare(tmp_path) -> Store:
+    """A store of rows alone: messages for prompts, and names and values that no one expects."""
+    from seamcurate import Recipe, Source
+
+    odd = 'a "quoted" name, <b>{x}</b> $y'
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"question {i}"}],
+            "response": "an answer",
+            odd: [0.5, float("nan"), float("inf"), None][i % 4],
+            "same": 7,
+            "empty": None,
+            "source": ["web", "book's", None][i % 3],
+            "flag": bool(i % 2),
+        }
+        for i in range(24)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"))), tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def test_a_store_without_scores_and_with_odd_names_is_explored(bare):
+    session, ask = Session(bare), Client(Session(bare))
+    odd = next(chart.column.name for chart in session.charts if "quoted" in chart.column.name)
+    present = {chart.column.name: chart.present for chart in session.charts}
+    assert present == {odd: 6, "same": 24}
+    assert {g.column.name: dict(g.values) for g in session.groups} == {
+        "flag": {"false": 12, "true": 12},
+        "source": {"web": 8, "book's": 8, None: 8},
+    }
+    assert ask("GET", "/api/overview").status_code == 200
+    rows = ask("POST", "/api/rows", json={"by": odd}).json()["rows"]
+    assert len(rows) == 24 and rows[0]["prompt"] == "question 0" and rows[0][odd] == 0.5
+    opened = ask("GET", "/api/row/1").json()
+    assert (opened["prompt"], opened["response"], opened["candidates"]) == ("question 1", "an answer", [])
+    assert opened["verdicts"] == ["no split has been made yet"]
+    assert bench(session, odd, 0.5, "above", False)["kept"] == 6
+    assert report(bare, bare.path / "report.html")
+
+
 def test_a_folder_without_a_store_is_named(tmp_path):
     with pytest.raises(StoreError, match="is no store"):
         Session(Store(tmp_path))

@@ -155,7 +155,7 @@ export function bench(overview, open) {
     h("article", { class: dropped ? "card side dropped" : "card side" },
       h("header", {}, h("h3", {}, name), h("span", { class: "badge" }, dropped ? "dropped" : "kept")),
       rows.length
-        ? h("ol", {}, rows.map((one) => h("li", {}, h("button", { class: "linkish", onclick: () => open(one.row_id) }, h("span", { class: "number" }, number(one.value)), h("span", { class: "clip" }, clean(one.prompt ?? ""))))))
+        ? h("ol", {}, rows.map((one) => h("li", {}, h("button", { class: "linkish", onclick: () => open(one.row_id) }, h("span", { class: "number" }, String(Number(one.value.toPrecision(5))).replace("-", "−")), h("span", { class: "clip" }, clean(one.prompt ?? ""))))))
         : h("p", { class: "state" }, "No row on this side."));
 
   let shown = false;

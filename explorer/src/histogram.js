@@ -25,7 +25,7 @@ export function bars(chart, kind) {
 
 export function axis(chart) {
   const [from, to] = [edge(chart, 0), edge(chart, chart.bins)];
-  const rough = (to - from) / 4;
+  const rough = (to - from) / 6;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough);
   const marks = [];
@@ -36,6 +36,9 @@ export function axis(chart) {
   }
   return h("div", { class: "axis", "aria-hidden": "true" }, marks);
 }
+
+// A thousandth of a bin is nothing to see.
+const end = (chart, value) => number(Math.abs(value) < chart.step / 1000 ? 0 : value, chart.whole);
 
 const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
 
@@ -90,7 +93,7 @@ export function histogram(chart, total, settings) {
       "footer",
       {},
       h("span", { class: "worse" }, chart.worst === "low" ? "◂ worse" : ""),
-      h("span", { class: "spread" }, [progress, missing ? `${percent(missing, total)} without a value` : `${number(chart.low, chart.whole)} to ${number(chart.high, chart.whole)}`].filter(Boolean).join(" · ")),
+      h("span", { class: "spread" }, [progress, missing ? `${percent(missing, total)} without a value` : `${end(chart, chart.low)} to ${end(chart, chart.high)}`].filter(Boolean).join(" · ")),
       h("span", { class: "worse" }, chart.worst === "high" ? "worse ▸" : ""),
     ),
   );
