@@ -377,6 +377,14 @@ def test_a_brush_filters_every_other_chart_the_counts_and_the_rows(page):
     page.until("document.querySelector('#t-rows').dataset.rows == '40'")
 
 
+def test_a_box_over_two_columns_selects_by_both(page):
+    page.drag(".plot.map", 0.1, 0.9)
+    page.until("document.querySelector('#chips').textContent.startsWith('seam_contrast by reward')")
+    page.until("+document.querySelector('#t-rows').dataset.rows < 40")
+    page.run("document.querySelector('#as-sql').click()")
+    assert page.run("['reward', 'seam_contrast'].every(name => document.querySelector('#sql').value.includes(name))")
+
+
 def test_a_chart_is_brushed_by_keys(page):
     page.run("document.querySelector('[data-column=reward] .plot').focus()")
     page.key("ArrowRight")

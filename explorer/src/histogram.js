@@ -40,7 +40,7 @@ export function axis(chart) {
 // A thousandth of a bin is nothing to see.
 const end = (chart, value) => number(Math.abs(value) < chart.step / 1000 ? 0 : value, chart.whole);
 
-const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
+export const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
 
 export function counted(chart, rows) {
   const counts = new Array(chart.bins).fill(0);

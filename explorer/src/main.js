@@ -5,6 +5,7 @@ import { bench } from "./bench.js";
 import { byId, clean, copy, h, percent, whole } from "./dom.js";
 import { drill } from "./drill.js";
 import { histogram } from "./histogram.js";
+import { pair } from "./pair.js";
 import { query, selected } from "./query.js";
 import { connect, selection, watchTotals } from "./selection.js";
 import { rowTable } from "./table.js";
@@ -39,6 +40,7 @@ function lay(overview) {
   const parts = [
     ...overview.charts.map((chart) => histogram(chart, overview.rows, settings)),
     ...overview.groups.map(values),
+    ...(overview.charts.length > 1 ? [pair(overview.charts)] : []),
   ];
   const stale = overview.columns.filter((column) => column.stale);
   byId("charts").removeAttribute("aria-busy");
@@ -135,6 +137,7 @@ function theme() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const apply = () => {
     root.dataset.theme = localStorage.getItem("seamcurate.theme") ?? (dark.matches ? "dark" : "light");
+    document.dispatchEvent(new CustomEvent("theme"));
   };
   dark.addEventListener("change", apply);
   apply();

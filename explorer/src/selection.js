@@ -15,15 +15,28 @@ export function connect() {
 }
 
 // Rows by bin of a chart; what lies outside the bins is in the outermost.
+const binned = (chart) =>
+  sql`least(greatest(floor((${column(chart.name)} - ${chart.first}) / ${chart.step}), 0), ${chart.bins - 1})::INTEGER`;
+
 export function watchBins(chart, filtered, result) {
-  const bin = sql`least(greatest(floor((${column(chart.name)} - ${chart.first}) / ${chart.step}), 0), ${chart.bins - 1})::INTEGER`;
   return watch(filtered, result, (filter) =>
     Query.from("scores")
-      .select({ bin, rows: count() })
+      .select({ bin: binned(chart), rows: count() })
       .where(filter, sql`${column(chart.name)} IS NOT NULL`)
       .groupby("bin"),
   );
 }
+
+export function watchPairs(x, y, filtered, result) {
+  return watch(filtered, result, (filter) =>
+    Query.from("scores")
+      .select({ across: binned(x), up: binned(y), rows: count() })
+      .where(filter, sql`${column(x.name)} IS NOT NULL AND ${column(y.name)} IS NOT NULL`)
+      .groupby("across", "up"),
+  );
+}
+
+export const drop = (client) => coordinator().disconnect(client);
 
 export function watchValues(name, filtered, result) {
   return watch(filtered, result, (filter) =>
@@ -46,26 +59,31 @@ export function watchTotals(result) {
 }
 
 function watch(filtered, result, query) {
-  const client = makeClient({
+  return makeClient({
     selection: filtered ? selection : undefined,
     query: (filter) => query(filter ?? []),
     queryResult: (table) => result(table.toArray()),
     queryError: (error) => document.dispatchEvent(new CustomEvent("problem", { detail: error })),
   });
-  return client;
 }
 
 // The edge before bin i, without the noise of floating point.
 export const edge = (chart, i) => Number((chart.first + i * chart.step).toPrecision(12));
 
-export function selectBins(client, chart, bins) {
-  if (!bins) return selection.update({ source: client, clients: new Set([client]), value: null, predicate: null });
-  const [from, to] = bins;
+export const selectBins = (client, chart, bins) => selectBoxes(client, bins && [[chart, bins]]);
+
+// Select by one or more charts at once, each with its first and last bin.
+export function selectBoxes(client, sides) {
+  const predicate = sides ? and(...sides.flatMap(([chart, bins]) => within(chart, bins))) : null;
+  const value = sides ? sides.map(([, bins]) => bins) : null;
+  selection.update({ source: client, clients: new Set([client]), value, predicate });
+}
+
+// The outermost bins reach as far as the values do.
+function within(chart, [from, to]) {
   const x = column(chart.name);
-  const low = from === 0 ? null : gte(x, literal(edge(chart, from)));
-  const high = to === chart.bins - 1 ? null : lt(x, literal(edge(chart, to + 1)));
-  const ends = [low ?? gte(x, literal(chart.low)), high ?? lte(x, literal(chart.high))];
-  selection.update({ source: client, clients: new Set([client]), value: [from, to], predicate: and(...ends) });
+  const low = gte(x, literal(from === 0 ? chart.low : edge(chart, from)));
+  return [low, to === chart.bins - 1 ? lte(x, literal(chart.high)) : lt(x, literal(edge(chart, to + 1)))];
 }
 
 export function selectValues(client, name, values) {
