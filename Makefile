@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-attack test-ppo check format lock clean
+.PHONY: demo explorer test test-attack test-ppo check format lock clean
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# The explorer's page, from npm; its tests look at it in Chromium where that is installed.
+explorer:
+	cd explorer && npm ci --silent && npm run build --silent
 
 # TextAttack holds transformers at 4.57, so that it has an environment of its own; what it touches is tested there too.
 test-attack: .venv-attack/installed
@@ -32,7 +36,7 @@ format: .venv/installed
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[cpu,train,study,demo,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[cpu,train,study,explore,demo,test]"
 	touch $@
 
 .venv-attack/installed: pyproject.toml requirements-attack.lock
@@ -53,4 +57,4 @@ lock: .venv/installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^seamcurate' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv .venv-attack .venv-ppo demo-store
+	rm -rf .venv .venv-attack .venv-ppo demo-store explorer/node_modules seamcurate/explore/static

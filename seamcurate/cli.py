@@ -221,6 +221,40 @@ def export(
 
 
 @app.command()
+def explore(
+    store: StoreFolder,
+    other: Annotated[Path | None, typer.Option(help="A second store, to compare with.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
+) -> None:
+    """Look at a store's scores, prompts and candidates on a page of this machine alone.
+
+    Example: seamcurate explore my-store
+    """
+    from seamcurate import explore as explorer
+    from seamcurate.store import Store
+
+    explorer.serve(Store(store).open(), port, browser, Store(other).open() if other else None)
+
+
+@app.command()
+def report(
+    store: StoreFolder,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    figures: Annotated[Path | None, typer.Option(help="A folder for the figures as PNG and SVG.")] = None,
+) -> None:
+    """Write what the explorer shows as one HTML file to send to somebody.
+
+    Example: seamcurate report my-store --out report.html
+    """
+    from seamcurate.explore import report as write
+    from seamcurate.store import Store
+
+    for file in write(Store(store).open(), out, figures):
+        print(file)
+
+
+@app.command()
 def push(
     recipe: RecipeFile,
     store: StoreFolder,

@@ -38,13 +38,8 @@ def why(store: Store, row_id: int) -> Iterator[str]:
         yield f"row {row_id}: {brief(prompt_text(cast(Prompt, row['prompt'])), 150)}"
         if row.get("response") is not None:
             yield f"  golden response: {brief(row['response'], 130)}"
-        verdicts = _rows(connection, "SELECT * FROM ledger WHERE row_id = $id ORDER BY split", row_id)
-        for verdict in verdicts:
-            at = f"; {brief(verdict['value'], 20)} against a threshold of {brief(verdict['threshold'], 20)}"
-            decided = at if verdict["value"] is not None and verdict["threshold"] is not None else ""
-            yield f"  split {verdict['split']}: {'kept' if verdict['kept'] else 'dropped'} by rule “{verdict['rule']}”{decided}"
-        if not verdicts:
-            yield "  no split has been made yet"
+        for line in verdicts(connection, row_id):
+            yield f"  {line}"
         kinds = {
             column.name: column.kind for column in store.columns() if column.made_by != "source" and not column.stale
         }
@@ -64,6 +59,17 @@ def why(store: Store, row_id: int) -> Iterator[str]:
                 f"    {one['variant']} {one['rank']}: reward {_number(one['reward'])}, weight {_number(one['weight'])}: "
                 f"{brief(one['response'], 100)}"
             )
+
+
+def verdicts(connection: duckdb.DuckDBPyConnection, row_id: int) -> Iterator[str]:
+    """Yield a line for each split: whether it kept a row, by which rule, and the value that decided it."""
+    found = _rows(connection, "SELECT * FROM ledger WHERE row_id = $id ORDER BY split", row_id)
+    for verdict in found:
+        at = f"; {brief(verdict['value'], 20)} against a threshold of {brief(verdict['threshold'], 20)}"
+        decided = at if verdict["value"] is not None and verdict["threshold"] is not None else ""
+        yield f"split {verdict['split']}: {'kept' if verdict['kept'] else 'dropped'} by rule “{verdict['rule']}”{decided}"
+    if not found:
+        yield "no split has been made yet"
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, sql: str, row_id: int) -> list[dict[str, object]]:

@@ -52,13 +52,16 @@ CANDIDATES = {
 }
 
 
-def connect(store: Store, spill: Path | None = None, other: Store | None = None) -> duckdb.DuckDBPyConnection:
+def connect(
+    store: Store, spill: Path | None = None, other: Store | None = None, memory: str | None = None
+) -> duckdb.DuckDBPyConnection:
     """Open the views of a store in a locked in-memory DuckDB; every file is verified first.
 
     Args:
         store: The store.
         other: A second one, to compare with: its views are `other.rows`, `other.candidates` and so on.
         spill: A folder for what outgrows 40 MB of memory; without one, DuckDB takes the memory it needs.
+        memory: The most it may take then, as DuckDB writes it: "2GB".
 
     Raises:
         DamagedError: A shard is not the file that was written.
@@ -66,6 +69,8 @@ def connect(store: Store, spill: Path | None = None, other: Store | None = None)
     config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
     if spill is not None:
         config |= {"memory_limit": "40MB", "threads": 1, "temp_directory": str(spill)}
+    elif memory is not None:
+        config |= {"memory_limit": memory, "temp_directory": "", "max_temp_directory_size": "0B"}
     connection = duckdb.connect(config=config)
     views, allowed = _views(store, "")
     if other is not None:

@@ -1,0 +1,176 @@
+// The page: what is wrong with a store's prompts, found by brushing, reading and asking.
+
+import { json } from "./api.js";
+import { bench } from "./bench.js";
+import { byId, clean, copy, h, percent, whole } from "./dom.js";
+import { drill } from "./drill.js";
+import { histogram } from "./histogram.js";
+import { pair } from "./pair.js";
+import { query, selected } from "./query.js";
+import { connect, selection, watchTotals } from "./selection.js";
+import { rowTable } from "./table.js";
+import { values } from "./values.js";
+
+const EVERY = 5000;
+const settings = { scale: "shares" };
+
+theme();
+tabs();
+start();
+
+async function start() {
+  try {
+    const overview = await json("overview");
+    document.title = `${overview.store} · seamcurate`;
+    byId("store").textContent = clean(overview.store);
+    lay(overview);
+    document.documentElement.dataset.state = "ready";
+    watchStore();
+  } catch (error) {
+    byId("charts").replaceChildren(h("p", { class: "state error" }, clean(error.message)));
+    document.documentElement.dataset.state = "error";
+  }
+}
+
+function lay(overview) {
+  connect();
+  let table;
+  const opened = drill((id, by) => table.beside(id, by), (id) => table.mark(id));
+  table = rowTable(overview, opened.open);
+  const parts = [
+    ...overview.charts.map((chart) => histogram(chart, overview.rows, settings)),
+    ...overview.groups.map(values),
+    ...(overview.charts.length > 1 ? [pair(overview.charts)] : []),
+  ];
+  const stale = overview.columns.filter((column) => column.stale);
+  byId("charts").removeAttribute("aria-busy");
+  byId("charts").replaceChildren(
+    ...(parts.length
+      ? parts.map((part) => part.card)
+      : [h("p", { class: "state" }, overview.rows ? "No score yet: run a recipe over this store, then refresh." : "The store has no row yet: run its recipe, then refresh.")]),
+  );
+  byId("stale").textContent = stale.length
+    ? `Left out as out of date: ${stale.map((column) => clean(column.name)).join(", ")}. Run the recipe with --replace.`
+    : "";
+
+  watchTotals(([totals]) => {
+    const candidates = Number(totals.candidates ?? 0);
+    const figures = {
+      "t-rows": [whole(Number(totals.rows)), `of ${whole(overview.rows)}`],
+      "t-candidates": [whole(candidates), totals.rows ? `${(candidates / Number(totals.rows)).toFixed(1)} a row` : ""],
+      "t-misjudged": [percent(totals.misjudged ?? 0, candidates), `${whole(totals.misjudged)} preferred to the golden one`],
+      "t-wrong": [whole(totals.wrong), `${percent(totals.wrong, Number(totals.rows))} of rows`],
+      "t-none": [whole(totals.none), `${percent(totals.none, Number(totals.rows))} of rows`],
+    };
+    for (const [id, [value, more]] of Object.entries(figures)) {
+      byId(id).querySelector("b").textContent = value;
+      byId(id).querySelector("small").textContent = more;
+    }
+    byId("t-rows").dataset.rows = String(totals.rows);
+  });
+
+  selection.addEventListener("value", () => {
+    const chosen = parts.filter((part) => part.text());
+    byId("chips").replaceChildren(
+      ...chosen.map((part) => h("button", { class: "chip", title: "Clear this part", onclick: part.clear }, part.text(), h("span", { "aria-hidden": "true" }, " ✕"))),
+      ...(chosen.length > 1 ? [h("button", { class: "quiet small", onclick: () => parts.forEach((part) => part.clear()) }, "clear all")] : []),
+    );
+    byId("hint").hidden = chosen.length > 0;
+    table.reload();
+  });
+  byId("as-sql").onclick = () => {
+    byId("sql").value = selected();
+    show("query");
+  };
+  byId("copy-sql").onclick = () => copy(selected(), "SQL");
+  byId("scale").onchange = (event) => {
+    settings.scale = event.target.value;
+    for (const part of parts) part.draw?.();
+  };
+  document.addEventListener("problem", (event) => {
+    byId("problem").textContent = clean(event.detail.message);
+  });
+
+  query(overview);
+  const cuts = bench(overview, opened.open);
+  document.addEventListener("tab", (event) => event.detail === "cut" && cuts.show());
+  if (!byId("cut").hidden) cuts.show();
+  table.reload();
+
+  document.addEventListener("keydown", (event) => {
+    if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape" && opened.isOpen()) opened.close();
+    else if (event.key === "j" || event.key === "k") opened.step(event.key === "j" ? 1 : -1);
+    else if (["1", "2", "3"].includes(event.key)) show(["overview", "query", "cut"][Number(event.key) - 1]);
+  });
+}
+
+function tabs() {
+  for (const tab of document.querySelectorAll("[role=tab]")) {
+    tab.addEventListener("click", () => show(tab.dataset.tab));
+    tab.addEventListener("keydown", (event) => {
+      const next = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
+      if (next && tab[next]) {
+        show(tab[next].dataset.tab);
+        tab[next].focus();
+      }
+    });
+  }
+  const asked = location.hash.slice(1);
+  if (["query", "cut"].includes(asked)) show(asked);
+}
+
+function show(name) {
+  for (const tab of document.querySelectorAll("[role=tab]")) {
+    const on = tab.dataset.tab === name;
+    tab.setAttribute("aria-selected", String(on));
+    tab.tabIndex = on ? 0 : -1;
+    byId(tab.dataset.tab).hidden = !on;
+  }
+  history.replaceState(null, "", `#${name}`);
+  document.dispatchEvent(new CustomEvent("tab", { detail: name }));
+}
+
+// The browser's scheme, until a person chooses.
+function theme() {
+  const root = document.documentElement;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const apply = () => {
+    root.dataset.theme = localStorage.getItem("seamcurate.theme") ?? (dark.matches ? "dark" : "light");
+    document.dispatchEvent(new CustomEvent("theme"));
+  };
+  dark.addEventListener("change", apply);
+  apply();
+  byId("theme").onclick = () => {
+    localStorage.setItem("seamcurate.theme", root.dataset.theme === "dark" ? "light" : "dark");
+    apply();
+  };
+}
+
+// A run may be filling the store: say so, and read anew when asked, as a selection should not change by itself.
+function watchStore() {
+  const button = byId("refresh");
+  button.onclick = async () => {
+    button.disabled = true;
+    button.textContent = "reading…";
+    try {
+      await json("refresh", {});
+      location.reload();
+    } catch (error) {
+      button.disabled = false;
+      button.textContent = "refresh";
+      byId("problem").textContent = clean(error.message);
+    }
+  };
+  setInterval(async () => {
+    if (document.hidden) return;
+    try {
+      const { changed } = await json("state");
+      button.classList.toggle("new", changed);
+      button.textContent = changed ? "new columns: refresh" : "refresh";
+      byId("problem").textContent = "";
+    } catch (error) {
+      byId("problem").textContent = clean(error.message);
+    }
+  }, EVERY);
+}

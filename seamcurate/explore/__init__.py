@@ -1,0 +1,23 @@
+"""The score explorer: a page on this machine's loopback that shows what is wrong with a store's prompts; and a report of it."""
+
+from __future__ import annotations
+
+from seamcurate.errors import StoreError
+from seamcurate.explore.report import report
+from seamcurate.explore.session import Session
+from seamcurate.store import Store
+
+__all__ = ["Session", "report", "serve"]
+
+
+def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store | None = None) -> None:
+    """Serve the explorer of a store on this machine until interrupted; see `seamcurate.explore.server.serve`.
+
+    Raises:
+        StoreError: There is no store, the page was not built, or the extra is not installed.
+    """
+    try:
+        from seamcurate.explore import server
+    except ModuleNotFoundError as error:
+        raise StoreError(f'the explorer needs {error.name}; pip install "seamcurate[explore]"') from error
+    server.serve(store, port, open_browser, other)

@@ -1,0 +1,174 @@
+"""A store on one page of HTML that needs nothing else: its figures, its worst rows, its splits.
+
+Figures are SVG inside the page, and beside it as files where asked for. Text of rows is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import cast
+
+from seamcurate import views
+from seamcurate.explore import row
+from seamcurate.explore.session import Chart, Session
+from seamcurate.store import Store
+from seamcurate.tables import clean
+
+_WORST = 20
+_WIDTH, _HEIGHT, _FOOT, _SIDE = 320, 110, 22, 12
+_STYLE = """
+:root{--paper:#f6f5f1;--card:#fffefb;--ink:#1b2027;--soft:#5b636e;--rule:#e2dfd6;--blue:#1f6fb2;--wrong:#c24a00;color-scheme:light dark}
+@media(prefers-color-scheme:dark){:root{--paper:#12151a;--card:#191d24;--ink:#e9e7e1;--soft:#a3abb6;--rule:#2b323d;--blue:#5db3ef;--wrong:#ff9057}}
+body{margin:0 auto;max-width:1120px;padding:24px;background:var(--paper);color:var(--ink);font:13px/1.5 system-ui,"DejaVu Sans",sans-serif;font-variant-numeric:tabular-nums}
+h1{font-size:20px;margin:0 0 16px}h2{font-size:15px;margin:24px 0 8px}h3{font-size:13px;margin:0}p{margin:0;color:var(--soft);font-size:12px}
+.figures{display:flex;flex-wrap:wrap;gap:32px}.figures b{display:block;font-size:28px;line-height:1.1}.figures .wrong{color:var(--wrong)}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:12px}.card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px;break-inside:avoid}
+svg{width:100%;height:auto;display:block;color:var(--soft)}svg rect{fill:var(--blue)}table{border-collapse:collapse;width:100%;background:var(--card)}td,th{padding:6px 12px;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
+th{font-weight:550;font-size:12px;color:var(--soft)}.n{text-align:right;white-space:nowrap}
+"""
+
+
+def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
+    """Write a store's report, and its histograms as SVG files where a folder for them is given; return the files.
+
+    Raises:
+        StoreError: There is no store.
+        DamagedError: A shard is not the file that was written.
+    """
+    session = Session(store)
+    drawn = {chart.column.name: histogram(chart, _counts(session, chart)) for chart in session.charts}
+    out.write_text(_page(session, drawn), encoding="utf-8")
+    written = [out]
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for number, (name, svg) in enumerate(drawn.items()):
+            # A column's name may be any text; a file's may not.
+            safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+            file = figures / f"{number:02d}_{safe}.svg"
+            file.write_text(
+                svg.replace("<svg ", f'<svg width="{_WIDTH}" height="{_HEIGHT + _FOOT}" ', 1), encoding="utf-8"
+            )
+            written.append(file)
+    return written
+
+
+def histogram(chart: Chart, counts: Sequence[int]) -> str:
+    """Draw the rows in each bin of a chart as SVG."""
+    top, width = max(1, *counts, 1), (_WIDTH - 2 * _SIDE) / chart.bins
+    bars = "".join(
+        f'<rect fill="#1f6fb2" x="{_SIDE + i * width + 0.5:.2f}" y="{_HEIGHT - size:.2f}" width="{max(0.5, width - 1):.2f}" height="{size:.2f}">'
+        f"<title>{_number(_edge(chart, i))} to {_number(_edge(chart, i + 1))}: {n:,}</title></rect>"
+        for i, n in enumerate(counts)
+        # One row among a million stays visible.
+        if (size := max(1.0, n / top * (_HEIGHT - 6)) if n else 0.0)
+    )
+    ends = (chart.first, _edge(chart, chart.bins))
+    labels = "".join(
+        f'<text x="{x}" y="{_HEIGHT + 15}" text-anchor="{anchor}">{_number(value)}</text>'
+        for x, value, anchor in ((_SIDE, ends[0], "start"), (_WIDTH - _SIDE, ends[1], "end"))
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" '
+        f'font-family="system-ui, DejaVu Sans, sans-serif" font-size="12" fill="currentColor"><title>{_text(chart.column.name)}</title>'
+        f'{bars}<path d="M{_SIDE} {_HEIGHT}.5H{_WIDTH - _SIDE}" stroke="currentColor" opacity=".5"/>{labels}</svg>\n'
+    )
+
+
+def _page(session: Session, drawn: dict[str, str]) -> str:
+    (totals,) = session.ask(
+        "SELECT count(*) AS rows, sum(_candidates)::BIGINT AS candidates, sum(_misjudged) AS misjudged, "
+        "count(*) FILTER (_misjudged > 0) AS wrong, count(*) FILTER (_candidates = 0) AS without FROM scores"
+    ).to_pylist()
+    share = f"{totals['misjudged'] / totals['candidates']:.1%}" if totals["candidates"] and totals["misjudged"] else "–"
+    figures = [
+        (f"{totals['rows']:,}", "rows", ""),
+        (f"{totals['candidates'] or 0:,}", "candidates", ""),
+        (share, "preferred to the golden response", "wrong"),
+        (f"{totals['wrong']:,}", "rows misjudged at all", ""),
+        (f"{totals['without']:,}", "rows without candidates", ""),
+    ]
+    charts = "".join(
+        f'<div class="card"><h3>{_text(chart.column.name)}</h3><p>{_text(chart.column.meaning)}</p>{drawn[chart.column.name]}'
+        f"<p>{chart.present:,} rows, {_number(chart.low)} to {_number(chart.high)}</p></div>"
+        for chart in session.charts
+    )
+    labels = "".join(
+        _table([group.column.name, "rows"], [["no value" if v is None else v, f"{n:,}"] for v, n in group.values[:10]])
+        for group in session.groups
+    )
+    splits = session.ask("SELECT split, rule, kept, count(*) AS rows FROM ledger GROUP BY ALL ORDER BY ALL").to_pylist()
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{_text(session.store.path)}</title><style>{_STYLE}</style><h1>{_text(session.store.path)}</h1>"
+        f'<div class="figures">{"".join(f"""<div><b class="{kind}">{value}</b>{name}</div>""" for value, name, kind in figures)}</div>'
+        f'<h2>Scores</h2><div class="charts">{charts}</div>{f"<h2>Labels</h2>{labels}" if labels else ""}{_worst(session)}'
+        + (
+            "<h2>Splits</h2>"
+            + _table(
+                ["split", "rule", "", "rows"],
+                [[s["split"], s["rule"], "kept" if s["kept"] else "dropped", f"{s['rows']:,}"] for s in splits],
+            )
+            if splits
+            else ""
+        )
+        + "</html>\n"
+    )
+
+
+def _worst(session: Session) -> str:
+    chart = next((chart for chart in session.charts if chart.worst), None)
+    if chart is None:
+        return ""
+    q, order = views.quoted(chart.column.name), "DESC" if chart.worst == "high" else "ASC"
+    found = session.ask(
+        f"SELECT row_id, {q}::DOUBLE AS value, _candidates AS candidates, _misjudged AS misjudged FROM scores "
+        f"WHERE {q} IS NOT NULL ORDER BY {q} {order}, row_id LIMIT {_WORST}"
+    ).to_pylist()
+    texts = row.prompts(session, [cast(int, one["row_id"]) for one in found], 300)
+    lines = [
+        [
+            texts.get(one["row_id"], ""),
+            f"{one['misjudged'] or 0:.0f} of {one['candidates']}",
+            _number(one["value"]),
+            f"{one['row_id']}",
+        ]
+        for one in found
+    ]
+    return f"<h2>Worst by {_text(chart.column.name)}</h2>" + _table(
+        ["prompt", "misjudged", chart.column.name, "row"], lines
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    # The first column is text; the rest are figures or short words.
+    def line(cells: Sequence[object], tag: str) -> str:
+        return "".join(f"<{tag}{' class=n' if i else ''}>{_text(cell)}</{tag}>" for i, cell in enumerate(cells))
+
+    body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)
+    return f"<table><tr>{line(header, 'th')}</tr>{body}</table>"
+
+
+def _counts(session: Session, chart: Chart) -> list[int]:
+    q = views.quoted(chart.column.name)
+    found = session.ask(
+        f"SELECT least(greatest(floor(({q}::DOUBLE - $first::DOUBLE) / $step::DOUBLE), 0), {chart.bins - 1})::INTEGER AS bin, "
+        f"count(*) AS rows FROM scores WHERE {q} IS NOT NULL GROUP BY 1",
+        {"first": chart.first, "step": chart.step},
+    )
+    counts = dict(zip(found["bin"].to_pylist(), found["rows"].to_pylist(), strict=True))
+    return [counts.get(i, 0) for i in range(chart.bins)]
+
+
+def _edge(chart: Chart, i: int) -> float:
+    return chart.first + i * chart.step
+
+
+def _text(value: object) -> str:
+    return escape(clean(str(value)))
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "–"

@@ -1,0 +1,353 @@
+"""The explorer's server: this machine only, for whoever holds the token, and nothing but reading.
+
+A browser lets any page on the web send requests to 127.0.0.1. So each answer asks for the token in a header that no
+other page can set, for a Host that is this machine (else a name that resolves here would do), and for no foreign Origin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import math
+import secrets
+import socket
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Literal, cast
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seamcurate import tables, views
+from seamcurate.errors import QueryError, SeamcurateError, StoreError
+from seamcurate.explore import bench, row
+from seamcurate.explore.session import Chart, Session
+from seamcurate.store import Store
+
+PAGE = Path(__file__).parent / "static"
+HEADER = "x-seamcurate-token"
+_HOSTS = ("127.0.0.1", "localhost")
+_VIEWS = ("rows", "candidates", "corpus", "ledger", "rejected", "scores")
+_OTHER = ("other.rows", "other.candidates", "other.corpus", "other.ledger")
+_UNBUILT = "the explorer's page was not built: run `make explorer` (npm is needed), or install the wheel"
+_SHOWN = 1_000
+_DOWNLOAD_SECONDS = 120.0
+_CELL = 2_000
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Mosaic(_Body):
+    model_config = ConfigDict(extra="ignore")
+    type: Literal["arrow", "json", "exec"]
+    sql: str
+
+
+class _Query(_Body):
+    sql: str
+
+
+class _Download(_Query):
+    format: Literal["csv", "jsonl", "parquet"]
+
+
+class _Page(_Body):
+    where: str = "true"
+    by: str
+    descending: bool = False
+    offset: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+
+
+class _Cut(_Body):
+    by: str
+    cut: float
+    keep: Literal["above", "below"] = "above"
+    nulls: bool = False
+
+
+def application(session: Session, token: str) -> Starlette:
+    """Return the explorer's web application for a session; every request but for its code needs the token."""
+
+    def answer(work: Callable[[Request, bytes], Response]) -> Callable[..., object]:
+        async def endpoint(request: Request) -> Response:
+            if not hmac.compare_digest(request.headers.get(HEADER, ""), token):
+                return _problem(
+                    "the token is missing or wrong: open the address that `seamcurate explore` printed", 403
+                )
+            body = await request.body()
+            try:
+                return await run_in_threadpool(work, request, body)
+            except ValidationError as error:
+                first = error.errors()[0]
+                return _problem(f"{'.'.join(map(str, first['loc'])) or 'request'}: {first['msg']}", 400)
+            except SeamcurateError as error:
+                return _problem(str(error), 400)
+
+        return endpoint
+
+    async def page(request: Request) -> Response:
+        if not hmac.compare_digest(request.query_params.get("token", ""), token):
+            return PlainTextResponse("Open the address that `seamcurate explore` printed; it ends in ?token=…\n", 403)
+        if not (PAGE / "index.html").is_file():
+            return PlainTextResponse(_UNBUILT + "\n", 503)
+        return FileResponse(PAGE / "index.html", media_type="text/html")
+
+    def overview(request: Request, body: bytes) -> Response:
+        return JSONResponse(_overview(session))
+
+    def state(request: Request, body: bytes) -> Response:
+        return JSONResponse({"changed": session.changed()})
+
+    def refresh(request: Request, body: bytes) -> Response:
+        session.refresh()
+        return JSONResponse(_overview(session))
+
+    def mosaic(request: Request, body: bytes) -> Response:
+        asked = _Mosaic.model_validate_json(body)
+        if asked.type == "exec":
+            raise QueryError("a store is only read")
+        found = session.ask(asked.sql)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, found.schema) as writer:
+            writer.write_table(found)
+        return Response(sink.getvalue().to_pybytes(), media_type="application/vnd.apache.arrow.stream")
+
+    def sql(request: Request, body: bytes) -> Response:
+        started = perf_counter()
+        shown: list[list[JsonValue]] = []
+        with session.reading(_Query.model_validate_json(body).sql) as reader:
+            names, kinds = reader.schema.names, [str(field.type) for field in reader.schema]
+            for batch in reader:
+                # Not by name: an answer may have two columns of one.
+                values = [column.to_pylist() for column in batch.slice(0, _SHOWN + 1 - len(shown)).columns]
+                shown += [[_cell(value) for value in line] for line in zip(*values, strict=True)]
+                if len(shown) > _SHOWN:
+                    break
+        cut = len(shown) > _SHOWN
+        return JSONResponse(
+            {
+                "columns": cast(JsonValue, names),
+                "types": cast(JsonValue, kinds),
+                "rows": cast(JsonValue, shown[:_SHOWN]),
+                "truncated": cut,
+                "seconds": perf_counter() - started,
+            }
+        )
+
+    def download(request: Request, body: bytes) -> Response:
+        asked = _Download.model_validate_json(body)
+        with tempfile.NamedTemporaryFile(suffix=f".{asked.format}", delete=False) as handle:
+            file = Path(handle.name)
+        try:
+            with session.reading(asked.sql, seconds=_DOWNLOAD_SECONDS) as reader:
+                tables.write(reader, asked.format, file)
+        except BaseException:
+            file.unlink()
+            raise
+        return FileResponse(file, filename=f"result.{asked.format}", background=BackgroundTask(file.unlink))
+
+    def rows(request: Request, body: bytes) -> Response:
+        return JSONResponse(_page(session, _Page.model_validate_json(body)))
+
+    def filter_file(request: Request, body: bytes) -> Response:
+        asked = _Query.model_validate_json(body).sql.strip().rstrip(";")
+        if "row_id" not in session.ask(f"SELECT * FROM ({asked}\n) AS asked LIMIT 0").column_names:
+            raise QueryError("a filter returns row_id of the rows it keeps; add it to the SELECT")
+        title = "" if asked.startswith("--") else "-- Rows chosen in the explorer.\n"
+        return PlainTextResponse(f"{title}{asked}\n")
+
+    def one(request: Request, body: bytes) -> Response:
+        return JSONResponse(row.row(session, int(request.path_params["row_id"])))
+
+    def cut(request: Request, body: bytes) -> Response:
+        asked = _Cut.model_validate_json(body)
+        return JSONResponse(bench.bench(session, asked.by, asked.cut, asked.keep, asked.nulls))
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/api/overview", answer(overview)),
+            Route("/api/state", answer(state)),
+            Route("/api/refresh", answer(refresh), methods=["POST"]),
+            Route("/api/mosaic", answer(mosaic), methods=["POST"]),
+            Route("/api/sql", answer(sql), methods=["POST"]),
+            Route("/api/download", answer(download), methods=["POST"]),
+            Route("/api/filter", answer(filter_file), methods=["POST"]),
+            Route("/api/rows", answer(rows), methods=["POST"]),
+            Route("/api/row/{row_id:int}", answer(one)),
+            Route("/api/bench", answer(cut), methods=["POST"]),
+            Mount("/static", StaticFiles(directory=PAGE, check_dir=False)),
+        ],
+        middleware=[Middleware(_Loopback)],
+    )
+
+
+def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store | None = None) -> None:
+    """Serve the explorer of a store on this machine until interrupted; its address, with the token, is printed.
+
+    Args:
+        store: The store.
+        port: Where to listen; 0 takes a free one.
+        open_browser: Show the page in the default browser.
+        other: A second store, for the SQL box to compare with: `other.rows`, `other.candidates` and so on.
+
+    Raises:
+        StoreError: There is no store, or no page was built.
+    """
+    import uvicorn
+
+    opened = Session(store, other)
+    if not (PAGE / "index.html").is_file():
+        raise StoreError(_UNBUILT)
+    token = secrets.token_urlsafe(24)
+    listening = socket.create_server(("127.0.0.1", port))
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={token}"
+    print(f"{store.path}: explore it at {address}\n(Ctrl-C ends it)", flush=True)
+    # A large store takes seconds to read: it begins before the page asks.
+    threading.Thread(target=_warm, args=(opened,), daemon=True).start()
+    if open_browser:
+        webbrowser.open(address)
+    # No access log: it would write the token down.
+    config = uvicorn.Config(application(opened, token), log_level="warning", access_log=False, server_header=False)
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _warm(session: Session) -> None:
+    # Whatever is wrong with the store is told by the first request, which meets it again.
+    with contextlib.suppress(SeamcurateError, OSError):
+        session.refresh()
+
+
+class _Loopback:
+    """Refuse what does not come from a page of this server on this machine, and add the headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        foreign = origin is not None and origin != f"http://{host}"
+        if host.rsplit(":", 1)[0] not in _HOSTS or foreign or request.headers.get("sec-fetch-site") == "cross-site":
+            await _problem("the explorer answers only its own page on this machine", 403)(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+def _problem(text: str, status: int) -> Response:
+    return JSONResponse({"error": text}, status)
+
+
+def _overview(session: Session) -> dict[str, JsonValue]:
+    """Return what the page lays out: columns, charts, groups and views."""
+    schemas: dict[str, JsonValue] = {
+        name: [
+            {"name": str(one["column_name"]), "type": str(one["column_type"])}
+            for one in session.ask(f"SELECT column_name, column_type FROM (DESCRIBE {name})").to_pylist()
+        ]
+        for name in (*_VIEWS, *(_OTHER if session.other else ()))
+    }
+    return {
+        "store": str(session.store.path),
+        "rows": session.rows,
+        "columns": [
+            {
+                "name": c.name,
+                "made_by": c.made_by,
+                "done": c.done,
+                "shards": c.shards,
+                "meaning": c.meaning,
+                "stale": c.stale,
+            }
+            for c in session.columns
+        ],
+        "charts": [_chart(chart) for chart in session.charts],
+        "groups": [
+            {"name": g.column.name, "meaning": g.column.meaning, "values": cast(JsonValue, [list(v) for v in g.values])}
+            for g in session.groups
+        ],
+        "views": schemas,
+    }
+
+
+def _chart(chart: Chart) -> JsonValue:
+    return {
+        "name": chart.column.name,
+        "meaning": chart.column.meaning,
+        "made_by": chart.column.made_by,
+        "done": chart.column.done,
+        "shards": chart.column.shards,
+        "present": chart.present,
+        "low": chart.low,
+        "high": chart.high,
+        "first": chart.first,
+        "step": chart.step,
+        "bins": chart.bins,
+        "worst": chart.worst,
+        "whole": bool(pa.types.is_integer(chart.column.kind)),
+    }
+
+
+def _page(session: Session, asked: _Page) -> dict[str, JsonValue]:
+    names = [chart.column.name for chart in session.charts]
+    groups = [group.column.name for group in session.groups]
+    if asked.by not in [*names, *groups, "row_id"]:
+        raise QueryError(f"{asked.by!r} is no column to sort by")
+    by, order = views.quoted(asked.by), "DESC" if asked.descending else "ASC"
+    listed = ", ".join(["row_id", "_candidates", "_misjudged", *map(views.quoted, [*names, *groups])])
+    # The parentheses end a comment that the predicate might open.
+    found: list[dict[str, JsonValue]] = session.ask(
+        f"SELECT {listed} FROM scores WHERE ({asked.where}\n) ORDER BY {by} {order} NULLS LAST, row_id "
+        f"LIMIT {asked.limit} OFFSET {asked.offset}"
+    ).to_pylist()
+    texts = row.prompts(session, [cast(int, one["row_id"]) for one in found], 200)
+    return {"rows": [{**one, "prompt": texts.get(cast(int, one["row_id"]))} for one in found]}
+
+
+def _cell(value: object) -> JsonValue:
+    """Return a value as JSON has it; long text is cut, and what JSON lacks becomes text."""
+    if value is None or isinstance(value, bool | int):
+        # Beyond 2^53 a browser would show another number.
+        return str(value) if isinstance(value, int) and abs(value) > 2**53 else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"

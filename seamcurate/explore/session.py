@@ -1,0 +1,264 @@
+"""A store as the explorer asks it: the views of `seamcurate.views`, and its scalar columns once more in memory.
+
+One rule: whatever is asked is one SELECT, has so many seconds and so much memory, and never holds up a run that fills
+the same store. Charts read the table `scores`, since Parquet read anew for each brush would be a hundred times slower.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import duckdb
+import pyarrow as pa
+from pydantic import JsonValue
+
+from seamcurate import views
+from seamcurate.errors import QueryError
+from seamcurate.store import Column, Store, numbers
+
+SECONDS = 10.0
+MEMORY = "4GB"
+_BINS = 60
+_SAMPLE = 20_000
+_VALUES = 2_000
+_TEXTS = ("prompt", "response", "reference")
+_ORDER = ("seam_", "misjudged_", "reward", "discrepancy_", "candidates_", "rer", "query_type")
+
+
+class Chart(NamedTuple):
+    """A numeric column with the bins of its histogram."""
+
+    column: Column
+    present: int
+    low: float
+    high: float
+    first: float
+    """Where the first bin begins; smaller values are counted in it."""
+    step: float
+    bins: int
+    worst: Literal["low", "high"] | None
+    """Which end is bad, where the column's meaning says so."""
+
+
+class Group(NamedTuple):
+    """A column of labels rather than texts: its values, the most frequent first."""
+
+    column: Column
+    values: list[tuple[str | None, int]]
+
+
+class Session:
+    """Open a store for the explorer; `refresh` takes in what a run has added since.
+
+    Raises:
+        StoreError: There is no store.
+        DamagedError: A shard is not the file that was written.
+    """
+
+    def __init__(
+        self, store: Store, other: Store | None = None, seconds: float = SECONDS, memory: str = MEMORY
+    ) -> None:
+        self.store, self.other = store.open(), other.open() if other else None
+        self._seconds, self._memory = seconds, memory
+        self._opening = threading.Lock()
+        self._opened: _Opened | None = None
+
+    def refresh(self) -> None:
+        """Read the store anew."""
+        with self._opening:
+            self._opened = _open(self.store, self.other, self._memory)
+
+    def changed(self) -> bool:
+        """Tell whether shards, columns or splits are there that were not when the store was last read."""
+        return self._now().state != _state(self.store)
+
+    @property
+    def columns(self) -> list[Column]:
+        """List the store's columns as they were when it was last read."""
+        return self._now().columns
+
+    @property
+    def charts(self) -> list[Chart]:
+        """List every numeric column that has a finite value, scores first."""
+        return self._now().charts
+
+    @property
+    def groups(self) -> list[Group]:
+        """List every column of labels."""
+        return self._now().groups
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows there are."""
+        return self._now().rows
+
+    def ask(
+        self, sql: str, parameters: Mapping[str, JsonValue] | None = None, seconds: float | None = None
+    ) -> pa.Table:
+        """Answer one SELECT over the views and `scores` as a table.
+
+        Raises:
+            QueryError: It is not one SELECT, DuckDB cannot answer it, or it takes too long or too much memory.
+        """
+        with self.reading(sql, parameters, seconds) as reader:
+            return reader.read_all()
+
+    @contextmanager
+    def reading(
+        self, sql: str, parameters: Mapping[str, JsonValue] | None = None, seconds: float | None = None
+    ) -> Iterator[pa.RecordBatchReader]:
+        """Answer one SELECT as a stream that ends with the context; see `ask`."""
+        limit = self._seconds if seconds is None else seconds
+        with self.cursor(limit) as cursor:
+            yield views.run(cursor, sql, parameters)
+
+    @contextmanager
+    def cursor(self, seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Give a cursor that is interrupted after so many seconds."""
+        limit = self._seconds if seconds is None else seconds
+        cursor = self._now().connection.cursor()
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            cursor.interrupt()
+
+        timer = threading.Timer(limit, stop)
+        timer.start()
+        try:
+            yield cursor
+        except (QueryError, duckdb.Error, pa.ArrowException) as error:
+            if late.is_set():
+                raise QueryError(
+                    f"stopped after {limit:g} seconds; ask for fewer rows or columns, or use `seamcurate sql`"
+                ) from error
+            if isinstance(error, QueryError):
+                raise
+            raise QueryError(views.explain(cursor, str(error))) from error
+        finally:
+            timer.cancel()
+            cursor.close()
+
+    def _now(self) -> _Opened:
+        if self._opened is None:
+            with self._opening:
+                if self._opened is None:
+                    self._opened = _open(self.store, self.other, self._memory)
+        return self._opened
+
+
+class _Opened(NamedTuple):
+    connection: duckdb.DuckDBPyConnection
+    state: list[tuple[str, str, int]]
+    columns: list[Column]
+    charts: list[Chart]
+    groups: list[Group]
+    rows: int
+
+
+def _state(store: Store) -> list[tuple[str, str, int]]:
+    folders = {name: str(record.get("fingerprint")) for name, record in store.records().items()}
+    done = [(name, made, len(numbers(store.path / "columns" / name))) for name, made in folders.items()]
+    splits = [(str(file), "", file.stat().st_mtime_ns) for file in sorted(store.path.glob("splits/*/split.json"))]
+    return [("", store.rows_fingerprint, len(store.shards)), *done, *splits]
+
+
+def _open(store: Store, other: Store | None, memory: str) -> _Opened:
+    state, columns = _state(store), store.columns()
+    connection = views.connect(store, other=other, memory=memory)
+    kinds = {c.name: c.kind for c in columns if c.stale is None}
+    numeric = [c for c in columns if c.stale is None and c.name != "row_id" and _is_number(c.kind)]
+    numeric.sort(key=lambda c: (_place(c.name), c.name))
+    texts = [c for c in columns if c.stale is None and c.name not in _TEXTS and _is_label(c.kind)]
+    grouped = [c for c in texts if _repeats(connection, c.name)]
+    connection.execute(_scores(kinds, [c.name for c in numeric], [c.name for c in grouped]))
+    ((rows,),) = connection.execute("SELECT count(*) FROM scores").fetchall()
+    charts = [chart for c in numeric if (chart := _chart(connection, c, rows))]
+    groups = [Group(c, _values(connection, c.name)) for c in grouped]
+    return _Opened(connection, state, columns, charts, groups, rows)
+
+
+def _scores(kinds: Mapping[str, pa.DataType], numeric: list[str], grouped: list[str]) -> str:
+    """Write what makes the table of scalars: what is not finite is NULL in it, as no chart has a place for it."""
+    variants = [name.removeprefix("worse_") for name in kinds if name.startswith("worse_")]
+    sizes = {
+        v: views.quoted(f"candidates_{v}") if f"candidates_{v}" in kinds else f"len({views.quoted(f'worse_{v}')})"
+        for v in variants
+    }
+    wrong = [f"coalesce(misjudged_{v} * {sizes[v]}, 0)" for v in variants if f"misjudged_{v}" in kinds]
+    # Messages have no length as text has; what they are written as does.
+    size = "length(response)" if pa.types.is_string(kinds["response"]) else "length(response::VARCHAR)"
+    select = [
+        "row_id",
+        *(f"CASE WHEN isfinite({q}::DOUBLE) THEN {q} END AS {q}" for q in map(views.quoted, numeric)),
+        *(f"{q}::VARCHAR AS {q}" for q in map(views.quoted, grouped)),
+        f"({' + '.join(f'coalesce({s}, 0)' for s in sizes.values()) or '0'})::INTEGER AS _candidates",
+        f"({' + '.join(wrong) or 'NULL'})::DOUBLE AS _misjudged",
+        f"({size})::INTEGER AS _length",
+    ]
+    return f"CREATE TABLE scores AS SELECT {', '.join(select)} FROM rows"
+
+
+def _chart(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> Chart | None:
+    q = f"{views.quoted(column.name)}::DOUBLE"
+    ((present, low, high),) = connection.execute(f"SELECT count({q}), min({q}), max({q}) FROM scores").fetchall()
+    if not present:
+        return None
+    # Where the bins end may be estimated from some of the rows: quantiles of all take most of the time to open a store.
+    ((near_low, near_high),) = connection.execute(
+        f"SELECT coalesce(quantile_cont({q}, .005), $low), coalesce(quantile_cont({q}, .995), $high) "
+        f"FROM scores WHERE row_id % $every = 0",
+        {"low": low, "high": high, "every": max(1, rows // _SAMPLE)},
+    ).fetchall()
+    # A few far values must not press all others into one bin: they are counted in the outermost ones.
+    first, last = (low, high) if high - low <= 8 * (near_high - near_low) else (near_low, near_high)
+    step = _nice((last - first) / _BINS, whole=pa.types.is_integer(column.kind))
+    first = float(f"{math.floor(first / step) * step:.12g}")
+    bins = max(1, math.floor((last - first) / step) + 1)
+    worst: Literal["low", "high"] | None = None
+    if "high = bad" in column.meaning or column.name.startswith("misjudged_"):
+        worst = "high"
+    elif "low = bad" in column.meaning or column.name.startswith("seam_"):
+        worst = "low"
+    return Chart(column, present, low, high, first, step, bins, worst)
+
+
+def _nice(width: float, whole: bool) -> float:
+    """Round a bin's width up to 1, 2 or 5 times a power of ten."""
+    if width <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(width))
+    nice = next(float(f"{power * factor:.12g}") for factor in (1, 2, 5, 10) if power * factor >= width * 0.999)
+    return max(1.0, nice) if whole else nice
+
+
+def _repeats(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
+    """Tell whether a column holds labels: short, and each for several rows."""
+    q = views.quoted(name)
+    ((distinct, rows, length),) = connection.execute(
+        f"SELECT count(DISTINCT q), count(q), avg(length(q)) FROM (SELECT {q}::VARCHAR AS q FROM rows LIMIT 20000)"
+    ).fetchall()
+    return bool(distinct and distinct <= max(2, min(_VALUES, rows / 2)) and length <= 60)
+
+
+def _values(connection: duckdb.DuckDBPyConnection, name: str) -> list[tuple[str | None, int]]:
+    q = views.quoted(name)
+    return connection.execute(
+        f"SELECT {q}, count(*) FROM scores GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_VALUES}"
+    ).fetchall()
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind))
+
+
+def _place(name: str) -> int:
+    return next((i for i, family in enumerate(_ORDER) if name.startswith(family)), len(_ORDER))

@@ -1,0 +1,464 @@
+"""The explorer: a server that only reads and only answers its own page, and that page in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from browser import Browser, executable
+
+from seamcurate import Retrieve, Store, query, run_local, seam
+from seamcurate.errors import QueryError, StoreError
+
+pytest.importorskip("starlette", reason="the extra `explore` is not installed")
+httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+
+from seamcurate.explore import Session, report  # noqa: E402
+from seamcurate.explore import server as served  # noqa: E402
+from seamcurate.explore.bench import bench, recipe_line  # noqa: E402
+from seamcurate.explore.row import row  # noqa: E402
+
+TOKEN = "the-token"
+HOSTILE = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script> \u202egnp.exe"
+
+
+@pytest.fixture(scope="module")
+def session(finished) -> Session:
+    return Session(finished)
+
+
+class Client:
+    """Requests to the application without a browser or a socket."""
+
+    def __init__(self, session: Session, **headers: str) -> None:
+        self._app, self._headers = served.application(session, TOKEN), {served.HEADER: TOKEN, **headers}
+
+    def __call__(self, method: str, path: str, **request: Any) -> Any:
+        import anyio
+
+        async def send() -> Any:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+                return await client.request(method, path, headers=self._headers, **request)
+
+        return anyio.run(send)
+
+
+@pytest.fixture
+def ask(session):
+    return Client(session)
+
+
+# ── the server ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_is_answered_without_the_token(session):
+    wrong = Client(session, **{served.HEADER: "another"})
+    for method, path in [
+        ("GET", "/api/overview"),
+        ("GET", "/api/row/1"),
+        ("POST", "/api/sql"),
+        ("POST", "/api/refresh"),
+    ]:
+        assert wrong(method, path).status_code == 403
+    assert Client(session)("GET", "/").status_code == 403
+    assert Client(session)("GET", "/?token=another").status_code == 403
+
+
+def test_another_host_or_origin_is_refused(session):
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        answer = Client(session, **headers)("POST", "/api/sql", json={"sql": "SELECT 1"})
+        assert answer.status_code == 403 and "own page" in answer.json()["error"]
+    own = Client(session, origin="http://127.0.0.1:8000")("POST", "/api/sql", json={"sql": "SELECT 1"})
+    assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
+    assert "default-src 'none'" in own.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DROP TABLE scores",
+        "SELECT 1; SELECT 2",
+        "EXPLAIN ANALYZE DELETE FROM scores",
+        "COPY (SELECT 1) TO 'x.csv'",
+        "SET memory_limit = '1TB'",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "",
+    ],
+)
+def test_only_one_select_over_the_store_is_answered(ask, sql):
+    for path, more in [("sql", {}), ("download", {"format": "csv"}), ("mosaic", {"type": "arrow"})]:
+        answer = ask("POST", f"/api/{path}", json={"sql": sql, **more})
+        assert answer.status_code == 400 and answer.json()["error"]
+    assert ask("POST", "/api/sql", json={"sql": "SELECT count(*) FROM scores"}).json()["rows"] == [[40]]
+
+
+def test_a_predicate_of_the_page_cannot_leave_its_select(ask):
+    for where in ("true) UNION ALL (SELECT 1", "true; DROP TABLE scores", "true) --"):
+        assert ask("POST", "/api/rows", json={"where": where, "by": "row_id"}).status_code == 400
+
+
+def test_a_query_that_takes_too_long_is_stopped(finished):
+    short = Session(finished, seconds=0.3)
+    short.refresh()
+    started = time.monotonic()
+    with pytest.raises(QueryError, match=r"stopped after 0\.3 seconds"):
+        short.ask("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b")
+    assert time.monotonic() - started < 5
+    assert short.ask("SELECT 1 AS one").to_pylist() == [{"one": 1}]
+
+
+def test_a_query_that_takes_too_much_memory_is_stopped(finished):
+    small = Session(finished, memory="64MB")
+    with pytest.raises(QueryError, match="Out of Memory"):
+        small.ask("SELECT count(DISTINCT range::VARCHAR || 'a long enough text') FROM range(30000000)")
+
+
+def test_sql_answers_values_as_they_are(ask):
+    sql = "SELECT 1 AS a, 2 AS a, 'x' AS t, 'nan'::DOUBLE AS n, NULL AS z, 9007199254740995 AS big, [1, 2] AS l"
+    answer = ask("POST", "/api/sql", json={"sql": sql}).json()
+    assert answer["columns"] == ["a", "a", "t", "n", "z", "big", "l"]
+    assert answer["rows"] == [[1, 2, "x", "nan", None, "9007199254740995", "[1, 2]"]] and not answer["truncated"]
+    many = ask("POST", "/api/sql", json={"sql": "SELECT range FROM range(1000000000)"}).json()
+    assert len(many["rows"]) == 1000 and many["truncated"]
+    wrong = ask("POST", "/api/sql", json={"sql": "SELECT rewards FROM rows"})
+    assert wrong.status_code == 400 and "columns of rows: row_id, prompt" in wrong.json()["error"]
+
+
+def test_answers_are_downloaded_whole(ask, finished):
+    sql = "SELECT row_id, prompt, rewards_contrast FROM rows ORDER BY row_id"
+    parquet = ask("POST", "/api/download", json={"sql": sql, "format": "parquet"})
+    assert pq.read_table(io.BytesIO(parquet.content)).equals(query(finished, sql))
+    csv = ask("POST", "/api/download", json={"sql": "SELECT row_id FROM rows ORDER BY 1 LIMIT 2", "format": "csv"})
+    assert csv.text == "row_id\n0\n1\n" and "attachment" in csv.headers["content-disposition"]
+
+
+def test_a_filter_is_one_that_a_recipe_takes(ask, recipe, tmp_path):
+    text = ask("POST", "/api/filter", json={"sql": "SELECT row_id FROM rows WHERE seam_contrast < 0;"}).text
+    (tmp_path / "chosen.sql").write_text(text)
+    from seamcurate import Split
+    from seamcurate.split import read_filter
+
+    made = run_local(recipe(splits={"x": Split(filter=read_filter("chosen.sql", tmp_path))}), tmp_path / "store")
+    kept = query(Store(tmp_path / "store"), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist()[0]["n"]
+    assert kept == query(Store(tmp_path / "store"), "SELECT row_id FROM rows WHERE seam_contrast < 0").num_rows > 0
+    assert made.lines
+    assert "row_id" in ask("POST", "/api/filter", json={"sql": "SELECT prompt FROM rows"}).json()["error"]
+
+
+def test_every_numeric_column_has_a_chart_whose_bins_hold_its_rows(session, finished):
+    numeric = {c.name for c in finished.columns() if pa.types.is_floating(c.kind) or pa.types.is_integer(c.kind)}
+    assert {chart.column.name for chart in session.charts} == {
+        name
+        for name in numeric - {"row_id"}
+        if query(finished, f'SELECT 1 FROM rows WHERE isfinite("{name}"::DOUBLE)').num_rows
+    }
+    for chart in session.charts:
+        assert chart.first <= chart.high < chart.first + chart.step * chart.bins * (1 + 1e-9)
+        assert chart.bins <= 130
+    assert next(c.worst for c in session.charts if c.column.name == "seam_contrast") == "low"
+
+
+def test_rows_come_worst_first_and_in_pages(ask, finished):
+    sql = "SELECT row_id FROM rows WHERE reward > 0 ORDER BY seam_contrast NULLS LAST, row_id LIMIT 5 OFFSET 3"
+    page = {"where": '"reward" > 0', "by": "seam_contrast", "offset": 3, "limit": 5}
+    rows = ask("POST", "/api/rows", json=page).json()["rows"]
+    assert [one["row_id"] for one in rows] == query(finished, sql)["row_id"].to_pylist()
+    assert (
+        rows[0]["prompt"]
+        == query(finished, f"SELECT prompt FROM rows WHERE row_id = {rows[0]['row_id']}")["prompt"][0].as_py()
+    )
+
+
+def test_an_opened_row_is_what_the_views_say_of_it(session, finished):
+    found = row(session, 7)
+    (expected,) = query(finished, "SELECT * FROM rows WHERE row_id = 7").to_pylist()
+    candidates = query(finished, "SELECT * FROM candidates WHERE row_id = 7 ORDER BY reward DESC, rank").to_pylist()
+    assert (found["prompt"], found["response"], found["reward"]) == (
+        expected["prompt"],
+        expected["response"],
+        expected["reward"],
+    )
+    assert candidates and [
+        {
+            key: one[key]
+            for key in ("rank", "variant", "response", "similarity", "reward", "logprob", "weight", "misjudgement")
+        }
+        for one in found["candidates"]
+    ] == [
+        {
+            key: one[key]
+            for key in ("rank", "variant", "response", "similarity", "reward", "logprob", "weight", "misjudgement")
+        }
+        for one in candidates
+    ]
+    assert {one["name"]: one["value"] for one in found["scores"]}["rer"] == expected["rer"]
+    assert re.match("split train: (kept|dropped) by rule", found["verdicts"][0])
+    with pytest.raises(QueryError, match="has no row 4000"):
+        row(session, 4000)
+
+
+@pytest.mark.parametrize(("keep", "nulls"), [("above", False), ("below", True)])
+def test_the_benchs_recipe_line_makes_the_same_cut(session, recipe, tmp_path, keep, nulls):
+    import yaml
+
+    from seamcurate import Split
+    from seamcurate.split import read_filter
+
+    cut = session.ask("SELECT median(seam_contrast) AS m FROM scores").to_pylist()[0]["m"]
+    found = bench(session, "seam_contrast", cut, keep, nulls)
+    ((name, parameters),) = yaml.safe_load(found["recipe"]).items()
+    split = Split(**parameters | {"filter": read_filter(parameters["filter"], tmp_path)})
+    run_local(recipe(splits={name: split}), tmp_path / "store")
+    kept = query(Store(tmp_path / "store"), "SELECT row_id FROM ledger WHERE kept").num_rows
+    assert 0 < kept < 40 and found["kept"] == kept
+    below, above = found["near"]["below"], found["near"]["above"]
+    assert max(one["value"] for one in below) <= cut <= min(one["value"] for one in above)
+    assert sum(one["kept"] for one in found["lengths"]["bins"]) == kept
+    assert recipe_line("odd, name", 1.0, "above", False).startswith('train: {filter: keep_between.sql, by: "odd, name"')
+
+
+def test_columns_appear_while_a_run_fills_the_store(recipe, tmp_path):
+    run_local(recipe(steps=(Retrieve(k=5, band=(0.5, 0.9)),), splits={}), tmp_path / "store", limit=20)
+    session = Session(Store(tmp_path / "store"))
+    session.refresh()
+    assert "seam_contrast" not in [chart.column.name for chart in session.charts] and not session.changed()
+    # The explorer holds no lock: the run goes on beside it.
+    run_local(recipe(steps=(Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5)), splits={}), tmp_path / "store")
+    assert session.changed()
+    session.refresh()
+    assert "seam_contrast" in [chart.column.name for chart in session.charts] and not session.changed()
+
+
+def test_a_second_store_is_there_to_compare_with(finished):
+    both = Session(finished, other=finished)
+    answer = Client(both)("GET", "/api/overview").json()
+    assert [one["name"] for one in answer["views"]["other.rows"]] == [one["name"] for one in answer["views"]["rows"]]
+    joined = "SELECT 1 FROM rows JOIN other.rows AS o USING (row_id) WHERE o.reward = rows.reward"
+    assert both.ask(joined).num_rows == both.ask("SELECT 1 FROM rows WHERE reward IS NOT NULL").num_rows > 0
+
+
+@pytest.fixture
+def bare(tmp_path) -> Store:
+    """A store of rows alone: messages for prompts, and names and values that no one expects."""
+    from seamcurate import Recipe, Source
+
+    odd = 'a "quoted" name, <b>{x}</b> $y'
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"question {i}"}],
+            "response": "an answer",
+            odd: [0.5, float("nan"), float("inf"), None][i % 4],
+            "same": 7,
+            "empty": None,
+            "source": ["web", "book's", None][i % 3],
+            "flag": bool(i % 2),
+        }
+        for i in range(24)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"))), tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def test_a_store_without_scores_and_with_odd_names_is_explored(bare):
+    session, ask = Session(bare), Client(Session(bare))
+    odd = next(chart.column.name for chart in session.charts if "quoted" in chart.column.name)
+    present = {chart.column.name: chart.present for chart in session.charts}
+    assert present == {odd: 6, "same": 24}
+    assert {g.column.name: dict(g.values) for g in session.groups} == {
+        "flag": {"false": 12, "true": 12},
+        "source": {"web": 8, "book's": 8, None: 8},
+    }
+    assert ask("GET", "/api/overview").status_code == 200
+    rows = ask("POST", "/api/rows", json={"by": odd}).json()["rows"]
+    assert len(rows) == 24 and rows[0]["prompt"] == "question 0" and rows[0][odd] == 0.5
+    opened = ask("GET", "/api/row/1").json()
+    assert (opened["prompt"], opened["response"], opened["candidates"]) == ("question 1", "an answer", [])
+    assert opened["verdicts"] == ["no split has been made yet"]
+    assert bench(session, odd, 0.5, "above", False)["kept"] == 6
+    assert report(bare, bare.path / "report.html")
+
+
+def test_a_folder_without_a_store_is_named(tmp_path):
+    with pytest.raises(StoreError, match="is no store"):
+        Session(Store(tmp_path))
+
+
+def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
+    made, *figures = report(finished, tmp_path / "report.html", tmp_path / "figures")
+    html = made.read_text()
+    session = Session(finished)
+    assert len(figures) == len(session.charts) == html.count("<svg ") and "<h2>Worst by seam_contrast</h2>" in html
+    assert not re.search(r"<script|<link|<img|src=|url\(|@import", html)
+    drawn = figures[0].read_text()
+    counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title></rect>", drawn)]
+    assert sum(counts) == session.charts[0].present
+
+
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    """The address of a real server over a store whose first prompt is hostile."""
+    if executable() is None:
+        pytest.skip("no Chromium is installed")
+    if not (served.PAGE / "index.html").is_file():
+        pytest.skip("the page was not built: make explorer")
+    pytest.importorskip("uvicorn", reason="the extra `explore` is not installed")
+    pytest.importorskip("websockets", reason="websockets is not installed")
+    from conftest import whole_recipe, write_files
+
+    folder = tmp_path_factory.mktemp("page")
+    rows, corpus = write_files(folder)
+    for file in (rows, corpus):
+        table = pq.read_table(file).to_pylist()
+        for one in table:
+            one["response"] = f"{HOSTILE} {one['response']}"
+        table[0]["prompt"] = f"{table[0]['prompt']} {HOSTILE}"
+        pq.write_table(pa.Table.from_pylist(table), file)
+    run_local(whole_recipe(rows, corpus)(), folder / "store")
+    code = "import sys; from seamcurate import Store; from seamcurate.explore import serve; serve(Store(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder / "store")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield process.stdout.readline().split()[-1]
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser(address) -> Iterator[Browser]:
+    browser = Browser()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser, address) -> Browser:
+    browser.open("about:blank")
+    browser.until("location.href == 'about:blank'")
+    browser.open(address)
+    browser.until("document.documentElement.dataset.state == 'ready' && document.querySelector('#rows tbody tr')")
+    browser.until("document.querySelector('#t-rows').dataset.rows == '40'")
+    return browser
+
+
+def test_the_server_listens_on_this_machine_alone(address):
+    host, port = re.match(r"http://([\d.]+):(\d+)/", address).groups()
+    assert host == "127.0.0.1"
+    others = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+    for other in others:
+        with contextlib.closing(socket.socket()) as tried:
+            tried.settimeout(1)
+            assert tried.connect_ex((other, int(port))) != 0
+
+
+def test_a_brush_filters_every_other_chart_the_counts_and_the_rows(page):
+    other = "[...document.querySelectorAll('[data-column=reward] rect.in')].map(r => r.getAttribute('height')).join()"
+    before = page.run(other)
+    page.drag("[data-column=seam_contrast] .plot", 0.02, 0.5)
+    page.until("+document.querySelector('#t-rows').dataset.rows < 40")
+    page.until(f"{other} != '{before}'")
+    selected = int(page.text("#t-rows b"))
+    page.until(f"document.querySelectorAll('#rows tbody tr').length == {selected}")
+    assert 0 < selected < 40 and page.text("#chips").startswith("seam_contrast")
+    page.click("#chips button")
+    page.until("document.querySelector('#t-rows').dataset.rows == '40'")
+
+
+def test_a_box_over_two_columns_selects_by_both(page):
+    page.drag(".plot.map", 0.1, 0.9)
+    page.until("document.querySelector('#chips').textContent.startsWith('seam_contrast by reward')")
+    page.until("+document.querySelector('#t-rows').dataset.rows < 40")
+    page.run("document.querySelector('#as-sql').click()")
+    assert page.run("['reward', 'seam_contrast'].every(name => document.querySelector('#sql').value.includes(name))")
+
+
+def test_a_chart_is_brushed_by_keys(page):
+    page.run("document.querySelector('[data-column=reward] .plot').focus()")
+    page.key("ArrowRight")
+    page.until("document.querySelector('#chips').textContent.startsWith('reward')")
+    page.key("Escape")
+    page.until("document.querySelector('#chips').textContent == ''")
+
+
+def test_a_row_opens_to_its_candidates_with_hostile_text_as_text(page):
+    page.run("document.querySelector('#rows tbody tr').focus()")
+    page.key("Enter")
+    page.until("document.querySelector('#drill .candidates details')")
+    assert "<img src=x onerror=" in page.text("#drill") and "\u202e" not in page.text("#drill")
+    page.run("document.querySelector('#drill details').open = true")
+    page.until("document.querySelector('#drill details .diff ins')")
+    assert "answers:" in page.text("#drill details .opened")
+    assert page.run("document.querySelectorAll('#drill details.wrong').length") == int(
+        re.search(r"prefers (\d+) of", page.text("#drill"))[1]
+    )
+    first = page.text("#drill h2")
+    page.key("j")
+    page.until(f"document.querySelector('#drill h2').innerText != '{first}'")
+    page.key("Escape")
+    page.until("document.querySelector('#drill').hidden")
+    assert page.run("window.hacked === undefined && document.querySelectorAll('main img, aside img').length === 0")
+
+
+def test_the_selection_becomes_sql_that_finds_as_many_rows(page):
+    page.drag("[data-column=reward] .plot", 0.05, 0.6)
+    page.until("+document.querySelector('#t-rows').dataset.rows < 40")
+    page.click("#as-sql")
+    page.click("#sql-run")
+    page.until("document.querySelector('#sql-result .meaning')")
+    page.until(
+        "document.querySelector('#sql-result .meaning').innerText.split(' ')[0] == document.querySelector('#t-rows').dataset.rows"
+    )
+    page.run("document.querySelector('#sql').value = 'SELECT nothing FROM rows'")
+    page.click("#sql-run")
+    page.until("document.querySelector('#sql-problem').textContent.includes('columns of rows')")
+    # A refused query is a failed request to the browser, which says so by itself.
+    page.problems = [one for one in page.problems if "400" not in one]
+
+
+def test_the_cut_is_dragged_and_its_recipe_line_follows(page):
+    page.click("#tab-cut")
+    page.until("document.querySelector('.near li')")
+    line = page.text("#bench-recipe")
+    kept = page.text("#bench .figure b")
+    page.drag("#bench .plot", 0.3, 0.8)
+    page.until(f"document.querySelector('#bench-recipe').innerText != {line!r}")
+    page.until(f"document.querySelector('#bench .figure b').innerText != {kept!r}")
+    assert page.text("#bench-recipe").startswith("train: {filter: keep_between.sql, by: seam_contrast, low: -")
+
+
+def test_the_page_is_dark_where_the_browser_is(page):
+    def paper() -> str:
+        return str(page.run("getComputedStyle(document.body).backgroundColor"))
+
+    light = paper()
+    page.dark(True)
+    page.until("document.documentElement.dataset.theme == 'dark'")
+    assert paper() != light
+    page.dark(False)
+    page.until("document.documentElement.dataset.theme == 'light'")
+
+
+def test_nothing_left_the_machine_and_nothing_was_complained_of(page, address):
+    origin = address.split("/?")[0]
+    asked = [url for url in page.requests if not url.startswith(("data:", "blob:", "about:"))]
+    assert len(asked) > 20 and all(url.startswith(origin) for url in asked)
+    assert page.problems == []
+
+
+def test_an_error_of_the_server_is_told(browser, address):
+    browser.open(address.replace("token=", "token=x"))
+    browser.until("document.body.innerText.includes('seamcurate explore')")
+    browser.problems.clear()
