@@ -14,7 +14,7 @@ export function query(overview) {
   const buttons = ["sql-run", "sql-csv", "sql-parquet", "sql-filter"].map(byId);
   const first = overview.charts[0];
   input.value ||= first
-    ? `SELECT row_id, ${quoted(first.name)}, prompt\nFROM rows\nORDER BY ${quoted(first.name)} ${first.worst === "high" ? "DESC NULLS LAST" : ""}\nLIMIT 20`
+    ? `SELECT row_id, ${quoted(first.name)}, prompt\nFROM rows\nORDER BY ${quoted(first.name)}${first.worst === "high" ? " DESC NULLS LAST" : ""}\nLIMIT 20`
     : "SELECT * FROM rows LIMIT 20";
 
   byId("views").replaceChildren(
