@@ -239,7 +239,9 @@ def push(
     with asking(repo_id):
         api = _api(repo_id, writing=True)
         there = _newest(api, repo_id, public)
-        prepared = prepare(path, store, repo_id, trainer, licences or _licences(api, recipe.load(path)))
+        carried = licences or _licences(api, recipe.load(path))
+    prepared = prepare(path, store, repo_id, trainer, carried)
+    with asking(repo_id):
         head = there or _again(lambda: _made(api, repo_id, public))
         remote = {file.path: file for file in tree(api, repo_id, head)}
         changed = [name for name in prepared.files if not same(prepared.folder / name, remote.get(name))]
