@@ -19,12 +19,15 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from seamcurate.asked import AskQueryType, Judge, RelevantSentences
     from seamcurate.baseline import Perplexity, Random
+    from seamcurate.comparison import diff
     from seamcurate.contrast import Attack, Embed, Generate, Retrieve
     from seamcurate.errors import SeamcurateError
     from seamcurate.estimate import plan
     from seamcurate.export import to_openrlhf, to_trl, to_verl
+    from seamcurate.hub import push
     from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
     from seamcurate.recipe import Models, Recipe
+    from seamcurate.reproduction import reproduce
     from seamcurate.rewards import ModelReward, RerReward
     from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
     from seamcurate.run import run_local
@@ -47,9 +50,11 @@ if TYPE_CHECKING:
 _WHERE = {
     "asked": ("AskQueryType", "Judge", "RelevantSentences"),
     "baseline": ("Perplexity", "Random"),
+    "comparison": ("diff",),
     "contrast": ("Attack", "Embed", "Generate", "Retrieve"),
     "errors": ("SeamcurateError",),
     "export": ("to_openrlhf", "to_trl", "to_verl"),
+    "hub": ("push",),
     "models": ("CausalLM", "FakeModel", "OpenAIServer", "SentenceEncoder", "SequenceClassifier"),
     "estimate": ("plan",),
     "recipe": ("Models", "Recipe"),
@@ -62,6 +67,7 @@ _WHERE = {
         "Rer",
         "rer",
     ),
+    "reproduction": ("reproduce",),
     "rewards": ("ModelReward", "RerReward"),
     "rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run": ("run_local",),
@@ -116,9 +122,12 @@ __all__ = [
     "Store",
     "__version__",
     "column",
+    "diff",
     "discrepancy",
     "plan",
+    "push",
     "query",
+    "reproduce",
     "rer",
     "run_local",
     "seam",

@@ -21,7 +21,21 @@ models: {policy: {fake: policy}, reward: {fake: reward}, encoder: {fake: encoder
 steps: [retrieve: {k: 5, band: [0.5, 0.9]}, seam: {k: 5}, rer: {fit: quantiles}, random]
 splits: {train: {filter: keep_above_lowest.sql, by: seam_contrast}}
 """
-VERBS = ("demo", "run", "plan", "columns", "sql", "why", "export", "explore", "report", "push", "reproduce", "diff", "study")
+VERBS = (
+    "demo",
+    "run",
+    "plan",
+    "columns",
+    "sql",
+    "why",
+    "export",
+    "explore",
+    "report",
+    "push",
+    "reproduce",
+    "diff",
+    "study",
+)
 
 
 def cli(*arguments, **options):
