@@ -34,10 +34,11 @@ class Preset(NamedTuple):
     sft_steps: tuple[int, ...]
     pairs: tuple[int, ...]
     seeds: int
-    """Repetitions of selection and augmentation: pairs, reward model, SEAM, random draws and PPO are new in each."""
+    """Repetitions of selection: pairs, reward model, SEAM, random draws and PPO are new in each."""
     grid_seeds: int
     """Repetitions of what takes every rank: mismatch, overlap, saturation."""
-    rate_seeds: int
+    more_seeds: int
+    """Repetitions of augmentation and of the filter rates."""
     rates: tuple[float, ...]
     ppo_steps: int
     hidden: int = 96
@@ -49,7 +50,7 @@ class Preset(NamedTuple):
 
 PRESETS = {
     "tiny": Preset((2, 4), (16, 32), 1, 1, 1, (0.2,), 2, 16, 200, 150, 24, 16),
-    "quick": Preset((150, 600, 1200), (250, 1000, 4000), 4, 1, 2, (0.2, 0.4, 0.6, 0.8), 60),
+    "quick": Preset((150, 400, 900), (250, 1000, 4000), 4, 1, 2, (0.2, 0.4, 0.8), 40),
     "full": Preset(
         (0, 50, 100, 250, 500, 800, 1200, 2000, 4000, 8000),
         (0, 50, 100, 250, 500, 1000, 2000, 4000, 8000, 16000),
@@ -96,10 +97,10 @@ def plan(preset: Preset) -> dict[str, list[Cell]]:
         "mismatch": [Cell("mismatch", s, best, r) for s in range(preset.grid_seeds) for r in range(top + 1)],
         "overlap": [Cell("overlap", s, p, r) for s in range(preset.grid_seeds) for p, r in _pairs(preset)],
         "selection": [ppo(s, method) for s in range(preset.seeds) for method in SELECTION],
-        "augmentation": [ppo(s, method) for s in range(preset.seeds) for method in AUGMENTATION],
+        "augmentation": [ppo(s, method) for s in range(preset.more_seeds) for method in AUGMENTATION],
         "filter_rate": [
             cell
-            for s in range(preset.rate_seeds)
+            for s in range(preset.more_seeds)
             for cell in [ppo(s, "full"), *(ppo(s, m, rate) for rate in preset.rates for m in ("random", "seam"))]
         ],
         "saturation": [Cell("ppo", s, p, r, "full") for s in range(preset.grid_seeds) for p, r in grid],

@@ -68,9 +68,8 @@ def respond(policy: Path, prompts: Sequence[str], sample: bool = False, seed: in
     for start in range(0, len(prompts), 512):
         texts = [plain_prompt(prompt) for prompt in prompts[start : start + 512]]
         asked = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
-        ids = model.generate(
-            **asked, max_new_tokens=ANSWER_TOKENS, do_sample=sample, temperature=1.0, top_k=0, top_p=1.0
-        )
+        drawn = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
+        ids = model.generate(**asked, max_new_tokens=ANSWER_TOKENS, **drawn)
         answers += tokenizer.batch_decode(ids[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
 
@@ -99,7 +98,21 @@ def aligned_quality(
 
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "aligned"
-        ppo(policy, judge(reward_model), data, out, PPOTraining(max_steps=steps, seed=seed))
+        config = PPOTraining(
+            learning_rate=1e-4,
+            warmup_steps=5,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            max_length=64,
+            response_length=ANSWER_TOKENS,
+            vf_coef=0.1,
+            value_model=reward_model,
+            eval_rows=0,
+            save_steps=None,
+            lora=False,
+            seed=seed,
+        )
+        ppo(policy, judge(reward_model), data, out, config)
         return quality(out, records)
 
 

@@ -54,9 +54,9 @@ class Drawn(NamedTuple):
     query_type: str = "closed"
 
 
-def _list(draw: random.Random, kind: str = "", least: int = 3) -> list[str]:
+def _list(draw: random.Random, kind: str = "") -> list[str]:
     words = KINDS[kind or draw.choice(list(KINDS))]
-    return draw.sample(words, draw.randint(least, 4))
+    return draw.sample(words, draw.randint(2, 3))
 
 
 def _closed(wanted: Sequence[str], **blanks: object) -> Drawn:
@@ -92,7 +92,7 @@ def _leave_out(draw: random.Random) -> Drawn:
 
 def _count(draw: random.Random) -> Drawn:
     one, other = draw.sample(KINDS[draw.choice(["animals", "colours", "fruits"])], 2)
-    items = [draw.choice([one, one, other]) for _ in range(draw.randint(3, 6))]
+    items = [draw.choice([one, one, other]) for _ in range(draw.randint(2, 4))]
     return _closed([str(items.count(one))], items=items, one=one)
 
 
