@@ -32,8 +32,8 @@ def source() -> str:
 
 
 @cache
-def tokenizer() -> Any:
-    """Train a byte-level tokenizer of 16,000 tokens on the texts."""
+def tokenizer(size: int = 16_000) -> Any:
+    """Train a byte-level tokenizer of so many tokens on the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
@@ -41,7 +41,7 @@ def tokenizer() -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=16_000,
+        vocab_size=size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=["<|pad|>", "<|end|>"],
         show_progress=False,

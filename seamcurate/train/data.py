@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,12 +82,15 @@ def prompts(data: Data, needed: Sequence[str] = ()) -> list[Asked]:
     return [Asked(row.prompt, {key: row.columns.get(key) for key in sorted(known)}) for row in read]
 
 
+Prompted = TypeVar("Prompted", Row, Asked)
+
+
 def title(data: Data) -> str:
     """Name the data in messages and records: the file or folder without its place, which decides nothing."""
     return Path(data).name if isinstance(data, (str, Path)) else "the Dataset"
 
 
-def held_out(given: list[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:
+def held_out(given: list[Prompted], count: int, seed: int) -> tuple[list[Prompted], list[Prompted]]:
     """Divide rows into those to train on and at least `count`, at most a tenth, to measure on.
 
     A prompt is on one side only: a row beside its twin would measure memory.
@@ -130,7 +133,8 @@ def _whole(data: Data, name: str) -> Iterator[tuple[list[str], Iterable[Mapping[
     for file in _files(data):
         if file.suffix in {".jsonl", ".json"}:
             records = [record for _, record in _jsonl(file)]
-            yield list(dict.fromkeys(key for record in records for key in record)), records
+            if records:
+                yield list(dict.fromkeys(key for record in records for key in record)), records
         else:
             yield _names(file), _parquet(file, _names(file))
 

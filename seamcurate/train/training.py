@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -293,26 +294,39 @@ def finished(out: Path, asked: dict[str, JsonValue]) -> dict[str, JsonValue] | N
     if not (out / RECORD).is_file():
         return None
     record: dict[str, JsonValue] = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    other = [key for key, value in asked.items() if key != "data" and record.get(key) != value]
+    other = differences(record, asked)
     if not other:
         return record
-    before, now = record.get("config"), asked["config"]
-    if "config" in other and isinstance(before, dict) and isinstance(now, dict):
-        other = [
-            f"{key} {before.get(key)} instead of {value}" for key, value in now.items() if before.get(key) != value
-        ]
-    else:
-        other = [f"another {key}" for key in other]
     raise TrainError(f"{out} holds a training with {', '.join(other)}; give another folder, or delete it")
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, record: dict[str, JsonValue]) -> None:
-    """Write a plain model folder beside `out` and rename it into place."""
+def differences(record: dict[str, JsonValue], asked: dict[str, JsonValue]) -> list[str]:
+    """Say in which inputs a record is not what is asked for; where the data lie is none of them."""
+    other = [key for key, value in asked.items() if key != "data" and record.get(key) != value]
+    before, now = record.get("config"), asked["config"]
+    if "config" in other and isinstance(before, dict) and isinstance(now, dict):
+        return [f"{key} {before.get(key)} instead of {value}" for key, value in now.items() if before.get(key) != value]
+    return [f"another {key}" for key in other]
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    record: dict[str, JsonValue],
+    beside_it: Sequence[Path] = (),
+) -> None:
+    """Write a plain model folder, with copies of the files and folders `beside_it`, beside `out`; rename it into place."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         beside = Path(scratch) / out.name
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        for more in beside_it:
+            if more.is_dir():
+                shutil.copytree(more, beside / more.name)
+            else:
+                shutil.copyfile(more, beside / more.name)
         (beside / RECORD).write_text(json.dumps(record, indent=2, sort_keys=False) + "\n", encoding="utf-8")
         if out.is_dir():
             out.rmdir()

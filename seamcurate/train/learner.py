@@ -1,0 +1,326 @@
+"""One PPO update after another: sample, score, estimate advantages, take optimizer steps. What stays between them is small.
+
+Each update draws from a seed of its own, so that training that was stopped goes on exactly as it would have: weights,
+moments and a few numbers are all there is to keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import JsonValue
+
+from seamcurate.errors import TrainError
+from seamcurate.train import advantage
+from seamcurate.train.advantage import ScoreScale
+from seamcurate.train.kl import KLController
+from seamcurate.train.rollout import Judge, Question, Responses, repetition, respond
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from seamcurate.train.actor import Actor
+    from seamcurate.train.ppo import PPOTraining
+
+
+class Experience(NamedTuple):
+    """A batch of responses and what an update learns from it; tensors are responses × tokens."""
+
+    responses: Responses
+    mask: Tensor
+    """1 on tokens to learn from: all that were written, less the responses that have no score."""
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class Learner:
+    """What PPO trains, and the numbers that move with it."""
+
+    def __init__(
+        self,
+        actor: Actor,
+        reference: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase,
+        judge: Judge,
+        config: PPOTraining,
+        accelerator: Accelerator,
+    ) -> None:
+        import torch
+
+        self.tokenizer, self.judge, self.config, self.accelerator = tokenizer, judge, config, accelerator
+        self.actor = actor.to(accelerator.device)
+        self.reference: PreTrainedModel = actor.policy if reference is None else reference.to(accelerator.device)
+        trained = [p for p in actor.parameters() if p.requires_grad]
+        self.optimizer: Any = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
+        self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.kl_now: float | None = None
+        self.scale = ScoreScale()
+        self.not_scored = 0
+        self.started, self.answered = time.monotonic(), 0
+        self.model: Any = None
+
+    def resume(self, checkpoint: Path, state: dict[str, Any]) -> tuple[int, float | None]:
+        """Take up a checkpoint; returns the updates done, and the mean score before the first."""
+        from seamcurate.train.checkpoint import restore
+
+        restore(checkpoint, self.actor, self.optimizer)
+        self.kl.coefficient, self.not_scored = state["kl_coef"], state["responses_not_scored"]
+        self.scale = ScoreScale(*state["score_scale"])
+        return state["step"], state["reward_before"]
+
+    def state(self, step: int) -> dict[str, JsonValue]:
+        """Return what `resume` needs beside weights and moments."""
+        return {
+            "step": step,
+            "kl_coef": self.kl.coefficient,
+            "score_scale": [self.scale.count, self.scale.mean, self.scale.squares],
+            "responses_not_scored": self.not_scored,
+        }
+
+    def update(self, step: int, questions: Sequence[Question]) -> dict[str, float | None]:
+        """Sample a response to each prompt and learn from them; returns the update's metrics, named as TRL's.
+
+        Raises:
+            TrainError: The reward fails, or the loss is no finite number.
+        """
+        if self.model is None:
+            self.model, self.optimizer = self.accelerator.prepare(self.actor, self.optimizer)
+        self._seed(str(step))
+        rate = self.config.learning_rate * min(1.0, step / max(1, self.config.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        means = Means(self.accelerator)
+        coefficient = self.kl.coefficient
+        self.actor.eval()
+        with self._precision():
+            experience = self._experience(step, questions, means)
+            self.actor.train(self.config.gradient_checkpointing)
+            self._learn(step, experience, means)
+        found = means.gathered()
+        responses = len(questions) * self.accelerator.num_processes
+        self.answered += responses
+        self.kl_now = found["objective/kl"]
+        assert self.kl_now is not None
+        self.kl.update(self.kl_now, responses)
+        return found | {
+            "kl_coef": coefficient,
+            "lr": rate,
+            "episode": step * responses,
+            "eps": self.answered / (time.monotonic() - self.started),
+        }
+
+    def measure(self, questions: Sequence[Question], when: str) -> dict[str, float | None]:
+        """Return the mean raw score of responses to held-out prompts, sampled from the same seed each time."""
+        self._seed("measure")
+        self.actor.eval()
+        means = Means(self.accelerator)
+        mine = questions[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
+        for start in range(0, len(mine), size):
+            batch = mine[start : start + size]
+            with self._precision():
+                responses = self._respond(batch)
+            means.add("scores", self.judge.score(batch, responses.texts, when))
+            self._describe(responses, means)
+            for name, value in self.judge.features().items():
+                means.add(f"reward/{name}", [value], len(batch))
+        if not mine:
+            means.add("scores", [])
+        return {f"eval/{name.removeprefix('val/')}": value for name, value in means.gathered().items()}
+
+    def merged(self) -> PreTrainedModel:
+        """Return the policy, its adapters merged into the weights."""
+        from peft import PeftModel
+
+        policy = self.actor.policy
+        merged: PreTrainedModel = policy.merge_and_unload() if isinstance(policy, PeftModel) else policy
+        return merged
+
+    def _experience(self, step: int, questions: Sequence[Question], means: Means) -> Experience:
+        import torch
+
+        config = self.config
+        responses = self._respond(questions)
+        given = self.judge.score(questions, responses.texts, f"at update {step}")
+        raw = torch.tensor([float("nan") if one is None else one for one in given], device=self.accelerator.device)
+        scored = ~raw.isnan()
+        scores = self._scaled(raw, responses)
+        logprobs, reference, values = self._read(responses)
+        written = responses.written
+        mask = written * scored[:, None]
+        kl = advantage.kl_estimate(logprobs, reference, written, config.kl_estimator)
+        rewards = advantage.token_rewards(kl, scores, written, self.kl.coefficient)
+        if config.whiten_rewards:
+            rewards = advantage.whiten(rewards, mask, shift=False, summed=self._summed)
+        advantages, returns = advantage.gae(rewards, values, mask, config.gamma, config.lam)
+        advantages = advantage.whiten(advantages, mask, summed=self._summed)
+
+        penalty = (-self.kl.coefficient * kl).sum(1)
+        means.add("objective/kl", kl.sum(1).tolist())
+        means.add("objective/entropy", (-logprobs * written).sum(1).tolist())
+        means.add("objective/non_score_reward", penalty.tolist())
+        means.add("objective/scores", given)
+        means.add("objective/rlhf_reward", (penalty + scores)[scored].tolist())
+        self._describe(responses, means)
+        for name, value in self.judge.features().items():
+            means.add(f"reward/{name}", [value])
+        left_out = self._summed((~scored).sum())
+        self.not_scored += int(left_out)
+        return Experience(responses, mask, logprobs, values, advantages, returns)
+
+    def _learn(self, step: int, experience: Experience, means: Means) -> None:
+        import torch
+
+        config = self.config
+        count = len(experience.mask)
+        for epoch in range(config.num_ppo_epochs):
+            for place, chosen in enumerate(torch.randperm(count).chunk(config.num_mini_batches)):
+                mini = chosen.to(experience.mask.device)
+                # Every token of the mini batch weighs the same, however it is cut and spread over processes.
+                total = self._summed(experience.mask[mini].sum()) / self.accelerator.num_processes
+                if not total:
+                    continue
+                sums: list[Tensor] = []
+                parts = torch.split(mini, config.per_device_train_batch_size)
+                for number, part in enumerate(parts):
+                    last = number == len(parts) - 1
+                    with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                        loss, more = self._loss(experience, part)
+                        self.accelerator.backward(loss / total)
+                    sums.append(more)
+                    if epoch == place == number == 0:
+                        means.add("val/first_ratio_error", [more[-1].item()])
+                whole = torch.stack(sums)[:, :-1].sum(0) / total
+                if not whole.isfinite().all():
+                    raise TrainError(f"the loss at update {step} is no finite number; lower learning_rate")
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                names = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg")
+                for name, value in zip((*names, "val/clipfrac_avg", "val/ratio"), whole.tolist(), strict=True):
+                    means.add(name, [value])
+
+    def _loss(self, experience: Experience, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of some responses, and the sums of what is logged about them, detached."""
+        import torch
+
+        config, responses, mask = self.config, experience.responses, experience.mask[part]
+        logprobs, values = self.model(responses.ids[part], responses.mask[part], responses.context)
+        policy, change = advantage.policy_loss(
+            logprobs, experience.logprobs[part], experience.advantages[part], mask, config.cliprange
+        )
+        value = advantage.value_loss(
+            values, experience.values[part], experience.returns[part], mask, config.cliprange_value
+        )
+        loss = policy.loss.sum() + config.vf_coef * value.loss.sum()
+        with torch.no_grad():
+            ratio = change.exp()
+            told = [
+                policy.loss.sum(),
+                value.loss.sum(),
+                0.5 * (change**2).sum(),
+                policy.clipped.sum(),
+                value.clipped.sum(),
+                (ratio * mask).sum(),
+                (ratio - 1).abs().max(),
+            ]
+            return loss, torch.stack(told)
+
+    def _respond(self, questions: Sequence[Question]) -> Responses:
+        config = self.config
+        return respond(
+            self.actor.policy,
+            self.tokenizer,
+            [q.ids for q in questions],
+            config.response_length,
+            config.temperature,
+            config.stop_strings,
+        )
+
+    def _scaled(self, raw: Tensor, responses: Responses) -> Tensor:
+        """Return the scores as they are learnt from; 0 stands for none."""
+        config = self.config
+        scores = raw
+        if config.score_normalise:
+            every = self.accelerator.gather(raw).double().cpu()
+            every = every[~every.isnan()]
+            if len(every):
+                mean = float(every.mean())
+                self.scale.update(len(every), mean, float(((every - mean) ** 2).sum()))
+            scores = self.scale.scale(scores)
+        if config.score_clip is not None:
+            scores = scores.clamp(-config.score_clip, config.score_clip)
+        if config.missing_eos_penalty is not None:
+            cut = scores.new_tensor([not ended for ended in responses.ended])
+            scores = scores - config.missing_eos_penalty * cut
+        return scores.nan_to_num()
+
+    def _read(self, responses: Responses) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probabilities, the reference's, and values, in parts that fit as training's do."""
+        import torch
+
+        from seamcurate.train.actor import reference_logprobs
+
+        context, size = responses.context, self.config.per_device_train_batch_size
+        found: list[tuple[Tensor, ...]] = []
+        with torch.no_grad():
+            for start in range(0, len(responses.ids), size):
+                ids, mask = responses.ids[start : start + size], responses.mask[start : start + size]
+                logprobs, values = self.actor(ids, mask, context)
+                other = reference_logprobs(self.reference, ids, mask, context, self.config.temperature)
+                found.append((logprobs, other, values))
+        logprobs, other, values = (torch.cat(part) for part in zip(*found, strict=True))
+        return logprobs, other, values
+
+    def _describe(self, responses: Responses, means: Means) -> None:
+        means.add("val/response_length", responses.written.sum(1).tolist())
+        means.add("val/ended", [float(ended) for ended in responses.ended])
+        means.add("val/repetition", [repetition(text) for text in responses.texts])
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        """Compute in bfloat16 on a GPU that can; weights that are trained stay float32."""
+        import torch
+
+        kind = self.accelerator.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" and torch.cuda.is_bf16_supported())
+
+    def _summed(self, value: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(value, "sum")
+        return total
+
+    def _seed(self, what: str) -> None:
+        from transformers import set_seed
+
+        named = f"{self.config.seed} {what} {self.accelerator.process_index}"
+        set_seed(int.from_bytes(hashlib.sha256(named.encode()).digest()[:4]))
+
+
+class Means:
+    """Means by name, over all values that all processes added; what is None is left out."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, values: Iterable[float | None], weight: float = 1.0) -> None:
+        """Add values, each as much as `weight` of others."""
+        there = [value for value in values if value is not None]
+        total, count = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = total + weight * sum(there), count + weight * len(there)
+
+    def gathered(self) -> dict[str, float | None]:
+        """Return each name's mean, None where there was no value."""
+        import torch
+
+        names = sorted(self.sums)
+        sums = torch.tensor([self.sums[name] for name in names], device=self.accelerator.device)
+        summed = self.accelerator.reduce(sums, "sum").tolist()
+        return {name: total / count if count else None for name, (total, count) in zip(names, summed, strict=True)}

@@ -1,0 +1,192 @@
+"""What a policy answers, and how a reward finds it: rows in their order, responses with their text, scores that were checked."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from seamcurate.errors import TrainError
+from seamcurate.models.protocols import Message
+from seamcurate.train.data import Asked
+from seamcurate.words import split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Reward: TypeAlias = Callable[..., Sequence[float | None]]
+"""As TRL's GRPO and RLOO call one: `reward(prompts=…, completions=…, **columns)`, each a list with one entry a response."""
+
+
+class Question(NamedTuple):
+    """A row that fits the window: its number in the data, its content, and its prompt's ids."""
+
+    row: int
+    asked: Asked
+    ids: list[int]
+
+
+class Responses(NamedTuple):
+    """What a policy answered to a batch of prompts, padded on the left before the prompt and on the right after the end."""
+
+    ids: Tensor
+    """Token ids, batch × (context + response)."""
+    mask: Tensor
+    """1 on what is read, of the same shape."""
+    context: int
+    """Where responses start."""
+    written: Tensor
+    """1 on response tokens, EOS included, float, batch × response."""
+    ended: list[bool]
+    """Whether it came to an end: EOS or a stop string, not the limit."""
+    texts: list[str]
+    """As a reward reads it: without special tokens, cut before a stop string."""
+
+
+def drawn(count: int, start: int, size: int, seed: int) -> Iterator[int]:
+    """Yield `size` row numbers of an endless stream of shuffled epochs over `count` rows, from its place `start` on."""
+    order: list[int] = []
+    epoch = -1
+    for place in range(start, start + size):
+        if place // count != epoch:
+            epoch = place // count
+            order = list(range(count))
+            random.Random(f"{seed} {epoch}").shuffle(order)
+        yield order[place % count]
+
+
+def respond(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    length: int,
+    temperature: float,
+    stop_strings: Sequence[str],
+) -> Responses:
+    """Sample one response of at most `length` tokens to each prompt."""
+    import torch
+    from transformers import GenerationConfig
+
+    end = tokenizer.eos_token_id
+    # What stands on padding is never read: the attention mask says so, whatever its id.
+    fill = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    context = max(len(ids) for ids in prompts)
+    before = torch.tensor([[fill] * (context - len(ids)) + ids for ids in prompts], device=policy.device)
+    mask = torch.tensor([[0] * (context - len(ids)) + [1] * len(ids) for ids in prompts], device=policy.device)
+    options = GenerationConfig(
+        max_new_tokens=length,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=end,
+        pad_token_id=fill,
+        use_cache=True,
+    )
+    stops: dict[str, Any] = {"stop_strings": list(stop_strings), "tokenizer": tokenizer} if stop_strings else {}
+    generate: Any = policy.generate
+    with torch.no_grad():
+        ids = generate(input_ids=before, attention_mask=mask, generation_config=options, **stops)
+    read = [_ended(tokenizer, row, stop_strings) for row in ids[:, context:].tolist()]
+    lengths = torch.tensor([length for length, _, _ in read], device=policy.device)
+    ids = ids[:, : context + int(lengths.max())]
+    written = torch.arange(ids.shape[1] - context, device=policy.device)[None] < lengths[:, None]
+    return Responses(
+        ids=ids,
+        mask=torch.cat([mask, written.long()], 1),
+        context=context,
+        written=written.float(),
+        ended=[ended for _, ended, _ in read],
+        texts=[text for _, _, text in read],
+    )
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop_strings: Sequence[str]) -> tuple[int, bool, str]:
+    """Return how many of the ids are the response, whether it ended, and its text."""
+
+    def text_of(count: int) -> str:
+        found = tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # Without a template the space before an answer is the form's, not the answer's: see models.template.
+        return str(found) if tokenizer.chat_template else str(found).removeprefix(" ")
+
+    ended = tokenizer.eos_token_id in ids
+    length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
+    text = text_of(length)
+    cuts = [text.index(stop) for stop in stop_strings if stop in text]
+    if not cuts:
+        return length, ended, text
+    while any(stop in text_of(length - 1) for stop in stop_strings):
+        length -= 1
+    return length, True, text[: min(cuts)]
+
+
+class Judge:
+    """A reward as training calls it: what it gives is checked, and what goes wrong says where."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        named: Any = reward
+        self.name = str(getattr(named, "__name__", type(reward).__name__))
+        self.columns: tuple[str, ...] = tuple(getattr(named, "columns", ()))
+
+    @property
+    def identity(self) -> str:
+        """What tells this reward from another in a training's record: how it shows itself, or its name."""
+        shown = repr(self.reward)
+        return self.name if " at 0x" in shown else shown
+
+    def score(self, questions: Sequence[Question], texts: Sequence[str], when: str) -> list[float | None]:
+        """Return a finite score for each response, None where the reward does not apply.
+
+        Raises:
+            TrainError: The reward raised, or gave too few scores, or one that is no finite number.
+        """
+        names = questions[0].asked.columns
+        columns = {name: [q.asked.columns[name] for q in questions] for name in names}
+        completions = [
+            text if isinstance(q.asked.prompt, str) else [Message(role="assistant", content=text)]
+            for q, text in zip(questions, texts, strict=True)
+        ]
+        rows = ", ".join(str(q.row) for q in questions[:8]) + (", …" if len(questions) > 8 else "")
+        try:
+            given = self.reward(prompts=[q.asked.prompt for q in questions], completions=completions, **columns)
+            scores = list(given)
+        except Exception as error:
+            reason = (str(error).strip() or "no message").splitlines()[0]
+            raise TrainError(
+                f"reward {self.name} failed {when} on rows {rows}: {type(error).__name__}: {reason}"
+            ) from error
+        if len(scores) != len(texts):
+            raise TrainError(
+                f"reward {self.name} gave {len(scores)} scores for {len(texts)} responses {when} on rows {rows}; "
+                "return one for each, None where it does not apply"
+            )
+        return [self._number(score, q.row, when) for score, q in zip(scores, questions, strict=True)]
+
+    def features(self) -> dict[str, float]:
+        """Return what the reward tells of its last call; nothing where it tells nothing."""
+        tells: Callable[[], dict[str, float]] | None = getattr(self.reward, "features", None)
+        return {} if tells is None else tells()
+
+    def _number(self, score: object, row: int, when: str) -> float | None:
+        if score is None:
+            return None
+        try:
+            number = float(score)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise TrainError(
+                f"reward {self.name} gave {score!r:.60} {when} for row {row}; "
+                "return a finite number, or None where it does not apply"
+            )
+        return number
+
+
+def repetition(text: str) -> float | None:
+    """Return 1 - unique 4-grams / 4-grams of a text's words; None for fewer than four words."""
+    words = split(text)
+    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else None
