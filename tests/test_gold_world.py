@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from examples.gold_world import experiment, models, scores, world
+from examples.gold_world import experiment, models, scores, summary, world
 from examples.gold_world.experiment import PRESETS, Cell, Experiment, in_order, plan
 from seamcurate import query
 
@@ -168,7 +168,8 @@ def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
         measured.append(cell)
         if cell.measure == "mismatch":
             return {"compared": [{"prompt_id": 3, "human": 1, "model": 0}]}
-        return {"overlap": 0.5, "rows": [2, 2]} if cell.measure == "overlap" else {"quality": cell.rate}
+        overlap = {"shared": 1, "lowest": 2, "overlap": 0.5}
+        return overlap if cell.measure == "overlap" else {"quality": cell.rate}
 
     monkeypatch.setattr(Experiment, "_measure", measure)
     preset = PRESETS["tiny"]
@@ -182,8 +183,28 @@ def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
         assert list(csv.DictReader(lines))[1] == {"reward": "1-0", "prompt_id": "3", "human": "1", "model": "0"}
     with (tmp_path / "tables" / "selection.csv").open() as lines:
         assert [row["method"] for row in csv.DictReader(lines)] == list(experiment.SELECTION)
+    told = "\n".join(summary.lines(tmp_path))
+    assert "| 0-0 | 1 | 100.0% | 20.7% to 100.0% |" in told and "| 0, 1 | 0 | 1 of 2 | 50% | 9% to 91% |" in told
     with pytest.raises(SystemExit, match="other sizes"):
         Experiment(tmp_path, PRESETS["quick"])
+
+
+def test_intervals_are_students_over_differences_paired_by_seed() -> None:
+    quality = {
+        ("full", 0): 0.5,
+        ("full", 1): 0.6,
+        ("full", 2): 0.7,
+        ("seam", 0): 0.6,
+        ("seam", 1): 0.8,
+        ("seam", 2): 1.0,
+    }
+    rows = [{"method": m, "seed": str(s), "quality": str(q)} for (m, s), q in quality.items()]
+    differences = summary.paired([*rows, {"method": "seam", "seed": "9", "quality": "1"}], "seam", "full")
+    assert differences == pytest.approx([0.1, 0.2, 0.3])
+    # Mean .2, deviation .1, t of 2 degrees 4.302653: half width .248414.
+    assert summary.interval(differences) == pytest.approx((0.2, -0.048414, 0.448414), abs=1e-6)
+    # Wilson's textbook case: 1 of 10.
+    assert summary.wilson(1, 10) == pytest.approx((0.1, 0.017876, 0.404150), abs=1e-6)
 
 
 def test_a_tiny_world_is_trained_scored_and_split_by_the_projects_own_parts(tmp_path: Path) -> None:

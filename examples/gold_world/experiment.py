@@ -170,7 +170,8 @@ class Experiment:
             return self._mismatch(cell)
         if cell.measure == "overlap":
             a, b = (scores.lowest(self.store(rank, rank, cell.seed)) for rank in (cell.policy, cell.reward))
-            return {"overlap": len(a & b) / max(1, min(len(a), len(b))), "rows": [len(a), len(b)]}
+            fewer = min(len(a), len(b))
+            return {"shared": len(a & b), "lowest": fewer, "overlap": len(a & b) / max(1, fewer)}
         policy, reward = self.policy(cell.policy), self.reward(cell.reward, cell.seed)
         if cell.method.startswith("augment"):
             policy, reward = self._augmented(cell)
@@ -279,7 +280,8 @@ def _rows(study: str, cell: Cell, result: Mapping[str, Any] | None) -> Iterator[
     if study == "mismatch":
         yield from ({"reward": f"{cell.reward}-{cell.seed}", **pair} for pair in result["compared"])
     elif study == "overlap":
-        yield {"first": cell.policy, "second": cell.reward, "seed": cell.seed, "overlap": result["overlap"]}
+        pairs = {"first": cell.policy, "second": cell.reward, "seed": cell.seed}
+        yield {**pairs, "shared": result["shared"], "lowest": result["lowest"], "overlap": result["overlap"]}
     elif study == "saturation":
         yield {"policy": cell.policy, "reward": cell.reward, "seed": cell.seed, "quality": result["quality"]}
     elif study == "filter_rate":
