@@ -34,12 +34,12 @@ def paired(rows: Sequence[Row], method: str, against: str) -> list[float]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean and its 95 % interval by Student's t; NaN at both ends for a single value."""
+    """Return the mean and its 95 % interval by Student's t; NaN where there are too few values for it."""
     from scipy.stats import t
 
-    mean = statistics.fmean(values)
     if len(values) < 2:
-        return mean, math.nan, math.nan
+        return values[0] if values else math.nan, math.nan, math.nan
+    mean = statistics.fmean(values)
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
@@ -69,7 +69,7 @@ def lines(folder: Path) -> Iterator[str]:
         rows = read(folder, study)
         methods = list(dict.fromkeys(row["method"] for row in rows))
         yield f"\n| {study} | seeds | quality | − full | 95 % | − full, relative |\n|---|---|---|---|---|---|"
-        whole = statistics.fmean(float(row["quality"]) for row in rows if row["method"] == "full")
+        whole = statistics.fmean([float(row["quality"]) for row in rows if row["method"] == "full"] or [0]) or math.nan
         for method in methods:
             values = [float(row["quality"]) for row in rows if row["method"] == method]
             mean, low, high = interval(paired(rows, method, "full"))
