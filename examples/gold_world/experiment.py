@@ -113,8 +113,10 @@ def _pairs(preset: Preset) -> list[tuple[int, int]]:
 
 
 def in_order(preset: Preset) -> list[Cell]:
-    """Return all cells, each once, whole seeds first: a run that is stopped early has studies with fewer seeds."""
-    return sorted(dict.fromkeys(cell for cells in plan(preset).values() for cell in cells), key=lambda c: c.seed)
+    """Return all cells, each once: selection for every seed, then the other studies, whole seeds first."""
+    studies = plan(preset)
+    rest = sorted((cell for cells in studies.values() for cell in cells), key=lambda cell: cell.seed)
+    return list(dict.fromkeys([*studies["selection"], *rest]))
 
 
 class Experiment:
