@@ -1,0 +1,313 @@
+"""The SEAM experiments in the gold world: what is run, in which order, and the tables it comes to.
+
+    python -m examples.gold_world.experiment --preset quick --out DIR [--minutes 9]
+
+One rule: a cell is one JSON file, written whole; what is there is never computed again, so that running again resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from examples.gold_world import models, scores, world
+from seamcurate import Store, to_trl
+from seamcurate.shard import replace
+
+SELECTION = ("full", "random", "perplexity", "seam", "seam_written", "seam_shuffled")
+AUGMENTATION = ("full", "augment_random", "augment_seam")
+RATE = 0.2
+
+
+class Preset(NamedTuple):
+    """Sizes; ranks of policies and reward models go from the worst, 0, to the best."""
+
+    sft_steps: tuple[int, ...]
+    pairs: tuple[int, ...]
+    seeds: int
+    """Repetitions of selection: pairs, reward model, SEAM, random draws and PPO are new in each."""
+    grid_seeds: int
+    """Repetitions of what takes every rank: mismatch, overlap, saturation."""
+    more_seeds: int
+    """Repetitions of augmentation and of the filter rates."""
+    rates: tuple[float, ...]
+    ppo_steps: int
+    hidden: int = 96
+    sft_rows: int = 18_000
+    corpus_rows: int = 3_000
+    rl_rows: int = 500
+    test_rows: int = 400
+
+
+PRESETS = {
+    "tiny": Preset((2, 4), (16, 32), 1, 1, 1, (0.2,), 2, 16, 200, 150, 24, 16),
+    "quick": Preset((150, 400, 900), (250, 1000, 4000), 4, 1, 2, (0.2, 0.4, 0.8), 40),
+    "full": Preset(
+        (0, 50, 100, 250, 500, 800, 1200, 2000, 4000, 8000),
+        (0, 50, 100, 250, 500, 1000, 2000, 4000, 8000, 16000),
+        10,
+        5,
+        5,
+        (0.1, 0.2, 0.3, 0.4, 0.6, 0.8),
+        200,
+        sft_rows=100_000,
+        corpus_rows=10_000,
+        rl_rows=2_000,
+        test_rows=1_000,
+    ),
+}
+"""`tiny` is for tests: nothing learns."""
+
+
+class Cell(NamedTuple):
+    """One thing to measure; PPO's are shared by the studies that name the same one."""
+
+    measure: str
+    """`mismatch`, `overlap` or `ppo`."""
+    seed: int
+    policy: int
+    reward: int
+    method: str = ""
+    rate: float = RATE
+
+    @property
+    def file(self) -> str:
+        """Name its file."""
+        return f"{self.measure}-s{self.seed}-p{self.policy}-r{self.reward}-{self.method}-{self.rate:g}.json"
+
+
+def plan(preset: Preset) -> dict[str, list[Cell]]:
+    """Return the cells of each study."""
+    best, top = len(preset.sft_steps) - 1, len(preset.pairs) - 1
+    grid = list(itertools.product(range(best + 1), range(top + 1)))
+
+    def ppo(seed: int, method: str, rate: float = RATE) -> Cell:
+        return Cell("ppo", seed, best, top, method, rate)
+
+    return {
+        "mismatch": [Cell("mismatch", s, best, r) for s in range(preset.grid_seeds) for r in range(top + 1)],
+        "overlap": [Cell("overlap", s, p, r) for s in range(preset.grid_seeds) for p, r in _pairs(preset)],
+        "selection": [ppo(s, method) for s in range(preset.seeds) for method in SELECTION],
+        "augmentation": [ppo(s, method) for s in range(preset.more_seeds) for method in AUGMENTATION],
+        "filter_rate": [
+            cell
+            for s in range(preset.more_seeds)
+            for cell in [ppo(s, "full"), *(ppo(s, m, rate) for rate in preset.rates for m in ("random", "seam"))]
+        ],
+        "saturation": [Cell("ppo", s, p, r, "full") for s in range(preset.grid_seeds) for p, r in grid],
+    }
+
+
+def _pairs(preset: Preset) -> list[tuple[int, int]]:
+    """Return the model pairs of equal rank whose lowest rows are compared, as ranks of a first and a second pair."""
+    return list(itertools.combinations(range(min(len(preset.sft_steps), len(preset.pairs))), 2))
+
+
+def in_order(preset: Preset) -> list[Cell]:
+    """Return all cells, each once: selection for every seed, then the other studies, whole seeds first."""
+    studies = plan(preset)
+    rest = sorted((cell for cells in studies.values() for cell in cells), key=lambda cell: cell.seed)
+    return list(dict.fromkeys([*studies["selection"], *rest]))
+
+
+class Experiment:
+    """A folder of data, models, stores and cells, each made when it is first needed."""
+
+    def __init__(self, out: Path, preset: Preset) -> None:
+        self.out, self.preset = out, preset
+        kept = out / "preset.json"
+        sizes = json.loads(json.dumps(preset._asdict()))
+        if kept.exists() and json.loads(kept.read_text()) != sizes:
+            raise SystemExit(f"{out} holds an experiment of other sizes; give another --out, or delete it")
+        out.mkdir(parents=True, exist_ok=True)
+        replace(kept, json.dumps(sizes).encode())
+
+    def run(self, until: float = float("inf")) -> int:
+        """Measure what is missing until a time of `time.monotonic`; return how many cells are left."""
+        cells = in_order(self.preset)
+        for cell in cells:
+            if not self._file(cell).exists():
+                if time.monotonic() > until:
+                    break
+                start = time.monotonic()
+                result = self._measure(cell)
+                self._file(cell).parent.mkdir(exist_ok=True)
+                result["seconds"] = round(time.monotonic() - start, 2)
+                replace(self._file(cell), json.dumps(result).encode())
+        self.tables()
+        return sum(not self._file(cell).exists() for cell in cells)
+
+    def tables(self) -> None:
+        """Write what is measured so far: tables/<study>.csv, a line per repetition."""
+        for study, cells in plan(self.preset).items():
+            rows = [row for cell in cells for row in _rows(study, cell, self.result(cell))]
+            if rows:
+                file = self.out / "tables" / f"{study}.csv"
+                file.parent.mkdir(exist_ok=True)
+                with file.open("w", newline="", encoding="utf-8") as lines:
+                    writer = csv.DictWriter(lines, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """Return what a cell came to, None before."""
+        file = self._file(cell)
+        found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+        return found
+
+    def _file(self, cell: Cell) -> Path:
+        return self.out / "cells" / cell.file
+
+    def _measure(self, cell: Cell) -> dict[str, Any]:
+        if cell.measure == "mismatch":
+            return self._mismatch(cell)
+        if cell.measure == "overlap":
+            a, b = (scores.lowest(self.store(rank, rank, cell.seed)) for rank in (cell.policy, cell.reward))
+            fewer = min(len(a), len(b))
+            return {"shared": len(a & b), "lowest": fewer, "overlap": len(a & b) / max(1, fewer)}
+        policy, reward = self.policy(cell.policy), self.reward(cell.reward, cell.seed)
+        if cell.method.startswith("augment"):
+            policy, reward = self._augmented(cell)
+            split = "full"
+        else:
+            split = "full" if cell.method == "full" else f"{cell.method}_{round(cell.rate * 100)}"
+        data = self.out / "prompts" / f"{cell.policy}-{cell.reward}-{cell.seed}-{split}"
+        if split == "full":
+            data = models.write(self.records("rl"), self.out / "data" / "rl.parquet")
+        elif not data.exists():
+            to_trl(self.store(cell.policy, cell.reward, cell.seed), split, data)
+        values = models.aligned_quality(policy, reward, data, self.records("test"), self.preset.ppo_steps, cell.seed)
+        return {"quality": statistics.fmean(values)}
+
+    def _mismatch(self, cell: Cell) -> dict[str, Any]:
+        """Compare the reward model with the truth on answers of the two best policies, where these are not as good."""
+        judged = models.judge(self.reward(cell.reward, cell.seed))
+        records = self.records("test")
+        prompts = [record["prompt"] for record in records]
+        answers = [models.respond(self.policy(cell.policy - i), prompts, sample=True, seed=i) for i in (0, 1)]
+        rewards = [judged(prompts=prompts, completions=given) for given in answers]
+        truth = [[world.quality(r, a) for r, a in zip(records, given, strict=True)] for given in answers]
+        compared = [
+            {"prompt_id": i, "human": int(t[0] > t[1]), "model": int(r[0] > r[1])}
+            for i, (t, r) in enumerate(zip(zip(*truth, strict=True), zip(*rewards, strict=True), strict=True))
+            if t[0] != t[1]
+        ]
+        return {"compared": compared}
+
+    def _augmented(self, cell: Cell) -> tuple[Path, Path]:
+        """Train policy and reward model on, or anew with, the pairs of App. G."""
+        name = f"{cell.method}-{cell.seed}"
+        pairs = scores.augmented(self.store(cell.policy, cell.reward, cell.seed), cell.method.removeprefix("augment_"))
+        answers = [{"prompt": pair["other"], "response": pair["rejected"]} for pair in pairs]
+        liked = [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs]
+        policy, reward = self.out / "models" / f"policy-{name}", self.out / "models" / f"reward-{name}"
+        if not policy.exists():
+            file = models.write(answers, self.out / "data" / f"{name}-sft.parquet")
+            models.make_policy(self.policy(cell.policy), file, policy, len(answers) // models.BATCH + 1)
+        if not reward.exists():
+            known = world.preferences(self.preset.pairs[cell.reward], cell.seed)
+            file = models.write([*known, *liked], self.out / "data" / f"{name}-pairs.parquet")
+            models.make_reward(self.policy(len(self.preset.sft_steps) - 1), file, reward, self._test_pairs(), cell.seed)
+        return policy, reward
+
+    def records(self, part: str) -> list[world.Record]:
+        """Return the instructions of one part: no two parts share one, but that the corpus is of the SFT data."""
+        p = self.preset
+        ends = {"test": (0, p.test_rows), "rl": (p.test_rows, p.test_rows + p.rl_rows)}
+        start = p.test_rows + p.rl_rows
+        ends |= {"sft": (start, start + p.sft_rows), "corpus": (start, start + p.corpus_rows)}
+        file = self.out / "data" / "all.parquet"
+        if not file.exists():
+            models.write(world.records(start + p.sft_rows, 0), file)
+        first, last = ends[part]
+        found: list[world.Record] = pq.read_table(file).slice(first, last - first).to_pylist()
+        return found
+
+    def policy(self, rank: int) -> Path:
+        """Return the policy of one SFT budget."""
+        start, steps = self.out / "models" / "start", self.preset.sft_steps[rank]
+        if not (start / "tokenizer_config.json").exists():
+            world.untrained(start, self.preset.hidden, 2)
+        folder = self.out / "models" / f"policy-{rank}"
+        if steps and not folder.exists():
+            corpus = models.write(self.records("sft"), self.out / "data" / "sft.parquet")
+            models.make_policy(start, corpus, folder, steps)
+        return folder if steps else start
+
+    def reward(self, rank: int, seed: int) -> Path:
+        """Return the reward model of one number of pairs, trained from the best policy."""
+        folder = self.out / "models" / f"reward-{rank}-{seed}"
+        if not folder.exists():
+            count = self.preset.pairs[rank]
+            pairs = models.write(
+                world.preferences(max(count, 2), seed), self.out / "data" / f"pairs-{rank}-{seed}.parquet"
+            )
+            best = self.policy(len(self.preset.sft_steps) - 1)
+            models.make_reward(best, pairs, folder, self._test_pairs(), seed, untrained=not count)
+        return folder
+
+    def _test_pairs(self) -> Path:
+        return models.write(world.preferences(500, -1), self.out / "data" / "pairs-test.parquet")
+
+    def store(self, policy: int, reward: int, seed: int) -> Store:
+        """Return the store of one pair of models, scored and split."""
+        rows = models.write(self.records("rl"), self.out / "data" / "rl.parquet")
+        corpus = models.write(self.records("corpus"), self.out / "data" / "corpus.parquet")
+        scores.embed_corpus(corpus, self.out / "corpus")
+        return scores.score(
+            self.out / "stores" / f"{policy}-{reward}-{seed}",
+            rows,
+            self.out / "corpus",
+            self.policy(policy),
+            self.reward(reward, seed),
+            self.policy(0),
+            self.preset.rates,
+            seed,
+        )
+
+
+def _rows(study: str, cell: Cell, result: Mapping[str, Any] | None) -> Iterator[dict[str, object]]:
+    """Yield a cell's lines in its study's table."""
+    if result is None:
+        return
+    if study == "mismatch":
+        yield from ({"reward": f"{cell.reward}-{cell.seed}", **pair} for pair in result["compared"])
+    elif study == "overlap":
+        pairs = {"first": cell.policy, "second": cell.reward, "seed": cell.seed}
+        yield {**pairs, "shared": result["shared"], "lowest": result["lowest"], "overlap": result["overlap"]}
+    elif study == "saturation":
+        yield {"policy": cell.policy, "reward": cell.reward, "seed": cell.seed, "quality": result["quality"]}
+    elif study == "filter_rate":
+        both = ("random", "seam") if cell.method == "full" else (cell.method,)
+        rate = 0.0 if cell.method == "full" else cell.rate
+        yield from ({"method": m, "rate": rate, "seed": cell.seed, "quality": result["quality"]} for m in both)
+    else:
+        yield {"method": cell.method, "seed": cell.seed, "quality": result["quality"]}
+
+
+def main() -> None:
+    """Run a preset, for so many minutes at most, and say what is left."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
+    given = parser.parse_args()
+    preset = PRESETS[given.preset]
+    left = Experiment(given.out, preset).run(time.monotonic() + 60 * given.minutes)
+    total = len(in_order(preset))
+    print(f"{total - left} of {total} cells measured; tables in {given.out / 'tables'}")
+    if left:
+        print("run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()

