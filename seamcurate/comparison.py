@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-import seamcurate
 from seamcurate import card, hub, shard, views
 from seamcurate.errors import HubError
 from seamcurate.store import Store, load_json
@@ -112,7 +112,7 @@ def _side(place: str | Path) -> _Side:
     if Path(place).is_dir() or not isinstance(place, str) or place.count("/") != 1:
         store = Store(place).open()
         names = sorted(file.parent.name for file in (store.path / "splits").glob("*/split.json"))
-        known = card.facts(store, names, "", seamcurate.__version__)
+        known = card.facts(store, names, "", version("seamcurate"))
         ledgers = {name: store.path / "splits" / name / "ledger.parquet" for name in names}
         prints = {name: str(load_json(file.parent / "split.json")["fingerprint"]) for name, file in ledgers.items()}
         return _Side(known, {name: shard.read(file, prints[name], 0) for name, file in ledgers.items()})

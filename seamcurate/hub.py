@@ -14,13 +14,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 import yaml
 from pydantic import JsonValue
 
-import seamcurate
 from seamcurate import card, recipe, split
 from seamcurate.errors import HubError, SeamcurateError
 from seamcurate.export import Exported, Trainer, export
@@ -107,7 +107,7 @@ def prepare(
             verdicts.append(card.measure(store, name))
             if card.draw(verdicts[-1], beside / "figures" / f"{name}.png"):
                 figures[name] = f"figures/{name}.png"
-        known = card.facts(store, loaded.splits, trainer, seamcurate.__version__)
+        known = card.facts(store, loaded.splits, trainer, version("seamcurate"))
         (beside / RECIPE).write_text(text, encoding="utf-8")
         for name, content in _named_files(text, Path(path).parent).items():
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def _api(repo_id: str, writing: bool = False) -> HfApi:
         raise HubError(f"no token to push to {repo_id} with; log in with `hf auth login`, or set HF_TOKEN")
     if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise HubError("the token holds characters that no token has; log in again with `hf auth login`")
-    return HfApi(token=token, library_name="seamcurate", library_version=seamcurate.__version__)
+    return HfApi(token=token, library_name="seamcurate", library_version=version("seamcurate"))
 
 
 def _newest(api: HfApi, repo_id: str, public: bool) -> str | None:
@@ -311,7 +311,7 @@ def _sent(
                 api.create_commit(
                     repo_id,
                     operations,
-                    commit_message=f"Push splits by seamcurate {seamcurate.__version__}",
+                    commit_message=f"Push splits by seamcurate {version('seamcurate')}",
                     repo_type="dataset",
                     parent_commit=head,
                 ).oid
