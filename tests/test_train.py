@@ -411,14 +411,24 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(poli
         sft(policy_folder, data, tmp_path / "parts", config)
     monkeypatch.setattr(journal.Journal, "write", write)
     left = tmp_path / ".parts.training"
-    # What was cut short while it was written is no checkpoint.
+    # What was cut short while it was written is no checkpoint, and no line of the log.
     (left / "checkpoint-6").mkdir()
+    with (left / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')
     assert sft(policy_folder, data, tmp_path / "parts", config) == whole
     assert not left.exists()
     for name in ("model.safetensors", "log.jsonl", "training.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 10))
+
+
+def test_how_it_is_watched_decides_no_weights(policy_folder, tmp_path):
+    data = parquet(tmp_path / "d.parquet", answered(8))
+    config = SFT.model_copy(update={"max_steps": 1, "eval_rows": 0})
+    done = sft(policy_folder, data, tmp_path / "out", config)
+    watched = config.model_copy(update={"save_steps": 1, "logging_steps": 3, "tensorboard": True})
+    assert sft(policy_folder, data, tmp_path / "out", watched) == done
 
 
 def test_another_configuration_does_not_go_on_from_a_checkpoint(tmp_path):

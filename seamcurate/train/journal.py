@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
+from seamcurate.store import save_json
+
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
@@ -51,7 +53,8 @@ class Journal:
         done = whole[-1] if whole else 0
         log = self.folder / LOG
         if self.first and log.is_file():
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A line that a kill cut short has no end.
+            lines = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
             log.write_text("".join(line for line in lines if json.loads(line)["step"] <= done), encoding="utf-8")
         if not done:
             return None
@@ -84,8 +87,7 @@ class Journal:
 
             def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 if journal.first:
-                    whole = journal.folder / f"checkpoint-{state.global_step}" / _WHOLE
-                    whole.write_text(json.dumps(journal.state), encoding="utf-8")
+                    save_json(journal.folder / f"checkpoint-{state.global_step}" / _WHOLE, journal.state)
 
         return Writer()
 

@@ -39,7 +39,7 @@ def reward(
     `out` becomes a plain model folder, adapters merged, tokenizer included, with what is returned as `training.json`:
     the inputs, rows used, cut (an answer's end did not fit) and skipped (the prompt alone does not fit), steps,
     `train_loss`, and for the held-out pairs the logistic loss and the share with the chosen answer strictly above, before
-    and after; None without any. A finished `out` of the same inputs is returned as it is. Uses one device.
+    and after; None without any. A finished `out` of the same inputs is returned as it is. Uses a GPU where there is one.
 
     Raises:
         TrainError: A column or the model is missing, no row fits, or `out` holds something else.

@@ -39,7 +39,7 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
     `out` becomes a plain model folder, adapters merged, tokenizer included, with what is returned as `training.json`:
     the inputs, rows used, cut (the response's end did not fit) and skipped (the prompt alone does not fit), steps,
     `train_loss`, and `loss_before` and `loss_after`: nats per completion token of the held-out rows, None without any.
-    A finished `out` of the same inputs is returned as it is. Uses one device: a GPU where there is one.
+    A finished `out` of the same inputs is returned as it is. Uses a GPU where there is one.
 
     Raises:
         TrainError: A column, the model or EOS is missing, no row fits, or `out` holds something else.
