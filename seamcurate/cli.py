@@ -506,8 +506,18 @@ def train_ppo(
     _print_training(out, ppo(model, rewards.read(reward), data, out, PPOTraining(**options)))
 
 
-@trainers.command("grpo")
-def train_grpo(
+@trainers.command(
+    "rloo",
+    help="Train a policy by RLOO: the baseline of an answer is what the others to its prompt earn.\n\n"
+    "Example: seamcurate train rloo --model models/sft --data splits/train --reward li_rp --out models/rloo",
+)
+@trainers.command(
+    "grpo",
+    help="Train a policy by GRPO: each answer against the others to its prompt.\n\n"
+    "Example: seamcurate train grpo --model models/sft --data splits/train --reward models/reward --out models/grpo",
+)
+def train_by_groups(
+    context: typer.Context,
     model: Base,
     data: Prompts,
     reward: Rewarding,
@@ -530,50 +540,15 @@ def train_grpo(
     tensorboard: Board = False,
     seed: Seed = 0,
 ) -> None:
-    """Train a policy by GRPO: each answer against the others to its prompt.
-
-    Example: seamcurate train grpo --model models/sft --data splits/train --reward models/reward --out models/grpo
-    """
-    options = {key: value for key, value in locals().items() if key not in ("model", "data", "reward", "out")}
+    """Train by GRPO or RLOO, whose options are the same."""
+    options = {
+        key: value for key, value in locals().items() if key not in ("context", "model", "data", "reward", "out")
+    }
     from seamcurate import rewards
-    from seamcurate.train import GroupTraining, grpo
+    from seamcurate.train import GroupTraining, grpo, rloo
 
-    _print_training(out, grpo(model, rewards.read(reward), data, out, GroupTraining(**options)))
-
-
-@trainers.command("rloo")
-def train_rloo(
-    model: Base,
-    data: Prompts,
-    reward: Rewarding,
-    out: Out,
-    eval_data: Held = None,
-    lora: Lora = True,
-    learning_rate: Rate = 1e-5,
-    num_train_epochs: Epochs = 1,
-    max_steps: Steps = -1,
-    per_device_train_batch_size: Annotated[int, typer.Option(help="Answers a forward pass.")] = 8,
-    gradient_accumulation_steps: Accumulation = 1,
-    num_generations: Annotated[int, typer.Option(help="Answers a prompt.")] = 8,
-    num_iterations: Annotated[int, typer.Option(help="Updates from the same answers.")] = 1,
-    max_completion_length: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
-    temperature: Temperature = 1.0,
-    beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.05,
-    kl_target: Target = None,
-    save_steps: Saving = 0,
-    logging_steps: Logging = 10,
-    tensorboard: Board = False,
-    seed: Seed = 0,
-) -> None:
-    """Train a policy by RLOO: the baseline of an answer is what the others to its prompt earn.
-
-    Example: seamcurate train rloo --model models/sft --data splits/train --reward li_rp --out models/rloo
-    """
-    options = {key: value for key, value in locals().items() if key not in ("model", "data", "reward", "out")}
-    from seamcurate import rewards
-    from seamcurate.train import GroupTraining, rloo
-
-    _print_training(out, rloo(model, rewards.read(reward), data, out, GroupTraining(**options)))
+    train = grpo if context.info_name == "grpo" else rloo
+    _print_training(out, train(model, rewards.read(reward), data, out, GroupTraining(**options)))
 
 
 def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
