@@ -159,3 +159,10 @@ def _kinds(words: Words) -> npt.NDArray[np.uint8]:
 @cache
 def _plain_kinds(words: Words) -> bytes:
     return bytes(_kinds(words)[:256])
+
+
+def repetition(text: str, n: int = 4) -> float | None:
+    """Return 1 − distinct n-grams / n-grams of words (RER Table 3); None for fewer than n words."""
+    some = split(text)
+    grams = [tuple(some[i : i + n]) for i in range(len(some) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else None

@@ -25,7 +25,8 @@ from seamcurate.train import advantage
 from seamcurate.train.actor import Actor, reference_logprobs
 from seamcurate.train.kl import KLController
 from seamcurate.train.ppo import PPOTraining, ppo
-from seamcurate.train.rollout import Judge, drawn, repetition, respond
+from seamcurate.train.rollout import Judge, drawn, respond
+from seamcurate.words import repetition
 
 FAST: dict[str, Any] = {
     "lora": False,

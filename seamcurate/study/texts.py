@@ -31,10 +31,8 @@ _MEASURES = {
 
 
 def repetition(text: str, n: int = 4) -> float:
-    """Return 1 − distinct n-grams / n-grams of words (RER Table 3); 0 for fewer than n words."""
-    some = words.split(text)
-    grams = [tuple(some[i : i + n]) for i in range(len(some) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    """Return `words.repetition`; 0 for fewer than n words, which repeat nothing."""
+    return words.repetition(text, n) or 0.0
 
 
 def bleu(candidate: Sequence[str], references: Sequence[Sequence[str]], n: int = 4) -> float:

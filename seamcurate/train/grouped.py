@@ -20,8 +20,9 @@ from seamcurate.train import training
 from seamcurate.train.data import Asked, Data
 from seamcurate.train.journal import Journal
 from seamcurate.train.kl import KLController
-from seamcurate.train.rollout import Judge, Question, Reward, questions, repetition, respond
+from seamcurate.train.rollout import Judge, Question, Reward, questions, respond
 from seamcurate.train.training import Training
+from seamcurate.words import repetition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

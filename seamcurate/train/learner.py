@@ -19,7 +19,8 @@ from seamcurate.errors import TrainError
 from seamcurate.train import advantage
 from seamcurate.train.advantage import ScoreScale
 from seamcurate.train.kl import KLController
-from seamcurate.train.rollout import Judge, Question, Responses, repetition, respond
+from seamcurate.train.rollout import Judge, Question, Responses, respond
+from seamcurate.words import repetition
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,7 +12,6 @@ from seamcurate.models import tokens
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.progress import bar
 from seamcurate.train.data import Asked
-from seamcurate.words import split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,10 +200,3 @@ class Judge:
                 "return a finite number, or None where it does not apply"
             )
         return number
-
-
-def repetition(text: str) -> float | None:
-    """Return 1 - unique 4-grams / 4-grams of a text's words; None for fewer than four words."""
-    words = split(text)
-    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else None
