@@ -161,7 +161,7 @@ def make_policy(data: Path, out: Path) -> dict[str, JsonValue]:
     The untrained start, with the tokenizer, lies beside `out` as `<out>_start`.
     """
     start = out.with_name(f"{out.name}_start")
-    _untrained(data / "corpus.parquet", start)
+    untrained(data / "corpus.parquet", start)
     config = SFTTraining(
         learning_rate=1.5e-3, warmup_steps=50, per_device_train_batch_size=8, max_length=256, lora=False
     )
@@ -181,8 +181,18 @@ def make_reward(data: Path, out: Path) -> dict[str, JsonValue]:
     return reward(encoder_folder(), data / "preferences.parquet", out, config)
 
 
-def _untrained(corpus: Path, out: Path) -> None:
-    """Write a byte-level BPE tokenizer of the corpus and a Qwen2 of 1.3 M random parameters: wide and shallow learns most in a minute."""
+def untrained(corpus: Path, out: Path, vocabulary: int = 2048, width: int = 192, layers: int = 2) -> None:
+    """Write a byte-level BPE tokenizer of a corpus and a Qwen2 of random parameters, as a model folder.
+
+    The default is of 1.3 M parameters: wide and shallow learns most in a minute.
+
+    Args:
+        corpus: Parquet with `prompt` and `response`.
+        out: The folder to write.
+        vocabulary: Tokens.
+        width: Of the hidden states, a multiple of 24.
+        layers: How many.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
@@ -195,7 +205,7 @@ def _untrained(corpus: Path, out: Path) -> None:
     bpe.train_from_iterator(
         (plain_prompt(row["prompt"]) + plain_response(row["response"]) for row in rows),
         trainers.BpeTrainer(
-            vocab_size=2048,
+            vocab_size=vocabulary,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             special_tokens=["<|pad|>", "<|end|>"],
             show_progress=False,
@@ -206,9 +216,9 @@ def _untrained(corpus: Path, out: Path) -> None:
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=2,
+            hidden_size=width,
+            intermediate_size=width * 8 // 3,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=1024,

@@ -122,7 +122,7 @@ def test_the_policy_reads_the_ids_that_scoring_reads(policy, chat, tmp_path, mon
 
 
 def test_beta_follows_the_kl_and_a_stopped_training_goes_on(policy, tmp_path, monkeypatch):
-    from seamcurate.train.journal import Journal
+    from seamcurate.train.workplace import Workplace
 
     data = parquet(tmp_path / "d.parquet", rows())
     options = {"max_steps": 6, "beta": 0.1, "kl_target": 1e-6, "kl_horizon": 40, "save_steps": 2}
@@ -131,17 +131,17 @@ def test_beta_follows_the_kl_and_a_stopped_training_goes_on(policy, tmp_path, mo
     betas = [json.loads(line)["beta"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     # KL of the first update is 0, and far above its target after it: at most a fifth of 8 answers / 40 each.
     assert betas[:3] == pytest.approx([0.1 * 0.96, 0.1 * 0.96 * 1.04, 0.1 * 0.96 * 1.04**2])
-    write = Journal.write
+    write = Workplace.write
 
     def stop(self, step, values):
         write(self, step, values)
         if step == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Journal, "write", stop)
+    monkeypatch.setattr(Workplace, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         grpo(policy, Other(), data, tmp_path / "parts", config)
-    monkeypatch.setattr(Journal, "write", write)
+    monkeypatch.setattr(Workplace, "write", write)
     assert grpo(policy, Other(), data, tmp_path / "parts", config) == whole
     for name in ("model.safetensors", "log.jsonl", "training.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -175,7 +175,12 @@ def reward_of(value):
     [
         (Other(), {}, [{"prompt": "a"}], "has no column `query_type`"),
         (Other(), {}, [{"prompt": 3, "query_type": "open"}], "row 0: the prompt is neither text nor chat"),
-        (Other(), {"max_completion_length": 128}, rows(2), "none of 2 prompts leaves room for 128 tokens"),
+        (
+            Other(),
+            {"max_completion_length": 128},
+            rows(2),
+            "none of 2 prompts leaves room for a response of 128 tokens in 64; ask for shorter responses, or raise max_length",
+        ),
         (Other(), {}, rows(1), "1 prompts are fewer than the 2 of one update"),
         (Other(), {"num_generations": 3}, rows(2), "no whole groups of num_generations 3"),
         (reward_of(float("nan")), {}, rows(2), "gave nan on trial for row 0"),

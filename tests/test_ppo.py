@@ -646,7 +646,7 @@ class NeedsReference:
         ),
         (
             lambda m, t: (m, share_of_e, parquet(t / "d.parquet", [{"prompt": "a" * 999}]), t / "o"),
-            "none of 1 prompts leaves room for a response of 12 tokens in 64; lower response_length, or raise max_length",
+            "none of 1 prompts leaves room for a response of 12 tokens in 64; ask for shorter responses, or raise max_length",
         ),
         (
             lambda m, t: (start(t / "m", eos=False), share_of_e, parquet(t / "d.parquet", QUESTIONS), t / "o"),

@@ -394,23 +394,23 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
 
 
 def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(policy_folder, tmp_path, monkeypatch):
-    import seamcurate.train.journal as journal
+    from seamcurate.train.workplace import Workplace
 
     data = parquet(tmp_path / "d.parquet", answered(24))
     config = SFT.model_copy(update={"max_steps": 9, "save_steps": 2, "logging_steps": 1, "eval_rows": 0})
     whole = sft(policy_folder, data, tmp_path / "whole", config)
-    write = journal.Journal.write
+    write = Workplace.write
 
     def stop(self, step, values):
         write(self, step, values)
         if step == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(journal.Journal, "write", stop)
+    monkeypatch.setattr(Workplace, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         sft(policy_folder, data, tmp_path / "parts", config)
-    monkeypatch.setattr(journal.Journal, "write", write)
-    left = tmp_path / ".parts.training"
+    monkeypatch.setattr(Workplace, "write", write)
+    left = tmp_path / "parts.training"
     # What was cut short while it was written is no checkpoint, and no line of the log.
     (left / "checkpoint-6").mkdir()
     with (left / "log.jsonl").open("a") as log:
@@ -431,11 +431,35 @@ def test_how_it_is_watched_decides_no_weights(policy_folder, tmp_path):
     assert sft(policy_folder, data, tmp_path / "out", watched) == done
 
 
-def test_another_configuration_does_not_go_on_from_a_checkpoint(tmp_path):
-    from seamcurate.train.journal import Journal
+def test_another_training_does_not_go_on_from_a_checkpoint(policy_folder, tmp_path, monkeypatch):
+    from seamcurate.train.workplace import Workplace
 
-    for count, inputs in enumerate(({"seed": 0}, {"seed": 0}, {"seed": 1})):
-        journal = Journal(tmp_path / "out", inputs)
-        assert journal.checkpoint() == (str(journal.folder / "checkpoint-4") if count == 1 else None)
-        (journal.folder / "checkpoint-4").mkdir(exist_ok=True)
-        (journal.folder / "checkpoint-4" / "whole.json").write_text("{}")
+    data = parquet(tmp_path / "d.parquet", answered(8))
+    config = SFT.model_copy(update={"max_steps": 4, "save_steps": 1, "logging_steps": 1, "eval_rows": 0})
+    write = Workplace.write
+
+    def stop(self, step, values):
+        write(self, step, values)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workplace, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sft(policy_folder, data, tmp_path / "out", config)
+    monkeypatch.setattr(Workplace, "write", write)
+    with pytest.raises(
+        TrainError, match="checkpoint-2 is of a training with seed 0 instead of 1; give another folder, or"
+    ):
+        sft(policy_folder, data, tmp_path / "out", config.model_copy(update={"seed": 1}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    work = Workplace(tmp_path / "out")
+    asked = json.loads((work.folder / "checkpoint-2/checkpoint.json").read_text())["inputs"]
+    with pytest.raises(TrainError, match="checkpoint-2 is of a training with another number of processes"):
+        work.begin({key: value for key, value in asked.items() if key != "number of processes"})
+
+
+def test_a_folder_that_holds_something_else_is_no_place_for_checkpoints(policy_folder, tmp_path):
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training/thesis.txt").write_text("x")
+    with pytest.raises(TrainError, match="out.training is needed for checkpoints and holds thesis.txt; move it"):
+        sft(policy_folder, parquet(tmp_path / "d.parquet", answered(2)), tmp_path / "out", SFT)

@@ -15,12 +15,10 @@ from pydantic import Field, JsonValue
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
 from seamcurate.models.template import plain_prompt
-from seamcurate.train import data as rows
-from seamcurate.train import training
+from seamcurate.train import rollout, training
 from seamcurate.train.data import Asked, Data
-from seamcurate.train.journal import Journal
 from seamcurate.train.kl import KLController
-from seamcurate.train.rollout import Judge, Question, Reward, questions, respond
+from seamcurate.train.rollout import Judge, Question, Reward, respond
 from seamcurate.train.training import Training
 from seamcurate.words import repetition
 
@@ -35,6 +33,8 @@ class GroupTraining(Training):
     eval_rows: int = Field(64, ge=0)
     lora_alpha: int = Field(16, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
+    max_length: int = Field(1024, ge=2)
+    """Tokens of prompt and answer together; a row whose prompt leaves less than `max_completion_length` is skipped."""
     num_generations: int = Field(8, ge=2)
     """Answers a prompt; divides `per_device_train_batch_size * gradient_accumulation_steps`, which counts answers."""
     max_completion_length: int = Field(512, ge=1)
@@ -83,8 +83,7 @@ def _train(
     out: str | Path,
     config: GroupTraining,
 ) -> dict[str, JsonValue]:
-    place = Path(out).expanduser()
-    training.prepare(place)
+    work = training.prepare(out)
     answers = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if answers % config.num_generations:
         raise TrainError(
@@ -92,48 +91,31 @@ def _train(
             f"{config.gradient_accumulation_steps} answers are no whole groups of num_generations {config.num_generations}"
         )
     judge = Judge(reward)
-    asked = rows.prompts(data, judge.columns)
+    asked = rollout.read(data, judge.columns, config)
     start = training.identity(model, config)
     with training.quiet():
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-        tokenizer = training.open_tokenizer(model, config)
-        if tokenizer.eos_token_id is None:
+        tokenizer, opened = training.open_policy(model, config)
+        window, length = weights.window(opened, tokenizer), config.max_completion_length
+        kept, tested, counts = rollout.questions(method, tokenizer, asked, config, window, length)
+        if len(kept) < answers * work.processes // config.num_generations:
             raise TrainError(
-                f"the tokenizer of {model} has no end-of-sequence token, so that no answer would ever end; "
-                "set tokenizer.eos_token and save it there"
-            )
-        opened = training.open_model(model, AutoModelForCausalLM, config)
-        room = weights.window(opened, tokenizer) - config.max_completion_length
-        fitting = [one for one in questions(tokenizer, asked) if 0 < len(one.ids) <= room]
-        if config.eval_data is None:
-            kept, tested = rows.held_out(fitting, config.eval_rows, config.seed)
-        else:
-            apart = questions(tokenizer, rows.prompts(config.eval_data, judge.columns))
-            kept, tested = fitting, [one for one in apart if 0 < len(one.ids) <= room]
-        if not kept:
-            raise TrainError(
-                f"none of {len(asked)} prompts leaves room for {config.max_completion_length} tokens of answer in the "
-                "model's window; lower max_completion_length"
-            )
-        if len(kept) < answers // config.num_generations:
-            raise TrainError(
-                f"{len(kept)} prompts are fewer than the {answers // config.num_generations} of one update; "
-                "lower per_device_train_batch_size, or raise num_generations"
+                f"{len(kept)} prompts are fewer than the {answers * work.processes // config.num_generations} of one "
+                "update; lower per_device_train_batch_size, or raise num_generations"
             )
         inputs = training.inputs(
             method, start, data, config, [[(q.ids, q.asked.columns) for q in part] for part in (kept, tested)]
         )
         inputs["reward"] = judge.identity
-        if (done := training.finished(place, inputs)) is not None:
+        if (done := training.finished(work, inputs)) is not None:
             return done
-        journal = Journal(place, inputs)
-        told = _Told(judge, kept, bool(tokenizer.chat_template), journal.state)
         # Before the first update: a reward that fails costs no time.
         judge.score(kept[:1], ["An answer."], "on trial")
-        arguments = training.arguments(config, str(journal.folder)) | {
+        _, checkpoint = work.begin(inputs)
+        told = _Told(judge, kept, bool(tokenizer.chat_template), work.state)
+        arguments = training.arguments(config, str(work.folder)) | {
             "num_generations": config.num_generations,
             "max_completion_length": config.max_completion_length,
             "temperature": config.temperature,
@@ -155,25 +137,21 @@ def _train(
         drawn = trainer._get_train_sampler()
         trainer._get_train_sampler = lambda dataset=None: _Epochs(drawn, config.seed)
         if config.beta and config.kl_target is not None:
-            trainer.add_callback(_moving(trainer, config, journal))
+            trainer.add_callback(_moving(trainer, config, work.state))
         before = _measured(trainer.model, tokenizer, tested, judge, config, "before the first update")
-        result = training.fit(trainer, method, config, journal)
+        result = training.fit(trainer, method, config, work, checkpoint)
         trained = training.merged(trainer)
         record: dict[str, JsonValue] = {
             **inputs,
-            "rows": len(asked),
-            "rows_used": len(kept),
-            "rows_skipped": len(asked) - len(fitting),
-            "rows_held_out": len(tested),
+            **counts,
             **result,
-            "answers_without_a_reward": int(journal.state.get("without", 0)),
-            "reward_first": journal.state.get("first"),
-            "reward_last": journal.state.get("last"),
+            "answers_without_a_reward": work.state.get("without", 0),
+            "reward_first": work.state.get("first"),
+            "reward_last": work.state.get("last"),
             "reward_before": before,
             "reward_after": _measured(trained, tokenizer, tested, judge, config, "after the last update"),
         }
-        training.save(trained, tokenizer, place, record, journal.files())
-        journal.remove()
+        training.save(trained, tokenizer, work, record)
     return record
 
 
@@ -197,7 +175,7 @@ class _Epochs:
 class _Told:
     """The reward as TRL calls it: given the rows as they are, and held to its word."""
 
-    def __init__(self, judge: Judge, asked: Sequence[Question], templated: bool, state: dict[str, float]) -> None:
+    def __init__(self, judge: Judge, asked: Sequence[Question], templated: bool, state: dict[str, Any]) -> None:
         self.judge, self.asked, self.templated, self.state = judge, asked, templated, state
         self.__name__ = judge.name
 
@@ -252,7 +230,7 @@ def _shown(row: Asked, form: type) -> object:
     return [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
 
 
-def _moving(trainer: Any, config: GroupTraining, journal: Journal) -> Any:
+def _moving(trainer: Any, config: GroupTraining, kept: dict[str, Any]) -> Any:
     """Return what moves a trainer's `beta` after each update, and notes where it is in each checkpoint."""
     from transformers import TrainerCallback
 
@@ -260,7 +238,7 @@ def _moving(trainer: Any, config: GroupTraining, journal: Journal) -> Any:
 
     class Moving(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            controller.coefficient = trainer.beta = journal.state.get("beta", config.beta)
+            controller.coefficient = trainer.beta = kept.get("beta", config.beta)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             seen = trainer._metrics["train"]
@@ -268,6 +246,6 @@ def _moving(trainer: Any, config: GroupTraining, journal: Journal) -> Any:
             kl = seen["kl"][-1] * seen["completions/mean_length"][-1]
             trainer.beta = controller.update(kl, args.train_batch_size * args.gradient_accumulation_steps)
             seen["beta"].append(trainer.beta)
-            journal.state["beta"] = trainer.beta
+            kept["beta"] = trainer.beta
 
     return Moving()

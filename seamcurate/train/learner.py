@@ -54,10 +54,12 @@ class Learner:
         judge: Judge,
         config: PPOTraining,
         accelerator: Accelerator,
+        gold: Judge | None = None,
     ) -> None:
         import torch
 
-        self.tokenizer, self.judge, self.config, self.accelerator = tokenizer, judge, config, accelerator
+        self.tokenizer, self.judge, self.gold = tokenizer, judge, gold
+        self.config, self.accelerator = config, accelerator
         self.actor = actor.to(accelerator.device)
         self.reference: PreTrainedModel = actor.policy if reference is None else reference.to(accelerator.device)
         trained = [p for p in actor.parameters() if p.requires_grad]
@@ -69,19 +71,23 @@ class Learner:
         self.started, self.answered = time.monotonic(), 0
         self.model: Any = None
 
-    def resume(self, checkpoint: Path, state: dict[str, Any]) -> tuple[int, float | None]:
-        """Take up a checkpoint; returns the updates done, and the mean score before the first."""
-        from seamcurate.train.checkpoint import restore
+    def resume(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take up a checkpoint."""
+        from seamcurate.train import checkpoint
 
-        restore(checkpoint, self.actor, self.optimizer)
+        checkpoint.restore(folder, self.actor, self.optimizer)
         self.kl.coefficient, self.not_scored = state["kl_coef"], state["responses_not_scored"]
         self.scale = ScoreScale(*state["score_scale"])
-        return state["step"], state["reward_before"]
 
-    def state(self, step: int) -> dict[str, JsonValue]:
+    def save(self, folder: Path) -> None:
+        """Write weights and moments."""
+        from seamcurate.train import checkpoint
+
+        checkpoint.write(folder, self.actor, self.optimizer)
+
+    def state(self) -> dict[str, JsonValue]:
         """Return what `resume` needs beside weights and moments."""
         return {
-            "step": step,
             "kl_coef": self.kl.coefficient,
             "score_scale": [self.scale.count, self.scale.mean, self.scale.squares],
             "responses_not_scored": self.not_scored,
@@ -131,11 +137,15 @@ class Learner:
             with self._precision():
                 responses = self._respond(batch)
             means.add("scores", self.judge.score(batch, responses.texts, when))
+            if self.gold is not None:
+                means.add("gold", self.gold.score(batch, responses.texts, when))
             self._describe(responses, means)
             for name, value in self.judge.features().items():
                 means.add(f"reward/{name}", [value], len(batch))
         if not mine:
             means.add("scores", [])
+            if self.gold is not None:
+                means.add("gold", [])
         return {f"eval/{name.removeprefix('val/')}": value for name, value in means.gathered().items()}
 
     def merged(self) -> PreTrainedModel:

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
-from seamcurate.progress import bar, note
-from seamcurate.train import data as rows_of
-from seamcurate.train import training
-from seamcurate.train.checkpoint import BOARD, LOG, Workplace
-from seamcurate.train.data import Asked, Data
-from seamcurate.train.rollout import Judge, Question, Reward, drawn, questions
+from seamcurate.progress import bar
+from seamcurate.train import rollout, training
+from seamcurate.train.data import Data
+from seamcurate.train.rollout import Judge, Question, Reward, drawn
 from seamcurate.train.training import Training
+from seamcurate.train.workplace import BOARD, Workplace
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from seamcurate.train.learner import Learner
-
-RESERVED = ("prompts", "completions")
-"""What a reward is given beside the columns."""
 
 
 class PPOTraining(Training):
@@ -97,7 +93,12 @@ class PPOTraining(Training):
 
 
 def ppo(
-    model: str | Path, reward: Reward, data: Data, out: str | Path, config: PPOTraining = PPOTraining()
+    model: str | Path,
+    reward: Reward,
+    data: Data,
+    out: str | Path,
+    config: PPOTraining = PPOTraining(),
+    gold: Reward | None = None,
 ) -> dict[str, JsonValue]:
     """Train a causal language model to answer prompts so that a reward rises, held near where it began by a KL penalty.
 
@@ -112,50 +113,31 @@ def ppo(
             `training.json`, and `log.jsonl`: a line an update. `out.training` beside it holds the log and checkpoints
             meanwhile: training that was stopped goes on from the last, with the same weights as if it had not been.
         config: Everything else.
+        gold: Another reward, measured on the held-out prompts whenever `reward` is, and never learned from: does what is
+            optimised raise what is wanted? `seamcurate study monotonicity` reads the finished folder.
 
     Returns:
         The inputs; rows used and skipped (the prompt leaves too little room), updates, responses (`episodes`) and those
         that the reward did not apply to; `reward_before` and `reward_after`, the mean over the held-out prompts, None
-        without any; and the last `kl` (nats a response) and `kl_coef`. A finished `out` of the same inputs is returned as
+        without any, and with `gold` its `gold_before` and `gold_after`; and the last `kl` (nats a response) and `kl_coef`. A finished `out` of the same inputs is returned as
         it is; functions of one name count as the same reward.
 
     Raises:
         TrainError: A column, the model or EOS is missing, no row fits, the reward fails or gives no finite number, the
             loss is none, or `out` holds something else.
     """
-    place = Path(out).expanduser()
-    training.prepare(place)
-    work = Workplace(place)
+    work = training.prepare(out)
     judge = Judge(reward)
-    asked = _read(data, judge)
-    apart = None if config.eval_data is None else _read(config.eval_data, judge)
+    judged = None if gold is None else Judge(gold)
+    asked = rollout.read(data, (*judge.columns, *(judged.columns if judged else ())), config)
     start = training.identity(model, config)
     own = config.model_copy(update={"revision": None})
     with training.quiet():
         from accelerate import Accelerator
-        from transformers import AutoModelForCausalLM
 
-        tokenizer = training.open_tokenizer(model, config)
-        if tokenizer.eos_token_id is None:
-            raise TrainError(
-                f"the tokenizer of {model} has no end-of-sequence token, so that no response would ever end; "
-                "set tokenizer.eos_token and save it there"
-            )
-        opened = training.open_model(model, AutoModelForCausalLM, config)
-        window = min(config.max_length, weights.window(opened, tokenizer))
-        rows, measured = questions(tokenizer, asked), []
-        if apart is not None:
-            measured = questions(tokenizer, apart)
-        else:
-            rows, measured = rows_of.held_out(rows, config.eval_rows, config.seed)
-        kept, tested = (
-            [q for q in some if 0 < len(q.ids) <= window - config.response_length] for some in (rows, measured)
-        )
-        if not kept:
-            raise TrainError(
-                f"none of {len(rows)} prompts leaves room for a response of {config.response_length} tokens in {window}; "
-                "lower response_length, or raise max_length"
-            )
+        tokenizer, opened = training.open_policy(model, config)
+        window, length = weights.window(opened, tokenizer), config.response_length
+        kept, tested, counts = rollout.questions("ppo", tokenizer, asked, config, window, length)
         inputs: dict[str, JsonValue] = {
             **training.inputs(
                 "ppo",
@@ -165,49 +147,29 @@ def ppo(
                 [[(q.ids, q.asked.columns) for q in part] for part in (kept, tested)],
             ),
             "reward": judge.identity,
+            "gold": None if judged is None else judged.identity,
             "value_model": None if config.value_model is None else training.identity(config.value_model, own),
         }
-        if (done := training.finished(place, inputs)) is not None:
-            work.remove()
+        if (done := training.finished(work, inputs)) is not None:
             return done
         accelerator = Accelerator()
-        if accelerator.is_main_process and (skipped := len(rows) + len(measured) - len(kept) - len(tested)):
-            note(f"ppo: {skipped:,} prompts skipped: they leave less than {config.response_length} of {window} tokens")
         generation = opened.generation_config
-        learner = _learner(opened, tokenizer, judge, config, accelerator)
+        learner = _learner(opened, tokenizer, judge, judged, config, accelerator)
         result = _train(learner, kept, tested, work, inputs)
-        record: dict[str, JsonValue] = {
-            **inputs,
-            "rows": len(rows),
-            "rows_used": len(kept),
-            "rows_skipped": len(rows) - len(kept),
-            "rows_held_out": len(tested),
-            **result,
-        }
-        if accelerator.is_main_process:
+        record: dict[str, JsonValue] = {**inputs, **counts, **result}
+        if work.first:
             trained = learner.merged()
             trained.generation_config = generation
-            beside = [f for f in (work.folder / LOG, work.folder / BOARD) if f.exists()]
-            training.save(trained, tokenizer, place, record, beside)
-            work.remove()
+            training.save(trained, tokenizer, work, record)
         accelerator.wait_for_everyone()
     return record
-
-
-def _read(data: Data, judge: Judge) -> list[Asked]:
-    """Return the rows with all that the reward needs, and nothing that would hide what it is given anyway."""
-    asked = rows_of.prompts(data, judge.columns)
-    if taken := [name for name in RESERVED if name in asked[0].columns]:
-        raise TrainError(
-            f"{rows_of.title(data)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
-        )
-    return asked
 
 
 def _learner(
     opened: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     judge: Judge,
+    gold: Judge | None,
     config: PPOTraining,
     accelerator: Accelerator,
 ) -> Learner:
@@ -239,7 +201,7 @@ def _learner(
             if part is not None:
                 part.gradient_checkpointing_enable({"use_reentrant": False})
     actor = Actor(policy, critic, config.temperature)
-    return Learner(actor, reference, tokenizer, judge, config, accelerator)
+    return Learner(actor, reference, tokenizer, judge, config, accelerator, gold)
 
 
 def _train(
@@ -257,15 +219,13 @@ def _train(
     batch = local * accelerator.num_processes
     episodes = config.total_episodes or math.ceil(config.num_train_epochs * len(kept))
     updates = config.max_steps if config.max_steps > 0 else math.ceil(episodes / batch)
-    asked: dict[str, JsonValue] = {**inputs, "number of processes": accelerator.num_processes}
-    done, before = 0, None
-    if (found := work.latest(asked)) is not None:
-        done, before = learner.resume(*found)
+    done, checkpoint = work.begin(inputs)
+    if checkpoint is not None:
+        learner.resume(checkpoint, work.state)
     accelerator.wait_for_everyone()
     board = None
     with ExitStack() as stack:
-        if accelerator.is_main_process:
-            work.begin(done)
+        if work.first:
             advance = stack.enter_context(bar("ppo", updates - done, "updates"))
             if config.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
@@ -274,17 +234,16 @@ def _train(
                 board = stack.enter_context(writer)
 
         def log(step: int, metrics: dict[str, float | None]) -> None:
-            if accelerator.is_main_process:
-                work.log({"step": step, **metrics})
-                if board is not None:
-                    for name, value in metrics.items():
-                        if value is not None:
-                            board.add_scalar(name, value, step)
+            work.write(step, metrics)
+            if board is not None:
+                for name, value in metrics.items():
+                    if value is not None:
+                        board.add_scalar(name, value, step)
 
+        before: Any = work.state.get("before", {})
         if tested and not done:
-            measured = learner.measure(tested, "before the first update")
-            before = measured["eval/scores"]
-            log(0, measured)
+            before = learner.measure(tested, "before the first update")
+            log(0, before)
         after = before
         for step in range(done + 1, updates + 1):
             chosen = list(drawn(len(kept), (step - 1) * batch, batch, config.seed))
@@ -293,20 +252,21 @@ def _train(
             if step % config.logging_steps == 0 or step == updates:
                 log(step, metrics)
             if tested and (step == updates or (config.eval_steps and step % config.eval_steps == 0)):
-                measured = learner.measure(tested, f"after update {step}")
-                after = measured["eval/scores"]
-                log(step, measured)
-            if accelerator.is_main_process:
+                after = learner.measure(tested, f"after update {step}")
+                log(step, after)
+            if work.first:
                 if config.save_steps and step % config.save_steps == 0 and step < updates:
-                    state: dict[str, JsonValue] = {"inputs": asked, "reward_before": before, **learner.state(step)}
-                    work.save(step, learner.actor, learner.optimizer, state)
+                    work.state = {"before": before, **learner.state()}
+                    work.save(step, learner.save)
                 advance(1)
     return {
         "updates": updates,
         "episodes": updates * batch,
         "responses_not_scored": learner.not_scored,
-        "reward_before": before,
-        "reward_after": after,
+        "reward_before": before.get("eval/scores"),
+        "reward_after": after.get("eval/scores"),
+        "gold_before": before.get("eval/gold"),
+        "gold_after": after.get("eval/gold"),
         "kl": learner.kl_now,
         "kl_coef": learner.kl.coefficient,
     }

@@ -5,6 +5,7 @@ Ids come from `models.tokens`, so that the reward model scores exactly what it w
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,8 @@ from pydantic import Field, JsonValue
 from seamcurate.errors import TrainError
 from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
-from seamcurate.progress import bar
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
-from seamcurate.train.journal import Journal
 from seamcurate.train.training import Training
 
 if TYPE_CHECKING:
@@ -44,8 +43,7 @@ def reward(
     Raises:
         TrainError: A column or the model is missing, no row fits, or `out` holds something else.
     """
-    place = Path(out).expanduser()
-    training.prepare(place)
+    work = training.prepare(out)
     rows, measured = training.read(data, COLUMNS, config)
     start = training.identity(model, config)
     with training.quiet():
@@ -61,19 +59,14 @@ def reward(
             )
         opened = training.open_model(model, AutoModelForSequenceClassification, config, num_labels=1)
         limit = min(config.max_length, weights.window(opened, tokenizer))
-        kept, cut = _encode(tokenizer, rows, limit)
-        tested, _ = _encode(tokenizer, measured, limit)
-        if not kept:
-            raise TrainError(
-                f"none of {len(rows)} prompts leaves room for an answer in {limit} tokens; raise max_length"
-            )
+        kept, tested, counts = training.encode("reward", rows, measured, limit, partial(_encoded, tokenizer))
         inputs = training.inputs("reward", start, data, config, [kept, tested])
-        if (done := training.finished(place, inputs)) is not None:
+        if (done := training.finished(work, inputs)) is not None:
             return done
-        journal = Journal(place, inputs)
+        _, checkpoint = work.begin(inputs)
         trainer = RewardTrainer(
             model=training.adapted(opened, "SEQ_CLS", config),
-            args=RewardConfig(**training.arguments(config, str(journal.folder)), max_length=None),
+            args=RewardConfig(**training.arguments(config, str(work.folder)), max_length=None),
             train_dataset=Dataset.from_list(
                 [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in kept]
             ),
@@ -81,24 +74,19 @@ def reward(
         )
         before = _measures(margins(trainer.model, tested, tokenizer.pad_token_id))
         lengths = [max(len(chosen), len(rejected)) for chosen, rejected in kept]
-        result = training.fit(trainer, "reward", config, journal, lengths)
+        result = training.fit(trainer, "reward", config, work, checkpoint, lengths)
         trained = training.merged(trainer)
         after = _measures(margins(trained, tested, tokenizer.pad_token_id))
         record: dict[str, JsonValue] = {
             **inputs,
-            "rows": len(rows),
-            "rows_used": len(kept),
-            "rows_cut": cut,
-            "rows_skipped": len(rows) - len(kept),
-            "rows_held_out": len(tested),
+            **counts,
             **result,
             "loss_before": before[0],
             "loss_after": after[0],
             "accuracy_before": before[1],
             "accuracy": after[1],
         }
-        training.save(trained, tokenizer, place, record, journal.files())
-        journal.remove()
+        training.save(trained, tokenizer, work, record)
     return record
 
 
@@ -127,20 +115,15 @@ def _measures(above: list[float]) -> tuple[float | None, float | None]:
     return float(np.logaddexp(0, -values).mean()), float((values > 0).mean())
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, rows: list[Row], limit: int
-) -> tuple[list[tuple[list[int], list[int]]], int]:
-    """Return the (chosen ids, rejected ids) of the rows that fit, and how many of them were cut."""
-    kept: list[tuple[list[int], list[int]]] = []
-    cut = 0
-    with bar("tokenize", len(rows)) as advance:
-        for row in rows:
-            chosen, rejected = (tokens.reward_ids(tokenizer, row.prompt, a, limit) for a in row.answers)
-            if chosen is not None and rejected is not None:
-                kept.append((chosen, rejected))
-                cut += any(
-                    len(ids) == limit and ids != tokens.reward_ids(tokenizer, row.prompt, answer, limit + 1)
-                    for ids, answer in zip((chosen, rejected), row.answers, strict=True)
-                )
-            advance(1)
-    return kept, cut
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, row: Row, limit: int
+) -> tuple[tuple[list[int], list[int]], bool] | None:
+    """Return a row's (chosen ids, rejected ids), and whether one was cut."""
+    chosen, rejected = (tokens.reward_ids(tokenizer, row.prompt, answer, limit) for answer in row.answers)
+    if chosen is None or rejected is None:
+        return None
+    cut = any(
+        len(ids) == limit and ids != tokens.reward_ids(tokenizer, row.prompt, answer, limit + 1)
+        for ids, answer in zip((chosen, rejected), row.answers, strict=True)
+    )
+    return (chosen, rejected), cut

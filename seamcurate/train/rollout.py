@@ -7,11 +7,16 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from pydantic import JsonValue
+
 from seamcurate.errors import TrainError
 from seamcurate.models import tokens
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.progress import bar
-from seamcurate.train.data import Asked
+from seamcurate.train import data as rows_of
+from seamcurate.train import training
+from seamcurate.train.data import Asked, Data
+from seamcurate.train.training import Training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +39,14 @@ class Question(NamedTuple):
         return self.asked.prompt
 
 
+class Questions(NamedTuple):
+    """What a policy is trained on and measured on, and how many rows gave it."""
+
+    kept: list[Question]
+    tested: list[Question]
+    counts: dict[str, JsonValue]
+
+
 class Responses(NamedTuple):
     """What a policy answered to a batch of prompts, padded on the left before the prompt and on the right after the end."""
 
@@ -49,17 +62,6 @@ class Responses(NamedTuple):
     """Whether it came to an end: EOS or a stop string, not the limit."""
     texts: list[str]
     """As a reward reads it: without special tokens, cut before a stop string."""
-
-
-def questions(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Question]:
-    """Return the rows with their prompts' ids, each with its place among all."""
-    found: list[Question] = []
-    with bar("tokenize", len(asked)) as advance:
-        for row, one in enumerate(asked):
-            text = tokens.pieces(tokenizer, one.prompt, "")
-            found.append(Question(row, one, tokens.prompt_ids(tokenizer, text.prompt, text.templated)))
-            advance(1)
-    return found
 
 
 def drawn(count: int, start: int, size: int, seed: int) -> Iterator[int]:
@@ -200,3 +202,85 @@ class Judge:
                 "return a finite number, or None where it does not apply"
             )
         return number
+
+
+RESERVED = ("prompts", "completions")
+"""What a reward is given beside the columns."""
+
+
+def read(data: Data, columns: Sequence[str], config: Training) -> tuple[list[Asked], list[Asked] | None]:
+    """Return the rows to train on and, where they are apart, those to measure on.
+
+    Args:
+        data: Where the rows are.
+        columns: Columns that rewards cannot do without.
+        config: Names the rows to measure on.
+
+    Raises:
+        TrainError: The data lack a column, or have one that rewards are given anyway.
+    """
+    return _asked(data, columns), None if config.eval_data is None else _asked(config.eval_data, columns)
+
+
+def questions(
+    trainer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: tuple[list[Asked], list[Asked] | None],
+    config: Training,
+    window: int,
+    length: int,
+) -> Questions:
+    """Return the prompts that leave room for an answer.
+
+    Args:
+        trainer: Its name, for what is said of prompts that are skipped.
+        tokenizer: The policy's.
+        asked: What `read` returned.
+        config: Says how many to hold out where none are apart, and how many tokens prompt and answer may have.
+        window: How many the policy can read.
+        length: Tokens of an answer.
+
+    Raises:
+        TrainError: No prompt leaves room.
+    """
+    rows, measured = _numbered(tokenizer, asked[0]), []
+    if asked[1] is not None:
+        measured = _numbered(tokenizer, asked[1])
+    else:
+        rows, measured = rows_of.held_out(rows, config.eval_rows, config.seed)
+    whole = min(config.max_length, window)
+    kept, tested = ([q for q in some if 0 < len(q.ids) <= whole - length] for some in (rows, measured))
+    if not kept:
+        raise TrainError(
+            f"none of {len(rows)} prompts leaves room for a response of {length} tokens in {whole}; "
+            "ask for shorter responses, or raise max_length"
+        )
+    skipped = len(rows) + len(measured) - len(kept) - len(tested)
+    training.said_skipped(trainer, skipped, f"less than {length} of {whole} tokens")
+    counts: dict[str, JsonValue] = {
+        "rows": len(rows),
+        "rows_used": len(kept),
+        "rows_skipped": len(rows) - len(kept),
+        "rows_held_out": len(tested),
+    }
+    return Questions(kept, tested, counts)
+
+
+def _asked(data: Data, columns: Sequence[str]) -> list[Asked]:
+    asked = rows_of.prompts(data, columns)
+    if taken := [name for name in RESERVED if name in asked[0].columns]:
+        raise TrainError(
+            f"{rows_of.title(data)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
+        )
+    return asked
+
+
+def _numbered(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Question]:
+    """Return the rows with their prompts' ids, each with its place among all."""
+    found: list[Question] = []
+    with bar("tokenize", len(asked)) as advance:
+        for row, one in enumerate(asked):
+            text = tokens.pieces(tokenizer, one.prompt, "")
+            found.append(Question(row, one, tokens.prompt_ids(tokenizer, text.prompt, text.templated)))
+            advance(1)
+    return found

@@ -6,18 +6,16 @@ Ids come from `models.tokens`, so that the policy is scored on exactly what it w
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, JsonValue
 
-from seamcurate.errors import TrainError
 from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
-from seamcurate.progress import bar
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
-from seamcurate.train.journal import Journal
 from seamcurate.train.training import Training
 
 if TYPE_CHECKING:
@@ -44,38 +42,23 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
     Raises:
         TrainError: A column, the model or EOS is missing, no row fits, or `out` holds something else.
     """
-    place = Path(out).expanduser()
-    training.prepare(place)
+    work = training.prepare(out)
     rows, measured = training.read(data, COLUMNS, config)
     start = training.identity(model, config)
     with training.quiet():
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM
         from trl import SFTConfig, SFTTrainer
 
-        tokenizer = training.open_tokenizer(model, config)
-        if tokenizer.eos_token_id is None:
-            raise TrainError(
-                f"the tokenizer of {model} has no end-of-sequence token, so that no answer would ever end; "
-                "set tokenizer.eos_token and save it there"
-            )
-        opened = training.open_model(model, AutoModelForCausalLM, config)
+        tokenizer, opened = training.open_policy(model, config)
         limit = min(config.max_length, weights.window(opened, tokenizer))
-        kept, cut = _encode(tokenizer, rows, limit)
-        tested, _ = _encode(tokenizer, measured, limit)
-        if not kept:
-            raise TrainError(
-                f"none of {len(rows)} prompts leaves room for an answer in {limit} tokens; raise max_length"
-            )
+        kept, tested, counts = training.encode("sft", rows, measured, limit, partial(_encoded, tokenizer))
         inputs = training.inputs("sft", start, data, config, [kept, tested])
-        if (done := training.finished(place, inputs)) is not None:
+        if (done := training.finished(work, inputs)) is not None:
             return done
-        journal = Journal(place, inputs)
+        _, checkpoint = work.begin(inputs)
         trainer = SFTTrainer(
             model=training.adapted(opened, "CAUSAL_LM", config),
-            args=SFTConfig(
-                **training.arguments(config, str(journal.folder)), max_length=None, completion_only_loss=True
-            ),
+            args=SFTConfig(**training.arguments(config, str(work.folder)), max_length=None, completion_only_loss=True),
             train_dataset=Dataset.from_list(
                 [
                     {"input_ids": before + after, "completion_mask": [0] * len(before) + [1] * len(after)}
@@ -86,21 +69,11 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
         )
         loss_before = completion_loss(trainer.model, tested)
         lengths = [len(before) + len(after) for before, after in kept]
-        result = training.fit(trainer, "sft", config, journal, lengths)
+        result = training.fit(trainer, "sft", config, work, checkpoint, lengths)
         trained = training.merged(trainer)
-        record: dict[str, JsonValue] = {
-            **inputs,
-            "rows": len(rows),
-            "rows_used": len(kept),
-            "rows_cut": cut,
-            "rows_skipped": len(rows) - len(kept),
-            "rows_held_out": len(tested),
-            **result,
-            "loss_before": loss_before,
-            "loss_after": completion_loss(trained, tested),
-        }
-        training.save(trained, tokenizer, place, record, journal.files())
-        journal.remove()
+        loss_after = completion_loss(trained, tested)
+        record = {**inputs, **counts, **result, "loss_before": loss_before, "loss_after": loss_after}
+        training.save(trained, tokenizer, work, record)
     return record
 
 
@@ -125,18 +98,10 @@ def completion_loss(model: PreTrainedModel, rows: list[tuple[list[int], list[int
     return total / count
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, rows: list[Row], limit: int
-) -> tuple[list[tuple[list[int], list[int]]], int]:
-    """Return the (prompt ids, completion ids) of the rows that fit, and how many of them were cut."""
-    kept: list[tuple[list[int], list[int]]] = []
-    cut = 0
-    with bar("tokenize", len(rows)) as advance:
-        for row in rows:
-            before, whole = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], sys.maxsize)
-            after = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], max(0, limit - len(before)))[1]
-            if before and after:
-                kept.append((before, after))
-                cut += len(after) < len(whole)
-            advance(1)
-    return kept, cut
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, row: Row, limit: int
+) -> tuple[tuple[list[int], list[int]], bool] | None:
+    """Return a row's (prompt ids, completion ids), and whether the completion was cut."""
+    before, whole = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], sys.maxsize)
+    after = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], max(0, limit - len(before)))[1]
+    return ((before, after), len(after) < len(whole)) if before and after else None

@@ -15,18 +15,18 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import weights
-from seamcurate.progress import bar
+from seamcurate.progress import bar, note
 from seamcurate.train import data
-from seamcurate.train.journal import Journal
+from seamcurate.train.workplace import Workplace, differences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -79,14 +79,66 @@ def read(given: data.Data, answers: Sequence[Sequence[str]], config: Training) -
     return data.held_out(rows, config.eval_rows, config.seed)
 
 
-def prepare(out: Path) -> None:
+def prepare(out: str | Path) -> Workplace:
     """Refuse to write over anything but an empty folder or a finished training, or to start without the libraries."""
+    place = Path(out).expanduser()
     for library in ("accelerate", "peft", "trl"):
         if importlib.util.find_spec(library) is None:
             raise TrainError(f'training needs {library}, which is not installed; pip install "seamcurate[train]"')
-    if not out.exists() or (out / RECORD).is_file() or (out.is_dir() and not any(out.iterdir())):
-        return
-    raise TrainError(f"{out} exists and is no finished training; give another folder, or delete it")
+    if place.exists() and not ((place / RECORD).is_file() or (place.is_dir() and not any(place.iterdir()))):
+        raise TrainError(f"{place} exists and is no finished training; give another folder, or delete it")
+    return Workplace(place)
+
+
+Encoded = TypeVar("Encoded")
+
+
+def encode(
+    trainer: str,
+    rows: Sequence[data.Row],
+    measured: Sequence[data.Row],
+    limit: int,
+    one: Callable[[data.Row, int], tuple[Encoded, bool] | None],
+) -> tuple[list[Encoded], list[Encoded], dict[str, JsonValue]]:
+    """Return the ids of the rows to train on and to measure on that fit into `limit` tokens, and how many did.
+
+    Args:
+        trainer: Its name, for what is said of rows that are skipped.
+        rows: To train on.
+        measured: To measure on.
+        limit: Tokens.
+        one: Returns a row's ids and whether they were cut to fit; None where the prompt alone does not fit.
+
+    Raises:
+        TrainError: No row to train on fits.
+    """
+    found = []
+    with bar("tokenize", len(rows) + len(measured)) as advance:
+        for some in (rows, measured):
+            encoded = []
+            for row in some:
+                if (ids := one(row, limit)) is not None:
+                    encoded.append(ids)
+                advance(1)
+            found.append(encoded)
+    kept, tested = found
+    if not kept:
+        raise TrainError(f"none of {len(rows)} prompts leaves room for an answer in {limit} tokens; raise max_length")
+    said_skipped(trainer, len(rows) + len(measured) - len(kept) - len(tested), f"no token of {limit} for an answer")
+    counts: dict[str, JsonValue] = {
+        "rows": len(rows),
+        "rows_used": len(kept),
+        "rows_cut": sum(cut for _, cut in kept),
+        "rows_skipped": len(rows) - len(kept),
+        "rows_held_out": len(tested),
+    }
+    return [ids for ids, _ in kept], [ids for ids, _ in tested], counts
+
+
+def said_skipped(trainer: str, skipped: int, left: str) -> None:
+    """Say how many prompts are too long; of several processes, the first does."""
+    if skipped and os.environ.get("RANK", "0") == "0":
+        note(f"{trainer}: {skipped:,} prompts skipped: they leave {left}")
 
 
 def identity(model: str | Path, config: Training) -> str:
@@ -108,6 +160,23 @@ def open_tokenizer(model: str | Path, config: Training) -> PreTrainedTokenizerBa
     with _told(model):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(weights.folder(str(model), config.revision))
     return tokenizer
+
+
+def open_policy(model: str | Path, config: Training) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load the causal language model to start from, and its tokenizer.
+
+    Raises:
+        TrainError: It cannot be loaded, or its tokenizer has no end-of-sequence token.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = open_tokenizer(model, config)
+    if tokenizer.eos_token_id is None:
+        raise TrainError(
+            f"the tokenizer of {model} has no end-of-sequence token, so that no answer would ever end; "
+            "set tokenizer.eos_token and save it there"
+        )
+    return tokenizer, open_model(model, AutoModelForCausalLM, config)
 
 
 def open_model(model: str | Path, auto: type[Any], config: Training, **options: object) -> PreTrainedModel:
@@ -189,9 +258,14 @@ def arguments(config: Training, scratch: str) -> dict[str, Any]:
 
 
 def fit(
-    trainer: Trainer, label: str, config: Training, journal: Journal, lengths: Sequence[int] | None = None
+    trainer: Trainer,
+    label: str,
+    config: Training,
+    work: Workplace,
+    checkpoint: Path | None,
+    lengths: Sequence[int] | None = None,
 ) -> dict[str, JsonValue]:
-    """Run a trainer under a progress bar, from its last checkpoint; returns its steps and mean training loss.
+    """Run a trainer under a progress bar, from the checkpoint it has; returns its steps and mean training loss.
 
     With `lengths`, rows of like lengths come together.
     """
@@ -221,8 +295,8 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Progress())
-        trainer.add_callback(journal.callback())
-        result = trainer.train(resume_from_checkpoint=journal.checkpoint())
+        trainer.add_callback(work.callback())
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     # transformers' own mean knows nothing of what was before a stop.
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     mean = sum(losses) / len(losses) if losses else result.training_loss
@@ -315,49 +389,37 @@ def inputs(
     }
 
 
-def finished(out: Path, asked: dict[str, JsonValue]) -> dict[str, JsonValue] | None:
+def finished(work: Workplace, asked: dict[str, JsonValue]) -> dict[str, JsonValue] | None:
     """Return the record of a training that was done already, None where there is none.
 
     Raises:
         TrainError: The folder holds a training of something else.
     """
+    out = work.out
     if not (out / RECORD).is_file():
         return None
     record: dict[str, JsonValue] = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    other = differences(record, asked)
-    if not other:
-        return record
-    raise TrainError(f"{out} holds a training with {', '.join(other)}; give another folder, or delete it")
-
-
-def differences(record: dict[str, JsonValue], asked: dict[str, JsonValue]) -> list[str]:
-    """Say in which inputs a record is not what is asked for; where the data lie is none of them."""
-    other = [key for key, value in asked.items() if key != "data" and record.get(key) != value]
-    before, now = record.get("config"), asked["config"]
-    if "config" in other and isinstance(before, dict) and isinstance(now, dict):
-        return [f"{key} {before.get(key)} instead of {value}" for key, value in now.items() if before.get(key) != value]
-    return [f"another {key}" for key in other]
+    if other := differences(record, asked):
+        raise TrainError(f"{out} holds a training with {', '.join(other)}; give another folder, or delete it")
+    work.remove()
+    return record
 
 
 def save(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    record: dict[str, JsonValue],
-    beside_it: Sequence[Path] = (),
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Workplace, record: dict[str, JsonValue]
 ) -> None:
-    """Write a plain model folder, with copies of the files and folders `beside_it`, beside `out`; rename it into place.
+    """Write a plain model folder with the training's logs, rename it into its place, and remove the workplace.
 
     Of several processes, the first does it.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not work.first:
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = work.out
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         beside = Path(scratch) / out.name
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
-        for more in beside_it:
+        for more in work.kept():
             if more.is_dir():
                 shutil.copytree(more, beside / more.name)
             else:
@@ -366,6 +428,7 @@ def save(
         if out.is_dir():
             out.rmdir()
         os.replace(beside, out)
+    work.remove()
 
 
 def merged(trainer: Trainer) -> PreTrainedModel:

@@ -1,0 +1,180 @@
+"""What a training leaves beside its folder while it runs: a log, and checkpoints that are whole or not there.
+
+    out.training/
+      log.jsonl           a line an update
+      tensorboard/        where asked for
+      checkpoint-200/     weights, moments, and checkpoint.json, which is written last
+
+It is for one training: its checkpoints say of which inputs they are, and another one's are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue
+
+from seamcurate import shard
+from seamcurate.errors import TrainError
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+LOG = "log.jsonl"
+BOARD = "tensorboard"
+RUNS = "runs"
+"""Where transformers' trainers log for TensorBoard."""
+STATE = "checkpoint.json"
+_OURS = (LOG, BOARD, RUNS, "checkpoint-", ".", "README.md")
+"""How names here begin; TRL puts a model card beside its checkpoints."""
+
+
+class Workplace:
+    """The folder beside `out` of a training that has not finished; of several processes, the first writes.
+
+    Attributes:
+        out: Where the finished model will be.
+        folder: The folder beside it.
+        first: Whether this process is the one that writes.
+        processes: How many train together.
+        state: What a checkpoint keeps beside weights and moments.
+
+    Raises:
+        TrainError: A folder of that name holds something else.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = out.parent / f"{out.name}.training"
+        self.first = os.environ.get("RANK", "0") == "0"
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.state: dict[str, JsonValue] = {}
+        self._inputs: dict[str, JsonValue] = {}
+        strange = [f.name for f in _entries(self.folder) if not f.name.startswith(_OURS)]
+        if strange:
+            raise TrainError(
+                f"{self.folder} is needed for checkpoints and holds {strange[0]}; move it, or give another folder"
+            )
+
+    def begin(self, inputs: Mapping[str, JsonValue]) -> tuple[int, Path | None]:
+        """Make the folder, forget what is half-written or came after the last checkpoint; returns that and its step.
+
+        Raises:
+            TrainError: The checkpoint belongs to a training of other inputs.
+        """
+        self._inputs = {**inputs, "number of processes": self.processes}
+        found = [f for f in _entries(self.folder) if f.name.startswith("checkpoint-")]
+        whole = [f for f in found if (f / STATE).is_file()]
+        newest = max(whole, key=_step, default=None)
+        if newest is not None:
+            state: dict[str, Any] = json.loads((newest / STATE).read_text(encoding="utf-8"))
+            if other := differences(state.pop("inputs"), self._inputs):
+                raise TrainError(
+                    f"{newest} is of a training with {', '.join(other)}; "
+                    f"give another folder, or delete {self.folder.name} to start anew"
+                )
+            self.state = state
+        step = 0 if newest is None else _step(newest)
+        if self.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for half in [*self.folder.glob(".checkpoint-*"), *(f for f in found if f not in whole)]:
+                shutil.rmtree(half)
+            self._forget(step)
+        return step, newest
+
+    def _forget(self, after: int) -> None:
+        """Drop what was logged after a step."""
+        log = self.folder / LOG
+        kept: list[str] = []
+        for line in log.read_text(encoding="utf-8").splitlines() if after and log.is_file() else []:
+            try:
+                if json.loads(line)["step"] <= after:
+                    kept.append(f"{line}\n")
+            except ValueError:
+                # A line that a kill cut short.
+                break
+        shard.replace(log, "".join(kept).encode())
+        for board in (BOARD, RUNS) if not after else ():
+            shutil.rmtree(self.folder / board, ignore_errors=True)
+
+    def write(self, step: int, values: Mapping[str, object]) -> None:
+        """Add a line to the log; a number that is none is null."""
+        if not self.first:
+            return
+        kept = {key: value for key, value in values.items() if isinstance(value, int | float | str | None)}
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in kept.items()}
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": step, **plain}) + "\n")
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Have a checkpoint written beside its place, rename it into it, and remove the ones before."""
+        name = f"checkpoint-{step}"
+        before = [f for f in _entries(self.folder) if f.name.startswith("checkpoint-")]
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=self.folder) as scratch:
+            beside = Path(scratch) / name
+            beside.mkdir()
+            write(beside)
+            self._seal(beside)
+            os.replace(beside, self.folder / name)
+        for old in before:
+            shutil.rmtree(old)
+
+    def callback(self) -> TrainerCallback:
+        """Return what has a trainer of transformers write here; it puts its checkpoints into `folder` itself."""
+        from transformers import TrainerCallback
+
+        work = self
+
+        class Writer(TrainerCallback):
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+                # Times differ from run to run, and TRL counts tokens since the last start; a folder of the same inputs is the same.
+                timed = ("train_", "step_time", "eval_runtime", "total_flos", "num_tokens")
+                values = {key: value for key, value in logs.items() if not key.startswith(timed)}
+                if values.keys() - {"epoch"}:
+                    work.write(state.global_step, values)
+
+            def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                if work.first:
+                    work._seal(work.folder / f"checkpoint-{state.global_step}")
+
+        return Writer()
+
+    def _seal(self, checkpoint: Path) -> None:
+        shard.replace(checkpoint / STATE, json.dumps({"inputs": self._inputs, **self.state}).encode())
+
+    def kept(self) -> list[Path]:
+        """Return what is kept of a finished training: its log, and the folder for TensorBoard."""
+        board = self.folder / BOARD
+        for file in sorted(self.folder.glob(f"{RUNS}/**/events.out.tfevents.*")):
+            board.mkdir(exist_ok=True)
+            file.rename(board / file.name)
+        return [place for place in (self.folder / LOG, board) if place.exists()]
+
+    def remove(self) -> None:
+        """Remove everything, the training being finished."""
+        if self.first:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def differences(record: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> list[str]:
+    """Say in which inputs a record is not what is asked for; where the data lie is none of them."""
+    other = [key for key, value in asked.items() if key != "data" and record.get(key) != value]
+    before, now = record.get("config"), asked["config"]
+    if "config" in other and isinstance(before, dict) and isinstance(now, dict):
+        return [f"{key} {before.get(key)} instead of {value}" for key, value in now.items() if before.get(key) != value]
+    return [f"another {key}" for key in other]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
