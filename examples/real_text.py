@@ -25,10 +25,57 @@ ENCODER = encoder_folder()
 
 def main() -> None:
     """Make the data smaller than a CPU's patience, then run the commands."""
-    small()
-    start = OUT / "models/start"
-    if not start.is_dir():
-        untrained(OUT / "data/sft.parquet", start, vocabulary=4096, width=264, layers=3)
+    if not (OUT / "data/superni.parquet").is_file():
+        small()
+    models, answers, figures, splits = (OUT / name for name in ("models", "answers", "figures", "splits"))
+    if not (models / "start").is_dir():
+        untrained(OUT / "data/sft.parquet", models / "start", vocabulary=4096, width=264, layers=3)
+
+    whole = ["--no-lora", "--per-device-train-batch-size", 16]
+    seamcurate("train", "sft", "--model", models / "start", "--data", OUT / "data/sft.parquet", "--out", models / "sft",
+               *whole, "--learning-rate", 1.5e-3, "--warmup-steps", 30, "--max-length", 192, "--max-steps", 400, "--save-steps", 100)  # fmt: skip
+    seamcurate("train", "reward", "--model", ENCODER, "--data", OUT / "data/preferences.parquet", "--out", models / "reward",
+               *whole, "--learning-rate", 1.5e-4, "--warmup-steps", 20, "--max-length", 128, "--save-steps", 50)  # fmt: skip
+    judges = ["--reward", models / "reward", "--encoder", ENCODER, "--max-tokens", 192]
+    seamcurate("study", "preference", OUT / "data/preferences_test.parquet", *judges, "--by", "dataset", "--out", figures)
+    seamcurate("study", "mismatch", DATA / "human_pairs.parquet", *judges, "--by", "source", "--rows", 800, "--out", figures)
+
+    (OUT / "recipe.yaml").write_text(RECIPE.format(questions=OUT.resolve() / "data/questions.parquet", encoder=ENCODER))
+    seamcurate("run", OUT / "recipe.yaml", OUT / "store")
+    seamcurate("export", OUT / "recipe.yaml", OUT / "store", "--to", "trl", "--out", splits)
+    for proxy in ("li", "li_rp", "li_rp_qr", "rer"):
+        reward = splits / "train/reward.py" if proxy == "rer" else proxy
+        if proxy == "li_rp_qr":
+            reward = OUT / "li_rp_qr.yaml"
+            reward.write_text(f"reward: li_rp_qr\nencoder: {{sentence_encoder: {ENCODER}}}\n")
+        seamcurate("train", "ppo", "--model", models / "sft", "--data", splits / "train", "--reward", reward,
+                   "--gold", models / "reward", "--eval-data", splits / "test", "--eval-steps", 4, "--out", models / proxy,
+                   *whole, "--learning-rate", 1e-4, "--max-steps", 40, "--num-ppo-epochs", 2, "--response-length", 48,
+                   "--max-length", 192, "--save-steps", 20)  # fmt: skip
+    seamcurate("study", "monotonicity", *(models / name for name in ("li", "li_rp", "li_rp_qr", "rer")), "--out", figures)
+
+    told, asked = [], []
+    for name in ("sft", "li", "rer"):
+        for data, many, found in (("test", 4, told), ("superni", 1, asked)):
+            rows = splits / "test" if data == "test" else OUT / "data/superni.parquet"
+            found.append(answers / data / f"{name}.parquet")
+            seamcurate("answer", "--model", models / name, "--data", rows, "--out", found[-1],
+                       "--samples", many, "--max-new-tokens", 48)  # fmt: skip
+    seamcurate("study", "responses", *told, "--out", figures)
+    seamcurate("study", "tax", *asked, "--baseline", "sft", "--out", figures)
+
+
+RECIPE = """\
+# Query types for RER's reward, and a quarter of the questions to measure on.
+rows: {{parquet: {questions}, prompt: prompt, response: reference, reference: reference}}
+models:
+  encoder: {{sentence_encoder: {encoder}}}
+steps:
+  - rer: {{fit: quantiles, max_response_tokens: 48}}
+splits:
+  train: {{filter: "SELECT row_id FROM rows WHERE row_id % 20 <> 0", format: prompts}}
+  test: {{filter: "SELECT row_id FROM rows WHERE row_id % 20 = 0", format: prompts}}
+"""
 
 
 def small() -> None:
@@ -36,29 +83,26 @@ def small() -> None:
     from transformers import AutoTokenizer
 
     (OUT / "data").mkdir(parents=True, exist_ok=True)
-    for name, characters in (("sft_corpus", 450), ("rl_prompts", 250)):
-        table = pq.read_table(DATA / f"{name}.parquet", columns=["instruction", "response", "source"])
-        table = table.rename_columns(["prompt", "response", "source"])
-        asked = table if name == "sft_corpus" else table.drop_columns("response")
-        length = sum_of(pc.utf8_length(asked[column]) for column in asked.column_names if column != "source")
-        save("sft" if name == "sft_corpus" else "questions", table.filter(pc.less(length, characters)))
+    pairs = pq.read_table(DATA / "sft_corpus.parquet", columns=["instruction", "response"])
+    save("sft", pairs.rename_columns(["prompt", "response"]), 450)
+    pairs = pq.read_table(DATA / "rl_prompts.parquet", columns=["instruction", "response"])
+    questions = pairs.rename_columns(["prompt", "reference"])
+    save("questions", questions.filter(pc.less(pc.utf8_length(questions["prompt"]), 250)), 1500)
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
-    for name in ("preferences", "preferences_test"):
+    for name, most in (("preferences", 80), ("preferences_test", 144)):
         table = pq.read_table(DATA / f"{name}.parquet", columns=["prompt", "chosen", "rejected", "dataset"])
-        ids = tokenizer([f"Question: {prompt}\n\nAnswer:" for prompt in table["prompt"].to_pylist()])["input_ids"]
-        save(name, table.filter([len(one) <= 144 for one in ids]))
+        ids = tokenizer([f"Question: {prompt}\n\nAnswer:" for prompt in table["prompt"].to_pylist()], verbose=False)["input_ids"]
+        save(name, table.filter([len(one) <= most for one in ids]))
+    tasks = pq.read_table(DATA / "superni_test.parquet")
+    asked = pc.binary_join_element_wise(tasks["definition"], tasks["input"], pa.scalar("\n\n", pa.large_string()))
+    save("superni", tasks.select(["task", "input", "references"]).append_column("prompt", asked))
 
 
-def sum_of(columns):
-    """Add columns of numbers."""
-    total = 0
-    for column in columns:
-        total = pc.add(column, total)
-    return total
-
-
-def save(name: str, table: pa.Table) -> None:
-    """Write a table of OUT/data."""
+def save(name: str, table: pa.Table, characters: int | None = None) -> None:
+    """Write a table of OUT/data; with a limit, the rows whose texts have fewer characters together."""
+    if characters is not None:
+        length = pc.add(*(pc.utf8_length(column) for column in table.columns))
+        table = table.filter(pc.less(length, characters))
     pq.write_table(table, OUT / "data" / f"{name}.parquet")
 
 

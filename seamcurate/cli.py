@@ -459,7 +459,7 @@ Rewarding = Annotated[
     str,
     typer.Option(
         "--reward",
-        help="A reward model's folder or Hub id; li, rp or li_rp; or a YAML file that configures RER.",
+        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures RER; or an exported reward.py.",
         show_default=False,
     ),
 ]
@@ -473,7 +473,11 @@ def train_ppo(
     data: Prompts,
     reward: Rewarding,
     out: Out,
+    gold: Annotated[
+        str | None, typer.Option(help="Another reward, as --reward: measured on held-out prompts, never learned from.")
+    ] = None,
     eval_data: Held = None,
+    eval_steps: Annotated[int | None, typer.Option(help="Updates between measurements; else before and after.")] = None,
     lora: Lora = True,
     learning_rate: Rate = 1e-5,
     num_train_epochs: Epochs = 1,
@@ -499,11 +503,12 @@ def train_ppo(
 
     Example: seamcurate train ppo --model models/sft --data splits/train --reward models/reward --out models/ppo
     """
-    options = {key: value for key, value in locals().items() if key not in ("model", "data", "reward", "out")}
+    options = {key: value for key, value in locals().items() if key not in ("model", "data", "reward", "gold", "out")}
     from seamcurate import rewards
     from seamcurate.train import PPOTraining, ppo
 
-    _print_training(out, ppo(model, rewards.read(reward), data, out, PPOTraining(**options)))
+    config, other = PPOTraining(**options), None if gold is None else rewards.read(gold)
+    _print_training(out, ppo(model, rewards.read(reward), data, out, config, other))
 
 
 @trainers.command(
@@ -551,10 +556,34 @@ def train_by_groups(
     _print_training(out, train(model, rewards.read(reward), data, out, GroupTraining(**options)))
 
 
+@app.command()
+def answer(
+    model: Annotated[str, typer.Option(help="The policy: a folder or a Hub id.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="prompt, and what else to keep: a file or a split.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 256,
+    temperature: Temperature = 1.0,
+    samples: Annotated[int, typer.Option(help="Answers a prompt.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Answers at a time.")] = 16,
+    seed: Seed = 0,
+) -> None:
+    """Write what a policy answers to prompts, for the studies responses, tax and winrate.
+
+    Example: seamcurate answer --model models/ppo --data splits/test --out answers/ppo.parquet
+    """
+    from seamcurate.train import Answering
+    from seamcurate.train import answer as write
+
+    config = Answering(
+        max_new_tokens=max_new_tokens, temperature=temperature, samples=samples, batch_size=batch_size, seed=seed
+    )
+    print(f"{out}: {write(model, data, out, config):,} answers")
+
+
 def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
     measures = (
         *("loss_before", "loss_after", "accuracy_before", "accuracy"),
-        *("reward_first", "reward_last", "reward_before", "reward_after", "kl"),
+        *("reward_first", "reward_last", "reward_before", "reward_after", "gold_before", "gold_after", "kl"),
     )
     shown = [f"{key} {value:.4g}" for key in measures if isinstance(value := record.get(key), float)]
     print(f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}")

@@ -7,6 +7,7 @@ open-ended and closed-ended rewards is left of them.
 
 from __future__ import annotations
 
+import ast
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -137,18 +138,19 @@ def read(named: str) -> RewardFunction:
     """Load the reward that a command names.
 
     Args:
-        named: A YAML file of `RerReward`'s fields; an ablation that needs no encoder (`li`, `rp`, `li_rp`); else a
-            reward model, by its folder or Hub id.
+        named: A YAML file of `RerReward`'s fields; a `reward.py` that `export` wrote, which is read and not run; an
+            ablation that needs no encoder (`li`, `rp`, `li_rp`); else a reward model, by its folder or Hub id.
 
     Raises:
         TrainError: The file cannot be read, or says something that is no reward.
     """
     if named in get_args(Rewarded):
         return RerReward.model_validate({"reward": named}).load()
-    if not named.endswith((".yaml", ".yml")):
+    if not named.endswith((".yaml", ".yml", ".py")):
         return ModelReward(reward=SequenceClassifier(path=named)).load()
     try:
-        fields = yaml.safe_load(Path(named).read_text(encoding="utf-8"))
+        text = Path(named).read_text(encoding="utf-8")
+        fields = _written(text) if named.endswith(".py") else yaml.safe_load(text)
         return RerReward.model_validate(fields).load()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -156,6 +158,21 @@ def read(named: str) -> RewardFunction:
         raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(RerReward.model_fields)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainError(f"reward {named} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _written(code: str) -> object:
+    """Return the configuration in an exported `reward.py`; its code is not run."""
+    try:
+        assigned = {
+            str(getattr(one.targets[0], "id", "")): one.value
+            for one in ast.parse(code).body
+            if isinstance(one, ast.Assign)
+        }
+        call = assigned["REWARD"]
+        assert isinstance(call, ast.Call)
+        return ast.literal_eval(call.args[0])
+    except (KeyError, AssertionError, IndexError, SyntaxError, ValueError) as error:
+        raise OSError("it is no reward.py that `seamcurate export` wrote") from error
 
 
 class _Scored(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from test_train import THINGS, chat, parquet, plain, start, turns  # noqa: F401
 
-from seamcurate.errors import TrainError
+from seamcurate.errors import StudyError, TrainError
 from seamcurate.models import tokens
 from seamcurate.models.local import CausalLM
 from seamcurate.models.weights import identity
@@ -780,3 +780,35 @@ def test_two_processes_train_as_one_does(plain: Path, tmp_path: Path, monkeypatc
     start, a, b = (load_file(f / "model.safetensors") for f in (plain, tmp_path / "one", out))
     assert max(float((a[k] - start[k]).abs().max()) for k in a) > 1e-3
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-5
+
+
+def test_gold_is_measured_beside_the_reward_and_never_learned_from(plain: Path, tmp_path: Path) -> None:  # noqa: F811
+    from seamcurate import study
+
+    class Length:
+        columns = ("thing",)
+
+        def __call__(self, completions: list[str], thing: list[str], **rest: Any) -> list[float | None]:
+            return [float(len(text)) for text in completions]
+
+    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+    config = changed(eval_rows=3, eval_steps=1, save_steps=2)
+    without = ppo(plain, share_of_e, data, tmp_path / "without", config)
+    with pytest.raises(TrainError, match="failed at update 3"):
+        ppo(plain, breaking(at=6), data, tmp_path / "li", config, Length())
+    record = ppo(plain, share_of_e, data, tmp_path / "li", config, Length())
+    assert weights(tmp_path / "li") == weights(tmp_path / "without")
+    assert [record[key] for key in ("reward_before", "reward_after")] == [
+        without[key] for key in ("reward_before", "reward_after")
+    ]
+    lines = [line for line in log(tmp_path / "li") if "eval/gold" in line]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert [lines[0]["eval/gold"], lines[-1]["eval/gold"]] == [record["gold_before"], record["gold_after"]]
+    assert record["gold"] == "Length" and without["gold"] is without["gold_before"] is None
+    (row,) = study.monotonicity(tmp_path / "li").table.to_pylist()
+    assert (row["proxy"], row["checkpoints"], row["seeds"]) == ("li", 4, 1)
+    with pytest.raises(StudyError, match="without measured no gold reward; train it with --gold and --eval-steps"):
+        study.monotonicity(tmp_path / "without")
+    lacking = parquet(tmp_path / "e.parquet", [{"prompt": "Where?"}])
+    with pytest.raises(TrainError, match="e.parquet has no column `thing`"):
+        ppo(plain, share_of_e, lacking, tmp_path / "o", config, Length())

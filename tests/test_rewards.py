@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from seamcurate import CausalLM, FakeModel, Models, Recipe, Source, Split, Store, rer, run_local
+from seamcurate import CausalLM, FakeModel, Models, Recipe, Source, Split, Store, rer, rewards, run_local
 from seamcurate.errors import ExportError, ModelError, TrainError
 from seamcurate.export import export, rer_reward, to_openrlhf, to_trl, to_verl
 from seamcurate.rewards import ModelReward, RerReward, for_openrlhf, for_verl
@@ -353,3 +353,21 @@ def test_threads_agree_and_importing_a_reward_file_loads_no_model(tmp_path):
     code = f"import runpy, sys; runpy.run_path({str(done.folder / 'reward.py')!r}); print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
+
+
+def test_a_command_reads_an_exported_reward_file_without_running_it(tmp_path):
+    recipe, store = made(ROWS, tmp_path)
+    [done] = export(recipe, store, "trl", tmp_path / "out")
+    file = done.folder / "reward.py"
+    file.write_text(file.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
+    rows = [[row[name] for row in ROWS] for name in ("prompt", "response", "reference")]
+    told = {"query_type": ["closed"] * 4, "reference": rows[2]}
+    reward, why = rer_reward(recipe, store)
+    assert why == "" and rewards.read(str(file))(rows[0], rows[1], **told) == reward.load()(rows[0], rows[1], **told)
+    assert not (tmp_path / "ran").exists()
+    for text in ("REWARD = open('x')", "REWARD = 3", "x = 1", "def"):
+        file.write_text(text)
+        with pytest.raises(
+            TrainError, match=r"reward.py cannot be read: it is no reward.py that `seamcurate export` wrote"
+        ):
+            rewards.read(str(file))

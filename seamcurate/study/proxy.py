@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import pyarrow as pa
 
 from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
@@ -24,12 +27,14 @@ def monotonicity(*sources: Data) -> Finding:
     over one fixed set of prompts; where `length_mean` is there too, what length alone would have said of the same runs.
     Pearson's and Spearman's correlations are of one run each; with several seeds their mean has Student's interval, with
     one Fisher's, which is too narrow where checkpoints follow on each other. The proxy `LI` is the length ruler.
+    A folder that `train ppo --gold` wrote is a run too, whose proxy is the folder's name.
 
     Raises:
         StudyError: The sources cannot be read, a checkpoint comes twice, or a run has fewer than three.
     """
     study = "monotonicity"
-    table = results.read(study, sources, ["proxy", "checkpoint", "seed", "proxy_mean", "gold_mean"])
+    tables = [_trained(source) if _is_training(source) else source for source in sources]
+    table = results.read(study, tables, ["proxy", "checkpoint", "seed", "proxy_mean", "gold_mean"])
     keys = ["proxy", "checkpoint"]
     proxy, gold = (results.by_seed(study, table, keys, value) for value in ("proxy_mean", "gold_mean"))
     lengths = results.by_seed(study, table, keys, "length_mean") if "length_mean" in table.column_names else None
@@ -86,6 +91,34 @@ def monotonicity(*sources: Data) -> Finding:
     if own == best:
         line += "; but this proxy is length itself"
     return Finding(study, results.tabulate(columns, intervals), drawn, line + ruler.caveat(gaps))
+
+
+def _is_training(source: Data) -> bool:
+    return isinstance(source, str | Path) and (Path(source).expanduser() / "training.json").is_file()
+
+
+def _trained(source: Data) -> pa.Table:
+    """Read what a training measured on its held-out prompts, as rows of a run."""
+    assert isinstance(source, str | Path)
+    folder = Path(source).expanduser()
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    log = (folder / "log.jsonl").read_text(encoding="utf-8") if (folder / "log.jsonl").is_file() else ""
+    lines = [line for line in map(json.loads, log.splitlines()) if line.get("eval/gold") is not None]
+    if not lines:
+        raise StudyError(f"monotonicity: {folder.name} measured no gold reward; train it with --gold and --eval-steps")
+    return pa.Table.from_pylist(
+        [
+            {
+                "proxy": folder.resolve().name,
+                "checkpoint": line["step"],
+                "seed": record["config"]["seed"],
+                "proxy_mean": line["eval/scores"],
+                "gold_mean": line["eval/gold"],
+                "length_mean": line["eval/response_length"],
+            }
+            for line in lines
+        ]
+    )
 
 
 def _per_seed(

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from seamcurate.train.answering import Answering, answer
 from seamcurate.train.grouped import GroupTraining, grpo, rloo
 from seamcurate.train.ppo import PPOTraining, ppo
 from seamcurate.train.reward import RewardTraining, reward
 from seamcurate.train.sft import SFTTraining, sft
 
-__all__ = ["GroupTraining", "PPOTraining", "RewardTraining", "SFTTraining", "grpo", "ppo", "reward", "rloo", "sft"]
+__all__ = [
+    "Answering",
+    "GroupTraining",
+    "PPOTraining",
+    "RewardTraining",
+    "SFTTraining",
+    "answer",
+    "grpo",
+    "ppo",
+    "reward",
+    "rloo",
+    "sft",
+]

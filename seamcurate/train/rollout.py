@@ -243,9 +243,9 @@ def questions(
     Raises:
         TrainError: No prompt leaves room.
     """
-    rows, measured = _numbered(tokenizer, asked[0]), []
+    rows, measured = numbered(tokenizer, asked[0]), []
     if asked[1] is not None:
-        measured = _numbered(tokenizer, asked[1])
+        measured = numbered(tokenizer, asked[1])
     else:
         rows, measured = rows_of.held_out(rows, config.eval_rows, config.seed)
     whole = min(config.max_length, window)
@@ -275,7 +275,7 @@ def _asked(data: Data, columns: Sequence[str]) -> list[Asked]:
     return asked
 
 
-def _numbered(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Question]:
+def numbered(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Question]:
     """Return the rows with their prompts' ids, each with its place among all."""
     found: list[Question] = []
     with bar("tokenize", len(asked)) as advance:

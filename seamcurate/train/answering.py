@@ -1,0 +1,104 @@
+"""What a policy answers to prompts, as a table that studies read: `responses`, `tax`, `winrate`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from seamcurate.errors import TrainError
+from seamcurate.models import weights
+from seamcurate.progress import bar
+from seamcurate.train import data as rows_of
+from seamcurate.train import rollout, training
+from seamcurate.train.data import Data
+
+
+class Answering(BaseModel):
+    """Options of `answer`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: int = Field(256, ge=1)
+    """Tokens of an answer at most."""
+    temperature: float = Field(1.0, gt=0)
+    samples: int = Field(1, ge=1)
+    """Answers a prompt."""
+    batch_size: int = Field(16, ge=1)
+    revision: str | None = None
+    """A Hub branch, tag or commit of the model. Not for folders."""
+    seed: int = 0
+
+
+def answer(model: str | Path, data: Data, out: str | Path, config: Answering = Answering()) -> int:
+    """Write a policy's answers to prompts as Parquet: the rows' own columns, `model`, `sample` and `response`.
+
+    Args:
+        model: A causal language model: a folder or a Hub id; `model` is its last name.
+        data: Rows with a `prompt`, text or chat messages. Prompts that leave no room for an answer are skipped, and said.
+        out: The file.
+        config: Everything else.
+
+    Returns:
+        How many answers were written. The same model, rows and options give the same ones.
+
+    Raises:
+        TrainError: The data or the model cannot be read, or no prompt leaves room.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    asked = rows_of.prompts(data)
+    options = training.Training(learning_rate=1.0, lora=False, revision=config.revision)
+    training.identity(model, options)
+    with training.quiet():
+        tokenizer, policy = training.open_policy(model, options)
+        policy.to(weights.device("auto")).eval()  # type: ignore[arg-type]
+        # A model's own habits (top_p, repetition_penalty) would sample from another policy than the one that was trained.
+        policy.generation_config = GenerationConfig()
+        room = weights.window(policy, tokenizer) - config.max_new_tokens
+        every = rollout.numbered(tokenizer, asked)
+        fitting = [one for one in every if 0 < len(one.ids) <= room]
+        if not fitting:
+            raise TrainError(
+                f"none of {len(asked)} prompts leaves room for {config.max_new_tokens} tokens of answer; "
+                "lower max_new_tokens"
+            )
+        training.said_skipped("answer", len(every) - len(fitting), f"less than {config.max_new_tokens} tokens")
+        # Prompts of like lengths are read together; the table has them in their order.
+        todo = sorted((one for one in fitting for _ in range(config.samples)), key=lambda one: len(one.ids))
+        texts: dict[int, list[str]] = {}
+        with bar("answer", len(todo), "answers") as advance, torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            for start in range(0, len(todo), config.batch_size):
+                some = todo[start : start + config.batch_size]
+                ids = [one.ids for one in some]
+                found = rollout.respond(policy, tokenizer, ids, config.max_new_tokens, config.temperature, ())
+                for one, text in zip(some, found.texts, strict=True):
+                    texts.setdefault(one.row, []).append(text)
+                advance(len(some))
+    name = Path(str(model)).name
+    table = pa.Table.from_pylist(
+        [
+            {
+                **{
+                    key: value for key, value in one.asked.columns.items() if key not in ("model", "sample", "response")
+                },
+                "prompt": one.prompt,
+                "model": name,
+                "sample": sample,
+                "response": text,
+            }
+            for one in fitting
+            for sample, text in enumerate(texts[one.row])
+        ]
+    )
+    place = Path(out).expanduser()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    pq.write_table(table, beside)
+    os.replace(beside, place)
+    return len(table)
