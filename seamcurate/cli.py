@@ -174,6 +174,7 @@ def sql(
     other: Annotated[
         Path | None, typer.Option(help="A second store, as other.rows, other.candidates and so on.")
     ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Stop the query after so long.")] = 600,
 ) -> None:
     """Ask a store in SQL; it is only ever read.
 
@@ -182,7 +183,10 @@ def sql(
     from seamcurate import tables, views
     from seamcurate.store import Store
 
-    with views.connect(Store(store).open(), other=Store(other).open() if other else None) as connection:
+    with (
+        views.connect(Store(store).open(), other=Store(other).open() if other else None) as connection,
+        views.limited(connection, seconds, "ask for fewer rows or columns, or give more --seconds"),
+    ):
         tables.write(views.run(connection, views.text(query)), format, out)
 
 

@@ -30,6 +30,8 @@ from seamcurate.store import Store, filename, load_json, save_json
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 
 _PART = 32_768
+_SECONDS = 3_600.0
+"""How long a filter may take: a stranger's must end, and no one's on a million rows takes a minute."""
 _DEFAULT = re.compile(r"^--\s*default\s+(\w+)\s*=\s*(.+?)\s*$", re.MULTILINE)
 _NAME = re.compile(r"\{(\w+)\}")
 _VALUE = re.compile(r"\$([A-Za-z_]\w*)")
@@ -271,9 +273,13 @@ def _decide(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) 
 
 def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue], spill: Path | None) -> _Ledger:
     files = [str(store.path / "rows" / filename(number)) for number in store.shards]
-    with views.connect(store, spill) as connection:
+    instead = f"split {name}: its filter is too slow; join and compare less in it"
+    with views.connect(store, spill) as connection, views.limited(connection, _SECONDS, instead):
         try:
+            views.check(connection, sql)
             described = connection.execute(f"DESCRIBE {sql}", dict(values)).fetchall()
+        except QueryError as error:
+            raise QueryError(f"split {name}: {error}") from error
         except duckdb.Error as error:
             raise QueryError(f"split {name}: {views.explain(connection, str(error))}") from error
         returned = {row[0] for row in described}
@@ -330,9 +336,8 @@ def _row_ids(connection: duckdb.DuckDBPyConnection, files: list[str]) -> range |
     ((low, high, count),) = connection.execute(f"SELECT min(row_id), max(row_id), count(*) FROM {source}").fetchall()
     if high - low + 1 == count:
         return range(low, high + 1)
-    return np.concatenate(
-        [batch["row_id"].to_numpy() for batch in views.run(connection, f"SELECT row_id FROM {source}")]
-    )
+    batches = connection.sql(f"SELECT row_id FROM {source}").to_arrow_reader(_PART)
+    return np.concatenate([batch["row_id"].to_numpy() for batch in batches])
 
 
 def _read(reader: pa.RecordBatchReader, connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[pa.RecordBatch]:

@@ -6,14 +6,20 @@
     ledger      a source row and a split: kept or dropped, by which rule, deciding value, threshold
     rejected    a source row that was set aside, with its reason
 
-One rule: a query is a single SELECT and sees these views' files, nothing else on the machine.
+One rule: a query is a single SELECT over these views and nothing else on the machine, for so many seconds.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +42,20 @@ LEDGER = pa.schema(
         ("threshold", pa.float64()),
     ]
 )
+
+_ONE = "the SQL must be exactly one SELECT statement: a store is only read"
+SECONDS = 600.0
+"""How long a query may take where nobody says otherwise."""
+
+VIEWS = ("rows", "candidates", "corpus", "ledger", "rejected")
+_TABLE_FUNCTIONS = {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
+"""What may stand behind FROM beside the views: what reads neither files nor DuckDB's own state."""
+_TELLING = {"current_setting", "getenv", "json_serialize_plan", "pg_get_viewdef", "write_log"}
+"""Functions that tell of paths, settings or the environment, or write to a log."""
+_READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+"""Kinds of queries that read. DuckDB 2 takes DELETE, INSERT, UPDATE and COPY … TO as the body of a WITH too."""
+_LISTINGS = {"tables", "databases", "__show_tables_expanded"}
+_SYSTEM = ("duckdb_", "pg_", "pragma_", "sqlite_")
 
 CANDIDATES = {
     "row_id": "BIGINT",
@@ -60,18 +80,30 @@ def connect(
     Args:
         store: The store.
         other: A second one, to compare with: its views are `other.rows`, `other.candidates` and so on.
-        spill: A folder for what outgrows 40 MB of memory; without one, DuckDB takes the memory it needs.
-        memory: The most it may take then, as DuckDB writes it: "2GB".
+        spill: A folder for what outgrows 40 MB of memory; without one, DuckDB takes the memory it needs, and
+            then a temporary folder.
+        memory: The most it may take then, as DuckDB writes it: "2GB"; nothing is spilled.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
     config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
-    if spill is not None:
-        config |= {"memory_limit": "40MB", "threads": 1, "temp_directory": str(spill)}
-    elif memory is not None:
+    made: str | None = None
+    if memory is not None:
         config |= {"memory_limit": memory, "temp_directory": "", "max_temp_directory_size": "0B"}
+    else:
+        if spill is None:
+            # Else DuckDB would spill into `.tmp` of the working folder.
+            made = tempfile.mkdtemp(prefix="seamcurate-")
+        else:
+            config |= {"memory_limit": "40MB", "threads": 1}
+        where = spill or Path(str(made))
+        # Half of what is free: a query must not fill the disk on which a run writes.
+        room = shutil.disk_usage(where if where.is_dir() else where.parent).free // 2
+        config |= {"temp_directory": str(where), "max_temp_directory_size": f"{room // 10**6}MB"}
     connection = duckdb.connect(config=config)
+    if made is not None:
+        weakref.finalize(connection, shutil.rmtree, made, ignore_errors=True)
     views, allowed = _views(store, "")
     if other is not None:
         connection.execute("CREATE SCHEMA other")
@@ -102,15 +134,124 @@ def run(
     """Answer one SELECT as a stream of Arrow batches.
 
     Raises:
-        QueryError: The text is not one SELECT, or DuckDB cannot answer it.
+        QueryError: The text is not one SELECT over the views, or DuckDB cannot answer it.
+    """
+    check(connection, sql)
+    try:
+        return connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(8_192)
+    except duckdb.Error as error:
+        raise QueryError(explain(connection, str(error))) from error
+
+
+def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Refuse what is not one SELECT over the views, as DuckDB itself parses it; nothing of it is run.
+
+    The connection's locks keep other files from being read, but DuckDB writes to files it may read, and its own tables
+    tell of every path and setting.
+
+    Raises:
+        QueryError: It is another statement, several, or reads something else.
     """
     try:
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise QueryError("the SQL must be exactly one SELECT statement: a store is only read")
-        return connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(8_192)
+            raise QueryError(_ONE)
+        ((parsed,),) = connection.execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql}).fetchall()
+        tree = json.loads(parsed)
+        listed = connection.execute(
+            "SELECT schema_name, view_name FROM duckdb_views() WHERE NOT internal "
+            "UNION ALL SELECT schema_name, table_name FROM duckdb_tables() WHERE NOT internal"
+        ).fetchall()
     except duckdb.Error as error:
         raise QueryError(explain(connection, str(error))) from error
+    # A statement of a kind that DuckDB's Python does not know, and one nested too deeply.
+    except (ValueError, RecursionError) as error:
+        raise QueryError(_ONE) from error
+    if tree["error"]:
+        raise QueryError(_ONE)
+    known = {(str(schema), str(name).lower()) for schema, name in listed}
+    nodes = list(_nodes(tree))
+    known |= {("main", name) for node in nodes for name in _named(node)}
+    for node in nodes:
+        kind = str(node.get("type"))
+        if kind.endswith("_NODE") and kind not in _READING:
+            raise QueryError(_ONE)
+        if (what := _foreign(node, known)) is not None:
+            more = sorted(f"{'' if schema == 'main' else f'{schema}.'}{name}" for schema, name in listed)
+            there = ", ".join([*VIEWS, *(name for name in more if name not in VIEWS)])
+            raise QueryError(f"a query reads the views alone, not {what[:80]!r}; views: {there}")
+
+
+def _nodes(tree: object) -> Iterator[dict[str, object]]:
+    left = [tree]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield one
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+
+
+def _named(node: Mapping[str, object]) -> Iterator[str]:
+    """Yield the names that WITH gives in a part of a query, but those that DuckDB's own tables have."""
+    named = node.get("cte_map")
+    entries = named.get("map") if isinstance(named, dict) else None
+    for entry in entries if isinstance(entries, list) else []:
+        name = str(entry["key"]).lower()
+        if not name.startswith(_SYSTEM):
+            yield name
+
+
+def _foreign(node: Mapping[str, object], known: set[tuple[str, str]]) -> str | None:
+    """Return what a part of a query reads beside the views, if so."""
+    kind = node.get("type")
+    if kind == "BASE_TABLE":
+        name, schema = str(node["table_name"]), str(node.get("schema_name") or "main")
+        if node.get("catalog_name") or (schema.lower(), name.lower()) not in known:
+            return name if schema == "main" else f"{schema}.{name}"
+    elif kind == "SHOW_REF":
+        listing = str(node.get("table_name") or "").strip('"')
+        if node.get("query") is None and listing not in _LISTINGS:
+            return listing or "SHOW"
+    elif kind == "TABLE_FUNCTION":
+        function = node.get("function")
+        name = str(function.get("function_name")) if isinstance(function, dict) else ""
+        if name.lower() not in _TABLE_FUNCTIONS:
+            return name
+    elif str(node.get("function_name", "")).lower() in _TELLING:
+        return str(node["function_name"])
+    return None
+
+
+@contextmanager
+def limited(connection: duckdb.DuckDBPyConnection, seconds: float, instead: str) -> Iterator[None]:
+    """Interrupt what a connection is asked after so many seconds; what DuckDB says becomes one line.
+
+    Raises:
+        QueryError: It took too long, which `instead` says what to do about, or DuckDB cannot answer.
+    """
+    ended, late = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        if not ended.wait(seconds):
+            late.set()
+            connection.interrupt()
+            # Again, since one that comes between two queries is lost.
+            while not ended.wait(0.2):
+                connection.interrupt()
+
+    threading.Thread(target=stop, daemon=True).start()
+    try:
+        yield
+    except (QueryError, duckdb.Error, pa.ArrowException) as error:
+        if late.is_set():
+            raise QueryError(f"stopped after {seconds:g} seconds; {instead}") from error
+        if isinstance(error, QueryError):
+            raise
+        raise QueryError(explain(connection, str(error))) from error
+    finally:
+        ended.set()
 
 
 def text(query: str) -> str:
@@ -128,12 +269,9 @@ def text(query: str) -> str:
 
 
 def query(store: Store, sql: str) -> pa.Table:
-    """Answer one SELECT over a store's views as a table; see `run`."""
-    with connect(store.open()) as connection:
-        try:
-            return run(connection, sql).read_all()
-        except (duckdb.Error, pa.ArrowException) as error:
-            raise QueryError(explain(connection, str(error))) from error
+    """Answer one SELECT over a store's views as a table, within `SECONDS`; see `run`."""
+    with connect(store.open()) as connection, limited(connection, SECONDS, "ask for fewer rows or columns"):
+        return run(connection, sql).read_all()
 
 
 def explain(connection: duckdb.DuckDBPyConnection, message: str) -> str:
@@ -142,7 +280,7 @@ def explain(connection: duckdb.DuckDBPyConnection, message: str) -> str:
     short = lines[0] if lines else message
     hints = [line for line in lines[1:] if "Did you mean" in line or "Candidate" in line]
     if "Catalog Error" in short:
-        hints.append("views: rows, candidates, corpus, ledger, rejected")
+        hints.append(f"views: {', '.join(VIEWS)}")
     elif "Binder Error" in short and "not found" in short:
         columns = connection.execute("SELECT column_name FROM (DESCRIBE rows)").fetchall()
         hints.append("columns of rows: " + ", ".join(name for (name,) in columns))

@@ -17,7 +17,6 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from seamcurate import views
-from seamcurate.errors import QueryError
 from seamcurate.store import Column, Store, numbers
 
 SECONDS = 10.0
@@ -120,28 +119,9 @@ class Session:
     def cursor(self, seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
         """Give a cursor that is interrupted after so many seconds."""
         limit = self._seconds if seconds is None else seconds
-        cursor = self._now().connection.cursor()
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            cursor.interrupt()
-
-        timer = threading.Timer(limit, stop)
-        timer.start()
-        try:
+        instead = "ask for fewer rows or columns, or use `seamcurate sql`"
+        with self._now().connection.cursor() as cursor, views.limited(cursor, limit, instead):
             yield cursor
-        except (QueryError, duckdb.Error, pa.ArrowException) as error:
-            if late.is_set():
-                raise QueryError(
-                    f"stopped after {limit:g} seconds; ask for fewer rows or columns, or use `seamcurate sql`"
-                ) from error
-            if isinstance(error, QueryError):
-                raise
-            raise QueryError(views.explain(cursor, str(error))) from error
-        finally:
-            timer.cancel()
-            cursor.close()
 
     def _now(self) -> _Opened:
         if self._opened is None:

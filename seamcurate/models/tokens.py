@@ -1,7 +1,8 @@
 """Token ids of prompts and responses: one place, so that training and scoring read the same ids.
 
 The template is rendered once and tokenized without special tokens (a second BOS changes every score), the
-response is tokenized on its own after it, and the end-of-sequence token closes it unless it was cut.
+response is tokenized on its own after it, and the end-of-sequence token closes it unless it was cut. A special token
+that a text spells is text, see `spelling`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from seamcurate.models.protocols import Message, Prompt
+from seamcurate.models.spelling import marked, spelling
 from seamcurate.models.template import plain_prompt, plain_response, prompt_text
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Pieces(NamedTuple):
-    """A prompt and one response as the text a model reads, cut at the boundary."""
+    """A prompt and one response as the text a model reads, cut at the boundary; special tokens they spell are marked."""
 
     prompt: str
     response: str
@@ -27,6 +29,8 @@ class Pieces(NamedTuple):
 
 def pieces(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str) -> Pieces:
     """Render prompt and response by the tokenizer's chat template, else in the plain form."""
+    hidden = spelling(tokenizer)
+    prompt, response = hidden.prompt(prompt), hidden.hidden(response)
     if not tokenizer.chat_template:
         return Pieces(plain_prompt(prompt), plain_response(response), False)
     turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -60,7 +64,8 @@ def policy_group(
     """
     text = pieces(tokenizer, prompt, "")
     before = prompt_ids(tokenizer, text.prompt, text.templated)
-    answers = [response if text.templated else plain_response(response) for response in responses]
+    hidden = map(spelling(tokenizer).hidden, responses)
+    answers = [response if text.templated else plain_response(response) for response in hidden]
     after = [_ended(tokenizer, ids, limit) for ids in _all_ids(tokenizer, answers)]
     start = len(before) - len(_ids(tokenizer, text.prompt))
     joint = [before[:start] + ids for ids in _all_ids(tokenizer, [text.prompt + answer for answer in answers])]
@@ -90,6 +95,7 @@ def reward_group(
     """
     text = pieces(tokenizer, prompt, "")
     before = prompt_ids(tokenizer, text.prompt, text.templated)
+    prompt, responses = spelling(tokenizer).prompt(prompt), list(map(spelling(tokenizer).hidden, responses))
     last: int | None = None
     if text.templated:
         turns = [_closed_turn(tokenizer, prompt, response, text) for response in responses]
@@ -117,8 +123,13 @@ def reward_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str
 
 def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int) -> list[int] | None:
     """Return prompt and response as the two segments some encoder reward models were trained on; None as above."""
-    encoded = tokenizer(prompt_text(prompt), response, verbose=False)
-    ids, segments = list(encoded["input_ids"]), encoded.sequence_ids(0)
+    hidden = spelling(tokenizer)
+    first, answer = hidden.hidden(prompt_text(prompt)), hidden.hidden(response)
+    if marked(first) or marked(answer):
+        ids, segments = hidden.encode(first, answer, framed=True)
+    else:
+        encoded = tokenizer(first, answer, verbose=False)
+        ids, segments = list(encoded["input_ids"]), encoded.sequence_ids(0)
     # Cut by segment, not by the tokenizer: its truncation would follow `truncation_side` and keep that setting.
     second = [place for place, segment in enumerate(segments) if segment == 1]
     room = limit - (len(ids) - len(second))
@@ -129,12 +140,16 @@ def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, 
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    if marked(text):
+        return spelling(tokenizer).encode(text)[0]
     # What is too long for the window is cut or left out by the callers: no warning is needed.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Tokenize many texts in one call, which a fast tokenizer spreads over the cores."""
+    if any(map(marked, texts)):
+        return [_ids(tokenizer, text) for text in texts]
     return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
 
 

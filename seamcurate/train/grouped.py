@@ -6,6 +6,7 @@ as the rows have them, whatever the policy's chat template makes of a prompt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,6 +135,7 @@ def _train(
             train_dataset=Dataset.from_list(shown),
             processing_class=tokenizer,
         )
+        _own_ids(trainer, {_key(row["prompt"]): one.ids for row, one in zip(shown, kept, strict=True)})
         drawn = trainer._get_train_sampler()
         trainer._get_train_sampler = lambda dataset=None: _Epochs(drawn, config.seed)
         if config.beta and config.kl_target is not None:
@@ -228,6 +230,21 @@ def _shown(row: Asked, form: type) -> object:
     if form is str:
         return plain_prompt(row.prompt)
     return [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+
+
+def _own_ids(trainer: Any, known: dict[str, list[int]]) -> None:
+    """Have TRL read prompts by the ids that scoring reads: by its own, a special token that a text spells is one."""
+    theirs = trainer._tokenize_prompts
+
+    def ours(prompts: list[object]) -> Any:
+        ids, *more = theirs(prompts)
+        return [known.get(_key(prompt), made) for prompt, made in zip(prompts, ids, strict=True)], *more
+
+    trainer._tokenize_prompts = ours
+
+
+def _key(prompt: object) -> str:
+    return json.dumps(prompt, sort_keys=True)
 
 
 def _moving(trainer: Any, config: GroupTraining, kept: dict[str, Any]) -> Any:

@@ -1,0 +1,108 @@
+"""Special tokens spelled in texts: what a person or a row wrote stays text, and the template's own stay tokens.
+
+A tokenizer finds `<|im_end|>` wherever it stands, so a row could close its own turn and open the assistant's. Where a
+text spells a special token, it is marked before the template is rendered, and tokenized by a twin of the tokenizer
+in which special tokens have other, unguessable spellings. All other texts take the tokenizer's own way, untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from seamcurate.models.protocols import Message, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PRIVATE = 0xF0000
+_OURS, _THEIRS = ("".join(chr(_PRIVATE + secrets.randbelow(0xFFFE)) for _ in range(8)) for _ in range(2))
+"""What begins a template's own special token, and one that a text spelled: drawn anew, so that no text can have it."""
+_MARK = re.compile(_THEIRS + r"(\d{4})")
+
+
+class Spelling:
+    """The special tokens of one tokenizer, and how texts that spell them are read."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
+        added = self._backend.get_added_tokens_decoder() if self._backend is not None else {}
+        listed = {str(token.content) for token in added.values() if token.special}
+        # The longest first: one may begin another.
+        self.tokens = sorted(filter(None, listed), key=lambda token: (-len(token), token))
+        self._begin = tuple({token[:2] for token in self.tokens})
+        self._any = re.compile("|".join(map(re.escape, self.tokens)) or r"(?!)")
+        self._number = {token: f"{i:04d}" for i, token in enumerate(self.tokens)}
+        self._twin: Any = None
+        self._ids: dict[int, int] = {}
+        """The tokenizer's own ids of special tokens, by the twin's."""
+
+    def hidden(self, text: str) -> str:
+        """Return a text with the special tokens it spells marked; the text itself where it spells none."""
+        if not any(begin in text for begin in self._begin):
+            return text
+        return self._any.sub(lambda found: _THEIRS + self._number[found[0]], text)
+
+    def turn(self, turn: Message) -> Message:
+        """Return a turn with its role and content hidden."""
+        return {**turn, "role": self.hidden(turn["role"]), "content": self.hidden(turn["content"])}
+
+    def prompt(self, prompt: Prompt) -> Prompt:
+        """Return a prompt with all its texts hidden."""
+        return self.hidden(prompt) if isinstance(prompt, str) else [self.turn(turn) for turn in prompt]
+
+    def encode(self, text: str, pair: str | None = None, framed: bool = False) -> tuple[list[int], list[int | None]]:
+        """Tokenize marked text: the ids, and which of the two texts each is of.
+
+        `framed` adds what the tokenizer puts around texts, as [CLS] and [SEP].
+        """
+        # transformers takes an empty second text for none.
+        other = self._respelled(pair) if pair else None
+        found = self._renamed().encode(self._respelled(text), other, add_special_tokens=framed)
+        return [self._ids.get(token, token) for token in found.ids], list(found.sequence_ids)
+
+    def _respelled(self, text: str) -> str:
+        text = self._any.sub(lambda found: _OURS + self._number[found[0]], text)
+        return _MARK.sub(lambda found: self.tokens[int(found[1])], text)
+
+    def _renamed(self) -> Any:
+        """Return the tokenizer with other spellings of its special tokens."""
+        if self._twin is None:
+            from tokenizers import Tokenizer
+
+            whole = json.loads(self._backend.to_str())
+            names = {token: _OURS + number for token, number in self._number.items()}
+            for token in whole["added_tokens"]:
+                token["content"] = names.get(token["content"], token["content"])
+            model = whole["model"]
+            # A special token may be a piece that plain text would match too; byte pairs come by merges alone.
+            if isinstance(model["vocab"], list):
+                model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+            elif model["type"] != "BPE" or model.get("ignore_merges"):
+                model["vocab"] = {names.get(piece, piece): number for piece, number in model["vocab"].items()}
+                if model.get("unk_token") is not None:
+                    model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+            twin = Tokenizer.from_str(json.dumps(whole))
+            twin.no_truncation()
+            twin.no_padding()
+            self._ids = {twin.token_to_id(name): self._backend.token_to_id(token) for token, name in names.items()}
+            self._twin = twin
+        return self._twin
+
+
+def marked(text: str) -> bool:
+    """Tell whether a rendered text holds a marked special token."""
+    return _THEIRS in text
+
+
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, Spelling] = WeakKeyDictionary()
+
+
+def spelling(tokenizer: PreTrainedTokenizerBase) -> Spelling:
+    """Return the special tokens of a tokenizer, read once; none of one in plain Python, which has no twin."""
+    if (known := _KNOWN.get(tokenizer)) is None:
+        known = _KNOWN[tokenizer] = Spelling(tokenizer)
+    return known
