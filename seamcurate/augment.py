@@ -210,8 +210,9 @@ def _leaks(evaluation: Source | None) -> Callable[[Sequence[Prompt]], list[bool]
     """
     if evaluation is None:
         return lambda prompts: [False] * len(prompts)
-    questions = [_both(chunk.rows["prompt"].to_pylist()) for chunk in evaluation.chunks()]
-    asked: Keys = np.unique(np.concatenate(questions))
+    # A chunk whose rows were all set aside may not even know what a prompt is.
+    questions = [_both(chunk.rows["prompt"].to_pylist()) for chunk in evaluation.chunks() if chunk.rows.num_rows]
+    asked: Keys = np.unique(np.concatenate([*questions, np.zeros((0, 2), np.uint64)]))
 
     def tell(prompts: Sequence[Prompt]) -> list[bool]:
         if not prompts:

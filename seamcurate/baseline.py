@@ -14,7 +14,7 @@ from seamcurate import noise
 from seamcurate.errors import ModelError
 from seamcurate.models import PolicyModel, Prompt
 from seamcurate.models.protocols import Responses
-from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
 
 
 class Perplexity(Step):
@@ -35,7 +35,7 @@ class Perplexity(Step):
     @property
     def adds(self) -> pa.Schema:
         """Add exp(−logP/len)."""
-        meaning = "exp(-log P(r|I) / tokens) of the golden response under the base model; NULL when it does not fit"
+        meaning = "exp(-log P(r|I) / tokens) of the golden response under the base model; NULL when it does not fit or is not finite"
         return pa.schema([column("baseline_perplexity", pa.float64(), meaning)])
 
     def work(self, rows: Averages) -> Work:
@@ -68,7 +68,7 @@ class Perplexity(Step):
 
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
-            values = [row[0] if row else None for row in perplexities(rows["prompt"].to_pylist(), groups)]
+            values = [finite(row[0]) if row else None for row in perplexities(rows["prompt"].to_pylist(), groups)]
             return pa.table({"baseline_perplexity": pa.array(values, pa.float64())})
 
         return score

@@ -6,6 +6,7 @@ One rule: every number on a card is computed from the store when the card is wri
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -138,7 +139,8 @@ def spearman(a: Floats, b: Floats) -> float:
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
+    # Whole numbers beyond 2^53 are rounded.
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
 
 
 def _mean(values: Floats) -> float:
@@ -307,8 +309,8 @@ def _verdicts(recipe: Recipe, known: Mapping[str, JsonValue], split: Verdicts, f
     assert isinstance(columns, dict)
     about = columns.get(split.score)
     if isinstance(about, dict):
-        yield f"Decided by `{split.score}`: {about['meaning'] or 'a column of the source'}."
-    given = ", ".join(f"{key} = {_cell(value)}" for key, value in recipe.splits[split.name].parameters.items())
+        yield f"Decided by `{_cell(split.score)}`: {_cell(about['meaning'] or 'a column of the source')}."
+    given = ", ".join(f"{_cell(key)} = {_cell(value)}" for key, value in recipe.splits[split.name].parameters.items())
     yield ""
     yield f"<details><summary>The filter, one SQL query{f' with {given}' if given else ''}</summary>"
     yield ""
@@ -331,14 +333,14 @@ def _verdicts(recipe: Recipe, known: Mapping[str, JsonValue], split: Verdicts, f
         yield f"\n… and {len(split.rules) - _SHOWN_RULES:,} rules more; see `ledger/{split.name}.parquet`."
     if figure:
         yield ""
-        yield f"![{split.score} and length of the rows kept and dropped in {split.name}]({figure})"
+        yield f"![{_cell(split.score)} and length of the rows kept and dropped in {split.name}]({figure})"
     yield ""
     rulers = [
         [one.name, _signed(one.correlation), _number(one.all), _number(one.kept), _number(one.dropped)]
         for one in split.rulers
     ]
     yield from _table(
-        ["ruler", f"goes with {split.score}", "mean of all rows", "of the kept", "of the dropped"], rulers
+        ["ruler", f"goes with {_cell(split.score)}", "mean of all rows", "of the kept", "of the dropped"], rulers
     )
     yield ""
     length = next((one for one in split.rulers if one.name == _ANSWER), split.rulers[0])
@@ -485,7 +487,7 @@ def place(source: Source) -> str:
         return f"[{source.hub}](https://huggingface.co/datasets/{source.hub}) ({inside})"
     given = source.parquet or source.jsonl or source.csv or source.arrow or source.store or ""
     names = [given] if isinstance(given, str) else given
-    return ", ".join(f"`{Path(name).name}`" for name in names)
+    return ", ".join(f"`{_cell(Path(name).name)}`" for name in names)
 
 
 def megabytes(size: int) -> str:
@@ -517,8 +519,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def _cell(value: object) -> str:
-    """Return text that breaks neither out of a table's cell nor out of a code span."""
-    return brief(value, 300).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    """Return text that breaks neither out of a table's cell nor out of a code span, and is no link, image or HTML.
+
+    What cannot be escaped alike inside and outside of code is put in other words: a grave accent becomes an apostrophe,
+    `](` is parted, and backslashes before a pipe, which would undo its escape, are left out.
+    """
+    text = brief(value, 300).replace("`", "'").replace("<", "&lt;").replace("](", "] (")
+    return re.sub(r"\\*\|", r"\\|", text)
 
 
 def _number(value: object) -> str:
@@ -568,5 +575,5 @@ def _histogram(axes: Axes, values: Floats, keeps: npt.NDArray[np.bool_], title: 
     kept, dropped = (np.histogram(values[there & some], edges)[0] for some in (keeps, ~keeps))
     axes.stairs(kept, edges, fill=True, label="kept", color="#4c78a8")
     axes.stairs(kept + dropped, edges, baseline=kept, fill=True, label="dropped", color="#e45756")
-    axes.set_xlabel(title)
+    axes.set_xlabel(title, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -39,7 +39,10 @@ def main() -> None:
     try:
         app()
     except SeamcurateError as error:
-        note(f"error: {error}")
+        from seamcurate.tables import clean
+
+        # A message may quote what a file holds: it stays one line, and rewrites no screen.
+        note(f"error: {' '.join(clean(str(error)).split())}")
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:
@@ -216,10 +219,11 @@ def export(
     """
     from seamcurate import export as exporting
     from seamcurate import recipe as recipes
+    from seamcurate import tables
     from seamcurate.store import Store
 
     for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
-        print(f"{line.folder}: {line.rows:,} rows; columns {', '.join(line.columns)}")
+        print(f"{line.folder}: {line.rows:,} rows; columns {tables.clean(', '.join(line.columns))}")
         if line.note:
             print(f"  {line.note}")
 

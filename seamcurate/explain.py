@@ -67,7 +67,7 @@ def verdicts(connection: duckdb.DuckDBPyConnection, row_id: int) -> Iterator[str
     for verdict in found:
         at = f"; {brief(verdict['value'], 20)} against a threshold of {brief(verdict['threshold'], 20)}"
         decided = at if verdict["value"] is not None and verdict["threshold"] is not None else ""
-        yield f"split {verdict['split']}: {'kept' if verdict['kept'] else 'dropped'} by rule “{verdict['rule']}”{decided}"
+        yield f"split {verdict['split']}: {'kept' if verdict['kept'] else 'dropped'} by rule “{brief(verdict['rule'], 200)}”{decided}"
     if not found:
         yield "no split has been made yet"
 

@@ -55,6 +55,7 @@ RESERVED = {
 }
 """Column names each trainer passes or reads for itself."""
 
+_OF_CANDIDATES = ("variant", "rank", "reward", "similarity")
 _ROWS_PER_FILE = 500_000
 _SHARDS = 4
 """Read together: a query has a cost of its own, and so has a row group."""
@@ -396,7 +397,9 @@ class _View:
 
     def extras(self, trainer: Trainer, core: Iterable[str]) -> dict[str, str]:
         """Name every scalar column that travels along, refusing what the trainer keeps for itself."""
-        taken, found = set(core), {}
+        taken, found = {name.lower() for name in core}, {}
+        if self.pairs:
+            taken |= {f"candidate_{name}" for name in _OF_CANDIDATES}
         # The prompt is a part of every format, and verl has a name of its own for the row's id.
         left_out = {"prompt", *(("row_id",) if trainer == "verl" else ())}
         for name, kind in self.kinds.items():
@@ -407,14 +410,15 @@ class _View:
                     f"split {self.split}: column {name!r} is a name {trainer} keeps for itself; "
                     f"give the recipe's rows `rename: {{{name}: source_{name}}}` and run it into another store"
                 )
-            if name in taken:
+            # SQL ignores case.
+            if name.lower() in taken:
                 raise ExportError(
                     f"split {self.split}: the source's column {name!r} is also what {trainer} calls a part of this format; "
                     f"give the recipe's rows `rename: {{{name}: source_{name}}}` and run it into another store"
                 )
             found[name] = f"b.{views.quoted(name)}"
         if self.pairs:
-            found |= {f"candidate_{name}": f"c.{name}" for name in ("variant", "rank", "reward", "similarity")}
+            found |= {f"candidate_{name}": f"c.{name}" for name in _OF_CANDIDATES}
         return found
 
     def read(self, select: dict[str, str]) -> Iterator[tuple[int, pa.Table]]:

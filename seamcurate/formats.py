@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seamcurate.errors import SourceError
@@ -115,10 +116,28 @@ def plain(kind: pa.DataType, text: pa.DataType) -> pa.DataType:
         return pa.map_(plain(kind.key_type, text), plain(kind.item_type, text))
     if is_.is_struct(kind):
         return pa.struct([(field.name, plain(field.type, text)) for field in kind])
-    return kind
+    if is_.is_duration(kind):
+        return pa.int64()
+    # SQL has no numbers of 16 bits.
+    return pa.float32() if is_.is_float16(kind) else kind
+
+
+def unstorable(kind: pa.DataType) -> str:
+    """Say why no shard that SQL reads can hold a type; nothing where one can."""
+    if pa.types.is_union(kind) or pa.types.is_interval(kind) or pa.types.is_decimal256(kind):
+        return f"is {kind!s:.80}, which Parquet or SQL has no type for"
+    names: dict[str, str] = {}
+    for field in kind if pa.types.is_struct(kind) else ():
+        if "\0" in field.name or field.name.lower() in names:
+            return f"has a field {field.name!r:.40}, which SQL cannot tell from {names.get(field.name.lower(), '')!r:.40}"
+        names[field.name.lower()] = field.name
+    children = (kind.field(i).type for i in range(kind.num_fields)) if pa.types.is_nested(kind) else ()
+    return next(filter(None, map(unstorable, children)), "")
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if pa.types.is_run_end_encoded(column.type):
+        column = pa.chunked_array([pc.run_end_decode(piece) for piece in column.chunks], column.type.value_type)
     if pa.types.is_dictionary(column.type):
         # Arrow's own cast knows no dictionaries of string views, which Polars writes.
         pieces = [piece.dictionary.cast(kind).take(piece.indices) for piece in column.chunks]
@@ -145,7 +164,10 @@ def typed(values: list[object], running: pa.DataType | None) -> tuple[pa.Array |
     """Convert JSON values to the running type, or find their own; say of each that does not fit why not."""
 
     def widened(kind: pa.DataType | None, cells: list[object]) -> pa.DataType:
-        return _widened(kind, pa.array(cells).type, first=running is None)
+        found = _widened(kind, pa.array(cells).type, first=running is None)
+        if why := unstorable(found):
+            raise TypeError(why)
+        return found
 
     try:
         kind = solid(widened(running, values))
@@ -258,28 +280,33 @@ def _deep(value: object) -> bool:
 def csv_lines(path: Path) -> Iterator[Line]:
     """Iterate over the records of a CSV file, each with its header."""
     csv.field_size_limit(LONGEST_CSV_FIELD)
-    last, header = b"", list[str]()
+    first, header = "", list[str]()
 
     def text() -> Iterator[str]:
-        nonlocal last
-        for last in _bytes_lines(path):
-            yield last.decode("utf-8", "surrogateescape")
+        nonlocal first
+        for line in _bytes_lines(path):
+            decoded = line.decode("utf-8", "surrogateescape")
+            first = first or decoded
+            yield decoded
 
-    reader = csv.reader(text())
+    # Not strict, an unclosed quote would make one row of all that follows, and `"a"b` would be read as `ab`.
+    reader = csv.reader(text(), strict=True)
     while True:
-        fields, error = [], None
+        fields, error, first = [], None, ""
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as broken:
-            fields, error = [last.decode("utf-8", "surrogateescape")], str(broken)
+            fields, error = [first], str(broken).replace("unexpected end of data", "a quote is never closed")
         if header and fields:
             yield _CsvLine(header, fields, error)
         elif fields:
             header = fields
             _refuse_twins(header, path)
-            if error is not None or any(map(surrogate, header)):
+            if error is not None:
+                raise SourceError(f"{path} has no header: {error}; name the columns in its first line")
+            if any(map(surrogate, header)):
                 raise SourceError(f"{path} has no header in UTF-8; name the columns in its first line")
 
 

@@ -7,7 +7,6 @@ column. A threshold that cuts closer than that cuts by chance.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -17,7 +16,7 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from seamcurate.models.protocols import Prompt, Responses
-from seamcurate.step import Data
+from seamcurate.step import Data, finite
 
 Texts: TypeAlias = list[tuple[Prompt, list[str]]]
 """Prompts, each with its answers."""
@@ -88,7 +87,8 @@ def _largest(texts: Texts, score: Score, width: int) -> Scores:
     ]
     pairs = [(a, b) for a, b in compared if a is not None and b is not None]
     # What is not finite becomes NULL in the column: it has no noise.
-    moved = [[d for a, b in pairs if math.isfinite(d := abs(a[i] - b[i]))] for i in range(width)]
+    sound = [[(a[i], b[i]) for a, b in pairs if None not in (finite(a[i]), finite(b[i]))] for i in range(width)]
+    moved = [[abs(a - b) for a, b in each] for each in sound]
     return tuple(max(differences, default=0.0) for differences in moved)
 
 

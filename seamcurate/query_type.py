@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from seamcurate.errors import ModelError
 from seamcurate.models import Embedder
 
 Vectors = npt.NDArray[np.float64]
@@ -52,13 +53,20 @@ def agreement(embedder: Embedder) -> float:
 
 def _embedded(embedder: Embedder) -> tuple[Vectors, npt.NDArray[np.bool_]]:
     queries, kinds = zip(*examples(), strict=True)
-    return _directions(embedder, queries), np.array(kinds) == "open"
+    vectors = _directions(embedder, queries)
+    if not np.isfinite(vectors).all() or not vectors.var(axis=0).sum() > 0:
+        raise ModelError(
+            "the encoder gives the labelled examples of query types no finite, or all the same embedding, so that no "
+            "classifier can be fitted to them; name another encoder, or `dtype: float32`"
+        )
+    return vectors, np.array(kinds) == "open"
 
 
 def _directions(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     """Embed at length 1, so that one encoder gives one answer, whether it normalises or not."""
     vectors = embedder.embed(texts).astype(np.float64)
-    directions: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    with np.errstate(invalid="ignore"):
+        directions: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return directions
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
 from seamcurate.errors import StepError
-from seamcurate.step import Data, Step, Transform, column
+from seamcurate.step import Data, Step, Transform, column, finite
 from seamcurate.words import Words, split
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
@@ -134,13 +134,13 @@ class Rip(Step):
         def add(rows: pa.Table) -> pa.Table:
             found: list[tuple[float | None, int | None, float | None]] = []
             for golden, worse, rewards in zip(*(rows[name].to_pylist() for name in self.inputs), strict=True):
-                known = [(reward, i) for i, reward in enumerate(rewards or []) if reward is not None]
+                known = [(reward, i) for i, reward in enumerate(map(finite, rewards or [])) if reward is not None]
                 if not known:
                     found.append((None, None, None))
                     continue
                 lowest, place = min(known)
                 length = len(split(worse[place]["response"], self.words))
-                found.append((lowest, length, reward_gap(golden, [reward for reward, _ in known])))
+                found.append((lowest, length, reward_gap(finite(golden), [reward for reward, _ in known])))
             return _table(found, self.adds)
 
         return add
@@ -180,8 +180,8 @@ class RewardSpread(Step):
         def add(rows: pa.Table) -> pa.Table:
             found: list[tuple[float | None, float | None]] = []
             for golden, rewards in zip(*(rows[name].to_pylist() for name in self.inputs), strict=True):
-                known = [reward for reward in rewards or [] if reward is not None]
-                margin = reward_margin(golden, known) if known and golden is not None else None
+                known = [reward for reward in map(finite, rewards or []) if reward is not None]
+                margin = reward_margin(golden, known) if known and finite(golden) is not None else None
                 found.append((reward_spread(known), margin))
             return _table(found, self.adds)
 
@@ -257,7 +257,7 @@ class LengthCalibrated(Step):
                 points = np.array(_points(*row)).reshape(-1, 2)
                 # Beyond the longest and shortest answer sampled, the curve stays level.
                 calibrated = (points[:, 1] - np.interp(points[:, 0], curve["length"], curve["reward"])).tolist()
-                if row[0] is None or row[1] is None or len(calibrated) < 2:
+                if row[0] is None or finite(row[1]) is None or len(calibrated) < 2:
                     found.append((None, None))
                     continue
                 golden, *candidates = calibrated
@@ -348,7 +348,8 @@ class RewardReliability(Step):
         kind = table[self.truth].type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise StepError(f"step {self.name}: column {self.truth!r} holds {kind}, not numbers; name another `truth`")
-        return np.stack([pc.cast(table[name], pa.float64()).to_numpy() for name in self.inputs])
+        # Whole numbers beyond 2^53 are rounded.
+        return np.stack([pc.cast(table[name], pa.float64(), safe=False).to_numpy() for name in self.inputs])
 
 
 def _points(
@@ -356,7 +357,7 @@ def _points(
 ) -> list[tuple[int, float]]:
     """Return (characters, reward) of the golden response and each candidate, where both are known."""
     answers = [(response, golden), *((c["response"], r) for c, r in zip(worse or [], rewards or [], strict=True))]
-    return [(len(text), reward) for text, reward in answers if text is not None and reward is not None]
+    return [(len(text), reward) for text, reward in answers if text is not None and finite(reward) is not None]
 
 
 def _table(rows: Sequence[Sequence[float | None]], schema: pa.Schema) -> pa.Table:

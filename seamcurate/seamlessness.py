@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue
 from seamcurate import noise
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import Policy, PolicyModel, RewardingModel
-from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
 
 Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
 PER_TOKEN = "logprob_per_token"
@@ -226,7 +226,7 @@ class PolicyLogprobs(Step):
             scored = model.logprobs(rows["prompt"].to_pylist(), groups)
             columns: dict[str, list[list[float | int | bool | None] | None]] = {name: [] for name in self.adds.names}
             for worse, want, row in zip(sets, wanted, scored, strict=True):
-                found = dict(zip(want, row, strict=True))
+                found = {i: one for i, one in zip(want, row, strict=True) if one and finite(one.logprob) is not None}
                 for part, name in enumerate(self.adds.names):
                     if worse is None:
                         columns[name].append(None)
@@ -344,8 +344,10 @@ class Seam(Step):
         lengths = pc.fill_null(pc.list_value_length(sets), 0).to_numpy(zero_copy_only=False)
         golden = _numbers(rows["reward"].combine_chunks())
         rewards, logprobs, counts = (_numbers(rows[name].combine_chunks().flatten()) for name in self.inputs[1:])
-        misjudged = np.maximum(rewards - np.repeat(golden, lengths), 0.0) / spread
-        weights = weight(logprobs, counts, self.likelihood)
+        # Rewards a source brings along may be anything: what cannot be compared is unknown.
+        with np.errstate(over="ignore", invalid="ignore"):
+            misjudged = _known(np.maximum(rewards - np.repeat(golden, lengths), 0.0) / spread)
+            weights = _known(weight(logprobs, counts, self.likelihood))
         # ε = 0 makes the term 0 whatever w is; ε > 0 without w is an unknown term.
         known = (misjudged == 0) | ((misjudged > 0) & ~np.isnan(weights))
         terms = np.where(known & (misjudged > 0), weights * misjudged, 0.0).tolist()
@@ -396,8 +398,13 @@ class Seam(Step):
         known_noise = shared / "inputs_noise.json"
         floors = json.loads(known_noise.read_text()) if known_noise.exists() else {}
         largest = 0.0
-        total = wrong = rows = scored = 0
+        total = wrong = rows = scored = unknown = 0
         for table in columns:
+            epsilon, w = (
+                _numbers(table[f"{name}_{self.variant}"].combine_chunks().flatten())
+                for name in ("misjudgements", "weights")
+            )
+            unknown += int((np.isnan(epsilon) | ((epsilon > 0) & np.isnan(w))).sum())
             shares = _numbers(table[f"misjudged_{self.variant}"].combine_chunks())
             counts = _numbers(table[f"candidates_{self.variant}"].combine_chunks())
             largest = max(largest, self._noise(table, floors))
@@ -411,6 +418,7 @@ class Seam(Step):
             "rows_scored": scored,
             "candidates": total,
             "misjudged": wrong,
+            **({"warnings": [_left_out(self.name, unknown)]} if unknown else {}),
             **({"noise": {self.name: largest, f"discrepancy_{self.variant}": largest}} if floors else {}),
             "summary": f"{self.name}: {scored:,} of {rows:,} rows scored; "
             + (f"{wrong:,} of {total:,} candidates misjudged ({rate:.1%})" if rate is not None else "no candidates"),
@@ -444,15 +452,19 @@ def _sums(model: Policy) -> noise.Score:
     ]
 
 
+def _left_out(name: str, candidates: int) -> str:
+    return f"{name}: {candidates:,} candidates are left out, as their reward or likelihood is NULL"
+
+
+def _known(values: Doubles) -> Doubles:
+    """Return numbers with NaN for what is not finite."""
+    return np.where(np.isfinite(values), values, np.nan)
+
+
 def _numbers(values: pa.Array) -> Doubles:
     """Return numbers as double precision, NaN where there is none."""
     found: Doubles = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     return found
-
-
-def finite(value: float | None) -> float | None:
-    """Keep a score that can be compared; NaN and infinities become NULL, since they poison every quantile."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:

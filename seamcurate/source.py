@@ -6,6 +6,7 @@ is its place in the source whatever became of the rows before it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, count, islice
 from pathlib import Path
@@ -165,12 +166,19 @@ class Source(BaseModel):
         claimed = {"row_id", "prompt", "response", "reference", *(["id"] if self.id is not None else [])}
         spelled = {name.lower(): name for name in known}
         sides = {self.rename.get(name, name): name for name in names if name not in mapped.values()}
+        # A line of JSON may bring a column late: one that would then clash may be renamed before it is seen.
+        late = {name.lower() for name in (*claimed, *names)} if self.jsonl is not None else set()
         for column in [*self.rename, *(name for name in sides.values() if name not in self.rename)]:
             output = self.rename.get(column, column)
             if column in mapped.values():
                 raise SourceError(f"{self._where}: {column!r} is mapped already; take it out of rename")
-            if not decided and column not in names:
+            if not decided and column not in names and column.lower() not in late:
                 raise SourceError(f"{self._where}: no column {column!r} to rename; {has}")
+            if not output or "\0" in output:
+                raise SourceError(
+                    f"{self._where}: a column is called {output!r:.80}, which SQL cannot name; "
+                    f'give it another name with rename: {{{json.dumps(column)}: source_column}}'
+                )
             if output.lower() in claimed or spelled.get(output.lower(), output) != output:
                 raise SourceError(
                     f"{self._where}: column {output!r} clashes with another (SQL ignores case); "
@@ -221,6 +229,9 @@ class Source(BaseModel):
         plan = self._plan(fields.names)
         for target, column in plan.mapped.items():
             _check_type(fields.field(column).type, target, f"{self._where}: column {column!r}")
+        for column in plan.sides.values():
+            if why := formats.unstorable(fields.field(column).type):
+                raise SourceError(f"{self._where}: column {column!r} {why}; convert it, or leave it out of the file")
         chats = {column for column in plan.mapped.values() if pa.types.is_list(fields.field(column).type)}
         chat = self.messages is not None or self.prompt in chats
         types = {"row_id": pa.int64(), "prompt": MESSAGES if chat else pa.string()}

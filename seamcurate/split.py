@@ -332,7 +332,7 @@ def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue],
 
 def _row_ids(connection: duckdb.DuckDBPyConnection, files: list[str]) -> range | npt.NDArray[np.int64]:
     """Read the source rows' ids, ascending; a range where none was set aside."""
-    source = f"read_parquet({views.sql_list(files)})"
+    source = views.parquet(files)
     ((low, high, count),) = connection.execute(f"SELECT min(row_id), max(row_id), count(*) FROM {source}").fetchall()
     if high - low + 1 == count:
         return range(low, high + 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,16 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 def column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
     """Declare one added column; `meaning` is the line `seamcurate columns` shows."""
     return pa.field(name, kind, metadata={"meaning": meaning})
+
+
+
+_LARGEST = 3.5e38
+"""Just above what a model's single precision holds: sums and products of larger numbers overflow."""
+
+
+def finite(value: float | None) -> float | None:
+    """Keep a score that can be compared; NaN, infinities and what overflows in a sum become NULL."""
+    return value if value is not None and math.isfinite(value) and abs(value) <= _LARGEST else None
 
 
 def digest(value: JsonValue) -> str:

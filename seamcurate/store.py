@@ -211,18 +211,21 @@ class Store:
                 known |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
                 lineage |= {field.name: _lineage(record) for field in record_schema(record)}
         source = dict.fromkeys(self.schema.names, self.rows_fingerprint)
+        # SQL ignores case, and so must what it will see beside each other.
+        taken = {name.lower(): name for name in source}
         known |= source
         there = self._corpus_columns(corpus or {})
         layers: list[Layer] = []
         for step in steps:
+            self._check_sets(step, source)
             record = self._record(step, known, lineage, there)
             layer = Layer(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
                 other = [done.step.name for done in layers if field.name in done.step.adds.names]
-                if field.name in source:
+                if own := taken.get(field.name.lower()):
                     raise StepError(
                         f"step {step.name} adds {field.name!r}, which the source has too; "
-                        f"give `rows` a `rename: {{{field.name}: source_{field.name}}}`"
+                        f"give `rows` a `rename: {{{own}: source_{own}}}`"
                     )
                 if other:
                     raise StepError(f"steps {other[0]} and {step.name} both add {field.name!r}; leave one out")
@@ -267,6 +270,16 @@ class Store:
         if step.reads_all_rows:
             identity["over_shards"] = len(self.shards)
         return identity
+
+    def _check_sets(self, step: Step, source: Mapping[str, str]) -> None:
+        """Refuse a source's column in place of a set of worse answers, unless it is one."""
+        name = f"worse_{getattr(step, 'variant', '')}"
+        kind = self.schema.field(name).type if name in source and name in step.inputs else None
+        if kind is not None and not sample_sets({name: kind}):
+            raise StepError(
+                f"step {step.name} reads the sets of worse answers in {name!r}, and the source's column is {kind!s:.80}, "
+                f"not list<struct<response: string>>; give `rows` a `rename: {{{name}: source_{name}}}`, or convert it"
+            )
 
     def _record(
         self,
@@ -391,7 +404,7 @@ class Store:
                 if name not in found:
                     kind = kinds[name][1] if name in kinds else schema.field(name).type
                     found[name] = pa.chunked_array([pa.nulls(rows.num_rows, kind)])
-                elif name.startswith("worse_"):
+                elif sample_sets({name: found[name].type}):
                     found[name] = self._with_texts(found[name].combine_chunks())
             return pa.table({name: found[name] for name in ("row_id", *wanted)})
 
@@ -465,6 +478,22 @@ class Store:
             for left in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp"), *self.path.glob("*/*/.*.tmp")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
+
+
+def sample_sets(kinds: Mapping[str, pa.DataType]) -> list[str]:
+    """Name the variants of the columns that hold sets of worse answers; a source may call its own columns alike."""
+    return [
+        name.removeprefix("worse_")
+        for name, kind in kinds.items()
+        if name.startswith("worse_")
+        and pa.types.is_list(kind)
+        and pa.types.is_struct(kind.value_type)
+        and any(
+            (field.name == "response" and pa.types.is_string(field.type))
+            or (field.name == "source_row_id" and pa.types.is_integer(field.type))
+            for field in kind.value_type
+        )
+    ]
 
 
 def filename(number: int) -> str:

@@ -30,7 +30,8 @@ from pydantic import JsonValue
 
 from seamcurate import shard
 from seamcurate.errors import QueryError
-from seamcurate.store import Store, filename, load_json, numbers, record_schema
+from seamcurate.store import Store, filename, load_json, numbers, record_schema, sample_sets
+from seamcurate.tables import brief
 
 LEDGER = pa.schema(
     [
@@ -70,6 +71,7 @@ CANDIDATES = {
     "misjudgement": "DOUBLE",
     "weight": "DOUBLE",
 }
+_LONGEST_MESSAGE = 500
 
 
 def connect(
@@ -277,13 +279,14 @@ def query(store: Store, sql: str) -> pa.Table:
 def explain(connection: duckdb.DuckDBPyConnection, message: str) -> str:
     """Cut DuckDB's message to what is wrong, and list what there is when a name is not."""
     lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("LINE")]
-    short = lines[0] if lines else message
-    hints = [line for line in lines[1:] if "Did you mean" in line or "Candidate" in line]
+    # A value that could not be converted is quoted whole, whatever is in it.
+    short = brief(lines[0] if lines else message, _LONGEST_MESSAGE)
+    hints = [brief(line, _LONGEST_MESSAGE) for line in lines[1:] if "Did you mean" in line or "Candidate" in line]
     if "Catalog Error" in short:
         hints.append(f"views: {', '.join(VIEWS)}")
     elif "Binder Error" in short and "not found" in short:
         columns = connection.execute("SELECT column_name FROM (DESCRIBE rows)").fetchall()
-        hints.append("columns of rows: " + ", ".join(name for (name,) in columns))
+        hints.append("columns of rows: " + ", ".join(brief(name, 80) for (name,) in columns))
     return "; ".join([short, *hints])
 
 
@@ -305,6 +308,11 @@ def _verified_files(store: Store) -> list[Path]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: shard.verify(*job), new))
     return [file for file, _, _ in jobs]
+
+
+def parquet(files: Iterable[str | Path], options: str = "") -> str:
+    """Write the table function that reads Parquet files, and no column out of the folders' names such as `date=1`."""
+    return f"read_parquet({sql_list(files)}, hive_partitioning = false{options})"
 
 
 def sql_list(texts: Iterable[str | Path]) -> str:
@@ -334,7 +342,7 @@ def rows_view(name: str, store: Store) -> str:
             select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema]
             continue
         select += [f"c{i}.{quoted(field.name)}" for field in schema]
-        source = f"read_parquet({sql_list(files)}) AS c{i}"
+        source = f"{parquet(files)} AS c{i}"
         # A finished folder has the rows' shards, and each shard its rows in their order: no key needs to be compared.
         if len(files) == len(shards):
             joins.insert(0, f"POSITIONAL JOIN {source}")
@@ -344,14 +352,14 @@ def rows_view(name: str, store: Store) -> str:
     grown = not pq.read_schema(shards[0]).equals(store.stored_schema)
     return (
         f"CREATE VIEW {name} AS SELECT {', '.join(select)} "
-        f"FROM read_parquet({sql_list(shards)}{', union_by_name = true' if grown else ''}) AS r {' '.join(joins)}"
+        f"FROM {parquet(shards, ', union_by_name = true' if grown else '')} AS r {' '.join(joins)}"
     )
 
 
 def _rejected_view(store: Store, schema: str) -> str:
     shards = _shards(store.path / "rejected")
     if shards:
-        return f"CREATE VIEW {schema}rejected AS SELECT * FROM read_parquet({sql_list(shards)}) AS f"
+        return f"CREATE VIEW {schema}rejected AS SELECT * FROM {parquet(shards)} AS f"
     return _empty(
         f"{schema}rejected", pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
     )
@@ -360,7 +368,7 @@ def _rejected_view(store: Store, schema: str) -> str:
 def _ledger_view(store: Store, schema: str) -> str:
     ledgers = [file.parent / "ledger.parquet" for file in sorted((store.path / "splits").glob("*/split.json"))]
     if ledgers:
-        return f"CREATE VIEW {schema}ledger AS SELECT * FROM read_parquet({sql_list(ledgers)}) AS f"
+        return f"CREATE VIEW {schema}ledger AS SELECT * FROM {parquet(ledgers)} AS f"
     return _empty(f"{schema}ledger", LEDGER)
 
 
@@ -377,7 +385,7 @@ def _candidates_view(store: Store, schema: str) -> str:
 
 def candidates(kinds: Mapping[str, pa.DataType], relation: str, corpus: str = "corpus") -> str:
     """Write the SELECT of a relation's candidates, given what its columns are and where its corpus is."""
-    variants = [name.removeprefix("worse_") for name in kinds if name.startswith("worse_")]
+    variants = sample_sets(kinds)
     if not variants:
         return f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in CANDIDATES.items())} WHERE false"
     return " UNION ALL ".join(_variant_select(v, kinds, relation, corpus) for v in variants)
@@ -395,15 +403,17 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
         "weight": f"weights_{variant}",
     }
 
+    there = [name for name in lists.values() if name in kinds and pa.types.is_list(kinds[name])]
+
     def from_set(field: str) -> str:
         return f"x.{field}" if field in fields else "NULL"
 
     def from_list(column: str) -> str:
-        return f"r.{quoted(lists[column])}[i]" if lists[column] in kinds else "NULL"
+        return f"r.{quoted(lists[column])}[i]" if lists[column] in there else "NULL"
 
     values = {
         "row_id": "r.row_id",
-        "variant": f"'{variant}'",
+        "variant": "'" + variant.replace("'", "''") + "'",
         "rank": "i",
         "response": from_set("response") if "response" in fields else "c.response",
         "similarity": from_set("similarity"),
@@ -413,9 +423,11 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
     select = ", ".join(f"({value})::{CANDIDATES[name]} AS {name}" for name, value in values.items())
     join = "" if "response" in fields else f"LEFT JOIN {corpus} AS c ON c.row_id = x.source_row_id"
     worse = quoted(f"worse_{variant}")
+    # No column but these: the source's own may be called i and x too.
+    named = ", ".join(["row_id", *map(quoted, there)])
     return (
         f"SELECT {select} FROM "
-        f"(SELECT *, unnest(range(1, len({worse}) + 1)) AS i, unnest({worse}) AS x FROM {relation}) AS r {join}"
+        f"(SELECT {named}, unnest(range(1, len({worse}) + 1)) AS i, unnest({worse}) AS x FROM {relation}) AS r {join}"
     )
 
 

@@ -24,7 +24,7 @@ from seamcurate import query_type as classifier
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel
 from seamcurate.models.template import prompt_text
-from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, finite
 from seamcurate.words import Words, counts, distinct_trigrams, split
 
 if TYPE_CHECKING:
@@ -255,8 +255,9 @@ class QueryType(Step):
 
         def classify(rows: pa.Table) -> pa.Table:
             opens = probability([prompt_text(p) for p in rows["prompt"].to_pylist()])
-            kinds = pa.array(["open" if p >= 0.5 else "closed" for p in opens], pa.string())
-            found = [kinds, pa.array(opens, pa.float64())]
+            sure = [finite(float(p)) for p in opens]
+            kinds = pa.array([None if p is None else "open" if p >= 0.5 else "closed" for p in sure], pa.string())
+            found = [kinds, pa.array(sure, pa.float64())]
             if self.asked:
                 asked = rows["query_type_asked"].combine_chunks()
                 found = [pc.coalesce(asked, kinds), found[1], pc.if_else(asked.is_null(), "classifier", _ASKED)]
@@ -446,7 +447,7 @@ def _relevance(name: str, encoder: EncoderModel | None, other: str, stop: Sequen
             left = embedder.embed([prompt_text(pairs[i][0]) for i in known])
             right = embedder.embed([cut(pairs[i][1], stop) for i in known])
             for i, value in zip(known, relevance(left, right), strict=True):
-                scores[i] = value
+                scores[i] = finite(value)
         return pa.table({name: pa.array(scores, pa.float64())})
 
     return score

@@ -185,7 +185,8 @@ class _Distinct:
     def add(self, answers: Iterable[str]) -> None:
         """Take what is new."""
         for answer in answers:
-            text = answer.strip()
+            # A reply that was cut inside an escaped emoji holds half of it, which no file can.
+            text = answer.encode("utf-8", "replace").decode().strip()
             gist = _gist(text)
             if not text:
                 self.empty += 1

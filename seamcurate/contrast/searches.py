@@ -253,10 +253,12 @@ def _greedy(
     places = attempt.changeable(lexicons.stop_words)
     (best,) = yield from attempt.score([text.written(current)], probes=True)
     attempt.start = float(best)
+    # No more than will be asked about: a long answer would be written out once for each of its words.
+    probed = places[: attempt.budget - attempt.queries]
     if ranking == "delete":
-        probes = [text.without(current, at) for at in places]
+        probes = [text.without(current, at) for at in probed]
     else:
-        probes = [text.written([*current[:at], _UNKNOWN, *current[at + 1 :]]) for at in places]
+        probes = [text.written([*current[:at], _UNKNOWN, *current[at + 1 :]]) for at in probed]
     weights = yield from attempt.score(probes, probes=True)
     if ranking == "saliency":
         gains = np.zeros(len(places))

@@ -46,7 +46,7 @@ def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
         figures.mkdir(parents=True, exist_ok=True)
         for number, (name, svg) in enumerate(drawn.items()):
             # A column's name may be any text; a file's may not.
-            safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+            safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:60]
             file = figures / f"{number:02d}_{safe}.svg"
             file.write_text(
                 svg.replace("<svg ", f'<svg width="{_WIDTH}" height="{_HEIGHT + _FOOT}" ', 1), encoding="utf-8"

@@ -16,7 +16,7 @@ from seamcurate.errors import QueryError
 from seamcurate.explore.session import Session
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
-from seamcurate.store import Store, filename
+from seamcurate.store import Store, filename, record_schema, sample_sets
 
 _LISTS = {
     "reward": "rewards",
@@ -48,8 +48,8 @@ def row(session: Session, row_id: int) -> dict[str, JsonValue]:
     candidates = [
         one
         for c in columns
-        if c.name.startswith("worse_")
-        for one in _candidates(store, c.name.removeprefix("worse_"), found)
+        for variant in sample_sets({c.name: c.kind})
+        for one in _candidates(store, variant, found)
     ]
     candidates.sort(key=lambda one: (one["reward"] is None, -cast(float, one["reward"] or 0), one["rank"]))
     return {
@@ -86,7 +86,8 @@ def _read(store: Store, row_id: int, names: Sequence[str]) -> Mapping[str, objec
     number = row_id // int(str(store.about["shard_rows"]))
     if row_id < 0 or number not in store.shards:
         return None
-    direct = [name for name in names if name.startswith("worse_")]
+    added = {name for record in store.records().values() for name in record_schema(record).names}
+    direct = [name for name in names if name.startswith("worse_") and name in added]
     table = store.reader([name for name in names if name not in direct], partial=True)(number)
     place = pc.index(table["row_id"], row_id).as_py()
     if place < 0:
@@ -109,7 +110,8 @@ def _candidates(store: Store, variant: str, found: Mapping[str, object]) -> list
     listed: list[dict[str, JsonValue]] = []
     for i, one in enumerate(worse):
         source = sources.get(cast(int, one.get("source_row_id")), {})
-        values = {name: cast(list[float], found.get(f"{column}_{variant}") or []) for name, column in _LISTS.items()}
+        lists = {name: found.get(f"{column}_{variant}") for name, column in _LISTS.items()}
+        values = {name: cast(list[float], part) if isinstance(part, list) else [] for name, part in lists.items()}
         listed.append(
             {
                 "variant": variant,
@@ -142,8 +144,14 @@ def _pick(store: Store, number: int, ids: Sequence[int], names: Sequence[str]) -
     file = store.path / "rows" / filename(number)
     shard.verify(file, store.rows_fingerprint, number)
     there = [name for name in names if name in pq.read_schema(file).names]
-    return pq.read_table(file, columns=there, filters=[("row_id", "in", list(ids))], use_threads=False)
+    wanted = [("row_id", "in", list(ids))]
+    return pq.read_table(file, columns=there, filters=wanted, use_threads=False, partitioning=None)
 
 
 def _number(value: object) -> JsonValue:
-    return None if isinstance(value, float) and not math.isfinite(value) else cast(JsonValue, value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    # Dates and decimals: JSON has none.
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from seamcurate import views
-from seamcurate.store import Column, Store, numbers
+from seamcurate.store import Column, Store, numbers, sample_sets
 
 SECONDS = 10.0
 MEMORY = "4GB"
@@ -25,6 +25,8 @@ _BINS = 60
 _SAMPLE = 20_000
 _VALUES = 2_000
 _TEXTS = ("prompt", "response", "reference")
+_OWN = ("row_id", "_candidates", "_misjudged", "_length")
+"""What `scores` has of its own: a source's column of one of these names has no chart."""
 _ORDER = ("seam_", "misjudged_", "reward", "discrepancy_", "candidates_", "rer", "query_type")
 
 
@@ -151,9 +153,9 @@ def _open(store: Store, other: Store | None, memory: str) -> _Opened:
     state, columns = _state(store), store.columns()
     connection = views.connect(store, other=other, memory=memory)
     kinds = {c.name: c.kind for c in columns if c.stale is None}
-    numeric = [c for c in columns if c.stale is None and c.name != "row_id" and _is_number(c.kind)]
+    numeric = [c for c in columns if c.stale is None and c.name.lower() not in _OWN and _is_number(c.kind)]
     numeric.sort(key=lambda c: (_place(c.name), c.name))
-    texts = [c for c in columns if c.stale is None and c.name not in _TEXTS and _is_label(c.kind)]
+    texts = [c for c in columns if c.stale is None and c.name.lower() not in {*_TEXTS, *_OWN} and _is_label(c.kind)]
     grouped = [c for c in texts if _repeats(connection, c.name)]
     connection.execute(_scores(kinds, [c.name for c in numeric], [c.name for c in grouped]))
     ((rows,),) = connection.execute("SELECT count(*) FROM scores").fetchall()
@@ -164,17 +166,20 @@ def _open(store: Store, other: Store | None, memory: str) -> _Opened:
 
 def _scores(kinds: Mapping[str, pa.DataType], numeric: list[str], grouped: list[str]) -> str:
     """Write what makes the table of scalars: what is not finite is NULL in it, as no chart has a place for it."""
-    variants = [name.removeprefix("worse_") for name in kinds if name.startswith("worse_")]
+    variants = sample_sets(kinds)
     sizes = {
-        v: views.quoted(f"candidates_{v}") if f"candidates_{v}" in kinds else f"len({views.quoted(f'worse_{v}')})"
+        v: views.quoted(f"candidates_{v}") if f"candidates_{v}" in numeric else f"len({views.quoted(f'worse_{v}')})"
         for v in variants
     }
-    wrong = [f"coalesce(misjudged_{v} * {sizes[v]}, 0)" for v in variants if f"misjudged_{v}" in kinds]
+    shares = {v: f"misjudged_{v}" for v in variants}
+    wrong = [f"coalesce({views.quoted(q)} * {sizes[v]}, 0)" for v, q in shares.items() if q in numeric]
     # Messages have no length as text has; what they are written as does.
     size = "length(response)" if pa.types.is_string(kinds["response"]) else "length(response::VARCHAR)"
+    # JSON has no decimals.
+    spelled = [(views.quoted(name), "::DOUBLE" if pa.types.is_decimal(kinds[name]) else "") for name in numeric]
     select = [
         "row_id",
-        *(f"CASE WHEN isfinite({q}::DOUBLE) THEN {q} END AS {q}" for q in map(views.quoted, numeric)),
+        *(f"CASE WHEN isfinite({q}::DOUBLE) THEN {q}{as_} END AS {q}" for q, as_ in spelled),
         *(f"{q}::VARCHAR AS {q}" for q in map(views.quoted, grouped)),
         f"({' + '.join(f'coalesce({s}, 0)' for s in sizes.values()) or '0'})::INTEGER AS _candidates",
         f"({' + '.join(wrong) or 'NULL'})::DOUBLE AS _misjudged",
@@ -196,9 +201,11 @@ def _chart(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> 
     ).fetchall()
     # A few far values must not press all others into one bin: they are counted in the outermost ones.
     first, last = (low, high) if high - low <= 8 * (near_high - near_low) else (near_low, near_high)
-    step = _nice((last - first) / _BINS, whole=pa.types.is_integer(column.kind))
-    first = float(f"{math.floor(first / step) * step:.12g}")
-    bins = max(1, math.floor((last - first) / step) + 1)
+    step = _nice(last / _BINS - first / _BINS, whole=pa.types.is_integer(column.kind))
+    # Twelve digits are not enough for numbers far from 0 that lie close together.
+    begin = math.floor(first / step) * step
+    first = rounded if abs((rounded := float(f"{begin:.12g}")) - begin) < step / 2 else begin
+    bins = min(2 * _BINS, max(1, math.floor(last / step - first / step) + 1))
     worst: Literal["low", "high"] | None = None
     if "high = bad" in column.meaning or column.name.startswith("misjudged_"):
         worst = "high"
@@ -209,7 +216,8 @@ def _chart(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> 
 
 def _nice(width: float, whole: bool) -> float:
     """Round a bin's width up to 1, 2 or 5 times a power of ten."""
-    if width <= 0:
+    # The smallest doubles have no power of ten below them.
+    if width < 1e-300:
         return 1.0
     power = 10.0 ** math.floor(math.log10(width))
     nice = next(float(f"{power * factor:.12g}") for factor in (1, 2, 5, 10) if power * factor >= width * 0.999)
