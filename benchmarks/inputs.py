@@ -57,18 +57,20 @@ def tokenizer(size: int = 16_000) -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
 
-def decoder(folder: Path, labels: int | None = None, seed: int = 0) -> Path:
-    """Save a Qwen2 of 16 M made-up weights: a policy, or with `labels` a reward model."""
+def decoder(
+    folder: Path, labels: int | None = None, seed: int = 0, width: int = 384, layers: int = 6, tokens: int = 16_000
+) -> Path:
+    """Save a Qwen2 of made-up weights, 16 M unless said otherwise: a policy, or with `labels` a reward model."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=16_000,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
+        vocab_size=tokens,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=max(2, width // 64),
         num_key_value_heads=2,
         max_position_embeddings=4096,
         pad_token_id=0,
@@ -78,7 +80,7 @@ def decoder(folder: Path, labels: int | None = None, seed: int = 0) -> Path:
     )
     kind = Qwen2ForCausalLM if labels is None else Qwen2ForSequenceClassification
     kind(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tokenizer(tokens).save_pretrained(folder)
     return folder
 
 

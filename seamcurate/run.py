@@ -145,13 +145,17 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") 
     missing = [number for number in store.missing(layer) if number in wanted]
     step, shared = layer.step, layer.path / "shared"
     if missing:
-        if not shared.exists():
-            beside = layer.path / ".shared.tmp"
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir()
-            step.prepare(store, beside)
-            beside.rename(shared)
-        transform = step.load(shared)
+        try:
+            if not shared.exists():
+                beside = layer.path / ".shared.tmp"
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir()
+                step.prepare(store, beside)
+                beside.rename(shared)
+            transform = step.load(shared)
+        except OSError as error:
+            # The disk is full, as a rule.
+            raise StoreError(f"{shared} cannot be made: {error.strerror or error}; mend that and run again") from error
         read = store.reader(step.inputs)
         total = sum(map(store.count, missing))
         with bar(f"{where}{step.name}", total) as advance:

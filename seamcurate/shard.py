@@ -24,6 +24,8 @@ _SEALED = re.compile(re.escape(_SEAL) + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
 _OPEN = b"0" * 64
 
 _verified: dict[Path, tuple[int, int, int, str, int]] = {}
+_FORGET_FROM = 4096
+_forget_at = _FORGET_FROM
 
 
 def give_back() -> None:
@@ -94,6 +96,16 @@ def verify(path: Path, maker: str, number: int) -> None:
     marks = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
     if marks.get(b"seamcurate.maker") != maker.encode() or marks.get(b"seamcurate.shard") != str(number).encode():
         raise DamagedError(f"{path} belongs to another shard or another configuration; {_CURE}")
+    _remember(path, key)
+
+
+def _remember(path: Path, key: tuple[int, int, int, str, int]) -> None:
+    """Note a verified file; whenever twice as many are noted, those that are gone are forgotten."""
+    global _forget_at
+    if len(_verified) >= _forget_at:
+        for gone in [noted for noted in list(_verified) if not noted.exists()]:
+            _verified.pop(gone, None)
+        _forget_at = max(_FORGET_FROM, 2 * len(_verified))
     _verified[path] = key
 
 

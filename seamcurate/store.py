@@ -475,7 +475,8 @@ class Store:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
-            for left in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp"), *self.path.glob("*/*/.*.tmp")]:
+            patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp")
+            for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
 

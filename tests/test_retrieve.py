@@ -135,13 +135,18 @@ def test_results_do_not_depend_on_the_batch(tmp_path):
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 @pytest.mark.parametrize("deepest", [None, 200])
-def test_an_approximate_index_goes_deeper_than_a_crowd_and_its_recall_is_measured(tmp_path, kind, deepest):
+@pytest.mark.parametrize("part", [2**30, 1500 * 64 * 4])
+def test_an_approximate_index_goes_deeper_than_a_crowd_and_its_recall_is_measured(
+    tmp_path, monkeypatch, kind, deepest, part
+):
+    monkeypatch.setattr(approximate, "_PART", part)
     vectors, queries = clustered(4000), clustered(20, seed=1)
     noise = np.random.default_rng(2).standard_normal((1000, 64)).astype(np.float32)
     crowded = np.concatenate([retrieve.unit(queries[:1] + 0.01 * noise), vectors])
     exact = laid_out(tmp_path, crowded, (0.5, 0.9))
     approximate.build(tmp_path, kind)
     near = approximate.Approximate(tmp_path, exact, effort=1000)
+    assert len(list(tmp_path.glob("*.faiss"))) == (1 if part == 2**30 else 4)
     if deepest:
         # As on a GPU, which gives no more than 2,048: what needs more is searched exactly.
         near.deepest = deepest

@@ -77,3 +77,18 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     with pytest.raises(StoreError, match="cannot be written"):
         shard.write(tmp_path / "gone" / "00000.parquet", TABLE, "maker", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_gone_are_forgotten_while_those_there_stay_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "_verified", {})
+    monkeypatch.setattr(shard, "_FORGET_FROM", 8)
+    monkeypatch.setattr(shard, "_forget_at", 8)
+    kept = tmp_path / "kept.parquet"
+    shard.write(kept, TABLE, "maker", 0)
+    shard.verify(kept, "maker", 0)
+    for number in range(100):
+        store = tmp_path / f"store-{number}.parquet"
+        shard.write(store, TABLE, "maker", number)
+        shard.verify(store, "maker", number)
+        store.unlink()
+    assert len(shard._verified) <= 9 and shard.verified(kept, "maker", 0)

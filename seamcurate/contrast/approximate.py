@@ -1,16 +1,19 @@
 """Approximate search by FAISS, for corpora of millions: what it proposes is checked exactly, what it misses is measured.
 
 A band needs everything above its floor, and the best k of FAISS may all lie above its ceiling: a query whose results
-all reach the floor is searched again, deeper; one that FAISS can search no deeper is searched exactly.
+all reach the floor is searched again, deeper; one that FAISS can search no deeper is searched exactly. Vectors are indexed
+part by part, and what each part proposes is merged, so that neither making nor searching needs memory for all of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from seamcurate.contrast.nearest import SLACK, Band, Floats, Hits, LeaveOut
 from seamcurate.errors import StepError
@@ -19,30 +22,38 @@ if TYPE_CHECKING:
     from seamcurate.contrast.nearest import Places
 
 Kind = Literal["ivf", "hnsw"]
+_PART = 2**30
+"""Bytes of vectors in one index."""
 _GPU_DEPTH = 2048
 """The most results FAISS gives on a GPU, where it has no range search either."""
 
 
 class Approximate:
-    """A FAISS index beside the vectors it was made from.
+    """FAISS indices beside the vectors they were made from.
 
     Args:
         folder: Where `build` left it.
         exact: The same vectors, to check what FAISS proposes.
-        effort: Lists probed (`ivf`) or candidates kept while searching (`hnsw`).
+        effort: Lists probed (`ivf`) or candidates kept while searching (`hnsw`), in each of them.
     """
 
     def __init__(self, folder: Path, exact: Band, effort: int) -> None:
         faiss = load_faiss()
         self.exact = exact
-        self._index: Any = faiss.read_index(str(folder / "index.faiss"))
-        self.deepest = int(self._index.ntotal)
-        self._graph: Any = getattr(self._index, "hnsw", None)
-        if self._graph is None:
-            self._index.nprobe = effort
-            if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
-                self._index = faiss.index_cpu_to_all_gpus(self._index)
-                self.deepest = min(self.deepest, _GPU_DEPTH)
+        on_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
+        self._parts: list[Any] = []
+        for file in sorted(folder.glob("*.faiss")):
+            # Mapped, lists and graphs stay on disk: of each search only what it looks at is read.
+            mapped = faiss.IO_FLAG_MMAP_IFC if file.name.startswith("hnsw") else faiss.IO_FLAG_MMAP
+            index = faiss.read_index(str(file), 0 if on_gpu else mapped)
+            if hasattr(index, "nprobe"):
+                index.nprobe = effort
+                if on_gpu:
+                    index = faiss.index_cpu_to_all_gpus(index)
+            self._parts.append(index)
+        self.deepest = max(int(index.ntotal) for index in self._parts)
+        if on_gpu and not hasattr(self._parts[0], "hnsw"):
+            self.deepest = min(self.deepest, _GPU_DEPTH)
         self._effort = effort
 
     def search(self, queries: Floats, k: int, leave_out: LeaveOut) -> list[Hits]:
@@ -51,15 +62,9 @@ class Approximate:
         left = np.arange(len(queries))
         depth = min(max(128, 4 * k), self.deepest)
         while len(left):
-            if self._graph is not None:
-                self._graph.efSearch = max(self._effort, depth)
             asked = queries[left]
-            scores, labels = self._index.search(asked, depth)
-            near = (labels >= 0) & (scores >= self.exact.low - SLACK)
-            # Where everything found reaches the floor, there may be more that does.
-            more = near[:, -1] & (depth < len(self.exact.vectors))
-            rows, columns = np.nonzero(near & ~more[:, None])
-            hits = self.exact.check(asked, rows, labels[rows, columns], k, _of(left, leave_out))
+            more = np.zeros(len(left), bool)
+            hits = self.exact.check(asked, self._proposed(asked, depth, more), k, _of(left, leave_out))
             if depth == self.deepest and more.any():
                 exact = self.exact.search(asked[more], k, _of(left[more], leave_out))
                 for row, one in zip(np.flatnonzero(more), exact, strict=True):
@@ -71,6 +76,20 @@ class Approximate:
             depth = min(4 * depth, self.deepest)
         return found
 
+    def _proposed(self, queries: Floats, depth: int, more: npt.NDArray[np.bool_]) -> Iterator[tuple[Places, Places]]:
+        """Yield what each part of the index finds, and note in `more` which queries may have more there."""
+        start = 0
+        for index in self._parts:
+            if hasattr(index, "hnsw"):
+                index.hnsw.efSearch = max(self._effort, depth)
+            scores, labels = index.search(queries, min(depth, index.ntotal))
+            near = (labels >= 0) & (scores >= self.exact.low - SLACK)
+            # Where everything found reaches the floor, there may be more that does.
+            more |= near[:, -1] & (depth < index.ntotal)
+            rows, columns = np.nonzero(near & ~more[:, None])
+            yield rows, labels[rows, columns] + start
+            start += int(index.ntotal)
+
 
 def _of(queries: Places, leave_out: LeaveOut) -> LeaveOut:
     """Ask `leave_out` about some of its queries, counted from the first of these."""
@@ -78,19 +97,30 @@ def _of(queries: Places, leave_out: LeaveOut) -> LeaveOut:
 
 
 def build(folder: Path, kind: Kind) -> None:
-    """Make a FAISS index of the vectors in a folder and leave it there."""
+    """Make FAISS indices of the vectors in a folder, a gigabyte of these each, and leave them there.
+
+    Raises:
+        OSError: One cannot be written.
+    """
     faiss = load_faiss()
     vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-    count, width = vectors.shape
-    if kind == "ivf":
-        lists = min(max(1, int(4 * math.sqrt(count))), max(1, count // 39))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-        index.train(np.ascontiguousarray(vectors[:: max(1, count // (64 * lists))]))
-    else:
-        index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
-    for start in range(0, count, 65_536):
-        index.add(np.ascontiguousarray(vectors[start : start + 65_536]))
-    faiss.write_index(index, str(folder / "index.faiss"))
+    width = vectors.shape[1]
+    size = max(1, _PART // (4 * width))
+    for number, start in enumerate(range(0, len(vectors), size)):
+        part = vectors[start : start + size]
+        count = len(part)
+        if kind == "ivf":
+            lists = min(max(1, int(4 * math.sqrt(count))), max(1, count // 39))
+            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
+            index.train(np.ascontiguousarray(part[:: max(1, count // (64 * lists))]))
+        else:
+            index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+        for block in range(0, count, 65_536):
+            index.add(np.ascontiguousarray(part[block : block + 65_536]))
+        try:
+            faiss.write_index(index, str(folder / f"{kind}-{number:05d}.faiss"))
+        except RuntimeError as error:
+            raise OSError(f"FAISS cannot write its index: {error}") from error
 
 
 def recall(found: list[Hits], exact: list[Hits]) -> float:

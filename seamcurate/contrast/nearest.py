@@ -31,6 +31,8 @@ SLACK = 1e-4
 """How far a product in single precision may be off."""
 _PAIRS = 2**22
 """Products held at once: 16 MiB."""
+_ROWS = 2**15
+"""Vectors held at once, however few the queries."""
 _SAMPLE = 8192
 _RUN = 64
 
@@ -43,7 +45,7 @@ class Hits(NamedTuple):
 
 
 class Band:
-    """Vectors laid out on disk for one band, memory-mapped.
+    """Vectors laid out on disk for one band, memory-mapped and read a block at a time: they may exceed the memory.
 
     vectors.npy    float32, count × dimensions, length 1
     bound.npy      float32, count × (components + 1): principal components, and the length of the rest
@@ -54,18 +56,20 @@ class Band:
         import torch
 
         self.low, self.high = band
-        # Copy on write: torch warns of arrays it could not write to, and nothing here ever does.
-        self.vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="c", allow_pickle=False)
+        # For reading only: a map that could be written to is refused where it exceeds the machine's memory.
+        self.vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         self._rotation: Floats | None = None
         self._scanned = self.vectors
         if (folder / "bound.npy").exists():
             self._rotation = np.load(folder / "rotation.npy", allow_pickle=False)
-            self._scanned = np.load(folder / "bound.npy", mmap_mode="c", allow_pickle=False)
+            self._scanned = np.load(folder / "bound.npy", mmap_mode="r", allow_pickle=False)
         self.components = None if self._rotation is None else self._rotation.shape[1]
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._resident: torch.Tensor | None = None
         if self._device.type == "cuda" and self._scanned.nbytes < torch.cuda.mem_get_info()[0] // 2:
-            self._resident = torch.from_numpy(self._scanned).to(self._device)
+            self._resident = torch.empty(self._scanned.shape, device=self._device)
+            for start in range(0, len(self._scanned), _ROWS):
+                self._resident[start : start + _ROWS] = _read(self._scanned[start : start + _ROWS])
 
     def search(self, queries: Floats, k: int, leave_out: LeaveOut) -> list[Hits]:
         """Return each query's `k` nearest vectors inside the band, fewer where there are fewer.
@@ -82,7 +86,7 @@ class Band:
 
         asked = torch.from_numpy(self._turned(queries)).to(self._device)
         best = _Best(len(queries), k, self.low)
-        block = max(_RUN, _PAIRS // max(1, len(queries)) // _RUN * _RUN)
+        block = min(_ROWS, max(_RUN, _PAIRS // max(1, len(queries)) // _RUN * _RUN))
         with torch.inference_mode():
             for start in range(0, len(self.vectors), block):
                 scanned = self._block(start, start + block)
@@ -100,7 +104,7 @@ class Band:
         """Narrow a block the bound does not: by the whole product, to what may be among each query's `k` nearest."""
         import torch
 
-        cosines = product(torch.from_numpy(queries), torch.from_numpy(self.vectors[start:end])).numpy()
+        cosines = product(torch.from_numpy(queries), _read(self.vectors[start:end])).numpy()
         places = np.arange(start, end)
         out = leave_out(np.arange(len(queries))[:, None], places[None, :])
         cosines[out | (cosines > self.high + SLACK)] = -2
@@ -113,10 +117,13 @@ class Band:
         rows, columns = np.nonzero(cosines >= floors[:, None])
         return rows, columns + start
 
-    def check(self, queries: Floats, rows: Places, places: Places, k: int, leave_out: LeaveOut) -> list[Hits]:
-        """Return, of pairs somebody proposes, each query's `k` nearest inside the band; see `search`."""
+    def check(
+        self, queries: Floats, proposals: Iterable[tuple[Places, Places]], k: int, leave_out: LeaveOut
+    ) -> list[Hits]:
+        """Return, of pairs somebody proposes lot by lot, each query's `k` nearest inside the band; see `search`."""
         best = _Best(len(queries), k, self.low)
-        self._check(queries, rows, places, best, leave_out)
+        for rows, places in proposals:
+            self._check(queries, rows, places, best, leave_out)
         return best.hits()
 
     def _check(self, queries: Floats, rows: Places, places: Places, best: _Best, leave_out: LeaveOut) -> None:
@@ -135,11 +142,9 @@ class Band:
         return bounded(queries, self._rotation)
 
     def _block(self, start: int, end: int) -> torch.Tensor:
-        import torch
-
         if self._resident is not None:
             return self._resident[start:end]
-        return torch.from_numpy(self._scanned[start:end]).to(self._device)
+        return _read(self._scanned[start:end]).to(self._device)
 
 
 class _Best:
@@ -187,24 +192,32 @@ def build(folder: Path, count: int, blocks: Iterable[Floats], low: float) -> Non
         blocks: float32, rows × dimensions, length 1; together `count` rows.
         low: The floor of the band, which decides how many components the bound needs.
     """
-    vectors: Floats | None = None
-    start = 0
-    for block in blocks:
-        if vectors is None:
-            shape = (count, block.shape[1])
-            vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
-        vectors[start : start + len(block)] = block
-        start += len(block)
-    assert vectors is not None and start == count
+    write(folder / "vectors.npy", count, blocks)
+    vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
     sample = np.ascontiguousarray(vectors[:: max(1, count // _SAMPLE)], np.float32)
     turned = rotation(sample, low)
     if turned is None:
         return
-    np.save(folder / "rotation.npy", turned)
-    bound = np.lib.format.open_memmap(folder / "bound.npy", "w+", np.float32, (count, turned.shape[1] + 1))
-    for start in range(0, count, 8192):
-        bound[start : start + 8192] = bounded(vectors[start : start + 8192], turned)
-    del bound, vectors
+    write(folder / "rotation.npy", len(turned), [turned])
+    parts = (np.array(vectors[start : start + 8192]) for start in range(0, count, 8192))
+    write(folder / "bound.npy", count, (bounded(part, turned) for part in parts))
+
+
+def write(path: Path, count: int, blocks: Iterable[npt.NDArray[np.generic]]) -> None:
+    """Write blocks of `count` rows together as one .npy file.
+
+    Not through a memory map: where the disk is full, writing to one kills the process.
+    """
+    written = 0
+    with path.open("wb") as file:
+        for block in blocks:
+            if written == 0:
+                kind = np.lib.format.dtype_to_descr(block.dtype)
+                shape = (count, *block.shape[1:])
+                np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+            file.write(np.ascontiguousarray(block).data)
+            written += len(block)
+    assert written == count
 
 
 def rotation(sample: Floats, low: float) -> Floats | None:
@@ -236,6 +249,13 @@ def bounded(vectors: Floats, axes: Floats) -> Floats:
         along = product(given, turn.T.contiguous())
         rest = (given - product(along, turn)).norm(dim=1, keepdim=True) + 1e-6
         return torch.cat([along, rest], 1).numpy()
+
+
+def _read(vectors: Floats) -> torch.Tensor:
+    """Copy what is mapped: torch warns of arrays it could not write to."""
+    import torch
+
+    return torch.from_numpy(np.array(vectors))
 
 
 def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Places, Places]:

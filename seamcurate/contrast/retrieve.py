@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,8 @@ class Retrieve(Step):
     index: Literal["exact", "ivf", "hnsw"] = "exact"
     """`ivf` and `hnsw` are FAISS's: faster on many millions, and they miss some; how many is measured and reported."""
     effort: int = Field(default=64, ge=1)
-    """How far they look: lists probed, or candidates kept while searching. `exact` has no use for it."""
+    """How far they look in each gigabyte of vectors: lists probed, or candidates kept while searching. `exact` has no
+    use for it."""
 
     revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 1024
@@ -131,19 +132,13 @@ class Retrieve(Step):
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Lay the corpus's vectors out for the search and describe how many rows the band will serve."""
-        ids: list[npt.NDArray[np.int64]] = []
-        prompts: list[Keys] = []
-        responses: list[Keys] = []
-        for table in data.corpus(("prompt", "response")):
-            ids.append(table["row_id"].to_numpy())
-            prompts.append(keys(table["prompt"].to_pylist()))
-            responses.append(keys(table["response"].to_pylist()))
-        count = sum(map(len, ids))
+        count = sum(table.num_rows for table in data.corpus(()))
         if count == 0:
             raise StepError("step worse_contrast: the corpus has no rows to retrieve from")
-        np.save(shared / "row_ids.npy", np.concatenate(ids))
-        np.save(shared / "prompt_keys.npy", np.concatenate(prompts))
-        np.save(shared / "response_keys.npy", np.concatenate(responses))
+        nearest.write(shared / "row_ids.npy", count, (table["row_id"].to_numpy() for table in data.corpus(())))
+        for name in ("prompt", "response"):
+            hashed = (keys(table[name].to_pylist()) for table in data.corpus((name,)))
+            nearest.write(shared / f"{name}_keys.npy", count, hashed)
         embedded = (as_matrix(table["embedding"]) for table in data.corpus(("embedding",)) if table.num_rows)
         nearest.build(shared, count, embedded, self.band[0])
         if self.index != "exact":
@@ -151,7 +146,7 @@ class Retrieve(Step):
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
         vectors = unit(_loaded(self.encoder, self.name).embed([prompt_text(p) for p in sample]))
         exact = nearest.Band(shared, self.band)
-        found = probe(vectors, keys(sample), exact.vectors, np.concatenate(prompts), self.band, self.k)
+        found = probe(vectors, keys(sample), exact.vectors, _mapped(shared, "prompt_keys"), self.band, self.k)
         if self.index != "exact":
             near = approximate.Approximate(shared, exact, self.effort)
             answers = (searched.search(vectors, self.k, nothing) for searched in (near, exact))
@@ -166,9 +161,9 @@ class Retrieve(Step):
         """Open the vectors and load the encoder."""
         exact = nearest.Band(shared, self.band)
         search = (exact if self.index == "exact" else approximate.Approximate(shared, exact, self.effort)).search
-        ids = np.load(shared / "row_ids.npy", allow_pickle=False)
-        corpus_prompts = np.load(shared / "prompt_keys.npy", allow_pickle=False)
-        corpus_responses = np.load(shared / "response_keys.npy", allow_pickle=False)
+        ids, corpus_prompts, corpus_responses = (
+            _mapped(shared, name) for name in ("row_ids", "prompt_keys", "response_keys")
+        )
         embedder = _loaded(self.encoder, self.name)
 
         def retrieve(rows: pa.Table) -> pa.Table:
@@ -340,6 +335,12 @@ def as_matrix(embeddings: pa.ChunkedArray) -> Floats:
     flat = embeddings.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     matrix: Floats = flat.reshape(len(embeddings), -1)
     return np.ascontiguousarray(matrix, np.float32)
+
+
+def _mapped(shared: Path, name: str) -> npt.NDArray[Any]:
+    """Open one number a corpus row, of which there may be more than memory holds."""
+    found: npt.NDArray[Any] = np.load(shared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return found
 
 
 def _loaded(encoder: EncoderModel | None, step: str) -> Embedder:
