@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from seamcurate import shard
+from seamcurate import objects, shard
 from seamcurate import split as splits
 from seamcurate.contrast import Generate, Retrieve
 from seamcurate.errors import SourceError, StaleError, StoreError
 from seamcurate.models import OpenAIServer, calls
 from seamcurate.models.calls import Spent, expected
 from seamcurate.models.template import prompt_text
+from seamcurate.objects import Place
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
@@ -44,7 +44,7 @@ class Report(NamedTuple):
 
 
 def run_local(
-    recipe: Recipe, path: str | Path, limit: int | None = None, replace: bool = False, max_usd: float | None = None
+    recipe: Recipe, path: str | Place, limit: int | None = None, replace: bool = False, max_usd: float | None = None
 ) -> Report:
     """Run a recipe in this process.
 
@@ -110,7 +110,7 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
                 f"{_changed(about.get('source'), identity)}; run with --replace to read it anew, or name another store"
             )
         for folder in ("rows", "rejected"):
-            shutil.rmtree(store.path / folder, ignore_errors=True)
+            objects.remove_tree(store.path / folder)
         about = {}
     if about.get("rows") is None:
         store.update(rows=fingerprint, source=identity, shard_rows=source.shard_rows, complete=False)
@@ -143,19 +143,18 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") 
     """Compute the shards a layer lacks and, once all are there, its facts; returns how many were computed."""
     wanted = set(shards)
     missing = [number for number in store.missing(layer) if number in wanted]
-    step, shared = layer.step, layer.path / "shared"
+    step = layer.step
     if missing:
         try:
-            if not shared.exists():
-                beside = layer.path / ".shared.tmp"
-                shutil.rmtree(beside, ignore_errors=True)
-                beside.mkdir()
-                step.prepare(store, beside)
-                beside.rename(shared)
+            shared = _prepared(layer, store)
             transform = step.load(shared)
         except OSError as error:
             # The disk is full, as a rule.
-            raise StoreError(f"{shared} cannot be made: {error.strerror or error}; mend that and run again") from error
+            raise StoreError(
+                f"{layer.path / 'shared'} cannot be made: {error.strerror or error}; mend that and run again"
+            ) from error
+        # What loading measured belongs to all that follow.
+        objects.keep_folder(shared, layer.path / "shared")
         read = store.reader(step.inputs)
         total = sum(map(store.count, missing))
         with bar(f"{where}{step.name}", total) as advance:
@@ -171,8 +170,21 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") 
     shard.give_back()
     facts = layer.path / "facts.json"
     if not store.missing(layer) and (missing or not facts.exists()):
+        shared = shared if missing else objects.local_folder(layer.path / "shared")
         save_json(facts, step.facts(_own_columns(store, layer), shared))
     return len(missing)
+
+
+def _prepared(layer: Layer, store: Store) -> Path:
+    """Return what a step prepared once for all shards, prepared now where it is not there."""
+    kept = layer.path / "shared"
+    if objects.is_folder(kept):
+        return objects.local_folder(kept)
+    beside = (layer.path if isinstance(layer.path, Path) else store.scratch / layer.step.name) / ".shared.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    layer.step.prepare(store, beside)
+    return objects.keep_folder(beside, kept)
 
 
 def _planned(layer: Layer, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
@@ -218,6 +230,10 @@ def _corpus(recipe: Recipe, store: Store, replace: bool) -> Store | None:
         return store.corpus_store
     if recipe.corpus.store is not None:
         shared = Store(recipe.corpus.store).open()
+        if isinstance(shared.path, Path) and not isinstance(store.path, Path):
+            raise StoreError(
+                f"{store.path} cannot name a corpus on this machine, {shared.path}: give it one at s3:// too"
+            )
         store.update(corpus=str(shared.path.resolve()))
         return shared
     store.update(corpus="corpus")
@@ -244,12 +260,12 @@ def _ids(store: Store, shards: Sequence[int]) -> set[str]:
 
 
 def _rejected(store: Store) -> int:
-    return sum(pq.read_metadata(file).num_rows for file in (store.path / "rejected").glob("[0-9]*.parquet"))
+    return sum(shard.metadata(file).num_rows for file in (store.path / "rejected").glob("[0-9]*.parquet"))
 
 
 def _first_reason(store: Store) -> str:
     for file in sorted((store.path / "rejected").glob("[0-9]*.parquet")):
-        reasons = pq.read_table(file, columns=["reason"], partitioning=None)["reason"].to_pylist()
+        reasons = shard.read(file, store.rows_fingerprint, int(file.stem), ["reason"])["reason"].to_pylist()
         if reasons:
             return str(reasons[0])
     return "none"

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seamcurate.errors import DamagedError, StoreError
+from seamcurate.objects import ObjectPath, Place, local
 
 _SEAL = b"seamcurate.sha256"
 _SEALED = re.compile(re.escape(_SEAL) + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
@@ -36,12 +37,12 @@ def give_back() -> None:
         trim(0)
 
 
-def write(path: Path, table: pa.Table, maker: str, number: int) -> None:
+def write(path: Place, table: pa.Table, maker: str, number: int) -> None:
     """Write a table as shard `number` of the columns whose fingerprint is `maker`."""
     write_parts(path, table.schema, [table], maker, number)
 
 
-def write_parts(path: Path, schema: pa.Schema, parts: Iterable[pa.Table], maker: str, number: int) -> None:
+def write_parts(path: Place, schema: pa.Schema, parts: Iterable[pa.Table], maker: str, number: int) -> None:
     """Write tables of one schema as one shard, a row group each."""
     sink = pa.BufferOutputStream()
     # Numbers are split by bytes or by differences: half the size of what zstd makes of them as they are.
@@ -60,32 +61,48 @@ def write_parts(path: Path, schema: pa.Schema, parts: Iterable[pa.Table], maker:
     replace(path, content)
 
 
-def read(path: Path, maker: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read(path: Place, maker: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a shard's columns, those of the named that it has, after verifying the file.
 
     Raises:
         DamagedError: The file is missing, altered, another shard's or another configuration's.
     """
-    verify(path, maker, number)
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(verify(path, maker, number)) as file:
         table = file.read(None if columns is None else list(columns), use_threads=False)
     # A name is also taken for the beginning of a dotted one.
     return table if columns is None else table.select([name for name in columns if name in table.column_names])
 
 
-def verify(path: Path, maker: str, number: int) -> None:
+def metadata(path: Place) -> pq.FileMetaData:
+    """Read what a shard's footer says."""
+    return pq.read_metadata(path if isinstance(path, Path) else pa.BufferReader(path.footer()))
+
+
+def verify(path: Place, maker: str, number: int) -> Path:
     """Check a shard's checksum, fingerprint and number; a file seen unchanged before is not hashed again.
+
+    Returns the file, or the local copy of the object.
 
     Raises:
         DamagedError: See `read`.
     """
     try:
-        key = _key(path, maker, number)
-        if _verified.get(path) == key:
-            return
-        content = path.read_bytes()
+        if isinstance(path, ObjectPath) and (copy := path.kept()) is not None:
+            try:
+                return _verify(copy, path, maker, number)
+            except DamagedError:
+                # It may be the copy that was altered.
+                path.forget()
+        return _verify(local(path), path, maker, number)
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is missing; run the recipe again to make it anew") from error
+
+
+def _verify(file: Path, path: Place, maker: str, number: int) -> Path:
+    key = _key(file, maker, number)
+    if _verified.get(file) == key:
+        return file
+    content = file.read_bytes()
     start, end = _seal_span(content, path)
     whole = memoryview(content)
     computed = hashlib.sha256(whole[:start])
@@ -96,7 +113,8 @@ def verify(path: Path, maker: str, number: int) -> None:
     marks = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
     if marks.get(b"seamcurate.maker") != maker.encode() or marks.get(b"seamcurate.shard") != str(number).encode():
         raise DamagedError(f"{path} belongs to another shard or another configuration; {_CURE}")
-    _remember(path, key)
+    _remember(file, key)
+    return file
 
 
 def _remember(path: Path, key: tuple[int, int, int, str, int]) -> None:
@@ -109,9 +127,10 @@ def _remember(path: Path, key: tuple[int, int, int, str, int]) -> None:
     _verified[path] = key
 
 
-def verified(path: Path, maker: str, number: int) -> bool:
+def verified(path: Place, maker: str, number: int) -> bool:
     """Tell whether a shard was verified before and is unchanged since."""
-    return path.exists() and _verified.get(path) == _key(path, maker, number)
+    file = path if isinstance(path, Path) else path.kept()
+    return file is not None and file.exists() and _verified.get(file) == _key(file, maker, number)
 
 
 def _key(path: Path, maker: str, number: int) -> tuple[int, int, int, str, int]:
@@ -119,8 +138,10 @@ def _key(path: Path, maker: str, number: int) -> tuple[int, int, int, str, int]:
     return state.st_size, state.st_mtime_ns, state.st_ino, maker, number
 
 
-def replace(path: Path, content: bytes | bytearray) -> None:
-    """Put a file in its place whole: written beside it, synced, renamed."""
+def replace(path: Place, content: bytes | bytearray) -> None:
+    """Put a file in its place whole: written beside it, synced, renamed; an object by one request."""
+    if isinstance(path, ObjectPath):
+        return path.put(content)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as handle:
@@ -158,7 +179,7 @@ def _encoding(kind: pa.DataType) -> str | None:
 _CURE = "delete it and run the recipe again to make it anew"
 
 
-def _seal_span(content: bytes | bytearray, path: Path) -> tuple[int, int]:
+def _seal_span(content: bytes | bytearray, path: Place) -> tuple[int, int]:
     place = content.rfind(_SEAL)
     found = _SEALED.match(content, place) if place >= 0 else None
     if found is None:

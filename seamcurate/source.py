@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from seamcurate import formats
+from seamcurate import formats, objects
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
 
@@ -99,7 +99,7 @@ class Source(BaseModel):
 
     def resolved(self, base: Path) -> Source:
         """Return the same source with relative local paths taken from `base`, a recipe's folder say."""
-        if self.hub is not None:
+        if self.hub is not None or (self.store or "").startswith("s3://"):
             return self
 
         def absolute(place: str) -> str:
@@ -139,7 +139,9 @@ class Source(BaseModel):
         if self.arrow is not None and Path(self.arrow).expanduser().is_dir():
             return formats.saved_files(Path(self.arrow).expanduser(), self.split)
         if self.store is not None:
-            files = sorted(Path(self.store).expanduser().glob("rows/*.parquet"))
+            folder = objects.place(self.store)
+            folder = folder.expanduser() if isinstance(folder, Path) else folder
+            files = [objects.local(file) for file in sorted(folder.glob("rows/*.parquet"))]
             if not files:
                 raise SourceError(f"{self.store}: no rows/*.parquet in it; name the folder of a store")
             return files

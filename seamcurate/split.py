@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from seamcurate import shard, views
+from seamcurate import objects, shard, views
 from seamcurate.errors import QueryError, RecipeError
+from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.store import Store, filename, load_json, save_json
@@ -184,15 +185,21 @@ def make(store: Store, name: str, split: Split) -> Made:
             "dropped": dropped,
             "lines": lines,
         }
-        beside = folder.with_name(f".{name}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        if isinstance(folder, Path):
+            beside: Place = folder.with_name(f".{name}.tmp")
+            objects.remove_tree(beside)
+            beside.mkdir(parents=True)
+        else:
+            # Nobody looks for a ledger where no split.json is.
+            beside = folder
+            (folder / "split.json").unlink(missing_ok=True)
         shard.write_parts(beside / "ledger.parquet", views.LEDGER, ledger.tables(name), fingerprint, 0)
         save_json(beside / "split.json", record)
         del ledger, scored, undecided
         shard.give_back()
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        if isinstance(folder, Path) and isinstance(beside, Path):
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
         there = record
     elif there["format"] != split.format:
         # The same rows in another form: the ledger stays.
@@ -260,7 +267,7 @@ class _Ledger(NamedTuple):
 
 def _decide(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) -> _Ledger:
     """Run a filter over the rows, in little memory if that is enough for its SQL."""
-    spill = store.path / ".spill.tmp"
+    spill = store.scratch / ".spill.tmp"
     try:
         return _decided(store, name, sql, values, spill)
     except QueryError as error:
@@ -272,7 +279,7 @@ def _decide(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) 
 
 
 def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue], spill: Path | None) -> _Ledger:
-    files = [str(store.path / "rows" / filename(number)) for number in store.shards]
+    files = [str(local(store.path / "rows" / filename(number))) for number in store.shards]
     instead = f"split {name}: its filter is too slow; join and compare less in it"
     with views.connect(store, spill) as connection, views.limited(connection, _SECONDS, instead):
         try:

@@ -29,11 +29,11 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from seamcurate import shard
+from seamcurate import objects, shard
 from seamcurate.errors import BusyError, StaleError, StepError, StoreError
+from seamcurate.objects import Place
 from seamcurate.step import Step, digest
 
 FORMAT = 1
@@ -43,7 +43,7 @@ class Layer(NamedTuple):
     """One step's columns in a store: where they lie and under which fingerprint."""
 
     step: Step
-    path: Path
+    path: Place
     fingerprint: str
     record: dict[str, JsonValue]
     """What step.json says, or will say."""
@@ -63,10 +63,10 @@ class Column(NamedTuple):
 
 
 class Store:
-    """Open a store, or the folder one is to be made in."""
+    """Open a store, or the folder one is to be made in; `s3://bucket/prefix` is one too."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place) -> None:
+        self.path = objects.place(path)
         self._fetch = lru_cache(maxsize=64)(lambda number: self._corpus_responses(number))
 
     # ── what is there ────────────────────────────────────────────────────────────────────────────────────
@@ -97,7 +97,7 @@ class Store:
     def corpus_store(self) -> Store | None:
         """Return the retrieval corpus, if the store has one."""
         where = self.about.get("corpus")
-        return Store(self.path / where) if isinstance(where, str) else None
+        return Store(objects.beside(self.path, where)) if isinstance(where, str) else None
 
     @property
     def shards(self) -> list[int]:
@@ -108,7 +108,9 @@ class Store:
     def stored_schema(self) -> pa.Schema:
         """Return the schema of the last row shard, which knows every source column so far."""
         last = self.shards[-1:]
-        return pq.read_schema(self.path / "rows" / filename(last[0])) if last else pa.schema([])
+        if not last:
+            return pa.schema([])
+        return shard.metadata(self.path / "rows" / filename(last[0])).schema.to_arrow_schema()
 
     @property
     def schema(self) -> pa.Schema:
@@ -129,7 +131,7 @@ class Store:
 
     def count(self, number: int) -> int:
         """Return how many rows a shard has."""
-        return int(pq.read_metadata(self.path / "rows" / filename(number)).num_rows)
+        return int(shard.metadata(self.path / "rows" / filename(number)).num_rows)
 
     def records(self) -> dict[str, dict[str, JsonValue]]:
         """Return each column folder's step.json by folder name."""
@@ -256,9 +258,12 @@ class Store:
             )
         for layer, _ in changed:
             # Renamed away whole first: a removal that is cut short must not leave shards under a new step.json.
-            doomed = layer.path.with_name(f".{layer.path.name}.{os.getpid()}.tmp")
-            layer.path.rename(doomed)
-            shutil.rmtree(doomed)
+            if isinstance(layer.path, Path):
+                doomed = layer.path.with_name(f".{layer.path.name}.{os.getpid()}.tmp")
+                layer.path.rename(doomed)
+                shutil.rmtree(doomed)
+            else:
+                layer.path.remove_tree()
         for layer in layers:
             layer.path.mkdir(parents=True, exist_ok=True)
             if not (layer.path / "step.json").exists():
@@ -467,6 +472,11 @@ class Store:
         Raises:
             BusyError: Another run holds it.
         """
+        if not isinstance(self.path, Path):
+            with objects.hold(self.path):
+                shutil.rmtree(self.scratch, ignore_errors=True)
+                yield
+            return
         import fcntl
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -479,6 +489,11 @@ class Store:
             for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
+
+    @property
+    def scratch(self) -> Path:
+        """Return the folder of this machine for what is built before it is kept: the store's own where it has one."""
+        return self.path if isinstance(self.path, Path) else self.path.scratch
 
 
 def sample_sets(kinds: Mapping[str, pa.DataType]) -> list[str]:
@@ -502,12 +517,12 @@ def filename(number: int) -> str:
     return f"{number:05d}.parquet"
 
 
-def numbers(folder: Path) -> list[int]:
+def numbers(folder: Place) -> list[int]:
     """List the shard numbers in a folder, in order."""
     return sorted(int(file.stem) for file in folder.glob("[0-9]*.parquet"))
 
 
-def load_json(path: Path) -> dict[str, JsonValue]:
+def load_json(path: Place) -> dict[str, JsonValue]:
     """Read a JSON object, or an empty one where there is no file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -521,7 +536,7 @@ def load_json(path: Path) -> dict[str, JsonValue]:
     return value
 
 
-def save_json(path: Path, value: Mapping[str, JsonValue]) -> None:
+def save_json(path: Place, value: Mapping[str, JsonValue]) -> None:
     """Write a JSON object whole."""
     shard.replace(path, (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n").encode())
 

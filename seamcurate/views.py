@@ -25,11 +25,11 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 from seamcurate import shard
 from seamcurate.errors import QueryError
+from seamcurate.objects import Place, local
 from seamcurate.store import Store, filename, load_json, numbers, record_schema, sample_sets
 from seamcurate.tables import brief
 
@@ -124,10 +124,11 @@ def connect(
 def _views(store: Store, schema: str) -> tuple[list[str], list[str]]:
     """Return what creates a store's views in a schema, and the files they may read."""
     corpus = store.corpus_store
+    files = [str(file) for one in (store, *([corpus] if corpus else [])) for file in _verified_files(one)]
     made = [rows_view(f"{schema}rows", store), _rejected_view(store, schema), _ledger_view(store, schema)]
     made.append(rows_view(f"{schema}corpus", corpus) if corpus else _empty(f"{schema}corpus", store.schema))
     made.append(_candidates_view(store, schema))
-    return made, [str(file) for one in (store, *([corpus] if corpus else [])) for file in _verified_files(one)]
+    return made, files
 
 
 def run(
@@ -296,9 +297,10 @@ def quoted(name: str) -> str:
 
 
 def _verified_files(store: Store) -> list[Path]:
-    jobs: list[tuple[Path, str, int]] = []
+    jobs: list[tuple[Place, str, int]] = []
+    rows = store.rows_fingerprint
     for kind in ("rows", "rejected"):
-        jobs += [(store.path / kind / filename(n), store.rows_fingerprint, n) for n in numbers(store.path / kind)]
+        jobs += [(store.path / kind / filename(n), rows, n) for n in numbers(store.path / kind)]
     for folder, record in store.records().items():
         path = store.path / "columns" / folder
         jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
@@ -307,7 +309,7 @@ def _verified_files(store: Store) -> list[Path]:
     new = [job for job in jobs if not shard.verified(*job)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: shard.verify(*job), new))
-    return [file for file, _, _ in jobs]
+    return [local(file) for file, _, _ in jobs]
 
 
 def parquet(files: Iterable[str | Path], options: str = "") -> str:
@@ -320,8 +322,8 @@ def sql_list(texts: Iterable[str | Path]) -> str:
     return "[" + ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts) + "]"
 
 
-def _shards(folder: Path) -> list[Path]:
-    return [folder / filename(number) for number in numbers(folder)]
+def _shards(folder: Place) -> list[Path]:
+    return [local(folder / filename(number)) for number in numbers(folder)]
 
 
 def rows_view(name: str, store: Store) -> str:
@@ -349,7 +351,7 @@ def rows_view(name: str, store: Store) -> str:
         else:
             joins.append(f"LEFT JOIN {source} ON c{i}.row_id = r.row_id")
     # Shards only ever gain columns. To unite names, DuckDB would hold the footer of every one of them.
-    grown = not pq.read_schema(shards[0]).equals(store.stored_schema)
+    grown = not shard.metadata(shards[0]).schema.to_arrow_schema().equals(store.stored_schema)
     return (
         f"CREATE VIEW {name} AS SELECT {', '.join(select)} "
         f"FROM {parquet(shards, ', union_by_name = true' if grown else '')} AS r {' '.join(joins)}"
@@ -366,7 +368,7 @@ def _rejected_view(store: Store, schema: str) -> str:
 
 
 def _ledger_view(store: Store, schema: str) -> str:
-    ledgers = [file.parent / "ledger.parquet" for file in sorted((store.path / "splits").glob("*/split.json"))]
+    ledgers = [local(file.parent / "ledger.parquet") for file in sorted((store.path / "splits").glob("*/split.json"))]
     if ledgers:
         return f"CREATE VIEW {schema}ledger AS SELECT * FROM {parquet(ledgers)} AS f"
     return _empty(f"{schema}ledger", LEDGER)

@@ -1,0 +1,601 @@
+"""Objects of an S3 server where a store expects files: whole or not there, as renamed files are.
+
+    s3://bucket/prefix/rows/00000.parquet      an object, put whole by one request
+    s3://bucket/prefix/columns/x/shared/       a folder made elsewhere; its `.whole.json`, put last, names its files
+    s3://bucket/prefix/.lock                   who works on the store, renewed while he does
+
+One rule: what is read as a file is a local copy, kept by the object's version (its ETag), so that an object is
+downloaded once, and what was verified is what is read. Endpoint, region and keys come from the environment as boto3
+reads it, never from a name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import getpass
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeAlias
+
+from seamcurate.errors import BusyError, DamagedError, SeamcurateError, StoreError
+
+WHOLE = ".whole.json"
+"""The object that names a folder's files: without it the folder is not there."""
+
+LEASE_SECONDS = 90.0
+"""A lock that was not renewed for so long is nobody's."""
+
+_FOOTER = 65_536
+_TRIES = 3
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+class Seen(NamedTuple):
+    """What the server last said of an object; sizes and times are named as a file's are."""
+
+    version: str
+    st_size: int
+    st_mtime_ns: int
+
+
+class ObjectPath:
+    """An object, or what the keys of several begin with; it has of `pathlib.Path` what stores use."""
+
+    def __init__(self, bucket: _Bucket, key: str, listed: bool = False) -> None:
+        self.bucket, self.key, self._listed = bucket, key, listed
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return ObjectPath(self.bucket, f"{self.key}/{name}" if self.key else name)
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket.name}/{self.key}".rstrip("/")
+
+    def __lt__(self, other: ObjectPath) -> bool:
+        return self.key < other.key
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the key."""
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        """Return the name without its suffix."""
+        return PurePosixPath(self.key).stem
+
+    @property
+    def parent(self) -> ObjectPath:
+        """Return what the object lies in."""
+        return ObjectPath(self.bucket, self.key.rpartition("/")[0])
+
+    def resolve(self) -> ObjectPath:
+        """Return itself: there are no links."""
+        return self
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a folder is there as soon as something lies in it."""
+
+    def exists(self) -> bool:
+        """Tell whether the object is there now."""
+        return next(self.bucket.keys(self.key, most=1), None) == self.key
+
+    def is_file(self) -> bool:
+        """Tell whether the object is there now."""
+        return self.exists()
+
+    def stat(self) -> Seen:
+        """Describe the object as it is now.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        if not self.exists():
+            raise FileNotFoundError(str(self))
+        return self.bucket.seen[self.key]
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """Iterate over the objects below this one whose names match part by part, in order."""
+        parts = pattern.split("/")
+        fixed = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
+        start = "".join(f"{part}/" for part in [self.key, *parts[:fixed]] if part)
+        for key in self.bucket.keys(start, "/" if fixed + 1 == len(parts) else ""):
+            names = key.removeprefix(start).split("/")
+            if len(names) == len(parts) - fixed and all(map(fnmatch.fnmatchcase, names, parts[fixed:])):
+                yield ObjectPath(self.bucket, key, listed=True)
+
+    def read_bytes(self) -> bytes:
+        """Return the object: as it is now, or as it was when a folder was listed to find it.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        return self.copy().read_bytes() if self._listed else self._get()
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Return the object as text; see `read_bytes`."""
+        return self.read_bytes().decode(encoding)
+
+    def put(self, content: bytes | bytearray) -> None:
+        """Put the object whole.
+
+        Raises:
+            BusyError: Another run holds the store by now.
+            StoreError: The server did not take it.
+        """
+        self._may_change()
+        with _told(str(self)):
+            done = self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=bytes(content))
+        self.bucket.seen[self.key] = Seen(_version(done), len(content), time.time_ns())
+        # What was just made is read by the next step; where there is no room for it, it is downloaded then.
+        with suppress(OSError):
+            self._keep(content)
+
+    def unlink(self, missing_ok: bool = True) -> None:
+        """Take the object away; one that is not there is no error."""
+        self._may_change()
+        self.bucket.seen.pop(self.key, None)
+        with _told(str(self)):
+            self.bucket.client.delete_object(Bucket=self.bucket.name, Key=self.key)
+
+    def remove_tree(self) -> None:
+        """Take away all that lies below: first what says that a folder is whole, last what says whose it is.
+
+        Killed in between, a step's folder is left as one that lacks shards.
+        """
+        keys = list(self.bucket.keys(f"{self.key}/"))
+        names = {key: PurePosixPath(key).name for key in keys}
+        for key in sorted(keys, key=lambda key: (names[key] == "step.json", names[key] != WHOLE, key)):
+            ObjectPath(self.bucket, key).unlink()
+
+    def kept(self) -> Path | None:
+        """Return the local copy, if there is one of the object's last known version."""
+        seen = self.bucket.seen.get(self.key)
+        file = self._home / seen.version / self.name if seen else None
+        return file if file is not None and file.exists() else None
+
+    def copy(self) -> Path:
+        """Return a local copy of the object as it was last listed, put or read.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            StoreError: The server does not give it, or the cache's disk does not take it.
+        """
+        there = self.kept()
+        if there is not None:
+            return there
+        content = self._get()
+        with _writing(self):
+            return self._keep(content)
+
+    def forget(self) -> None:
+        """Drop the local copy, so that the object is downloaded again."""
+        shutil.rmtree(self._home, ignore_errors=True)
+        self.bucket.seen.pop(self.key, None)
+
+    def footer(self) -> bytes:
+        """Return the end of a Parquet file, which says what is in it."""
+        there, seen = self.kept(), self.bucket.seen.get(self.key)
+        if there is not None:
+            return there.read_bytes()
+        version, content = self.bucket.footers.get(self.key, ("", b""))
+        if seen is None or seen.version != version:
+            content = self._get(Range=f"bytes=-{_FOOTER}")
+            if int.from_bytes(content[-8:-4], "little") + 8 > len(content):
+                content = self._get()
+            self.bucket.footers[self.key] = (self.bucket.seen[self.key].version, content)
+        return content
+
+    def put_folder(self, made: Path) -> None:
+        """Put those of a folder's files that are not there yet, then the object that names them all."""
+        known, files = self._files(), {str(file.relative_to(made)): _digest(file) for file in _files(made)}
+        for name, digest in files.items():
+            if known.get(name) != digest:
+                self._may_change()
+                with _told(str(self / name)), (made / name).open("rb") as handle:
+                    self.bucket.client.upload_fileobj(handle, self.bucket.name, (self / name).key)
+        if files != known:
+            (self / WHOLE).put(json.dumps(files).encode())
+
+    def copy_folder(self) -> Path:
+        """Return a local copy of a folder that was put.
+
+        Raises:
+            DamagedError: A file is missing, or not the one that was put.
+        """
+        files = self._files()
+        place = self._home / hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
+        if place.exists():
+            return place
+        beside = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+        with _writing(self):
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            for name, digest in files.items():
+                (beside / name).parent.mkdir(parents=True, exist_ok=True)
+                (self / name)._download(beside / name)
+                if _digest(beside / name) != digest:
+                    raise DamagedError(f"{self / name} was altered after it was written; {_ANEW}")
+            os.replace(beside, place)
+        return place
+
+    @property
+    def scratch(self) -> Path:
+        """Return the folder of this machine where what belongs here is built before it is put."""
+        return self._home / "scratch"
+
+    @property
+    def _home(self) -> Path:
+        """Return where the local copies of this object's versions lie."""
+        whose = f"{self.bucket.client.meta.endpoint_url}\n{self.bucket.name}\n{self.key}"
+        return cache_folder() / hashlib.sha256(whose.encode()).hexdigest()[:32]
+
+    def _download(self, to: Path) -> None:
+        try:
+            with _told(str(self)):
+                self.bucket.client.download_file(self.bucket.name, self.key, str(to))
+        except FileNotFoundError as error:
+            raise DamagedError(f"{self} is missing; {_ANEW}") from error
+
+    def _files(self) -> dict[str, str]:
+        """Return the names of a folder's files with their hashes; none where it was not put whole."""
+        try:
+            found: dict[str, str] = json.loads((self / WHOLE).read_bytes())
+        except FileNotFoundError:
+            return {}
+        if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in found):
+            raise DamagedError(f"{self / WHOLE} names files outside its folder; {_ANEW}")
+        return found
+
+    def _may_change(self) -> None:
+        for lock in self.bucket.locks:
+            if self.key.startswith(lock.inside):
+                lock.check()
+
+    def _get(self, **part: str) -> bytes:
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+        for left in reversed(range(_TRIES)):
+            with _told(str(self)):
+                found = self.bucket.client.get_object(Bucket=self.bucket.name, Key=self.key, **part)
+                try:
+                    content: bytes = found["Body"].read()
+                except (HTTPClientError, IncompleteReadError):
+                    # boto3 repeats requests, but not what breaks off in the middle of an answer.
+                    if not left:
+                        raise
+                    continue
+            self.bucket.seen[self.key] = Seen(_version(found), len(content), _modified(found["LastModified"]))
+            return content
+        raise AssertionError
+
+    def _keep(self, content: bytes | bytearray) -> Path:
+        """Write a local copy of the last known version; older ones go."""
+        file = self._home / self.bucket.seen[self.key].version / self.name
+        if self._home.exists():
+            for old in self._home.iterdir():
+                shutil.rmtree(old, ignore_errors=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        beside.write_bytes(content)
+        os.replace(beside, file)
+        return file
+
+
+Place: TypeAlias = Path | ObjectPath
+"""Where something of a store lies: on this machine, or on object storage."""
+
+
+def place(where: str | Place) -> Place:
+    """Return where a name points: into a folder, or to object storage for `s3://bucket/prefix`.
+
+    Raises:
+        StoreError: It is another kind of address, or boto3 is not installed.
+    """
+    # Made a path, an address has lost one of its slashes.
+    address = None if isinstance(where, ObjectPath) else re.match(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])", str(where))
+    if isinstance(where, ObjectPath) or address is None:
+        return Path(where) if isinstance(where, str) else where
+    name, _, key = str(where)[address.end() :].partition("/")
+    if address[1] != "s3":
+        raise StoreError(f"{address[1]}:// is not supported: a store is a folder, or s3://bucket/prefix")
+    if not _BUCKET.fullmatch(name):
+        raise StoreError(
+            "a store on S3 is s3://bucket/prefix; a bucket's name has 3 to 63 of a-z, 0-9, - and ., "
+            "and keys come from the environment, never from the address"
+        )
+    environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    return ObjectPath(_bucket(name, tuple(sorted(environment.items()))), key.strip("/"))
+
+
+def beside(base: Place, where: str) -> Place:
+    """Return where a name points that a store at `base` keeps: an address or absolute path, or one inside it."""
+    return place(where) if where.startswith(("s3://", "/")) else base / where
+
+
+def local(path: Place) -> Path:
+    """Return a file of this machine with the content: the file itself, or a copy of the object."""
+    return path if isinstance(path, Path) else path.copy()
+
+
+def remove_tree(folder: Place) -> None:
+    """Take away a folder, or all objects below."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.remove_tree()
+
+
+def is_folder(folder: Place) -> bool:
+    """Tell whether a folder that was kept whole is there."""
+    return folder.exists() if isinstance(folder, Path) else (folder / WHOLE).exists()
+
+
+def local_folder(folder: Place) -> Path:
+    """Return a folder of this machine with the files: the folder itself, or a copy of the objects."""
+    return folder if isinstance(folder, Path) else folder.copy_folder()
+
+
+def keep_folder(made: Path, folder: Place) -> Path:
+    """Keep a folder whole, renamed into its place or put; return where its files are to be read from."""
+    if isinstance(folder, Path):
+        if made != folder:
+            made.rename(folder)
+        return folder
+    folder.put_folder(made)
+    return made
+
+
+def cache_folder() -> Path:
+    """Return where local copies of objects lie: `SEAMCURATE_CACHE`, or the user's cache folder."""
+    own = os.environ.get("SEAMCURATE_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seamcurate"
+
+
+@contextmanager
+def hold(store: ObjectPath) -> Iterator[None]:
+    """Keep other runs off a store by a lock that only one can put, and that ends when it is no longer renewed.
+
+    Raises:
+        BusyError: Another run holds it; or, when something is written later, another has taken it meanwhile.
+    """
+    lock = _Lock(store / ".lock")
+    lock.take()
+    done = threading.Event()
+
+    def keep() -> None:
+        while not done.wait(LEASE_SECONDS / 4):
+            # What cannot be renewed now is tried again, and looked at before anything is written.
+            with suppress(SeamcurateError):
+                lock.renew()
+
+    thread = threading.Thread(target=keep, daemon=True, name="renews the store's lock")
+    thread.start()
+    store.bucket.locks.append(lock)
+    try:
+        yield
+    finally:
+        store.bucket.locks.remove(lock)
+        done.set()
+        thread.join()
+        # Where the server is gone, the lock ends by itself.
+        with suppress(SeamcurateError):
+            lock.release()
+
+
+class _Bucket:
+    """One bucket of the server that the environment names."""
+
+    def __init__(self, name: str) -> None:
+        try:
+            import boto3
+            from botocore.config import Config
+        except ImportError as error:
+            raise StoreError('a store on S3 needs boto3: pip install "seamcurate[s3]"') from error
+        self.name = name
+        with _told(f"s3://{name}"):
+            self.client: Any = boto3.client("s3", config=Config(connect_timeout=10))
+        self.seen: dict[str, Seen] = {}
+        """What was last heard of each object: a shard that is read after it was listed asks nothing more."""
+        self.footers: dict[str, tuple[str, bytes]] = {}
+        self.locks: list[_Lock] = []
+
+    def keys(self, prefix: str, delimiter: str = "", most: int | None = None) -> Iterator[str]:
+        """Iterate over the keys that begin so, in order, and note what the server says of them."""
+        more: dict[str, object] = {} if most is None else {"MaxKeys": most}
+        while True:
+            with _told(f"s3://{self.name}/{prefix}"):
+                found = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix, Delimiter=delimiter, **more)
+            for one in found.get("Contents", ()):
+                self.seen[one["Key"]] = Seen(_version(one), one["Size"], _modified(one["LastModified"]))
+                yield one["Key"]
+            if most is not None or not found.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": found["NextContinuationToken"]}
+
+
+@cache
+def _bucket(name: str, environment: tuple[tuple[str, str], ...]) -> _Bucket:
+    """Make a bucket's client once for each environment: it takes longer than a request."""
+    return _Bucket(name)
+
+
+class _Refused(Exception):
+    """The object is not as the request's condition says."""
+
+
+class _Lock:
+    """An object that names who works on a store."""
+
+    def __init__(self, at: ObjectPath) -> None:
+        self.at, self.inside = at, at.key.removesuffix(".lock")
+        self._owner = f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}"
+        self._since, self._token = datetime.now(UTC).isoformat(timespec="seconds"), uuid.uuid4().hex
+        self._etag, self._renewed, self._lost = "", 0.0, False
+        self._turn = threading.Lock()
+
+    def take(self) -> None:
+        """Put the lock where there is none, or where its owner has given no sign of life for its lease."""
+        try:
+            self._put(IfNoneMatch="*")
+        except _Refused:
+            there, etag, silent = self._read()
+            if there.get("token") == self._token:
+                # The answer to our first request was lost, and it was repeated.
+                self._etag = etag
+            elif silent <= float(str(there.get("lease", LEASE_SECONDS))):
+                raise BusyError(self._busy(there, silent)) from None
+            else:
+                try:
+                    self._put(IfMatch=etag)
+                except _Refused:
+                    there, _, silent = self._read()
+                    raise BusyError(self._busy(there, silent)) from None
+        try:
+            self._put(IfNoneMatch="*")
+        except _Refused:
+            return
+        self.release()
+        raise StoreError(
+            f"{self.at.parent}: its server takes no notice of If-None-Match, so two runs could not be kept apart; "
+            "run into a folder and copy it there"
+        )
+
+    def renew(self) -> None:
+        """Show that the run is alive; notes when another has taken the lock."""
+        with self._turn:
+            try:
+                self._put(IfMatch=self._etag)
+            except (_Refused, FileNotFoundError):
+                # Ours all the same, if the answer to a request that was repeated got lost.
+                there, self._etag, _ = self._read()
+                self._lost = there.get("token") != self._token
+
+    def check(self) -> None:
+        """Raise BusyError if the lock is no longer ours; renews one that was not renewed for long."""
+        if time.time() - self._renewed > LEASE_SECONDS / 2:
+            self.renew()
+        if self._lost:
+            raise BusyError(
+                f"{self.at.parent}: another run took the lock after this one gave no sign for {LEASE_SECONDS:g} s; "
+                "nothing more is written: run again when it is done"
+            )
+
+    def release(self) -> None:
+        """Take the lock away, if it is ours."""
+        with suppress(_Refused, FileNotFoundError), _told(str(self.at)):
+            bucket = self.at.bucket
+            bucket.client.delete_object(Bucket=bucket.name, Key=self.at.key, IfMatch=self._etag)
+
+    def _put(self, **condition: str) -> None:
+        now = datetime.now(UTC).isoformat()
+        record = {"owner": self._owner, "since": self._since, "token": self._token, "lease": LEASE_SECONDS, "seen": now}
+        bucket, sent = self.at.bucket, time.time()
+        with _told(str(self.at)):
+            done = bucket.client.put_object(
+                Bucket=bucket.name, Key=self.at.key, Body=json.dumps(record).encode(), **condition
+            )
+        self._etag, self._renewed = done["ETag"], sent
+
+    def _read(self) -> tuple[dict[str, object], str, float]:
+        """Return what the lock says, its version, and for how many seconds of the server's clock it has said so."""
+        bucket = self.at.bucket
+        try:
+            with _told(str(self.at)):
+                found = bucket.client.get_object(Bucket=bucket.name, Key=self.at.key)
+                there = json.loads(found["Body"].read())
+        except FileNotFoundError:
+            return {}, "", 0.0
+        except ValueError as error:
+            raise BusyError(f"{self.at} is no lock that seamcurate wrote; delete it if no run is at work") from error
+        now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return there, found["ETag"], (now - found["LastModified"]).total_seconds()
+
+    def _busy(self, there: dict[str, object], silent: float) -> str:
+        who = f"{there.get('owner', 'unknown')}, since {there.get('since', 'now')}"
+        return (
+            f"another run works on {self.at.parent} ({who}, last sign {silent:.0f} s ago); wait for it, or stop it first: "
+            f"the lock of one that died ends {there.get('lease', LEASE_SECONDS)} s after its last sign"
+        )
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Turn what boto3 raises into one line that holds no key and no address of the server."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+        ProfileNotFound,
+    )
+
+    try:
+        yield
+    except ClientError as error:
+        code = re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", "")))[:60]
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code == "PreconditionFailed" or status == 412:
+            raise _Refused from error
+        if code == "NoSuchBucket":
+            raise StoreError(f"{where}: there is no such bucket; make it first, or correct the name") from error
+        if status == 404:
+            raise FileNotFoundError(where) from error
+        if status in (401, 403):
+            raise StoreError(
+                f"{where}: the server refuses these keys ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+                "and what they may do in the bucket"
+            ) from error
+        raise StoreError(f"{where}: the server answered {status} ({code}); {_AGAIN}") from error
+    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+        raise StoreError(
+            f"{where}: no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise StoreError(
+            f"{where}: the server cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL; {_AGAIN}"
+        ) from error
+
+
+@contextmanager
+def _writing(path: ObjectPath) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be copied to {cache_folder()}: {error.strerror}; SEAMCURATE_CACHE names another folder"
+        ) from error
+
+
+_AGAIN = "what was finished is kept: run the same command again to go on"
+_ANEW = "run the recipe with --replace to make it anew"
+
+
+def _version(said: dict[str, Any]) -> str:
+    return re.sub(r"\W", "", str(said["ETag"]))
+
+
+def _modified(when: datetime) -> int:
+    return int(when.timestamp() * 1e9)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
