@@ -31,7 +31,9 @@ trainers = typer.Typer(help="Train on a split, or on any Parquet or JSONL of the
 app.add_typer(trainers, name="train")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.", show_default=False)]
-StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="The store's folder.", show_default=False)]
+StoreFolder = Annotated[
+    str, typer.Argument(metavar="STORE", help="The store's folder, or s3://bucket/prefix.", show_default=False)
+]
 
 
 def main() -> None:
@@ -183,7 +185,7 @@ def sql(
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
     other: Annotated[
-        Path | None, typer.Option(help="A second store, as other.rows, other.candidates and so on.")
+        str | None, typer.Option(help="A second store, as other.rows, other.candidates and so on.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Stop the query after so long.")] = 600,
 ) -> None:
@@ -239,7 +241,7 @@ def export(
 @app.command()
 def explore(
     store: StoreFolder,
-    other: Annotated[Path | None, typer.Option(help="A second store, to compare with.")] = None,
+    other: Annotated[str | None, typer.Option(help="A second store, to compare with.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine; 0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
 ) -> None:

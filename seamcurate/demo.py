@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from seamcurate import docs_corpus, recipe, shard, views
+from seamcurate import docs_corpus, objects, recipe, shard, views
 from seamcurate.errors import RecipeError
 from seamcurate.export import export
 from seamcurate.models.template import prompt_text
@@ -82,6 +82,7 @@ def run(
     if "gpt" in variants and not (endpoint and model):
         raise RecipeError("variant gpt needs a language model: give --endpoint URL and --model NAME")
     start = time.monotonic()
+    folder = objects.folder(folder, "demo")
     folder.mkdir(parents=True, exist_ok=True)
     data, models, file = folder / "data", folder / "models", folder / "recipe.yaml"
     if not (data / "rl.parquet").is_file():

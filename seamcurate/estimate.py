@@ -6,7 +6,6 @@ Nothing is written. Rows are counted exactly; calls and tokens are estimated fro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from seamcurate.contrast import Attack, Generate, Retrieve, retrieve
 from seamcurate.models import Prompt
 from seamcurate.models.backend import Backend
 from seamcurate.models.template import prompt_text
+from seamcurate.objects import Place
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
@@ -60,7 +60,7 @@ class _Sample(NamedTuple):
     references: list[str]
 
 
-def plan(recipe: Recipe, path: str | Path) -> Plan:
+def plan(recipe: Recipe, path: str | Place) -> Plan:
     """Count a recipe's rows and estimate the calls and tokens of its steps.
 
     Raises:

@@ -25,6 +25,7 @@ from seamcurate import card, recipe, split
 from seamcurate.errors import HubError, SeamcurateError
 from seamcurate.export import Exported, Trainer, export
 from seamcurate.formats import hub_commit
+from seamcurate.objects import local
 from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
@@ -92,7 +93,7 @@ def prepare(
         ExportError: A split cannot be written for the trainer.
     """
     loaded, text = recipe.load(path), Path(path).read_text(encoding="utf-8")
-    beside, folder = store.open().path / ".publish.tmp", store.path / "publish"
+    beside, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
     with store.hold():
         _check_made(loaded, store, path)
         for name, one in loaded.splits.items():
@@ -103,7 +104,9 @@ def prepare(
         parts = [_part(done, loaded, beside / "data") for done in written]
         verdicts, figures = [], {}
         for name in loaded.splits:
-            shutil.copyfile(store.path / "splits" / name / "ledger.parquet", beside / "ledger" / f"{name}.parquet")
+            shutil.copyfile(
+                local(store.path / "splits" / name / "ledger.parquet"), beside / "ledger" / f"{name}.parquet"
+            )
             verdicts.append(card.measure(store, name))
             if card.draw(verdicts[-1], beside / "figures" / f"{name}.png"):
                 figures[name] = f"figures/{name}.png"

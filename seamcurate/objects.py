@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -62,9 +62,6 @@ class ObjectPath:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket.name}/{self.key}".rstrip("/")
-
-    def __lt__(self, other: ObjectPath) -> bool:
-        return self.key < other.key
 
     @property
     def name(self) -> str:
@@ -128,8 +125,8 @@ class ObjectPath:
         """Return the object as text; see `read_bytes`."""
         return self.read_bytes().decode(encoding)
 
-    def put(self, content: bytes | bytearray) -> None:
-        """Put the object whole.
+    def put(self, content: bytes | bytearray, copy: bool = True) -> None:
+        """Put the object whole, and keep a copy if it is soon to be read.
 
         Raises:
             BusyError: Another run holds the store by now.
@@ -140,8 +137,9 @@ class ObjectPath:
             done = self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=bytes(content))
         self.bucket.seen[self.key] = Seen(_version(done), len(content), time.time_ns())
         # What was just made is read by the next step; where there is no room for it, it is downloaded then.
-        with suppress(OSError):
-            self._keep(content)
+        if copy:
+            with suppress(OSError):
+                self._keep(content)
 
     def unlink(self, missing_ok: bool = True) -> None:
         """Take the object away; one that is not there is no error."""
@@ -202,7 +200,7 @@ class ObjectPath:
         """Put those of a folder's files that are not there yet, then the object that names them all."""
         known, files = self._files(), {str(file.relative_to(made)): _digest(file) for file in _files(made)}
         for name, digest in files.items():
-            if known.get(name) != digest:
+            if known is None or known.get(name) != digest:
                 self._may_change()
                 with _told(str(self / name)), (made / name).open("rb") as handle:
                     self.bucket.client.upload_fileobj(handle, self.bucket.name, (self / name).key)
@@ -215,7 +213,7 @@ class ObjectPath:
         Raises:
             DamagedError: A file is missing, or not the one that was put.
         """
-        files = self._files()
+        files = self._files() or {}
         place = self._home / hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
         if place.exists():
             return place
@@ -249,12 +247,12 @@ class ObjectPath:
         except FileNotFoundError as error:
             raise DamagedError(f"{self} is missing; {_ANEW}") from error
 
-    def _files(self) -> dict[str, str]:
-        """Return the names of a folder's files with their hashes; none where it was not put whole."""
+    def _files(self) -> dict[str, str] | None:
+        """Return the names of a folder's files with their hashes; None where it was not put whole."""
         try:
             found: dict[str, str] = json.loads((self / WHOLE).read_bytes())
         except FileNotFoundError:
-            return {}
+            return None
         if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in found):
             raise DamagedError(f"{self / WHOLE} names files outside its folder; {_ANEW}")
         return found
@@ -325,6 +323,11 @@ def beside(base: Place, where: str) -> Place:
     return place(where) if where.startswith(("s3://", "/")) else base / where
 
 
+def find(folder: Place, pattern: str) -> Sequence[Place]:
+    """List the files or objects below a folder that match, in order."""
+    return sorted(folder.glob(pattern)) if isinstance(folder, Path) else list(folder.glob(pattern))
+
+
 def local(path: Place) -> Path:
     """Return a file of this machine with the content: the file itself, or a copy of the object."""
     return path if isinstance(path, Path) else path.copy()
@@ -356,6 +359,18 @@ def keep_folder(made: Path, folder: Place) -> Path:
         return folder
     folder.put_folder(made)
     return made
+
+
+def folder(where: str | Place, verb: str) -> Path:
+    """Return a folder of this machine, for what is done in no other place.
+
+    Raises:
+        StoreError: It is on object storage.
+    """
+    there = place(where)
+    if not isinstance(there, Path):
+        raise StoreError(f"{verb} works in a folder of this machine, not at {there}; make it in one and copy it there")
+    return there
 
 
 def cache_folder() -> Path:
@@ -406,7 +421,7 @@ class _Bucket:
             raise StoreError('a store on S3 needs boto3: pip install "seamcurate[s3]"') from error
         self.name = name
         with _told(f"s3://{name}"):
-            self.client: Any = boto3.client("s3", config=Config(connect_timeout=10))
+            self.client: Any = boto3.session.Session().client("s3", config=Config(connect_timeout=10))
         self.seen: dict[str, Seen] = {}
         """What was last heard of each object: a shard that is read after it was listed asks nothing more."""
         self.footers: dict[str, tuple[str, bytes]] = {}
@@ -480,8 +495,11 @@ class _Lock:
                 self._put(IfMatch=self._etag)
             except (_Refused, FileNotFoundError):
                 # Ours all the same, if the answer to a request that was repeated got lost.
-                there, self._etag, _ = self._read()
-                self._lost = there.get("token") != self._token
+                there, etag, _ = self._read()
+                if there.get("token") == self._token:
+                    self._etag = etag
+                else:
+                    self._lost = True
 
     def check(self) -> None:
         """Raise BusyError if the lock is no longer ours; renews one that was not renewed for long."""

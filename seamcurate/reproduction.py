@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue
 
-from seamcurate import hub, recipe, shard
+from seamcurate import hub, objects, recipe, shard
 from seamcurate.errors import HubError
 from seamcurate.export import Trainer
 from seamcurate.hub import Repository
@@ -90,8 +90,8 @@ def reproduce(
     text = _text(published.fetch(hub.RECIPE, _LARGEST))
     check(text, repo_id, endpoints)
     known = published.facts()
-    store = Store(path)
-    folder = store.path / "recipe"
+    store = Store(objects.folder(path, "reproduce"))
+    folder = store.scratch / "recipe"
     folder.mkdir(parents=True, exist_ok=True)
     _download(published, text, folder)
     if files is not None:

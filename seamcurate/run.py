@@ -303,7 +303,7 @@ def _rejected(store: Store) -> int:
 
 
 def _first_reason(store: Store) -> str:
-    for file in sorted((store.path / "rejected").glob("[0-9]*.parquet")):
+    for file in objects.find(store.path / "rejected", "[0-9]*.parquet"):
         reasons = shard.read(file, store.rows_fingerprint, int(file.stem), ["reason"])["reason"].to_pylist()
         if reasons:
             return str(reasons[0])

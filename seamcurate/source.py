@@ -141,7 +141,7 @@ class Source(BaseModel):
         if self.store is not None:
             folder = objects.place(self.store)
             folder = folder.expanduser() if isinstance(folder, Path) else folder
-            files = [objects.local(file) for file in sorted(folder.glob("rows/*.parquet"))]
+            files = [objects.local(file) for file in objects.find(folder, "rows/*.parquet")]
             if not files:
                 raise SourceError(f"{self.store}: no rows/*.parquet in it; name the folder of a store")
             return files

@@ -135,7 +135,7 @@ class Store:
 
     def records(self) -> dict[str, dict[str, JsonValue]]:
         """Return each column folder's step.json by folder name."""
-        found = sorted((self.path / "columns").glob("*/step.json"))
+        found = objects.find(self.path / "columns", "*/step.json")
         return {file.parent.name: load_json(file) for file in found}
 
     def facts(self, name: str) -> dict[str, JsonValue]:

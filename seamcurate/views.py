@@ -29,7 +29,7 @@ from pydantic import JsonValue
 
 from seamcurate import shard
 from seamcurate.errors import QueryError
-from seamcurate.objects import Place, local
+from seamcurate.objects import Place, find, local
 from seamcurate.store import Store, filename, load_json, numbers, record_schema, sample_sets
 from seamcurate.tables import brief
 
@@ -304,7 +304,7 @@ def _verified_files(store: Store) -> list[Path]:
     for folder, record in store.records().items():
         path = store.path / "columns" / folder
         jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
-    for split in sorted((store.path / "splits").glob("*/split.json")):
+    for split in find(store.path / "splits", "*/split.json"):
         jobs.append((split.parent / "ledger.parquet", str(load_json(split)["fingerprint"]), 0))
     new = [job for job in jobs if not shard.verified(*job)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -368,7 +368,7 @@ def _rejected_view(store: Store, schema: str) -> str:
 
 
 def _ledger_view(store: Store, schema: str) -> str:
-    ledgers = [local(file.parent / "ledger.parquet") for file in sorted((store.path / "splits").glob("*/split.json"))]
+    ledgers = [local(file.parent / "ledger.parquet") for file in find(store.path / "splits", "*/split.json")]
     if ledgers:
         return f"CREATE VIEW {schema}ledger AS SELECT * FROM {parquet(ledgers)} AS f"
     return _empty(f"{schema}ledger", LEDGER)

@@ -1,114 +1,650 @@
-"""Stores at s3://: the same bytes as in a folder, over a real S3 server on loopback and through its faults."""
+"""Stores at s3://: the same bytes as in a folder, over a real S3 server on loopback, through its faults and ours."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from conftest import whole_recipe, write_files
+from endpoint import serving
+from s3_server import S3Server, nothing
 
-boto3 = pytest.importorskip("boto3", reason="needs boto3: extra s3")
-moto_server = pytest.importorskip("moto.moto_server.werkzeug_app", reason="needs moto[s3], flask and flask-cors: extra test")
-
-from seamcurate import Random, Recipe, Retrieve, Source, Store, objects, query, run_local, seam
+from seamcurate import (
+    Generate,
+    OpenAIServer,
+    Random,
+    Recipe,
+    Retrieve,
+    Source,
+    Split,
+    Store,
+    objects,
+    plan,
+    query,
+    run_local,
+    seam,
+)
+from seamcurate import export as exporting
+from seamcurate.comparison import diff
+from seamcurate.demo import run as run_demo
 from seamcurate.errors import BusyError, DamagedError, StaleError, StoreError
+from seamcurate.explain import why
 
-STEPS = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5), Random())
-
-
-class Server:
-    """moto's S3 on loopback; `fault` may answer a request in its place."""
-
-    def __init__(self) -> None:
-        from werkzeug.serving import WSGIRequestHandler, make_server
-
-        class Quiet(WSGIRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log(self, *_: object, **__: object) -> None:
-                pass
-
-        self.app = moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
-        self.fault: Callable[[dict[str, Any]], tuple[str, str] | None] = lambda request: None
-        self.requests: list[tuple[str, str]] = []
-        # moto looks and puts in two steps, which S3 does in one.
-        self._turn = threading.Lock()
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet)
-        self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def _answer(self, request: dict[str, Any], start: Callable[..., Any]) -> Any:
-        self.requests.append((request["REQUEST_METHOD"], request["PATH_INFO"]))
-        found = self.fault(request)
-        if found is not None:
-            status, code = found
-            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-            start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
-            request["wsgi.input"].read(int(request.get("CONTENT_LENGTH") or 0))
-            return [body]
-        with self._turn:
-            return self.app(request, start)
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+RETRIEVE = Retrieve(k=5, band=(0.5, 0.9))
+SECRET = "a-secret-that-nobody-sees"
+KEEP = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
+NAMES = map("bucket-{:03d}".format, itertools.count())
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Server]:
-    server = Server()
-    yield server
+def address(tmp_path_factory):
+    """The server, the environment that names it, and no other keys of this machine's."""
+    pytest.importorskip("boto3", reason="boto3 is not installed: extra s3")
+    pytest.importorskip("moto.moto_server.werkzeug_app", reason="moto's server is not installed: extra test")
+    server, nowhere = S3Server(), str(tmp_path_factory.mktemp("aws") / "none")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "a-key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_CONFIG_FILE", nowhere)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", nowhere)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_MAX_ATTEMPTS", "2")
+        patch.setenv("SEAMCURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield server
     server.stop()
 
 
 @pytest.fixture
-def server(running: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-key")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
-    yield running
-    running.fault = lambda request: None
+def server(address):
+    yield address
+    address.fault = nothing
+
+
+@cache
+def client() -> Any:
+    """What looks at the server beside the store."""
+    import boto3
+
+    return boto3.session.Session().resource("s3")
+
+
+def new_bucket() -> Any:
+    bucket = client().Bucket(next(NAMES))
+    bucket.create()
+    return bucket
 
 
 @pytest.fixture
-def bucket(server: Server, tmp_path: Path) -> Any:
+def bucket(server):
     """A bucket of the test's own."""
-    name = f"test-{abs(hash(tmp_path)) % 10**9}"
-    made = boto3.resource("s3").Bucket(name)
-    made.create()
-    return made
+    return new_bucket()
 
 
-def contents(bucket: Any, prefix: str) -> dict[str, bytes]:
-    return {
-        one.key.removeprefix(f"{prefix}/"): one.get()["Body"].read()
-        for one in bucket.objects.filter(Prefix=f"{prefix}/")
-        if one.key.endswith(".parquet")
-    }
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Another machine, which has read nothing yet."""
+    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "another cache"))
 
 
-def local_contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.parquet"))}
-
-
-def test_a_run_gives_the_same_objects_as_files_in_a_folder(recipe, bucket, tmp_path):
+@pytest.fixture(scope="module")
+def both(address, tmp_path_factory):
+    """A whole recipe run at s3:// and into a folder, for tests that only read them."""
+    bucket, folder = new_bucket(), tmp_path_factory.mktemp("both")
+    recipe = retrieving(
+        write_files(folder),
+        rows=Source(parquet=str(folder / "rows.parquet"), shard_rows=20),
+        splits={"train": Split(filter=KEEP, by="seam_contrast", rate=0.2)},
+    )
     there = f"s3://{bucket.name}/some/store"
-    report, local = run_local(recipe(), there), run_local(recipe(), tmp_path / "store")
-    assert report == local
-    assert contents(bucket, "some/store") == local_contents(tmp_path / "store")
-    again = run_local(recipe(), there)
-    assert again.computed == 0 and again.lines == report.lines
-    assert [c._replace(stale=None) for c in Store(there).columns()] == Store(tmp_path / "store").columns()
+    reports = run_local(recipe, there), run_local(recipe, folder / "store")
+    return SimpleNamespace(bucket=bucket, recipe=recipe, there=there, folder=folder / "store", reports=reports)
+
+
+def simple(files, **parts) -> Recipe:
+    """A recipe of 40 rows in three shards that is run with few requests."""
+    return Recipe(**{"rows": Source(parquet=str(files[0]), shard_rows=15), "steps": (Random(),), **parts})
+
+
+def retrieving(files, **parts) -> Recipe:
+    """A recipe with a corpus and folders that steps share."""
+    models = whole_recipe(*files)().models
+    corpus = Source(parquet=str(files[1]), shard_rows=64)
+    steps = (RETRIEVE, *seam("contrast", k=5))
+    return simple(files, **{"corpus": corpus, "models": models, "steps": steps, **parts})
+
+
+def objects_of(bucket, prefix="store"):
+    found = bucket.objects.filter(Prefix=f"{prefix}/")
+    return {one.key.removeprefix(f"{prefix}/"): one.get()["Body"].read() for one in found}
+
+
+def shards(contents):
+    return {name: content for name, content in contents.items() if name.endswith(".parquet")}
+
+
+def files_of(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+# ── the same as in a folder ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_gives_the_same_shards_as_into_a_folder(both):
+    assert both.reports[0] == both.reports[1]
+    there, here = objects_of(both.bucket, "some/store"), files_of(both.folder)
+    assert shards(there) == shards(here) and len(shards(there)) > 15
+    # Beside the shards: what names a folder's files there, and the lock's file here.
+    marks = {name for name in there if name.endswith(objects.WHOLE)}
+    assert len(marks) == 6 and set(there) - marks == set(here) - {".lock", "corpus/.lock"}
+
+
+def test_running_again_computes_nothing_and_puts_nothing(both, server):
+    before = objects_of(both.bucket, "some/store")
+    start = len(server.requests)
+    again = run_local(both.recipe, both.there)
+    assert again.computed == 0 and again.lines == both.reports[0].lines
+    assert objects_of(both.bucket, "some/store") == before
+    put = {path for method, path in server.requests[start:] if method == "PUT"}
+    assert {path.rsplit("/", 1)[1] for path in put} <= {".lock", "store.json"}
+
+
+def test_another_machine_reads_what_a_folder_gives(both, elsewhere, tmp_path):
+    there, here = Store(both.there).open(), Store(both.folder)
+    assert there.columns() == here.columns() and len(there) == len(here)
+    for sql in (
+        "SELECT * FROM rows",
+        "SELECT * FROM candidates",
+        "SELECT * FROM corpus",
+        "SELECT * FROM ledger",
+        "SELECT * FROM rejected",
+    ):
+        assert query(there, sql).equals(query(here, sql))
+    assert list(why(there, 17)) == list(why(here, 17))
+    for store in (there, here):
+        list(exporting.export(both.recipe, store, "trl", tmp_path / f"{store is there}"))
+    assert files_of(tmp_path / "True") == files_of(tmp_path / "False")
+    assert {line.rows for line in plan(both.recipe, both.there).lines} == {0}
+    found = diff(both.there, both.folder)
+    assert not found.inputs and [moves.rows.num_rows for moves in found.splits] == [0]
+
+
+def test_what_was_copied_is_not_downloaded_again(both, server):
+    query(Store(both.there), "SELECT count(*) FROM rows")
+    start = len(server.requests)
+    query(Store(both.there), "SELECT * FROM candidates")
+    got = {path for method, path in server.requests[start:] if method == "GET"}
+    assert not {path for path in got if path.endswith(".parquet")}
+
+
+def test_the_views_see_no_other_file(both, tmp_path):
+    from seamcurate.errors import QueryError
+
+    pq.write_table(pq.read_table(both.folder / "rows/00000.parquet"), tmp_path / "private.parquet")
+    for place in (tmp_path / "private.parquet", f"{both.there}/rows/00000.parquet"):
+        with pytest.raises(QueryError):
+            query(Store(both.there), f"SELECT * FROM '{place}'")
+
+
+def test_the_explorer_reads_it(both):
+    from seamcurate.explore.row import row
+    from seamcurate.explore.session import Session
+
+    there, here = Session(Store(both.there)), Session(Store(both.folder))
+    assert there.charts == here.charts and not there.changed()
+    assert row(there, 17) == row(here, 17)
+
+
+def test_a_repository_is_prepared_from_it(both, tmp_path):
+    from seamcurate import hub
+
+    (tmp_path / "recipe.yaml").write_text(
+        f"rows: {{parquet: {both.folder.parent}/rows.parquet, shard_rows: 20}}\n"
+        f"corpus: {{parquet: {both.folder.parent}/corpus.parquet, shard_rows: 64}}\n"
+        "models: {policy: {fake: policy}, reward: {fake: reward}, encoder: {fake: encoder}}\n"
+        "steps: [retrieve: {k: 5, band: [0.5, 0.9]}, seam: {k: 5}]\n"
+        "splits: {train: {filter: keep_above_lowest.sql, by: seam_contrast, rate: 0.2}}\n"
+    )
+    there = hub.prepare(tmp_path / "recipe.yaml", Store(both.there), "me/prompts")
+    here = hub.prepare(tmp_path / "recipe.yaml", Store(both.folder), "me/prompts")
+    assert there.files == here.files and there.card == here.card
+    assert files_of(there.folder) == files_of(here.folder)
+
+
+def test_a_store_is_copied_up_and_down_object_by_object(both, bucket, tmp_path):
+    for name, content in files_of(both.folder).items():
+        if not name.endswith(".lock"):
+            bucket.put_object(Key=f"copied/up/{name}", Body=content)
+    there = f"s3://{bucket.name}/copied/up"
+    assert run_local(both.recipe, there).computed == 0
+    for name, content in objects_of(both.bucket, "some/store").items():
+        (tmp_path / "down" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "down" / name).write_bytes(content)
+    assert query(Store(there), "SELECT * FROM rows").equals(query(Store(tmp_path / "down"), "SELECT * FROM rows"))
+
+
+def test_rows_and_corpora_may_lie_in_other_stores_there(files, bucket, tmp_path):
+    at = f"s3://{bucket.name}"
+    run_local(simple(files, rows=Source(parquet=str(files[1]), shard_rows=64)), f"{at}/shared")
+    run_local(simple(files, rows=Source(parquet=str(files[1]), shard_rows=64)), tmp_path / "shared")
+    recipe = retrieving(files, steps=(RETRIEVE,))
+    for corpus, store in ((f"{at}/shared", f"{at}/store"), (f"{at}/shared", str(tmp_path / "mixed"))):
+        run_local(recipe.model_copy(update={"corpus": Source(store=corpus)}), store)
+    run_local(recipe.model_copy(update={"corpus": Source(store=str(tmp_path / "shared"))}), tmp_path / "store")
+    assert shards(objects_of(bucket)) == shards(files_of(tmp_path / "store")) == shards(files_of(tmp_path / "mixed"))
+    with pytest.raises(StoreError, match=r"cannot name a corpus on this machine.*give it one at s3:// too"):
+        run_local(recipe.model_copy(update={"corpus": Source(store=str(tmp_path / "shared"))}), f"{at}/other")
+    assert Source(store=f"{at}/shared").identity() == Source(store=str(tmp_path / "shared")).identity()
+    assert len(list(Source(store=f"{at}/shared").chunks())) == 1
+
+
+def test_the_command_line_takes_an_address_and_tells_no_key(files, bucket):
+    (files[0].parent / "recipe.yaml").write_text("rows: {parquet: rows.parquet, shard_rows: 15}\nsteps: [random]\n")
+    there = f"s3://{bucket.name}/store"
+
+    def cli(*arguments):
+        command = [sys.executable, "-m", "seamcurate.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    said = [
+        cli("run", str(files[0].parent / "recipe.yaml"), there),
+        cli("columns", f"s3://{bucket.name}-not-there/store"),
+    ]
+    assert [one.returncode for one in said] == [0, 2]
+    assert said[0].stdout.startswith(f"{there}: 40 rows, 3 shards computed")
+    assert said[1].stderr == (
+        f"error: s3://{bucket.name}-not-there/store/store.json: there is no such bucket; make it first, or correct the name\n"
+    )
+    assert not [one for one in said if SECRET in one.stdout + one.stderr or "a-key" in one.stdout + one.stderr]
+    assert not [name for name, content in objects_of(bucket).items() if SECRET.encode() in content]
+
+
+# ── stopping, going on, replacing ────────────────────────────────────────────────────────────────────────
+
+DYING = """
+import os, signal, sys
+from seamcurate import Recipe, objects, run_local
+real, left = objects.ObjectPath.put, [int(sys.argv[3])]
+
+def put(self, content, copy=True):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, content, copy)
+
+objects.ObjectPath.put, objects.LEASE_SECONDS = put, 1.0
+run_local(Recipe.load(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("puts", [int(n) for n in os.environ.get("SEAMCURATE_KILLS", "9").split(",")])
+def test_a_killed_run_goes_on_once_its_lock_has_ended_and_is_the_same(files, bucket, tmp_path, puts):
+    (tmp_path / "recipe.yaml").write_text(
+        "rows: {parquet: rows.parquet, shard_rows: 15}\nsteps: [random]\n"
+        "splits: {train: {filter: 'SELECT row_id FROM rows WHERE baseline_random > 0.3'}}\n"
+    )
+    recipe, there = Recipe.load(tmp_path / "recipe.yaml"), f"s3://{bucket.name}/store"
+    command = [sys.executable, "-c", DYING, str(tmp_path / "recipe.yaml"), there, str(puts)]
+    with subprocess.Popen(command) as run:
+        process = run.pid
+    assert run.returncode == -signal.SIGKILL
+    done = shards(objects_of(bucket))
+    try:
+        run_local(recipe, there)
+    except BusyError as error:
+        assert f"process {process}" in str(error) and "1.0 s after its last sign" in str(error)
+        time.sleep(2.5)
+        run_local(recipe, there)
+    run_local(recipe, tmp_path / "whole")
+    after = shards(objects_of(bucket))
+    assert after == shards(files_of(tmp_path / "whole")) and {name: after[name] for name in done} == done
+    assert not [name for name in objects_of(bucket) if name.endswith(".lock")]
+
+
+def test_a_limit_stops_at_a_shard_and_a_later_run_goes_on(files, bucket, tmp_path):
+    recipe, there = simple(files), f"s3://{bucket.name}/store"
+    assert run_local(recipe, there, limit=16).rows == 30
+    run_local(recipe, there)
+    run_local(recipe, tmp_path / "store")
+    assert shards(objects_of(bucket)) == shards(files_of(tmp_path / "store"))
+
+
+def test_another_configuration_is_refused_and_replaced_on_request(files, bucket, tmp_path):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    before, other = objects_of(bucket), simple(files, steps=(Random(seed=2),))
+    with pytest.raises(StaleError, match=rf"{there}/columns/\w+ was made by another configuration: .*seed: 0 → 2"):
+        run_local(other, there)
+    assert shards(objects_of(bucket)) == shards(before)
+    run_local(other, there, replace=True)
+    run_local(other, tmp_path / "store")
+    assert shards(objects_of(bucket)) == shards(files_of(tmp_path / "store")) != shards(before)
+
+
+@pytest.mark.parametrize("removals", range(6))
+def test_a_replacement_that_is_cut_short_leaves_no_shard_under_another_name(files, bucket, server, removals):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    before, left, other = (
+        shards(objects_of(bucket)),
+        itertools.count(removals, -1),
+        simple(files, steps=(Random(seed=2),)),
+    )
+
+    def fault(request):
+        removal = request["REQUEST_METHOD"] == "DELETE" and "/columns/" in request["PATH_INFO"]
+        return ("403 Forbidden", "AccessDenied") if removal and next(left) <= 0 else None
+
+    server.fault = fault
+    with pytest.raises(StoreError, match="AccessDenied"):
+        run_local(other, there, replace=True)
+    server.fault = nothing
+    # As it was: what is left of the old columns is taken, the rest made again; or the new ones after all.
+    run_local(simple(files), there)
+    assert shards(objects_of(bucket)) == before
+    run_local(other, there, replace=True)
+    assert not query(Store(there), "SELECT * FROM rows WHERE baseline_random IS NULL").num_rows
+
+
+def test_rows_read_anew_leave_none_of_the_old(files, bucket):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    pq.write_table(pq.read_table(files[0]).slice(12), files[0])
+    assert run_local(simple(files), there, replace=True).rows == 28
+    assert query(Store(there), "SELECT count(*) AS n FROM rows").to_pylist() == [{"n": 28}]
+
+
+def test_a_split_is_made_anew_when_its_filter_changes(files, bucket):
+    there = f"s3://{bucket.name}/store"
+    for low, kept in ((10, 30), (35, 5)):
+        split = Split(filter=f"SELECT row_id FROM rows WHERE row_id >= {low}")
+        assert run_local(simple(files, splits={"train": split}), there).lines == [
+            f"split train: {kept} of 40 rows kept"
+        ]
+    assert query(Store(there), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist() == [{"n": 5}]
+
+
+# ── two runs at once ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_second_run_is_refused_and_told_whose_the_first_is(files, bucket):
+    there = f"s3://{bucket.name}/store"
+    with (
+        Store(there).hold(),
+        pytest.raises(BusyError, match=f"another run works on {there} .*process {os.getpid()}, since"),
+    ):
+        run_local(simple(files), there)
+    assert run_local(simple(files), there).rows == 40
+
+
+def test_of_many_runs_at_once_one_works_and_the_others_are_refused(files, bucket, tmp_path):
+    there, told = f"s3://{bucket.name}/store", []
+    together = threading.Barrier(4)
+
+    def one():
+        together.wait()
+        try:
+            told.append(run_local(simple(files), there).computed)
+        except BusyError:
+            told.append(None)
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Whoever came after the first was done found everything there.
+    assert told.count(3) == 1 and set(told) <= {3, 0, None}
+    run_local(simple(files), tmp_path / "store")
+    assert shards(objects_of(bucket)) == shards(files_of(tmp_path / "store"))
+
+
+def test_a_run_whose_lock_was_taken_writes_nothing_more(bucket, monkeypatch):
+    monkeypatch.setattr(objects, "LEASE_SECONDS", 0.4)
+    store = Store(f"s3://{bucket.name}/store")
+    with store.hold(), pytest.raises(BusyError, match="another run took the lock"):
+        store.update(first=1)
+        bucket.put_object(Key="store/.lock", Body=json.dumps({"token": "another's", "owner": "another"}))
+        for _ in range(100):
+            store.update(second=2)
+            time.sleep(0.05)
+    assert b"another's" in objects_of(bucket)[".lock"]
+
+
+def test_a_lock_is_renewed_while_its_run_lives(bucket, monkeypatch):
+    monkeypatch.setattr(objects, "LEASE_SECONDS", 1.0)
+    with Store(f"s3://{bucket.name}/store").hold():
+        time.sleep(3.0)
+        with pytest.raises(BusyError), Store(f"s3://{bucket.name}/store").hold():
+            pass
+
+
+def test_a_server_that_ignores_conditions_is_refused(files, bucket, server):
+    def fault(request):
+        request.pop("HTTP_IF_NONE_MATCH", None)
+
+    server.fault = fault
+    with pytest.raises(StoreError, match="takes no notice of If-None-Match"):
+        run_local(simple(files), f"s3://{bucket.name}/store")
+    assert not objects_of(bucket)
+
+
+# ── faults ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        ("403 Forbidden", "InvalidAccessKeyId", r"the server refuses these keys \(InvalidAccessKeyId\)"),
+        ("403 Forbidden", "SignatureDoesNotMatch", r"the server refuses these keys \(SignatureDoesNotMatch\)"),
+        ("503 Slow Down", "SlowDown", r"the server answered 503 \(SlowDown\); what was finished is kept"),
+    ],
+)
+def test_a_refusal_is_one_line_without_keys(files, bucket, server, status, code, said):
+    server.fault = lambda request: (status, code)
+    with pytest.raises(StoreError, match=said) as error:
+        run_local(simple(files), f"s3://{bucket.name}/store")
+    assert "\n" not in str(error.value) and SECRET not in str(error.value) and "a-key" not in str(error.value)
+
+
+def test_a_bucket_that_is_not_there_and_keys_that_are_not_there_are_told(files, server, monkeypatch):
+    with pytest.raises(StoreError, match=r"s3://no-such-bucket/store.*: there is no such bucket; make it first"):
+        run_local(simple(files), "s3://no-such-bucket/store")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreError, match="no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        run_local(simple(files), "s3://no-such-bucket/store")
+
+
+def test_a_server_that_goes_away_costs_only_what_was_not_finished(files, bucket, server, tmp_path):
+    there, puts = f"s3://{bucket.name}/store", itertools.count()
+    gone = threading.Event()
+
+    def fault(request):
+        if request["REQUEST_METHOD"] == "PUT" and next(puts) == 10:
+            gone.set()
+        if gone.is_set():
+            request["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionAbortedError
+
+    server.fault = fault
+    with pytest.raises(
+        StoreError, match=r"the server cannot be reached \(\w+\); check AWS_ENDPOINT_URL; what was finished"
+    ):
+        run_local(simple(files), there)
+    server.fault = nothing
+    done = shards(objects_of(bucket))
+    assert done
+    # Its lock it could not take away.
+    bucket.Object("store/.lock").delete()
+    run_local(simple(files), there)
+    run_local(simple(files), tmp_path / "store")
+    after = shards(objects_of(bucket))
+    assert after == shards(files_of(tmp_path / "store")) and {name: after[name] for name in done} == done
+
+
+def test_a_put_that_fails_is_sent_again(files, bucket, server, tmp_path):
+    tried, failed = set(), []
+
+    def fault(request):
+        path = request["PATH_INFO"]
+        if request["REQUEST_METHOD"] != "PUT" or path in tried or not path.endswith(("1.parquet", ".lock")):
+            return None
+        tried.add(path)
+        failed.append(path)
+        return "500 Internal Server Error", "InternalError"
+
+    server.fault = fault
+    run_local(simple(files), f"s3://{bucket.name}/store")
+    run_local(simple(files), tmp_path / "store")
+    assert len(failed) == 4
+    assert shards(objects_of(bucket)) == shards(files_of(tmp_path / "store"))
+
+
+def test_a_lock_whose_answer_got_lost_is_known_as_ones_own(files, bucket, server):
+    lost = []
+
+    def fault(request):
+        if request["REQUEST_METHOD"] == "PUT" and request["PATH_INFO"].endswith(".lock") and not lost:
+            content = request["wsgi.input"].read(int(request["CONTENT_LENGTH"]))
+            lost.append(content)
+            # What boto3 frames for the wire is unframed: the object is the JSON in it.
+            bucket_put(content[content.index(b"{") : content.rindex(b"}") + 1])
+            request["CONTENT_LENGTH"] = "0"
+            return "500 Internal Server Error", "InternalError"
+        return None
+
+    def bucket_put(content):
+        from moto.s3.models import s3_backends
+
+        s3_backends["123456789012"]["aws"].put_object(bucket.name, "store/.lock", content)
+
+    server.fault = fault
+    assert run_local(simple(files), f"s3://{bucket.name}/store").rows == 40 and lost
+
+
+@pytest.mark.parametrize("name", ["rows/00001.parquet", "columns/random/00002.parquet", "splits/train/ledger.parquet"])
+def test_a_flipped_bit_is_found_by_whoever_read_it_before_and_by_others(files, bucket, name, monkeypatch, tmp_path):
+    there, split = f"s3://{bucket.name}/store", Split(filter="SELECT row_id FROM rows WHERE row_id > 9")
+    run_local(simple(files, splits={"train": split}), there)
+    whole = objects_of(bucket)
+    name = next(one for one in whole if one.endswith(name.split("/", 1)[1]) and one.startswith(name.split("/")[0]))
+    damaged = bytearray(whole[name])
+    damaged[30] ^= 4
+    bucket.put_object(Key=f"store/{name}", Body=bytes(damaged))
+    for folder in (None, tmp_path / "another cache"):
+        if folder:
+            monkeypatch.setenv("SEAMCURATE_CACHE", str(folder))
+        with pytest.raises(DamagedError, match=f"{there}/{name} was altered"):
+            query(Store(there), "SELECT * FROM rows")
+
+
+def test_a_damaged_copy_is_fetched_again(files, bucket):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    rows = query(Store(there), "SELECT * FROM rows")
+    for number in range(3):
+        copy = (objects.place(there) / "rows" / f"{number:05d}.parquet").copy()
+        copy.write_bytes(copy.read_bytes()[:-40] + bytes(40))
+    assert query(Store(there), "SELECT * FROM rows").equals(rows)
+
+
+def test_what_a_step_shares_is_whole_or_made_again_and_altered_files_are_found(files, bucket, elsewhere):
+    there, recipe = f"s3://{bucket.name}/store", retrieving(files, steps=(RETRIEVE,))
+    run_local(recipe, there)
+    before = objects_of(bucket)
+    shared = "columns/worse_contrast/shared"
+    for name in (f"{shared}/{objects.WHOLE}", "columns/worse_contrast/00001.parquet"):
+        bucket.Object(f"store/{name}").delete()
+    assert run_local(recipe, there).computed == 1
+    assert objects_of(bucket).keys() == before.keys() and shards(objects_of(bucket)) == shards(before)
+    bucket.put_object(Key=f"store/{shared}/row_ids.npy", Body=before[f"{shared}/row_ids.npy"][:-1] + b"!")
+    bucket.Object("store/columns/worse_contrast/00001.parquet").delete()
+    with pytest.raises(DamagedError, match=f"{there}/{shared}/row_ids.npy was altered"):
+        run_local(recipe, there)
+
+
+def test_a_bought_answer_is_an_object_and_never_bought_again(bucket, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"question {i}", "response": f"answer {i}"}) + "\n" for i in range(6))
+    )
+    monkeypatch.setenv("OPENAI_API_KEY", "a-paid-key")
+    there = f"s3://{bucket.name}/store"
+    with serving() as endpoint:
+        model = OpenAIServer(path="worse-1", base_url=endpoint.url, timeout=5, concurrency=2)
+        recipe = Recipe(rows=Source(jsonl=str(rows), shard_rows=3), steps=(Generate(k=4, generator=model),))
+        run_local(recipe, there)
+        bought = [name for name in objects_of(bucket) if name.startswith("calls/replies/")]
+        assert len(endpoint.requests) == 6 == len(bought)
+        # As killed before its shards were put, and gone on with by another machine.
+        monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "another cache"))
+        before = shards(objects_of(bucket))
+        for name in [one for one in before if one.startswith("columns")]:
+            bucket.Object(f"store/{name}").delete()
+        assert run_local(recipe, there).computed == 2
+        assert len(endpoint.requests) == 6 and shards(objects_of(bucket)) == before
+    assert not [name for name, content in objects_of(bucket).items() if b"a-paid-key" in content]
+
+
+def test_an_answer_that_cannot_be_kept_stops_the_buying(bucket, server, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"question {i}", "response": f"answer {i}"}) + "\n" for i in range(20))
+    )
+    monkeypatch.setenv("OPENAI_API_KEY", "a-paid-key")
+    server.fault = lambda request: (
+        ("403 Forbidden", "AccessDenied")
+        if request["REQUEST_METHOD"] == "PUT" and "/calls/" in request["PATH_INFO"]
+        else None
+    )
+    with serving() as endpoint:
+        model = OpenAIServer(path="worse-1", base_url=endpoint.url, timeout=5, concurrency=2)
+        recipe = Recipe(rows=Source(jsonl=str(rows)), steps=(Generate(k=4, generator=model),))
+        with pytest.raises(StoreError, match=r"an answer cannot be kept: .*AccessDenied.*nothing more is bought"):
+            run_local(recipe, f"s3://{bucket.name}/store")
+        assert sum(endpoint.paid.values()) < 6
+
+
+# ── addresses ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_address_that_lost_a_slash_as_a_path_is_the_same_one(bucket):
+    assert str(Store(Path(f"s3://{bucket.name}/a/b/")).path) == f"s3://{bucket.name}/a/b"
+    assert Store("a/b").path == Path("a/b") and Store(Path("/a/b")).path == Path("/a/b")
+
+
+@pytest.mark.parametrize("where", ["gs://bucket/store", "abfs://box/store", "https://host/store", "s3a://bucket/store"])
+def test_other_kinds_of_address_are_refused(where):
+    with pytest.raises(StoreError, match=r":// is not supported: a store is a folder, or s3://bucket/prefix"):
+        Store(where)
+
+
+@pytest.mark.parametrize("where", ["s3://key:hidden-secret@bucket/store", "s3://UPPER/store", "s3://a_b/hidden-secret"])
+def test_a_key_in_an_address_is_refused_and_not_repeated(where):
+    with pytest.raises(StoreError, match="keys come from the environment, never from the address") as error:
+        Store(where)
+    assert "hidden-secret" not in str(error.value)
+
+
+def test_what_works_in_a_folder_alone_says_so(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="demo works in a folder of this machine, not at s3://"):
+        run_demo(Path(f"s3://{bucket.name}/demo"))
+    assert not list(tmp_path.iterdir())

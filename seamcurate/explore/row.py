@@ -142,10 +142,10 @@ def _sources(store: Store, ids: Sequence[int]) -> dict[int, dict[str, object]]:
 
 def _pick(store: Store, number: int, ids: Sequence[int], names: Sequence[str]) -> pa.Table:
     file = store.path / "rows" / filename(number)
-    shard.verify(file, store.rows_fingerprint, number)
-    there = [name for name in names if name in pq.read_schema(file).names]
+    whole = shard.verify(file, store.rows_fingerprint, number)
+    there = [name for name in names if name in pq.read_schema(whole).names]
     wanted = [("row_id", "in", list(ids))]
-    return pq.read_table(file, columns=there, filters=wanted, use_threads=False, partitioning=None)
+    return pq.read_table(whole, columns=there, filters=wanted, use_threads=False, partitioning=None)
 
 
 def _number(value: object) -> JsonValue:

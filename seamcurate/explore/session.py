@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from seamcurate import views
+from seamcurate.objects import find
 from seamcurate.store import Column, Store, numbers, sample_sets
 
 SECONDS = 10.0
@@ -145,7 +146,7 @@ class _Opened(NamedTuple):
 def _state(store: Store) -> list[tuple[str, str, int]]:
     folders = {name: str(record.get("fingerprint")) for name, record in store.records().items()}
     done = [(name, made, len(numbers(store.path / "columns" / name))) for name, made in folders.items()]
-    splits = [(str(file), "", file.stat().st_mtime_ns) for file in sorted(store.path.glob("splits/*/split.json"))]
+    splits = [(str(file), "", file.stat().st_mtime_ns) for file in find(store.path, "splits/*/split.json")]
     return [("", store.rows_fingerprint, len(store.shards)), *done, *splits]
 
 

@@ -2,7 +2,7 @@
 
 Answers lie in one SQLite file of a store, `calls/calls.sqlite`, by the hash of what decides them: the model's name, the
 messages, the parameters. An answer is on disk before anything is made of it, so that a kill costs only the calls in
-the air.
+the air. On object storage each is an object, `calls/replies/KEY.json`, and the file is a copy for one run.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
+from seamcurate import objects
 from seamcurate.errors import BudgetError, StoreError
 from seamcurate.models.backend import Backend
 from seamcurate.models.protocols import Reply
-from seamcurate.step import Work
+from seamcurate.objects import ObjectPath, Place
+from seamcurate.step import Work, digest
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS replies(
@@ -77,10 +79,13 @@ class Calls:
         spent: What was.
     """
 
-    def __init__(self, folder: Path | None = None, max_usd: float | None = None) -> None:
+    def __init__(self, folder: Place | None = None, max_usd: float | None = None) -> None:
         self.max_usd, self.spent, self._reserved = max_usd, Spent(), 0.0
         path = ":memory:"
-        if folder is not None:
+        self._objects = None if folder is None or isinstance(folder, Path) else _Objects(folder)
+        if self._objects is not None:
+            folder = self._objects.begin()
+        if isinstance(folder, Path):
             folder.mkdir(parents=True, exist_ok=True)
             path = str(folder / "calls.sqlite")
         try:
@@ -98,6 +103,9 @@ class Calls:
 
     def get(self, key: str, failed: bool = False) -> Reply | None:
         """Return a kept answer; one that failed only if asked for."""
+        if self._objects is not None:
+            for line in self._objects.bring(key):
+                self._db.execute(_KEEP, line)
         row = self._db.execute(
             "SELECT text, finish, model, failure FROM replies WHERE key = ? AND (? OR failure IS NULL)", (key, failed)
         ).fetchone()
@@ -110,16 +118,18 @@ class Calls:
             StoreError: The file cannot be written: going on would mean to buy what cannot be kept.
         """
         self.spent = self.spent.plus(cost)
+        line = _Line(key, reply.model, reply.text, reply.finish, reply.failure, cost.tokens_in, cost.tokens_out)
         try:
-            self._db.execute(
-                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (key, reply.model, reply.text, reply.finish, reply.failure, cost.tokens_in, cost.tokens_out),
-            )
-        except sqlite3.Error as error:
+            if self._objects is not None:
+                self._objects.keep(line)
+            self._db.execute(_KEEP, line)
+        except (sqlite3.Error, StoreError) as error:
             raise StoreError(f"an answer cannot be kept: {error}; nothing more is bought") from error
 
     def forget_failures(self) -> None:
         """Drop the answers that failed, so that they are asked for again."""
+        if self._objects is not None:
+            self._objects.forget_failures()
         self._db.execute("DELETE FROM replies WHERE failure IS NOT NULL")
 
     def must_wait(self, usd: float | None) -> bool:
@@ -155,22 +165,95 @@ class Calls:
 
     def batches(self) -> dict[str, list[str]]:
         """Return the keys in each batch that was submitted and not yet collected, by its id."""
+        if self._objects is not None:
+            return self._objects.batches()
         return {one: json.loads(keys) for one, keys in self._db.execute("SELECT id, keys FROM batches")}
 
     def submitted(self, batch: str, keys: Sequence[str]) -> None:
         """Note a batch, so that a restart polls it and does not submit it again."""
+        if self._objects is not None:
+            return self._objects.submitted(batch, keys)
         self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (batch, json.dumps(list(keys))))
 
     def collected(self, batch: str) -> None:
         """Take a batch off the list."""
+        if self._objects is not None:
+            return self._objects.collected(batch)
         self._db.execute("DELETE FROM batches WHERE id = ?", (batch,))
+
+
+class _Line(NamedTuple):
+    """An answer as it is kept."""
+
+    key: str
+    model: str | None
+    text: str
+    finish: str
+    failure: str | None
+    tokens_in: int
+    tokens_out: int
+
+
+_KEEP = "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+class _Objects:
+    """A store's answers on object storage: an object each, so that none waits for others to be safe."""
+
+    def __init__(self, folder: ObjectPath) -> None:
+        self._folder = folder
+        self._waiting: dict[str, ObjectPath] | None = None
+        """The answers of earlier runs that this one has not asked for yet; listed when first asked."""
+
+    def begin(self) -> Path:
+        """Return an empty folder for the copy that is asked instead."""
+        objects.remove_tree(self._folder.scratch)
+        return self._folder.scratch
+
+    def bring(self, key: str) -> Iterator[_Line]:
+        """Yield an answer the first time that it is asked for."""
+        if self._waiting is None:
+            # Of a failure and the answer to the same request, the answer comes later and is taken.
+            found = [*self._folder.glob("failures/*.json"), *self._folder.glob("replies/*.json")]
+            self._waiting = {one.stem: one for one in found}
+        file = self._waiting.pop(key, None)
+        if file is not None:
+            yield _Line(**json.loads(ObjectPath(file.bucket, file.key).read_bytes()))
+
+    def keep(self, line: _Line) -> None:
+        """Put an answer."""
+        kind = "replies" if line.failure is None else "failures"
+        (self._folder / kind / f"{line.key}.json").put(json.dumps(line._asdict()).encode(), copy=False)
+        if self._waiting is not None:
+            self._waiting.pop(line.key, None)
+
+    def forget_failures(self) -> None:
+        """Take away the answers that failed."""
+        self._waiting = None
+        (self._folder / "failures").remove_tree()
+
+    def batches(self) -> dict[str, list[str]]:
+        """Return the keys of each batch, by its id."""
+        found = (json.loads(file.read_bytes()) for file in self._folder.glob("batches/*.json"))
+        return {one["id"]: one["keys"] for one in found}
+
+    def submitted(self, batch: str, keys: Sequence[str]) -> None:
+        """Put a batch."""
+        self._batch(batch).put(json.dumps({"id": batch, "keys": list(keys)}).encode())
+
+    def collected(self, batch: str) -> None:
+        """Take a batch away."""
+        self._batch(batch).unlink()
+
+    def _batch(self, batch: str) -> ObjectPath:
+        return self._folder / "batches" / f"{digest(batch)}.json"
 
 
 _CURRENT: ContextVar[Calls | None] = ContextVar("calls", default=None)
 
 
 @contextmanager
-def kept(folder: Path, max_usd: float | None = None) -> Iterator[Calls]:
+def kept(folder: Place, max_usd: float | None = None) -> Iterator[Calls]:
     """Have every model loaded inside keep its answers in a folder, and spend at most so much."""
     calls = Calls(folder, max_usd)
     token = _CURRENT.set(calls)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from seamcurate import views
 from seamcurate.errors import StudyError
+from seamcurate.objects import place
 from seamcurate.store import Store
 from seamcurate.study.statistics import Doubles, Interval
 
@@ -54,7 +55,7 @@ class Finding(NamedTuple):
 
 def is_store(source: Data) -> bool:
     """Tell a store from a table of results."""
-    return isinstance(source, Store) or (isinstance(source, str | Path) and (Path(source) / "store.json").is_file())
+    return isinstance(source, Store) or (isinstance(source, str | Path) and (place(source) / "store.json").is_file())
 
 
 def store(source: Data, study: str) -> Store:
