@@ -128,8 +128,10 @@ def unstorable(kind: pa.DataType) -> str:
         return f"is {kind!s:.80}, which Parquet or SQL has no type for"
     names: dict[str, str] = {}
     for field in kind if pa.types.is_struct(kind) else ():
-        if "\0" in field.name or field.name.lower() in names:
-            return f"has a field {field.name!r:.40}, which SQL cannot tell from {names.get(field.name.lower(), '')!r:.40}"
+        if not field.name or "\0" in field.name:
+            return f"has a field {field.name!r:.40}, which SQL cannot name"
+        if twin := names.get(field.name.lower()):
+            return f"has a field {field.name!r:.40}, which SQL cannot tell from {twin!r:.40}"
         names[field.name.lower()] = field.name
     children = (kind.field(i).type for i in range(kind.num_fields)) if pa.types.is_nested(kind) else ()
     return next(filter(None, map(unstorable, children)), "")
@@ -142,6 +144,9 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         # Arrow's own cast knows no dictionaries of string views, which Polars writes.
         pieces = [piece.dictionary.cast(kind).take(piece.indices) for piece in column.chunks]
         return pa.chunked_array(pieces, kind)
+    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
+        # Arrow's own cast makes offsets that are one short.
+        return pa.chunked_array([pa.array(column.to_pylist(), kind)])
     try:
         return column.cast(kind)
     except pa.ArrowInvalid:

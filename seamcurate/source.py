@@ -179,7 +179,7 @@ class Source(BaseModel):
             if not output or "\0" in output:
                 raise SourceError(
                     f"{self._where}: a column is called {output!r:.80}, which SQL cannot name; "
-                    f'give it another name with rename: {{{json.dumps(column)}: source_column}}'
+                    f"give it another name with rename: {{{json.dumps(column)}: source_column}}"
                 )
             if output.lower() in claimed or spelled.get(output.lower(), output) != output:
                 raise SourceError(

@@ -31,7 +31,6 @@ def column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
     return pa.field(name, kind, metadata={"meaning": meaning})
 
 
-
 _LARGEST = 3.5e38
 """Just above what a model's single precision holds: sums and products of larger numbers overflow."""
 

@@ -23,7 +23,7 @@ from seamcurate.errors import QueryError
 
 Form = Literal["table", "csv", "jsonl", "parquet"]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 _QUOTED = re.compile(r'[",\r\n]|^\s|\s$')
 _SHOWN_ROWS = 50
 

@@ -408,24 +408,24 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
     there = [name for name in lists.values() if name in kinds and pa.types.is_list(kinds[name])]
 
     def from_set(field: str) -> str:
-        return f"x.{field}" if field in fields else "NULL"
+        return f"(r.x).{field}" if field in fields else "NULL"
 
     def from_list(column: str) -> str:
-        return f"r.{quoted(lists[column])}[i]" if lists[column] in there else "NULL"
+        return f"r.{quoted(lists[column])}[r.i]" if lists[column] in there else "NULL"
 
     values = {
         "row_id": "r.row_id",
         "variant": "'" + variant.replace("'", "''") + "'",
-        "rank": "i",
+        "rank": "r.i",
         "response": from_set("response") if "response" in fields else "c.response",
         "similarity": from_set("similarity"),
         "source_row_id": from_set("source_row_id"),
         **{column: from_list(column) for column in lists},
     }
     select = ", ".join(f"({value})::{CANDIDATES[name]} AS {name}" for name, value in values.items())
-    join = "" if "response" in fields else f"LEFT JOIN {corpus} AS c ON c.row_id = x.source_row_id"
+    join = "" if "response" in fields else f"LEFT JOIN {corpus} AS c ON c.row_id = (r.x).source_row_id"
     worse = quoted(f"worse_{variant}")
-    # No column but these: the source's own may be called i and x too.
+    # No column but these: the source's own, and the corpus', may be called i and x too.
     named = ", ".join(["row_id", *map(quoted, there)])
     return (
         f"SELECT {select} FROM "

@@ -20,6 +20,7 @@ from hub_server import Hub, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from strategies import cell, line
 
 from seamcurate.errors import SourceError
 from seamcurate.source import REJECTED, Chunk, Source
@@ -472,18 +473,6 @@ def test_an_id_is_taken_once_and_only_by_a_good_row(tmp_path: Path) -> None:
 
 # Properties.
 
-text = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
-json_value = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
-    max_leaves=6,
-)
-record = st.fixed_dictionaries(
-    {"prompt": text | json_value},
-    optional={"key": text | st.integers(0, 3), "a": json_value, "b": text, "c": st.floats() | st.integers()},
-)
-line = st.one_of(record.map(lambda value: json.dumps(value).encode()), st.binary(max_size=20), st.just(b"{}"))
-
 
 @settings(max_examples=150, deadline=None)
 @given(
@@ -501,11 +490,8 @@ def test_whatever_the_lines_hold_each_comes_out_once_and_resuming_changes_nothin
             assert pq.read_table(Path(folder) / "out.parquet").num_rows == len(chunk.rows)
 
 
-cells = st.none() | st.binary(max_size=4)
-
-
 @settings(max_examples=50, deadline=None)
-@given(cells=st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=12), size=st.integers(1, 5))
+@given(cells=st.lists(st.tuples(cell, cell, cell), min_size=1, max_size=12), size=st.integers(1, 5))
 def test_whatever_bytes_parquet_holds_each_row_comes_out_once(cells: list[tuple[bytes | None, ...]], size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prompt, response, reference = (unchecked(*column) for column in zip(*cells, strict=True))

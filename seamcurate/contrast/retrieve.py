@@ -326,7 +326,8 @@ def unit(vectors: Floats) -> Floats:
     """Scale vectors to length 1; one that is not finite is near nothing."""
     if not (sound := np.isfinite(vectors).all(axis=1, keepdims=True)).all():
         vectors = np.where(sound, vectors, 0)
-    scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    with np.errstate(over="ignore"):
+        scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return np.ascontiguousarray(scaled, np.float32)
 
 

@@ -46,10 +46,7 @@ def row(session: Session, row_id: int) -> dict[str, JsonValue]:
         if not pa.types.is_nested(c.kind) and c.name not in ("row_id", "prompt", "response", "reference")
     ]
     candidates = [
-        one
-        for c in columns
-        for variant in sample_sets({c.name: c.kind})
-        for one in _candidates(store, variant, found)
+        one for c in columns for variant in sample_sets({c.name: c.kind}) for one in _candidates(store, variant, found)
     ]
     candidates.sort(key=lambda one: (one["reward"] is None, -cast(float, one["reward"] or 0), one["rank"]))
     return {
