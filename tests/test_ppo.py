@@ -810,5 +810,5 @@ def test_gold_is_measured_beside_the_reward_and_never_learned_from(plain: Path, 
     with pytest.raises(StudyError, match="without measured no gold reward; train it with --gold and --eval-steps"):
         study.monotonicity(tmp_path / "without")
     lacking = parquet(tmp_path / "e.parquet", [{"prompt": "Where?"}])
-    with pytest.raises(TrainError, match="e.parquet has no column `thing`"):
+    with pytest.raises(TrainError, match=r"e.parquet has no column `thing`"):
         ppo(plain, share_of_e, lacking, tmp_path / "o", config, Length())

@@ -461,5 +461,5 @@ def test_another_training_does_not_go_on_from_a_checkpoint(policy_folder, tmp_pa
 def test_a_folder_that_holds_something_else_is_no_place_for_checkpoints(policy_folder, tmp_path):
     (tmp_path / "out.training").mkdir()
     (tmp_path / "out.training/thesis.txt").write_text("x")
-    with pytest.raises(TrainError, match="out.training is needed for checkpoints and holds thesis.txt; move it"):
+    with pytest.raises(TrainError, match=r"out.training is needed for checkpoints and holds thesis.txt; move it"):
         sft(policy_folder, parquet(tmp_path / "d.parquet", answered(2)), tmp_path / "out", SFT)
