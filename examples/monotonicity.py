@@ -1,4 +1,4 @@
-"""Reverse reward engineering on the demo's questions (RER §3): does a white-box reward that rises raise a reward model's too?
+"""Reverse reward engineering on the demo's questions (RER §3): a reward model's rewards while white-box ones are optimised.
 
     python examples/monotonicity.py STORE OUT
 
