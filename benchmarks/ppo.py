@@ -69,7 +69,7 @@ def mine(start: Path, critic: Path | None, prompts: list[str], updates: int, lor
         score_normalise=False,
         score_clip=None,
         eval_rows=0,
-        save_steps=None,
+        save_steps=0,
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:

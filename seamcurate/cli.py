@@ -598,6 +598,27 @@ def answer(
     print(f"{out}: {write(model, data, out, config):,} answers")
 
 
+@app.command()
+def compare(
+    answers: Annotated[
+        list[str], typer.Argument(metavar="ANSWERS…", help="Tables that `answer` wrote.", show_default=False)
+    ],
+    baseline: Annotated[str, typer.Option(help="The baseline's table.", show_default=False)],
+    judge: Annotated[Path, typer.Option(help="YAML: {openai_server: NAME, base_url: …}.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+    rows: Annotated[int | None, typer.Option(help="The first so many answers only.")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on the endpoint.")] = None,
+) -> None:
+    """Ask a language model which of two answers is better, in both positions; the study winrate reads its verdicts.
+
+    Example: seamcurate compare answers/ppo.parquet --baseline answers/sft.parquet --judge judge.yaml --out verdicts.parquet
+    """
+    from seamcurate import study as studies
+
+    silent = studies.compare(answers, baseline, studies.read_judge(judge), out, rows=rows, max_usd=max_usd)
+    print(f"{out}: written" + (f"; {silent:,} replies hold no verdict, see its column `reason`" if silent else ""))
+
+
 def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
     measures = (
         *("loss_before", "loss_after", "accuracy_before", "accuracy"),

@@ -306,7 +306,8 @@ _REWARD = "reward.py"
 _HEAD = '"""RER as a reward, written by `seamcurate export`'
 """Only files that open so are ever replaced."""
 _USE = {
-    "trl": "put its folder on PYTHONPATH, then `from reward import rer` or `trl grpo --reward_funcs reward.rer`",
+    "trl": "`seamcurate train ppo --reward reward.py`; or put its folder on PYTHONPATH, then `from reward import rer` or "
+    "`trl grpo --reward_funcs reward.rer`",
     "openrlhf": "`--reward.remote_url reward.py --data.label_key reward_label`",
     "verl": "`reward.custom_reward_function.path=reward.py`, whose compute_score verl takes",
 }

@@ -169,7 +169,7 @@ def _written(code: str) -> object:
             if isinstance(one, ast.Assign)
         }
         call = assigned["REWARD"]
-        assert isinstance(call, ast.Call)
+        assert isinstance(call, ast.Call) and isinstance(call.args[0], ast.Dict)
         return ast.literal_eval(call.args[0])
     except (KeyError, AssertionError, IndexError, SyntaxError, ValueError) as error:
         raise OSError("it is no reward.py that `seamcurate export` wrote") from error

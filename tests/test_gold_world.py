@@ -14,7 +14,7 @@ import pytest
 
 from examples.gold_world import experiment, models, scores, summary, world
 from examples.gold_world.experiment import PRESETS, Cell, Experiment, in_order, plan
-from seamcurate import query
+from seamcurate import query, study
 
 
 def record(wanted: str, query_type: str = "closed", count: int = 0) -> world.Record:
@@ -168,10 +168,12 @@ def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
         measured.append(cell)
         if cell.measure == "mismatch":
             return {"compared": [{"prompt_id": 3, "human": 1, "model": 0}]}
-        overlap = {"shared": 1, "lowest": 2, "overlap": 0.5}
+        overlap = {"rows": 24, "lowest_first": 2, "lowest_second": 3, "shared": 1, "lowest": 2, "overlap": 0.5}
         return overlap if cell.measure == "overlap" else {"quality": cell.rate}
 
     monkeypatch.setattr(Experiment, "_measure", measure)
+    for made in ("policy", "reward", "store"):
+        monkeypatch.setattr(Experiment, made, lambda self, *which: tmp_path)
     preset = PRESETS["tiny"]
     with pytest.raises(KeyboardInterrupt):
         Experiment(tmp_path, preset).run()
@@ -183,6 +185,14 @@ def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
         assert list(csv.DictReader(lines))[1] == {"reward": "1-0", "prompt_id": "3", "human": "1", "model": "0"}
     with (tmp_path / "tables" / "selection.csv").open() as lines:
         assert [row["method"] for row in csv.DictReader(lines)] == list(experiment.SELECTION)
+    tables = tmp_path / "tables"
+    row = study.overlap(tables / "overlap.csv").table.to_pylist()[0]
+    assert row["overlap"] == pytest.approx(0.4) and row["chance"] == pytest.approx(2 * 2 * 3 / 24 / 5)
+    assert study.augmentation(tables / "augmentation.csv").line.startswith(
+        "augment_seam reaches 0.200, not told apart from none"
+    )
+    for name, measure in (("selection", study.selection), ("mismatch", study.mismatch)):
+        assert measure(tables / f"{name}.csv").line
     told = "\n".join(summary.lines(tmp_path))
     assert "| 0-0 | 1 | 100.0% | 20.7% to 100.0% |" in told and "| 0, 1 | 0 | 1 of 2 | 50% | 9% to 91% |" in told
     with pytest.raises(SystemExit, match="other sizes"):
@@ -225,3 +235,4 @@ def test_a_tiny_world_is_trained_scored_and_split_by_the_projects_own_parts(tmp_
     assert (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns == before
     assert len(models.respond(world_of.policy(0), ["add 1 and 2", "name 2 animals"])) == 2
     assert json.loads((tmp_path / "preset.json").read_text())["rl_rows"] == PRESETS["tiny"].rl_rows
+    assert 0 <= world_of._measure(Cell("ppo", 0, 1, 1, "seam"))["quality"] <= 1

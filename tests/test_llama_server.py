@@ -52,3 +52,19 @@ def test_a_server_that_is_told_to_stop_early_says_so(url):
 
     (reply,) = OpenAIServer(path="tiny", base_url=url, max_tokens=3).load().converse([conversation])
     assert reply.finish == "length" and reply.model == "tiny" and reply.failure is None
+
+
+def test_answers_are_compared_by_the_command(url, tmp_path):
+    for name in ("ppo", "sft"):
+        rows = [{"prompt": f"How do I sort list {i}?", "response": f"As {name} says."} for i in range(2)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    (tmp_path / "judge.yaml").write_text(f"{{openai_server: tiny, base_url: '{url}', max_tokens: 64}}")
+    files = {"--baseline": "sft.parquet", "--judge": "judge.yaml", "--out": "verdicts.parquet"}
+    options = [part for name, file in files.items() for part in (name, str(tmp_path / file))]
+    command = [sys.executable, "-m", "seamcurate.cli", "compare", str(tmp_path / "ppo.parquet"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    # A model of a few thousand weights judges nothing: its words are kept as the reason.
+    assert "verdicts.parquet: written; 4 replies hold no verdict" in done.stdout
+    reasons = pq.read_table(tmp_path / "verdicts.parquet")["reason"].to_pylist()
+    assert all(reason.startswith(("length: ", "stop: ")) for reason in reasons)

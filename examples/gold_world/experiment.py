@@ -1,19 +1,25 @@
 """The SEAM experiments in the gold world: what is run, in which order, and the tables it comes to.
 
-    python -m examples.gold_world.experiment --preset quick --out DIR [--minutes 9]
+    python -m examples.gold_world.experiment --preset quick --out DIR [--minutes 9] [--workers 2]
 
 One rule: a cell is one JSON file, written whole; what is there is never computed again, so that running again resumes.
+Several processes share a folder: each takes what no other has taken, by locks that a kill releases.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import itertools
 import json
+import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,19 +138,57 @@ class Experiment:
         replace(kept, json.dumps(sizes).encode())
 
     def run(self, until: float = float("inf")) -> int:
-        """Measure what is missing until a time of `time.monotonic`; return how many cells are left."""
-        cells = in_order(self.preset)
-        for cell in cells:
-            if not self._file(cell).exists():
-                if time.monotonic() > until:
-                    break
-                start = time.monotonic()
-                result = self._measure(cell)
-                self._file(cell).parent.mkdir(exist_ok=True)
-                result["seconds"] = round(time.monotonic() - start, 2)
-                replace(self._file(cell), json.dumps(result).encode())
+        """Measure what is missing until a time of `time.monotonic`, and write the tables; return how many cells are left."""
+        self.measure(until)
         self.tables()
-        return sum(not self._file(cell).exists() for cell in cells)
+        return self.left()
+
+    def measure(self, until: float = float("inf")) -> None:
+        """Measure what is missing and no other process has begun, until a time of `time.monotonic`."""
+        for name, make in self._tasks():
+            if time.monotonic() > until:
+                break
+            with self._alone(f"task {name}", wait=False) as mine:
+                if mine:
+                    make()
+
+    def left(self) -> int:
+        """Return how many cells are not measured."""
+        return sum(not self._file(cell).exists() for cell in in_order(self.preset))
+
+    def _tasks(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Yield what two processes can do at a time, what most waits for first: models, stores, then the cells in order."""
+        best, top = len(self.preset.sft_steps) - 1, len(self.preset.pairs) - 1
+        if self.left():
+            yield from ((f"policy-{rank}", partial(self.policy, rank)) for rank in range(best, -1, -1))
+            yield from ((f"reward-{seed}", partial(self.reward, top, seed)) for seed in range(self.preset.seeds))
+            yield from ((f"store-{seed}", partial(self.store, best, top, seed)) for seed in range(self.preset.seeds))
+        for cell in in_order(self.preset):
+            yield cell.file, partial(self._finish, cell)
+
+    def _finish(self, cell: Cell) -> None:
+        """Measure a cell and write it down, unless it is there."""
+        if self._file(cell).exists():
+            return
+        start = time.monotonic(), time.process_time()
+        result = self._measure(cell)
+        self._file(cell).parent.mkdir(exist_ok=True)
+        result["seconds"], result["cpu"] = (
+            round(now - then, 2) for now, then in zip((time.monotonic(), time.process_time()), start, strict=True)
+        )
+        replace(self._file(cell), json.dumps(result).encode())
+
+    @contextmanager
+    def _alone(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock of a thing that is made once; without waiting, say whether it was free."""
+        (self.out / "locks").mkdir(exist_ok=True)
+        with (self.out / "locks" / name).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def tables(self) -> None:
         """Write what is measured so far: tables/<study>.csv, a line per repetition."""
@@ -172,8 +216,14 @@ class Experiment:
             return self._mismatch(cell)
         if cell.measure == "overlap":
             a, b = (scores.lowest(self.store(rank, rank, cell.seed)) for rank in (cell.policy, cell.reward))
+            counts = {
+                "rows": self.preset.rl_rows,
+                "lowest_first": len(a),
+                "lowest_second": len(b),
+                "shared": len(a & b),
+            }
             fewer = min(len(a), len(b))
-            return {"shared": len(a & b), "lowest": fewer, "overlap": len(a & b) / max(1, fewer)}
+            return {**counts, "lowest": fewer, "overlap": len(a & b) / max(1, fewer)}
         policy, reward = self.policy(cell.policy), self.reward(cell.reward, cell.seed)
         if cell.method.startswith("augment"):
             policy, reward = self._augmented(cell)
@@ -183,8 +233,11 @@ class Experiment:
         data = self.out / "prompts" / f"{cell.policy}-{cell.reward}-{cell.seed}-{split}"
         if split == "full":
             data = models.write(self.records("rl"), self.out / "data" / "rl.parquet")
-        elif not data.exists():
-            to_trl(self.store(cell.policy, cell.reward, cell.seed), split, data)
+        else:
+            store = self.store(cell.policy, cell.reward, cell.seed)
+            with self._alone(f"prompts {data.name}"):
+                if not data.exists():
+                    to_trl(store, split, data)
         values = models.aligned_quality(policy, reward, data, self.records("test"), self.preset.ppo_steps, cell.seed)
         return {"quality": statistics.fmean(values)}
 
@@ -210,13 +263,15 @@ class Experiment:
         answers = [{"prompt": pair["other"], "response": pair["rejected"]} for pair in pairs]
         liked = [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs]
         policy, reward = self.out / "models" / f"policy-{name}", self.out / "models" / f"reward-{name}"
-        if not policy.exists():
-            file = models.write(answers, self.out / "data" / f"{name}-sft.parquet")
-            models.make_policy(self.policy(cell.policy), file, policy, len(answers) // models.BATCH + 1)
-        if not reward.exists():
-            known = world.preferences(self.preset.pairs[cell.reward], cell.seed)
-            file = models.write([*known, *liked], self.out / "data" / f"{name}-pairs.parquet")
-            models.make_reward(self.policy(len(self.preset.sft_steps) - 1), file, reward, self._test_pairs(), cell.seed)
+        with self._alone(name):
+            if not policy.exists():
+                file = models.write(answers, self.out / "data" / f"{name}-sft.parquet")
+                models.make_policy(self.policy(cell.policy), file, policy, len(answers) // models.BATCH + 1)
+            if not reward.exists():
+                known = world.preferences(self.preset.pairs[cell.reward], cell.seed)
+                file = models.write([*known, *liked], self.out / "data" / f"{name}-pairs.parquet")
+                best = self.policy(len(self.preset.sft_steps) - 1)
+                models.make_reward(best, file, reward, self._test_pairs(), cell.seed)
         return policy, reward
 
     def records(self, part: str) -> list[world.Record]:
@@ -226,8 +281,9 @@ class Experiment:
         start = p.test_rows + p.rl_rows
         ends |= {"sft": (start, start + p.sft_rows), "corpus": (start, start + p.corpus_rows)}
         file = self.out / "data" / "all.parquet"
-        if not file.exists():
-            models.write(world.records(start + p.sft_rows, 0), file)
+        with self._alone("records"):
+            if not file.exists():
+                models.write(world.records(start + p.sft_rows, 0), file)
         first, last = ends[part]
         found: list[world.Record] = pq.read_table(file).slice(first, last - first).to_pylist()
         return found
@@ -235,24 +291,27 @@ class Experiment:
     def policy(self, rank: int) -> Path:
         """Return the policy of one SFT budget."""
         start, steps = self.out / "models" / "start", self.preset.sft_steps[rank]
-        if not (start / "tokenizer_config.json").exists():
-            world.untrained(start, self.preset.hidden, 2)
+        with self._alone("start"):
+            if not (start / "tokenizer_config.json").exists():
+                world.untrained(start, self.preset.hidden, 2)
         folder = self.out / "models" / f"policy-{rank}"
-        if steps and not folder.exists():
-            corpus = models.write(self.records("sft"), self.out / "data" / "sft.parquet")
-            models.make_policy(start, corpus, folder, steps)
+        with self._alone(folder.name):
+            if steps and not folder.exists():
+                corpus = models.write(self.records("sft"), self.out / "data" / "sft.parquet")
+                models.make_policy(start, corpus, folder, steps)
         return folder if steps else start
 
     def reward(self, rank: int, seed: int) -> Path:
         """Return the reward model of one number of pairs, trained from the best policy."""
         folder = self.out / "models" / f"reward-{rank}-{seed}"
-        if not folder.exists():
-            count = self.preset.pairs[rank]
-            pairs = models.write(
-                world.preferences(max(count, 2), seed), self.out / "data" / f"pairs-{rank}-{seed}.parquet"
-            )
-            best = self.policy(len(self.preset.sft_steps) - 1)
-            models.make_reward(best, pairs, folder, self._test_pairs(), seed, untrained=not count)
+        best = self.policy(len(self.preset.sft_steps) - 1)
+        with self._alone(folder.name):
+            if not folder.exists():
+                count = self.preset.pairs[rank]
+                pairs = models.write(
+                    world.preferences(max(count, 2), seed), self.out / "data" / f"pairs-{rank}-{seed}.parquet"
+                )
+                models.make_reward(best, pairs, folder, self._test_pairs(), seed, untrained=not count)
         return folder
 
     def _test_pairs(self) -> Path:
@@ -262,17 +321,12 @@ class Experiment:
         """Return the store of one pair of models, scored and split."""
         rows = models.write(self.records("rl"), self.out / "data" / "rl.parquet")
         corpus = models.write(self.records("corpus"), self.out / "data" / "corpus.parquet")
-        scores.embed_corpus(corpus, self.out / "corpus")
-        return scores.score(
-            self.out / "stores" / f"{policy}-{reward}-{seed}",
-            rows,
-            self.out / "corpus",
-            self.policy(policy),
-            self.reward(reward, seed),
-            self.policy(0),
-            self.preset.rates,
-            seed,
-        )
+        answers, judges, base = self.policy(policy), self.reward(reward, seed), self.policy(0)
+        # A run holds the corpus' store as well as its own.
+        with self._alone("scores"):
+            scores.embed_corpus(corpus, self.out / "corpus")
+            folder = self.out / "stores" / f"{policy}-{reward}-{seed}"
+            return scores.score(folder, rows, self.out / "corpus", answers, judges, base, self.preset.rates, seed)
 
 
 def _rows(study: str, cell: Cell, result: Mapping[str, Any] | None) -> Iterator[dict[str, object]]:
@@ -283,7 +337,9 @@ def _rows(study: str, cell: Cell, result: Mapping[str, Any] | None) -> Iterator[
         yield from ({"reward": f"{cell.reward}-{cell.seed}", **pair} for pair in result["compared"])
     elif study == "overlap":
         pairs = {"first": cell.policy, "second": cell.reward, "seed": cell.seed}
-        yield {**pairs, "shared": result["shared"], "lowest": result["lowest"], "overlap": result["overlap"]}
+        yield {**pairs, **{name: value for name, value in result.items() if name not in ("seconds", "cpu")}}
+    elif study == "augmentation" and cell.method == "full":
+        yield {"method": "none", "seed": cell.seed, "quality": result["quality"]}
     elif study == "saturation":
         yield {"policy": cell.policy, "reward": cell.reward, "seed": cell.seed, "quality": result["quality"]}
     elif study == "filter_rate":
@@ -300,13 +356,31 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="quick")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
+    parser.add_argument("--workers", type=int, default=1, help="processes, a core each")
     given = parser.parse_args()
-    preset = PRESETS[given.preset]
-    left = Experiment(given.out, preset).run(time.monotonic() + 60 * given.minutes)
-    total = len(in_order(preset))
+    preset, until = PRESETS[given.preset], time.monotonic() + 60 * given.minutes
+    experiment = Experiment(given.out, preset)
+    if given.workers > 1:
+        # Read by the libraries of a new process when they are imported.
+        os.environ["OMP_NUM_THREADS"] = "1"
+    fresh = multiprocessing.get_context("spawn")
+    others = [fresh.Process(target=_work, args=(given.out, preset, until)) for _ in range(given.workers - 1)]
+    for other in others:
+        other.start()
+    _work(given.out, preset, until)
+    for other in others:
+        other.join()
+    experiment.tables()
+    if any(other.exitcode for other in others):
+        raise SystemExit("a process failed, see above; run the same command again to go on")
+    left, total = experiment.left(), len(in_order(preset))
     print(f"{total - left} of {total} cells measured; tables in {given.out / 'tables'}")
     if left:
         print("run the same command again to go on")
+
+
+def _work(out: Path, preset: Preset, until: float) -> None:
+    Experiment(out, preset).measure(until)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ def aligned_quality(
             vf_coef=0.1,
             value_model=reward_model,
             eval_rows=0,
-            save_steps=None,
+            save_steps=0,
             lora=False,
             seed=seed,
         )
@@ -120,7 +121,7 @@ def write(rows: Sequence[object], file: Path) -> Path:
     """Write rows as a Parquet file, whole or not at all; what is there stays."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".tmp")
+        beside = file.with_suffix(f".{os.getpid()}.tmp")
         pq.write_table(pa.Table.from_pylist(list(rows)), beside)
         beside.replace(file)
     return file

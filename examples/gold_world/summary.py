@@ -68,16 +68,17 @@ def lines(folder: Path) -> Iterator[str]:
     for study in ("selection", "augmentation"):
         rows = read(folder, study)
         methods = list(dict.fromkeys(row["method"] for row in rows))
-        yield f"\n| {study} | seeds | quality | − full | 95 % | − full, relative |\n|---|---|---|---|---|---|"
-        whole = statistics.fmean([float(row["quality"]) for row in rows if row["method"] == "full"] or [0]) or math.nan
+        base = "full" if study == "selection" else "none"
+        yield f"\n| {study} | seeds | quality | − {base} | 95 % | − {base}, relative |\n|---|---|---|---|---|---|"
+        whole = statistics.fmean([float(row["quality"]) for row in rows if row["method"] == base] or [0]) or math.nan
         for method in methods:
             values = [float(row["quality"]) for row in rows if row["method"] == method]
-            mean, low, high = interval(paired(rows, method, "full"))
-            gain = f"{mean:+.3f} | {low:+.3f} to {high:+.3f} | {mean / whole:+.1%}" if method != "full" else "| |"
+            mean, low, high = interval(paired(rows, method, base))
+            gain = f"{mean:+.3f} | {low:+.3f} to {high:+.3f} | {mean / whole:+.1%}" if method != base else "| |"
             yield f"| {method} | {len(values)} | {statistics.fmean(values):.3f} | {gain} |"
         ours = "augment_seam" if study == "augmentation" else "seam"
         for other in methods:
-            if other not in (ours, "full"):
+            if other not in (ours, base):
                 mean, low, high = interval(paired(rows, ours, other))
                 yield f"| {ours} − {other} | | | {mean:+.3f} | {low:+.3f} to {high:+.3f} | |"
     yield from _grids(folder)

@@ -6,6 +6,7 @@ Only safetensors are ever read: a folder that holds nothing but pickled weights 
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,6 +111,8 @@ def _commit(repo: str, revision: str | None) -> str:
     """Pin a Hub revision to its commit; offline, to the one the local cache holds."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
+        raise ModelError(f"model folder {repo} is not there; give a folder that save_pretrained(…) wrote, or a Hub id")
     try:
         commit = HfApi().model_info(repo, revision=revision).sha
         if commit:

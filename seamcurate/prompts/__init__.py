@@ -1,8 +1,8 @@
 """What language models are asked, as files to read and to replace.
 
-A template is text with `{question}`, `{answer}` and `{count}` in it; what stands above a line `---` is the system's
+A template is text with `{question}`, `{answer}`, `{other}` and `{count}` in it; what stands above a line `---` is the system's
 message, what stands below the user's. `worse_answers` is SEAM's Prompt 2 (App. F.1) and `judge` its Prompt 1 (App. E);
-`query_type` and `relevant_sentences` are RER's Figures 8 and 12.
+`query_type` and `relevant_sentences` are RER's Figures 8 and 12; `better_answer` is MT-Bench's for pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seamcurate.step import Data
 
 T = TypeVar("T")
 
-_BLANK = re.compile(r"\{(question|answer|count)\}")
+_BLANK = re.compile(r"\{(question|answer|other|count)\}")
 
 
 def bundled(name: str) -> str:
@@ -29,9 +29,9 @@ def bundled(name: str) -> str:
     return importlib.resources.files("seamcurate.prompts").joinpath(f"{name}.txt").read_text(encoding="utf-8")
 
 
-def render(template: str, question: str = "", answer: str = "", count: int = 0) -> list[Message]:
+def render(template: str, question: str = "", answer: str = "", count: int = 0, other: str = "") -> list[Message]:
     """Fill a template in; text that is filled in is never looked at for blanks again."""
-    values = {"question": question, "answer": answer, "count": str(count)}
+    values = {"question": question, "answer": answer, "other": other, "count": str(count)}
     parts = re.split(r"^---\n", template.strip(), maxsplit=1, flags=re.MULTILINE)
     roles = ("system", "user") if len(parts) == 2 else ("user",)
     return [

@@ -10,6 +10,7 @@ from seamcurate.study.results import Data, Finding
 from seamcurate.study.scores import likelihood, overlap
 from seamcurate.study.studies import STUDIES, run
 from seamcurate.study.texts import responses, tax
+from seamcurate.study.verdicts import compare, read_judge
 
 __all__ = [
     "STUDIES",
@@ -17,6 +18,7 @@ __all__ = [
     "Finding",
     "RerModel",
     "augmentation",
+    "compare",
     "filter_rate",
     "likelihood",
     "mismatch",
@@ -24,6 +26,7 @@ __all__ = [
     "overlap",
     "preference",
     "query_type",
+    "read_judge",
     "responses",
     "run",
     "sanity",

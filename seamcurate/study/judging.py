@@ -39,13 +39,15 @@ def winrate(*sources: Data) -> Finding:
 
     Columns: `model`, `prompt_id`, `position` (`first` or `second`: where the model's response stood), `verdict`
     (`win`, `tie`, `lose`, the model's); for the rulers `response` and `baseline_response`. The rate is
-    (wins + ½ ties) / all over both positions, its interval a bootstrap over prompts.
+    (wins + ½ ties) / all over both positions, its interval a bootstrap over prompts. `seamcurate compare` asks a judge
+    and writes such a table; a prompt on which it once gave no verdict (NULL) is left out, and counted.
 
     Raises:
-        StudyError: The sources cannot be read, or a prompt was not judged once in each position.
+        StudyError: The sources cannot be read, a prompt was not judged once in each position, or none has a verdict.
     """
     study = "winrate"
     table = results.read(study, sources, ["model", "prompt_id", "position", "verdict"])
+    table, silent = _decided(study, table)
     models = _models(study, table)
     rows: list[tuple[str, str, float | None, Interval, Interval]] = []
     for name, model in models.items():
@@ -75,6 +77,7 @@ def winrate(*sources: Data) -> Finding:
     verb = "beats" if rate.low > 0.5 else "loses to" if rate.high < 0.5 else "is not told apart from"
     line = f"{best} {verb} the baseline: {percent(rate)} of {rate.n:,} prompts"
     line += "".join(f"; {name} {percent(model.rate)}" for name, model in models.items() if name != best)
+    line += f"; {silent:,} prompts have no verdict" if silent else ""
     line += f"; the judge says the same in both positions on {100 * _steady(models[best]):.0f} %"
     gaps = {}
     if rate.low > 0.5:
@@ -86,6 +89,16 @@ def winrate(*sources: Data) -> Finding:
 
 def _steady(model: _Model) -> float:
     return float((model.verdicts[:, 0] == model.verdicts[:, 1]).mean())
+
+
+def _decided(study: str, table: pa.Table) -> tuple[pa.Table, int]:
+    """Return the rows of prompts that have every verdict, and how many prompts of a model have not."""
+    asked = list(zip(table["model"].to_pylist(), table["prompt_id"].to_pylist(), strict=True))
+    silent = {one for one, verdict in zip(asked, table["verdict"].to_pylist(), strict=True) if verdict is None}
+    kept = table.filter(pa.array([one not in silent for one in asked]))
+    if not len(kept):
+        raise StudyError(f"{study}: the judge gave no verdict on any prompt; see the column `reason`, or ask another")
+    return kept, len(silent)
 
 
 def _models(study: str, table: pa.Table) -> dict[str, _Model]:

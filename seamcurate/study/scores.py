@@ -1,6 +1,7 @@
 """What stores say of SEAM itself: whether other models find the same rows, and how likely the sample sets are.
 
-overlap      two or more stores of the same rows                      SEAM App. H.2, Table 3
+overlap      two or more stores of the same rows, or first, second,
+             seed, rows, lowest_first, lowest_second, shared          SEAM App. H.2, Table 3
 likelihood   stores, or set, row_id, logprob, n_tokens                SEAM App. H.1, Table 2
 """
 
@@ -30,6 +31,7 @@ from seamcurate.study.statistics import (
     percentiles,
     resampled,
     shown,
+    wilson,
 )
 
 _SETS = {"contrast": "contrast", "gpt": "generated", "adv": "attacked"}
@@ -43,9 +45,11 @@ def overlap(*sources: Data, by: str = "seam_contrast", rate: float = 0.2) -> Fin
     Rows that every store scores are compared. A store's lowest set is its lowest ⌈rate · n⌉ rows, of a `seam_*` column
     those below 0 alone; ties are broken by lot. Overlap is 2|A∩B| / (|A| + |B|), which is |A∩B| / |A| for sets of one
     size; its interval is a bootstrap over rows, its p-value hypergeometric and not adjusted for how many pairs there are.
+    A table of counts, as the gold world writes, is read too: its intervals are Wilson's, and it has no rulers.
 
     Args:
-        sources: Stores of the same rows.
+        sources: Stores of the same rows; or tables with a pair of models a row: `first`, `second`, `seed`, `rows`
+            scored by both, `lowest_first` and `lowest_second` of them low, `shared` in both.
         by: The column to rank rows by.
         rate: The share of rows that is low.
 
@@ -53,6 +57,8 @@ def overlap(*sources: Data, by: str = "seam_contrast", rate: float = 0.2) -> Fin
         StudyError: There are fewer than two stores, they lack the column or hold other rows, or nothing is scored.
     """
     study = "overlap"
+    if sources and not any(map(results.is_store, sources)):
+        return _counted(study, sources)
     if len(sources) < 2:
         raise StudyError(f"{study} compares two or more stores; it got {len(sources)}")
     if not 0 < rate < 1:
@@ -112,6 +118,46 @@ def overlap(*sources: Data, by: str = "seam_contrast", rate: float = 0.2) -> Fin
         own = [i for i, (_, second) in enumerate(shared.pairs) if second == kind]
         gaps[_RULED[kind]] = ruler.Gap(percent(shared.mean(own)), shared.above(between, own))
     return Finding(study, out, drawn, line + ruler.caveat(gaps))
+
+
+def _counted(study: str, sources: Sequence[Data]) -> Finding:
+    """Read overlaps that somebody counted."""
+    names = ["first", "second", "seed", "rows", "lowest_first", "lowest_second", "shared"]
+    table = results.read(study, sources, names)
+    first, second, seeds = (results.texts(study, table, name) for name in names[:3])
+    rows, low, other, both = (results.numbers(study, table, name) for name in names[3:])
+    size = (low + other) / 2
+    if not ((both <= np.minimum(low, other)) & (np.maximum(low, other) <= rows) & (size > 0) & (both >= 0)).all():
+        raise StudyError(f"{study}: a pair shares more rows than are low, or none are low; check the table")
+    chances = 2 * low * other / rows / (low + other)
+    found = [wilson(float(b / n), round(float(n))) for b, n in zip(both, size, strict=True)]
+    columns: dict[str, Sequence[object]] = {
+        **{"first": first, "second": second, "seed": seeds, "kind": ["models"] * len(table)},
+        **{name: table[name].to_pylist() for name in ("rows", "lowest_first", "lowest_second")},
+        "chance": chances.tolist(),
+        "p_beyond_chance": [beyond_chance(*map(int, counts)) for counts in zip(both, low, other, rows, strict=True)],
+    }
+    labels = [
+        f"{a} – {b}" + (f", seed {s}" if len(set(seeds)) > 1 else "")
+        for a, b, s in zip(first, second, seeds, strict=True)
+    ]
+    dots = [
+        figure.Dot(label, in_percent(one), False, 100 * chance)
+        for label, one, chance in zip(labels, found, chances.tolist(), strict=True)
+    ]
+    drawn = figure.dots(
+        {"Between models": dots},
+        "overlap of the lowest rows (%)",
+        "Bars: 95 % Wilson intervals; orange ticks: overlap by chance.",
+        unit="rows",
+    )
+    whole, chance = float((both / size).mean()), float(chances.mean())
+    above = sum(one.low > c for one, c in zip(found, chances, strict=True))
+    line = (
+        f"models share {100 * whole:.1f} % of their lowest rows on average of {len(found)} pairs, {100 * chance:.1f} % "
+    )
+    line += f"by chance; {above} of {len(found)} pairs share more than chance"
+    return Finding(study, results.tabulate(columns, {"overlap": found}), drawn, line)
 
 
 class _Shared:

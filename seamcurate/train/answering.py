@@ -56,7 +56,7 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
     training.identity(model, options)
     with training.quiet():
         tokenizer, policy = training.open_policy(model, options)
-        policy.to(weights.device("auto")).eval()  # type: ignore[arg-type]
+        policy.to(weights.device("auto")).eval()
         # A model's own habits (top_p, repetition_penalty) would sample from another policy than the one that was trained.
         policy.generation_config = GenerationConfig()
         room = weights.window(policy, tokenizer) - config.max_new_tokens

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import random
-import re
 import shutil
 import tempfile
 import warnings
@@ -144,8 +143,7 @@ def said_skipped(trainer: str, skipped: int, left: str) -> None:
 def identity(model: str | Path, config: Training) -> str:
     """Return the content hash or Hub commit of the model to start from; refuses what is not there."""
     name = str(model)
-    looks_like_path = isinstance(model, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith(".")
-    if looks_like_path and not Path(name).expanduser().is_dir():
+    if isinstance(model, Path) and not model.expanduser().is_dir():
         raise TrainError(f"model folder {name} is not there; give a folder that save_pretrained(…) wrote, or a Hub id")
     try:
         return weights.identity(name, config.revision)
