@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from seamcurate.estimate import plan
     from seamcurate.export import to_openrlhf, to_trl, to_verl
     from seamcurate.hub import push
+    from seamcurate.integrity import check
     from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
     from seamcurate.recipe import Models, Recipe
     from seamcurate.reproduction import reproduce
@@ -57,6 +58,7 @@ _WHERE = {
     "errors": ("SeamcurateError",),
     "export": ("to_openrlhf", "to_trl", "to_verl"),
     "hub": ("push",),
+    "integrity": ("check",),
     "models": ("CausalLM", "FakeModel", "OpenAIServer", "SentenceEncoder", "SequenceClassifier"),
     "estimate": ("plan",),
     "recipe": ("Models", "Recipe"),
@@ -123,6 +125,7 @@ __all__ = [
     "Step",
     "Store",
     "__version__",
+    "check",
     "column",
     "diff",
     "discrepancy",

@@ -217,6 +217,23 @@ def why(store: StoreFolder, row_id: Annotated[int, typer.Argument(help="The row.
 
 
 @app.command()
+def check(store: StoreFolder) -> None:
+    """Verify a store from end to end; exit code 2 where something is wrong, with a line on what to do about each.
+
+    Example: seamcurate check my-store
+    """
+    from seamcurate import integrity
+    from seamcurate.store import Store
+
+    made = integrity.check(Store(store))
+    for finding in made.findings:
+        print(finding)
+    print(made.summary)
+    if made.findings:
+        sys.exit(2)
+
+
+@app.command()
 def export(
     recipe: RecipeFile,
     store: StoreFolder,

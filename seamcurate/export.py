@@ -7,12 +7,13 @@ reward function can read it. Names a trainer keeps for itself are refused. Besid
 
 from __future__ import annotations
 
+import os
 import pprint
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -266,7 +267,10 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
     whole = next((step for step in steps if isinstance(step, Rer)), None)
     if whole is None:
         return None, "the recipe computes no rer"
-    measured = load_json(store.path / "columns" / whole.name / "shared" / "range.json").get("range")
+    shared = store.path / "columns" / whole.name / "shared"
+    if isinstance(shared, Path) and shared.exists():
+        shard.verify_folder(shared)
+    measured = load_json(shared / "range.json").get("range")
     if not isinstance(measured, list):
         return None, "the store has no rer yet; run the recipe first"
     # A column may come from the source instead of a step; then nothing tells how it was made.
@@ -549,15 +553,24 @@ def _in_place(out: Path) -> Iterator[Path]:
     """Write into a folder beside `out` and rename it into place; only an earlier export is ever replaced."""
     if out.exists() and not all(map(_ours, out.iterdir())):
         raise ExportError(f"{out} holds other files than an export; name another folder")
-    beside = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside, doomed = (out.with_name(f".{out.name}.{what}tmp") for what in ("", "old."))
     try:
+        for left in (beside, doomed):
+            shutil.rmtree(left, ignore_errors=True)
+        beside.mkdir(parents=True)
         yield beside
-        shutil.rmtree(out, ignore_errors=True)
+        for file in beside.rglob("*"):
+            with suppress(IsADirectoryError), file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        # Renamed away whole first: a kill leaves one export or none, never a part of one.
+        if out.exists():
+            out.rename(doomed)
         beside.rename(out)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror or error}; mend that and export again") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        for left in (beside, doomed):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _ours(file: Path) -> bool:

@@ -15,19 +15,19 @@ from typing import NamedTuple, TypeAlias
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import objects, shard
+from seamcurate import integrity, objects, shard
 from seamcurate import split as splits
 from seamcurate.contrast import Generate, Retrieve
-from seamcurate.errors import SourceError, StaleError, StoreError
+from seamcurate.errors import DamagedError, SourceError, StaleError, StoreError
 from seamcurate.models import OpenAIServer, calls
 from seamcurate.models.calls import Spent, expected
 from seamcurate.models.template import prompt_text
 from seamcurate.objects import Place
-from seamcurate.progress import bar
+from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
-from seamcurate.source import Source
+from seamcurate.source import Chunk, Source
 from seamcurate.step import Averages, Step, digest
-from seamcurate.store import Layer, Store, filename, save_json
+from seamcurate.store import Layer, Store, filename, makers
 
 Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]
 """Compute shards of a layer, given what it prepared, and put each into the store; yields rows done, as they are."""
@@ -71,14 +71,17 @@ def run(
     steps, store = recipe.ready(), Store(path)
     buys = any(map(_buys, steps))
     with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext() as bought:
+        integrity.mend_record(store)
         corpus = _corpus(recipe, store, replace)
         ingest(recipe.rows, store, limit, replace, "reading rows")
+        integrity.mend(store, [step.name for step in steps], recipe.splits)
         if corpus is None:
             layers = store.lay(steps)
             store.claim(layers, replace)
             computed = 0
         else:
             with corpus.hold():
+                integrity.mend(corpus, [step.name for step in _corpus_steps(steps)])
                 there = corpus.lay(_corpus_steps(steps))
                 layers = store.lay(steps, {name: layer for layer in there for name in layer.step.adds.names})
                 corpus.claim(there, replace)
@@ -109,11 +112,12 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
 
     Raises:
         StaleError: The store holds the rows of another source, or the source changed since.
+        DamagedError: A shard is damaged, and the source does not give its bytes again.
     """
     identity = source.identity()
     fingerprint = digest(identity)
     about = store.about
-    if about.get("rows") not in (None, fingerprint):
+    if (makers(store.path / "rows") if about.get("rows") is None else {about["rows"]}) - {fingerprint}:
         if not replace:
             raise StaleError(
                 f"{store.path} holds the rows of another source, or its source changed since: "
@@ -123,51 +127,109 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
             objects.remove_tree(store.path / folder)
         about = {}
     if about.get("rows") is None:
-        store.update(rows=fingerprint, source=identity, shard_rows=source.shard_rows, complete=False)
+        store.update(rows=fingerprint, source=identity, shard_rows=source.shard_rows, complete=False, seals={})
+    _restore(source, store)
     there = store.shards
     if store.about.get("complete"):
         if there != list(range(len(there))) or len(there) != store.about.get("shards"):
-            raise StoreError(
-                f"{store.path}/rows lacks a shard; restore it, or delete {store.path}/store.json to read the source again"
-            )
+            raise StoreError(f"{store.path}/rows lacks a shard; {_LOST.format(store.path)}")
+        _seal_rows(store)
         return
     stop = None if limit is None else _shard_count(limit, source.shard_rows)
     first = next((i for i, number in enumerate(there) if number != i), len(there))
     if stop is not None and first >= stop:
+        _seal_rows(store)
         return
-    seen = _ids(store, range(first)) if source.id else ()
     with bar(label, None) as advance:
-        for chunk in source.chunks(first, store.stored_schema if first else None, seen):
+        for chunk in _chunks(source, store, first):
             store.add_rows(chunk.number, chunk.rows, chunk.rejected)
             advance(chunk.rows.num_rows + chunk.rejected.num_rows)
             if stop is not None and chunk.number + 1 >= stop:
+                _seal_rows(store)
                 return
     if len(store) == 0:
         raise SourceError(
             f"every source row was set aside; see {store.path}/rejected, the first reason: {_first_reason(store)}"
         )
-    store.update(complete=True, shards=len(store.shards))
+    _seal_rows(store, complete=True, shards=len(store.shards))
+
+
+_LOST = "put a copy of it back, or delete {}/store.json to read the source again"
+
+
+def _chunks(source: Source, store: Store, first: int) -> Iterator[Chunk]:
+    """Read a source from a shard on, given the shards before it."""
+    before = shard.metadata(store.path / "rows" / filename(first - 1)).schema.to_arrow_schema() if first else None
+    return source.chunks(first, before, _ids(store, range(first)) if source.id else ())
+
+
+def _seal_rows(store: Store, **values: JsonValue) -> None:
+    """Write down the seals of the rows' shards: from now on columns are computed from them."""
+    seals: dict[str, JsonValue] = {
+        kind: [shard.marks(store.path / kind / filename(number)).seal for number in store.shards]
+        for kind in ("rows", "rejected")
+    }
+    store.update(**values, seals=seals)
+
+
+def _restore(source: Source, store: Store) -> None:
+    """Read damaged or lost shards of rows again, if the source gives the same bytes as it did.
+
+    Raises:
+        DamagedError: It does not.
+    """
+    damaged, seals = integrity.damaged_rows(store), store.row_seals
+    sealed = len(seals.get("rows", []))
+    lost = {int(file.stem): wrong for file, wrong in damaged.items() if int(file.stem) < sealed}
+    for found, wrong in damaged.items():
+        if int(found.stem) >= sealed:
+            if store.about.get("complete"):
+                raise DamagedError(f"{wrong}; {_LOST.format(store.path)}")
+            # Nothing was computed from it yet: it is read as if it had never been.
+            for kind in ("rows", "rejected"):
+                (store.path / kind / found.name).unlink(missing_ok=True)
+            note(f"{wrong}: it is read anew")
+    for chunk in _chunks(source, store, min(lost)) if lost else ():
+        if chunk.number in lost:
+            for kind, table in (("rejected", chunk.rejected), ("rows", chunk.rows)):
+                file = store.path / kind / filename(chunk.number)
+                content = shard.sealed(
+                    file, table.schema, [table], store.maker(store.rows_fingerprint, kind), chunk.number
+                )
+                if shard.seal(content, file) != seals[kind][chunk.number]:
+                    wrong = lost[chunk.number]
+                    raise DamagedError(f"{wrong}, and its source gives other bytes now; {_LOST.format(store.path)}")
+                if file in damaged:
+                    file.parent.mkdir(exist_ok=True)
+                    shard.replace(file, content)
+                    note(f"{damaged[file]}: it was restored from its source")
+            del lost[chunk.number]
+        if not lost:
+            return
+    for wrong in lost.values():
+        raise DamagedError(f"{wrong}, and its source has no such rows now; {_LOST.format(store.path)}")
 
 
 def compute(layer: Layer, store: Store, shards: Sequence[int], where: str, spread: Spread) -> int:
     """Compute the shards a layer lacks and, once all are there, its facts; returns how many were computed."""
     wanted = set(shards)
     missing = [number for number in store.missing(layer) if number in wanted]
-    step = layer.step
-    if missing:
+    step, facts = layer.step, layer.path / "facts.json"
+    if missing or not objects.is_folder(layer.path / "shared"):
+        # They are of all shards that were there: a kill before the new ones are summed up must not leave them.
+        facts.unlink(missing_ok=True)
         with _making(layer):
             shared = _prepared(layer, store)
         total = sum(map(store.count, missing))
         with bar(f"{where}{step.name}", total) as advance:
             # Bought answers and the limit on their price are kept by one process.
-            for rows in (here if _buys(step) else spread)(layer, store, shared, missing):
+            for rows in (spread if missing and not _buys(step) else here)(layer, store, shared, missing):
                 advance(rows)
     # Arrow keeps what it was given for its next table; the next step has none as large.
     shard.give_back()
-    facts = layer.path / "facts.json"
-    if not store.missing(layer) and (missing or not facts.exists()):
-        shared = shared if missing else objects.local_folder(layer.path / "shared")
-        save_json(facts, step.facts(_own_columns(store, layer), shared))
+    if not facts.exists() and not store.missing(layer):
+        shared = objects.local_folder(layer.path / "shared")
+        store.add_facts(layer, step.facts(_own_columns(store, layer), shared))
     return len(missing)
 
 
@@ -180,6 +242,7 @@ def _prepared(layer: Layer, store: Store) -> Path:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     layer.step.prepare(store, beside)
+    shard.seal_folder(beside)
     return objects.keep_folder(beside, kept)
 
 
@@ -190,7 +253,7 @@ def _making(layer: Layer) -> Iterator[None]:
     except OSError as error:
         # The disk is full, as a rule.
         raise StoreError(
-            f"{layer.path / 'shared'} cannot be made: {error.strerror or error}; mend that and run again"
+            f"{layer.path / 'shared'} cannot be made: {error.strerror or error}; mend that and run the same again"
         ) from error
 
 
@@ -206,6 +269,8 @@ def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator
     step = layer.step
     with _making(layer):
         transform = step.load(shared)
+        # A step may measure its model when it is loaded first.
+        shard.seal_folder(shared)
     # What loading measured belongs to all that follow.
     objects.keep_folder(shared, layer.path / "shared")
     read = store.reader(step.inputs)
@@ -278,6 +343,7 @@ def _corpus(recipe: Recipe, store: Store, replace: bool) -> Store | None:
     store.update(corpus="corpus")
     corpus = Store(store.path / "corpus")
     with corpus.hold():
+        integrity.mend_record(corpus)
         ingest(recipe.corpus, corpus, None, replace, "reading corpus")
     return corpus
 
@@ -304,7 +370,8 @@ def _rejected(store: Store) -> int:
 
 def _first_reason(store: Store) -> str:
     for file in objects.find(store.path / "rejected", "[0-9]*.parquet"):
-        reasons = shard.read(file, store.rows_fingerprint, int(file.stem), ["reason"])["reason"].to_pylist()
+        maker = store.maker(store.rows_fingerprint, "rejected")
+        reasons = shard.read(file, maker, int(file.stem), ["reason"])["reason"].to_pylist()
         if reasons:
             return str(reasons[0])
     return "none"

@@ -2,17 +2,22 @@
 
 It is written beside its place, synced and renamed into it. Its footer names the maker's fingerprint and the
 shard's number, and carries the SHA-256 of the whole file, computed with that one field zeroed; so a flipped bit,
-a truncated file, a neighbour's shard or an older configuration's is found when it is read.
+a truncated file, a neighbour's shard or an older configuration's is found when it is read. It also names the seals
+of the columns' shards it was made from, so that one made from others than are there now is found too. A folder of
+other files has a list of their hashes, as `sha256sum -c` reads it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import pyarrow as pa
@@ -21,11 +26,15 @@ import pyarrow.parquet as pq
 from seamcurate.errors import DamagedError, StoreError
 from seamcurate.objects import ObjectPath, Place, local
 
+_MAKER, _NUMBER, _MADE_OF = b"seamcurate.maker", b"seamcurate.shard", b"seamcurate.made_of"
 _SEAL = b"seamcurate.sha256"
 _SEALED = re.compile(re.escape(_SEAL) + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
 _OPEN = b"0" * 64
+_LISTED = ".sha256"
 
-_verified: dict[Path, tuple[int, int, int, str, int]] = {}
+_Key = tuple[int, int, int, str, int]
+_verified: dict[Path, _Key] = {}
+_hashes: dict[Path, tuple[_Key, str]] = {}
 _FORGET_FROM = 4096
 _forget_at = _FORGET_FROM
 
@@ -38,13 +47,34 @@ def give_back() -> None:
         trim(0)
 
 
-def write(path: Place, table: pa.Table, maker: str, number: int) -> None:
-    """Write a table as shard `number` of the columns whose fingerprint is `maker`."""
-    write_parts(path, table.schema, [table], maker, number)
+def write(path: Place, table: pa.Table, maker: str, number: int, made_of: Mapping[str, str] | None = None) -> None:
+    """Write a table as shard `number` of the columns whose fingerprint is `maker`; see `sealed`."""
+    replace(path, sealed(path, table.schema, [table], maker, number, made_of))
 
 
 def write_parts(path: Place, schema: pa.Schema, parts: Iterable[pa.Table], maker: str, number: int) -> None:
     """Write tables of one schema as one shard, a row group each."""
+    replace(path, sealed(path, schema, parts, maker, number))
+
+
+def sealed(
+    path: Place,
+    schema: pa.Schema,
+    parts: Iterable[pa.Table],
+    maker: str,
+    number: int,
+    made_of: Mapping[str, str] | None = None,
+) -> bytearray:
+    """Return what `path` is to hold: tables of one schema as one sealed shard, a row group each.
+
+    Args:
+        path: Where it will lie, for messages.
+        schema: The tables' schema.
+        parts: The tables.
+        maker: Their columns' fingerprint.
+        number: The shard's number.
+        made_of: Seals of the shards its values were computed from, by their columns' folder.
+    """
     sink = pa.BufferOutputStream()
     # Numbers are split by bytes or by differences: half the size of what zstd makes of them as they are.
     leaves = {path: kind for field in schema for path, kind in _leaves(field.name, field.type)}
@@ -53,13 +83,46 @@ def write_parts(path: Place, schema: pa.Schema, parts: Iterable[pa.Table], maker
     with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=texts, column_encoding=encodings) as writer:
         for table in parts:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
-        writer.add_key_value_metadata(
-            {"seamcurate.maker": maker, "seamcurate.shard": str(number), _SEAL.decode(): _OPEN.decode()}
-        )
-    content = bytearray(sink.getvalue())
+        said = {_MAKER: maker, _NUMBER: str(number)}
+        if made_of:
+            said[_MADE_OF] = json.dumps(made_of, sort_keys=True)
+        writer.add_key_value_metadata({**said, _SEAL: _OPEN.decode()})
+    whole = bytearray(sink.getvalue())
+    start, end = _seal_span(whole, path)
+    whole[start:end] = hashlib.sha256(whole).hexdigest().encode()
+    return whole
+
+
+def seal(content: bytes | bytearray, path: Place) -> str:
+    """Return the seal of a shard's content."""
     start, end = _seal_span(content, path)
-    content[start:end] = hashlib.sha256(content).hexdigest().encode()
-    replace(path, content)
+    return content[start:end].decode()
+
+
+class Marks(NamedTuple):
+    """What a shard's footer says of it."""
+
+    maker: str
+    number: str
+    seal: str
+    """The file's hash with this field zeroed."""
+    made_of: dict[str, str]
+    """Seals of the columns' shards it was made from, by their folder."""
+
+
+def marks(path: Place) -> Marks:
+    """Read what a shard says of itself, unverified.
+
+    Raises:
+        DamagedError: See `metadata`.
+    """
+    found = metadata(path).metadata or {}
+    maker, number, seal = (found.get(key, b"").decode("utf-8", "replace") for key in (_MAKER, _NUMBER, _SEAL))
+    try:
+        made_of = json.loads(found.get(_MADE_OF, b"{}"))
+    except ValueError as error:
+        raise DamagedError(f"{path} is no readable shard: it was altered; {_CURE}") from error
+    return Marks(maker, number, seal, made_of)
 
 
 def read(path: Place, maker: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -75,8 +138,15 @@ def read(path: Place, maker: str, number: int, columns: Sequence[str] | None = N
 
 
 def metadata(path: Place) -> pq.FileMetaData:
-    """Read what a shard's footer says."""
-    return pq.read_metadata(path if isinstance(path, Path) else pa.BufferReader(path.footer()))
+    """Read what a shard's footer says, unverified.
+
+    Raises:
+        DamagedError: The file is missing, or no Parquet file any more.
+    """
+    try:
+        return pq.read_metadata(path if isinstance(path, Path) else pa.BufferReader(path.footer()))
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
 
 
 def verify(path: Place, maker: str, number: int) -> Path:
@@ -95,8 +165,8 @@ def verify(path: Place, maker: str, number: int) -> Path:
                 # It may be the copy that was altered.
                 path.forget()
         return _verify(local(path), path, maker, number)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path} is missing; run the recipe again to make it anew") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _verify(file: Path, path: Place, maker: str, number: int) -> Path:
@@ -111,8 +181,8 @@ def _verify(file: Path, path: Place, maker: str, number: int) -> Path:
     computed.update(whole[end:])
     if computed.hexdigest().encode() != content[start:end]:
         raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {_CURE}")
-    marks = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
-    if marks.get(b"seamcurate.maker") != maker.encode() or marks.get(b"seamcurate.shard") != str(number).encode():
+    found = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
+    if found.get(_MAKER) != maker.encode() or found.get(_NUMBER) != str(number).encode():
         raise DamagedError(f"{path} belongs to another shard or another configuration; {_CURE}")
     _remember(file, key)
     return file
@@ -134,9 +204,58 @@ def verified(path: Place, maker: str, number: int) -> bool:
     return file is not None and file.exists() and _verified.get(file) == _key(file, maker, number)
 
 
-def _key(path: Path, maker: str, number: int) -> tuple[int, int, int, str, int]:
+def _key(path: Path, maker: str, number: int) -> _Key:
     state = path.stat()
     return state.st_size, state.st_mtime_ns, state.st_ino, maker, number
+
+
+def seal_folder(folder: Path) -> None:
+    """List the hashes of a folder's files beside them, once all of them are on the disk; one listed stays as it is."""
+    file = folder / _LISTED
+    listed = file.read_text(encoding="utf-8") if file.exists() else None
+    known = {line.partition("  ")[2]: line for line in (listed or "").splitlines(keepends=True)}
+    there = {f"{one.relative_to(folder)}\n": one for one in _files(folder)}
+    for name in there.keys() - known.keys():
+        with there[name].open("rb") as handle:
+            os.fsync(handle.fileno())
+        known[name] = f"{_hash(there[name])}  {name}"
+    now = "".join(known[name] for name in sorted(known))
+    if now != listed:
+        replace(file, now.encode())
+
+
+def verify_folder(folder: Path) -> None:
+    """Check every file of a folder against the list beside them; one seen unchanged before is not hashed again.
+
+    Raises:
+        DamagedError: A file is altered, missing or not listed; or there is no list.
+    """
+    try:
+        listed = (folder / _LISTED).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError as error:
+        raise DamagedError(f"{folder} has no list of its files' hashes; {_CURE}") from error
+    files = {f"{file.relative_to(folder)}\n": file for file in _files(folder)}
+    there = "".join(f"{_hash(files[name])}  {name}" for name in sorted(files))
+    if there != listed:
+        names = {line.partition("  ")[2] for line in {*there.splitlines()} ^ {*listed.splitlines()}}
+        raise DamagedError(
+            f"{folder} is not what was made: {', '.join(sorted(names)) or _LISTED} altered, missing or not listed; "
+            f"{_CURE}"
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    # What is being written when somebody looks, or was when it was killed, is none of them.
+    files = (file for file in folder.rglob("*") if file.is_file() and file != folder / _LISTED)
+    return sorted(file for file in files if not (file.name.startswith(".") and file.suffix == ".tmp"))
+
+
+def _hash(path: Path) -> str:
+    key = _key(path, "", 0)
+    if path not in _hashes or _hashes[path][0] != key:
+        with path.open("rb") as handle:
+            _hashes[path] = key, hashlib.file_digest(handle, "sha256").hexdigest()
+    return _hashes[path][1]
 
 
 def replace(path: Place, content: bytes | bytearray) -> None:
@@ -158,7 +277,9 @@ def replace(path: Place, content: bytes | bytearray) -> None:
             os.close(folder)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror}; what was there before is untouched") from error
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror}; what was there before is untouched: mend that and run the same again"
+        ) from error
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
@@ -178,7 +299,16 @@ def _encoding(kind: pa.DataType) -> str | None:
     return "DELTA_BINARY_PACKED" if pa.types.is_int32(kind) or pa.types.is_int64(kind) else None
 
 
-_CURE = "delete it and run the recipe again to make it anew"
+_CURE = "run the recipe again to make it anew"
+
+
+def _unreadable(path: Place, error: Exception) -> StoreError:
+    """Tell a file that is gone or broken from one that this user, or this moment, cannot read."""
+    if isinstance(error, FileNotFoundError):
+        return DamagedError(f"{path} is missing; {_CURE}")
+    if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        return StoreError(f"{path} cannot be read: {error.strerror}; mend that and run the same again")
+    return DamagedError(f"{path} cannot be read: it was altered or cut short, or the disk fails; {_CURE}")
 
 
 def _seal_span(content: bytes | bytearray, path: Place) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from seamcurate.errors import QueryError, RecipeError
 from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
-from seamcurate.store import Store, filename, load_json, save_json
+from seamcurate.store import Store, filename, load_json, save_record
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 
@@ -159,7 +159,8 @@ def make(store: Store, name: str, split: Split) -> Made:
     fingerprint = digest({"sql": sql, "values": values, "inputs": inputs})
     folder = store.path / "splits" / name
     there = load_json(folder / "split.json")
-    if there.get("fingerprint") != fingerprint:
+    made_of = store.seals()
+    if there.get("fingerprint") != fingerprint or there.get("made_of", made_of) != made_of:
         ledger = _decide(store, name, sql, values)
         shard.give_back()
         scored = ~np.isnan(ledger.values)
@@ -181,6 +182,7 @@ def make(store: Store, name: str, split: Split) -> Made:
             "parameters": split.parameters,
             "format": split.format,
             "fingerprint": fingerprint,
+            "made_of": made_of,
             "kept": kept,
             "dropped": dropped,
             "lines": lines,
@@ -194,17 +196,22 @@ def make(store: Store, name: str, split: Split) -> Made:
             beside = folder
             (folder / "split.json").unlink(missing_ok=True)
         shard.write_parts(beside / "ledger.parquet", views.LEDGER, ledger.tables(name), fingerprint, 0)
-        save_json(beside / "split.json", record)
+        save_record(beside / "split.json", record)
         del ledger, scored, undecided
         shard.give_back()
         if isinstance(folder, Path) and isinstance(beside, Path):
-            shutil.rmtree(folder, ignore_errors=True)
+            # Renamed away whole first: a removal that is cut short must not leave a split.json without its ledger.
+            doomed = folder.with_name(f".{name}.old.tmp")
+            objects.remove_tree(doomed)
+            if folder.exists():
+                folder.rename(doomed)
             beside.rename(folder)
+            objects.remove_tree(doomed)
         there = record
     elif there["format"] != split.format:
         # The same rows in another form: the ledger stays.
         there = {**there, "format": split.format}
-        save_json(folder / "split.json", there)
+        save_record(folder / "split.json", there)
     told = there["lines"]
     assert isinstance(told, list)
     return Made(name, int(str(there["kept"])), int(str(there["dropped"])), [str(line) for line in told])

@@ -6,7 +6,7 @@
       rejected/00000.parquet             rows set aside, each with its reason
       columns/<name>/step.json           configuration, fingerprints of inputs, columns, own fingerprint
       columns/<name>/00000.parquet       row_id and the added columns
-      columns/<name>/shared/             what the step prepared once for all shards
+      columns/<name>/shared/             what the step prepared once for all shards, with a list of hashes
       columns/<name>/facts.json          the finished columns in numbers
       splits/<name>/ledger.parquet       one row per source row: kept or dropped, and what decided it
       corpus/                            the retrieval corpus, a store like any other
@@ -18,11 +18,12 @@ of the fingerprints of its inputs; columns under another fingerprint than the on
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -32,11 +33,14 @@ import pyarrow.compute as pc
 from pydantic import JsonValue
 
 from seamcurate import objects, shard
-from seamcurate.errors import BusyError, StaleError, StepError, StoreError
+from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, StoreError
 from seamcurate.objects import Place
 from seamcurate.step import Step, digest
 
 FORMAT = 1
+_HASH = "sha256"
+_SAID = b'\n "sha256": "'
+_REMADE = "run the recipe again to make it anew"
 
 
 class Layer(NamedTuple):
@@ -75,9 +79,13 @@ class Store:
         """Return itself when a store is there.
 
         Raises:
-            StoreError: There is none, or it was written by a newer seamcurate.
+            StoreError: There is none, it was written by a newer seamcurate, or its store.json is lost.
         """
         if not (self.path / "store.json").is_file():
+            if self.shards:
+                raise StoreError(
+                    f"{self.path}/store.json is missing; run the store's recipe again to have it made anew"
+                )
             raise StoreError(f"{self.path} is no store; make one with `seamcurate run RECIPE {self.path}`")
         if self.about.get("format") != FORMAT:
             raise StoreError(f"{self.path} has format {self.about.get('format')}; this seamcurate reads {FORMAT}")
@@ -91,7 +99,10 @@ class Store:
     def update(self, **values: JsonValue) -> None:
         """Set keys of store.json."""
         self.path.mkdir(parents=True, exist_ok=True)
-        save_json(self.path / "store.json", {"format": FORMAT, **self.about, **values})
+        before = self.about
+        after = {"format": FORMAT, **before, **values}
+        if after != before:
+            save_record(self.path / "store.json", after)
 
     @property
     def corpus_store(self) -> Store | None:
@@ -126,6 +137,13 @@ class Store:
         """Return what identifies the rows' source."""
         return str(self.about.get("rows", ""))
 
+    @property
+    def row_seals(self) -> dict[str, list[str]]:
+        """Return the seals of the shards of `rows` and `rejected` as they were read from the source."""
+        found = self.about.get("seals") or {}
+        assert isinstance(found, dict)
+        return {kind: [str(one) for one in seals] for kind, seals in found.items() if isinstance(seals, list)}
+
     def __len__(self) -> int:
         return sum(map(self.count, self.shards))
 
@@ -139,15 +157,31 @@ class Store:
         return {file.parent.name: load_json(file) for file in found}
 
     def facts(self, name: str) -> dict[str, JsonValue]:
-        """Return the finished columns of a folder in numbers."""
-        return load_json(self.path / "columns" / name / "facts.json")
+        """Return the finished columns of a folder in numbers.
+
+        Raises:
+            DamagedError: They are not what was written, or of other columns.
+        """
+        path = self.path / "columns" / name
+        facts = load_json(path / "facts.json")
+        made = facts.pop("fingerprint", None)
+        if made is not None and made != load_json(path / "step.json").get("fingerprint"):
+            raise DamagedError(
+                f"{path}/facts.json belongs to another configuration; run the recipe again to make it anew"
+            )
+        return facts
+
+    def add_facts(self, layer: Layer, facts: Mapping[str, JsonValue]) -> None:
+        """Keep a layer's finished columns in numbers."""
+        save_record(layer.path / "facts.json", {**facts, "fingerprint": layer.fingerprint})
 
     def noise(self, column: str) -> dict[str, float]:
         """Return the measured noise of what a column's step added, by column; empty where none was measured."""
         for folder, record in self.records().items():
             if column in record_schema(record).names:
                 path = self.path / "columns" / folder
-                found = load_json(path / "shared" / "noise.json") or self.facts(folder).get("noise", {})
+                # Until the column is finished, the step's own file is all there is.
+                found = self.facts(folder).get("noise") or load_json(path / "shared" / "noise.json")
                 assert isinstance(found, dict)
                 return {name: float(str(value)) for name, value in found.items()}
         return {}
@@ -247,6 +281,8 @@ class Store:
             there = load_json(layer.path / "step.json")
             if there and there["fingerprint"] != layer.fingerprint:
                 changed.append((layer, _difference(there, layer.record)))
+            elif not there and any(made != layer.fingerprint for made in makers(layer.path)):
+                changed.append((layer, "its step.json is lost"))
         # A folder without a finished shard holds nothing that anybody would miss.
         kept = [(layer, what) for layer, what in changed if numbers(layer.path)]
         if kept and not replace:
@@ -267,7 +303,7 @@ class Store:
         for layer in layers:
             layer.path.mkdir(parents=True, exist_ok=True)
             if not (layer.path / "step.json").exists():
-                save_json(layer.path / "step.json", layer.record)
+                save_record(layer.path / "step.json", layer.record)
 
     def identity(self, step: Step) -> dict[str, JsonValue]:
         """Return all that decides a step's values here, its inputs apart."""
@@ -345,13 +381,34 @@ class Store:
     def add_rows(self, number: int, rows: pa.Table, rejected: pa.Table) -> None:
         """Write one shard of rows, and the rows set aside from it."""
         for kind, table in (("rejected", rejected), ("rows", rows)):
-            (self.path / kind).mkdir(parents=True, exist_ok=True)
-            shard.write(self.path / kind / filename(number), table, self.rows_fingerprint, number)
+            # Not its parents: a store that vanished meanwhile is not begun anew in the middle.
+            (self.path / kind).mkdir(exist_ok=True)
+            shard.write(self.path / kind / filename(number), table, self.maker(self.rows_fingerprint, kind), number)
+
+    @staticmethod
+    def maker(source: str, kind: str) -> str:
+        """Return the fingerprint in the shards of `rows` or of `rejected`, which have the same numbers."""
+        return source if kind == "rows" else f"{source} {kind}"
+
+    def made_of(self, inputs: Sequence[str], number: int) -> dict[str, str]:
+        """Return the seals of the columns' shards that hold some inputs, by folder; the source's own are not among them."""
+        owner = {f.name: folder for folder, record in self.records().items() for f in record_schema(record)}
+        folders = sorted({owner[name] for name in inputs if name in owner})
+        return {folder: shard.marks(self.path / "columns" / folder / filename(number)).seal for folder in folders}
 
     def missing(self, layer: Layer) -> list[int]:
-        """List the shards a layer still lacks."""
+        """List the shards a layer still lacks, or has of other inputs than are there now."""
         done = set(numbers(layer.path))
+        if isinstance(self.path, Path):
+            # On object storage each footer would be a request.
+            done = {number for number in done if not self.changed_inputs(layer.path / filename(number))}
         return [number for number in self.shards if number not in done]
+
+    def changed_inputs(self, file: Place) -> list[str]:
+        """Name the columns' folders whose shard of that number is another one than a shard was computed from."""
+        made_of = shard.marks(file).made_of
+        inputs = {folder: self.path / "columns" / folder / file.name for folder in made_of}
+        return [name for name, path in inputs.items() if path.exists() and shard.marks(path).seal != made_of[name]]
 
     def add(self, layer: Layer, number: int, rows: pa.Table, added: pa.Table) -> None:
         """Write one shard of a layer: the rows' ids and what the step returned.
@@ -366,7 +423,18 @@ class Store:
             )
         columns = [rows["row_id"].combine_chunks(), *added.cast(layer.step.adds).columns]
         schema = pa.schema([pa.field("row_id", pa.int64()), *layer.step.adds])
-        shard.write(layer.path / filename(number), pa.table(columns, schema=schema), layer.fingerprint, number)
+        table, made_of = pa.table(columns, schema=schema), self.made_of(layer.step.inputs, number)
+        shard.write(layer.path / filename(number), table, layer.fingerprint, number, made_of)
+
+    def seals(self) -> str:
+        """Return one hash of all columns' shards: another one when any was computed anew to other values.
+
+        On object storage, where each footer would be a request, it is empty.
+        """
+        if not isinstance(self.path, Path):
+            return ""
+        files = sorted((self.path / "columns").glob("*/[0-9]*.parquet"))
+        return digest([[f"{file.parent.name}/{file.name}", shard.marks(file).seal] for file in files])
 
     def reader(self, columns: Sequence[str], partial: bool = False) -> Callable[[int], pa.Table]:
         """Return what reads columns of one shard, `row_id` first; candidates of a contrast set come with their texts.
@@ -471,6 +539,7 @@ class Store:
 
         Raises:
             BusyError: Another run holds it.
+            StoreError: Its disk is full, cannot be written, or is gone.
         """
         if not isinstance(self.path, Path):
             with objects.hold(self.path):
@@ -479,16 +548,17 @@ class Store:
             return
         import fcntl
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
-            patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp")
-            for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield
+        with _told(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / ".lock").open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
+                patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp")
+                for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                yield
 
     @property
     def scratch(self) -> Path:
@@ -522,23 +592,73 @@ def numbers(folder: Place) -> list[int]:
     return sorted(int(file.stem) for file in folder.glob("[0-9]*.parquet"))
 
 
+def makers(folder: Place) -> set[str]:
+    """Return the fingerprints that a folder's shards name, those apart that cannot be read."""
+    found = set()
+    for number in numbers(folder):
+        with suppress(DamagedError):
+            found.add(shard.marks(folder / filename(number)).maker)
+    return found
+
+
 def load_json(path: Place) -> dict[str, JsonValue]:
-    """Read a JSON object, or an empty one where there is no file."""
+    """Read a JSON object, or an empty one where there is no file; the hash that `save_record` wrote is left out.
+
+    Raises:
+        DamagedError: It is no JSON object, or not what was written.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        value = json.loads(content)
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise StoreError(
-            f"{path} is not readable as JSON; restore it, or delete its folder to compute it anew"
-        ) from error
-    assert isinstance(value, dict)
+        raise DamagedError(f"{path} is not readable as JSON; {_REMADE}") from error
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path} holds no JSON object; {_REMADE}")
+    said, (whole, mark, end) = value.pop(_HASH, None), content.rpartition(_SAID)
+    # A hash whose own name was altered is no lack of one.
+    last = next(reversed(value.items()), ("", None))
+    unnamed = said is None and len(last[0]) == len(_HASH) and isinstance(last[1], str) and len(last[1]) == 64
+    if unnamed or (said is not None and mark + end != _said(path, whole)):
+        raise DamagedError(f"{path} was altered after it was written: its hash does not match; {_REMADE}")
     return value
+
+
+def save_record(path: Place, value: Mapping[str, JsonValue]) -> None:
+    """Write a JSON object of a store whole, with the hash of its content and its place as the last key."""
+    whole = _text(value).encode().removesuffix(b"\n}\n") + b","
+    shard.replace(path, whole + _said(path, whole))
+
+
+def _said(path: Place, whole: bytes) -> bytes:
+    """Write the end of a record: its hash, with its folder's and its own name; a store's own name may change."""
+    folder = path.parent.name.removeprefix(".").removesuffix(".tmp")
+    place = path.name if path.name == "store.json" else f"{folder}/{path.name}"
+    return b'%s%s"\n}\n' % (_SAID, hashlib.sha256(place.encode() + b"\n" + whole).hexdigest().encode())
 
 
 def save_json(path: Place, value: Mapping[str, JsonValue]) -> None:
     """Write a JSON object whole."""
-    shard.replace(path, (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n").encode())
+    shard.replace(path, _text(value).encode())
+
+
+def _text(value: Mapping[str, JsonValue]) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in one line what a disk cannot do."""
+    try:
+        yield
+    except OSError as error:
+        # Without a number it is no answer of the system's.
+        if error.errno is None:
+            raise
+        raise StoreError(
+            f"{error.filename or path} cannot be used: {error.strerror}; what was finished is kept: mend that and run the same again"
+        ) from error
 
 
 def record_schema(record: Mapping[str, JsonValue]) -> pa.Schema:

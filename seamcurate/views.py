@@ -300,7 +300,7 @@ def _verified_files(store: Store) -> list[Path]:
     jobs: list[tuple[Place, str, int]] = []
     rows = store.rows_fingerprint
     for kind in ("rows", "rejected"):
-        jobs += [(store.path / kind / filename(n), rows, n) for n in numbers(store.path / kind)]
+        jobs += [(store.path / kind / filename(n), Store.maker(rows, kind), n) for n in numbers(store.path / kind)]
     for folder, record in store.records().items():
         path = store.path / "columns" / folder
         jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
@@ -346,7 +346,7 @@ def rows_view(name: str, store: Store) -> str:
         select += [f"c{i}.{quoted(field.name)}" for field in schema]
         source = f"{parquet(files)} AS c{i}"
         # A finished folder has the rows' shards, and each shard its rows in their order: no key needs to be compared.
-        if len(files) == len(shards):
+        if [file.name for file in files] == [file.name for file in shards]:
             joins.insert(0, f"POSITIONAL JOIN {source}")
         else:
             joins.append(f"LEFT JOIN {source} ON c{i}.row_id = r.row_id")

@@ -28,6 +28,7 @@ VERBS = (
     "columns",
     "sql",
     "why",
+    "check",
     "export",
     "explore",
     "report",

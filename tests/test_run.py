@@ -31,7 +31,8 @@ from seamcurate import (
     run_local,
     seam,
 )
-from seamcurate.errors import BusyError, DamagedError, SourceError, StaleError, StepError, StoreError
+from seamcurate.errors import BusyError, DamagedError, SourceError, StaleError, StepError
+from seamcurate.integrity import mend
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -216,15 +217,12 @@ def test_rows_of_another_source_are_refused(recipe, files, tmp_path):
 
 def test_a_lost_row_shard_is_not_passed_over(recipe, tmp_path):
     run_local(recipe(), tmp_path / "store")
+    before = contents(tmp_path / "store")
     (tmp_path / "store/rows/00001.parquet").unlink()
-    before = contents(tmp_path / "store/columns")
-    with pytest.raises(
-        StoreError, match=r"rows lacks a shard; restore it, or delete .*store\.json to read the source again"
-    ):
-        run_local(recipe(), tmp_path / "store")
-    (tmp_path / "store/store.json").unlink()
+    with pytest.raises(DamagedError, match=r"rows.00001\.parquet is missing"):
+        mend(Store(tmp_path / "store"), [])
     assert run_local(recipe(), tmp_path / "store").computed == 0
-    assert contents(tmp_path / "store/columns") == before and len(Store(tmp_path / "store").shards) == 3
+    assert contents(tmp_path / "store") == before
 
 
 def test_bad_rows_are_set_aside_and_counted(recipe, tmp_path):

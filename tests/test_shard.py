@@ -46,7 +46,7 @@ def test_any_flipped_bit_is_found(file):
 @pytest.mark.parametrize("kept", [0, 1, 50, -1])
 def test_a_truncated_file_is_found(file, kept):
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(DamagedError, match="delete it and run the recipe again"):
+    with pytest.raises(DamagedError, match="run the recipe again to make it anew"):
         shard.verify(file, "maker", 3)
 
 

@@ -2,32 +2,40 @@
 
 Answers lie in one SQLite file of a store, `calls/calls.sqlite`, by the hash of what decides them: the model's name, the
 messages, the parameters. An answer is on disk before anything is made of it, so that a kill costs only the calls in
-the air. On object storage each is an object, `calls/replies/KEY.json`, and the file is a copy for one run.
+the air. Each carries its hash: one that was altered since is taken for none, and bought anew if it is asked for.
+On object storage each is an object, `calls/replies/KEY.json`, and the file is a copy for one run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from seamcurate import objects
 from seamcurate.errors import BudgetError, StoreError
 from seamcurate.models.backend import Backend
 from seamcurate.models.protocols import Reply
 from seamcurate.objects import ObjectPath, Place
+from seamcurate.progress import note
 from seamcurate.step import Work, digest
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS replies(
-    key TEXT PRIMARY KEY, model TEXT, text TEXT, finish TEXT, failure TEXT, tokens_in INTEGER, tokens_out INTEGER
+    key TEXT PRIMARY KEY, model TEXT, text TEXT, finish TEXT, failure TEXT, tokens_in INTEGER, tokens_out INTEGER,
+    seal TEXT
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batches(id TEXT PRIMARY KEY, keys TEXT);
 """
+
+
+CURE = "put a copy of it back, or move it away and buy anew what is asked for again"
 
 
 class Spent(NamedTuple):
@@ -81,21 +89,25 @@ class Calls:
 
     def __init__(self, folder: Place | None = None, max_usd: float | None = None) -> None:
         self.max_usd, self.spent, self._reserved = max_usd, Spent(), 0.0
-        path = ":memory:"
+        path = self._path = ":memory:"
         self._objects = None if folder is None or isinstance(folder, Path) else _Objects(folder)
         if self._objects is not None:
             folder = self._objects.begin()
         if isinstance(folder, Path):
             folder.mkdir(parents=True, exist_ok=True)
-            path = str(folder / "calls.sqlite")
+            path = self._path = str(folder / "calls.sqlite")
         try:
             # Each answer is committed on its own; WAL makes that one write and one sync.
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
+            self._db.create_function("seal", -1, _seal, deterministic=True)
+            if "seal" not in [column[1] for column in self._db.execute("PRAGMA table_info(replies)")]:
+                # What was kept before answers had one is believed.
+                self._db.executescript(f"BEGIN; ALTER TABLE replies ADD seal TEXT; {_SEAL_ALL}; COMMIT;")
         except sqlite3.Error as error:
-            raise StoreError(f"{path} cannot be used: {error}; restore it, or move it away and buy anew") from error
+            raise _unusable(path, error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -105,11 +117,16 @@ class Calls:
         """Return a kept answer; one that failed only if asked for."""
         if self._objects is not None:
             for line in self._objects.bring(key):
-                self._db.execute(_KEEP, line)
-        row = self._db.execute(
-            "SELECT text, finish, model, failure FROM replies WHERE key = ? AND (? OR failure IS NULL)", (key, failed)
-        ).fetchone()
-        return None if row is None else Reply(*row)
+                self._keep(line)
+        found = self._run("SELECT * FROM replies WHERE key = ? AND (? OR failure IS NULL)", (key, failed))
+        if not found:
+            return None
+        (row,) = found
+        line, seal = _Line(*row[:-1]), row[-1]
+        if seal != _seal(*line):
+            note(f"{self._path}: answer {key} was altered after it was written: it is bought anew")
+            return None
+        return Reply(line.text, line.finish, line.model or "", line.failure)
 
     def put(self, key: str, reply: Reply, cost: Spent) -> None:
         """Keep an answer and count what it took.
@@ -119,18 +136,27 @@ class Calls:
         """
         self.spent = self.spent.plus(cost)
         line = _Line(key, reply.model, reply.text, reply.finish, reply.failure, cost.tokens_in, cost.tokens_out)
-        try:
-            if self._objects is not None:
+        if self._objects is not None:
+            try:
                 self._objects.keep(line)
-            self._db.execute(_KEEP, line)
-        except (sqlite3.Error, StoreError) as error:
-            raise StoreError(f"an answer cannot be kept: {error}; nothing more is bought") from error
+            except StoreError as error:
+                raise StoreError(f"an answer cannot be kept: {error}; nothing more is bought") from error
+        self._keep(line)
 
     def forget_failures(self) -> None:
         """Drop the answers that failed, so that they are asked for again."""
         if self._objects is not None:
             self._objects.forget_failures()
-        self._db.execute("DELETE FROM replies WHERE failure IS NOT NULL")
+        self._run("DELETE FROM replies WHERE failure IS NOT NULL")
+
+    def _keep(self, line: _Line) -> None:
+        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*line, _seal(*line)))
+
+    def _run(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
 
     def must_wait(self, usd: float | None) -> bool:
         """Tell whether a call fits the limit, but not beside those in the air."""
@@ -167,19 +193,58 @@ class Calls:
         """Return the keys in each batch that was submitted and not yet collected, by its id."""
         if self._objects is not None:
             return self._objects.batches()
-        return {one: json.loads(keys) for one, keys in self._db.execute("SELECT id, keys FROM batches")}
+        return {one: json.loads(keys) for one, keys in self._run("SELECT id, keys FROM batches")}
 
     def submitted(self, batch: str, keys: Sequence[str]) -> None:
         """Note a batch, so that a restart polls it and does not submit it again."""
         if self._objects is not None:
             return self._objects.submitted(batch, keys)
-        self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (batch, json.dumps(list(keys))))
+        self._run("INSERT OR REPLACE INTO batches VALUES (?, ?)", (batch, json.dumps(list(keys))))
 
     def collected(self, batch: str) -> None:
         """Take a batch off the list."""
         if self._objects is not None:
             return self._objects.collected(batch)
-        self._db.execute("DELETE FROM batches WHERE id = ?", (batch,))
+        self._run("DELETE FROM batches WHERE id = ?", (batch,))
+
+
+_SEAL_ALL = "UPDATE replies SET seal = seal(key, model, text, finish, failure, tokens_in, tokens_out)"
+
+
+def _seal(*values: object) -> str:
+    """Hash a row of `replies`."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def examine(file: Path) -> tuple[int, list[str]]:
+    """Return how many answers a file holds and what is wrong with it, reading all of it and writing nothing.
+
+    Args:
+        file: `calls.sqlite` of a store.
+    """
+    # Without a log beside it nobody writes, and a disk that cannot be written is no hindrance.
+    still = "" if file.with_name(f"{file.name}-wal").exists() else "&immutable=1"
+    wrong: list[str] = []
+    kept = 0
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro{still}", uri=True)) as db:
+            wrong += [f"is damaged: {line}" for (line,) in db.execute("PRAGMA integrity_check(3)") if line != "ok"]
+            for *row, seal in db.execute(
+                "SELECT key, model, text, finish, failure, tokens_in, tokens_out, seal FROM replies"
+            ):
+                kept += 1
+                if seal != _seal(*row):
+                    wrong.append(f"holds an answer that was altered, {row[0]}")
+    except sqlite3.Error as error:
+        wrong.append(f"cannot be read: {error}")
+    return kept, wrong
+
+
+def _unusable(path: str, error: sqlite3.Error) -> StoreError:
+    """Tell what the disk cannot do from what is wrong with the file."""
+    disk = isinstance(error, sqlite3.OperationalError)
+    cure = "nothing more is bought: mend that and run the same again" if disk else CURE
+    return StoreError(f"{path} cannot be used: {error}; {cure}")
 
 
 class _Line(NamedTuple):
@@ -192,9 +257,6 @@ class _Line(NamedTuple):
     failure: str | None
     tokens_in: int
     tokens_out: int
-
-
-_KEEP = "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 class _Objects:

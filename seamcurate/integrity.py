@@ -1,0 +1,329 @@
+"""Whether a store is what was written: every file against its hash, and the files against each other.
+
+One rule: what is found is named, and what to do is said. A run looks first, removes what it can make anew, and makes it
+as it makes anything that is missing; nothing in the store was computed from it, since what is read is verified.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from seamcurate import shard
+from seamcurate.errors import DamagedError, StoreError
+from seamcurate.models import calls
+from seamcurate.progress import note
+from seamcurate.store import Store, filename, load_json, makers, numbers
+
+_AGAIN = "run its recipe again to make it anew"
+_SOURCE = "run its recipe again: it is restored if the source still gives the same bytes; else put a copy of it back"
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong with a store."""
+
+    path: Path
+    wrong: str
+    cure: str
+    doomed: bool = False
+    """Whether a run may remove it, to make it anew."""
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.wrong}; {self.cure}"
+
+
+class Checked(NamedTuple):
+    """What a check came to."""
+
+    findings: list[Finding]
+    summary: str
+
+
+def check(store: Store) -> Checked:
+    """Verify a store, its corpus and its bought answers from end to end, reading every file once.
+
+    Every shard against its seal and its columns' fingerprint; rows and rejected rows against the ranges they were read
+    from; columns and ledgers against the rows; what steps prepared, and JSON files, against their hashes; answers
+    against theirs; and which columns are out of date.
+
+    A store on object storage is checked in a copy; a corpus there is not looked at.
+
+    Raises:
+        StoreError: There is no store, it is on object storage, or it cannot be read.
+    """
+    if not isinstance(store.path, Path):
+        raise StoreError(f"{store.path} is on object storage: check a copy of it in a folder")
+    findings = [*_record(store)]
+    if not findings:
+        corpus = store.open().corpus_store
+        if corpus is None or not isinstance(corpus.path, Path):
+            findings = []
+        elif not (_at(corpus) / "store.json").is_file():
+            findings = [Finding(_at(corpus) / "store.json", "is missing, and with it the store's corpus", _AGAIN)]
+        else:
+            findings = [*_record(corpus)] or [*_whole(corpus, [])]
+        findings += _whole(store, findings)
+        # What was bought for is told by the steps' records.
+        if not _unknown(findings):
+            findings += _answers(store)
+    files = [file for file in _at(store).rglob("*") if file.is_file() and file.name != ".lock"]
+    size = sum(file.stat().st_size for file in files)
+    found = f"{len(findings):,} findings" if len(findings) > 1 else "1 finding" if findings else "whole"
+    return Checked(findings, f"{store.path}: {len(files):,} files, {size / 1e6:,.1f} MB: {found}")
+
+
+def mend(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> None:
+    """Remove what is damaged of some steps' columns and some splits, a line each, so that a run makes it anew.
+
+    On object storage nothing is looked for: all would have to be downloaded, and what is read is verified then.
+
+    Raises:
+        DamagedError: A shard of the rows is damaged, which their source alone could restore.
+    """
+    if not isinstance(store.path, Path):
+        return
+    for finding in _rows(store):
+        raise DamagedError(str(finding))
+    found = [one for name in sorted(steps) for one in _columns(store, _at(store) / "columns" / name)]
+    found += [one for name in sorted(splits) for one in _split(store, _at(store) / "splits" / name)]
+    for finding in found:
+        if finding.doomed:
+            _remove(finding.path)
+            note(f"{finding.path} {finding.wrong}: it is made anew")
+
+
+def mend_record(store: Store) -> None:
+    """Remove a store.json that is damaged: a run writes it anew, after holding the rows against their source."""
+    for finding in _record(store) if isinstance(store.path, Path) else ():
+        _remove(finding.path)
+        note(f"{finding.path} {finding.wrong}: it is made anew")
+
+
+def damaged_rows(store: Store) -> dict[Path, str]:
+    """Return the shards of rows and rejected rows that are damaged or gone, each with what is wrong."""
+    if not isinstance(store.path, Path):
+        return {}
+    return {finding.path: f"{finding.path} {finding.wrong}" for finding in _rows(store)}
+
+
+def _at(store: Store) -> Path:
+    assert isinstance(store.path, Path)
+    return store.path
+
+
+# ── files against their hashes ───────────────────────────────────────────────────────────────────────────
+
+
+def _record(store: Store) -> Iterator[Finding]:
+    try:
+        load_json(_at(store) / "store.json")
+    except DamagedError as error:
+        yield _finding(_at(store) / "store.json", error)
+
+
+def _rows(store: Store) -> Iterator[Finding]:
+    """Find shards of rows and rejected rows that are not what was read from the source."""
+    recorded = store.row_seals
+    for kind in ("rows", "rejected"):
+        seals, there = recorded.get(kind, []), numbers(_at(store) / kind)
+        expected = range(max(len(seals), max([*store.shards, *there], default=-1) + 1))
+        files = [_at(store) / kind / filename(number) for number in expected]
+        wrong = _verified(
+            [(file, store.maker(store.rows_fingerprint, kind), number) for number, file in enumerate(files)]
+        )
+        for number, (file, error) in enumerate(zip(files, wrong, strict=True)):
+            if error is not None:
+                yield _finding(file, error, _SOURCE, doomed=False)
+            elif number < len(seals) and shard.marks(file).seal != seals[number]:
+                yield Finding(file, "is not the one that was read from the source", _SOURCE)
+
+
+def _columns(store: Store, folder: Path) -> Iterator[Finding]:
+    """Find what is damaged of a step's columns."""
+    there, rows, file = numbers(folder), store.shards, folder / "step.json"
+    try:
+        record = load_json(file)
+    except DamagedError as error:
+        yield _finding(file, error)
+        return
+    if not record:
+        if there:
+            yield Finding(file, "is missing", "run its recipe again: its shards are taken over where they fit")
+        return
+    made = str(record["fingerprint"])
+    if len(there) > 1 and (others := makers(folder)) and made not in others and len(others) == 1:
+        yield Finding(file, "belongs to other columns than the shards beside it", _AGAIN, doomed=True)
+        return
+    files = [folder / filename(number) for number in there]
+    for number, path, wrong in zip(
+        there, files, _verified([*zip(files, [made] * len(files), there, strict=True)]), strict=True
+    ):
+        if wrong is not None:
+            yield _finding(path, wrong)
+        elif number not in rows:
+            yield Finding(path, "belongs to no shard of the rows", _AGAIN, doomed=True)
+    if (folder / "shared").exists():
+        try:
+            shard.verify_folder(folder / "shared")
+        except DamagedError as error:
+            yield _finding(folder / "shared", error)
+    elif there:
+        yield Finding(folder / "shared", "is missing", _AGAIN)
+    try:
+        store.facts(folder.name)
+    except DamagedError as error:
+        yield _finding(folder / "facts.json", error)
+        return
+    lacking, summed = sorted({*rows} - {*there}), (folder / "facts.json").exists()
+    # Facts are of finished columns alone.
+    if summed and lacking:
+        yield Finding(folder / filename(lacking[0]), "is missing", _AGAIN)
+    if there and not lacking and not summed:
+        yield Finding(folder / "facts.json", "is missing", _AGAIN)
+
+
+def _split(store: Store, folder: Path) -> Iterator[Finding]:
+    if not folder.exists():
+        return
+    try:
+        record = load_json(folder / "split.json")
+        if not record:
+            raise DamagedError(f"{folder}/split.json is missing")
+        shard.verify(folder / "ledger.parquet", str(record["fingerprint"]), 0)
+    except DamagedError as error:
+        yield _finding(folder, error)
+
+
+def _verified(jobs: list[tuple[Path, str, int]]) -> list[DamagedError | None]:
+    """Verify shards side by side; returns what is wrong with each."""
+
+    def wrong(job: tuple[Path, str, int]) -> DamagedError | None:
+        try:
+            shard.verify(*job)
+        except DamagedError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(wrong, jobs))
+
+
+def _finding(path: Path, error: DamagedError, cure: str = _AGAIN, doomed: bool = True) -> Finding:
+    # An error is a sentence of its own: what is damaged, how, and what to do.
+    wrong = str(error).partition("; ")[0].removeprefix(str(path)).strip(" /")
+    return Finding(path, wrong, cure, doomed)
+
+
+def _remove(path: Path) -> None:
+    # A folder is renamed away whole first: half of one must not be taken for one.
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.rename(doomed)
+    shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+
+
+# ── files against each other ─────────────────────────────────────────────────────────────────────────────
+
+
+def _unknown(findings: list[Finding]) -> bool:
+    """Tell whether what is wrong leaves nothing to hold other files against."""
+    return any(one.path.name in ("store.json", "step.json") or one.path.parent.name == "rows" for one in findings)
+
+
+def _whole(store: Store, corpus: list[Finding]) -> Iterator[Finding]:
+    """Find everything that is wrong with one store, given what is wrong with its corpus."""
+    rows = [*_rows(store)]
+    yield from rows
+    folders = sorted(one for one in (_at(store) / "columns").glob("[!.]*") if one.is_dir())
+    damaged = [finding for folder in folders for finding in _columns(store, folder)]
+    yield from damaged
+    splits = sorted(one for one in (_at(store) / "splits").glob("[!.]*") if one.is_dir())
+    broken = [finding for folder in splits for finding in _split(store, folder)]
+    yield from broken
+    bad = {finding.path for finding in (*rows, *damaged, *broken)}
+    if rows or _unknown([*corpus, *damaged]):
+        return
+    if store.about.get("complete") and len(store.shards) != store.about.get("shards"):
+        yield Finding(_at(store) / "rows", f"has {len(store.shards)} shards of {store.about.get('shards')}", _SOURCE)
+    yield from _ranges(store)
+    yield from _against_rows(store, bad)
+    for name, why in store.stale().items():
+        yield Finding(_at(store) / "columns" / name, f"is out of date: {why}", "run its recipe with --replace")
+    for folder in splits:
+        if folder not in bad:
+            yield from _ledger(store, folder)
+
+
+def _ranges(store: Store) -> Iterator[Finding]:
+    """Find shards whose rows and rejected rows are not one range of the source."""
+    size = int(str(store.about["shard_rows"]))
+    for number in store.shards:
+        file = _at(store) / "rows" / filename(number)
+        ids = _ids(store, "rows", number)
+        every = np.sort(np.concatenate([ids, _ids(store, "rejected", number)]))
+        if (np.diff(ids) <= 0).any() or not np.array_equal(every, np.arange(len(every)) + number * size):
+            yield Finding(file, "and the rejected rows of that number are not one range of the source", _SOURCE)
+
+
+def _ids(store: Store, kind: str, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    table = shard.read(
+        _at(store) / kind / filename(number), store.maker(store.rows_fingerprint, kind), number, ["row_id"]
+    )
+    ids: np.ndarray[tuple[int], np.dtype[np.int64]] = table["row_id"].to_numpy()
+    return ids
+
+
+def _against_rows(store: Store, bad: Collection[Path]) -> Iterator[Finding]:
+    """Find column shards of other rows, or made from other inputs, than are there."""
+    records = store.records()
+    for number in store.shards:
+        ids = store.table(number, ["row_id"])["row_id"]
+        for folder, record in records.items():
+            file = _at(store) / "columns" / folder / filename(number)
+            if file in bad or not file.exists():
+                continue
+            made = str(record["fingerprint"])
+            if not shard.read(file, made, number, ["row_id"])["row_id"].equals(ids):
+                yield Finding(file, "is of other rows than are there", "delete it and run its recipe again")
+            sources: list[str] = []
+            # A damaged one is named already.
+            with suppress(DamagedError):
+                sources = store.changed_inputs(file)
+            for source in sources:
+                yield Finding(file, f"was computed from another shard of {source} than is there", _AGAIN)
+
+
+def _ledger(store: Store, folder: Path) -> Iterator[Finding]:
+    record, file = load_json(folder / "split.json"), folder / "ledger.parquet"
+    ledger = shard.read(file, str(record["fingerprint"]), 0)
+    ids = pa.chunked_array([chunk for n in store.shards for chunk in store.table(n, ["row_id"])["row_id"].chunks])
+    if not ledger["row_id"].equals(ids):
+        yield Finding(file, "is of other rows than are there", _AGAIN)
+    said = (ledger["kept"].to_numpy().sum(), ledger["split"].unique().to_pylist())
+    if said != (record["kept"], [folder.name]):
+        yield Finding(file, "is not the ledger that split.json tells of", f"delete {folder} and run its recipe again")
+
+
+def _answers(store: Store) -> Iterator[Finding]:
+    """Find what is wrong with the bought answers."""
+    file = _at(store) / "calls" / "calls.sqlite"
+    kept = 0
+    if file.exists():
+        kept, wrong = calls.examine(file)
+        for line in wrong:
+            yield Finding(file, line, calls.CURE)
+    asked = [
+        folder
+        for folder, record in store.records().items()
+        if "openai_server" in json.dumps(record["identity"]) and numbers(_at(store) / "columns" / folder)
+    ]
+    if asked and not kept:
+        yield Finding(file, f"holds no answer, and {asked[0]} was made of some", "put a copy of it back, or buy anew")

@@ -1,0 +1,415 @@
+"""Whatever is altered, lost or swapped in a store is named by a check, and made anew or refused by the next run.
+
+With SEAMCURATE_EVERY_DAMAGE set, every file meets every kind of damage; one kind each by default.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import questions
+from endpoint import serving
+
+from seamcurate import (
+    FakeModel,
+    Generate,
+    Models,
+    OpenAIServer,
+    Random,
+    Recipe,
+    Retrieve,
+    Source,
+    Split,
+    Store,
+    check,
+    query,
+    run_local,
+    seam,
+    shard,
+)
+from seamcurate.errors import DamagedError, StaleError, StoreError
+from seamcurate.store import load_json
+
+KEEP = "SELECT row_id, seam_contrast < 0 AS keep, seam_contrast AS value FROM rows"
+EVERY = "SEAMCURATE_EVERY_DAMAGE" in os.environ
+DAMAGES = ("bit", "cut", "empty", "lost")
+
+
+def worse(asked):
+    question = json.dumps(asked["messages"])
+    return json.dumps({"answers": [f"wrong {len(question)} because of {i} and {hash(question)}" for i in range(2)]})
+
+
+class Made:
+    """A store with every kind of file in it, and copies of it to be damaged."""
+
+    def __init__(self, folder, at):
+        self.folder, self.at = folder, at
+        at.answer = worse
+        lines = [json.dumps(row) for row in questions(17)]
+        (folder / "rows.jsonl").write_text("\n".join([*lines[:10], '{"prompt": " "}', *lines[10:]]))
+        pq.write_table(pa.Table.from_pylist(questions(70, start=1000)), folder / "corpus.parquet")
+        self.original = folder / "original"
+        run_local(self.recipe(), self.original)
+        self.store = folder / "store"
+
+    def recipe(self, **parts):
+        fake = {"policy": FakeModel(path="policy"), "reward": FakeModel(path="reward"), "encoder": FakeModel(path="e")}
+        generator = OpenAIServer(path="worse-1", base_url=self.at.url)
+        whole = {
+            "rows": Source(jsonl=str(self.folder / "rows.jsonl"), shard_rows=6),
+            "corpus": Source(parquet=str(self.folder / "corpus.parquet"), shard_rows=32),
+            "models": Models(**fake, generator=generator),
+            "steps": (Retrieve(k=3, band=(0.5, 0.9)), *seam("contrast", k=3), Generate(k=2), Random()),
+            "splits": {"train": Split(filter=KEEP), "all": Split(filter="SELECT row_id FROM rows")},
+        }
+        return Recipe(**(whole | parts))
+
+    def copy(self):
+        shutil.rmtree(self.store, ignore_errors=True)
+        shutil.copytree(self.original, self.store)
+        return self.store
+
+    def found(self):
+        return [str(finding) for finding in check(Store(self.store)).findings]
+
+    def run(self, **parts):
+        return run_local(self.recipe(**parts), self.store)
+
+
+def contents(folder):
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and "calls" not in file.parts]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def times(folder):
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("[0-9]*.parquet")}
+
+
+def damage(file, how, draw):
+    content = bytearray(file.read_bytes())
+    if how == "lost":
+        file.unlink()
+        return
+    if how == "bit":
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes({"bit": content, "cut": content[: len(content) // 2], "empty": b""}[how])
+
+
+@pytest.fixture(scope="module")
+def made():
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder, serving() as at:
+        yield Made(Path(folder), at)
+
+
+def one_of_each(folder):
+    """Choose a file of every folder and kind."""
+    chosen = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name not in (".lock", "calls.sqlite"):
+            where = file.relative_to(folder)
+            chosen[where.parent, "shard" if where.stem.isdigit() else where.name] = where
+    return sorted(chosen.values())
+
+
+def test_a_whole_store_has_nothing_to_be_found(made):
+    made.copy()
+    checked = check(Store(made.store))
+    assert checked.findings == [] and checked.summary.endswith(" MB: whole")
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damage_to_any_file_is_named_and_the_next_run_leaves_what_an_undisturbed_one_does(made, how, capfd):
+    draw, bought = random.Random(DAMAGES.index(how)), len(made.at.requests)
+    files = one_of_each(made.original)
+    assert len(files) > 30
+    if not EVERY:
+        files = files[DAMAGES.index(how) :: len(DAMAGES)]
+    for where in files:
+        made.copy()
+        # Of a folder without files there is an empty list.
+        if not (made.store / where).stat().st_size and how != "lost":
+            continue
+        damage(made.store / where, how, draw)
+        before = times(made.store)
+        if where.name == "store.json" and how == "lost" and where.parent == Path():
+            with pytest.raises(StoreError, match=r"store\.json is missing; run the store's recipe again"):
+                check(Store(made.store))
+        else:
+            found = made.found()
+            # Of a folder that is prepared or split as a whole, the folder is named.
+            named = where if where.parts[-2:-1] != ("shared",) and "splits" not in where.parts else where.parent
+            assert any(str(made.store / named) in line for line in found), (where, found)
+            assert all("run its recipe" in line or "calls" in line for line in found), found
+        capfd.readouterr()
+        made.run()
+        said = capfd.readouterr().err.splitlines()
+        assert len(said) <= 1, said
+        assert how == "lost" or said, where
+        assert contents(made.store) == contents(made.original), where
+        after = times(made.store)
+        assert {file for file in before if after[file] != before[file]} <= {made.store / where}, where
+    assert len(made.at.requests) == bought
+
+
+def test_any_flipped_bit_of_a_record_is_found(made):
+    made.copy()
+    for name in (
+        "store.json",
+        "columns/reward/step.json",
+        "columns/seam_contrast/facts.json",
+        "splits/train/split.json",
+    ):
+        file = made.store / name
+        whole = file.read_bytes()
+        draw = random.Random(name)
+        ends = range(len(whole) - 90, len(whole))
+        for place in [*draw.sample(range(len(whole)), 60), *ends]:
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << draw.randrange(8)
+            file.write_bytes(flipped)
+            with pytest.raises(DamagedError, match=file.name):
+                load_json(file)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("rows/00000.parquet", "rows/00001.parquet"),
+        ("rows/00000.parquet", "rejected/00000.parquet"),
+        ("rejected/00000.parquet", "rejected/00001.parquet"),
+        ("columns/reward/00000.parquet", "columns/reward/00001.parquet"),
+        ("columns/reward/00000.parquet", "columns/baseline_random/00000.parquet"),
+        ("columns/reward/step.json", "columns/baseline_random/step.json"),
+        ("columns/seam_contrast/facts.json", "columns/reward/facts.json"),
+        ("columns/reward/shared/noise.json", "columns/rewards_contrast/shared/noise.json"),
+        ("corpus/rows/00000.parquet", "rows/00000.parquet"),
+        ("corpus/columns/embedding/00000.parquet", "corpus/columns/embedding/00001.parquet"),
+        ("splits/train/ledger.parquet", "splits/all/ledger.parquet"),
+        ("splits/train/split.json", "splits/all/split.json"),
+    ],
+)
+def test_two_files_that_were_swapped_are_both_named_and_put_right(made, one, other):
+    made.copy()
+    first, second = made.store / one, made.store / other
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    found = made.found()
+    for file in (first, second):
+        folder = file.parent if file.parent.name in ("shared", "train", "all") else file
+        assert any(line.startswith(str(folder)) for line in found), found
+    made.run()
+    assert contents(made.store) == contents(made.original)
+
+
+@pytest.mark.parametrize(
+    "name", ["reward/00001.parquet", "reward/step.json", "reward/facts.json", "rewards_contrast/shared"]
+)
+def test_what_an_older_configuration_left_is_not_taken_for_this_ones(made, name):
+    made.copy()
+    models = made.recipe().models.model_copy(update={"reward": FakeModel(path="older")})
+    older = made.folder / "older"
+    if not older.exists():
+        run_local(made.recipe(models=models), older)
+    place = made.store / "columns" / name
+    if place.is_dir():
+        shutil.rmtree(place)
+        shutil.copytree(older / "columns" / name, place)
+        # It is whole, and of the same inputs: only its numbers are other ones, which the facts hold too.
+        (place / "sample.json").write_text("[]")
+    else:
+        shutil.copy(older / "columns" / name, place)
+    assert any(str(place) in line for line in made.found())
+    made.run()
+    assert contents(made.store) == contents(made.original)
+
+
+def test_rows_that_the_source_no_longer_gives_are_refused_and_nothing_is_lost(made, monkeypatch):
+    made.copy()
+    file = made.store / "rows/00001.parquet"
+    damage(file, "bit", random.Random(0))
+    before = contents(made.store)
+    real = Source.chunks
+
+    def other(self, *arguments):
+        for chunk in real(self, *arguments):
+            yield chunk._replace(rows=chunk.rows.set_column(1, "prompt", pa.array(["other"] * len(chunk.rows))))
+
+    monkeypatch.setattr(Source, "chunks", other)
+    with pytest.raises(DamagedError) as refused:
+        made.run()
+    assert f"{file} was altered" in str(refused.value) and "its source gives other bytes now" in str(refused.value)
+    assert "put a copy of it back, or delete" in str(refused.value) and "\n" not in str(refused.value)
+    assert contents(made.store) == before
+    monkeypatch.undo()
+    source = made.folder / "rows.jsonl"
+    whole = source.read_text()
+    source.write_text(whole.replace("sort", "SORT"))
+    with pytest.raises(StaleError, match="its source changed since"):
+        made.run()
+    source.write_text(whole)
+    made.run()
+    assert contents(made.store) == contents(made.original)
+
+
+def test_what_was_made_of_a_shard_that_came_out_otherwise_is_made_anew(made):
+    """Answers that were lost are bought anew, and are other ones: what was scored of the old ones is scored again."""
+    recipe = made.recipe(steps=(Generate(k=2), *seam("gpt", k=2), Random()), corpus=None, splits={})
+    store = made.folder / "sampled"
+    run_local(recipe, store)
+    before = times(store)
+    (store / "columns/worse_gpt/00001.parquet").unlink()
+    shutil.rmtree(store / "calls")
+    made.at.answer = lambda asked: worse(asked).replace("because", "since")
+    try:
+        assert run_local(recipe, store).computed == 4
+    finally:
+        made.at.answer = worse
+    changed = {file.relative_to(store) for file, when in times(store).items() if before.get(file) != when}
+    of_answers = ("worse_gpt", "rewards_gpt", "logprobs_gpt", "seam_gpt")
+    assert changed == {Path(f"columns/{name}/00001.parquet") for name in of_answers}
+    assert check(Store(store)).findings == []
+    # Seen alone, the same: an input that is another one than was read.
+    shutil.copy(store / "columns/worse_gpt/00001.parquet", made.folder / "kept.parquet")
+    table = shard.read(store / "columns/worse_gpt/00001.parquet", _maker(store, "worse_gpt"), 1)
+    other = table.set_column(1, "worse_gpt", table["worse_gpt"].take([0] * len(table)))
+    shard.write(store / "columns/worse_gpt/00001.parquet", other, _maker(store, "worse_gpt"), 1)
+    (finding, *_) = check(Store(store)).findings
+    assert "was computed from another shard of worse_gpt than is there" in str(finding)
+
+
+def _maker(store, folder):
+    return str(Store(store).records()[folder]["fingerprint"])
+
+
+def test_damage_to_columns_of_another_recipe_is_named_and_left_alone(made, capfd):
+    made.copy()
+    file = made.store / "columns/baseline_random/00001.parquet"
+    damage(file, "bit", random.Random(0))
+    smaller = {"steps": (Retrieve(k=3, band=(0.5, 0.9)),), "splits": {}}
+    made.run(**smaller)
+    assert file.exists() and str(file) not in capfd.readouterr().err
+    with pytest.raises(DamagedError, match=r"baseline_random/00001\.parquet was altered"):
+        query(Store(made.store), "SELECT 1 FROM rows")
+    made.run()
+    assert contents(made.store) == contents(made.original)
+
+
+def test_columns_whose_record_is_lost_are_taken_over_only_where_they_fit(made):
+    made.copy()
+    (made.store / "columns/reward/step.json").unlink()
+    models = made.recipe().models.model_copy(update={"reward": FakeModel(path="older")})
+    with pytest.raises(StaleError, match=r"reward was made by another configuration: its step\.json is lost"):
+        made.run(models=models)
+    before = times(made.store / "columns/reward")
+    made.run()
+    assert times(made.store / "columns/reward") == before
+
+
+def test_an_altered_answer_is_named_and_bought_anew_alone(made):
+    made.copy()
+    shutil.rmtree(made.store / "columns/worse_gpt")
+    file = made.store / "calls/calls.sqlite"
+    with sqlite3.connect(file) as db:
+        (key,) = db.execute("SELECT key FROM replies ORDER BY key LIMIT 1").fetchone()
+        db.execute("UPDATE replies SET text = replace(text, 'wrong', 'wromg') WHERE key = ?", (key,))
+    db.close()
+    assert [line for line in made.found() if "calls" in line] == [
+        f"{file} holds an answer that was altered, {key}; put a copy of it back, or move it away and buy anew what is asked for again"
+    ]
+    bought = len(made.at.requests)
+    made.run()
+    assert len(made.at.requests) == bought + 1
+    assert contents(made.store) == contents(made.original) and made.found() == []
+
+
+@pytest.mark.parametrize("how", ["cut", "head", "page"])
+def test_a_damaged_file_of_answers_is_refused_in_one_line_and_nothing_is_bought(made, how):
+    made.copy()
+    shutil.rmtree(made.store / "columns/worse_gpt")
+    file = made.store / "calls/calls.sqlite"
+    content = bytearray(file.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    start = {"cut": 0, "head": 0, "page": 4096}[how]
+    if how != "cut":
+        content[start : start + 16] = b"\xff" * 16
+    file.write_bytes(content)
+    assert any(line.startswith(str(file)) for line in made.found())
+    bought = len(made.at.requests)
+    with pytest.raises(StoreError) as refused:
+        made.run()
+    assert str(file) in str(refused.value) and "put a copy of it back" in str(refused.value)
+    assert len(made.at.requests) == bought
+
+
+def test_lost_answers_are_named(made):
+    made.copy()
+    (made.store / "calls/calls.sqlite").unlink()
+    assert [line.partition("; ")[0] for line in made.found()] == [
+        f"{made.store}/calls/calls.sqlite holds no answer, and worse_gpt was made of some"
+    ]
+
+
+def test_answers_kept_before_they_had_hashes_are_believed(made):
+    made.copy()
+    shutil.rmtree(made.store / "columns/worse_gpt")
+    with sqlite3.connect(made.store / "calls/calls.sqlite") as db:
+        db.execute("ALTER TABLE replies DROP COLUMN seal")
+    db.close()
+    bought = len(made.at.requests)
+    made.run()
+    assert len(made.at.requests) == bought and made.found() == []
+
+
+def test_damage_seen_midway_stops_the_step_that_reads_it_and_the_next_run_mends_it(made, monkeypatch):
+    made.copy()
+    shutil.rmtree(made.store / "columns/seam_contrast")
+    file = made.store / "columns/rewards_contrast/00001.parquet"
+    real = Store.add
+
+    def add(self, layer, number, rows, added):
+        real(self, layer, number, rows, added)
+        if layer.step.name == "seam_contrast" and number == 0:
+            damage(file, "bit", random.Random(0))
+
+    monkeypatch.setattr(Store, "add", add)
+    with pytest.raises(DamagedError, match=r"rewards_contrast/00001\.parquet was altered"):
+        made.run()
+    monkeypatch.undo()
+    assert [one.name for one in (made.store / "columns/seam_contrast").glob("0*.parquet")] == ["00000.parquet"]
+    made.run()
+    assert contents(made.store) == contents(made.original)
+
+
+def test_check_finds_whole_shards_that_do_not_belong_together(made):
+    made.copy()
+    folder, number = made.store / "columns/baseline_random", 1
+    table = shard.read(folder / "00001.parquet", _maker(made.store, "baseline_random"), 1)
+    moved = table.set_column(0, "row_id", pa.array([i + 100 for i in table["row_id"].to_pylist()]))
+    shard.write(folder / "00001.parquet", moved, _maker(made.store, "baseline_random"), number)
+    (line,) = made.found()
+    assert line.startswith(f"{folder}/00001.parquet is of other rows than are there; delete it")
+
+
+def test_a_store_without_its_corpus_says_so(made):
+    made.copy()
+    shutil.rmtree(made.store / "corpus")
+    assert any(
+        line.startswith(f"{made.store}/corpus/store.json is missing, and with it the store's corpus")
+        for line in made.found()
+    )
+    made.run()
+    assert contents(made.store) == contents(made.original)
