@@ -27,7 +27,7 @@ from endpoint import serving
 from forked import forker
 from lexicons import wordnet_table
 
-from seamcurate import Store, check
+from seamcurate import Retrieve, Store, check, run_local, seam, to_trl
 
 KILLS = int(os.environ.get("SEAMCURATE_KILLS", "10"))
 RECIPE = """
@@ -271,3 +271,39 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(bench, small_disk):
     assert bench.children.run(bench.commands[1]) == 2
     _said(bench, "out/train cannot be written: Read-only file system")
     subprocess.run([*remount, "remount,rw", made], check=True)
+
+
+def test_what_is_renamed_into_place_has_reached_the_disk_first(recipe, tmp_path, monkeypatch):
+    synced, early, seen = {}, [], 0
+
+    def state(file):
+        found = file.stat()
+        return found.st_size, found.st_mtime_ns
+
+    def sync(real):
+        def fsync(handle):
+            synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size, os.fstat(handle).st_mtime_ns
+            real(handle)
+
+        return fsync
+
+    def watched(real):
+        def rename(source, target):
+            nonlocal seen
+            place = Path(source)
+            # What is renamed away is removed; what measured noise is listed, and so counts, when it was synced.
+            if place.suffix == ".tmp" and Path(target).suffix != ".tmp" and not place.name.startswith(".noise"):
+                files = [place] if place.is_file() else [one for one in place.rglob("*") if one.is_file()]
+                early.extend(str(file) for file in files if synced.get(file.stat().st_ino) != state(file))
+                seen += len(files)
+            real(source, target)
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", sync(os.fsync))
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))
+    run_local(recipe(steps=steps), tmp_path / "store")
+    to_trl(Store(tmp_path / "store"), "train", tmp_path / "out")
+    assert early == [] and seen > 40

@@ -413,3 +413,28 @@ def test_a_store_without_its_corpus_says_so(made):
     )
     made.run()
     assert contents(made.store) == contents(made.original)
+
+
+def test_facts_of_fewer_shards_never_outlive_a_kill(made, monkeypatch):
+    store = made.folder / "grown"
+    run_local(made.recipe(splits={}), store, limit=6)
+    assert load_json(store / "columns/worse_contrast/facts.json")["rows"] == 6
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "add_facts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_local(made.recipe(splits={}), store)
+    monkeypatch.undo()
+    run_local(made.recipe(), store)
+    assert contents(store) == contents(made.original)
+
+
+def test_shards_of_other_numbers_are_never_laid_side_by_side(made):
+    made.copy()
+    (made.store / "rows/00001.parquet").unlink()
+    (made.store / "columns/baseline_random/00002.parquet").unlink()
+    rows = query(Store(made.store), "SELECT row_id, baseline_random FROM rows ORDER BY row_id").to_pylist()
+    there = query(Store(made.original), "SELECT row_id, baseline_random FROM rows WHERE row_id < 6 ORDER BY row_id")
+    assert rows[:6] == there.to_pylist() and {row["baseline_random"] for row in rows[6:]} == {None}
