@@ -222,12 +222,12 @@ def check(store: StoreFolder) -> None:
 
     Example: seamcurate check my-store
     """
-    from seamcurate import integrity
+    from seamcurate import integrity, tables
     from seamcurate.store import Store
 
     made = integrity.check(Store(store))
     for finding in made.findings:
-        print(finding)
+        print(tables.clean(str(finding)))
     print(made.summary)
     if made.findings:
         sys.exit(2)

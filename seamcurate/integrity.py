@@ -137,9 +137,7 @@ def _rows(store: Store) -> Iterator[Finding]:
         seals, there = recorded.get(kind, []), numbers(_at(store) / kind)
         expected = range(max(len(seals), max([*store.shards, *there], default=-1) + 1))
         files = [_at(store) / kind / filename(number) for number in expected]
-        wrong = _verified(
-            [(file, store.maker(store.rows_fingerprint, kind), number) for number, file in enumerate(files)]
-        )
+        wrong = _verified([(file, store.row_makers[kind], number) for number, file in enumerate(files)])
         for number, (file, error) in enumerate(zip(files, wrong, strict=True)):
             if error is not None:
                 yield _finding(file, error, _SOURCE, doomed=False)
@@ -274,9 +272,7 @@ def _ranges(store: Store) -> Iterator[Finding]:
 
 
 def _ids(store: Store, kind: str, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    table = shard.read(
-        _at(store) / kind / filename(number), store.maker(store.rows_fingerprint, kind), number, ["row_id"]
-    )
+    table = shard.read(_at(store) / kind / filename(number), store.row_makers[kind], number, ["row_id"])
     ids: np.ndarray[tuple[int], np.dtype[np.int64]] = table["row_id"].to_numpy()
     return ids
 

@@ -165,11 +165,13 @@ def _chunks(source: Source, store: Store, first: int) -> Iterator[Chunk]:
 
 def _seal_rows(store: Store, **values: JsonValue) -> None:
     """Write down the seals of the rows' shards: from now on columns are computed from them."""
-    seals: dict[str, JsonValue] = {
-        kind: [shard.marks(store.path / kind / filename(number)).seal for number in store.shards]
-        for kind in ("rows", "rejected")
-    }
-    store.update(**values, seals=seals)
+    if isinstance(store.path, Path):
+        shards = store.shards
+        values["seals"] = {
+            kind: [shard.marks(store.path / kind / filename(number)).seal for number in shards]
+            for kind in ("rows", "rejected")
+        }
+    store.update(**values)
 
 
 def _restore(source: Source, store: Store) -> None:
@@ -193,9 +195,7 @@ def _restore(source: Source, store: Store) -> None:
         if chunk.number in lost:
             for kind, table in (("rejected", chunk.rejected), ("rows", chunk.rows)):
                 file = store.path / kind / filename(chunk.number)
-                content = shard.sealed(
-                    file, table.schema, [table], store.maker(store.rows_fingerprint, kind), chunk.number
-                )
+                content = shard.sealed(file, table.schema, [table], store.row_makers[kind], chunk.number)
                 if shard.seal(content, file) != seals[kind][chunk.number]:
                     wrong = lost[chunk.number]
                     raise DamagedError(f"{wrong}, and its source gives other bytes now; {_LOST.format(store.path)}")
@@ -370,8 +370,7 @@ def _rejected(store: Store) -> int:
 
 def _first_reason(store: Store) -> str:
     for file in objects.find(store.path / "rejected", "[0-9]*.parquet"):
-        maker = store.maker(store.rows_fingerprint, "rejected")
-        reasons = shard.read(file, maker, int(file.stem), ["reason"])["reason"].to_pylist()
+        reasons = shard.read(file, store.row_makers["rejected"], int(file.stem), ["reason"])["reason"].to_pylist()
         if reasons:
             return str(reasons[0])
     return "none"

@@ -119,8 +119,8 @@ def marks(path: Place) -> Marks:
     found = metadata(path).metadata or {}
     maker, number, seal = (found.get(key, b"").decode("utf-8", "replace") for key in (_MAKER, _NUMBER, _SEAL))
     try:
-        made_of = json.loads(found.get(_MADE_OF, b"{}"))
-    except ValueError as error:
+        made_of = {str(folder): str(one) for folder, one in json.loads(found.get(_MADE_OF, b"{}")).items()}
+    except (ValueError, AttributeError) as error:
         raise DamagedError(f"{path} is no readable shard: it was altered; {_CURE}") from error
     return Marks(maker, number, seal, made_of)
 

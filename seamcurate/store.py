@@ -37,7 +37,8 @@ from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, St
 from seamcurate.objects import Place
 from seamcurate.step import Step, digest
 
-FORMAT = 1
+FORMAT = 2
+"""In format 1, rejected rows have the fingerprint of the rows."""
 _HASH = "sha256"
 _SAID = b'\n "sha256": "'
 _REMADE = "run the recipe again to make it anew"
@@ -87,8 +88,8 @@ class Store:
                     f"{self.path}/store.json is missing; run the store's recipe again to have it made anew"
                 )
             raise StoreError(f"{self.path} is no store; make one with `seamcurate run RECIPE {self.path}`")
-        if self.about.get("format") != FORMAT:
-            raise StoreError(f"{self.path} has format {self.about.get('format')}; this seamcurate reads {FORMAT}")
+        if (there := self.about.get("format")) not in (1, FORMAT):
+            raise StoreError(f"{self.path} has format {there}; this seamcurate reads 1 to {FORMAT}")
         return self
 
     @property
@@ -136,6 +137,13 @@ class Store:
     def rows_fingerprint(self) -> str:
         """Return what identifies the rows' source."""
         return str(self.about.get("rows", ""))
+
+    @property
+    def row_makers(self) -> dict[str, str]:
+        """Return the fingerprints in the shards of `rows` and of `rejected`, which have the same numbers."""
+        about = self.about
+        rows = str(about.get("rows", ""))
+        return {"rows": rows, "rejected": rows if about.get("format") == 1 else f"{rows} rejected"}
 
     @property
     def row_seals(self) -> dict[str, list[str]]:
@@ -380,15 +388,11 @@ class Store:
 
     def add_rows(self, number: int, rows: pa.Table, rejected: pa.Table) -> None:
         """Write one shard of rows, and the rows set aside from it."""
+        made = self.row_makers
         for kind, table in (("rejected", rejected), ("rows", rows)):
             # Not its parents: a store that vanished meanwhile is not begun anew in the middle.
             (self.path / kind).mkdir(exist_ok=True)
-            shard.write(self.path / kind / filename(number), table, self.maker(self.rows_fingerprint, kind), number)
-
-    @staticmethod
-    def maker(source: str, kind: str) -> str:
-        """Return the fingerprint in the shards of `rows` or of `rejected`, which have the same numbers."""
-        return source if kind == "rows" else f"{source} {kind}"
+            shard.write(self.path / kind / filename(number), table, made[kind], number)
 
     def made_of(self, inputs: Sequence[str], number: int) -> dict[str, str]:
         """Return the seals of the columns' shards that hold some inputs, by folder; the source's own are not among them."""

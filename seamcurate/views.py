@@ -298,9 +298,8 @@ def quoted(name: str) -> str:
 
 def _verified_files(store: Store) -> list[Path]:
     jobs: list[tuple[Place, str, int]] = []
-    rows = store.rows_fingerprint
-    for kind in ("rows", "rejected"):
-        jobs += [(store.path / kind / filename(n), Store.maker(rows, kind), n) for n in numbers(store.path / kind)]
+    for kind, made in store.row_makers.items():
+        jobs += [(store.path / kind / filename(n), made, n) for n in numbers(store.path / kind)]
     for folder, record in store.records().items():
         path = store.path / "columns" / folder
         jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]

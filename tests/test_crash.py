@@ -141,7 +141,7 @@ class Bench:
         assert self.contents() == self.whole
         assert self.bought() == self.answers
         assert self.again == []
-        assert not [file for file in (self.folder / "made").rglob("*.tmp")]
+        assert not list((self.folder / "made").rglob("*.tmp"))
 
 
 @pytest.fixture(scope="module")
