@@ -226,6 +226,7 @@ class ObjectPath:
                 (self / name)._download(beside / name)
                 if _digest(beside / name) != digest:
                     raise DamagedError(f"{self / name} was altered after it was written; {_ANEW}")
+            self._drop_versions(beside)
             os.replace(beside, place)
         return place
 
@@ -279,12 +280,15 @@ class ObjectPath:
             return content
         raise AssertionError
 
+    def _drop_versions(self, but: Path | None = None) -> None:
+        for old in self._home.iterdir() if self._home.exists() else ():
+            if old != but:
+                shutil.rmtree(old, ignore_errors=True)
+
     def _keep(self, content: bytes | bytearray) -> Path:
         """Write a local copy of the last known version; older ones go."""
         file = self._home / self.bucket.seen[self.key].version / self.name
-        if self._home.exists():
-            for old in self._home.iterdir():
-                shutil.rmtree(old, ignore_errors=True)
+        self._drop_versions()
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         beside.write_bytes(content)
@@ -404,7 +408,8 @@ def hold(store: ObjectPath) -> Iterator[None]:
     finally:
         store.bucket.locks.remove(lock)
         done.set()
-        thread.join()
+        # One that waits for a server that is gone may wait on: without the lock it changes nothing.
+        thread.join(5)
         # Where the server is gone, the lock ends by itself.
         with suppress(SeamcurateError):
             lock.release()

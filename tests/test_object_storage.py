@@ -647,4 +647,13 @@ def test_what_works_in_a_folder_alone_says_so(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StoreError, match="demo works in a folder of this machine, not at s3://"):
         run_demo(Path(f"s3://{bucket.name}/demo"))
+    with pytest.raises(StoreError, match="export works in a folder of this machine, not at s3://"):
+        list(
+            exporting.export(
+                Recipe(rows=Source(jsonl="x"), splits={"a": Split(filter=KEEP)}),
+                Store("s3://bucket"),
+                "trl",
+                Path("s3://bucket/out"),
+            )
+        )
     assert not list(tmp_path.iterdir())
