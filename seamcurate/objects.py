@@ -480,7 +480,7 @@ class _Lock:
             else:
                 try:
                     self._put(IfMatch=etag)
-                except _Refused:
+                except (_Refused, FileNotFoundError):
                     there, _, silent = self._read()
                     raise BusyError(self._busy(there, silent)) from None
         try:
@@ -543,7 +543,8 @@ class _Lock:
             return {}, "", 0.0
         except ValueError as error:
             raise BusyError(f"{self.at} is no lock that seamcurate wrote; delete it if no run is at work") from error
-        now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+        said = found["ResponseMetadata"]["HTTPHeaders"].get("date")
+        now = parsedate_to_datetime(said) if said else datetime.now(UTC)
         return there, found["ETag"], (now - found["LastModified"]).total_seconds()
 
     def _busy(self, there: dict[str, object], silent: float) -> str:
@@ -571,7 +572,8 @@ def _told(where: str) -> Iterator[None]:
     except ClientError as error:
         code = re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", "")))[:60]
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code == "PreconditionFailed" or status == 412:
+        # The second is said where two such requests meet.
+        if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
             raise _Refused from error
         if code == "NoSuchBucket":
             raise StoreError(f"{where}: there is no such bucket; make it first, or correct the name") from error

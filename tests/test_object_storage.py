@@ -40,8 +40,9 @@ from seamcurate import (
 from seamcurate import export as exporting
 from seamcurate.comparison import diff
 from seamcurate.demo import run as run_demo
-from seamcurate.errors import BusyError, DamagedError, StaleError, StoreError
+from seamcurate.errors import BusyError, DamagedError, HubError, StaleError, StoreError
 from seamcurate.explain import why
+from seamcurate.reproduction import check
 
 RETRIEVE = Retrieve(k=5, band=(0.5, 0.9))
 SECRET = "a-secret-that-nobody-sees"
@@ -642,6 +643,12 @@ def test_a_key_in_an_address_is_refused_and_not_repeated(where):
     with pytest.raises(StoreError, match="keys come from the environment, never from the address") as error:
         Store(where)
     assert "hidden-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["s3://bucket/private", "s3:/bucket/private"])
+def test_a_strangers_recipe_reads_no_bucket_with_our_keys(where):
+    with pytest.raises(HubError, match="outside its own folder; it is not run"):
+        check(f"rows: {{store: '{where}'}}", "me/prompts")
 
 
 def test_what_works_in_a_folder_alone_says_so(bucket, tmp_path, monkeypatch):
