@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seamcurate import augment as augmentation
-from seamcurate import shard, views
+from seamcurate import objects, shard, views
 from seamcurate import split as splits
 from seamcurate.errors import ExportError
 from seamcurate.models import CausalLM, PolicyModel
@@ -237,13 +237,15 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
 
     Raises:
         ExportError: See `to_trl`; also a recipe without splits.
+        StoreError: `out` is on object storage.
     """
+    out = objects.folder(out, "export")
     if not recipe.splits:
         raise ExportError("the recipe names no `splits`; there is nothing to export")
     reward, why = rer_reward(recipe, store)
     policy = recipe.models.policy
     for name, split in recipe.splits.items():
-        folder = Path(out) / name
+        folder = out / name
         if split.augment is not None:
             yield from to_augmented(store, name, folder, split.augment, to)
             continue

@@ -195,9 +195,9 @@ def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def escapes(name: str) -> bool:
-    """Tell whether a path leads out of the folder it is taken from."""
+    """Tell whether a path leads out of the folder it is taken from, as an address on object storage does."""
     parts = name.replace("\\", "/").split("/")
-    return name.startswith(("/", "\\", "~")) or ".." in parts
+    return name.startswith(("/", "\\", "~", "s3:")) or ".." in parts
 
 
 def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:

@@ -226,6 +226,7 @@ class ObjectPath:
                 (self / name)._download(beside / name)
                 if _digest(beside / name) != digest:
                     raise DamagedError(f"{self / name} was altered after it was written; {_ANEW}")
+            self._drop_versions(beside)
             os.replace(beside, place)
         return place
 
@@ -279,12 +280,15 @@ class ObjectPath:
             return content
         raise AssertionError
 
+    def _drop_versions(self, but: Path | None = None) -> None:
+        for old in self._home.iterdir() if self._home.exists() else ():
+            if old != but:
+                shutil.rmtree(old, ignore_errors=True)
+
     def _keep(self, content: bytes | bytearray) -> Path:
         """Write a local copy of the last known version; older ones go."""
         file = self._home / self.bucket.seen[self.key].version / self.name
-        if self._home.exists():
-            for old in self._home.iterdir():
-                shutil.rmtree(old, ignore_errors=True)
+        self._drop_versions()
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         beside.write_bytes(content)
@@ -404,7 +408,8 @@ def hold(store: ObjectPath) -> Iterator[None]:
     finally:
         store.bucket.locks.remove(lock)
         done.set()
-        thread.join()
+        # One that waits for a server that is gone may wait on: without the lock it changes nothing.
+        thread.join(5)
         # Where the server is gone, the lock ends by itself.
         with suppress(SeamcurateError):
             lock.release()
@@ -475,7 +480,7 @@ class _Lock:
             else:
                 try:
                     self._put(IfMatch=etag)
-                except _Refused:
+                except (_Refused, FileNotFoundError):
                     there, _, silent = self._read()
                     raise BusyError(self._busy(there, silent)) from None
         try:
@@ -538,7 +543,8 @@ class _Lock:
             return {}, "", 0.0
         except ValueError as error:
             raise BusyError(f"{self.at} is no lock that seamcurate wrote; delete it if no run is at work") from error
-        now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+        said = found["ResponseMetadata"]["HTTPHeaders"].get("date")
+        now = parsedate_to_datetime(said) if said else datetime.now(UTC)
         return there, found["ETag"], (now - found["LastModified"]).total_seconds()
 
     def _busy(self, there: dict[str, object], silent: float) -> str:
@@ -566,7 +572,8 @@ def _told(where: str) -> Iterator[None]:
     except ClientError as error:
         code = re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", "")))[:60]
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code == "PreconditionFailed" or status == 412:
+        # The second is said where two such requests meet.
+        if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
             raise _Refused from error
         if code == "NoSuchBucket":
             raise StoreError(f"{where}: there is no such bucket; make it first, or correct the name") from error

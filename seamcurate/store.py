@@ -567,7 +567,10 @@ class Store:
     @property
     def scratch(self) -> Path:
         """Return the folder of this machine for what is built before it is kept: the store's own where it has one."""
-        return self.path if isinstance(self.path, Path) else self.path.scratch
+        if not isinstance(self.path, Path):
+            self.path.scratch.mkdir(parents=True, exist_ok=True)
+            return self.path.scratch
+        return self.path
 
 
 def sample_sets(kinds: Mapping[str, pa.DataType]) -> list[str]:
