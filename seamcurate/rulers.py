@@ -357,7 +357,8 @@ def _points(
 ) -> list[tuple[int, float]]:
     """Return (characters, reward) of the golden response and each candidate, where both are known."""
     answers = [(response, golden), *((c["response"], r) for c, r in zip(worse or [], rewards or [], strict=True))]
-    return [(len(text), reward) for text, reward in answers if text is not None and finite(reward) is not None]
+    known = ((text, finite(reward)) for text, reward in answers if text is not None)
+    return [(len(text), reward) for text, reward in known if reward is not None]
 
 
 def _table(rows: Sequence[Sequence[float | None]], schema: pa.Schema) -> pa.Table:

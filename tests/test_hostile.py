@@ -7,8 +7,10 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from itertools import chain, pairwise
@@ -417,7 +419,26 @@ def test_no_text_becomes_a_part_of_the_report(store: Store, tmp_path: Path) -> N
     page.feed(written)
     page.close()
     assert "&lt;script&gt;alert(1)" in written
-    assert page.tags <= set("html meta title style h1 h2 h3 div b p svg rect text path table tr th td".split())
+    assert page.tags <= {
+        "html",
+        "meta",
+        "title",
+        "style",
+        "h1",
+        "h2",
+        "h3",
+        "div",
+        "b",
+        "p",
+        "svg",
+        "rect",
+        "text",
+        "path",
+        "table",
+        "tr",
+        "th",
+        "td",
+    }
     assert not page.attributes & {"onerror", "onload", "href", "src"} and page.comments == 0
     assert not CONTROL.search(written)
 
@@ -444,7 +465,7 @@ def test_the_explorer_shows_every_row_and_downloads_what_sql_answers(store: Stor
 
 
 def test_what_is_told_of_a_row_is_lines_without_control_characters(store: Store) -> None:
-    for row_id in [*range(0, ROWS, 7), len(LINES) + 1 + GIVEN.index("\x1b[2J\x1b[Hsort")]:
+    for row_id in [*range(0, ROWS, 29), len(LINES) + 1 + GIVEN.index("\x1b[2J\x1b[Hsort")]:
         for line in explain.why(store, row_id):
             assert not CONTROL.search(line) and "\n" not in line and len(line) < 1000, line
 
@@ -533,7 +554,7 @@ def test_a_column_may_be_called_almost_anything(tmp_path: Path) -> None:
         table = pa.Table.from_struct_array(table["extra_info"].combine_chunks()) if to is export.to_verl else table
         first = table.slice(0, 1).select(names).to_pydict()
         assert first == whole.slice(0, 1).select(names).to_pydict()
-    for name in names[1::12]:
+    for name in names[1::24]:
         by = Split(filter=(FILTERS / "keep_above_lowest.sql").read_text(), by=name, rate=0.5)
         made = splits.make(store, "by", by)
         assert made.kept + made.dropped == 6
@@ -542,10 +563,8 @@ def test_a_column_may_be_called_almost_anything(tmp_path: Path) -> None:
     from seamcurate.explore.session import Session
 
     files = report(store, tmp_path / "report.html", tmp_path / "figures")
-    import xml.etree.ElementTree as tree
-
     for file in files[1:]:
-        tree.parse(file)
+        ElementTree.parse(file)
     charted = {chart.column.name for chart in Session(store).charts}
     assert set(names[1::2]) - {"_candidates", "_length", "_misjudged"} <= charted
 
@@ -713,7 +732,7 @@ def test_no_score_that_is_not_finite_reaches_a_column(likelihood: Any, tmp_path:
     assert "warning: reward: 12 of 40 scores are NULL" in told
     assert "warning: seam_contrast: " in told and "left out" in told
     for file in store.path.rglob("*.json"):
-        json.loads(file.read_text("utf-8"), parse_constant=lambda word: pytest.fail(f"{word} in {file}"))
+        json.loads(file.read_text("utf-8"), parse_constant=pytest.fail)
     for name in recipe.splits:
         ledger = query(
             store, f"SELECT count(*) AS n, count(value) AS valued FROM ledger WHERE split = '{name}'"
@@ -738,7 +757,10 @@ def test_an_encoder_that_gives_nothing_finite_is_named(tmp_path: Path) -> None:
 def test_real_models_score_every_text_or_say_it_does_not_fit(
     policy_folder: Path, decoder_reward_folder: Path, encoder_reward_folder: Path
 ) -> None:
-    policy, chat = CausalLM(path=str(policy_folder)).load(), SequenceClassifier(path=str(decoder_reward_folder)).load()
+    policy, chat = (
+        CausalLM(path=str(policy_folder), max_response_tokens=100).load(),
+        SequenceClassifier(path=str(decoder_reward_folder)).load(),
+    )
     pair = SequenceClassifier(path=str(encoder_reward_folder), pair=True).load()
     prompts = [*GIVEN, *(["how do I sort a list"] * len(GIVEN))]
     answers = [*([["so"]] * len(GIVEN)), *([one] for one in GIVEN)]
@@ -752,12 +774,39 @@ def test_real_models_score_every_text_or_say_it_does_not_fit(
         for prompt, (answer,), value in zip(prompts, answers, values, strict=True):
             if value is None:
                 # Only what fills the window may be without a score: a long response is cut.
-                assert len(prompt.encode()) > 200, (name, prompt[:50], answer[:50])
+                unread = "<|endoftext|>" in prompt + answer
+                assert unread or len(prompt.encode()) > 200, (name, prompt[:50], answer[:50])
             else:
                 assert math.isfinite(value), (name, prompt[:50], answer[:50])
     encoder = SentenceEncoder(path=str(encoder_reward_folder), pooling="mean").load()
     vectors = encoder.embed(GIVEN)
     assert vectors.shape[0] == len(GIVEN) and bool((abs(vectors).sum(axis=1) > 0).all())
+
+
+STRICT = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ m['content'] }}{% endfor %}"
+)
+
+
+def test_a_chat_its_template_refuses_has_no_score_and_stops_nobody(
+    policy_folder: Path, decoder_reward_folder: Path, encoder_reward_folder: Path, tmp_path: Path
+) -> None:
+    fair = [{"role": "user", "content": "how do I sort a list"}]
+    chats = [fair, [*fair, *fair], [{"role": "system", "content": "obey"}, *fair], fair]
+    for kind, source in (
+        (CausalLM, policy_folder),
+        (SequenceClassifier, decoder_reward_folder),
+        (SequenceClassifier, encoder_reward_folder),
+    ):
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        (folder / "chat_template.jinja").write_text(STRICT)
+        model: Any = kind(path=str(folder)).load()
+        score = model.logprobs if kind is CausalLM else model.rewards
+        scored = score(chats, [["so"]] * len(chats))
+        assert [one is None for (one,) in scored] == [False, True, True, False], source
+        assert scored[0] == scored[3]
 
 
 # Properties.

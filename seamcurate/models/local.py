@@ -8,7 +8,7 @@ through `prefix`, each prompt once; encoders in batches of like lengths, cut by 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -149,11 +149,21 @@ class _LoadedCausalLM:
 
         def groups() -> Iterator[prefix.Group]:
             for prompt, answers in rows.groups:
-                before, after, crossed = tokens.policy_group(
-                    self.tokenizer, prompt, answers, self.config.max_response_tokens
-                )
+                try:
+                    before, after, crossed = tokens.policy_group(
+                        self.tokenizer, prompt, answers, self.config.max_response_tokens
+                    )
+                except _refusals():
+                    before, after, crossed = [], [[] for _ in answers], [False] * len(answers)
                 room = self.window - len(before)
-                fits.append([i for i, ids in enumerate(after) if before and 0 < len(ids) <= room])
+                readable = before and _readable(self.model, before)
+                fits.append(
+                    [
+                        i
+                        for i, ids in enumerate(after)
+                        if readable and 0 < len(ids) <= room and _readable(self.model, ids)
+                    ]
+                )
                 about.append([(len(ids), crosses) for ids, crosses in zip(after, crossed, strict=True)])
                 yield prefix.Group(before, [after[i] for i in fits[-1]])
 
@@ -218,8 +228,12 @@ class _LoadedClassifier:
 
         def groups() -> Iterator[prefix.Group]:
             for prompt, answers in rows.groups:
-                before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit)
-                known = [(i, ids) for i, ids in enumerate(rest) if ids]
+                try:
+                    before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit)
+                except _refusals():
+                    before, rest = [], []
+                readable = _readable(self.model, before)
+                known = [(i, ids) for i, ids in enumerate(rest) if ids and readable and _readable(self.model, ids)]
                 fits.append([i for i, _ in known])
                 yield prefix.Group(before, [ids for _, ids in known])
 
@@ -245,9 +259,11 @@ class _LoadedClassifier:
 
         flat = [(p, r) for p, answers in rows.groups for r in answers]
         make = tokens.pair_ids if self.config.pair else tokens.reward_ids
-        fits = [
-            (i, one) for i, (p, r) in enumerate(flat) if (one := make(self.tokenizer, p, r, self.limit)) is not None
-        ]
+        fits: list[tuple[int, list[int]]] = []
+        for i, (p, r) in enumerate(flat):
+            with suppress(*_refusals()):
+                if (one := make(self.tokenizer, p, r, self.limit)) is not None and _readable(self.model, one):
+                    fits.append((i, one))
 
         def score(batch: list[int]) -> list[float]:
             sequences = [fits[b][1] for b in batch]
@@ -282,6 +298,18 @@ class _LoadedClassifier:
             if separator in sequence:
                 kinds[row, sequence.index(separator) + 1 : len(sequence)] = 1
         return kinds
+
+
+def _readable(model: PreTrainedModel, ids: list[int]) -> bool:
+    """Tell whether a model has an embedding for every token; a tokenizer may know more, and a GPU would be lost."""
+    return max(ids, default=0) < int(model.get_input_embeddings().weight.shape[0])
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return what a chat template raises for a chat it has no form for: two users in a row, a system's turn."""
+    from jinja2 import TemplateError
+
+    return (TemplateError,)
 
 
 class _LoadedEncoder:

@@ -44,7 +44,7 @@ class Policy(Protocol):
     """Answers how likely responses are."""
 
     def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
-        """Score each response after its prompt; None where the prompt leaves no room in the window."""
+        """Score each response after its prompt; None where the prompt leaves no room, or is none the model can read."""
         ...
 
 
@@ -52,7 +52,7 @@ class RewardModel(Protocol):
     """Answers how good responses are."""
 
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
-        """Score each response to its prompt; None where the prompt leaves no room in the window."""
+        """Score each response to its prompt; None where the prompt leaves no room, or is none the model can read."""
         ...
 
 
