@@ -162,7 +162,7 @@ class _LoadedCausalLM:
         for (_, answers), places, known, values in zip(rows.groups, fits, about, sums, strict=True):
             found: list[Likelihood | None] = [None] * len(answers)
             for i, value in zip(places, values, strict=True):
-                found[i] = Likelihood(value, *known[i])
+                found[i] = None if value is None else Likelihood(value, *known[i])
             scored.append(found)
         return rows.regroup(scored)
 
@@ -372,6 +372,11 @@ class _LoadedEncoder:
             for batch, found in self.batches.read([len(i) for i in ids], pool):
                 for b, row in zip(batch, found, strict=True):
                     rows[b] = row
+        if any(row is None for row in rows):
+            raise ModelError(
+                f"sentence_encoder {self.config.path}: a text does not fit in the memory of {self.batches.device}; "
+                "free some, or lower the model's max_tokens"
+            )
         return np.asarray(rows, np.float32).reshape(len(texts), -1)
 
 
