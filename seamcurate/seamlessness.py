@@ -476,7 +476,9 @@ def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:
         missing, total = missing + values.null_count, total + len(values)
     facts: dict[str, JsonValue] = {"scored": total - missing, "null": missing}
     if missing:
-        facts["warnings"] = [f"{name}: {missing:,} of {total:,} scores are NULL: no room in the window or in memory, or not finite"]
+        facts["warnings"] = [
+            f"{name}: {missing:,} of {total:,} scores are NULL: no room in the window or in memory, or not finite"
+        ]
     return facts
 
 

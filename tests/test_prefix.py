@@ -169,7 +169,9 @@ def test_what_alone_does_not_fit_is_set_aside_and_told_where_others_fit(kind, ca
     for mine, theirs in zip(found, sum(expected, []), strict=True):
         assert mine is None or mine == pytest.approx(theirs, abs=1e-4)
     told = capsys.readouterr().err
-    assert f"warning: {len(alone)} texts of up to {max(map(max, lengths))} tokens do not fit in the memory of cpu" in told
+    assert (
+        f"warning: {len(alone)} texts of up to {max(map(max, lengths))} tokens do not fit in the memory of cpu" in told
+    )
     hook.remove()
     close(ours.score(GROUPS, sums), expected)
 
