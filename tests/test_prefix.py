@@ -150,6 +150,10 @@ def test_packs_shrink_when_memory_runs_out_and_nothing_is_scored_twice():
         unused.score(GROUPS[:1], sums)
 
 
+def flat(rows):
+    return [one for row in rows for one in row]
+
+
 @pytest.mark.parametrize("kind", ["Qwen2", "Bloom"])
 def test_what_alone_does_not_fit_is_set_aside_and_told_where_others_fit(kind, capsys):
     model = made(kind, **ARCHITECTURES[kind][0])
@@ -163,10 +167,10 @@ def test_what_alone_does_not_fit_is_set_aside_and_told_where_others_fit(kind, ca
             raise torch.OutOfMemoryError("no memory left")
 
     hook = model.get_input_embeddings().register_forward_pre_hook(full)
-    found = [one for row in ours.score(GROUPS, sums) for one in row]
+    found = flat(ours.score(GROUPS, sums))
     alone = [place for place, value in enumerate(found) if value is None]
-    assert 0 < len(alone) < 8 and all(sum(lengths, [])[place] >= most for place in alone)
-    for mine, theirs in zip(found, sum(expected, []), strict=True):
+    assert 0 < len(alone) < 8 and all(flat(lengths)[place] >= most for place in alone)
+    for mine, theirs in zip(found, flat(expected), strict=True):
         assert mine is None or mine == pytest.approx(theirs, abs=1e-4)
     told = capsys.readouterr().err
     assert (
