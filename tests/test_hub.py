@@ -513,7 +513,7 @@ def test_a_link_that_an_earlier_call_left_is_not_written_through(there, tmp_path
 @pytest.mark.parametrize("asks", [True, False])
 def test_a_recipe_that_runs_a_model_s_code_is_told_of_when_it_is_pushed(asks):
     text = f"models: {{policy: {{causal_lm: a/b, trust_remote_code: {str(asks).lower()}}}}}"
-    assert any("trust_remote_code" in note for note in hub._only_here(text, Path("."))[1]) == asks
+    assert any("trust_remote_code" in note for note in hub._only_here(text, Path())[1]) == asks
 
 
 def test_a_plain_recipe_is_not_refused():
