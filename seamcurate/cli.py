@@ -47,7 +47,12 @@ def main() -> None:
         note(f"error: {' '.join(clean(str(error)).split())}")
         sys.exit(2)
     except SystemExit as ended:
-        if ended.code == 130:
+        if ended.code == 130 and sys.argv[1:2] == ["train"]:
+            note(
+                "stopped; run the same command again: with --save-steps it goes on from the last checkpoint, else from "
+                "the start"
+            )
+        elif ended.code == 130:
             note("stopped; what was finished is kept: run the same command again to go on")
         raise
     except Exception as error:

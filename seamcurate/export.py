@@ -356,7 +356,12 @@ def _end(policy: PolicyModel | None) -> str:
 
     from seamcurate.models import weights
 
-    return AutoTokenizer.from_pretrained(weights.folder(policy.path, policy.revision)).eos_token or ""
+    return (
+        AutoTokenizer.from_pretrained(
+            weights.folder(policy.path, policy.revision), trust_remote_code=policy.trust_remote_code
+        ).eos_token
+        or ""
+    )
 
 
 class _View:
@@ -497,7 +502,9 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
 
     from seamcurate.models import tokens, weights
 
-    tokenizer = AutoTokenizer.from_pretrained(weights.folder(policy.path, policy.revision))
+    tokenizer = AutoTokenizer.from_pretrained(
+        weights.folder(policy.path, policy.revision), trust_remote_code=policy.trust_remote_code
+    )
 
     def lines() -> Iterator[pa.Table]:
         for _, table in view.read({"prompt": "b.prompt"}):

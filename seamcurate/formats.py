@@ -30,6 +30,8 @@ from seamcurate.errors import SourceError
 LONGEST_ROW_SHOWN = 10_000
 # An unclosed quote swallows what follows it: this bounds what one costs. It is far beyond any prompt.
 LONGEST_CSV_FIELD = 1 << 24
+# A line of a small .gz may be as long as the disk is large.
+LONGEST_LINE = 1 << 26
 # Parquet writers and SQL engines recurse over types.
 DEEPEST = 32
 _NO_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
@@ -232,8 +234,12 @@ def solid(kind: pa.DataType | None) -> pa.DataType | None:
 
 def _bytes_lines(path: Path) -> Iterator[bytes]:
     with _reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file):
-            yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+        first = True
+        while line := file.readline(LONGEST_LINE + 1):
+            yield line.removeprefix(codecs.BOM_UTF8) if first else line
+            first, whole = False, line
+            while len(whole) > LONGEST_LINE and not whole.endswith(b"\n"):
+                whole = file.readline(LONGEST_LINE + 1) or b"\n"
 
 
 def json_lines(path: Path) -> Iterator[Line]:
@@ -243,6 +249,8 @@ def json_lines(path: Path) -> Iterator[Line]:
 
 def json_row(line: bytes) -> Row:
     """Parse one line as an object, or raise Reject."""
+    if len(line) > LONGEST_LINE:
+        raise Reject(f"line is longer than {LONGEST_LINE >> 20} MB")
     doubt = "lone surrogate" if b"\\ud" in line or b"\\uD" in line else None
     try:
         text = line.decode()

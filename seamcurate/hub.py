@@ -197,7 +197,8 @@ def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 def escapes(name: str) -> bool:
     """Tell whether a path leads out of the folder it is taken from, as an address on object storage does."""
     parts = name.replace("\\", "/").split("/")
-    return name.startswith(("/", "\\", "~", "s3:")) or ".." in parts
+    # Elsewhere by address too: file:///x, s3://x, cache::x, C:/x.
+    return name.startswith(("/", "\\", "~", "s3:")) or ".." in parts or bool(re.match(r"[A-Za-z][\w+.-]*:[/\\:]", name))
 
 
 def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
@@ -205,6 +206,8 @@ def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
     kinds = {"parquet", "jsonl", "csv", "arrow", "store", "wordnet", "antonyms", "vectors"}
     models = {"causal_lm", "sequence_classifier", "sentence_encoder", "masked_model"}
     lacking, notes = [], []
+    if re.search(r"\btrust_remote_code['\"]?\s*:\s*(true|yes|on)\b", text, re.IGNORECASE):
+        notes.append("the recipe runs a model's own code (trust_remote_code): `reproduce` will refuse it")
     for key, value in strings(yaml.safe_load(text)):
         if key in kinds or (key in models and (escapes(value) or (folder / value).is_dir())):
             lacking.append(value)

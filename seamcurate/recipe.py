@@ -78,7 +78,7 @@ Path_: TypeAlias = tuple[str | int, ...]
 class Models(BaseModel):
     """The models that steps take by role when they name none of their own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     policy: PolicyModel | None = None
     reward: RewardingModel | None = None
@@ -91,7 +91,7 @@ class Models(BaseModel):
 class Recipe(BaseModel):
     """Say what is computed over which rows, and which splits come of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     rows: Source
     corpus: Source | None = None
@@ -245,7 +245,7 @@ def _checked(kind: Any, value: object, at: Path_) -> Any:
     try:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind.model_validate(value)
-        return validate_call(kind)(**value)
+        return validate_call(config=ConfigDict(hide_input_in_errors=True))(kind)(**value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         loc = tuple(part for part in first["loc"] if part not in _TAGS)

@@ -477,7 +477,7 @@ def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:
     facts: dict[str, JsonValue] = {"scored": total - missing, "null": missing}
     if missing:
         facts["warnings"] = [
-            f"{name}: {missing:,} of {total:,} scores are NULL: no room in the window, not finite, "
+            f"{name}: {missing:,} of {total:,} scores are NULL: no room in the window or in memory, not finite, "
             "or a prompt that the model or its chat template cannot read"
         ]
     return facts

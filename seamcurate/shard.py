@@ -157,6 +157,8 @@ def verify(path: Place, maker: str, number: int) -> Path:
     Raises:
         DamagedError: See `read`.
     """
+    if isinstance(path, Path) and path.is_symlink():
+        raise DamagedError(f"{path} is a link and no file of the store; put the file itself in its place")
     try:
         if isinstance(path, ObjectPath) and (copy := path.kept()) is not None:
             try:
@@ -201,7 +203,9 @@ def _remember(path: Path, key: tuple[int, int, int, str, int]) -> None:
 def verified(path: Place, maker: str, number: int) -> bool:
     """Tell whether a shard was verified before and is unchanged since."""
     file = path if isinstance(path, Path) else path.kept()
-    return file is not None and file.exists() and _verified.get(file) == _key(file, maker, number)
+    if file is None or not file.exists() or (file is path and file.is_symlink()):
+        return False
+    return _verified.get(file) == _key(file, maker, number)
 
 
 def _key(path: Path, maker: str, number: int) -> _Key:

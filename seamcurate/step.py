@@ -99,7 +99,7 @@ class Step(BaseModel):
     Subclasses declare `inputs` and `adds` and implement `load`; the rest has a default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     revision: ClassVar[int] = 1
     """Raised whenever the same configuration would give other values: it is part of the fingerprint."""

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
+import signal
+import socket
 import tempfile
 import threading
 import weakref
@@ -234,27 +237,39 @@ def limited(connection: duckdb.DuckDBPyConnection, seconds: float, instead: str)
     Raises:
         QueryError: It took too long, which `instead` says what to do about, or DuckDB cannot answer.
     """
-    ended, late = threading.Event(), threading.Event()
+    ended, late, by_hand = threading.Event(), threading.Event(), threading.Event()
+    heard, spoken = socket.socketpair()
+    spoken.setblocking(False)
+    # While DuckDB works, Python does not see a Ctrl-C; its lowest handler writes a byte all the same.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.set_wakeup_fd(spoken.fileno(), warn_on_full_buffer=False) if main else -1
 
     def stop() -> None:
-        if not ended.wait(seconds):
-            late.set()
+        (by_hand if select.select([heard], [], [], seconds)[0] else late).set()
+        # Again and again, since an interrupt that comes between two queries is lost.
+        while not ended.wait(0.05):
             connection.interrupt()
-            # Again, since one that comes between two queries is lost.
-            while not ended.wait(0.2):
-                connection.interrupt()
 
-    threading.Thread(target=stop, daemon=True).start()
+    watching = threading.Thread(target=stop, daemon=True)
+    watching.start()
     try:
         yield
-    except (QueryError, duckdb.Error, pa.ArrowException) as error:
+    except (QueryError, duckdb.Error, pa.ArrowException, RuntimeError) as error:
+        # DuckDB itself looks for a Ctrl-C now and then, and calls it a RuntimeError.
+        if by_hand.is_set() or str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
         if late.is_set():
             raise QueryError(f"stopped after {seconds:g} seconds; {instead}") from error
-        if isinstance(error, QueryError):
+        if isinstance(error, QueryError | RuntimeError):
             raise
         raise QueryError(explain(connection, str(error))) from error
     finally:
         ended.set()
+        if main:
+            signal.set_wakeup_fd(before)
+        spoken.close()
+        watching.join()
+        heard.close()
 
 
 def text(query: str) -> str:

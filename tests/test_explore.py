@@ -79,6 +79,9 @@ def test_another_host_or_origin_is_refused(session):
     for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
         answer = Client(session, **headers)("POST", "/api/sql", json={"sql": "SELECT 1"})
         assert answer.status_code == 403 and "own page" in answer.json()["error"]
+        assert (
+            answer.headers["referrer-policy"] == "no-referrer" and "access-control-allow-origin" not in answer.headers
+        )
     own = Client(session, origin="http://127.0.0.1:8000")("POST", "/api/sql", json={"sql": "SELECT 1"})
     assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
     assert "default-src 'none'" in own.headers["content-security-policy"]

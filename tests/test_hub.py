@@ -38,7 +38,7 @@ from seamcurate import (
     reproduction,
     run_local,
 )
-from seamcurate.errors import ExportError, HubError, SourceError, StoreError
+from seamcurate.errors import ExportError, HubError, SeamcurateError, SourceError, StoreError
 from seamcurate.export import Exported
 
 try:
@@ -478,6 +478,12 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
         ("splits: {a: {filter: /x.sql}}", "outside"),
         ("steps: [attack: {vectors: ../v.txt}]", "outside"),
         ("models: {policy: {causal_lm: /models/mine}}", "outside"),
+        ("rows: {parquet: 'file:///etc/passwd'}", "outside"),
+        ("rows: {jsonl: 's3://bucket/x.jsonl'}", "outside"),
+        ("rows: {jsonl: 'simplecache::https://thief/x.jsonl'}", "outside"),
+        ("rows: {csv: 'C:\\Users\\me\\x.csv'}", "outside"),
+        ("rows: {csv: '\\\\thief\\share\\x.csv'}", "outside"),
+        ("rows: {csv: '..\\..\\x.csv'}", "outside"),
         ("models: {policy: {causal_lm: a/b, trust_remote_code: true}}", "asks to run a model's own code"),
         ("models: {policy: {causal_lm: a/b, trust_remote_code: 'yes'}}", "asks to run a model's own code"),
         ("models: {judge: {openai_server: m, base_url: 'http://thief', api_key: AWS_SECRET}}", "asks an endpoint"),
@@ -491,6 +497,23 @@ def test_a_stranger_s_recipe_that_would_do_more_than_compute_is_refused(recipe, 
     with pytest.raises(HubError, match="^them/it: .*" + re.escape(message)) as caught:
         reproduction.check(recipe, "them/it")
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_that_an_earlier_call_left_is_not_written_through(there, tmp_path):
+    (tmp_path / "mine.yaml").write_text("mine")
+    (tmp_path / "again/recipe").mkdir(parents=True)
+    (tmp_path / "again/recipe/recipe.yaml").symlink_to(tmp_path / "mine.yaml")
+    recipe = b"rows: {parquet: absent.parquet}\nsteps: [random]\n"
+    there.add("them/it", {"recipe.yaml": recipe, "seamcurate.json": b'{"format": 1, "trainer": "trl"}'})
+    with pytest.raises(SeamcurateError):
+        reproduction.reproduce("them/it", tmp_path / "again")
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_recipe_that_runs_a_model_s_code_is_told_of_when_it_is_pushed(asks):
+    text = f"models: {{policy: {{causal_lm: a/b, trust_remote_code: {str(asks).lower()}}}}}"
+    assert any("trust_remote_code" in note for note in hub._only_here(text, Path())[1]) == asks
 
 
 def test_a_plain_recipe_is_not_refused():

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from seamcurate import CausalLM, FakeModel, SentenceEncoder, SequenceClassifier
 from seamcurate.errors import ModelError
 from seamcurate.models import EncoderModel, PolicyModel, batching, tokens, weights
+from seamcurate.models.masked import MaskedModel
 
 PROMPTS = ["how do I sort the list and then merge all of it", "open a file", "x"]
 RESPONSES = [["use sort on list", "no", "use merge on queue then parse it carefully step 3"], ["open it"], []]
@@ -274,6 +275,42 @@ def test_batches_shrink_when_memory_runs_out_and_no_score_moves(encoder_reward_f
         at_most(words, 1)
         with pytest.raises(ModelError, match="not fit in the memory of cpu"):
             model.embed(texts)
+
+
+def test_a_text_that_never_fits_is_set_aside_and_told_where_others_fit(encoder_reward_folder, masked_folder, capsys):
+    def at_most(module, tokens):
+        def full(_, inputs):
+            if inputs[0].numel() > tokens:
+                raise torch.OutOfMemoryError("no memory left")
+
+        return module.register_forward_pre_hook(full)
+
+    texts = [f"a sentence with {n * 'more and '} words" for n in (30, 1, 29, 2)]
+    for pair in (False, True):
+        model = SequenceClassifier(path=str(encoder_reward_folder), pair=pair).load()
+        ((_, *whole),) = model.rewards(["a prompt"], [texts])
+        hook = at_most(model.model.get_input_embeddings(), 40)
+        ((first, short, third, shorter),) = model.rewards(["a prompt"], [texts])
+        assert first is None and third is None
+        assert [short, shorter] == pytest.approx([whole[0], whole[2]], abs=1e-5)
+        assert "warning: 2 texts of up to" in capsys.readouterr().err
+        at_most(model.model.get_input_embeddings(), 1)
+        # Once something has fitted, a set in which nothing does is set aside too, and the run goes on.
+        assert model.rewards(["a prompt"], [texts[:1]]) == [[None]]
+        hook.remove()
+        fresh = SequenceClassifier(path=str(encoder_reward_folder), pair=pair).load()
+        at_most(fresh.model.get_input_embeddings(), 1)
+        with pytest.raises(ModelError, match="not fit in the memory of cpu"):
+            fresh.rewards(["a prompt"], [texts])
+    masked = MaskedModel(str(masked_folder), 3)
+    asked = [text[:40] for text in texts] + ["use sort on list " * 12]
+    spans = [(2, 10)] * 4 + [(4, 8)]
+    every = masked.likely(asked, spans)
+    capsys.readouterr()
+    at_most(masked.model.get_input_embeddings(), 20)
+    some = masked.likely(asked, spans)
+    assert some == [*every[:4], []] and all(every) and masked.batches.budget <= 20 * 5
+    assert "warning: 1 texts of up to" in capsys.readouterr().err
 
 
 def test_fake_answers_depend_on_the_texts_alone():

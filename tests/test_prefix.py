@@ -132,7 +132,7 @@ def test_a_response_outside_the_sliding_window_of_its_prompt_is_read_by_the_mode
 def test_packs_shrink_when_memory_runs_out_and_nothing_is_scored_twice():
     model = made("Qwen2", **ARCHITECTURES["Qwen2"][0])
     expected = by_hand(model, GROUPS)
-    ours = reader(model)
+    ours, unused = reader(model), reader(model)
     embed, scored = model.get_input_embeddings(), []
 
     def full(_, ids):
@@ -145,8 +145,39 @@ def test_packs_shrink_when_memory_runs_out_and_nothing_is_scored_twice():
     assert ours.budget <= 16 and len(scored) == len({(p.group, p.response) for p in scored}) == 8
     hook.remove()
     embed.register_forward_pre_hook(lambda _, ids: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
-    with pytest.raises(ModelError, match="a prompt and response of 10 tokens do not fit in the memory of cpu"):
-        ours.score(GROUPS[:1], sums)
+    assert ours.score(GROUPS[:1], sums) == [[None] * len(GROUPS[0].responses)]
+    with pytest.raises(ModelError, match="a prompt and response of 8 tokens do not fit in the memory of cpu"):
+        unused.score(GROUPS[:1], sums)
+
+
+def flat(rows):
+    return [one for row in rows for one in row]
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "Bloom"])
+def test_what_alone_does_not_fit_is_set_aside_and_told_where_others_fit(kind, capsys):
+    model = made(kind, **ARCHITECTURES[kind][0])
+    expected = by_hand(model, GROUPS)
+    ours = reader(model)
+    lengths = [[len(group.prompt) + len(r) for r in group.responses] for group in GROUPS]
+    most = max(len(group.prompt) for group in GROUPS)
+
+    def full(_, ids):
+        if ids[0].numel() >= most:
+            raise torch.OutOfMemoryError("no memory left")
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(full)
+    found = flat(ours.score(GROUPS, sums))
+    alone = [place for place, value in enumerate(found) if value is None]
+    assert 0 < len(alone) < 8 and all(flat(lengths)[place] >= most for place in alone)
+    for mine, theirs in zip(found, flat(expected), strict=True):
+        assert mine is None or mine == pytest.approx(theirs, abs=1e-4)
+    told = capsys.readouterr().err
+    assert (
+        f"warning: {len(alone)} texts of up to {max(map(max, lengths))} tokens do not fit in the memory of cpu" in told
+    )
+    hook.remove()
+    close(ours.score(GROUPS, sums), expected)
 
 
 def test_padded_packs_shrink_too():

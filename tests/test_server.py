@@ -238,7 +238,7 @@ def test_a_key_in_a_recipe_is_refused_without_repeating_it():
     ):
         with pytest.raises(ValidationError) as caught:
             OpenAIServer(path="m", **options)
-        assert KEY not in caught.value.errors()[0]["msg"]
+        assert KEY not in caught.value.errors()[0]["msg"] and KEY not in str(caught.value)
 
 
 def test_no_more_calls_are_in_the_air_than_allowed_and_not_faster(at):
@@ -393,3 +393,60 @@ def test_ctrl_c_stops_at_once_whatever_is_in_the_air(at, tmp_path):
         _, said = running.communicate(timeout=10)
     assert running.returncode == 130 and time.monotonic() - start < 2
     assert said.strip() == "stopped; what was finished is kept: run the same command again to go on"
+
+
+SECRETS = {
+    "OPENAI_API_KEY": KEY,
+    "HF_TOKEN": "hf_canary0123456789",
+    "AWS_SECRET_ACCESS_KEY": "aws-canary-0123456789",
+    "AWS_ACCESS_KEY_ID": "AKIACANARY0123456789",
+}
+
+
+def test_no_key_reaches_a_file_a_line_or_a_page_in_a_run_a_crash_a_report_and_the_explorer(at, tmp_path):
+    rows = {"prompt": [f"q {i}" for i in range(6)], "response": ["an answer"] * 6}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    recipe, store = tmp_path / "recipe.yaml", tmp_path / "store"
+    model = f"{{openai_server: worse-1, base_url: '{at.url}', retries: 0}}"
+    models = f"models: {{generator: {model}, reward: {{fake: r}}, policy: {{fake: p}}}}"
+    steps = "steps: [generate: {k: 2}, seam: {variant: gpt, k: 2}]"
+    splits = "splits: {train: {filter: SELECT row_id FROM rows}}"
+    recipe.write_text(f"rows: {{parquet: {tmp_path}/rows.parquet}}\n{models}\n{steps}\n{splits}\n")
+    told = ""
+
+    def command(*arguments: object, code: str = "") -> int:
+        nonlocal told
+        start = [sys.executable, "-c", code] if code else [sys.executable, "-m", "seamcurate.cli"]
+        ended = subprocess.run(
+            [*start, *map(str, arguments)],
+            env={**os.environ, **SECRETS, "SEAMCURATE_TRACEBACK": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        told += ended.stdout + ended.stderr
+        return ended.returncode
+
+    crash = (
+        "from seamcurate.models.server import _Endpoint\n"
+        "def broken(self, *a): raise ZeroDivisionError('in the middle')\n"
+        "_Endpoint._read = broken\n"
+        "from seamcurate.cli import main\nmain()\n"
+    )
+    assert command("run", recipe, store, code=crash) == 1 and "ZeroDivisionError" in told
+    at.script += [status(401, f"Incorrect API key provided: {KEY}")] * 8
+    assert command("run", recipe, store) == 2
+    at.script.clear()
+    assert command("run", recipe, store) == 0 and "6 of 6 rows kept" in told
+    assert command("report", store, "--out", tmp_path / "report.html") == 0
+    assert command("push", recipe, store, "me/it", "--dry-run") == 0
+    page = (
+        "import sys, json\nfrom seamcurate import Store\nfrom seamcurate.explore import Session\n"
+        "from seamcurate.explore.server import _overview\nfrom seamcurate.explore.row import row\n"
+        "session = Session(Store(sys.argv[1]))\nprint(json.dumps(_overview(session)), json.dumps(row(session, 1)))\n"
+    )
+    assert command(store, code=page) == 0
+    assert at.headers[-1]["authorization"] == f"Bearer {KEY}"
+    written = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()) + told.encode()
+    assert b"worse-1" in written and not [name for name, secret in SECRETS.items() if secret.encode() in written]

@@ -727,3 +727,33 @@ def test_real_prompts_come_out_whole(tmp_path: Path) -> None:
     original = pq.read_table(REAL).take(table["row_id"])
     assert table["prompt"].to_pylist() == original["instruction"].to_pylist()
     assert table["origin"].to_pylist() == original["origin"].to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_line_that_a_small_file_unpacks_to_without_end_is_one_rejected_row_and_is_never_held(
+    kind, tmp_path, monkeypatch
+):
+    import tracemalloc
+
+    from seamcurate import formats
+
+    monkeypatch.setattr(formats, "LONGEST_LINE", 1 << 16)
+    monkeypatch.setattr(formats, "LONGEST_CSV_FIELD", 1 << 15)
+    file, bomb = tmp_path / f"bomb.{kind}.gz", b"a" * (1 << 24)
+    before, after = (b'{"prompt": "p %d"}\n' % i if kind == "jsonl" else b"p %d\n" % i for i in range(2))
+    with gzip.open(file, "wb") as packed:
+        packed.write(b"" if kind == "jsonl" else b"prompt\n")
+        packed.write(before + (b'{"prompt": "' if kind == "jsonl" else b""))
+        for _ in range(4):
+            packed.write(bomb)
+        packed.write(b"\n" + after)
+    assert file.stat().st_size < 1 << 18
+    tracemalloc.start()
+    source = Source(**{kind: str(file)})
+    (chunk,) = source.chunks(0, None, ())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert chunk.rows["prompt"].to_pylist() == ["p 0", "p 1"] and chunk.rejected.num_rows == 1
+    assert ("longer than" if kind == "jsonl" else "larger than") in chunk.rejected["reason"][0].as_py()
+    # The line is 64 MB; what is imported meanwhile is counted too.
+    assert peak < 1 << 25

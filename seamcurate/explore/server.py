@@ -260,15 +260,15 @@ class _Loopback:
         request = Request(scope)
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         foreign = origin is not None and origin != f"http://{host}"
-        if host.rsplit(":", 1)[0] not in _HOSTS or foreign or request.headers.get("sec-fetch-site") == "cross-site":
-            await _problem("the explorer answers only its own page on this machine", 403)(scope, receive, send)
-            return
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
+        if host.rsplit(":", 1)[0] not in _HOSTS or foreign or request.headers.get("sec-fetch-site") == "cross-site":
+            await _problem("the explorer answers only its own page on this machine", 403)(scope, receive, with_headers)
+            return
         await self._app(scope, receive, with_headers)
 
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue, SerializerFunctionWrapHan
 class Backend(BaseModel):
     """Name a model; nothing is loaded until a step asks for it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What was refused is not shown: it may be a key in the wrong place.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     key: ClassVar[str]
     """The recipe's word for this kind of model; its value there is the path."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seamcurate.errors import ModelError
+from seamcurate.progress import note
 
 if TYPE_CHECKING:
     import torch
@@ -23,34 +24,51 @@ class Batches:
 
     def __init__(self, budget: int, device: torch.device) -> None:
         self.budget, self.device = budget, device
+        self._fitted = False
 
     def read(self, lengths: Sequence[int], read: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Yield each batch of indices, longest sequences first, with what `read` makes of it.
 
+        A sequence that alone does not fit in the device's memory, where others do, is in none; how many is told.
+
         Raises:
-            ModelError: One sequence alone does not fit in the device's memory.
+            ModelError: None has fitted yet.
         """
         import torch
 
-        left = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        left, unread = sorted(range(len(lengths)), key=lambda i: -lengths[i]), list[int]()
         while left:
             batch = left[: max(1, self.budget // max(1, lengths[left[0]]))]
             try:
                 answer = read(batch)
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
-                    raise ModelError(
-                        f"a text of {lengths[batch[0]]:,} tokens does not fit in the memory of {self.device}; "
-                        "free some, or lower the model's max_tokens"
-                    ) from error
+                    unread.append(left.pop(0))
+                    if not left and not self._fitted:
+                        raise ModelError(
+                            f"a text of {lengths[batch[0]]:,} tokens does not fit in the memory of {self.device}; "
+                            "free some, or lower the model's max_tokens"
+                        ) from error
                 size = lengths[batch[0]] * len(batch)
             else:
+                self._fitted = True
                 yield batch, answer
                 left = left[len(batch) :]
                 continue
             # Outside the handler: the exception holds on to the tensors that were too much.
-            self.budget = min(self.budget, size) // 2
+            if len(batch) > 1:
+                self.budget = min(self.budget, size) // 2
             freed(self.device)
+        left_out(len(unread), max((lengths[i] for i in unread), default=0), self.device)
+
+
+def left_out(count: int, longest: int, device: torch.device) -> None:
+    """Tell how many texts a device's memory had no room for, each alone."""
+    if count:
+        note(
+            f"warning: {count:,} texts of up to {longest:,} tokens do not fit in the memory of {device}, each alone: NULL; "
+            "to have them, free some and compute the column anew (--replace)"
+        )
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

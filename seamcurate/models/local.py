@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from seamcurate.models.backend import Backend
 from seamcurate.models.batching import Batches, automatic_budget, freed, moved, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder, Likelihood, Policy, Prompt, Responses, RewardModel
+from seamcurate.progress import note
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +63,15 @@ class LocalModel(Backend):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=self.trust_remote_code)
         return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
 
+    def _folder(self) -> Path:
+        if self.trust_remote_code:
+            note(f"warning: {self.key} {self.path}: Python code that comes with the weights runs (trust_remote_code)")
+        return weights.folder(self.path, self.revision)
+
     def _open(self, auto: type[Any]) -> tuple[Any, Any]:
         from transformers import AutoTokenizer
 
-        folder = weights.folder(self.path, self.revision)
+        folder = self._folder()
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
         try:
@@ -172,7 +179,7 @@ class _LoadedCausalLM:
         for (_, answers), places, known, values in zip(rows.groups, fits, about, sums, strict=True):
             found: list[Likelihood | None] = [None] * len(answers)
             for i, value in zip(places, values, strict=True):
-                found[i] = Likelihood(value, *known[i])
+                found[i] = None if value is None else Likelihood(value, *known[i])
             scored.append(found)
         return rows.regroup(scored)
 
@@ -317,7 +324,7 @@ class _LoadedEncoder:
         from sentence_transformers import SentenceTransformer
 
         self.config = config
-        folder = weights.folder(config.path, config.revision)
+        folder = config._folder() if config.pooling == "default" else None
         options = {"dtype": weights.torch_dtype(config.dtype, config.device), "use_safetensors": True}
         try:
             if config.pooling == "default":
@@ -400,6 +407,11 @@ class _LoadedEncoder:
             for batch, found in self.batches.read([len(i) for i in ids], pool):
                 for b, row in zip(batch, found, strict=True):
                     rows[b] = row
+        if any(row is None for row in rows):
+            raise ModelError(
+                f"sentence_encoder {self.config.path}: a text does not fit in the memory of {self.batches.device}; "
+                "free some, or lower the model's max_tokens"
+            )
         return np.asarray(rows, np.float32).reshape(len(texts), -1)
 
 

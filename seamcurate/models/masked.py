@@ -30,8 +30,8 @@ class MaskedModel:
         self.count = count
         folder = weights.folder(path, None)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForMaskedLM.from_pretrained(folder, use_safetensors=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModelForMaskedLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
         # transformers 4.57 stumbles over the missing files of a folder without a tokenizer.
         except (OSError, ValueError, RuntimeError, AttributeError) as error:
             raise ModelError(f"masked_model {path}: {str(error).strip().splitlines()[0]}") from error

@@ -19,7 +19,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from seamcurate.errors import ModelError
-from seamcurate.models.batching import automatic_budget, batches, freed, moved
+from seamcurate.models.batching import automatic_budget, batches, freed, left_out, moved
 
 if TYPE_CHECKING:
     import torch
@@ -96,18 +96,22 @@ class PrefixReader:
         self.budget = budget or automatic_budget(model)
         self._own = model.config._attn_implementation
         self._attention = PrefixAttention()
+        self._fitted = False
+        self._unread: list[int] = []
+        """Tokens of each prompt and response that alone did not fit in memory."""
         self.shared = head is not None and self._agrees()
 
-    def score(self, groups: Iterable[Group], read: Read) -> list[list[float]]:
-        """Return what `read` makes of each response, a list a group.
+    def score(self, groups: Iterable[Group], read: Read) -> list[list[float | None]]:
+        """Return what `read` makes of each response, a list a group; None where it alone does not fit in memory.
 
         `groups` is consumed a pack at a time, so that texts are tokenized while a GPU works on those before.
 
         Raises:
-            ModelError: One prompt and response alone do not fit in the device's memory.
+            ModelError: No prompt and response has fitted in the device's memory yet.
         """
         import torch
 
+        self._unread = []
         sizes: list[int] = []
 
         def counted() -> Iterator[Group]:
@@ -123,7 +127,14 @@ class PrefixReader:
                 found = torch.cat([values.double() for _, values in done]).tolist() if done else []
         finally:
             self._leave()
-        scores = [[math.nan] * size for size in sizes]
+        self._fitted = self._fitted or bool(done)
+        if self._unread and not self._fitted:
+            raise ModelError(
+                f"a prompt and response of {min(self._unread):,} tokens do not fit in the memory of "
+                f"{self.model.device}; free some, or lower the model's max_tokens or max_response_tokens"
+            )
+        left_out(len(self._unread), max(self._unread, default=0), self.model.device)
+        scores: list[list[float | None]] = [[None] * size for size in sizes]
         for place, value in zip((p for places, _ in done for p in places), found, strict=True):
             scores[place.group][place.response] = value
         return scores
@@ -171,17 +182,15 @@ class PrefixReader:
 
         try:
             return [(pack.places, read(self._outputs(pack), pack))]
-        except torch.OutOfMemoryError as error:
+        except torch.OutOfMemoryError:
             size = sum(map(len, pack.ids)) + pack.kept
-            if len(pack.answers) == 1:
-                raise ModelError(
-                    f"a prompt and response of {size:,} tokens do not fit in the memory of {self.model.device}; "
-                    "free some, or lower the model's max_tokens or max_response_tokens"
-                ) from error
         # Outside the handler: the exception holds on to the tensors that were too much.
-        self.budget = min(self.budget, size) // 2
         self._attention.forget()
         freed(self.model.device)
+        if len(pack.answers) == 1:
+            self._unread.append(size)
+            return []
+        self.budget = min(self.budget, size) // 2
         places = iter(pack.places)
         origin = {(g, r): next(places) for g, group in enumerate(pack.groups) for r in range(len(group.responses))}
         done = []

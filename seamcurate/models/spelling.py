@@ -37,7 +37,7 @@ class Spelling:
         self._any = re.compile("|".join(map(re.escape, self.tokens)) or r"(?!)")
         self._number = {token: f"{i:04d}" for i, token in enumerate(self.tokens)}
         self._twin: Any = None
-        self._ids: dict[int, int] = {}
+        self._ids: dict[int | None, int] = {}
         """The tokenizer's own ids of special tokens, by the twin's."""
 
     def hidden(self, text: str) -> str:

@@ -156,7 +156,9 @@ def open_tokenizer(model: str | Path, config: Training) -> PreTrainedTokenizerBa
     from transformers import AutoTokenizer
 
     with _told(model):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(weights.folder(str(model), config.revision))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            weights.folder(str(model), config.revision), trust_remote_code=False
+        )
     return tokenizer
 
 
@@ -187,7 +189,11 @@ def open_model(model: str | Path, auto: type[Any], config: Training, **options: 
     set_seed(config.seed)
     with _told(model):
         opened: PreTrainedModel = auto.from_pretrained(
-            weights.folder(str(model), config.revision), dtype=dtype, use_safetensors=True, **options
+            weights.folder(str(model), config.revision),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
         )
     return opened
 
