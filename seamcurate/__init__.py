@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from seamcurate.export import to_openrlhf, to_trl, to_verl
     from seamcurate.hub import push
     from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
+    from seamcurate.projection import Project
     from seamcurate.recipe import Models, Recipe
     from seamcurate.reproduction import reproduce
     from seamcurate.rewards import ModelReward, RerReward
@@ -71,6 +72,7 @@ _WHERE = {
     ),
     "reproduction": ("reproduce",),
     "rewards": ("ModelReward", "RerReward"),
+    "projection": ("Project",),
     "rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run": ("run_local",),
     "seamlessness": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
@@ -99,6 +101,7 @@ __all__ = [
     "OpenAIServer",
     "Perplexity",
     "PolicyLogprobs",
+    "Project",
     "QueryRelevance",
     "QueryType",
     "Random",
