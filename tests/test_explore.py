@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from browser import Browser, executable
 
-from seamcurate import Retrieve, Store, query, run_local, seam
+from seamcurate import FakeModel, Project, Retrieve, Store, query, run_local, seam
 from seamcurate.errors import QueryError, StoreError
 
 pytest.importorskip("starlette", reason="the extra `explore` is not installed")
@@ -26,6 +26,7 @@ httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 from seamcurate.explore import Session, report  # noqa: E402
 from seamcurate.explore import server as served  # noqa: E402
 from seamcurate.explore.bench import bench, recipe_line  # noqa: E402
+from seamcurate.explore.compare import compare  # noqa: E402
 from seamcurate.explore.row import row  # noqa: E402
 
 TOKEN = "the-token"
@@ -242,10 +243,64 @@ def test_columns_appear_while_a_run_fills_the_store(recipe, tmp_path):
 
 def test_a_second_store_is_there_to_compare_with(finished):
     both = Session(finished, other=finished)
-    answer = Client(both)("GET", "/api/overview").json()
+    answer = Client(both)("GET", "/api/whole").json()
+    assert {one["name"] for one in answer["others"]} == {f"other.{chart.column.name}" for chart in both.charts}
     assert [one["name"] for one in answer["views"]["other.rows"]] == [one["name"] for one in answer["views"]["rows"]]
     joined = "SELECT 1 FROM rows JOIN other.rows AS o USING (row_id) WHERE o.reward = rows.reward"
     assert both.ask(joined).num_rows == both.ask("SELECT 1 FROM rows WHERE reward IS NOT NULL").num_rows > 0
+
+
+def test_charts_are_there_before_files_that_no_chart_needs_are_verified(recipe, tmp_path):
+    run_local(recipe(), tmp_path / "store")
+    store = Store(tmp_path / "store")
+    needed, unneeded = (
+        store.path / "columns/seam_contrast/00000.parquet",
+        store.path / "columns/worse_contrast/00000.parquet",
+    )
+    unneeded.write_bytes(unneeded.read_bytes()[:-9] + b"x" + unneeded.read_bytes()[-8:])
+    session = Session(store)
+    ask = Client(session)
+    assert ask("GET", "/api/overview").status_code == 200
+    assert ask("POST", "/api/mosaic", json={"type": "arrow", "sql": "SELECT count(*) FROM scores"}).status_code == 200
+    assert ask("POST", "/api/rows", json={"by": "seam_contrast"}).json()["rows"]
+    for path in ("whole", "row/1"):
+        assert "00000.parquet" in ask("GET", f"/api/{path}").json()["error"]
+    for sql in ("SELECT seam_contrast FROM rows", f"SELECT * FROM read_parquet('{unneeded}')"):
+        assert ask("POST", "/api/sql", json={"sql": sql}).status_code == 400
+        assert ask("POST", "/api/mosaic", json={"type": "arrow", "sql": sql}).status_code == 400
+    needed.write_bytes(needed.read_bytes()[:-9] + b"x" + needed.read_bytes()[-8:])
+    assert "00000.parquet" in Client(Session(store))("GET", "/api/overview").json()["error"]
+
+
+def test_two_columns_are_compared_by_their_worst_rows_and_by_their_places(recipe, finished, tmp_path):
+    make = recipe().models.model_copy(update={"reward": FakeModel(path="another")})
+    run_local(recipe(models=make), tmp_path / "other")
+    other = Store(tmp_path / "other")
+    session = Session(finished, other)
+    found = compare(session, "seam_contrast", "other.seam_contrast", 0.2)
+    a, b = (
+        query(store, "SELECT seam_contrast AS s FROM rows ORDER BY row_id")["s"].to_pylist()
+        for store in (finished, other)
+    )
+    both = [i for i in range(40) if a[i] is not None and b[i] is not None]
+    size = -(-len(both) // 5)
+    worst = [{i for i in sorted(both, key=lambda i: s[i])[:size] if s[i] < 0} for s in (a, b)]
+    shared = len(worst[0] & worst[1])
+    assert (found["rows"], found["worst_a"], found["worst_b"]) == (len(both), len(worst[0]), len(worst[1]))
+    assert found["shared"] == shared and found["overlap"] == 2 * shared / (len(worst[0]) + len(worst[1]))
+    spearman = pytest.importorskip("scipy.stats", reason="scipy is not installed").spearmanr
+    assert found["correlation"] == pytest.approx(spearman([a[i] for i in both], [b[i] for i in both]).statistic)
+    moves = [round(abs(one["place_a"] - one["place_b"]), 9) for one in found["moved"]]
+    assert moves == sorted(moves, reverse=True) and all(one["prompt"] for one in found["moved"])
+    # Bad is high here, and low there: the same rows all the same.
+    mirrored = compare(session, "seam_contrast", "discrepancy_contrast", 0.2)
+    assert mirrored["correlation"] == pytest.approx(1) and mirrored["worst_a"] <= mirrored["worst_b"]
+    with pytest.raises(QueryError, match="is no numeric column"):
+        compare(session, "prompt", "reward", 0.2)
+
+
+def test_rows_of_another_source_are_not_compared_by_their_place(bare, finished):
+    assert Session(bare, finished).others == []
 
 
 @pytest.fixture
@@ -328,9 +383,17 @@ def address(tmp_path_factory) -> Iterator[str]:
             one["response"] = f"{HOSTILE} {one['response']}"
         table[0]["prompt"] = f"{table[0]['prompt']} {HOSTILE}"
         pq.write_table(pa.Table.from_pylist(table), file)
-    run_local(whole_recipe(rows, corpus)(), folder / "store")
-    code = "import sys; from seamcurate import Store; from seamcurate.explore import serve; serve(Store(sys.argv[1]))"
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder / "store")], stdout=subprocess.PIPE, text=True)
+    make = whole_recipe(rows, corpus)
+    whole = make()
+    run_local(make(steps=(*whole.steps, Project())), folder / "store")
+    run_local(make(models=whole.models.model_copy(update={"reward": FakeModel(path="another")})), folder / "other")
+    code = (
+        "import sys; from seamcurate import Store; from seamcurate.explore import serve\n"
+        "serve(Store(sys.argv[1]), other=Store(sys.argv[2]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / "store"), str(folder / "other")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     yield process.stdout.readline().split()[-1]
     process.terminate()
@@ -377,12 +440,109 @@ def test_a_brush_filters_every_other_chart_the_counts_and_the_rows(page):
     page.until("document.querySelector('#t-rows').dataset.rows == '40'")
 
 
-def test_a_box_over_two_columns_selects_by_both(page):
-    page.drag(".plot.map", 0.1, 0.9)
-    page.until("document.querySelector('#chips').textContent.startsWith('seam_contrast by reward')")
+def test_a_box_on_the_map_selects_by_both_columns_and_stays_when_its_colour_changes(page):
+    page.drag("#overview .plot.map", 0.1, 0.9, down=(0.2, 0.8))
+    page.until("document.querySelector('#chips').textContent.startsWith('projection_y by projection_x')")
     page.until("+document.querySelector('#t-rows').dataset.rows < 40")
+    selected = page.run("document.querySelector('#t-rows').dataset.rows")
+    assert 0 < int(selected) < 40
     page.run("document.querySelector('#as-sql').click()")
-    assert page.run("['reward', 'seam_contrast'].every(name => document.querySelector('#sql').value.includes(name))")
+    sql = page.run("document.querySelector('#sql').value")
+    assert "projection_x" in sql and "projection_y" in sql
+    page.click("#tab-overview")
+    assert "worse" in page.text("#overview .legend")
+    page.run(
+        "(() => { const s = document.querySelector('#overview .pairs select[aria-label=colour]'); s.value = 'query_type';"
+        " s.dispatchEvent(new Event('change')) })()"
+    )
+    page.until("document.querySelectorAll('#overview .legend .entry').length > 0")
+    assert page.run("document.querySelector('#t-rows').dataset.rows") == selected
+    page.run("document.querySelector('#overview .plot.map').focus()")
+    page.key("Escape")
+    page.until("document.querySelector('#t-rows').dataset.rows == '40'")
+    page.key("ArrowRight")
+    page.until("document.querySelector('#chips').textContent.startsWith('projection_y')")
+
+
+DOT = """(() => {
+  const plot = document.querySelector('#overview .plot.map'), box = plot.getBoundingClientRect();
+  const canvas = plot.querySelector('canvas'), pen = canvas.getContext('2d'), ratio = canvas.width / box.width;
+  const all = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+  for (let i = 3; i < all.length; i += 4) if (all[i] > 200) {
+    const p = (i - 3) / 4; return [box.x + (p % canvas.width) / ratio, box.y + 2 + Math.floor(p / canvas.width) / ratio] }
+})()"""
+
+
+def test_a_dot_on_the_map_tells_its_prompt_and_opens_its_row(page):
+    page.run("document.querySelector('#overview .plot.map').scrollIntoView({block: 'center'})")
+    page.until(DOT)
+    x, y = page.run(DOT)
+    page.hover(x, y)
+    page.until("!document.querySelector('#overview .tip.note').hidden")
+    told = page.text("#overview .tip.note")
+    assert "how do I" in told and "projection_x" in told
+    row_id = re.search(r"row (\d+)", told)[1]
+    page.press(x, y)
+    page.until(f"document.querySelector('#drill h2')?.innerText == 'Row {row_id}'")
+    page.key("Escape")
+
+
+def test_two_columns_and_two_stores_are_compared(page):
+    page.click("#tab-compare")
+    page.until("document.querySelector('.moved tbody tr')")
+    assert page.run("document.querySelector('#compared select').value") == "seam_contrast"
+    assert page.run("document.querySelectorAll('#compared select')[1].value") == "other.seam_contrast"
+    assert "by chance" in page.text("#compared .figures")
+    row_id = page.run("document.querySelector('.moved tbody tr').dataset.row")
+    page.run("document.querySelector('.moved tbody tr').focus()")
+    page.key("Enter")
+    page.until(f"document.querySelector('#drill h2')?.innerText == 'Row {row_id}'")
+    page.key("Escape")
+
+
+def test_names_are_completed_by_keyboard_and_an_answer_is_drawn(page):
+    page.click("#tab-query")
+    page.run("(() => { const i = document.querySelector('#sql'); i.value = ''; i.focus() })()")
+    page.type("SELECT seam_c")
+    page.until("!document.querySelector('#sql-completion').hidden")
+    page.key("Enter")
+    page.type(" FROM cand")
+    page.until("!document.querySelector('#sql-completion').hidden")
+    page.key("Escape")
+    page.until("document.querySelector('#sql-completion').hidden")
+    page.type("idates AS c JOIN rows AS r USING (row_id) WHERE r.rewar")
+    page.key("ArrowDown")
+    page.key("Tab")
+    sql = page.run("document.querySelector('#sql').value")
+    assert sql.startswith("SELECT seam_contrast FROM candidates AS c") and re.search(r"r\.rewards?_?\w*$", sql)
+    page.run("document.querySelector('#sql').value = 'SELECT seam_contrast, prompt FROM rows; '")
+    page.key("Enter", modifiers=2)
+    page.until("document.querySelectorAll('#sql-result tbody tr').length == 40")
+    page.run("document.querySelector('#sql-result [data-view=seam_contrast]').click()")
+    page.until("document.querySelector('#sql-result .answer rect')")
+    drawn = page.run(
+        "[...document.querySelectorAll('#sql-result rect title')].map(t => +t.textContent.split(': ')[1]).reduce((a, b) => a + b, 0)"
+    )
+    assert f"{drawn} values" in page.text("#sql-result .answer")
+    assert "SELECT seam_contrast, prompt" in page.text("#history")
+
+
+def test_refreshing_keeps_the_selection_and_what_was_typed(page):
+    page.run("document.querySelector('[data-column=reward] .plot').focus()")
+    page.key("ArrowRight")
+    page.until("+document.querySelector('#t-rows').dataset.rows < 40")
+    page.until("document.documentElement.dataset.whole == 'ready'")
+    selected, chips = page.run("document.querySelector('#t-rows').dataset.rows"), page.text("#chips")
+    page.run(
+        "(() => { document.querySelector('#sql').value = 'SELECT 7 AS kept'; document.body.dataset.before = '1' })()"
+    )
+    page.click("#refresh")
+    page.until("!document.body.dataset.before && document.documentElement.dataset.state == 'ready'")
+    page.until(f"document.querySelector('#t-rows').dataset.rows == '{selected}'")
+    page.until("document.documentElement.dataset.whole == 'ready'")
+    assert page.text("#chips") == chips and page.run("document.querySelector('#sql').value") == "SELECT 7 AS kept"
+    page.click("#chips button")
+    page.until("document.querySelector('#t-rows').dataset.rows == '40'")
 
 
 def test_a_chart_is_brushed_by_keys(page):

@@ -181,6 +181,19 @@ export function histogram(chart, total, settings) {
     set([from, to]);
   });
 
-  return { card, draw, clear: () => set(null), name: chart.name, text: () => brush && `${chart.name}: ${range.textContent}` };
+  return {
+    card,
+    draw,
+    clear: () => set(null),
+    name: chart.name,
+    text: () => brush && `${chart.name}: ${range.textContent}`,
+    // As values, since more rows may make other bins; an end stays an end.
+    state: () => brush && [brush[0] === 0 ? null : edge(chart, brush[0]), brush[1] === chart.bins - 1 ? null : edge(chart, brush[1] + 1)],
+    restore([low, high]) {
+      const bin = (value) => Math.max(0, Math.min(chart.bins, Math.round((value - chart.first) / chart.step)));
+      const from = low === null ? 0 : Math.min(chart.bins - 1, bin(low));
+      set([from, Math.max(from, high === null ? chart.bins - 1 : bin(high) - 1)]);
+    },
+  };
 }
 
