@@ -17,7 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 from browser import Browser, executable
 
-from seamcurate import FakeModel, Project, Retrieve, Store, query, run_local, seam
+from seamcurate import (
+    FakeModel,
+    LengthIncentive,
+    Project,
+    Recipe,
+    Retrieve,
+    Source,
+    Store,
+    query,
+    run_local,
+    seam,
+)
 from seamcurate.errors import QueryError, StoreError
 
 pytest.importorskip("starlette", reason="the extra `explore` is not installed")
@@ -306,8 +317,6 @@ def test_rows_of_another_source_are_not_compared_by_their_place(bare, finished):
 @pytest.fixture
 def bare(tmp_path) -> Store:
     """A store of rows alone: messages for prompts, and names and values that no one expects."""
-    from seamcurate import Recipe, Source
-
     odd = 'a "quoted" name, <b>{x}</b> $y'
     rows = [
         {
@@ -351,14 +360,40 @@ def test_a_folder_without_a_store_is_named(tmp_path):
 
 
 def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     made, *figures = report(finished, tmp_path / "report.html", tmp_path / "figures")
     html = made.read_text()
     session = Session(finished)
-    assert len(figures) == len(session.charts) == html.count("<svg ") and "<h2>Worst by seam_contrast</h2>" in html
+    drawn, pictures = figures[::2], figures[1::2]
+    assert len(drawn) == len(session.charts) == html.count("<svg ") and "<h2>Worst by seam_contrast</h2>" in html
     assert not re.search(r"<script|<link|<img|src=|url\(|@import", html)
-    drawn = figures[0].read_text()
-    counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title></rect>", drawn)]
+    counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title></rect>", drawn[0].read_text())]
     assert sum(counts) == session.charts[0].present
+    assert [one.stem for one in pictures] == [one.stem for one in drawn]
+    assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
+    again = report(finished, tmp_path / "report.html", tmp_path / "again")
+    assert [one.read_bytes() for one in again] == [one.read_bytes() for one in (made, *figures)]
+
+
+def test_a_report_shows_the_map_of_its_rows(bare, tmp_path):
+    steps = (Project(encoder=FakeModel(path="encoder")), LengthIncentive())
+    run_local(Recipe(rows=Source(parquet=str(bare.path.parent / "rows.parquet")), steps=steps), bare.path)
+    _, *figures = report(bare, tmp_path / "report.html", tmp_path / "figures")
+    (drawn,) = [one for one in figures if one.name.endswith("map.svg")]
+    assert drawn.read_text().count("<circle") == 24
+    assert "<h2>Map</h2>" in (tmp_path / "report.html").read_text()
+
+
+def test_figures_without_matplotlib_are_svg_and_say_so(finished, tmp_path):
+    # A fresh interpreter to which matplotlib is not installed.
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from pathlib import Path; from seamcurate import Store;"
+        "from seamcurate.explore import report; print(len(report(Store(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))))"
+    )
+    args = [str(finished.path), str(tmp_path / "report.html"), str(tmp_path / "figures")]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) == 1 + len(list((tmp_path / "figures").glob("*.svg")))
+    assert done.stderr.count("seamcurate[study]") == 1
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────
