@@ -25,7 +25,7 @@ export function bars(chart, kind) {
 
 export function axis(chart) {
   const [from, to] = [edge(chart, 0), edge(chart, chart.bins)];
-  const rough = (to - from) / 6;
+  const rough = chart.whole ? Math.max(1, (to - from) / 6) : (to - from) / 6;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough);
   const marks = [];

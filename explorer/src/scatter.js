@@ -224,8 +224,8 @@ export function scatter(settings) {
     return [part((event.clientX - place.left) / place.width), part((place.bottom - event.clientY) / place.height)];
   };
 
-  // The row under the pointer, of many rows one of its cell.
-  async function under_(event) {
+  // The row under the pointer, of many rows one of the nearest cell.
+  async function rowAt(event) {
     const place = plot.getBoundingClientRect();
     if (!many) {
       if (!dots?.at) return null;
@@ -241,15 +241,16 @@ export function scatter(settings) {
       return best === null ? null : { row: dots.row[best], x: dots.x[best], y: dots.y[best], colour: dots.colour?.[best] ?? null, rows: 1 };
     }
     const [a, b] = at(event);
-    const cell = [Math.min(GRID[0] - 1, Math.floor(a * GRID[0])), Math.min(GRID[1] - 1, Math.floor(b * GRID[1]))];
-    const found = (settings.brush ? cells.chosen : cells.all).find((one) => one.across === cell[0] && one.up === cell[1]);
-    if (!found) return null;
-    const row = await nearest(clients.at(-1), x, y, colour, GRID, cell, settings.brush);
+    const far = (one) => Math.hypot(((one.across + 0.5) / GRID[0] - a) * place.width, ((one.up + 0.5) / GRID[1] - b) * place.height);
+    const near = (settings.brush ? cells.chosen : cells.all).map((one) => [far(one), one]).filter(([size]) => size < REACH);
+    if (!near.length) return null;
+    const found = near.reduce((best, one) => (one[0] < best[0] ? one : best))[1];
+    const row = await nearest(clients.at(-1), x, y, colour, GRID, [found.across, found.up], settings.brush);
     return row && { ...row, rows: Number(found.rows) };
   }
 
   const tell = latest(async (event) => {
-    const found = await under_(event);
+    const found = await rowAt(event);
     if (!found || from) return void (tip.hidden = true);
     if (!prompts.has(found.row)) {
       if (many) await new Promise((done) => setTimeout(done, 60));
@@ -297,7 +298,7 @@ export function scatter(settings) {
     const clicked = from && !from.moved;
     from = null;
     if (!clicked) return;
-    const found = await under_(event);
+    const found = await rowAt(event);
     if (found) open(found.row);
     else set(null);
   });

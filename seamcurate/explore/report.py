@@ -43,8 +43,9 @@ def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
         DamagedError: A shard is not the file that was written.
     """
     session = Session(store)
-    drawn = {chart.column.name: figure.histogram(chart, _counts(session, chart)) for chart in session.charts}
     mapped = _map(session)
+    charts = [c for c in session.charts if mapped is None or not c.column.name.startswith("projection_")]
+    drawn = {chart.column.name: figure.histogram(chart, _counts(session, chart)) for chart in charts}
     out.write_text(_page(session, drawn, mapped), encoding="utf-8")
     written = [out]
     if figures is None:
@@ -100,6 +101,7 @@ def _page(session: Session, drawn: Mapping[str, Figure], mapped: Figure | None) 
         f'<div class="card"><h3>{_text(chart.column.name)}</h3><p>{_text(chart.column.meaning)}</p>{figure.svg(drawn[chart.column.name])}'
         f"<p>{chart.present:,} rows, {figure.number(chart.low)} to {figure.number(chart.high)}</p></div>"
         for chart in session.charts
+        if chart.column.name in drawn
     )
     labels = "".join(
         _table([group.column.name, "rows"], [["no value" if v is None else v, f"{n:,}"] for v, n in group.values[:10]])
