@@ -5,7 +5,7 @@ import { edge } from "./selection.js";
 
 const BAD = {
   light: ["#a4c6e3", "#8fa9d0", "#8a83b5", "#96608f", "#a8455f", "#b83a2c", "#8f2500"],
-  dark: ["#3f5f86", "#5d6fa8", "#8a78b8", "#b57fb0", "#dd8790", "#ff9057", "#ffc27a"],
+  dark: ["#5b83b5", "#7585bd", "#9684c0", "#b982b4", "#dd8790", "#ff9057", "#ffc27a"],
 };
 const PLAIN = {
   light: ["#9bd93c", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e", "#440154"],
