@@ -464,19 +464,23 @@ def _snippets(repo_id: str, part: Part, trainer: str) -> Iterator[tuple[str, str
 
 _TRL = {
     "prompts": """
-from trl import GRPOTrainer  # RLOOTrainer reads the same
+from trl import GRPOConfig, GRPOTrainer  # RLOOConfig and RLOOTrainer read the same
 
-GRPOTrainer(model="…", reward_funcs="…", train_dataset=rows).train()  # every other column reaches a reward function
+args = GRPOConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+# A reward model's name, or a function of prompts, completions and every other column.
+GRPOTrainer(model="…", reward_funcs="…", args=args, train_dataset=rows).train()
 """,
     "sft": """
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-SFTTrainer(model="…", train_dataset=rows.select_columns(["prompt", "completion"])).train()
+args = SFTConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+SFTTrainer(model="…", args=args, train_dataset=rows.select_columns(["prompt", "completion"])).train()
 """,
     "preferences": """
-from trl import DPOTrainer  # RewardTrainer reads the same
+from trl import DPOConfig, DPOTrainer  # RewardConfig and RewardTrainer read the same
 
-DPOTrainer(model="…", train_dataset=rows.select_columns(["prompt", "chosen", "rejected"])).train()
+args = DPOConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+DPOTrainer(model="…", args=args, train_dataset=rows.select_columns(["prompt", "chosen", "rejected"])).train()
 """,
     "unpaired": """
 from trl.experimental.kto import KTOTrainer
