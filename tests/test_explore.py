@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import socket
@@ -290,17 +291,18 @@ def test_two_columns_are_compared_by_their_worst_rows_and_by_their_places(recipe
     run_local(recipe(models=make), tmp_path / "other")
     other = Store(tmp_path / "other")
     session = Session(finished, other)
-    found = compare(session, "seam_contrast", "other.seam_contrast", 0.2)
     a, b = (
         query(store, "SELECT seam_contrast AS s FROM rows ORDER BY row_id")["s"].to_pylist()
         for store in (finished, other)
     )
     both = [i for i in range(40) if a[i] is not None and b[i] is not None]
-    size = -(-len(both) // 5)
-    worst = [{i for i in sorted(both, key=lambda i: s[i])[:size] if s[i] < 0} for s in (a, b)]
-    shared = len(worst[0] & worst[1])
-    assert (found["rows"], found["worst_a"], found["worst_b"]) == (len(both), len(worst[0]), len(worst[1]))
-    assert found["shared"] == shared and found["overlap"] == 2 * shared / (len(worst[0]) + len(worst[1]))
+    for rate in (0.95, 0.2):
+        found = compare(session, "seam_contrast", "other.seam_contrast", rate)
+        size = math.ceil(rate * len(both))
+        worst = [{i for i in sorted(both, key=lambda i: s[i])[:size] if s[i] < 0} for s in (a, b)]
+        shared = len(worst[0] & worst[1])
+        assert (found["rows"], found["worst_a"], found["worst_b"]) == (len(both), len(worst[0]), len(worst[1]))
+        assert found["shared"] == shared and found["overlap"] == 2 * shared / (len(worst[0]) + len(worst[1]))
     spearman = pytest.importorskip("scipy.stats", reason="scipy is not installed").spearmanr
     assert found["correlation"] == pytest.approx(spearman([a[i] for i in both], [b[i] for i in both]).statistic)
     moves = [round(abs(one["place_a"] - one["place_b"]), 9) for one in found["moved"]]
