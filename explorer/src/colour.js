@@ -4,7 +4,7 @@
 import { edge } from "./selection.js";
 
 const BAD = {
-  light: ["#a4c6e3", "#8fa9d0", "#8a83b5", "#96608f", "#a8455f", "#b83a2c", "#8f2500"],
+  light: ["#82b1dc", "#7f9bcf", "#8480b8", "#96608f", "#a8455f", "#b83a2c", "#8f2500"],
   dark: ["#5b83b5", "#7585bd", "#9684c0", "#b982b4", "#dd8790", "#ff9057", "#ffc27a"],
 };
 const PLAIN = {

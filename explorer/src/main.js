@@ -33,6 +33,7 @@ async function start() {
   } catch (error) {
     byId("charts").replaceChildren(h("p", { class: "state error" }, clean(error.message)));
     document.documentElement.dataset.state = "error";
+    byId("refresh").onclick = () => location.reload();
   }
 }
 
@@ -76,11 +77,12 @@ function lay(overview) {
 
   watchTotals(([totals]) => {
     const candidates = Number(totals.candidates ?? 0);
+    const scored = totals.misjudged !== null && totals.misjudged !== undefined;
     const figures = {
       "t-rows": [whole(Number(totals.rows)), `of ${whole(overview.rows)}`],
       "t-candidates": [whole(candidates), totals.rows ? `${(candidates / Number(totals.rows)).toFixed(1)} a row` : ""],
-      "t-misjudged": [percent(totals.misjudged ?? 0, candidates), `${whole(totals.misjudged)} preferred to the golden one`],
-      "t-wrong": [whole(totals.wrong), `${percent(totals.wrong, Number(totals.rows))} of rows`],
+      "t-misjudged": scored ? [percent(totals.misjudged, candidates), `${whole(totals.misjudged)} preferred to the golden one`] : ["–", "not scored yet"],
+      "t-wrong": scored ? [whole(totals.wrong), `${percent(totals.wrong, Number(totals.rows))} of rows`] : ["–", ""],
       "t-none": [whole(totals.none), `${percent(totals.none, Number(totals.rows))} of rows`],
     };
     for (const [id, [value, more]] of Object.entries(figures)) {

@@ -75,6 +75,7 @@ export function query(overview, more) {
     busy(async (sql) => save(`result.${format}`, await blob("download", { sql, format })));
   const filter = () => busy(async (sql) => save("filter.sql", await blob("filter", { sql })));
 
+  for (const button of [...buttons, byId("sql-selection")]) button.disabled = false;
   byId("sql-run").onclick = run;
   byId("sql-csv").onclick = () => download("csv");
   byId("sql-parquet").onclick = () => download("parquet");

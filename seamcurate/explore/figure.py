@@ -12,7 +12,7 @@ from seamcurate.explore.session import Chart
 from seamcurate.tables import clean
 
 BLUE, GREY, SOFT = "#1f6fb2", "#b9b4a6", "#5b636e"
-_SCALE = ("#a4c6e3", "#8fa9d0", "#8a83b5", "#96608f", "#a8455f", "#b83a2c", "#8f2500")
+_SCALE = ("#82b1dc", "#7f9bcf", "#8480b8", "#96608f", "#a8455f", "#b83a2c", "#8f2500")
 """Ever darker, so that it is read without hues too."""
 _SIDE, _FOOT = 12, 22
 
