@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from seamcurate.hub import push
     from seamcurate.integrity import check
     from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
+    from seamcurate.projection import Project
     from seamcurate.recipe import Models, Recipe
     from seamcurate.reproduction import reproduce
     from seamcurate.rewards import ModelReward, RerReward
@@ -73,6 +74,7 @@ _WHERE = {
     ),
     "reproduction": ("reproduce",),
     "rewards": ("ModelReward", "RerReward"),
+    "projection": ("Project",),
     "rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run": ("run_local",),
     "seamlessness": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
@@ -101,6 +103,7 @@ __all__ = [
     "OpenAIServer",
     "Perplexity",
     "PolicyLogprobs",
+    "Project",
     "QueryRelevance",
     "QueryType",
     "Random",

@@ -291,6 +291,11 @@ def _summary(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Ve
         f"{splits[0].rows:,} rows of {place(recipe.rows)} were scored, and SQL chose among them by the scores. "
         "Every score is a column here, and a ledger says of every row of the source why it stayed or went."
     )
+    columns = known["columns"]
+    assert isinstance(columns, dict)
+    for family, told in _FAMILIES.items():
+        if any(name == family or name.startswith(f"{family}_") for name in columns):
+            yield from ("", told)
     yield ""
     kept = {one.name: f"{one.kept:,} of {one.rows:,}" for one in splits}
     lines = [[f"`{one.name}`", one.form, kept[one.split], f"{one.rows:,}", megabytes(one.bytes)] for one in about.parts]
@@ -299,6 +304,25 @@ def _summary(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Ve
     yield f"Written for {_TITLES[str(known['trainer'])]}."
 
 
+_FAMILIES = {
+    "seam": (
+        "**SEAM** (columns `seam_…`): how far a reward model can be trusted with a policy, prompt by prompt. Answers known to "
+        "be worse than the golden response are shown to the reward model; each that it prefers counts by how much it is "
+        "preferred and how likely the policy is to write it. 0 means that none is preferred; the further below, the more "
+        "training on this prompt would reward what is wrong. Paper: *It Takes Two: On the Seamlessness between Reward and "
+        "Policy Model in RLHF*."
+    ),
+    "rer": (
+        "**RER** (columns `rer…`): a reward that can be looked into, of the golden response's length, repetition and relevance. "
+        "Paper: *Rethinking the Role of Proxy Rewards in Language Model Alignment* (arXiv:2402.03469)."
+    ),
+}
+_SOURCE = {
+    "row_id": "the row's place in its source, from 0",
+    "prompt": "what is asked",
+    "response": "the golden response: the answer that worse ones are held against",
+    "reference": "an answer that the response is compared with",
+}
 _TITLES = {"trl": "TRL", "openrlhf": "OpenRLHF", "verl": "verl"}
 
 
@@ -350,13 +374,19 @@ def _verdicts(recipe: Recipe, known: Mapping[str, JsonValue], split: Verdicts, f
 def _columns(known: Mapping[str, JsonValue]) -> Iterator[str]:
     columns = known["columns"]
     assert isinstance(columns, dict)
-    lines = []
+    lines, left = [], []
     for name, one in columns.items():
         assert isinstance(one, dict)
-        lines.append([f"`{_cell(name)}`", _cell(one["type"]), _cell(one["made_by"]), _cell(one["meaning"])])
+        # Messages are lists too, and travel.
+        if str(one["type"]).startswith(("list", "struct", "map")) and name not in _SOURCE:
+            left.append(f"`{_cell(name)}`")
+        else:
+            told = str(one["meaning"]) or _SOURCE.get(name, "")
+            lines.append([f"`{_cell(name)}`", _cell(one["type"]), _cell(one["made_by"]), _cell(told)])
     yield from _table(["column", "type", "made by", "meaning"], lines)
-    yield ""
-    yield "Plain columns travel along with every line; lists (the candidates and their scores) stay with the store."
+    if left:
+        yield ""
+        yield f"Not in the files, but in the store they were made in: {', '.join(left)}, the candidates and their scores."
 
 
 def _origin(recipe: Recipe, known: Mapping[str, JsonValue], about: About) -> Iterator[str]:
@@ -434,19 +464,23 @@ def _snippets(repo_id: str, part: Part, trainer: str) -> Iterator[tuple[str, str
 
 _TRL = {
     "prompts": """
-from trl import GRPOTrainer  # RLOOTrainer reads the same
+from trl import GRPOConfig, GRPOTrainer  # RLOOConfig and RLOOTrainer read the same
 
-GRPOTrainer(model="…", reward_funcs="…", train_dataset=rows).train()  # every other column reaches a reward function
+args = GRPOConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+# A reward model's name, or a function of prompts, completions and every other column.
+GRPOTrainer(model="…", reward_funcs="…", args=args, train_dataset=rows).train()
 """,
     "sft": """
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-SFTTrainer(model="…", train_dataset=rows.select_columns(["prompt", "completion"])).train()
+args = SFTConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+SFTTrainer(model="…", args=args, train_dataset=rows.select_columns(["prompt", "completion"])).train()
 """,
     "preferences": """
-from trl import DPOTrainer  # RewardTrainer reads the same
+from trl import DPOConfig, DPOTrainer  # RewardConfig and RewardTrainer read the same
 
-DPOTrainer(model="…", train_dataset=rows.select_columns(["prompt", "chosen", "rejected"])).train()
+args = DPOConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+DPOTrainer(model="…", args=args, train_dataset=rows.select_columns(["prompt", "chosen", "rejected"])).train()
 """,
     "unpaired": """
 from trl.experimental.kto import KTOTrainer

@@ -29,6 +29,7 @@ from seamcurate.models import (
     SequenceClassifier,
 )
 from seamcurate.models.backend import Backend
+from seamcurate.projection import Project
 from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.source import Source
@@ -60,6 +61,7 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "reference_relevance": ReferenceRelevance,
     "query_type": QueryType,
     "rer_score": Rer,
+    "project": Project,
     "ask_query_type": AskQueryType,
     "judge": Judge,
     "relevant_sentences": RelevantSentences,

@@ -20,7 +20,7 @@ import socket
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -114,6 +114,27 @@ def connect(
         connection.execute("CREATE SCHEMA other")
         more, files = _views(other, "other.")
         views, allowed = views + more, allowed + files
+    _lock(connection, views, allowed)
+    return connection
+
+
+def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> duckdb.DuckDBPyConnection:
+    """Open one view, `rows`, with the columns of some folders alone: no other file is verified, or read.
+
+    Raises:
+        DamagedError: A shard is not the file that was written.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
+    if memory is not None:
+        config |= {"memory_limit": memory, "temp_directory": "", "max_temp_directory_size": "0B"}
+    connection = duckdb.connect(config=config)
+    files = [str(file) for file in _verified_files(store, folders)]
+    _lock(connection, [rows_view("rows", store, folders)], files)
+    return connection
+
+
+def _lock(connection: duckdb.DuckDBPyConnection, views: Iterable[str], allowed: Sequence[str]) -> None:
+    """Create views, and leave them nothing on this machine to read but the allowed files."""
     connection.execute("SET allowed_paths = $1", [allowed])
     # Whatever was read would be kept, up to most of the memory there is.
     connection.execute("SET enable_external_file_cache = false")
@@ -121,7 +142,6 @@ def connect(
     for view in views:
         connection.execute(view)
     connection.execute("SET lock_configuration = true")
-    return connection
 
 
 def _views(store: Store, schema: str) -> tuple[list[str], list[str]]:
@@ -311,14 +331,17 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _verified_files(store: Store) -> list[Path]:
+def _verified_files(store: Store, folders: Sequence[str] | None = None) -> list[Path]:
+    """Verify a store's files, or the rows and some folders of columns alone, and return them."""
     jobs: list[tuple[Place, str, int]] = []
     for kind, made in store.row_makers.items():
-        jobs += [(store.path / kind / filename(n), made, n) for n in numbers(store.path / kind)]
+        if folders is None or kind == "rows":
+            jobs += [(store.path / kind / filename(n), made, n) for n in numbers(store.path / kind)]
     for folder, record in store.records().items():
-        path = store.path / "columns" / folder
-        jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
-    for split in find(store.path / "splits", "*/split.json"):
+        if folders is None or folder in folders:
+            path = store.path / "columns" / folder
+            jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
+    for split in find(store.path / "splits", "*/split.json") if folders is None else ():
         jobs.append((split.parent / "ledger.parquet", str(load_json(split)["fingerprint"]), 0))
     new = [job for job in jobs if not shard.verified(*job)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -340,8 +363,8 @@ def _shards(folder: Place) -> list[Path]:
     return [local(folder / filename(number)) for number in numbers(folder)]
 
 
-def rows_view(name: str, store: Store) -> str:
-    """Write the view of a store's rows."""
+def rows_view(name: str, store: Store, folders: Sequence[str] | None = None) -> str:
+    """Write the view of a store's rows, with the columns of all folders or of some."""
     shards = _shards(store.path / "rows")
     if not shards:
         return _empty(name, store.schema)
@@ -350,7 +373,7 @@ def rows_view(name: str, store: Store) -> str:
     stored = store.stored_schema.names
     select = ["r.*", *(f"NULL::VARCHAR AS {quoted(n)}" for n in store.schema.names if n not in stored)]
     for i, (folder, record) in enumerate(store.records().items()):
-        if folder in stale:
+        if folder in stale or (folders is not None and folder not in folders):
             continue
         schema = record_schema(record)
         files = _shards(store.path / "columns" / folder)

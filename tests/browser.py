@@ -99,21 +99,23 @@ class Browser:
         """Click the middle of an element."""
         self.drag(selector, 0.5, 0.5)
 
-    def drag(self, selector: str, start: float, end: float, steps: int = 4) -> None:
-        """Press at one share of an element's width, move to another, and let go."""
+    def drag(
+        self, selector: str, start: float, end: float, steps: int = 4, down: tuple[float, float] = (0.5, 0.5)
+    ) -> None:
+        """Press at one share of an element's width, and of its height, move to another, and let go."""
         found = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}}); "
             "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] })()"
         )
         x, y, width, height = found
-        middle = y + height / 2
 
         def mouse(kind: str, share: float) -> None:
             self._send(
                 "Input.dispatchMouseEvent",
                 type=kind,
                 x=x + share * width,
-                y=middle,
+                y=y
+                + height * (down[0] + (down[1] - down[0]) * (0 if start == end else (share - start) / (end - start))),
                 button="none" if kind == "mouseMoved" and start == end else "left",
                 buttons=0 if kind == "mouseReleased" else 1,
                 clickCount=1,
@@ -125,9 +127,24 @@ class Browser:
                 mouse("mouseMoved", start + (end - start) * step / steps)
         mouse("mouseReleased", end)
 
+    def hover(self, x: float, y: float) -> None:
+        """Move the pointer to a place of what is seen."""
+        self._send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, button="none", buttons=0)
+
+    def press(self, x: float, y: float) -> None:
+        """Click a place of what is seen."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self._send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def type(self, text: str) -> None:
+        """Type text where the focus is."""
+        for letter in text:
+            self._send("Input.dispatchKeyEvent", type="keyDown", key=letter, text=letter)
+            self._send("Input.dispatchKeyEvent", type="keyUp", key=letter)
+
     def key(self, key: str, modifiers: int = 0) -> None:
         """Press a key: a letter, or a name such as Escape."""
-        codes = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        codes = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
         named = {"windowsVirtualKeyCode": codes[key]} if key in codes else {"text": key}
         self._send("Input.dispatchKeyEvent", type="keyDown", key=key, modifiers=modifiers, **named)
         self._send("Input.dispatchKeyEvent", type="keyUp", key=key, modifiers=modifiers)

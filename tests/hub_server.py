@@ -94,6 +94,8 @@ class Hub:
     created: list[dict[str, object]] = field(default_factory=list)
     cas: Path | None = None
     """Where Xet stores."""
+    xet: dict[str, str] = field(default_factory=dict)
+    """Xet's hash of a large file, by its SHA-256: such a file is read from where Xet stores, and by no other way."""
 
     def add(self, repo_id: str, files: dict[str, bytes], private: bool = False) -> str:
         """Commit files to a repository, made if it is not there; returns the commit."""
@@ -338,10 +340,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.missing(404, "EntryNotFound" if found else "RevisionNotFound")
             return
         blob = found[1][path]
-        content, etag = self.state.bytes(blob), blob.sha256 or blob.oid
+        etag = blob.sha256 or blob.oid
+        stored = self.state.xet.get(etag)
+        if stored is not None and self.command != "HEAD":
+            self.json(500, {"error": "read it through Xet"})
+            return
+        content = b"" if stored is not None else self.state.bytes(blob)
         headers = {"etag": f'"{etag}"', "x_repo_commit": found[0], "accept_ranges": "bytes"}
         if blob.sha256 is not None:
             headers |= {"x_linked_etag": f'"{etag}"', "x_linked_size": str(blob.size)}
+        if stored is not None:
+            route = urlsplit(self.path).path.split("/resolve/")[0]
+            headers |= {
+                "x_xet_hash": stored,
+                "x_xet_refresh_route": f"{self.state.address}/api{route}/xet-read-token/{revision}",
+            }
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         if span is None:
             self.reply(200, content, **headers)

@@ -563,7 +563,7 @@ def test_a_column_may_be_called_almost_anything(tmp_path: Path) -> None:
     from seamcurate.explore.session import Session
 
     files = report(store, tmp_path / "report.html", tmp_path / "figures")
-    for file in files[1:]:
+    for file in (one for one in files[1:] if one.suffix == ".svg"):
         ElementTree.parse(file)
     charted = {chart.column.name for chart in Session(store).charts}
     assert set(names[1::2]) - {"_candidates", "_length", "_misjudged"} <= charted

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import write_files
-from hub_server import Fault, Hub, serving
+from hub_server import LARGE, Fault, Hub, serving
 from huggingface_hub import constants
 
 from seamcurate import (
@@ -683,6 +683,13 @@ print(len(hub.push(sys.argv[1], Store(sys.argv[2]), "me/curated").sent))
 """
 
 
+XET_READ = """
+from datasets import load_dataset
+
+print(load_dataset("me/curated", "train", split="train").num_rows)
+"""
+
+
 def test_a_push_by_xet_stores_the_shards_and_commits_their_hashes(work, tmp_path):
     pytest.importorskip("hf_xet")
     pytest.importorskip("huggingface_hub", "1.0")
@@ -699,3 +706,16 @@ def test_a_push_by_xet_stores_the_shards_and_commits_their_hashes(work, tmp_path
         assert blob.sha256 == hashlib.sha256(shard.read_bytes()).hexdigest()
         assert sum(file.stat().st_size for file in (tmp_path / "cas").rglob("*") if file.is_file()) > blob.size
         assert CANARY not in done.stderr + done.stdout
+
+        # Reading it back, in a process that has nothing of it, goes by Xet alone.
+        import hf_xet
+
+        large = [file for file in (work.store.path / "publish").rglob("*") if file.name.endswith(LARGE)]
+        hashes = hf_xet.hash_files([str(file) for file in large])
+        server.xet = {
+            hashlib.sha256(file.read_bytes()).hexdigest(): one.hash for file, one in zip(large, hashes, strict=True)
+        }
+        read = process(server, tmp_path / "elsewhere", XET_READ, **settings)
+        assert read.returncode == 0, read.stderr[-3000:]
+        assert read.stdout.split() == ["32"] and server.count("xet-read-token") > 0
+        assert server.large == {} and CANARY not in read.stderr + read.stdout

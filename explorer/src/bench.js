@@ -128,9 +128,9 @@ export function bench(overview, open) {
     near.replaceChildren(side("Just below the cut", found.near.below, keep.value === "above"), side("At the cut and above", found.near.above, keep.value === "below"));
   }
 
-  const pair = (name, all, kept) =>
+  const pair = (name, all, kept, most) =>
     h("div", { class: "pair" }, h("span", { class: "label" }, name),
-      h("span", { class: "track" }, h("i", { class: "all", style: { width: `${100 * all}%` } }), h("i", { class: "in", style: { width: `${100 * kept}%` } })),
+      h("span", { class: "track" }, h("i", { class: "all", style: { width: `${(100 * all) / most}%` } }), h("i", { class: "in", style: { width: `${(100 * kept) / most}%` } })),
       h("span", { class: "count" }, percent(kept, 1)), h("span", { class: "count faint" }, percent(all, 1)));
 
   const card = (name, meaning, lines) =>
@@ -147,9 +147,11 @@ export function bench(overview, open) {
           h("i", { class: "all", style: { height: `${(100 * one.rows) / all / most}%` } }), h("i", { class: "in", style: { height: `${(100 * one.kept) / kept / most}%` } })))));
   }
 
-  const shares = (mix, found) =>
-    card(mix.name, "share of kept rows, and of all rows", h("div", { class: "values" }, mix.values.map((one) =>
-      pair(one.value === null ? "no value" : clean(one.value), one.rows / (found.rows || 1), one.kept / (found.kept || 1)))));
+  function shares(mix, found) {
+    const parts = mix.values.map((one) => [one.value === null ? "no value" : clean(one.value), one.rows / (found.rows || 1), one.kept / (found.kept || 1)]);
+    const most = Math.max(1e-9, ...parts.flatMap(([, all, kept]) => [all, kept]));
+    return card(mix.name, "share of kept rows, and of all rows", h("div", { class: "values" }, parts.map((one) => pair(...one, most))));
+  }
 
   const side = (name, rows, dropped) =>
     h("article", { class: dropped ? "card side dropped" : "card side" },

@@ -10,7 +10,7 @@ function fill(element, attributes, children) {
     else if (name === "style") for (const [key, one] of Object.entries(value)) element.style.setProperty(key, one);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -32,7 +32,7 @@ export const whole = (value) => WHOLE.format(value ?? 0);
 
 // Fractions keep their zeros, so that a column of them lines up.
 export function number(value, integer = false) {
-  if (value === null || value === undefined) return "–";
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (typeof value !== "number") return clean(value);
   if (integer || (Number.isInteger(value) && Math.abs(value) >= 1000)) return WHOLE.format(value).replace("-", "−");
   const size = Math.abs(value);

@@ -50,7 +50,7 @@ export function drill(beside, changed) {
       h("button", { class: "quiet", title: "Close (Esc)", "aria-label": "Close the row", onclick: close }, "✕"),
     );
 
-  return { open, close, step, isOpen: () => now !== null };
+  return { open, close, step, isOpen: () => now !== null, now: () => now };
 }
 
 function content(row) {

@@ -25,7 +25,7 @@ export function bars(chart, kind) {
 
 export function axis(chart) {
   const [from, to] = [edge(chart, 0), edge(chart, chart.bins)];
-  const rough = (to - from) / 6;
+  const rough = chart.whole ? Math.max(1, (to - from) / 6) : (to - from) / 6;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough);
   const marks = [];
@@ -181,6 +181,19 @@ export function histogram(chart, total, settings) {
     set([from, to]);
   });
 
-  return { card, draw, clear: () => set(null), name: chart.name, text: () => brush && `${chart.name}: ${range.textContent}` };
+  return {
+    card,
+    draw,
+    clear: () => set(null),
+    name: chart.name,
+    text: () => brush && `${chart.name}: ${range.textContent}`,
+    // As values, since more rows may make other bins; an end stays an end.
+    state: () => brush && [brush[0] === 0 ? null : edge(chart, brush[0]), brush[1] === chart.bins - 1 ? null : edge(chart, brush[1] + 1)],
+    restore([low, high]) {
+      const bin = (value) => Math.max(0, Math.min(chart.bins, Math.round((value - chart.first) / chart.step)));
+      const from = low === null ? 0 : Math.min(chart.bins - 1, bin(low));
+      set([from, Math.max(from, high === null ? chart.bins - 1 : bin(high) - 1)]);
+    },
+  };
 }
 

@@ -2,17 +2,21 @@
 
 import { json } from "./api.js";
 import { bench } from "./bench.js";
+import { compare } from "./compare.js";
 import { byId, clean, copy, h, percent, whole } from "./dom.js";
 import { drill } from "./drill.js";
 import { histogram } from "./histogram.js";
-import { pair } from "./pair.js";
 import { query, selected } from "./query.js";
+import { scatter } from "./scatter.js";
 import { connect, selection, watchTotals } from "./selection.js";
 import { rowTable } from "./table.js";
 import { values } from "./values.js";
 
 const EVERY = 5000;
+const KEPT = "seamcurate.kept";
+const TABS = ["overview", "query", "cut", "compare"];
 const settings = { scale: "shares" };
+let keep = () => {};
 
 theme();
 tabs();
@@ -29,6 +33,7 @@ async function start() {
   } catch (error) {
     byId("charts").replaceChildren(h("p", { class: "state error" }, clean(error.message)));
     document.documentElement.dataset.state = "error";
+    byId("refresh").onclick = () => location.reload();
   }
 }
 
@@ -37,10 +42,12 @@ function lay(overview) {
   let table;
   const opened = drill((id, by) => table.beside(id, by), (id) => table.mark(id));
   table = rowTable(overview, opened.open);
+  // Where a prompt lies on the map is no score.
+  const scores = overview.charts.filter((chart) => !chart.name.startsWith("projection_"));
   const parts = [
-    ...overview.charts.map((chart) => histogram(chart, overview.rows, settings)),
+    ...(overview.charts.length > 1 ? [scatter({ ...axes(overview), charts: overview.charts, groups: overview.groups, total: overview.rows, open: opened.open, brush: true })] : []),
+    ...scores.map((chart) => histogram(chart, overview.rows, settings)),
     ...overview.groups.map(values),
-    ...(overview.charts.length > 1 ? [pair(overview.charts)] : []),
   ];
   const stale = overview.columns.filter((column) => column.stale);
   byId("charts").removeAttribute("aria-busy");
@@ -53,13 +60,29 @@ function lay(overview) {
     ? `Left out as out of date: ${stale.map((column) => clean(column.name)).join(", ")}. Run the recipe with --replace.`
     : "";
 
+  // What was selected before the page was read anew; only once the charts have answered do they follow.
+  let kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+  sessionStorage.removeItem(KEPT);
+  if (kept?.store !== overview.store) kept = null;
+  if (kept) byId("sql").value = kept.sql;
+  function restore() {
+    if (!kept) return;
+    const { scale, parts: states, row, scroll } = kept;
+    kept = null;
+    settings.scale = byId("scale").value = scale;
+    for (const part of parts) if (states[part.name]) part.restore(states[part.name]);
+    if (row !== null) opened.open(row);
+    scrollTo(0, scroll);
+  }
+
   watchTotals(([totals]) => {
     const candidates = Number(totals.candidates ?? 0);
+    const scored = totals.misjudged !== null && totals.misjudged !== undefined;
     const figures = {
       "t-rows": [whole(Number(totals.rows)), `of ${whole(overview.rows)}`],
       "t-candidates": [whole(candidates), totals.rows ? `${(candidates / Number(totals.rows)).toFixed(1)} a row` : ""],
-      "t-misjudged": [percent(totals.misjudged ?? 0, candidates), `${whole(totals.misjudged)} preferred to the golden one`],
-      "t-wrong": [whole(totals.wrong), `${percent(totals.wrong, Number(totals.rows))} of rows`],
+      "t-misjudged": scored ? [percent(totals.misjudged, candidates), `${whole(totals.misjudged)} preferred to the golden one`] : ["–", "not scored yet"],
+      "t-wrong": scored ? [whole(totals.wrong), `${percent(totals.wrong, Number(totals.rows))} of rows`] : ["–", ""],
       "t-none": [whole(totals.none), `${percent(totals.none, Number(totals.rows))} of rows`],
     };
     for (const [id, [value, more]] of Object.entries(figures)) {
@@ -67,6 +90,7 @@ function lay(overview) {
       byId(id).querySelector("small").textContent = more;
     }
     byId("t-rows").dataset.rows = String(totals.rows);
+    restore();
   });
 
   selection.addEventListener("value", () => {
@@ -91,18 +115,47 @@ function lay(overview) {
     byId("problem").textContent = clean(event.detail.message);
   });
 
-  query(overview);
   const cuts = bench(overview, opened.open);
-  document.addEventListener("tab", (event) => event.detail === "cut" && cuts.show());
+  const shown = { cut: cuts.show };
+  document.addEventListener("tab", (event) => shown[event.detail]?.());
   if (!byId("cut").hidden) cuts.show();
   table.reload();
+  // The other files are verified meanwhile.
+  json("whole").then((more) => {
+    query(overview, more);
+    shown.compare = compare(overview, more, opened.open).show;
+    if (!byId("compare").hidden) shown.compare();
+    document.documentElement.dataset.whole = "ready";
+  }, (error) => {
+    for (const id of ["sql-result", "compared"]) byId(id).replaceChildren(h("p", { class: "state error" }, clean(error.message)));
+    byId("views").replaceChildren();
+    byId("problem").textContent = clean(error.message);
+  });
 
+  keep = () => sessionStorage.setItem(KEPT, JSON.stringify({
+    store: overview.store,
+    parts: Object.fromEntries(parts.map((part) => [part.name, part.state()])),
+    sql: byId("sql").value,
+    row: opened.now(),
+    scale: settings.scale,
+    scroll: scrollY,
+  }));
   document.addEventListener("keydown", (event) => {
     if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape" && opened.isOpen()) opened.close();
     else if (event.key === "j" || event.key === "k") opened.step(event.key === "j" ? 1 : -1);
-    else if (["1", "2", "3"].includes(event.key)) show(["overview", "query", "cut"][Number(event.key) - 1]);
+    else if (TABS[Number(event.key) - 1]) show(TABS[Number(event.key) - 1]);
   });
+}
+
+// The map, coloured by the first score that says which end is bad; without a map, that score by the reward.
+function axes({ charts }) {
+  const named = (name) => charts.find((chart) => chart.name === name)?.name;
+  const bad = charts.find((chart) => chart.worst)?.name;
+  if (named("projection_x") && named("projection_y")) return { x: "projection_x", y: "projection_y", colour: bad ?? "none" };
+  const first = bad ?? charts[0].name;
+  const second = first !== "reward" && named("reward");
+  return { x: second || charts.find((chart) => chart.name !== first).name, y: first, colour: named("misjudged_contrast") ?? "none" };
 }
 
 function tabs() {
@@ -117,7 +170,7 @@ function tabs() {
     });
   }
   const asked = location.hash.slice(1);
-  if (["query", "cut"].includes(asked)) show(asked);
+  if (TABS.slice(1).includes(asked)) show(asked);
 }
 
 function show(name) {
@@ -155,6 +208,7 @@ function watchStore() {
     button.textContent = "reading…";
     try {
       await json("refresh", {});
+      keep();
       location.reload();
     } catch (error) {
       button.disabled = false;

@@ -27,14 +27,54 @@ export function watchBins(chart, filtered, result) {
   );
 }
 
-export function watchPairs(x, y, filtered, result) {
+// A value a row, by column of arrays: what is drawn as dots. NULL is NaN, or null where it is text.
+export function watchDots(x, y, colour, result) {
+  const select = { row: sql`row_id::DOUBLE`, x: sql`${column(x.name)}::DOUBLE`, y: sql`${column(y.name)}::DOUBLE` };
+  if (colour) select.colour = colour.values ? column(colour.name) : sql`coalesce(${column(colour.name)}::DOUBLE, 'nan'::DOUBLE)`;
+  return makeClient({
+    query: () => Query.from("scores").select(select).where(present(x, y)),
+    queryResult: (table) => result(Object.fromEntries(Object.keys(select).map((name) => [name, table.getChild(name).toArray()]))),
+    queryError: problem,
+  });
+}
+
+// The selected among them.
+export function watchChosen(x, y, result) {
+  return makeClient({
+    selection,
+    query: (filter) => Query.from("scores").select({ row: sql`row_id::DOUBLE` }).where(filter ?? [], present(x, y)),
+    queryResult: (table) => result(table.getChild("row").toArray()),
+    queryError: problem,
+  });
+}
+
+// Rows by cell of a grid, with the mean or the most frequent of the colours.
+export function watchCells(x, y, colour, grid, filtered, result) {
+  const select = { across: cell(x, grid[0]), up: cell(y, grid[1]), rows: count() };
+  if (colour) select.colour = colour.values ? sql`mode(${column(colour.name)})` : sql`avg(${column(colour.name)})::DOUBLE`;
   return watch(filtered, result, (filter) =>
-    Query.from("scores")
-      .select({ across: binned(x), up: binned(y), rows: count() })
-      .where(filter, sql`${column(x.name)} IS NOT NULL AND ${column(y.name)} IS NOT NULL`)
-      .groupby("across", "up"),
+    Query.from("scores").select(select).where(filter, present(x, y)).groupby("across", "up"),
   );
 }
+
+// One row of a cell: the one with the lowest id, so that a second look finds it again.
+export async function nearest(client, x, y, colour, grid, at, filtered) {
+  const select = { row: sql`row_id::DOUBLE`, x: sql`${column(x.name)}::DOUBLE`, y: sql`${column(y.name)}::DOUBLE` };
+  if (colour) select.colour = column(colour.name);
+  const filter = filtered ? (selection.predicate(client) ?? []) : [];
+  const query = Query.from("scores")
+    .select(select)
+    .where(filter, present(x, y), sql`${cell(x, grid[0])} = ${literal(at[0])}`, sql`${cell(y, grid[1])} = ${literal(at[1])}`)
+    .orderby("row_id")
+    .limit(1);
+  const [row] = (await coordinator().query(query)).toArray();
+  return row && { row: row.row, x: row.x, y: row.y, colour: row.colour ?? null };
+}
+
+const present = (x, y) => sql`${column(x.name)} IS NOT NULL AND ${column(y.name)} IS NOT NULL`;
+
+const cell = (chart, cells) =>
+  sql`least(greatest(floor((${column(chart.name)} - ${chart.first}) / ${chart.step * chart.bins} * ${cells}), 0), ${cells - 1})::INTEGER`;
 
 export const drop = (client) => coordinator().disconnect(client);
 
@@ -63,19 +103,29 @@ function watch(filtered, result, query) {
     selection: filtered ? selection : undefined,
     query: (filter) => query(filter ?? []),
     queryResult: (table) => result(table.toArray()),
-    queryError: (error) => document.dispatchEvent(new CustomEvent("problem", { detail: error })),
+    queryError: problem,
   });
 }
+
+const problem = (error) => document.dispatchEvent(new CustomEvent("problem", { detail: error }));
 
 // The edge before bin i, without the noise of floating point.
 export const edge = (chart, i) => Number((chart.first + i * chart.step).toPrecision(12));
 
-export const selectBins = (client, chart, bins) => selectBoxes(client, bins && [[chart, bins]]);
+export function selectBins(client, chart, bins) {
+  choose(client, bins, bins && and(...within(chart, bins)));
+}
 
-// Select by one or more charts at once, each with its first and last bin.
-export function selectBoxes(client, sides) {
-  const predicate = sides ? and(...sides.flatMap(([chart, bins]) => within(chart, bins))) : null;
-  const value = sides ? sides.map(([, bins]) => bins) : null;
+// Select a box of two charts: of each its two values, and its two places, 0 to 1; at an edge it reaches as far as the values do.
+export function selectArea(client, sides) {
+  const parts = sides?.flatMap(([chart, [from, to], [low, high]]) => [
+    gte(column(chart.name), literal(low <= 0 ? chart.low : from)),
+    lte(column(chart.name), literal(high >= 1 ? chart.high : to)),
+  ]);
+  choose(client, sides && sides.map(([, values]) => values), parts && and(...parts));
+}
+
+function choose(client, value, predicate) {
   selection.update({ source: client, clients: new Set([client]), value, predicate });
 }
 
@@ -92,7 +142,7 @@ export function selectValues(client, name, values) {
   if (texts.length) parts.push(isIn(column(name), texts));
   if (values.includes(null)) parts.push(isNull(column(name)));
   const predicate = parts.length ? or(...parts) : null;
-  selection.update({ source: client, clients: new Set([client]), value: parts.length ? values : null, predicate });
+  choose(client, parts.length ? values : null, predicate);
 }
 
 // The selection as a predicate over the view `rows`.

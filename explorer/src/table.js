@@ -4,7 +4,7 @@ import { json } from "./api.js";
 import { byId, clean, h, latest, number } from "./dom.js";
 import { where } from "./selection.js";
 
-const PAGE = 50;
+const PAGE = 30;
 const COLUMNS = 6;
 
 export function rowTable(overview, open) {

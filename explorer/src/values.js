@@ -60,5 +60,15 @@ export function values(group) {
     }
   });
   const named = () => [...chosen].map((value) => (value === null ? "no value" : clean(value))).join(", ");
-  return { card, clear, name: group.name, text: () => (chosen.size ? `${group.name}: ${named()}` : null) };
+  return {
+    card,
+    clear,
+    name: group.name,
+    text: () => (chosen.size ? `${group.name}: ${named()}` : null),
+    state: () => (chosen.size ? [...chosen] : null),
+    restore(names) {
+      for (const name of names) chosen.add(name);
+      publish();
+    },
+  };
 }

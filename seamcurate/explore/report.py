@@ -1,24 +1,26 @@
 """A store on one page of HTML that needs nothing else: its figures, its worst rows, its splits.
 
-Figures are SVG inside the page, and beside it as files where asked for. Text of rows is escaped.
+Figures are SVG inside the page, and beside it as SVG and PNG files where asked for. Text of rows is escaped.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import cast
 
 from seamcurate import views
-from seamcurate.explore import row
+from seamcurate.explore import figure, row
+from seamcurate.explore.figure import Figure, Point
 from seamcurate.explore.session import Chart, Session
+from seamcurate.progress import note
 from seamcurate.store import Store
 from seamcurate.tables import clean
 
 _WORST = 20
-_WIDTH, _HEIGHT, _FOOT, _SIDE = 320, 110, 22, 12
+_DOTS = 5_000
+_SQUARES = 50
 _STYLE = """
 :root{--paper:#f6f5f1;--card:#fffefb;--ink:#1b2027;--soft:#5b636e;--rule:#e2dfd6;--blue:#1f6fb2;--wrong:#c24a00;color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root{--paper:#12151a;--card:#191d24;--ink:#e9e7e1;--soft:#a3abb6;--rule:#2b323d;--blue:#5db3ef;--wrong:#ff9057}}
@@ -26,58 +28,63 @@ body{margin:0 auto;max-width:1120px;padding:24px;background:var(--paper);color:v
 h1{font-size:20px;margin:0 0 16px}h2{font-size:15px;margin:24px 0 8px}h3{font-size:13px;margin:0}p{margin:0;color:var(--soft);font-size:12px}
 .figures{display:flex;flex-wrap:wrap;gap:32px}.figures b{display:block;font-size:28px;line-height:1.1}.figures .wrong{color:var(--wrong)}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:12px}.card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px;break-inside:avoid}
-svg{width:100%;height:auto;display:block;color:var(--soft)}svg rect{fill:var(--blue)}table{border-collapse:collapse;width:100%;background:var(--card)}td,th{padding:6px 12px;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
+svg{width:100%;height:auto;display:block;color:var(--soft)}svg rect[fill='#1f6fb2']{fill:var(--blue)}table{border-collapse:collapse;width:100%;background:var(--card)}td,th{padding:6px 12px;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
 th{font-weight:550;font-size:12px;color:var(--soft)}.n{text-align:right;white-space:nowrap}
 """
 
 
 def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
-    """Write a store's report, and its histograms as SVG files where a folder for them is given; return the files.
+    """Write a store's report, and its figures as SVG and PNG files where a folder for them is given; return the files.
+
+    Without matplotlib there is no PNG, which is told on standard error.
 
     Raises:
         StoreError: There is no store.
         DamagedError: A shard is not the file that was written.
     """
     session = Session(store)
-    drawn = {chart.column.name: histogram(chart, _counts(session, chart)) for chart in session.charts}
-    out.write_text(_page(session, drawn), encoding="utf-8")
+    mapped = _map(session)
+    charts = [c for c in session.charts if mapped is None or not c.column.name.startswith("projection_")]
+    drawn = {chart.column.name: figure.histogram(chart, _counts(session, chart)) for chart in charts}
+    out.write_text(_page(session, drawn, mapped), encoding="utf-8")
     written = [out]
-    if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
-        for number, (name, svg) in enumerate(drawn.items()):
-            # A column's name may be any text; a file's may not.
-            safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:60]
-            file = figures / f"{number:02d}_{safe}.svg"
-            file.write_text(
-                svg.replace("<svg ", f'<svg width="{_WIDTH}" height="{_HEIGHT + _FOOT}" ', 1), encoding="utf-8"
-            )
-            written.append(file)
+    if figures is None:
+        return written
+    figures.mkdir(parents=True, exist_ok=True)
+    for place, (name, one) in enumerate([*drawn.items(), *([("map", mapped)] if mapped else [])]):
+        # A column's name may be any text; a file's may not.
+        safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:60]
+        file = figures / f"{place:02d}_{safe}.svg"
+        file.write_text(figure.svg(one, sized=True), encoding="utf-8")
+        written.append(file)
+        try:
+            figure.png(one, file.with_suffix(".png"))
+        except ModuleNotFoundError as error:
+            if place == 0:
+                note(f'figures are SVG only: PNG needs {error.name}; pip install "seamcurate[study]"')
+        else:
+            written.append(file.with_suffix(".png"))
     return written
 
 
-def histogram(chart: Chart, counts: Sequence[int]) -> str:
-    """Draw the rows in each bin of a chart as SVG."""
-    top, width = max(1, *counts, 1), (_WIDTH - 2 * _SIDE) / chart.bins
-    bars = "".join(
-        f'<rect fill="#1f6fb2" x="{_SIDE + i * width + 0.5:.2f}" y="{_HEIGHT - size:.2f}" width="{max(0.5, width - 1):.2f}" height="{size:.2f}">'
-        f"<title>{_number(_edge(chart, i))} to {_number(_edge(chart, i + 1))}: {n:,}</title></rect>"
-        for i, n in enumerate(counts)
-        # One row among a million stays visible.
-        if (size := max(1.0, n / top * (_HEIGHT - 6)) if n else 0.0)
+def _map(session: Session) -> Figure | None:
+    """Describe the rows' map, where a step laid one out: a dot a row, or squares where there are many."""
+    charts = {chart.column.name: chart for chart in session.charts}
+    across, up = charts.get("projection_x"), charts.get("projection_y")
+    if across is None or up is None:
+        return None
+    colour = next((chart for chart in session.charts if chart.worst), None)
+    value = f"{views.quoted(colour.column.name)}::DOUBLE" if colour else "NULL::DOUBLE"
+    many = session.rows > _DOTS
+    x, y = (f"round(projection_{side} * {_SQUARES}) / {_SQUARES}" if many else f"projection_{side}" for side in "xy")
+    found = session.ask(
+        f"SELECT {x} AS x, {y} AS y, avg({value}) AS value, count(*) AS rows FROM scores WHERE projection_x IS NOT NULL "
+        f"GROUP BY 1, 2{'' if many else ', row_id'} ORDER BY ALL"
     )
-    ends = (chart.first, _edge(chart, chart.bins))
-    labels = "".join(
-        f'<text x="{x}" y="{_HEIGHT + 15}" text-anchor="{anchor}">{_number(value)}</text>'
-        for x, value, anchor in ((_SIDE, ends[0], "start"), (_WIDTH - _SIDE, ends[1], "end"))
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" '
-        f'font-family="system-ui, DejaVu Sans, sans-serif" font-size="12" fill="currentColor"><title>{_text(chart.column.name)}</title>'
-        f'{bars}<path d="M{_SIDE} {_HEIGHT}.5H{_WIDTH - _SIDE}" stroke="currentColor" opacity=".5"/>{labels}</svg>\n'
-    )
+    return figure.scatter(across, up, colour, [Point(**one) for one in found.to_pylist()], 9 if many else 6)
 
 
-def _page(session: Session, drawn: dict[str, str]) -> str:
+def _page(session: Session, drawn: Mapping[str, Figure], mapped: Figure | None) -> str:
     (totals,) = session.ask(
         "SELECT count(*) AS rows, sum(_candidates)::BIGINT AS candidates, sum(_misjudged) AS misjudged, "
         "count(*) FILTER (_misjudged > 0) AS wrong, count(*) FILTER (_candidates = 0) AS without FROM scores"
@@ -91,9 +98,10 @@ def _page(session: Session, drawn: dict[str, str]) -> str:
         (f"{totals['without']:,}", "rows without candidates", ""),
     ]
     charts = "".join(
-        f'<div class="card"><h3>{_text(chart.column.name)}</h3><p>{_text(chart.column.meaning)}</p>{drawn[chart.column.name]}'
-        f"<p>{chart.present:,} rows, {_number(chart.low)} to {_number(chart.high)}</p></div>"
+        f'<div class="card"><h3>{_text(chart.column.name)}</h3><p>{_text(chart.column.meaning)}</p>{figure.svg(drawn[chart.column.name])}'
+        f"<p>{chart.present:,} rows, {figure.number(chart.low)} to {figure.number(chart.high)}</p></div>"
         for chart in session.charts
+        if chart.column.name in drawn
     )
     labels = "".join(
         _table([group.column.name, "rows"], [["no value" if v is None else v, f"{n:,}"] for v, n in group.values[:10]])
@@ -104,6 +112,7 @@ def _page(session: Session, drawn: dict[str, str]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{_text(session.store.path)}</title><style>{_STYLE}</style><h1>{_text(session.store.path)}</h1>"
         f'<div class="figures">{"".join(f"""<div><b class="{kind}">{value}</b>{name}</div>""" for value, name, kind in figures)}</div>'
+        f'{f"""<h2>Map</h2><div class="card"><p>{_text(mapped.title)}</p>{figure.svg(mapped)}</div>""" if mapped else ""}'
         f'<h2>Scores</h2><div class="charts">{charts}</div>{f"<h2>Labels</h2>{labels}" if labels else ""}{_worst(session)}'
         + (
             "<h2>Splits</h2>"
@@ -132,7 +141,7 @@ def _worst(session: Session) -> str:
         [
             texts.get(one["row_id"], ""),
             f"{one['misjudged'] or 0:.0f} of {one['candidates']}",
-            _number(one["value"]),
+            figure.number(one["value"]),
             f"{one['row_id']}",
         ]
         for one in found
@@ -162,13 +171,5 @@ def _counts(session: Session, chart: Chart) -> list[int]:
     return [counts.get(i, 0) for i in range(chart.bins)]
 
 
-def _edge(chart: Chart, i: int) -> float:
-    return chart.first + i * chart.step
-
-
 def _text(value: object) -> str:
     return escape(clean(str(value)))
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "–"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import pyarrow as pa
@@ -70,12 +72,14 @@ def prompts(session: Session, row_ids: Sequence[int], width: int) -> dict[int, s
     """Return the beginnings of rows' prompts, read from the shards that hold them."""
     store = session.store
     size = int(str(store.about["shard_rows"]))
-    found: dict[int, str] = {}
-    for number in sorted({row_id // size for row_id in row_ids}):
-        table = _pick(store, number, [i for i in row_ids if i // size == number], ["row_id", "prompt"])
-        for one in table.to_pylist():
-            found[one["row_id"]] = str(text(one["prompt"]))[:width]
-    return found
+
+    def pick(number: int) -> pa.Table:
+        return _pick(store, number, [i for i in row_ids if i // size == number], ["row_id", "prompt"])
+
+    # Each row of a page may lie in another shard, and to read a shard is to decode its prompts.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [one for table in pool.map(pick, {i // size for i in row_ids}) for one in table.to_pylist()]
+    return {one["row_id"]: str(text(one["prompt"]))[:width] for one in found}
 
 
 def _read(store: Store, row_id: int, names: Sequence[str]) -> Mapping[str, object] | None:

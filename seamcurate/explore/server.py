@@ -35,6 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seamcurate import tables, views
 from seamcurate.errors import QueryError, SeamcurateError, StoreError
 from seamcurate.explore import bench, row
+from seamcurate.explore.compare import compare
 from seamcurate.explore.session import Chart, Session
 from seamcurate.store import Store
 
@@ -93,6 +94,12 @@ class _Cut(_Body):
     nulls: bool = False
 
 
+class _Compare(_Body):
+    first: str
+    second: str
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
 def application(session: Session, token: str) -> Starlette:
     """Return the explorer's web application for a session; every request but for its code needs the token."""
 
@@ -128,13 +135,17 @@ def application(session: Session, token: str) -> Starlette:
 
     def refresh(request: Request, body: bytes) -> Response:
         session.refresh()
+        threading.Thread(target=_complete, args=(session,), daemon=True).start()
         return JSONResponse(_overview(session))
+
+    def whole(request: Request, body: bytes) -> Response:
+        return JSONResponse(_whole(session))
 
     def mosaic(request: Request, body: bytes) -> Response:
         asked = _Mosaic.model_validate_json(body)
         if asked.type == "exec":
             raise QueryError("a store is only read")
-        found = session.ask(asked.sql)
+        found = session.chart(asked.sql)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, found.schema) as writer:
             writer.write_table(found)
@@ -191,10 +202,19 @@ def application(session: Session, token: str) -> Starlette:
         asked = _Cut.model_validate_json(body)
         return JSONResponse(bench.bench(session, asked.by, asked.cut, asked.keep, asked.nulls))
 
+    def prompt(request: Request, body: bytes) -> Response:
+        row_id = int(request.path_params["row_id"])
+        return JSONResponse({"prompt": row.prompts(session, [row_id], 300).get(row_id)})
+
+    def compared(request: Request, body: bytes) -> Response:
+        asked = _Compare.model_validate_json(body)
+        return JSONResponse(compare(session, asked.first, asked.second, asked.rate))
+
     return Starlette(
         routes=[
             Route("/", page),
             Route("/api/overview", answer(overview)),
+            Route("/api/whole", answer(whole)),
             Route("/api/state", answer(state)),
             Route("/api/refresh", answer(refresh), methods=["POST"]),
             Route("/api/mosaic", answer(mosaic), methods=["POST"]),
@@ -203,6 +223,8 @@ def application(session: Session, token: str) -> Starlette:
             Route("/api/filter", answer(filter_file), methods=["POST"]),
             Route("/api/rows", answer(rows), methods=["POST"]),
             Route("/api/row/{row_id:int}", answer(one)),
+            Route("/api/prompt/{row_id:int}", answer(prompt)),
+            Route("/api/compare", answer(compared), methods=["POST"]),
             Route("/api/bench", answer(cut), methods=["POST"]),
             Mount("/static", StaticFiles(directory=PAGE, check_dir=False)),
         ],
@@ -245,6 +267,12 @@ def _warm(session: Session) -> None:
     # Whatever is wrong with the store is told by the first request, which meets it again.
     with contextlib.suppress(SeamcurateError, OSError):
         session.refresh()
+    _complete(session)
+
+
+def _complete(session: Session) -> None:
+    with contextlib.suppress(SeamcurateError, OSError):
+        session.complete()
 
 
 class _Loopback:
@@ -277,14 +305,7 @@ def _problem(text: str, status: int) -> Response:
 
 
 def _overview(session: Session) -> dict[str, JsonValue]:
-    """Return what the page lays out: columns, charts, groups and views."""
-    schemas: dict[str, JsonValue] = {
-        name: [
-            {"name": str(one["column_name"]), "type": str(one["column_type"])}
-            for one in session.ask(f"SELECT column_name, column_type FROM (DESCRIBE {name})").to_pylist()
-        ]
-        for name in (*_VIEWS, *(_OTHER if session.other else ()))
-    }
+    """Return what the page lays out first: columns, charts and groups."""
     return {
         "store": str(session.store.path),
         "rows": session.rows,
@@ -304,7 +325,21 @@ def _overview(session: Session) -> dict[str, JsonValue]:
             {"name": g.column.name, "meaning": g.column.meaning, "values": cast(JsonValue, [list(v) for v in g.values])}
             for g in session.groups
         ],
-        "views": schemas,
+        "other": str(session.other.path) if session.other else None,
+    }
+
+
+def _whole(session: Session) -> dict[str, JsonValue]:
+    """Return what is known once every file is verified: the views, and the other store's columns."""
+    return {
+        "views": {
+            name: [
+                {"name": str(one["column_name"]), "type": str(one["column_type"])}
+                for one in session.ask(f"SELECT column_name, column_type FROM (DESCRIBE {name})").to_pylist()
+            ]
+            for name in (*_VIEWS, *(_OTHER if session.other else ()))
+        },
+        "others": [_chart(chart) for chart in session.others],
     }
 
 
@@ -334,7 +369,7 @@ def _page(session: Session, asked: _Page) -> dict[str, JsonValue]:
     by, order = views.quoted(asked.by), "DESC" if asked.descending else "ASC"
     listed = ", ".join(["row_id", "_candidates", "_misjudged", *map(views.quoted, [*names, *groups])])
     # The parentheses end a comment that the predicate might open.
-    found: list[dict[str, JsonValue]] = session.ask(
+    found: list[dict[str, JsonValue]] = session.chart(
         f"SELECT {listed} FROM scores WHERE ({asked.where}\n) ORDER BY {by} {order} NULLS LAST, row_id "
         f"LIMIT {asked.limit} OFFSET {asked.offset}"
     ).to_pylist()

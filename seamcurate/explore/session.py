@@ -2,6 +2,7 @@
 
 One rule: whatever is asked is one SELECT, has so many seconds and so much memory, and never holds up a run that fills
 the same store. Charts read the table `scores`, since Parquet read anew for each brush would be a hundred times slower.
+It is there as soon as the files that its columns lie in are verified; all the others are verified before a view is read.
 """
 
 from __future__ import annotations
@@ -66,13 +67,17 @@ class Session:
     ) -> None:
         self.store, self.other = store.open(), other.open() if other else None
         self._seconds, self._memory = seconds, memory
-        self._opening = threading.Lock()
+        self._opening, self._completing = threading.Lock(), threading.Lock()
         self._opened: _Opened | None = None
 
     def refresh(self) -> None:
-        """Read the store anew."""
+        """Read the store's scalar columns anew; the views follow when they are asked for, or by `complete`."""
         with self._opening:
-            self._opened = _open(self.store, self.other, self._memory)
+            self._opened = _open(self.store, self._memory)
+
+    def complete(self) -> None:
+        """Verify what else the store has, and open its views."""
+        self._whole()
 
     def changed(self) -> bool:
         """Tell whether shards, columns or splits are there that were not when the store was last read."""
@@ -98,40 +103,61 @@ class Session:
         """Return how many rows there are."""
         return self._now().rows
 
-    def ask(
-        self, sql: str, parameters: Mapping[str, JsonValue] | None = None, seconds: float | None = None
-    ) -> pa.Table:
+    @property
+    def others(self) -> list[Chart]:
+        """List every numeric column of the other store, named `other.…`; they lie in `scores`, row by row, once it is complete."""
+        return self._whole().others
+
+    def ask(self, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> pa.Table:
         """Answer one SELECT over the views and `scores` as a table.
 
         Raises:
             QueryError: It is not one SELECT, DuckDB cannot answer it, or it takes too long or too much memory.
         """
-        with self.reading(sql, parameters, seconds) as reader:
+        with self.reading(sql, parameters) as reader:
             return reader.read_all()
+
+    def chart(self, sql: str) -> pa.Table:
+        """Answer one SELECT over `scores`, which may be there before the views are; see `ask`."""
+        with self.cursor(whole=False) as cursor:
+            return views.run(cursor, sql).read_all()
 
     @contextmanager
     def reading(
         self, sql: str, parameters: Mapping[str, JsonValue] | None = None, seconds: float | None = None
     ) -> Iterator[pa.RecordBatchReader]:
         """Answer one SELECT as a stream that ends with the context; see `ask`."""
-        limit = self._seconds if seconds is None else seconds
-        with self.cursor(limit) as cursor:
+        with self.cursor(seconds) as cursor:
             yield views.run(cursor, sql, parameters)
 
     @contextmanager
-    def cursor(self, seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Give a cursor that is interrupted after so many seconds."""
+    def cursor(self, seconds: float | None = None, whole: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Give a cursor that is interrupted after so many seconds; not `whole`, it may have `scores` alone."""
         limit = self._seconds if seconds is None else seconds
         instead = "ask for fewer rows or columns, or use `seamcurate sql`"
-        with self._now().connection.cursor() as cursor, views.limited(cursor, limit, instead):
+        opened = self._whole() if whole else self._now()
+        with opened.connection.cursor() as cursor, views.limited(cursor, limit, instead):
             yield cursor
 
     def _now(self) -> _Opened:
         if self._opened is None:
             with self._opening:
                 if self._opened is None:
-                    self._opened = _open(self.store, self.other, self._memory)
+                    self._opened = _open(self.store, self._memory)
         return self._opened
+
+    def _whole(self) -> _Opened:
+        if (now := self._now()).whole:
+            return now
+        with self._completing:
+            if (now := self._now()).whole:
+                return now
+            made = _completed(now, self.store, self.other, self._memory)
+            with self._opening:
+                # A refresh meanwhile began anew, and what it read is newer.
+                if self._opened is now:
+                    self._opened = made
+            return made
 
 
 class _Opened(NamedTuple):
@@ -141,6 +167,9 @@ class _Opened(NamedTuple):
     charts: list[Chart]
     groups: list[Group]
     rows: int
+    others: list[Chart]
+    whole: bool
+    """Whether the views are there too; until then the connection has `scores` alone."""
 
 
 def _state(store: Store) -> list[tuple[str, str, int]]:
@@ -150,43 +179,77 @@ def _state(store: Store) -> list[tuple[str, str, int]]:
     return [("", store.rows_fingerprint, len(store.shards)), *done, *splits]
 
 
-def _open(store: Store, other: Store | None, memory: str) -> _Opened:
+def _open(store: Store, memory: str) -> _Opened:
     state, columns = _state(store), store.columns()
-    connection = views.connect(store, other=other, memory=memory)
     kinds = {c.name: c.kind for c in columns if c.stale is None}
-    numeric = [c for c in columns if c.stale is None and c.name.lower() not in _OWN and _is_number(c.kind)]
-    numeric.sort(key=lambda c: (_place(c.name), c.name))
+    numeric = _numeric(columns)
     texts = [c for c in columns if c.stale is None and c.name.lower() not in {*_TEXTS, *_OWN} and _is_label(c.kind)]
+    sizes = _sizes(kinds, [c.name for c in numeric])
+    sized = [c for c in columns if c.name in [f"worse_{v}" for v, size in sizes.items() if size.startswith("len(")]]
+    connection = views.opened(store, [c.made_by for c in (*numeric, *texts, *sized)], memory)
     grouped = [c for c in texts if _repeats(connection, c.name)]
-    connection.execute(_scores(kinds, [c.name for c in numeric], [c.name for c in grouped]))
+    connection.execute(_scores(kinds, sizes, [c.name for c in numeric], [c.name for c in grouped]))
+    connection.execute("DROP VIEW rows")
     ((rows,),) = connection.execute("SELECT count(*) FROM scores").fetchall()
     charts = [chart for c in numeric if (chart := _chart(connection, c, rows))]
     groups = [Group(c, _values(connection, c.name)) for c in grouped]
-    return _Opened(connection, state, columns, charts, groups, rows)
+    return _Opened(connection, state, columns, charts, groups, rows, [], False)
 
 
-def _scores(kinds: Mapping[str, pa.DataType], numeric: list[str], grouped: list[str]) -> str:
-    """Write what makes the table of scalars: what is not finite is NULL in it, as no chart has a place for it."""
-    variants = sample_sets(kinds)
-    sizes = {
-        v: views.quoted(f"candidates_{v}") if f"candidates_{v}" in numeric else f"len({views.quoted(f'worse_{v}')})"
-        for v in variants
-    }
-    shares = {v: f"misjudged_{v}" for v in variants}
-    wrong = [f"coalesce({views.quoted(q)} * {sizes[v]}, 0)" for v, q in shares.items() if q in numeric]
+def _completed(opened: _Opened, store: Store, other: Store | None, memory: str) -> _Opened:
+    """Open the views beside a copy of `scores`, with the lengths of responses and what the other store says of the rows."""
+    connection = views.connect(store, other=other, memory=memory)
+    connection.register("_read", opened.connection.cursor().sql("SELECT * FROM scores").to_arrow_table())
     # Messages have no length as text has; what they are written as does.
-    size = "length(response)" if pa.types.is_string(kinds["response"]) else "length(response::VARCHAR)"
-    # JSON has no decimals.
-    spelled = [(views.quoted(name), "::DOUBLE" if pa.types.is_decimal(kinds[name]) else "") for name in numeric]
+    kind = next(c.kind for c in opened.columns if c.name == "response")
+    size = "length(r.response)" if pa.types.is_string(kind) else "length(r.response::VARCHAR)"
+    own = {c.name.lower() for c in opened.columns}
+    there = [c for c in (_numeric(other.columns()) if other else []) if f"other.{c.name}".lower() not in own]
+    joined, more = "", [f"({size})::INTEGER AS _length"]
+    if other is not None:
+        # Rows of another source may bear the same ids.
+        same = store.rows_fingerprint == other.rows_fingerprint
+        joined = f"LEFT JOIN other.rows AS o ON o.row_id = s.row_id{'' if same else ' AND o.prompt::VARCHAR = r.prompt::VARCHAR'}"
+        more += [f"{_finite(f'o.{views.quoted(c.name)}', c.kind)} AS {views.quoted(f'other.{c.name}')}" for c in there]
+    connection.execute(
+        f"CREATE TABLE scores AS SELECT s.*, {', '.join(more)} FROM _read AS s LEFT JOIN rows AS r USING (row_id) {joined}"
+    )
+    connection.unregister("_read")
+    named = [c._replace(name=f"other.{c.name}") for c in there]
+    others = [chart for c in named if (chart := _chart(connection, c, opened.rows))]
+    return opened._replace(connection=connection, others=others, whole=True)
+
+
+def _numeric(columns: list[Column]) -> list[Column]:
+    found = [c for c in columns if c.stale is None and c.name.lower() not in _OWN and _is_number(c.kind)]
+    return sorted(found, key=lambda c: (_place(c.name), c.name))
+
+
+def _sizes(kinds: Mapping[str, pa.DataType], numeric: list[str]) -> dict[str, str]:
+    """Return the SQL for how many candidates a row has, by variant."""
+    return {
+        v: views.quoted(f"candidates_{v}") if f"candidates_{v}" in numeric else f"len({views.quoted(f'worse_{v}')})"
+        for v in sample_sets(kinds)
+    }
+
+
+def _scores(kinds: Mapping[str, pa.DataType], sizes: Mapping[str, str], numeric: list[str], grouped: list[str]) -> str:
+    """Write what makes the table of scalars: what is not finite is NULL in it, as no chart has a place for it."""
+    shares = {v: f"misjudged_{v}" for v in sizes}
+    wrong = [f"coalesce({views.quoted(q)} * {sizes[v]}, 0)" for v, q in shares.items() if q in numeric]
     select = [
         "row_id",
-        *(f"CASE WHEN isfinite({q}::DOUBLE) THEN {q}{as_} END AS {q}" for q, as_ in spelled),
+        *(f"{_finite(views.quoted(name), kinds[name])} AS {views.quoted(name)}" for name in numeric),
         *(f"{q}::VARCHAR AS {q}" for q in map(views.quoted, grouped)),
         f"({' + '.join(f'coalesce({s}, 0)' for s in sizes.values()) or '0'})::INTEGER AS _candidates",
         f"({' + '.join(wrong) or 'NULL'})::DOUBLE AS _misjudged",
-        f"({size})::INTEGER AS _length",
     ]
     return f"CREATE TABLE scores AS SELECT {', '.join(select)} FROM rows"
+
+
+def _finite(q: str, kind: pa.DataType) -> str:
+    # JSON has no decimals.
+    return f"CASE WHEN isfinite({q}::DOUBLE) THEN {q}{'::DOUBLE' if pa.types.is_decimal(kind) else ''} END"
 
 
 def _chart(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> Chart | None:

@@ -1,0 +1,186 @@
+"""Figures of a store, each described once and written as SVG or as PNG: histograms of its columns, and the map of its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from seamcurate.explore.session import Chart
+from seamcurate.tables import clean
+
+BLUE, GREY, SOFT = "#1f6fb2", "#b9b4a6", "#5b636e"
+_SCALE = ("#82b1dc", "#7f9bcf", "#8480b8", "#96608f", "#a8455f", "#b83a2c", "#8f2500")
+"""Ever darker, so that it is read without hues too."""
+_SIDE, _FOOT = 12, 22
+
+
+class Shape(NamedTuple):
+    """A bar, or a dot in its middle where it is round."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: str
+    told: str
+    round: bool = False
+
+
+class Label(NamedTuple):
+    """Text on the line below; `anchor` is start, middle or end."""
+
+    x: float
+    text: str
+    anchor: str
+
+
+class Figure(NamedTuple):
+    """Shapes above a line, and labels below it; in pixels, from the top left."""
+
+    title: str
+    width: int
+    height: int
+    shapes: list[Shape]
+    labels: list[Label]
+
+
+class Point(NamedTuple):
+    """A row on a map, or several in one place, with the mean of their values."""
+
+    x: float
+    y: float
+    value: float | None
+    rows: int
+
+
+def histogram(chart: Chart, counts: Sequence[int]) -> Figure:
+    """Describe the rows in each bin of a chart."""
+    width, height = 320, 110
+    top, step = max(1, *counts, 1), (width - 2 * _SIDE) / chart.bins
+    bars = [
+        Shape(
+            _SIDE + i * step + 0.5, height - size, max(0.5, step - 1), size, BLUE,
+            f"{number(edge(chart, i))} to {number(edge(chart, i + 1))}: {n:,}",
+        )
+        for i, n in enumerate(counts)
+        # One row among a million stays visible.
+        if (size := max(1.0, n / top * (height - 6)) if n else 0.0)
+    ]  # fmt: skip
+    ends = [
+        Label(_SIDE, number(chart.first), "start"),
+        Label(width - _SIDE, number(edge(chart, chart.bins)), "end"),
+    ]
+    return Figure(chart.column.name, width, height, bars, ends)
+
+
+def scatter(across: Chart, up: Chart, colour: Chart | None, points: Sequence[Point], dot: float) -> Figure:
+    """Describe where rows lie by two columns, coloured by a third: its bad end is the dark one."""
+    width, height = 960, 460
+
+    def share(chart: Chart, value: float) -> float:
+        return min(1.0, max(0.0, (value - chart.first) / (chart.step * chart.bins)))
+
+    def tone(value: float | None) -> str:
+        if colour is None:
+            return BLUE
+        if value is None:
+            return GREY
+        part = share(colour, value)
+        return shade(1 - part if colour.worst == "low" else part)
+
+    low = math.inf if colour is not None and colour.worst != "low" else -math.inf
+    ordered = sorted(points, key=lambda p: low if p.value is None else p.value, reverse=low < 0)
+    shapes = [
+        Shape(
+            _SIDE + share(across, p.x) * (width - 2 * _SIDE) - dot / 2, 6 + (1 - share(up, p.y)) * (height - 12) - dot / 2,
+            dot, dot, tone(p.value), "" if p.value is None else f"{number(p.value)}, {p.rows:,}", round=dot < 8,
+        )
+        for p in ([p for p in ordered if p.value is None] + [p for p in ordered if p.value is not None])
+    ]  # fmt: skip
+    told = f"{up.column.name} by {across.column.name}"
+    labels = [
+        Label(_SIDE, number(across.first), "start"),
+        Label(width - _SIDE, number(edge(across, across.bins)), "end"),
+    ]
+    if colour is not None:
+        told += f", coloured by {colour.column.name}"
+        bad = {"low": "dark is low, and bad", "high": "dark is high, and bad", None: "dark is high"}[colour.worst]
+        labels.append(Label(width / 2, f"{colour.column.name}: {bad}; grey has no value", "middle"))
+    return Figure(told, width, height, shapes, labels)
+
+
+def svg(figure: Figure, sized: bool = False) -> str:
+    """Write a figure as SVG; `sized` for a file of its own, where no page says how large it is."""
+    shapes = "".join(
+        (
+            f'<circle fill="{s.fill}" cx="{s.x + s.width / 2:.2f}" cy="{s.y + s.height / 2:.2f}" r="{s.width / 2:.2f}"'
+            if s.round
+            else f'<rect fill="{s.fill}" x="{s.x:.2f}" y="{s.y:.2f}" width="{s.width:.2f}" height="{s.height:.2f}"'
+        )
+        + (f"><title>{s.told}</title></{'circle' if s.round else 'rect'}>" if s.told else "/>")
+        for s in figure.shapes
+    )
+    labels = "".join(
+        f'<text x="{label.x:g}" y="{figure.height + 15}" text-anchor="{label.anchor}">{escape(clean(label.text))}</text>'
+        for label in figure.labels
+    )
+    size = f'width="{figure.width}" height="{figure.height + _FOOT}" ' if sized else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}viewBox="0 0 {figure.width} {figure.height + _FOOT}" role="img" '
+        f'font-family="system-ui, DejaVu Sans, sans-serif" font-size="12" fill="currentColor"><title>{escape(clean(figure.title))}</title>'
+        f'{shapes}<path d="M{_SIDE} {figure.height}.5H{figure.width - _SIDE}" stroke="currentColor" opacity=".5"/>{labels}</svg>\n'
+    )
+
+
+def png(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, at three pixels for one; the same figure gives the same bytes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import PatchCollection
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.patches import Ellipse, Patch, Rectangle
+
+    canvas = Canvas(figsize=(figure.width / 96, (figure.height + _FOOT) / 96), dpi=288, facecolor="white")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, figure.width), ylim=(figure.height + _FOOT, 0))
+    axes.axis("off")
+    patches: list[Patch] = [
+        Ellipse((s.x + s.width / 2, s.y + s.height / 2), s.width, s.height)
+        if s.round
+        else Rectangle((s.x, s.y), s.width, s.height)
+        for s in figure.shapes
+    ]
+    axes.add_collection(PatchCollection(patches, facecolors=[s.fill for s in figure.shapes], linewidths=0))
+    axes.plot([_SIDE, figure.width - _SIDE], [figure.height + 0.5] * 2, color=SOFT, linewidth=0.5)
+    side = {"start": "left", "middle": "center", "end": "right"}
+    for label in figure.labels:
+        # A name may hold what matplotlib takes for mathematics.
+        axes.text(
+            label.x, figure.height + 15, clean(label.text), ha=side[label.anchor], size=9, color=SOFT, parse_math=False
+        )
+    canvas.savefig(file, metadata={"Software": None})
+
+
+def shade(part: float) -> str:
+    """Return the colour at a share of the scale."""
+    place = part * (len(_SCALE) - 1)
+    i = min(len(_SCALE) - 2, int(place))
+    ends = [[int(tone[k : k + 2], 16) for k in (1, 3, 5)] for tone in _SCALE[i : i + 2]]
+    return "#" + "".join(f"{round(a + (b - a) * (place - i)):02x}" for a, b in zip(*ends, strict=True))
+
+
+def edge(chart: Chart, i: int) -> float:
+    """Return where bin `i` begins."""
+    return chart.first + i * chart.step
+
+
+def number(value: float) -> str:
+    """Write a number in four digits."""
+    return f"{value:.4g}" if math.isfinite(value) else "–"
