@@ -222,12 +222,12 @@ def test_endpoints_are_asked_by_the_run_itself_whose_limit_holds(nodes, recipe, 
         prices = {"usd_per_million_input": 100, "usd_per_million_output": 100, "max_tokens": 1000}
         model = OpenAIServer(path="m", base_url=endpoint.url, concurrency=1, **prices)
         made = recipe(corpus=None, steps=(Generate(k=2, generator=model), Random()), splits={})
-        with pytest.raises(BudgetError, match=r"stopped before the limit of \$1"):
-            run_ray(made, tmp_path / "store", nodes.address, max_usd=1)
+        with pytest.raises(BudgetError, match=r"stopped before the limit of \$0\.4"):
+            run_ray(made, tmp_path / "store", nodes.address, max_usd=0.4)
         bought = sum(endpoint.paid.values())
         assert 0 < bought < 40
         report = run_ray(made, tmp_path / "store", nodes.address)
-        assert sum(endpoint.paid.values()) == 40 and report.computed == 6
+        assert len(endpoint.paid) == 40 and set(endpoint.paid.values()) == {1}
         assert any(line.startswith(f"worse_gpt: {40 - bought} calls, ") for line in report.lines)
 
 
