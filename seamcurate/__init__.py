@@ -19,6 +19,7 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from seamcurate.asked import AskQueryType, Judge, RelevantSentences
     from seamcurate.baseline import Perplexity, Random
+    from seamcurate.cluster import run_ray
     from seamcurate.comparison import diff
     from seamcurate.contrast import Attack, Embed, Generate, Retrieve
     from seamcurate.errors import SeamcurateError
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "asked": ("AskQueryType", "Judge", "RelevantSentences"),
     "baseline": ("Perplexity", "Random"),
+    "cluster": ("run_ray",),
     "comparison": ("diff",),
     "contrast": ("Attack", "Embed", "Generate", "Retrieve"),
     "errors": ("SeamcurateError",),
@@ -130,6 +132,7 @@ __all__ = [
     "reproduce",
     "rer",
     "run_local",
+    "run_ray",
     "seam",
     "to_openrlhf",
     "to_trl",

@@ -85,15 +85,23 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Stop at the shard that holds this many rows.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Compute anew what another configuration made.")] = False,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Compute on a Ray cluster: HOST:PORT, auto, or local.")
+    ] = None,
 ) -> None:
     """Make what a recipe asks for and the store lacks; run it again to resume.
 
     Example: seamcurate run recipes/seam_contrast.yaml my-store --limit 1000
     """
     from seamcurate import recipe as recipes
+    from seamcurate.cluster import run_ray
     from seamcurate.run import run_local
 
-    report = run_local(recipes.load(recipe), store, limit, replace, max_usd)
+    loaded = recipes.load(recipe)
+    if ray is None:
+        report = run_local(loaded, store, limit, replace, max_usd)
+    else:
+        report = run_ray(loaded, store, ray, limit, replace, max_usd)
     done = f"{report.computed:,} shards computed" if report.computed else "everything was there"
     print(f"{store}: {report.rows:,} rows, {done}")
     for line in report.lines:

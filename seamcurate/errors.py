@@ -12,6 +12,7 @@
     │   └── BusyError        another run holds the store
     ├── QueryError       SQL that cannot be answered
     ├── ExportError      a split that no trainer would load
+    ├── ClusterError     a Ray cluster cannot be used
     ├── TrainError       training that cannot start or go on
     ├── StudyError       measurements that cannot be read as asked
     └── HubError         the Hub cannot be asked, or what it holds cannot be used
@@ -66,6 +67,10 @@ class QueryError(SeamcurateError):
 
 class ExportError(SeamcurateError):
     """A split that no trainer would load."""
+
+
+class ClusterError(SeamcurateError):
+    """A Ray cluster cannot be used."""
 
 
 class TrainError(SeamcurateError):

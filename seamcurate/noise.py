@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
+from uuid import uuid4
 
 from pydantic import JsonValue
 
@@ -56,7 +57,7 @@ def measure(shared: Path, columns: Sequence[str], score: Score) -> None:
         return
     texts: Texts = [(prompt, answers) for prompt, answers in json.loads(kept.read_text())]
     found = dict(zip(columns, _largest(texts, score, len(columns)), strict=True))
-    beside = file.with_name(f".noise.{os.getpid()}.tmp")
+    beside = file.with_name(f".noise.{uuid4().hex}.tmp")
     beside.write_text(json.dumps(found))
     os.replace(beside, file)
 

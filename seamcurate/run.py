@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pyarrow as pa
 from pydantic import JsonValue
@@ -28,6 +28,9 @@ from seamcurate.recipe import Recipe
 from seamcurate.source import Source
 from seamcurate.step import Averages, Step, digest
 from seamcurate.store import Layer, Store, filename, save_json
+
+Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]
+"""Compute shards of a layer, given what it prepared, and put each into the store; yields rows done, as they are."""
 
 _LOOKED_AT = 128
 
@@ -58,8 +61,15 @@ def run_local(
     Raises:
         SeamcurateError: See `seamcurate.errors`; what was finished before stays.
     """
+    return run(recipe, path, limit, replace, max_usd, here)
+
+
+def run(
+    recipe: Recipe, path: str | Place, limit: int | None, replace: bool, max_usd: float | None, spread: Spread
+) -> Report:
+    """Run a recipe, its shards computed by `spread`; see `run_local` for the rest."""
     steps, store = recipe.ready(), Store(path)
-    buys = any(isinstance(value, OpenAIServer) for step in steps for _, value in step)
+    buys = any(map(_buys, steps))
     with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext() as bought:
         corpus = _corpus(recipe, store, replace)
         ingest(recipe.rows, store, limit, replace, "reading rows")
@@ -73,13 +83,13 @@ def run_local(
                 layers = store.lay(steps, {name: layer for layer in there for name in layer.step.adds.names})
                 corpus.claim(there, replace)
                 store.claim(layers, replace)
-                computed = sum(compute(layer, corpus, corpus.shards, "corpus ") for layer in there)
+                computed = sum(compute(layer, corpus, corpus.shards, "corpus ", spread) for layer in there)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []
         for layer in layers:
             planned = _planned(layer, store, shards, steps)
             before = bought.spent if bought else Spent()
-            computed += compute(layer, store, shards)
+            computed += compute(layer, store, shards, "", spread)
             if bought and planned is not None and (now := bought.spent.minus(before)).calls:
                 spent.append(f"{layer.step.name}: {now}; planned were {planned}")
         lines = [line for layer in layers for line in told(store, layer)] + spent
@@ -139,33 +149,19 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
     store.update(complete=True, shards=len(store.shards))
 
 
-def compute(layer: Layer, store: Store, shards: Sequence[int], where: str = "") -> int:
+def compute(layer: Layer, store: Store, shards: Sequence[int], where: str, spread: Spread) -> int:
     """Compute the shards a layer lacks and, once all are there, its facts; returns how many were computed."""
     wanted = set(shards)
     missing = [number for number in store.missing(layer) if number in wanted]
     step = layer.step
     if missing:
-        try:
+        with _making(layer):
             shared = _prepared(layer, store)
-            transform = step.load(shared)
-        except OSError as error:
-            # The disk is full, as a rule.
-            raise StoreError(
-                f"{layer.path / 'shared'} cannot be made: {error.strerror or error}; mend that and run again"
-            ) from error
-        # What loading measured belongs to all that follow.
-        objects.keep_folder(shared, layer.path / "shared")
-        read = store.reader(step.inputs)
         total = sum(map(store.count, missing))
         with bar(f"{where}{step.name}", total) as advance:
-            for number in missing:
-                rows = read(number)
-                parts = []
-                for start in range(0, rows.num_rows, step.rows_per_call):
-                    part = rows.slice(start, step.rows_per_call)
-                    parts.append(transform(part).cast(step.adds))
-                    advance(part.num_rows)
-                store.add(layer, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
+            # Bought answers and the limit on their price are kept by one process.
+            for rows in (here if _buys(step) else spread)(layer, store, shared, missing):
+                advance(rows)
     # Arrow keeps what it was given for its next table; the next step has none as large.
     shard.give_back()
     facts = layer.path / "facts.json"
@@ -187,11 +183,54 @@ def _prepared(layer: Layer, store: Store) -> Path:
     return objects.keep_folder(beside, kept)
 
 
+@contextmanager
+def _making(layer: Layer) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # The disk is full, as a rule.
+        raise StoreError(
+            f"{layer.path / 'shared'} cannot be made: {error.strerror or error}; mend that and run again"
+        ) from error
+
+
+def here(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
+    """Compute shards in this process, one after the other; see `Spread`."""
+    work = worker(layer, store, shared)
+    for number in shards:
+        yield from work(number)
+
+
+def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator[int]]:
+    """Load a layer's step; returns what computes one shard, puts it into the store and yields rows done."""
+    step = layer.step
+    with _making(layer):
+        transform = step.load(shared)
+    # What loading measured belongs to all that follow.
+    objects.keep_folder(shared, layer.path / "shared")
+    read = store.reader(step.inputs)
+
+    def work(number: int) -> Iterator[int]:
+        rows = read(number)
+        parts = []
+        for start in range(0, rows.num_rows, step.rows_per_call):
+            part = rows.slice(start, step.rows_per_call)
+            parts.append(transform(part).cast(step.adds))
+            yield part.num_rows
+        store.add(layer, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
+
+    return work
+
+
+def _buys(step: Step) -> bool:
+    return any(isinstance(value, OpenAIServer) for _, value in step)
+
+
 def _planned(layer: Layer, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
     """Estimate what an endpoint will be asked for a layer's missing shards; None for a step that asks none."""
     wanted = set(shards)
     missing = [number for number in store.missing(layer) if number in wanted]
-    if not missing or not any(isinstance(value, OpenAIServer) for _, value in layer.step):
+    if not missing or not _buys(layer.step):
         return None
     rows = store.table(missing[0], ("prompt", "response")).slice(0, _LOOKED_AT)
     response = _mean_length(rows["response"].to_pylist())

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,7 +143,8 @@ def replace(path: Place, content: bytes | bytearray) -> None:
     """Put a file in its place whole: written beside it, synced, renamed; an object by one request."""
     if isinstance(path, ObjectPath):
         return path.put(content)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not by the process number: two machines that share the folder may have the same.
+    beside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         with beside.open("wb") as handle:
             handle.write(content)

@@ -1,0 +1,198 @@
+"""A recipe over a Ray cluster: the same steps on the same store, its missing shards computed by many workers.
+
+Only where shards are computed differs from a local run. Workers, one a GPU, or one a core where the cluster has no
+GPU, load a step and compute shards, which they read from and write to the store's folder: it, and every path of the
+recipe, must lie where all nodes see it. All else stays in the process that was started: reading rows, preparing a
+step, asking endpoints (so that answers are bought once and a limit in dollars holds), summing up, splits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from seamcurate.errors import ClusterError, StoreError
+from seamcurate.recipe import Recipe
+from seamcurate.run import Report, run, worker
+from seamcurate.store import Layer, Store, filename
+
+_TRIES = 3
+"""Workers that may die of one shard before the run stops: Ray would try for ever."""
+_PATIENCE = 5.0
+"""Seconds within which an address answers; Ray itself tries for minutes."""
+
+
+def run_ray(
+    recipe: Recipe,
+    path: str | Path,
+    address: str = "local",
+    limit: int | None = None,
+    replace: bool = False,
+    max_usd: float | None = None,
+) -> Report:
+    """Run a recipe on a Ray cluster; a session that this process has with one already is used and kept.
+
+    Args:
+        recipe: What to make.
+        path: The store; on several machines, in a folder that all of them share.
+        address: `local` for a cluster on this machine that lasts as long as the run, `auto` for the one this machine
+            belongs to, or its HOST:PORT.
+        limit: See `run_local`, as for the rest.
+        replace: The same.
+        max_usd: The same.
+
+    Raises:
+        ClusterError: Ray is not installed, no cluster answers, or a shard takes its workers with it.
+        SeamcurateError: Whatever `run_local` raises, in a worker or here.
+    """
+    with _connected(address):
+        return run(recipe, path, limit, replace, max_usd, _spread)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    # Both are read when ray is imported. Its C++ parts log to the terminal what the driver reports in one line.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ClusterError(f'a run on Ray needs Ray: pip install "seamcurate[ray]" ({error})') from error
+    if ray.is_initialized():
+        yield
+        return
+    if address not in ("local", "auto"):
+        _knock(address)
+    # Nothing but shard numbers travels, so that the object store stays near the least that Ray takes.
+    made = {"include_dashboard": False, "object_store_memory": 2**27} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **made)
+    except Exception as error:
+        raise ClusterError(
+            f"no Ray cluster at {address!r}: {_first_line(error)}; start one by `ray start --head`, or give local"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nothing answers."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise ClusterError(f"{address!r} is no address of a Ray cluster: give local, auto, or HOST:PORT of its head")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {error}; start one by `ray start --head`, or give local"
+        ) from error
+
+
+def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
+    """Compute shards in the cluster's workers; see `run.Spread`."""
+    import ray
+    import ray.data
+
+    folder = layer.path
+    if not isinstance(folder, Path):
+        raise ClusterError(f"a run on Ray needs the store in a folder that every node sees, not at {store.path}")
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0))
+    workers = max(1, gpus or int(there.get("CPU", 0)))
+    results = ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards)).map(
+        _Worker,
+        fn_constructor_args=(layer, store.path, shared, Path.cwd()),
+        # One at a time, so that none waits behind another on one worker while the next is idle.
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+    )
+    results.context.enable_progress_bars = results.context.print_on_execution_start = False
+    # A shard may take longer than any patience.
+    results.context.execution_no_progress_timeout_s = -1
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        for row in results.iter_rows():
+            if row["failure"]:
+                raise pickle.loads(row["failure"])
+            yield int(row["rows"])
+        # What killed workers left half-written; the living are done.
+        for left in [*folder.glob(".*.tmp"), *shared.glob(".*.tmp")]:
+            left.unlink(missing_ok=True)
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"step {layer.step.name}: a worker cannot work: {_first_line(error)}; every node needs this seamcurate, "
+            "what was finished is kept"
+        ) from error
+
+
+class _Worker:
+    """Compute shards of one layer, in a process of the cluster.
+
+    Ray takes the layer there: a step is pickled as its class's name and its fields, one defined in the script itself
+    as code. What goes wrong comes back as a value, since Ray would wrap it.
+    """
+
+    def __init__(self, layer: Layer, store: Path, shared: Path, folder: Path) -> None:
+        # What is relative is so to where the run was started.
+        with suppress(OSError):
+            os.chdir(folder)
+        self.layer, self.store, self.shared = layer, Store(store), shared
+        self.work: Callable[[int], Iterator[int]] | None = None
+
+    def __call__(self, row: Mapping[str, int]) -> dict[str, int | bytes]:
+        try:
+            return {"rows": self._rows(int(row["shard"])), "failure": b""}
+        except Exception as error:
+            error.add_note(f"in a worker on {socket.gethostname()}:\n{traceback.format_exc()}")
+            return {"rows": 0, "failure": _packed(error)}
+
+    def _rows(self, number: int) -> int:
+        if not (self.store.path / "store.json").exists():
+            raise StoreError(
+                f"{self.store.path} is not there on {socket.gethostname()}: a run on Ray needs the store, and what its "
+                "recipe names, in a folder that every node sees by the same path"
+            )
+        with self._tried(number):
+            # Not in __init__: what fails there kills the worker instead of coming back.
+            self.work = self.work or worker(self.layer, self.store, self.shared)
+            return sum(self.work(number))
+
+    @contextmanager
+    def _tried(self, number: int) -> Iterator[None]:
+        """Count the workers that died of a shard, in a file that only they leave behind."""
+        file = self.shared.with_name(f".{filename(number)}.tries.tmp")
+        with file.open("ab") as tries:
+            tries.write(b".")
+        try:
+            if file.stat().st_size > _TRIES:
+                raise ClusterError(
+                    f"step {self.layer.step.name}, shard {number}: {_TRIES} workers died of it, of memory perhaps; "
+                    "make shards (`shard_rows`) or the model's batches smaller, what was finished is kept"
+                )
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _packed(error: Exception) -> bytes:
+    """Pickle an exception, or one that tells of it where its class takes other arguments than it keeps."""
+    try:
+        packed = pickle.dumps(error)
+        pickle.loads(packed)
+    except Exception:
+        packed = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return packed
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

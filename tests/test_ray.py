@@ -1,0 +1,280 @@
+"""Runs on a real Ray cluster of several nodes on this machine: the bytes of a local run, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from endpoint import serving
+
+from seamcurate import Generate, OpenAIServer, Random, Retrieve, Step, Store, cluster, column, run_local, run_ray, seam
+from seamcurate.errors import BudgetError, ClusterError, StepError, StoreError
+
+ROOT = Path(__file__).parents[1]
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+
+
+class Watched(Step):
+    """Tell a file who works on which shard and when it is done; dawdle, fail or die as told."""
+
+    log: str
+    seconds: float = 0.0
+    fails: str = ""
+    dies: bool = False
+
+    @property
+    def inputs(self):
+        return ("prompt",)
+
+    @property
+    def adds(self):
+        return pa.schema([column("length", pa.int32(), "characters of the prompt")])
+
+    def identity(self):
+        return {"step": "Watched"}
+
+    def load(self, shared):
+        if self.fails == "load":
+            raise StepError("step watched lacks what it needs; give it that")
+
+        def count(rows):
+            shard = rows["row_id"][0].as_py() // 5
+            self.tell("began", shard)
+            if self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fails == "rows" and shard == 0:
+                raise ZeroDivisionError("shard 0 is\nodd")
+            time.sleep(self.seconds)
+            lengths = [len(prompt) for prompt in rows["prompt"].to_pylist()]
+            self.tell("ended", shard)
+            return pa.table({"length": pa.array(lengths, pa.int32())})
+
+        return count
+
+    def tell(self, what, shard):
+        import ray
+
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
+        with Path(self.log).open("a") as log:
+            log.write(f"{what} {shard} {os.getpid()} {node}\n")
+
+    def told(self):
+        lines = Path(self.log).read_text().splitlines() if Path(self.log).exists() else []
+        return [(what, int(shard), int(pid), node) for what, shard, pid, node in map(str.split, lines)]
+
+
+def contents(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.parquet"))}
+
+
+def wait(found, seconds=60.0):
+    """Wait for a condition, which the tests then hold to be true."""
+    until = time.monotonic() + seconds
+    while not found() and time.monotonic() < until:
+        time.sleep(0.05)
+    return found()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Two nodes of one core each."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        patch.setenv("PYTHONPATH", PATH)
+        from ray.cluster_utils import Cluster
+
+        small = {"num_cpus": 1, "object_store_memory": 2**27}
+        made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+        made.small = small
+        made.add_node(**small)
+        made.wait_for_nodes()
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def watched(recipe, tmp_path):
+    """A function that makes a recipe of one watched step over eight shards of five rows."""
+
+    def make(**how):
+        rows = recipe().rows.model_copy(update={"shard_rows": 5})
+        step = Watched(log=str(tmp_path / "log"), **how)
+        return recipe(rows=rows, corpus=None, steps=(step,), splits={})
+
+    return make
+
+
+def test_a_run_on_ray_gives_the_bytes_of_a_local_one_and_then_has_nothing_to_do(nodes, recipe, tmp_path):
+    whole = os.environ.get("SEAMCURATE_RAY_WHOLE")
+    steps = recipe().steps if whole else (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5)[:1])
+    made = recipe(steps=steps, splits=recipe().splits if whole else {})
+    here = run_local(made, tmp_path / "here")
+    there = run_ray(made, tmp_path / "there", nodes.address)
+    assert there == here
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert run_ray(made, tmp_path / "there", nodes.address).computed == 0
+
+
+def test_killed_workers_and_a_killed_node_cost_only_what_they_had_in_hand(nodes, watched, tmp_path):
+    doomed = nodes.add_node(**nodes.small)
+    nodes.wait_for_nodes()
+    made, lost = watched(seconds=1), []
+    step = made.steps[0]
+
+    def hand(told):
+        """What is being worked on: began and not ended."""
+        ended = {(shard, pid) for what, shard, pid, _ in told if what == "ended"}
+        return [one for one in told if one[0] == "began" and one[1:3] not in ended]
+
+    def kill():
+        assert wait(lambda: any(one[3] == doomed.node_id for one in hand(step.told())))
+        lost.extend(one for one in hand(step.told()) if one[3] == doomed.node_id)
+        nodes.remove_node(doomed, allow_graceful=False)
+        assert wait(lambda: any(one[3] != doomed.node_id for one in hand(step.told())))
+        lost.append(next(one for one in hand(step.told()) if one[3] != doomed.node_id))
+        os.kill(lost[-1][2], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    report = run_ray(made, tmp_path / "store", nodes.address)
+    killer.join()
+    began = Counter(shard for what, shard, _, _ in step.told() if what == "began")
+    assert len(lost) == 2 and report.computed == 8
+    assert began == Counter(range(8)) + Counter(shard for _, shard, _, _ in lost)
+    run_local(made, tmp_path / "here")
+    assert contents(tmp_path / "store") == contents(tmp_path / "here")
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+DRIVER = """
+import sys
+from test_ray import Watched
+from seamcurate import cli, recipe
+recipe.STEPS["watched"] = Watched
+sys.argv = ["seamcurate", "run", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_whose_own_process_is_stopped_goes_on_from_what_is_there(nodes, files, watched, tmp_path, how):
+    made, store = watched(seconds=1), tmp_path / "store"
+    step = f"watched: {{log: {tmp_path / 'log'}, seconds: 1}}"
+    (tmp_path / "recipe.yaml").write_text(f"rows: {{parquet: rows.parquet, shard_rows: 5}}\nsteps: [{step}]")
+    command = [sys.executable, "-c", DRIVER, "recipe.yaml", "store", "--ray", nodes.address]
+    environment = {**os.environ, "PYTHONPATH": PATH}
+    driver = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert wait(lambda: len(contents(store / "columns")) > 1)
+    os.killpg(driver.pid, how)
+    said = driver.communicate(timeout=60)[1]
+    if how == signal.SIGINT:
+        assert driver.returncode == 130
+        assert said.splitlines()[-1].startswith("stopped; what was finished is kept")
+        assert "Traceback" not in said
+    done = contents(store / "columns")
+    ended = {int(Path(name).stem) for name in done}
+    report = run_ray(made, store, nodes.address)
+    began = Counter(shard for what, shard, _, _ in made.steps[0].told() if what == "began")
+    assert 0 < report.computed <= 8 - len(done) and {began[shard] for shard in ended} == {1}
+    after = contents(store / "columns")
+    assert {name: after[name] for name in done} == done
+    run_local(made, tmp_path / "here")
+    assert contents(store) == contents(tmp_path / "here")
+
+
+@pytest.mark.parametrize("fails", ["load", "rows"])
+def test_what_goes_wrong_in_a_worker_is_told_as_it_is_at_home(nodes, watched, tmp_path, fails):
+    raised = []
+    for run in (run_local, lambda *given: run_ray(*given, nodes.address)):
+        with pytest.raises((StepError, ZeroDivisionError)) as caught:
+            run(watched(fails=fails), tmp_path / f"store-{len(raised)}")
+        raised.append((caught.type, str(caught.value)))
+    assert raised[0] == raised[1]
+    assert "in a worker on" in caught.value.__notes__[0]
+
+
+def test_a_shard_that_kills_its_workers_stops_the_run(nodes, watched, tmp_path):
+    made = watched(dies=True)
+    with pytest.raises(
+        ClusterError, match=r"step watched, shard 0: 3 workers died of it, .* what was finished is kept"
+    ):
+        run_ray(made, tmp_path / "store", nodes.address, limit=5)
+    assert [shard for _, shard, _, _ in made.steps[0].told()] == [0, 0, 0]
+
+
+def test_endpoints_are_asked_by_the_run_itself_whose_limit_holds(nodes, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-0123456789")
+    with serving() as endpoint:
+        prices = {"usd_per_million_input": 100, "usd_per_million_output": 100, "max_tokens": 1000}
+        model = OpenAIServer(path="m", base_url=endpoint.url, concurrency=1, **prices)
+        made = recipe(corpus=None, steps=(Generate(k=2, generator=model), Random()), splits={})
+        with pytest.raises(BudgetError, match=r"stopped before the limit of \$0\.4"):
+            run_ray(made, tmp_path / "store", nodes.address, max_usd=0.4)
+        bought = sum(endpoint.paid.values())
+        assert 0 < bought < 40
+        report = run_ray(made, tmp_path / "store", nodes.address)
+        assert len(endpoint.paid) == 40 and set(endpoint.paid.values()) == {1}
+        assert any(line.startswith(f"worse_gpt: {40 - bought} calls, ") for line in report.lines)
+
+
+def test_a_cluster_on_this_machine_lasts_as_long_as_the_run(files, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    (tmp_path / "recipe.yaml").write_text("rows: {parquet: rows.parquet, shard_rows: 15}\nsteps: [random]")
+    environment = {**os.environ, "PYTHONPATH": PATH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    done = subprocess.run(
+        [sys.executable, "-m", "seamcurate.cli", "run", "recipe.yaml", "store", "--ray", "local"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "store: 40 rows, 3 shards computed\n"
+    assert not [line for line in done.stderr.splitlines() if "Error" in line or "Warning" in line]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1: "),
+        ("nonsense", "'nonsense' is no address of a Ray cluster: give local, auto, or HOST:PORT"),
+        ("ray://127.0.0.1:1", "'ray://127.0.0.1:1' is no address of a Ray cluster"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_in_one_line(watched, tmp_path, address, message):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.raises(ClusterError) as refused:
+        run_ray(watched(), tmp_path / "store", address)
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_without_ray_the_error_says_what_to_install(watched, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ClusterError, match=r'a run on Ray needs Ray: pip install "seamcurate\[ray\]"'):
+        run_ray(watched(), tmp_path / "store")
+
+
+def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
+    made = watched()
+    run_local(made, tmp_path / "store")
+    layer = Store(tmp_path / "store").lay(made.ready())[0]
+    failed = cluster._Worker(layer, tmp_path / "elsewhere", tmp_path / "shared", tmp_path)({"shard": 0})
+    with pytest.raises(StoreError, match=r"elsewhere is not there on .*: a run on Ray needs the store"):
+        raise pickle.loads(failed["failure"])
