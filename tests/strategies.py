@@ -32,9 +32,9 @@ line = st.one_of(
     record.map(lambda value: json.dumps(value).encode()),
     st.binary(max_size=20),
     st.just(b"{}"),
-    st.sampled_from([case.given for case in LINES if len(case.given) <= 200]),
+    st.sampled_from([case.given for case in LINES if len(case.given) <= 200 and b'"re' not in case.given]),
 )
-"""A line of a JSONL file, good or bad."""
+"""A line of a JSONL file, good or bad; none has the response or reference that must not show late."""
 
 cell = st.none() | st.binary(max_size=4)
 """Bytes in a column of text, UTF-8 or not."""
