@@ -252,6 +252,27 @@ def test_a_full_disk_is_said_in_one_line_and_the_rerun_completes(bench, small_di
     bench.ends_the_same(done)
 
 
+def test_a_disk_that_fills_while_answers_come_in_stops_the_buying(bench, small_disk):
+    asked = []
+
+    def fill(handler, body):
+        asked.append(body)
+        if len(asked) == 5:
+            small_disk(0)
+        return False
+
+    bench.at.chance = lambda: fill
+    try:
+        assert bench.children.run(*bench.commands) == 2, bench.children.said.read_text()
+    finally:
+        bench.at.chance = lambda: None
+    _said(bench, "calls.sqlite cannot be used: database or disk is full; nothing more is bought")
+    done = bench.interrupted()
+    assert 0 < len(bench.kept) < len(asked) < len(bench.answers) + 4
+    small_disk(None)
+    bench.ends_the_same(done)
+
+
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(bench, small_disk):
     made = bench.folder / "made"
     remount = ["mount", "-o"]
