@@ -59,7 +59,16 @@ def measure(shared: Path, columns: Sequence[str], score: Score) -> None:
     found = dict(zip(columns, _largest(texts, score, len(columns)), strict=True))
     beside = file.with_name(f".noise.{uuid4().hex}.tmp")
     beside.write_text(json.dumps(found))
-    os.replace(beside, file)
+    try:
+        # Of workers that measure at once the first is heard: what was listed as whole must not change.
+        os.link(beside, file)
+    except FileExistsError:
+        pass
+    except OSError:
+        # A file system without hard links.
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def plain(score: Callable[[Sequence[Prompt], Responses], Sequence[Sequence[float | None]]]) -> Score:

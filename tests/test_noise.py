@@ -134,3 +134,15 @@ def test_scores_that_are_not_finite_have_no_noise(tmp_path):
     given = {"a": float("nan"), "b": float("inf"), "c": 1.0}
     noise.measure(tmp_path, ["reward"], noise.plain(lambda prompts, rows: [[given[t] for t in row] for row in rows]))
     assert noise.facts(tmp_path) == {"noise": {"reward": 0.0}}
+
+
+def test_of_workers_that_measure_at_once_the_first_is_heard(tmp_path):
+    (tmp_path / "sample.json").write_text(json.dumps([["a question", ["an answer"]]]))
+
+    def score(prompts, answers):
+        (tmp_path / "noise.json").write_text('{"reward": 0.5}')
+        return [[(1.0,) for _ in row] for row in answers]
+
+    noise.measure(tmp_path, ["reward"], score)
+    assert json.loads((tmp_path / "noise.json").read_text()) == {"reward": 0.5}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["noise.json", "sample.json"]
