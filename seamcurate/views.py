@@ -19,6 +19,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -265,7 +266,16 @@ def limited(connection: duckdb.DuckDBPyConnection, seconds: float, instead: str)
     before = signal.set_wakeup_fd(spoken.fileno(), warn_on_full_buffer=False) if main else -1
 
     def stop() -> None:
-        (by_hand if select.select([heard], [], [], seconds)[0] else late).set()
+        end = time.monotonic() + seconds
+        while select.select([heard], [], [], max(0.0, end - time.monotonic()))[0]:
+            # The numbers of signals; nothing once the query is done.
+            if not (said := heard.recv(64)):
+                return
+            if signal.SIGINT in said:
+                by_hand.set()
+                break
+        else:
+            late.set()
         # Again and again, since an interrupt that comes between two queries is lost.
         while not ended.wait(0.05):
             connection.interrupt()
