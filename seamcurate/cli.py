@@ -642,6 +642,8 @@ def compare(
 
 
 def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
     measures = (
         *("loss_before", "loss_after", "accuracy_before", "accuracy"),
         *("reward_first", "reward_last", "reward_before", "reward_after", "gold_before", "gold_after", "kl"),

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seamcurate import Store, study
-from seamcurate.errors import StudyError
+from seamcurate.errors import ModelError, StudyError
 from seamcurate.study import figure
 from seamcurate.study.statistics import Interval
 
@@ -153,3 +153,10 @@ def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypa
 def test_nothing_to_read_is_said():
     with pytest.raises(StudyError, match="got nothing to read"):
         study.run("selection", [])
+
+
+def test_a_reward_models_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}), tmp_path / "p.parquet")
+    for named in ("models/no/where", str(tmp_path / "gone"), "./gone", "a b"):
+        with pytest.raises(ModelError, match=r"model folder .* is not there; give a folder"):
+            study.run("preference", [tmp_path / "p.parquet"], rewards=[named])

@@ -153,3 +153,19 @@ def test_a_difference_that_length_makes_is_said_to_be_one():
 def test_a_store_without_likelihoods_has_none_to_show(tmp_path):
     with pytest.raises(StudyError, match="no candidate has a log-probability"):
         study.likelihood(made(tmp_path, "one", [-1.0, -2.0]))
+
+
+def test_overlaps_that_were_counted_elsewhere_are_read_from_a_table():
+    counts = {"first": [0, 0], "second": [1, 2], "seed": [0, 0], "rows": [100, 100]}
+    table = pa.table({**counts, "lowest_first": [20, 20], "lowest_second": [20, 30], "shared": [15, 5]})
+    found = study.overlap(table)
+    rows = found.table.to_pylist()
+    assert [row["overlap"] for row in rows] == [0.75, 0.2]
+    # 2 · 20 · 30 / 100 / 50
+    assert [row["chance"] for row in rows] == pytest.approx([0.2, 0.24])
+    assert rows[0]["p_beyond_chance"] < 1e-8 and rows[0]["overlap_low"] == pytest.approx(0.531, abs=1e-3)
+    assert found.line.endswith(
+        "47.5 % of their lowest rows on average of 2 pairs, 22.0 % by chance; 1 of 2 pairs share more than chance"
+    )
+    with pytest.raises(StudyError, match="a pair shares more rows than are low"):
+        study.overlap(table.set_column(6, "shared", pa.array([21, 5])))

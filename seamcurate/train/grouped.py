@@ -184,11 +184,15 @@ class _Told:
     def __call__(
         self, completions: Sequence[Any], row: Sequence[int], trainer_state: Any, log_metric: Any, **other: object
     ) -> list[float | None]:
+        from accelerate.utils import gather_object
+
         texts = [one if isinstance(one, str) else str(one[-1]["content"]) for one in completions]
         texts = texts if self.templated else [text.removeprefix(" ") for text in texts]
         found = self.judge.score([self.asked[i] for i in row], texts, f"after update {trainer_state.global_step}")
-        known = [value for value in found if value is not None]
-        self.state["without"] = self.state.get("without", 0) + len(found) - len(known)
+        # Of several processes each is asked about its own answers.
+        every = gather_object(found)
+        known = [value for value in every if value is not None]
+        self.state["without"] = self.state.get("without", 0) + len(every) - len(known)
         if known:
             self.state["last"] = sum(known) / len(known)
             self.state.setdefault("first", self.state["last"])

@@ -290,11 +290,13 @@ def fit(
 
         class Progress(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-                self.advance = stack.enter_context(bar(label, state.max_steps, "steps"))
-                self.advance(state.global_step)
+                if work.first:
+                    self.advance = stack.enter_context(bar(label, state.max_steps, "steps"))
+                    self.advance(state.global_step)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-                self.advance(1)
+                if work.first:
+                    self.advance(1)
 
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
