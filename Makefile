@@ -36,7 +36,7 @@ format: .venv/installed
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[cpu,train,study,explore,demo,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[cpu,train,study,explore,ray,s3,demo,test]"
 	touch $@
 
 .venv-attack/installed: pyproject.toml requirements-attack.lock
