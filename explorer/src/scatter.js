@@ -70,9 +70,10 @@ export function scatter(settings) {
   function lay() {
     const sides = settings.fixed ?? Object.fromEntries(["x", "y"].map((side) => [side, charts.find((one) => one.name === chosenName(side))]));
     // A box is of its two columns; another colour leaves it.
-    const before = x === sides.x && y === sides.y ? area : null;
-    set(null);
-    clients.forEach(drop);
+    const kept = x === sides.x && y === sides.y ? area : null;
+    if (!kept) set(null);
+    const before = clients;
+    area = null;
     ({ x, y } = sides);
     colour = charts.find((one) => one.name === chosenName("colour")) ?? groups.find((one) => one.name === chosenName("colour")) ?? null;
     dots = inside = only = null;
@@ -91,7 +92,10 @@ export function scatter(settings) {
           watchChosen(x, y, (found) => ((inside = new Set(found)), draw())),
         ];
     if (!settings.brush) clients.splice(1).forEach(drop);
-    set(before);
+    // The new box is there before the old one goes, so that nothing else is selected in between.
+    set(kept);
+    if (kept && before[1]) selectArea(before[1], null);
+    before.forEach(drop);
   }
 
   // What the colours mean.
