@@ -160,9 +160,9 @@ def test_training_stops(trainer, tmp_path):
     arguments = ["train", trainer, "--model", model, "--data", data, "--out", tmp_path / "out"]
     work = "transformers:Trainer.training_step"
     if trainer == "ppo":
-        work, arguments = "seamcurate.train.rollout:respond", [*arguments, "--reward", "li"]
+        work, arguments = "seamcurate.train.rollout:respond", [*arguments, "--reward", "li", "--response-length", 8]
     if trainer == "grpo":
-        work, arguments = "trl:GRPOTrainer._generate", [*arguments, "--reward", "li"]
+        work, arguments = "trl:GRPOTrainer._generate", [*arguments, "--reward", "li", "--max-completion-length", 8]
     said, took = stopped(work, *arguments)
     assert (said[-1], took < 2) == (TRAINING, True), took
     assert "Traceback" not in "".join(said)
