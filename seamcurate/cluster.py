@@ -8,15 +8,16 @@ step, asking endpoints (so that answers are bought once and a limit in dollars h
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
-import pickle
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from seamcurate import errors
 from seamcurate.errors import ClusterError, StoreError
 from seamcurate.recipe import Recipe
 from seamcurate.run import Report, run, worker
@@ -123,7 +124,7 @@ def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> 
     try:
         for row in results.iter_rows():
             if row["failure"]:
-                raise pickle.loads(row["failure"])
+                raise _failure(row)
             yield int(row["rows"])
         # What killed workers left half-written; the living are done.
         for left in [*folder.glob(".*.tmp"), *shared.glob(".*.tmp")]:
@@ -149,12 +150,12 @@ class _Worker:
         self.layer, self.store, self.shared = layer, Store(store), shared
         self.work: Callable[[int], Iterator[int]] | None = None
 
-    def __call__(self, row: Mapping[str, int]) -> dict[str, int | bytes]:
+    def __call__(self, row: Mapping[str, int]) -> dict[str, int | str]:
         try:
-            return {"rows": self._rows(int(row["shard"])), "failure": b""}
+            return {"rows": self._rows(int(row["shard"])), "failure": "", "message": "", "trace": ""}
         except Exception as error:
-            error.add_note(f"in a worker on {socket.gethostname()}:\n{traceback.format_exc()}")
-            return {"rows": 0, "failure": _packed(error)}
+            trace = f"in a worker on {socket.gethostname()}:\n{traceback.format_exc()}"
+            return {"rows": 0, "failure": type(error).__name__, "message": str(error), "trace": trace}
 
     def _rows(self, number: int) -> int:
         if not (self.store.path / "store.json").exists():
@@ -184,14 +185,17 @@ class _Worker:
             file.unlink(missing_ok=True)
 
 
-def _packed(error: Exception) -> bytes:
-    """Pickle an exception, or one that tells of it where its class takes other arguments than it keeps."""
+def _failure(row: Mapping[str, str]) -> Exception:
+    """Return what a worker told of as the exception it was: ours or Python's own, else as one that names it."""
+    name, message = row["failure"], row["message"]
+    kind = getattr(errors, name, None) or getattr(builtins, name, None)
     try:
-        packed = pickle.dumps(error)
-        pickle.loads(packed)
-    except Exception:
-        packed = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return packed
+        error = kind(message) if isinstance(kind, type) and issubclass(kind, Exception) else None
+    except TypeError:
+        error = None
+    error = error or RuntimeError(f"{name}: {message}")
+    error.add_note(row["trace"])
+    return error
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -279,4 +278,4 @@ def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
     layer = Store(tmp_path / "store").lay(made.ready())[0]
     failed = cluster._Worker(layer, tmp_path / "elsewhere", tmp_path / "shared", tmp_path)({"shard": 0})
     with pytest.raises(StoreError, match=r"elsewhere is not there on .*: a run on Ray needs the store"):
-        raise pickle.loads(failed["failure"])
+        raise cluster._failure(failed)
