@@ -12,7 +12,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-NAMES = ("likelihood", "seam", "rewards", "retrieval", "text", "split", "overhead", "memory", "attack", "ppo", "soak")
+NAMES = (
+    "likelihood",
+    "seam",
+    "rewards",
+    "retrieval",
+    "text",
+    "split",
+    "overhead",
+    "memory",
+    "attack",
+    "ppo",
+    "soak",
+    "scaling",
+)
 
 
 def main() -> None:

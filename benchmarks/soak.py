@@ -199,6 +199,8 @@ def work(folder: Path, number: int, url: str, seconds: float) -> None:
     worker = folder / f"worker-{number}"
     temporary = worker / "tmp"
     temporary.mkdir(parents=True)
+    # Whoever is started in the background is deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faults, start = Faults(folder, worker, url, number), time.monotonic()
     names, expected, run = faults.names(), "", 0
     while run == 0 or time.monotonic() - start < seconds:

@@ -28,6 +28,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
@@ -517,17 +518,23 @@ class Store:
         corpus = self.corpus_store
         if corpus is None:
             raise StoreError(f"{self.path} names corpus rows but has no corpus")
+        if len(ids) == 0:
+            return pa.array([], pa.string())
         size = int(str(corpus.about["shard_rows"]))
-        wanted = pc.divide(ids, size)
-        texts = pa.nulls(len(ids), pa.string())
-        for number in pc.unique(wanted).to_pylist():
-            here = pc.equal(wanted, number)
+        wanted = pc.divide(ids, size).to_numpy()
+        # Shard by shard, then back into place: whatever is done to all texts once a shard costs the square of the corpus.
+        order = np.argsort(wanted, kind="stable")
+        found, starts = np.unique(wanted[order], return_index=True)
+        parts = []
+        for number, here in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
             stored = self._fetch(number)
-            places = pc.index_in(ids.filter(here), value_set=stored["row_id"].combine_chunks())
+            places = pc.index_in(ids.take(pa.array(here)), value_set=stored["row_id"].combine_chunks())
             if places.null_count:
                 raise StoreError(f"corpus {corpus.path}, shard {number}: a row a contrast set names is not there")
-            texts = pc.replace_with_mask(texts, here, stored["response"].combine_chunks().take(places))
-        return texts
+            parts.append(stored["response"].combine_chunks().take(places))
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.concat_arrays(parts).take(pa.array(back))
 
     @cached_property
     def _corpus_responses(self) -> Callable[[int], pa.Table]:

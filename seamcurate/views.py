@@ -87,26 +87,24 @@ def connect(
         store: The store.
         other: A second one, to compare with: its views are `other.rows`, `other.candidates` and so on.
         spill: A folder for what outgrows 40 MB of memory; without one, DuckDB takes the memory it needs, and
-            then a temporary folder.
-        memory: The most it may take then, as DuckDB writes it: "2GB"; nothing is spilled.
+            then a temporary folder, which goes with the connection.
+        memory: The most it may take before that, as DuckDB writes it: "2GB"; else most of what the machine has.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
     config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
     made: str | None = None
-    if memory is not None:
-        config |= {"memory_limit": memory, "temp_directory": "", "max_temp_directory_size": "0B"}
+    if spill is None:
+        # Else DuckDB would spill into `.tmp` of the working folder.
+        made = tempfile.mkdtemp(prefix="seamcurate-")
+        config |= {} if memory is None else {"memory_limit": memory}
     else:
-        if spill is None:
-            # Else DuckDB would spill into `.tmp` of the working folder.
-            made = tempfile.mkdtemp(prefix="seamcurate-")
-        else:
-            config |= {"memory_limit": "40MB", "threads": 1}
-        where = spill or Path(str(made))
-        # Half of what is free: a query must not fill the disk on which a run writes.
-        room = shutil.disk_usage(where if where.is_dir() else where.parent).free // 2
-        config |= {"temp_directory": str(where), "max_temp_directory_size": f"{room // 10**6}MB"}
+        config |= {"memory_limit": "40MB", "threads": 1}
+    where = spill or Path(str(made))
+    # Half of what is free: a query must not fill the disk on which a run writes. DuckDB takes 0 for no limit.
+    room = shutil.disk_usage(where if where.is_dir() else where.parent).free // 2
+    config |= {"temp_directory": str(where), "max_temp_directory_size": f"{max(1, room // 10**6)}MB"}
     connection = duckdb.connect(config=config)
     if made is not None:
         weakref.finalize(connection, shutil.rmtree, made, ignore_errors=True)
@@ -139,6 +137,8 @@ def _lock(connection: duckdb.DuckDBPyConnection, views: Iterable[str], allowed: 
     connection.execute("SET allowed_paths = $1", [allowed])
     # Whatever was read would be kept, up to most of the memory there is.
     connection.execute("SET enable_external_file_cache = false")
+    # Where Python has no script, as in `python -c` and notebooks, DuckDB draws a bar on standard output.
+    connection.execute("SET enable_progress_bar = false")
     connection.execute("SET enable_external_access = false")
     for view in views:
         connection.execute(view)

@@ -53,3 +53,28 @@ def test_small_races_agree(name, capsys, monkeypatch):
     inputs.tokenizer.cache_clear()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines and all(line["same"] for line in lines)
+
+
+def test_costs_are_measured_part_by_part_and_gone_on_with_where_they_were_stopped(tmp_path, capsys, monkeypatch):
+    from benchmarks import scaling
+
+    monkeypatch.setattr(scaling, "LINES", tmp_path / "lines.jsonl")
+    monkeypatch.setattr(scaling, "STORES", tmp_path / "stores")
+    monkeypatch.setattr(scaling, "MODELS_UP_TO", 0)
+    stopped = dict(scaling.FREE)
+    monkeypatch.setattr(scaling, "FREE", {name: stopped[name] for name in ("ingest", "length")})
+    monkeypatch.setattr(scaling, "PARTS", {**scaling.FREE, **scaling.MODELS})
+    monkeypatch.setattr(scaling.shutil, "rmtree", lambda *_, **__: None)
+    scaling.main(0.0003)
+    first = scaling.lines()
+    assert [line["part"] for line in first] == ["ingest", "length"] and all(line["rows"] == 300 for line in first)
+    assert all(line["cpu_s"] > 0 and line["bytes_out"] > 0 and line["bytes_in"] > 0 for line in first)
+    monkeypatch.setattr(scaling, "FREE", {name: stopped[name] for name in ("ingest", "length", "split")})
+    scaling.main(0.0003)
+    assert scaling.lines()[:2] == first and [line["part"] for line in scaling.lines()[2:]] == ["split"]
+
+
+def test_the_tables_of_scaling_are_what_was_measured():
+    from benchmarks import scaling
+
+    assert scaling.tables() in scaling.REPORT.read_text()

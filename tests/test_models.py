@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 
@@ -342,3 +344,13 @@ def test_a_gpu_is_picked_with_bfloat16_and_agrees_with_the_cpu(policy_folder):
     assert weights.precision("auto", "auto") == "bfloat16"
     for a, b in zip(flat(here), flat(there), strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-2)
+
+
+def test_a_tokenizer_is_opened_once_a_process_and_anew_when_its_files_change(policy_folder, tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(policy_folder, folder)
+    config = CausalLM(path=str(folder), device="cpu")
+    first = config.load().tokenizer
+    assert config.load().tokenizer is first
+    os.utime(folder / "tokenizer.json", (0, 0))
+    assert config.load().tokenizer is not first

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from seamcurate import Embed, FakeModel, Retrieve
@@ -86,6 +92,83 @@ def test_the_nearest_k_inside_the_band_are_those_of_brute_force(tmp_path, monkey
         assert list(hits.places) == brute_force(vectors, query, band, 30)
         cosines = vectors[hits.places].astype(np.float64) @ query.astype(np.float64)
         assert np.allclose(hits.cosines, cosines, atol=1e-12)
+
+
+HALVES = st.lists(st.sampled_from([-0.5, 0.5]), min_size=4, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    vectors=st.lists(HALVES, min_size=1, max_size=200),
+    queries=st.lists(HALVES, min_size=1, max_size=4),
+    band=st.sampled_from([(0.0, 0.5), (0.5, 1.0), (-0.5, 0.5), (-1.0, 1.0), (0.25, 0.75)]),
+    k=st.integers(1, 40),
+    rows=st.sampled_from([64, 128, 2**15]),
+    out=st.sets(st.integers(0, 199)),
+)
+def test_blocks_and_ties_and_band_edges_give_what_one_whole_sorted_list_gives(vectors, queries, band, k, rows, out):
+    # Cosines of such vectors are multiples of a half: nearly all tie, and each edge of a band is met exactly.
+    corpus, asked = (np.array(some, np.float32) for some in (vectors, queries))
+    left_out = np.isin(np.arange(200), list(out))
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "_ROWS", rows)
+        searched = laid_out(Path(folder), corpus, band)
+        for query, hits in zip(asked, searched.search(asked, k, lambda _, places: left_out[places]), strict=True):
+            kept = [place for place in brute_force(corpus, query, band, 200) if not left_out[place]]
+            assert list(hits.places) == kept[:k]
+
+
+_CAPPED = """
+import json, resource, sys
+from pathlib import Path
+import numpy as np, torch
+import seamcurate
+from seamcurate.contrast import approximate, nearest, retrieve
+from test_retrieve import clustered
+folder, index, cap, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+approximate.load_faiss()
+approximate._PART, nearest._ROWS = cap // 4, 4096
+
+def anonymous():
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return [int(status[name].split()[0]) << 10 for name in ("VmData", "RssAnon")]
+
+def work(folder, count):
+    folder.mkdir()
+    nearest.build(folder, count, (clustered(4096, start) for start in range(count // 4096)), 0.8)
+    band = nearest.Band(folder, (0.8, 0.9))
+    queries = clustered(64, 10**9)
+    found = band.search(queries, 30, retrieve.nothing)
+    if index != "exact":
+        approximate.build(folder, index)
+        near = approximate.Approximate(folder, band, 100).search(queries, 30, retrieve.nothing)
+        assert approximate.recall(near, found) > 0.95
+    return [hits.places.tolist() for hits in found]
+
+# Libraries take what they take once.
+work(folder / "small", 8192)
+data, held = anonymous()
+resource.setrlimit(resource.RLIMIT_DATA, (data + cap, data + cap))
+found = work(folder / "large", count)
+print(json.dumps({"found": found, "gained": anonymous()[1] - held, "size": (folder / "large/vectors.npy").stat().st_size}))
+"""
+
+
+@pytest.mark.parametrize("index", ["exact", "ivf"])
+def test_a_corpus_larger_than_the_memory_allowed_is_searched_like_any_other(tmp_path, index):
+    cap = int(os.environ.get("SEAMCURATE_CAP_MB", "24")) << 20
+    count = 4 * cap // (64 * 4)
+    command = [sys.executable, "-c", _CAPPED, str(tmp_path), index, str(cap), str(count)]
+    paths = os.pathsep.join(map(str, (Path.cwd(), Path(__file__).parent)))
+    capped = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=capped)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["size"] > 4 * cap and found["gained"] < cap
+    vectors = np.concatenate([clustered(4096, start) for start in range(count // 4096)])
+    queries = clustered(64, 10**9)
+    assert found["found"][:8] == [brute_force(vectors, query, (0.8, 0.9), 30) for query in queries[:8]]
+    assert sum(map(len, found["found"])) > 500
 
 
 def test_the_bound_rules_out_most_of_a_clustered_corpus_and_nothing_that_belongs(tmp_path, monkeypatch):

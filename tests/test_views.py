@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
+import tempfile
+
 import pytest
 
-from seamcurate import Retrieve, Source, Store, query, run_local, seam
+from seamcurate import Retrieve, Source, Store, query, run_local, seam, views
 from seamcurate.errors import QueryError
 
 
@@ -138,3 +143,32 @@ def test_chat_prompts_stay_messages(recipe, tmp_path):
     run_local(recipe(rows=Source(jsonl=str(rows)), steps=seam_steps(), splits={}), tmp_path / "store")
     roles = query(Store(tmp_path / "store"), "SELECT prompt[-1].content AS last FROM rows ORDER BY row_id").to_pylist()
     assert roles == [{"last": "how do I sort the list"}, {"last": "merge"}]
+
+
+def test_a_query_over_candidates_larger_than_its_memory_is_answered_from_disk(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    before = {file: file.stat().st_size for file in store.path.rglob("*")}
+    ((candidates,),) = views.connect(store).execute("SELECT count(*) FROM candidates").fetchall()
+    sql = "SELECT md5(c.response || r.range || ' ' || c.row_id || ' ' || c.rank) AS t, count(*) FROM candidates c, range(5000) r GROUP BY t"
+    with views.connect(store, memory="40MB") as connection:
+        answer = views.run(connection, sql)
+        count = spilled = 0
+        for batch in answer:
+            spilled = max(spilled, sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()))
+            count += batch.num_rows
+    del connection, answer, batch
+    gc.collect()
+    assert count == 5000 * candidates and spilled > 10**7
+    assert not list((tmp_path / "temporary").iterdir()) and [p.name for p in tmp_path.iterdir()] == ["temporary"]
+    assert before == {file: file.stat().st_size for file in store.path.rglob("*")}
+
+
+def test_no_bar_is_drawn_over_an_answer_where_python_has_no_script(store):
+    code = (
+        "import sys; from seamcurate import Store, views\n"
+        "print(views.connect(Store(sys.argv[1])).execute(\"SELECT current_setting('enable_progress_bar')\").fetchall())"
+    )
+    command = [sys.executable, "-c", code, str(store.path)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout == "[(False,)]\n"

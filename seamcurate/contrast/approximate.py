@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Kind = Literal["ivf", "hnsw"]
 _PART = 2**30
 """Bytes of vectors in one index."""
+_FOUND = 2**21
+"""Results held at once, however deep the search: 24 MiB."""
 _GPU_DEPTH = 2048
 """The most results FAISS gives on a GPU, where it has no range search either."""
 
@@ -82,13 +84,17 @@ class Approximate:
         for index in self._parts:
             if hasattr(index, "hnsw"):
                 index.hnsw.efSearch = max(self._effort, depth)
-            scores, labels = index.search(queries, min(depth, index.ntotal))
-            near = (labels >= 0) & (scores >= self.exact.low - SLACK)
-            # Where everything found reaches the floor, there may be more that does.
-            more |= near[:, -1] & (depth < index.ntotal)
-            rows, columns = np.nonzero(near & ~more[:, None])
-            yield rows, labels[rows, columns] + start
-            start += int(index.ntotal)
+            size = int(index.ntotal)
+            lot = max(1, _FOUND // depth)
+            for first in range(0, len(queries), lot):
+                scores, labels = index.search(queries[first : first + lot], min(depth, size))
+                near = (labels >= 0) & (scores >= self.exact.low - SLACK)
+                # Where everything found reaches the floor, there may be more that does.
+                again = more[first : first + lot]
+                again |= near[:, -1] & (depth < size)
+                rows, columns = np.nonzero(near & ~again[:, None])
+                yield rows + first, labels[rows, columns] + start
+            start += size
 
 
 def _of(queries: Places, leave_out: LeaveOut) -> LeaveOut:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -68,15 +69,13 @@ class LocalModel(Backend):
             note(f"warning: {self.key} {self.path}: Python code that comes with the weights runs (trust_remote_code)")
         return weights.folder(self.path, self.revision)
 
-    def _open(self, auto: type[Any]) -> tuple[Any, Any]:
-        from transformers import AutoTokenizer
-
+    def _open(self, auto: type[Any], truncation: str | None = None) -> tuple[Any, Any]:
         folder = self._folder()
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
         try:
             with _quietly():
-                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+                tokenizer = _tokenizer(folder, _state(folder), self.trust_remote_code, truncation)
                 model = auto.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, trust_remote_code=self.trust_remote_code
                 )
@@ -139,6 +138,24 @@ class SentenceEncoder(LocalModel):
     def load(self) -> Embedder:
         """Load tokenizer and weights."""
         return _LoadedEncoder(self)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(
+    folder: Path, state: tuple[tuple[str, int, int], ...], trust_remote_code: bool, truncation: str | None
+) -> Any:
+    """Open a tokenizer once a process for each side that texts are cut at, as long as its files are as they are.
+
+    One that was used leaves its cache of words behind when it is dropped, hundreds of kilobytes each (tokenizers 0.23).
+    """
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    files = (file for file in folder.iterdir() if file.suffix != ".safetensors")
+    return tuple(sorted((file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files))
 
 
 class _LoadedCausalLM:
@@ -342,7 +359,7 @@ class _LoadedEncoder:
             else:
                 from transformers import AutoModel
 
-                self.tokenizer, self.backbone = config._open(AutoModel)
+                self.tokenizer, self.backbone = config._open(AutoModel, config.truncation)
                 self.limit = config.max_tokens or min(512, weights.window(self.backbone, self.tokenizer))
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"sentence_encoder {config.path}: {_first_line(error)}") from error

@@ -1,0 +1,306 @@
+"""What each step costs a row at growing sizes: `--scale 1` is a million rows, so 0.01, 0.1, 1 and 10 are the four of SCALING.md.
+
+Not a race. Each part runs in a process of its own, so that its CPU seconds and its peak are its own, and leaves a
+line in `scaling.jsonl` beside this file; a part that has its line is not run again, so a call that was stopped is gone on
+with. `python -m benchmarks.scaling` writes the lines' tables into SCALING.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from seamcurate import shard
+
+LINES = Path(__file__).with_name("scaling.jsonl")
+STORES = Path(__file__).parents[1] / ".benchmarks"
+REPORT = Path(__file__).parents[1] / "SCALING.md"
+CORPUS, K = 20_000, 30
+MODELS_UP_TO = 1_000_000
+"""Rows beyond which retrieval and the steps of models are left out: a fake model's Python is most of their cost."""
+_BLOCK = 100_000
+_PROMPT, _RESPONSE = 4, 16
+"""Phrases a text is made of, about 22 characters each."""
+
+
+def write_texts(file: Path, rows: int, seed: int) -> int:
+    """Write rows of text drawn from real phrases, every one of them different; returns their plain bytes."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from benchmarks import inputs
+
+    words = " ".join(f"{prompt} {response}" for prompt, response in inputs.pairs()[:20_000]).split()
+    phrases = pa.array([" ".join(words[i : i + 4]) for i in range(0, min(len(words), 400_000), 4)])
+    plain = 0
+    schema = pa.schema([("prompt", pa.string()), ("response", pa.string())])
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for start in range(0, rows, _BLOCK):
+            count = min(_BLOCK, rows - start)
+            draw = np.random.default_rng([seed, start])
+            numbers = pa.array(np.arange(start, start + count)).cast(pa.string())
+            texts = []
+            for length in (_PROMPT, _RESPONSE):
+                # Half of them to twice as many phrases, so that lengths vary.
+                most = draw.integers(length // 2, 2 * length, count)
+                taken = [
+                    pc.if_else(
+                        pa.array(most > i), phrases.take(pa.array(draw.integers(0, len(phrases), count))), pa.scalar("")
+                    )
+                    for i in range(2 * length)
+                ]
+                texts.append(pc.utf8_trim_whitespace(pc.binary_join_element_wise(numbers, *taken, " ")))
+            plain += sum(pc.sum(pc.binary_length(text)).as_py() for text in texts)
+            writer.write_table(pa.table(texts, schema=schema))
+    return plain
+
+
+# The parts: what a run does, one thing each.
+
+
+def read_rows(folder: Path) -> None:
+    from seamcurate import Source, Store
+    from seamcurate.run import ingest
+
+    ingest(Source(parquet=str(folder / "rows.parquet")), Store(folder / "store"), None, False, "rows")
+
+
+def add_columns(step: Any, folder: Path) -> None:
+    from seamcurate import Store
+    from seamcurate.run import compute, here
+
+    store = Store(folder / "store")
+    (layer,) = store.lay([step()])
+    store.claim([layer])
+    compute(layer, store, store.shards, "", here)
+
+
+def embed_corpus(folder: Path) -> None:
+    from seamcurate import Embed, FakeModel, Source, Store
+    from seamcurate.run import compute, here, ingest
+
+    corpus = Store(folder / "store" / "corpus")
+    ingest(Source(parquet=str(folder / "corpus.parquet")), corpus, None, False, "corpus")
+    (layer,) = corpus.lay([Embed(encoder=FakeModel())])
+    corpus.claim([layer])
+    compute(layer, corpus, corpus.shards, "", here)
+    Store(folder / "store").update(corpus="corpus")
+
+
+def split_rows(folder: Path) -> None:
+    from seamcurate import Split, Store, split
+
+    text = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
+    split.make(Store(folder / "store"), "kept", Split(filter=text, by="rer_length", rate=0.2))
+
+
+def ask_sql(folder: Path) -> None:
+    from seamcurate import Store, query
+
+    sql = "SELECT round(rer_length, 1) AS words, count(*), avg(rer_repetition), avg(baseline_random) FROM rows GROUP BY ALL ORDER BY 1"
+    query(Store(folder / "store"), sql)
+
+
+def export_split(folder: Path) -> None:
+    from seamcurate import Store, to_trl
+
+    to_trl(Store(folder / "store"), "kept", folder / "export")
+
+
+def _step(name: str, **fields: Any) -> Callable[[Path], None]:
+    def made() -> Any:
+        import seamcurate
+
+        return getattr(seamcurate, name)(**{key: value() for key, value in fields.items()})
+
+    return partial(add_columns, made)
+
+
+def _fake() -> Any:
+    from seamcurate import FakeModel
+
+    return FakeModel()
+
+
+FREE: dict[str, Callable[[Path], None]] = {
+    "ingest": read_rows,
+    "length": _step("LengthIncentive"),
+    "repetition": _step("RepetitionPenalty"),
+    "random": _step("Random"),
+    "split": split_rows,
+    "sql": ask_sql,
+    "export": export_split,
+}
+MODELS: dict[str, Callable[[Path], None]] = {
+    "embed corpus": embed_corpus,
+    "retrieve": _step("Retrieve", k=lambda: K, band=lambda: (0.4, 0.9), encoder=_fake),
+    "reward": _step("Reward", reward=_fake),
+    "rewards": _step("Rewards", reward=_fake),
+    "likelihoods": _step("PolicyLogprobs", policy=_fake),
+    "seam": _step("Seam", k=lambda: K),
+}
+PARTS = {**FREE, **MODELS}
+WRITES = {
+    "ingest": "store/rows",
+    "length": "store/columns/rer_length",
+    "repetition": "store/columns/rer_repetition",
+    "random": "store/columns/baseline_random",
+    "split": "store/splits",
+    "sql": "",
+    "export": "export",
+    "embed corpus": "store/corpus",
+    "retrieve": "store/columns/worse_contrast",
+    "reward": "store/columns/reward",
+    "rewards": "store/columns/rewards_contrast",
+    "likelihoods": "store/columns/logprobs_contrast",
+    "seam": "store/columns/seam_contrast",
+}
+"""Where each part leaves what it makes."""
+
+
+def measure(part: str, folder: Path, times: int) -> None:
+    """Run one part over a folder, from nothing each time, and print what it took.
+
+    A small one goes before, so that imports are not counted.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        small = Path(name)
+        for file in ("rows", "corpus"):
+            write_texts(small / f"{file}.parquet", 200, 1)
+        for one, run in PARTS.items():
+            run(small)
+            if one == part:
+                break
+    taken = []
+    for _ in range(times):
+        if WRITES[part]:
+            shutil.rmtree(folder / "store" if part == "ingest" else folder / WRITES[part], ignore_errors=True)
+        # The peak from here on.
+        Path("/proc/self/clear_refs").write_text("5")
+        shard._verified.clear()
+        before, cpu, wall = _io(), time.process_time(), time.monotonic()
+        PARTS[part](folder)
+        found: dict[str, float] = {
+            "cpu_s": round(time.process_time() - cpu, 3),
+            "wall_s": round(time.monotonic() - wall, 2),
+        }
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        found |= {"peak_mb": int(status["VmHWM"].split()[0]) >> 10, "bytes_in": _io()["rchar"] - before["rchar"]}
+        taken.append(found)
+    print(json.dumps(sorted(taken, key=lambda one: one["cpu_s"])[times // 2]))
+
+
+def _io() -> dict[str, int]:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return {name: int(value) for name, value in (line.split(": ") for line in lines)}
+
+
+def main(scale: float) -> None:
+    """Measure a million rows times `scale`, part by part; what has its line is left alone."""
+    rows = max(200, round(1_000_000 * scale))
+    folder = STORES / f"scaling-{rows}"
+    parts = list(PARTS) if rows <= MODELS_UP_TO else list(FREE)
+    done = {line["part"] for line in lines() if line["rows"] == rows}
+    if not set(parts) - done:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "plain.json").exists():
+        plain = write_texts(folder / "rows.parquet", rows, 0)
+        write_texts(folder / "corpus.parquet", CORPUS, 2)
+        (folder / "plain.json").write_text(str(plain))
+    plain = int((folder / "plain.json").read_text())
+    for part in parts:
+        if part in done:
+            continue
+        # What takes a moment is done again: a busy machine disturbs that most.
+        times = max(1, min(9, 100_000 // rows)) if part in FREE else 1
+        line = {"benchmark": "scaling", "rows": rows, "part": part, **_measured(part, folder, times)}
+        line["us_per_row"] = round(1e6 * line["cpu_s"] / (CORPUS if part == "embed corpus" else rows), 3)
+        line["plain_bytes"] = plain
+        print(json.dumps(line), flush=True)
+        with LINES.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    shutil.rmtree(folder)
+
+
+def _measured(part: str, folder: Path, times: int) -> dict[str, Any]:
+    """Run a part in a process of its own."""
+    code = "import seamcurate; from benchmarks import scaling; scaling.measure(scaling.sys.argv[1], scaling.Path(scaling.sys.argv[2]), int(scaling.sys.argv[3]))"
+    command = [sys.executable, "-c", code, part, str(folder), str(times)]
+    shown = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    found: dict[str, Any] = json.loads(shown.splitlines()[-1])
+    return found | {"bytes_out": _size(folder / WRITES[part]) if WRITES[part] else 0}
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def lines() -> list[dict[str, Any]]:
+    """Return what was measured so far."""
+    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
+
+
+# The tables of SCALING.md.
+
+DOLLARS_PER_CORE_HOUR = 0.05
+"""Assumed, about what a core of a rented machine costs on demand."""
+_START, _END = "<!-- measured by benchmarks/scaling.py -->\n", "<!-- end -->"
+
+
+def tables() -> str:
+    """Return what was measured and what it comes to, as Markdown."""
+    sizes = sorted({line["rows"] for line in lines()})
+    by = {(line["part"], line["rows"]): line for line in lines()}
+    head = ["part", *(f"{rows:,}" for rows in sizes), "most to 100,000", "bytes read", "bytes kept", "peak MB"]
+    shown = [head, ["---"] * len(head)]
+    projected = [["part", *(f"{what}, {n}" for n in ("10 M", "1 B") for what in ("core hours", "$", "GB"))]]
+    projected.append(["---"] * len(projected[0]))
+    sums = [0.0] * 6
+    for part in PARTS:
+        there = [by[part, rows] for rows in sizes if (part, rows) in by]
+        if not there:
+            continue
+        last, middle = there[-1], by.get((part, 100_000), there[-1])
+        per = CORPUS if part == "embed corpus" else last["rows"]
+        ratio = f"{last['us_per_row'] / middle['us_per_row']:.2f}" if last is not middle else ""
+        costs = [f"{by[part, rows]['us_per_row']:.1f}" if (part, rows) in by else "" for rows in sizes]
+        kept = last["bytes_out"] / per
+        shown.append([part, *costs, ratio, f"{last['bytes_in'] / per:.0f}", f"{kept:.0f}", f"{last['peak_mb']}"])
+        hours = [last["us_per_row"] * rows / 3.6e9 for rows in (1e7, 1e9)]
+        numbers = [[h, h * DOLLARS_PER_CORE_HOUR, kept * n / 1e9] for h, n in zip(hours, (1e7, 1e9), strict=True)]
+        values = [value for some in numbers for value in some]
+        sums = [total + value for total, value in zip(sums, values, strict=True)]
+        projected.append([part, *map(_short, values)])
+    projected.append(["all", *map(_short, sums)])
+    free = [
+        sum(by[part, rows]["us_per_row"] for part in FREE) if all((part, rows) in by for part in FREE) else None
+        for rows in sizes
+    ]
+    told = ", ".join(f"{cost:.1f} at {rows:,}" for rows, cost in zip(sizes, free, strict=True) if cost is not None)
+    text = "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in some) for some in (shown, projected))
+    return f"Model-free steps together, CPU microseconds a row: {told}.\n\n{text}\n"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def write_report() -> None:
+    """Put the tables into SCALING.md, between its marks."""
+    before, rest = REPORT.read_text().split(_START)
+    REPORT.write_text(before + _START + tables() + _END + rest.split(_END, 1)[1])
+
+
+if __name__ == "__main__":
+    write_report()
