@@ -281,8 +281,9 @@ def limited(connection: duckdb.DuckDBPyConnection, seconds: float, instead: str)
             connection.interrupt()
 
     watching = threading.Thread(target=stop, daemon=True)
-    watching.start()
     try:
+        # Within, as a Ctrl-C right after the start would leave it to wait for its time.
+        watching.start()
         yield
     except (QueryError, duckdb.Error, pa.ArrowException, RuntimeError) as error:
         # DuckDB itself looks for a Ctrl-C now and then, and calls it a RuntimeError.
@@ -298,7 +299,8 @@ def limited(connection: duckdb.DuckDBPyConnection, seconds: float, instead: str)
         if main:
             signal.set_wakeup_fd(before)
         spoken.close()
-        watching.join()
+        if watching.ident is not None:
+            watching.join()
         heard.close()
 
 
