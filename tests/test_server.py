@@ -353,7 +353,7 @@ def test_after_two_hundred_faults_and_a_kill_nothing_is_paid_for_twice(at, tmp_p
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
     (tmp_path / "recipe.yaml").write_text(
         "rows: {parquet: rows.parquet, shard_rows: 80}\n"
-        f"models: {{generator: {{openai_server: worse-1, base_url: '{at.url}', timeout: 0.6, retries: 12}}}}\n"
+        f"models: {{generator: {{openai_server: worse-1, base_url: '{at.url}', timeout: 0.6, retries: 40}}}}\n"
         "steps: [{generate: {k: 3}}]\n"
     )
     (tmp_path / "recipe.yaml").write_text(
