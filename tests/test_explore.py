@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -717,3 +719,18 @@ def test_an_error_of_the_server_is_told(browser, address):
     browser.open(address.replace("token=", "token=x"))
     browser.until("document.body.innerText.includes('seamcurate explore')")
     browser.problems.clear()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Decimal(780), "780"),
+        (date(2026, 1, 2), "2026-01-02"),
+        (2**53 + 1, "9007199254740993"),
+        ([1, "é"], '[1, "é"]'),
+        (float("inf"), "inf"),
+        (None, None),
+    ],
+)
+def test_what_json_lacks_is_shown_as_plain_text(value, shown):
+    assert served._cell(value) == shown

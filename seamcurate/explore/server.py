@@ -384,5 +384,7 @@ def _cell(value: object) -> JsonValue:
         return str(value) if isinstance(value, int) and abs(value) > 2**53 else value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    # Sums of whole numbers are decimals of DuckDB's, as are dates and times no JSON.
+    plain = not isinstance(value, list | dict)
+    text = str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
