@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -734,3 +735,28 @@ def test_an_error_of_the_server_is_told(browser, address):
 )
 def test_what_json_lacks_is_shown_as_plain_text(value, shown):
     assert served._cell(value) == shown
+
+
+def test_the_page_fills_the_readmes_picture(browser, address):
+    """`SEAMCURATE_PICTURE_OF=STORE` takes the README's own picture, of that store."""
+    store, file = os.environ.get("SEAMCURATE_PICTURE_OF"), Path(__file__).parents[1] / "explorer/screenshot.png"
+    process, found = served_at(Store(store)) if store else (None, address)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            shot = file if store else Path(folder) / "page.png"
+            browser.open("about:blank")
+            browser.until("location.href == 'about:blank'")
+            browser.open(found)
+            browser.until(
+                "document.documentElement.dataset.state == 'ready' && document.querySelector('#rows tbody tr')"
+            )
+            browser.drag("[data-column=reward] .plot", 0.02, 0.45)
+            settled(browser)
+            browser.picture(shot)
+            content = shot.read_bytes()
+    finally:
+        if process is not None:
+            process.terminate()
+            process.wait(20)
+    # What is blank is compressed to next to nothing.
+    assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 20_000
