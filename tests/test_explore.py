@@ -466,12 +466,18 @@ def browser(address) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser, address) -> Browser:
-    browser.open("about:blank")
-    browser.until("location.href == 'about:blank'")
-    browser.open(address)
-    browser.until("document.documentElement.dataset.state == 'ready' && document.querySelector('#rows tbody tr')")
+    shown(browser, address)
     browser.until("document.querySelector('#t-rows').dataset.rows == '40'")
     return browser
+
+
+def shown(page: Browser, address: str) -> None:
+    """Open the page anew and wait until its charts, its rows and its counts are there: they come in any order."""
+    page.open("about:blank")
+    page.until("location.href == 'about:blank'")
+    page.open(address)
+    page.until("document.documentElement.dataset.state == 'ready' && document.querySelector('#rows tbody tr')")
+    page.until("document.querySelector('#t-rows').dataset.rows")
 
 
 def settled(page: Browser) -> int:
@@ -744,12 +750,7 @@ def test_the_page_fills_the_readmes_picture(browser, address):
     try:
         with tempfile.TemporaryDirectory() as folder:
             shot = file if store else Path(folder) / "page.png"
-            browser.open("about:blank")
-            browser.until("location.href == 'about:blank'")
-            browser.open(found)
-            browser.until(
-                "document.documentElement.dataset.state == 'ready' && document.querySelector('#rows tbody tr')"
-            )
+            shown(browser, found)
             browser.drag("[data-column=reward] .plot", 0.02, 0.45)
             settled(browser)
             browser.picture(shot)
