@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ REPORT = Path(__file__).parents[1] / "SCALING.md"
 CORPUS, K = 20_000, 30
 MODELS_UP_TO = 1_000_000
 """Rows beyond which retrieval and the steps of models are left out: a fake model's Python is most of their cost."""
+SMALL = 200
+"""Rows of the store whose time is what a part takes at any size."""
 _BLOCK = 100_000
 _PROMPT, _RESPONSE = 4, 16
 """Phrases a text is made of, about 22 characters each."""
@@ -171,33 +173,63 @@ WRITES = {
 def measure(part: str, folder: Path, times: int) -> None:
     """Run one part over a folder, from nothing each time, and print what it took.
 
-    A small one goes before, so that imports are not counted.
+    Small ones go before: the first so that imports are not counted, the others for what a part takes however few the rows.
     """
+    models = _Clock()
     with tempfile.TemporaryDirectory() as name:
         small = Path(name)
-        for file in ("rows", "corpus"):
-            write_texts(small / f"{file}.parquet", 200, 1)
+        write_texts(small / "rows.parquet", SMALL, 1)
+        if part in MODELS and part != "embed corpus":
+            shutil.copy(folder / "corpus.parquet", small)
+        else:
+            write_texts(small / "corpus.parquet", SMALL, 1)
         for one, run in PARTS.items():
             run(small)
             if one == part:
                 break
-    taken = []
-    for _ in range(times):
-        if WRITES[part]:
-            shutil.rmtree(folder / "store" if part == "ingest" else folder / WRITES[part], ignore_errors=True)
-        # The peak from here on.
-        Path("/proc/self/clear_refs").write_text("5")
-        shard._verified.clear()
-        before, cpu, wall = _io(), time.process_time(), time.monotonic()
-        PARTS[part](folder)
-        found: dict[str, float] = {
-            "cpu_s": round(time.process_time() - cpu, 3),
-            "wall_s": round(time.monotonic() - wall, 2),
-        }
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        found |= {"peak_mb": int(status["VmHWM"].split()[0]) >> 10, "bytes_in": _io()["rchar"] - before["rchar"]}
-        taken.append(found)
-    print(json.dumps(sorted(taken, key=lambda one: one["cpu_s"])[times // 2]))
+        once = [_timed(part, small, models)["cpu_s"] for _ in range(5)]
+    taken = [_timed(part, folder, models) for _ in range(times)]
+    middle = sorted(taken, key=lambda one: one["cpu_s"])[times // 2]
+    print(json.dumps(middle | {"once_s": sorted(once)[2]}))
+
+
+def _timed(part: str, folder: Path, models: _Clock) -> dict[str, float]:
+    if WRITES[part]:
+        shutil.rmtree(folder / "store" if part == "ingest" else folder / WRITES[part], ignore_errors=True)
+    # The peak from here on.
+    Path("/proc/self/clear_refs").write_text("5")
+    shard._verified.clear()
+    models.seconds = 0.0
+    before, cpu, wall = _io(), time.process_time(), time.monotonic()
+    PARTS[part](folder)
+    found: dict[str, float] = {
+        "cpu_s": round(time.process_time() - cpu, 4),
+        "wall_s": round(time.monotonic() - wall, 2),
+        "model_s": round(models.seconds, 4),
+    }
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return found | {"peak_mb": int(status["VmHWM"].split()[0]) >> 10, "bytes_in": _io()["rchar"] - before["rchar"]}
+
+
+class _Clock:
+    """The CPU seconds spent inside the fake model: in a real run a GPU's time stands in their place."""
+
+    def __init__(self) -> None:
+        from seamcurate import FakeModel
+
+        self.seconds = 0.0
+        for name in ("embed", "rewards", "logprobs"):
+            setattr(FakeModel, name, self._counted(getattr(FakeModel, name)))
+
+    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*given: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return method(*given)
+            finally:
+                self.seconds += time.thread_time() - start
+
+        return counted
 
 
 def _io() -> dict[str, int]:
@@ -225,7 +257,8 @@ def main(scale: float) -> None:
         # What takes a moment is done again: a busy machine disturbs that most.
         times = max(1, min(9, 100_000 // rows)) if part in FREE else 1
         line = {"benchmark": "scaling", "rows": rows, "part": part, **_measured(part, folder, times)}
-        line["us_per_row"] = round(1e6 * line["cpu_s"] / (CORPUS if part == "embed corpus" else rows), 3)
+        per = CORPUS if part == "embed corpus" else rows
+        line["us_per_row"] = round(1e6 * max(0.0, line["cpu_s"] - line["once_s"]) / (per - SMALL), 3)
         line["plain_bytes"] = plain
         print(json.dumps(line), flush=True)
         with LINES.open("a") as file:
@@ -262,8 +295,8 @@ def tables() -> str:
     """Return what was measured and what it comes to, as Markdown."""
     sizes = sorted({line["rows"] for line in lines()})
     by = {(line["part"], line["rows"]): line for line in lines()}
-    head = ["part", *(f"{rows:,}" for rows in sizes), "most to 100,000", "bytes read", "bytes kept", "peak MB"]
-    shown = [head, ["---"] * len(head)]
+    head = ["part", "once, s", *(f"{rows:,}" for rows in sizes), "last to 100,000", "in the model", "bytes read"]
+    shown = [[*head, "bytes kept", "peak MB"], ["---"] * (len(head) + 2)]
     projected = [["part", *(f"{what}, {n}" for n in ("10 M", "1 B") for what in ("core hours", "$", "GB"))]]
     projected.append(["---"] * len(projected[0]))
     sums = [0.0] * 6
@@ -275,21 +308,32 @@ def tables() -> str:
         per = CORPUS if part == "embed corpus" else last["rows"]
         ratio = f"{last['us_per_row'] / middle['us_per_row']:.2f}" if last is not middle else ""
         costs = [f"{by[part, rows]['us_per_row']:.1f}" if (part, rows) in by else "" for rows in sizes]
-        kept = last["bytes_out"] / per
-        shown.append([part, *costs, ratio, f"{last['bytes_in'] / per:.0f}", f"{kept:.0f}", f"{last['peak_mb']}"])
+        inside, kept = f"{last['model_s'] / last['cpu_s']:.0%}" if part in MODELS else "", last["bytes_out"] / per
+        read = f"{last['bytes_in'] / per:.0f}"
+        shown.append(
+            [part, f"{middle['once_s']:.2f}", *costs, ratio, inside, read, f"{kept:.0f}", f"{last['peak_mb']}"]
+        )
         hours = [last["us_per_row"] * rows / 3.6e9 for rows in (1e7, 1e9)]
         numbers = [[h, h * DOLLARS_PER_CORE_HOUR, kept * n / 1e9] for h, n in zip(hours, (1e7, 1e9), strict=True)]
         values = [value for some in numbers for value in some]
         sums = [total + value for total, value in zip(sums, values, strict=True)]
         projected.append([part, *map(_short, values)])
     projected.append(["all", *map(_short, sums)])
-    free = [
-        sum(by[part, rows]["us_per_row"] for part in FREE) if all((part, rows) in by for part in FREE) else None
-        for rows in sizes
-    ]
-    told = ", ".join(f"{cost:.1f} at {rows:,}" for rows, cost in zip(sizes, free, strict=True) if cost is not None)
+    told = ". ".join(
+        f"{kind}, CPU microseconds a row: {', '.join(_together(parts, by, sizes))}"
+        for kind, parts in (("Model-free steps together", FREE), ("Retrieval and the steps of models", MODELS))
+    )
     text = "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in some) for some in (shown, projected))
-    return f"Model-free steps together, CPU microseconds a row: {told}.\n\n{text}\n"
+    return f"{told}.\n\n{text}\n"
+
+
+def _together(
+    parts: Iterable[str], by: Mapping[tuple[str, int], Mapping[str, Any]], sizes: Sequence[int]
+) -> Iterator[str]:
+    each = [part for part in parts if part != "embed corpus"]
+    for rows in sizes:
+        if all((part, rows) in by for part in each):
+            yield f"{sum(by[part, rows]['us_per_row'] for part in each):.1f} at {rows:,}"
 
 
 def _short(value: float) -> str:
