@@ -117,6 +117,16 @@ def test_the_judge_prefers_better_answers_mostly_and_longer_ones_a_little() -> N
     assert sum(longer) / len(longer) > 0.5
 
 
+def test_other_instructions_are_drawn_by_the_same_familys_shares() -> None:
+    seen, other = (
+        Counter(r["family"] for r in some)
+        for some in (world.records(2000, 1_004, _shares(4)), world.preferred(2000, 4))
+    )
+    assert all(abs(seen[family] - other[family]) < 150 for family in world.FAMILIES)
+    asked = {pair["prompt"] for pair in world.preferences(200, 4)}
+    assert sum(r["prompt"] in asked for r in world.preferred(200, 4)) < 60
+
+
 def _shares(seed: int) -> list[float]:
     shares = [1 / rank for rank in range(1, len(world.FAMILIES) + 1)]
     random.Random(f"preferences {seed}").shuffle(shares)
@@ -168,6 +178,11 @@ def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
         measured.append(cell)
         if cell.measure == "mismatch":
             return {"compared": [{"prompt_id": 3, "human": 1, "model": 0}]}
+        if cell.measure == "likelihood":
+            return {"scored": [{"set": "golden", "row_id": 0, "logprob": -3.0, "n_tokens": 2}]}
+        if cell.measure == "sanity":
+            homes = (("policy", "sft"), ("policy", "rl"), ("reward", "preference"), ("reward", "rl"))
+            return {"rated": [{"model": m, "data": d, "quality": 0.5} for m, d in homes]}
         overlap = {"rows": 24, "lowest_first": 2, "lowest_second": 3, "shared": 1, "lowest": 2, "overlap": 0.5}
         return overlap if cell.measure == "overlap" else {"quality": cell.rate}
 
@@ -191,10 +206,12 @@ def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
     assert study.augmentation(tables / "augmentation.csv").line.startswith(
         "augment_seam reaches 0.200, not told apart from none"
     )
-    for name, measure in (("selection", study.selection), ("mismatch", study.mismatch)):
+    measures = {"selection": study.selection, "mismatch": study.mismatch, "sanity": study.sanity}
+    for name, measure in {**measures, "likelihood": study.likelihood}.items():
         assert measure(tables / f"{name}.csv").line
     told = "\n".join(summary.lines(tmp_path))
     assert "| 0-0 | 1 | 100.0% | 20.7% to 100.0% |" in told and "| 0, 1 | 0 | 1 of 2 | 50% | 9% to 91% |" in told
+    assert "| golden | 1 | -1.50 |" in told and "| reward | rl | 1 | 0.500 |" in told
     with pytest.raises(SystemExit, match="other sizes"):
         Experiment(tmp_path, PRESETS["quick"])
 
@@ -226,6 +243,25 @@ def test_a_tiny_world_is_trained_scored_and_split_by_the_projects_own_parts(tmp_
     store = world_of.store(1, 1, 0)
     rows = query(store, "SELECT seam_contrast, seam_gpt, seam_shuffled, baseline_perplexity FROM rows").to_pylist()
     assert len(rows) == PRESETS["tiny"].rl_rows
+    # What an attack puts in place is a word of the same kind.
+    kinds = [*list(world.KINDS.values())[1:], world.NUMBERS]
+    sets = query(
+        store, "SELECT worse_gpt[1].response AS start, worse_adv FROM rows WHERE len(worse_adv) > 0"
+    ).to_pylist()
+    assert len(sets) > 12
+    for row in sets:
+        for attacked in row["worse_adv"]:
+            for a, b in zip(row["start"].split(), attacked["response"].split(), strict=True):
+                assert a == b or any(a in kind and b in kind for kind in kinds)
+    [likelihood] = [c for c in in_order(PRESETS["tiny"]) if c.measure == "likelihood"]
+    scored = world_of._measure(likelihood)["scored"]
+    assert {one["set"] for one in scored} == {"contrast", "gpt", "adv", "golden", "sample"}
+    assert all(one["logprob"] < 0 < one["n_tokens"] for one in scored)
+    rated = world_of._measure(Cell("sanity", 0, 1, 1))["rated"]
+    assert [(one["model"], one["data"]) for one in rated] == [
+        (model, data) for data in ("sft", "preference", "rl") for model in ("policy", "reward")
+    ]
+    assert all(0 <= one["quality"] <= 1 for one in rated)
     assert all(row["seam_gpt"] <= 0 and row["baseline_perplexity"] > 1 for row in rows)
     assert len(scores.lowest(store)) <= 5
     for pair in scores.augmented(store, "random"):

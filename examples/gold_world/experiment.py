@@ -15,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ from examples.gold_world import models, scores, world
 from seamcurate import Store, to_trl
 from seamcurate.shard import replace
 
-SELECTION = ("full", "random", "perplexity", "seam", "seam_written", "seam_shuffled")
+SELECTION = ("full", "random", "perplexity", "seam", "seam_written", "seam_adv", "seam_shuffled")
 AUGMENTATION = ("full", "augment_random", "augment_seam")
 RATE = 0.2
 
@@ -78,7 +79,7 @@ class Cell(NamedTuple):
     """One thing to measure; PPO's are shared by the studies that name the same one."""
 
     measure: str
-    """`mismatch`, `overlap` or `ppo`."""
+    """`mismatch`, `overlap`, `likelihood`, `sanity` or `ppo`."""
     seed: int
     policy: int
     reward: int
@@ -109,6 +110,8 @@ def plan(preset: Preset) -> dict[str, list[Cell]]:
             for s in range(preset.more_seeds)
             for cell in [ppo(s, "full"), *(ppo(s, m, rate) for rate in preset.rates for m in ("random", "seam"))]
         ],
+        "likelihood": [Cell("likelihood", 0, best, top)],
+        "sanity": [Cell("sanity", s, best, top) for s in range(preset.seeds)],
         "saturation": [Cell("ppo", s, p, r, "full") for s in range(preset.grid_seeds) for p, r in grid],
     }
 
@@ -225,6 +228,10 @@ class Experiment:
             fewer = min(len(a), len(b))
             return {**counts, "lowest": fewer, "overlap": len(a & b) / max(1, fewer)}
         policy, reward = self.policy(cell.policy), self.reward(cell.reward, cell.seed)
+        if cell.measure == "likelihood":
+            return {"scored": scores.likelihoods(self.store(cell.policy, cell.reward, cell.seed), policy)}
+        if cell.measure == "sanity":
+            return {"rated": self._sanity(policy, reward, cell.seed)}
         if cell.method.startswith("augment"):
             policy, reward = self._augmented(cell)
             split = "full"
@@ -255,6 +262,28 @@ class Experiment:
             if t[0] != t[1]
         ]
         return {"compared": compared}
+
+    def _sanity(self, policy: Path, reward: Path, seed: int) -> list[dict[str, Any]]:
+        """Rate the policy by its answers' quality, the reward model by how often it prefers golden to a worse answer.
+
+        Each on instructions it has not seen: drawn as those of SFT, as those of the preferences, and those of RL.
+        """
+        parts = {
+            "sft": self.records("test"),
+            "preference": world.preferred(self.preset.test_rows, seed),
+            "rl": self.records("rl"),
+        }
+        judged, rated = models.judge(reward), []
+        for data, records in parts.items():
+            prompts = [record["prompt"] for record in records]
+            worse = [world.worse(record, 1, random.Random(record["prompt"]))[0] for record in records]
+            golden, other = (
+                judged(prompts=prompts, completions=some) for some in ([r["response"] for r in records], worse)
+            )
+            right = [float(a > b) for a, b in zip(golden, other, strict=True) if a is not None and b is not None]
+            for model, values in (("policy", models.quality(policy, records)), ("reward", right)):
+                rated.append({"model": model, "data": data, "quality": statistics.fmean(values)})
+        return rated
 
     def _augmented(self, cell: Cell) -> tuple[Path, Path]:
         """Train policy and reward model on, or anew with, the pairs of App. G."""
@@ -321,12 +350,14 @@ class Experiment:
         """Return the store of one pair of models, scored and split."""
         rows = models.write(self.records("rl"), self.out / "data" / "rl.parquet")
         corpus = models.write(self.records("corpus"), self.out / "data" / "corpus.parquet")
+        words = models.write(world.synonyms(), self.out / "data" / "synonyms.parquet")
         answers, judges, base = self.policy(policy), self.reward(reward, seed), self.policy(0)
         # A run holds the corpus' store as well as its own.
         with self._alone("scores"):
             scores.embed_corpus(corpus, self.out / "corpus")
             folder = self.out / "stores" / f"{policy}-{reward}-{seed}"
-            return scores.score(folder, rows, self.out / "corpus", answers, judges, base, self.preset.rates, seed)
+            data = rows, self.out / "corpus", words
+            return scores.score(folder, data, answers, judges, base, self.preset.rates, seed)
 
 
 def _rows(study: str, cell: Cell, result: Mapping[str, Any] | None) -> Iterator[dict[str, object]]:
@@ -335,6 +366,10 @@ def _rows(study: str, cell: Cell, result: Mapping[str, Any] | None) -> Iterator[
         return
     if study == "mismatch":
         yield from ({"reward": f"{cell.reward}-{cell.seed}", **pair} for pair in result["compared"])
+    elif study == "likelihood":
+        yield from result["scored"]
+    elif study == "sanity":
+        yield from ({"seed": cell.seed, **rated} for rated in result["rated"])
     elif study == "overlap":
         pairs = {"first": cell.policy, "second": cell.reward, "seed": cell.seed}
         yield {**pairs, **{name: value for name, value in result.items() if name not in ("seconds", "cpu")}}

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from examples.gold_world import world
 from seamcurate import (
+    Attack,
     CausalLM,
     Models,
     Perplexity,
@@ -38,6 +39,7 @@ BY = {
     "perplexity": "baseline_perplexity",
     "seam": "seam_contrast",
     "seam_written": "seam_gpt",
+    "seam_adv": "seam_adv",
     "seam_shuffled": "seam_shuffled",
 }
 """What each method of selection drops by."""
@@ -134,8 +136,11 @@ def embed_corpus(corpus: Path, store: Path) -> None:
     run_local(Recipe(rows=Source(parquet=str(corpus), response="response")), store)
 
 
-def recipe(rows: Path, corpus: Path, models: Models, rates: Sequence[float], seed: int) -> Recipe:
-    """Return the recipe of a pair of models: both SEAMs, the rulers, the control, and a split per method and rate."""
+def recipe(rows: Path, corpus: Path, words: Path, models: Models, rates: Sequence[float], seed: int) -> Recipe:
+    """Return the recipe of a pair of models: the three SEAMs, the rulers, the control, and a split per method and rate.
+
+    `words` is the attack's lexicon.
+    """
     keep = read_filter("keep_above_lowest.sql", Path())
     splits = {"full": Split(filter="SELECT row_id FROM rows")}
     for method, by in BY.items():
@@ -152,7 +157,9 @@ def recipe(rows: Path, corpus: Path, models: Models, rates: Sequence[float], see
             Retrieve(k=30, band=(0.8, 0.9)),
             *seam("contrast", likelihoods="all"),
             Worse(),
-            *seam("gpt"),
+            *seam("gpt", likelihoods="all"),
+            Attack(method="pwws", start="worse_gpt", wordnet=str(words)),
+            *seam("adv", likelihoods="all"),
             Perplexity(),
             Random(seed=seed),
             Shuffled(seed=seed),
@@ -162,9 +169,15 @@ def recipe(rows: Path, corpus: Path, models: Models, rates: Sequence[float], see
 
 
 def score(
-    folder: Path, rows: Path, corpus: Path, policy: Path, reward: Path, base: Path, rates: Sequence[float], seed: int
+    folder: Path,
+    data: tuple[Path, Path, Path],
+    policy: Path,
+    reward: Path,
+    base: Path,
+    rates: Sequence[float],
+    seed: int,
 ) -> Store:
-    """Run that recipe; what is there is not made again."""
+    """Run that recipe on rows, corpus and lexicon; what is there is not made again."""
     from seamcurate.docs_corpus import encoder_folder
 
     models = Models(
@@ -173,8 +186,27 @@ def score(
         reward=SequenceClassifier(path=str(reward)),
         encoder=SentenceEncoder(path=str(encoder_folder())),
     )
-    run_local(recipe(rows, corpus, models, rates, seed), folder)
+    run_local(recipe(*data, models, rates, seed), folder)
     return Store(folder)
+
+
+def likelihoods(store: Store, policy: Path) -> list[dict[str, object]]:
+    """Return set, row_id, logprob and n_tokens of every candidate, golden response and sample of the policy."""
+    from examples.gold_world.models import respond
+
+    found = query(
+        store, "SELECT variant AS set, row_id, logprob, n_tokens FROM candidates WHERE logprob IS NOT NULL ORDER BY ALL"
+    ).to_pylist()
+    rows = query(store, "SELECT row_id, prompt, response FROM rows ORDER BY row_id").to_pylist()
+    prompts = [row["prompt"] for row in rows]
+    sampled = respond(policy, prompts, sample=True)
+    model = CausalLM(path=str(policy), max_response_tokens=16).load()
+    given = [[row["response"], sample] for row, sample in zip(rows, sampled, strict=True)]
+    for row, scored in zip(rows, model.logprobs(prompts, given), strict=True):
+        for name, one in zip(("golden", "sample"), scored, strict=True):
+            if one is not None:
+                found.append({"set": name, "row_id": row["row_id"], "logprob": one.logprob, "n_tokens": one.tokens})
+    return found
 
 
 def lowest(store: Store, rate: float = 0.2) -> set[int]:

@@ -82,6 +82,19 @@ def lines(folder: Path) -> Iterator[str]:
                 mean, low, high = interval(paired(rows, ours, other))
                 yield f"| {ours} − {other} | | | {mean:+.3f} | {low:+.3f} to {high:+.3f} | |"
     yield from _grids(folder)
+    scored: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in read(folder, "likelihood"):
+        scored[row["set"]][row["row_id"]].append(float(row["logprob"]) / int(row["n_tokens"]))
+    yield "\n| set | rows | nats a token, mean of rows' means |\n|---|---|---|"
+    for name, by_row in scored.items():
+        means = [statistics.fmean(values) for values in by_row.values()]
+        yield f"| {name} | {len(means)} | {statistics.fmean(means):.2f} |"
+    rated: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in read(folder, "sanity"):
+        rated[row["model"], row["data"]].append(float(row["quality"]))
+    yield "\n| model | instructions drawn as those of | seeds | quality |\n|---|---|---|---|"
+    for (model, data), values in sorted(rated.items()):
+        yield f"| {model} | {data} | {len(values)} | {statistics.fmean(values):.3f} |"
 
 
 def _grids(folder: Path) -> Iterator[str]:

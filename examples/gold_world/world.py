@@ -227,8 +227,7 @@ def preferences(count: int, seed: int) -> list[Preference]:
     answers are about as good, and likes length: Bradley and Terry's model over SHARPNESS · quality + PER_WORD · words.
     """
     draw = random.Random(f"preferences {seed}")
-    shares = [1 / rank for rank in range(1, len(FAMILIES) + 1)]
-    draw.shuffle(shares)
+    shares = _shares(draw)
     made: list[Preference] = []
     pool = records(count, 1_000 + seed, shares)
     while len(made) < count:
@@ -243,6 +242,23 @@ def preferences(count: int, seed: int) -> list[Preference]:
             a, b = b, a
         made.append(Preference(prompt=record["prompt"], chosen=a, rejected=b))
     return made
+
+
+def preferred(count: int, seed: int) -> list[Record]:
+    """Draw instructions as `preferences` does, by the same families' shares, but others."""
+    return records(count, -1_000 - seed, _shares(random.Random(f"preferences {seed}")))
+
+
+def _shares(draw: random.Random) -> list[float]:
+    shares = [1 / rank for rank in range(1, len(FAMILIES) + 1)]
+    draw.shuffle(shares)
+    return shares
+
+
+def synonyms() -> list[dict[str, str]]:
+    """Return which words an attack may put for which: those of the same kind. Their order is that of KINDS."""
+    kinds = [NUMBERS, *list(KINDS.values())[1:]]
+    return [{"word": a, "pos": "n", "synonym": b} for words in kinds for a in words for b in words if a != b]
 
 
 def untrained(out: Path, hidden: int, layers: int, seed: int = 0) -> None:
