@@ -334,3 +334,22 @@ def test_what_is_renamed_into_place_has_reached_the_disk_first(recipe, tmp_path,
     run_local(recipe(steps=steps), tmp_path / "store")
     to_trl(Store(tmp_path / "store"), "train", tmp_path / "out")
     assert early == [] and seen > 40
+
+
+def test_what_is_renamed_into_place_stays_there_before_anything_else_is_done(recipe, tmp_path, monkeypatch):
+    """A folder's list of files reaches the disk by itself: else a later file could outlive one that it rests on."""
+    told, sync, rename = [], os.fsync, os.replace
+
+    def fsync(handle):
+        told.append(("synced", os.fstat(handle).st_ino))
+        sync(handle)
+
+    def replace(source, target):
+        rename(source, target)
+        told.append(("renamed", os.stat(Path(target).parent).st_ino))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    run_local(recipe(steps=(Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))), tmp_path / "store")
+    renamed = [i for i, (what, _) in enumerate(told) if what == "renamed"]
+    assert len(renamed) > 30 and [told[i + 1 : i + 2] for i in renamed] == [[("synced", told[i][1])] for i in renamed]
