@@ -22,6 +22,7 @@ from endpoint import serving
 from seamcurate import (
     FakeModel,
     Generate,
+    LengthIncentive,
     Models,
     OpenAIServer,
     Random,
@@ -243,6 +244,33 @@ def test_what_an_older_configuration_left_is_not_taken_for_this_ones(made, name)
     assert any(str(place) in line for line in made.found())
     made.run()
     assert contents(made.store) == contents(made.original)
+
+
+def test_rows_of_the_right_name_that_were_never_read_from_the_source_are_put_right(made):
+    made.copy()
+    file, store = made.store / "rows/00001.parquet", Store(made.store)
+    table = shard.read(file, store.rows_fingerprint, 1)
+    other = table.set_column(table.column_names.index("prompt"), "prompt", pa.array(["other"] * len(table)))
+    shard.write(file, other, store.rows_fingerprint, 1)
+    assert [line.partition("; ")[0] for line in made.found()] == [
+        f"{file} is not the one that was read from the source"
+    ]
+    made.run()
+    assert contents(made.store) == contents(made.original)
+
+
+def test_records_that_were_swapped_cost_no_shard_also_where_each_has_but_one(made):
+    store = made.folder / "single"
+    one = made.recipe(
+        rows=Source(jsonl=str(made.folder / "rows.jsonl")), corpus=None, steps=(Random(), LengthIncentive())
+    )
+    run_local(one.model_copy(update={"splits": {}}), store)
+    files = [store / f"columns/{name}/step.json" for name in ("baseline_random", "rer_length")]
+    first, second = (file.read_bytes() for file in files)
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+    assert run_local(one.model_copy(update={"splits": {}}), store).computed == 0
+    assert [file.read_bytes() for file in files] == [first, second]
 
 
 def test_rows_that_the_source_no_longer_gives_are_refused_and_nothing_is_lost(made, monkeypatch):
