@@ -346,7 +346,7 @@ def test_what_is_renamed_into_place_stays_there_before_anything_else_is_done(rec
 
     def replace(source, target):
         rename(source, target)
-        told.append(("renamed", os.stat(Path(target).parent).st_ino))
+        told.append(("renamed", Path(target).parent.stat().st_ino))
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
