@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from seamcurate import Embed, FakeModel, Retrieve
+from seamcurate import Embed, FakeModel, Retrieve, run_local
 from seamcurate.contrast import approximate, nearest, retrieve
-from seamcurate.errors import ModelError, StepError
+from seamcurate.errors import ModelError, StepError, StoreError
 
 
 class Data:
@@ -285,6 +285,19 @@ def test_an_approximate_step_reports_its_recall(tmp_path, index):
     step.prepare(Data(rows, corpus, step.encoder), tmp_path)
     facts = step.facts([step.load(tmp_path)(rows)], tmp_path)
     assert 0.9 < facts["recall"] <= 1 and f"`index: {index}` found" in facts["summary"]
+
+
+def test_a_disk_that_has_no_room_for_an_index_is_said_in_one_line(recipe, tmp_path, monkeypatch):
+    import faiss
+
+    write = faiss.write_index
+    monkeypatch.setattr(faiss, "write_index", lambda index, file: write(index, "/dev/full"))
+    made = recipe(steps=(Retrieve(band=(0.5, 0.9), index="hnsw"),), splits={})
+    with pytest.raises(
+        StoreError, match="shared cannot be made: FAISS cannot write its index: .*mend that and run"
+    ) as said:
+        run_local(made, tmp_path / "store")
+    assert "\n" not in str(said.value)
 
 
 def test_the_nearest_k_inside_the_band_are_kept_nearest_first(tmp_path):
