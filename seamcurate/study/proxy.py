@@ -35,6 +35,7 @@ def monotonicity(*sources: Data) -> Finding:
     study = "monotonicity"
     tables = [_trained(source) if _is_training(source) else source for source in sources]
     table = results.read(study, tables, ["proxy", "checkpoint", "seed", "proxy_mean", "gold_mean"])
+    results.numbers(study, table, "checkpoint")
     keys = ["proxy", "checkpoint"]
     proxy, gold = (results.by_seed(study, table, keys, value) for value in ("proxy_mean", "gold_mean"))
     lengths = results.by_seed(study, table, keys, "length_mean") if "length_mean" in table.column_names else None
