@@ -7,6 +7,7 @@ matplotlib's own settings stay as they are.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -104,7 +105,9 @@ def save(figure: Figure, png: Path, svg: Path) -> None:
     """Write a figure twice; the same figure gives the same bytes."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that no font here has is boxes in the PNG; the SVG and the table spell it.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure.savefig(png, dpi=300, bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
         figure.savefig(svg, bbox_inches="tight", pad_inches=0.06, metadata={"Date": None, "Creator": None})
 

@@ -172,7 +172,12 @@ def _subsets(study: str, table: pa.Table, by: str | None) -> list[str]:
         return [_OVERALL] * len(table)
     if by not in table.column_names:
         raise StudyError(f"{study}: no column {by!r} to divide by; there are {', '.join(table.column_names)}")
-    return results.names(study, table, by)
+    subsets = results.names(study, table, by)
+    if _OVERALL in subsets:
+        raise StudyError(
+            f"{study}: {by} has the value {_OVERALL!r}, which stands for all pairs; call it something else"
+        )
+    return subsets
 
 
 def _right(above: Doubles, human: Doubles) -> Doubles:
@@ -283,7 +288,7 @@ def _tabulate(study: str, pairs: _Pairs, measure: str, against: float) -> tuple[
                     continue
                 rows.append((name, kind, subset, int(np.isfinite(right[inside]).sum()), len(set(prompts))))
                 found.append(interval)
-                if subset == _OVERALL:
+                if subset == _OVERALL and kind == "model":
                     overall[name] = interval
     names = ("reward", "kind", "subset", "pairs", "prompts")
     return results.tabulate({n: [row[i] for row in rows] for i, n in enumerate(names)}, {measure: found}), overall

@@ -120,7 +120,7 @@ def read(study: str, sources: Sequence[Data], needed: Sequence[str], named: str 
             )
         if named is not None and named not in table.column_names and len(sources) > 1:
             table = table.append_column(named, pa.array([title(source)] * len(table), pa.string()))
-        tables.append(table)
+        tables.append(_plain(study, table))
     try:
         whole = pa.concat_tables([t for t in tables if t.num_rows] or tables, promote_options="permissive")
     except _UNREADABLE as error:
@@ -226,7 +226,9 @@ def chosen(study: str, name: str, values: Iterable[str], allowed: Sequence[str])
     found = [value.lower() for value in values]
     for i, value in enumerate(found):
         if value not in allowed:
-            raise StudyError(f"{study}: row {i} has {name} = {brief(value, 60)!r}; it is one of {', '.join(allowed)}")
+            raise StudyError(
+                f"{study}: row {i} has {name} = {brief(repr(value), 60)}; it is one of {', '.join(allowed)}"
+            )
     return found
 
 
@@ -286,9 +288,9 @@ def _table(source: Data, study: str) -> pa.Table:
         raise StudyError(f"{study}: {source} is no store, no file and no folder of Parquet files; check the path")
     try:
         if path.suffix in {".jsonl", ".json"}:
-            return _json(path)
-        if path.suffix == ".csv":
-            return csv.read_csv(
+            whole = _json(path)
+        elif path.suffix == ".csv":
+            whole = csv.read_csv(
                 path,
                 read_options=csv.ReadOptions(block_size=formats.LONGEST_CSV_FIELD),
                 parse_options=csv.ParseOptions(newlines_in_values=True),
@@ -299,9 +301,10 @@ def _table(source: Data, study: str) -> pa.Table:
                     quoted_strings_can_be_null=False,
                 ),
             )
-        whole = pa.concat_tables(
-            [pq.read_table(file, partitioning=None) for file in files], promote_options="permissive"
-        )
+        else:
+            whole = pa.concat_tables(
+                [pq.read_table(file, partitioning=None) for file in files], promote_options="permissive"
+            )
         for name, column in zip(whole.column_names, whole.columns, strict=True):
             if wrong := formats.not_utf8(column, path.name):
                 raise ValueError(f"row {wrong[0]}: invalid UTF-8 in {name}")
@@ -331,6 +334,15 @@ def _json(path: Path) -> pa.Table:
         except _UNREADABLE as error:
             raise formats.Reject(f"column {name!r:.60}: {error}") from error
     return pa.table(columns)
+
+
+def _plain(study: str, table: pa.Table) -> pa.Table:
+    """Return a table of types that Arrow can filter and join: it cannot do so with each of those it has."""
+    schema = pa.schema([(field.name, formats.plain(field.type, pa.string())) for field in table.schema])
+    try:
+        return formats.conform(table, schema)
+    except _UNREADABLE as error:
+        raise StudyError(f"{study}: a column cannot be read ({_said(error)}); convert it, or leave it out") from error
 
 
 def _values(study: str, table: pa.Table, name: str) -> list[Any]:

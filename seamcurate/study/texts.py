@@ -115,6 +115,10 @@ def responses(*sources: Data) -> Finding:
     for i, key in enumerate(zip(*keys, strict=True)):
         groups.setdefault(key, []).append(i)
     kinds = {kind for _, kind in groups}
+    if len(kinds) > 1 and "all" in kinds:
+        raise StudyError(
+            f"{study}: a row has the query_type 'all', which stands for all of them; call it something else"
+        )
     if len(kinds) > 1:
         for i, (model, _) in enumerate(zip(*keys, strict=True)):
             groups.setdefault((model, "all"), []).append(i)
