@@ -41,10 +41,10 @@ def main() -> None:
     try:
         app()
     except SeamcurateError as error:
-        from seamcurate.tables import clean
+        from seamcurate.tables import one_line
 
         # A message may quote what a file holds: it stays one line, and rewrites no screen.
-        note(f"error: {' '.join(clean(str(error)).split())}")
+        note(f"error: {one_line(str(error))}")
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130 and sys.argv[1:2] == ["train"]:
@@ -391,7 +391,7 @@ def study(
     by: Annotated[str | None, typer.Option(help="The column that ranks rows, or divides pairs.")] = None,
     rate: Annotated[float | None, typer.Option(help="For overlap: the share of rows that is low.")] = None,
     baseline: Annotated[str | None, typer.Option(help="The method that others are held against.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Judge so many pairs only.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Judge so many pairs only.")] = None,
 ) -> None:
     """Measure what the papers measured: a table, a figure, and a line that says what was found.
 
@@ -414,7 +414,7 @@ def study(
         rows=rows,
     )
     tables.write(found.table.to_reader(), "table", None)
-    print(found.line)
+    print(tables.one_line(found.line))
 
 
 Base = Annotated[str, typer.Option(help="The model to start from: a folder or a Hub id.", show_default=False)]
@@ -628,7 +628,7 @@ def compare(
     baseline: Annotated[str, typer.Option(help="The baseline's table.", show_default=False)],
     judge: Annotated[Path, typer.Option(help="YAML: {openai_server: NAME, base_url: …}.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
-    rows: Annotated[int | None, typer.Option(help="The first so many answers only.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="The first so many answers only.")] = None,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on the endpoint.")] = None,
 ) -> None:
     """Ask a language model which of two answers is better, in both positions; the study winrate reads its verdicts.

@@ -12,13 +12,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import JsonValue
 
 from seamcurate import integrity, objects, shard
 from seamcurate import split as splits
 from seamcurate.contrast import Generate, Retrieve
-from seamcurate.errors import DamagedError, SourceError, StaleError, StoreError
+from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
 from seamcurate.models import OpenAIServer, calls
 from seamcurate.models.calls import Spent, expected
 from seamcurate.models.template import prompt_text
@@ -277,6 +279,7 @@ def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator
 
     def work(number: int) -> Iterator[int]:
         rows = read(number)
+        _check_lists(step, rows)
         parts = []
         for start in range(0, rows.num_rows, step.rows_per_call):
             part = rows.slice(start, step.rows_per_call)
@@ -285,6 +288,18 @@ def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator
         store.add(layer, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
 
     return work
+
+
+def _check_lists(step: Step, rows: pa.Table) -> None:
+    """Refuse a row whose lists are not of the same candidates, as those that a source brings along may be."""
+    lists = [name for name in step.inputs if name.startswith(("worse_", "rewards_", "logprobs_", "tokens_"))]
+    counts = [pc.fill_null(pc.list_value_length(rows[name]), 0).to_numpy() for name in lists]
+    for name, count in zip(lists[1:], counts[1:], strict=True):
+        for i in np.flatnonzero(count != counts[0]).tolist():
+            raise StepError(
+                f"step {step.name}: row {rows['row_id'][i]} has {counts[0][i]} values in {lists[0]!r} and {count[i]} in "
+                f"{name!r}; give both one for each candidate"
+            )
 
 
 def _buys(step: Step) -> bool:

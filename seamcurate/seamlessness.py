@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue
 from seamcurate import noise
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import Policy, PolicyModel, RewardingModel
-from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
 
 Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
 PER_TOKEN = "logprob_per_token"
@@ -462,9 +462,8 @@ def _known(values: Doubles) -> Doubles:
 
 
 def _numbers(values: pa.Array) -> Doubles:
-    """Return numbers as double precision, NaN where there is none."""
-    found: Doubles = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return found
+    """Return numbers as double precision, NaN where there is none that can be compared."""
+    return comparable(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
 
 
 def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -38,6 +40,11 @@ _LARGEST = 3.5e38
 def finite(value: float | None) -> float | None:
     """Keep a score that can be compared; NaN, infinities and what overflows in a sum become NULL."""
     return value if value is not None and math.isfinite(value) and abs(value) <= _LARGEST else None
+
+
+def comparable(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keep scores as `finite` does, with NaN for the others."""
+    return np.where(np.abs(values) <= _LARGEST, values, np.nan)
 
 
 def digest(value: JsonValue) -> str:

@@ -262,7 +262,7 @@ class Store:
         there = self._corpus_columns(corpus or {})
         layers: list[Layer] = []
         for step in steps:
-            self._check_sets(step, source)
+            self._check_inputs(step, source)
             record = self._record(step, known, lineage, there)
             layer = Layer(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
@@ -321,8 +321,8 @@ class Store:
             identity["over_shards"] = len(self.shards)
         return identity
 
-    def _check_sets(self, step: Step, source: Mapping[str, str]) -> None:
-        """Refuse a source's column in place of a set of worse answers, unless it is one."""
+    def _check_inputs(self, step: Step, source: Mapping[str, str]) -> None:
+        """Refuse a source's column in place of one that a step makes, unless it could be one."""
         name = f"worse_{getattr(step, 'variant', '')}"
         kind = self.schema.field(name).type if name in source and name in step.inputs else None
         if kind is not None and not sample_sets({name: kind}):
@@ -330,6 +330,13 @@ class Store:
                 f"step {step.name} reads the sets of worse answers in {name!r}, and the source's column is {kind!s:.80}, "
                 f"not list<struct<response: string>>; give `rows` a `rename: {{{name}: source_{name}}}`, or convert it"
             )
+        for name in step.inputs:
+            wanted = _wanted(name, self.schema.field(name).type) if name in source else ""
+            if wanted:
+                raise StepError(
+                    f"step {step.name} reads {name!r} as {wanted}, and the source's column is "
+                    f"{self.schema.field(name).type!s:.80}; give `rows` a `rename: {{{name}: source_{name}}}`, or convert it"
+                )
 
     def _record(
         self,
@@ -709,3 +716,19 @@ def _difference(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) 
         else:
             found.append(f"step {step} is {'new' if old is None else 'gone'} upstream")
     return "; ".join(found) or "its inputs were made anew"
+
+
+def _wanted(name: str, kind: pa.DataType) -> str:
+    """Say what a column of this name holds where a step makes it; nothing where the type is such a one."""
+    is_ = pa.types
+
+    def number(one: pa.DataType) -> bool:
+        return bool(is_.is_integer(one) or is_.is_floating(one) or is_.is_boolean(one))
+
+    if name == "reward" or name.startswith("rer_"):
+        return "" if number(kind) else "a number"
+    if name.startswith(("rewards_", "logprobs_", "tokens_")):
+        return "" if is_.is_list(kind) and number(kind.value_type) else "a list of numbers"
+    if name.startswith("query_type"):
+        return "" if is_.is_string(kind) else "text"
+    return ""

@@ -33,6 +33,11 @@ def clean(text: str) -> str:
     return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", text)
 
 
+def one_line(text: str) -> str:
+    """Return text as one line without control characters, whatever it quotes."""
+    return " ".join(clean(text).split())
+
+
 def brief(value: object, width: int) -> str:
     """Return a value as one line of at most `width` characters."""
     if value is None:
@@ -40,7 +45,7 @@ def brief(value: object, width: int) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    line = " ".join(clean(text).split())
+    line = one_line(text)
     return line if len(line) <= width else line[: width - 1] + "…"
 
 

@@ -93,7 +93,7 @@ def connect(
     Raises:
         DamagedError: A shard is not the file that was written.
     """
-    config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
+    config: dict[str, str | bool | int | float | list[str]] = {}
     made: str | None = None
     if spill is None:
         # Else DuckDB would spill into `.tmp` of the working folder.
@@ -123,7 +123,7 @@ def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> d
     Raises:
         DamagedError: A shard is not the file that was written.
     """
-    config: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
+    config: dict[str, str | bool | int | float | list[str]] = {}
     if memory is not None:
         config |= {"memory_limit": memory, "temp_directory": "", "max_temp_directory_size": "0B"}
     connection = duckdb.connect(config=config)
@@ -235,7 +235,7 @@ def _foreign(node: Mapping[str, object], known: set[tuple[str, str]]) -> str | N
     kind = node.get("type")
     if kind == "BASE_TABLE":
         name, schema = str(node["table_name"]), str(node.get("schema_name") or "main")
-        if node.get("catalog_name") or (schema.lower(), name.lower()) not in known:
+        if (schema.lower(), name.lower()) not in known:
             return name if schema == "main" else f"{schema}.{name}"
     elif kind == "SHOW_REF":
         listing = str(node.get("table_name") or "").strip('"')

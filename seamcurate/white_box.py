@@ -345,7 +345,15 @@ class Rer(Step):
 
         def add(rows: pa.Table) -> pa.Table:
             lists = [rows[name].to_pylist() for name in self.inputs]
-            scores = [self.score((low, high), *values) for values in zip(*lists, strict=True)]
+            # Features and types that a source brings along may be anything.
+            *features, kinds = lists
+            odd = next((kind for kind in kinds if kind not in ("open", "closed", None)), None)
+            if odd is not None:
+                raise StepError(
+                    f"step rer: query_type is open, closed or null, not {odd!r:.40}; mend the source's column"
+                )
+            each = zip(*([finite(value) for value in feature] for feature in features), kinds, strict=True)
+            scores = [finite(self.score((low, high), *values)) for values in each]
             return pa.table({"rer": pa.array(scores, pa.float64())})
 
         return add

@@ -56,6 +56,8 @@ class Endpoint:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.batch_lines: Callable[[list[dict]], tuple[list[dict], list[dict]]] = _answered
+        self.batch_end: dict[str, Any] = {}
+        """What a batch says of itself in the end, in place of what it came to."""
         self.polls = 2
         """How often a batch says that it is not done."""
         self.lock = threading.Lock()
@@ -118,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
                 batch[name] = f"{name}-{batch['id']}"
                 self.at.files[batch[name]] = "\n".join(json.dumps(one) for one in some).encode()
         batch["status"] = "completed" if len(done) + len(failed) == len(lines) else "expired"
+        batch |= self.at.batch_end
         for line in done:
             self.at.paid[line["custom_id"]] += 1
 

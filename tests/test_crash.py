@@ -115,6 +115,8 @@ class Bench:
     def finished(self):
         """Note which files the finished shards are."""
         files = [*self.store.rglob("[0-9]*.parquet"), *self.store.rglob("ledger.parquet")]
+        # The rows of a number are written after those set aside from them, and until then neither is finished.
+        files = [file for file in files if file.parent.name != "rejected" or _rows_of(file).exists()]
         files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(self.store).parts)]
         return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 
@@ -212,6 +214,10 @@ def test_a_store_that_vanishes_is_said_in_one_line_and_made_again(bench):
         assert bench.children.run(*bench.commands, at=at, fault="vanish", folder=bench.store) == 2
         _said(bench, "No such file or directory")
         bench.ends_the_same(bench.interrupted())
+
+
+def _rows_of(rejected):
+    return rejected.parents[1] / "rows" / rejected.name
 
 
 def _said(bench, what):
@@ -328,3 +334,22 @@ def test_what_is_renamed_into_place_has_reached_the_disk_first(recipe, tmp_path,
     run_local(recipe(steps=steps), tmp_path / "store")
     to_trl(Store(tmp_path / "store"), "train", tmp_path / "out")
     assert early == [] and seen > 40
+
+
+def test_what_is_renamed_into_place_stays_there_before_anything_else_is_done(recipe, tmp_path, monkeypatch):
+    """A folder's list of files reaches the disk by itself: else a later file could outlive one that it rests on."""
+    told, sync, rename = [], os.fsync, os.replace
+
+    def fsync(handle):
+        told.append(("synced", os.fstat(handle).st_ino))
+        sync(handle)
+
+    def replace(source, target):
+        rename(source, target)
+        told.append(("renamed", Path(target).parent.stat().st_ino))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    run_local(recipe(steps=(Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))), tmp_path / "store")
+    renamed = [i for i, (what, _) in enumerate(told) if what == "renamed"]
+    assert len(renamed) > 30 and [told[i + 1 : i + 2] for i in renamed] == [[("synced", told[i][1])] for i in renamed]

@@ -107,6 +107,31 @@ def test_another_host_or_origin_is_refused(session):
     assert "default-src 'none'" in own.headers["content-security-policy"]
 
 
+def test_every_answer_and_every_refusal_carries_the_same_headers(session):
+    whole = {
+        "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "cross-origin-resource-policy": "same-origin",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-store",
+    }
+    own, foreign = Client(session), Client(session, host="evil.example")
+    answers = [
+        own("GET", "/api/overview"),
+        own("GET", f"/?token={TOKEN}"),
+        own("GET", "/"),
+        own("POST", "/api/sql", json={"sql": "nonsense"}),
+        own("POST", "/api/mosaic", json={"type": "exec", "sql": "SELECT 1"}),
+        own("GET", "/static/nothing.js"),
+        foreign("GET", f"/?token={TOKEN}"),
+    ]
+    assert [answer.status_code for answer in answers if answer.status_code != 503][-5:] == [403, 400, 400, 404, 403]
+    for answer in answers:
+        assert {name: answer.headers.get(name) for name in whole} == whole
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
 @pytest.mark.parametrize(
     "sql",
     [
@@ -411,6 +436,35 @@ def test_figures_without_matplotlib_are_svg_and_say_so(finished, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, timeout=60)
     assert int(done.stdout) == 1 + len(list((tmp_path / "figures").glob("*.svg")))
     assert done.stderr.count("seamcurate[study]") == 1
+
+
+def test_the_server_answers_on_this_machine_alone_and_writes_no_token_down(finished, tmp_path):
+    pytest.importorskip("uvicorn", reason="the extra `explore` is not installed")
+    (tmp_path / "index.html").write_text("the page")
+    code = (
+        "import sys; from pathlib import Path; from seamcurate import Store; from seamcurate.explore import server\n"
+        "server.PAGE = Path(sys.argv[2]); server.serve(Store(sys.argv[1]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(finished.path), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[-1]
+            token, port = address.partition("=")[2], int(re.search(r":(\d+)/", address)[1])
+            # Another address of this machine stands for the network: what listens everywhere answers there too.
+            for host in ("127.0.0.2", "::1"):
+                with pytest.raises(OSError), socket.create_connection((host, port), 5):
+                    pass
+            assert httpx.get(address, trust_env=False).text == "the page"
+            assert httpx.get(address, trust_env=False, headers={"host": "evil.example"}).status_code == 403
+        finally:
+            process.terminate()
+        told = "".join(process.communicate(timeout=30))
+    assert len(token) >= 32 and token not in told
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,6 +22,7 @@ from endpoint import serving
 from seamcurate import (
     FakeModel,
     Generate,
+    LengthIncentive,
     Models,
     OpenAIServer,
     Random,
@@ -37,6 +38,7 @@ from seamcurate import (
     shard,
 )
 from seamcurate.errors import DamagedError, StaleError, StoreError
+from seamcurate.models import Reply, calls
 from seamcurate.store import load_json
 
 KEEP = "SELECT row_id, seam_contrast < 0 AS keep, seam_contrast AS value FROM rows"
@@ -214,6 +216,14 @@ def test_two_files_that_were_swapped_are_both_named_and_put_right(made, one, oth
     assert contents(made.store) == contents(made.original)
 
 
+def test_rows_that_were_set_aside_are_never_read_as_rows(made):
+    """Also where no seal of them is written down, as before the last one is read and on object storage."""
+    made.copy()
+    shutil.copy(made.store / "rejected/00001.parquet", made.store / "rows/00001.parquet")
+    with pytest.raises(DamagedError, match=r"rows/00001\.parquet belongs to another shard or another configuration"):
+        query(Store(made.store), "SELECT * FROM rows")
+
+
 @pytest.mark.parametrize(
     "name", ["reward/00001.parquet", "reward/step.json", "reward/facts.json", "rewards_contrast/shared"]
 )
@@ -234,6 +244,33 @@ def test_what_an_older_configuration_left_is_not_taken_for_this_ones(made, name)
     assert any(str(place) in line for line in made.found())
     made.run()
     assert contents(made.store) == contents(made.original)
+
+
+def test_rows_of_the_right_name_that_were_never_read_from_the_source_are_put_right(made):
+    made.copy()
+    file, store = made.store / "rows/00001.parquet", Store(made.store)
+    table = shard.read(file, store.rows_fingerprint, 1)
+    other = table.set_column(table.column_names.index("prompt"), "prompt", pa.array(["other"] * len(table)))
+    shard.write(file, other, store.rows_fingerprint, 1)
+    assert [line.partition("; ")[0] for line in made.found()] == [
+        f"{file} is not the one that was read from the source"
+    ]
+    made.run()
+    assert contents(made.store) == contents(made.original)
+
+
+def test_records_that_were_swapped_cost_no_shard_also_where_each_has_but_one(made):
+    store = made.folder / "single"
+    one = made.recipe(
+        rows=Source(jsonl=str(made.folder / "rows.jsonl")), corpus=None, steps=(Random(), LengthIncentive())
+    )
+    run_local(one.model_copy(update={"splits": {}}), store)
+    files = [store / f"columns/{name}/step.json" for name in ("baseline_random", "rer_length")]
+    first, second = (file.read_bytes() for file in files)
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+    assert run_local(one.model_copy(update={"splits": {}}), store).computed == 0
+    assert [file.read_bytes() for file in files] == [first, second]
 
 
 def test_rows_that_the_source_no_longer_gives_are_refused_and_nothing_is_lost(made, monkeypatch):
@@ -353,6 +390,25 @@ def test_a_damaged_file_of_answers_is_refused_in_one_line_and_nothing_is_bought(
         made.run()
     assert str(file) in str(refused.value) and "put a copy of it back" in str(refused.value)
     assert len(made.at.requests) == bought
+
+
+def test_an_answer_is_on_the_disk_when_it_is_kept_however_sqlite_was_built(tmp_path, monkeypatch):
+    real = sqlite3.connect
+
+    def built_otherwise(*arguments, **options):
+        db = real(*arguments, **options)
+        db.execute("PRAGMA synchronous = OFF")
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", built_otherwise)
+    kept = calls.Calls(tmp_path)
+    ((level,),) = kept._db.execute("PRAGMA synchronous").fetchall()
+    kept.put("key", Reply("text", "stop", "m"), calls.Spent(1))
+    with real(tmp_path / "calls.sqlite") as other:
+        assert other.execute("SELECT key, text FROM replies").fetchall() == [("key", "text")]
+    kept.close()
+    # 2 is FULL: every commit is synced.
+    assert level == 2
 
 
 def test_lost_answers_are_named(made):

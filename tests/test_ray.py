@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -44,6 +45,8 @@ class Watched(Step):
     def load(self, shared):
         if self.fails == "load":
             raise StepError("step watched lacks what it needs; give it that")
+        if self.fails == "disk":
+            raise OSError(errno.ENOSPC, "No space left on device")
 
         def count(rows):
             shard = rows["row_id"][0].as_py() // 5
@@ -278,4 +281,14 @@ def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
     layer = Store(tmp_path / "store").lay(made.ready())[0]
     failed = cluster._Worker(layer, tmp_path / "elsewhere", tmp_path / "shared", tmp_path)({"shard": 0})
     with pytest.raises(StoreError, match=r"elsewhere is not there on .*: a run on Ray needs the store"):
+        raise cluster._failure(failed)
+
+
+def test_a_disk_that_is_full_where_a_worker_is_says_so_in_one_line(watched, tmp_path):
+    made = watched()
+    run_local(made, tmp_path / "store")
+    layer = Store(tmp_path / "store").lay(made.ready())[0]
+    full = layer._replace(step=layer.step.model_copy(update={"fails": "disk"}))
+    failed = cluster._Worker(full, tmp_path / "store", layer.path / "shared", tmp_path)({"shard": 0})
+    with pytest.raises(StoreError, match=r"watched/shared cannot be made: No space left on device; mend that and run"):
         raise cluster._failure(failed)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from seamcurate import Embed, FakeModel, Retrieve
+from seamcurate import Embed, FakeModel, Retrieve, run_local
 from seamcurate.contrast import approximate, nearest, retrieve
-from seamcurate.errors import ModelError, StepError
+from seamcurate.errors import ModelError, StepError, StoreError
 
 
 class Data:
@@ -243,6 +243,31 @@ def test_an_approximate_index_goes_deeper_than_a_crowd_and_its_recall_is_measure
         assert ((hits.cosines >= 0.5) & (hits.cosines <= 0.9)).all()
 
 
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_search_never_holds_more_results_than_it_may(tmp_path, monkeypatch, kind):
+    queries = clustered(40, seed=1)
+    exact = laid_out(tmp_path, clustered(2000), (0.5, 0.9))
+    approximate.build(tmp_path, kind)
+    near, held = approximate.Approximate(tmp_path, exact, effort=1000), []
+    whole = near.search(queries, 10, retrieve.nothing)
+    monkeypatch.setattr(approximate, "_FOUND", 1000)
+
+    class Watched:
+        def __init__(self, index):
+            self.index, self.ntotal = index, index.ntotal
+            if hasattr(index, "hnsw"):
+                self.hnsw = index.hnsw
+
+        def search(self, asked, depth):
+            held.append(len(asked) * depth)
+            return self.index.search(asked, depth)
+
+    near._parts = [Watched(index) for index in near._parts]
+    found = near.search(queries, 10, retrieve.nothing)
+    assert [list(one.places) for one in found] == [list(one.places) for one in whole]
+    assert len(held) >= 6 and held[0] == 896 and max(held) <= 2000
+
+
 def test_recall_is_the_share_of_what_is_to_be_found():
     def hits(*places):
         return nearest.Hits(np.array(places, np.int64), np.zeros(len(places)))
@@ -260,6 +285,19 @@ def test_an_approximate_step_reports_its_recall(tmp_path, index):
     step.prepare(Data(rows, corpus, step.encoder), tmp_path)
     facts = step.facts([step.load(tmp_path)(rows)], tmp_path)
     assert 0.9 < facts["recall"] <= 1 and f"`index: {index}` found" in facts["summary"]
+
+
+def test_a_disk_that_has_no_room_for_an_index_is_said_in_one_line(recipe, tmp_path, monkeypatch):
+    import faiss
+
+    write = faiss.write_index
+    monkeypatch.setattr(faiss, "write_index", lambda index, file: write(index, "/dev/full"))
+    made = recipe(steps=(Retrieve(band=(0.5, 0.9), index="hnsw"),), splits={})
+    with pytest.raises(
+        StoreError, match="shared cannot be made: FAISS cannot write its index: .*mend that and run"
+    ) as said:
+        run_local(made, tmp_path / "store")
+    assert "\n" not in str(said.value)
 
 
 def test_the_nearest_k_inside_the_band_are_kept_nearest_first(tmp_path):

@@ -26,6 +26,7 @@ from seamcurate import (
     SequenceClassifier,
     Source,
     Store,
+    check,
     query,
     rer,
     run_local,
@@ -205,6 +206,40 @@ def test_a_damaged_shard_is_named_and_never_read(recipe, tmp_path):
 def test_a_second_run_on_a_busy_store_is_refused(recipe, tmp_path):
     with Store(tmp_path / "store").hold(), pytest.raises(BusyError, match="another run works on"):
         run_local(recipe(), tmp_path / "store")
+
+
+def test_what_killed_runs_left_half_written_is_cleared_wherever_it_lies_and_nothing_else_is(recipe, tmp_path):
+    store = tmp_path / "store"
+    run_local(recipe(), store)
+    before = {file: file.read_bytes() for file in store.rglob("*") if file.is_file()}
+    files = ["rows/.00000.parquet.0.tmp", "rejected/.00000.parquet.0.tmp", "columns/.embedding.0.tmp/00000.parquet"]
+    files += [
+        f"columns/embedding/{name}" for name in (".00000.parquet.0.tmp", ".shared.tmp/a.npy", "shared/.a.json.0.tmp")
+    ]
+    lefts = [store / "corpus" / file for file in (".store.json.0.tmp", *files)]
+    lefts += [store / file.replace("embedding", "reward") for file in (".store.json.0.tmp", *files)]
+    lefts += [store / f"splits/.train{what}.tmp/split.json" for what in ("", ".old")]
+    for left in lefts:
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_text("half of")
+    (store / "notes.tmp").write_text("mine")
+    assert check(Store(store)).findings == []
+    assert run_local(recipe(), store).computed == 0
+    (store / "notes.tmp").unlink()
+    assert {file: file.read_bytes() for file in store.rglob("*") if file.is_file()} == before
+    assert not list(store.rglob(".*.tmp"))
+
+
+def test_a_corpus_that_another_run_works_on_is_neither_read_nor_embedded(recipe, tmp_path):
+    (tmp_path / "store").mkdir()
+    made = recipe(steps=(Retrieve(k=5, band=(0.5, 0.9)),), splits={})
+    with Store(tmp_path / "store/corpus").hold(), pytest.raises(BusyError, match=r"another run works on .*/corpus"):
+        run_local(made, tmp_path / "store")
+    assert not (tmp_path / "store/corpus/rows").exists()
+    run_local(made, tmp_path / "store")
+    shared = made.model_copy(update={"corpus": Source(store=str(tmp_path / "store/corpus"))})
+    with Store(tmp_path / "store/corpus").hold(), pytest.raises(BusyError, match=r"another run works on .*/corpus"):
+        run_local(shared, tmp_path / "other")
 
 
 def test_rows_of_another_source_are_refused(recipe, files, tmp_path):

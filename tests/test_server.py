@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -307,6 +308,41 @@ def test_what_a_batch_could_not_answer_is_the_rows_reason(at, tmp_path):
     run_local(recipe(at, tmp_path, generator=batch_server(at)), tmp_path / "store")
     reasons = [row["reason_gpt"] for row in sets(tmp_path / "store")]
     assert reasons[0] == "400 bad" and "without an answer to it" in reasons[1] and "no list of answers" in reasons[4]
+
+
+def test_what_a_batch_says_of_its_key_reaches_no_reason_no_file_and_no_error(at, tmp_path):
+    said = {"message": f"Incorrect API key provided: {KEY}"}
+    at.batch_lines = lambda asked: (
+        [],
+        [{"custom_id": one["custom_id"], "response": {"status_code": 401, "body": {"error": said}}} for one in asked],
+    )
+    run_local(recipe(at, tmp_path, rows=1, generator=batch_server(at)), tmp_path / "store")
+    (row,) = sets(tmp_path / "store")
+    assert row["reason_gpt"] == "401 Incorrect API key provided: …"
+    at.batch_lines, at.batch_end = lambda asked: ([], []), {"status": "failed", "errors": {"data": [said]}}
+    with pytest.raises(ModelError, match="was refused: Incorrect API key provided: …; run again to retry") as caught:
+        run_local(recipe(at, tmp_path, rows=1, k=5, generator=batch_server(at)), tmp_path / "other")
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
+
+
+def test_a_limit_in_dollars_holds_for_batches(at, tmp_path):
+    with pytest.raises(BudgetError, match=r"stopped before the limit of \$0\.001: 0 calls"):
+        run_local(recipe(at, tmp_path, generator=batch_server(at)), tmp_path / "store", max_usd=0.001)
+    assert at.batches == {}
+
+
+def test_an_answer_is_kept_by_all_that_decides_it_and_by_nothing_else(at, tmp_path):
+    def asked(schema=None, draw=0, **options):
+        one = OpenAIServer(path=options.pop("path", "worse-1"), base_url=at.url, **options)
+        (key,) = {one.load()._key(Request([{"role": "user", "content": "a"}], schema, draw))}
+        return key
+
+    others = [{"schema": {"type": "object"}}, {"draw": 1}, {"path": "worse-2"}]
+    others += [{"temperature": 0.5}, {"top_p": 0.5}, {"seed": 1}, {"max_tokens": 7}, {"extra": {"a": 1}}]
+    assert len({asked(), *(asked(**one) for one in others)}) == 1 + len(others)
+    same = [{"timeout": 5}, {"concurrency": 1}, {"retries": 1}, {"usd_per_million_input": 1}, {"api_key": "OTHER"}]
+    assert {asked(**one) for one in same} == {asked()}
 
 
 def test_a_batch_outlives_a_restart(at, tmp_path, monkeypatch):

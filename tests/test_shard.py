@@ -79,6 +79,16 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_in_a_verified_file_s_place_is_not_taken_for_it(file, tmp_path):
+    shard.verify(file, "maker", 3)
+    assert shard.verified(file, "maker", 3)
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert not shard.verified(file, "maker", 3)
+    with pytest.raises(DamagedError, match="is a link and no file of the store"):
+        shard.verify(file, "maker", 3)
+
+
 def test_files_that_are_gone_are_forgotten_while_those_there_stay_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "_verified", {})
     monkeypatch.setattr(shard, "_FORGET_FROM", 8)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from typer.testing import CliRunner
 
@@ -151,6 +153,9 @@ ATTEMPTS = {
         WITH duckdb_views AS (SELECT 1) SELECT 1 AS row_id, * FROM duckdb_views
         SELECT 1 AS row_id, (SELECT sql FROM duckdb_views LIMIT 1)
         SELECT 1 AS row_id, * FROM query('SELECT * FROM duckdb_settings()')
+        SHOW allowed_paths
+        SELECT 1 AS row_id, * FROM (SHOW temp_directory)
+        SHOW VARIABLES
     """,
 }
 LISTED = [line.strip() for lines in ATTEMPTS.values() for line in lines.splitlines() if line.strip()]
@@ -220,6 +225,66 @@ def test_what_is_more_than_reading_the_views_is_refused_by_every_door(
 
 def test_there_are_many_attempts():
     assert len(set(LISTED)) > 100
+
+
+# Each layer on its own, as if the others let everything through.
+
+BY_DUCKDB = """
+    SELECT * FROM read_text('{secret}')
+    SELECT * FROM '/proc/self/environ'
+    SELECT * FROM '{other}'
+    SELECT * FROM glob('{folder}/*')
+    COPY (SELECT 1) TO '{made}'
+    ATTACH '{made}' AS x
+    EXPORT DATABASE '{made}'
+    INSTALL httpfs
+    LOAD '{secret}'
+    SET enable_external_access = true
+    SET allowed_directories = ['/']
+    SET memory_limit = '1TB'
+    SET temp_directory = '{folder}'
+    RESET memory_limit
+"""
+
+
+@pytest.mark.parametrize("attempt", BY_DUCKDB.split("\n    ")[1:])
+def test_duckdbs_own_locks_hold_without_the_look_at_the_statement(attempt, attacked):
+    sql, before = attempt.strip().format(**attacked), _state(attacked["folder"])
+    store = Store(attacked["store"])
+    for opened in (views.connect(store), views.opened(store, ["baseline_random"], "1GB")):
+        with opened as connection, pytest.raises(duckdb.Error):
+            connection.execute(sql).fetchall()
+    assert _state(attacked["folder"]) == before
+
+
+@pytest.fixture(scope="module")
+def open_to_all(attacked) -> Any:
+    """A connection without a lock that has the explorer's views."""
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE VIEW rows AS SELECT * FROM '{attacked['shard']}'")
+        connection.execute("CREATE TABLE scores AS SELECT row_id FROM rows")
+        yield connection
+
+
+@pytest.mark.parametrize("attempt", LISTED)
+def test_the_look_at_the_statement_refuses_it_without_duckdbs_locks(attempt, attacked, open_to_all):
+    with pytest.raises(QueryError):
+        views.check(open_to_all, attempt.format(**attacked))
+
+
+def test_a_statement_is_refused_by_its_kind_and_by_its_tree(open_to_all, monkeypatch):
+    harmless = json.dumps({"error": False, "statements": []})
+
+    class Blind:
+        def execute(self, sql, *values):
+            return open_to_all.execute(f"SELECT '{harmless}'" if "json_serialize_sql" in sql else sql)
+
+    with pytest.raises(QueryError, match="exactly one SELECT"):
+        views.check(Blind(), "DELETE FROM scores")
+    (select,) = duckdb.extract_statements("SELECT 1")
+    monkeypatch.setattr(duckdb, "extract_statements", lambda sql: [select])
+    with pytest.raises(QueryError, match="exactly one SELECT"):
+        views.check(open_to_all, "DELETE FROM scores")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ matplotlib's own settings stay as they are.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 import numpy as np
 
 from seamcurate.study.statistics import Doubles, Interval
+from seamcurate.tables import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +29,13 @@ COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 6.3
 """Inches: a page's text width."""
+_LONGEST = 60
+"""Characters of a label: a figure is no wider than its page, whatever a method is called."""
+_MOST, _PANELS = 200, 40
+"""Dots, and panels or curves, of a figure: taller ones fit no page, and beyond some hundreds no file."""
 _STYLE = {
+    # A name may hold what matplotlib takes for mathematics.
+    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
     "font.size": 8,
@@ -97,7 +105,9 @@ def save(figure: Figure, png: Path, svg: Path) -> None:
     """Write a figure twice; the same figure gives the same bytes."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that no font here has is boxes in the PNG; the SVG and the table spell it.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure.savefig(png, dpi=300, bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
         figure.savefig(svg, bbox_inches="tight", pad_inches=0.06, metadata={"Date": None, "Creator": None})
 
@@ -121,6 +131,10 @@ def dots(
         unit: What `n` counts.
         own_axes: Whether each panel has its own scale, side by side.
     """
+    total, most = max(map(len, panels.values())), max(1, _MOST // len(panels))
+    if total > most:
+        panels = {title: some[:most] for title, some in panels.items()}
+        note += f" The first {most:,} of {total:,} lines; the table has them all."
     across = len(panels) if own_axes else _columns(panels)
     down = math.ceil(len(panels) / across)
     sizes = [len(some) + 0.4 for some in panels.values()][::across]
@@ -146,26 +160,26 @@ def dots(
                 _beside(axes, place, f"{dot.value.n:,}")
         if axes is (last if own_axes else grid[0, -1]):
             _beside(axes, -0.95, unit)
-        axes.set_yticks(range(len(some)), [dot.label for dot in some])
+        axes.set_yticks(range(len(some)), [_short(dot.label) for dot in some])
         axes.set_ylim(len(some) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.06)
         if own_axes:
-            axes.set_xlabel(fill(title, 22))
+            axes.set_xlabel(fill(_short(title), 22))
             axes.locator_params(axis="x", nbins=3 if len(panels) > 2 else 5)
         else:
-            axes.set_title(title)
+            axes.set_title(_short(title))
     if line is not None:
         last.annotate(
-            line[1], (line[0], 0), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
+            _short(line[1]), (line[0], 0), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
             fontsize=7, color=GREY, va="bottom",
         )  # fmt: skip
     if across > 1 and not own_axes:
-        figure.supxlabel(x_label, fontsize=8)
+        figure.supxlabel(_short(x_label), fontsize=8)
     elif not own_axes:
-        last.set_xlabel(x_label)
+        last.set_xlabel(_short(x_label))
     return _noted(figure, note)
 
 
@@ -175,7 +189,6 @@ def curves(
     x_label: str,
     y_label: str,
     note: str,
-    logarithmic: bool = False,
     marks: Sequence[float] = (),
 ) -> Figure:
     """Draw curves with bands of 95 %, a panel each side by side, at most four in a row.
@@ -185,9 +198,12 @@ def curves(
         x_label: With its unit.
         y_label: With its unit.
         note: What lines and bands are.
-        logarithmic: Whether x doubles rather than adds; 0 stays on the axis.
         marks: Where x has ticks; all of them are labelled.
     """
+    total = max(len(panels), *map(len, panels.values()))
+    if total > _PANELS:
+        panels = {title: some[:_PANELS] for title, some in list(panels.items())[:_PANELS]}
+        note += f" The first {_PANELS} of {total:,}; the table has them all."
     columns = min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
     figure = _figure(2.0 * rows + 1.0 if columns > 1 else 3.4)
@@ -201,10 +217,8 @@ def curves(
             marker = "" if curve.ruler else _MARKERS[earnest % len(_MARKERS)]
             earnest += not curve.ruler
             _curve(axes, curve, colour, marker)
-        axes.set_title(title)
+        axes.set_title(_short(title))
         axes.grid(axis="y")
-        if logarithmic:
-            axes.set_xscale("symlog", linthresh=min(x for curve in some for x in curve.x if x > 0), linscale=0.4)
         if marks:
             _name(axes, list(marks), [f"{x:,g}" for x in marks], 40)
             axes.minorticks_off()
@@ -316,10 +330,17 @@ def _curve(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
     axes.fill_between(curve.x, low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(
         curve.x, [value.estimate for value in curve.values], color=colour, marker=marker or None, markersize=3.6,
-        linestyle=(0, (4, 2)) if curve.ruler else "-", label=curve.label,
+        linestyle=(0, (4, 2)) if curve.ruler else "-", label=_short(curve.label),
     )  # fmt: skip
 
 
+def _short(text: str) -> str:
+    """Return a label as one line, its middle left out where it is too long."""
+    line = one_line(text)
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]}…{line[1 - half :]}"
+
+
 def _noted(figure: Figure, note: str) -> Figure:
-    figure.text(0.01, -0.01, fill(note, 110), fontsize=6.8, color="#666666", va="top", ha="left")
+    figure.text(0.01, -0.01, fill(one_line(note), 110), fontsize=6.8, color="#666666", va="top", ha="left")
     return figure

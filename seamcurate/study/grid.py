@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 
 from seamcurate.errors import StudyError
+from seamcurate.step import finite
 from seamcurate.study import figure, results
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import BySeed, Interval, difference, mean, percent, shown
 
 _SIGNED = "+.3f"
+_LEVELS = 100
 _HOME = {"policy": "sft", "reward": "preference"}
 
 
@@ -35,6 +38,10 @@ def saturation(*sources: Data) -> Finding:
         results.numbers(study, table, axis)
     runs = {(float(p), float(r)): by for (p, r), by in results.by_seed(study, table, ["policy", "reward"]).items()}
     policies, rewards = sorted({p for p, _ in runs}), sorted({r for _, r in runs})
+    if max(len(policies), len(rewards)) > _LEVELS:
+        raise StudyError(
+            f"{study}: an axis has more than {_LEVELS} levels; give each policy and reward model one of a few"
+        )
     if len(policies) < 3 and len(rewards) < 3:
         raise StudyError(f"{study}: both axes have fewer than three levels; train more policies or reward models")
     cells = [(p, r, mean(list(by.values()))) for (p, r), by in sorted(runs.items())]
@@ -79,8 +86,11 @@ def sanity(*sources: Data) -> Finding:
     """
     study = "sanity"
     table = results.read(study, sources, ["model", "data", "seed", "quality"])
-    results.chosen(study, "model", results.texts(study, table, "model"), list(_HOME))
-    runs = {(m.lower(), d.lower()): by for (m, d), by in results.by_seed(study, table, ["model", "data"]).items()}
+    results.chosen(study, "model", results.names(study, table, "model"), list(_HOME))
+    for key in ("model", "data"):
+        folded = pa.array([name.lower() for name in results.names(study, table, key)], pa.string())
+        table = table.set_column(table.column_names.index(key), key, folded)
+    runs = {(model, data): by for (model, data), by in results.by_seed(study, table, ["model", "data"]).items()}
     rows, kept = [], []
     for (model, data), by in runs.items():
         home = runs.get((model, _HOME[model]))
@@ -88,6 +98,8 @@ def sanity(*sources: Data) -> Finding:
             raise StudyError(f"{study}: the {model} has no quality above 0 on {_HOME[model]!r}, its own data; add it")
         shared = sorted(set(by) & set(home))
         ratios = mean([by[s] / home[s] for s in shared]) if shared else _ratio(by, home)
+        if finite(ratios.estimate) is None:
+            raise StudyError(f"{study}: the {model}'s quality on {_HOME[model]!r} is too near 0 to divide by")
         rows.append((model, data, mean(list(by.values())), ratios))
         if data != _HOME[model]:
             kept.append((model, data, ratios))

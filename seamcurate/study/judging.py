@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, in_percent, percent
+from seamcurate.tables import brief
 
 _SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 _NOTHING = Interval(math.nan, math.nan, math.nan, 0)
@@ -93,7 +93,7 @@ def _steady(model: _Model) -> float:
 
 def _decided(study: str, table: pa.Table) -> tuple[pa.Table, int]:
     """Return the rows of prompts that have every verdict, and how many prompts of a model have not."""
-    asked = list(zip(table["model"].to_pylist(), table["prompt_id"].to_pylist(), strict=True))
+    asked = list(zip(*(results.names(study, table, name) for name in ("model", "prompt_id")), strict=True))
     silent = {one for one, verdict in zip(asked, table["verdict"].to_pylist(), strict=True) if verdict is None}
     kept = table.filter(pa.array([one not in silent for one in asked]))
     if not len(kept):
@@ -102,22 +102,24 @@ def _decided(study: str, table: pa.Table) -> tuple[pa.Table, int]:
 
 
 def _models(study: str, table: pa.Table) -> dict[str, _Model]:
-    names, prompts = results.texts(study, table, "model"), results.texts(study, table, "prompt_id")
-    places = results.chosen(study, "position", results.texts(study, table, "position"), ["first", "second"])
-    verdicts = results.chosen(study, "verdict", results.texts(study, table, "verdict"), list(_SCORES))
+    names, prompts = results.names(study, table, "model"), results.names(study, table, "prompt_id")
+    places = results.chosen(study, "position", results.names(study, table, "position"), ["first", "second"])
+    verdicts = results.chosen(study, "verdict", results.names(study, table, "verdict"), list(_SCORES))
     judged: dict[str, dict[str, dict[str, int]]] = {}
     for i, (name, prompt, place) in enumerate(zip(names, prompts, places, strict=True)):
         rows = judged.setdefault(name, {}).setdefault(prompt, {})
         if place in rows:
-            raise StudyError(f"{study}: {name} on prompt {prompt} was judged twice with its response {place}; keep one")
+            raise StudyError(
+                f"{study}: {name} on prompt {brief(prompt, 60)} was judged twice with its response {place}; keep one"
+            )
         rows[place] = i
-    told = _told(table)
+    told = _told(study, table)
     found = {}
     for name, by_prompt in judged.items():
         for prompt, rows in by_prompt.items():
             if len(rows) < 2:
                 raise StudyError(
-                    f"{study}: {name} on prompt {prompt} was judged with its response {next(iter(rows))} only; "
+                    f"{study}: {name} on prompt {brief(prompt, 60)} was judged with its response {next(iter(rows))} only; "
                     "a judge prefers a place: ask again with the two swapped"
                 )
         order = [(rows["first"], rows["second"]) for rows in by_prompt.values()]
@@ -126,10 +128,10 @@ def _models(study: str, table: pa.Table) -> dict[str, _Model]:
     return found
 
 
-def _told(table: pa.Table) -> dict[str, Doubles]:
+def _told(study: str, table: pa.Table) -> dict[str, Doubles]:
     """Return what each ruler would say of each row's two responses, where the texts are there."""
     if not {"response", "baseline_response"} <= set(table.column_names):
         return {}
-    own, other = (pc.fill_null(table[name], "").to_pylist() for name in ("response", "baseline_response"))
+    own, other = (results.texts(study, table, name) for name in ("response", "baseline_response"))
     one, two = ruler.scores(own), ruler.scores(other)
     return {kind: (np.sign(one[kind] - two[kind]) + 1) / 2 for kind in one}

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from seamcurate.errors import StudyError
-from seamcurate.models import Prompt, RewardModel
+from seamcurate.models import RewardModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar
 from seamcurate.study import figure, results, ruler
@@ -72,7 +72,7 @@ def mismatch(
         ties = len(human) - int(decided.sum())
         pairs = _from_verdicts(study, table.filter(pa.array(decided)), human[decided], by)
     else:
-        table = _sampled(results.read(study, sources, ["prompt", "response_a", "response_b", "label"]), rows)
+        table = _sampled(study, results.read(study, sources, ["prompt", "response_a", "response_b", "label"]), rows)
         human = _verdicts(study, table, "label")
         ties = int((human == 0).sum())
         table, human = table.filter(pa.array(human != 0)), human[human != 0]
@@ -123,7 +123,7 @@ def preference(
         renamed = [{"chosen": "response_a", "rejected": "response_b"}.get(n, n) for n in table.column_names]
         pairs = _from_verdicts(study, table.rename_columns(renamed), np.ones(len(table)), within)
     else:
-        table = _sampled(results.read(study, sources, ["prompt", "chosen", "rejected"]), rows)
+        table = _sampled(study, results.read(study, sources, ["prompt", "chosen", "rejected"]), rows)
         pairs = _from_models(study, table, ("chosen", "rejected"), np.ones(len(table)), rewards or {}, within)
     out, overall = _tabulate(study, pairs, "accuracy", 0.0)
     best = max(pairs.models, key=lambda name: overall[name].estimate)
@@ -151,17 +151,19 @@ def _verdicts(study: str, table: pa.Table, name: str) -> Doubles:
     Of numbers, by how much `a` is better, the sign; where all are 0 or 1 they say whether it is.
     """
     kind = table[name].type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = results.numbers(study, table, name)
         signs: Doubles = 2 * values - 1 if np.isin(values, (0, 1)).all() else np.sign(values)
         return signs
-    found = results.chosen(study, name, results.texts(study, table, name), list(_VERDICTS))
+    found = results.chosen(study, name, results.names(study, table, name), list(_VERDICTS))
     return np.array([_VERDICTS[verdict] for verdict in found])
 
 
-def _sampled(table: pa.Table, rows: int | None) -> pa.Table:
+def _sampled(study: str, table: pa.Table, rows: int | None) -> pa.Table:
     if rows is None or rows >= len(table):
         return table
+    if rows < 1:
+        raise StudyError(f"{study}: {rows} pairs are to be judged; name a number from 1")
     return table.take(np.sort(np.random.default_rng(0).choice(len(table), rows, replace=False)))
 
 
@@ -170,7 +172,12 @@ def _subsets(study: str, table: pa.Table, by: str | None) -> list[str]:
         return [_OVERALL] * len(table)
     if by not in table.column_names:
         raise StudyError(f"{study}: no column {by!r} to divide by; there are {', '.join(table.column_names)}")
-    return results.texts(study, table, by)
+    subsets = results.names(study, table, by)
+    if _OVERALL in subsets:
+        raise StudyError(
+            f"{study}: {by} has the value {_OVERALL!r}, which stands for all pairs; call it something else"
+        )
+    return subsets
 
 
 def _right(above: Doubles, human: Doubles) -> Doubles:
@@ -192,9 +199,9 @@ def _from_models(
     if not rewards:
         raise StudyError(f"{study}: no reward model; name one, or give a table with its verdicts")
     first, second = (results.texts(study, table, name) for name in names)
-    prompts: list[Prompt] = table["prompt"].to_pylist()
+    prompts = results.prompts(study, table)
     if "context" in table.column_names:
-        before = table["context"].to_pylist()
+        before = results.texts(study, table, "context", missing="")
         prompts = [f"{c}\n\n{p}" if c and isinstance(p, str) else p for c, p in zip(before, prompts, strict=True)]
     models: dict[str, Doubles] = {}
     for name, model in rewards.items():
@@ -214,7 +221,7 @@ def _from_verdicts(study: str, table: pa.Table, human: Doubles, by: str | None) 
     """Put one reward model's verdicts beside another's: the nth on a prompt is on the same pair for all."""
     if not len(table):
         raise StudyError(f"{study}: no pair is decided; there is nothing to compare a reward model with")
-    names, prompts = results.texts(study, table, "reward"), results.texts(study, table, "prompt_id")
+    names, prompts = results.names(study, table, "reward"), results.names(study, table, "prompt_id")
     right, subsets = _right(_verdicts(study, table, "model"), human), _subsets(study, table, by)
     places: dict[str, dict[tuple[str, int], int]] = {}
     times: Counter[tuple[str, str]] = Counter()
@@ -281,7 +288,7 @@ def _tabulate(study: str, pairs: _Pairs, measure: str, against: float) -> tuple[
                     continue
                 rows.append((name, kind, subset, int(np.isfinite(right[inside]).sum()), len(set(prompts))))
                 found.append(interval)
-                if subset == _OVERALL:
+                if subset == _OVERALL and kind == "model":
                     overall[name] = interval
     names = ("reward", "kind", "subset", "pairs", "prompts")
     return results.tabulate({n: [row[i] for row in rows] for i, n in enumerate(names)}, {measure: found}), overall

@@ -15,6 +15,7 @@ from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import Interval, correlation, difference, mean, pearson, shown, spearman
+from seamcurate.tables import brief
 
 _LENGTH = ("li", "length", "rer_length")
 _Points: TypeAlias = list[tuple[float, float, float]]
@@ -35,6 +36,7 @@ def monotonicity(*sources: Data) -> Finding:
     study = "monotonicity"
     tables = [_trained(source) if _is_training(source) else source for source in sources]
     table = results.read(study, tables, ["proxy", "checkpoint", "seed", "proxy_mean", "gold_mean"])
+    results.numbers(study, table, "checkpoint")
     keys = ["proxy", "checkpoint"]
     proxy, gold = (results.by_seed(study, table, keys, value) for value in ("proxy_mean", "gold_mean"))
     lengths = results.by_seed(study, table, keys, "length_mean") if "length_mean" in table.column_names else None
@@ -101,13 +103,10 @@ def _trained(source: Data) -> pa.Table:
     """Read what a training measured on its held-out prompts, as rows of a run."""
     assert isinstance(source, str | Path)
     folder = Path(source).expanduser()
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    log = (folder / "log.jsonl").read_text(encoding="utf-8") if (folder / "log.jsonl").is_file() else ""
-    lines = [line for line in map(json.loads, log.splitlines()) if line.get("eval/gold") is not None]
-    if not lines:
-        raise StudyError(f"monotonicity: {folder.name} measured no gold reward; train it with --gold and --eval-steps")
-    return pa.Table.from_pylist(
-        [
+    try:
+        record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        log = (folder / "log.jsonl").read_text(encoding="utf-8") if (folder / "log.jsonl").is_file() else ""
+        rows = [
             {
                 "proxy": folder.resolve().name,
                 "checkpoint": line["step"],
@@ -116,9 +115,17 @@ def _trained(source: Data) -> pa.Table:
                 "gold_mean": line["eval/gold"],
                 "length_mean": line["eval/response_length"],
             }
-            for line in lines
+            for line in map(json.loads, log.splitlines())
+            if line.get("eval/gold") is not None
         ]
-    )
+        table = pa.Table.from_pylist(rows)
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise StudyError(
+            f"monotonicity: {folder.name} is no training that `train` finished ({brief(str(error), 120)}); name another"
+        ) from error
+    if not rows:
+        raise StudyError(f"monotonicity: {folder.name} measured no gold reward; train it with --gold and --eval-steps")
+    return table
 
 
 def _per_seed(

@@ -7,28 +7,38 @@ the study with its place: a measurement over whatever was readable would look li
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from seamcurate import views
+from seamcurate import formats, views
 from seamcurate.errors import StudyError
+from seamcurate.models import Prompt
 from seamcurate.objects import place
+from seamcurate.step import finite
 from seamcurate.store import Store
 from seamcurate.study.statistics import Doubles, Interval
+from seamcurate.tables import brief, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Data: TypeAlias = str | Path | pa.Table | Store
 """A store or its folder, a Parquet, JSONL or CSV file, a folder of Parquet files, or a table in memory."""
+
+_TEXTS = (
+    *("prompt", "response", "context", "input", "references", "chosen", "rejected"),
+    *("response_a", "response_b", "baseline_response"),
+)
+"""Columns of a CSV file that are text whatever they look like: the answer 007 is not the answer 7."""
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, OverflowError)
 
 
 class Finding(NamedTuple):
@@ -49,7 +59,7 @@ class Finding(NamedTuple):
         paths = [out / f"{self.name}.{end}" for end in ("parquet", "png", "svg", "txt")]
         pq.write_table(self.table, paths[0])
         figure.save(self.figure, paths[1], paths[2])
-        paths[3].write_text(self.line + "\n", encoding="utf-8")
+        paths[3].write_text(one_line(self.line) + "\n", encoding="utf-8")
         return paths
 
 
@@ -99,46 +109,112 @@ def read(study: str, sources: Sequence[Data], needed: Sequence[str], named: str 
     tables = []
     for source in sources:
         table = _table(source, study)
+        twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+        if twice:
+            raise StudyError(f"{study}: {title(source)} has two columns called {brief(twice[0], 60)!r}; rename one")
         missing = [name for name in needed if name not in table.column_names]
         if missing and table.num_rows:
             raise StudyError(
-                f"{study}: {title(source)} has no column {missing[0]!r}; it has {', '.join(table.column_names)}: "
+                f"{study}: {title(source)} has no column {missing[0]!r}; it has {brief(', '.join(table.column_names), 200)}: "
                 f"{study} reads {', '.join(needed)}"
             )
         if named is not None and named not in table.column_names and len(sources) > 1:
             table = table.append_column(named, pa.array([title(source)] * len(table), pa.string()))
-        tables.append(table)
-    whole = pa.concat_tables([t for t in tables if t.num_rows] or tables, promote_options="permissive")
+        tables.append(_plain(study, table))
+    try:
+        whole = pa.concat_tables([t for t in tables if t.num_rows] or tables, promote_options="permissive")
+    except _UNREADABLE as error:
+        raise StudyError(
+            f"{study}: a column is of one type in one source and of another in the next ({_said(error)}); convert it"
+        ) from error
     if not whole.num_rows:
         raise StudyError(f"{study}: {', '.join(map(title, sources))} holds no rows; check what wrote it")
     return whole
 
 
-def texts(study: str, table: pa.Table, name: str) -> list[str]:
-    """Return a column as text; numbers and truth values as they are written.
+def names(study: str, table: pa.Table, name: str) -> list[str]:
+    """Return a column that tells rows apart as text; numbers and truth values as they are written.
 
     Raises:
-        StudyError: A value is missing.
+        StudyError: A value is missing, blank or NaN, or has no one way to be written.
     """
-    values = table[name].to_pylist()
-    for i, value in enumerate(values):
+    found = []
+    for i, value in enumerate(_values(study, table, name)):
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            raise StudyError(f"{study}: row {i} has no {name!r}; fill it in or leave the row out")
+        if isinstance(value, list | dict | bytes):
+            raise StudyError(
+                f"{study}: row {i} has {name} = {brief(repr(value), 60)}, which is no name; write it as text"
+            )
+        found.append(str(int(value) if isinstance(value, float) and value.is_integer() else value))
+    return found
+
+
+def texts(study: str, table: pa.Table, name: str, missing: str | None = None) -> list[str]:
+    """Return a column of responses or references; of messages, the one assistant turn. Blank text is text.
+
+    Args:
+        study: The study's name, for messages.
+        table: What was read.
+        name: The column.
+        missing: What stands for a missing value; without it, one is an error.
+
+    Raises:
+        StudyError: A value is missing, or neither.
+    """
+    found = []
+    for i, value in enumerate(_values(study, table, name)):
+        value = missing if value is None else value
+        turns = _turns(value)
         if value is None:
             raise StudyError(f"{study}: row {i} has no {name!r}; fill it in or leave the row out")
-    whole = (int(v) if isinstance(v, float) and v.is_integer() else v for v in values)
-    return [str(value) for value in whole]
+        if isinstance(value, str):
+            found.append(value)
+        elif turns is not None and [role for role, _ in turns] == ["assistant"]:
+            found.append(turns[0][1])
+        else:
+            raise StudyError(
+                f"{study}: row {i} has {name} = {brief(repr(value), 60)}, which is neither text nor one assistant turn; "
+                "leave the row out"
+            )
+    return found
+
+
+def prompts(study: str, table: pa.Table) -> list[Prompt]:
+    """Return the column `prompt`.
+
+    Raises:
+        StudyError: A value is neither text nor chat messages.
+    """
+    values = _values(study, table, "prompt")
+    for i, value in enumerate(values):
+        if not isinstance(value, str) and not _turns(value):
+            raise StudyError(
+                f"{study}: row {i} has prompt = {brief(repr(value), 60)}, which is neither text nor chat messages; "
+                "leave the row out"
+            )
+    return values
 
 
 def numbers(study: str, table: pa.Table, name: str) -> Doubles:
     """Return a column as doubles.
 
     Raises:
-        StudyError: A value is missing, no number, or not finite.
+        StudyError: A value is missing, no number, not finite, so large that sums overflow, or a whole number that no
+            double holds.
     """
-    values = table[name].to_pylist()
+    values = _values(study, table, name)
     for i, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise StudyError(f"{study}: row {i} has {name} = {value!r}, which is no finite number; leave the row out")
-    return np.array(values, np.float64)
+        number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            raise StudyError(
+                f"{study}: row {i} has {name} = {brief(repr(value), 60)}, which is no finite number; leave the row out"
+            )
+        if finite(float(value)) is None or (isinstance(value, int) and float(value) != value):
+            raise StudyError(
+                f"{study}: row {i} has {name} = {value!r:.60}, too large to reckon with; leave the row out"
+            )
+    return np.array([float(value) for value in values], np.float64)
 
 
 def chosen(study: str, name: str, values: Iterable[str], allowed: Sequence[str]) -> list[str]:
@@ -150,7 +226,9 @@ def chosen(study: str, name: str, values: Iterable[str], allowed: Sequence[str])
     found = [value.lower() for value in values]
     for i, value in enumerate(found):
         if value not in allowed:
-            raise StudyError(f"{study}: row {i} has {name} = {value!r}; it is one of {', '.join(allowed)}")
+            raise StudyError(
+                f"{study}: row {i} has {name} = {brief(repr(value), 60)}; it is one of {', '.join(allowed)}"
+            )
     return found
 
 
@@ -163,12 +241,12 @@ def by_seed(
         StudyError: A seed comes twice, or a value cannot be read.
     """
     found: dict[tuple[str, ...], dict[float, float]] = {}
-    columns = [texts(study, table, key) for key in keys]
+    columns = [names(study, table, key) for key in keys]
     seeds, values = numbers(study, table, "seed"), numbers(study, table, value)
     for key, seed, each in zip(zip(*columns, strict=True), seeds.tolist(), values.tolist(), strict=True):
         runs = found.setdefault(key, {})
         if seed in runs:
-            where = ", ".join(f"{name} {part}" for name, part in zip(keys, key, strict=True))
+            where = ", ".join(f"{name} {brief(part, 60)}" for name, part in zip(keys, key, strict=True))
             raise StudyError(f"{study}: two rows for {where}, seed {seed:g}; keep one, or give each run its own seed")
         runs[seed] = each
     return found
@@ -210,15 +288,78 @@ def _table(source: Data, study: str) -> pa.Table:
         raise StudyError(f"{study}: {source} is no store, no file and no folder of Parquet files; check the path")
     try:
         if path.suffix in {".jsonl", ".json"}:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return pa.Table.from_pylist([json.loads(line) for line in lines if line.strip()])
-        if path.suffix == ".csv":
-            return csv.read_csv(path)
-        return pa.concat_tables(
-            [pq.read_table(file, partitioning=None) for file in files], promote_options="permissive"
-        )
-    except (pa.ArrowException, OSError, ValueError, AttributeError, TypeError) as error:
-        why = (str(error).splitlines() or [""])[0]
+            whole = _json(path)
+        elif path.suffix == ".csv":
+            whole = csv.read_csv(
+                path,
+                read_options=csv.ReadOptions(block_size=formats.LONGEST_CSV_FIELD),
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+                convert_options=csv.ConvertOptions(
+                    column_types=dict.fromkeys(_TEXTS, pa.string()),
+                    null_values=[""],
+                    strings_can_be_null=True,
+                    quoted_strings_can_be_null=False,
+                ),
+            )
+        else:
+            whole = pa.concat_tables(
+                [pq.read_table(file, partitioning=None) for file in files], promote_options="permissive"
+            )
+        for name, column in zip(whole.column_names, whole.columns, strict=True):
+            if wrong := formats.not_utf8(column, path.name):
+                raise ValueError(f"row {wrong[0]}: invalid UTF-8 in {name}")
+    except (*_UNREADABLE, formats.Reject) as error:
         raise StudyError(
-            f"{study}: {path.name} is no readable Parquet, JSONL or CSV file ({why:.120}); write it anew"
+            f"{study}: {path.name} is no readable Parquet, JSONL or CSV file ({_said(error)}); write it anew"
         ) from error
+    return whole
+
+
+def _json(path: Path) -> pa.Table:
+    """Read the objects of a file, whichever of them a column first comes in."""
+    rows: list[dict[str, object]] = []
+    for line in formats.json_lines(path):
+        assert isinstance(line, bytes)
+        try:
+            cells, doubt = formats.json_row(line)
+        except formats.Reject as reject:
+            raise formats.Reject(f"row {len(rows)}: {reject}") from None
+        if doubt and formats.surrogate(cells):
+            raise formats.Reject(f"row {len(rows)}: {doubt}")
+        rows.append(cells)
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except _UNREADABLE as error:
+            raise formats.Reject(f"column {name!r:.60}: {error}") from error
+    return pa.table(columns)
+
+
+def _plain(study: str, table: pa.Table) -> pa.Table:
+    """Return a table of types that Arrow can filter and join: it cannot do so with each of those it has."""
+    schema = pa.schema([(field.name, formats.plain(field.type, pa.string())) for field in table.schema])
+    try:
+        return formats.conform(table, schema)
+    except _UNREADABLE as error:
+        raise StudyError(f"{study}: a column cannot be read ({_said(error)}); convert it, or leave it out") from error
+
+
+def _values(study: str, table: pa.Table, name: str) -> list[Any]:
+    try:
+        values: list[Any] = table[name].to_pylist()
+    except _UNREADABLE as error:
+        raise StudyError(f"{study}: column {name!r} cannot be read ({_said(error)}); convert it") from error
+    return values
+
+
+def _turns(value: object) -> list[tuple[str, str]] | None:
+    """Return roles and contents of chat messages; None for anything else."""
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        return None
+    turns = [(turn.get("role"), turn.get("content")) for turn in value]
+    return turns if all(isinstance(part, str) for turn in turns for part in turn) else None
+
+
+def _said(error: Exception) -> str:
+    return brief(str(error), 120)

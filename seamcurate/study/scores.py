@@ -124,8 +124,10 @@ def _counted(study: str, sources: Sequence[Data]) -> Finding:
     """Read overlaps that somebody counted."""
     names = ["first", "second", "seed", "rows", "lowest_first", "lowest_second", "shared"]
     table = results.read(study, sources, names)
-    first, second, seeds = (results.texts(study, table, name) for name in names[:3])
-    rows, low, other, both = (results.numbers(study, table, name) for name in names[3:])
+    first, second, seeds = (results.names(study, table, name) for name in names[:3])
+    rows, low, other, both = counts = [results.numbers(study, table, name) for name in names[3:]]
+    if any((some % 1 != 0).any() or (some > 2**53).any() for some in counts):
+        raise StudyError(f"{study}: {', '.join(names[3:])} are counts of rows; check the table")
     size = (low + other) / 2
     if not ((both <= np.minimum(low, other)) & (np.maximum(low, other) <= rows) & (size > 0) & (both >= 0)).all():
         raise StudyError(f"{study}: a pair shares more rows than are low, or none are low; check the table")
@@ -321,8 +323,12 @@ def _of_store(study: str, source: Data, policy: Policy | None) -> pa.Table:
 
 def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, tuple[float, float]]]:
     """Average each row's log-probability per token and length, by set."""
-    sets, rows = results.texts(study, table, "set"), results.texts(study, table, "row_id")
+    sets, rows = results.names(study, table, "set"), results.names(study, table, "row_id")
     sums, lengths = results.numbers(study, table, "logprob"), results.numbers(study, table, "n_tokens")
+    for i in np.flatnonzero((sums > 0) | (lengths < 0)).tolist():
+        raise StudyError(
+            f"{study}: row {i} has logprob {sums[i]:g} over {lengths[i]:g} tokens; no log-probability is above 0"
+        )
     grouped: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name, row, total, length in zip(sets, rows, sums.tolist(), lengths.tolist(), strict=True):
         grouped.setdefault(name, {}).setdefault(row, []).append((total / max(length, 1.0), length))

@@ -160,6 +160,8 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
     """Return Pearson's r; NaN where either does not vary."""
     from scipy import stats
 
+    # From the first value on, what varies little around a large value is told apart as well as any.
+    x, y = ([value - values[0] for value in values] for values in (x, y))
     return float(stats.pearsonr(x, y).statistic) if len(set(x)) > 1 and len(set(y)) > 1 else math.nan
 
 

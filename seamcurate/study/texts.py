@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +22,10 @@ from seamcurate.models.template import prompt_text
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, shown
+from seamcurate.tables import brief
 
 _NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+_LONGEST_WORD = 100
 _MEASURES = {
     "words": "words a response",
     "repetition": "4-gram repetition",
@@ -62,6 +66,26 @@ def self_bleu(texts: Sequence[str]) -> float:
     return float(np.mean(scored))
 
 
+def rouge_l(candidate: Sequence[str], reference: Sequence[str]) -> float:
+    """Return ROUGE-L's F measure of two texts' words (Lin 2004); 0 where either has none.
+
+    The longest common subsequence is counted a word of the candidate at a time, a bit for each word of the reference
+    (Hyyrö 2004): a table would take the memory of their product.
+    """
+    if not candidate or not reference:
+        return 0.0
+    places: dict[str, int] = {}
+    for i, word in enumerate(reference):
+        places[word] = places.get(word, 0) | 1 << i
+    every = (1 << len(reference)) - 1
+    row = every
+    for word in candidate:
+        if matched := row & places.get(word, 0):
+            row = (row + matched | row - matched) & every
+    common = len(reference) - row.bit_count()
+    return 2 * common / (len(candidate) + len(reference))
+
+
 def responses(*sources: Data) -> Finding:
     """Describe responses by model and query type: words, 4-gram repetition, share of relevant sentences, Self-BLEU.
 
@@ -80,18 +104,21 @@ def responses(*sources: Data) -> Finding:
         raise StudyError(f"{study}: no row has a response; name a table that holds some")
     texts = results.texts(study, table, "response")
     keys = [_optional(study, table, name) for name in ("model", "query_type")]
-    asked = [prompt_text(p) for p in table["prompt"].to_pylist()] if "prompt" in table.column_names else None
+    asked = [prompt_text(p) for p in results.prompts(study, table)] if "prompt" in table.column_names else None
     values = {
         "words": words.counts(pa.array(texts, pa.large_string())).astype(np.float64),
         "repetition": np.array([repetition(text) for text in texts]),
     }
     if "relevant_sentences" in table.column_names:
-        shares = table["relevant_sentences"].to_pylist()
-        values["relevant"] = np.array([math.nan if value is None else value for value in shares], np.float64)
+        values["relevant"] = _shares(study, table, "relevant_sentences")
     groups: dict[tuple[str, str], list[int]] = {}
     for i, key in enumerate(zip(*keys, strict=True)):
         groups.setdefault(key, []).append(i)
     kinds = {kind for _, kind in groups}
+    if len(kinds) > 1 and "all" in kinds:
+        raise StudyError(
+            f"{study}: a row has the query_type 'all', which stands for all of them; call it something else"
+        )
     if len(kinds) > 1:
         for i, (model, _) in enumerate(zip(*keys, strict=True)):
             groups.setdefault((model, "all"), []).append(i)
@@ -142,30 +169,27 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
     Raises:
         StudyError: The sources cannot be read, or there is no such baseline.
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
     study = "tax"
     table = results.read(study, sources, ["references", "response"], named="model")
-    answers = ["" if text is None else text for text in table["response"].to_pylist()]
+    answers = results.texts(study, table, "response", missing="")
     models, tasks = _optional(study, table, "model"), _optional(study, table, "task")
-    wanted = [[r] if isinstance(r, str) else list(r or []) for r in table["references"].to_pylist()]
-    for i, some in enumerate(wanted):
-        if not some:
-            raise StudyError(f"{study}: row {i} has no reference; leave it out")
-    ids = _optional(study, table, "instance_id") if "instance_id" in table.column_names else None
+    wanted = _references(study, table)
+    ids = _instances(study, table, models, tasks) if "instance_id" in table.column_names else None
     if baseline is not None and baseline not in models:
         raise StudyError(
             f"{study}: no row is of the baseline {baseline!r}; there are {', '.join(dict.fromkeys(models))}"
         )
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    split = _words()
+    golden = [[split(text) for text in some] for some in wanted]
 
     def rouge(texts: Sequence[str]) -> Doubles:
-        best = [max(scorer.score(r, t)["rougeL"].fmeasure for r in some) for t, some in zip(texts, wanted, strict=True)]
-        return 100 * np.array(best)
+        return 100 * np.array(
+            [max(rouge_l(split(text), one) for one in some) for text, some in zip(texts, golden, strict=True)]
+        )
 
     scored = {"response": rouge(answers)}
     if "input" in table.column_names:
-        given = [text or "" for text in table["input"].to_pylist()]
+        given = results.texts(study, table, "input", missing="")
         scored["echo"] = rouge([" ".join(g.split()[: len(a.split())]) for g, a in zip(given, answers, strict=True)])
     scored["other"] = rouge(_swapped(answers, models, tasks))
     own = {model: [i for i, other in enumerate(models) if other == model] for model in dict.fromkeys(models)}
@@ -226,7 +250,55 @@ def _grams(some: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def _optional(study: str, table: pa.Table, name: str) -> list[str]:
-    return results.texts(study, table, name) if name in table.column_names else ["all"] * len(table)
+    return results.names(study, table, name) if name in table.column_names else ["all"] * len(table)
+
+
+def _shares(study: str, table: pa.Table, name: str) -> Doubles:
+    """Return a column of shares, NaN where there is none."""
+    there = pc.is_valid(table[name]).to_numpy()
+    if pa.types.is_floating(table[name].type):
+        there &= ~pc.is_nan(pc.fill_null(table[name], math.nan)).to_numpy()
+    values = np.full(len(table), math.nan)
+    values[there] = results.numbers(study, table.filter(pa.array(there)), name)
+    if (np.abs(values[there] - 0.5) > 0.5).any():
+        raise StudyError(f"{study}: {name} is a share, from 0 to 1; divide per cent by 100")
+    return values
+
+
+def _references(study: str, table: pa.Table) -> list[list[str]]:
+    """Return the references of each row, of which it has at least one."""
+    column = table["references"]
+    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        return [[text] for text in results.texts(study, table, "references")]
+    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    for i in np.flatnonzero(counts == 0).tolist():
+        raise StudyError(f"{study}: row {i} has no reference; leave it out")
+    rows = pa.array(np.repeat(np.arange(len(table)), counts))
+    flat = iter(results.texts(study, pa.table({"row": rows, "references": pc.list_flatten(column)}), "references"))
+    return [list(islice(flat, int(count))) for count in counts]
+
+
+def _instances(study: str, table: pa.Table, models: list[str], tasks: list[str]) -> list[tuple[str, str]]:
+    """Return what each row is the answer to: an instance of a task, once for each model."""
+    found = list(zip(tasks, results.names(study, table, "instance_id"), strict=True))
+    (most, times), *_ = Counter(zip(models, found, strict=True)).most_common(1)
+    if times > 1:
+        raise StudyError(
+            f"{study}: {brief(most[0], 60)} answered instance {brief(most[1][1], 60)} {times} times; keep one answer"
+        )
+    return found
+
+
+def _words() -> Callable[[str], list[str]]:
+    """Return what splits a text into stemmed words as `rouge_score` does.
+
+    Words longer than any language has stay as they are: the stemmer takes their square in time, and recurses over them.
+    """
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score.tokenize import tokenize
+
+    stem = lru_cache(maxsize=2**16)(PorterStemmer().stem)
+    return lambda text: [stem(word) if 3 < len(word) <= _LONGEST_WORD else word for word in tokenize(text, None)]
 
 
 def _mean(values: Doubles, asked: list[str] | None) -> Interval:
@@ -275,7 +347,9 @@ def _swapped(answers: list[str], models: list[str], tasks: list[str]) -> list[st
     return swapped
 
 
-def _cost(study: str, scores: Doubles, before: list[int], after: list[int], ids: list[str] | None) -> Interval:
+def _cost(
+    study: str, scores: Doubles, before: list[int], after: list[int], ids: list[tuple[str, str]] | None
+) -> Interval:
     """Return baseline minus model, paired by instance where instances have ids, else in their order."""
     if ids is None:
         if len(before) != len(after):

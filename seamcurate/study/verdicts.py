@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from seamcurate.models import Conversation, LanguageModelConfig, Request, calls
 from seamcurate.models.template import prompt_text
 from seamcurate.study import results
 from seamcurate.study.results import Data
+from seamcurate.tables import brief
 
 _STUDY = "compare"
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
@@ -117,15 +119,15 @@ def _conversation(
 
 def _pairs(answers: Sequence[Data], baseline: Data, rows: int | None) -> list[tuple[str, str, str, str, str, str]]:
     """Return model, prompt's name, prompt, own answer, baseline's, position; each pair with both positions."""
-    others = {}
-    for _, asked, sample, text in _answers(baseline):
-        others[asked, sample] = text
+    if rows is not None and rows < 1:
+        raise StudyError(f"{_STUDY}: {rows} answers are to be compared; name a number from 1")
+    others = {(asked, sample): text for _, asked, sample, text in _answers(baseline)}
     found = []
     for source in answers:
         for model, asked, sample, text in _answers(source)[:rows]:
             if (asked, sample) not in others:
                 raise StudyError(
-                    f"{_STUDY}: {results.title(baseline)} has no answer to {asked[:60]!r} of {results.title(source)}; "
+                    f"{_STUDY}: {results.title(baseline)} has no answer to {brief(asked, 60)!r} of {results.title(source)}; "
                     "let both models answer the same prompts"
                 )
             name = f"{asked}\n{sample}" if sample else asked
@@ -134,12 +136,18 @@ def _pairs(answers: Sequence[Data], baseline: Data, rows: int | None) -> list[tu
     return found
 
 
-def _answers(source: Data) -> list[tuple[str, str, int, str]]:
+def _answers(source: Data) -> list[tuple[str, str, str, str]]:
+    """Return model, prompt, which of its samples, and text of each answer."""
     table = results.read(_STUDY, [source], ["prompt", "response"])
-    there = table.column_names
-    count = len(table)
-    models = table["model"].to_pylist() if "model" in there else [results.title(source)] * count
-    samples = table["sample"].to_pylist() if "sample" in there else [0] * count
+    there, count = table.column_names, len(table)
+    models = results.names(_STUDY, table, "model") if "model" in there else [results.title(source)] * count
+    samples = results.names(_STUDY, table, "sample") if "sample" in there else ["0"] * count
     texts = results.texts(_STUDY, table, "response")
-    asked = [prompt_text(prompt) for prompt in table["prompt"].to_pylist()]
-    return list(zip(models, asked, samples, texts, strict=True))
+    asked = [prompt_text(prompt) for prompt in results.prompts(_STUDY, table)]
+    found, times = [], Counter[tuple[str, str, str]]()
+    for model, prompt, sample, text in zip(models, asked, samples, texts, strict=True):
+        # A prompt that the data hold twice was answered twice: the nth answer stands against the other side's nth.
+        nth = times[model, prompt, sample]
+        times[model, prompt, sample] += 1
+        found.append((model, prompt, f"{sample}, {nth}" if nth else "" if sample == "0" else sample, text))
+    return found
