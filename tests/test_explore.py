@@ -441,8 +441,11 @@ def test_figures_without_matplotlib_are_svg_and_say_so(finished, tmp_path):
 def test_the_server_answers_on_this_machine_alone_and_writes_no_token_down(finished, tmp_path):
     pytest.importorskip("uvicorn", reason="the extra `explore` is not installed")
     (tmp_path / "index.html").write_text("the page")
+    # It talks more than it is meant to, as it may one day.
     code = (
-        "import sys; from pathlib import Path; from seamcurate import Store; from seamcurate.explore import server\n"
+        "import sys, uvicorn; from pathlib import Path; from seamcurate import Store; from seamcurate.explore import server\n"
+        "quiet = uvicorn.Config\n"
+        "uvicorn.Config = lambda app, **options: quiet(app, **{**options, 'log_level': 'info'})\n"
         "server.PAGE = Path(sys.argv[2]); server.serve(Store(sys.argv[1]))"
     )
     with subprocess.Popen(
@@ -464,7 +467,7 @@ def test_the_server_answers_on_this_machine_alone_and_writes_no_token_down(finis
         finally:
             process.terminate()
         told = "".join(process.communicate(timeout=30))
-    assert len(token) >= 32 and token not in told
+    assert len(token) >= 32 and "Application startup complete" in told and token not in told
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -252,6 +252,8 @@ def test_an_identical_push_makes_no_commit_and_sends_nothing(work, there):
     assert (again.sent, again.removed, again.commit) == ([], [], first.commit)
     assert again.unchanged == len(first.sent)
     assert there.count("PUT|preupload|commit") == 0
+    # What is there is looked at, and nothing more is asked.
+    assert [line.split("/")[0] for line in there.asked] == ["GET ", "GET "]
 
 
 def test_only_what_changed_travels_and_a_split_that_is_gone_is_removed(work, there):
