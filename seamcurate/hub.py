@@ -198,7 +198,7 @@ def escapes(name: str) -> bool:
     """Tell whether a path leads out of the folder it is taken from, as an address on object storage does."""
     parts = name.replace("\\", "/").split("/")
     # Elsewhere by address too: file:///x, s3://x, cache::x, C:/x.
-    return name.startswith(("/", "\\", "~", "s3:")) or ".." in parts or bool(re.match(r"[A-Za-z][\w+.-]*:[/\\:]", name))
+    return name.startswith(("/", "\\", "~")) or ".." in parts or bool(re.match(r"[A-Za-z][\w+.-]*:[/\\:]", name))
 
 
 def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:

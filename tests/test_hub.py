@@ -313,9 +313,11 @@ def test_what_the_hub_answers_becomes_one_line(work, there, caplog, capfd, fault
 
 
 @pytest.mark.parametrize("status", [503, 429, 0])
-def test_a_commit_that_fails_at_first_is_tried_again(work, there, status):
+def test_a_commit_that_fails_at_first_is_tried_again(work, there, status, capfd):
     there.faults.append(Fault("commit", status, 2))
     pushed = hub.push(work.recipe, work.store, "me/curated")
+    told = f"the Hub {f'answered {status}' if status else 'hung up'}; trying again in 0 s"
+    assert capfd.readouterr().err.splitlines().count(told) == 2
     assert there.repos["me/curated"].commits[-1][0] == pushed.commit and there.count("POST .*/commit/") == 3
 
 
@@ -478,6 +480,7 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
         ("rows: {jsonl: ~/.ssh/id}", "names '~/.ssh/id', outside"),
         ("rows: {csv: 'data/../../x'}", "outside"),
         ("splits: {a: {filter: /x.sql}}", "outside"),
+        ("splits: {a: {filter: ' ../x.sql'}}", "outside"),
         ("steps: [attack: {vectors: ../v.txt}]", "outside"),
         ("models: {policy: {causal_lm: /models/mine}}", "outside"),
         ("rows: {parquet: 'file:///etc/passwd'}", "outside"),
@@ -530,6 +533,30 @@ def test_a_refused_recipe_leaves_nothing_behind(there, tmp_path):
     with pytest.raises(HubError, match="outside its own folder"):
         reproduction.reproduce("them/it", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_a_file_larger_than_any_that_is_pushed_is_not_read(there, tmp_path):
+    there.add("them/it", {"recipe.yaml": b"# " + b"x" * 2**20, "seamcurate.json": b"{}"})
+    with pytest.raises(HubError, match=r"recipe\.yaml is larger than any of seamcurate's; it is not read"):
+        reproduction.reproduce("them/it", tmp_path / "again")
+    assert there.count("resolve") == 0 and not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.sql", "sub/../../outside.sql"])
+def test_a_filter_outside_the_recipes_folder_is_not_published(tmp_path, name):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "outside.sql").write_text("SELECT row_id FROM rows")
+    (tmp_path / "recipe/sub").mkdir()
+    text = f"rows: {{parquet: rows.parquet}}\nsplits: {{a: {{filter: {name}}}}}\n"
+    with pytest.raises(HubError, match=f"the recipe names '{re.escape(name)}', which cannot be published beside it"):
+        hub._named_files(text, tmp_path / "recipe")
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "seamcurate.json", "README.md"])
+def test_a_template_takes_no_place_of_what_a_push_writes_itself(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(HubError, match="which cannot be published beside it"):
+        hub._named_files(f"steps: [generate: {{template: {name}}}]", tmp_path)
 
 
 def test_what_seamcurate_did_not_push_is_not_run(there, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from seamcurate import (
     run_local,
     seam,
 )
-from seamcurate.errors import BusyError, DamagedError, SourceError, StaleError, StepError
+from seamcurate.errors import BusyError, DamagedError, SourceError, StaleError, StepError, StoreError
 from seamcurate.integrity import mend
 
 
@@ -228,6 +229,21 @@ def test_what_killed_runs_left_half_written_is_cleared_wherever_it_lies_and_noth
     (store / "notes.tmp").unlink()
     assert {file: file.read_bytes() for file in store.rglob("*") if file.is_file()} == before
     assert not list(store.rglob(".*.tmp"))
+
+
+def test_a_store_that_vanishes_between_two_shards_is_not_begun_anew_in_the_middle(recipe, tmp_path, monkeypatch):
+    real = Source.chunks
+
+    def chunks(self, *given):
+        for chunk in real(self, *given):
+            if chunk.number == 1:
+                shutil.rmtree(tmp_path / "store")
+            yield chunk
+
+    monkeypatch.setattr(Source, "chunks", chunks)
+    with pytest.raises(StoreError, match=r"rejected cannot be used: No such file or directory; .*run the same again"):
+        run_local(recipe(corpus=None, steps=(Random(),), splits={}), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_corpus_that_another_run_works_on_is_neither_read_nor_embedded(recipe, tmp_path):

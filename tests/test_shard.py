@@ -79,6 +79,13 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_renaming_that_fails_leaves_nothing_behind(tmp_path):
+    (tmp_path / "00000.parquet").mkdir()
+    with pytest.raises(StoreError, match=r"00000\.parquet cannot be written: Is a directory"):
+        shard.write(tmp_path / "00000.parquet", TABLE, "maker", 0)
+    assert [one.name for one in tmp_path.iterdir()] == ["00000.parquet"]
+
+
 def test_a_link_in_a_verified_file_s_place_is_not_taken_for_it(file, tmp_path):
     shard.verify(file, "maker", 3)
     assert shard.verified(file, "maker", 3)
