@@ -413,6 +413,8 @@ def test_a_published_recipe_gives_the_published_files(work, there, tmp_path):
     files.mkdir()
     for name in ("rows.parquet", "corpus.parquet"):
         shutil.copy(work.recipe.parent / name, files)
+    # What was published stays as it was, whatever lies there under its name.
+    (files / "recipe.yaml").write_text("rows: {jsonl: another.jsonl}")
     there.asked.clear()
     done = reproduction.reproduce("me/curated", tmp_path / "again", files=files)
     assert done.identical and done.commit == pushed.commit
@@ -513,6 +515,20 @@ def test_a_link_that_an_earlier_call_left_is_not_written_through(there, tmp_path
     with pytest.raises(SeamcurateError):
         reproduction.reproduce("them/it", tmp_path / "again")
     assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_a_folder_that_an_earlier_call_linked_is_not_written_into(there, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/keep.sql").write_text("mine")
+    (tmp_path / "again/recipe").mkdir(parents=True)
+    (tmp_path / "again/recipe/filters").symlink_to(tmp_path / "mine")
+    recipe = b"rows: {parquet: absent.parquet}\nsplits: {a: {filter: filters/keep.sql}}\n"
+    facts = b'{"format": 1, "trainer": "trl"}'
+    there.add("them/it", {"recipe.yaml": recipe, "seamcurate.json": facts, "filters/keep.sql": b"theirs"})
+    with pytest.raises(SeamcurateError):
+        reproduction.reproduce("them/it", tmp_path / "again")
+    assert (tmp_path / "mine/keep.sql").read_text() == "mine"
+    assert (tmp_path / "again/recipe/filters/keep.sql").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("asks", [True, False])
