@@ -14,7 +14,7 @@ import pytest
 import seamcurate
 from seamcurate import CausalLM, SentenceEncoder, SequenceClassifier, Store, query, run_local
 from seamcurate.errors import DamagedError, ModelError, SeamcurateError
-from seamcurate.models import tokens
+from seamcurate.models import tokens, weights
 from seamcurate.models.masked import MaskedModel
 
 PACKAGE = Path(seamcurate.__file__).parent
@@ -152,6 +152,35 @@ def test_a_folder_of_pickled_weights_alone_is_refused_in_one_line(kind, policy_f
             attempt()
         assert "\n" not in str(refused.value) and not mark.exists()
     assert "no .safetensors weights" in str(refused.value)
+
+
+def test_pickled_weights_are_not_even_fetched():
+    from huggingface_hub.utils import filter_repo_objects
+
+    pickled = ["pytorch_model.bin", "1_Pooling/pytorch_model.bin", "model.pt", "model.pth", "model.pkl", "model.ckpt"]
+    there = [*pickled, "tf_model.h5", "model.safetensors", "config.json"]
+    assert [*filter_repo_objects(there, allow_patterns=list(weights.FILES))] == ["model.safetensors", "config.json"]
+
+
+def test_neither_training_nor_attacks_read_pickled_weights(policy_folder, masked_folder, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from seamcurate.train import SFTTraining
+    from seamcurate.train.training import open_model
+
+    attempts = {
+        policy_folder: lambda folder: open_model(folder, AutoModelForCausalLM, SFTTraining()),
+        masked_folder: lambda folder: MaskedModel(str(folder), 3),
+    }
+    for original, attempt in attempts.items():
+        folder = tmp_path / original.name
+        shutil.copytree(original, folder)
+        (folder / "model.safetensors").unlink()
+        torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")
+        with pytest.raises(SeamcurateError, match=r"safetensors") as refused:
+            attempt(folder)
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
