@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import duckdb
 import pytest
 from datasets import Features, List, Value, load_dataset
 
@@ -20,6 +21,7 @@ from seamcurate import (
     to_trl,
     to_verl,
 )
+from seamcurate import export as export_module
 from seamcurate import split as splits
 from seamcurate.errors import ExportError
 from seamcurate.export import RESERVED, export
@@ -186,6 +188,14 @@ def test_a_format_without_a_loader_is_refused(store, tmp_path, to, form, message
     splits.make(store, "s", Split(filter=ALL, format=form))
     with pytest.raises(ExportError, match=message):
         to(store, "s", tmp_path / "out")
+
+
+def test_the_sql_of_an_export_could_read_no_file_whatever_it_came_to(store, tmp_path, monkeypatch):
+    (tmp_path / "secret.txt").write_text("a secret")
+    stolen = f"SELECT content AS stolen FROM read_text('{tmp_path}/secret.txt')"
+    monkeypatch.setattr(export_module._View, "sql", lambda self, asked, schema: stolen)
+    with pytest.raises(duckdb.PermissionException, match="disabled by configuration"):
+        to_verl(store, "train", tmp_path / "out")
 
 
 def test_splits_that_are_not_there_or_empty_are_refused(store, tmp_path):

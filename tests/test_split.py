@@ -136,6 +136,19 @@ def test_every_row_has_one_line_and_the_dropped_are_the_lowest(tmp_path_factory,
     assert sorted(r["value"] for r in found if not r["kept"]) == lowest
 
 
+def test_a_filter_that_names_rows_that_are_not_there_or_does_not_decide_keeps_none_by_it(tmp_path):
+    store = stored(tmp_path, SCORES)
+    sql = (
+        "SELECT unnest([-7, 0, 1, 2, 99]) AS row_id, unnest([true, true, NULL, false, true]) AS keep UNION ALL "
+        "SELECT row_id, true FROM rows WHERE row_id > 7"
+    )
+    made = splits.make(store, "s", Split(filter=sql))
+    found = ledger(store)
+    assert [r["row_id"] for r in found] == list(range(10)) and (made.kept, made.dropped) == (3, 7)
+    assert [r["row_id"] for r in found if r["kept"]] == [0, 8, 9]
+    assert len(dropped(store)) == made.dropped
+
+
 def test_the_same_inputs_are_not_cut_again_and_other_inputs_are(tmp_path):
     store = stored(tmp_path, SCORES)
     split = Split(filter=LOWEST, by="seam_x", rate=0.2)
