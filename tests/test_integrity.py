@@ -460,6 +460,24 @@ def test_check_finds_whole_shards_that_do_not_belong_together(made):
     assert line.startswith(f"{folder}/00001.parquet is of other rows than are there; delete it")
 
 
+@pytest.mark.parametrize(
+    ("column", "wrong"),
+    [("row_id", "is of other rows than are there"), ("kept", "is not the ledger that split.json tells of")],
+)
+def test_check_finds_a_whole_ledger_that_tells_of_other_rows_or_counts(made, column, wrong):
+    made.copy()
+    folder = made.store / "splits/train"
+    maker = str(load_json(folder / "split.json")["fingerprint"])
+    table = shard.read(folder / "ledger.parquet", maker, 0)
+    other = {"row_id": [i + 100 for i in table["row_id"].to_pylist()], "kept": [False] * len(table)}[column]
+    place = table.column_names.index(column)
+    shard.write(
+        folder / "ledger.parquet", table.set_column(place, table.schema.field(column), pa.array(other)), maker, 0
+    )
+    (line,) = made.found()
+    assert line.startswith(f"{folder}/ledger.parquet {wrong}; ")
+
+
 def test_a_store_without_its_corpus_says_so(made):
     made.copy()
     shutil.rmtree(made.store / "corpus")
