@@ -506,6 +506,10 @@ Rewarding = Annotated[
     ),
 ]
 Temperature = Annotated[float, typer.Option(help="Of sampling.")]
+Gold = Annotated[
+    str | None, typer.Option(help="Another reward, as --reward: measured on held-out prompts, never learned from.")
+]
+Measuring = Annotated[int | None, typer.Option(help="Updates between measurements; else before and after.")]
 Target = Annotated[float | None, typer.Option(help="KL in nats an answer, kept by moving the coefficient.")]
 
 
@@ -515,11 +519,9 @@ def train_ppo(
     data: Prompts,
     reward: Rewarding,
     out: Out,
-    gold: Annotated[
-        str | None, typer.Option(help="Another reward, as --reward: measured on held-out prompts, never learned from.")
-    ] = None,
+    gold: Gold = None,
     eval_data: Held = None,
-    eval_steps: Annotated[int | None, typer.Option(help="Updates between measurements; else before and after.")] = None,
+    eval_steps: Measuring = None,
     lora: Lora = True,
     learning_rate: Rate = 1e-5,
     num_train_epochs: Epochs = 1,
@@ -569,7 +571,9 @@ def train_by_groups(
     data: Prompts,
     reward: Rewarding,
     out: Out,
+    gold: Gold = None,
     eval_data: Held = None,
+    eval_steps: Measuring = None,
     lora: Lora = True,
     learning_rate: Rate = 1e-5,
     num_train_epochs: Epochs = 1,
@@ -588,14 +592,14 @@ def train_by_groups(
     seed: Seed = 0,
 ) -> None:
     """Train by GRPO or RLOO, whose options are the same."""
-    options = {
-        key: value for key, value in locals().items() if key not in ("context", "model", "data", "reward", "out")
-    }
+    besides = ("context", "model", "data", "reward", "gold", "out")
+    options = {key: value for key, value in locals().items() if key not in besides}
     from seamcurate import rewards
     from seamcurate.train import GroupTraining, grpo, rloo
 
     train = grpo if context.info_name == "grpo" else rloo
-    _print_training(out, train(model, rewards.read(reward), data, out, GroupTraining(**options)))
+    config, other = GroupTraining(**options), None if gold is None else rewards.read(gold)
+    _print_training(out, train(model, rewards.read(reward), data, out, config, other))
 
 
 @app.command()
