@@ -23,6 +23,7 @@ from seamcurate.models import Conversation, LanguageModelConfig, Reply, Request
 from seamcurate.models.template import prompt_text
 from seamcurate.seamlessness import Variant
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.tables import counted
 
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _QUERY_TYPES = {
@@ -180,7 +181,7 @@ class Judge(_Asked):
         warnings: list[JsonValue] = []
         if unread:
             warnings.append(
-                f"{unread:,} rows have a reply without a rating: SELECT judged_reason_{self.variant} FROM rows"
+                f"{counted(unread, 'row has', 'rows have')} a reply without a rating: SELECT judged_reason_{self.variant} FROM rows"
             )
         if share is not None and rated >= 20 and share > 0.2:
             warnings.append(
@@ -291,5 +292,12 @@ def _counted(columns: Iterable[pa.Table], name: str, reason: str) -> dict[str, J
         unread += len(table) - table[reason].null_count
     warnings: list[JsonValue] = []
     if unread:
-        warnings.append(f"{unread:,} replies could not be read: SELECT {reason} FROM rows WHERE {reason} IS NOT NULL")
-    return {"answered": answered, "unread": unread, "summary": f"{name}: {answered:,} rows", "warnings": warnings}
+        warnings.append(
+            f"{counted(unread, 'reply', 'replies')} could not be read: SELECT {reason} FROM rows WHERE {reason} IS NOT NULL"
+        )
+    return {
+        "answered": answered,
+        "unread": unread,
+        "summary": f"{name}: {counted(answered, 'row')}",
+        "warnings": warnings,
+    }

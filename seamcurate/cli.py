@@ -103,14 +103,15 @@ def run(
     from seamcurate import recipe as recipes
     from seamcurate.cluster import run_ray
     from seamcurate.run import run_local
+    from seamcurate.tables import counted
 
     loaded = recipes.load(recipe)
     if ray is None:
         report = run_local(loaded, store, limit, replace, max_usd)
     else:
         report = run_ray(loaded, store, ray, limit, replace, max_usd)
-    done = f"{report.computed:,} shards computed" if report.computed else "everything was there"
-    print(f"{store}: {report.rows:,} rows, {done}")
+    done = f"{counted(report.computed, 'shard')} computed" if report.computed else "everything was there"
+    print(f"{store}: {counted(report.rows, 'row')}, {done}")
     for line in report.lines:
         print(f"  {line}")
 
@@ -125,7 +126,7 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
     from seamcurate import recipe as recipes
 
     made = estimate.plan(recipes.load(recipe), store)
-    print(f"{made.rows:,} rows ({made.rejected:,} set aside), corpus of {made.corpus:,}")
+    print(f"{tables.counted(made.rows, 'row')} ({made.rejected:,} set aside), corpus of {made.corpus:,}")
     rows = [
         [
             line.step,
@@ -255,7 +256,7 @@ def export(
     from seamcurate.store import Store
 
     for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
-        print(f"{line.folder}: {line.rows:,} rows; columns {tables.clean(', '.join(line.columns))}")
+        print(f"{line.folder}: {tables.counted(line.rows, 'row')}; columns {tables.clean(', '.join(line.columns))}")
         if line.note:
             print(f"  {line.note}")
 
@@ -313,6 +314,7 @@ def push(
     from seamcurate import hub
     from seamcurate.card import megabytes
     from seamcurate.store import Store
+    from seamcurate.tables import counted
 
     if dry_run:
         made = hub.prepare(recipe, Store(store), repo_id, to, license or ())
@@ -322,7 +324,7 @@ def push(
         notes = made.notes
     else:
         done = hub.push(recipe, Store(store), repo_id, to, public, license or ())
-        changed = f"{len(done.sent)} files sent, {len(done.removed)} removed, {done.unchanged} were there"
+        changed = f"{counted(len(done.sent), 'file')} sent, {len(done.removed)} removed, {done.unchanged} were there"
         print(f"{done.url} at {done.commit}: {changed if done.sent or done.removed else 'nothing had changed'}")
         notes = done.notes
     for line in notes:
@@ -504,6 +506,10 @@ Rewarding = Annotated[
     ),
 ]
 Temperature = Annotated[float, typer.Option(help="Of sampling.")]
+Gold = Annotated[
+    str | None, typer.Option(help="Another reward, as --reward: measured on held-out prompts, never learned from.")
+]
+Measuring = Annotated[int | None, typer.Option(help="Updates between measurements; else before and after.")]
 Target = Annotated[float | None, typer.Option(help="KL in nats an answer, kept by moving the coefficient.")]
 
 
@@ -513,11 +519,9 @@ def train_ppo(
     data: Prompts,
     reward: Rewarding,
     out: Out,
-    gold: Annotated[
-        str | None, typer.Option(help="Another reward, as --reward: measured on held-out prompts, never learned from.")
-    ] = None,
+    gold: Gold = None,
     eval_data: Held = None,
-    eval_steps: Annotated[int | None, typer.Option(help="Updates between measurements; else before and after.")] = None,
+    eval_steps: Measuring = None,
     lora: Lora = True,
     learning_rate: Rate = 1e-5,
     num_train_epochs: Epochs = 1,
@@ -567,7 +571,9 @@ def train_by_groups(
     data: Prompts,
     reward: Rewarding,
     out: Out,
+    gold: Gold = None,
     eval_data: Held = None,
+    eval_steps: Measuring = None,
     lora: Lora = True,
     learning_rate: Rate = 1e-5,
     num_train_epochs: Epochs = 1,
@@ -586,14 +592,14 @@ def train_by_groups(
     seed: Seed = 0,
 ) -> None:
     """Train by GRPO or RLOO, whose options are the same."""
-    options = {
-        key: value for key, value in locals().items() if key not in ("context", "model", "data", "reward", "out")
-    }
+    besides = ("context", "model", "data", "reward", "gold", "out")
+    options = {key: value for key, value in locals().items() if key not in besides}
     from seamcurate import rewards
     from seamcurate.train import GroupTraining, grpo, rloo
 
     train = grpo if context.info_name == "grpo" else rloo
-    _print_training(out, train(model, rewards.read(reward), data, out, GroupTraining(**options)))
+    config, other = GroupTraining(**options), None if gold is None else rewards.read(gold)
+    _print_training(out, train(model, rewards.read(reward), data, out, config, other))
 
 
 @app.command()
@@ -611,13 +617,14 @@ def answer(
 
     Example: seamcurate answer --model models/ppo --data splits/test --out answers/ppo.parquet
     """
+    from seamcurate.tables import counted
     from seamcurate.train import Answering
     from seamcurate.train import answer as write
 
     config = Answering(
         max_new_tokens=max_new_tokens, temperature=temperature, samples=samples, batch_size=batch_size, seed=seed
     )
-    print(f"{out}: {write(model, data, out, config):,} answers")
+    print(f"{out}: {counted(write(model, data, out, config), 'answer')}")
 
 
 @app.command()
@@ -636,9 +643,13 @@ def compare(
     Example: seamcurate compare answers/ppo.parquet --baseline answers/sft.parquet --judge judge.yaml --out verdicts.parquet
     """
     from seamcurate import study as studies
+    from seamcurate.tables import counted
 
     silent = studies.compare(answers, baseline, studies.read_judge(judge), out, rows=rows, max_usd=max_usd)
-    print(f"{out}: written" + (f"; {silent:,} replies hold no verdict, see its column `reason`" if silent else ""))
+    print(
+        f"{out}: written"
+        + (f"; {counted(silent, 'reply holds', 'replies hold')} no verdict, see its column `reason`" if silent else "")
+    )
 
 
 def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:

@@ -21,7 +21,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
 from seamcurate.run import run_local
 from seamcurate.store import Store, load_json
-from seamcurate.tables import clean
+from seamcurate.tables import clean, counted
 
 RECIPE = """\
 # The demo's recipe: which questions about Python's standard library does this reward model get wrong?
@@ -110,7 +110,7 @@ def run(
         "",
         *_where(folder),
         "",
-        f"{time.monotonic() - start:.0f} seconds, {report.computed} shards computed",
+        f"{time.monotonic() - start:.0f} seconds, {counted(report.computed, 'shard')} computed",
     ]
     print("\n".join(lines))
 

@@ -23,6 +23,7 @@ from seamcurate.errors import DamagedError, StoreError
 from seamcurate.models import calls
 from seamcurate.progress import note
 from seamcurate.store import Store, filename, load_json, makers, numbers
+from seamcurate.tables import counted
 
 _AGAIN = "run its recipe again to make it anew"
 _SOURCE = "run its recipe again: it is restored if the source still gives the same bytes; else put a copy of it back"
@@ -77,8 +78,8 @@ def check(store: Store) -> Checked:
             findings += _answers(store)
     files = [file for file in _at(store).rglob("*") if file.is_file() and file.name != ".lock"]
     size = sum(file.stat().st_size for file in files)
-    found = f"{len(findings):,} findings" if len(findings) > 1 else "1 finding" if findings else "whole"
-    return Checked(findings, f"{store.path}: {len(files):,} files, {size / 1e6:,.1f} MB: {found}")
+    found = counted(len(findings), "finding") if findings else "whole"
+    return Checked(findings, f"{store.path}: {counted(len(files), 'file')}, {size / 1e6:,.1f} MB: {found}")
 
 
 def mend(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> None:

@@ -27,7 +27,7 @@ from seamcurate.run import Report, run_local
 from seamcurate.source import Source
 from seamcurate.step import Step
 from seamcurate.store import Store
-from seamcurate.tables import clean
+from seamcurate.tables import clean, counted
 
 _LARGEST = 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -61,7 +61,7 @@ class Reproduced(NamedTuple):
         for one in self.files:
             yield clean(f"{one.path}: {one.verdict}{f' ({one.note})' if one.note else ''}")
         good = sum(one.verdict != "differs" for one in self.files)
-        yield f"{good} of {len(self.files)} files came out as published at {self.commit}"
+        yield f"{good} of {counted(len(self.files), 'file')} came out as published at {self.commit}"
 
 
 def reproduce(

@@ -23,6 +23,7 @@ from seamcurate import noise
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import Policy, PolicyModel, RewardingModel
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
+from seamcurate.tables import counted
 
 Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
 PER_TOKEN = "logprob_per_token"
@@ -420,8 +421,12 @@ class Seam(Step):
             "misjudged": wrong,
             **({"warnings": [_left_out(self.name, unknown)]} if unknown else {}),
             **({"noise": {self.name: largest, f"discrepancy_{self.variant}": largest}} if floors else {}),
-            "summary": f"{self.name}: {scored:,} of {rows:,} rows scored; "
-            + (f"{wrong:,} of {total:,} candidates misjudged ({rate:.1%})" if rate is not None else "no candidates"),
+            "summary": f"{self.name}: {scored:,} of {counted(rows, 'row')} scored; "
+            + (
+                f"{wrong:,} of {counted(total, 'candidate')} misjudged ({rate:.1%})"
+                if rate is not None
+                else "no candidates"
+            ),
         }
 
 
@@ -453,7 +458,7 @@ def _sums(model: Policy) -> noise.Score:
 
 
 def _left_out(name: str, candidates: int) -> str:
-    return f"{name}: {candidates:,} candidates are left out, as their reward or likelihood is NULL"
+    return f"{name}: {counted(candidates, 'candidate is', 'candidates are')} left out, as their reward or likelihood is NULL"
 
 
 def _known(values: Doubles) -> Doubles:

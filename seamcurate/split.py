@@ -27,6 +27,7 @@ from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.store import Store, filename, load_json, save_record
+from seamcurate.tables import counted
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 
@@ -168,10 +169,10 @@ def make(store: Store, name: str, split: Split) -> Made:
         kept, valued, nulls = int(ledger.kept.sum()), int(scored.sum()), int(undecided.sum())
         dropped, null_kept = len(ledger.kept) - kept, int((undecided & ledger.kept).sum())
         dropped_by_value = int((scored & ~ledger.kept).sum())
-        lines: list[JsonValue] = [f"split {name}: {kept:,} of {kept + dropped:,} rows kept"]
+        lines: list[JsonValue] = [f"split {name}: {kept:,} of {counted(kept + dropped, 'row')} kept"]
         if valued and nulls:
             lines.append(
-                f"split {name}: {nulls:,} rows have no value to decide by; {null_kept:,} of them were kept, "
+                f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them were kept, "
                 f"{nulls - null_kept:,} dropped"
             )
         lines += _shortfall(name, values, dropped_by_value, valued)

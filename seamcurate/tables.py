@@ -38,6 +38,11 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+def counted(count: int, one: str, more: str = "") -> str:
+    """Write a count with its noun: "1 shard", "1,200 shards"; `more` is the plural that an s does not make."""
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+
+
 def brief(value: object, width: int) -> str:
     """Return a value as one line of at most `width` characters."""
     if value is None:
@@ -101,10 +106,7 @@ def _table(reader: pa.RecordBatchReader) -> None:
     cells = max(12, 150 // max(1, len(reader.schema)))
     numeric = [i for i, f in enumerate(reader.schema) if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)]
     show(reader.schema.names, [[brief(value, cells) for value in row] for row in rows], numeric)
-    print(
-        f"{total:,} row{'s' if total != 1 else ''}"
-        + (f", the first {_SHOWN_ROWS} shown" if total > _SHOWN_ROWS else "")
-    )
+    print(counted(total, "row") + (f", the first {_SHOWN_ROWS} shown" if total > _SHOWN_ROWS else ""))
 
 
 def _lines(reader: pa.RecordBatchReader, form: Literal["csv", "jsonl"], handle: TextIO) -> None:

@@ -17,7 +17,6 @@ import select
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 import weakref
@@ -31,7 +30,7 @@ import duckdb
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import shard
+from seamcurate import scratch, shard
 from seamcurate.errors import QueryError
 from seamcurate.objects import Place, find, local
 from seamcurate.store import Store, filename, load_json, numbers, record_schema, sample_sets
@@ -76,6 +75,10 @@ CANDIDATES = {
     "weight": "DOUBLE",
 }
 _LONGEST_MESSAGE = 500
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+_THREAD = 2**30
+"""Memory for each thread. To merge a sort, every thread holds 122,880 rows whole (DuckDB 2.0), and half as much again;
+1 to 4 GB a thread are what DuckDB's guide asks for."""
 
 
 def connect(
@@ -88,26 +91,13 @@ def connect(
         other: A second one, to compare with: its views are `other.rows`, `other.candidates` and so on.
         spill: A folder for what outgrows 40 MB of memory; without one, DuckDB takes the memory it needs, and
             then a temporary folder, which goes with the connection.
-        memory: The most it may take before that, as DuckDB writes it: "2GB"; else most of what the machine has.
+        memory: The most it may take before that, as DuckDB writes it: "2GB"; else most of what the machine has. A sort
+            holds some 200,000 rows at a time: fewer than that many times a row's bytes do not sort what is larger.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
-    config: dict[str, str | bool | int | float | list[str]] = {}
-    made: str | None = None
-    if spill is None:
-        # Else DuckDB would spill into `.tmp` of the working folder.
-        made = tempfile.mkdtemp(prefix="seamcurate-")
-        config |= {} if memory is None else {"memory_limit": memory}
-    else:
-        config |= {"memory_limit": "40MB", "threads": 1}
-    where = spill or Path(str(made))
-    # Half of what is free: a query must not fill the disk on which a run writes. DuckDB takes 0 for no limit.
-    room = shutil.disk_usage(where if where.is_dir() else where.parent).free // 2
-    config |= {"temp_directory": str(where), "max_temp_directory_size": f"{max(1, room // 10**6)}MB"}
-    connection = duckdb.connect(config=config)
-    if made is not None:
-        weakref.finalize(connection, shutil.rmtree, made, ignore_errors=True)
+    connection = _bounded("40MB", spill) if spill else _bounded(memory)
     views, allowed = _views(store, "")
     if other is not None:
         connection.execute("CREATE SCHEMA other")
@@ -118,17 +108,39 @@ def connect(
 
 
 def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> duckdb.DuckDBPyConnection:
-    """Open one view, `rows`, with the columns of some folders alone: no other file is verified, or read.
+    """Open one view, `rows`, with the columns of some folders alone: no other file is verified, or read; see `connect`.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
-    config: dict[str, str | bool | int | float | list[str]] = {}
-    if memory is not None:
-        config |= {"memory_limit": memory, "temp_directory": "", "max_temp_directory_size": "0B"}
-    connection = duckdb.connect(config=config)
+    connection = _bounded(memory)
     files = [str(file) for file in _verified_files(store, folders)]
     _lock(connection, [rows_view("rows", store, folders)], files)
+    return connection
+
+
+def _bounded(memory: str | None, spill: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """Open an in-memory DuckDB that spills into a folder, by default a temporary one, which goes with it."""
+    made = None
+    if spill is None:
+        # Else DuckDB would spill into `.tmp` of the working folder.
+        made = scratch.make()
+        spill = made.path
+    # Half of what is free: a query must not fill the disk on which a run writes. DuckDB takes 0 for no limit.
+    room = shutil.disk_usage(spill if spill.is_dir() else spill.parent).free // 2
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "temp_directory": str(spill),
+        "max_temp_directory_size": f"{max(1, room // 10**6)}MB",
+    }
+    connection = duckdb.connect(config=config if memory is None else config | {"memory_limit": memory})
+    if made is not None:
+        weakref.finalize(connection, made.remove)
+    ((limit, threads),) = connection.execute(
+        "SELECT current_setting('memory_limit'), current_setting('threads')"
+    ).fetchall()
+    number, unit = str(limit).split()
+    fitting = int(float(number) * 1024 ** _UNITS.index(unit) / _THREAD)
+    connection.execute(f"SET threads = {max(1, min(int(threads), fitting))}")
     return connection
 
 
@@ -285,13 +297,14 @@ def limited(connection: duckdb.DuckDBPyConnection, seconds: float, instead: str)
         # Within, as a Ctrl-C right after the start would leave it to wait for its time.
         watching.start()
         yield
-    except (QueryError, duckdb.Error, pa.ArrowException, RuntimeError) as error:
+    except (QueryError, duckdb.Error, pa.ArrowException, RuntimeError, OSError) as error:
         # DuckDB itself looks for a Ctrl-C now and then, and calls it a RuntimeError.
         if by_hand.is_set() or str(error) == "Query interrupted":
             raise KeyboardInterrupt from error
         if late.is_set():
             raise QueryError(f"stopped after {seconds:g} seconds; {instead}") from error
-        if isinstance(error, QueryError | RuntimeError):
+        # What DuckDB says while its answer is read comes as an OSError without a number.
+        if isinstance(error, QueryError | RuntimeError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise QueryError(explain(connection, str(error))) from error
     finally:
@@ -330,7 +343,9 @@ def explain(connection: duckdb.DuckDBPyConnection, message: str) -> str:
     # A value that could not be converted is quoted whole, whatever is in it.
     short = brief(lines[0] if lines else message, _LONGEST_MESSAGE)
     hints = [brief(line, _LONGEST_MESSAGE) for line in lines[1:] if "Did you mean" in line or "Candidate" in line]
-    if "Catalog Error" in short:
+    if "Out of Memory Error" in short:
+        hints.append("sort fewer or shorter columns, row_id and the key alone, or take the first of them by LIMIT")
+    elif "Catalog Error" in short:
         hints.append(f"views: {', '.join(VIEWS)}")
     elif "Binder Error" in short and "not found" in short:
         columns = connection.execute("SELECT column_name FROM (DESCRIBE rows)").fetchall()

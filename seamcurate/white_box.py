@@ -25,6 +25,7 @@ from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel
 from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, finite
+from seamcurate.tables import counted
 from seamcurate.words import Words, counts, distinct_trigrams, split
 
 if TYPE_CHECKING:
@@ -391,7 +392,9 @@ class Rer(Step):
                 "unnormalised dot products: use `rer: {fit: quantiles}`, or an encoder with `normalise: false`"
             )
         if missing:
-            warnings.append(f"rer: {missing:,} rows are NULL: closed-ended without a reference (see `fallback`)")
+            warnings.append(
+                f"rer: {counted(missing, 'row is', 'rows are')} NULL: closed-ended without a reference (see `fallback`)"
+            )
         if warnings:
             facts["warnings"] = warnings
         return facts

@@ -225,3 +225,10 @@ def test_wrong_usage_exits_with_2_and_shows_how_it_is_meant():
     shown = cli("run", "only-one")
     assert shown.returncode == 2 and "Missing argument 'STORE'" in shown.stderr
     assert cli("nonsense").returncode == 2
+
+
+def test_one_of_a_thing_is_told_in_the_singular():
+    from seamcurate.tables import counted
+
+    assert [counted(n, "shard") for n in (0, 1, 1200)] == ["0 shards", "1 shard", "1,200 shards"]
+    assert [counted(n, "reply holds", "replies hold") for n in (1, 2)] == ["1 reply holds", "2 replies hold"]

@@ -128,5 +128,5 @@ def test_a_row_whose_set_could_not_be_made_is_null_with_its_reason_all_the_way(t
         and row["seam_gpt"] is None
         and row["reason_gpt"] == "no list of answers came back but 'no'"
     )
-    assert any("1 rows have no worse_gpt" in line for line in report.lines)
+    assert any("1 row has no worse_gpt" in line for line in report.lines)
     assert query(Store(tmp_path / "store"), "SELECT DISTINCT row_id FROM candidates").num_rows == 5

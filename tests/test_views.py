@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 
+import duckdb
 import pytest
 
-from seamcurate import Retrieve, Source, Store, query, run_local, seam, views
+from seamcurate import Retrieve, Source, Store, query, run_local, seam, tables, views
 from seamcurate.errors import QueryError
 
 
@@ -163,6 +164,40 @@ def test_a_query_over_candidates_larger_than_its_memory_is_answered_from_disk(st
     assert count == 5000 * candidates and spilled > 10**7
     assert not list((tmp_path / "temporary").iterdir()) and [p.name for p in tmp_path.iterdir()] == ["temporary"]
     assert before == {file: file.stat().st_size for file in store.path.rglob("*")}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_sorted_answer_larger_than_its_memory_is_written_whole_in_every_form(store, tmp_path, form):
+    sql = "SELECT md5(i.range || ' ' || row_id) AS t, row_id FROM rows, range(30000) AS i ORDER BY t"
+    file = tmp_path / f"answer.{form}"
+    with views.connect(store, memory="60MB") as connection, views.limited(connection, 600, ""):
+        tables.write(views.run(connection, sql), form, file)
+    with duckdb.connect() as plain:
+        ((count, distinct, sorted_),) = plain.execute(
+            f"SELECT count(*), count(DISTINCT t), count(*) FILTER (t >= before) FROM "
+            f"(SELECT t, lag(t, 1, '') OVER (ORDER BY place) AS before FROM "
+            f"(SELECT t, row_number() OVER () AS place FROM '{file}'))"
+        ).fetchall()
+    assert count == distinct == sorted_ == 1_200_000
+
+
+def test_rows_too_wide_to_sort_in_so_little_memory_are_refused_with_what_to_do(store):
+    sql = "SELECT repeat(md5(i.range || ' ' || row_id), 40) AS t FROM rows, range(4000) AS i ORDER BY t"
+    with (
+        pytest.raises(QueryError, match=r"Out of Memory Error.*; sort fewer or shorter columns") as refused,
+        views.connect(store, memory="40MB") as connection,
+        views.limited(connection, 600, ""),
+    ):
+        views.run(connection, sql).read_all()
+    assert "\n" not in str(refused.value)
+
+
+def test_one_view_spills_too_and_not_into_the_working_folder(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with views.opened(store, [], "40MB") as connection:
+        connection.execute("CREATE TABLE t AS SELECT md5(i.range || ' ' || row_id) AS t FROM rows, range(50000) AS i")
+        assert connection.execute("SELECT count(*) FROM t").fetchall() == [(2_000_000,)]
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_bar_is_drawn_over_an_answer_where_python_has_no_script(store):

@@ -134,7 +134,7 @@ def test_cosines_under_the_papers_constants_are_warned_about(tmp_path):
     step.prepare(Cosines(), tmp_path)
     facts = step.facts([pa.table({"rer": pa.array([1.0, None], pa.float64())})], tmp_path)
     assert facts["null"] == 1
-    assert [w.split(":")[1][:22] for w in facts["warnings"]] == [" AR lies in [-1, 1], a", " 1 rows are NULL"]
+    assert [w.split(":")[1][:22] for w in facts["warnings"]] == [" AR lies in [-1, 1], a", " 1 row is NULL"]
 
 
 def test_fitting_without_variation_is_refused(tmp_path):

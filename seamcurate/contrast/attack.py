@@ -21,6 +21,7 @@ from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search,
 from seamcurate.errors import ModelError
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, weights
 from seamcurate.step import Averages, Step, Transform, Work, column
+from seamcurate.tables import counted
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder, RewardModel
@@ -165,7 +166,7 @@ class Attack(Step):
         warnings: list[JsonValue] = []
         if attacked < rows:
             warnings.append(
-                f"{rows - attacked:,} rows have no worse_adv: SELECT reason_adv, count(*) FROM rows GROUP BY ALL"
+                f"{counted(rows - attacked, 'row has', 'rows have')} no worse_adv: SELECT reason_adv, count(*) FROM rows GROUP BY ALL"
             )
         return {
             "attacked": attacked,

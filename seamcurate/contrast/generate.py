@@ -22,6 +22,7 @@ from seamcurate.errors import ModelError
 from seamcurate.models import Conversation, LanguageModel, LanguageModelConfig, Message, Prompt, Reply, Request
 from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.tables import counted
 
 GENERATED = pa.list_(pa.struct([("response", pa.string())]))
 
@@ -105,11 +106,13 @@ class Generate(Step):
             rows, missing = rows + table.num_rows, missing + lengths.null_count
             answers += pc.sum(lengths).as_py() or 0
             short += pc.sum(pc.less(lengths, self.k)).as_py() or 0
-        summary = f"worse_gpt: {answers / max(1, rows):.1f} answers a row, fewer than {self.k} for {short:,} rows"
+        summary = (
+            f"worse_gpt: {answers / max(1, rows):.1f} answers a row, fewer than {self.k} for {counted(short, 'row')}"
+        )
         warnings: list[JsonValue] = []
         if missing:
             warnings.append(
-                f"{missing:,} rows have no worse_gpt: SELECT reason_gpt, count(*) FROM rows GROUP BY ALL ORDER BY 2 DESC"
+                f"{counted(missing, 'row has', 'rows have')} no worse_gpt: SELECT reason_gpt, count(*) FROM rows GROUP BY ALL ORDER BY 2 DESC"
             )
         return {"answers": answers, "missing": missing, "short": short, "summary": summary, "warnings": warnings}
 

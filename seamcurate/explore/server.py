@@ -12,7 +12,6 @@ import json
 import math
 import secrets
 import socket
-import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from seamcurate import tables, views
+from seamcurate import scratch, tables, views
 from seamcurate.errors import QueryError, SeamcurateError, StoreError
 from seamcurate.explore import bench, row
 from seamcurate.explore.compare import compare
@@ -175,15 +174,15 @@ def application(session: Session, token: str) -> Starlette:
 
     def download(request: Request, body: bytes) -> Response:
         asked = _Download.model_validate_json(body)
-        with tempfile.NamedTemporaryFile(suffix=f".{asked.format}", delete=False) as handle:
-            file = Path(handle.name)
+        folder = scratch.make()
+        file = folder.path / f"result.{asked.format}"
         try:
             with session.reading(asked.sql, seconds=_DOWNLOAD_SECONDS) as reader:
                 tables.write(reader, asked.format, file)
         except BaseException:
-            file.unlink()
+            folder.remove()
             raise
-        return FileResponse(file, filename=f"result.{asked.format}", background=BackgroundTask(file.unlink))
+        return FileResponse(file, filename=file.name, background=BackgroundTask(folder.remove))
 
     def rows(request: Request, body: bytes) -> Response:
         return JSONResponse(_page(session, _Page.model_validate_json(body)))

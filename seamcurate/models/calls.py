@@ -25,6 +25,7 @@ from seamcurate.models.protocols import Reply
 from seamcurate.objects import ObjectPath, Place
 from seamcurate.progress import note
 from seamcurate.step import Work, digest
+from seamcurate.tables import counted
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS replies(
@@ -64,7 +65,7 @@ class Spent(NamedTuple):
 
     def __str__(self) -> str:
         cost = "" if self.usd is None else f", ${self.usd:,.2f}" if self.usd >= 1 else f", ${self.usd:.4f}"
-        return f"{self.calls:,} calls, {self.tokens_in:,} tokens in, {self.tokens_out:,} out{cost}"
+        return f"{counted(self.calls, 'call')}, {self.tokens_in:,} tokens in, {self.tokens_out:,} out{cost}"
 
 
 def expected(work: Work, rows: int) -> Spent:

@@ -36,6 +36,9 @@ T = TypeVar("T")
 class LocalModel(Backend):
     """What the three local kinds share: where the weights come from and where they run."""
 
+    texts: ClassVar[dict[str, JsonValue]] = {}
+    """How texts become ids, where that is decided here and not by the model's library: part of the fingerprint."""
+
     revision: str | None = None
     """A Hub branch, tag or commit; it is pinned to the commit and recorded. Not for folders."""
     dtype: Precision = "auto"
@@ -53,6 +56,7 @@ class LocalModel(Backend):
         moves = self.model_dump(mode="json") | {
             self.key: weights.identity(self.path, self.revision),
             "dtype": weights.precision(self.dtype, self.device),
+            **self.texts,
         }
         return {key: value for key, value in moves.items() if key not in {"revision", "device", "batch_tokens"}}
 
@@ -90,6 +94,7 @@ class CausalLM(LocalModel):
     """A policy: any causal language model of transformers."""
 
     key: ClassVar[str] = "causal_lm"
+    texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
     max_response_tokens: int = 512
     """Longer responses are cut here and scored without the end-of-sequence token."""
 
@@ -105,6 +110,7 @@ class SequenceClassifier(LocalModel):
     """A reward model: any sequence classification model of transformers with one output."""
 
     key: ClassVar[str] = "sequence_classifier"
+    texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
     max_tokens: int | None = None
     """Prompt and response together; the response's end is cut to fit. Default: the model's window, at most 2,048."""
     pair: bool = False
@@ -151,6 +157,10 @@ def _tokenizer(
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+_KEPT: dict[tuple[object, ...], Any] = {}
+"""What sentence-transformers opened first for the same files, side and length: all its models read by that one too."""
 
 
 def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -341,10 +351,10 @@ class _LoadedEncoder:
         from sentence_transformers import SentenceTransformer
 
         self.config = config
-        folder = config._folder() if config.pooling == "default" else None
         options = {"dtype": weights.torch_dtype(config.dtype, config.device), "use_safetensors": True}
         try:
             if config.pooling == "default":
+                folder = config._folder()
                 with _quietly():
                     self.model: Any = SentenceTransformer(
                         str(folder),
@@ -353,6 +363,11 @@ class _LoadedEncoder:
                         model_kwargs=options,
                     )
                 quicken(self.model)
+                own = self.model[0]
+                # Its tokenizer was in `tokenizer` up to 5; in 6 that is what it finds in `processor`.
+                where = "processor" if "processor" in vars(own) else "tokenizer"
+                key = (folder, _state(folder), config.trust_remote_code, config.truncation, config.max_tokens)
+                setattr(own, where, _KEPT.setdefault(key, getattr(own, where)))
                 self.backbone, self.tokenizer = None, self.model.tokenizer
                 self.limit = config.max_tokens or self.model.max_seq_length or 512
                 self.model.max_seq_length = self.limit

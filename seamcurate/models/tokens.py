@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+REVISION = 2
+"""Raised whenever the same text would give other ids; 2: special tokens that a text spells are text."""
+
+
 class Pieces(NamedTuple):
     """A prompt and one response as the text a model reads, cut at the boundary; special tokens they spell are marked."""
 

@@ -28,7 +28,7 @@ def monotonicity(*sources: Data) -> Finding:
     over one fixed set of prompts; where `length_mean` is there too, what length alone would have said of the same runs.
     Pearson's and Spearman's correlations are of one run each; with several seeds their mean has Student's interval, with
     one Fisher's, which is too narrow where checkpoints follow on each other. The proxy `LI` is the length ruler.
-    A folder that `train ppo --gold` wrote is a run too, whose proxy is the folder's name.
+    A folder that `train ppo|grpo|rloo --gold` wrote is a run too, whose proxy is the folder's name.
 
     Raises:
         StudyError: The sources cannot be read, a checkpoint comes twice, or a run has fewer than three.

@@ -21,6 +21,7 @@ from seamcurate.train.data import Asked, Data
 from seamcurate.train.kl import KLController
 from seamcurate.train.rollout import Judge, Question, Reward, respond
 from seamcurate.train.training import Training
+from seamcurate.train.workplace import Workplace
 from seamcurate.words import repetition
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class GroupTraining(Training):
 
     learning_rate: float = Field(1e-5, gt=0)
     eval_rows: int = Field(64, ge=0)
+    eval_steps: int | None = Field(None, ge=1)
+    """Measure every so many updates too, not only before and after."""
     lora_alpha: int = Field(16, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     max_length: int = Field(1024, ge=2)
@@ -51,29 +54,41 @@ class GroupTraining(Training):
 
 
 def grpo(
-    model: str | Path, reward: Reward, data: Data, out: str | Path, config: GroupTraining = GroupTraining()
+    model: str | Path,
+    reward: Reward,
+    data: Data,
+    out: str | Path,
+    config: GroupTraining = GroupTraining(),
+    gold: Reward | None = None,
 ) -> dict[str, JsonValue]:
     """Train a policy by GRPO (Shao 2024): advantages are rewards normalised within a prompt's group of answers.
 
     Under group scaling a reward's scale cancels: of RER, the ratio of open-ended to closed-ended scales matters no more.
     See `rloo` for the rest.
     """
-    return _train("grpo", model, reward, data, out, config)
+    return _train("grpo", model, reward, data, out, config, gold)
 
 
 def rloo(
-    model: str | Path, reward: Reward, data: Data, out: str | Path, config: GroupTraining = GroupTraining()
+    model: str | Path,
+    reward: Reward,
+    data: Data,
+    out: str | Path,
+    config: GroupTraining = GroupTraining(),
+    gold: Reward | None = None,
 ) -> dict[str, JsonValue]:
     """Train a policy by RLOO (Ahmadian 2024): the baseline of an answer is the mean reward of the others of its group.
 
     `data` has `prompt`, text or chat messages; every other column is handed to the reward by its name. `out` becomes a
-    plain model folder, as `sft` leaves it, with `log.jsonl` (rewards, KL, lengths; the reward's own `features()`).
+    plain model folder, as `sft` leaves it, with `log.jsonl` (rewards, KL, lengths; the reward's own `features()`; and of
+    held-out prompts, named as `ppo` names them, `eval/scores`, `eval/response_length` and `eval/gold`). `gold` is another
+    reward, measured whenever `reward` is on the held-out prompts, and never learned from.
 
     Raises:
         TrainError: A column that the reward needs is missing, no prompt fits the window, the reward raises or returns
             NaN, the model has no EOS, or `out` holds something else.
     """
-    return _train("rloo", model, reward, data, out, config)
+    return _train("rloo", model, reward, data, out, config, gold)
 
 
 def _train(
@@ -83,6 +98,7 @@ def _train(
     data: Data,
     out: str | Path,
     config: GroupTraining,
+    gold: Reward | None,
 ) -> dict[str, JsonValue]:
     work = training.prepare(out)
     answers = config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -92,7 +108,8 @@ def _train(
             f"{config.gradient_accumulation_steps} answers are no whole groups of num_generations {config.num_generations}"
         )
     judge = Judge(reward)
-    asked = rollout.read(data, judge.columns, config)
+    judged = None if gold is None else Judge(gold)
+    asked = rollout.read(data, (*judge.columns, *(judged.columns if judged else ())), config)
     start = training.identity(model, config)
     with training.quiet():
         from datasets import Dataset
@@ -109,7 +126,7 @@ def _train(
         inputs = training.inputs(
             method, start, data, config, [[(q.ids, q.asked.columns) for q in part] for part in (kept, tested)]
         )
-        inputs["reward"] = judge.identity
+        inputs |= {"reward": judge.identity, "gold": None if judged is None else judged.identity}
         if (done := training.finished(work, inputs)) is not None:
             return done
         # Before the first update: a reward that fails costs no time.
@@ -140,9 +157,17 @@ def _train(
         trainer._get_train_sampler = lambda dataset=None: _Epochs(drawn, config.seed)
         if config.beta and config.kl_target is not None:
             trainer.add_callback(_moving(trainer, config, work.state))
-        before = _measured(trainer.model, tokenizer, tested, judge, config, "before the first update")
+        measure = _Measure(tokenizer, tested, judge, judged, config)
+        before = measure(trainer.model, "before the first update")
+        if tested and checkpoint is None:
+            work.write(0, before)
+        if tested and config.eval_steps is not None:
+            trainer.add_callback(_measuring(measure, config.eval_steps, work))
         result = training.fit(trainer, method, config, work, checkpoint)
         trained = training.merged(trainer)
+        after = measure(trained, "after the last update")
+        if tested:
+            work.write(trainer.state.global_step, after)
         record: dict[str, JsonValue] = {
             **inputs,
             **counts,
@@ -150,8 +175,10 @@ def _train(
             "answers_without_a_reward": work.state.get("without", 0),
             "reward_first": work.state.get("first"),
             "reward_last": work.state.get("last"),
-            "reward_before": before,
-            "reward_after": _measured(trained, tokenizer, tested, judge, config, "after the last update"),
+            "reward_before": before["eval/scores"],
+            "reward_after": after["eval/scores"],
+            "gold_before": before.get("eval/gold"),
+            "gold_after": after.get("eval/gold"),
         }
         training.save(trained, tokenizer, work, record)
     return record
@@ -203,30 +230,52 @@ class _Told:
         return found
 
 
-def _measured(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tested: Sequence[Question],
-    judge: Judge,
-    config: GroupTraining,
-    when: str,
-) -> float | None:
-    """Return the mean reward of answers to held-out prompts, drawn from the same seed each time."""
-    import torch
-    from transformers import GenerationConfig
+class _Measure:
+    """What rewards give answers to held-out prompts, drawn from the same seed each time."""
 
-    own, policy.generation_config = policy.generation_config, GenerationConfig()
-    policy.eval()
-    scores: list[float] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        for start in range(0, len(tested), config.per_device_train_batch_size):
-            some = tested[start : start + config.per_device_train_batch_size]
-            length = config.max_completion_length
-            answers = respond(policy, tokenizer, [one.ids for one in some], length, config.temperature, ())
-            scores += [score for score in judge.score(some, answers.texts, when) if score is not None]
-    policy.generation_config = own
-    return sum(scores) / len(scores) if scores else None
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tested: Sequence[Question],
+        judge: Judge,
+        gold: Judge | None,
+        config: GroupTraining,
+    ) -> None:
+        self.tokenizer, self.tested, self.config = tokenizer, tested, config
+        self.judges = {"eval/scores": judge} | ({} if gold is None else {"eval/gold": gold})
+
+    def __call__(self, policy: PreTrainedModel, when: str) -> dict[str, float | None]:
+        """Return means by name, None without a prompt, or a reward that applies."""
+        import torch
+        from transformers import GenerationConfig
+
+        own, policy.generation_config = policy.generation_config, GenerationConfig()
+        policy.eval()
+        found: dict[str, list[float]] = {name: [] for name in (*self.judges, "eval/response_length")}
+        size, config = self.config.per_device_train_batch_size, self.config
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            for start in range(0, len(self.tested), size):
+                some = self.tested[start : start + size]
+                ids = [one.ids for one in some]
+                answers = respond(policy, self.tokenizer, ids, config.max_completion_length, config.temperature, ())
+                for name, judge in self.judges.items():
+                    found[name] += [one for one in judge.score(some, answers.texts, when) if one is not None]
+                found["eval/response_length"] += answers.written.sum(1).tolist()
+        policy.generation_config = own
+        return {name: sum(values) / len(values) if values else None for name, values in found.items()}
+
+
+def _measuring(measure: _Measure, every: int, work: Workplace) -> Any:
+    """Return what measures between updates, the last apart, which is measured of the finished policy."""
+    from transformers import TrainerCallback
+
+    class Measuring(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
+            if state.global_step % every == 0 and state.global_step < state.max_steps:
+                work.write(state.global_step, measure(model, f"after update {state.global_step}"))
+
+    return Measuring()
 
 
 def _shown(row: Asked, form: type) -> object:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import weights
 from seamcurate.progress import bar, note
+from seamcurate.tables import counted
 from seamcurate.train import data
 from seamcurate.train.workplace import Workplace, differences
 
@@ -137,7 +138,7 @@ def encode(
 def said_skipped(trainer: str, skipped: int, left: str) -> None:
     """Say how many prompts are too long; of several processes, the first does."""
     if skipped and os.environ.get("RANK", "0") == "0":
-        note(f"{trainer}: {skipped:,} prompts skipped: they leave {left}")
+        note(f"{trainer}: {counted(skipped, 'prompt')} skipped for leaving {left}")
 
 
 def identity(model: str | Path, config: Training) -> str:
