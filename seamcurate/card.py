@@ -18,7 +18,7 @@ import pyarrow as pa
 import yaml
 from pydantic import JsonValue
 
-from seamcurate import shard, words
+from seamcurate import shard, views, words
 from seamcurate.baseline import Random
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
@@ -154,7 +154,7 @@ def _rules(ledger: pa.Table) -> list[dict[str, object]]:
         "SELECT rule, count(*) FILTER (kept) AS kept, count(*) FILTER (NOT kept) AS dropped, any_value(threshold) AS threshold, "
         "min(value) AS low, median(value) AS middle, max(value) AS high FROM ledger GROUP BY rule ORDER BY dropped DESC, rule"
     )
-    with duckdb.connect() as connection:
+    with duckdb.connect() as connection, views.stoppable():
         connection.register("ledger", ledger)
         found: list[dict[str, object]] = connection.sql(sql).to_arrow_table().to_pylist()
     return found

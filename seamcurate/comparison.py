@@ -59,11 +59,12 @@ class Moves(NamedTuple):
             "SELECT kept_before, kept_after, why, count(*) AS n, list(row_id ORDER BY row_id)[:$shown] AS some FROM moved "
             "GROUP BY ALL ORDER BY n DESC, why"
         )
-        with duckdb.connect() as connection:
+        with duckdb.connect() as connection, views.stoppable():
             connection.register("moved", self.rows)
-            for before, after, why, n, some in connection.execute(sql, {"shown": _SHOWN}).fetchall():
-                more = ", …" if n > len(some) else ""
-                yield f"  {_state(before)} → {_state(after)}: {n:,}, {clean(why)}; rows {', '.join(map(str, some))}{more}"
+            found = connection.execute(sql, {"shown": _SHOWN}).fetchall()
+        for before, after, why, n, some in found:
+            more = ", …" if n > len(some) else ""
+            yield f"  {_state(before)} → {_state(after)}: {n:,}, {clean(why)}; rows {', '.join(map(str, some))}{more}"
 
 
 class Difference(NamedTuple):
@@ -220,7 +221,7 @@ def _moves(name: str, one: _Side, two: _Side, inputs: list[Input], upstream: Map
     behind = upstream.get(score, set())
     causes = [one for one in inputs if behind & set(one.steps)] or [one for one in inputs if not one.steps]
     because = f" ({'; '.join(f'{c.what}: {c.before} → {c.after}' for c in causes)})" if causes else ""
-    with duckdb.connect() as connection:
+    with duckdb.connect() as connection, views.stoppable():
         connection.register("before", before)
         connection.register("after", after)
         rows = connection.sql(_JOINED, params={"score": score, "because": because}).to_arrow_table()

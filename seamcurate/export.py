@@ -455,7 +455,8 @@ class _View:
         asked = {name: value for name, value in select.items() if name not in found}
         if asked:
             connection.register("kept", rows)
-            answer = connection.sql(self.sql(asked, rows.schema)).to_arrow_table(_ROWS_PER_GROUP)
+            with views.stoppable():
+                answer = connection.sql(self.sql(asked, rows.schema)).to_arrow_table(_ROWS_PER_GROUP)
             found |= {name: answer[name] for name in asked}
         return pa.table({name: found[name] for name in select})
 

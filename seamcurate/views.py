@@ -81,6 +81,18 @@ _THREAD = 2**30
 1 to 4 GB a thread are what DuckDB's guide asks for."""
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let a Ctrl-C be one: DuckDB looks for it now and then itself, and calls it a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from error
+
+
+@stoppable()
 def connect(
     store: Store, spill: Path | None = None, other: Store | None = None, memory: str | None = None
 ) -> duckdb.DuckDBPyConnection:
@@ -107,6 +119,7 @@ def connect(
     return connection
 
 
+@stoppable()
 def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> duckdb.DuckDBPyConnection:
     """Open one view, `rows`, with the columns of some folders alone: no other file is verified, or read; see `connect`.
 
@@ -298,7 +311,7 @@ def limited(connection: duckdb.DuckDBPyConnection, seconds: float, instead: str)
         watching.start()
         yield
     except (QueryError, duckdb.Error, pa.ArrowException, RuntimeError, OSError) as error:
-        # DuckDB itself looks for a Ctrl-C now and then, and calls it a RuntimeError.
+        # See `stoppable`.
         if by_hand.is_set() or str(error) == "Query interrupted":
             raise KeyboardInterrupt from error
         if late.is_set():
