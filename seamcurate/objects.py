@@ -1,7 +1,7 @@
 """Objects of an S3 server where a store expects files: whole or not there, as renamed files are.
 
     s3://bucket/prefix/rows/00000.parquet      an object, put whole by one request
-    s3://bucket/prefix/columns/x/shared/       a folder made elsewhere; its `.whole.json`, put last, names its files
+    s3://bucket/prefix/columns/x/shared/       a folder made elsewhere; its `.sha256`, put last, lists its files
     s3://bucket/prefix/.lock                   who works on the store, renewed while he does
 
 One rule: what is read as a file is a local copy, kept by the object's version (its ETag), so that an object is
@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -32,8 +32,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from seamcurate.errors import BusyError, DamagedError, SeamcurateError, StoreError
 
-WHOLE = ".whole.json"
-"""The object that names a folder's files: without it the folder is not there."""
+LISTED = ".sha256"
+"""The list of a folder's files with their hashes, as `sha256sum -c` reads it. Of objects it is put last: without it
+the folder is not there."""
 
 LEASE_SECONDS = 90.0
 """A lock that was not renewed for so long is nobody's."""
@@ -125,6 +126,10 @@ class ObjectPath:
         """Return the object as text; see `read_bytes`."""
         return self.read_bytes().decode(encoding)
 
+    def write_bytes(self, content: bytes) -> None:
+        """Put the object whole, and keep no copy."""
+        self.put(content, copy=False)
+
     def put(self, content: bytes | bytearray, copy: bool = True) -> None:
         """Put the object whole, and keep a copy if it is soon to be read.
 
@@ -155,7 +160,7 @@ class ObjectPath:
         """
         keys = list(self.bucket.keys(f"{self.key}/"))
         names = {key: PurePosixPath(key).name for key in keys}
-        for key in sorted(keys, key=lambda key: (names[key] == "step.json", names[key] != WHOLE, key)):
+        for key in sorted(keys, key=lambda key: (names[key] == "step.json", names[key] != LISTED, key)):
             ObjectPath(self.bucket, key).unlink()
 
     def kept(self) -> Path | None:
@@ -196,39 +201,70 @@ class ObjectPath:
             self.bucket.footers[self.key] = (self.bucket.seen[self.key].version, content)
         return content
 
-    def put_folder(self, made: Path) -> None:
-        """Put those of a folder's files that are not there yet, then the object that names them all."""
-        known, files = self._files(), {str(file.relative_to(made)): _digest(file) for file in _files(made)}
-        for name, digest in files.items():
-            if known is None or known.get(name) != digest:
+    def put_folder(self, made: Path, maker: str) -> Path:
+        """Put those of a folder's files that are not there yet, then the list of all; returns the local copy.
+
+        What is there already is never put again: of several that add the same file, the first is heard.
+
+        Args:
+            made: The folder, with its list.
+            maker: What decides its content: what another made there is another folder.
+        """
+        there, here = self._list(), _read_list(made)
+        known = dict(there or {})
+        for name in sorted(here.keys() - known.keys()):
+            if there is None:
+                # Left by one that was killed before its list was put: it is put anew.
                 self._may_change()
                 with _told(str(self / name)), (made / name).open("rb") as handle:
                     self.bucket.client.upload_fileobj(handle, self.bucket.name, (self / name).key)
-        if files != known:
-            (self / WHOLE).put(json.dumps(files).encode())
+                known[name] = here[name]
+            else:
+                known[name] = (self / name)._add((made / name).read_bytes())
+        if known != there:
+            (self / LISTED).write_bytes(_list(known))
+        place = self._home / maker
+        if made != place:
+            with self._syncing(place):
+                shutil.copytree(made, place, copy_function=_link, dirs_exist_ok=True)
+            shutil.rmtree(made)
+        return place
 
-    def copy_folder(self) -> Path:
-        """Return a local copy of a folder that was put.
+    def copy_folder(self, maker: str) -> Path:
+        """Return a local copy of a folder that was put; what is added to it there stays.
 
         Raises:
             DamagedError: A file is missing, or not the one that was put.
         """
-        files = self._files() or {}
-        place = self._home / hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
-        if place.exists():
-            return place
-        beside = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-        with _writing(self):
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            for name, digest in files.items():
-                (beside / name).parent.mkdir(parents=True, exist_ok=True)
-                (self / name)._download(beside / name)
-                if _digest(beside / name) != digest:
+        place = self._home / maker
+        with self._syncing(place):
+            files, here = self._list() or {}, _read_list(place)
+            for name in [name for name in files if here.get(name) != files[name]]:
+                beside = _beside(place / name)
+                beside.parent.mkdir(parents=True, exist_ok=True)
+                (self / name)._download(beside)
+                if _digest(beside) != files[name]:
                     raise DamagedError(f"{self / name} was altered after it was written; {_ANEW}")
-            self._drop_versions(beside)
-            os.replace(beside, place)
+                os.replace(beside, place / name)
+            if any(here.get(name) != files[name] for name in files) or not (place / LISTED).exists():
+                beside = _beside(place / LISTED)
+                beside.write_bytes(_list({**here, **files}))
+                os.replace(beside, place / LISTED)
         return place
+
+    @contextmanager
+    def _syncing(self, place: Path) -> Iterator[None]:
+        """Let one process of this machine after the other change the local copy; those of other makers go."""
+        import fcntl
+
+        with _writing(self):
+            self._home.mkdir(parents=True, exist_ok=True)
+            with (self._home / ".lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not place.exists():
+                    self._drop_versions(place)
+                    place.mkdir()
+                yield
 
     @property
     def scratch(self) -> Path:
@@ -248,15 +284,22 @@ class ObjectPath:
         except FileNotFoundError as error:
             raise DamagedError(f"{self} is missing; {_ANEW}") from error
 
-    def _files(self) -> dict[str, str] | None:
+    def _list(self) -> dict[str, str] | None:
         """Return the names of a folder's files with their hashes; None where it was not put whole."""
         try:
-            found: dict[str, str] = json.loads((self / WHOLE).read_bytes())
+            found = _names((self / LISTED).read_bytes())
         except FileNotFoundError:
             return None
         if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in found):
-            raise DamagedError(f"{self / WHOLE} names files outside its folder; {_ANEW}")
+            raise DamagedError(f"{self / LISTED} names files outside its folder; {_ANEW}")
         return found
+
+    def _add(self, content: bytes) -> str:
+        """Put the object where there is none; returns the hash of the one that is there then."""
+        self._may_change()
+        with suppress(_Refused), _told(str(self)):
+            self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=content, IfNoneMatch="*")
+        return hashlib.sha256(self._get()).hexdigest()
 
     def _may_change(self) -> None:
         for lock in self.bucket.locks:
@@ -280,15 +323,16 @@ class ObjectPath:
             return content
         raise AssertionError
 
-    def _drop_versions(self, but: Path | None = None) -> None:
+    def _drop_versions(self, but: Path) -> None:
+        # What is of this version, another process may be about to read.
         for old in self._home.iterdir() if self._home.exists() else ():
-            if old != but:
+            if old != but and old.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
 
     def _keep(self, content: bytes | bytearray) -> Path:
         """Write a local copy of the last known version; older ones go."""
         file = self._home / self.bucket.seen[self.key].version / self.name
-        self._drop_versions()
+        self._drop_versions(file.parent)
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         beside.write_bytes(content)
@@ -347,22 +391,21 @@ def remove_tree(folder: Place) -> None:
 
 def is_folder(folder: Place) -> bool:
     """Tell whether a folder that was kept whole is there."""
-    return folder.exists() if isinstance(folder, Path) else (folder / WHOLE).exists()
+    return folder.exists() if isinstance(folder, Path) else (folder / LISTED).exists()
 
 
-def local_folder(folder: Place) -> Path:
-    """Return a folder of this machine with the files: the folder itself, or a copy of the objects."""
-    return folder if isinstance(folder, Path) else folder.copy_folder()
+def local_folder(folder: Place, maker: str) -> Path:
+    """Return a folder of this machine with the files: the folder itself, or a copy of what its maker put."""
+    return folder if isinstance(folder, Path) else folder.copy_folder(maker)
 
 
-def keep_folder(made: Path, folder: Place) -> Path:
-    """Keep a folder whole, renamed into its place or put; return where its files are to be read from."""
-    if isinstance(folder, Path):
-        if made != folder:
-            made.rename(folder)
-        return folder
-    folder.put_folder(made)
-    return made
+def keep_folder(made: Path, folder: Place, maker: str) -> Path:
+    """Keep a listed folder whole, renamed into its place or put; return where its files are to be read from."""
+    if not isinstance(folder, Path):
+        return folder.put_folder(made, maker)
+    if made != folder:
+        made.rename(folder)
+    return folder
 
 
 def folder(where: str | Place, verb: str) -> Path:
@@ -415,6 +458,18 @@ def hold(store: ObjectPath) -> Iterator[None]:
             lock.release()
 
 
+def ticket(store: Place) -> str:
+    """Return what another process needs to `join` this one in a store that it holds; nothing for a folder."""
+    locks = [] if isinstance(store, Path) else store.bucket.locks
+    return next((lock.token for lock in locks if str(lock.at.parent) == str(store)), "")
+
+
+def join(store: Place, ticket: str) -> None:
+    """Write to a store for the process that gave a ticket, as long as that one holds it: each write looks first."""
+    if not isinstance(store, Path):
+        store.bucket.locks.append(_Joined(store / ".lock", ticket))
+
+
 class _Bucket:
     """One bucket of the server that the environment names."""
 
@@ -459,10 +514,10 @@ class _Refused(Exception):
 class _Lock:
     """An object that names who works on a store."""
 
-    def __init__(self, at: ObjectPath) -> None:
-        self.at, self.inside = at, at.key.removesuffix(".lock")
+    def __init__(self, at: ObjectPath, token: str = "") -> None:
+        self.at, self.inside, self.token = at, at.key.removesuffix(".lock"), token or uuid.uuid4().hex
         self._owner = f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}"
-        self._since, self._token = datetime.now(UTC).isoformat(timespec="seconds"), uuid.uuid4().hex
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._etag, self._renewed, self._lost = "", 0.0, False
         self._turn = threading.Lock()
 
@@ -472,7 +527,7 @@ class _Lock:
             self._put(IfNoneMatch="*")
         except _Refused:
             there, etag, silent = self._read()
-            if there.get("token") == self._token:
+            if there.get("token") == self.token:
                 # The answer to our first request was lost, and it was repeated.
                 self._etag = etag
             elif silent <= float(str(there.get("lease", LEASE_SECONDS))):
@@ -501,7 +556,7 @@ class _Lock:
             except (_Refused, FileNotFoundError):
                 # Ours all the same, if the answer to a request that was repeated got lost.
                 there, etag, _ = self._read()
-                if there.get("token") == self._token:
+                if there.get("token") == self.token:
                     self._etag = etag
                 else:
                     self._lost = True
@@ -511,10 +566,7 @@ class _Lock:
         if time.time() - self._renewed > LEASE_SECONDS / 2:
             self.renew()
         if self._lost:
-            raise BusyError(
-                f"{self.at.parent}: another run took the lock after this one gave no sign for {LEASE_SECONDS:g} s; "
-                "nothing more is written: run again when it is done"
-            )
+            raise self._gone()
 
     def release(self) -> None:
         """Take the lock away, if it is ours."""
@@ -524,7 +576,7 @@ class _Lock:
 
     def _put(self, **condition: str) -> None:
         now = datetime.now(UTC).isoformat()
-        record = {"owner": self._owner, "since": self._since, "token": self._token, "lease": LEASE_SECONDS, "seen": now}
+        record = {"owner": self._owner, "since": self._since, "token": self.token, "lease": LEASE_SECONDS, "seen": now}
         bucket, sent = self.at.bucket, time.time()
         with _told(str(self.at)):
             done = bucket.client.put_object(
@@ -547,12 +599,27 @@ class _Lock:
         now = parsedate_to_datetime(said) if said else datetime.now(UTC)
         return there, found["ETag"], (now - found["LastModified"]).total_seconds()
 
+    def _gone(self) -> BusyError:
+        return BusyError(
+            f"{self.at.parent}: another run took the lock after this one gave no sign for {LEASE_SECONDS:g} s; "
+            "nothing more is written: run again when it is done"
+        )
+
     def _busy(self, there: dict[str, object], silent: float) -> str:
         who = f"{there.get('owner', 'unknown')}, since {there.get('since', 'now')}"
         return (
             f"another run works on {self.at.parent} ({who}, last sign {silent:.0f} s ago); wait for it, or stop it first: "
             f"the lock of one that died ends {there.get('lease', LEASE_SECONDS)} s after its last sign"
         )
+
+
+class _Joined(_Lock):
+    """The lock of another process that this one works for."""
+
+    def check(self) -> None:
+        """Raise BusyError if that process holds it no more."""
+        if self._read()[0].get("token") != self.token:
+            raise self._gone()
 
 
 @contextmanager
@@ -606,7 +673,7 @@ def _writing(path: ObjectPath) -> Iterator[None]:
 
 
 _AGAIN = "what was finished is kept: run the same command again to go on"
-_ANEW = "run the recipe with --replace to make it anew"
+_ANEW = f"delete that folder's {LISTED} and run the recipe again to make it anew"
 
 
 def _version(said: dict[str, Any]) -> str:
@@ -617,8 +684,33 @@ def _modified(when: datetime) -> int:
     return int(when.timestamp() * 1e9)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+def _names(listed: bytes) -> dict[str, str]:
+    """Read a list of files: their hashes by their names."""
+    lines = listed.decode("utf-8", "replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _list(files: Mapping[str, str]) -> bytes:
+    return "".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()
+
+
+def _read_list(folder: Path) -> dict[str, str]:
+    return _names((folder / LISTED).read_bytes()) if (folder / LISTED).exists() else {}
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f".{file.name}.tmp")
+
+
+def _link(file: str, to: str) -> None:
+    """Put a file in another place too, without a copy where that can be."""
+    beside = _beside(Path(to))
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(file, beside)
+    except OSError:
+        shutil.copy(file, beside)
+    os.replace(beside, to)
 
 
 def _digest(file: Path) -> str:

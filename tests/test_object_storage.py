@@ -151,9 +151,7 @@ def test_a_run_gives_the_same_shards_as_into_a_folder(both):
     assert both.reports[0] == both.reports[1]
     there, here = objects_of(both.bucket, "some/store"), files_of(both.folder)
     assert shards(there) == shards(here) and len(shards(there)) > 15
-    # Beside the shards: what names a folder's files there, and the lock's file here.
-    marks = {name for name in there if name.endswith(objects.WHOLE)}
-    assert len(marks) == 6 and set(there) - marks == set(here) - {".lock", "corpus/.lock"}
+    assert set(there) == set(here) - {".lock", "corpus/.lock"}
 
 
 def test_running_again_computes_nothing_and_puts_nothing(both, server):
@@ -574,7 +572,7 @@ def test_what_a_step_shares_is_whole_or_made_again_and_altered_files_are_found(
     run_local(recipe, there)
     before = objects_of(bucket)
     shared = "columns/worse_contrast/shared"
-    for name in (f"{shared}/{objects.WHOLE}", "columns/worse_contrast/00001.parquet"):
+    for name in (f"{shared}/{objects.LISTED}", "columns/worse_contrast/00001.parquet"):
         bucket.Object(f"store/{name}").delete()
     assert run_local(recipe, there).computed == 1
     assert objects_of(bucket).keys() == before.keys() and shards(objects_of(bucket)) == shards(before)
