@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import whole_recipe, write_files
 from endpoint import serving
-from s3_server import S3Server, nothing
+from s3_server import SECRET, nothing, objects_of, shards
+from s3_server import serving as serve_objects
 
 from seamcurate import (
     Generate,
@@ -45,31 +46,14 @@ from seamcurate.explain import why
 from seamcurate.reproduction import check
 
 RETRIEVE = Retrieve(k=5, band=(0.5, 0.9))
-SECRET = "a-secret-that-nobody-sees"
 KEEP = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
 NAMES = map("bucket-{:03d}".format, itertools.count())
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The server, the environment that names it, and no other keys of this machine's."""
-    pytest.importorskip("boto3", reason="boto3 is not installed: extra s3")
-    pytest.importorskip("moto.moto_server.werkzeug_app", reason="moto's server is not installed: extra test")
-    server, nowhere = S3Server(), str(tmp_path_factory.mktemp("aws") / "none")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", server.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "a-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_CONFIG_FILE", nowhere)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", nowhere)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_MAX_ATTEMPTS", "2")
-        patch.setenv("SEAMCURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with serve_objects(tmp_path_factory.mktemp("objects")) as server:
         yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -129,15 +113,6 @@ def retrieving(files, **parts) -> Recipe:
     corpus = Source(parquet=str(files[1]), shard_rows=100)
     steps = (RETRIEVE, *seam("contrast", k=5))
     return simple(files, **{"corpus": corpus, "models": models, "steps": steps, **parts})
-
-
-def objects_of(bucket, prefix="store"):
-    found = bucket.objects.filter(Prefix=f"{prefix}/")
-    return {one.key.removeprefix(f"{prefix}/"): one.get()["Body"].read() for one in found}
-
-
-def shards(contents):
-    return {name: content for name, content in contents.items() if name.endswith(".parquet")}
 
 
 def files_of(folder):
@@ -425,6 +400,25 @@ def test_a_run_whose_lock_was_taken_writes_nothing_more(bucket, monkeypatch):
             store.update(second=number)
             time.sleep(0.05)
     assert b"another's" in objects_of(bucket)[".lock"]
+
+
+def test_who_works_for_a_run_writes_as_long_as_that_one_holds_the_lock(bucket, monkeypatch):
+    there = f"s3://{bucket.name}/store"
+    with Store(there).hold():
+        ticket = objects.ticket(objects.place(there))
+        # As another process sees it: another environment, another client.
+        monkeypatch.setenv("AWS_OTHER", "process")
+        worker = Store(there)
+        objects.join(worker.path, ticket)
+        worker.update(first=1)
+        lock = objects_of(bucket)[".lock"]
+        bucket.put_object(Key="store/.lock", Body=lock.replace(ticket.encode(), b"another's"))
+        with pytest.raises(BusyError, match=f"{there}: another run took the lock"):
+            worker.update(second=2)
+        bucket.Object("store/.lock").delete()
+        with pytest.raises(BusyError, match=f"{there}: another run took the lock"):
+            (worker.path / "columns/x/shared").put_folder(Path("nowhere"), "a")
+    assert "second" not in worker.about
 
 
 def test_a_lock_is_renewed_while_its_run_lives(bucket, monkeypatch):
