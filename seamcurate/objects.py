@@ -19,10 +19,12 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -31,6 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
 
 from seamcurate.errors import BusyError, DamagedError, SeamcurateError, StoreError
+from seamcurate.progress import bar
 
 LISTED = ".sha256"
 """The list of a folder's files with their hashes, as `sha256sum -c` reads it. Of objects it is put last: without it
@@ -40,6 +43,7 @@ LEASE_SECONDS = 90.0
 """A lock that was not renewed for so long is nobody's."""
 
 _FOOTER = 65_536
+_AT_ONCE = 8
 _TRIES = 3
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -210,7 +214,7 @@ class ObjectPath:
             made: The folder, with its list.
             maker: What decides its content: what another made there is another folder.
         """
-        there, here = self._list(), _read_list(made)
+        there, here = self._list(), read_list(made)
         known = dict(there or {})
         for name in sorted(here.keys() - known.keys()):
             if there is None:
@@ -238,7 +242,7 @@ class ObjectPath:
         """
         place = self._home / maker
         with self._syncing(place):
-            files, here = self._list() or {}, _read_list(place)
+            files, here = self._list() or {}, read_list(place)
             for name in [name for name in files if here.get(name) != files[name]]:
                 beside = _beside(place / name)
                 beside.parent.mkdir(parents=True, exist_ok=True)
@@ -418,6 +422,33 @@ def folder(where: str | Place, verb: str) -> Path:
     if not isinstance(there, Path):
         raise StoreError(f"{verb} works in a folder of this machine, not at {there}; make it in one and copy it there")
     return there
+
+
+@contextmanager
+def downloaded(folder: ObjectPath) -> Iterator[Path]:
+    """Keep all that lies below in a folder of this machine for a while, past every copy; locks and the like apart.
+
+    Raises:
+        StoreError: An object is none of a store's, the server does not give it, or the disk does not take it.
+    """
+    keys = [key.removeprefix(f"{folder.key}/" if folder.key else "") for key in folder.bucket.keys(f"{folder.key}/")]
+    names = [name for name in keys if not name.endswith(("/", ".tmp")) and PurePosixPath(name).name != ".lock"]
+    for name in names:
+        if {"", ".", ".."} & set(name.split("/")) or "\\" in name or "\0" in name:
+            raise StoreError(f"{folder / name} is no object of a store; delete it, or move the store")
+    with _writing(folder):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as made:
+        with (
+            _writing(folder),
+            bar(f"downloading {folder}", len(names), "objects") as advance,
+            ThreadPoolExecutor(_AT_ONCE) as pool,
+        ):
+            for name in names:
+                (Path(made) / name).parent.mkdir(parents=True, exist_ok=True)
+            for _ in pool.map(lambda name: (folder / name)._download(Path(made) / name), names):
+                advance(1)
+        yield Path(made)
 
 
 def cache_folder() -> Path:
@@ -694,7 +725,8 @@ def _list(files: Mapping[str, str]) -> bytes:
     return "".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()
 
 
-def _read_list(folder: Path) -> dict[str, str]:
+def read_list(folder: Path) -> dict[str, str]:
+    """Read a folder's list of files: their hashes by their names; empty where there is none."""
     return _names((folder / LISTED).read_bytes()) if (folder / LISTED).exists() else {}
 
 

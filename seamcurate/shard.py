@@ -120,7 +120,7 @@ def marks(path: Place) -> Marks:
     try:
         made_of = {str(folder): str(one) for folder, one in json.loads(found.get(_MADE_OF, b"{}")).items()}
     except (ValueError, AttributeError) as error:
-        raise DamagedError(f"{path} is no readable shard: it was altered; {_cure(path)}") from error
+        raise DamagedError(f"{path} is no readable shard: it was altered; {cure(path)}") from error
     return Marks(maker, number, seal, made_of)
 
 
@@ -181,10 +181,10 @@ def _verify(file: Path, path: Place, maker: str, number: int) -> Path:
     computed.update(_OPEN)
     computed.update(whole[end:])
     if computed.hexdigest().encode() != content[start:end]:
-        raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {_cure(path)}")
+        raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {cure(path)}")
     found = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
     if found.get(_MAKER) != maker.encode() or found.get(_NUMBER) != str(number).encode():
-        raise DamagedError(f"{path} belongs to another shard or another configuration; {_cure(path)}")
+        raise DamagedError(f"{path} belongs to another shard or another configuration; {cure(path)}")
     _remember(file, key)
     return file
 
@@ -236,14 +236,14 @@ def verify_folder(folder: Path) -> None:
     try:
         listed = (folder / LISTED).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError as error:
-        raise DamagedError(f"{folder} has no list of its files' hashes; {_cure(folder)}") from error
+        raise DamagedError(f"{folder} has no list of its files' hashes; {cure(folder)}") from error
     files = {f"{file.relative_to(folder)}\n": file for file in _files(folder)}
     there = "".join(f"{_hash(files[name])}  {name}" for name in sorted(files))
     if there != listed:
         names = {line.partition("  ")[2] for line in {*there.splitlines()} ^ {*listed.splitlines()}}
         raise DamagedError(
             f"{folder} is not what was made: {', '.join(sorted(names)) or LISTED} altered, missing or not listed; "
-            f"{_cure(folder)}"
+            f"{cure(folder)}"
         )
 
 
@@ -302,7 +302,8 @@ def _encoding(kind: pa.DataType) -> str | None:
     return "DELTA_BINARY_PACKED" if pa.types.is_int32(kind) or pa.types.is_int64(kind) else None
 
 
-def _cure(path: Place) -> str:
+def cure(path: Place) -> str:
+    """Say what to do about a damaged file of a store."""
     # A run looks for damage only where it need not download all to find it.
     return f"{'' if isinstance(path, Path) else 'delete it and '}run the recipe again to make it anew"
 
@@ -310,15 +311,15 @@ def _cure(path: Place) -> str:
 def _unreadable(path: Place, error: Exception) -> StoreError:
     """Tell a file that is gone or broken from one that this user, or this moment, cannot read."""
     if isinstance(error, FileNotFoundError):
-        return DamagedError(f"{path} is missing; {_cure(path)}")
+        return DamagedError(f"{path} is missing; {cure(path)}")
     if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
         return StoreError(f"{path} cannot be read: {error.strerror}; mend that and run the same again")
-    return DamagedError(f"{path} cannot be read: it was altered or cut short, or the disk fails; {_cure(path)}")
+    return DamagedError(f"{path} cannot be read: it was altered or cut short, or the disk fails; {cure(path)}")
 
 
 def _seal_span(content: bytes | bytearray, path: Place) -> tuple[int, int]:
     place = content.rfind(_SEAL)
     found = _SEALED.match(content, place) if place >= 0 else None
     if found is None:
-        raise DamagedError(f"{path} is no sealed shard: it was cut short or not written by seamcurate; {_cure(path)}")
+        raise DamagedError(f"{path} is no sealed shard: it was cut short or not written by seamcurate; {cure(path)}")
     return found.span(1)

@@ -42,7 +42,6 @@ FORMAT = 2
 """In format 1, rejected rows have the fingerprint of the rows."""
 _HASH = "sha256"
 _SAID = b'\n "sha256": "'
-_REMADE = "run the recipe again to make it anew"
 
 
 class Layer(NamedTuple):
@@ -175,9 +174,7 @@ class Store:
         facts = load_json(path / "facts.json")
         made = facts.pop("fingerprint", None)
         if made is not None and made != load_json(path / "step.json").get("fingerprint"):
-            raise DamagedError(
-                f"{path}/facts.json belongs to another configuration; run the recipe again to make it anew"
-            )
+            raise DamagedError(f"{path}/facts.json belongs to another configuration; {shard.cure(path)}")
         return facts
 
     def add_facts(self, layer: Layer, facts: Mapping[str, JsonValue]) -> None:
@@ -634,15 +631,15 @@ def load_json(path: Place) -> dict[str, JsonValue]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise DamagedError(f"{path} is not readable as JSON; {_REMADE}") from error
+        raise DamagedError(f"{path} is not readable as JSON; {shard.cure(path)}") from error
     if not isinstance(value, dict):
-        raise DamagedError(f"{path} holds no JSON object; {_REMADE}")
+        raise DamagedError(f"{path} holds no JSON object; {shard.cure(path)}")
     said, (whole, mark, end) = value.pop(_HASH, None), content.rpartition(_SAID)
     # A hash whose own name was altered is no lack of one.
     last = next(reversed(value.items()), ("", None))
     unnamed = said is None and len(last[0]) == len(_HASH) and isinstance(last[1], str) and len(last[1]) == 64
     if unnamed or (said is not None and mark + end != _said(path, whole)):
-        raise DamagedError(f"{path} was altered after it was written: its hash does not match; {_REMADE}")
+        raise DamagedError(f"{path} was altered after it was written: its hash does not match; {shard.cure(path)}")
     return value
 
 

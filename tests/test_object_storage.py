@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from seamcurate import (
     Source,
     Split,
     Store,
+    integrity,
     objects,
     plan,
     query,
@@ -618,6 +620,137 @@ def test_an_answer_that_cannot_be_kept_stops_the_buying(bucket, server, tmp_path
         with pytest.raises(StoreError, match=r"an answer cannot be kept: .*AccessDenied.*nothing more is bought"):
             run_local(recipe, f"s3://{bucket.name}/store")
         assert sum(endpoint.paid.values()) < 6
+
+
+# ── checks ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def found(there):
+    checked = integrity.check(Store(there))
+    return [str(finding) for finding in checked.findings], checked.summary
+
+
+def test_a_whole_store_is_found_whole_and_what_a_killed_run_had_put_is_no_damage(both, bucket):
+    findings, summary = found(both.there)
+    assert findings == [] and summary.startswith(f"{both.there}: ") and summary.endswith(" MB: whole")
+    there = copied(bucket, objects_of(both.bucket, "some/store"))
+    shared = "store/columns/reward/shared"
+    bucket.put_object(Key=f"{shared}/not-yet-listed.json", Body=b"{}")
+    bucket.put_object(Key="store/columns/next/shared/half.npy", Body=b"0")
+    bucket.put_object(Key="store/columns/reward/.00000.parquet.tries.tmp", Body=b".")
+    assert found(there)[0] == []
+
+
+def copied(bucket, whole):
+    for name, content in whole.items():
+        bucket.put_object(Key=f"store/{name}", Body=content)
+    return f"s3://{bucket.name}/store"
+
+
+def damage(bucket, name, content):
+    damaged = bytearray(content)
+    damaged[len(damaged) // 3] ^= 4
+    bucket.put_object(Key=f"store/{name}", Body=bytes(damaged))
+
+
+def delete(bucket, prefix):
+    for one in bucket.objects.filter(Prefix=f"store/{prefix}"):
+        one.delete()
+
+
+def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(both, bucket):
+    whole = objects_of(both.bucket, "some/store")
+    there, names = (
+        copied(bucket, whole),
+        {
+            "columns/reward/00001.parquet": "columns/reward/00001.parquet was altered",
+            "columns/seam_contrast/facts.json": "columns/seam_contrast/facts.json was altered",
+            "columns/worse_contrast/shared/row_ids.npy": "columns/worse_contrast/shared is not what was made: row_ids.npy",
+            "corpus/columns/embedding/00001.parquet": "corpus/columns/embedding/00001.parquet was altered",
+            "splits/train/ledger.parquet": "splits/train ledger.parquet was altered",
+        },
+    )
+    for name in names:
+        damage(bucket, name, whole[name])
+    findings, summary = found(there)
+    for said in names.values():
+        (line,) = [line for line in findings if line.startswith(f"{there}/{said}")]
+        assert line.endswith("; delete it there and run its recipe again")
+    assert summary.endswith(f": {len(findings)} findings") and str(objects.cache_folder()) not in str(findings)
+    for said in names.values():
+        delete(bucket, said.partition(" ")[0])
+    run_local(both.recipe, there)
+    assert found(there)[0] == []
+    after = objects_of(bucket)
+    assert shards(after) == shards(whole) and set(after) == set(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "doomed"),
+    [
+        ("rows/00001.parquet", "put a copy of it back, or delete it and store.json there and run", ["store.json"]),
+        ("store.json", "delete it there and run its recipe again", []),
+        ("columns/baseline_random/step.json", "delete it there and run its recipe again", []),
+    ],
+)
+def test_damage_to_what_others_are_held_against_is_mended_as_is_said(files, bucket, name, said, doomed):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    whole = objects_of(bucket)
+    damage(bucket, name, whole[name])
+    assert re.match(f"{there}/{name} was altered .*; {said}", found(there)[0][0])
+    with pytest.raises(DamagedError, match=f"{there}/{name} was altered .*delete it and run the recipe again"):
+        query(Store(there), "SELECT * FROM rows")
+    for one in (name, *doomed):
+        delete(bucket, one)
+    run_local(simple(files), there)
+    assert found(there)[0] == [] and objects_of(bucket) == whole
+
+
+def test_an_altered_answer_is_named_and_bought_anew_alone(bucket, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"question {i}", "response": "answer"}) + "\n" for i in range(3)))
+    monkeypatch.setenv("OPENAI_API_KEY", "a-paid-key")
+    there = f"s3://{bucket.name}/store"
+    with serving() as endpoint:
+        model = OpenAIServer(path="worse-1", base_url=endpoint.url, timeout=5, concurrency=2)
+        recipe = Recipe(rows=Source(jsonl=str(rows)), steps=(Generate(k=4, generator=model),))
+        run_local(recipe, there)
+        before = objects_of(bucket)
+        name = next(name for name in before if name.startswith("calls/replies/"))
+        altered = json.loads(before[name]) | {"text": "another"}
+        bucket.put_object(Key=f"store/{name}", Body=json.dumps(altered))
+        (line,) = found(there)[0]
+        assert line.startswith(f"{there}/{name} is an answer that was altered; put a copy of it back, or move it away")
+        for one in bucket.objects.filter(Prefix="store/columns"):
+            one.delete()
+        run_local(recipe, there)
+        assert sum(endpoint.paid.values()) == 4 and found(there)[0] == []
+        for one in bucket.objects.filter(Prefix="store/calls"):
+            one.delete()
+        (line,) = found(there)[0]
+        assert "holds no answer, and worse_gpt was made of some" in line
+
+
+def test_a_corpus_there_is_checked_with_the_store_here(files, bucket, tmp_path):
+    at = f"s3://{bucket.name}/corpus"
+    run_local(simple(files, rows=Source(parquet=str(files[1]), shard_rows=100), steps=()), at)
+    run_local(retrieving(files, corpus=Source(store=at), steps=(RETRIEVE,)), tmp_path / "store")
+    assert found(tmp_path / "store")[0] == []
+    bucket.Object("corpus/rows/00001.parquet").delete()
+    assert any(f"{at}/rows" in line for line in found(tmp_path / "store")[0])
+    for one in bucket.objects.filter(Prefix="corpus"):
+        one.delete()
+    assert found(tmp_path / "store")[0][0].startswith(f"{at}/store.json is missing, and with it the store's corpus")
+
+
+def test_an_object_that_would_be_written_outside_the_copy_is_refused(files, bucket, tmp_path):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    bucket.put_object(Key="store/rows/../../../escaped", Body=b"x")
+    with pytest.raises(StoreError, match=r"escaped is no object of a store; delete it"):
+        found(there)
+    assert not list(objects.cache_folder().parent.rglob("escaped"))
 
 
 # ── addresses ────────────────────────────────────────────────────────────────────────────────────────────
