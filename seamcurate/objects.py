@@ -45,6 +45,8 @@ LEASE_SECONDS = 90.0
 _FOOTER = 65_536
 _AT_ONCE = 8
 _TRIES = 3
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
+"""Made a path, an address has lost one of its slashes."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -354,8 +356,7 @@ def place(where: str | Place) -> Place:
     Raises:
         StoreError: It is another kind of address, or boto3 is not installed.
     """
-    # Made a path, an address has lost one of its slashes.
-    address = None if isinstance(where, ObjectPath) else re.match(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])", str(where))
+    address = None if isinstance(where, ObjectPath) else _ADDRESS.match(str(where))
     if isinstance(where, ObjectPath) or address is None:
         return Path(where) if isinstance(where, str) else where
     name, _, key = str(where)[address.end() :].partition("/")
@@ -413,15 +414,15 @@ def keep_folder(made: Path, folder: Place, maker: str) -> Path:
 
 
 def folder(where: str | Place, verb: str) -> Path:
-    """Return a folder of this machine, for what is done in no other place.
+    """Return a folder or file of this machine, for what is written to no other place.
 
     Raises:
-        StoreError: It is on object storage.
+        StoreError: It is an address.
     """
-    there = place(where)
-    if not isinstance(there, Path):
-        raise StoreError(f"{verb} works in a folder of this machine, not at {there}; make it in one and copy it there")
-    return there
+    if isinstance(where, ObjectPath) or _ADDRESS.match(str(where)):
+        there = re.sub(r":/+", "://", str(where), count=1)
+        raise StoreError(f"{verb} writes to a folder of this machine, not to {there}; write to one and copy it there")
+    return Path(where)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from s3_server import SECRET, nothing, objects_of, shards
 from s3_server import serving as serve_objects
 
 from seamcurate import (
+    FakeModel,
     Generate,
     OpenAIServer,
     Random,
@@ -39,13 +40,18 @@ from seamcurate import (
     query,
     run_local,
     seam,
+    study,
+    tables,
 )
 from seamcurate import export as exporting
 from seamcurate.comparison import diff
 from seamcurate.demo import run as run_demo
-from seamcurate.errors import BusyError, DamagedError, HubError, StaleError, StoreError
+from seamcurate.errors import BusyError, DamagedError, HubError, SourceError, StaleError, StoreError
 from seamcurate.explain import why
-from seamcurate.reproduction import check
+from seamcurate.explore import report
+from seamcurate.recipe import loads
+from seamcurate.reproduction import check, reproduce
+from seamcurate.train import answer, sft
 
 RETRIEVE = Retrieve(k=5, band=(0.5, 0.9))
 KEEP = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
@@ -780,17 +786,35 @@ def test_a_strangers_recipe_reads_no_bucket_with_our_keys(where):
         check(f"rows: {{store: '{where}'}}", "me/prompts")
 
 
-def test_what_works_in_a_folder_alone_says_so(bucket, tmp_path, monkeypatch):
+def test_what_is_written_to_a_folder_alone_says_so_before_anything_is_done(tmp_path, monkeypatch, both):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreError, match="demo works in a folder of this machine, not at s3://"):
-        run_demo(Path(f"s3://{bucket.name}/demo"))
-    with pytest.raises(StoreError, match="export works in a folder of this machine, not at s3://"):
-        list(
-            exporting.export(
-                Recipe(rows=Source(jsonl="x"), splits={"a": Split(filter=KEEP)}),
-                Store("s3://bucket"),
-                "trl",
-                Path("s3://bucket/out"),
-            )
-        )
+    out, store, judge = Path("s3://bucket/out"), Store(both.folder), FakeModel()
+    recipe = Recipe(rows=Source(jsonl="x"), splits={"a": Split(filter=KEEP)})
+    writers = {
+        "demo": lambda: run_demo(out),
+        "reproduce": lambda: reproduce("me/prompts", out),
+        "report": lambda: report(store, out),
+        "sql": lambda: tables.write(None, "csv", out),
+        "study": lambda: study.run("overlap", [store, store], out),
+        "compare": lambda: study.compare(["none"], "none", judge, out),
+        "train": lambda: sft("none", "none", out),
+        "answer": lambda: answer("none", "none", out),
+    }
+    exporters = [
+        lambda: list(exporting.export(recipe, store, "trl", out)),
+        lambda: exporting.to_trl(store, "train", out),
+        lambda: exporting.to_verl(store, "train", str(out)),
+        lambda: report(store, Path("report.html"), out),
+    ]
+    for verb, write in [*writers.items(), *zip(["export"] * 3 + ["report"], exporters, strict=True)]:
+        with pytest.raises(
+            StoreError, match=f"{verb} writes to a folder of this machine, not to s3://bucket/out; write"
+        ):
+            write()
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_read_at_s3_from_stores_alone():
+    for kind in ("parquet", "jsonl", "csv", "arrow"):
+        with pytest.raises(SourceError, match=r"s3://b/rows\.x is no file of this machine; copy it here, or name a"):
+            loads(f"rows: {{{kind}: 's3://b/rows.x'}}")

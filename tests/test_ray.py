@@ -198,7 +198,7 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
         steps = recipe().steps if whole else seam("contrast", k=5)[:1]
         parts = {} if whole else {"corpus": None, "splits": {}}
         rows = recipe().rows.model_copy(update={"shard_rows": 5})
-        made = recipe(rows=rows, steps=(*steps, watched, generate), **parts)
+        made = recipe(rows=rows, steps=(watched, *steps, generate), **parts)
         killer = threading.Thread(target=kill)
         killer.start()
         there = run_ray(made, "s3://a-bucket/store", nodes.address)
