@@ -15,6 +15,7 @@ from __future__ import annotations
 import builtins
 import logging
 import os
+import secrets
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +69,11 @@ def _connected(address: str) -> Iterator[None]:
     # Both are read when ray is imported. Its C++ parts log to the terminal what the driver reports in one line.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address == "local":
+        # Ray listens on every address of the machine, and runs what it is sent. Where no mode is named, a cluster that it
+        # starts asks for a token; only children of this process have this one. Ray keeps the first that it reads.
+        os.environ.pop("RAY_AUTH_MODE", None)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
         import ray.data

@@ -40,6 +40,7 @@ from seamcurate import (
     query,
     run_local,
     seam,
+    shard,
     study,
     tables,
 )
@@ -584,6 +585,58 @@ def test_what_a_step_shares_is_whole_or_made_again_and_altered_files_are_found(
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "a third cache"))
     with pytest.raises(DamagedError, match=f"{there}/{shared}/row_ids.npy was altered"):
         run_local(recipe, there)
+
+
+def folder_of(folder, **files):
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    shard.seal_folder(folder)
+    return folder
+
+
+def test_what_several_add_to_a_folder_is_what_the_first_added_for_all(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
+    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    one = shared.put_folder(folder_of(tmp_path / "made", sample="the same"), "maker")
+    # Another machine, which began before anything was added.
+    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "another cache"))
+    there = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    other = there.copy_folder("maker")
+    assert one != other and files_of(one) == files_of(other)
+    for folder, content in ((other, "theirs"), (one, "ours")):
+        (folder / "noise").write_text(content)
+        shard.seal_folder(folder)
+    known, real = there._list(), type(there)._list
+    there.put_folder(other, "maker")
+    # As seen before the other's list was put.
+    monkeypatch.setattr(type(there), "_list", lambda self: dict(known))
+    shared.put_folder(one, "maker")
+    monkeypatch.setattr(type(there), "_list", real)
+    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "a third cache"))
+    for again in (shared, there):
+        copy = again.copy_folder("maker")
+        shard.verify_folder(copy)
+        assert files_of(copy)["noise"] == b"theirs" and files_of(copy)["sample"] == b"the same"
+
+
+def test_what_was_put_is_not_downloaded_again_by_who_made_it(files, bucket, server):
+    start = len(server.requests)
+    run_local(retrieving(files, steps=(RETRIEVE, *seam("contrast", k=5)[:1])), f"s3://{bucket.name}/store")
+    got = [path for method, path in server.requests[start:] if method == "GET" and "/shared/" in path]
+    assert any("/columns/reward/shared/noise.json" in path for _, path in server.requests[start:])
+    # Who adds a file looks whose was the first.
+    assert {path.rsplit("/", 1)[1] for path in got} == {objects.LISTED, "noise.json"}
+
+
+def test_a_copy_is_not_taken_away_under_another_process(files, bucket, monkeypatch):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    copy = (Store(there).path / "rows/00000.parquet").copy()
+    before = copy.parent.stat().st_ino
+    monkeypatch.setenv("AWS_OTHER", "process")
+    assert (Store(there).path / "rows/00000.parquet").copy() == copy
+    assert copy.parent.stat().st_ino == before
 
 
 def test_a_bought_answer_is_an_object_and_never_bought_again(bucket, tmp_path, monkeypatch):

@@ -184,6 +184,8 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
 
     bucket = boto3.session.Session().resource("s3").Bucket("a-bucket")
     bucket.create()
+    # Left by a run that was killed, and no sign against this one's workers.
+    bucket.put_object(Key="store/columns/watched/.00003.parquet.tries.tmp", Body=b"...")
     monkeypatch.setenv("OPENAI_API_KEY", "a-paid-key")
     watched, holders = Watched(log=str(tmp_path / "log"), seconds=1), set()
 
@@ -290,22 +292,57 @@ def test_endpoints_are_asked_by_the_run_itself_whose_limit_holds(nodes, recipe, 
         assert any(line.startswith(f"worse_gpt: {40 - bought} calls, ") for line in report.lines)
 
 
-def test_a_cluster_on_this_machine_lasts_as_long_as_the_run(files, tmp_path):
+KNOCK = """
+import sys
+from ray._raylet import GcsClient
+print(len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=20)), "nodes")
+"""
+
+
+class Knocking(Watched):
+    """Ask the cluster for its nodes: as one of its own does, and as a stranger of this machine or another."""
+
+    def load(self, shared):
+        import ray
+
+        command = [sys.executable, "-c", KNOCK, ray.get_runtime_context().gcs_address]
+        other = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+        heard = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        environments = (None, other | {"RAY_AUTH_MODE": "disabled"})
+        asked = [subprocess.Popen(command, env=environment, **heard) for environment in environments]
+        told = [one.communicate()[0].strip().splitlines()[-1][:80] for one in asked]
+        Path(self.log).write_text("\n".join(told))
+        return super().load(shared)
+
+    def tell(self, what, shard):
+        pass
+
+
+def test_a_cluster_on_this_machine_lasts_as_long_as_the_run_and_answers_it_alone(files, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
-    (tmp_path / "recipe.yaml").write_text("rows: {parquet: rows.parquet, shard_rows: 15}\nsteps: [random]")
-    environment = {**os.environ, "PYTHONPATH": PATH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    step = f"watched: {{log: {tmp_path / 'log'}}}"
+    (tmp_path / "recipe.yaml").write_text(f"rows: {{parquet: rows.parquet, shard_rows: 40}}\nsteps: [{step}]")
+    home = tmp_path / "home"
+    home.mkdir()
+    # Whatever the user said of other clusters.
+    environment = {**os.environ, "PYTHONPATH": PATH, "RAY_AUTH_MODE": "disabled", "HOME": str(home)}
+    environment.pop("RAY_AUTH_TOKEN", None)
     done = subprocess.run(
-        [sys.executable, "-m", "seamcurate.cli", "run", "recipe.yaml", "store", "--ray", "local"],
+        [sys.executable, "-c", DRIVER.replace("Watched", "Knocking"), "recipe.yaml", "store", "--ray", "local"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "store: 40 rows, 3 shards computed\n"
+    assert done.stdout == "store: 40 rows, 1 shards computed\n"
     assert not [line for line in done.stderr.splitlines() if "Error" in line or "Warning" in line]
+    friend, stranger = (tmp_path / "log").read_text().splitlines()
+    assert friend == "1 nodes" and "InvalidAuthToken" in stranger
+    # Ray's own token would lie in a file that others may read.
+    assert not (home / ".ray").exists()
 
 
 @pytest.mark.parametrize(
