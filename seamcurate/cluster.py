@@ -205,7 +205,12 @@ class _Worker:
         """Count the workers that died of a shard, in a file that only they leave behind."""
         file = self.layer.path / f".{filename(number)}.tries.tmp"
         before = file.read_bytes() if file.exists() else b""
-        file.write_bytes(before + b".")
+        try:
+            file.write_bytes(before + b".")
+        except OSError as error:
+            raise StoreError(
+                f"{file} cannot be written: {error.strerror}; what was finished is kept: mend that and run the same again"
+            ) from error
         try:
             if len(before) >= _TRIES:
                 raise ClusterError(
