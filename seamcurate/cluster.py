@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from seamcurate import errors, objects
+from seamcurate import errors, lock, objects
 from seamcurate.errors import ClusterError, StoreError
 from seamcurate.objects import Place
 from seamcurate.recipe import Recipe
@@ -123,7 +123,7 @@ def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> 
     workers = max(1, gpus or int(there.get("CPU", 0)))
     results = ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards)).map(
         _Worker,
-        fn_constructor_args=(layer.step, layer.fingerprint, str(store.path), objects.ticket(store.path), Path.cwd()),
+        fn_constructor_args=(layer.step, layer.fingerprint, str(store.path), lock.ticket(store.path), Path.cwd()),
         # One at a time, so that none waits behind another on one worker while the next is idle.
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1),
         num_cpus=1,
@@ -189,7 +189,7 @@ class _Worker:
                 "same AWS_ENDPOINT_URL and keys on every node, or with what its recipe names in a folder that every "
                 "node sees by the same path"
             )
-        objects.join(store.path, self.ticket)
+        lock.join(store.path, self.ticket)
         return store
 
     @cached_property

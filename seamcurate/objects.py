@@ -2,7 +2,6 @@
 
     s3://bucket/prefix/rows/00000.parquet      an object, put whole by one request
     s3://bucket/prefix/columns/x/shared/       a folder made elsewhere; its `.sha256`, put last, lists its files
-    s3://bucket/prefix/.lock                   who works on the store, renewed while he does
 
 One rule: what is read as a file is a local copy, kept by the object's version (its ETag), so that an object is
 downloaded once, and what was verified is what is read. Endpoint, region and keys come from the environment as boto3
@@ -12,35 +11,26 @@ reads it, never from a name.
 from __future__ import annotations
 
 import fnmatch
-import getpass
 import hashlib
-import json
 import os
 import re
 import shutil
-import socket
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from seamcurate.errors import BusyError, DamagedError, SeamcurateError, StoreError
+from seamcurate.bucket import Bucket, Refused, Seen, modified, opened, told, version
+from seamcurate.errors import DamagedError, StoreError
 from seamcurate.progress import bar
 
 LISTED = ".sha256"
 """The list of a folder's files with their hashes, as `sha256sum -c` reads it. Of objects it is put last: without it
 the folder is not there."""
-
-LEASE_SECONDS = 90.0
-"""A lock that was not renewed for so long is nobody's."""
 
 _FOOTER = 65_536
 _AT_ONCE = 8
@@ -50,18 +40,10 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
-class Seen(NamedTuple):
-    """What the server last said of an object; sizes and times are named as a file's are."""
-
-    version: str
-    st_size: int
-    st_mtime_ns: int
-
-
 class ObjectPath:
     """An object, or what the keys of several begin with; it has of `pathlib.Path` what stores use."""
 
-    def __init__(self, bucket: _Bucket, key: str, listed: bool = False) -> None:
+    def __init__(self, bucket: Bucket, key: str, listed: bool = False) -> None:
         self.bucket, self.key, self._listed = bucket, key, listed
 
     def __truediv__(self, name: str) -> ObjectPath:
@@ -144,9 +126,9 @@ class ObjectPath:
             StoreError: The server did not take it.
         """
         self._may_change()
-        with _told(str(self)):
+        with told(str(self)):
             done = self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=bytes(content))
-        self.bucket.seen[self.key] = Seen(_version(done), len(content), time.time_ns())
+        self.bucket.seen[self.key] = Seen(version(done), len(content), time.time_ns())
         # What was just made is read by the next step; where there is no room for it, it is downloaded then.
         if copy:
             with suppress(OSError):
@@ -156,7 +138,7 @@ class ObjectPath:
         """Take the object away; one that is not there is no error."""
         self._may_change()
         self.bucket.seen.pop(self.key, None)
-        with _told(str(self)):
+        with told(str(self)):
             self.bucket.client.delete_object(Bucket=self.bucket.name, Key=self.key)
 
     def remove_tree(self) -> None:
@@ -222,7 +204,7 @@ class ObjectPath:
             if there is None:
                 # Left by one that was killed before its list was put: it is put anew.
                 self._may_change()
-                with _told(str(self / name)), (made / name).open("rb") as handle:
+                with told(str(self / name)), (made / name).open("rb") as handle:
                     self.bucket.client.upload_fileobj(handle, self.bucket.name, (self / name).key)
                 known[name] = here[name]
             else:
@@ -285,7 +267,7 @@ class ObjectPath:
 
     def _download(self, to: Path) -> None:
         try:
-            with _told(str(self)):
+            with told(str(self)):
                 self.bucket.client.download_file(self.bucket.name, self.key, str(to))
         except FileNotFoundError as error:
             raise DamagedError(f"{self} is missing; {_ANEW}") from error
@@ -303,7 +285,7 @@ class ObjectPath:
     def _add(self, content: bytes) -> str:
         """Put the object where there is none; returns the hash of the one that is there then."""
         self._may_change()
-        with suppress(_Refused), _told(str(self)):
+        with suppress(Refused), told(str(self)):
             self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=content, IfNoneMatch="*")
         return hashlib.sha256(self._get()).hexdigest()
 
@@ -316,7 +298,7 @@ class ObjectPath:
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         for left in reversed(range(_TRIES)):
-            with _told(str(self)):
+            with told(str(self)):
                 found = self.bucket.client.get_object(Bucket=self.bucket.name, Key=self.key, **part)
                 try:
                     content: bytes = found["Body"].read()
@@ -325,7 +307,7 @@ class ObjectPath:
                     if not left:
                         raise
                     continue
-            self.bucket.seen[self.key] = Seen(_version(found), len(content), _modified(found["LastModified"]))
+            self.bucket.seen[self.key] = Seen(version(found), len(content), modified(found["LastModified"]))
             return content
         raise AssertionError
 
@@ -368,7 +350,7 @@ def place(where: str | Place) -> Place:
             "and keys come from the environment, never from the address"
         )
     environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    return ObjectPath(_bucket(name, tuple(sorted(environment.items()))), key.strip("/"))
+    return ObjectPath(opened(name, tuple(sorted(environment.items()))), key.strip("/"))
 
 
 def beside(base: Place, where: str) -> Place:
@@ -459,242 +441,6 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def hold(store: ObjectPath) -> Iterator[None]:
-    """Keep other runs off a store by a lock that only one can put, and that ends when it is no longer renewed.
-
-    Raises:
-        BusyError: Another run holds it; or, when something is written later, another has taken it meanwhile.
-    """
-    lock = _Lock(store / ".lock")
-    lock.take()
-    done = threading.Event()
-
-    def keep() -> None:
-        while not done.wait(LEASE_SECONDS / 4):
-            # What cannot be renewed now is tried again, and looked at before anything is written.
-            with suppress(SeamcurateError):
-                lock.renew()
-
-    thread = threading.Thread(target=keep, daemon=True, name="renews the store's lock")
-    thread.start()
-    store.bucket.locks.append(lock)
-    try:
-        yield
-    finally:
-        store.bucket.locks.remove(lock)
-        done.set()
-        # One that waits for a server that is gone may wait on: without the lock it changes nothing.
-        thread.join(5)
-        # Where the server is gone, the lock ends by itself.
-        with suppress(SeamcurateError):
-            lock.release()
-
-
-def ticket(store: Place) -> str:
-    """Return what another process needs to `join` this one in a store that it holds; nothing for a folder."""
-    locks = [] if isinstance(store, Path) else store.bucket.locks
-    return next((lock.token for lock in locks if str(lock.at.parent) == str(store)), "")
-
-
-def join(store: Place, ticket: str) -> None:
-    """Write to a store for the process that gave a ticket, as long as that one holds it: each write looks first."""
-    if not isinstance(store, Path):
-        store.bucket.locks.append(_Joined(store / ".lock", ticket))
-
-
-class _Bucket:
-    """One bucket of the server that the environment names."""
-
-    def __init__(self, name: str) -> None:
-        try:
-            import boto3
-            from botocore.config import Config
-        except ImportError as error:
-            raise StoreError('a store on S3 needs boto3: pip install "seamcurate[s3]"') from error
-        self.name = name
-        with _told(f"s3://{name}"):
-            self.client: Any = boto3.session.Session().client("s3", config=Config(connect_timeout=10))
-        self.seen: dict[str, Seen] = {}
-        """What was last heard of each object: a shard that is read after it was listed asks nothing more."""
-        self.footers: dict[str, tuple[str, bytes]] = {}
-        self.locks: list[_Lock] = []
-
-    def keys(self, prefix: str, delimiter: str = "", most: int | None = None) -> Iterator[str]:
-        """Iterate over the keys that begin so, in order, and note what the server says of them."""
-        more: dict[str, object] = {} if most is None else {"MaxKeys": most}
-        while True:
-            with _told(f"s3://{self.name}/{prefix}"):
-                found = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix, Delimiter=delimiter, **more)
-            for one in found.get("Contents", ()):
-                self.seen[one["Key"]] = Seen(_version(one), one["Size"], _modified(one["LastModified"]))
-                yield one["Key"]
-            if most is not None or not found.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": found["NextContinuationToken"]}
-
-
-@cache
-def _bucket(name: str, environment: tuple[tuple[str, str], ...]) -> _Bucket:
-    """Make a bucket's client once for each environment: it takes longer than a request."""
-    return _Bucket(name)
-
-
-class _Refused(Exception):
-    """The object is not as the request's condition says."""
-
-
-class _Lock:
-    """An object that names who works on a store."""
-
-    def __init__(self, at: ObjectPath, token: str = "") -> None:
-        self.at, self.inside, self.token = at, at.key.removesuffix(".lock"), token or uuid.uuid4().hex
-        self._owner = f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}"
-        self._since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._etag, self._renewed, self._lost = "", 0.0, False
-        self._turn = threading.Lock()
-
-    def take(self) -> None:
-        """Put the lock where there is none, or where its owner has given no sign of life for its lease."""
-        try:
-            self._put(IfNoneMatch="*")
-        except _Refused:
-            there, etag, silent = self._read()
-            if there.get("token") == self.token:
-                # The answer to our first request was lost, and it was repeated.
-                self._etag = etag
-            elif silent <= float(str(there.get("lease", LEASE_SECONDS))):
-                raise BusyError(self._busy(there, silent)) from None
-            else:
-                try:
-                    self._put(IfMatch=etag)
-                except (_Refused, FileNotFoundError):
-                    there, _, silent = self._read()
-                    raise BusyError(self._busy(there, silent)) from None
-        try:
-            self._put(IfNoneMatch="*")
-        except _Refused:
-            return
-        self.release()
-        raise StoreError(
-            f"{self.at.parent}: its server takes no notice of If-None-Match, so two runs could not be kept apart; "
-            "run into a folder and copy it there"
-        )
-
-    def renew(self) -> None:
-        """Show that the run is alive; notes when another has taken the lock."""
-        with self._turn:
-            try:
-                self._put(IfMatch=self._etag)
-            except (_Refused, FileNotFoundError):
-                # Ours all the same, if the answer to a request that was repeated got lost.
-                there, etag, _ = self._read()
-                if there.get("token") == self.token:
-                    self._etag = etag
-                else:
-                    self._lost = True
-
-    def check(self) -> None:
-        """Raise BusyError if the lock is no longer ours; renews one that was not renewed for long."""
-        if time.time() - self._renewed > LEASE_SECONDS / 2:
-            self.renew()
-        if self._lost:
-            raise self._gone()
-
-    def release(self) -> None:
-        """Take the lock away, if it is ours."""
-        with suppress(_Refused, FileNotFoundError), _told(str(self.at)):
-            bucket = self.at.bucket
-            bucket.client.delete_object(Bucket=bucket.name, Key=self.at.key, IfMatch=self._etag)
-
-    def _put(self, **condition: str) -> None:
-        now = datetime.now(UTC).isoformat()
-        record = {"owner": self._owner, "since": self._since, "token": self.token, "lease": LEASE_SECONDS, "seen": now}
-        bucket, sent = self.at.bucket, time.time()
-        with _told(str(self.at)):
-            done = bucket.client.put_object(
-                Bucket=bucket.name, Key=self.at.key, Body=json.dumps(record).encode(), **condition
-            )
-        self._etag, self._renewed = done["ETag"], sent
-
-    def _read(self) -> tuple[dict[str, object], str, float]:
-        """Return what the lock says, its version, and for how many seconds of the server's clock it has said so."""
-        bucket = self.at.bucket
-        try:
-            with _told(str(self.at)):
-                found = bucket.client.get_object(Bucket=bucket.name, Key=self.at.key)
-                there = json.loads(found["Body"].read())
-        except FileNotFoundError:
-            return {}, "", 0.0
-        except ValueError as error:
-            raise BusyError(f"{self.at} is no lock that seamcurate wrote; delete it if no run is at work") from error
-        said = found["ResponseMetadata"]["HTTPHeaders"].get("date")
-        now = parsedate_to_datetime(said) if said else datetime.now(UTC)
-        return there, found["ETag"], (now - found["LastModified"]).total_seconds()
-
-    def _gone(self) -> BusyError:
-        return BusyError(
-            f"{self.at.parent}: another run took the lock after this one gave no sign for {LEASE_SECONDS:g} s; "
-            "nothing more is written: run again when it is done"
-        )
-
-    def _busy(self, there: dict[str, object], silent: float) -> str:
-        who = f"{there.get('owner', 'unknown')}, since {there.get('since', 'now')}"
-        return (
-            f"another run works on {self.at.parent} ({who}, last sign {silent:.0f} s ago); wait for it, or stop it first: "
-            f"the lock of one that died ends {there.get('lease', LEASE_SECONDS)} s after its last sign"
-        )
-
-
-class _Joined(_Lock):
-    """The lock of another process that this one works for."""
-
-    def check(self) -> None:
-        """Raise BusyError if that process holds it no more."""
-        if self._read()[0].get("token") != self.token:
-            raise self._gone()
-
-
-@contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Turn what boto3 raises into one line that holds no key and no address of the server."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-        PartialCredentialsError,
-        ProfileNotFound,
-    )
-
-    try:
-        yield
-    except ClientError as error:
-        code = re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", "")))[:60]
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        # The second is said where two such requests meet.
-        if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
-            raise _Refused from error
-        if code == "NoSuchBucket":
-            raise StoreError(f"{where}: there is no such bucket; make it first, or correct the name") from error
-        if status == 404:
-            raise FileNotFoundError(where) from error
-        if status in (401, 403):
-            raise StoreError(
-                f"{where}: the server refuses these keys ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-                "and what they may do in the bucket"
-            ) from error
-        raise StoreError(f"{where}: the server answered {status} ({code}); {_AGAIN}") from error
-    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
-        raise StoreError(
-            f"{where}: no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        ) from error
-    except (BotoCoreError, Boto3Error) as error:
-        raise StoreError(
-            f"{where}: the server cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL; {_AGAIN}"
-        ) from error
-
-
-@contextmanager
 def _writing(path: ObjectPath) -> Iterator[None]:
     try:
         yield
@@ -704,16 +450,7 @@ def _writing(path: ObjectPath) -> Iterator[None]:
         ) from error
 
 
-_AGAIN = "what was finished is kept: run the same command again to go on"
 _ANEW = f"delete that folder's {LISTED} and run the recipe again to make it anew"
-
-
-def _version(said: dict[str, Any]) -> str:
-    return re.sub(r"\W", "", str(said["ETag"]))
-
-
-def _modified(when: datetime) -> int:
-    return int(when.timestamp() * 1e9)
 
 
 def _names(listed: bytes) -> dict[str, str]:

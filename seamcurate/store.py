@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate import objects, shard
+from seamcurate import lock, objects, shard
 from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, StoreError
 from seamcurate.objects import Place
 from seamcurate.step import Step, digest
@@ -557,7 +557,7 @@ class Store:
             StoreError: Its disk is full, cannot be written, or is gone.
         """
         if not isinstance(self.path, Path):
-            with objects.hold(self.path):
+            with lock.hold(self.path):
                 shutil.rmtree(self.scratch, ignore_errors=True)
                 yield
             return
@@ -565,9 +565,9 @@ class Store:
 
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / ".lock").open("a") as lock:
+            with (self.path / ".lock").open("a") as held:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
                 patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp")
