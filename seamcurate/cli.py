@@ -93,7 +93,10 @@ def run(
     replace: Annotated[bool, typer.Option("--replace", help="Compute anew what another configuration made.")] = False,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Compute on a Ray cluster: HOST:PORT, auto, or local.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Compute on a Ray cluster: local, auto, or HOST:PORT, which no stranger may reach."
+        ),
     ] = None,
 ) -> None:
     """Make what a recipe asks for and the store lacks; run it again to resume.

@@ -1,9 +1,13 @@
 """A recipe over a Ray cluster: the same steps on the same store, its missing shards computed by many workers.
 
 Only where shards are computed differs from a local run. Workers, one a GPU, or one a core where the cluster has no
-GPU, load a step and compute shards, which they read from and write to the store's folder: it, and every path of the
-recipe, must lie where all nodes see it. All else stays in the process that was started: reading rows, preparing a
-step, asking endpoints (so that answers are bought once and a limit in dollars holds), summing up, splits.
+GPU, load a step and compute shards, which they read from and write to the store: it lies at `s3://`, where each node
+has its own copies and its own keys in its environment, or in a folder that all nodes see. So must the models' paths.
+All else stays in the process that was started: the store's lock, reading rows, preparing a step, asking endpoints (so
+that answers are bought once and a limit in dollars holds), summing up, splits.
+
+Whoever reaches a cluster's ports runs what he likes on its nodes, unless the cluster asks for a token, as the one that
+`local` starts does: a cluster that was started without must stand where no stranger reaches it (CVE-2023-48022).
 """
 
 from __future__ import annotations
@@ -11,16 +15,20 @@ from __future__ import annotations
 import builtins
 import logging
 import os
+import secrets
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
-from seamcurate import errors
+from seamcurate import errors, lock, objects
 from seamcurate.errors import ClusterError, StoreError
+from seamcurate.objects import Place
 from seamcurate.recipe import Recipe
 from seamcurate.run import Report, run, worker
+from seamcurate.step import Step
 from seamcurate.store import Layer, Store, filename
 
 _TRIES = 3
@@ -41,9 +49,9 @@ def run_ray(
 
     Args:
         recipe: What to make.
-        path: The store; on several machines, in a folder that all of them share.
-        address: `local` for a cluster on this machine that lasts as long as the run, `auto` for the one this machine
-            belongs to, or its HOST:PORT.
+        path: The store; on several machines, at `s3://` or in a folder that all of them share.
+        address: `local` for a cluster on this machine that lasts as long as the run and answers this run alone,
+            `auto` for the one this machine belongs to, or its HOST:PORT.
         limit: See `run_local`, as for the rest.
         replace: The same.
         max_usd: The same.
@@ -61,6 +69,11 @@ def _connected(address: str) -> Iterator[None]:
     # Both are read when ray is imported. Its C++ parts log to the terminal what the driver reports in one line.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address == "local":
+        # Ray listens on every address of the machine, and runs what it is sent. Where no mode is named, a cluster that it
+        # starts asks for a token; only children of this process have this one. Ray keeps the first that it reads.
+        os.environ.pop("RAY_AUTH_MODE", None)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
         import ray.data
@@ -103,15 +116,14 @@ def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> 
     import ray
     import ray.data
 
-    folder = layer.path
-    if not isinstance(folder, Path):
-        raise ClusterError(f"a run on Ray needs the store in a folder that every node sees, not at {store.path}")
+    # Where nothing is cleared away when a run begins, a killed one's counts are still there.
+    _clear(objects.find(layer.path, ".*.tries.tmp"))
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     workers = max(1, gpus or int(there.get("CPU", 0)))
     results = ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards)).map(
         _Worker,
-        fn_constructor_args=(layer, store.path, shared, Path.cwd()),
+        fn_constructor_args=(layer.step, layer.fingerprint, str(store.path), lock.ticket(store.path), Path.cwd()),
         # One at a time, so that none waits behind another on one worker while the next is idle.
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1),
         num_cpus=1,
@@ -127,8 +139,7 @@ def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> 
                 raise _failure(row)
             yield int(row["rows"])
         # What killed workers left half-written; the living are done.
-        for left in [*folder.glob(".*.tmp"), *shared.glob(".*.tmp")]:
-            left.unlink(missing_ok=True)
+        _clear([*objects.find(layer.path, ".*.tmp"), *shared.glob(".*.tmp")])
     except ray.exceptions.RayError as error:
         raise ClusterError(
             f"step {layer.step.name}: a worker cannot work: {_first_line(error)}; every node needs this seamcurate, "
@@ -136,18 +147,23 @@ def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> 
         ) from error
 
 
+def _clear(files: Sequence[Place]) -> None:
+    for left in files:
+        left.unlink(missing_ok=True)
+
+
 class _Worker:
     """Compute shards of one layer, in a process of the cluster.
 
-    Ray takes the layer there: a step is pickled as its class's name and its fields, one defined in the script itself
-    as code. What goes wrong comes back as a value, since Ray would wrap it.
+    Ray takes the step there, pickled as its class's name and its fields, one defined in the script itself as code.
+    What goes wrong comes back as a value, since Ray would wrap it.
     """
 
-    def __init__(self, layer: Layer, store: Path, shared: Path, folder: Path) -> None:
+    def __init__(self, step: Step, fingerprint: str, store: str, ticket: str, folder: Path) -> None:
         # What is relative is so to where the run was started.
         with suppress(OSError):
             os.chdir(folder)
-        self.layer, self.store, self.shared = layer, Store(store), shared
+        self.step, self.fingerprint, self.where, self.ticket = step, fingerprint, store, ticket
         self.work: Callable[[int], Iterator[int]] | None = None
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, int | str]:
@@ -158,26 +174,47 @@ class _Worker:
             return {"rows": 0, "failure": type(error).__name__, "message": str(error), "trace": trace}
 
     def _rows(self, number: int) -> int:
-        if not (self.store.path / "store.json").exists():
-            raise StoreError(
-                f"{self.store.path} is not there on {socket.gethostname()}: a run on Ray needs the store, and what its "
-                "recipe names, in a folder that every node sees by the same path"
-            )
         with self._tried(number):
             # Not in __init__: what fails there kills the worker instead of coming back.
-            self.work = self.work or worker(self.layer, self.store, self.shared)
+            self.work = self.work or worker(self.layer, self.store, self._shared())
             return sum(self.work(number))
+
+    @cached_property
+    def store(self) -> Store:
+        """Open the store as this node sees it."""
+        store = Store(self.where)
+        if not (store.path / "store.json").exists():
+            raise StoreError(
+                f"{store.path} is not there on {socket.gethostname()}: a run on Ray needs the store at s3://, with the "
+                "same AWS_ENDPOINT_URL and keys on every node, or with what its recipe names in a folder that every "
+                "node sees by the same path"
+            )
+        lock.join(store.path, self.ticket)
+        return store
+
+    @cached_property
+    def layer(self) -> Layer:
+        """Return what is computed, as this node sees it."""
+        return Layer(self.step, self.store.path / "columns" / self.step.name, self.fingerprint, {})
+
+    def _shared(self) -> Path:
+        return objects.local_folder(self.layer.path / "shared", self.fingerprint)
 
     @contextmanager
     def _tried(self, number: int) -> Iterator[None]:
         """Count the workers that died of a shard, in a file that only they leave behind."""
-        file = self.shared.with_name(f".{filename(number)}.tries.tmp")
-        with file.open("ab") as tries:
-            tries.write(b".")
+        file = self.layer.path / f".{filename(number)}.tries.tmp"
+        before = file.read_bytes() if file.exists() else b""
         try:
-            if file.stat().st_size > _TRIES:
+            file.write_bytes(before + b".")
+        except OSError as error:
+            raise StoreError(
+                f"{file} cannot be written: {error.strerror}; what was finished is kept: mend that and run the same again"
+            ) from error
+        try:
+            if len(before) >= _TRIES:
                 raise ClusterError(
-                    f"step {self.layer.step.name}, shard {number}: {_TRIES} workers died of it, of memory perhaps; "
+                    f"step {self.step.name}, shard {number}: {_TRIES} workers died of it, of memory perhaps; "
                     "make shards (`shard_rows`) or the model's batches smaller, what was finished is kept"
                 )
             yield

@@ -561,6 +561,7 @@ def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 @contextmanager
 def _in_place(out: Path) -> Iterator[Path]:
     """Write into a folder beside `out` and rename it into place; only an earlier export is ever replaced."""
+    out = objects.folder(out, "export")
     if out.exists() and not all(map(_ours, out.iterdir())):
         raise ExportError(f"{out} holds other files than an export; name another folder")
     beside, doomed = (out.with_name(f".{out.name}.{what}tmp") for what in ("", "old."))

@@ -18,21 +18,24 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from seamcurate import shard
-from seamcurate.errors import DamagedError, StoreError
+from seamcurate import objects, shard
+from seamcurate.errors import DamagedError
 from seamcurate.models import calls
+from seamcurate.objects import ObjectPath, Place
 from seamcurate.progress import note
 from seamcurate.store import Store, filename, load_json, makers, numbers
 from seamcurate.tables import counted
 
 _AGAIN = "run its recipe again to make it anew"
 _SOURCE = "run its recipe again: it is restored if the source still gives the same bytes; else put a copy of it back"
+_THERE = "delete it there and run its recipe again"
+_SOURCE_THERE = "put a copy of it back, or delete it and store.json there and run its recipe again"
 
 
 class Finding(NamedTuple):
     """One thing that is wrong with a store."""
 
-    path: Path
+    path: Place
     wrong: str
     cure: str
     doomed: bool = False
@@ -56,22 +59,20 @@ def check(store: Store) -> Checked:
     from; columns and ledgers against the rows; what steps prepared, and JSON files, against their hashes; answers
     against theirs; and which columns are out of date.
 
-    A store on object storage is checked in a copy; a corpus there is not looked at.
+    What lies on object storage is downloaded for it, whatever copies there are, and checked as a folder.
 
     Raises:
-        StoreError: There is no store, it is on object storage, or it cannot be read.
+        StoreError: There is no store, or it cannot be read, or this machine's disk does not take it.
     """
     if not isinstance(store.path, Path):
-        raise StoreError(f"{store.path} is on object storage: check a copy of it in a folder")
+        if not (store.path / "store.json").is_file():
+            store.open()
+        with objects.downloaded(store.path) as copy:
+            _drop_unlisted(copy)
+            return _of_objects(check(Store(copy)), copy, store.path)
     findings = [*_record(store)]
     if not findings:
-        corpus = store.open().corpus_store
-        if corpus is None or not isinstance(corpus.path, Path):
-            findings = []
-        elif not (_at(corpus) / "store.json").is_file():
-            findings = [Finding(_at(corpus) / "store.json", "is missing, and with it the store's corpus", _AGAIN)]
-        else:
-            findings = [*_record(corpus)] or [*_whole(corpus, [])]
+        findings = _corpus(store.open())
         findings += _whole(store, findings)
         # What was bought for is told by the steps' records.
         if not _unknown(findings):
@@ -80,6 +81,44 @@ def check(store: Store) -> Checked:
     size = sum(file.stat().st_size for file in files)
     found = counted(len(findings), "finding") if findings else "whole"
     return Checked(findings, f"{store.path}: {counted(len(files), 'file')}, {size / 1e6:,.1f} MB: {found}")
+
+
+def _corpus(store: Store) -> list[Finding]:
+    corpus = store.corpus_store
+    if corpus is None:
+        return []
+    if not (corpus.path / "store.json").is_file():
+        return [Finding(corpus.path / "store.json", "is missing, and with it the store's corpus", _AGAIN)]
+    if not isinstance(corpus.path, Path):
+        return check(corpus).findings
+    return [*_record(corpus)] or [*_whole(corpus, [])]
+
+
+def _drop_unlisted(copy: Path) -> None:
+    """Remove what a killed run had put of prepared folders whose list it had not: it is put again."""
+    for folder in [one for one in copy.rglob("shared") if one.parent.parent.name == "columns"]:
+        if not (folder / objects.LISTED).exists():
+            shutil.rmtree(folder)
+            continue
+        listed = objects.read_list(folder)
+        for file in [one for one in folder.rglob("*") if one.is_file() and one.name != objects.LISTED]:
+            if str(file.relative_to(folder)) not in listed:
+                file.unlink()
+
+
+def _of_objects(found: Checked, copy: Path, there: ObjectPath) -> Checked:
+    """Tell what a check of a copy found of the objects themselves, which a run neither looks over nor restores."""
+    findings = []
+    for path, wrong, cure, _ in found.findings:
+        at, inside = path, isinstance(path, Path) and path.is_relative_to(copy)
+        if inside and isinstance(path, Path):
+            at = there / str(path.relative_to(copy))
+        if inside and cure == _SOURCE:
+            cure = _SOURCE_THERE
+        elif inside and cure == _AGAIN and path.exists():
+            cure = _THERE
+        findings.append(Finding(at, wrong.replace(str(copy), str(there)), cure.replace(str(copy), str(there))))
+    return Checked(findings, found.summary.replace(str(copy), str(there)))
 
 
 def mend(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> None:
@@ -97,7 +136,7 @@ def mend(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> 
     found = [one for name in sorted(steps) for one in _columns(store, _at(store) / "columns" / name)]
     found += [one for name in sorted(splits) for one in _split(store, _at(store) / "splits" / name)]
     for finding in found:
-        if finding.doomed:
+        if finding.doomed and isinstance(finding.path, Path):
             _remove(finding.path)
             note(f"{finding.path} {finding.wrong}: it is made anew")
 
@@ -105,7 +144,7 @@ def mend(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> 
 def mend_record(store: Store) -> None:
     """Remove a store.json that is damaged: a run writes it anew, after holding the rows against their source."""
     for finding in _record(store) if isinstance(store.path, Path) else ():
-        _remove(finding.path)
+        _remove(_at(store) / "store.json")
         note(f"{finding.path} {finding.wrong}: it is made anew")
 
 
@@ -113,7 +152,9 @@ def damaged_rows(store: Store) -> dict[Path, str]:
     """Return the shards of rows and rejected rows that are damaged or gone, each with what is wrong."""
     if not isinstance(store.path, Path):
         return {}
-    return {finding.path: f"{finding.path} {finding.wrong}" for finding in _rows(store)}
+    return {
+        finding.path: f"{finding.path} {finding.wrong}" for finding in _rows(store) if isinstance(finding.path, Path)
+    }
 
 
 def _at(store: Store) -> Path:
@@ -278,7 +319,7 @@ def _ids(store: Store, kind: str, number: int) -> np.ndarray[tuple[int], np.dtyp
     return ids
 
 
-def _against_rows(store: Store, bad: Collection[Path]) -> Iterator[Finding]:
+def _against_rows(store: Store, bad: Collection[Place]) -> Iterator[Finding]:
     """Find column shards of other rows, or made from other inputs, than are there."""
     records = store.records()
     for number in store.shards:
@@ -317,6 +358,11 @@ def _answers(store: Store) -> Iterator[Finding]:
         kept, wrong = calls.examine(file)
         for line in wrong:
             yield Finding(file, line, calls.CURE)
+    # As they are kept on object storage.
+    for reply in sorted((file.parent / "replies").glob("*.json")):
+        kept += 1
+        if calls.read_line(reply.read_bytes(), reply.stem) is None:
+            yield Finding(reply, "is an answer that was altered", calls.CURE)
     asked = [
         folder
         for folder, record in store.records().items()

@@ -1,8 +1,7 @@
 """Objects of an S3 server where a store expects files: whole or not there, as renamed files are.
 
     s3://bucket/prefix/rows/00000.parquet      an object, put whole by one request
-    s3://bucket/prefix/columns/x/shared/       a folder made elsewhere; its `.whole.json`, put last, names its files
-    s3://bucket/prefix/.lock                   who works on the store, renewed while he does
+    s3://bucket/prefix/columns/x/shared/       a folder made elsewhere; its `.sha256`, put last, lists its files
 
 One rule: what is read as a file is a local copy, kept by the object's version (its ETag), so that an object is
 downloaded once, and what was verified is what is read. Endpoint, region and keys come from the environment as boto3
@@ -12,49 +11,39 @@ reads it, never from a name.
 from __future__ import annotations
 
 import fnmatch
-import getpass
 import hashlib
-import json
 import os
 import re
 import shutil
-import socket
+import tempfile
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from seamcurate.errors import BusyError, DamagedError, SeamcurateError, StoreError
+from seamcurate.bucket import Bucket, Refused, Seen, modified, opened, told, version
+from seamcurate.errors import DamagedError, StoreError
+from seamcurate.progress import bar
 
-WHOLE = ".whole.json"
-"""The object that names a folder's files: without it the folder is not there."""
-
-LEASE_SECONDS = 90.0
-"""A lock that was not renewed for so long is nobody's."""
+LISTED = ".sha256"
+"""The list of a folder's files with their hashes, as `sha256sum -c` reads it. Of objects it is put last: without it
+the folder is not there."""
 
 _FOOTER = 65_536
+_AT_ONCE = 8
 _TRIES = 3
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
+"""Made a path, an address has lost one of its slashes."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-
-
-class Seen(NamedTuple):
-    """What the server last said of an object; sizes and times are named as a file's are."""
-
-    version: str
-    st_size: int
-    st_mtime_ns: int
 
 
 class ObjectPath:
     """An object, or what the keys of several begin with; it has of `pathlib.Path` what stores use."""
 
-    def __init__(self, bucket: _Bucket, key: str, listed: bool = False) -> None:
+    def __init__(self, bucket: Bucket, key: str, listed: bool = False) -> None:
         self.bucket, self.key, self._listed = bucket, key, listed
 
     def __truediv__(self, name: str) -> ObjectPath:
@@ -125,6 +114,10 @@ class ObjectPath:
         """Return the object as text; see `read_bytes`."""
         return self.read_bytes().decode(encoding)
 
+    def write_bytes(self, content: bytes) -> None:
+        """Put the object whole, and keep no copy."""
+        self.put(content, copy=False)
+
     def put(self, content: bytes | bytearray, copy: bool = True) -> None:
         """Put the object whole, and keep a copy if it is soon to be read.
 
@@ -133,9 +126,9 @@ class ObjectPath:
             StoreError: The server did not take it.
         """
         self._may_change()
-        with _told(str(self)):
+        with told(str(self)):
             done = self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=bytes(content))
-        self.bucket.seen[self.key] = Seen(_version(done), len(content), time.time_ns())
+        self.bucket.seen[self.key] = Seen(version(done), len(content), time.time_ns())
         # What was just made is read by the next step; where there is no room for it, it is downloaded then.
         if copy:
             with suppress(OSError):
@@ -145,7 +138,7 @@ class ObjectPath:
         """Take the object away; one that is not there is no error."""
         self._may_change()
         self.bucket.seen.pop(self.key, None)
-        with _told(str(self)):
+        with told(str(self)):
             self.bucket.client.delete_object(Bucket=self.bucket.name, Key=self.key)
 
     def remove_tree(self) -> None:
@@ -155,7 +148,7 @@ class ObjectPath:
         """
         keys = list(self.bucket.keys(f"{self.key}/"))
         names = {key: PurePosixPath(key).name for key in keys}
-        for key in sorted(keys, key=lambda key: (names[key] == "step.json", names[key] != WHOLE, key)):
+        for key in sorted(keys, key=lambda key: (names[key] == "step.json", names[key] != LISTED, key)):
             ObjectPath(self.bucket, key).unlink()
 
     def kept(self) -> Path | None:
@@ -196,39 +189,70 @@ class ObjectPath:
             self.bucket.footers[self.key] = (self.bucket.seen[self.key].version, content)
         return content
 
-    def put_folder(self, made: Path) -> None:
-        """Put those of a folder's files that are not there yet, then the object that names them all."""
-        known, files = self._files(), {str(file.relative_to(made)): _digest(file) for file in _files(made)}
-        for name, digest in files.items():
-            if known is None or known.get(name) != digest:
-                self._may_change()
-                with _told(str(self / name)), (made / name).open("rb") as handle:
-                    self.bucket.client.upload_fileobj(handle, self.bucket.name, (self / name).key)
-        if files != known:
-            (self / WHOLE).put(json.dumps(files).encode())
+    def put_folder(self, made: Path, maker: str) -> Path:
+        """Put those of a folder's files that are not there yet, then the list of all; returns the local copy.
 
-    def copy_folder(self) -> Path:
-        """Return a local copy of a folder that was put.
+        What is there already is never put again: of several that add the same file, the first is heard.
+
+        Args:
+            made: The folder, with its list.
+            maker: What decides its content: what another made there is another folder.
+        """
+        there, here = self._list(), read_list(made)
+        known = dict(there or {})
+        for name in sorted(here.keys() - known.keys()):
+            if there is None:
+                # Left by one that was killed before its list was put: it is put anew.
+                self._may_change()
+                with told(str(self / name)), (made / name).open("rb") as handle:
+                    self.bucket.client.upload_fileobj(handle, self.bucket.name, (self / name).key)
+                known[name] = here[name]
+            else:
+                known[name] = (self / name)._add((made / name).read_bytes())
+        if known != there:
+            (self / LISTED).write_bytes(_list(known))
+        place = self._home / maker
+        if made != place:
+            with self._syncing(place):
+                shutil.copytree(made, place, copy_function=_link, dirs_exist_ok=True)
+            shutil.rmtree(made)
+        return place
+
+    def copy_folder(self, maker: str) -> Path:
+        """Return a local copy of a folder that was put; what is added to it there stays.
 
         Raises:
             DamagedError: A file is missing, or not the one that was put.
         """
-        files = self._files() or {}
-        place = self._home / hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
-        if place.exists():
-            return place
-        beside = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-        with _writing(self):
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            for name, digest in files.items():
-                (beside / name).parent.mkdir(parents=True, exist_ok=True)
-                (self / name)._download(beside / name)
-                if _digest(beside / name) != digest:
+        place = self._home / maker
+        with self._syncing(place):
+            files, here = self._list() or {}, read_list(place)
+            for name in [name for name in files if here.get(name) != files[name]]:
+                beside = _beside(place / name)
+                beside.parent.mkdir(parents=True, exist_ok=True)
+                (self / name)._download(beside)
+                if _digest(beside) != files[name]:
                     raise DamagedError(f"{self / name} was altered after it was written; {_ANEW}")
-            self._drop_versions(beside)
-            os.replace(beside, place)
+                os.replace(beside, place / name)
+            if any(here.get(name) != files[name] for name in files) or not (place / LISTED).exists():
+                beside = _beside(place / LISTED)
+                beside.write_bytes(_list({**here, **files}))
+                os.replace(beside, place / LISTED)
         return place
+
+    @contextmanager
+    def _syncing(self, place: Path) -> Iterator[None]:
+        """Let one process of this machine after the other change the local copy; those of other makers go."""
+        import fcntl
+
+        with _writing(self):
+            self._home.mkdir(parents=True, exist_ok=True)
+            with (self._home / ".lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not place.exists():
+                    self._drop_versions(place)
+                    place.mkdir()
+                yield
 
     @property
     def scratch(self) -> Path:
@@ -243,20 +267,27 @@ class ObjectPath:
 
     def _download(self, to: Path) -> None:
         try:
-            with _told(str(self)):
+            with told(str(self)):
                 self.bucket.client.download_file(self.bucket.name, self.key, str(to))
         except FileNotFoundError as error:
             raise DamagedError(f"{self} is missing; {_ANEW}") from error
 
-    def _files(self) -> dict[str, str] | None:
+    def _list(self) -> dict[str, str] | None:
         """Return the names of a folder's files with their hashes; None where it was not put whole."""
         try:
-            found: dict[str, str] = json.loads((self / WHOLE).read_bytes())
+            found = _names((self / LISTED).read_bytes())
         except FileNotFoundError:
             return None
         if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in found):
-            raise DamagedError(f"{self / WHOLE} names files outside its folder; {_ANEW}")
+            raise DamagedError(f"{self / LISTED} names files outside its folder; {_ANEW}")
         return found
+
+    def _add(self, content: bytes) -> str:
+        """Put the object where there is none; returns the hash of the one that is there then."""
+        self._may_change()
+        with suppress(Refused), told(str(self)):
+            self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=content, IfNoneMatch="*")
+        return hashlib.sha256(self._get()).hexdigest()
 
     def _may_change(self) -> None:
         for lock in self.bucket.locks:
@@ -267,7 +298,7 @@ class ObjectPath:
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         for left in reversed(range(_TRIES)):
-            with _told(str(self)):
+            with told(str(self)):
                 found = self.bucket.client.get_object(Bucket=self.bucket.name, Key=self.key, **part)
                 try:
                     content: bytes = found["Body"].read()
@@ -276,19 +307,20 @@ class ObjectPath:
                     if not left:
                         raise
                     continue
-            self.bucket.seen[self.key] = Seen(_version(found), len(content), _modified(found["LastModified"]))
+            self.bucket.seen[self.key] = Seen(version(found), len(content), modified(found["LastModified"]))
             return content
         raise AssertionError
 
-    def _drop_versions(self, but: Path | None = None) -> None:
+    def _drop_versions(self, but: Path) -> None:
+        # What is of this version, another process may be about to read.
         for old in self._home.iterdir() if self._home.exists() else ():
-            if old != but:
+            if old != but and old.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
 
     def _keep(self, content: bytes | bytearray) -> Path:
         """Write a local copy of the last known version; older ones go."""
         file = self._home / self.bucket.seen[self.key].version / self.name
-        self._drop_versions()
+        self._drop_versions(file.parent)
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         beside.write_bytes(content)
@@ -306,8 +338,7 @@ def place(where: str | Place) -> Place:
     Raises:
         StoreError: It is another kind of address, or boto3 is not installed.
     """
-    # Made a path, an address has lost one of its slashes.
-    address = None if isinstance(where, ObjectPath) else re.match(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])", str(where))
+    address = None if isinstance(where, ObjectPath) else _ADDRESS.match(str(where))
     if isinstance(where, ObjectPath) or address is None:
         return Path(where) if isinstance(where, str) else where
     name, _, key = str(where)[address.end() :].partition("/")
@@ -319,7 +350,7 @@ def place(where: str | Place) -> Place:
             "and keys come from the environment, never from the address"
         )
     environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    return ObjectPath(_bucket(name, tuple(sorted(environment.items()))), key.strip("/"))
+    return ObjectPath(opened(name, tuple(sorted(environment.items()))), key.strip("/"))
 
 
 def beside(base: Place, where: str) -> Place:
@@ -347,252 +378,66 @@ def remove_tree(folder: Place) -> None:
 
 def is_folder(folder: Place) -> bool:
     """Tell whether a folder that was kept whole is there."""
-    return folder.exists() if isinstance(folder, Path) else (folder / WHOLE).exists()
+    return folder.exists() if isinstance(folder, Path) else (folder / LISTED).exists()
 
 
-def local_folder(folder: Place) -> Path:
-    """Return a folder of this machine with the files: the folder itself, or a copy of the objects."""
-    return folder if isinstance(folder, Path) else folder.copy_folder()
+def local_folder(folder: Place, maker: str) -> Path:
+    """Return a folder of this machine with the files: the folder itself, or a copy of what its maker put."""
+    return folder if isinstance(folder, Path) else folder.copy_folder(maker)
 
 
-def keep_folder(made: Path, folder: Place) -> Path:
-    """Keep a folder whole, renamed into its place or put; return where its files are to be read from."""
-    if isinstance(folder, Path):
-        if made != folder:
-            made.rename(folder)
-        return folder
-    folder.put_folder(made)
-    return made
+def keep_folder(made: Path, folder: Place, maker: str) -> Path:
+    """Keep a listed folder whole, renamed into its place or put; return where its files are to be read from."""
+    if not isinstance(folder, Path):
+        return folder.put_folder(made, maker)
+    if made != folder:
+        made.rename(folder)
+    return folder
 
 
 def folder(where: str | Place, verb: str) -> Path:
-    """Return a folder of this machine, for what is done in no other place.
+    """Return a folder or file of this machine, for what is written to no other place.
 
     Raises:
-        StoreError: It is on object storage.
+        StoreError: It is an address.
     """
-    there = place(where)
-    if not isinstance(there, Path):
-        raise StoreError(f"{verb} works in a folder of this machine, not at {there}; make it in one and copy it there")
-    return there
+    if isinstance(where, ObjectPath) or _ADDRESS.match(str(where)):
+        there = re.sub(r":/+", "://", str(where), count=1)
+        raise StoreError(f"{verb} writes to a folder of this machine, not to {there}; write to one and copy it there")
+    return Path(where)
+
+
+@contextmanager
+def downloaded(folder: ObjectPath) -> Iterator[Path]:
+    """Keep all that lies below in a folder of this machine for a while, past every copy; locks and the like apart.
+
+    Raises:
+        StoreError: An object is none of a store's, the server does not give it, or the disk does not take it.
+    """
+    keys = [key.removeprefix(f"{folder.key}/" if folder.key else "") for key in folder.bucket.keys(f"{folder.key}/")]
+    names = [name for name in keys if not name.endswith(("/", ".tmp")) and PurePosixPath(name).name != ".lock"]
+    for name in names:
+        if {"", ".", ".."} & set(name.split("/")) or "\\" in name or "\0" in name:
+            raise StoreError(f"{folder / name} is no object of a store; delete it, or move the store")
+    with _writing(folder):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as made:
+        with (
+            _writing(folder),
+            bar(f"downloading {folder}", len(names), "objects") as advance,
+            ThreadPoolExecutor(_AT_ONCE) as pool,
+        ):
+            for name in names:
+                (Path(made) / name).parent.mkdir(parents=True, exist_ok=True)
+            for _ in pool.map(lambda name: (folder / name)._download(Path(made) / name), names):
+                advance(1)
+        yield Path(made)
 
 
 def cache_folder() -> Path:
     """Return where local copies of objects lie: `SEAMCURATE_CACHE`, or the user's cache folder."""
     own = os.environ.get("SEAMCURATE_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seamcurate"
-
-
-@contextmanager
-def hold(store: ObjectPath) -> Iterator[None]:
-    """Keep other runs off a store by a lock that only one can put, and that ends when it is no longer renewed.
-
-    Raises:
-        BusyError: Another run holds it; or, when something is written later, another has taken it meanwhile.
-    """
-    lock = _Lock(store / ".lock")
-    lock.take()
-    done = threading.Event()
-
-    def keep() -> None:
-        while not done.wait(LEASE_SECONDS / 4):
-            # What cannot be renewed now is tried again, and looked at before anything is written.
-            with suppress(SeamcurateError):
-                lock.renew()
-
-    thread = threading.Thread(target=keep, daemon=True, name="renews the store's lock")
-    thread.start()
-    store.bucket.locks.append(lock)
-    try:
-        yield
-    finally:
-        store.bucket.locks.remove(lock)
-        done.set()
-        # One that waits for a server that is gone may wait on: without the lock it changes nothing.
-        thread.join(5)
-        # Where the server is gone, the lock ends by itself.
-        with suppress(SeamcurateError):
-            lock.release()
-
-
-class _Bucket:
-    """One bucket of the server that the environment names."""
-
-    def __init__(self, name: str) -> None:
-        try:
-            import boto3
-            from botocore.config import Config
-        except ImportError as error:
-            raise StoreError('a store on S3 needs boto3: pip install "seamcurate[s3]"') from error
-        self.name = name
-        with _told(f"s3://{name}"):
-            self.client: Any = boto3.session.Session().client("s3", config=Config(connect_timeout=10))
-        self.seen: dict[str, Seen] = {}
-        """What was last heard of each object: a shard that is read after it was listed asks nothing more."""
-        self.footers: dict[str, tuple[str, bytes]] = {}
-        self.locks: list[_Lock] = []
-
-    def keys(self, prefix: str, delimiter: str = "", most: int | None = None) -> Iterator[str]:
-        """Iterate over the keys that begin so, in order, and note what the server says of them."""
-        more: dict[str, object] = {} if most is None else {"MaxKeys": most}
-        while True:
-            with _told(f"s3://{self.name}/{prefix}"):
-                found = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix, Delimiter=delimiter, **more)
-            for one in found.get("Contents", ()):
-                self.seen[one["Key"]] = Seen(_version(one), one["Size"], _modified(one["LastModified"]))
-                yield one["Key"]
-            if most is not None or not found.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": found["NextContinuationToken"]}
-
-
-@cache
-def _bucket(name: str, environment: tuple[tuple[str, str], ...]) -> _Bucket:
-    """Make a bucket's client once for each environment: it takes longer than a request."""
-    return _Bucket(name)
-
-
-class _Refused(Exception):
-    """The object is not as the request's condition says."""
-
-
-class _Lock:
-    """An object that names who works on a store."""
-
-    def __init__(self, at: ObjectPath) -> None:
-        self.at, self.inside = at, at.key.removesuffix(".lock")
-        self._owner = f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}"
-        self._since, self._token = datetime.now(UTC).isoformat(timespec="seconds"), uuid.uuid4().hex
-        self._etag, self._renewed, self._lost = "", 0.0, False
-        self._turn = threading.Lock()
-
-    def take(self) -> None:
-        """Put the lock where there is none, or where its owner has given no sign of life for its lease."""
-        try:
-            self._put(IfNoneMatch="*")
-        except _Refused:
-            there, etag, silent = self._read()
-            if there.get("token") == self._token:
-                # The answer to our first request was lost, and it was repeated.
-                self._etag = etag
-            elif silent <= float(str(there.get("lease", LEASE_SECONDS))):
-                raise BusyError(self._busy(there, silent)) from None
-            else:
-                try:
-                    self._put(IfMatch=etag)
-                except (_Refused, FileNotFoundError):
-                    there, _, silent = self._read()
-                    raise BusyError(self._busy(there, silent)) from None
-        try:
-            self._put(IfNoneMatch="*")
-        except _Refused:
-            return
-        self.release()
-        raise StoreError(
-            f"{self.at.parent}: its server takes no notice of If-None-Match, so two runs could not be kept apart; "
-            "run into a folder and copy it there"
-        )
-
-    def renew(self) -> None:
-        """Show that the run is alive; notes when another has taken the lock."""
-        with self._turn:
-            try:
-                self._put(IfMatch=self._etag)
-            except (_Refused, FileNotFoundError):
-                # Ours all the same, if the answer to a request that was repeated got lost.
-                there, etag, _ = self._read()
-                if there.get("token") == self._token:
-                    self._etag = etag
-                else:
-                    self._lost = True
-
-    def check(self) -> None:
-        """Raise BusyError if the lock is no longer ours; renews one that was not renewed for long."""
-        if time.time() - self._renewed > LEASE_SECONDS / 2:
-            self.renew()
-        if self._lost:
-            raise BusyError(
-                f"{self.at.parent}: another run took the lock after this one gave no sign for {LEASE_SECONDS:g} s; "
-                "nothing more is written: run again when it is done"
-            )
-
-    def release(self) -> None:
-        """Take the lock away, if it is ours."""
-        with suppress(_Refused, FileNotFoundError), _told(str(self.at)):
-            bucket = self.at.bucket
-            bucket.client.delete_object(Bucket=bucket.name, Key=self.at.key, IfMatch=self._etag)
-
-    def _put(self, **condition: str) -> None:
-        now = datetime.now(UTC).isoformat()
-        record = {"owner": self._owner, "since": self._since, "token": self._token, "lease": LEASE_SECONDS, "seen": now}
-        bucket, sent = self.at.bucket, time.time()
-        with _told(str(self.at)):
-            done = bucket.client.put_object(
-                Bucket=bucket.name, Key=self.at.key, Body=json.dumps(record).encode(), **condition
-            )
-        self._etag, self._renewed = done["ETag"], sent
-
-    def _read(self) -> tuple[dict[str, object], str, float]:
-        """Return what the lock says, its version, and for how many seconds of the server's clock it has said so."""
-        bucket = self.at.bucket
-        try:
-            with _told(str(self.at)):
-                found = bucket.client.get_object(Bucket=bucket.name, Key=self.at.key)
-                there = json.loads(found["Body"].read())
-        except FileNotFoundError:
-            return {}, "", 0.0
-        except ValueError as error:
-            raise BusyError(f"{self.at} is no lock that seamcurate wrote; delete it if no run is at work") from error
-        said = found["ResponseMetadata"]["HTTPHeaders"].get("date")
-        now = parsedate_to_datetime(said) if said else datetime.now(UTC)
-        return there, found["ETag"], (now - found["LastModified"]).total_seconds()
-
-    def _busy(self, there: dict[str, object], silent: float) -> str:
-        who = f"{there.get('owner', 'unknown')}, since {there.get('since', 'now')}"
-        return (
-            f"another run works on {self.at.parent} ({who}, last sign {silent:.0f} s ago); wait for it, or stop it first: "
-            f"the lock of one that died ends {there.get('lease', LEASE_SECONDS)} s after its last sign"
-        )
-
-
-@contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Turn what boto3 raises into one line that holds no key and no address of the server."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-        PartialCredentialsError,
-        ProfileNotFound,
-    )
-
-    try:
-        yield
-    except ClientError as error:
-        code = re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", "")))[:60]
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        # The second is said where two such requests meet.
-        if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
-            raise _Refused from error
-        if code == "NoSuchBucket":
-            raise StoreError(f"{where}: there is no such bucket; make it first, or correct the name") from error
-        if status == 404:
-            raise FileNotFoundError(where) from error
-        if status in (401, 403):
-            raise StoreError(
-                f"{where}: the server refuses these keys ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-                "and what they may do in the bucket"
-            ) from error
-        raise StoreError(f"{where}: the server answered {status} ({code}); {_AGAIN}") from error
-    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
-        raise StoreError(
-            f"{where}: no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        ) from error
-    except (BotoCoreError, Boto3Error) as error:
-        raise StoreError(
-            f"{where}: the server cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL; {_AGAIN}"
-        ) from error
 
 
 @contextmanager
@@ -605,20 +450,37 @@ def _writing(path: ObjectPath) -> Iterator[None]:
         ) from error
 
 
-_AGAIN = "what was finished is kept: run the same command again to go on"
-_ANEW = "run the recipe with --replace to make it anew"
+_ANEW = f"delete that folder's {LISTED} and run the recipe again to make it anew"
 
 
-def _version(said: dict[str, Any]) -> str:
-    return re.sub(r"\W", "", str(said["ETag"]))
+def _names(listed: bytes) -> dict[str, str]:
+    """Read a list of files: their hashes by their names."""
+    lines = listed.decode("utf-8", "replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def _modified(when: datetime) -> int:
-    return int(when.timestamp() * 1e9)
+def _list(files: Mapping[str, str]) -> bytes:
+    return "".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+def read_list(folder: Path) -> dict[str, str]:
+    """Read a folder's list of files: their hashes by their names; empty where there is none."""
+    return _names((folder / LISTED).read_bytes()) if (folder / LISTED).exists() else {}
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f".{file.name}.tmp")
+
+
+def _link(file: str, to: str) -> None:
+    """Put a file in another place too, without a copy where that can be."""
+    beside = _beside(Path(to))
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(file, beside)
+    except OSError:
+        shutil.copy(file, beside)
+    os.replace(beside, to)
 
 
 def _digest(file: Path) -> str:

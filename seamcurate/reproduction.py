@@ -86,11 +86,11 @@ def reproduce(
         HubError: It cannot be downloaded, or asks for what no stranger's recipe may.
         SeamcurateError: The run itself fails; see `run_local`.
     """
+    store = Store(objects.folder(path, "reproduce"))
     published = hub.repository(repo_id, revision)
     text = _text(published.fetch(hub.RECIPE, _LARGEST))
     check(text, repo_id, endpoints)
     known = published.facts()
-    store = Store(objects.folder(path, "reproduce"))
     folder = store.scratch / "recipe"
     folder.mkdir(parents=True, exist_ok=True)
     _download(published, text, folder)

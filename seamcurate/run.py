@@ -230,7 +230,7 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str, sprea
     # Arrow keeps what it was given for its next table; the next step has none as large.
     shard.give_back()
     if not facts.exists() and not store.missing(layer):
-        shared = objects.local_folder(layer.path / "shared")
+        shared = objects.local_folder(layer.path / "shared", layer.fingerprint)
         store.add_facts(layer, step.facts(_own_columns(store, layer), shared))
     return len(missing)
 
@@ -239,13 +239,13 @@ def _prepared(layer: Layer, store: Store) -> Path:
     """Return what a step prepared once for all shards, prepared now where it is not there."""
     kept = layer.path / "shared"
     if objects.is_folder(kept):
-        return objects.local_folder(kept)
+        return objects.local_folder(kept, layer.fingerprint)
     beside = (layer.path if isinstance(layer.path, Path) else store.scratch / layer.step.name) / ".shared.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     layer.step.prepare(store, beside)
     shard.seal_folder(beside)
-    return objects.keep_folder(beside, kept)
+    return objects.keep_folder(beside, kept, layer.fingerprint)
 
 
 @contextmanager
@@ -274,7 +274,7 @@ def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator
         # A step may measure its model when it is loaded first.
         shard.seal_folder(shared)
     # What loading measured belongs to all that follow.
-    objects.keep_folder(shared, layer.path / "shared")
+    objects.keep_folder(shared, layer.path / "shared", layer.fingerprint)
     read = store.reader(step.inputs)
 
     def work(number: int) -> Iterator[int]:

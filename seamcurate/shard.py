@@ -24,13 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seamcurate.errors import DamagedError, StoreError
-from seamcurate.objects import ObjectPath, Place, local
+from seamcurate.objects import LISTED, ObjectPath, Place, local
 
 _MAKER, _NUMBER, _MADE_OF = b"seamcurate.maker", b"seamcurate.shard", b"seamcurate.made_of"
 _SEAL = b"seamcurate.sha256"
 _SEALED = re.compile(re.escape(_SEAL) + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
 _OPEN = b"0" * 64
-_LISTED = ".sha256"
 
 _Key = tuple[int, int, int, str, int]
 _verified: dict[Path, _Key] = {}
@@ -121,7 +120,7 @@ def marks(path: Place) -> Marks:
     try:
         made_of = {str(folder): str(one) for folder, one in json.loads(found.get(_MADE_OF, b"{}")).items()}
     except (ValueError, AttributeError) as error:
-        raise DamagedError(f"{path} is no readable shard: it was altered; {_CURE}") from error
+        raise DamagedError(f"{path} is no readable shard: it was altered; {cure(path)}") from error
     return Marks(maker, number, seal, made_of)
 
 
@@ -182,10 +181,10 @@ def _verify(file: Path, path: Place, maker: str, number: int) -> Path:
     computed.update(_OPEN)
     computed.update(whole[end:])
     if computed.hexdigest().encode() != content[start:end]:
-        raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {_CURE}")
+        raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {cure(path)}")
     found = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
     if found.get(_MAKER) != maker.encode() or found.get(_NUMBER) != str(number).encode():
-        raise DamagedError(f"{path} belongs to another shard or another configuration; {_CURE}")
+        raise DamagedError(f"{path} belongs to another shard or another configuration; {cure(path)}")
     _remember(file, key)
     return file
 
@@ -215,7 +214,7 @@ def _key(path: Path, maker: str, number: int) -> _Key:
 
 def seal_folder(folder: Path) -> None:
     """List the hashes of a folder's files beside them, once all of them are on the disk; one listed stays as it is."""
-    file = folder / _LISTED
+    file = folder / LISTED
     listed = file.read_text(encoding="utf-8") if file.exists() else None
     known = {line.partition("  ")[2]: line for line in (listed or "").splitlines(keepends=True)}
     there = {f"{one.relative_to(folder)}\n": one for one in _files(folder)}
@@ -235,22 +234,22 @@ def verify_folder(folder: Path) -> None:
         DamagedError: A file is altered, missing or not listed; or there is no list.
     """
     try:
-        listed = (folder / _LISTED).read_text(encoding="utf-8", errors="replace")
+        listed = (folder / LISTED).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError as error:
-        raise DamagedError(f"{folder} has no list of its files' hashes; {_CURE}") from error
+        raise DamagedError(f"{folder} has no list of its files' hashes; {cure(folder)}") from error
     files = {f"{file.relative_to(folder)}\n": file for file in _files(folder)}
     there = "".join(f"{_hash(files[name])}  {name}" for name in sorted(files))
     if there != listed:
         names = {line.partition("  ")[2] for line in {*there.splitlines()} ^ {*listed.splitlines()}}
         raise DamagedError(
-            f"{folder} is not what was made: {', '.join(sorted(names)) or _LISTED} altered, missing or not listed; "
-            f"{_CURE}"
+            f"{folder} is not what was made: {', '.join(sorted(names)) or LISTED} altered, missing or not listed; "
+            f"{cure(folder)}"
         )
 
 
 def _files(folder: Path) -> list[Path]:
     # What is being written when somebody looks, or was when it was killed, is none of them.
-    files = (file for file in folder.rglob("*") if file.is_file() and file != folder / _LISTED)
+    files = (file for file in folder.rglob("*") if file.is_file() and file != folder / LISTED)
     return sorted(file for file in files if not (file.name.startswith(".") and file.suffix == ".tmp"))
 
 
@@ -303,21 +302,24 @@ def _encoding(kind: pa.DataType) -> str | None:
     return "DELTA_BINARY_PACKED" if pa.types.is_int32(kind) or pa.types.is_int64(kind) else None
 
 
-_CURE = "run the recipe again to make it anew"
+def cure(path: Place) -> str:
+    """Say what to do about a damaged file of a store."""
+    # A run looks for damage only where it need not download all to find it.
+    return f"{'' if isinstance(path, Path) else 'delete it and '}run the recipe again to make it anew"
 
 
 def _unreadable(path: Place, error: Exception) -> StoreError:
     """Tell a file that is gone or broken from one that this user, or this moment, cannot read."""
     if isinstance(error, FileNotFoundError):
-        return DamagedError(f"{path} is missing; {_CURE}")
+        return DamagedError(f"{path} is missing; {cure(path)}")
     if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
         return StoreError(f"{path} cannot be read: {error.strerror}; mend that and run the same again")
-    return DamagedError(f"{path} cannot be read: it was altered or cut short, or the disk fails; {_CURE}")
+    return DamagedError(f"{path} cannot be read: it was altered or cut short, or the disk fails; {cure(path)}")
 
 
 def _seal_span(content: bytes | bytearray, path: Place) -> tuple[int, int]:
     place = content.rfind(_SEAL)
     found = _SEALED.match(content, place) if place >= 0 else None
     if found is None:
-        raise DamagedError(f"{path} is no sealed shard: it was cut short or not written by seamcurate; {_CURE}")
+        raise DamagedError(f"{path} is no sealed shard: it was cut short or not written by seamcurate; {cure(path)}")
     return found.span(1)

@@ -7,6 +7,7 @@ is its place in the source whatever became of the rows before it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, count, islice
 from pathlib import Path
@@ -103,6 +104,8 @@ class Source(BaseModel):
             return self
 
         def absolute(place: str) -> str:
+            if re.match(r"[a-z0-9]+://", place):
+                raise SourceError(f"{place} is no file of this machine; copy it here, or name a `store` at s3://")
             return str(base.absolute() / Path(place).expanduser())
 
         place: str | list[str] = getattr(self, self._kind)

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate import objects, shard
+from seamcurate import lock, objects, shard
 from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, StoreError
 from seamcurate.objects import Place
 from seamcurate.step import Step, digest
@@ -42,7 +42,6 @@ FORMAT = 2
 """In format 1, rejected rows have the fingerprint of the rows."""
 _HASH = "sha256"
 _SAID = b'\n "sha256": "'
-_REMADE = "run the recipe again to make it anew"
 
 
 class Layer(NamedTuple):
@@ -175,9 +174,7 @@ class Store:
         facts = load_json(path / "facts.json")
         made = facts.pop("fingerprint", None)
         if made is not None and made != load_json(path / "step.json").get("fingerprint"):
-            raise DamagedError(
-                f"{path}/facts.json belongs to another configuration; run the recipe again to make it anew"
-            )
+            raise DamagedError(f"{path}/facts.json belongs to another configuration; {shard.cure(path)}")
         return facts
 
     def add_facts(self, layer: Layer, facts: Mapping[str, JsonValue]) -> None:
@@ -560,7 +557,7 @@ class Store:
             StoreError: Its disk is full, cannot be written, or is gone.
         """
         if not isinstance(self.path, Path):
-            with objects.hold(self.path):
+            with lock.hold(self.path):
                 shutil.rmtree(self.scratch, ignore_errors=True)
                 yield
             return
@@ -568,9 +565,9 @@ class Store:
 
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / ".lock").open("a") as lock:
+            with (self.path / ".lock").open("a") as held:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
                 patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp")
@@ -634,15 +631,15 @@ def load_json(path: Place) -> dict[str, JsonValue]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise DamagedError(f"{path} is not readable as JSON; {_REMADE}") from error
+        raise DamagedError(f"{path} is not readable as JSON; {shard.cure(path)}") from error
     if not isinstance(value, dict):
-        raise DamagedError(f"{path} holds no JSON object; {_REMADE}")
+        raise DamagedError(f"{path} holds no JSON object; {shard.cure(path)}")
     said, (whole, mark, end) = value.pop(_HASH, None), content.rpartition(_SAID)
     # A hash whose own name was altered is no lack of one.
     last = next(reversed(value.items()), ("", None))
     unnamed = said is None and len(last[0]) == len(_HASH) and isinstance(last[1], str) and len(last[1]) == 64
     if unnamed or (said is not None and mark + end != _said(path, whole)):
-        raise DamagedError(f"{path} was altered after it was written: its hash does not match; {_REMADE}")
+        raise DamagedError(f"{path} was altered after it was written: its hash does not match; {shard.cure(path)}")
     return value
 
 

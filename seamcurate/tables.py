@@ -19,6 +19,7 @@ from typing import Literal, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seamcurate import objects
 from seamcurate.errors import QueryError
 
 Form = Literal["table", "csv", "jsonl", "parquet"]
@@ -77,7 +78,9 @@ def write(reader: pa.RecordBatchReader, form: Form, out: Path | None) -> None:
 
     Raises:
         QueryError: It has two columns of one name, and the form has no place for that.
+        StoreError: The file is on object storage.
     """
+    out = out and objects.folder(out, "sql")
     names = reader.schema.names
     if form in ("jsonl", "parquet") and (twice := [name for name in names if names.count(name) > 1]):
         raise QueryError(f"the answer has two columns called {brief(twice[0], 80)!r}; give one another name with AS")

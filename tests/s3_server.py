@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 Request = dict[str, Any]
 """A request as WSGI hands it over."""
@@ -48,6 +53,42 @@ class S3Server:
         request["wsgi.input"].read(int(request.get("CONTENT_LENGTH") or 0))
         start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(content)))])
         return [content]
+
+
+SECRET = "a-secret-that-nobody-sees"
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[S3Server]:
+    """Serve, with the environment that names the server and no other keys of this machine's; copies go to a folder."""
+    pytest.importorskip("boto3", reason="boto3 is not installed: extra s3")
+    pytest.importorskip("moto.moto_server.werkzeug_app", reason="moto's server is not installed: extra test")
+    server = S3Server()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "a-key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_CONFIG_FILE", str(folder / "none"))
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_MAX_ATTEMPTS", "2")
+        patch.setenv("SEAMCURATE_CACHE", str(folder / "cache"))
+        yield server
+    server.stop()
+
+
+def objects_of(bucket: Any, prefix: str = "store") -> dict[str, bytes]:
+    """Return the objects below a prefix."""
+    found = bucket.objects.filter(Prefix=f"{prefix}/")
+    return {one.key.removeprefix(f"{prefix}/"): one.get()["Body"].read() for one in found}
+
+
+def shards(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the Parquet files among some."""
+    return {name: content for name, content in contents.items() if name.endswith(".parquet")}
 
 
 def nothing(request: Request) -> None:

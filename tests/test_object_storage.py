@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,9 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import whole_recipe, write_files
 from endpoint import serving
-from s3_server import S3Server, nothing
+from s3_server import SECRET, nothing, objects_of, shards
+from s3_server import serving as serve_objects
 
 from seamcurate import (
+    FakeModel,
     Generate,
     OpenAIServer,
     Random,
@@ -31,45 +34,36 @@ from seamcurate import (
     Source,
     Split,
     Store,
+    integrity,
+    lock,
     objects,
     plan,
     query,
     run_local,
     seam,
+    shard,
+    study,
+    tables,
 )
 from seamcurate import export as exporting
 from seamcurate.comparison import diff
 from seamcurate.demo import run as run_demo
-from seamcurate.errors import BusyError, DamagedError, HubError, StaleError, StoreError
+from seamcurate.errors import BusyError, DamagedError, HubError, SourceError, StaleError, StoreError
 from seamcurate.explain import why
-from seamcurate.reproduction import check
+from seamcurate.explore import report
+from seamcurate.recipe import loads
+from seamcurate.reproduction import check, reproduce
+from seamcurate.train import answer, sft
 
 RETRIEVE = Retrieve(k=5, band=(0.5, 0.9))
-SECRET = "a-secret-that-nobody-sees"
 KEEP = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
 NAMES = map("bucket-{:03d}".format, itertools.count())
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The server, the environment that names it, and no other keys of this machine's."""
-    pytest.importorskip("boto3", reason="boto3 is not installed: extra s3")
-    pytest.importorskip("moto.moto_server.werkzeug_app", reason="moto's server is not installed: extra test")
-    server, nowhere = S3Server(), str(tmp_path_factory.mktemp("aws") / "none")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", server.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "a-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_CONFIG_FILE", nowhere)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", nowhere)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_MAX_ATTEMPTS", "2")
-        patch.setenv("SEAMCURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with serve_objects(tmp_path_factory.mktemp("objects")) as server:
         yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -131,15 +125,6 @@ def retrieving(files, **parts) -> Recipe:
     return simple(files, **{"corpus": corpus, "models": models, "steps": steps, **parts})
 
 
-def objects_of(bucket, prefix="store"):
-    found = bucket.objects.filter(Prefix=f"{prefix}/")
-    return {one.key.removeprefix(f"{prefix}/"): one.get()["Body"].read() for one in found}
-
-
-def shards(contents):
-    return {name: content for name, content in contents.items() if name.endswith(".parquet")}
-
-
 def files_of(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
@@ -151,9 +136,7 @@ def test_a_run_gives_the_same_shards_as_into_a_folder(both):
     assert both.reports[0] == both.reports[1]
     there, here = objects_of(both.bucket, "some/store"), files_of(both.folder)
     assert shards(there) == shards(here) and len(shards(there)) > 15
-    # Beside the shards: what names a folder's files there, and the lock's file here.
-    marks = {name for name in there if name.endswith(objects.WHOLE)}
-    assert len(marks) == 6 and set(there) - marks == set(here) - {".lock", "corpus/.lock"}
+    assert set(there) == set(here) - {".lock", "corpus/.lock"}
 
 
 def test_running_again_computes_nothing_and_puts_nothing(both, server):
@@ -280,7 +263,7 @@ def test_the_command_line_takes_an_address_and_tells_no_key(files, bucket):
 
 DYING = """
 import os, signal, sys
-from seamcurate import Recipe, objects, run_local
+from seamcurate import Recipe, lock, objects, run_local
 real, left = objects.ObjectPath.put, [int(sys.argv[3])]
 
 def put(self, content, copy=True):
@@ -289,7 +272,7 @@ def put(self, content, copy=True):
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, content, copy)
 
-objects.ObjectPath.put, objects.LEASE_SECONDS = put, 1.0
+objects.ObjectPath.put, lock.LEASE_SECONDS = put, 1.0
 run_local(Recipe.load(sys.argv[1]), sys.argv[2])
 """
 
@@ -418,7 +401,7 @@ def test_of_many_runs_at_once_one_works_and_the_others_are_refused(files, bucket
 
 
 def test_a_run_whose_lock_was_taken_writes_nothing_more(bucket, monkeypatch):
-    monkeypatch.setattr(objects, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.4)
     store = Store(f"s3://{bucket.name}/store")
     with store.hold(), pytest.raises(BusyError, match="another run took the lock"):
         store.update(first=1)
@@ -429,8 +412,27 @@ def test_a_run_whose_lock_was_taken_writes_nothing_more(bucket, monkeypatch):
     assert b"another's" in objects_of(bucket)[".lock"]
 
 
+def test_who_works_for_a_run_writes_as_long_as_that_one_holds_the_lock(bucket, monkeypatch):
+    there = f"s3://{bucket.name}/store"
+    with Store(there).hold():
+        ticket = lock.ticket(objects.place(there))
+        # As another process sees it: another environment, another client.
+        monkeypatch.setenv("AWS_OTHER", "process")
+        worker = Store(there)
+        lock.join(worker.path, ticket)
+        worker.update(first=1)
+        held = objects_of(bucket)[".lock"]
+        bucket.put_object(Key="store/.lock", Body=held.replace(ticket.encode(), b"another's"))
+        with pytest.raises(BusyError, match=f"{there}: another run took the lock"):
+            worker.update(second=2)
+        bucket.Object("store/.lock").delete()
+        with pytest.raises(BusyError, match=f"{there}: another run took the lock"):
+            (worker.path / "columns/x/shared").put_folder(Path("nowhere"), "a")
+    assert "second" not in worker.about
+
+
 def test_a_lock_is_renewed_while_its_run_lives(bucket, monkeypatch):
-    monkeypatch.setattr(objects, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)
     with Store(f"s3://{bucket.name}/store").hold():
         time.sleep(3.0)
         with pytest.raises(BusyError), Store(f"s3://{bucket.name}/store").hold():
@@ -574,7 +576,7 @@ def test_what_a_step_shares_is_whole_or_made_again_and_altered_files_are_found(
     run_local(recipe, there)
     before = objects_of(bucket)
     shared = "columns/worse_contrast/shared"
-    for name in (f"{shared}/{objects.WHOLE}", "columns/worse_contrast/00001.parquet"):
+    for name in (f"{shared}/{objects.LISTED}", "columns/worse_contrast/00001.parquet"):
         bucket.Object(f"store/{name}").delete()
     assert run_local(recipe, there).computed == 1
     assert objects_of(bucket).keys() == before.keys() and shards(objects_of(bucket)) == shards(before)
@@ -584,6 +586,59 @@ def test_what_a_step_shares_is_whole_or_made_again_and_altered_files_are_found(
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "a third cache"))
     with pytest.raises(DamagedError, match=f"{there}/{shared}/row_ids.npy was altered"):
         run_local(recipe, there)
+
+
+def folder_of(folder, **files):
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    shard.seal_folder(folder)
+    return folder
+
+
+def test_what_several_add_to_a_folder_is_what_the_first_added_for_all(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
+    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    one = shared.put_folder(folder_of(tmp_path / "made", sample="the same"), "maker")
+    # Another machine, which began before anything was added.
+    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "another cache"))
+    there = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    other = there.copy_folder("maker")
+    assert one != other and files_of(one) == files_of(other)
+    for folder, content in ((other, "theirs"), (one, "ours")):
+        (folder / "noise").write_text(content)
+        shard.seal_folder(folder)
+    known, real = there._list(), type(there)._list
+    there.put_folder(other, "maker")
+    # As seen before the other's list was put.
+    monkeypatch.setattr(type(there), "_list", lambda self: dict(known))
+    shared.put_folder(one, "maker")
+    monkeypatch.setattr(type(there), "_list", real)
+    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "a third cache"))
+    for again in (shared, there):
+        copy = again.copy_folder("maker")
+        shard.verify_folder(copy)
+        assert files_of(copy)["noise"] == b"theirs" and files_of(copy)["sample"] == b"the same"
+
+
+def test_what_was_put_is_not_downloaded_again_by_who_made_it(files, bucket, server):
+    start = len(server.requests)
+    run_local(retrieving(files, steps=(RETRIEVE, *seam("contrast", k=5)[:1])), f"s3://{bucket.name}/store")
+    got = [path for method, path in server.requests[start:] if method == "GET" and "/shared/" in path]
+    assert any("/columns/reward/shared/noise.json" in path for _, path in server.requests[start:])
+    # Who adds a file looks whose was the first.
+    assert {path.rsplit("/", 1)[1] for path in got} == {objects.LISTED, "noise.json"}
+
+
+def test_a_copy_is_not_taken_away_under_another_process(files, bucket, monkeypatch):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    copy = (Store(there).path / "rows/00000.parquet").copy()
+    # Taken away and written again, its folder would be another.
+    (copy.parent / "of this one").touch()
+    monkeypatch.setenv("AWS_OTHER", "process")
+    assert (Store(there).path / "rows/00000.parquet").copy() == copy
+    assert (copy.parent / "of this one").exists()
 
 
 def test_a_bought_answer_is_an_object_and_never_bought_again(bucket, tmp_path, monkeypatch):
@@ -628,6 +683,137 @@ def test_an_answer_that_cannot_be_kept_stops_the_buying(bucket, server, tmp_path
         assert sum(endpoint.paid.values()) < 6
 
 
+# ── checks ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def found(there):
+    checked = integrity.check(Store(there))
+    return [str(finding) for finding in checked.findings], checked.summary
+
+
+def test_a_whole_store_is_found_whole_and_what_a_killed_run_had_put_is_no_damage(both, bucket):
+    findings, summary = found(both.there)
+    assert findings == [] and summary.startswith(f"{both.there}: ") and summary.endswith(" MB: whole")
+    there = copied(bucket, objects_of(both.bucket, "some/store"))
+    shared = "store/columns/reward/shared"
+    bucket.put_object(Key=f"{shared}/not-yet-listed.json", Body=b"{}")
+    bucket.put_object(Key="store/columns/next/shared/half.npy", Body=b"0")
+    bucket.put_object(Key="store/columns/reward/.00000.parquet.tries.tmp", Body=b".")
+    assert found(there)[0] == []
+
+
+def copied(bucket, whole):
+    for name, content in whole.items():
+        bucket.put_object(Key=f"store/{name}", Body=content)
+    return f"s3://{bucket.name}/store"
+
+
+def damage(bucket, name, content):
+    damaged = bytearray(content)
+    damaged[len(damaged) // 3] ^= 4
+    bucket.put_object(Key=f"store/{name}", Body=bytes(damaged))
+
+
+def delete(bucket, prefix):
+    for one in bucket.objects.filter(Prefix=f"store/{prefix}"):
+        one.delete()
+
+
+def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(both, bucket):
+    whole = objects_of(both.bucket, "some/store")
+    there, names = (
+        copied(bucket, whole),
+        {
+            "columns/reward/00001.parquet": "columns/reward/00001.parquet was altered",
+            "columns/seam_contrast/facts.json": "columns/seam_contrast/facts.json was altered",
+            "columns/worse_contrast/shared/row_ids.npy": "columns/worse_contrast/shared is not what was made: row_ids.npy",
+            "corpus/columns/embedding/00001.parquet": "corpus/columns/embedding/00001.parquet was altered",
+            "splits/train/ledger.parquet": "splits/train ledger.parquet was altered",
+        },
+    )
+    for name in names:
+        damage(bucket, name, whole[name])
+    findings, summary = found(there)
+    for said in names.values():
+        (line,) = [line for line in findings if line.startswith(f"{there}/{said}")]
+        assert line.endswith("; delete it there and run its recipe again")
+    assert summary.endswith(f": {len(findings)} findings") and str(objects.cache_folder()) not in str(findings)
+    for said in names.values():
+        delete(bucket, said.partition(" ")[0])
+    run_local(both.recipe, there)
+    assert found(there)[0] == []
+    after = objects_of(bucket)
+    assert shards(after) == shards(whole) and set(after) == set(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "doomed"),
+    [
+        ("rows/00001.parquet", "put a copy of it back, or delete it and store.json there and run", ["store.json"]),
+        ("store.json", "delete it there and run its recipe again", []),
+        ("columns/baseline_random/step.json", "delete it there and run its recipe again", []),
+    ],
+)
+def test_damage_to_what_others_are_held_against_is_mended_as_is_said(files, bucket, name, said, doomed):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    whole = objects_of(bucket)
+    damage(bucket, name, whole[name])
+    assert re.match(f"{there}/{name} was altered .*; {said}", found(there)[0][0])
+    with pytest.raises(DamagedError, match=f"{there}/{name} was altered .*delete it and run the recipe again"):
+        query(Store(there), "SELECT * FROM rows")
+    for one in (name, *doomed):
+        delete(bucket, one)
+    run_local(simple(files), there)
+    assert found(there)[0] == [] and objects_of(bucket) == whole
+
+
+def test_an_altered_answer_is_named_and_bought_anew_alone(bucket, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"question {i}", "response": "answer"}) + "\n" for i in range(3)))
+    monkeypatch.setenv("OPENAI_API_KEY", "a-paid-key")
+    there = f"s3://{bucket.name}/store"
+    with serving() as endpoint:
+        model = OpenAIServer(path="worse-1", base_url=endpoint.url, timeout=5, concurrency=2)
+        recipe = Recipe(rows=Source(jsonl=str(rows)), steps=(Generate(k=4, generator=model),))
+        run_local(recipe, there)
+        before = objects_of(bucket)
+        name = next(name for name in before if name.startswith("calls/replies/"))
+        altered = json.loads(before[name]) | {"text": "another"}
+        bucket.put_object(Key=f"store/{name}", Body=json.dumps(altered))
+        (line,) = found(there)[0]
+        assert line.startswith(f"{there}/{name} is an answer that was altered; put a copy of it back, or move it away")
+        for one in bucket.objects.filter(Prefix="store/columns"):
+            one.delete()
+        run_local(recipe, there)
+        assert sum(endpoint.paid.values()) == 4 and found(there)[0] == []
+        for one in bucket.objects.filter(Prefix="store/calls"):
+            one.delete()
+        (line,) = found(there)[0]
+        assert "holds no answer, and worse_gpt was made of some" in line
+
+
+def test_a_corpus_there_is_checked_with_the_store_here(files, bucket, tmp_path):
+    at = f"s3://{bucket.name}/corpus"
+    run_local(simple(files, rows=Source(parquet=str(files[1]), shard_rows=100), steps=()), at)
+    run_local(retrieving(files, corpus=Source(store=at), steps=(RETRIEVE,)), tmp_path / "store")
+    assert found(tmp_path / "store")[0] == []
+    bucket.Object("corpus/rows/00001.parquet").delete()
+    assert any(f"{at}/rows" in line for line in found(tmp_path / "store")[0])
+    for one in bucket.objects.filter(Prefix="corpus"):
+        one.delete()
+    assert found(tmp_path / "store")[0][0].startswith(f"{at}/store.json is missing, and with it the store's corpus")
+
+
+def test_an_object_that_would_be_written_outside_the_copy_is_refused(files, bucket, tmp_path):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    bucket.put_object(Key="store/rows/../../../escaped", Body=b"x")
+    with pytest.raises(StoreError, match=r"escaped is no object of a store; delete it"):
+        found(there)
+    assert not list(objects.cache_folder().parent.rglob("escaped"))
+
+
 # ── addresses ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -655,17 +841,35 @@ def test_a_strangers_recipe_reads_no_bucket_with_our_keys(where):
         check(f"rows: {{store: '{where}'}}", "me/prompts")
 
 
-def test_what_works_in_a_folder_alone_says_so(bucket, tmp_path, monkeypatch):
+def test_what_is_written_to_a_folder_alone_says_so_before_anything_is_done(tmp_path, monkeypatch, both):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreError, match="demo works in a folder of this machine, not at s3://"):
-        run_demo(Path(f"s3://{bucket.name}/demo"))
-    with pytest.raises(StoreError, match="export works in a folder of this machine, not at s3://"):
-        list(
-            exporting.export(
-                Recipe(rows=Source(jsonl="x"), splits={"a": Split(filter=KEEP)}),
-                Store("s3://bucket"),
-                "trl",
-                Path("s3://bucket/out"),
-            )
-        )
+    out, store, judge = Path("s3://bucket/out"), Store(both.folder), FakeModel()
+    recipe = Recipe(rows=Source(jsonl="x"), splits={"a": Split(filter=KEEP)})
+    writers = {
+        "demo": lambda: run_demo(out),
+        "reproduce": lambda: reproduce("me/prompts", out),
+        "report": lambda: report(store, out),
+        "sql": lambda: tables.write(None, "csv", out),
+        "study": lambda: study.run("overlap", [store, store], out),
+        "compare": lambda: study.compare(["none"], "none", judge, out),
+        "train": lambda: sft("none", "none", out),
+        "answer": lambda: answer("none", "none", out),
+    }
+    exporters = [
+        lambda: list(exporting.export(recipe, store, "trl", out)),
+        lambda: exporting.to_trl(store, "train", out),
+        lambda: exporting.to_verl(store, "train", str(out)),
+        lambda: report(store, Path("report.html"), out),
+    ]
+    for verb, write in [*writers.items(), *zip(["export"] * 3 + ["report"], exporters, strict=True)]:
+        with pytest.raises(
+            StoreError, match=f"{verb} writes to a folder of this machine, not to s3://bucket/out; write"
+        ):
+            write()
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_read_at_s3_from_stores_alone():
+    for kind in ("parquet", "jsonl", "csv", "arrow"):
+        with pytest.raises(SourceError, match=r"s3://b/rows\.x is no file of this machine; copy it here, or name a"):
+            loads(f"rows: {{{kind}: 's3://b/rows.x'}}")

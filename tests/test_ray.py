@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from endpoint import serving
+from s3_server import objects_of, shards
+from s3_server import serving as serve_objects
 
 from seamcurate import Generate, OpenAIServer, Random, Retrieve, Step, Store, cluster, column, run_local, run_ray, seam
 from seamcurate.errors import BudgetError, ClusterError, StepError, StoreError
@@ -87,8 +90,18 @@ def wait(found, seconds=60.0):
 
 
 @pytest.fixture(scope="module")
-def nodes():
-    """Two nodes of one core each."""
+def storage(tmp_path_factory):
+    """A server of objects, whose address and keys every node has in its environment; None where moto is not there."""
+    try:
+        with serve_objects(tmp_path_factory.mktemp("objects")) as server:
+            yield server
+    except pytest.skip.Exception:
+        yield None
+
+
+@pytest.fixture(scope="module")
+def nodes(storage, tmp_path_factory):
+    """Two nodes of one core each, with caches of their own."""
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
@@ -100,7 +113,7 @@ def nodes():
         small = {"num_cpus": 1, "object_store_memory": 2**27}
         made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
         made.small = small
-        made.add_node(**small)
+        made.add_node(**small, env_vars={"SEAMCURATE_CACHE": str(tmp_path_factory.mktemp("another cache"))})
         made.wait_for_nodes()
         yield made
         made.shutdown()
@@ -160,6 +173,50 @@ def test_killed_workers_and_a_killed_node_cost_only_what_they_had_in_hand(nodes,
     run_local(made, tmp_path / "here")
     assert contents(tmp_path / "store") == contents(tmp_path / "here")
     assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
+    nodes, storage, recipe, tmp_path, monkeypatch
+):
+    if storage is None:
+        pytest.skip("moto's server is not installed: extra test")
+    import boto3
+
+    bucket = boto3.session.Session().resource("s3").Bucket("a-bucket")
+    bucket.create()
+    # Left by a run that was killed, and no sign against this one's workers.
+    bucket.put_object(Key="store/columns/watched/.00003.parquet.tries.tmp", Body=b"...")
+    monkeypatch.setenv("OPENAI_API_KEY", "a-paid-key")
+    watched, holders = Watched(log=str(tmp_path / "log"), seconds=1), set()
+
+    def kill():
+        assert wait(lambda: any(one[0] == "began" for one in watched.told()))
+        holders.add(json.loads(bucket.Object("store/.lock").get()["Body"].read())["owner"].rpartition(" ")[2])
+        os.kill(watched.told()[0][2], signal.SIGKILL)
+
+    with serving() as endpoint:
+        generate = Generate(k=2, generator=OpenAIServer(path="m", base_url=endpoint.url))
+        whole = os.environ.get("SEAMCURATE_RAY_WHOLE")
+        steps = recipe().steps if whole else seam("contrast", k=5)[:1]
+        parts = {} if whole else {"corpus": None, "splits": {}}
+        rows = recipe().rows.model_copy(update={"shard_rows": 5})
+        made = recipe(rows=rows, steps=(watched, *steps, generate), **parts)
+        killer = threading.Thread(target=kill)
+        killer.start()
+        there = run_ray(made, "s3://a-bucket/store", nodes.address)
+        killer.join()
+        began = [(shard, pid) for what, shard, pid, _ in watched.told() if what == "began"]
+        assert Counter(shard for shard, _ in began) == Counter([*range(8), began[0][0]])
+        assert holders == {str(os.getpid())} and os.getpid() not in {pid for _, pid in began}
+        bought = sum(endpoint.paid.values())
+        assert bought == 40 and there.computed == (4 if whole else 0) + 8 * (len(steps) + 2)
+        assert run_ray(made, "s3://a-bucket/store", nodes.address).computed == 0
+        here = run_local(made, tmp_path / "store")
+    assert here.lines == there.lines
+    found = objects_of(bucket)
+    assert shards(found) == contents(tmp_path / "store")
+    assert not [name for name in found if name.endswith((".lock", ".tmp"))]
+    assert "columns/reward/shared/noise.json" in found
 
 
 DRIVER = """
@@ -235,22 +292,57 @@ def test_endpoints_are_asked_by_the_run_itself_whose_limit_holds(nodes, recipe, 
         assert any(line.startswith(f"worse_gpt: {40 - bought} calls, ") for line in report.lines)
 
 
-def test_a_cluster_on_this_machine_lasts_as_long_as_the_run(files, tmp_path):
+KNOCK = """
+import sys
+from ray._raylet import GcsClient
+print(len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=20)), "nodes")
+"""
+
+
+class Knocking(Watched):
+    """Ask the cluster for its nodes: as one of its own does, and as a stranger of this machine or another."""
+
+    def load(self, shared):
+        import ray
+
+        command = [sys.executable, "-c", KNOCK, ray.get_runtime_context().gcs_address]
+        other = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+        heard = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        environments = (None, other | {"RAY_AUTH_MODE": "disabled"})
+        asked = [subprocess.Popen(command, env=environment, **heard) for environment in environments]
+        told = [one.communicate()[0].strip().splitlines()[-1][:80] for one in asked]
+        Path(self.log).write_text("\n".join(told))
+        return super().load(shared)
+
+    def tell(self, what, shard):
+        pass
+
+
+def test_a_cluster_on_this_machine_lasts_as_long_as_the_run_and_answers_it_alone(files, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
-    (tmp_path / "recipe.yaml").write_text("rows: {parquet: rows.parquet, shard_rows: 15}\nsteps: [random]")
-    environment = {**os.environ, "PYTHONPATH": PATH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    step = f"watched: {{log: {tmp_path / 'log'}}}"
+    (tmp_path / "recipe.yaml").write_text(f"rows: {{parquet: rows.parquet, shard_rows: 40}}\nsteps: [{step}]")
+    home = tmp_path / "home"
+    home.mkdir()
+    # Whatever the user said of other clusters.
+    environment = {**os.environ, "PYTHONPATH": PATH, "RAY_AUTH_MODE": "disabled", "HOME": str(home)}
+    environment.pop("RAY_AUTH_TOKEN", None)
     done = subprocess.run(
-        [sys.executable, "-m", "seamcurate.cli", "run", "recipe.yaml", "store", "--ray", "local"],
+        [sys.executable, "-c", DRIVER.replace("Watched", "Knocking"), "recipe.yaml", "store", "--ray", "local"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "store: 40 rows, 3 shards computed\n"
+    assert done.stdout == "store: 40 rows, 1 shard computed\n"
     assert not [line for line in done.stderr.splitlines() if "Error" in line or "Warning" in line]
+    friend, stranger = (tmp_path / "log").read_text().splitlines()
+    assert friend == "1 nodes" and "InvalidAuthToken" in stranger
+    # Ray's own token would lie in a file that others may read.
+    assert not (home / ".ray").exists()
 
 
 @pytest.mark.parametrize(
@@ -279,7 +371,7 @@ def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
     made = watched()
     run_local(made, tmp_path / "store")
     layer = Store(tmp_path / "store").lay(made.ready())[0]
-    failed = cluster._Worker(layer, tmp_path / "elsewhere", tmp_path / "shared", tmp_path)({"shard": 0})
+    failed = cluster._Worker(layer.step, layer.fingerprint, str(tmp_path / "elsewhere"), "", tmp_path)({"shard": 0})
     with pytest.raises(StoreError, match=r"elsewhere is not there on .*: a run on Ray needs the store"):
         raise cluster._failure(failed)
 
@@ -289,6 +381,6 @@ def test_a_disk_that_is_full_where_a_worker_is_says_so_in_one_line(watched, tmp_
     run_local(made, tmp_path / "store")
     layer = Store(tmp_path / "store").lay(made.ready())[0]
     full = layer._replace(step=layer.step.model_copy(update={"fails": "disk"}))
-    failed = cluster._Worker(full, tmp_path / "store", layer.path / "shared", tmp_path)({"shard": 0})
+    failed = cluster._Worker(full.step, full.fingerprint, str(tmp_path / "store"), "", tmp_path)({"shard": 0})
     with pytest.raises(StoreError, match=r"watched/shared cannot be made: No space left on device; mend that and run"):
         raise cluster._failure(failed)

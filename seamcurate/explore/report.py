@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import cast
 
-from seamcurate import views
+from seamcurate import objects, views
 from seamcurate.explore import figure, row
 from seamcurate.explore.figure import Figure, Point
 from seamcurate.explore.session import Chart, Session
@@ -39,9 +39,10 @@ def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
     Without matplotlib there is no PNG, which is told on standard error.
 
     Raises:
-        StoreError: There is no store.
+        StoreError: There is no store, or what is to be written is on object storage.
         DamagedError: A shard is not the file that was written.
     """
+    out, figures = objects.folder(out, "report"), figures and objects.folder(figures, "report")
     session = Session(store)
     mapped = _map(session)
     charts = [c for c in session.charts if mapped is None or not c.column.name.startswith("projection_")]

@@ -123,7 +123,7 @@ class Calls:
         if not found:
             return None
         (row,) = found
-        line, seal = _Line(*row[:-1]), row[-1]
+        line, seal = Line(*row[:-1]), row[-1]
         if seal != _seal(*line):
             note(f"{self._path}: answer {key} was altered after it was written: it is bought anew")
             return None
@@ -136,7 +136,7 @@ class Calls:
             StoreError: The file cannot be written: going on would mean to buy what cannot be kept.
         """
         self.spent = self.spent.plus(cost)
-        line = _Line(key, reply.model, reply.text, reply.finish, reply.failure, cost.tokens_in, cost.tokens_out)
+        line = Line(key, reply.model, reply.text, reply.finish, reply.failure, cost.tokens_in, cost.tokens_out)
         if self._objects is not None:
             try:
                 self._objects.keep(line)
@@ -150,7 +150,7 @@ class Calls:
             self._objects.forget_failures()
         self._run("DELETE FROM replies WHERE failure IS NOT NULL")
 
-    def _keep(self, line: _Line) -> None:
+    def _keep(self, line: Line) -> None:
         self._run("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*line, _seal(*line)))
 
     def _run(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -248,7 +248,7 @@ def _unusable(path: str, error: sqlite3.Error) -> StoreError:
     return StoreError(f"{path} cannot be used: {error}; {cure}")
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """An answer as it is kept."""
 
     key: str
@@ -258,6 +258,17 @@ class _Line(NamedTuple):
     failure: str | None
     tokens_in: int
     tokens_out: int
+
+
+def read_line(content: bytes, key: str) -> Line | None:
+    """Read an answer that is kept as an object; None where it was altered since."""
+    try:
+        found = json.loads(content)
+        # What was kept before answers had a seal is believed.
+        made = Line(**{name: found[name] for name in Line._fields})
+        return made if made.key == key and found.get("seal", _seal(*made)) == _seal(*made) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 class _Objects:
@@ -273,7 +284,7 @@ class _Objects:
         objects.remove_tree(self._folder.scratch)
         return self._folder.scratch
 
-    def bring(self, key: str) -> Iterator[_Line]:
+    def bring(self, key: str) -> Iterator[Line]:
         """Yield an answer the first time that it is asked for."""
         if self._waiting is None:
             # Of a failure and the answer to the same request, the answer comes later and is taken.
@@ -281,12 +292,18 @@ class _Objects:
             self._waiting = {one.stem: one for one in found}
         file = self._waiting.pop(key, None)
         if file is not None:
-            yield _Line(**json.loads(ObjectPath(file.bucket, file.key).read_bytes()))
+            line = read_line(ObjectPath(file.bucket, file.key).read_bytes(), key)
+            if line is None:
+                note(f"{file} was altered after it was written: it is bought anew")
+            else:
+                yield line
 
-    def keep(self, line: _Line) -> None:
+    def keep(self, line: Line) -> None:
         """Put an answer."""
         kind = "replies" if line.failure is None else "failures"
-        (self._folder / kind / f"{line.key}.json").put(json.dumps(line._asdict()).encode(), copy=False)
+        (self._folder / kind / f"{line.key}.json").write_bytes(
+            json.dumps({**line._asdict(), "seal": _seal(*line)}).encode()
+        )
         if self._waiting is not None:
             self._waiting.pop(line.key, None)
 

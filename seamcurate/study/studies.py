@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from seamcurate import objects
 from seamcurate.errors import StudyError
 from seamcurate.models import CausalLM, RewardModel, SentenceEncoder, SequenceClassifier
 from seamcurate.study.grid import sanity, saturation
@@ -75,6 +76,7 @@ def run(
     """
     if name not in STUDIES:
         raise StudyError(f"there is no study {name!r}; there are {', '.join(STUDIES)}")
+    out = out and objects.folder(out, "study")
     study = STUDIES[name]
     takes = inspect.signature(study).parameters
     asked: dict[str, object] = {"by": by, "rate": rate, "baseline": baseline, "rows": rows}

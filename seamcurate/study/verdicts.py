@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from seamcurate import prompts
+from seamcurate import objects, prompts
 from seamcurate.errors import StudyError
 from seamcurate.models import Conversation, LanguageModelConfig, Request, calls
 from seamcurate.models.template import prompt_text
@@ -78,9 +78,9 @@ def compare(
         ModelError: The endpoint cannot be used at all.
         BudgetError: The next call might cost more than is left.
     """
+    place = objects.folder(out, "compare").expanduser()
     found = _pairs(answers, baseline, rows)
     template = template or prompts.bundled("better_answer")
-    place = Path(out).expanduser()
     with calls.kept(place.parent / "calls", max_usd):
         told = judge.load().converse([partial(_conversation, template, *pair[2:]) for pair in found])
     table = pa.table(

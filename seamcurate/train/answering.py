@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from seamcurate import objects
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
 from seamcurate.progress import bar
@@ -51,6 +52,7 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
     import torch
     from transformers import GenerationConfig
 
+    place = objects.folder(out, "answer").expanduser()
     asked = rows_of.prompts(data)
     options = training.Training(learning_rate=1.0, lora=False, revision=config.revision)
     training.identity(model, options)
@@ -96,7 +98,6 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
             for sample, text in enumerate(texts[one.row])
         ]
     )
-    place = Path(out).expanduser()
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     pq.write_table(table, beside)

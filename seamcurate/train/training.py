@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from seamcurate import objects
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import weights
 from seamcurate.progress import bar, note
@@ -81,7 +82,7 @@ def read(given: data.Data, answers: Sequence[Sequence[str]], config: Training) -
 
 def prepare(out: str | Path) -> Workplace:
     """Refuse to write over anything but an empty folder or a finished training, or to start without the libraries."""
-    place = Path(out).expanduser()
+    place = objects.folder(out, "train").expanduser()
     for library in ("accelerate", "peft", "trl"):
         if importlib.util.find_spec(library) is None:
             raise TrainError(f'training needs {library}, which is not installed; pip install "seamcurate[train]"')
