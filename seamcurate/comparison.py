@@ -22,6 +22,8 @@ from seamcurate.store import Store, load_json
 from seamcurate.tables import brief, clean
 
 _SHOWN = 5
+_LONGEST = 300
+"""Characters of a reason: a rule may be any text of a row."""
 
 
 class Input(NamedTuple):
@@ -64,7 +66,7 @@ class Moves(NamedTuple):
             found = connection.execute(sql, {"shown": _SHOWN}).fetchall()
         for before, after, why, n, some in found:
             more = ", …" if n > len(some) else ""
-            yield f"  {_state(before)} → {_state(after)}: {n:,}, {clean(why)}; rows {', '.join(map(str, some))}{more}"
+            yield f"  {_state(before)} → {_state(after)}: {n:,}, {brief(why, _LONGEST)}; rows {', '.join(map(str, some))}{more}"
 
 
 class Difference(NamedTuple):
@@ -202,8 +204,9 @@ SELECT row_id, a.kept AS kept_before, b.kept AS kept_after, a.rule AS rule_befor
             WHEN a.rule IS DISTINCT FROM b.rule THEN 'by rule “' || b.rule || '” instead of “' || a.rule || '”'
             WHEN a.value IS DISTINCT FROM b.value THEN 'by rule “' || b.rule || '”: its own ' || $score || ' changed' || $because
             WHEN a.threshold IS DISTINCT FROM b.threshold
-                 THEN 'by rule “' || b.rule || '”: the threshold moved from ' || format('{:.4g}', a.threshold) || ' to '
-                      || format('{:.4g}', b.threshold) || ', its own value stayed' || $because
+                 THEN 'by rule “' || b.rule || '”: the threshold moved from '
+                      || coalesce(format('{:.4g}', a.threshold), 'none') || ' to '
+                      || coalesce(format('{:.4g}', b.threshold), 'none') || ', its own value stayed' || $because
             ELSE 'by rule “' || b.rule || '”, its value and threshold the same: the filter changed' END AS why
 FROM (SELECT * FROM before) AS a FULL JOIN (SELECT * FROM after) AS b USING (row_id)
 WHERE a.kept IS DISTINCT FROM b.kept

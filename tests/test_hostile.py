@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 import math
@@ -42,7 +43,9 @@ from hostile import (
     TYPES,
     Case,
     counted,
+    error,
 )
+from hub_server import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lexicons import wordnet_table
@@ -64,6 +67,8 @@ from seamcurate import (
     Split,
     Store,
     card,
+    comparison,
+    estimate,
     explain,
     export,
     hub,
@@ -79,7 +84,11 @@ from seamcurate.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.errors import SeamcurateError
 from seamcurate.models.protocols import Likelihood
 from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
+from seamcurate.seamlessness import Seam
 from seamcurate.split import Augment
+from seamcurate.train import Answering
+from seamcurate.train import answer as write_answers
+from seamcurate.white_box import Rer
 
 FILTERS = Path(__file__).parents[1] / "recipes"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
@@ -839,3 +848,204 @@ def test_no_text_breaks_out_of_a_cell_of_the_card(text: str) -> None:
     assert "\n" not in cell and "\r" not in cell and "`" not in cell and "<" not in cell and "](" not in cell
     for pipe in re.finditer(r"(\\*)\|", cell):
         assert len(pipe[1]) == 1
+
+
+# What a source brings along in place of a step's columns.
+
+_TWO = [{"response": "a b"}, {"response": "c d"}]
+BROUGHT = {
+    "reward": 0.5,
+    "worse_gpt": _TWO,
+    "rewards_gpt": [1.0, 2.0],
+    "logprobs_gpt": [-1.0, -2.0],
+    "tokens_gpt": [1, 2],
+}
+FEATURES = {
+    **{f"rer_{name}": 0.5 for name in ("length", "repetition", "query_relevance", "reference_relevance")},
+    "query_type": "open",
+}
+
+
+def brought(tmp_path: Path, columns: dict[str, Any], steps: Any) -> list[dict[str, Any]]:
+    """Run steps over a source that has their inputs already."""
+    rows = [row | columns for row in questions(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "a.parquet")), steps=steps), tmp_path / "store")
+    rows = query(Store(tmp_path / "store"), "SELECT * FROM rows").to_pylist()
+    assert len(rows) == 3
+    return rows
+
+
+WRONG = [
+    error("text for a reward", {"reward": "reward 1"}, "'reward' as a number, and the source's column is string"),
+    error("a list for a reward", {"reward": [0.5]}, "'reward' as a number"),
+    error("a date for a reward", {"reward": datetime.date(2020, 1, 1)}, "'reward' as a number"),
+    error("a number for rewards", {"rewards_gpt": 0.5}, "'rewards_gpt' as a list of numbers"),
+    error("texts for rewards", {"rewards_gpt": ["a", "b"]}, "'rewards_gpt' as a list of numbers"),
+    error("text for tokens", {"tokens_gpt": "12"}, "'tokens_gpt' as a list of numbers"),
+    error("fewer rewards", {"rewards_gpt": [1.0]}, "row 0 has"),
+    error("more likelihoods", {"logprobs_gpt": [-1.0] * 3}, "row 0 has"),
+    error("fewer likelihoods", {"logprobs_gpt": [-1.0]}, "row 0 has"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: case.name)
+def test_a_column_that_no_step_could_have_made_is_refused_with_what_to_write(case: Case, tmp_path: Path) -> None:
+    (name,) = case.given
+    steps = {"reward": RewardSpread(variant="gpt"), "rewards_gpt": Rip(variant="gpt")}.get(name, Seam(variant="gpt"))
+    with pytest.raises(SeamcurateError) as caught:
+        brought(tmp_path, BROUGHT | case.given, (steps,))
+    said = str(caught.value)
+    assert case.why in said and name in said and "\n" not in said
+    assert f"rename: {{{name}: source_{name}}}" in said or "give both one for each candidate" in said
+
+
+@pytest.mark.parametrize("case", SCORES, ids=lambda case: case.name)
+def test_a_score_that_a_source_brings_along_is_taken_where_it_can_be_compared(case: Case, tmp_path: Path) -> None:
+    steps = (Seam(variant="gpt"), RewardSpread(variant="gpt"), Rer())
+    features = FEATURES | {"rer_repetition": case.given}
+    row = brought(tmp_path, BROUGHT | features | {"reward": case.given}, steps)[0] if case.given is not None else {}
+    for name in ("seam_gpt", "baseline_reward_margin_gpt", "rer"):
+        assert (row.get(name) is None) == (case.kept is None), name
+    given_ = {"rewards_gpt": [case.given, 1.0], "logprobs_gpt": [-1.0, -1.0]}
+    (tmp_path / "two").mkdir()
+    found = brought(tmp_path / "two", BROUGHT | given_, (Seam(variant="gpt"),))[0]
+    assert found["candidates_gpt"] == (1 if case.kept is None else 2)
+    assert found["seam_gpt"] is not None and math.isfinite(found["seam_gpt"])
+
+
+@pytest.mark.parametrize("odd", ["OPEN", "", "\x1b[31m\n"])
+def test_a_query_type_that_is_none_is_no_closed_one(odd: str, tmp_path: Path) -> None:
+    with pytest.raises(SeamcurateError, match="query_type is open, closed or null, not") as caught:
+        brought(tmp_path, FEATURES | {"query_type": odd}, (Rer(),))
+    assert "\n" not in str(caught.value)
+
+
+# Plans and comparisons.
+
+
+def test_a_plan_counts_every_row_and_asks_for_no_more(store: Store) -> None:
+    source = Source(jsonl=str(store.path.parent / "a.jsonl"), response="response", shard_rows=50)
+    fakes = Models(
+        **{role: FakeModel(path=role) for role in ("policy", "reward", "encoder", "base", "generator", "judge")}
+    )
+    made = estimate.plan(Recipe(rows=source, corpus=source, models=fakes, steps=STEPS), store.path.parent / "none")
+    assert (made.rows, made.rejected, made.corpus) == (len(store), ROWS - len(store), len(store))
+    assert not (store.path.parent / "none").exists()
+    for line in (*made.lines, *made.notes):
+        assert not CONTROL.search(str(line)) and "\n" not in str(line)
+
+
+def test_two_runs_are_compared_in_lines_whatever_their_rules_say(store: Store, tmp_path: Path) -> None:
+    shutil.copytree(store.path, tmp_path / "other")
+    other = Store(tmp_path / "other")
+    turned = "SELECT row_id, row_id % 3 = 0 AS keep, response || '\n\x1b[2J' AS rule, number AS value FROM rows"
+    splits.make(other, "told", Split(filter=turned, format="sft"))
+    found = comparison.diff(str(store.path), str(other.path))
+    moved = next(one for one in found.splits if one.split == "told")
+    assert moved.rows["row_id"].to_pylist() == query(store, "SELECT row_id FROM rows ORDER BY 1")["row_id"].to_pylist()
+    lines = list(found.lines())
+    assert len(lines) > len(GIVEN)
+    for line in lines:
+        assert not CONTROL.search(line) and "\n" not in line and len(line) < 500
+    # A threshold that one side has not is none.
+    splits.make(
+        other,
+        "pairs",
+        Split(filter="SELECT row_id, true AS keep, 'r' AS rule, 1.0 AS value, 0.5 AS threshold FROM rows"),
+    )
+    shutil.copytree(other.path, tmp_path / "third")
+    splits.make(
+        Store(tmp_path / "third"),
+        "pairs",
+        Split(filter="SELECT row_id, false AS keep, 'r' AS rule, 1.0 AS value FROM rows"),
+    )
+    told = list(comparison.diff(str(other.path), str(tmp_path / "third")).lines())
+    assert any("the threshold moved from 0.5 to none" in line for line in told)
+
+
+# The Hub as a source.
+
+FROM_HUB = """
+import json, pathlib, sys
+from seamcurate.errors import SeamcurateError
+from seamcurate.source import Source
+told = {}
+for name in sys.argv[2:]:
+    try:
+        chunks = list(Source(hub=f"me/{name}", shard_rows=40).chunks())
+        told[name] = [[one for chunk in chunks for one in table(chunk).to_pylist()]
+            for table in (lambda c: c.rows, lambda c: c.rejected)]
+    except SeamcurateError as error:
+        told[name] = str(error)
+pathlib.Path(sys.argv[1]).write_text(json.dumps(told))
+"""
+
+
+def test_what_the_hub_holds_is_taken_set_aside_or_refused_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    rows = [{"prompt": one, "response": one} for one in (*GIVEN, None, "", " \n\u3000")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "texts.parquet")
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table({"prompt": bad, "response": ["r"]}), tmp_path / "bad.parquet")
+    lines = b"\n".join(json.dumps(row, ensure_ascii=False).encode() for row in rows if row["prompt"])
+    refused = {
+        "cut": {"train.jsonl": b'{"prompt": "a"}\n{"prompt": "b'},
+        "number": {"train.jsonl": b'{"prompt": 7}\n'},
+    }
+    with serving() as server:
+        server.add("me/texts", {"data/train.parquet": (tmp_path / "texts.parquet").read_bytes()})
+        server.add("me/bad", {"data/train.parquet": (tmp_path / "bad.parquet").read_bytes()})
+        server.add("me/lines", {"train.jsonl": lines})
+        server.add("me/cells", {"train.csv": b"prompt,response\nNULL,a\nb,c\n"})
+        for name, held in refused.items():
+            server.add(f"me/{name}", held)
+        environment = os.environ | {
+            "HF_ENDPOINT": server.address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
+        }  # fmt: skip
+        names = ["texts", "bad", "lines", "cells", *refused]
+        ran = subprocess.run(
+            [sys.executable, "-c", FROM_HUB, str(tmp_path / "told.json"), *names],
+            env=environment, cwd=Path(__file__).parents[1], capture_output=True, timeout=240,
+        )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr.decode()[-2000:]
+    told = json.loads((tmp_path / "told.json").read_text())
+    taken, aside_ = told["texts"]
+    assert [(row["row_id"], row["prompt"], row["response"]) for row in taken] == [
+        (i, t, t) for i, t in enumerate(GIVEN)
+    ]
+    assert [(one["row_id"], one["reason"]) for one in aside_] == [
+        (len(GIVEN), "prompt is null"), (len(GIVEN) + 1, "prompt is blank"), (len(GIVEN) + 2, "prompt is blank"),
+    ]  # fmt: skip
+    assert [row["prompt"] for row in told["lines"][0]] == [
+        row["prompt"] for row in rows if str(row["prompt"]).strip() and row["prompt"]
+    ]
+    assert [one["reason"] for one in told["bad"][1]] == ["invalid UTF-8 in prompt"] and told["bad"][0] == []
+    # `datasets` reads CSV by pandas, to which NULL is none: the row is set aside, not lost.
+    assert [one["reason"] for one in told["cells"][1]] == ["prompt is null"]
+    assert [row["prompt"] for row in told["cells"][0]] == ["b"]
+    for name in refused:
+        assert isinstance(told[name], str) and "\n" not in told[name] and f"me/{name}" in told[name], told[name]
+
+
+# Answers.
+
+
+def test_a_policy_answers_every_text_that_leaves_room(policy_folder: Path, tmp_path: Path, capfd: Any) -> None:
+    rows = [{"prompt": one, "n": i} for i, one in enumerate(GIVEN) if len(one) <= 600]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    config = Answering(max_new_tokens=3, batch_size=64)
+    count = write_answers(policy_folder, tmp_path / "a.jsonl", tmp_path / "a.parquet", config)
+    written = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert count == len(written) and [row["prompt"] for row in written] == [GIVEN[row["n"]] for row in written]
+    left = {row["n"] for row in rows} - {row["n"] for row in written}
+    # Only what fills the window is skipped, and that is said.
+    assert left and all(len(GIVEN[i].encode()) > 200 for i in left)
+    assert f"answer: {len(left)} prompts skipped" in capfd.readouterr().err
+    for line in (b'{"prompt": "a \\ud83d"}', b'{"prompt": "caf\xe9"}', b'{"prompt": ' + b"[" * 10_000, b"[1]", b"NaN"):
+        (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "p"}\n\n' + line + b"\n")
+        with pytest.raises(SeamcurateError, match=r"b\.jsonl, line 3: ") as caught:
+            write_answers(policy_folder, tmp_path / "b.jsonl", tmp_path / "b.parquet", config)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "b.parquet").exists()

@@ -16,10 +16,25 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from endpoint import serving
+from hostile import FIRST_LINE, LINES, TEXTS
 from s3_server import objects_of, shards
 from s3_server import serving as serve_objects
 
-from seamcurate import Generate, OpenAIServer, Random, Retrieve, Step, Store, cluster, column, run_local, run_ray, seam
+from seamcurate import (
+    Generate,
+    OpenAIServer,
+    Random,
+    Retrieve,
+    Source,
+    Step,
+    Store,
+    cluster,
+    column,
+    query,
+    run_local,
+    run_ray,
+    seam,
+)
 from seamcurate.errors import BudgetError, ClusterError, StepError, StoreError
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +155,20 @@ def test_a_run_on_ray_gives_the_bytes_of_a_local_one_and_then_has_nothing_to_do(
     assert there == here
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
     assert run_ray(made, tmp_path / "there", nodes.address).computed == 0
+
+
+def test_hostile_rows_are_taken_and_set_aside_on_ray_as_they_are_here(nodes, recipe, tmp_path):
+    texts = [json.dumps({"prompt": case.given, "response": case.given}) for case in TEXTS if len(case.given) <= 200]
+    lines = [FIRST_LINE, *(case.given for case in LINES), *map(str.encode, texts)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    source = Source(jsonl=str(tmp_path / "a.jsonl"), response="response", shard_rows=60)
+    made = recipe(rows=source, corpus=None, steps=seam("contrast")[:1], splits={})
+    here, there = run_local(made, tmp_path / "here"), run_ray(made, tmp_path / "there", nodes.address)
+    assert there == here and here.rows + here.rejected == len(lines)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    found = query(Store(tmp_path / "there"), "SELECT prompt, reward FROM rows ORDER BY row_id DESC")
+    assert found["prompt"].to_pylist()[: len(texts)] == [json.loads(text)["prompt"] for text in texts][::-1]
+    assert found["reward"].null_count == 0
 
 
 def test_killed_workers_and_a_killed_node_cost_only_what_they_had_in_hand(nodes, watched, tmp_path):

@@ -18,6 +18,7 @@ from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import BySeed, Difference, Interval, difference, holm, mean, shown
+from seamcurate.tables import brief
 
 _SIGNED = "+.3f"
 _NOTHING = Interval(math.nan, math.nan, math.nan, 0)
@@ -142,7 +143,7 @@ def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> 
     runs = {method: by for (method,), by in results.by_seed(study, table, ["method"]).items()}
     if baseline not in runs or len(runs) < 2:
         raise StudyError(
-            f"{study}: the runs are of {', '.join(runs)}; two methods are compared, one of them the baseline "
+            f"{study}: the runs are of {brief(', '.join(runs), 200)}; two methods are compared, one of them the baseline "
             f"{baseline!r}: name another as baseline, or add its runs"
         )
     others = [method for method in runs if method != baseline]

@@ -21,6 +21,7 @@ from seamcurate.errors import StudyError
 from seamcurate.models import RewardModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar
+from seamcurate.step import finite
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, in_percent, percent, share
@@ -210,7 +211,7 @@ def _from_models(
             for start in range(0, len(table), _CALLS):
                 some = slice(start, start + _CALLS)
                 both = [list(pair) for pair in zip(first[some], second[some], strict=True)]
-                for i, (a, b) in enumerate(model.rewards(prompts[some], both), start):
+                for i, (a, b) in enumerate((map(finite, two) for two in model.rewards(prompts[some], both)), start):
                     above[i] = math.nan if a is None or b is None else a - b
                 advance(len(both))
         models[name] = _right(above, human)

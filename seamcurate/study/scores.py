@@ -19,6 +19,7 @@ from seamcurate import views
 from seamcurate.errors import StudyError
 from seamcurate.models.protocols import Policy, Prompt
 from seamcurate.progress import bar
+from seamcurate.step import finite
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import (
@@ -314,7 +315,7 @@ def _of_store(study: str, source: Data, policy: Policy | None) -> pa.Table:
             for row, group, likelihoods in zip(ids[some], groups, policy.logprobs(prompts[some], asked), strict=True):
                 named = [name for name, text in zip(columns, group, strict=True) if text is not None]
                 for name, one in zip(named, likelihoods, strict=True):
-                    if one is not None:
+                    if one is not None and finite(one.logprob) is not None:
                         kind = "golden" if name == "response" else "policy samples"
                         scored.append({"set": kind, "row_id": row, "logprob": one.logprob, "n_tokens": one.tokens})
             advance(len(asked))

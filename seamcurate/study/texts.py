@@ -25,7 +25,6 @@ from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, shown
 from seamcurate.tables import brief
 
 _NOTHING = Interval(math.nan, math.nan, math.nan, 0)
-_LONGEST_WORD = 100
 _MEASURES = {
     "words": "words a response",
     "repetition": "4-gram repetition",
@@ -290,15 +289,12 @@ def _instances(study: str, table: pa.Table, models: list[str], tasks: list[str])
 
 
 def _words() -> Callable[[str], list[str]]:
-    """Return what splits a text into stemmed words as `rouge_score` does.
-
-    Words longer than any language has stay as they are: the stemmer takes their square in time, and recurses over them.
-    """
+    """Return what splits a text into stemmed words as `rouge_score` does."""
     from nltk.stem.porter import PorterStemmer
     from rouge_score.tokenize import tokenize
 
     stem = lru_cache(maxsize=2**16)(PorterStemmer().stem)
-    return lambda text: [stem(word) if 3 < len(word) <= _LONGEST_WORD else word for word in tokenize(text, None)]
+    return lambda text: [stem(word) if len(word) > 3 else word for word in tokenize(text, None)]
 
 
 def _mean(values: Doubles, asked: list[str] | None) -> Interval:

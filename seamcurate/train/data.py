@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seamcurate import formats
 from seamcurate.errors import TrainError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import prompt_text
+from seamcurate.tables import brief
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -177,20 +179,22 @@ def _parquet(file: Path, columns: Sequence[str]) -> list[dict[str, object]]:
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TrainError(f"{file} is no readable Parquet file ({str(error).splitlines()[0]}); write it anew") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise TrainError(f"{file} is no readable Parquet file ({brief(str(error), 120)}); write it anew") from error
 
 
 def _jsonl(file: Path) -> list[tuple[int, dict[str, object]]]:
     """Read the objects of a file, each with its line's number."""
     values: list[tuple[int, dict[str, object]]] = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except ValueError as error:
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if formats.surrogate(record):
+                    raise ValueError("half of a surrogate pair")
+            except (ValueError, RecursionError) as error:
                 raise TrainError(f"{file.name}, line {number}: no JSON ({error}); one object a line is read") from error
             if not isinstance(record, dict):
                 raise TrainError(f"{file.name}, line {number}: a {type(record).__name__}; one object a line is read")
