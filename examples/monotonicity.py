@@ -18,16 +18,20 @@ PPO = "--no-lora --learning-rate 2e-4 --max-steps 40 --num-ppo-epochs 2 --respon
 
 
 def main(store: Path, out: Path) -> None:
-    """Export the demo's split, train on each proxy, and correlate."""
-    recipe = store / "recipe.yaml"
+    """Take the demo's recipe and models."""
+    proxies(store / "recipe.yaml", store, store / "models/policy", store / "models/reward", out)
+
+
+def proxies(recipe: Path, store: Path, policy: Path, gold: Path, out: Path) -> None:
+    """Export a recipe's split, train the policy on each proxy, and correlate each with the gold reward model."""
     encoder = yaml.safe_load(recipe.read_text())["models"]["encoder"]
     seamcurate("export", recipe, store, "--to", "trl", "--out", out / "splits")
     split = out / "splits/train"
     (out / "li_rp_qr.yaml").write_text(yaml.safe_dump({"reward": "li_rp_qr", "encoder": encoder}))
     rewards = {"li": "li", "li_rp": "li_rp", "li_rp_qr": out / "li_rp_qr.yaml", "rer": split / "reward.py"}
     for name, reward in rewards.items():
-        seamcurate("train", "ppo", "--model", store / "models/policy", "--data", split, "--reward", reward, "--gold",
-                   store / "models/reward", "--out", out / "models" / name, *PPO.split())  # fmt: skip
+        seamcurate("train", "ppo", "--model", policy, "--data", split, "--reward", reward, "--gold",
+                   gold, "--out", out / "models" / name, *PPO.split())  # fmt: skip
     seamcurate("study", "monotonicity", *(out / "models" / name for name in rewards), "--out", out / "figures")
 
 

@@ -1,4 +1,4 @@
-"""Real text, whole: fine-tuning, a reward model, and what both are worth beside the rulers, by the public commands.
+"""Real text, whole: fine-tuning, a reward model, what both are worth beside the rulers, and whether it follows RER's proxies.
 
     python examples/real_text.py DATA OUT
 
@@ -8,14 +8,15 @@ definition, input, references). Everything lands in OUT: data, models, answers, 
 one CPU core: the policy is trained from scratch, the reward model from MiniLM's weights; nothing is downloaded.
 """
 
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+import monotonicity
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
+from monotonicity import seamcurate
 
 from seamcurate.docs_corpus import encoder_folder, untrained
 
@@ -48,6 +49,22 @@ def main(given: Path, out: Path) -> None:
     seamcurate("study", "responses", *answered, "--out", figures)
     seamcurate("study", "tax", *answered, "--baseline", "start", "--out", figures)
 
+    rows = {
+        "parquet": str(data / "preferences.parquet"),
+        "prompt": "prompt",
+        "response": "chosen",
+        "reference": "chosen",
+    }
+    recipe = {
+        "rows": rows,
+        "models": {"encoder": {"sentence_encoder": str(encoder)}},
+        "steps": [{"rer": {"fit": "quantiles"}}],
+        "splits": {"train": {"filter": "SELECT row_id FROM rows WHERE rer IS NOT NULL", "format": "prompts"}},
+    }
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    seamcurate("run", out / "recipe.yaml", out / "store")
+    monotonicity.proxies(out / "recipe.yaml", out / "store", models / "sft", models / "reward", out)
+
 
 def small(given: Path, data: Path) -> None:
     """Write what fits small windows: short questions and answers, and prompts that leave a preference's answers room."""
@@ -67,12 +84,6 @@ def small(given: Path, data: Path) -> None:
     asked = pc.binary_join_element_wise(tasks["definition"], tasks["input"], pa.scalar("\n\n", pa.large_string()))
     tasks = tasks.select(["task", "input", "references"]).append_column("prompt", asked)
     pq.write_table(tasks.filter(pc.less(pc.utf8_length(asked), 1200)), data / "superni.parquet")
-
-
-def seamcurate(*words: object) -> None:
-    """Run a command, and show it as it can be typed."""
-    print("\n$ seamcurate", shlex.join(map(str, words)), flush=True)
-    subprocess.run([sys.executable, "-m", "seamcurate.cli", *map(str, words)], check=True)
 
 
 if __name__ == "__main__":
