@@ -645,8 +645,10 @@ def test_names_are_completed_by_keyboard_and_an_answer_is_drawn(page):
     page.key("Escape")
     page.until("document.querySelector('#sql-completion').hidden")
     page.type("idates AS c JOIN rows AS r USING (row_id) WHERE r.rewar")
+    page.until("!document.querySelector('#sql-completion').hidden")
     page.key("ArrowDown")
     page.key("Tab")
+    page.until("document.querySelector('#sql-completion').hidden")
     sql = page.run("document.querySelector('#sql').value")
     assert sql.startswith("SELECT seam_contrast FROM candidates AS c") and re.search(r"r\.rewards?_?\w*$", sql)
     page.run("document.querySelector('#sql').value = 'SELECT seam_contrast, prompt FROM rows; '")
@@ -658,7 +660,7 @@ def test_names_are_completed_by_keyboard_and_an_answer_is_drawn(page):
         "[...document.querySelectorAll('#sql-result rect title')].map(t => +t.textContent.split(': ')[1]).reduce((a, b) => a + b, 0)"
     )
     assert f"{drawn} values" in page.text("#sql-result .answer")
-    assert "SELECT seam_contrast, prompt" in page.text("#history")
+    page.until("document.querySelector('#history').textContent.includes('SELECT seam_contrast, prompt')")
 
 
 def test_refreshing_keeps_the_selection_and_what_was_typed(page):
