@@ -595,8 +595,11 @@ def train_by_groups(
     seed: Seed = 0,
 ) -> None:
     """Train by GRPO or RLOO, whose options are the same."""
-    besides = ("context", "model", "data", "reward", "gold", "out")
-    options = {key: value for key, value in locals().items() if key not in besides}
+    options = {
+        key: value
+        for key, value in locals().items()
+        if key not in ("context", "model", "data", "reward", "gold", "out")
+    }
     from seamcurate import rewards
     from seamcurate.train import GroupTraining, grpo, rloo
 
