@@ -49,10 +49,11 @@ def main(given: Path, out: Path) -> None:
     seamcurate("study", "responses", *answered, "--out", figures)
     seamcurate("study", "tax", *answered, "--baseline", "start", "--out", figures)
 
+    # The reference is the answer people chose; what F's range is fitted on is how near the other one comes.
     rows = {
         "parquet": str(data / "preferences.parquet"),
         "prompt": "prompt",
-        "response": "chosen",
+        "response": "rejected",
         "reference": "chosen",
     }
     recipe = {

@@ -37,6 +37,8 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 _ASKED = "language model"
 AR_RANGE = (0.0, 3.5)
 """Contriever's dot products between answers, as the RER authors' code maps them."""
+_ROUNDING = 1e-5
+"""A relative difference of dot products that single precision may make of one."""
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -333,10 +335,12 @@ class Rer(Step):
         known = known[np.isfinite(known)]
         low, high = AR_RANGE
         if self.fit == "quantiles":
-            if not len(known) or known.min() == known.max():
-                why = "AR does not vary" if len(known) else "no row has a reference"
+            low, high = (float(q) for q in np.quantile(known, [0.01, 0.99])) if len(known) else AR_RANGE
+            if not len(known) or high - low <= _ROUNDING * max(abs(low), abs(high)):
+                why = "no row has a reference"
+                if len(known):
+                    why = "AR does not vary beyond rounding (is the reference the response itself?)"
                 raise StepError(f"step rer: {why}, so `fit: quantiles` has no range to measure; use `fit: paper`")
-            low, high = (float(q) for q in np.quantile(known, [0.01, 0.99]))
         cosines = len(known) > 0 and bool(np.abs(known).max() <= 1.001) and self.fit == "paper"
         (shared / "range.json").write_text(json.dumps({"range": [low, high], "cosines": cosines}))
 
