@@ -321,8 +321,9 @@ def write_inputs(folder: Path) -> None:
     some = [pair for pair in inputs.pairs() if len(pair[0]) < 300 and 10 < len(pair[1]) < 300][: ROWS + CORPUS]
     for name, part in (("rows", some[:ROWS]), ("corpus", some[ROWS:])):
         columns = [list(column) for column in zip(*part, strict=True)]
+        halves = [response[: len(response) // 2] for response in columns[1]]
         pq.write_table(
-            pa.table({"prompt": columns[0], "response": columns[1], "reference": columns[1]}),
+            pa.table({"prompt": columns[0], "response": columns[1], "reference": halves}),
             folder / f"{name}.parquet",
         )
     inputs.decoder(folder / "policy", width=64, layers=2, tokens=2000)
