@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -101,15 +101,16 @@ def connect(
     Args:
         store: The store.
         other: A second one, to compare with: its views are `other.rows`, `other.candidates` and so on.
-        spill: A folder for what outgrows 40 MB of memory; without one, DuckDB takes the memory it needs, and
-            then a temporary folder, which goes with the connection.
+        spill: A folder for what outgrows little memory: 40 MB, or 12 bytes a row; without one, DuckDB takes the memory
+            it needs, and then a temporary folder, which goes with the connection.
         memory: The most it may take before that, as DuckDB writes it: "2GB"; else most of what the machine has. A sort
             holds some 200,000 rows at a time: fewer than that many times a row's bytes do not sort what is larger.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
-    connection = _bounded("40MB", spill) if spill else _bounded(memory)
+    # A sort holds something of every run it merges: of ten million rows 40 MB are too little, 100 MB enough.
+    connection = _bounded(f"{max(40, 12 * len(store) // 10**6)}MB", spill) if spill else _bounded(memory)
     views, allowed = _views(store, "")
     if other is not None:
         connection.execute("CREATE SCHEMA other")
@@ -127,8 +128,9 @@ def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> d
         DamagedError: A shard is not the file that was written.
     """
     connection = _bounded(memory)
-    files = [str(file) for file in _verified_files(store, folders)]
-    _lock(connection, [rows_view("rows", store, folders)], files)
+    records = {folder: record for folder, record in store.records().items() if folder in folders}
+    files = _verified_files(store, records, {"rows"})
+    _lock(connection, [_rows_view("rows", store, records, files)], _names(files))
     return connection
 
 
@@ -172,12 +174,20 @@ def _lock(connection: duckdb.DuckDBPyConnection, views: Iterable[str], allowed: 
 
 def _views(store: Store, schema: str) -> tuple[list[str], list[str]]:
     """Return what creates a store's views in a schema, and the files they may read."""
-    corpus = store.corpus_store
-    files = [str(file) for one in (store, *([corpus] if corpus else [])) for file in _verified_files(one)]
-    made = [rows_view(f"{schema}rows", store), _rejected_view(store, schema), _ledger_view(store, schema)]
-    made.append(rows_view(f"{schema}corpus", corpus) if corpus else _empty(f"{schema}corpus", store.schema))
-    made.append(_candidates_view(store, schema))
-    return made, files
+    corpus, records = store.corpus_store, store.records()
+    files = _verified_files(store, records)
+    made = [_rows_view(f"{schema}rows", store, records, files)]
+    made += [_rejected_view(files, schema), _ledger_view(files, schema)]
+    allowed = _names(files)
+    if corpus:
+        theirs = corpus.records()
+        files = _verified_files(corpus, theirs)
+        made.append(_rows_view(f"{schema}corpus", corpus, theirs, files))
+        allowed += _names(files)
+    else:
+        made.append(_empty(f"{schema}corpus", store.schema))
+    made.append(_candidates_view(store, records, schema))
+    return made, allowed
 
 
 def run(
@@ -371,22 +381,33 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _verified_files(store: Store, folders: Sequence[str] | None = None) -> list[Path]:
-    """Verify a store's files, or the rows and some folders of columns alone, and return them."""
-    jobs: list[tuple[Place, str, int]] = []
+_Records = Mapping[str, Mapping[str, JsonValue]]
+
+
+def _verified_files(
+    store: Store, records: _Records, kinds: Set[str] = frozenset({"rows", "rejected", "splits"})
+) -> dict[str, list[Path]]:
+    """Verify what a store has of these kinds of files and columns; returns them by folder.
+
+    Views are made of these and of no later listing: while a run goes on, there may be more files by then.
+    """
+    jobs: dict[str, list[tuple[Place, str, int]]] = {}
     for kind, made in store.row_makers.items():
-        if folders is None or kind == "rows":
-            jobs += [(store.path / kind / filename(n), made, n) for n in numbers(store.path / kind)]
-    for folder, record in store.records().items():
-        if folders is None or folder in folders:
-            path = store.path / "columns" / folder
-            jobs += [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
-    for split in find(store.path / "splits", "*/split.json") if folders is None else ():
-        jobs.append((split.parent / "ledger.parquet", str(load_json(split)["fingerprint"]), 0))
-    new = [job for job in jobs if not shard.verified(*job)]
+        if kind in kinds:
+            jobs[kind] = [(store.path / kind / filename(n), made, n) for n in numbers(store.path / kind)]
+    for folder, record in records.items():
+        path = store.path / "columns" / folder
+        jobs[f"columns/{folder}"] = [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
+    splits = find(store.path / "splits", "*/split.json") if "splits" in kinds else ()
+    jobs["splits"] = [(one.parent / "ledger.parquet", str(load_json(one)["fingerprint"]), 0) for one in splits]
+    new = [job for some in jobs.values() for job in some if not shard.verified(*job)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: shard.verify(*job), new))
-    return [local(file) for file, _, _ in jobs]
+    return {folder: [local(file) for file, _, _ in some] for folder, some in jobs.items()}
+
+
+def _names(files: Mapping[str, Sequence[Path]]) -> list[str]:
+    return [str(file) for some in files.values() for file in some]
 
 
 def parquet(files: Iterable[str | Path], options: str = "") -> str:
@@ -399,24 +420,20 @@ def sql_list(texts: Iterable[str | Path]) -> str:
     return "[" + ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts) + "]"
 
 
-def _shards(folder: Place) -> list[Path]:
-    return [local(folder / filename(number)) for number in numbers(folder)]
-
-
-def rows_view(name: str, store: Store, folders: Sequence[str] | None = None) -> str:
-    """Write the view of a store's rows, with the columns of all folders or of some."""
-    shards = _shards(store.path / "rows")
+def _rows_view(name: str, store: Store, records: _Records, there: Mapping[str, list[Path]]) -> str:
+    """Write the view of a store's rows in the files that are there, with these columns."""
+    shards = there.get("rows", [])
     if not shards:
         return _empty(name, store.schema)
     joins: list[str] = []
     stale = store.stale()
     stored = store.stored_schema.names
     select = ["r.*", *(f"NULL::VARCHAR AS {quoted(n)}" for n in store.schema.names if n not in stored)]
-    for i, (folder, record) in enumerate(store.records().items()):
-        if folder in stale or (folders is not None and folder not in folders):
+    for i, (folder, record) in enumerate(records.items()):
+        if folder in stale:
             continue
         schema = record_schema(record)
-        files = _shards(store.path / "columns" / folder)
+        files = there.get(f"columns/{folder}", [])
         if not files:
             select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema]
             continue
@@ -435,8 +452,8 @@ def rows_view(name: str, store: Store, folders: Sequence[str] | None = None) -> 
     )
 
 
-def _rejected_view(store: Store, schema: str) -> str:
-    shards = _shards(store.path / "rejected")
+def _rejected_view(there: Mapping[str, list[Path]], schema: str) -> str:
+    shards = there.get("rejected", [])
     if shards:
         return f"CREATE VIEW {schema}rejected AS SELECT * FROM {parquet(shards)} AS f"
     return _empty(
@@ -444,18 +461,18 @@ def _rejected_view(store: Store, schema: str) -> str:
     )
 
 
-def _ledger_view(store: Store, schema: str) -> str:
-    ledgers = [local(file.parent / "ledger.parquet") for file in find(store.path / "splits", "*/split.json")]
+def _ledger_view(there: Mapping[str, list[Path]], schema: str) -> str:
+    ledgers = there.get("splits", [])
     if ledgers:
         return f"CREATE VIEW {schema}ledger AS SELECT * FROM {parquet(ledgers)} AS f"
     return _empty(f"{schema}ledger", LEDGER)
 
 
-def _candidates_view(store: Store, schema: str) -> str:
+def _candidates_view(store: Store, records: _Records, schema: str) -> str:
     stale = store.stale()
     kinds = {
         field.name: field.type
-        for folder, record in store.records().items()
+        for folder, record in records.items()
         if folder not in stale
         for field in record_schema(record)
     }

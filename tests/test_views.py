@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import tempfile
 import duckdb
 import pytest
 
-from seamcurate import Retrieve, Source, Store, query, run_local, seam, tables, views
+from seamcurate import Retrieve, Source, Store, query, run_local, seam, shard, tables, views
 from seamcurate.errors import QueryError
 
 
@@ -220,3 +221,28 @@ def test_what_duckdb_makes_of_a_ctrl_c_while_views_are_opened_is_one(store, monk
         monkeypatch.setattr(views, "_lock", lock)
         with pytest.raises(raised):
             open_it(store)
+
+
+@pytest.mark.parametrize("open_it", [views.connect, lambda store: views.opened(store, ["reward"])], ids=["all", "one"])
+def test_what_a_run_adds_while_a_store_is_opened_is_not_in_the_views_yet(store, monkeypatch, tmp_path, open_it):
+    shutil.copytree(store.path, tmp_path / "store")
+    column = tmp_path / "store" / "columns" / "reward"
+    last = max(column.glob("*.parquet"))
+    content, verify = last.read_bytes(), shard.verify
+    last.unlink()
+
+    def finished_meanwhile(*job):
+        last.write_bytes(content)
+        verify(*job)
+
+    monkeypatch.setattr(shard, "verify", finished_meanwhile)
+    with open_it(Store(tmp_path / "store")) as connection:
+        ((rows, scored),) = connection.execute("SELECT count(*), count(reward) FROM rows").fetchall()
+    assert last.exists() and 0 < scored < rows
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(40, "38.1 MiB"), (10_000_000, "114.4 MiB")])
+def test_what_a_filter_may_take_before_it_spills_grows_with_the_rows(store, monkeypatch, tmp_path, rows, limit):
+    monkeypatch.setattr(Store, "__len__", lambda _: rows)
+    with views.connect(store, tmp_path / "spill") as connection:
+        assert connection.execute("SELECT current_setting('memory_limit')").fetchall() == [(limit,)]
