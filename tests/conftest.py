@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,26 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def interrupt(process: subprocess.Popen[str]) -> tuple[list[str], float]:
+    """Send a command a Ctrl-C, and return what it said and how many seconds it took to say that it stopped.
+
+    What the interpreter still puts away afterwards is not timed, and what took long before is not of interest.
+    """
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    giving_up = threading.Timer(60, process.kill)
+    giving_up.start()
+    assert process.stderr is not None
+    said = []
+    while (line := process.stderr.readline()) and not line.startswith("stopped"):
+        said += [] if line.endswith(" s\n") else [line]
+    took = time.monotonic() - start
+    process.communicate()
+    giving_up.cancel()
+    assert process.returncode == 130, said
+    return [*said, line.strip()], took
 
 
 def questions(count: int, start: int = 0) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -343,7 +342,7 @@ def test_ctrl_c_leaves_a_store_that_goes_on(recipe, files, tmp_path):
         "from seamcurate.store import Store\n"
         "real = Store.add\n"
         "def slow(self, *a):\n"
-        "    real(self, *a); print('shard', flush=True); time.sleep(5)\n"
+        "    real(self, *a); print('shard', flush=True); time.sleep(60)\n"
         "Store.add = slow\n"
         "run_local(Recipe(rows=Source(parquet=sys.argv[1], shard_rows=15), steps=(Random(),)), sys.argv[2])\n"
     )
@@ -353,11 +352,8 @@ def test_ctrl_c_leaves_a_store_that_goes_on(recipe, files, tmp_path):
         stderr=subprocess.PIPE,
     )
     assert process.stdout is not None and process.stdout.readline() == b"shard\n"
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.wait()
-    assert time.monotonic() - start < 2
-    process.communicate()
+    process.communicate(timeout=30)
     steps = (Random(),)
     assert run_local(recipe(steps=steps, corpus=None, splits={}), tmp_path / "store").computed == 2
 

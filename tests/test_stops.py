@@ -7,15 +7,13 @@ long to start: real models, and training.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import CHAT_TEMPLATE, questions, write_files
+from conftest import CHAT_TEMPLATE, interrupt, questions, write_files
 from lexicons import wordnet_files
 
 GO_ON = "stopped; what was finished is kept: run the same command again to go on"
@@ -60,20 +58,7 @@ def stopped(work: str, *arguments: object) -> tuple[list[str], float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n", process.stderr.read()
         time.sleep(0.3)
-        start = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        giving_up = threading.Timer(60, process.kill)
-        giving_up.start()
-        assert process.stderr is not None
-        said = []
-        # What took longer than a second before is told of. What the interpreter still puts away afterwards is not timed.
-        while (line := process.stderr.readline()) and not line.startswith("stopped"):
-            said += [] if line.endswith(" s\n") else [line]
-        took = time.monotonic() - start
-        process.communicate()
-        giving_up.cancel()
-    assert process.returncode == 130, said
-    return [*said, line.strip()], took
+        return interrupt(process)
 
 
 RECIPE = """
