@@ -193,6 +193,27 @@ def test_a_new_policy_recomputes_likelihoods_only(recipe, tmp_path):
     assert changed == {"logprobs_contrast", "seam_contrast"}
 
 
+def test_a_replacement_that_is_cut_short_leaves_nothing_that_is_taken_for_the_new_columns(
+    recipe, tmp_path, monkeypatch
+):
+    def cut_short(folder):
+        for file in Path(folder).iterdir():
+            if file.is_file():
+                file.unlink()
+        raise KeyboardInterrupt
+
+    run_local(recipe(), tmp_path / "store")
+    other = recipe(steps=(Retrieve(k=4, band=(0.5, 0.9)), *seam("contrast", k=5)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", cut_short)
+        run_local(other, tmp_path / "store", replace=True)
+    run_local(other, tmp_path / "store", replace=True)
+    run_local(other, tmp_path / "fresh")
+    made = [tmp_path / name / "columns/worse_contrast" for name in ("store", "fresh")]
+    again, fresh = ({str(f.relative_to(one)): f.read_bytes() for f in one.rglob("*") if f.is_file()} for one in made)
+    assert again == fresh
+
+
 def test_a_damaged_shard_is_named_and_never_read(recipe, tmp_path):
     run_local(recipe(), tmp_path / "store")
     file = tmp_path / "store/columns/reward/00001.parquet"
