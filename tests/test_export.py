@@ -219,6 +219,18 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(store, tmp_path):
     assert (out / "mine.txt").read_text() == "keep"
 
 
+def test_what_a_killed_export_left_beside_its_place_goes_and_is_in_none(store, tmp_path):
+    out, lefts = tmp_path / "out", [tmp_path / name for name in (".out.tmp", ".out.old.tmp")]
+    whole = to_trl(store, "train", tmp_path / "whole")
+    for left in lefts:
+        left.mkdir()
+        (left / "train-00000-of-00002.parquet").write_bytes(b"half of")
+    to_trl(store, "train", out)
+    to_trl(store, "train", out)
+    assert [file.name for file in out.iterdir()] == [file.name for file in whole.folder.iterdir()]
+    assert not any(left.exists() for left in lefts)
+
+
 def test_a_recipes_splits_are_exported_a_folder_each(store, recipe, tmp_path):
     done = list(export(recipe(), store, "openrlhf", tmp_path / "all"))
     assert [(d.folder.name, d.rows) for d in done] == [("train", 32)]
