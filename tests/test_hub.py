@@ -38,7 +38,7 @@ from seamcurate import (
     reproduction,
     run_local,
 )
-from seamcurate.errors import ExportError, HubError, SeamcurateError, SourceError, StoreError
+from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StoreError
 from seamcurate.export import Exported
 
 try:
@@ -114,6 +114,12 @@ def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 def text(server: Hub, path: str) -> str:
     return server.content("me/curated", path).decode()
+
+
+def test_a_store_that_a_run_works_on_is_not_published(work):
+    with work.store.hold(), pytest.raises(BusyError, match="another run works on"):
+        hub.prepare(work.recipe, work.store, "me/curated")
+    assert not (work.store.path / "publish").exists()
 
 
 # What is pushed.
