@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -619,6 +620,21 @@ def test_what_several_add_to_a_folder_is_what_the_first_added_for_all(bucket, tm
         copy = again.copy_folder("maker")
         shard.verify_folder(copy)
         assert files_of(copy)["noise"] == b"theirs" and files_of(copy)["sample"] == b"the same"
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "{tmp_path}/evil"])
+def test_a_list_that_names_files_outside_its_folder_is_refused_and_nothing_is_written(
+    bucket, tmp_path, monkeypatch, name
+):
+    monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
+    name = name.format(tmp_path=tmp_path)
+    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    client().meta.client.put_object(Bucket=bucket.name, Key=f"{shared.key}/{name}", Body=b"evil")
+    listed = f"{hashlib.sha256(b'evil').hexdigest()}  {name}\n"
+    bucket.put_object(Key=f"{shared.key}/{objects.LISTED}", Body=listed.encode())
+    with pytest.raises(DamagedError, match="names files outside its folder"):
+        shared.copy_folder("maker")
+    assert not list(tmp_path.rglob("*evil*"))
 
 
 def test_what_was_put_is_not_downloaded_again_by_who_made_it(files, bucket, server):
