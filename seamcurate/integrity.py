@@ -264,10 +264,8 @@ def _finding(path: Path, error: DamagedError, cure: str = _AGAIN, doomed: bool =
 
 
 def _remove(path: Path) -> None:
-    # A folder is renamed away whole first: half of one must not be taken for one.
-    doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.rename(doomed)
-    shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+    # What a kill leaves of a folder is as damaged as it was.
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 # ── files against each other ─────────────────────────────────────────────────────────────────────────────

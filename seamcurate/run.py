@@ -6,7 +6,6 @@ One unit of work: (step, shard) → one file. What is there is never made again,
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -241,7 +240,6 @@ def _prepared(layer: Layer, store: Store) -> Path:
     if objects.is_folder(kept):
         return objects.local_folder(kept, layer.fingerprint)
     beside = (layer.path if isinstance(layer.path, Path) else store.scratch / layer.step.name) / ".shared.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     layer.step.prepare(store, beside)
     shard.seal_folder(beside)
