@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -305,12 +306,14 @@ def test_a_push_that_stopped_sends_only_what_is_missing(work, there, monkeypatch
         (Fault("validate-yaml", 400, body={"errors": [{"message": f"echo {CANARY}"}]}), "echo …", 0),
     ],
 )
-def test_what_the_hub_answers_becomes_one_line(work, there, caplog, capfd, fault, message, commits):
+def test_what_the_hub_answers_becomes_one_line(work, there, caplog, capfd, monkeypatch, fault, message, commits):
+    slept = []
+    monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=slept.append))
     caplog.set_level(logging.DEBUG)
     there.faults.append(fault)
     with pytest.raises(HubError, match=message) as caught:
         hub.push(work.recipe, work.store, "me/curated")
-    assert there.count("POST .*/commit/") == commits
+    assert there.count("POST .*/commit/") == commits and sum(slept) < 1
     assert "\n" not in str(caught.value) and str(caught.value).startswith("me/curated: ")
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
     assert CANARY not in shown
