@@ -139,6 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
                 200, {"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": "b", "purpose": "batch"}
             )
         elif self.path.endswith("/batches"):
+            # Else who submits them for ever is never done.
+            if len(self.at.batches) == 100:
+                self.send(400, {"error": {"message": "too many batches"}})
+                return
             asked = json.loads(body)
             name = f"batch-{len(self.at.batches)}"
             self.at.batches[name] = {
