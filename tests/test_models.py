@@ -260,15 +260,21 @@ def test_batches_hold_every_sequence_once_within_the_budget():
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 12 for b in cut)
 
 
+def at_most(module, tokens):
+    """Let a module read so many tokens at once; who asks for more too often would do so for ever."""
+    asked = []
+
+    def full(_, inputs):
+        if inputs[0].numel() > tokens:
+            asked.append(inputs[0].numel())
+            assert len(asked) < 1000
+            raise torch.OutOfMemoryError("no memory left")
+
+    return module.register_forward_pre_hook(full)
+
+
 def test_batches_shrink_when_memory_runs_out_and_no_score_moves(encoder_reward_folder):
     texts = [f"a sentence with {n * 'more and '} words" for n in range(12)]
-
-    def at_most(module, tokens):
-        def full(_, inputs):
-            if inputs[0].numel() > tokens:
-                raise torch.OutOfMemoryError("no memory left")
-
-        return module.register_forward_pre_hook(full)
 
     plain = SequenceClassifier(path=str(encoder_reward_folder)).load()
     expected = plain.rewards(["a prompt"], [texts])
@@ -291,13 +297,6 @@ def test_batches_shrink_when_memory_runs_out_and_no_score_moves(encoder_reward_f
 
 
 def test_a_text_that_never_fits_is_set_aside_and_told_where_others_fit(encoder_reward_folder, masked_folder, capsys):
-    def at_most(module, tokens):
-        def full(_, inputs):
-            if inputs[0].numel() > tokens:
-                raise torch.OutOfMemoryError("no memory left")
-
-        return module.register_forward_pre_hook(full)
-
     texts = [f"a sentence with {n * 'more and '} words" for n in (30, 1, 29, 2)]
     for pair in (False, True):
         model = SequenceClassifier(path=str(encoder_reward_folder), pair=pair).load()
