@@ -15,7 +15,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from seamcurate import scratch
 from seamcurate.bucket import Bucket, Refused, Seen, modified, opened, told, version
 from seamcurate.errors import DamagedError, StoreError
 from seamcurate.progress import bar
@@ -421,17 +421,21 @@ def downloaded(folder: ObjectPath) -> Iterator[Path]:
             raise StoreError(f"{folder / name} is no object of a store; delete it, or move the store")
     with _writing(folder):
         cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as made:
+        made = scratch.make(cache_folder())
+    copy = made.path / "store"
+    try:
         with (
             _writing(folder),
             bar(f"downloading {folder}", len(names), "objects") as advance,
             ThreadPoolExecutor(_AT_ONCE) as pool,
         ):
             for name in names:
-                (Path(made) / name).parent.mkdir(parents=True, exist_ok=True)
-            for _ in pool.map(lambda name: (folder / name)._download(Path(made) / name), names):
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            for _ in pool.map(lambda name: (folder / name)._download(copy / name), names):
                 advance(1)
-        yield Path(made)
+        yield copy
+    finally:
+        made.remove()
 
 
 def cache_folder() -> Path:

@@ -26,13 +26,18 @@ class Scratch(NamedTuple):
     remove: Callable[[], None]
 
 
-def make() -> Scratch:
-    """Make a temporary folder for its owner's eyes alone, and clear those of processes that are gone."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+def make(inside: Path | None = None) -> Scratch:
+    """Make a temporary folder for its owner's eyes alone, and clear those of processes that are gone.
+
+    Args:
+        inside: Where; by default where the system has its temporary folders.
+    """
+    inside = inside or Path(tempfile.gettempdir())
+    for left in inside.glob(f"{_PREFIX}*/{_LOCK}"):
         with suppress(OSError):
             _remove(left.parent, _held(left))
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=inside))
         # Another process may have taken it for one that was left, before it was locked.
         with suppress(BlockingIOError, FileNotFoundError):
             (folder / _LOCK).touch(mode=0o600)

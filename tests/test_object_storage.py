@@ -821,6 +821,28 @@ def test_a_corpus_there_is_checked_with_the_store_here(files, bucket, tmp_path):
     assert found(tmp_path / "store")[0][0].startswith(f"{at}/store.json is missing, and with it the store's corpus")
 
 
+DOWNLOADING = """
+import os, signal, sys
+from seamcurate import Store, integrity
+
+def killed(copy):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+integrity._drop_unlisted = killed
+integrity.check(Store(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_check_had_downloaded_is_cleared_by_the_next(files, bucket, elsewhere):
+    there = f"s3://{bucket.name}/store"
+    run_local(simple(files), there)
+    before = set(objects.cache_folder().iterdir())
+    subprocess.run([sys.executable, "-c", DOWNLOADING, there], timeout=60, check=False)
+    (left,) = set(objects.cache_folder().iterdir()) - before
+    assert (left / "store" / "rows" / "00000.parquet").is_file()
+    assert found(there)[0] == [] and set(objects.cache_folder().iterdir()) == before
+
+
 def test_an_object_that_would_be_written_outside_the_copy_is_refused(files, bucket, tmp_path):
     there = f"s3://{bucket.name}/store"
     run_local(simple(files), there)
