@@ -61,7 +61,7 @@ def session(finished) -> Session:
 class Client:
     """Requests to the application without a browser or a socket."""
 
-    def __init__(self, session: Session, **headers: str) -> None:
+    def __init__(self, session: Session, **headers: str | bytes) -> None:
         self._app, self._headers = served.application(session, TOKEN), {served.HEADER: TOKEN, **headers}
 
     def __call__(self, method: str, path: str, **request: Any) -> Any:
@@ -94,6 +94,9 @@ def test_nothing_is_answered_without_the_token(session):
         assert wrong(method, path).status_code == 403
     assert Client(session)("GET", "/").status_code == 403
     assert Client(session)("GET", "/?token=another").status_code == 403
+    # What no token holds is refused like any other, not met with an error of ours.
+    assert Client(session, **{served.HEADER: "é".encode("latin-1")})("GET", "/api/overview").status_code == 403
+    assert Client(session)("GET", "/?token=%C3%A9").status_code == 403
 
 
 def test_another_host_or_origin_is_refused(session):

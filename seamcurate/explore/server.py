@@ -104,7 +104,7 @@ def application(session: Session, token: str) -> Starlette:
 
     def answer(work: Callable[[Request, bytes], Response]) -> Callable[..., object]:
         async def endpoint(request: Request) -> Response:
-            if not hmac.compare_digest(request.headers.get(HEADER, ""), token):
+            if not _holds(request.headers.get(HEADER, ""), token):
                 return _problem(
                     "the token is missing or wrong: open the address that `seamcurate explore` printed", 403
                 )
@@ -120,7 +120,7 @@ def application(session: Session, token: str) -> Starlette:
         return endpoint
 
     async def page(request: Request) -> Response:
-        if not hmac.compare_digest(request.query_params.get("token", ""), token):
+        if not _holds(request.query_params.get("token", ""), token):
             return PlainTextResponse("Open the address that `seamcurate explore` printed; it ends in ?token=…\n", 403)
         if not (PAGE / "index.html").is_file():
             return PlainTextResponse(_UNBUILT + "\n", 503)
@@ -272,6 +272,11 @@ def _warm(session: Session) -> None:
 def _complete(session: Session) -> None:
     with contextlib.suppress(SeamcurateError, OSError):
         session.complete()
+
+
+def _holds(given: str, token: str) -> bool:
+    # As bytes: text that is not ASCII is refused by an error, not by an answer.
+    return hmac.compare_digest(given.encode(), token.encode())
 
 
 class _Loopback:
