@@ -408,6 +408,23 @@ def folder(where: str | Place, verb: str) -> Path:
 
 
 @contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Say in one line that what was asked for cannot be written.
+
+    Raises:
+        StoreError: Its folder is not there, its disk is full or read-only, or it is something else.
+    """
+    try:
+        yield
+    except OSError as error:
+        # What DuckDB says while its answer is read comes as an OSError without a number.
+        if error.errno is None:
+            raise
+        reason = os.strerror(error.errno)
+        raise StoreError(f"{error.filename or out} cannot be written: {reason}; mend that, or name another") from error
+
+
+@contextmanager
 def downloaded(folder: ObjectPath) -> Iterator[Path]:
     """Keep all that lies below in a folder of this machine for a while, past every copy; locks and the like apart.
 

@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -78,7 +79,7 @@ def write(reader: pa.RecordBatchReader, form: Form, out: Path | None) -> None:
 
     Raises:
         QueryError: It has two columns of one name, and the form has no place for that.
-        StoreError: The file is on object storage.
+        StoreError: The file is on object storage, or cannot be written.
     """
     out = out and objects.folder(out, "sql")
     names = reader.schema.names
@@ -86,18 +87,17 @@ def write(reader: pa.RecordBatchReader, form: Form, out: Path | None) -> None:
         raise QueryError(f"the answer has two columns called {brief(twice[0], 80)!r}; give one another name with AS")
     if form == "table" and out is None:
         _table(reader)
-    elif form == "parquet":
-        sink = pa.PythonFile(sys.stdout.buffer, mode="w") if out is None else str(out)
-        with pq.ParquetWriter(sink, reader.schema) as writer:
-            for batch in reader:
-                writer.write_batch(batch)
-    else:
-        handle = sys.stdout if out is None else out.open("w", encoding="utf-8", newline="")
-        try:
-            _lines(reader, "jsonl" if form == "jsonl" else "csv", handle)
-        finally:
-            if out is not None:
-                handle.close()
+        return
+    # A closed pipe is no file that cannot be written.
+    with objects.writing(out) if out else nullcontext():
+        if form == "parquet":
+            sink = pa.PythonFile(sys.stdout.buffer, mode="w") if out is None else str(out)
+            with pq.ParquetWriter(sink, reader.schema) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+        else:
+            with out.open("w", encoding="utf-8", newline="") if out else nullcontext(sys.stdout) as handle:
+                _lines(reader, "jsonl" if form == "jsonl" else "csv", handle)
 
 
 def _table(reader: pa.RecordBatchReader) -> None:

@@ -160,6 +160,17 @@ def test_export_writes_what_it_says(recipe_file, tmp_path):
         (["sql", "{store}", "DROP VIEW rows"], "error: the SQL must be exactly one SELECT statement"),
         (["why", "{store}", "4000"], "has no row 4000; row ids are positions in the source, from 0"),
         (["columns", "nowhere"], "error: nowhere is no store"),
+        (
+            ["sql", "{store}", "SELECT 1 AS x", "--format", "csv", "--out", "gone/x.csv"],
+            "error: gone/x.csv cannot be written: No such",
+        ),
+        (
+            ["sql", "{store}", "SELECT 1 AS x", "--format", "parquet", "--out", "gone/x"],
+            "error: gone/x cannot be written: No such",
+        ),
+        (["report", "{store}", "--out", "gone/x.html"], "error: gone/x.html cannot be written: No such"),
+        (["report", "{store}", "--out", "."], "error: . cannot be written: Is a directory"),
+        (["report", "{store}", "--figures", "{store}/store.json"], "store.json cannot be written: File exists"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(finished, tmp_path, arguments, message):

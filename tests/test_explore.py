@@ -479,6 +479,16 @@ def test_the_server_answers_on_this_machine_alone_and_writes_no_token_down(finis
     assert len(token) >= 32 and "Application startup complete" in told and token not in told
 
 
+def test_a_port_that_is_taken_is_told(finished, tmp_path, monkeypatch):
+    pytest.importorskip("uvicorn", reason="the extra `explore` is not installed")
+    (tmp_path / "index.html").write_text("the page")
+    monkeypatch.setattr(served, "PAGE", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StoreError, match=f"port {port} cannot be had: .*; give another --port"):
+            served.serve(finished, port)
+
+
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

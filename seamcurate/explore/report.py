@@ -39,7 +39,7 @@ def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
     Without matplotlib there is no PNG, which is told on standard error.
 
     Raises:
-        StoreError: There is no store, or what is to be written is on object storage.
+        StoreError: There is no store, or what is to be written is on object storage or cannot be written.
         DamagedError: A shard is not the file that was written.
     """
     out, figures = objects.folder(out, "report"), figures and objects.folder(figures, "report")
@@ -47,12 +47,21 @@ def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
     mapped = _map(session)
     charts = [c for c in session.charts if mapped is None or not c.column.name.startswith("projection_")]
     drawn = {chart.column.name: figure.histogram(chart, _counts(session, chart)) for chart in charts}
-    out.write_text(_page(session, drawn, mapped), encoding="utf-8")
+    page = _page(session, drawn, mapped)
+    with objects.writing(out):
+        out.write_text(page, encoding="utf-8")
     written = [out]
     if figures is None:
         return written
+    with objects.writing(figures):
+        return written + _drawn(figures, [*drawn.items(), *([("map", mapped)] if mapped else [])])
+
+
+def _drawn(figures: Path, drawn: Sequence[tuple[str, Figure]]) -> list[Path]:
+    """Write figures as files of their own."""
     figures.mkdir(parents=True, exist_ok=True)
-    for place, (name, one) in enumerate([*drawn.items(), *([("map", mapped)] if mapped else [])]):
+    written = []
+    for place, (name, one) in enumerate(drawn):
         # A column's name may be any text; a file's may not.
         safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:60]
         file = figures / f"{place:02d}_{safe}.svg"

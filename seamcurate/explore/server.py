@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import json
 import math
+import os
 import secrets
 import socket
 import threading
@@ -241,7 +242,7 @@ def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store 
         other: A second store, for the SQL box to compare with: `other.rows`, `other.candidates` and so on.
 
     Raises:
-        StoreError: There is no store, or no page was built.
+        StoreError: There is no store, no page was built, or the port is taken.
     """
     import uvicorn
 
@@ -249,7 +250,11 @@ def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store 
     if not (PAGE / "index.html").is_file():
         raise StoreError(_UNBUILT)
     token = secrets.token_urlsafe(24)
-    listening = socket.create_server(("127.0.0.1", port))
+    try:
+        listening = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise StoreError(f"port {port} cannot be had: {reason}; give another --port, or none") from error
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={token}"
     print(f"{store.path}: explore it at {address}\n(Ctrl-C ends it)", flush=True)
     # A large store takes seconds to read: it begins before the page asks.

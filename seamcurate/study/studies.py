@@ -94,7 +94,8 @@ def run(
         given["policy"] = CausalLM(path=policy).load()
     found = study(*sources, **given)
     if out is not None:
-        found.save(out)
+        with objects.writing(out):
+            found.save(out)
     return found
 
 
