@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -23,6 +24,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -75,6 +77,8 @@ CANDIDATES = {
     "weight": "DOUBLE",
 }
 _LONGEST_MESSAGE = 500
+_ABSENT = re.compile(r'(?:Referenced (?:column|table)|column named|Column) "(.*?)"(?: not found| does not exist|$)')
+"""DuckDB's words for a name that is not there."""
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _THREAD = 2**30
 """Memory for each thread. To merge a sort, every thread holds 122,880 rows whole (DuckDB 2.0), and half as much again;
@@ -198,15 +202,15 @@ def run(
     Raises:
         QueryError: The text is not one SELECT over the views, or DuckDB cannot answer it.
     """
-    check(connection, sql)
+    read = check(connection, sql)
     try:
         return connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(8_192)
     except duckdb.Error as error:
-        raise QueryError(explain(connection, str(error))) from error
+        raise QueryError(explain(connection, str(error), read)) from error
 
 
-def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Refuse what is not one SELECT over the views, as DuckDB itself parses it; nothing of it is run.
+def check(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
+    """Refuse what is not one SELECT over the views, as DuckDB itself parses it; return the views it reads. Nothing is run.
 
     The connection's locks keep other files from being read, but DuckDB writes to files it may read, and its own tables
     tell of every path and setting.
@@ -232,6 +236,8 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     if tree["error"]:
         raise QueryError(_ONE)
     known = {(str(schema), str(name).lower()) for schema, name in listed}
+    more = sorted(_full(str(schema), str(name)) for schema, name in listed)
+    there = [*VIEWS, *(name for name in more if name not in VIEWS)]
     nodes = list(_nodes(tree))
     known |= {("main", name) for node in nodes for name in _named(node)}
     for node in nodes:
@@ -239,9 +245,15 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         if kind.endswith("_NODE") and kind not in _READING:
             raise QueryError(_ONE)
         if (what := _foreign(node, known)) is not None:
-            more = sorted(f"{'' if schema == 'main' else f'{schema}.'}{name}" for schema, name in listed)
-            there = ", ".join([*VIEWS, *(name for name in more if name not in VIEWS)])
-            raise QueryError(f"a query reads the views alone, not {what[:80]!r}; views: {there}")
+            near = get_close_matches(what.lower(), there, 1)
+            meant = f"did you mean {near[0]}? " if near and kind == "BASE_TABLE" else ""
+            raise QueryError(f"a query reads the views alone, not {what[:80]!r}; {meant}views: {', '.join(there)}")
+    read = {_full(str(n.get("schema_name") or "main"), str(n.get("table_name"))).lower() for n in nodes}
+    return [name for name in there if name.lower() in read]
+
+
+def _full(schema: str, name: str) -> str:
+    return name if schema == "main" else f"{schema}.{name}"
 
 
 def _nodes(tree: object) -> Iterator[dict[str, object]]:
@@ -271,7 +283,7 @@ def _foreign(node: Mapping[str, object], known: set[tuple[str, str]]) -> str | N
     if kind == "BASE_TABLE":
         name, schema = str(node["table_name"]), str(node.get("schema_name") or "main")
         if (schema.lower(), name.lower()) not in known:
-            return name if schema == "main" else f"{schema}.{name}"
+            return _full(schema, name)
     elif kind == "SHOW_REF":
         listing = str(node.get("table_name") or "").strip('"')
         if node.get("query") is None and listing not in _LISTINGS:
@@ -360,8 +372,8 @@ def query(store: Store, sql: str) -> pa.Table:
         return run(connection, sql).read_all()
 
 
-def explain(connection: duckdb.DuckDBPyConnection, message: str) -> str:
-    """Cut DuckDB's message to what is wrong, and list what there is when a name is not."""
+def explain(connection: duckdb.DuckDBPyConnection, message: str, read: Sequence[str] = ()) -> str:
+    """Cut DuckDB's message to what is wrong, and list what the views that are read have when a name is not there."""
     lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("LINE")]
     # A value that could not be converted is quoted whole, whatever is in it.
     short = brief(lines[0] if lines else message, _LONGEST_MESSAGE)
@@ -370,9 +382,15 @@ def explain(connection: duckdb.DuckDBPyConnection, message: str) -> str:
         hints.append("sort fewer or shorter columns, row_id and the key alone, or take the first of them by LIMIT")
     elif "Catalog Error" in short:
         hints.append(f"views: {', '.join(VIEWS)}")
-    elif "Binder Error" in short and "not found" in short:
-        columns = connection.execute("SELECT column_name FROM (DESCRIBE rows)").fetchall()
-        hints.append("columns of rows: " + ", ".join(brief(name, 80) for (name,) in columns))
+    elif "Binder Error" in short and (absent := _ABSENT.search(short)):
+        there: dict[str, list[str]] = {}
+        for view in read or ("rows",):
+            columns = connection.execute(f"SELECT column_name FROM (DESCRIBE {view})").fetchall()
+            there[view] = [brief(name, 80) for (name,) in columns]
+        # Of a column that is asked for by its table's name, DuckDB names no other.
+        near = get_close_matches(str(absent[1]).lower(), [one for names in there.values() for one in names], 1)
+        hints += [f"did you mean {near[0]}?"] if near and not hints else []
+        hints += [f"columns of {view}: {', '.join(names)}" for view, names in there.items()]
     return "; ".join([short, *hints])
 
 

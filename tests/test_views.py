@@ -125,8 +125,25 @@ def test_a_wrong_name_says_what_there_is(store):
         QueryError, match=r'Referenced column "seam_contrst" not found.*Candidate bindings: "seam_contrast"'
     ):
         query(store, "SELECT seam_contrst FROM rows")
-    with pytest.raises(QueryError, match="views: rows, candidates, corpus, ledger, rejected"):
-        query(store, "SELECT 1 FROM rowz")
+    for name, meant in (
+        ("rowz", "did you mean rows\\? "),
+        ("Candidats", "did you mean candidates\\? "),
+        ("nonsense", ""),
+    ):
+        with pytest.raises(QueryError, match=f"not '{name}'; {meant}views: rows, candidates, corpus, ledger, rejected"):
+            query(store, f"SELECT 1 FROM {name}")
+    candidates = "columns of candidates: row_id, variant, rank, response, "
+    for sql in ("SELECT c.misjudgment FROM candidates AS c", "SELECT misjudgment FROM candidates"):
+        with pytest.raises(QueryError, match=f'misjudgment".*misjudgement.*{candidates}') as refused:
+            query(store, sql)
+        assert "columns of rows" not in str(refused.value)
+    with pytest.raises(QueryError, match=r"did you mean row_id.*columns of rows: .*columns of candidates"):
+        query(store, "SELECT 1 FROM rows JOIN candidates USING (rowid_)")
+    with views.connect(store, other=store) as connection:
+        with pytest.raises(QueryError, match=r"did you mean other\.rows"):
+            views.run(connection, "SELECT 1 FROM other.rwos")
+        with pytest.raises(QueryError, match=r"columns of rows: .*columns of other\.ledger: row_id, split"):
+            views.run(connection, "SELECT splitt FROM rows JOIN other.ledger USING (row_id)")
     with pytest.raises(QueryError) as refused:
         query(store, "SELEC 1")
     assert "\n" not in str(refused.value)
