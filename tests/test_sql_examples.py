@@ -32,6 +32,14 @@ def test_every_question_opens_with_itself_and_is_answered(name, finished):
     assert answer or name == "set_aside.sql"
 
 
+def test_every_question_is_answered_on_a_store_of_the_readmes_steps(recipe, tmp_path):
+    steps = tuple(step for step in recipe().steps if not step.name.startswith("baseline"))
+    run_local(recipe(steps=steps), tmp_path / "store")
+    assert "baseline_random" not in Store(tmp_path / "store").open().schema.names
+    for name in ALONE:
+        asked(Store(tmp_path / "store").open(), name)
+
+
 def test_the_worst_prompts_are_those_of_the_lowest_score(finished, rows):
     worst = sorted((row for row in rows if row["seam_contrast"] < 0), key=lambda r: (r["seam_contrast"], r["row_id"]))
     assert [row["row_id"] for row in asked(finished, "worst_prompts.sql")] == [row["row_id"] for row in worst[:20]]
