@@ -89,9 +89,10 @@ def prepare(
         licences: The source's; the card says `unknown` without one.
 
     Raises:
-        HubError: The store was not made by this recipe.
+        HubError: The store was not made by this recipe, or the repository's name is none.
         ExportError: A split cannot be written for the trainer.
     """
+    _check_name(repo_id)
     loaded, text = recipe.load(path), Path(path).read_text(encoding="utf-8")
     beside, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
     with store.hold():
@@ -261,14 +262,18 @@ def push(
 def _api(repo_id: str, writing: bool = False) -> HfApi:
     from huggingface_hub import HfApi, get_token
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise HubError(f"{repo_id!r} is no repository's id; write owner/name")
+    _check_name(repo_id)
     token = get_token()
     if token is None and writing:
         raise HubError(f"no token to push to {repo_id} with; log in with `hf auth login`, or set HF_TOKEN")
     if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise HubError("the token holds characters that no token has; log in again with `hf auth login`")
     return HfApi(token=token, library_name="seamcurate", library_version=version("seamcurate"))
+
+
+def _check_name(repo_id: str) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise HubError(f"{repo_id!r} is no repository's id; write owner/name")
 
 
 def _newest(api: HfApi, repo_id: str, public: bool) -> str | None:

@@ -231,6 +231,8 @@ def test_a_dry_run_asks_nothing_and_gives_card_and_sizes(work, monkeypatch):
     assert prepared.files["README.md"] == len(prepared.card.encode())
     assert prepared.files["data/train/train-00000-of-00001.parquet"] > 1000
     assert [line for line in prepared.notes if "license: unknown" in line]
+    with pytest.raises(HubError, match="'curated' is no repository's id; write owner/name"):
+        hub.prepare(work.recipe, work.store, "curated")
 
 
 def test_another_trainer_s_format_is_written_when_asked(work, there):
