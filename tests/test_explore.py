@@ -218,6 +218,17 @@ def test_a_filter_is_one_that_a_recipe_takes(ask, recipe, tmp_path):
     assert "row_id" in ask("POST", "/api/filter", json={"sql": "SELECT prompt FROM rows"}).json()["error"]
 
 
+def test_a_filter_reads_only_what_a_run_has(finished):
+    ask = Client(Session(finished, other=finished))
+    for view in ("scores", "other.rows"):
+        answer = ask("POST", "/api/filter", json={"sql": f"SELECT row_id FROM {view} WHERE reward > 0"})
+        assert answer.status_code == 400 and answer.json()["error"].endswith(f"not {view}")
+        within = f"SELECT row_id FROM rows WHERE row_id IN (SELECT row_id FROM {view})"
+        assert ask("POST", "/api/filter", json={"sql": within}).status_code == 400
+    own = "WITH scores AS (SELECT row_id FROM rows) SELECT row_id FROM rows JOIN ledger USING (row_id)"
+    assert ask("POST", "/api/filter", json={"sql": own}).status_code == 200
+
+
 def test_every_numeric_column_has_a_chart_whose_bins_hold_its_rows(session, finished):
     numeric = {c.name for c in finished.columns() if pa.types.is_floating(c.kind) or pa.types.is_integer(c.kind)}
     assert {chart.column.name for chart in session.charts} == {

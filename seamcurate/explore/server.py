@@ -192,6 +192,11 @@ def application(session: Session, token: str) -> Starlette:
         asked = _Query.model_validate_json(body).sql.strip().rstrip(";")
         if "row_id" not in session.ask(f"SELECT * FROM ({asked}\n) AS asked LIMIT 0").column_names:
             raise QueryError("a filter returns row_id of the rows it keeps; add it to the SELECT")
+        # A run has no charts and no second store.
+        with session.cursor() as cursor:
+            beyond = [name for name in views.check(cursor, asked) if name not in views.VIEWS]
+        if beyond:
+            raise QueryError(f"a filter reads {', '.join(views.VIEWS)}, which a run has too, and not {beyond[0]}")
         title = "" if asked.startswith("--") else "-- Rows chosen in the explorer.\n"
         return PlainTextResponse(f"{title}{asked}\n")
 
