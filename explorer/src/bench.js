@@ -125,7 +125,8 @@ export function bench(overview, open) {
     );
     recipe.textContent = found.recipe;
     mixes.replaceChildren(lengths(found), ...found.mixes.map((mix) => shares(mix, found)));
-    near.replaceChildren(side("Just below the cut", found.near.below, keep.value === "above"), side("At the cut and above", found.near.above, keep.value === "below"));
+    const told = aligned([...found.near.below, ...found.near.above].map((one) => one.value));
+    near.replaceChildren(side("Just below the cut", found.near.below, keep.value === "above", told), side("At the cut and above", found.near.above, keep.value === "below", told));
   }
 
   const pair = (name, all, kept, most) =>
@@ -141,10 +142,9 @@ export function bench(overview, open) {
     const all = bins.reduce((sum, one) => sum + one.rows, 0) || 1;
     const kept = bins.reduce((sum, one) => sum + one.kept, 0) || 1;
     const most = Math.max(1e-9, ...bins.map((one) => Math.max(one.rows / all, one.kept / kept)));
-    return card("Response length", `characters, ${whole(step)} a bar; grey: all rows, blue: kept ones, each as a share`,
-      h("div", { class: "columns" }, bins.map((one) =>
+    return card("Response length", `characters, ${whole(step)} a bar; grey all rows, blue kept ones`, [h("div", { class: "columns" }, bins.map((one) =>
         h("span", { title: `${whole(one.bin * step)} to ${whole((one.bin + 1) * step)}: ${percent(one.kept, kept)} of kept, ${percent(one.rows, all)} of all` },
-          h("i", { class: "all", style: { height: `${(100 * one.rows) / all / most}%` } }), h("i", { class: "in", style: { height: `${(100 * one.kept) / kept / most}%` } })))));
+          h("i", { class: "all", style: { height: `${(100 * one.rows) / all / most}%` } }), h("i", { class: "in", style: { height: `${(100 * one.kept) / kept / most}%` } })))), axis({ first: 0, step, bins: bins.length, whole: true })]);
   }
 
   function shares(mix, found) {
@@ -153,11 +153,20 @@ export function bench(overview, open) {
     return card(mix.name, "share of kept rows, and of all rows", h("div", { class: "values" }, parts.map((one) => pair(...one, most))));
   }
 
-  const side = (name, rows, dropped) =>
+  // All with as many decimals as tell the nearest two apart, so that they line up.
+  function aligned(values) {
+    const sorted = [...values].sort((one, two) => one - two);
+    const gaps = sorted.slice(1).map((value, i) => value - sorted[i]).filter((gap) => gap > 0);
+    const fine = Math.min(chart.step / 100, ...gaps);
+    const digits = chart.whole ? 0 : Math.max(0, Math.min(12, Math.ceil(-Math.log10(fine))));
+    return (value) => value.toFixed(digits).replace("-", "−");
+  }
+
+  const side = (name, rows, dropped, told) =>
     h("article", { class: dropped ? "card side dropped" : "card side" },
       h("header", {}, h("h3", {}, name), h("span", { class: "badge" }, dropped ? "dropped" : "kept")),
       rows.length
-        ? h("ol", {}, rows.map((one) => h("li", {}, h("button", { class: "linkish", onclick: () => open(one.row_id) }, h("span", { class: "number" }, String(Number(one.value.toPrecision(5))).replace("-", "−")), h("span", { class: "clip" }, clean(one.prompt ?? ""))))))
+        ? h("ol", {}, rows.map((one) => h("li", {}, h("button", { class: "linkish", onclick: () => open(one.row_id) }, h("span", { class: "number" }, told(one.value)), h("span", { class: "clip" }, clean(one.prompt ?? ""))))))
         : h("p", { class: "state" }, "No row on this side."));
 
   let shown = false;

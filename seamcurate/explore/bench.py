@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from seamcurate import views
 from seamcurate.errors import QueryError
 from seamcurate.explore import row
-from seamcurate.explore.session import Session
+from seamcurate.explore.session import Session, nice
 
 _NEAR = 10
 _LENGTH_BINS = 24
@@ -62,13 +62,16 @@ def _lengths(session: Session, kept: str, at: dict[str, JsonValue]) -> JsonValue
     ((top,),) = [
         tuple(one.values()) for one in session.ask("SELECT approx_quantile(_length, .99) AS q FROM scores").to_pylist()
     ]
-    step = max(1, -(-int(top or 1) // _LENGTH_BINS))
+    step = int(nice((top or 1) / _LENGTH_BINS, whole=True))
     found = session.ask(
         f"SELECT least(_length // {step}, {_LENGTH_BINS - 1})::INTEGER AS bin, count(*) AS rows, "
         f"count(*) FILTER ({kept}) AS kept FROM scores WHERE _length IS NOT NULL GROUP BY 1 ORDER BY 1",
         at,
     )
-    return {"step": step, "bins": cast(JsonValue, found.to_pylist())}
+    counted = {one["bin"]: one for one in found.to_pylist()}
+    # A length that no response has is a bar too, of no height.
+    bins = [counted.get(i, {"bin": i, "rows": 0, "kept": 0}) for i in range(max(counted, default=-1) + 1)]
+    return {"step": step, "bins": cast(JsonValue, bins)}
 
 
 def _mix(session: Session, name: str, kept: str, at: dict[str, JsonValue]) -> JsonValue:

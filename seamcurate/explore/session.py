@@ -265,7 +265,7 @@ def _chart(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> 
     ).fetchall()
     # A few far values must not press all others into one bin: they are counted in the outermost ones.
     first, last = (low, high) if high - low <= 8 * (near_high - near_low) else (near_low, near_high)
-    step = _nice(last / _BINS - first / _BINS, whole=pa.types.is_integer(column.kind))
+    step = nice(last / _BINS - first / _BINS, whole=pa.types.is_integer(column.kind))
     # Twelve digits are not enough for numbers far from 0 that lie close together.
     begin = math.floor(first / step) * step
     first = rounded if abs((rounded := float(f"{begin:.12g}")) - begin) < step / 2 else begin
@@ -278,7 +278,7 @@ def _chart(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> 
     return Chart(column, present, low, high, first, step, bins, worst)
 
 
-def _nice(width: float, whole: bool) -> float:
+def nice(width: float, whole: bool) -> float:
     """Round a bin's width up to 1, 2 or 5 times a power of ten."""
     # The smallest doubles have no power of ten below them.
     if width < 1e-300:
