@@ -1,13 +1,14 @@
 // The difference of two texts by words: the longest common subsequence, within bounds.
 
-const LIMIT = 1500;
+const LIMIT = 4000;
 
 const words = (text) => text.match(/\s+|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu) ?? [];
 
-// Returns parts of `ours`, each marked as also in `theirs`, in order, or not.
+// Returns parts of `ours`, each `same` where it is in `theirs` too, in order, and null beyond what is compared.
 export function difference(theirs, ours) {
-  const a = words(theirs).slice(0, LIMIT);
+  const a = words(theirs);
   const b = words(ours);
+  if (a.length > LIMIT) return [{ text: ours, same: null }];
   const compared = b.slice(0, LIMIT);
   const width = compared.length + 1;
   const lengths = new Uint16Array((a.length + 1) * width);
@@ -32,6 +33,6 @@ export function difference(theirs, ours) {
     } else if (i < a.length && lengths[(i + 1) * width + j] >= lengths[i * width + j + 1]) i++;
     else add(b[j++], false);
   }
-  if (b.length > LIMIT) add(b.slice(LIMIT).join(""), false);
+  if (b.length > LIMIT) add(b.slice(LIMIT).join(""), null);
   return parts;
 }

@@ -83,7 +83,7 @@ function content(row) {
       ),
       row.candidates.length ? candidates(row) : null,
     ),
-    h("section", {}, h("h3", {}, "Scores"), scores(row.scores)),
+    row.scores.length ? h("section", {}, h("h3", {}, "Scores"), scores(row.scores)) : null,
   ].filter(Boolean);
 }
 
@@ -156,8 +156,8 @@ function opened(row, one) {
     "div",
     { class: "opened" },
     one.source_prompt ? h("p", { class: "source" }, h("b", {}, "answers: "), clean(one.source_prompt)) : null,
-    h("div", { class: "text diff" }, parts.map((part) => (part.same ? clean(part.text) : h("ins", {}, clean(part.text))))),
-    h("p", { class: "meaning" }, facts.join(" · "), row.response === null ? "" : " · words not in the golden response, in order, are marked"),
+    h("div", { class: "text diff" }, parts.map((part) => (part.same === false ? h("ins", {}, clean(part.text)) : clean(part.text)))),
+    h("p", { class: "meaning" }, facts.join(" · "), row.response === null ? "" : parts.some((part) => part.same === null) ? " · too long to compare to its end" : " · words not in the golden response, in order, are marked"),
     h("button", { class: "quiet small", onclick: () => copy(text, "response") }, "copy"),
   );
 }
@@ -166,6 +166,6 @@ function scores(list) {
   return h(
     "dl",
     { class: "scores" },
-    list.map((one) => h("div", { title: one.meaning }, h("dt", {}, one.name), h("dd", {}, number(one.value)), h("p", { class: "meaning" }, one.meaning))),
+    list.map((one) => h("div", { title: one.meaning }, h("dt", {}, one.name), h("dd", {}, number(one.value, one.whole)), h("p", { class: "meaning" }, one.meaning))),
   );
 }

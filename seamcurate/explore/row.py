@@ -43,7 +43,13 @@ def row(session: Session, row_id: int) -> dict[str, JsonValue]:
     with session.cursor() as cursor:
         verdicts: list[JsonValue] = list(explain.verdicts(cursor, row_id))
     scores: list[JsonValue] = [
-        {"name": c.name, "value": _number(found.get(c.name)), "meaning": c.meaning, "made_by": c.made_by}
+        {
+            "name": c.name,
+            "value": _number(found.get(c.name)),
+            "whole": bool(pa.types.is_integer(c.kind)),
+            "meaning": c.meaning,
+            "made_by": c.made_by,
+        }
         for c in columns
         if not pa.types.is_nested(c.kind) and c.name not in ("row_id", "prompt", "response", "reference")
     ]
