@@ -59,9 +59,7 @@ class Browser:
         self._session = self._send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._send(f"{domain}.enable")
-        self._send(
-            "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False
-        )
+        self.resize(*size)
 
     def close(self) -> None:
         """End it."""
@@ -73,6 +71,10 @@ class Browser:
     def open(self, url: str) -> None:
         """Go to an address."""
         self._send("Page.navigate", url=url)
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page another size."""
+        self._send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def dark(self, on: bool) -> None:
         """Prefer a colour scheme."""

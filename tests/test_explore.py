@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -276,6 +278,7 @@ def test_an_opened_row_is_what_the_views_say_of_it(session, finished):
         for one in candidates
     ]
     assert {one["name"]: one["value"] for one in found["scores"]}["rer"] == expected["rer"]
+    assert {one["name"] for one in found["scores"] if one["whole"]} == {"candidates_contrast"}
     assert re.match("split train: (kept|dropped) by rule", found["verdicts"][0])
     with pytest.raises(QueryError, match="has no row 4000"):
         row(session, 4000)
@@ -299,6 +302,49 @@ def test_the_benchs_recipe_line_makes_the_same_cut(session, recipe, tmp_path, ke
     assert max(one["value"] for one in below) <= cut <= min(one["value"] for one in above)
     assert sum(one["kept"] for one in found["lengths"]["bins"]) == kept
     assert recipe_line("odd, name", 1.0, "above", False).startswith('train: {filter: keep_between.sql, by: "odd, name"')
+
+
+def test_lengths_that_no_response_has_keep_their_place(tmp_path):
+    rows = [{"prompt": f"question {i}", "response": "x" * (5 if i % 2 else 1000), "score": i} for i in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"))), tmp_path / "store")
+    lengths = bench(Session(Store(tmp_path / "store")), "score", 10, "above", False)["lengths"]
+    assert lengths["step"] == 50 and [one["bin"] for one in lengths["bins"]] == list(range(21))
+    assert {one["bin"]: one["rows"] for one in lengths["bins"] if one["rows"]} == {0: 10, 20: 10}
+
+
+@pytest.mark.parametrize(
+    ("golden", "answer", "marked"),
+    [
+        ("a b c", "a x c", ["x"]),
+        ("a b", "a b", []),
+        ("", "new", ["new"]),
+        # Answers of 1,900 words are compared to their end, and what is longer is not called different.
+        ("word " * 1900 + "end", "word " * 1900 + "other", ["other"]),
+        ("word " * 5000, "word " * 5000 + "other", []),
+        ("word", "word" + " more" * 3000, None),
+    ],
+)
+def test_words_that_differ_are_marked_and_what_is_not_compared_is_not(golden, answer, marked):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    module = Path(__file__).parents[1] / "explorer/src/diff.js"
+    code = (
+        f"import {{ difference }} from {json.dumps(module.as_uri())};"
+        "let text = ''; process.stdin.on('data', (part) => (text += part)).on('end', () => "
+        "console.log(JSON.stringify(difference(...JSON.parse(text)))));"
+    )
+    asked = json.dumps([golden, answer])
+    done = subprocess.run(
+        [node, "--input-type=module", "-e", code], input=asked, capture_output=True, text=True, check=True, timeout=60
+    )
+    parts = json.loads(done.stdout)
+    assert "".join(part["text"] for part in parts) == answer
+    if marked is None:
+        assert [part["same"] for part in parts] == [True, False, None]
+    else:
+        assert [part["text"].strip() for part in parts if part["same"] is False] == marked
 
 
 def test_columns_appear_while_a_run_fills_the_store(recipe, tmp_path):
@@ -725,12 +771,46 @@ def test_a_row_opens_to_its_candidates_with_hostile_text_as_text(page):
     assert page.run("document.querySelectorAll('#drill details.wrong').length") == int(
         re.search(r"prefers (\d+) of", page.text("#drill"))[1]
     )
+    assert not re.search(r"candidates_contrast\s+\d+\.", page.text("#drill"))
     first = page.text("#drill h2")
     page.key("j")
     page.until(f"document.querySelector('#drill h2').innerText != '{first}'")
     page.key("Escape")
     page.until("document.querySelector('#drill').hidden")
     assert page.run("window.hacked === undefined && document.querySelectorAll('main img, aside img').length === 0")
+
+
+CUT_OFF = """[...document.querySelectorAll('#drill .heads span, #sql-result .title > p')]
+  .filter((e) => e.scrollWidth > e.clientWidth + 1 || e.clientHeight > 3 * parseFloat(getComputedStyle(e).fontSize))
+  .map((e) => e.textContent)"""
+
+
+@pytest.mark.parametrize("width", [1280, 2560])
+def test_headings_fit_on_a_laptop_and_on_a_large_screen(page, width):
+    page.resize(width, 1000)
+    try:
+        page.run("document.querySelector('#rows tbody tr').focus()")
+        page.key("Enter")
+        page.until("document.querySelector('#drill .heads')")
+        page.run("document.querySelector('#tab-query').click()")
+        page.until("document.documentElement.dataset.whole == 'ready'")
+        page.run("document.querySelector('#sql').value = 'SELECT * FROM rows'")
+        page.run("document.querySelector('#sql-run').click()")
+        page.until("document.querySelector('#sql-result .title > p')")
+        assert page.run(CUT_OFF) == []
+    finally:
+        page.resize(1440, 900)
+
+
+def test_an_empty_selection_says_so_and_not_that_scores_lack(page):
+    page.run("document.querySelector('[data-column=reward] .plot').focus()")
+    page.key("ArrowRight")
+    page.until("document.querySelector('#chips').textContent.startsWith('reward')")
+    page.run("document.querySelector('[data-column=rer] .plot').focus()")
+    page.key("ArrowRight")
+    page.until("document.querySelector('#t-rows').dataset.rows == '0'")
+    page.until("document.querySelector('#rows').textContent.includes('No row is in the selection')")
+    assert page.text("#t-misjudged small") == page.text("#t-none small") == ""
 
 
 def test_the_selection_becomes_sql_that_finds_as_many_rows(page):
@@ -791,6 +871,9 @@ def test_the_cut_is_dragged_and_its_recipe_line_follows(page):
     page.until(f"document.querySelector('#bench-recipe').innerText != {line!r}")
     page.until(f"document.querySelector('#bench .figure b').innerText != {kept!r}")
     assert page.text("#bench-recipe").startswith("train: {filter: keep_between.sql, by: seam_contrast, low: -")
+    near = page.run("[...document.querySelectorAll('.near .number')].map((e) => e.textContent)")
+    assert len(near) > 10 and len({len(one.partition(".")[2]) for one in near}) == 1
+    assert page.run("document.querySelectorAll('.mixes .axis span').length") > 2
 
 
 def test_the_page_is_dark_where_the_browser_is(page):

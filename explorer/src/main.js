@@ -78,12 +78,13 @@ function lay(overview) {
   watchTotals(([totals]) => {
     const candidates = Number(totals.candidates ?? 0);
     const scored = totals.misjudged !== null && totals.misjudged !== undefined;
+    const none = !Number(totals.rows);
     const figures = {
       "t-rows": [whole(Number(totals.rows)), `of ${whole(overview.rows)}`],
       "t-candidates": [whole(candidates), totals.rows ? `${(candidates / Number(totals.rows)).toFixed(1)} a row` : ""],
-      "t-misjudged": scored ? [percent(totals.misjudged, candidates), `${whole(totals.misjudged)} preferred to the golden one`] : ["–", "not scored yet"],
+      "t-misjudged": scored ? [percent(totals.misjudged, candidates), `${whole(totals.misjudged)} preferred to the golden one`] : ["–", none ? "" : "not scored yet"],
       "t-wrong": scored ? [whole(totals.wrong), `${percent(totals.wrong, Number(totals.rows))} of rows`] : ["–", ""],
-      "t-none": [whole(totals.none), `${percent(totals.none, Number(totals.rows))} of rows`],
+      "t-none": [whole(totals.none), none ? "" : `${percent(totals.none, Number(totals.rows))} of rows`],
     };
     for (const [id, [value, more]] of Object.entries(figures)) {
       byId(id).querySelector("b").textContent = value;

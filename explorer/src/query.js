@@ -158,7 +158,7 @@ function shown(sql, answer) {
     }
   };
   const choice = (name, text) => h("button", { class: "quiet small", "data-view": name ?? "", "aria-pressed": String(name === null), onclick: draw(name) }, text);
-  const views = h("div", { class: "choices", role: "group", "aria-label": "Show the result as" }, choice(null, "table"), numeric.map((name) => choice(name, `histogram of ${clean(name)}`)));
+  const views = h("div", { class: "choices", role: "group", "aria-label": "Show the result as" }, choice(null, "table"), h("span", { class: "meaning" }, "histogram of"), numeric.map((name) => choice(name, clean(name))));
   return h(
     "div",
     {},
