@@ -473,10 +473,22 @@ def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
     html = made.read_text()
     session = Session(finished)
     drawn, pictures = figures[::2], figures[1::2]
-    assert len(drawn) == len(session.charts) == html.count("<svg ") and "<h2>Worst by seam_contrast</h2>" in html
+    assert (
+        len(drawn) == len(session.charts) + len(session.groups) == html.count("<svg ")
+        and "<h2>Worst by seam_contrast</h2>" in html
+    )
     assert not re.search(r"<script|<link|<img|src=|url\(|@import", html)
     counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title></rect>", drawn[0].read_text())]
     assert sum(counts) == session.charts[0].present
+    (labels,) = [one.read_text() for one in drawn if one.stem.endswith("query_type")]
+    told = dict(re.findall(r"<title>(\w+): ([\d,]+)</title></rect>", labels))
+    assert (
+        told == {str(value): str(rows) for value, rows in session.groups[0].values}
+        and sum(map(int, told.values())) == 40
+    )
+    # Alone, a figure says what it is of; a page says where nothing lies on this machine.
+    assert all(one.partition("_")[2] in text for one, text in ((f.stem, f.read_text()) for f in drawn))
+    assert 'font-weight="600">seam_contrast</text>' in drawn[0].read_text() and str(finished.path.parent) not in html
     assert [one.stem for one in pictures] == [one.stem for one in drawn]
     assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
     again = report(finished, tmp_path / "report.html", tmp_path / "again")
@@ -489,7 +501,8 @@ def test_a_report_shows_the_map_of_its_rows(bare, tmp_path):
     _, *figures = report(bare, tmp_path / "report.html", tmp_path / "figures")
     (drawn,) = [one for one in figures if one.name.endswith("map.svg")]
     assert drawn.read_text().count("<circle") == 24
-    assert "<h2>Map</h2>" in (tmp_path / "report.html").read_text()
+    # Its darkest dots are the worst ones, so that its ground stays light.
+    assert '<h2>Map</h2><div class="card light">' in (tmp_path / "report.html").read_text()
 
 
 def test_figures_without_matplotlib_are_svg_and_say_so(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""Figures of a store, each described once and written as SVG or as PNG: histograms of its columns, and the map of its rows."""
+"""Figures of a store, each described once and written as SVG or as PNG: histograms, bars of labels, the map of its rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from seamcurate.explore.session import Chart
-from seamcurate.tables import clean
+from seamcurate.explore.session import Chart, Group
+from seamcurate.tables import brief, clean
 
 BLUE, GREY, SOFT = "#1f6fb2", "#b9b4a6", "#5b636e"
 _SCALE = ("#82b1dc", "#7f9bcf", "#8480b8", "#96608f", "#a8455f", "#b83a2c", "#8f2500")
 """Ever darker, so that it is read without hues too."""
-_SIDE, _FOOT = 12, 22
+_SIDE, _FOOT, _HEAD = 12, 22, 26
+_LABELS, _LONGEST, _LINE = 8, 18, 20
 
 
 class Shape(NamedTuple):
@@ -30,11 +31,13 @@ class Shape(NamedTuple):
 
 
 class Label(NamedTuple):
-    """Text on the line below; `anchor` is start, middle or end."""
+    """Text; `anchor` is start, middle or end."""
 
     x: float
     text: str
     anchor: str
+    y: float | None = None
+    """Of its foot; else on the line below the shapes."""
 
 
 class Figure(NamedTuple):
@@ -45,6 +48,8 @@ class Figure(NamedTuple):
     height: int
     shapes: list[Shape]
     labels: list[Label]
+    ground: bool = True
+    """Whether the shapes stand on a line."""
 
 
 class Point(NamedTuple):
@@ -74,6 +79,24 @@ def histogram(chart: Chart, counts: Sequence[int]) -> Figure:
         Label(width - _SIDE, number(edge(chart, chart.bins)), "end"),
     ]
     return Figure(chart.column.name, width, height, bars, ends)
+
+
+def bars(group: Group) -> Figure:
+    """Describe how many rows have each of a column's most frequent labels."""
+    width, (left, right) = 320, (132, 52)
+    shown = group.values[:_LABELS]
+    most = max(1, *(rows for _, rows in shown), 1)
+    shapes, labels = [], []
+    for i, (value, rows) in enumerate(shown):
+        name = "no value" if value is None else value
+        top = 4 + i * _LINE
+        size = max(1.0, rows / most * (width - left - right))
+        shapes.append(Shape(left, top + 3, size, _LINE - 8, BLUE, f"{brief(name, 80)}: {rows:,}"))
+        labels.append(Label(_SIDE, brief(name, _LONGEST), "start", top + 13))
+        labels.append(Label(width - _SIDE, f"{rows:,}", "end", top + 13))
+    if (more := len(group.values) - len(shown)) > 0:
+        labels.append(Label(_SIDE, f"and {more:,} more", "start"))
+    return Figure(group.column.name, width, 8 + _LINE * len(shown), shapes, labels, ground=False)
 
 
 def scatter(across: Chart, up: Chart, colour: Chart | None, points: Sequence[Point], dot: float) -> Figure:
@@ -120,19 +143,28 @@ def svg(figure: Figure, sized: bool = False) -> str:
             if s.round
             else f'<rect fill="{s.fill}" x="{s.x:.2f}" y="{s.y:.2f}" width="{s.width:.2f}" height="{s.height:.2f}"'
         )
-        + (f"><title>{s.told}</title></{'circle' if s.round else 'rect'}>" if s.told else "/>")
+        + (f"><title>{escape(clean(s.told))}</title></{'circle' if s.round else 'rect'}>" if s.told else "/>")
         for s in figure.shapes
     )
     labels = "".join(
-        f'<text x="{label.x:g}" y="{figure.height + 15}" text-anchor="{label.anchor}">{escape(clean(label.text))}</text>'
+        f'<text x="{label.x:g}" y="{_foot(figure, label):g}" text-anchor="{label.anchor}">{escape(clean(label.text))}</text>'
         for label in figure.labels
     )
-    size = f'width="{figure.width}" height="{figure.height + _FOOT}" ' if sized else ""
+    head = _HEAD if sized else 0
+    tall = figure.height + _FOOT + head
+    size = f'width="{figure.width}" height="{tall}" ' if sized else ""
+    if sized:
+        labels += f'<text x="{_SIDE}" y="-9" font-weight="600">{escape(clean(figure.title))}</text>'
+    ground = f'<path d="M{_SIDE} {figure.height}.5H{figure.width - _SIDE}" stroke="currentColor" opacity=".5"/>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}viewBox="0 0 {figure.width} {figure.height + _FOOT}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}viewBox="0 {-head} {figure.width} {tall}" role="img" '
         f'font-family="system-ui, DejaVu Sans, sans-serif" font-size="12" fill="currentColor"><title>{escape(clean(figure.title))}</title>'
-        f'{shapes}<path d="M{_SIDE} {figure.height}.5H{figure.width - _SIDE}" stroke="currentColor" opacity=".5"/>{labels}</svg>\n'
+        f"{shapes}{ground if figure.ground else ''}{labels}</svg>\n"
     )
+
+
+def _foot(figure: Figure, label: Label) -> float:
+    return figure.height + 15 if label.y is None else label.y
 
 
 def png(figure: Figure, file: Path) -> None:
@@ -146,10 +178,10 @@ def png(figure: Figure, file: Path) -> None:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.patches import Ellipse, Patch, Rectangle
 
-    canvas = Canvas(figsize=(figure.width / 96, (figure.height + _FOOT) / 96), dpi=288, facecolor="white")
+    canvas = Canvas(figsize=(figure.width / 96, (figure.height + _FOOT + _HEAD) / 96), dpi=288, facecolor="white")
     FigureCanvasAgg(canvas)
     axes = canvas.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, figure.width), ylim=(figure.height + _FOOT, 0))
+    axes.set(xlim=(0, figure.width), ylim=(figure.height + _FOOT, -_HEAD))
     axes.axis("off")
     patches: list[Patch] = [
         Ellipse((s.x + s.width / 2, s.y + s.height / 2), s.width, s.height)
@@ -158,12 +190,20 @@ def png(figure: Figure, file: Path) -> None:
         for s in figure.shapes
     ]
     axes.add_collection(PatchCollection(patches, facecolors=[s.fill for s in figure.shapes], linewidths=0))
-    axes.plot([_SIDE, figure.width - _SIDE], [figure.height + 0.5] * 2, color=SOFT, linewidth=0.5)
+    axes.text(_SIDE, -9, clean(figure.title), size=9, weight="bold", parse_math=False)
+    if figure.ground:
+        axes.plot([_SIDE, figure.width - _SIDE], [figure.height + 0.5] * 2, color=SOFT, linewidth=0.5)
     side = {"start": "left", "middle": "center", "end": "right"}
     for label in figure.labels:
         # A name may hold what matplotlib takes for mathematics.
         axes.text(
-            label.x, figure.height + 15, clean(label.text), ha=side[label.anchor], size=9, color=SOFT, parse_math=False
+            label.x,
+            _foot(figure, label),
+            clean(label.text),
+            ha=side[label.anchor],
+            size=9,
+            color=SOFT,
+            parse_math=False,
         )
     canvas.savefig(file, metadata={"Software": None})
 

@@ -24,6 +24,7 @@ _SQUARES = 50
 _STYLE = """
 :root{--paper:#f6f5f1;--card:#fffefb;--ink:#1b2027;--soft:#5b636e;--rule:#e2dfd6;--blue:#1f6fb2;--wrong:#c24a00;color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root{--paper:#12151a;--card:#191d24;--ink:#e9e7e1;--soft:#a3abb6;--rule:#2b323d;--blue:#5db3ef;--wrong:#ff9057}}
+.light{--card:#fffefb;--ink:#1b2027;--soft:#5b636e;--rule:#e2dfd6;--blue:#1f6fb2}
 body{margin:0 auto;max-width:1120px;padding:24px;background:var(--paper);color:var(--ink);font:13px/1.5 system-ui,"DejaVu Sans",sans-serif;font-variant-numeric:tabular-nums}
 h1{font-size:20px;margin:0 0 16px}h2{font-size:15px;margin:24px 0 8px}h3{font-size:13px;margin:0}p{margin:0;color:var(--soft);font-size:12px}
 .figures{display:flex;flex-wrap:wrap;gap:32px}.figures b{display:block;font-size:28px;line-height:1.1}.figures .wrong{color:var(--wrong)}
@@ -47,14 +48,15 @@ def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
     mapped = _map(session)
     charts = [c for c in session.charts if mapped is None or not c.column.name.startswith("projection_")]
     drawn = {chart.column.name: figure.histogram(chart, _counts(session, chart)) for chart in charts}
-    page = _page(session, drawn, mapped)
+    labels = {group.column.name: figure.bars(group) for group in session.groups}
+    page = _page(session, drawn, labels, mapped)
     with objects.writing(out):
         out.write_text(page, encoding="utf-8")
     written = [out]
     if figures is None:
         return written
     with objects.writing(figures):
-        return written + _drawn(figures, [*drawn.items(), *([("map", mapped)] if mapped else [])])
+        return written + _drawn(figures, [*drawn.items(), *labels.items(), *([("map", mapped)] if mapped else [])])
 
 
 def _drawn(figures: Path, drawn: Sequence[tuple[str, Figure]]) -> list[Path]:
@@ -94,7 +96,7 @@ def _map(session: Session) -> Figure | None:
     return figure.scatter(across, up, colour, [Point(**one) for one in found.to_pylist()], 9 if many else 6)
 
 
-def _page(session: Session, drawn: Mapping[str, Figure], mapped: Figure | None) -> str:
+def _page(session: Session, drawn: Mapping[str, Figure], labels: Mapping[str, Figure], mapped: Figure | None) -> str:
     (totals,) = session.ask(
         "SELECT count(*) AS rows, sum(_candidates)::BIGINT AS candidates, sum(_misjudged) AS misjudged, "
         "count(*) FILTER (_misjudged > 0) AS wrong, count(*) FILTER (_candidates = 0) AS without FROM scores"
@@ -113,22 +115,26 @@ def _page(session: Session, drawn: Mapping[str, Figure], mapped: Figure | None) 
         for chart in session.charts
         if chart.column.name in drawn
     )
-    labels = "".join(
-        _table([group.column.name, "rows"], [["no value" if v is None else v, f"{n:,}"] for v, n in group.values[:10]])
+    bars = "".join(
+        f'<div class="card"><h3>{_text(group.column.name)}</h3><p>{_text(group.column.meaning or "column of the source")}</p>'
+        f"{figure.svg(labels[group.column.name])}</div>"
         for group in session.groups
     )
+    # Where the store lies on this machine is nothing to send to somebody.
+    name = _text(Path(str(session.store.path)).resolve().name)
     splits = session.ask("SELECT split, rule, kept, count(*) AS rows FROM ledger GROUP BY ALL ORDER BY ALL").to_pylist()
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{_text(session.store.path)}</title><style>{_STYLE}</style><h1>{_text(session.store.path)}</h1>"
+        f"<title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"
         f'<div class="figures">{"".join(f"""<div><b class="{kind}">{value}</b>{name}</div>""" for value, name, kind in figures)}</div>'
-        f'{f"""<h2>Map</h2><div class="card"><p>{_text(mapped.title)}</p>{figure.svg(mapped)}</div>""" if mapped else ""}'
-        f'<h2>Scores</h2><div class="charts">{charts}</div>{f"<h2>Labels</h2>{labels}" if labels else ""}{_worst(session)}'
+        f'{f"""<h2>Map</h2><div class="card light"><p>{_text(mapped.title)}</p>{figure.svg(mapped)}</div>""" if mapped else ""}'
+        f'<h2>Scores</h2><div class="charts">{charts}</div>{f"""<h2>Labels</h2><div class="charts">{bars}</div>""" if bars else ""}{_worst(session)}'
         + (
             "<h2>Splits</h2>"
             + _table(
                 ["split", "rule", "", "rows"],
                 [[s["split"], s["rule"], "kept" if s["kept"] else "dropped", f"{s['rows']:,}"] for s in splits],
+                texts=3,
             )
             if splits
             else ""
@@ -161,10 +167,13 @@ def _worst(session: Session) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    # The first column is text; the rest are figures or short words.
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]], texts: int = 1) -> str:
+    """Write a table whose first columns are texts, and the rest figures."""
+
     def line(cells: Sequence[object], tag: str) -> str:
-        return "".join(f"<{tag}{' class=n' if i else ''}>{_text(cell)}</{tag}>" for i, cell in enumerate(cells))
+        return "".join(
+            f"<{tag}{' class=n' if i >= texts else ''}>{_text(cell)}</{tag}>" for i, cell in enumerate(cells)
+        )
 
     body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)
     return f"<table><tr>{line(header, 'th')}</tr>{body}</table>"
