@@ -440,6 +440,7 @@ def _snippets(repo_id: str, part: Part, trainer: str) -> Iterator[tuple[str, str
     load = f'from datasets import load_dataset\n\nrows = load_dataset("{repo_id}", "{part.name}", split="train")\n'
     folder = f"hf download {repo_id} --repo-type dataset --local-dir rows\n"
     yield "datasets", "python", load
+    yield "DuckDB", "sql", _DUCKDB.format(files=f"hf://datasets/{repo_id}/data/{part.folder}/train-*.parquet")
     if trainer == "trl":
         yield "TRL", "python", load + _TRL[form]
         keys = {"prompts": "--data.input_key prompt", "sft": "--data.input_key prompt --data.output_key completion"}
@@ -494,6 +495,9 @@ PPOTrainer(args=…, processing_class=…, model=…, ref_model=…, reward_mode
 """,
 }
 
+_DUCKDB = """\
+-- Every score is a plain column. A private data set wants first: CREATE SECRET (TYPE huggingface, TOKEN '…');
+SUMMARIZE FROM '{files}';"""
 _TO_VERL = """
 
 def to_verl(row):

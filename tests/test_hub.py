@@ -194,6 +194,22 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
     assert "seamcurate reproduce me/curated" in card_text and "`rows.parquet`, `corpus.parquet`" in card_text
 
 
+def test_duckdb_finds_every_score_in_what_is_pushed_as_a_plain_column(work):
+    import duckdb
+
+    prepared = hub.prepare(work.recipe, work.store, "me/curated")
+    asked = re.findall(r"```sql\n(-- Every score.*?)\n```", prepared.card, re.DOTALL)
+    assert [re.search(r"data/(\w+)/", one)[1] for one in asked] == ["train", "pairs"]
+    for one in asked:
+        # There is no way to the Hub here: the same files, where they were prepared.
+        local = one.replace("hf://datasets/me/curated", str(prepared.folder))
+        with duckdb.connect() as connection:
+            found = {name: kind for name, kind, *_ in connection.execute(local).fetchall()}
+        scores = {"seam_contrast", "discrepancy_contrast", "misjudged_contrast", "reward", "rer", "rer_length"}
+        assert {found.get(name) for name in scores} == {"DOUBLE"} and found["candidates_contrast"] == "INTEGER"
+        assert not [name for name, kind in found.items() if "[]" in kind or "STRUCT" in kind]
+
+
 def test_rulers_are_measured_over_the_rows_themselves(work):
     measured = card.measure(work.store, "train")
     (ledger,) = [pq.read_table(work.store.path / "splits/train/ledger.parquet")]
