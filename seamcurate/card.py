@@ -287,9 +287,11 @@ def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verd
 
 
 def _summary(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verdicts], about: About) -> Iterator[str]:
+    # verl hands a reward function one column of whatever else a row has.
+    where = "a field of `extra_info`" if known["trainer"] == "verl" else "a column"
     yield (
         f"{splits[0].rows:,} rows of {place(recipe.rows)} were scored, and SQL chose among them by the scores. "
-        "Every score is a column here, and a ledger says of every row of the source why it stayed or went."
+        f"Every score is {where} here, and a ledger says of every row of the source why it stayed or went."
     )
     columns = known["columns"]
     assert isinstance(columns, dict)
@@ -440,7 +442,12 @@ def _snippets(repo_id: str, part: Part, trainer: str) -> Iterator[tuple[str, str
     load = f'from datasets import load_dataset\n\nrows = load_dataset("{repo_id}", "{part.name}", split="train")\n'
     folder = f"hf download {repo_id} --repo-type dataset --local-dir rows\n"
     yield "datasets", "python", load
-    yield "DuckDB", "sql", _DUCKDB.format(files=f"hf://datasets/{repo_id}/data/{part.folder}/train-*.parquet")
+    files = f"'hf://datasets/{repo_id}/data/{part.folder}/train-*.parquet'"
+    yield (
+        "DuckDB",
+        "sql",
+        _DUCKDB + (f"SELECT unnest(extra_info) FROM {files};" if trainer == "verl" else f"FROM {files};"),
+    )
     if trainer == "trl":
         yield "TRL", "python", load + _TRL[form]
         keys = {"prompts": "--data.input_key prompt", "sft": "--data.input_key prompt --data.output_key completion"}
@@ -496,8 +503,8 @@ PPOTrainer(args=…, processing_class=…, model=…, ref_model=…, reward_mode
 }
 
 _DUCKDB = """\
--- Every score is a plain column. A private data set wants first: CREATE SECRET (TYPE huggingface, TOKEN '…');
-SUMMARIZE FROM '{files}';"""
+-- What each score comes to. A private data set wants first: CREATE SECRET (TYPE huggingface, TOKEN '…');
+SUMMARIZE """
 _TO_VERL = """
 
 def to_verl(row):

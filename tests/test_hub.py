@@ -198,7 +198,7 @@ def test_duckdb_finds_every_score_in_what_is_pushed_as_a_plain_column(work):
     import duckdb
 
     prepared = hub.prepare(work.recipe, work.store, "me/curated")
-    asked = re.findall(r"```sql\n(-- Every score.*?)\n```", prepared.card, re.DOTALL)
+    asked = re.findall(r"```sql\n(-- What each score.*?)\n```", prepared.card, re.DOTALL)
     assert [re.search(r"data/(\w+)/", one)[1] for one in asked] == ["train", "pairs"]
     for one in asked:
         # There is no way to the Hub here: the same files, where they were prepared.
@@ -247,6 +247,7 @@ def test_a_dry_run_asks_nothing_and_gives_card_and_sizes(work, monkeypatch):
     assert prepared.files["README.md"] == len(prepared.card.encode())
     assert prepared.files["data/train/train-00000-of-00001.parquet"] > 1000
     assert [line for line in prepared.notes if "license: unknown" in line]
+    assert "Every score is a column here" in prepared.card
     with pytest.raises(HubError, match="'curated' is no repository's id; write owner/name"):
         hub.prepare(work.recipe, work.store, "curated")
 
@@ -255,6 +256,8 @@ def test_another_trainer_s_format_is_written_when_asked(work, there):
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     hub.push(work.recipe, work.store, "me/curated", trainer="verl")
     (name,) = [name for name in there.files("me/curated") if name.startswith("data/")]
+    assert "Every score is a field of `extra_info` here" in text(there, "README.md")
+    assert "SUMMARIZE SELECT unnest(extra_info) FROM 'hf://" in text(there, "README.md")
     assert "reward_model" in pq.read_schema(pa.BufferReader(there.content("me/curated", name))).names
     assert "verl.trainer.main_ppo data.train_files=rows/data/train/" in text(there, "README.md")
 
