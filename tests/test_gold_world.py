@@ -163,7 +163,11 @@ def test_each_preset_plans_every_study_with_all_its_methods() -> None:
         assert set(in_order(preset)) == {c for study in cells.values() for c in study}
         assert len({c.file for c in in_order(preset)}) == len(in_order(preset))
         methods = {m for m in experiment.SELECTION if m != "full"}
-        assert methods == set(scores.BY)
+        assert methods == set(scores.BY) and {"random", "perplexity", "rip"} < methods
+        assert {c.method for c in cells["augmentation"]} == {
+            "full",
+            *(f"augment_{m}" for m in ("random", "all", "seam")),
+        }
 
 
 def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
@@ -264,11 +268,14 @@ def test_a_tiny_world_is_trained_scored_and_split_by_the_projects_own_parts(tmp_
     assert all(0 <= one["quality"] <= 1 for one in rated)
     assert all(row["seam_gpt"] <= 0 and row["baseline_perplexity"] > 1 for row in rows)
     assert len(scores.lowest(store)) <= 5
-    for pair in scores.augmented(store, "random"):
+    pairs = {method: scores.augmented(store, method) for method in ("random", "seam", "all")}
+    for pair in pairs["all"]:
         assert pair["prompt"] != pair["other"] and pair["chosen"] != pair["rejected"]
+    assert all(len(pairs["all"]) > len(pairs[method]) for method in ("random", "seam"))
     before = (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns
     world_of.store(1, 1, 0)
     assert (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns == before
     assert len(models.respond(world_of.policy(0), ["add 1 and 2", "name 2 animals"])) == 2
     assert json.loads((tmp_path / "preset.json").read_text())["rl_rows"] == PRESETS["tiny"].rl_rows
-    assert 0 <= world_of._measure(Cell("ppo", 0, 1, 1, "seam"))["quality"] <= 1
+    for method in ("seam", "rip", "augment_all"):
+        assert 0 <= world_of._measure(Cell("ppo", 0, 1, 1, method))["quality"] <= 1

@@ -30,8 +30,8 @@ from examples.gold_world import models, scores, world
 from seamcurate import Store, to_trl
 from seamcurate.shard import replace
 
-SELECTION = ("full", "random", "perplexity", "seam", "seam_written", "seam_adv", "seam_shuffled")
-AUGMENTATION = ("full", "augment_random", "augment_seam")
+SELECTION = ("full", "random", "perplexity", "rip", "seam", "seam_written", "seam_adv", "seam_shuffled")
+AUGMENTATION = ("full", "augment_random", "augment_all", "augment_seam")
 RATE = 0.2
 
 

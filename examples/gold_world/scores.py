@@ -18,6 +18,7 @@ from seamcurate import (
     Random,
     Recipe,
     Retrieve,
+    Rip,
     SentenceEncoder,
     SequenceClassifier,
     Source,
@@ -37,6 +38,7 @@ from seamcurate.step import Data, Transform
 BY = {
     "random": "baseline_random",
     "perplexity": "baseline_perplexity",
+    "rip": "baseline_rejected_reward_contrast",
     "seam": "seam_contrast",
     "seam_written": "seam_gpt",
     "seam_adv": "seam_adv",
@@ -149,6 +151,7 @@ def recipe(rows: Path, corpus: Path, words: Path, models: Models, rates: Sequenc
             splits[f"{method}_{round(rate * 100)}"] = Split(filter=text, by=by, rate=rate)
     for method in ("random", "seam"):
         splits[f"augment_{method}"] = Split(filter=read_filter("lowest.sql", Path()), by=BY[method], rate=0.2)
+    splits["augment_all"] = splits["full"]
     return Recipe(
         rows=Source(parquet=str(rows), response="response"),
         corpus=Source(store=str(corpus)),
@@ -161,6 +164,7 @@ def recipe(rows: Path, corpus: Path, words: Path, models: Models, rates: Sequenc
             Attack(method="pwws", start="worse_gpt", wordnet=str(words)),
             *seam("adv", likelihoods="all"),
             Perplexity(),
+            Rip(),
             Random(seed=seed),
             Shuffled(seed=seed),
         ),
