@@ -160,9 +160,23 @@ def test_a_reward_models_tokenizer_without_padding_is_no_matter_of_what_stands_b
     assert alone[0][0] == pytest.approx(beside[0][0], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["reward", "grpo", "rloo"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("reward", "unsealed"),
+        ("grpo", "unsealed"),
+        ("rloo", "cut seal"),
+        ("sft", "cut weights"),
+        ("ppo", "cut weights"),
+    ],
+)
 def test_a_checkpoint_half_written_is_none(
-    name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    damage: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     from seamcurate.train.workplace import Workplace
 
@@ -182,14 +196,30 @@ def test_a_checkpoint_half_written_is_none(
     monkeypatch.setattr(Workplace, "write", write)
     left = tmp_path / "out.training"
     shutil.copytree(left / "checkpoint-2", left / "checkpoint-3")
-    (left / "checkpoint-3" / "checkpoint.json").unlink()
-    weights = next((left / "checkpoint-3").glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:100])
+    seal = left / "checkpoint-3" / "checkpoint.json"
+    if damage == "cut seal":
+        seal.write_bytes(seal.read_bytes()[:10])
+    else:
+        weights = next((left / "checkpoint-3").glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:100])
+    if damage == "unsealed":
+        seal.unlink()
+    capfd.readouterr()
     assert train(name, model, data, tmp_path / "out", **options) == whole
     one, two = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "out"))
     assert one == two and not left.exists()
+    assert f"{left / 'checkpoint-3'} is half-written or damaged" in capfd.readouterr().err
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("record", ['{"trainer": "pp', "[]"])
+def test_a_damaged_record_of_a_finished_training_is_named(record: str, model: Path, tmp_path: Path) -> None:
+    data = parquet(tmp_path / "d.parquet", rows())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.json").write_text(record)
+    with pytest.raises(TrainError, match=r"training\.json is damaged .*; give another folder, or delete it"):
+        train("ppo", model, data, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])

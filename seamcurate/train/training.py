@@ -25,7 +25,7 @@ from seamcurate import objects
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import weights
 from seamcurate.progress import bar, note
-from seamcurate.tables import counted
+from seamcurate.tables import brief, counted
 from seamcurate.train import data
 from seamcurate.train.workplace import Workplace, differences
 
@@ -401,12 +401,20 @@ def finished(work: Workplace, asked: dict[str, JsonValue]) -> dict[str, JsonValu
     """Return the record of a training that was done already, None where there is none.
 
     Raises:
-        TrainError: The folder holds a training of something else.
+        TrainError: The folder holds a training of something else, or its record cannot be read.
     """
     out = work.out
     if not (out / RECORD).is_file():
         return None
-    record: dict[str, JsonValue] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    try:
+        record: dict[str, JsonValue] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"a {type(record).__name__}")
+    except (OSError, ValueError) as error:
+        raise TrainError(
+            f"{out / RECORD} is damaged ({brief(str(error), 80)}), so that nobody knows what is in {out.name}; "
+            "give another folder, or delete it"
+        ) from error
     if other := differences(record, asked):
         raise TrainError(f"{out} holds a training with {', '.join(other)}; give another folder, or delete it")
     work.remove()

@@ -3,7 +3,7 @@
     out.training/
       log.jsonl           a line an update
       tensorboard/        where asked for
-      checkpoint-200/     weights, moments, and checkpoint.json, which is written last
+      checkpoint-200/     weights, moments, and checkpoint.json, which is written last and knows the others' sizes
 
 It is for one training: its checkpoints say of which inputs they are, and another one's are refused.
 """
@@ -23,6 +23,7 @@ from pydantic import JsonValue
 
 from seamcurate import shard
 from seamcurate.errors import TrainError
+from seamcurate.progress import note
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -71,10 +72,10 @@ class Workplace:
         """
         self._inputs = {**inputs, "number of processes": self.processes}
         found = [f for f in _entries(self.folder) if f.name.startswith("checkpoint-")]
-        whole = [f for f in found if (f / STATE).is_file()]
+        whole = {f: state for f in found if (state := _whole(f)) is not None}
         newest = max(whole, key=_step, default=None)
         if newest is not None:
-            state: dict[str, Any] = json.loads((newest / STATE).read_text(encoding="utf-8"))
+            state = whole[newest]
             if other := differences(state.pop("inputs"), self._inputs):
                 raise TrainError(
                     f"{newest} is of a training with {', '.join(other)}; "
@@ -84,7 +85,10 @@ class Workplace:
         step = 0 if newest is None else _step(newest)
         if self.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for half in [*self.folder.glob(".checkpoint-*"), *(f for f in found if f not in whole)]:
+            for half in [f for f in found if f not in whole]:
+                note(f"{half} is half-written or damaged; going on without it")
+                shutil.rmtree(half)
+            for half in self.folder.glob(".checkpoint-*"):
                 shutil.rmtree(half)
             self._forget(step)
         return step, newest
@@ -147,7 +151,10 @@ class Workplace:
         return Writer()
 
     def _seal(self, checkpoint: Path) -> None:
-        shard.replace(checkpoint / STATE, json.dumps({"inputs": self._inputs, **self.state}).encode())
+        # Of several processes each writes its own state of randomness, maybe later than this.
+        files = [f for f in checkpoint.iterdir() if not f.name.startswith((STATE, "rng_state_"))]
+        sizes = {f.name: f.stat().st_size for f in files if f.is_file()}
+        shard.replace(checkpoint / STATE, json.dumps({"inputs": self._inputs, "files": sizes, **self.state}).encode())
 
     def kept(self) -> list[Path]:
         """Return what is kept of a finished training: its log, and the folder for TensorBoard."""
@@ -170,6 +177,16 @@ def differences(record: Mapping[str, JsonValue], asked: Mapping[str, JsonValue])
     if "config" in other and isinstance(before, dict) and isinstance(now, dict):
         return [f"{key} {before.get(key)} instead of {value}" for key, value in now.items() if before.get(key) != value]
     return [f"another {key}" for key in other]
+
+
+def _whole(checkpoint: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint keeps beside its files; None where one is missing or not as long as it was written."""
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        sizes = state.pop("files")
+        return state if all((checkpoint / name).stat().st_size == size for name, size in sizes.items()) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _step(checkpoint: Path) -> int:
