@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
@@ -51,6 +51,16 @@ class GroupTraining(Training):
     kl_target: float | None = Field(None, gt=0)
     """Nats per answer to stay at, by moving `beta`; None keeps it fixed."""
     kl_horizon: int = Field(10_000, ge=1)
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Self:
+        # What goes on from a checkpoint draws answers anew: in the midst of an old batch's updates it would be another training.
+        if self.save_steps % self.num_iterations:
+            raise ValueError(
+                f"save_steps {self.save_steps} is no multiple of num_iterations {self.num_iterations}; "
+                "save between batches of answers"
+            )
+        return self
 
 
 def grpo(
@@ -312,9 +322,12 @@ def _moving(trainer: Any, config: GroupTraining, kept: dict[str, Any]) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             seen = trainer._metrics["train"]
-            # TRL's KL is a token's mean; the papers' target is an answer's.
-            kl = seen["kl"][-1] * seen["completions/mean_length"][-1]
-            trainer.beta = controller.update(kl, args.train_batch_size * args.gradient_accumulation_steps)
+            # Once for each batch of answers, as it was drawn: later updates from the same ones are no news of the policy.
+            if (state.global_step - 1) % config.num_iterations == 0:
+                # TRL's KL is a token's mean; the papers' target is an answer's.
+                kl = seen["kl"][-1] * seen["completions/mean_length"][-1]
+                answers = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+                trainer.beta = controller.update(kl, answers)
             seen["beta"].append(trainer.beta)
             kept["beta"] = trainer.beta
 
