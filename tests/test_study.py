@@ -133,6 +133,22 @@ def test_a_heat_map_leaves_cells_without_runs_empty():
     assert [text.get_text() for text in drawn.axes[0].texts] == ["0.10", "0.20", "0.30"]
 
 
+def test_both_sides_of_a_heat_map_show_all_of_their_curves():
+    for wide, narrow in (("policy", "reward"), ("reward", "policy")):
+        rows = [
+            {wide: i, narrow: j, "seed": s, "quality": 0.2 * i + 0.01 * j + 0.001 * s}
+            for i in range(4)
+            for j in range(4)
+            for s in range(2)
+        ]
+        sides = study.saturation(pa.Table.from_pylist(rows)).figure.axes[1:3]
+        assert sides[0].get_ylim() == sides[1].get_ylim()
+        for axes in sides:
+            [line] = axes.lines
+            low, high = axes.get_ylim()
+            assert low < min(line.get_ydata()) and max(line.get_ydata()) < high
+
+
 def test_colours_can_be_told_apart_and_sizes_fit_a_page():
     assert len(set(figure.COLOURS)) == len(figure.COLOURS) >= 6
     drawn = figure.curves({"p": [figure.Curve("c", [0, 1], [Interval(0, 0, 0, 1)] * 2)]}, "x", "y", "n")

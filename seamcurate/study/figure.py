@@ -268,6 +268,9 @@ def heat(
     first = mosaic[next(iter(sides))]
     for (title, (label, some)), names in zip(sides.items(), (columns, rows), strict=True):
         axes = mosaic[title]
+        if axes is not first:
+            # Before it is drawn on: afterwards it would keep the first one's limits, and lose what lies beyond.
+            axes.sharey(first)
         for i, curve in enumerate(some):
             _curve(axes, curve, COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)])
         _name(axes, range(len(names)), names, 24)
@@ -275,8 +278,6 @@ def heat(
         axes.set_ylabel(labels[3])
         axes.set_title(title)
         axes.grid(axis="y")
-        if axes is not first:
-            axes.sharey(first)
     return _noted(figure, note)
 
 
