@@ -28,10 +28,11 @@ def test_a_ruler_that_does_as_well_is_named_and_one_left_behind_is_not():
     assert ruler.caveat({"random": gaps["random"]}) == ""
 
 
-def test_without_an_interval_the_estimate_decides():
+def test_without_an_interval_a_score_is_not_told_apart_from_a_ruler():
     alone = Interval(0.1, math.nan, math.nan, 1)
-    assert ruler.caveat({"length": Gap("x", alone)}) == ""
-    assert "does better" in ruler.caveat({"length": Gap("x", alone._replace(estimate=-0.1))})
+    for estimate in (0.1, -0.1):
+        gap = Gap("x", alone._replace(estimate=estimate))
+        assert ruler.caveat({"length": gap}) == "; but picking the longest is not told apart from it (x)"
 
 
 def test_methods_that_are_rulers_are_known_by_name():

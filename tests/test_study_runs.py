@@ -39,6 +39,20 @@ def test_selection_says_below_when_the_data_flip():
     assert "below full by -0.100 [" in found.line
 
 
+def test_one_seed_shows_nothing_whichever_way_it_came_out():
+    def first(table):
+        return table.filter(pa.compute.equal(table["seed"], 0))
+
+    for gain in (0.2, -0.2):
+        line = study.selection(first(runs({"full": 0, "seam_gpt": gain, "random": 0}))).line
+        assert ", not told apart from full by " in line and "(too few seeds to test" in line
+        assert "chance is not told apart from it (random 0." in line
+    swept = study.filter_rate(first(sweep(0.4))).line
+    assert "does not demonstrably rise from 0.1" in swept and "does not demonstrably fall to 0.8" in swept
+    whole = study.saturation(first(grid([0, 0.2, 0.4], [0, 0.5, 1]))).line
+    assert whole.count("one seed does not tell whether quality saturates") == 2
+
+
 def test_a_gain_that_random_or_shuffled_selection_makes_too_is_said_to_be_one():
     found = study.selection(runs({"full": 0, "random": 0, "seam_gpt": 0.1, "seam_shuffled": 0.1}))
     assert "; but a shuffled score does as well (seam_shuffled 0.75" in found.line and "chance" not in found.line
@@ -157,6 +171,17 @@ def test_monotonicity_correlates_proxy_and_gold_over_checkpoints():
     )
     flipped = study.monotonicity(checkpoints({"LI": swapped, "RER": falling}))
     assert flipped.line.startswith("LI rises with the gold reward") and "this proxy is length itself" in flipped.line
+
+
+def test_a_correlation_of_few_checkpoints_is_not_said_to_show_a_rise():
+    def alone(*gold):
+        table = checkpoints({"RER": [float(g) for g in gold]})
+        return study.monotonicity(table.filter(pa.compute.equal(table["seed"], 0))).line
+
+    assert alone(1, 2, 3).startswith("RER is not shown to rise with the gold reward: Spearman 1.00 over 3")
+    assert alone(1, 3, 2).startswith("RER is not shown to rise")
+    assert alone(1, 2, 3, 4, 5, 6).startswith("RER rises with the gold reward: Spearman 1.00 over 6")
+    assert alone(1, 2, 3, 4, 6, 5, 7, 8).startswith("RER rises with the gold reward: Spearman 0.98 [")
 
 
 def test_monotonicity_says_when_length_alone_would_have_done():

@@ -27,7 +27,7 @@ def saturation(*sources: Data) -> Finding:
 
     Columns: `policy` (SFT steps), `reward` (preference pairs), `seed`, `quality` of the policy after RL. An axis
     saturates when quality gains from its first level to the middle one, and not from there to the last; levels are
-    averaged over the other axis within a seed, then compared by a t interval paired by seed.
+    averaged over the other axis within a seed, then compared by a t interval paired by seed: one seed has no verdict.
 
     Raises:
         StudyError: The sources cannot be read, or both axes have fewer than three levels.
@@ -138,7 +138,9 @@ def _halves(axis: str, levels: dict[float, BySeed]) -> str:
     first, middle, last = names[0], names[(len(names) - 1) // 2], names[-1]
     early = difference(levels[middle], levels[first]).interval
     late = difference(levels[last], levels[middle]).interval
-    if late.above_zero:
+    if math.isnan(early.low) or math.isnan(late.low):
+        verdict = "one seed does not tell whether quality saturates"
+    elif late.above_zero:
         verdict = "quality still rises"
     elif early.above_zero:
         verdict = "quality falls after its rise" if late.below_zero else "quality saturates"

@@ -78,8 +78,11 @@ def monotonicity(*sources: Data) -> Finding:
     )
     best = max(runs, key=lambda name: -2.0 if math.isnan(found[name].estimate) else found[name].estimate)
     others = [f"{name} {shown(found[name], '.2f')}" for name in runs if name != best]
-    verdict = "rises with the gold reward" if found[best].above_zero else "is not shown to rise with the gold reward"
-    line = f"{best} {verdict}: Spearman {shown(found[best], '.2f')} over {columns['checkpoints'][list(runs).index(best)]} checkpoints"
+    checkpoints = max(map(len, runs[best].values()))
+    # One run's correlation of 1 has no interval of Fisher's: among orders by chance it is one of checkpoints!, below .01 from five on.
+    rises = found[best].low > 0 or (found[best].estimate > 1 - 1e-12 and checkpoints > 4)
+    verdict = "rises with the gold reward" if rises else "is not shown to rise with the gold reward"
+    line = f"{best} {verdict}: Spearman {shown(found[best], '.2f')} over {checkpoints} checkpoints"
     line += f"; {', '.join(others)}" if others else ""
     gaps = {}
     own = next((name for name in runs if name.lower() in _LENGTH), None)

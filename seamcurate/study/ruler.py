@@ -5,6 +5,7 @@ A finding which "pick the longest" also makes is said to be one, in the finding'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -58,8 +59,14 @@ def of_method(method: str) -> str | None:
 def caveat(gaps: Mapping[str, Gap]) -> str:
     """Return what a finding must add: the rulers that the score is not shown to lie above; else nothing."""
     also = [
-        f"{SAYS.get(name, name)} does {'better' if gap.above.below_zero else 'as well'} ({gap.reached})"
+        f"{SAYS.get(name, name)} {_does(gap.above)} ({gap.reached})"
         for name, gap in gaps.items()
         if not gap.above.above_zero
     ]
     return f"; but {', '.join(also)}" if also else ""
+
+
+def _does(above: Interval) -> str:
+    if math.isnan(above.low):
+        return "is not told apart from it"
+    return "does better" if above.below_zero else "does as well"

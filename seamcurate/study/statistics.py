@@ -31,13 +31,13 @@ class Interval(NamedTuple):
 
     @property
     def above_zero(self) -> bool:
-        """Whether the whole interval is; without an interval, whether the estimate is."""
-        return (self.estimate if math.isnan(self.low) else self.low) > 0
+        """Whether the whole interval is; a single value, which has none, shows nothing."""
+        return self.low > 0
 
     @property
     def below_zero(self) -> bool:
-        """Whether the whole interval is; without an interval, whether the estimate is."""
-        return (self.estimate if math.isnan(self.high) else self.high) < 0
+        """Whether the whole interval is; a single value, which has none, shows nothing."""
+        return self.high < 0
 
 
 class Difference(NamedTuple):
