@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import questions
 
 from seamcurate import FakeModel, Random, Recipe, Source, Store, query, run_local, study
 from seamcurate.errors import StudyError
@@ -115,6 +117,45 @@ def test_a_policy_adds_the_golden_answers(finished):
     asked = query(finished, "SELECT prompt, response FROM rows").to_pylist()
     scored = policy.logprobs([r["prompt"] for r in asked], [[r["response"]] for r in asked])
     assert rows["golden"]["logprob_per_token"] == pytest.approx(sum(s[0].logprob / s[0].tokens for s in scored) / 40)
+
+
+def test_answers_of_the_policy_are_a_set_beside_the_stores_of_the_same_rows(finished, tmp_path):
+    policy = FakeModel(path="policy")
+    asked = query(finished, "SELECT row_id, prompt FROM rows ORDER BY row_id LIMIT 20").to_pylist()
+    # As `answer` writes them: each row's own columns, and which sample it is.
+    answers = [{**row, "model": "policy", "sample": i, "response": f"use {i} of it"} for row in asked for i in range(2)]
+    pq.write_table(pa.Table.from_pylist(answers), tmp_path / "answers.parquet")
+    found = study.likelihood(finished, tmp_path / "answers.parquet", policy=policy)
+    rows = {row["set"]: row for row in found.table.to_pylist()}
+    assert set(rows) == {"golden", "contrast", "policy samples"} and rows["policy samples"]["rows"] == 20
+    scored = policy.logprobs([row["prompt"] for row in asked], [["use 0 of it", "use 1 of it"]] * 20)
+    expected = sum(one.logprob / one.tokens for group in scored for one in group) / 40
+    assert rows["policy samples"]["logprob_per_token"] == pytest.approx(expected)
+    order = found.table["set"].to_pylist()
+    both = 20 if "policy samples" in (order[0], order[-1]) else 40
+    assert both == 20 and "between the two on 20 rows with both" in found.line
+    with pytest.raises(StudyError, match=r"answers\.parquet holds answers; name the policy"):
+        study.likelihood(tmp_path / "answers.parquet")
+
+
+def test_a_store_made_of_answers_is_scored_as_any_other(recipe, tmp_path):
+    rows = [{**row, "sample": i} for i, row in enumerate(questions(15))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "answers.parquet")
+    run_local(recipe(rows=Source(parquet=str(tmp_path / "answers.parquet"))), tmp_path / "store")
+    found = study.likelihood(tmp_path / "store", policy=FakeModel(path="policy"))
+    assert set(found.table["set"].to_pylist()) == {"golden", "contrast"}
+
+
+def test_sets_that_are_as_likely_are_not_put_in_order():
+    def sets(apart):
+        random = np.random.default_rng(0)
+        one, other = random.normal(-2, 0.5, 30), random.normal(-2 - apart, 0.5, 30)
+        return likelihoods(
+            {"golden": (lambda i: min(one[i], -0.1), lambda i: 10), "contrast": (lambda i: other[i], lambda i: 10)}
+        )
+
+    assert study.likelihood(sets(1.0)).line.startswith("golden likeliest, contrast least likely")
+    assert "not told apart from" in study.likelihood(sets(0.0)).line.split(":")[0]
 
 
 def likelihoods(sets):

@@ -2,7 +2,7 @@
 
 overlap      two or more stores of the same rows, or first, second,
              seed, rows, lowest_first, lowest_second, shared          SEAM App. H.2, Table 3
-likelihood   stores, or set, row_id, logprob, n_tokens                SEAM App. H.1, Table 2
+likelihood   stores, answers, or set, row_id, logprob, n_tokens       SEAM App. H.1, Table 2
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 from seamcurate import views
 from seamcurate.errors import StudyError
 from seamcurate.models.protocols import Policy, Prompt
+from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar
 from seamcurate.step import finite
 from seamcurate.study import figure, results, ruler
@@ -197,25 +198,33 @@ def likelihood(*sources: Data, policy: Policy | None = None) -> Finding:
     """Compare how likely the policy finds golden, contrast, generated and attacked answers and its own samples.
 
     Of a store, the candidates whose log-probability is there, by default those misjudged; with a policy also the
-    golden `response`, and `sample` where rows have such a column. Of a table: `set`, `row_id`, `logprob` (natural,
-    summed) and `n_tokens`. Log-probabilities are per token, averaged within a row, then over rows; intervals are
-    bootstraps over rows.
+    golden `response`. Of a table: `set`, `row_id`, `logprob` (natural, summed) and `n_tokens`; or the policy's answers,
+    `prompt` and `response` as `answer` writes them, whose `row_id`, where there is one, is that of the store before.
+    Log-probabilities are per token, averaged within a row, then over rows; intervals are bootstraps over rows.
 
     Args:
         sources: Stores, or tables.
-        policy: Scores golden responses and samples of stores.
+        policy: Scores golden responses of stores, and answers.
 
     Raises:
         StudyError: The sources cannot be read, or fewer than one set has a likelihood.
     """
     study = "likelihood"
     found: dict[str, dict[tuple[int, str], tuple[float, float]]] = {}
+    last_store = 0
     for i, source in enumerate(sources):
-        parts = _of_store(study, source, policy) if results.is_store(source) else results.read(
-            study, [source], ["set", "row_id", "logprob", "n_tokens"]
-        )  # fmt: skip
+        place = i
+        if results.is_store(source):
+            last_store, parts = i, _of_store(study, source, policy)
+        else:
+            parts = results.read(study, [source], [])
+            if {"prompt", "response"} <= set(parts.column_names) and "logprob" not in parts.column_names:
+                place = last_store if "row_id" in parts.column_names else i
+                parts = _of_answers(study, source, parts, policy)
+            else:
+                parts = results.read(study, [source], ["set", "row_id", "logprob", "n_tokens"])
         for name, by_row in _per_row(study, parts).items():
-            found.setdefault(name, {}).update({(i, row): value for row, value in by_row.items()})
+            found.setdefault(name, {}).update({(place, row): value for row, value in by_row.items()})
     if not found:
         raise StudyError(
             f"{study}: no candidate has a log-probability; run `seam` steps with a policy, or give a table of them"
@@ -242,13 +251,20 @@ def likelihood(*sources: Data, policy: Policy | None = None) -> Finding:
     gaps = {}
     if len(order) > 1:
         shared = sorted(set(found[order[0]]) & set(found[order[-1]]))
-        line = f"{order[0]} likeliest, {order[-1]} least likely: {line}"
+        told = whole[order[0]].low > whole[order[-1]].high
         if len(shared) >= 3:
             above = np.array([found[order[0]][row][0] - found[order[-1]][row][0] for row in shared])
             longer = np.array([found[order[0]][row][1] - found[order[-1]][row][1] for row in shared])
-            line += f"; {shown(bootstrap_mean(above), '+.2f')} between the two on {len(shared):,} rows with both"
+            between = bootstrap_mean(above)
+            told = between.above_zero
+            line += f"; {shown(between, '+.2f')} between the two on {len(shared):,} rows with both"
             equal = _at_equal_length(above, longer)
-            gaps["length alone"] = ruler.Gap(f"at equal lengths {shown(equal, '+.2f')}", equal)
+            if told:
+                gaps["length alone"] = ruler.Gap(f"at equal lengths {shown(equal, '+.2f')}", equal)
+        first, last = order[0], order[-1]
+        line = (
+            f"{first} likeliest, {last} least likely: " if told else f"{first} is not told apart from {last}: "
+        ) + line
     return Finding(study, out, drawn, line + ruler.caveat(gaps))
 
 
@@ -302,24 +318,55 @@ def _of_store(study: str, source: Data, policy: Policy | None) -> pa.Table:
     known = known.set_column(0, "set", pa.array([_SETS.get(v, v) for v in known["set"].to_pylist()], pa.string()))
     if policy is None:
         return known
-    columns = [name for name in ("response", "sample") if name in {c.name for c in opened.columns()}]
-    rows = views.query(opened, f"SELECT row_id, prompt, {', '.join(columns)} FROM rows")
-    scored: list[dict[str, object]] = []
+    rows = views.query(opened, "SELECT row_id, prompt, response FROM rows WHERE response IS NOT NULL")
     prompts: list[Prompt] = rows["prompt"].to_pylist()
-    ids, answers = rows["row_id"].to_pylist(), [rows[name].to_pylist() for name in columns]
-    with bar(f"{study}: {results.title(source)}", len(ids)) as advance:
-        for start in range(0, len(ids), _CALLS):
+    groups = [[text] for text in rows["response"].to_pylist()]
+    scored = _by_policy(f"{study}: {results.title(source)}", policy, "golden", rows["row_id"], prompts, groups)
+    return pa.concat_tables([known, scored.cast(known.schema)]) if len(scored) else known
+
+
+def _of_answers(study: str, source: Data, table: pa.Table, policy: Policy | None) -> pa.Table:
+    """Score a policy's answers, those to one prompt together."""
+    if policy is None:
+        raise StudyError(f"{study}: {results.title(source)} holds answers; name the policy that is to score them")
+    prompts, texts = results.prompts(study, table), results.texts(study, table, "response")
+    asked = (
+        results.names(study, table, "row_id") if "row_id" in table.column_names else [prompt_text(p) for p in prompts]
+    )
+    groups: dict[str, tuple[Prompt, list[str]]] = {}
+    for name, prompt, text in zip(asked, prompts, texts, strict=True):
+        groups.setdefault(name, (prompt, []))[1].append(text)
+    ids = pa.array([name if "row_id" in table.column_names else str(i) for i, name in enumerate(groups)])
+    return _by_policy(
+        f"{study}: {results.title(source)}", policy, "policy samples", ids,
+        [prompt for prompt, _ in groups.values()], [some for _, some in groups.values()],
+    )  # fmt: skip
+
+
+def _by_policy(
+    label: str, policy: Policy, name: str, ids: pa.Array, prompts: Sequence[Prompt], groups: Sequence[list[str]]
+) -> pa.Table:
+    """Return set, row_id, logprob and n_tokens of each group's texts that the policy can score."""
+    scored: list[tuple[int, float, int]] = []
+    with bar(label, len(prompts)) as advance:
+        for start in range(0, len(prompts), _CALLS):
             some = slice(start, start + _CALLS)
-            groups = [list(group) for group in zip(*(column[some] for column in answers), strict=True)]
-            asked = [[text for text in group if text is not None] for group in groups]
-            for row, group, likelihoods in zip(ids[some], groups, policy.logprobs(prompts[some], asked), strict=True):
-                named = [name for name, text in zip(columns, group, strict=True) if text is not None]
-                for name, one in zip(named, likelihoods, strict=True):
-                    if one is not None and finite(one.logprob) is not None:
-                        kind = "golden" if name == "response" else "policy samples"
-                        scored.append({"set": kind, "row_id": row, "logprob": one.logprob, "n_tokens": one.tokens})
-            advance(len(asked))
-    return pa.concat_tables([known, pa.Table.from_pylist(scored, known.schema)]) if scored else known
+            for i, likelihoods in enumerate(policy.logprobs(prompts[some], groups[some]), start):
+                scored += [
+                    (i, one.logprob, one.tokens)
+                    for one in likelihoods
+                    if one is not None and finite(one.logprob) is not None
+                ]
+            advance(len(prompts[some]))
+    places, logprobs, tokens = zip(*scored, strict=True) if scored else ((), (), ())
+    return pa.table(
+        {
+            "set": pa.array([name] * len(scored), pa.string()),
+            "row_id": ids.take(pa.array(places, pa.int64())),
+            "logprob": pa.array(logprobs, pa.float64()),
+            "n_tokens": pa.array(tokens, pa.int64()),
+        }
+    )
 
 
 def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, tuple[float, float]]]:
