@@ -8,6 +8,7 @@ open-ended and closed-ended rewards is left of them.
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,8 @@ class RerReward(BaseModel):
     encoder: EncoderModel | None = None
     """Needed by every reward with a relevance in it."""
     reward: Rewarded = "rer"
+    query_type: Literal["column", "random"] = "column"
+    """Take T(x) from the column of that name, or by lot, drawn from the prompt: RER's ablation (Table 4)."""
     max_response_tokens: int = Field(default=512, ge=1)
     combine: Combine = "product"
     clip: bool = False
@@ -103,7 +106,8 @@ class RerReward(BaseModel):
     def columns(self) -> tuple[str, ...]:
         """Name the columns of the data that the reward cannot do without."""
         if self.reward == "rer":
-            return ("query_type",) if self.fallback else ("query_type", "reference")
+            typed = ("query_type",) if self.query_type == "column" else ()
+            return typed if self.fallback else (*typed, "reference")
         return ("reference",) if self.reward == "ar" else ()
 
     def load(self) -> RewardFunction:
@@ -232,6 +236,8 @@ class _Rer:
     ) -> _Scored:
         """Score completions; None stands for what is not known of a row."""
         config = self._config
+        if config.query_type == "random":
+            kinds = [_drawn(prompt) for prompt in prompts]
         for kind in kinds:
             if kind not in ("open", "closed", None):
                 raise TrainError(f"query_type is open, closed or null, not {kind!r:.40}; see the column `query_type`")
@@ -391,6 +397,11 @@ def _logged(scored: _Scored) -> dict[str, Numbers]:
     """Return what every row has, since both trainers want the same keys for each; and who was not rewarded."""
     logs = {name: values for name, values in scored.features.items() if name != _AR}
     return {**logs, "rer_not_applicable": [float(value is None) for value in scored.rewards]}
+
+
+def _drawn(prompt: str) -> str:
+    """Return a query's type by lot: the same for the same prompt, wherever it is asked."""
+    return ("open", "closed")[hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[0] & 1]
 
 
 def _texts(columns: Mapping[str, object], name: str, count: int) -> list[str | None]:

@@ -147,6 +147,27 @@ def test_ablations_are_their_features(reward, expected):
     assert len(function.features()) == reward.count("_") + 1
 
 
+def test_a_query_type_by_lot_is_the_prompts_own_in_every_way_to_a_reward_and_reads_no_column():
+    by_lot = RerReward(encoder=ENCODER, query_type="random")
+    assert by_lot.columns == ("reference",) and by_lot.model_copy(update={"fallback": "query_relevance"}).columns == ()
+    prompts = [f"what is number {i}" for i in range(60)]
+    answers, references = ["it is one"] * 60, ["one"] * 60
+    drawn = by_lot.load()(prompts, answers, reference=references, query_type=["open"] * 60)
+    by_column = RerReward(encoder=ENCODER).load()
+    both = {
+        kind: by_column(prompts, answers, reference=references, query_type=[kind] * 60) for kind in ("open", "closed")
+    }
+    kinds = ["open" if value == one else "closed" for value, one in zip(drawn, both["open"], strict=True)]
+    assert drawn == [both[kind][i] for i, kind in enumerate(kinds)] and 15 < kinds.count("open") < 45
+    assert by_lot.load()(prompts[::-1], answers, reference=references) == drawn[::-1]
+    labels = [json.dumps({"prompt": p, "query_type": "open", "reference": "one"}) for p in prompts]
+    found = rewards.for_openrlhf(by_lot, "", [p + "it is one" for p in prompts], prompts, labels)["rewards"].tolist()
+    assert found == [float(np.float32(value)) for value in drawn]
+    for prompt, value in list(zip(prompts, drawn, strict=True))[:5]:
+        info = {"prompt": prompt, "query_type": None, "reference": "one"}
+        assert rewards.for_verl(by_lot, "it is one", "", info)["score"] == value
+
+
 def test_text_features_need_no_encoder_and_relevances_do():
     assert RerReward(reward="li_rp").load()(["q"], ["a b"]) == [0.02]
     assert RerReward(reward="li_rp", combine="sum").load()(["q"], ["a b"]) == [1.02]
