@@ -437,6 +437,12 @@ Seed = Annotated[int, typer.Option(help="One seed for everything.")]
 Saving = Annotated[int, typer.Option(help="Updates between checkpoints; 0 for none.")]
 Logging = Annotated[int, typer.Option(help="Updates between lines of log.jsonl.")]
 Board = Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")]
+HeldRows = Annotated[int, typer.Option(help="Rows to hold out without --eval-data, a tenth at most; 0 for none.")]
+Rank = Annotated[int, typer.Option(help="Of the adapters.")]
+Alpha = Annotated[int, typer.Option(help="Of the adapters, whose weight is alpha / r.")]
+Dropout = Annotated[float, typer.Option(help="Of the adapters.")]
+Recompute = Annotated[bool, typer.Option("--gradient-checkpointing", help="Compute twice to fit into memory.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a Hub model.")]
 
 
 @trainers.command("sft")
@@ -447,7 +453,11 @@ def train_sft(
     ],
     out: Out,
     eval_data: Held = None,
+    eval_rows: HeldRows = 200,
     lora: Lora = True,
+    lora_r: Rank = 8,
+    lora_alpha: Alpha = 32,
+    lora_dropout: Dropout = 0.1,
     learning_rate: Rate = 1e-4,
     num_train_epochs: Epochs = 1,
     max_steps: Steps = -1,
@@ -459,6 +469,8 @@ def train_sft(
     logging_steps: Logging = 10,
     tensorboard: Board = False,
     seed: Seed = 0,
+    gradient_checkpointing: Recompute = False,
+    revision: Revision = None,
 ) -> None:
     """Fine-tune a causal language model on prompts and answers.
 
@@ -476,7 +488,11 @@ def train_reward(
     data: Annotated[Path, typer.Option(help="prompt, chosen and rejected: a file or a split.", show_default=False)],
     out: Out,
     eval_data: Held = None,
+    eval_rows: HeldRows = 200,
     lora: Lora = True,
+    lora_r: Rank = 8,
+    lora_alpha: Alpha = 32,
+    lora_dropout: Dropout = 0.1,
     learning_rate: Rate = 2e-5,
     num_train_epochs: Epochs = 1,
     max_steps: Steps = -1,
@@ -488,6 +504,8 @@ def train_reward(
     logging_steps: Logging = 10,
     tensorboard: Board = False,
     seed: Seed = 0,
+    gradient_checkpointing: Recompute = False,
+    revision: Revision = None,
 ) -> None:
     """Train a reward model on preferences.
 
@@ -513,7 +531,10 @@ Gold = Annotated[
     str | None, typer.Option(help="Another reward, as --reward: measured on held-out prompts, never learned from.")
 ]
 Measuring = Annotated[int | None, typer.Option(help="Updates between measurements; else before and after.")]
-Target = Annotated[float | None, typer.Option(help="KL in nats an answer, kept by moving the coefficient.")]
+Target = Annotated[
+    float, typer.Option(help="KL in nats an answer, kept by moving the coefficient; 0 leaves the coefficient fixed.")
+]
+Horizon = Annotated[int, typer.Option(help="Answers over which the coefficient moves by about a fifth at most.")]
 
 
 @trainers.command("ppo")
@@ -524,20 +545,43 @@ def train_ppo(
     out: Out,
     gold: Gold = None,
     eval_data: Held = None,
+    eval_rows: HeldRows = 64,
     eval_steps: Measuring = None,
     lora: Lora = True,
+    lora_r: Rank = 8,
+    lora_alpha: Alpha = 16,
     learning_rate: Rate = 1e-5,
     num_train_epochs: Epochs = 1,
     max_steps: Steps = -1,
+    total_episodes: Annotated[int | None, typer.Option(help="Stop after so many answers.")] = None,
     per_device_train_batch_size: Batch = 16,
     gradient_accumulation_steps: Accumulation = 1,
+    warmup_steps: Warmup = 0,
     num_ppo_epochs: Annotated[int, typer.Option(help="Passes over each batch of answers.")] = 4,
     num_mini_batches: Annotated[int, typer.Option(help="Updates a pass.")] = 1,
     response_length: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
     max_length: Length = 1024,
     temperature: Temperature = 1.0,
+    stop_strings: Annotated[
+        list[str] | None, typer.Option(help="What ends an answer, literally; again for more.")
+    ] = None,
     kl_coef: Annotated[float, typer.Option(help="Weight of the KL penalty, at the start.")] = 0.2,
     kl_target: Target = 6.0,
+    kl_horizon: Horizon = 10_000,
+    kl_estimator: Annotated[Literal["k1", "k3"], typer.Option(help="Of the KL of a token.")] = "k1",
+    gamma: Annotated[float, typer.Option(help="Discount of what comes later.")] = 1.0,
+    lam: Annotated[float, typer.Option(help="GAE's lambda.")] = 0.95,
+    cliprange: Annotated[float, typer.Option(help="Of the policy's ratio, around 1.")] = 0.2,
+    cliprange_value: Annotated[float, typer.Option(help="Of the value, around what it was.")] = 0.2,
+    vf_coef: Annotated[float, typer.Option(help="Weight of the value's loss.")] = 1.0,
+    whiten_rewards: Annotated[bool, typer.Option("--whiten-rewards", help="Scale rewards within a batch.")] = False,
+    score_normalise: Annotated[
+        bool, typer.Option("--score-normalise/--no-score-normalise", help="Scale scores by all so far.")
+    ] = True,
+    score_clip: Annotated[float, typer.Option(help="Then hold scores between plus and minus this; 0: do not.")] = 10.0,
+    missing_eos_penalty: Annotated[
+        float | None, typer.Option(help="Then take this off the score of an answer that was cut.")
+    ] = None,
     value_model: Annotated[
         Path | None, typer.Option(help="A reward model to start a value model from; else a head on the policy.")
     ] = None,
@@ -545,12 +589,19 @@ def train_ppo(
     logging_steps: Logging = 1,
     tensorboard: Board = False,
     seed: Seed = 0,
+    gradient_checkpointing: Recompute = False,
+    revision: Revision = None,
 ) -> None:
     """Train a policy by PPO against a reward model, or against RER.
 
     Example: seamcurate train ppo --model models/sft --data splits/train --reward models/reward --out models/ppo
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "data", "reward", "gold", "out")}
+    options |= {
+        "kl_target": kl_target or None,
+        "score_clip": score_clip or None,
+        "stop_strings": tuple(stop_strings or ()),
+    }
     from seamcurate import rewards
     from seamcurate.train import PPOTraining, ppo
 
@@ -576,23 +627,33 @@ def train_by_groups(
     out: Out,
     gold: Gold = None,
     eval_data: Held = None,
+    eval_rows: HeldRows = 64,
     eval_steps: Measuring = None,
     lora: Lora = True,
+    lora_r: Rank = 8,
+    lora_alpha: Alpha = 16,
+    lora_dropout: Dropout = 0.05,
     learning_rate: Rate = 1e-5,
     num_train_epochs: Epochs = 1,
     max_steps: Steps = -1,
     per_device_train_batch_size: Annotated[int, typer.Option(help="Answers a forward pass.")] = 8,
     gradient_accumulation_steps: Accumulation = 1,
+    warmup_steps: Warmup = 0,
     num_generations: Annotated[int, typer.Option(help="Answers a prompt.")] = 8,
     num_iterations: Annotated[int, typer.Option(help="Updates from the same answers.")] = 1,
+    epsilon: Annotated[float, typer.Option(help="How far the policy's ratio may be from 1.")] = 0.2,
     max_completion_length: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
+    max_length: Length = 1024,
     temperature: Temperature = 1.0,
     beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.05,
-    kl_target: Target = None,
+    kl_target: Target = 0.0,
+    kl_horizon: Horizon = 10_000,
     save_steps: Saving = 0,
     logging_steps: Logging = 10,
     tensorboard: Board = False,
     seed: Seed = 0,
+    gradient_checkpointing: Recompute = False,
+    revision: Revision = None,
 ) -> None:
     """Train by GRPO or RLOO, whose options are the same."""
     options = {
@@ -600,6 +661,7 @@ def train_by_groups(
         for key, value in locals().items()
         if key not in ("context", "model", "data", "reward", "gold", "out")
     }
+    options["kl_target"] = kl_target or None
     from seamcurate import rewards
     from seamcurate.train import GroupTraining, grpo, rloo
 
@@ -617,6 +679,7 @@ def answer(
     temperature: Temperature = 1.0,
     samples: Annotated[int, typer.Option(help="Answers a prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Answers at a time.")] = 16,
+    revision: Revision = None,
     seed: Seed = 0,
 ) -> None:
     """Write what a policy answers to prompts, for the studies responses, tax and winrate.
@@ -628,7 +691,12 @@ def answer(
     from seamcurate.train import answer as write
 
     config = Answering(
-        max_new_tokens=max_new_tokens, temperature=temperature, samples=samples, batch_size=batch_size, seed=seed
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        samples=samples,
+        batch_size=batch_size,
+        revision=revision,
+        seed=seed,
     )
     print(f"{out}: {counted(write(model, data, out, config), 'answer')}")
 

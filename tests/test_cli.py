@@ -134,6 +134,46 @@ def test_a_policy_is_trained_by_reward(policy_folder, tmp_path):
     assert (refused.returncode, refused.stderr) == (2, "error: --learning-rate Input should be greater than 0\n")
 
 
+@pytest.mark.parametrize("method", ["sft", "reward", "ppo", "grpo", "rloo"])
+def test_every_option_of_a_trainer_can_be_typed_and_has_the_same_default(method):
+    from typer.main import get_command
+
+    from seamcurate import train
+    from seamcurate.cli import app
+
+    configs = {"sft": train.SFTTraining, "reward": train.RewardTraining, "ppo": train.PPOTraining}
+    config = configs.get(method, train.GroupTraining)()
+    typed = {one.name: one.default for one in get_command(app).commands["train"].commands[method].params}
+    # PPO's passes run without dropout; 0 and none at all are typed where Python has None and ().
+    left_out = {"lora_dropout"} if method == "ppo" else set()
+    expected = {name: value or 0 for name, value in dict(config).items() if name not in left_out}
+    assert {name: typed.get(name, "missing") or 0 for name in expected} == expected
+
+
+def test_ppos_controller_is_fixed_and_its_scores_are_raw_where_asked(policy_folder, tmp_path):
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"prompt": f"Where is {i}?"}) for i in range(8)))
+    asked = ["--model", policy_folder, "--data", tmp_path / "d.jsonl", "--reward", "li", "--out", tmp_path / "out"]
+    sizes = [
+        "--response-length",
+        4,
+        "--max-length",
+        60,
+        "--max-steps",
+        2,
+        "--stop-strings",
+        "a b",
+        "--stop-strings",
+        "c",
+    ]
+    shown = cli("train", "ppo", *asked, *sizes, "--kl-target", 0, "--no-score-normalise", "--score-clip", 0)
+    assert shown.returncode == 0, shown.stderr
+    config = json.loads((tmp_path / "out" / "training.json").read_text())["config"]
+    asked_for = {"kl_target": None, "score_normalise": False, "score_clip": None, "stop_strings": ["a b", "c"]}
+    assert {name: config[name] for name in asked_for} == asked_for
+    logged = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert {line["kl_coef"] for line in logged if "kl_coef" in line} == {0.2}
+
+
 def test_columns_and_why_tell_what_is_there(finished):
     shown = cli("columns", finished.path)
     assert shown.returncode == 0
