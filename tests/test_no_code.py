@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import write_files
 
 import seamcurate
 from seamcurate import CausalLM, SentenceEncoder, SequenceClassifier, Store, query, run_local
@@ -204,6 +207,46 @@ def test_a_chat_template_cannot_leave_its_sandbox(template, tokenizer, tmp_path)
     with pytest.raises(TemplateError):
         tokens.pieces(made, str(mark), "x")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ range(10 ** 9) }}", "OverflowError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+    ],
+)
+def test_a_chat_template_that_fails_is_named_in_one_line(template, said, tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, name_or_path="their/model")
+    made.chat_template = template
+    with pytest.raises(ModelError, match=f"the chat template of their/model fails: {said}: .*; correct it") as refused:
+        tokens.reward_group(made, "a prompt", ["one", "two"], 100)
+    assert "\n" not in str(refused.value)
+
+
+LOOPING = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+IN_A_SECOND = "from seamcurate.models import tokens; tokens._SECONDS = 1.0; from seamcurate.cli import main; main()"
+
+
+def test_a_chat_template_that_loops_for_long_ends_the_command_in_one_line(decoder_reward_folder, tmp_path):
+    write_files(tmp_path)
+    shutil.copytree(decoder_reward_folder, tmp_path / "theirs")
+    (tmp_path / "theirs/chat_template.jinja").write_text(LOOPING)
+    (tmp_path / "recipe.yaml").write_text(
+        "rows: {parquet: rows.parquet}\ncorpus: {parquet: corpus.parquet}\n"
+        "models: {policy: {fake: p}, reward: {sequence_classifier: theirs}, encoder: {fake: e}}\n"
+        "steps: [retrieve: {k: 5, band: [0.5, 0.9]}, seam: {k: 5}]\n"
+    )
+    command = [sys.executable, "-c", IN_A_SECOND, "run", str(tmp_path / "recipe.yaml"), str(tmp_path / "store")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[-1] == (
+        f"error: the chat template of {tmp_path}/theirs is not done with a row after 1 seconds; correct it, or take "
+        "another model"
+    )
 
 
 def test_a_link_in_a_store_s_place_for_a_shard_is_not_followed(recipe, tmp_path):

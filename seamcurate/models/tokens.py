@@ -7,12 +7,16 @@ that a text spells is text, see `spelling`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
+from seamcurate.errors import ModelError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.spelling import marked, spelling
 from seamcurate.models.template import plain_prompt, plain_response, prompt_text
+from seamcurate.tables import brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 
 REVISION = 2
 """Raised whenever the same text would give other ids; 2: special tokens that a text spells are text."""
+
+
+_SECONDS = 10.0
+"""Within which a chat template renders a row; it is a program of whoever made the model, and may loop."""
 
 
 class Pieces(NamedTuple):
@@ -37,8 +45,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str) ->
     prompt, response = hidden.prompt(prompt), hidden.hidden(response)
     if not tokenizer.chat_template:
         return Pieces(plain_prompt(prompt), plain_response(response), False)
-    turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    (rendered,) = _rendered(tokenizer, [_turns(prompt)], add_generation_prompt=True)
     return Pieces(rendered, response, True)
 
 
@@ -102,7 +109,7 @@ def reward_group(
     prompt, responses = spelling(tokenizer).prompt(prompt), list(map(spelling(tokenizer).hidden, responses))
     last: int | None = None
     if text.templated:
-        turns = [_closed_turn(tokenizer, prompt, response, text) for response in responses]
+        turns = _closed_turns(tokenizer, prompt, responses, text)
         answers, closings = [answer for answer, _ in turns], [closing for _, closing in turns]
         closing_ids = {closing: _ids(tokenizer, closing) for closing in set(closings)}
     else:
@@ -157,14 +164,58 @@ def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[
     return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
 
 
-def _closed_turn(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, text: Pieces) -> tuple[str, str]:
-    """Return the assistant's turn as the template renders it: the answer, and what closes it."""
-    turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    turns.append({"role": "assistant", "content": response})
-    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+def _turns(prompt: Prompt) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _closed_turns(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[str], text: Pieces
+) -> list[tuple[str, str]]:
+    """Return the assistant's turns as the template renders them: each answer, and what closes it."""
+    chats = [[*_turns(prompt), Message(role="assistant", content=response)] for response in responses]
+    return [
+        _closed_turn(tokenizer, response, whole, text)
+        for response, whole in zip(responses, _rendered(tokenizer, chats), strict=True)
+    ]
+
+
+def _closed_turn(tokenizer: PreTrainedTokenizerBase, response: str, whole: str, text: Pieces) -> tuple[str, str]:
     turn = whole.removeprefix(text.prompt)
     answer = response if response in turn else response.strip()
     if turn == whole or not turn.startswith(answer):
         # A template that rewrites earlier turns, or the answer, has no shared prefix to keep.
         return response, tokenizer.eos_token or ""
     return answer, turn[len(answer) :]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]], **how: bool) -> list[str]:
+    """Render a row's chats by the tokenizer's chat template.
+
+    Raises:
+        TemplateError: The template has no form for them.
+        ModelError: It fails, or is not done in time.
+    """
+    from jinja2 import TemplateError
+
+    done: Future[list[str]] = Future()
+
+    def render() -> None:
+        try:
+            done.set_result([str(tokenizer.apply_chat_template(turns, tokenize=False, **how)) for turns in chats])
+        except BaseException as error:
+            done.set_exception(error)
+
+    # Not in an executor, for whose threads Python waits when it ends.
+    threading.Thread(target=render, daemon=True).start()
+    where = f"the chat template of {tokenizer.name_or_path}"
+    try:
+        return done.result(_SECONDS)
+    except TemplateError:
+        raise
+    except TimeoutError as error:
+        raise ModelError(f"{where} is not done with a row after {_SECONDS:g} seconds; {_CURE}") from error
+    except Exception as error:
+        raise ModelError(f"{where} fails: {type(error).__name__}: {brief(str(error), 200)}; {_CURE}") from error
+
+
+_CURE = "correct it, or take another model"
