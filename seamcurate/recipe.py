@@ -163,7 +163,8 @@ def loads(text: str, folder: Path = Path(), name: str = "recipe") -> Recipe:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{name}:{line}: not readable as YAML: {error.problem}") from error
-    except (yaml.YAMLError, _Refused) as error:
+    # A number of too many digits, a day that is in no month; lists in lists in lists.
+    except (yaml.YAMLError, _Refused, ValueError, RecursionError) as error:
         raise RecipeError(f"{name}:{getattr(error, 'line', 1)}: {str(error).splitlines()[0]}") from error
     try:
         return _recipe(value, folder)
@@ -303,10 +304,16 @@ def _lies_in(folder: Path, key: str, name: str) -> bool:
     return key in _TAGS - {"openai_server"} and (folder / name).is_dir()
 
 
+_LARGEST, _DEEPEST = 100_000, 50
+"""Keys and values of a recipe, and how deep they lie: ten lines of aliases of aliases make more than memory holds."""
+
+
 def _plain(node: yaml.Node | None, at: Path_, lines: dict[Path_, int]) -> Any:
     """Turn YAML nodes into plain values, noting each key's line; a key given twice is refused."""
     if node is None:
         return {}
+    if len(lines) > _LARGEST or len(at) > _DEEPEST:
+        raise _Refused(at, "aliases (*) make it too large, or it is too deep", node.start_mark.line + 1)
     lines.setdefault(at, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Any] = {}

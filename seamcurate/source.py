@@ -66,7 +66,7 @@ class Source(BaseModel):
     messages: str | None = None
     id: str | None = None
     rename: dict[str, str] = {}
-    shard_rows: int = Field(default=4096, ge=1)
+    shard_rows: int = Field(default=4096, ge=1, le=10**9)
 
     @model_validator(mode="after")
     def _unambiguous(self) -> Source:

@@ -151,6 +151,31 @@ def test_errors_name_file_line_and_key_in_one_line(tmp_path, change, message):
     assert text.startswith(message) and "\n" not in text
 
 
+NINE = [", ".join([f"*{letter}"] * 9) for letter in "abcdef"]
+BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [{nine}]\n" for name, nine in zip("bcdefg", NINE, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB + "rows: {parquet: a}", "recipe:1: aliases .* make it too large"),
+        ("rows: {parquet: a}\nsteps: &a [*a]", "recipe:2: aliases .* make it too large, or it is too deep"),
+        ("rows: &a {parquet: *a}", "recipe:1: aliases .* make it too large, or it is too deep"),
+        ("steps: " + "[" * 5000 + "]" * 5000, "recipe:1: maximum recursion depth exceeded"),
+        (f"steps: [random: {{seed: {'9' * 5000}}}]", "recipe:1: Exceeds the limit"),
+        ("steps: 2020-13-32", "recipe:1: month must be in 1..12"),
+        (
+            f"rows: {{parquet: a, shard_rows: {10**30}}}",
+            "recipe:1: rows.shard_rows: input should be less than or equal",
+        ),
+    ],
+)
+def test_yaml_that_is_too_much_is_refused_in_one_line(text, message):
+    with pytest.raises(RecipeError, match=message) as refused:
+        loads(text)
+    assert "\n" not in str(refused.value)
+
+
 def test_an_empty_file_and_a_missing_one_are_named(tmp_path):
     with pytest.raises(RecipeError, match="1: a recipe needs `rows`"):
         loads("", tmp_path)
