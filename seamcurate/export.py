@@ -352,16 +352,7 @@ def _end(policy: PolicyModel | None) -> str:
     """Return the end-of-sequence token as text; none for a policy that has no tokenizer."""
     if not isinstance(policy, CausalLM):
         return ""
-    from transformers import AutoTokenizer
-
-    from seamcurate.models import weights
-
-    return (
-        AutoTokenizer.from_pretrained(
-            weights.folder(policy.path, policy.revision), trust_remote_code=policy.trust_remote_code
-        ).eos_token
-        or ""
-    )
+    return str(policy.tokenizer().eos_token or "")
 
 
 class _View:
@@ -499,13 +490,9 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
         raise ExportError(
             f"split {view.split}: format 'prompt_ids' needs a tokenizer; give the recipe `models: {{policy: {{causal_lm: …}}}}`"
         )
-    from transformers import AutoTokenizer
+    from seamcurate.models import tokens
 
-    from seamcurate.models import tokens, weights
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        weights.folder(policy.path, policy.revision), trust_remote_code=policy.trust_remote_code
-    )
+    tokenizer = policy.tokenizer()
 
     def lines() -> Iterator[pa.Table]:
         for _, table in view.read({"prompt": "b.prompt"}):

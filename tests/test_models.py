@@ -212,6 +212,36 @@ def test_more_than_one_output_is_no_reward_model(encoder_reward_folder, tmp_path
         SequenceClassifier(path=str(tmp_path)).load()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", b"", "SafetensorError: "),
+        ("config.json", b"[]", "TypeError: "),
+        ("tokenizer.json", b"{}", "KeyError: 'added_tokens'"),
+        ("tokenizer_config.json", b"half of", "Expecting value"),
+    ],
+)
+def test_damaged_files_of_a_model_are_told_in_one_line(policy_folder, tmp_path, name, content, said):
+    from seamcurate.errors import TrainError
+    from seamcurate.train import SFTTraining
+    from seamcurate.train.training import open_policy
+
+    folder = tmp_path / "model"
+    shutil.copytree(policy_folder, folder)
+    (folder / name).write_bytes(content)
+    for error, attempt in (
+        (ModelError, CausalLM(path=str(folder)).load),
+        (ModelError, SentenceEncoder(path=str(folder), pooling="mean").load),
+        (TrainError, lambda: open_policy(folder, SFTTraining())),
+    ):
+        with pytest.raises(error, match=f"model.*: {said}") as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
+    if name.startswith("tokenizer"):
+        with pytest.raises(ModelError, match=f"causal_lm .*: {said}"):
+            CausalLM(path=str(folder)).count_tokens(["a text"])
+
+
 def test_pickled_weights_are_refused(policy_folder, tmp_path):
     for file in policy_folder.iterdir():
         if file.suffix != ".safetensors":

@@ -62,11 +62,19 @@ class LocalModel(Backend):
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count tokens by the model's own tokenizer; the weights are not loaded."""
+        tokenizer = self.tokenizer()
+        return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer alone."""
         from transformers import AutoTokenizer
 
         where = weights.folder(self.path, self.revision)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=self.trust_remote_code)
-        return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
+        with told(f"{self.key} {self.path}"):
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                where, trust_remote_code=self.trust_remote_code
+            )
+        return found
 
     def _folder(self) -> Path:
         if self.trust_remote_code:
@@ -77,14 +85,11 @@ class LocalModel(Backend):
         folder = self._folder()
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
-        try:
-            with _quietly():
-                tokenizer = _tokenizer(folder, _state(folder), self.trust_remote_code, truncation)
-                model = auto.from_pretrained(
-                    folder, dtype=dtype, use_safetensors=True, trust_remote_code=self.trust_remote_code
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{self.key} {self.path}: {_first_line(error)}") from error
+        with told(f"{self.key} {self.path}"), _quietly():
+            tokenizer = _tokenizer(folder, _state(folder), self.trust_remote_code, truncation)
+            model = auto.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=self.trust_remote_code
+            )
         model = model.to(device).eval()
         quicken(model)
         return tokenizer, model
@@ -352,7 +357,7 @@ class _LoadedEncoder:
 
         self.config = config
         options = {"dtype": weights.torch_dtype(config.dtype, config.device), "use_safetensors": True}
-        try:
+        with told(f"sentence_encoder {config.path}"):
             if config.pooling == "default":
                 folder = config._folder()
                 with _quietly():
@@ -376,8 +381,6 @@ class _LoadedEncoder:
 
                 self.tokenizer, self.backbone = config._open(AutoModel, config.truncation)
                 self.limit = config.max_tokens or min(512, weights.window(self.backbone, self.tokenizer))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"sentence_encoder {config.path}: {_first_line(error)}") from error
         device = self.model.device if self.backbone is None else self.backbone.device
         self.batches = Batches(config.batch_tokens or 8192, device)
         self.tokenizer.truncation_side = config.truncation
@@ -503,5 +506,14 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+@contextmanager
+def told(model: str) -> Iterator[None]:
+    """Say in one line why a model's files cannot be read: of damaged ones, libraries raise whatever they like."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        kind = "" if first and isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise ModelError(f"{model}: {kind}{first}") from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from seamcurate.errors import ModelError
 from seamcurate.models import weights
 from seamcurate.models.batching import Batches, padded
+from seamcurate.models.local import told
 
 _BATCH_TOKENS = 8192
 _BPE_SPACE = "Ġ"
@@ -29,12 +30,9 @@ class MaskedModel:
 
         self.count = count
         folder = weights.folder(path, None)
-        try:
+        with told(f"masked_model {path}"):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForMaskedLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-        # transformers 4.57 stumbles over the missing files of a folder without a tokenizer.
-        except (OSError, ValueError, RuntimeError, AttributeError) as error:
-            raise ModelError(f"masked_model {path}: {str(error).strip().splitlines()[0]}") from error
         if not self.tokenizer.is_fast:
             raise ModelError(f"masked_model {path}: its tokenizer does not say where tokens stand; give a fast one")
         self.model = model.to(weights.device("auto")).eval()

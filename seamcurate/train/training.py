@@ -460,6 +460,10 @@ def _told(model: str | Path) -> Iterator[None]:
     """Raise what transformers says of a folder it cannot load as one line."""
     try:
         yield
-    except (ModelError, OSError, ValueError, RuntimeError) as error:
+    # Of damaged files, libraries raise whatever they like.
+    except Exception as error:
+        plain = isinstance(error, ModelError | OSError | ValueError | RuntimeError)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TrainError(f"model {model} cannot be loaded: {reason}") from error
+        raise TrainError(
+            f"model {model} cannot be loaded: {reason if plain else f'{type(error).__name__}: {reason}'}"
+        ) from error
