@@ -212,6 +212,7 @@ def test_a_chat_template_cannot_leave_its_sandbox(template, tokenizer, tmp_path)
 @pytest.mark.parametrize(
     ("template", "said"),
     [
+        ("{% for %}", "TemplateSyntaxError"),
         ("{{ 1 // 0 }}", "ZeroDivisionError"),
         ("{{ range(10 ** 9) }}", "OverflowError"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),

@@ -195,7 +195,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]]
         TemplateError: The template has no form for them.
         ModelError: It fails, or is not done in time.
     """
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     done: Future[list[str]] = Future()
 
@@ -210,11 +210,11 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]]
     where = f"the chat template of {tokenizer.name_or_path}"
     try:
         return done.result(_SECONDS)
-    except TemplateError:
-        raise
     except TimeoutError as error:
         raise ModelError(f"{where} is not done with a row after {_SECONDS:g} seconds; {_CURE}") from error
     except Exception as error:
+        if isinstance(error, TemplateError) and not isinstance(error, TemplateSyntaxError):
+            raise
         raise ModelError(f"{where} fails: {type(error).__name__}: {brief(str(error), 200)}; {_CURE}") from error
 
 
