@@ -628,7 +628,7 @@ def load_json(path: Place) -> dict[str, JsonValue]:
     try:
         content = path.read_bytes()
         value = json.loads(content)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise DamagedError(f"{path} is not readable as JSON; {shard.cure(path)}") from error

@@ -478,6 +478,12 @@ def test_check_finds_a_whole_ledger_that_tells_of_other_rows_or_counts(made, col
     assert line.startswith(f"{folder}/ledger.parquet {wrong}; ")
 
 
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match=f"{tmp_path}/file is no store; make one with"):
+        check(Store(tmp_path / "file"))
+
+
 def test_a_store_without_its_corpus_says_so(made):
     made.copy()
     shutil.rmtree(made.store / "corpus")
