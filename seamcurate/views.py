@@ -219,6 +219,8 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
         QueryError: It is another statement, several, or reads something else.
     """
     try:
+        # A half letter, as a terminal of another encoding gives it, DuckDB takes for no text.
+        sql.encode()
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise QueryError(_ONE)
@@ -230,6 +232,8 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
         ).fetchall()
     except duckdb.Error as error:
         raise QueryError(explain(connection, str(error))) from error
+    except UnicodeEncodeError as error:
+        raise QueryError("the SQL is no UTF-8 text") from error
     # A statement of a kind that DuckDB's Python does not know, and one nested too deeply.
     except (ValueError, RecursionError) as error:
         raise QueryError(_ONE) from error

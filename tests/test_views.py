@@ -120,6 +120,11 @@ def test_a_query_sees_the_views_and_no_other_file(store, sql):
         query(store, sql.format(store=store.path))
 
 
+def test_sql_that_is_no_text_is_refused(store):
+    with pytest.raises(QueryError, match="the SQL is no UTF-8 text"):
+        query(store, "SELECT '\udc80'")
+
+
 def test_a_wrong_name_says_what_there_is(store):
     with pytest.raises(
         QueryError, match=r'Referenced column "seam_contrst" not found.*Candidate bindings: "seam_contrast"'
