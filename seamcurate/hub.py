@@ -47,6 +47,7 @@ _WAITS = (1.0, 4.0, 15.0)
 _LONGEST_WAIT = 60.0
 _LARGEST_FACTS = 2**26
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
+_ANEW = ("run the same command later", "run the same command again")
 _TRANSPORTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
 
@@ -243,12 +244,12 @@ def push(
     Raises:
         HubError: No token, no right, no connection, a conflict, a limit; the message says what to do.
     """
-    with asking(repo_id):
+    with asking(repo_id, sending=True):
         api = _api(repo_id, writing=True)
         there = _newest(api, repo_id, public)
         carried = licences or _licences(api, recipe.load(path))
     prepared = prepare(path, store, repo_id, trainer, carried)
-    with asking(repo_id):
+    with asking(repo_id, sending=True):
         head = there or _again(lambda: _made(api, repo_id, public))
         remote = {file.path: file for file in tree(api, repo_id, head)}
         changed = [name for name in prepared.files if not same(prepared.folder / name, remote.get(name))]
@@ -421,19 +422,22 @@ def compared(name: str) -> bool:
 
 
 @contextmanager
-def asking(repo_id: str) -> Iterator[None]:
-    """Turn whatever the client raises into one line without a token in it."""
+def asking(repo_id: str, sending: bool = False) -> Iterator[None]:
+    """Turn whatever the client raises into one line without a token in it; what was `sending` says what becomes of that."""
     try:
         yield
     except Exception as error:
         if isinstance(error, SeamcurateError):
             raise
-        _fail(repo_id, error)
+        _fail(repo_id, error, sending)
 
 
-def _fail(repo_id: str, error: Exception) -> NoReturn:
+def _fail(repo_id: str, error: Exception, sending: bool) -> NoReturn:
+    said = _said(error)
+    if sending and said.endswith(_ANEW):
+        said += ": what has arrived is not sent again"
     # Not chained: a client's own message may quote the request, and so the token.
-    raise HubError(f"{repo_id}: {_said(error)}") from None
+    raise HubError(f"{repo_id}: {said}") from None
 
 
 def _said(error: Exception) -> str:
@@ -448,14 +452,11 @@ def _said(error: Exception) -> str:
         if status in _ANSWERS:
             return _ANSWERS[status]
         if status is not None and status >= 500:
-            return f"the Hub fails (status {status}); run the same command later: what has arrived is not sent again"
+            return f"the Hub fails (status {status}); run the same command later"
         if status is not None:
             return f"the Hub refuses (status {status}): {_redacted(getattr(one, 'server_message', None) or 'no reason given')}"
         if _broke(one):
-            return (
-                "the connection to the Hub broke; check the network and run the same command again: what has arrived is "
-                "not sent again"
-            )
+            return "the connection to the Hub broke; check the network and run the same command again"
     return f"{type(error).__name__}: {_redacted(str(error))}"
 
 
@@ -466,7 +467,7 @@ _ANSWERS = {
     409: "the Hub reports a conflict; wait a little and run the same command again",
     412: "somebody else committed meanwhile; look at it, and run the same command again to push on top",
     413: "a file is larger than the Hub takes; use another format or fewer rows",
-    429: "the Hub's rate limit is reached; wait some minutes and run the same command again: what has arrived is not sent again",
+    429: "the Hub's rate limit is reached; wait some minutes and run the same command again",
 }
 
 
