@@ -875,6 +875,29 @@ def test_many_rows_are_drawn_by_how_many_fall_where_and_are_brushed(browser, add
         process.wait(20)
 
 
+def test_every_source_is_there_to_select_and_not_the_most_frequent_alone(browser, address, tmp_path):
+    rows = [{"prompt": f"question {i}", "source": f"source {i % 8}"} for i in range(80)] + [
+        {"prompt": "one", "source": "rare"}
+    ] * 2
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"))), tmp_path / "store")
+    process, found = served_at(Store(tmp_path / "store"))
+    try:
+        shown(browser, found)
+        seen = "[...document.querySelectorAll('[data-column=source] .value')].filter((e) => e.offsetHeight).length"
+        assert browser.run(seen) == 5 and browser.text("[data-column=source] footer") == "4 more values"
+        browser.click("[data-column=source] footer button")
+        assert browser.run(seen) == 9
+        browser.run("[...document.querySelectorAll('[data-column=source] .value')].at(-1).click()")
+        browser.until("document.querySelector('#t-rows').dataset.rows == '2'")
+        browser.click("[data-column=source] footer button")
+        # What is selected stays to be seen.
+        assert browser.run(seen) == 6 and browser.text("#chips").startswith("source: rare")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
 def test_the_cut_is_dragged_and_its_recipe_line_follows(page):
     page.click("#tab-cut")
     page.until("document.querySelector('.near li')")

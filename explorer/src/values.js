@@ -1,23 +1,25 @@
-// A column of labels: a bar for each of the most frequent values; a click selects it, another takes it back.
+// A column of labels: a bar for each of the most frequent values, more of them when asked for; a click selects one, another takes it back.
 
 import { clean, h, whole } from "./dom.js";
 import { selectValues, watchValues } from "./selection.js";
 
 const SHOWN = 5;
+const LISTED = 200;
 
 export function values(group) {
-  const shown = group.values.slice(0, SHOWN);
-  const rest = group.values.length - shown.length;
-  const top = Math.max(1, ...shown.map(([, rows]) => rows));
+  const listed = group.values.slice(0, LISTED);
+  const more = listed.length - SHOWN;
+  const beyond = group.values.length - listed.length;
+  const top = Math.max(1, ...listed.map(([, rows]) => rows));
   const chosen = new Set();
   const clearing = h("button", { class: "quiet small", "aria-label": `Clear ${group.name}`, hidden: true, onclick: clear }, "✕");
   const lines = new Map(
-    shown.map(([value, rows]) => {
+    listed.map(([value, rows], i) => {
       const bar = h("i", { class: "in" });
       const count = h("span", { class: "count" });
       const line = h(
         "button",
-        { class: "value", "aria-pressed": "false", onclick: () => toggle(value) },
+        { class: "value", "aria-pressed": "false", hidden: i >= SHOWN, onclick: () => toggle(value) },
         h("span", { class: "label" }, value === null ? "no value" : clean(value)),
         h("span", { class: "track" }, h("i", { class: "all", style: { width: `${(100 * rows) / top}%` } }), bar),
         count,
@@ -25,14 +27,24 @@ export function values(group) {
       return [value, { line, bar, count }];
     }),
   );
+  const list = h("div", { class: "values" }, [...lines.values()].map((one) => one.line));
+  const fold = h("button", { class: "quiet small", "aria-expanded": "false", onclick: () => unfold(fold.getAttribute("aria-expanded") === "false") });
   const card = h(
     "article",
     { class: "card group", "data-column": group.name },
     h("header", {}, h("h3", { title: group.meaning || group.name }, group.name), clearing),
     h("p", { class: "meaning", title: group.meaning }, group.meaning || "column of the source"),
-    h("div", { class: "values" }, [...lines.values()].map((one) => one.line)),
-    rest > 0 ? h("footer", {}, h("span", {}, `and ${whole(rest)} more values`)) : null,
+    list,
+    more > 0 ? h("footer", {}, fold, beyond > 0 ? h("span", {}, `and ${whole(beyond)} rarer ones`) : null) : null,
   );
+
+  function unfold(open) {
+    fold.setAttribute("aria-expanded", String(open));
+    fold.textContent = open ? "fewer" : `${whole(more)} more value${more === 1 ? "" : "s"}`;
+    list.classList.toggle("open", open);
+    listed.forEach(([value], i) => (lines.get(value).line.hidden = !open && i >= SHOWN && !chosen.has(value)));
+  }
+  unfold(false);
 
   function toggle(value) {
     if (!chosen.delete(value)) chosen.add(value);
