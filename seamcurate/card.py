@@ -231,6 +231,7 @@ class Part(NamedTuple):
     """Of its shards, inside `data/`."""
     rows: int
     bytes: int
+    shards: int = 1
 
 
 class About(NamedTuple):
@@ -464,7 +465,9 @@ def _snippets(repo_id: str, part: Part, trainer: str) -> Iterator[tuple[str, str
         command = f"python -m openrlhf.cli.{program} {name} rows/data/{part.folder} {keys[form]} …"
         yield "OpenRLHF", "shell", folder + command
     if trainer == "verl" and form == "prompts":
-        yield "verl", "shell", folder + _VERL_RUN.format(files=f"rows/data/{part.folder}/train-00000-of-00001.parquet")
+        places = [f"rows/data/{part.folder}/train-{i:05d}-of-{part.shards:05d}.parquet" for i in range(part.shards)]
+        files = places[0] if part.shards == 1 else f"'[{','.join(places)}]'"
+        yield "verl", "shell", folder + _VERL_RUN.format(files=files)
     elif trainer == "trl" and form == "prompts":
         yield "verl", "python", load + _TO_VERL.format(split=part.split)
         yield "verl, on that file", "shell", _VERL_RUN.format(files="rows.parquet")

@@ -134,8 +134,9 @@ def _part(done: Exported, loaded: Recipe, data: Path) -> card.Part:
     """Describe what an export wrote; a split that is written in several formats has a folder for each."""
     inside = done.folder.relative_to(data).parts
     form = loaded.splits[inside[0]].format if len(inside) == 1 else inside[-1]
-    size = sum(file.stat().st_size for file in done.folder.glob("train-*.parquet"))
-    return card.Part("-".join(inside), inside[0], form, "/".join(inside), done.rows, size)
+    shards = list(done.folder.glob("train-*.parquet"))
+    size = sum(file.stat().st_size for file in shards)
+    return card.Part("-".join(inside), inside[0], form, "/".join(inside), done.rows, size, len(shards))
 
 
 def _sizes(folder: Path) -> dict[str, int]:

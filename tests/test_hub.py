@@ -194,6 +194,15 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
     assert "seamcurate reproduce me/curated" in card_text and "`rows.parquet`, `corpus.parquet`" in card_text
 
 
+def test_the_card_names_every_file_that_verl_is_to_read(work, monkeypatch):
+    monkeypatch.setattr("seamcurate.export._ROWS_PER_FILE", 10)
+    work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
+    prepared = hub.prepare(work.recipe, work.store, "me/curated", trainer="verl")
+    (named,) = re.findall(r"data\.train_files='\[(\S+)\]' ", prepared.card)
+    there = [f"rows/{name}" for name in prepared.files if name.startswith("data/")]
+    assert named.split(",") == there and len(there) > 1
+
+
 def test_duckdb_finds_every_score_in_what_is_pushed_as_a_plain_column(work):
     import duckdb
 
