@@ -726,6 +726,10 @@ def compare(
     )
 
 
+_WITHOUT = ("responses_not_scored", "answers_without_a_reward")
+"""What the trainers call them in their records."""
+
+
 def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
@@ -734,7 +738,11 @@ def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
         *("reward_first", "reward_last", "reward_before", "reward_after", "gold_before", "gold_after", "kl"),
     )
     shown = [f"{key} {value:.4g}" for key in measures if isinstance(value := record.get(key), float)]
-    print(f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}")
+    without = next((n for key in _WITHOUT if isinstance(n := record.get(key), int) and n), 0)
+    left_out = f"; {without:,} answers had no reward and were left out" if without else ""
+    print(
+        f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}{left_out}"
+    )
 
 
 if __name__ == "__main__":

@@ -134,6 +134,17 @@ def test_a_policy_is_trained_by_reward(policy_folder, tmp_path):
     assert (refused.returncode, refused.stderr) == (2, "error: --learning-rate Input should be greater than 0\n")
 
 
+def test_answers_that_a_reward_does_not_apply_to_are_told(policy_folder, tmp_path):
+    rows = [{"prompt": f"Where is {i}?", "query_type": "closed", "reference": None} for i in range(8)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "rer.yaml").write_text("{reward: rer, encoder: {fake: encoder}}")
+    asked = ["--model", policy_folder, "--data", tmp_path / "d.jsonl", "--reward", tmp_path / "rer.yaml"]
+    sizes = ["--response-length", 4, "--max-length", 60, "--per-device-train-batch-size", 8, "--max-steps", 1]
+    shown = cli("train", "ppo", *asked, *sizes, "--out", tmp_path / "ppo")
+    assert shown.returncode == 0, shown.stderr
+    assert "; 8 answers had no reward and were left out" in shown.stdout
+
+
 @pytest.mark.parametrize("method", ["sft", "reward", "ppo", "grpo", "rloo"])
 def test_every_option_of_a_trainer_can_be_typed_and_has_the_same_default(method):
     from typer.main import get_command
