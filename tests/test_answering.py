@@ -7,7 +7,7 @@ import pytest
 from test_train import answered, chat, parquet, plain  # noqa: F401
 
 from seamcurate import study
-from seamcurate.errors import TrainError
+from seamcurate.errors import StoreError, TrainError
 from seamcurate.train import Answering, SFTTraining, answer, sft
 
 
@@ -52,3 +52,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(learnt, tmp_path):
     with pytest.raises(TrainError, match="has no column `prompt`"):
         answer(learnt, parquet(tmp_path / "e.parquet", [{"text": "a"}]), tmp_path / "a.parquet")
     assert not (tmp_path / "a.parquet").exists()
+    with pytest.raises(TrainError, match="is a folder; name the Parquet file to write"):
+        answer(tmp_path / "no model is read", data, tmp_path)
+    with pytest.raises(StoreError, match="cannot be written: Not a directory"):
+        answer(tmp_path / "no model is read", data, data / "answers" / "a.parquet")

@@ -166,6 +166,12 @@ def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypa
         study.selection(pa.Table.from_pylist(RUNS))
 
 
+def test_a_file_where_the_figures_should_go_is_named_before_anything_is_measured(tmp_path):
+    (tmp_path / "figures").write_text("mine")
+    with pytest.raises(StudyError, match="figures is a file; name a folder"):
+        study.run("selection", [tmp_path / "not read"], tmp_path / "figures")
+
+
 def test_nothing_to_read_is_said():
     with pytest.raises(StudyError, match="got nothing to read"):
         study.run("selection", [])

@@ -89,6 +89,10 @@ def test_faults_leave_no_verdict_and_what_cannot_be_compared_is_refused(tmp_path
             study.compare([answers(tmp_path / "x.parquet", "new")], base, named, tmp_path / "w.parquet")
         with pytest.raises(StudyError, match=r"sft2.parquet has no answer to 'How do I sort list 4\?' of ppo.parquet"):
             study.compare([own], answers(tmp_path / "sft2.parquet", "bad", 4), named, tmp_path / "w.parquet")
+        asked = len(server.requests)
+        with pytest.raises(StudyError, match="is a folder; name the Parquet file to write"):
+            study.compare([own], base, named, tmp_path)
+        assert len(server.requests) == asked
     assert not (tmp_path / "w.parquet").exists()
     (tmp_path / "no.yaml").write_text("{openai_server: [1]}")
     with pytest.raises(StudyError, match=r"no.yaml: .*; write it as \{openai_server: NAME, base_url: …\}"):

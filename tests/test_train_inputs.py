@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_train import THINGS, parquet, start
 
-from seamcurate.errors import TrainError
+from seamcurate.errors import StoreError, TrainError
 from seamcurate.models.local import SequenceClassifier
 from seamcurate.train import GroupTraining, PPOTraining, RewardTraining, SFTTraining, grpo, ppo, reward, rloo, sft
 
@@ -211,6 +211,13 @@ def test_a_checkpoint_half_written_is_none(
     assert f"{left / 'checkpoint-3'} is half-written or damaged" in capfd.readouterr().err
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_a_place_that_cannot_be_written_to_is_said_before_training(name: str, model: Path, tmp_path: Path) -> None:
+    data = parquet(tmp_path / "d.parquet", rows())
+    with pytest.raises(StoreError, match=r"out\.training cannot be written: Not a directory"):
+        train(name, model, data, data / "out")
 
 
 @pytest.mark.parametrize("record", ['{"trainer": "pp', "[]"])

@@ -77,6 +77,8 @@ def run(
     if name not in STUDIES:
         raise StudyError(f"there is no study {name!r}; there are {', '.join(STUDIES)}")
     out = out and objects.folder(out, "study")
+    if out is not None and out.exists() and not out.is_dir():
+        raise StudyError(f"{out} is a file; name a folder for the table and the figures")
     study = STUDIES[name]
     takes = inspect.signature(study).parameters
     asked: dict[str, object] = {"by": by, "rate": rate, "baseline": baseline, "rows": rows}

@@ -74,11 +74,13 @@ def compare(
         How many replies held no verdict.
 
     Raises:
-        StudyError: A table cannot be read, or the baseline lacks an answer.
+        StudyError: A table cannot be read, the baseline lacks an answer, or `out` is a folder.
         ModelError: The endpoint cannot be used at all.
         BudgetError: The next call might cost more than is left.
     """
     place = objects.folder(out, "compare").expanduser()
+    if place.is_dir():
+        raise StudyError(f"{out} is a folder; name the Parquet file to write")
     found = _pairs(answers, baseline, rows)
     template = template or prompts.bundled("better_answer")
     with calls.kept(place.parent / "calls", max_usd):

@@ -47,13 +47,18 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
         How many answers were written. The same model, rows and options give the same ones.
 
     Raises:
-        TrainError: The data or the model cannot be read, or no prompt leaves room.
+        TrainError: The data or the model cannot be read, no prompt leaves room, or `out` is a folder.
+        StoreError: `out` cannot be written.
     """
     import torch
     from transformers import GenerationConfig
 
     place = objects.folder(out, "answer").expanduser()
+    if place.is_dir():
+        raise TrainError(f"{out} is a folder; name the Parquet file to write")
     asked = rows_of.prompts(data)
+    with objects.writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
     options = training.Training(learning_rate=1.0, lora=False, revision=config.revision)
     training.identity(model, options)
     with training.quiet():
@@ -98,8 +103,8 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
             for sample, text in enumerate(texts[one.row])
         ]
     )
-    place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    pq.write_table(table, beside)
-    os.replace(beside, place)
+    with objects.writing(place):
+        pq.write_table(table, beside)
+        os.replace(beside, place)
     return len(table)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
-from seamcurate import shard
+from seamcurate import objects, shard
 from seamcurate.errors import TrainError
 from seamcurate.progress import note
 
@@ -69,6 +69,7 @@ class Workplace:
 
         Raises:
             TrainError: The checkpoint belongs to a training of other inputs.
+            StoreError: The folder cannot be made.
         """
         self._inputs = {**inputs, "number of processes": self.processes}
         found = [f for f in _entries(self.folder) if f.name.startswith("checkpoint-")]
@@ -84,7 +85,8 @@ class Workplace:
             self.state = state
         step = 0 if newest is None else _step(newest)
         if self.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with objects.writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             for half in [f for f in found if f not in whole]:
                 note(f"{half} is half-written or damaged; going on without it")
                 shutil.rmtree(half)
