@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,7 +28,7 @@ from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.store import Store, filename, load_json, save_record
-from seamcurate.tables import counted
+from seamcurate.tables import brief, counted
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 
@@ -190,7 +191,6 @@ def make(store: Store, name: str, split: Split) -> Made:
         }
         if isinstance(folder, Path):
             beside: Place = folder.with_name(f".{name}.tmp")
-            objects.remove_tree(beside)
             beside.mkdir(parents=True)
         else:
             # Nobody looks for a ledger where no split.json is.
@@ -203,7 +203,6 @@ def make(store: Store, name: str, split: Split) -> Made:
         if isinstance(folder, Path) and isinstance(beside, Path):
             # Renamed away whole first: a removal that is cut short must not leave a split.json without its ledger.
             doomed = folder.with_name(f".{name}.old.tmp")
-            objects.remove_tree(doomed)
             if folder.exists():
                 folder.rename(doomed)
             beside.rename(folder)
@@ -403,7 +402,19 @@ def _title(sql: str) -> str:
 
 
 def _literal(text: str) -> JsonValue:
+    """Read a default as recipes write values: a plain one, or a list of such; a date is its text.
+
+    Raises:
+        RecipeError: It is neither.
+    """
     import yaml
 
-    value: JsonValue = yaml.safe_load(text)
-    return value
+    try:
+        value = yaml.safe_load(text)
+    # A number of too many digits, a day that is in no month; lists in lists in lists.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"the filter's default {brief(text, 80)!r} cannot be read; write a value as YAML") from error
+    each = [str(one) if isinstance(one, date) else one for one in (value if isinstance(value, list) else [value])]
+    if not all(one is None or isinstance(one, str | int | float) for one in each):
+        raise RecipeError(f"the filter's default {brief(text, 80)!r} is neither a plain value nor a list of them")
+    return each if isinstance(value, list) else each[0]

@@ -234,3 +234,26 @@ def test_thresholds_of_several_rules_stay_with_their_rows(tmp_path):
             continue
         assert row["kept"] == (i % 2 == 0) and row["rule"] == ("low" if i < 5 else "the filter")
         assert row["value"] == i / 10 and row["threshold"] == (i / 7 if i % 3 == 0 else None)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1,", "*x", "{a: 1}", "[&a [x, x], &b [*a, *a]]", "9" * 5000, "2024-13-01", "[" * 5000], ids=range(7)
+)
+def test_a_default_that_is_no_value_is_refused_in_one_line(tmp_path, text):
+    filter_ = f"-- default rate = {text}\nSELECT row_id FROM rows WHERE row_id < $rate"
+    with pytest.raises(RecipeError, match=r"split s: the filter's default '.*' (cannot be read|is neither)") as said:
+        splits.make(stored(tmp_path, SCORES), "s", Split(filter=filter_))
+    assert len(str(said.value)) < 200 and "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(("text", "kept"), [("2024-01-05", 5), ("'2024-01-05'", 5)])
+def test_a_date_is_a_default_as_it_is_written(tmp_path, text, kept):
+    filter_ = (
+        f"-- default day = {text}\nSELECT row_id FROM rows WHERE DATE '2024-01-01' + row_id::INTEGER <= $day::DATE"
+    )
+    assert splits.make(stored(tmp_path, SCORES), "s", Split(filter=filter_)).kept == kept
+
+
+def test_a_list_is_a_default(tmp_path):
+    filter_ = "-- default which = [1, 3]\nSELECT row_id FROM rows WHERE list_contains($which, row_id)"
+    assert splits.make(stored(tmp_path, SCORES), "s", Split(filter=filter_)).kept == 2
