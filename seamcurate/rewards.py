@@ -160,7 +160,7 @@ def read(named: str) -> RewardFunction:
         first = error.errors(include_url=False)[0]
         at = ".".join(str(part) for part in first["loc"]) or "the file"
         raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(RerReward.model_fields)}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TrainError(f"reward {named} cannot be read: {str(error).splitlines()[0]}") from error
 
 

@@ -392,3 +392,11 @@ def test_a_command_reads_an_exported_reward_file_without_running_it(tmp_path):
             TrainError, match=r"reward.py cannot be read: it is no reward.py that `seamcurate export` wrote"
         ):
             rewards.read(str(file))
+
+
+@pytest.mark.parametrize("text", ["[1,", "[" * 5000, f"reward: {'9' * 5000}"], ids=["cut", "deep", "digits"])
+def test_a_rewards_file_that_no_yaml_reader_takes_is_told_in_one_line(tmp_path, text):
+    (tmp_path / "reward.yaml").write_text(text)
+    with pytest.raises(TrainError, match=r"reward.yaml cannot be read: ") as said:
+        rewards.read(str(tmp_path / "reward.yaml"))
+    assert "\n" not in str(said.value)

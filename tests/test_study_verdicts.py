@@ -109,3 +109,11 @@ def test_faults_leave_no_verdict_and_what_cannot_be_compared_is_refused(tmp_path
 @pytest.mark.parametrize(("text", "said"), [("[[A]] … no, [[B]]", "B"), ("[[ C ]]", "C"), ("[[D]]", None), ("A", None)])
 def test_the_last_verdict_counts(text, said):
     assert verdict(text) == said
+
+
+@pytest.mark.parametrize("text", ["[1,", "[" * 5000, f"openai_server: {'9' * 5000}"], ids=["cut", "deep", "digits"])
+def test_a_judges_file_that_no_yaml_reader_takes_is_told_in_one_line(tmp_path, text):
+    (tmp_path / "judge.yaml").write_text(text)
+    with pytest.raises(StudyError, match=r"judge.yaml cannot be read: ") as said:
+        study.read_judge(tmp_path / "judge.yaml")
+    assert "\n" not in str(said.value)

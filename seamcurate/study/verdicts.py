@@ -43,7 +43,7 @@ def read_judge(file: str | Path) -> LanguageModelConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise StudyError(f"judge {file}: {first['msg']}; write it as {{openai_server: NAME, base_url: …}}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(f"judge {file} cannot be read: {str(error).splitlines()[0]}") from error
     return judge
 
