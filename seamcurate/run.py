@@ -79,6 +79,7 @@ def run(
         if corpus is None:
             layers = store.lay(steps)
             store.claim(layers, replace)
+            splits.check(store, recipe.splits)
             computed = 0
         else:
             with corpus.hold():
@@ -87,6 +88,7 @@ def run(
                 layers = store.lay(steps, {name: layer for layer in there for name in layer.step.adds.names})
                 corpus.claim(there, replace)
                 store.claim(layers, replace)
+                splits.check(store, recipe.splits)
                 computed = sum(compute(layer, corpus, corpus.shards, "corpus ", spread) for layer in there)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []

@@ -146,17 +146,27 @@ def bundled() -> list[Path]:
     return [one for one in (package / "recipes", package.parent / "recipes") if one.is_dir()]
 
 
+def check(store: Store, splits: Mapping[str, Split]) -> None:
+    """Ask a store whose columns are named, computed or not, whether these splits can be made of it.
+
+    Raises:
+        QueryError: A filter's SQL cannot be answered, or it returns no `row_id`.
+        RecipeError: A parameter of a filter is missing, not used, or names no column.
+    """
+    if not splits:
+        return
+    with views.connect(store) as connection, views.limited(connection, _SECONDS, "ask for less in the filters"):
+        for name, split in splits.items():
+            _described(connection, name, *_bound(store, name, split))
+
+
 def make(store: Store, name: str, split: Split) -> Made:
     """Run a split's filter and keep its ledger; what is there for the same inputs is not made again.
 
     Raises:
         QueryError: The filter's SQL cannot be answered, or it returns no `row_id` or one twice.
     """
-    columns = [column.name for column in store.columns() if column.stale is None]
-    try:
-        sql, values = split.bound(columns)
-    except RecipeError as error:
-        raise RecipeError(f"split {name}: {error}") from error
+    sql, values = _bound(store, name, split)
     inputs: dict[str, JsonValue] = {**store.fingerprints(), "shards": len(store.shards)}
     fingerprint = digest({"sql": sql, "values": values, "inputs": inputs})
     folder = store.path / "splits" / name
@@ -272,6 +282,28 @@ class _Ledger(NamedTuple):
         return close
 
 
+def _bound(store: Store, name: str, split: Split) -> tuple[str, dict[str, JsonValue]]:
+    try:
+        return split.bound([column.name for column in store.columns() if column.stale is None])
+    except RecipeError as error:
+        raise RecipeError(f"split {name}: {error}") from error
+
+
+def _described(connection: duckdb.DuckDBPyConnection, name: str, sql: str, values: Mapping[str, JsonValue]) -> set[str]:
+    """Return the names of the columns that a filter returns, `row_id` among them."""
+    try:
+        views.check(connection, sql)
+        described = connection.execute(f"DESCRIBE {sql}", dict(values)).fetchall()
+    except QueryError as error:
+        raise QueryError(f"split {name}: {error}") from error
+    except duckdb.Error as error:
+        raise QueryError(f"split {name}: {views.explain(connection, str(error))}") from error
+    returned = {str(row[0]) for row in described}
+    if "row_id" not in returned:
+        raise QueryError(f"split {name}: its filter returns no row_id, only: {', '.join(sorted(returned))}")
+    return returned
+
+
 def _decide(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) -> _Ledger:
     """Run a filter over the rows, in little memory if that is enough for its SQL."""
     spill = store.scratch / ".spill.tmp"
@@ -289,16 +321,7 @@ def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue],
     files = [str(local(store.path / "rows" / filename(number))) for number in store.shards]
     instead = f"split {name}: its filter is too slow; join and compare less in it"
     with views.connect(store, spill) as connection, views.limited(connection, _SECONDS, instead):
-        try:
-            views.check(connection, sql)
-            described = connection.execute(f"DESCRIBE {sql}", dict(values)).fetchall()
-        except QueryError as error:
-            raise QueryError(f"split {name}: {error}") from error
-        except duckdb.Error as error:
-            raise QueryError(f"split {name}: {views.explain(connection, str(error))}") from error
-        returned = {row[0] for row in described}
-        if "row_id" not in returned:
-            raise QueryError(f"split {name}: its filter returns no row_id, only: {', '.join(sorted(returned))}")
+        returned = _described(connection, name, sql, values)
 
         def pick(column: str, otherwise: str) -> str:
             return column if column in returned else otherwise

@@ -25,6 +25,7 @@ from seamcurate import (
     SentenceEncoder,
     SequenceClassifier,
     Source,
+    Split,
     Store,
     check,
     query,
@@ -32,8 +33,19 @@ from seamcurate import (
     run_local,
     seam,
 )
-from seamcurate.errors import BusyError, DamagedError, SourceError, StaleError, StepError, StoreError
+from seamcurate.errors import (
+    BusyError,
+    DamagedError,
+    QueryError,
+    RecipeError,
+    SourceError,
+    StaleError,
+    StepError,
+    StoreError,
+)
 from seamcurate.integrity import mend
+
+LOWEST = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -428,3 +440,27 @@ def test_chat_rows_run_through_real_models_and_the_score_is_the_formulas(
         assert row["seam_contrast"] == pytest.approx(-sum(terms), abs=1e-4)
         ((own,),) = speaker.logprobs([row["prompt"]], [[row["response"]]])
         assert row["baseline_perplexity"] == pytest.approx(math.exp(-own.logprob / own.tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        (
+            {"filter": LOWEST, "by": "seam_contrst", "rate": 0.2},
+            "split s: by: 'seam_contrst' is no column of this store",
+        ),
+        ({"filter": LOWEST, "by": "seam_contrast", "rat": 0.2}, "split s: the filter has no parameter 'rat'"),
+        ({"filter": "SELECT row_id FRM rows"}, "split s: Parser Error"),
+        ({"filter": "SELECT misjudgment FROM candidates"}, "split s: Binder Error"),
+        ({"filter": "SELECT prompt FROM rows"}, "split s: its filter returns no row_id"),
+        ({"filter": "SELECT row_id FROM 'other.parquet'"}, "split s: a query reads the views alone"),
+    ],
+)
+def test_a_split_that_cannot_be_made_is_refused_before_anything_is_computed(recipe, tmp_path, split, said):
+    fine = Split(filter="SELECT row_id FROM candidates WHERE misjudgement > 0 GROUP BY row_id")
+    steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))
+    with pytest.raises((RecipeError, QueryError), match=said):
+        run_local(recipe(steps=steps, splits={"fine": fine, "s": Split(**split)}), tmp_path / "store")
+    assert list((tmp_path / "store").rglob("columns/*/step.json"))
+    assert not list((tmp_path / "store").rglob("columns/*/[0-9]*.parquet"))
+    assert not (tmp_path / "store" / "splits").exists()
