@@ -217,7 +217,8 @@ def test_more_than_one_output_is_no_reward_model(encoder_reward_folder, tmp_path
     [
         ("model.safetensors", b"", "SafetensorError: "),
         ("config.json", b"[]", "TypeError: "),
-        ("tokenizer.json", b"{}", "KeyError: 'added_tokens'"),
+        # As transformers 5 has it, and 4.57.
+        ("tokenizer.json", b"{}", "KeyError: 'added_tokens'|Exception: Model missing"),
         ("tokenizer_config.json", b"half of", "Expecting value"),
     ],
 )
@@ -234,7 +235,7 @@ def test_damaged_files_of_a_model_are_told_in_one_line(policy_folder, tmp_path, 
         (ModelError, SentenceEncoder(path=str(folder), pooling="mean").load),
         (TrainError, lambda: open_policy(folder, SFTTraining())),
     ):
-        with pytest.raises(error, match=f"model.*: {said}") as refused:
+        with pytest.raises(error, match=f"model.*: ({said})") as refused:
             attempt()
         assert "\n" not in str(refused.value)
     if name.startswith("tokenizer"):
