@@ -37,7 +37,9 @@ def test_seeds_that_match_are_paired_and_others_are_not():
     expected = stats.ttest_ind([0.5, 0.7, 0.9], [0.4, 0.5, 0.6], equal_var=False)
     assert apart.test == "Welch t" and apart.p == pytest.approx(expected.pvalue)
     single = statistics.difference({1: 0.5}, {1: 0.4})
-    assert single.test == "none" and math.isnan(single.p) and single.interval.above_zero
+    assert single.test == "none" and math.isnan(single.p) and single.interval.estimate == pytest.approx(0.1)
+    # One seed shows nothing.
+    assert not single.interval.above_zero and not single.interval.below_zero
 
 
 def test_runs_that_always_differ_alike_need_no_t():
