@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
@@ -503,6 +504,17 @@ def test_a_report_shows_the_map_of_its_rows(bare, tmp_path):
     assert drawn.read_text().count("<circle") == 24
     # Its darkest dots are the worst ones, so that its ground stays light.
     assert '<h2>Map</h2><div class="card light">' in (tmp_path / "report.html").read_text()
+
+
+def test_a_name_that_no_font_here_has_is_drawn_without_a_warning(tmp_path):
+    pytest.importorskip("matplotlib")
+    from seamcurate.explore import figure
+
+    drawn = figure.Figure("名\tby row_id", 200, 60, [], [figure.Label(1, "名\tof", "start")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.png(drawn, tmp_path / "map.png")
+    assert "名 by row_id" in figure.svg(drawn, sized=True) and (tmp_path / "map.png").stat().st_size > 500
 
 
 def test_figures_without_matplotlib_are_svg_and_say_so(finished, tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from seamcurate.explore.session import Chart, Group
-from seamcurate.tables import brief, clean
+from seamcurate.tables import brief, clean, one_line
 
 BLUE, GREY, SOFT = "#1f6fb2", "#b9b4a6", "#5b636e"
 _SCALE = ("#82b1dc", "#7f9bcf", "#8480b8", "#96608f", "#a8455f", "#b83a2c", "#8f2500")
@@ -147,18 +148,18 @@ def svg(figure: Figure, sized: bool = False) -> str:
         for s in figure.shapes
     )
     labels = "".join(
-        f'<text x="{label.x:g}" y="{_foot(figure, label):g}" text-anchor="{label.anchor}">{escape(clean(label.text))}</text>'
+        f'<text x="{label.x:g}" y="{_foot(figure, label):g}" text-anchor="{label.anchor}">{escape(one_line(label.text))}</text>'
         for label in figure.labels
     )
     head = _HEAD if sized else 0
     tall = figure.height + _FOOT + head
     size = f'width="{figure.width}" height="{tall}" ' if sized else ""
     if sized:
-        labels += f'<text x="{_SIDE}" y="-9" font-weight="600">{escape(clean(figure.title))}</text>'
+        labels += f'<text x="{_SIDE}" y="-9" font-weight="600">{escape(one_line(figure.title))}</text>'
     ground = f'<path d="M{_SIDE} {figure.height}.5H{figure.width - _SIDE}" stroke="currentColor" opacity=".5"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size}viewBox="0 {-head} {figure.width} {tall}" role="img" '
-        f'font-family="system-ui, DejaVu Sans, sans-serif" font-size="12" fill="currentColor"><title>{escape(clean(figure.title))}</title>'
+        f'font-family="system-ui, DejaVu Sans, sans-serif" font-size="12" fill="currentColor"><title>{escape(one_line(figure.title))}</title>'
         f"{shapes}{ground if figure.ground else ''}{labels}</svg>\n"
     )
 
@@ -190,7 +191,7 @@ def png(figure: Figure, file: Path) -> None:
         for s in figure.shapes
     ]
     axes.add_collection(PatchCollection(patches, facecolors=[s.fill for s in figure.shapes], linewidths=0))
-    axes.text(_SIDE, -9, clean(figure.title), size=9, weight="bold", parse_math=False)
+    axes.text(_SIDE, -9, one_line(figure.title), size=9, weight="bold", parse_math=False)
     if figure.ground:
         axes.plot([_SIDE, figure.width - _SIDE], [figure.height + 0.5] * 2, color=SOFT, linewidth=0.5)
     side = {"start": "left", "middle": "center", "end": "right"}
@@ -199,13 +200,16 @@ def png(figure: Figure, file: Path) -> None:
         axes.text(
             label.x,
             _foot(figure, label),
-            clean(label.text),
+            one_line(label.text),
             ha=side[label.anchor],
             size=9,
             color=SOFT,
             parse_math=False,
         )
-    canvas.savefig(file, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A name in a script that no font here has is boxes here; the SVG and the report spell it.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        canvas.savefig(file, metadata={"Software": None})
 
 
 def shade(part: float) -> str:
