@@ -24,7 +24,7 @@ LINES = Path(__file__).with_name("scaling.jsonl")
 STORES = Path(__file__).parents[1] / ".benchmarks"
 REPORT = Path(__file__).parents[1] / "SCALING.md"
 CORPUS, K = 20_000, 30
-MODELS_UP_TO = 1_000_000
+MODELS_UP_TO = 10_000_000
 """Rows beyond which retrieval and the steps of models are left out: a fake model's Python is most of their cost."""
 SMALL = 200
 """Rows of the store whose time is what a part takes at any size."""
