@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
-from test_train import CHAT, answered, parquet, start
+from test_train import CHAT, answered, parquet, start, stop_after
 
 from seamcurate.errors import TrainError
 from seamcurate.train import GroupTraining, SFTTraining, grpo, rloo, sft
@@ -157,8 +157,6 @@ def test_the_policy_reads_the_ids_that_scoring_reads(policy, chat, tmp_path, mon
 
 
 def test_beta_follows_the_kl_and_a_stopped_training_goes_on(policy, tmp_path, monkeypatch):
-    from seamcurate.train.workplace import Workplace
-
     data = parquet(tmp_path / "d.parquet", rows())
     options = {"max_steps": 6, "beta": 0.1, "kl_target": 1e-6, "kl_horizon": 40, "save_steps": 2}
     config = GroupTraining(**FAST, **options)
@@ -166,17 +164,7 @@ def test_beta_follows_the_kl_and_a_stopped_training_goes_on(policy, tmp_path, mo
     betas = [json.loads(line)["beta"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     # KL of the first update is 0, and far above its target after it: at most a fifth of 8 answers / 40 each.
     assert betas[:3] == pytest.approx([0.1 * 0.96, 0.1 * 0.96 * 1.04, 0.1 * 0.96 * 1.04**2])
-    write = Workplace.write
-
-    def stop(self, step, values):
-        write(self, step, values)
-        if step == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Workplace, "write", stop)
-    with pytest.raises(KeyboardInterrupt):
-        grpo(policy, Other(), data, tmp_path / "parts", config)
-    monkeypatch.setattr(Workplace, "write", write)
+    stop_after(5, monkeypatch, lambda: grpo(policy, Other(), data, tmp_path / "parts", config))
     assert grpo(policy, Other(), data, tmp_path / "parts", config) == whole
     for name in ("model.safetensors", "log.jsonl", "training.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -186,8 +174,6 @@ def test_beta_follows_the_kl_and_a_stopped_training_goes_on(policy, tmp_path, mo
 def test_answers_that_several_updates_learn_from_move_beta_once_and_are_never_parted_by_a_stop(
     train, policy, tmp_path, monkeypatch
 ):
-    from seamcurate.train.workplace import Workplace
-
     data = parquet(tmp_path / "d.parquet", rows())
     options = {"max_steps": 6, "beta": 0.1, "kl_target": 1e-9, "kl_horizon": 40, "num_iterations": 2, "save_steps": 2}
     config = GroupTraining(**FAST, **options)
@@ -195,17 +181,7 @@ def test_answers_that_several_updates_learn_from_move_beta_once_and_are_never_pa
     betas = [json.loads(line)["beta"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     # As above, a fifth of 8 answers / 40, a batch of answers each.
     assert betas == pytest.approx([0.096, 0.096, 0.096 * 1.04, 0.096 * 1.04, 0.096 * 1.04**2, 0.096 * 1.04**2])
-    write = Workplace.write
-
-    def stop(self, step, values):
-        write(self, step, values)
-        if step == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Workplace, "write", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(policy, Other(), data, tmp_path / "parts", config)
-    monkeypatch.setattr(Workplace, "write", write)
+    stop_after(5, monkeypatch, lambda: train(policy, Other(), data, tmp_path / "parts", config))
     assert train(policy, Other(), data, tmp_path / "parts", config) == whole
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
     with pytest.raises(ValidationError, match="save_steps 3 is no multiple of num_iterations 2"):

@@ -393,23 +393,28 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert not (tmp_path / "o").exists()
 
 
-def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(policy_folder, tmp_path, monkeypatch):
+def stop_after(update, monkeypatch, train):
+    """Begin a training that is stopped as soon as it has done so many updates."""
     from seamcurate.train.workplace import Workplace
 
-    data = parquet(tmp_path / "d.parquet", answered(24))
-    config = SFT.model_copy(update={"max_steps": 9, "save_steps": 2, "logging_steps": 1, "eval_rows": 0})
-    whole = sft(policy_folder, data, tmp_path / "whole", config)
     write = Workplace.write
 
     def stop(self, step, values):
         write(self, step, values)
-        if step == 5:
+        if step == update:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Workplace, "write", stop)
-    with pytest.raises(KeyboardInterrupt):
-        sft(policy_folder, data, tmp_path / "parts", config)
-    monkeypatch.setattr(Workplace, "write", write)
+    with monkeypatch.context() as patched:
+        patched.setattr(Workplace, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+
+
+def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(policy_folder, tmp_path, monkeypatch):
+    data = parquet(tmp_path / "d.parquet", answered(24))
+    config = SFT.model_copy(update={"max_steps": 9, "save_steps": 2, "logging_steps": 1, "eval_rows": 0})
+    whole = sft(policy_folder, data, tmp_path / "whole", config)
+    stop_after(5, monkeypatch, lambda: sft(policy_folder, data, tmp_path / "parts", config))
     left = tmp_path / "parts.training"
     # What was cut short while it was written is no checkpoint, and no line of the log.
     (left / "checkpoint-6").mkdir()
@@ -436,17 +441,7 @@ def test_another_training_does_not_go_on_from_a_checkpoint(policy_folder, tmp_pa
 
     data = parquet(tmp_path / "d.parquet", answered(8))
     config = SFT.model_copy(update={"max_steps": 4, "save_steps": 1, "logging_steps": 1, "eval_rows": 0})
-    write = Workplace.write
-
-    def stop(self, step, values):
-        write(self, step, values)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Workplace, "write", stop)
-    with pytest.raises(KeyboardInterrupt):
-        sft(policy_folder, data, tmp_path / "out", config)
-    monkeypatch.setattr(Workplace, "write", write)
+    stop_after(3, monkeypatch, lambda: sft(policy_folder, data, tmp_path / "out", config))
     with pytest.raises(
         TrainError, match="checkpoint-2 is of a training with seed 0 instead of 1; give another folder, or"
     ):

@@ -86,7 +86,7 @@ def bars(group: Group) -> Figure:
     """Describe how many rows have each of a column's most frequent labels."""
     width, (left, right) = 320, (132, 52)
     shown = group.values[:_LABELS]
-    most = max(1, *(rows for _, rows in shown), 1)
+    most = max((rows for _, rows in shown), default=1)
     shapes, labels = [], []
     for i, (value, rows) in enumerate(shown):
         name = "no value" if value is None else value
