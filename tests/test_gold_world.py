@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from examples.gold_world import experiment, models, scores, summary, world
 from examples.gold_world.experiment import PRESETS, Cell, Experiment, in_order, plan
-from seamcurate import query, study
+from seamcurate import Store, query, study
 
 
 def record(wanted: str, query_type: str = "closed", count: int = 0) -> world.Record:
@@ -170,6 +171,18 @@ def test_each_preset_plans_every_study_with_all_its_methods() -> None:
         }
 
 
+def test_what_several_cells_share_is_a_task_before_them(tmp_path: Path) -> None:
+    names = [name for name, _ in Experiment(tmp_path, PRESETS["quick"])._tasks()]
+    first = names.index(in_order(PRESETS["quick"])[0].file)
+    assert names[:first] == [
+        *("policy-2", "policy-1", "policy-0", "corpus"),
+        *(f"reward-{seed}" for seed in range(4)),
+        *(f"store-2-2-{seed}" for seed in range(4)),
+    ]
+    overlap = names.index("overlap-s0-p0-r1--0.2.json")
+    assert names[overlap - 2 : overlap] == ["store-0-0-0", "store-1-1-0"]
+
+
 def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +204,7 @@ def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
         return overlap if cell.measure == "overlap" else {"quality": cell.rate}
 
     monkeypatch.setattr(Experiment, "_measure", measure)
-    for made in ("policy", "reward", "store"):
+    for made in ("policy", "reward", "store", "corpus"):
         monkeypatch.setattr(Experiment, made, lambda self, *which: tmp_path)
     preset = PRESETS["tiny"]
     with pytest.raises(KeyboardInterrupt):
@@ -273,7 +286,13 @@ def test_a_tiny_world_is_trained_scored_and_split_by_the_projects_own_parts(tmp_
         assert pair["prompt"] != pair["other"] and pair["chosen"] != pair["rejected"]
     assert all(len(pairs["all"]) > len(pairs[method]) for method in ("random", "seam"))
     before = (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns
-    world_of.store(1, 1, 0)
+    # Another process' run holds the corpus' store for a while: it is waited for.
+    with ThreadPoolExecutor(1) as others:
+        with Store(tmp_path / "corpus").hold():
+            again = others.submit(world_of.store, 1, 1, 0)
+            with pytest.raises(TimeoutError):
+                again.result(timeout=1)
+        again.result()
     assert (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns == before
     assert len(models.respond(world_of.policy(0), ["add 1 and 2", "name 2 animals"])) == 2
     assert json.loads((tmp_path / "preset.json").read_text())["rl_rows"] == PRESETS["tiny"].rl_rows

@@ -18,21 +18,23 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow.parquet as pq
 
 from examples.gold_world import models, scores, world
 from seamcurate import Store, to_trl
+from seamcurate.errors import BusyError
 from seamcurate.shard import replace
 
 SELECTION = ("full", "random", "perplexity", "rip", "seam", "seam_written", "seam_adv", "seam_shuffled")
 AUGMENTATION = ("full", "augment_random", "augment_all", "augment_seam")
 RATE = 0.2
+Found = TypeVar("Found")
 
 
 class Preset(NamedTuple):
@@ -160,14 +162,23 @@ class Experiment:
         return sum(not self._file(cell).exists() for cell in in_order(self.preset))
 
     def _tasks(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Yield what two processes can do at a time, what most waits for first: models, stores, then the cells in order."""
+        """Yield what two processes can do at a time, what most waits for first: models, stores, then the cells in order.
+
+        What several cells share is a task of its own before them, so that no process waits while another makes it.
+        """
         best, top = len(self.preset.sft_steps) - 1, len(self.preset.pairs) - 1
         if self.left():
             yield from ((f"policy-{rank}", partial(self.policy, rank)) for rank in range(best, -1, -1))
+            yield "corpus", self.corpus
             yield from ((f"reward-{seed}", partial(self.reward, top, seed)) for seed in range(self.preset.seeds))
-            yield from ((f"store-{seed}", partial(self.store, best, top, seed)) for seed in range(self.preset.seeds))
+            yield from self._stores([(best, top, seed) for seed in range(self.preset.seeds)])
         for cell in in_order(self.preset):
+            if cell.measure == "overlap" and not self._file(cell).exists():
+                yield from self._stores([(rank, rank, cell.seed) for rank in (cell.policy, cell.reward)])
             yield cell.file, partial(self._finish, cell)
+
+    def _stores(self, models: Iterable[tuple[int, int, int]]) -> Iterator[tuple[str, Callable[[], object]]]:
+        return ((f"store-{'-'.join(map(str, each))}", partial(self.store, *each)) for each in models)
 
     def _finish(self, cell: Cell) -> None:
         """Measure a cell and write it down, unless it is there."""
@@ -349,15 +360,28 @@ class Experiment:
     def store(self, policy: int, reward: int, seed: int) -> Store:
         """Return the store of one pair of models, scored and split."""
         rows = models.write(self.records("rl"), self.out / "data" / "rl.parquet")
-        corpus = models.write(self.records("corpus"), self.out / "data" / "corpus.parquet")
         words = models.write(world.synonyms(), self.out / "data" / "synonyms.parquet")
         answers, judges, base = self.policy(policy), self.reward(reward, seed), self.policy(0)
-        # A run holds the corpus' store as well as its own.
-        with self._alone("scores"):
-            scores.embed_corpus(corpus, self.out / "corpus")
-            folder = self.out / "stores" / f"{policy}-{reward}-{seed}"
-            data = rows, self.out / "corpus", words
-            return scores.score(folder, data, answers, judges, base, self.preset.rates, seed)
+        folder, data = self.out / "stores" / f"{policy}-{reward}-{seed}", (rows, self.corpus(), words)
+        with self._alone(folder.name):
+            return _when_free(scores.score, folder, data, answers, judges, base, self.preset.rates, seed)
+
+    def corpus(self) -> Path:
+        """Return the store of what is retrieved from, embedded."""
+        folder = self.out / "corpus"
+        with self._alone(folder.name):
+            corpus = models.write(self.records("corpus"), self.out / "data" / "corpus.parquet")
+            _when_free(scores.embed_corpus, corpus, folder)
+        return folder
+
+
+def _when_free(work: Callable[..., Found], *given: object) -> Found:
+    """Run a recipe once no other run holds the corpus' store, as each does while it looks whether all embeddings are there."""
+    while True:
+        try:
+            return work(*given)
+        except BusyError:
+            time.sleep(0.1)
 
 
 def _rows(study: str, cell: Cell, result: Mapping[str, Any] | None) -> Iterator[dict[str, object]]:

@@ -31,6 +31,7 @@ from seamcurate import (
     seam,
 )
 from seamcurate.contrast.generate import GENERATED
+from seamcurate.contrast.retrieve import Embed
 from seamcurate.seamlessness import discrepancy, misjudgement, weight
 from seamcurate.split import read_filter
 from seamcurate.step import Data, Transform
@@ -134,8 +135,15 @@ def _answers(row: dict[str, object]) -> list[float]:
 
 
 def embed_corpus(corpus: Path, store: Path) -> None:
-    """Make the corpus a store, which all pairs' stores retrieve from."""
-    run_local(Recipe(rows=Source(parquet=str(corpus), response="response")), store)
+    """Make the corpus a store, embedded as all pairs' stores retrieve from it."""
+    rows = Source(parquet=str(corpus), response="response")
+    run_local(Recipe(rows=rows, steps=(Embed(encoder=_encoder()),)), store)
+
+
+def _encoder() -> SentenceEncoder:
+    from seamcurate.docs_corpus import encoder_folder
+
+    return SentenceEncoder(path=str(encoder_folder()))
 
 
 def recipe(rows: Path, corpus: Path, words: Path, models: Models, rates: Sequence[float], seed: int) -> Recipe:
@@ -182,13 +190,11 @@ def score(
     seed: int,
 ) -> Store:
     """Run that recipe on rows, corpus and lexicon; what is there is not made again."""
-    from seamcurate.docs_corpus import encoder_folder
-
     models = Models(
         policy=CausalLM(path=str(policy), max_response_tokens=16),
         base=CausalLM(path=str(base), max_response_tokens=16),
         reward=SequenceClassifier(path=str(reward)),
-        encoder=SentenceEncoder(path=str(encoder_folder())),
+        encoder=_encoder(),
     )
     run_local(recipe(*data, models, rates, seed), folder)
     return Store(folder)
