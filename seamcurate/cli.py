@@ -113,8 +113,9 @@ def run(
         report = run_local(loaded, store, limit, replace, max_usd)
     else:
         report = run_ray(loaded, store, ray, limit, replace, max_usd)
-    done = f"{counted(report.computed, 'shard')} computed" if report.computed else "everything was there"
-    print(f"{store}: {counted(report.rows, 'row')}, {done}")
+    done = [f"{report.read:,} read"] if report.read else []
+    done += [f"{counted(report.computed, 'shard')} computed"] if report.computed else []
+    print(f"{store}: {counted(report.rows, 'row')}, {', '.join(done) or 'everything was there'}")
     for line in report.lines:
         print(f"  {line}")
 

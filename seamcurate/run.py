@@ -41,6 +41,8 @@ class Report(NamedTuple):
 
     rows: int
     rejected: int
+    read: int
+    """Rows read from the source by this run; the others were there."""
     computed: int
     """Shards computed by this run; the others were there."""
     lines: list[str]
@@ -74,7 +76,7 @@ def run(
     with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext() as bought:
         integrity.mend_record(store)
         corpus = _corpus(recipe, store, replace)
-        ingest(recipe.rows, store, limit, replace, "reading rows")
+        read = ingest(recipe.rows, store, limit, replace, "reading rows")
         integrity.mend(store, [step.name for step in steps], recipe.splits)
         if corpus is None:
             layers = store.lay(steps)
@@ -107,11 +109,11 @@ def run(
         rejected = _rejected(store)
         if rejected:
             lines.insert(0, f"{rejected:,} source rows were set aside: SELECT * FROM rejected")
-        return Report(len(store), rejected, computed, lines)
+        return Report(len(store), rejected, read, computed, lines)
 
 
-def ingest(source: Source, store: Store, limit: int | None, replace: bool, label: str) -> None:
-    """Read a source into row shards, going on where an earlier run stopped.
+def ingest(source: Source, store: Store, limit: int | None, replace: bool, label: str) -> int:
+    """Read a source into row shards, going on where an earlier run stopped; returns how many rows were read.
 
     Raises:
         StaleError: The store holds the rows of another source, or the source changed since.
@@ -137,24 +139,27 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         if there != list(range(len(there))) or len(there) != store.about.get("shards"):
             raise StoreError(f"{store.path}/rows lacks a shard; {_LOST.format(store.path)}")
         _seal_rows(store)
-        return
+        return 0
     stop = None if limit is None else _shard_count(limit, source.shard_rows)
     first = next((i for i, number in enumerate(there) if number != i), len(there))
     if stop is not None and first >= stop:
         _seal_rows(store)
-        return
+        return 0
+    read: int = 0
     with bar(label, None) as advance:
         for chunk in _chunks(source, store, first):
             store.add_rows(chunk.number, chunk.rows, chunk.rejected)
+            read += chunk.rows.num_rows
             advance(chunk.rows.num_rows + chunk.rejected.num_rows)
             if stop is not None and chunk.number + 1 >= stop:
                 _seal_rows(store)
-                return
+                return read
     if len(store) == 0:
         raise SourceError(
             f"every source row was set aside; see {store.path}/rejected, the first reason: {_first_reason(store)}"
         )
     _seal_rows(store, complete=True, shards=len(store.shards))
+    return read
 
 
 _LOST = "put a copy of it back, or delete {}/store.json to read the source again"

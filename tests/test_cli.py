@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -66,9 +67,19 @@ def test_run_says_what_it_made_and_that_it_was_there(recipe_file, tmp_path):
     store = tmp_path / "store"
     first = cli("run", recipe_file, store)
     assert first.returncode == 0, first.stderr
-    assert "40 rows, " in first.stdout and "shards computed" in first.stdout
+    assert re.search(r": 40 rows, 40 read, \d+ shards computed\n", first.stdout)
     assert "coverage: " in first.stdout and "split train: 32 of 40 rows kept" in first.stdout
-    assert "everything was there" in cli("run", recipe_file, store).stdout
+    assert ": 40 rows, everything was there\n" in cli("run", recipe_file, store).stdout
+
+
+def test_a_run_of_a_recipe_without_steps_says_that_it_read_rows(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    (tmp_path / "recipe.yaml").write_text("rows: {jsonl: rows.jsonl, shard_rows: 2}\n")
+    ran = [
+        cli("run", tmp_path / "recipe.yaml", tmp_path / "store", *limit).stdout for limit in (["--limit", 1], [], [])
+    ]
+    told = [line.partition(": ")[2] for line in ran]
+    assert told == ["2 rows, 2 read\n", "3 rows, 1 read\n", "3 rows, everything was there\n"]
 
 
 def test_plan_counts_rows_calls_and_tokens_and_writes_nothing(recipe_file, tmp_path):
