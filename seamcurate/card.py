@@ -231,7 +231,22 @@ class Part(NamedTuple):
     """Of its shards, inside `data/`."""
     rows: int
     bytes: int
-    shards: int = 1
+    shards: int
+    schema: pa.Schema
+    """Of its files."""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Return its columns' types by name; a struct's fields stand for it."""
+        return {
+            ".".join(path): str(kind)
+            for field in self.schema
+            for path, kind in (
+                [((field.name, child.name), child.type) for child in field.type]
+                if pa.types.is_struct(field.type)
+                else [((field.name,), field.type)]
+            )
+        }
 
 
 class About(NamedTuple):
@@ -281,21 +296,26 @@ def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verd
     for split in splits:
         parts += ["", *_verdicts(recipe, known, split, about.figures.get(split.name))]
     parts += ["", "## How to load it", "", *loading(about.repo_id, about.parts, str(known["trainer"]))]
-    parts += ["", "## Columns", "", *_columns(known)]
+    parts += ["", "## Columns", "", *_columns(known, about.parts)]
     parts += ["", "## Where it comes from", "", *_origin(recipe, known, about)]
     parts += ["", "## How to reproduce it", "", *_again(about, str(known["seamcurate"]))]
     return "\n".join(parts) + "\n"
 
 
 def _summary(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verdicts], about: About) -> Iterator[str]:
+    columns = cast(dict[str, dict[str, str]], known["columns"])
+    nested = ("list", "struct", "map")
+    scores = {
+        name for name, one in columns.items() if one["made_by"] != "source" and not one["type"].startswith(nested)
+    }
+    having = [one.name for one in about.parts if scores <= {_column(field, known) for field in one.fields}]
     # verl hands a reward function one column of whatever else a row has.
-    where = "a field of `extra_info`" if known["trainer"] == "verl" else "a column"
+    score = "Every score is a field of `extra_info`" if known["trainer"] == "verl" else "Every score is a column"
+    where = "here" if len(having) == len(about.parts) else f"in {', '.join(f'`{name}`' for name in having)}"
     yield (
         f"{splits[0].rows:,} rows of {place(recipe.rows)} were scored, and SQL chose among them by the scores. "
-        f"Every score is {where} here, and a ledger says of every row of the source why it stayed or went."
+        f"{f'{score} {where}, and a' if having else 'A'} ledger says of every row of the source why it stayed or went."
     )
-    columns = known["columns"]
-    assert isinstance(columns, dict)
     for family, told in _FAMILIES.items():
         if any(name == family or name.startswith(f"{family}_") for name in columns):
             yield from ("", told)
@@ -325,6 +345,42 @@ _SOURCE = {
     "prompt": "what is asked",
     "response": "the golden response: the answer that worse ones are held against",
     "reference": "an answer that the response is compared with",
+}
+_FIELDS = {
+    "trl": {
+        "completion": "the answer to learn, or the one that `label` is about",
+        "label": "whether the completion is the golden response",
+        "input_ids": "the prompt, in tokens of the policy's tokenizer",
+    },
+    "openrlhf": {
+        "label": "the reference, or else the golden response",
+        "datasource": "the split",
+        "reward_label": "what RER reads of the row, as JSON",
+    },
+    "verl": {
+        "data_source": "the split, by which verl finds its reward function",
+        "ability": "`query_type`, where it is known",
+        "reward_model.style": "always `rule`",
+        "reward_model.ground_truth": "the reference, or else the golden response",
+        "extra_info.split": "always `train`",
+        "extra_info.index": _SOURCE["row_id"],
+    },
+}
+"""What each trainer's formats have that the store has not, or by another name."""
+_PAIRS = {
+    "input": "what is asked",
+    "output": "the answer to learn",
+    "chosen": "the better answer",
+    "rejected": "the worse answer",
+    "candidate_variant": "the sample set that the candidate is of; `golden` is the golden response itself",
+    "candidate_rank": "its place in that set, from 1",
+    "candidate_reward": "the reward model's score of it",
+    "candidate_similarity": "cosine of its question to the row's, or of its text to the one it was made of",
+    "source_row_id": "the similar question's row in the corpus",
+    "variant": "the sample set",
+    "rank": "place in the sample set, from 1",
+    "similarity": "cosine of the two questions",
+    "kind": "how the pair was made: sft, golden or neighbour",
 }
 _TITLES = {"trl": "TRL", "openrlhf": "OpenRLHF", "verl": "verl"}
 
@@ -374,22 +430,38 @@ def _verdicts(recipe: Recipe, known: Mapping[str, JsonValue], split: Verdicts, f
     yield f"The filter moved the mean of *{length.name}* from {_number(length.all)} to {_number(length.kept)}."
 
 
-def _columns(known: Mapping[str, JsonValue]) -> Iterator[str]:
-    columns = known["columns"]
-    assert isinstance(columns, dict)
-    lines, left = [], []
-    for name, one in columns.items():
-        assert isinstance(one, dict)
-        # Messages are lists too, and travel.
-        if str(one["type"]).startswith(("list", "struct", "map")) and name not in _SOURCE:
-            left.append(f"`{_cell(name)}`")
-        else:
-            told = str(one["meaning"]) or _SOURCE.get(name, "")
-            lines.append([f"`{_cell(name)}`", _cell(one["type"]), _cell(one["made_by"]), _cell(told)])
-    yield from _table(["column", "type", "made by", "meaning"], lines)
-    if left:
+def _columns(known: Mapping[str, JsonValue], parts: Sequence[Part]) -> Iterator[str]:
+    columns = cast(dict[str, dict[str, str]], known["columns"])
+    having: dict[tuple[str, str], list[str]] = {}
+    for part in parts:
+        for field in part.fields.items():
+            having.setdefault(field, []).append(part.name)
+    told = _PAIRS | _FIELDS[str(known["trainer"])]
+    lines = []
+    for (name, kind), inside in having.items():
+        column = _column(name, known)
+        one = columns.get(column, {"made_by": "export", "meaning": told.get(name, "")})
+        where = "all" if len(inside) == len(parts) else ", ".join(f"`{part}`" for part in inside)
+        meaning = _cell(one["meaning"] or _SOURCE.get(column, ""))
+        lines.append(
+            [f"`{_cell(name)}`", _cell(kind), *([where] if len(parts) > 1 else []), _cell(one["made_by"]), meaning]
+        )
+    yield from _table(["column", "type", *(["in"] if len(parts) > 1 else []), "made by", "meaning"], lines)
+    # Every format has the prompt, and verl the row's id, by some name.
+    there = (
+        {_column(name, known) for name, _ in having}
+        | {"prompt"}
+        | ({"row_id"} if known["trainer"] == "verl" else set())
+    )
+    if left := [f"`{_cell(name)}`" for name in columns if name not in there]:
         yield ""
-        yield f"Not in the files, but in the store they were made in: {', '.join(left)}, the candidates and their scores."
+        yield f"Not in the files, but in the store they were made in: {', '.join(left)}."
+
+
+def _column(field: str, known: Mapping[str, JsonValue]) -> str:
+    """Name the store's column that a field of a pushed file would hold; none for what verl alone has."""
+    inside = field.removeprefix("extra_info.")
+    return inside if known["trainer"] != "verl" or field in ("prompt", f"extra_info.{inside}") else ""
 
 
 def _origin(recipe: Recipe, known: Mapping[str, JsonValue], about: About) -> Iterator[str]:

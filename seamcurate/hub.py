@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
+import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue
 
@@ -135,8 +136,8 @@ def _part(done: Exported, loaded: Recipe, data: Path) -> card.Part:
     inside = done.folder.relative_to(data).parts
     form = loaded.splits[inside[0]].format if len(inside) == 1 else inside[-1]
     shards = list(done.folder.glob("train-*.parquet"))
-    size = sum(file.stat().st_size for file in shards)
-    return card.Part("-".join(inside), inside[0], form, "/".join(inside), done.rows, size, len(shards))
+    size, schema = sum(file.stat().st_size for file in shards), pq.read_schema(shards[0])
+    return card.Part("-".join(inside), inside[0], form, "/".join(inside), done.rows, size, len(shards), schema)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -233,12 +233,49 @@ def test_rulers_are_measured_over_the_rows_themselves(work):
 def test_a_split_written_in_two_formats_is_two_configurations(work, tmp_path):
     folder = tmp_path / "data" / "train" / "sft"
     folder.mkdir(parents=True)
-    (folder / "train-00000-of-00001.parquet").write_bytes(b"1234")
+    file, rows = folder / "train-00000-of-00001.parquet", pa.table({"prompt": ["a"], "completion": ["b"]})
+    pq.write_table(rows, file)
     part = hub._part(Exported(folder, 7, []), Recipe.load(work.recipe), tmp_path / "data")
-    assert part == card.Part("train-sft", "train", "sft", "train/sft", 7, 4)
+    assert part == card.Part("train-sft", "train", "sft", "train/sft", 7, file.stat().st_size, 1, rows.schema)
     told = "\n".join(card.loading("me/curated", [part], "trl"))
     assert 'load_dataset("me/curated", "train-sft", split="train")' in told and "SFTTrainer" in told
     assert "openrlhf.cli.train_sft --data.dataset rows/data/train/sft --data.input_key prompt" in told
+
+
+@pytest.mark.parametrize(
+    ("trainer", "splits"),
+    [
+        ("trl", "{train: {filter: filters/some.sql}, pairs: {filter: filters/some.sql, format: preferences}}"),
+        ("trl", "{train: {filter: filters/some.sql, format: unpaired}}"),
+        ("openrlhf", "{train: {filter: filters/some.sql}, tuned: {filter: filters/some.sql, format: sft}}"),
+        ("verl", "{train: {filter: filters/some.sql}}"),
+        ("openrlhf", "{train: {filter: filters/some.sql}, more: {filter: filters/some.sql, augment: {samples: 2}}}"),
+    ],
+)
+def test_the_card_describes_each_field_of_the_files_and_no_other(trainer, splits, work):
+    work.recipe.write_text(RECIPE.partition("splits:")[0] + f"splits: {splits}\n")
+    run_local(Recipe.load(work.recipe), work.store.path)
+    prepared = hub.prepare(work.recipe, work.store, "me/curated", trainer=trainer)
+    told = prepared.card.partition("## Columns\n")[2].partition("## Where it comes from")[0]
+    lines = [line.strip("| ").split(" | ") for line in told.splitlines() if line.startswith("| `")]
+    there: dict[str, set[str]] = {}
+    for name in prepared.files:
+        if name.startswith("data/"):
+            part = "-".join(name.split("/")[1:-1])
+            for field in pq.read_schema(prepared.folder / name):
+                inside = [f".{one.name}" for one in field.type] if pa.types.is_struct(field.type) else [""]
+                for one in inside:
+                    there.setdefault(f"`{field.name}{one}`", set()).add(f"`{part}`")
+    parts = set.union(*there.values())
+    several = {line[0]: parts if line[2] == "all" else set(line[2].split(", ")) for line in lines}
+    assert (
+        len(lines) == len(there)
+        and {line[0]: several[line[0]] if parts - {"`train`"} else parts for line in lines} == there
+    )
+    # A column of the source says of itself nothing but its name.
+    assert {line[0] for line in lines if not line[-1]} <= {"`id`", "`extra_info.id`"}
+    left = set(re.findall(r"`\w+`", told.partition("Not in the files")[2]))
+    assert "`worse_contrast`" in left and not left & there.keys()
 
 
 def test_spearman_by_hand():
