@@ -792,6 +792,15 @@ def test_a_row_opens_to_its_candidates_with_hostile_text_as_text(page):
     assert "<img src=x onerror=" in page.text("#drill") and "\u202e" not in page.text("#drill")
     page.run("document.querySelector('#drill details').open = true")
     page.until("document.querySelector('#drill details .diff ins')")
+    own, golden = (
+        page.run(f"[...document.querySelectorAll('#drill details .diff {one}')].map((e) => e.textContent)")
+        for one in ("ins", "del")
+    )
+    whole = page.run("[...document.querySelectorAll('#drill details .diff')].map((e) => e.innerText)")
+    assert whole[1] == page.text("#drill .text.golden") and own and golden and not {*own} & {*golden}
+    # Told apart without colour.
+    line = "getComputedStyle(document.querySelector('#drill details .diff del')).textDecorationLine"
+    assert page.run(line) == "line-through"
     assert "answers:" in page.text("#drill details .opened")
     assert page.run("document.querySelectorAll('#drill details.wrong').length") == int(
         re.search(r"prefers (\d+) of", page.text("#drill"))[1]

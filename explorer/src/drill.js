@@ -144,7 +144,12 @@ function candidates(row) {
 
 function opened(row, one) {
   const text = one.response ?? "";
-  const parts = row.response === null ? [{ text, same: true }] : difference(row.response, text);
+  const golden = row.response;
+  const parts = golden === null ? [{ text, same: true }] : difference(golden, text);
+  const lacked = golden === null ? [] : difference(text, golden);
+  const short = [...parts, ...lacked].every((part) => part.same !== null);
+  // Underlined or struck through: not told by colour alone.
+  const marked = (kind, list) => h("div", { class: "text diff" }, list.map((part) => (part.same === false ? h(kind, {}, clean(part.text)) : clean(part.text))));
   const facts = [
     `${one.variant} ${one.rank}`,
     one.source_row_id === null ? null : `corpus row ${one.source_row_id}`,
@@ -156,8 +161,10 @@ function opened(row, one) {
     "div",
     { class: "opened" },
     one.source_prompt ? h("p", { class: "source" }, h("b", {}, "answers: "), clean(one.source_prompt)) : null,
-    h("div", { class: "text diff" }, parts.map((part) => (part.same === false ? h("ins", {}, clean(part.text)) : clean(part.text)))),
-    h("p", { class: "meaning" }, facts.join(" · "), row.response === null ? "" : parts.some((part) => part.same === null) ? " · too long to compare to its end" : " · words not in the golden response, in order, are marked"),
+    marked("ins", parts),
+    lacked.length ? h("p", { class: "source" }, h("b", {}, "golden response: "), "struck through is what this one lacks, underlined above what it has more", short ? "" : "; too long to compare to its end") : null,
+    lacked.length ? marked("del", lacked) : null,
+    h("p", { class: "meaning" }, facts.join(" · ")),
     h("button", { class: "quiet small", onclick: () => copy(text, "response") }, "copy"),
   );
 }
