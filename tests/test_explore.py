@@ -703,6 +703,16 @@ DOT = """(() => {
 })()"""
 
 
+COLOUR = """(() => { const s = document.querySelector('#overview .pairs select[aria-label=colour]'); s.value = '%s';
+  s.dispatchEvent(new Event('change')); return [...document.querySelectorAll('#overview .legend > span:not(.worse, .entry)')].map((e) => e.innerText) })()"""
+
+
+def test_the_maps_legend_ends_where_the_values_do(page):
+    ends = page.run(COLOUR % "reward")
+    assert " to ".join(ends) == page.text("[data-column=reward] footer .spread")
+    assert page.run(COLOUR % "seam_contrast")[1] == "0.000"
+
+
 def test_a_dot_on_the_map_tells_its_prompt_and_opens_its_row(page):
     page.run("document.querySelector('#overview .plot.map').scrollIntoView({block: 'center'})")
     page.until(DOT)
@@ -867,7 +877,8 @@ def test_many_rows_are_drawn_by_how_many_fall_where_and_are_brushed(browser, add
     rows = int(os.environ.get("SEAMCURATE_EXPLORE_ROWS", "25000"))
     texts = pa.array([f"question {i}" for i in range(rows)])
     answers = pa.array([f"{'word ' * (i % 37)}{i}" for i in range(rows)])
-    pq.write_table(pa.table({"prompt": texts, "response": answers}), tmp_path / "rows.parquet")
+    far = pa.array([10**6 if i == 7 else i % 100 for i in range(rows)])
+    pq.write_table(pa.table({"prompt": texts, "response": answers, "far": far}), tmp_path / "rows.parquet")
     steps = (LengthIncentive(), Random())
     run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet")), steps=steps), tmp_path / "store")
     process, found = served_at(Store(tmp_path / "store"))
@@ -875,6 +886,7 @@ def test_many_rows_are_drawn_by_how_many_fall_where_and_are_brushed(browser, add
         browser.open(found)
         browser.until(f"document.querySelector('#t-rows')?.dataset.rows == '{rows}'", 60)
         browser.until("document.querySelector('#rows tbody tr')")
+        assert browser.run(COLOUR % "far") == ["0", "≥ 100"]
         painted = "(() => { const c = document.querySelector('.map canvas'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n })()"
         browser.until(f"{painted} > 1000")
         browser.drag(".plot.map", 0.2, 0.7, down=(0.2, 0.7))

@@ -1,7 +1,7 @@
 // Colours of values, each scale ever further from the paper in lightness, so that it is read without hues too: from blue
 // to vermilion where one end is bad, viridis where none is; Okabe and Ito's hues for labels.
 
-import { edge } from "./selection.js";
+import { reach } from "./selection.js";
 
 const BAD = {
   light: ["#82b1dc", "#7f9bcf", "#8480b8", "#96608f", "#a8455f", "#b83a2c", "#8f2500"],
@@ -26,10 +26,10 @@ const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)
 export function shade(chart) {
   const stops = (chart.worst ? BAD : PLAIN)[theme()].map(channels);
   const none = NONE[theme()];
-  const [low, span] = [edge(chart, 0), chart.bins * chart.step];
+  const [low, high] = reach(chart);
   return (value) => {
     if (value === null || !Number.isFinite(value)) return none;
-    const part = Math.max(0, Math.min(1, (value - low) / span));
+    const part = Math.max(0, Math.min(1, (value - low) / (high - low || 1)));
     const place = (chart.worst === "low" ? 1 - part : part) * (stops.length - 1);
     const i = Math.min(stops.length - 2, Math.floor(place));
     return `rgb(${stops[i].map((one, k) => Math.round(one + (stops[i + 1][k] - one) * (place - i))).join(" ")})`;

@@ -38,7 +38,7 @@ export function axis(chart) {
 }
 
 // A thousandth of a bin is nothing to see.
-const end = (chart, value) => number(Math.abs(value) < chart.step / 1000 ? 0 : value, chart.whole);
+export const end = (chart, value) => number(Math.abs(value) < chart.step / 1000 ? 0 : value, chart.whole);
 
 export const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
 

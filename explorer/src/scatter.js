@@ -4,8 +4,8 @@
 import { json } from "./api.js";
 import { categories, shade } from "./colour.js";
 import { clean, h, latest, number, whole } from "./dom.js";
-import { axis, short } from "./histogram.js";
-import { drop, edge, nearest, selectArea, watchCells, watchChosen, watchDots } from "./selection.js";
+import { axis, end, short } from "./histogram.js";
+import { drop, edge, nearest, reach, selectArea, watchCells, watchChosen, watchDots } from "./selection.js";
 
 const DOTS = 20_000;
 const GRID = [144, 84];
@@ -115,13 +115,14 @@ export function scatter(settings) {
       return;
     }
     const tone = shade(colour);
-    const stops = Array.from({ length: 9 }, (_, i) => tone(edge(colour, 0) + (i / 8) * colour.bins * colour.step));
+    const [low, high] = reach(colour);
+    const stops = Array.from({ length: 9 }, (_, i) => tone(low + (i / 8) * (high - low)));
     const worse = (end) => (colour.worst === end ? h("span", { class: "worse" }, end === "low" ? "◂ worse" : "worse ▸") : null);
     legend.append(
       worse("low") ?? "",
-      h("span", {}, short(edge(colour, 0))),
+      h("span", {}, `${colour.low < low ? "≤ " : ""}${end(colour, low)}`),
       h("i", { class: "ramp", style: { background: `linear-gradient(90deg, ${stops.join(", ")})` } }),
-      h("span", {}, short(edge(colour, colour.bins))),
+      h("span", {}, `${colour.high > high ? "≥ " : ""}${end(colour, high)}`),
       worse("high") ?? "",
       colour.present < settings.total ? h("span", { class: "entry" }, h("i", { style: { background: tone(null) } }), "no value") : "",
     );

@@ -112,6 +112,9 @@ const problem = (error) => document.dispatchEvent(new CustomEvent("problem", { d
 // The edge before bin i, without the noise of floating point.
 export const edge = (chart, i) => Number((chart.first + i * chart.step).toPrecision(12));
 
+// The smallest and the largest value that has a place of its own; beyond the bins, values share the outermost one's.
+export const reach = (chart) => [Math.max(chart.low, edge(chart, 0)), Math.min(chart.high, edge(chart, chart.bins))];
+
 export function selectBins(client, chart, bins) {
   choose(client, bins, bins && and(...within(chart, bins)));
 }
