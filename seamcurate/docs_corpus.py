@@ -14,7 +14,6 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from seamcurate import shard
+from seamcurate import scratch, shard
 from seamcurate.errors import ModelError, SourceError
 from seamcurate.models import SentenceEncoder
 from seamcurate.train import RewardTraining, SFTTraining, reward, sft
@@ -65,15 +64,18 @@ def docs_pairs() -> list[Pair]:
     About 5,300, sorted by question. `response` is the docstring, at most 2,000 characters; `reference` its summary.
     Importing every module leaves traces (signal handlers, environment), so a child process does it.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    folder = scratch.make()
+    try:
         # Isolated and without site: the user's packages and variables must not change the data.
         child = subprocess.run(
             [sys.executable, "-I", "-S", "-c", f"{inspect.getsource(_harvest)}\n_harvest()"],
-            cwd=folder,
+            cwd=folder.path,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
         )
+    finally:
+        folder.remove()
     if child.returncode:
         last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise SourceError(

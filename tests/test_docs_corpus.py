@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,21 @@ def test_harvesting_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
     docs_corpus.docs_pairs()
     assert (set(sys.modules), dict(os.environ), signal.getsignal(signal.SIGINT)) == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_folder_of_a_killed_harvest_is_cleared_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    code = (
+        "import os, signal, subprocess; from seamcurate import docs_corpus\n"
+        "subprocess.run = lambda *anything, **more: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "docs_corpus.docs_pairs()"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
+    left = list(tmp_path.iterdir())
+    assert killed.returncode == -signal.SIGKILL and len(left) == 1
+    docs_corpus.docs_pairs()
+    assert not left[0].exists()
 
 
 def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:

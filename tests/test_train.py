@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -426,6 +429,27 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(poli
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 10))
+
+
+KILLED = """
+import os, signal, sys
+from seamcurate.train import SFTTraining, sft
+model, data, out, options = sys.argv[1:]
+replace = os.replace
+os.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if str(b) == out else replace(a, b)
+sft(model, data, out, SFTTraining.model_validate_json(options))
+"""
+
+
+def test_what_a_kill_while_the_model_is_saved_leaves_is_gone_after_the_same_training(policy_folder, tmp_path):
+    data = parquet(tmp_path / "d.parquet", answered(8))
+    config = SFT.model_copy(update={"max_steps": 1, "eval_rows": 0})
+    asked = [policy_folder, data, tmp_path / "out", config.model_dump_json()]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, asked)], timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.rglob("model.safetensors")) and not (tmp_path / "out").exists()
+    sft(policy_folder, data, tmp_path / "out", config)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["d.parquet", "out"]
 
 
 def test_how_it_is_watched_decides_no_weights(policy_folder, tmp_path):

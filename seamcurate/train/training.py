@@ -431,7 +431,8 @@ def save(
     if not work.first:
         return
     out = work.out
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+    # In the workplace, so that what a kill leaves is cleared with it.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=work.folder) as scratch:
         beside = Path(scratch) / out.name
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)

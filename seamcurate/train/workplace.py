@@ -90,8 +90,8 @@ class Workplace:
             for half in [f for f in found if f not in whole]:
                 note(f"{half} is half-written or damaged; going on without it")
                 shutil.rmtree(half)
-            for half in self.folder.glob(".checkpoint-*"):
-                shutil.rmtree(half)
+            for half in self.folder.glob(".*"):
+                shutil.rmtree(half) if half.is_dir() else half.unlink()
             self._forget(step)
         return step, newest
 
