@@ -221,7 +221,7 @@ def seal_folder(folder: Path) -> None:
     for name in there.keys() - known.keys():
         with there[name].open("rb") as handle:
             os.fsync(handle.fileno())
-        known[name] = f"{_hash(there[name])}  {name}"
+        known[name] = f"{file_hash(there[name])}  {name}"
     now = "".join(known[name] for name in sorted(known))
     if now != listed:
         replace(file, now.encode())
@@ -238,7 +238,7 @@ def verify_folder(folder: Path) -> None:
     except FileNotFoundError as error:
         raise DamagedError(f"{folder} has no list of its files' hashes; {cure(folder)}") from error
     files = {f"{file.relative_to(folder)}\n": file for file in _files(folder)}
-    there = "".join(f"{_hash(files[name])}  {name}" for name in sorted(files))
+    there = "".join(f"{file_hash(files[name])}  {name}" for name in sorted(files))
     if there != listed:
         names = {line.partition("  ")[2] for line in {*there.splitlines()} ^ {*listed.splitlines()}}
         raise DamagedError(
@@ -253,7 +253,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in files if not (file.name.startswith(".") and file.suffix == ".tmp"))
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Return a file's SHA-256; one seen unchanged before is not read again."""
     key = _key(path, "", 0)
     if path not in _hashes or _hashes[path][0] != key:
         with path.open("rb") as handle:

@@ -363,7 +363,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(lora: bool, plain: Path,
     ):
         ppo(plain, breaking(at=7), data, tmp_path / "out", config)
     work = tmp_path / "out.training"
-    assert sorted(f.name for f in work.iterdir()) == ["checkpoint-4", "log.jsonl"]
+    assert sorted(f.name for f in work.iterdir()) == ["checkpoint-2", "checkpoint-4", "log.jsonl"]
     assert {f.suffix for f in (work / "checkpoint-4").iterdir()} == {".safetensors", ".json"}
     # What a kill in the middle of writing leaves: no state yet, or not renamed yet.
     (work / "checkpoint-5").mkdir()
@@ -386,6 +386,29 @@ def test_a_stopped_training_goes_on_to_the_same_weights(lora: bool, plain: Path,
         {k: v for k, v in line.items() if k not in timed} for line in log(tmp_path / "whole")
     ]
     assert not work.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "checkpoint.json"])
+def test_a_checkpoint_with_a_flipped_bit_is_dropped_for_the_one_before(
+    name: str,
+    plain: Path,  # noqa: F811
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = parquet(tmp_path / "d.parquet", QUESTIONS)
+    config = changed(lora=True, max_steps=5, save_steps=2, eval_rows=0)
+    whole = ppo(plain, share_of_e, data, tmp_path / "whole", config)
+    with pytest.raises(TrainError, match="the power went"):
+        ppo(plain, breaking(at=5), data, tmp_path / "out", config)
+    file = tmp_path / "out.training" / "checkpoint-4" / name
+    content = bytearray(file.read_bytes())
+    # Of the JSON a digit that stays one: it is read without a word.
+    place = content.rfind(b'"kl_coef": 0.') + 13 if name == "checkpoint.json" else len(content) - 1
+    content[place] ^= 1
+    file.write_bytes(content)
+    assert ppo(plain, share_of_e, data, tmp_path / "out", config) == whole
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert "checkpoint-4 is half-written or damaged; going on without it" in capfd.readouterr().err
 
 
 def test_a_finished_training_is_returned_and_another_one_refused(plain: Path, tmp_path: Path) -> None:  # noqa: F811

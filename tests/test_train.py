@@ -431,6 +431,24 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_weights(poli
     assert steps == list(range(1, 10))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_checkpoint_with_a_flipped_bit_is_dropped_for_the_one_before(
+    name, policy_folder, tmp_path, monkeypatch, capfd
+):
+    data = parquet(tmp_path / "d.parquet", answered(24))
+    config = SFT.model_copy(update={"max_steps": 5, "save_steps": 2, "logging_steps": 1, "eval_rows": 0})
+    whole = sft(policy_folder, data, tmp_path / "whole", config)
+    stop_after(5, monkeypatch, lambda: sft(policy_folder, data, tmp_path / "parts", config))
+    file = tmp_path / "parts.training" / "checkpoint-4" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert sft(policy_folder, data, tmp_path / "parts", config) == whole
+    for kept in ("model.safetensors", "log.jsonl", "training.json"):
+        assert (tmp_path / "parts" / kept).read_bytes() == (tmp_path / "whole" / kept).read_bytes()
+    assert "checkpoint-4 is half-written or damaged; going on without it" in capfd.readouterr().err
+
+
 KILLED = """
 import os, signal, sys
 from seamcurate.train import SFTTraining, sft

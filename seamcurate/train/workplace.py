@@ -3,13 +3,14 @@
     out.training/
       log.jsonl           a line an update
       tensorboard/        where asked for
-      checkpoint-200/     weights, moments, and checkpoint.json, which is written last and knows the others' sizes
+      checkpoint-200/     weights, moments, and checkpoint.json, which is written last and knows the others' hashes
 
-It is for one training: its checkpoints say of which inputs they are, and another one's are refused.
+A checkpoint whose bytes are not those that were written is dropped for the one before. It is for one training: its checkpoints say of which inputs they are, and another one's are refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -72,22 +73,24 @@ class Workplace:
             StoreError: The folder cannot be made.
         """
         self._inputs = {**inputs, "number of processes": self.processes}
-        found = [f for f in _entries(self.folder) if f.name.startswith("checkpoint-")]
-        whole = {f: state for f in found if (state := _whole(f)) is not None}
-        newest = max(whole, key=_step, default=None)
-        if newest is not None:
-            state = whole[newest]
+        newest, damaged = None, []
+        for found in reversed(_checkpoints(self.folder)):
+            if (state := _whole(found)) is None:
+                damaged.append(found)
+                continue
+            newest = found
             if other := differences(state.pop("inputs"), self._inputs):
                 raise TrainError(
                     f"{newest} is of a training with {', '.join(other)}; "
                     f"give another folder, or delete {self.folder.name} to start anew"
                 )
             self.state = state
-        step = 0 if newest is None else _step(newest)
+            break
+        step = 0 if newest is None else int(newest.name.rpartition("-")[2])
         if self.first:
             with objects.writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            for half in [f for f in found if f not in whole]:
+            for half in damaged:
                 note(f"{half} is half-written or damaged; going on without it")
                 shutil.rmtree(half)
             for half in self.folder.glob(".*"):
@@ -120,16 +123,16 @@ class Workplace:
             log.write(json.dumps({"step": step, **plain}) + "\n")
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Have a checkpoint written beside its place, rename it into it, and remove the ones before."""
+        """Have a checkpoint written beside its place, rename it into it, and keep of those before only the last."""
         name = f"checkpoint-{step}"
-        before = [f for f in _entries(self.folder) if f.name.startswith("checkpoint-")]
+        before = _checkpoints(self.folder)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=self.folder) as scratch:
             beside = Path(scratch) / name
             beside.mkdir()
             write(beside)
             self._seal(beside)
             os.replace(beside, self.folder / name)
-        for old in before:
+        for old in before[:-1]:
             shutil.rmtree(old)
 
     def callback(self) -> TrainerCallback:
@@ -155,8 +158,9 @@ class Workplace:
     def _seal(self, checkpoint: Path) -> None:
         # Of several processes each writes its own state of randomness, maybe later than this.
         files = [f for f in checkpoint.iterdir() if not f.name.startswith((STATE, "rng_state_"))]
-        sizes = {f.name: f.stat().st_size for f in files if f.is_file()}
-        shard.replace(checkpoint / STATE, json.dumps({"inputs": self._inputs, "files": sizes, **self.state}).encode())
+        hashes = {f.name: shard.file_hash(f) for f in files if f.is_file()}
+        state = {"inputs": self._inputs, "files": hashes, **self.state}
+        shard.replace(checkpoint / STATE, json.dumps({**state, "sha256": _hash(state)}).encode())
 
     def kept(self) -> list[Path]:
         """Return what is kept of a finished training: its log, and the folder for TensorBoard."""
@@ -182,17 +186,25 @@ def differences(record: Mapping[str, JsonValue], asked: Mapping[str, JsonValue])
 
 
 def _whole(checkpoint: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint keeps beside its files; None where one is missing or not as long as it was written."""
+    """Return what a checkpoint keeps beside its files; None where one is missing or other than it was written."""
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        sizes = state.pop("files")
-        return state if all((checkpoint / name).stat().st_size == size for name, size in sizes.items()) else None
+        whole = state.pop("sha256") == _hash(state)
+        hashes = state.pop("files")
+        whole = whole and all(shard.file_hash(checkpoint / name) == one for name, one in hashes.items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+    return state if whole else None
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def _hash(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the newest last."""
+    found = [f for f in _entries(folder) if f.name.startswith("checkpoint-")]
+    return sorted(found, key=lambda f: int(f.name.rpartition("-")[2]))
 
 
 def _entries(folder: Path) -> list[Path]:
