@@ -846,6 +846,17 @@ def test_headings_fit_on_a_laptop_and_on_a_large_screen(page, width):
         page.resize(1440, 900)
 
 
+def test_sql_is_asked_and_answered_on_a_small_screen_without_scrolling(page):
+    page.resize(800, 600)
+    try:
+        page.run("document.querySelector('#tab-query').click()")
+        page.until("document.documentElement.dataset.whole == 'ready'")
+        assert page.run("document.querySelector('#sql-run').getBoundingClientRect().bottom") < 500
+        page.click("#tab-overview")
+    finally:
+        page.resize(1440, 900)
+
+
 def test_an_empty_selection_says_so_and_not_that_scores_lack(page):
     page.run("document.querySelector('[data-column=reward] .plot').focus()")
     page.key("ArrowRight")
