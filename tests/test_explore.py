@@ -506,6 +506,21 @@ def test_a_report_shows_the_map_of_its_rows(bare, tmp_path):
     assert '<h2>Map</h2><div class="card light">' in (tmp_path / "report.html").read_text()
 
 
+def test_figures_end_where_the_values_do(finished, tmp_path):
+    from seamcurate.explore import figure
+
+    low, high = query(finished, "SELECT min(reward), max(reward) FROM rows").to_pylist()[0].values()
+    report(finished, tmp_path / "report.html", tmp_path / "figures")
+    (drawn,) = (tmp_path / "figures").glob("*_reward.svg")
+    assert re.findall("<text [^>]*>([^<]*)</text>", drawn.read_text())[:2] == [f"{low:.4g}", f"{high:.4g}"]
+    chart = next(one for one in Session(finished).charts if one.column.name == "reward")
+    points = [figure.Point(0.0, 0.0, value, 1) for value in (low, high)]
+    colours = {shape.fill for shape in figure.scatter(chart, chart, chart, points, 4).shapes}
+    assert colours == {figure.shade(0.0), figure.shade(1.0)}
+    far = chart._replace(low=low - 100, high=high + 100)
+    assert [end[0] for end in figure.ends(far)] == ["≤", "≥"]
+
+
 def test_a_name_that_no_font_here_has_is_drawn_without_a_warning(tmp_path):
     pytest.importorskip("matplotlib")
     from seamcurate.explore import figure

@@ -75,11 +75,9 @@ def histogram(chart: Chart, counts: Sequence[int]) -> Figure:
         # One row among a million stays visible.
         if (size := max(1.0, n / top * (height - 6)) if n else 0.0)
     ]  # fmt: skip
-    ends = [
-        Label(_SIDE, number(chart.first), "start"),
-        Label(width - _SIDE, number(edge(chart, chart.bins)), "end"),
-    ]
-    return Figure(chart.column.name, width, height, bars, ends)
+    low, high = ends(chart)
+    labels = [Label(_SIDE, low, "start"), Label(width - _SIDE, high, "end")]
+    return Figure(chart.column.name, width, height, bars, labels)
 
 
 def bars(group: Group) -> Figure:
@@ -112,7 +110,8 @@ def scatter(across: Chart, up: Chart, colour: Chart | None, points: Sequence[Poi
             return BLUE
         if value is None:
             return GREY
-        part = share(colour, value)
+        low, high = reach(colour)
+        part = min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
         return shade(1 - part if colour.worst == "low" else part)
 
     low = math.inf if colour is not None and colour.worst != "low" else -math.inf
@@ -132,7 +131,8 @@ def scatter(across: Chart, up: Chart, colour: Chart | None, points: Sequence[Poi
     if colour is not None:
         told += f", coloured by {colour.column.name}"
         bad = {"low": "dark is low, and bad", "high": "dark is high, and bad", None: "dark is high"}[colour.worst]
-        labels.append(Label(width / 2, f"{colour.column.name}: {bad}; grey has no value", "middle"))
+        span = " to ".join(ends(colour))
+        labels.append(Label(width / 2, f"{colour.column.name}: {span}, {bad}; grey has no value", "middle"))
     return Figure(told, width, height, shapes, labels)
 
 
@@ -223,6 +223,17 @@ def shade(part: float) -> str:
 def edge(chart: Chart, i: int) -> float:
     """Return where bin `i` begins."""
     return chart.first + i * chart.step
+
+
+def reach(chart: Chart) -> tuple[float, float]:
+    """Return the smallest and the largest value that has a place of its own; the outermost bins share theirs with all beyond."""
+    return max(chart.low, chart.first), min(chart.high, edge(chart, chart.bins))
+
+
+def ends(chart: Chart) -> tuple[str, str]:
+    """Write where a chart's values end, or its bins where values lie beyond them."""
+    low, high = reach(chart)
+    return f"{'≤ ' if chart.low < low else ''}{number(low)}", f"{'≥ ' if chart.high > high else ''}{number(high)}"
 
 
 def number(value: float) -> str:
