@@ -15,7 +15,7 @@ from seamcurate.study import figure
 from seamcurate.study.statistics import Interval
 
 RUNS = [
-    {"method": m, "seed": s, "quality": 0.5 + 0.1 * (m == "seam") + 0.01 * s}
+    {"method": m, "seed": s, "quality": 0.5 + (0.1 + 0.001 * s) * (m == "seam") + 0.01 * s}
     for m in ("full", "seam")
     for s in range(3)
 ]
@@ -182,3 +182,8 @@ def test_a_reward_models_folder_that_is_not_there_is_said_to_be_missing(tmp_path
     for named in ("models/no/where", str(tmp_path / "gone"), "./gone", "a b"):
         with pytest.raises(ModelError, match=r"model folder .* is not there; give a folder"):
             study.run("preference", [tmp_path / "p.parquet"], rewards=[named])
+
+
+def test_a_column_that_has_nothing_is_of_its_type_all_the_same(tmp_path):
+    one = study.selection(pa.Table.from_pylist([row for row in RUNS if row["seed"] == 0])).table
+    assert one.schema.equals(study.selection(pa.Table.from_pylist(RUNS)).table.schema) and one["p_holm"].null_count == 2

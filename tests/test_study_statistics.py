@@ -42,9 +42,48 @@ def test_seeds_that_match_are_paired_and_others_are_not():
     assert not single.interval.above_zero and not single.interval.below_zero
 
 
-def test_runs_that_always_differ_alike_need_no_t():
-    assert statistics.difference({1: 0.5, 2: 0.6}, {1: 0.4, 2: 0.5}).p == 0.0
+def test_gaps_that_are_all_the_same_are_tested_by_their_signs():
+    two = statistics.difference({1: 0.5, 2: 0.6}, {1: 0.4, 2: 0.5})
+    # Two coins fall alike half of the time, six once in 32.
+    assert (two.p, two.test) == (0.5, "sign test") and not two.interval.above_zero
+    six = statistics.difference({s: 0.5 + s for s in range(6)}, {s: 0.4 + s for s in range(6)})
+    assert six.p == 2**-5 and six.interval.above_zero
     assert statistics.difference({1: 0.5, 2: 0.6}, {1: 0.5, 2: 0.6}).p == 1.0
+
+
+def test_what_rounding_leaves_of_equal_values_is_no_difference():
+    same = statistics.difference({1: 0.1 + 0.2, 2: 0.1 + 0.2}, {1: 0.3, 2: 0.3})
+    assert same == statistics.Difference(Interval(0.0, 0.0, 0.0, 2), 1.0, "paired t")
+    # What is small as a whole is not rounding.
+    small = statistics.difference({1: 1.1e-13, 2: 1.3e-13, 3: 1.2e-13}, dict.fromkeys((1, 2, 3), 1e-14))
+    assert small.test == "paired t" and small.p == pytest.approx(
+        stats.ttest_rel([1.1, 1.3, 1.2], [0.1] * 3).pvalue, rel=1e-6
+    )
+
+
+def test_fewer_than_six_values_are_not_resampled_to_an_interval():
+    five, six = (statistics.bootstrap_mean(np.arange(1.0, n + 1)) for n in (5, 6))
+    assert math.isnan(five.low) and not five.above_zero and six.above_zero
+    # Several rows of few groups are few all the same.
+    assert math.isnan(statistics.bootstrap_mean(np.arange(20.0), [i % 5 for i in range(20)]).low)
+
+
+def test_shares_that_are_all_alike_have_the_exact_interval():
+    for n in (1, 2, 6, 40):
+        for value in (0.0, 1.0):
+            ours = statistics.bootstrap_share(np.full(2 * n, value), [i // 2 for i in range(2 * n)])
+            theirs = stats.binomtest(round(value * n), n).proportion_ci(method="exact")
+            assert ours == pytest.approx((value, theirs.low, theirs.high, n))
+
+
+def test_no_sign_is_rounded_away():
+    assert statistics.shown(Interval(0.012, 0.0003, 0.024, 9), "+.3f") == "+0.0120 [+0.0003, +0.0240]"
+    assert statistics.shown(Interval(-3e-6, -5e-6, -1e-6, 9), "+.3f") == "-0.000003 [-0.000005, -0.000001]"
+    assert statistics.shown(Interval(7e-6, 6e-6, 8e-6, 9)) == "0.000007 [0.000006, 0.000008]"
+    assert statistics.percent(Interval(0.0002, 0.0001, 0.0004, 9), signed=True) == "+0.02 points [+0.01, +0.04]"
+    # What is not told from nothing keeps its form.
+    assert statistics.shown(Interval(0.0002, -0.02, 0.03, 9), "+.3f") == "+0.000 [-0.020, +0.030]"
+    assert statistics.shown(Interval(0.0, 0.0, 0.0, 9), "+.3f") == "+0.000 [+0.000, +0.000]"
 
 
 def test_holm_multiplies_the_smallest_by_how_many_there_are():

@@ -19,6 +19,7 @@ from seamcurate.study.statistics import BySeed, Interval, difference, mean, perc
 
 _SIGNED = "+.3f"
 _LEVELS = 100
+_NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 _HOME = {"policy": "sft", "reward": "preference"}
 
 
@@ -26,8 +27,9 @@ def saturation(*sources: Data) -> Finding:
     """Show quality over a grid of policies and reward models, and compare each axis' lower half's gain with the upper's.
 
     Columns: `policy` (SFT steps), `reward` (preference pairs), `seed`, `quality` of the policy after RL. An axis
-    saturates when quality gains from its first level to the middle one, and not from there to the last; levels are
-    averaged over the other axis within a seed, then compared by a t interval paired by seed: one seed has no verdict.
+    saturates when quality gains from its first level to the middle one, is not shown to gain from there to the last, and
+    the second gain is shown to be the smaller. Levels are averaged within a seed over what of the other axis has runs with
+    all of them, then compared by t intervals paired by seed: one seed has no verdict.
 
     Raises:
         StudyError: The sources cannot be read, or both axes have fewer than three levels.
@@ -52,9 +54,12 @@ def saturation(*sources: Data) -> Finding:
     values = np.full((len(policies), len(rewards)), math.nan)
     for p, r, cell in cells:
         values[policies.index(p), rewards.index(r)] = cell.estimate
-    names = [[f"{level:,g}" for level in levels] for levels in (policies, rewards)]
-    by_reward = {r: _averaged([by for (_, other), by in runs.items() if other == r]) for r in rewards}
-    by_policy = {p: _averaged([by for (other, _), by in runs.items() if other == p]) for p in policies}
+    names = [list(map(_level, levels)) for levels in (policies, rewards)]
+    # A level that lacks the best cells would look worse than the others for that alone.
+    whole_policies = [p for p in policies if all((p, r) in runs for r in rewards)]
+    whole_rewards = [r for r in rewards if all((p, r) in runs for p in policies)]
+    by_reward = {r: _averaged([runs[p, r] for p in whole_policies]) for r in rewards if whole_policies}
+    by_policy = {p: _averaged([runs[p, r] for r in whole_rewards]) for p in policies if whole_rewards}
     drawn = figure.heat(
         values,
         names[0],
@@ -64,13 +69,13 @@ def saturation(*sources: Data) -> Finding:
             "By reward model": ("preference pairs", [_marginal(by_reward)]),
             "By policy": ("SFT steps", [_marginal(by_policy)]),
         },
-        f"Left: means of {results.seeds(runs.values())}. Right: averaged over the other "
-        "axis; bands: 95 % Student intervals over seeds.",
+        f"Left: means of {results.seeds(runs.values())}. Right: averaged over what of the other axis has runs with all "
+        "levels; bands: 95 % Student intervals over seeds.",
     )
     lines = [
         _halves(title, levels)
-        for title, levels in (("reward model", by_reward), ("policy", by_policy))
-        if len(levels) > 2
+        for title, levels, named in (("reward model", by_reward, rewards), ("policy", by_policy, policies))
+        if len(named) > 2
     ]
     return Finding(study, out, drawn, "; ".join(lines))
 
@@ -125,15 +130,18 @@ def sanity(*sources: Data) -> Finding:
         "seeds",
     )
     parts = [f"the {model} model keeps {percent(ratio)} of its quality on {data}" for model, data, ratio in kept]
-    worst = min(kept, key=lambda k: k[2].estimate)
-    lost = worst[2]._replace(estimate=1 - worst[2].estimate, low=1 - worst[2].high, high=1 - worst[2].low)
-    verdict = (
-        f"most is lost by the {worst[0]} model on {worst[1]}" if lost.above_zero else "no loss is told apart from none"
-    )
+    ordered = sorted(kept, key=lambda k: k[2].estimate)
+    lost = [(model, data) for model, data, ratio in ordered if ratio.high < 1]
+    verdict = "no loss is told apart from none"
+    if lost:
+        verb = "most is lost by" if lost[0] == ordered[0][:2] else "a loss is shown by"
+        verdict = f"{verb} the {lost[0][0]} model on {lost[0][1]}"
     return Finding(study, out, drawn, f"{', '.join(parts)}: {verdict}")
 
 
 def _halves(axis: str, levels: dict[float, BySeed]) -> str:
+    if not levels:
+        return f"{axis}: no level of the other axis has runs with all of its levels; fill the grid"
     names = list(levels)
     first, middle, last = names[0], names[(len(names) - 1) // 2], names[-1]
     early = difference(levels[middle], levels[first]).interval
@@ -142,14 +150,30 @@ def _halves(axis: str, levels: dict[float, BySeed]) -> str:
         verdict = "one seed does not tell whether quality saturates"
     elif late.above_zero:
         verdict = "quality still rises"
+    elif early.above_zero and late.below_zero:
+        verdict = "quality falls after its rise"
     elif early.above_zero:
-        verdict = "quality falls after its rise" if late.below_zero else "quality saturates"
+        # That a gain is not shown does not show that there is none: it has to be smaller than the first.
+        slower = _slower(levels[first], levels[middle], levels[last])
+        verdict = "quality saturates" if slower.above_zero else "quality rises, and is not shown to saturate"
     else:
-        verdict = "quality does not rise"
+        verdict = "quality falls" if early.below_zero else "quality is not shown to rise"
     return (
-        f"{axis}: {verdict}: {shown(early, _SIGNED)} from {first:,g} to {middle:,g}, "
-        f"{shown(late, _SIGNED)} from there to {last:,g}"
+        f"{axis}: {verdict}: {shown(early, _SIGNED)} from {_level(first)} to {_level(middle)}, "
+        f"{shown(late, _SIGNED)} from there to {_level(last)}"
     )
+
+
+def _slower(first: BySeed, middle: BySeed, last: BySeed) -> Interval:
+    """Return how much more quality gains from first to middle than from middle to last, within a seed."""
+    shared = sorted(set(first) & set(middle) & set(last))
+    second = {seed: last[seed] - middle[seed] for seed in shared}
+    return difference({seed: middle[seed] - first[seed] for seed in shared}, second).interval if shared else _NOTHING
+
+
+def _level(value: float) -> str:
+    """Write a count of steps or pairs."""
+    return f"{value:,.0f}" if value.is_integer() else f"{value:,g}"
 
 
 def _averaged(runs: list[BySeed]) -> BySeed:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
-from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, in_percent, percent
+from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, bootstrap_share, in_percent, percent
 from seamcurate.tables import brief
 
 _SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
@@ -31,7 +31,7 @@ class _Model(NamedTuple):
 
     @property
     def rate(self) -> Interval:
-        return bootstrap_mean(self.verdicts.mean(axis=1))
+        return bootstrap_share(self.verdicts.mean(axis=1))
 
 
 def winrate(*sources: Data) -> Finding:
@@ -55,7 +55,7 @@ def winrate(*sources: Data) -> Finding:
         same = float((both[:, 0] == both[:, 1]).mean())
         rows.append((name, "model", same, model.rate, bootstrap_mean(both[:, 0] - both[:, 1])))
         for kind, told in model.rulers.items():
-            rows.append((f"{name}: {ruler.SAYS[kind]}", "ruler", None, bootstrap_mean(told), _NOTHING))
+            rows.append((f"{name}: {ruler.SAYS[kind]}", "ruler", None, bootstrap_share(told), _NOTHING))
     out = results.tabulate(
         {
             "model": [row[0] for row in rows],
@@ -83,7 +83,7 @@ def winrate(*sources: Data) -> Finding:
     if rate.low > 0.5:
         judged = models[best].verdicts.mean(axis=1)
         for kind, told in models[best].rulers.items():
-            gaps[kind] = ruler.Gap(percent(bootstrap_mean(told)), bootstrap_mean(judged - told))
+            gaps[kind] = ruler.Gap(percent(bootstrap_share(told)), bootstrap_mean(judged - told))
     return Finding(study, out, drawn, line + ruler.caveat(gaps))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
-from seamcurate.study.statistics import BySeed, Difference, Interval, difference, holm, mean, shown
+from seamcurate.study.statistics import LEVEL, BySeed, Difference, Interval, difference, holm, mean, shown
 from seamcurate.tables import brief
 
 _SIGNED = "+.3f"
@@ -28,6 +28,7 @@ def selection(*sources: Data, baseline: str = "full") -> Finding:
     """Compare policies trained on selections of the RL data with one trained on all of it.
 
     Columns: `method` (`full`, `random`, `perplexity`, `seam_gpt`, `rip`, `seam_shuffled` …), `seed`, `quality`.
+    Intervals are of one difference each; a method is said to lie above or below where its p is under .05 after Holm.
 
     Args:
         sources: Tables of runs.
@@ -152,10 +153,12 @@ def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> 
     ordered = sorted(runs, key=lambda method: -mean(list(runs[method].values())).estimate)
     means = {method: mean(list(runs[method].values())) for method in ordered}
     probabilities = [adjusted.get(method, math.nan) for method in ordered]
+    compared = {method: gaps[method].interval.n for method in others}
     out = results.tabulate(
         {
             "method": ordered,
             "seeds": [len(runs[method]) for method in ordered],
+            "seeds_compared": [compared.get(method) for method in ordered],
             "p_holm": [None if math.isnan(p) else p for p in probabilities],
             "test": [gaps[method].test if method in gaps else None for method in ordered],
         },
@@ -165,9 +168,8 @@ def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> 
         },
     )
     hollow = {m: m == baseline or ruler.of_method(m) is not None for m in ordered}
-    above = {
-        m: gaps[m].interval._replace(n=means[m].n) if m in gaps else _NOTHING._replace(n=means[m].n) for m in ordered
-    }
+    # Beside the differences stands how many seeds each rests on.
+    above = {m: gaps[m].interval if m in gaps else _NOTHING._replace(n=means[m].n) for m in ordered}
     drawn = figure.dots(
         {
             "quality (gold measure)": [figure.Dot(m, means[m], hollow[m]) for m in ordered],
@@ -182,7 +184,8 @@ def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> 
     )
     best = _best({method: runs[method] for method in others})
     gap = gaps[best]._replace(p=adjusted[best])
-    verb = "above" if gap.interval.above_zero else "below" if gap.interval.below_zero else "not told apart from"
+    told = gap.p < 1 - LEVEL
+    verb = "not told apart from" if not told else "above" if gap.interval.estimate > 0 else "below"
     line = (
         f"{best} reaches {shown(means[best])}, {verb} {baseline} by {shown(gap.interval, _SIGNED)} "
         f"({_tested(gap)}{', Holm over ' + str(len(others)) if len(others) > 1 else ''})"

@@ -27,7 +27,8 @@ def monotonicity(*sources: Data) -> Finding:
     Columns: `proxy` (`LI`, `LI·RP`, `LI·RP·QR`, `RER` …), `checkpoint` (RL steps), `seed`, `proxy_mean`, `gold_mean`
     over one fixed set of prompts; where `length_mean` is there too, what length alone would have said of the same runs.
     Pearson's and Spearman's correlations are of one run each; with several seeds their mean has Student's interval, with
-    one Fisher's, which is too narrow where checkpoints follow on each other. The proxy `LI` is the length ruler.
+    one, or several that are alike, Fisher's, which is too narrow where checkpoints follow on each other. The proxy `LI` is
+    the length ruler.
     A folder that `train ppo|grpo|rloo --gold` wrote is a run too, whose proxy is the folder's name.
 
     Raises:
@@ -68,7 +69,7 @@ def monotonicity(*sources: Data) -> Finding:
         intervals["length_spearman"] = [_summary(by_length[n], length_ranks[n], True) for n in runs]
     drawn = figure.curves(
         {
-            f"{name}  ρ = {found[name].estimate:.2f}".replace("-", "−"): _normalised(seeds)
+            f"{name}  ρ = {f'{found[name].estimate:.2f}'.replace('-', '−')}": _normalised(seeds)
             for name, seeds in runs.items()
         },
         "RL step",
@@ -82,16 +83,22 @@ def monotonicity(*sources: Data) -> Finding:
     # One run's correlation of 1 has no interval of Fisher's: among orders by chance it is one of checkpoints!, below .01 from five on.
     rises = found[best].low > 0 or (found[best].estimate > 1 - 1e-12 and checkpoints > 4)
     verdict = "rises with the gold reward" if rises else "is not shown to rise with the gold reward"
+    # Checkpoints of a run follow on each other: two rewards that merely drift look related in it.
+    verdict += " in one run" if rises and len(runs[best]) == 1 else ""
     line = f"{best} {verdict}: Spearman {shown(found[best], '.2f')} over {checkpoints} checkpoints"
     line += f"; {', '.join(others)}" if others else ""
     gaps = {}
     own = next((name for name in runs if name.lower() in _LENGTH), None)
     if own is not None and own != best:
-        gaps["length"] = ruler.Gap(f"{own} {shown(found[own], '.2f')}", difference(ranks[best], ranks[own]).interval)
+        above = difference(ranks[best], ranks[own]).interval
+        gaps["length"] = ruler.Gap(
+            f"{own} {shown(found[own], '.2f')}", _apart(above, found[best], found[own]) if rises else above
+        )
     elif by_length and own != best:
         told = _summary(by_length[best], length_ranks[best], True)
+        above = difference(ranks[best], length_ranks[best]).interval
         gaps["length"] = ruler.Gap(
-            f"Spearman {shown(told, '.2f')}", difference(ranks[best], length_ranks[best]).interval
+            f"Spearman {shown(told, '.2f')}", _apart(above, found[best], told) if rises else above
         )
     if own == best:
         line += "; but this proxy is length itself"
@@ -139,9 +146,16 @@ def _per_seed(
     return {seed: 0.0 if math.isnan(value) else value for seed, value in found.items()}
 
 
+def _apart(gap: Interval, one: Interval, other: Interval) -> Interval:
+    """Return how far a correlation that rises lies above another: where seeds do not tell, by intervals that do not meet."""
+    low = one.estimate if math.isnan(one.low) else one.low
+    high = other.estimate if math.isnan(other.high) else other.high
+    return gap._replace(low=low - high, high=gap.estimate) if math.isnan(gap.low) and low > high else gap
+
+
 def _summary(seeds: dict[float, _Points], values: dict[float, float], ranks: bool) -> Interval:
-    if len(values) == 1:
-        return correlation(next(iter(values.values())), len(next(iter(seeds.values()))), ranks)
+    if len(set(values.values())) == 1:
+        return correlation(next(iter(values.values())), min(map(len, seeds.values())), ranks)
     whole = mean(list(values.values()))
     return whole._replace(low=max(whole.low, -1.0), high=min(whole.high, 1.0))
 

@@ -264,6 +264,8 @@ def tabulate(
 ) -> pa.Table:
     """Make a table; each named column of intervals becomes NAME, NAME_low and NAME_high, NULL where there is none."""
     parts: dict[str, pa.Array] = {name: pa.array(values) for name, values in columns.items()}
+    # A column is of one type whatever this table has for it.
+    parts |= {name: part.cast(pa.float64()) for name, part in parts.items() if pa.types.is_null(part.type)}
     for name, some in (intervals or {}).items():
         for end, values in zip(("", "_low", "_high"), zip(*(i[:3] for i in some), strict=True), strict=True):
             parts[name + end] = pa.array([None if math.isnan(v) else v for v in values], pa.float64())

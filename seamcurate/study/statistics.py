@@ -18,6 +18,9 @@ BySeed: TypeAlias = Mapping[float, float]
 
 LEVEL = 0.95
 _DRAWS = 2000
+_FEWEST = 6
+"""Values a resampling needs: five all lie on one side of no effect by chance alone with probability 2 · ½⁵ = .06."""
+_ROUNDING = 1e-12
 _SLICE = 2**22
 
 
@@ -47,7 +50,8 @@ class Difference(NamedTuple):
     p: float
     """Two-sided; NaN where there are too few seeds to test."""
     test: str
-    """`paired t` over the seeds both have, `Welch t` where they share fewer than two, `none` with a single run."""
+    """`paired t` over the seeds both have, `sign test` where their gaps are all the same, `Welch t` where they share fewer
+    than two seeds, `none` with a single run."""
 
 
 def wilson(share: float, n: int) -> Interval:
@@ -98,9 +102,9 @@ def resampled(values: Doubles, groups: Sequence[Hashable] | None = None, seed: i
 
 
 def percentiles(estimate: float, draws: Doubles, n: int) -> Interval:
-    """Return the bootstrap's percentile interval around an estimate; draws that are NaN do not count."""
+    """Return the bootstrap's percentile interval around an estimate, none below six values; NaN draws do not count."""
     known = draws[np.isfinite(draws)]
-    if not len(known) or n < 2:
+    if not len(known) or n < _FEWEST:
         return Interval(estimate, math.nan, math.nan, n)
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(estimate, float(low), float(high), n)
@@ -112,6 +116,20 @@ def bootstrap_mean(values: Doubles, groups: Sequence[Hashable] | None = None) ->
     return percentiles(float(values.mean()), resampled(values[:, None], groups)[:, 0], n)
 
 
+def bootstrap_share(values: Doubles, groups: Sequence[Hashable] | None = None) -> Interval:
+    """Return the mean of values in [0, 1] with its bootstrap interval over groups; `n` counts the groups.
+
+    Where all are 0 or all are 1 a resampling would be sure of it: there it is the exact interval (Clopper and Pearson 1934).
+    """
+    n = len(values) if groups is None else len(set(groups))
+    bound: float = ((1 - LEVEL) / 2) ** (1 / n)
+    if (values == 1).all():
+        return Interval(1.0, bound, 1.0, n)
+    if (values == 0).all():
+        return Interval(0.0, 0.0, 1 - bound, n)
+    return bootstrap_mean(values, groups)
+
+
 def share(right: Doubles, groups: Sequence[Hashable]) -> Interval:
     """Return the mean of shares in [0, 1]: by Wilson where each group has one row, else by a bootstrap over groups.
 
@@ -121,23 +139,33 @@ def share(right: Doubles, groups: Sequence[Hashable]) -> Interval:
         return Interval(0.5, math.nan, math.nan, len(set(groups)))
     if len(set(groups)) == len(groups):
         return wilson(float(right.mean()), len(right))
-    return bootstrap_mean(right, groups)
+    return bootstrap_share(right, groups)
 
 
 def difference(of: BySeed, to: BySeed) -> Difference:
-    """Return `of` minus `to` with its interval and test: paired by seed where two or more seeds match."""
+    """Return `of` minus `to` with its interval and test: paired by seed where two or more seeds match.
+
+    Gaps that are all the same have no spread for a t test: they are as probable as all their signs are by chance, 2 · ½ⁿ,
+    and have no interval where that is above .05. What is left of a subtraction by rounding is nothing.
+    """
     from scipy import stats
 
     shared = sorted(set(of) & set(to))
     if len(shared) >= 2:
         gaps = np.array([of[seed] - to[seed] for seed in shared])
+        rounding = _ROUNDING * max(max(abs(of[seed]), abs(to[seed])) for seed in shared)
+        gaps[np.abs(gaps) <= rounding] = 0.0
         interval = mean(gaps)
-        if gaps.std() <= 1e-12 * max(1.0, float(np.abs(gaps).max())):
-            return Difference(interval, 1.0 if abs(interval.estimate) <= 1e-12 else 0.0, "paired t")
+        if not gaps.any():
+            return Difference(interval, 1.0, "paired t")
+        if np.ptp(gaps) <= rounding:
+            p = 2.0 ** (1 - len(gaps))
+            told = interval if p <= 1 - LEVEL else interval._replace(low=math.nan, high=math.nan)
+            return Difference(told, p, "sign test")
         return Difference(interval, float(stats.ttest_1samp(gaps, 0.0).pvalue), "paired t")
     a, b = np.array(list(of.values())), np.array(list(to.values()))
     gap = float(a.mean() - b.mean())
-    if len(a) < 2 or len(b) < 2 or a.std() + b.std() == 0:
+    if len(a) < 2 or len(b) < 2 or a.std() + b.std() <= _ROUNDING * float(np.abs([*a, *b]).max()):
         return Difference(Interval(gap, math.nan, math.nan, min(len(a), len(b))), math.nan, "none")
     found = stats.ttest_ind(a, b, equal_var=False)
     bounds = found.confidence_interval(LEVEL)
@@ -188,7 +216,17 @@ def beyond_chance(both: int, first: int, second: int, n: int) -> float:
 
 
 def shown(interval: Interval, form: str = ".3f", times: float = 1.0, unit: str = "") -> str:
-    """Write an interval as `estimate [low, high]`, or the estimate alone where there is none."""
+    """Write an interval as `estimate [low, high]`, or the estimate alone where there is none.
+
+    There are more digits than the form asks for where it would round all to 0, or an end that lies beside 0 onto it.
+    """
+    ends = [times * x for x in interval[:3] if not math.isnan(x)]
+    beside = [min(map(abs, ends))] if form[0] == "+" and (interval.above_zero or interval.below_zero) else []
+    digits = int(form[-2])
+    for seen in (max(map(abs, ends), default=0.0), *beside):
+        if seen > _ROUNDING and float(format(seen, f".{digits}f")) == 0:
+            digits = math.ceil(-math.log10(seen))
+    form = f"{form[:-2]}{digits}f"
     estimate, low, high = (format(times * x, form) for x in interval[:3])
     return f"{estimate}{unit}" if math.isnan(interval.low) else f"{estimate}{unit} [{low}, {high}]"
 
