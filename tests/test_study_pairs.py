@@ -159,3 +159,28 @@ def test_a_sample_of_rows_is_the_same_every_time():
     first = study.preference(preferences(12), rewards={"long": Longest()}, rows=8)
     again = study.preference(preferences(12), rewards={"long": Longest()}, rows=8)
     assert first.table.equals(again.table) and first.table["pairs"].to_pylist()[0] == 8
+
+
+def test_models_that_never_judge_the_same_pair_are_not_compared():
+    class Only(Longest):
+        def __init__(self, word):
+            self.word = word
+
+        def rewards(self, prompts, responses):
+            own = super().rewards(prompts, responses)
+            return [[x if self.word in prompt else None for x in row] for prompt, row in zip(prompts, own, strict=True)]
+
+    found = study.mismatch(pairs(["a"] * 12), rewards={"ones": Only("1"), "others": Only("2")}).line
+    # p1, p10, p11 and p2
+    assert found.startswith("others disagrees with people on 0.0 %") and "from ones to others" not in found
+
+
+def test_scores_decide_whatever_other_columns_are_called():
+    rows = [
+        {"reward": "r", "prompt_id": i, "score_chosen": 1.0, "score_rejected": 0.0, "model": "b", "response_a": "x",
+         "response_b": "y", "chosen": "a longer one", "rejected": "one"}
+        for i in range(6)
+    ]  # fmt: skip
+    found = study.preference(pa.Table.from_pylist(rows), by="model").table.to_pylist()
+    shares = {(row["reward"], row["subset"]): row["accuracy"] for row in found}
+    assert shares["r", "all"] == shares["r", "b"] == shares["length", "all"] == 1.0

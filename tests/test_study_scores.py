@@ -133,7 +133,7 @@ def test_answers_of_the_policy_are_a_set_beside_the_stores_of_the_same_rows(fini
     assert rows["policy samples"]["logprob_per_token"] == pytest.approx(expected)
     order = found.table["set"].to_pylist()
     both = 20 if "policy samples" in (order[0], order[-1]) else 40
-    assert both == 20 and "between the two on 20 rows with both" in found.line
+    assert both == 20 and f"between {order[0]} and {order[-1]} on 20 rows with both" in found.line
     with pytest.raises(StudyError, match=r"answers\.parquet holds answers; name the policy"):
         study.likelihood(tmp_path / "answers.parquet")
 
@@ -210,3 +210,32 @@ def test_overlaps_that_were_counted_elsewhere_are_read_from_a_table():
     )
     with pytest.raises(StudyError, match="a pair shares more rows than are low"):
         study.overlap(table.set_column(6, "shared", pa.array([21, 5])))
+
+
+def test_a_set_that_is_as_likely_as_the_likeliest_is_named_beside_it():
+    random = np.random.default_rng(0)
+    one = random.normal(-1, 0.2, 30)
+    sets = {"golden": one, "samples": one - 0.01 * (-1) ** np.arange(30), "attacked": one - 5}
+    line = study.likelihood(likelihoods({k: (lambda i, v=v: v[i], lambda i: 10) for k, v in sets.items()})).line
+    assert line.startswith("golden and samples likeliest, attacked least likely: ")
+
+
+def test_two_rows_do_not_put_sets_in_order():
+    rows = [
+        {"set": s, "row_id": i, "logprob": -10.0 * k - i, "n_tokens": 10}
+        for k, s in enumerate(("golden", "attacked"), 1)
+        for i in range(2)
+    ]
+    assert study.likelihood(pa.Table.from_pylist(rows)).line.startswith("golden is not told apart from attacked")
+
+
+def test_counted_overlaps_have_an_interval_over_seeds_and_half_a_row_is_read():
+    rows = [
+        {"first": 0, "second": 1, "seed": s, "rows": 100, "lowest_first": 20, "lowest_second": 20, "shared": x}
+        for s, x in enumerate((10, 12, 11))
+    ]
+    # 50, 60 and 55 %: 4.3027 · 5 / sqrt(3)
+    assert study.overlap(pa.Table.from_pylist(rows)).line.startswith("models share 55.0 % [42.6, 67.4] of their")
+    assert study.overlap(pa.Table.from_pylist(rows[:1])).line.startswith("models share 50.0 % [29.9, 70.1] of their")
+    half = rows[0] | {"lowest_first": 1, "lowest_second": 0, "shared": 0}
+    assert study.overlap(pa.Table.from_pylist([half])).table["overlap"].to_pylist() == [0.0]

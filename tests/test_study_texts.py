@@ -138,3 +138,26 @@ def test_real_tasks_are_perfect_by_their_references_and_poor_by_their_inputs():
     poor = study.tax(table.append_column("response", table["input"])).table.to_pylist()[0]["rouge_l"]
     # A reference without a letter or digit has no word for ROUGE
     assert perfect > 95 > 40 > poor
+
+
+def test_an_only_instance_of_a_task_has_no_other_answer():
+    table = tasks("answer{} is wrong there")
+    one = table.append_column("no", pa.array(range(40))).set_column(1, "task", pa.array([f"t{i}" for i in range(40)]))
+    assert set(study.tax(one).table["kind"].to_pylist()) == {"response", "echo"}
+    some = pa.array([f"t{i // 4}" if i < 8 else f"u{i}" for i in range(40)])
+    rows = {
+        (r["model"], r["kind"]): r["instances"] for r in study.tax(table.set_column(1, "task", some)).table.to_pylist()
+    }
+    assert rows["RER", "other"] == 4 and rows["RER", "response"] == 20
+
+
+def test_a_baseline_alone_costs_nothing_and_is_refused():
+    table = tasks("x")
+    with pytest.raises(StudyError, match="all rows are of the baseline 'sft'"):
+        study.tax(table.filter(pa.compute.equal(table["model"], "sft")), baseline="sft")
+
+
+def test_queries_of_a_kind_that_was_answered_once_are_not_compared_by_self_bleu():
+    rows = [{"prompt": f"p{i}", "query_type": "open" if i % 2 else "closed", "response": "a b c d"} for i in range(8)]
+    line = study.responses(pa.Table.from_pylist(rows + [row for row in rows if row["query_type"] == "open"])).line
+    assert "nan" not in line and "Self-BLEU 1.00" in line

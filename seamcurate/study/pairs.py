@@ -71,7 +71,8 @@ def mismatch(
         human = _verdicts(study, table, "human")
         decided = human != 0
         ties = len(human) - int(decided.sum())
-        pairs = _from_verdicts(study, table.filter(pa.array(decided)), human[decided], by)
+        table, human = table.filter(pa.array(decided)), human[decided]
+        pairs = _from_verdicts(study, table, ("response_a", "response_b"), _verdicts(study, table, "model"), human, by)
     else:
         table = _sampled(study, results.read(study, sources, ["prompt", "response_a", "response_b", "label"]), rows)
         human = _verdicts(study, table, "label")
@@ -83,8 +84,9 @@ def mismatch(
     first, last = next(iter(pairs.models)), list(pairs.models)[-1]
     found = overall[last]
     line = f"{last} disagrees with people on {percent(found)} of {_counted(pairs, last, 'decided pairs', ties)}"
-    if len(pairs.models) > 1:
-        change = bootstrap_mean(*_known(pairs.models[first] - pairs.models[last], pairs.prompts))
+    both, prompts = _known(pairs.models[first] - pairs.models[last], pairs.prompts)
+    if len(pairs.models) > 1 and len(both):
+        change = bootstrap_mean(both, prompts)
         verb = "falls" if change.below_zero else "grows" if change.above_zero else "does not demonstrably change"
         line += (
             f"; from {first} to {last} the mismatch {verb} ({percent(change, True)}, from {percent(overall[first])})"
@@ -119,10 +121,7 @@ def preference(
     if {"reward", "score_chosen"} <= set(table.column_names):
         table = results.read(study, sources, ["reward", "prompt_id", "score_chosen", "score_rejected"])
         gap = results.numbers(study, table, "score_chosen") - results.numbers(study, table, "score_rejected")
-        verdict = np.where(gap > 0, "a", np.where(gap < 0, "b", "tie")).tolist()
-        table = table.append_column("model", pa.array(verdict)) if "model" not in table.column_names else table
-        renamed = [{"chosen": "response_a", "rejected": "response_b"}.get(n, n) for n in table.column_names]
-        pairs = _from_verdicts(study, table.rename_columns(renamed), np.ones(len(table)), within)
+        pairs = _from_verdicts(study, table, ("chosen", "rejected"), gap, np.ones(len(table)), within)
     else:
         table = _sampled(study, results.read(study, sources, ["prompt", "chosen", "rejected"]), rows)
         pairs = _from_models(study, table, ("chosen", "rejected"), np.ones(len(table)), rewards or {}, within)
@@ -218,12 +217,14 @@ def _from_models(
     return _Pairs([prompt_text(p) for p in prompts], _subsets(study, table, by), models, _ruled(first, second, human))
 
 
-def _from_verdicts(study: str, table: pa.Table, human: Doubles, by: str | None) -> _Pairs:
+def _from_verdicts(
+    study: str, table: pa.Table, texts: tuple[str, str], above: Doubles, human: Doubles, by: str | None
+) -> _Pairs:
     """Put one reward model's verdicts beside another's: the nth on a prompt is on the same pair for all."""
     if not len(table):
         raise StudyError(f"{study}: no pair is decided; there is nothing to compare a reward model with")
     names, prompts = results.names(study, table, "reward"), results.names(study, table, "prompt_id")
-    right, subsets = _right(_verdicts(study, table, "model"), human), _subsets(study, table, by)
+    right, subsets = _right(above, human), _subsets(study, table, by)
     places: dict[str, dict[tuple[str, int], int]] = {}
     times: Counter[tuple[str, str]] = Counter()
     for i, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
@@ -236,10 +237,10 @@ def _from_verdicts(study: str, table: pa.Table, human: Doubles, by: str | None) 
     models = {name: right[[own[key] for key in first]] for name, own in places.items()}
     rows = list(first.values())
     rulers = {}
-    if {"response_a", "response_b"} <= set(table.column_names):
+    if set(texts) <= set(table.column_names):
         some = table.take(rows)
-        texts = [results.texts(study, some, name) for name in ("response_a", "response_b")]
-        rulers = _ruled(texts[0], texts[1], human[rows])
+        one, other = (results.texts(study, some, name) for name in texts)
+        rulers = _ruled(one, other, human[rows])
     return _Pairs([prompts[i] for i in rows], [subsets[i] for i in rows], models, rulers)
 
 

@@ -8,7 +8,7 @@ likelihood   stores, answers, or set, row_id, logprob, n_tokens       SEAM App. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -29,6 +29,7 @@ from seamcurate.study.statistics import (
     beyond_chance,
     bootstrap_mean,
     in_percent,
+    mean,
     percent,
     percentiles,
     resampled,
@@ -134,7 +135,8 @@ def _counted(study: str, sources: Sequence[Data]) -> Finding:
     if not ((both <= np.minimum(low, other)) & (np.maximum(low, other) <= rows) & (size > 0) & (both >= 0)).all():
         raise StudyError(f"{study}: a pair shares more rows than are low, or none are low; check the table")
     chances = 2 * low * other / rows / (low + other)
-    found = [wilson(float(b / n), round(float(n))) for b, n in zip(both, size, strict=True)]
+    # A set of one beside an empty one are half a row.
+    found = [wilson(float(b / n), max(1, round(float(n)))) for b, n in zip(both, size, strict=True)]
     columns: dict[str, Sequence[object]] = {
         **{"first": first, "second": second, "seed": seeds, "kind": ["models"] * len(table)},
         **{name: table[name].to_pylist() for name in ("rows", "lowest_first", "lowest_second")},
@@ -155,11 +157,13 @@ def _counted(study: str, sources: Sequence[Data]) -> Finding:
         "Bars: 95 % Wilson intervals; orange ticks: overlap by chance.",
         unit="rows",
     )
-    whole, chance = float((both / size).mean()), float(chances.mean())
+    chance = float(chances.mean())
+    by_seed = [
+        float(np.mean([one.estimate for one, s in zip(found, seeds, strict=True) if s == seed])) for seed in set(seeds)
+    ]
+    whole = found[0] if len(found) == 1 else mean(sorted(by_seed))._replace(estimate=float((both / size).mean()))
     above = sum(one.low > c for one, c in zip(found, chances, strict=True))
-    line = (
-        f"models share {100 * whole:.1f} % of their lowest rows on average of {len(found)} pairs, {100 * chance:.1f} % "
-    )
+    line = f"models share {percent(whole)} of their lowest rows on average of {len(found)} pairs, {100 * chance:.1f} % "
     line += f"by chance; {above} of {len(found)} pairs share more than chance"
     return Finding(study, results.tabulate(columns, {"overlap": found}), drawn, line)
 
@@ -250,20 +254,22 @@ def likelihood(*sources: Data, policy: Policy | None = None) -> Finding:
     line = ", ".join(f"{name} {shown(whole[name], '.2f')}" for name in order) + " nats a token"
     gaps = {}
     if len(order) > 1:
-        shared = sorted(set(found[order[0]]) & set(found[order[-1]]))
-        told = whole[order[0]].low > whole[order[-1]].high
-        if len(shared) >= 3:
-            above = np.array([found[order[0]][row][0] - found[order[-1]][row][0] for row in shared])
-            longer = np.array([found[order[0]][row][1] - found[order[-1]][row][1] for row in shared])
-            between = bootstrap_mean(above)
-            told = between.above_zero
-            line += f"; {shown(between, '+.2f')} between the two on {len(shared):,} rows with both"
+        first, last = order[0], order[-1]
+        told = _likelier(whole, found, first, last)
+        if shared := sorted(set(found[first]) & set(found[last])):
+            above, longer = np.array([np.subtract(found[first][row], found[last][row]) for row in shared]).T
+            line += (
+                f"; {shown(bootstrap_mean(above), '+.2f')} between {first} and {last} on {len(shared):,} rows with both"
+            )
             equal = _at_equal_length(above, longer)
             if told:
                 gaps["length alone"] = ruler.Gap(f"at equal lengths {shown(equal, '+.2f')}", equal)
-        first, last = order[0], order[-1]
+        tops = [name for name in order if name == first or not _likelier(whole, found, first, name)]
+        ends = [name for name in order if name == last or not _likelier(whole, found, name, last)]
         line = (
-            f"{first} likeliest, {last} least likely: " if told else f"{first} is not told apart from {last}: "
+            f"{' and '.join(tops)} likeliest, {' and '.join(ends)} least likely: "
+            if told
+            else f"{first} is not told apart from {last}: "
         ) + line
     return Finding(study, out, drawn, line + ruler.caveat(gaps))
 
@@ -387,6 +393,21 @@ def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, tuple[float, fl
         }
         for name, by in grouped.items()
     }
+
+
+def _likelier(
+    whole: Mapping[str, Interval],
+    found: Mapping[str, Mapping[tuple[int, str], tuple[float, float]]],
+    one: str,
+    other: str,
+) -> bool:
+    """Tell whether a set is shown to be likelier than another, on the rows that have both where they are enough."""
+    shared = sorted(set(found[one]) & set(found[other]))
+    if shared:
+        between = bootstrap_mean(np.array([found[one][row][0] - found[other][row][0] for row in shared]))
+        if not math.isnan(between.low):
+            return between.above_zero
+    return whole[one].low > whole[other].high
 
 
 def _at_equal_length(above: Doubles, longer: Doubles) -> Interval:

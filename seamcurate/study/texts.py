@@ -178,6 +178,8 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
         raise StudyError(
             f"{study}: no row is of the baseline {baseline!r}; there are {', '.join(dict.fromkeys(models))}"
         )
+    if set(models) == {baseline}:
+        raise StudyError(f"{study}: all rows are of the baseline {baseline!r}; add the model that is held against it")
     split = _words()
     golden = [[split(text) for text in some] for some in wanted]
 
@@ -190,9 +192,15 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
     if "input" in table.column_names:
         given = results.texts(study, table, "input", missing="")
         scored["echo"] = rouge([" ".join(g.split()[: len(a.split())]) for g, a in zip(given, answers, strict=True)])
-    scored["other"] = rouge(_swapped(answers, models, tasks))
+    others = _swapped(answers, models, tasks)
+    scored["other"] = np.where([other is None for other in others], math.nan, rouge([other or "" for other in others]))
     own = {model: [i for i, other in enumerate(models) if other == model] for model in dict.fromkeys(models)}
-    rows = [(m, kind, bootstrap_mean(values[places])) for m, places in own.items() for kind, values in scored.items()]
+    rows = [
+        (m, kind, _mean(values[places], None))
+        for m, places in own.items()
+        for kind, values in scored.items()
+        if np.isfinite(values[places]).any()
+    ]
     cost = dict.fromkeys(own, _NOTHING)
     if baseline is not None:
         for model in own:
@@ -233,10 +241,10 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
     best = max(named, key=lambda m: reached[m].estimate)
     gaps = {
         _TOLD[kind]: ruler.Gap(
-            shown(bootstrap_mean(values[own[best]]), ".1f"), bootstrap_mean((scored["response"] - values)[own[best]])
+            shown(_mean(values[own[best]], None), ".1f"), _mean((scored["response"] - values)[own[best]], None)
         )
         for kind, values in scored.items()
-        if kind != "response"
+        if kind != "response" and np.isfinite(values[own[best]]).any()
     }
     return Finding(study, out, drawn, text + ruler.caveat(gaps))
 
@@ -321,7 +329,8 @@ def _described(found: dict[tuple[str, str], dict[str, Interval]]) -> str:
         part = f"{'responses' if model == 'all' else model}: {shown(whole['words'], '.0f')} words, 4-gram repetition {shown(whole['repetition'], '.3f')}"
         if not math.isnan(whole.get("relevant", _NOTHING).estimate):
             part += f", {shown(whole['relevant'], '.1f', 100, ' %')} of sentences relevant"
-        if {"open", "closed"} <= set(own) and not math.isnan(own["open"]["self_bleu"].estimate):
+        kinds = [own[kind]["self_bleu"].estimate for kind in ("open", "closed") if kind in own]
+        if len(kinds) == 2 and not any(map(math.isnan, kinds)):
             one, other = own["closed"]["self_bleu"], own["open"]["self_bleu"]
             verb = "above" if one.low > other.high else "below" if one.high < other.low else "not told apart from"
             part += f", Self-BLEU of closed queries {shown(one, '.2f')} {verb} that of open ones {shown(other, '.2f')}"
@@ -331,15 +340,15 @@ def _described(found: dict[tuple[str, str], dict[str, Interval]]) -> str:
     return "; ".join(parts)
 
 
-def _swapped(answers: list[str], models: list[str], tasks: list[str]) -> list[str]:
-    """Give each instance the answer to the next one of its task, under the same model."""
+def _swapped(answers: list[str], models: list[str], tasks: list[str]) -> list[str | None]:
+    """Give each instance the answer to the next one of its task, under the same model; None where it is the only one."""
     places: dict[tuple[str, str], list[int]] = {}
     for i, key in enumerate(zip(models, tasks, strict=True)):
         places.setdefault(key, []).append(i)
-    swapped = list(answers)
+    swapped: list[str | None] = [None] * len(answers)
     for own in places.values():
         for i, following in zip(own, own[1:] + own[:1], strict=True):
-            swapped[i] = answers[following]
+            swapped[i] = answers[following] if following != i else None
     return swapped
 
 
