@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 import numpy as np
@@ -31,6 +31,10 @@ _WIDTH = 6.3
 """Inches: a page's text width."""
 _LONGEST = 60
 """Characters of a label: a figure is no wider than its page, whatever a method is called."""
+_TITLES = {1: 80, 2: 36, 3: 18, 4: 17}
+"""Characters of a panel's title, by how many stand side by side."""
+_LEGEND = 110
+"""Characters of a legend's line, its marks included."""
 _MOST, _PANELS = 200, 40
 """Dots, and panels or curves, of a figure: taller ones fit no page, and beyond some hundreds no file."""
 _STYLE = {
@@ -138,7 +142,12 @@ def dots(
     across = len(panels) if own_axes else _columns(panels)
     down = math.ceil(len(panels) / across)
     sizes = [len(some) + 0.4 for some in panels.values()][::across]
-    figure = _figure(0.24 * sum(sizes) + (1.1 if own_axes else 0.9 + 0.28 * down))
+    room = 36 if across < 3 else 20
+    names = {title: [_folded(dot.label, room) for dot in some] for title, some in panels.items()}
+    titles = {title: _folded(title, _TITLES[min(across, 4)], 3) for title in panels}
+    high = 0.34 if any("\n" in name for some in names.values() for name in some) else 0.24
+    over = 0.14 * max(title.count("\n") for title in titles.values())
+    figure = _figure(high * sum(sizes) + (1.1 if own_axes else 0.9 + (0.28 + over) * down))
     grid = figure.subplots(
         down,
         across,
@@ -160,17 +169,18 @@ def dots(
                 _beside(axes, place, f"{dot.value.n:,}")
         if axes is (last if own_axes else grid[0, -1]):
             _beside(axes, -0.95, unit)
-        axes.set_yticks(range(len(some)), [_short(dot.label) for dot in some])
+        axes.set_yticks(range(len(some)), names[title])
         axes.set_ylim(len(some) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.06)
         if own_axes:
-            axes.set_xlabel(fill(_short(title), 22))
+            axes.set_xlabel(fill(_short(title), 22 if across < 4 else 18))
             axes.locator_params(axis="x", nbins=3 if len(panels) > 2 else 5)
         else:
-            axes.set_title(_short(title))
+            axes.set_title(titles[title])
+    _name_below(list(grid.flat[: len(panels)]), across)
     if line is not None:
         last.annotate(
             _short(line[1]), (line[0], 0), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
@@ -198,7 +208,7 @@ def curves(
         x_label: With its unit.
         y_label: With its unit.
         note: What lines and bands are.
-        marks: Where x has ticks; all of them are labelled.
+        marks: Where x has ticks; labelled where there is room.
     """
     total = max(len(panels), *map(len, panels.values()))
     if total > _PANELS:
@@ -206,7 +216,11 @@ def curves(
         note += f" The first {_PANELS} of {total:,}; the table has them all."
     columns = min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(2.0 * rows + 1.0 if columns > 1 else 3.4)
+    titles = {title: _folded(title, _TITLES[columns], 3) for title in panels}
+    labels = [_short(curve.label) for curve in next(iter(panels.values()))]
+    beside = min(len(labels), 4, max(1, _LEGEND // (max(map(len, labels), default=0) + 10)))
+    over = 0.14 * max(title.count("\n") for title in titles.values())
+    figure = _figure((2.0 + over) * rows + 1.0 if columns > 1 else 3.4 + 0.14 * (len(labels) // beside))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -217,16 +231,17 @@ def curves(
             marker = "" if curve.ruler else _MARKERS[earnest % len(_MARKERS)]
             earnest += not curve.ruler
             _curve(axes, curve, colour, marker)
-        axes.set_title(_short(title))
+        axes.set_title(titles[title])
         axes.grid(axis="y")
         if marks:
-            _name(axes, list(marks), [f"{x:,g}" for x in marks], 40)
+            _name(axes, list(marks), [f"{x:,g}" for x in marks], 40, 36)
             axes.minorticks_off()
+    _name_below(list(grid.flat[: len(panels)]), columns)
     figure.supxlabel(x_label, fontsize=8)
     figure.supylabel(y_label, fontsize=8)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
+        figure.legend(handles, labels, loc="outside upper center", ncols=beside)
     return _noted(figure, note)
 
 
@@ -245,17 +260,23 @@ def heat(
         sides: Two curve panels by title, along the columns and along the rows: the x label, and curves over 0, 1, ….
         note: What the panels show.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(2.9 + 0.1 * len(rows))
     mosaic: dict[str, Axes] = figure.subplot_mosaic([["grid", title] for title in sides], width_ratios=[1.25, 1])
     left = mosaic["grid"]
     image = left.imshow(values, origin="lower", aspect="auto", cmap="cividis")
     low, high = np.nanmin(values), np.nanmax(values)
     small = values.size <= 49
+    # As many digits as a cell is wide, and enough that small values are not all 0.
+    form = ".2f" if 0.1 <= np.nanmax(np.abs(values)) < 1000 else ".3g"
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value) and small:
             dark = (value - low) < 0.55 * (high - low)
-            left.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-    _name(left, range(len(columns)), columns, 24)
+            left.text(
+                j, i, format(value, form), ha="center", va="center", fontsize=6.5, color="white" if dark else "black"
+            )
+    _name(left, range(len(columns)), columns, 24, 18)
     left.set_yticks(range(len(rows)), rows)
     left.set_xlabel(labels[0])
     left.set_ylabel(labels[1])
@@ -265,6 +286,11 @@ def heat(
     bar.outline.set_visible(False)
     bar.set_label(labels[2])
     bar.ax.tick_params(length=2)
+    if form != ".2f":
+        # What matplotlib would write beside the numbers lies on the label.
+        bar.ax.xaxis.set_major_formatter("{x:.3g}")
+        bar.locator = MaxNLocator(4)
+        bar.update_ticks()
     first = mosaic[next(iter(sides))]
     for (title, (label, some)), names in zip(sides.items(), (columns, rows), strict=True):
         axes = mosaic[title]
@@ -273,7 +299,7 @@ def heat(
             axes.sharey(first)
         for i, curve in enumerate(some):
             _curve(axes, curve, COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)])
-        _name(axes, range(len(names)), names, 24)
+        _name(axes, range(len(names)), names, 24, 15)
         axes.set_xlabel(label)
         axes.set_ylabel(labels[3])
         axes.set_title(title)
@@ -303,8 +329,16 @@ def _beside(axes: Axes, place: float, text: str) -> None:
     axes.text(1.015, place, text, transform=across, va="center", fontsize=7, color="#555555")
 
 
-def _name(axes: Axes, places: Sequence[float], names: Sequence[str], room: int) -> None:
-    """Name places on the x axis, aslant where the names are longer together than `room` characters."""
+def _name(axes: Axes, places: Sequence[float], names: Sequence[str], room: int, most: int) -> None:
+    """Name places on the x axis, aslant where the names are longer together than `room` characters.
+
+    One that lies nearer to the last named than `most` equal steps over all places would is marked without a name.
+    """
+    step, last, shown = (max(places) - min(places)) / most, -math.inf, []
+    for place, name in zip(places, names, strict=True):
+        shown.append(name if place - last >= step else "")
+        last = place if shown[-1] else last
+    names = shown
     axes.set_xticks(places, names)
     if sum(map(len, names)) > room:
         axes.tick_params(axis="x", labelrotation=45)
@@ -340,6 +374,24 @@ def _short(text: str) -> str:
     line = one_line(text)
     half = _LONGEST // 2
     return line if len(line) <= _LONGEST else f"{line[:half]}…{line[1 - half :]}"
+
+
+def _folded(text: str, width: int, lines: int = 2) -> str:
+    """Return a label on lines of `width` characters, its middle left out where they do not hold it."""
+    line, most = _short(text), width * lines
+    if len(line) > most - lines:
+        half = most // 2 - lines
+        line = f"{line[:half]}…{line[1 - half :]}" if len(line) > 2 * half else line
+    parts = wrap(line, width)
+    if len(parts) > lines:
+        parts = [line[start : start + width] for start in range(0, len(line), width)]
+    return "\n".join(parts) or line
+
+
+def _name_below(panels: Sequence[Axes], columns: int) -> None:
+    """Write numbers below the lowest panel of each column: the last row may not fill."""
+    for axes in panels[-columns:]:
+        axes.tick_params(axis="x", labelbottom=True)
 
 
 def _noted(figure: Figure, note: str) -> Figure:

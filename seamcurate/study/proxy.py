@@ -74,7 +74,7 @@ def monotonicity(*sources: Data) -> Finding:
         },
         "RL step",
         "mean reward, standardised within a run",
-        f"Mean over {results.seeds(runs.values())} of rewards standardised over a run's checkpoints; bands: 95 % Student intervals. "
+        f"Rewards standardised over a run's checkpoints, mean of {results.seeds(runs.values())}; bands: 95 % Student intervals. "
         "ρ: Spearman's correlation of proxy and gold reward.",
     )
     best = max(runs, key=lambda name: -2.0 if math.isnan(found[name].estimate) else found[name].estimate)

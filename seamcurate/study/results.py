@@ -256,7 +256,7 @@ def seeds(runs: Iterable[Mapping[float, object]]) -> str:
     """Say how many seeds runs have."""
     counts = sorted({len(each) for each in runs})
     some = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{some} seed{'' if counts == [1] else 's'}"
+    return f"{some} seeds" if counts != [1] else "1 seed, which has no interval"
 
 
 def tabulate(
