@@ -65,15 +65,20 @@ def test_mismatch_reads_verdicts_that_are_there():
     assert found.table.select(["reward", "pairs"]).to_pylist() == [
         {"reward": "7B", "pairs": 3},
         {"reward": "70B", "pairs": 3},
+        # A coin needs no texts.
+        {"reward": "random", "pairs": 3},
     ]
-    assert found.table["mismatch"].to_pylist() == pytest.approx([1 / 3, 1 / 3])
+    assert found.table["mismatch"].to_pylist() == pytest.approx([1 / 3, 1 / 3, 1 / 2])
+    assert found.line.endswith("; but chance is not told apart from it (50.0 % right)")
     signs = [row | {k: {"a": 1.5, "b": -2.0, "tie": 0.0}[row[k]] for k in ("human", "model")} for row in rows]
-    assert study.mismatch(pa.Table.from_pylist(signs[::-1])).table["mismatch"].to_pylist() == pytest.approx([1 / 3] * 2)
+    assert study.mismatch(pa.Table.from_pylist(signs[::-1])).table["mismatch"].to_pylist() == pytest.approx(
+        [1 / 3, 1 / 3, 1 / 2]
+    )
     binary = [
         {"reward": "7B", "prompt_id": i, "human": h, "model": m}
         for i, (h, m) in enumerate(zip([1, 0, 0, 1], [1, 0, 1, 1], strict=True))
     ]
-    assert study.mismatch(pa.Table.from_pylist(binary)).table["mismatch"].to_pylist() == [0.25]
+    assert study.mismatch(pa.Table.from_pylist(binary)).table["mismatch"].to_pylist() == [0.25, 0.5]
     with pytest.raises(StudyError, match="70B was asked about other pairs than 7B"):
         study.mismatch(pa.Table.from_pylist(rows[:-1]))
 
@@ -120,7 +125,7 @@ def test_preference_reads_scores_that_are_there_and_rewards_that_do_not_fit_do_n
         for i, (c, r) in enumerate([(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (3.0, 2.0)])
     ]
     found = study.preference(pa.Table.from_pylist(rows))
-    assert found.table["accuracy"].to_pylist() == [0.625]
+    assert found.table["accuracy"].to_pylist() == [0.625, 0.5]
     table = preferences(20).set_column(1, "chosen", pa.array(["a long one"] * 5 + ["x"] * 15))
     found = study.preference(table, rewards={"short": Shortest()})
     assert found.table["pairs"].to_pylist()[0] == 15 and "of 15 pairs (5 without a reward left out)" in found.line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -36,6 +37,12 @@ def test_seeds_that_match_are_paired_and_others_are_not():
     apart = statistics.difference({1: 0.5, 2: 0.7, 3: 0.9}, {4: 0.4, 5: 0.5, 6: 0.6})
     expected = stats.ttest_ind([0.5, 0.7, 0.9], [0.4, 0.5, 0.6], equal_var=False)
     assert apart.test == "Welch t" and apart.p == pytest.approx(expected.pvalue)
+    assert apart.interval[1:3] == pytest.approx(tuple(expected.confidence_interval()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Runs that are all alike are so but for rounding.
+        alike = statistics.difference({1: 0.1, 2: 0.1, 3: 0.1}, {4: 0.4, 5: 0.5, 6: 0.6})
+    assert alike.interval.high == pytest.approx(-0.4 + 4.302653 * 0.1 / math.sqrt(3), abs=1e-6)
     single = statistics.difference({1: 0.5}, {1: 0.4})
     assert single.test == "none" and math.isnan(single.p) and single.interval.estimate == pytest.approx(0.1)
     # One seed shows nothing.

@@ -88,7 +88,7 @@ def filter_rate(*sources: Data, baseline: str = "full") -> Finding:
     if full:
         keys.insert(0, (baseline, 0.0, full))
     means = {(method, rate): mean(list(runs.values())) for method, rate, runs in keys}
-    above = [difference(runs, full).interval if full else _NOTHING for _, _, runs in keys]
+    above = [difference(runs, full).interval if full and rate else _NOTHING for _, rate, runs in keys]
     out = results.tabulate(
         {
             "method": [method for method, _, _ in keys],

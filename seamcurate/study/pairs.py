@@ -236,7 +236,7 @@ def _from_verdicts(
             raise StudyError(f"{study}: {name} was asked about other pairs than {names[0]}; ask all about the same")
     models = {name: right[[own[key] for key in first]] for name, own in places.items()}
     rows = list(first.values())
-    rulers = {}
+    rulers = {"random": np.full(len(rows), 0.5)}
     if set(texts) <= set(table.column_names):
         some = table.take(rows)
         one, other = (results.texts(study, some, name) for name in texts)
