@@ -185,7 +185,17 @@ def test_a_value_that_cannot_be_read_stops_a_study_at_its_row(name: str, column:
 @pytest.mark.parametrize("name", STUDIES)
 def test_each_study_reads_its_clean_rows(name: str) -> None:
     rows = STUDIES[name][0]
-    assert run(name, table(rows)).line and run(name, table(rows)).table.num_rows > 0
+    found = run(name, table(rows))
+    assert found.line and found.table.num_rows > 0
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_column_of_a_study_says_what_it_means(name: str, tmp_path: Path) -> None:
+    run(name, table(STUDIES[name][0])).save(tmp_path)
+    [file] = tmp_path.glob("*.parquet")
+    for field in pq.read_schema(file):
+        meaning = field.metadata[b"meaning"].decode()
+        assert meaning.endswith(" end") == field.name.endswith(("_low", "_high")), field.name
 
 
 # Names.

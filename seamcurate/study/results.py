@@ -22,7 +22,7 @@ from seamcurate import formats, views
 from seamcurate.errors import StudyError
 from seamcurate.models import Prompt
 from seamcurate.objects import place
-from seamcurate.step import finite
+from seamcurate.step import column, finite
 from seamcurate.store import Store
 from seamcurate.study.statistics import Doubles, Interval
 from seamcurate.tables import brief, one_line
@@ -38,6 +38,60 @@ _TEXTS = (
     *("response_a", "response_b", "baseline_response"),
 )
 """Columns of a CSV file that are text whatever they look like: the answer 007 is not the answer 7."""
+_MEANINGS = {
+    "above_baseline": "mean quality minus the baseline's, over the seeds compared",
+    "above_full": "mean quality minus the full data's",
+    "accuracy": "share of pairs whose chosen response scores higher, ties one half",
+    "chance": "overlap of sets of these sizes drawn at random",
+    "checkpoints": "checkpoints of the longest run",
+    "data": "the data the model was measured on",
+    "first": "one model of the pair",
+    "gain_of_first_position": "win rate with the response first minus that with it second",
+    "instances": "instances answered",
+    "kind": "what is measured, or which ruler or control",
+    "length_spearman": "rank correlation of mean length and mean gold reward over checkpoints",
+    "logprob_per_token": "natural log-probability a token, mean over rows of each row's mean",
+    "lowest_first": "rows of the first model's lowest set",
+    "lowest_second": "rows of the second model's lowest set",
+    "mean_tokens": "tokens an answer, mean over rows of each row's mean",
+    "method": "how the data were chosen",
+    "mismatch": "share of decided pairs judged against people, ties one half",
+    "model": "the model measured",
+    "of_home": "quality as a multiple of that on the model's own data, within a seed",
+    "overlap": "2 |A∩B| / (|A| + |B|) of the two lowest sets",
+    "p_beyond_chance": "probability of sharing as many by chance (hypergeometric, not adjusted)",
+    "p_holm": "two-sided p of the difference to the baseline, adjusted for all methods (Holm)",
+    "pairs": "pairs with a verdict",
+    "pearson": "Pearson's correlation of mean proxy and mean gold reward over checkpoints",
+    "perplexity": "exp(−logprob_per_token)",
+    "policy": "SFT steps of the policy",
+    "prompts": "different prompts",
+    "proxy": "the reward that was optimised",
+    "quality": "mean over seeds",
+    "query_type": "kind of the queries; all for all",
+    "rate": "share of the RL data filtered out",
+    "relevant": "share of sentences relevant to the query",
+    "repetition": "1 − distinct 4-grams / 4-grams of words",
+    "responses": "responses measured",
+    "reward": "the reward model: its name, or the pairs it was trained on",
+    "rouge_l": "ROUGE-L's F measure, 0 to 100, the best over references",
+    "rows": "rows measured",
+    "same_in_both_positions": "share of prompts with one verdict in both positions",
+    "second": "the other model of the pair",
+    "seed": "the run's seed",
+    "seeds": "runs averaged",
+    "seeds_compared": "seeds the difference to the baseline rests on",
+    "self_bleu": "mean BLEU of a prompt's responses against each other; high = alike",
+    "set": "the sample set",
+    "spearman": "rank correlation of mean proxy and mean gold reward over checkpoints",
+    "subset": "part of the pairs; all for all",
+    "tasks": "different tasks",
+    "tax": "the baseline's ROUGE-L minus the model's, on the same instances",
+    "test": "what the p-value is by",
+    "win_rate": "(wins + ½ ties) / all, over both positions",
+    "words": "words and punctuation marks a response",
+}
+"""What each column of a study's table means, as the Parquet file says it."""
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, OverflowError)
 
 
@@ -262,14 +316,21 @@ def seeds(runs: Iterable[Mapping[float, object]]) -> str:
 def tabulate(
     columns: Mapping[str, Sequence[object]], intervals: Mapping[str, Sequence[Interval]] | None = None
 ) -> pa.Table:
-    """Make a table; each named column of intervals becomes NAME, NAME_low and NAME_high, NULL where there is none."""
+    """Make a table whose columns say what they mean; each of intervals becomes NAME, NAME_low and NAME_high, NULL where there is none."""
     parts: dict[str, pa.Array] = {name: pa.array(values) for name, values in columns.items()}
     # A column is of one type whatever this table has for it.
     parts |= {name: part.cast(pa.float64()) for name, part in parts.items() if pa.types.is_null(part.type)}
     for name, some in (intervals or {}).items():
         for end, values in zip(("", "_low", "_high"), zip(*(i[:3] for i in some), strict=True), strict=True):
             parts[name + end] = pa.array([None if math.isnan(v) else v for v in values], pa.float64())
-    return pa.table(parts)
+    fields = []
+    for name, part in parts.items():
+        of, end = name, ""
+        for bound in ("low", "high"):
+            if name.endswith(f"_{bound}") and name not in columns:
+                of, end = name.removesuffix(f"_{bound}"), f", the 95 % interval's {bound} end"
+        fields.append(column(name, part.type, _MEANINGS[of] + end))
+    return pa.table(list(parts.values()), schema=pa.schema(fields))
 
 
 def _check_libraries() -> None:
