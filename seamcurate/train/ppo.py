@@ -152,7 +152,8 @@ def ppo(
         }
         if (done := training.finished(work, inputs)) is not None:
             return done
-        accelerator = Accelerator()
+        # Of itself, accelerate makes processes on a CPU one group only where its environment says so.
+        accelerator = Accelerator(cpu=weights.device("auto") == "cpu")
         generation = opened.generation_config
         learner = _learner(opened, tokenizer, judge, judged, config, accelerator)
         result = _train(learner, kept, tested, work, inputs)
