@@ -105,7 +105,7 @@ class Learner:
         rate = self.config.learning_rate * min(1.0, step / max(1, self.config.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        means = Means(self.accelerator)
+        means = Means()
         coefficient = self.kl.coefficient
         self.actor.eval()
         with self._precision():
@@ -129,7 +129,7 @@ class Learner:
         """Return the mean raw score of responses to held-out prompts, sampled from the same seed each time."""
         self._seed("measure")
         self.actor.eval()
-        means = Means(self.accelerator)
+        means = Means()
         mine = questions[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
         for start in range(0, len(mine), size):
@@ -142,10 +142,6 @@ class Learner:
             self._describe(responses, means)
             for name, value in self.judge.features().items():
                 means.add(f"reward/{name}", [value], len(batch))
-        if not mine:
-            means.add("scores", [])
-            if self.gold is not None:
-                means.add("gold", [])
         return {f"eval/{name.removeprefix('val/')}": value for name, value in means.gathered().items()}
 
     def merged(self) -> PreTrainedModel:
@@ -324,8 +320,7 @@ class Learner:
 class Means:
     """Means by name, over all values that all processes added; what is None is left out."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, values: Iterable[float | None], weight: float = 1.0) -> None:
@@ -335,10 +330,12 @@ class Means:
         self.sums[name] = total + weight * sum(there), count + weight * len(there)
 
     def gathered(self) -> dict[str, float | None]:
-        """Return each name's mean, None where there was no value."""
-        import torch
+        """Return each name's mean, None where there was no value; a process need not know the names of the others."""
+        from accelerate.utils import gather_object
 
-        names = sorted(self.sums)
-        sums = torch.tensor([self.sums[name] for name in names], device=self.accelerator.device)
-        summed = self.accelerator.reduce(sums, "sum").tolist()
-        return {name: total / count if count else None for name, (total, count) in zip(names, summed, strict=True)}
+        parts: list[dict[str, tuple[float, float]]] = gather_object([self.sums])
+        means: dict[str, float | None] = {}
+        for name in sorted({name for part in parts for name in part}):
+            total, count = (sum(values) for values in zip(*(part.get(name, (0, 0)) for part in parts), strict=True))
+            means[name] = total / count if count else None
+        return means
