@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,6 +87,31 @@ def test_the_policy_learns_what_is_rewarded(train, policy, tmp_path):
     assert [line["step"] for line in lines] == list(range(1, 26))
     assert lines[0]["rer_length"] == 0.25 and 0 <= lines[0]["repetition"] <= 1 and "completions/mean_length" in lines[0]
     assert train(policy, Other(), tmp_path / "d.parquet", tmp_path / "out", config) == record
+
+
+@pytest.mark.parametrize("train", [grpo, rloo])
+def test_a_models_sampling_habits_are_kept_but_not_trained_on_and_its_ends_end_answers(train, policy, tmp_path):
+    from transformers import GenerationConfig
+
+    data, config = parquet(tmp_path / "d.parquet", rows(24)), GroupTraining(**FAST, max_steps=1, eval_rows=2)
+    told = {}
+    for name, habits in {
+        "none": {},
+        "some": {"repetition_penalty": 3.0, "min_new_tokens": 8, "typical_p": 0.5},
+        "ends": {"eos_token_id": list(range(400))},
+    }.items():
+        shutil.copytree(policy, tmp_path / name)
+        own = GenerationConfig.from_pretrained(policy)
+        own.update(do_sample=True, **habits)
+        own.save_pretrained(tmp_path / name)
+        train(tmp_path / name, Other(), data, tmp_path / f"{name}-out", config)
+        kept = GenerationConfig.from_pretrained(tmp_path / f"{name}-out")
+        assert {key: getattr(kept, key) for key in habits} == habits
+        told[name] = [json.loads(line) for line in (tmp_path / f"{name}-out/log.jsonl").read_text().splitlines()]
+    assert weights_of(tmp_path / "none-out") == weights_of(tmp_path / "some-out")
+    # Both in training and when held-out prompts are answered.
+    assert [line["eval/response_length"] for line in told["ends"] if "eval/response_length" in line] == [1, 1]
+    assert [line["completions/mean_length"] for line in told["ends"] if "completions/mean_length" in line] == [1]
 
 
 def length(prompts, completions, **columns):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from test_train import THINGS, chat, parquet, plain, start, turns  # noqa: F401
+from transformers import GenerationConfig
 
 from seamcurate.errors import StudyError, TrainError
 from seamcurate.models import tokens
@@ -200,8 +201,8 @@ class Scripted:
 
     device = torch.device("cpu")
 
-    def __init__(self, answers: list[list[int]]) -> None:
-        self.answers = answers
+    def __init__(self, answers: list[list[int]], ends: list[int] | None = None) -> None:
+        self.answers, self.generation_config = answers, GenerationConfig(eos_token_id=ends)
 
     def generate(self, input_ids: torch.Tensor, **options: object) -> torch.Tensor:
         return torch.cat([input_ids, torch.tensor(self.answers)], 1)
@@ -228,6 +229,14 @@ def test_what_follows_the_end_is_cut_and_masked(opened: tuple[Any, Any]) -> None
     ]
     assert found.ended == [True, True, False, True]
     assert found.texts == ["The hat", "The hat is", ids.decode(scripted.answers[2]).removeprefix(" "), ""]
+
+
+def test_a_response_ends_where_the_models_own_turns_do(opened: tuple[Any, Any]) -> None:
+    _, ids = opened
+    hat, turn = ids(" The hat")["input_ids"], ids.convert_tokens_to_ids("<|user|>")
+    scripted: Any = Scripted([[*hat, turn, *hat]], ends=[turn])
+    found = respond(scripted, ids, [[5]], 9, 1.0, ())
+    assert (found.texts, found.ended, found.written.sum(1).tolist()) == (["The hat"], [True], [len(hat) + 1])
 
 
 def test_a_simple_reward_rises_and_the_first_ratio_is_one(plain: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -270,8 +279,6 @@ def test_adapters_are_merged_and_the_reference_is_the_policy_without_them(plain:
 
 def test_a_models_sampling_habits_are_kept_but_not_trained_on(plain: Path, tmp_path: Path) -> None:  # noqa: F811
     import shutil
-
-    from transformers import GenerationConfig
 
     shutil.copytree(plain, tmp_path / "habits")
     own = GenerationConfig.from_pretrained(plain)

@@ -51,7 +51,6 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
         StoreError: `out` cannot be written.
     """
     import torch
-    from transformers import GenerationConfig
 
     place = objects.folder(out, "answer").expanduser()
     if place.is_dir():
@@ -64,8 +63,7 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
     with training.quiet():
         tokenizer, policy = training.open_policy(model, options)
         policy.to(weights.device("auto")).eval()
-        # A model's own habits (top_p, repetition_penalty) would sample from another policy than the one that was trained.
-        policy.generation_config = GenerationConfig()
+        policy.generation_config = rollout.sampling(policy.generation_config)
         room = weights.window(policy, tokenizer) - config.max_new_tokens
         every = rollout.numbered(tokenizer, asked)
         fitting = [one for one in every if 0 < len(one.ids) <= room]

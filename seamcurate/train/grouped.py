@@ -154,6 +154,7 @@ def _train(
         }
         form = dict if tokenizer.chat_template else str
         shown = [{"prompt": _shown(one.asked, form), "row": i} for i, one in enumerate(kept)]
+        generation, opened.generation_config = opened.generation_config, rollout.sampling(opened.generation_config)
         makers: Any = (GRPOTrainer, GRPOConfig) if method == "grpo" else (RLOOTrainer, RLOOConfig)
         trainer = makers[0](
             model=training.adapted(opened, "CAUSAL_LM", config),
@@ -190,6 +191,7 @@ def _train(
             "gold_before": before.get("eval/gold"),
             "gold_after": after.get("eval/gold"),
         }
+        trained.generation_config = generation
         training.save(trained, tokenizer, work, record)
     return record
 
@@ -257,9 +259,7 @@ class _Measure:
     def __call__(self, policy: PreTrainedModel, when: str) -> dict[str, float | None]:
         """Return means by name, None without a prompt, or a reward that applies."""
         import torch
-        from transformers import GenerationConfig
 
-        own, policy.generation_config = policy.generation_config, GenerationConfig()
         policy.eval()
         found: dict[str, list[float]] = {name: [] for name in (*self.judges, "eval/response_length")}
         size, config = self.config.per_device_train_batch_size, self.config
@@ -272,7 +272,6 @@ class _Measure:
                 for name, judge in self.judges.items():
                     found[name] += [one for one in judge.score(some, answers.texts, when) if one is not None]
                 found["eval/response_length"] += answers.written.sum(1).tolist()
-        policy.generation_config = own
         return {name: sum(values) / len(values) if values else None for name, values in found.items()}
 
 

@@ -177,13 +177,12 @@ def _learner(
     """Put together what is trained: the policy with its adapters, its reference, its value function."""
     import copy
 
-    from transformers import AutoModelForSequenceClassification, GenerationConfig
+    from transformers import AutoModelForSequenceClassification
 
     from seamcurate.train.actor import Actor, check_critic
     from seamcurate.train.learner import Learner
 
-    # A model's own sampling habits (top_p, repetition_penalty) would sample from another policy than the one that is trained.
-    opened.generation_config = GenerationConfig()
+    opened.generation_config = rollout.sampling(opened.generation_config)
     reference = None if config.lora else copy.deepcopy(opened).eval().requires_grad_(False)
     critic = None
     if config.value_model is not None:

@@ -20,7 +20,7 @@ from seamcurate.train.training import Training
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Reward: TypeAlias = Callable[..., Sequence[float | None]]
 """As TRL's GRPO and RLOO call one: `reward(prompts=…, completions=…, **columns)`, each a list with one entry a response."""
@@ -59,7 +59,7 @@ class Responses(NamedTuple):
     written: Tensor
     """1 on response tokens, EOS included, float, batch × response."""
     ended: list[bool]
-    """Whether it came to an end: EOS or a stop string, not the limit."""
+    """Whether it came to an end: EOS, another end of the model's, or a stop string, not the limit."""
     texts: list[str]
     """As a reward reads it: without special tokens, cut before a stop string."""
 
@@ -88,9 +88,9 @@ def respond(
     import torch
     from transformers import GenerationConfig
 
-    end = tokenizer.eos_token_id
+    ends = _ends(policy, tokenizer)
     # What stands on padding is never read: the attention mask says so, whatever its id.
-    fill = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     context = max(len(ids) for ids in prompts)
     before = torch.tensor([[fill] * (context - len(ids)) + ids for ids in prompts], device=policy.device)
     mask = torch.tensor([[0] * (context - len(ids)) + [1] * len(ids) for ids in prompts], device=policy.device)
@@ -100,7 +100,7 @@ def respond(
         temperature=temperature,
         top_k=0,
         top_p=1.0,
-        eos_token_id=end,
+        eos_token_id=ends,
         pad_token_id=fill,
         use_cache=True,
     )
@@ -108,7 +108,7 @@ def respond(
     generate: Any = policy.generate
     with torch.no_grad():
         ids = generate(input_ids=before, attention_mask=mask, generation_config=options, **stops)
-    read = [_ended(tokenizer, row, stop_strings) for row in ids[:, context:].tolist()]
+    read = [_ended(tokenizer, row, ends, stop_strings) for row in ids[:, context:].tolist()]
     lengths = torch.tensor([length for length, _, _ in read], device=policy.device)
     ids = ids[:, : context + int(lengths.max())]
     written = torch.arange(ids.shape[1] - context, device=policy.device)[None] < lengths[:, None]
@@ -122,7 +122,23 @@ def respond(
     )
 
 
-def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop_strings: Sequence[str]) -> tuple[int, bool, str]:
+def sampling(own: GenerationConfig) -> GenerationConfig:
+    """Return a model's generation configuration without its habits, but with what ends its turns.
+
+    Its habits (top_p, repetition_penalty) would sample from another policy than the one that is trained.
+    """
+    return type(own)(eos_token_id=own.eos_token_id)
+
+
+def _ends(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return what ends a response, as in TRL: EOS, and what else the model ends its turns by (Gemma: `<end_of_turn>`)."""
+    own = policy.generation_config.eos_token_id
+    return [tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())]
+
+
+def _ended(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Sequence[int], stop_strings: Sequence[str]
+) -> tuple[int, bool, str]:
     """Return how many of the ids are the response, whether it ended, and its text."""
 
     def text_of(count: int) -> str:
@@ -130,8 +146,8 @@ def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop_strings: Seq
         # Without a template the space before an answer is the form's, not the answer's: see models.template.
         return str(found) if tokenizer.chat_template else str(found).removeprefix(" ")
 
-    ended = tokenizer.eos_token_id in ids
-    length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    ended, length = end is not None, len(ids) if end is None else end + 1
     text = text_of(length)
     cuts = [text.index(stop) for stop in stop_strings if stop in text]
     if not cuts:
