@@ -133,6 +133,7 @@ def test_a_gold_reward_is_measured_between_updates_never_learned_from_and_read_b
     told = [line for line in lines if "eval/gold" in line]
     assert [line["step"] for line in told] == [0, 2, 4, 5]
     assert all(line.keys() == {"step", "eval/scores", "eval/gold", "eval/response_length"} for line in told)
+    assert [line["step"] for line in lines if "reward" in line and "kl" in line] == [1, 2, 3, 4, 5]
     assert (told[0]["eval/gold"], told[-1]["eval/gold"]) == (record["gold_before"], record["gold_after"])
     found = monotonicity(tmp_path / "gold").table.to_pylist()
     assert [(row["proxy"], row["checkpoints"]) for row in found] == [("gold", 4)]

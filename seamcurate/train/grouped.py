@@ -260,6 +260,8 @@ class _Measure:
         """Return means by name, None without a prompt, or a reward that applies."""
         import torch
 
+        # TRL logs what it knows of training while the model is training.
+        training_now = policy.training
         policy.eval()
         found: dict[str, list[float]] = {name: [] for name in (*self.judges, "eval/response_length")}
         size, config = self.config.per_device_train_batch_size, self.config
@@ -272,6 +274,7 @@ class _Measure:
                 for name, judge in self.judges.items():
                     found[name] += [one for one in judge.score(some, answers.texts, when) if one is not None]
                 found["eval/response_length"] += answers.written.sum(1).tolist()
+        policy.train(training_now)
         return {name: sum(values) / len(values) if values else None for name, values in found.items()}
 
 
