@@ -228,6 +228,18 @@ def test_the_reward_head_is_trained_and_saved_beside_adapters(plain: Path, tmp_p
     assert all(a is not None and b is not None and a > b for a, b in scores)
 
 
+@pytest.mark.parametrize(
+    ("train", "config", "rows_of"), [(sft, SFTTraining, answered), (reward, RewardTraining, preferred)]
+)
+def test_the_adapters_dropout_is_trained_with(
+    train: Any, config: Any, rows_of: Any, plain: Path, tmp_path: Path
+) -> None:
+    data = parquet(tmp_path / "d.parquet", rows_of())
+    for dropout in (0.0, 0.5):
+        train(plain, data, tmp_path / str(dropout), config(lora_dropout=dropout, learning_rate=1e-2, max_steps=2))
+    assert identity(str(tmp_path / "0.0"), None) != identity(str(tmp_path / "0.5"), None)
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_two_runs_give_identical_weights_and_folders(lora: bool, plain: Path, tmp_path: Path) -> None:
     data = parquet(tmp_path / "r.parquet", preferred())

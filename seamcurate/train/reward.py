@@ -50,6 +50,7 @@ def reward(
         from datasets import Dataset
         from transformers import AutoModelForSequenceClassification
         from trl import RewardConfig, RewardTrainer
+        from trl.trainer.utils import disable_dropout_in_model
 
         tokenizer = training.open_tokenizer(model, config)
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -58,6 +59,8 @@ def reward(
                 "set tokenizer.pad_token and save it there"
             )
         opened = training.open_model(model, AutoModelForSequenceClassification, config, num_labels=1)
+        # TRL would switch dropout off after the adapters are put on, theirs too.
+        disable_dropout_in_model(opened)
         limit = min(config.max_length, weights.window(opened, tokenizer))
         kept, tested, counts = training.encode("reward", rows, measured, limit, partial(_encoded, tokenizer))
         inputs = training.inputs("reward", start, data, config, [kept, tested])
@@ -66,7 +69,7 @@ def reward(
         _, checkpoint = work.begin(inputs)
         trainer = RewardTrainer(
             model=training.adapted(opened, "SEQ_CLS", config),
-            args=RewardConfig(**training.arguments(config, str(work.folder)), max_length=None),
+            args=RewardConfig(**training.arguments(config, str(work.folder)), max_length=None, disable_dropout=False),
             train_dataset=Dataset.from_list(
                 [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in kept]
             ),
