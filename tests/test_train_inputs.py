@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_train import THINGS, parquet, start
+from test_train import CHAT, THINGS, parquet, start
 
 from seamcurate.errors import StoreError, TrainError
 from seamcurate.models.local import SequenceClassifier
@@ -72,6 +72,9 @@ def rows(*left_out: str) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return start(tmp_path_factory.mktemp("inputs") / "model")
+
+
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT
 
 
 def refused(message: str, name: str, model: Path, data: Path, folder: Path, **options: object) -> None:
@@ -244,3 +247,13 @@ def test_a_reward_that_gives_no_number_stops_before_the_first_update(
     refused(message, name, model, parquet(tmp_path / "d.parquet", rows()), tmp_path)
     log = tmp_path / "out.training" / "log.jsonl"
     assert not log.exists() or not log.read_text()
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_a_chat_that_the_template_refuses_is_named(name: str, tmp_path: Path) -> None:
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is the cat?"}]
+    data = parquet(tmp_path / "d.parquet", [{**row, "prompt": asked} for row in rows()])
+    message = (
+        "template refuses the prompt “Be brief. Where is the cat\\?”: System role not supported; leave such rows out"
+    )
+    refused(message, name, start(tmp_path / "model", REFUSING), data, tmp_path)

@@ -292,11 +292,16 @@ def _asked(data: Data, columns: Sequence[str]) -> list[Asked]:
 
 
 def numbered(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Question]:
-    """Return the rows with their prompts' ids, each with its place among all."""
+    """Return the rows with their prompts' ids, each with its place among all.
+
+    Raises:
+        TrainError: The chat template refuses one.
+    """
     found: list[Question] = []
     with bar("tokenize", len(asked)) as advance:
         for row, one in enumerate(asked):
-            text = tokens.pieces(tokenizer, one.prompt, "")
+            with training.rendered(one.prompt):
+                text = tokens.pieces(tokenizer, one.prompt, "")
             found.append(Question(row, one, tokens.prompt_ids(tokenizer, text.prompt, text.templated)))
             advance(1)
     return found

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from seamcurate import objects
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import weights
+from seamcurate.models.protocols import Prompt
+from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
 from seamcurate.tables import brief, counted
 from seamcurate.train import data
@@ -111,14 +113,16 @@ def encode(
         one: Returns a row's ids and whether they were cut to fit; None where the prompt alone does not fit.
 
     Raises:
-        TrainError: No row to train on fits.
+        TrainError: No row to train on fits, or the chat template refuses one.
     """
     found = []
     with bar("tokenize", len(rows) + len(measured)) as advance:
         for some in (rows, measured):
             encoded = []
             for row in some:
-                if (ids := one(row, limit)) is not None:
+                with rendered(row.prompt):
+                    ids = one(row, limit)
+                if ids is not None:
                     encoded.append(ids)
                 advance(1)
             found.append(encoded)
@@ -134,6 +138,20 @@ def encode(
         "rows_held_out": len(tested),
     }
     return [ids for ids, _ in kept], [ids for ids, _ in tested], counts
+
+
+@contextmanager
+def rendered(prompt: Prompt) -> Iterator[None]:
+    """Say which chat a template has no form for: a system's turn, two of one role in a row."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        raise TrainError(
+            f"the model's chat template refuses the prompt “{brief(prompt_text(prompt), 60)}”: "
+            f"{brief(str(error), 120)}; leave such rows out, or write their turns as it wants them"
+        ) from error
 
 
 def said_skipped(trainer: str, skipped: int, left: str) -> None:
