@@ -320,6 +320,13 @@ def test_rows_come_from_files_folders_and_datasets_alike(tmp_path: Path) -> None
     assert rows(Dataset.from_list(given).select([4, 1]), wanted) == [expected[4], expected[1]]
 
 
+def test_whole_chats_without_a_prompt_are_told_where_it_goes(tmp_path: Path) -> None:
+    whole = turns("user", "Where is the cat?") + turns("assistant", "The cat is here.")
+    data = parquet(tmp_path / "d.parquet", [{"chosen": whole, "rejected": whole}])
+    with pytest.raises(TrainError, match="no column `prompt`.* or put what comes before the answer in `chosen` there"):
+        rows(data, [["chosen"], ["rejected"]])
+
+
 def test_a_held_out_prompt_is_never_trained_on() -> None:
     given = [Row(f"q{i % 20}", (f"a{i}",)) for i in range(100)]
     kept, out = held_out(given, 7, seed=1)

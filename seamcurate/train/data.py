@@ -208,7 +208,12 @@ def _columns(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]]) -
         column = next((c for c in names if c in there), None)
         if column is None:
             asked = " or ".join(f"`{c}`" for c in names)
-            raise TrainError(f"{name} has no column {asked}; it has {', '.join(there) or 'none'}: rename one of these")
+            # Trainers elsewhere take whole chats, and find the prompt in them by themselves.
+            whole = next((c for c in ("messages", "chosen", "completion") if c in there and names == ("prompt",)), None)
+            cure = "rename one of these" + (
+                f", or put what comes before the answer in `{whole}` there" if whole else ""
+            )
+            raise TrainError(f"{name} has no column {asked}; it has {', '.join(there) or 'none'}: {cure}")
         found.append(column)
     return found
 
