@@ -192,7 +192,7 @@ def _learner(
                 f"value_model {config.value_model} has another tokenizer than the policy, whose ids it would read; "
                 "give one trained from the policy, or none"
             )
-        head = training.open_model(config.value_model, AutoModelForSequenceClassification, own, num_labels=1)
+        head, _ = training.open_model(config.value_model, AutoModelForSequenceClassification, own, num_labels=1)
         check_critic(head, str(config.value_model))
         critic = training.adapted(head, "SEQ_CLS", own)
     policy = training.adapted(opened, "CAUSAL_LM", config)

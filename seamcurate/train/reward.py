@@ -58,7 +58,7 @@ def reward(
                 f"the tokenizer of {model} has neither a padding nor an end-of-sequence token; "
                 "set tokenizer.pad_token and save it there"
             )
-        opened = training.open_model(model, AutoModelForSequenceClassification, config, num_labels=1)
+        opened, _ = training.open_model(model, AutoModelForSequenceClassification, config, num_labels=1)
         # TRL would switch dropout off after the adapters are put on, theirs too.
         disable_dropout_in_model(opened)
         limit = min(config.max_length, weights.window(opened, tokenizer))

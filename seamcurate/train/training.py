@@ -186,7 +186,7 @@ def open_policy(model: str | Path, config: Training) -> tuple[PreTrainedTokenize
     """Load the causal language model to start from, and its tokenizer.
 
     Raises:
-        TrainError: It cannot be loaded, or its tokenizer has no end-of-sequence token.
+        TrainError: It cannot be loaded, is no language model, or its tokenizer has no end-of-sequence token.
     """
     from transformers import AutoModelForCausalLM
 
@@ -196,11 +196,19 @@ def open_policy(model: str | Path, config: Training) -> tuple[PreTrainedTokenize
             f"the tokenizer of {model} has no end-of-sequence token, so that no answer would ever end; "
             "set tokenizer.eos_token and save it there"
         )
-    return tokenizer, open_model(model, AutoModelForCausalLM, config)
+    opened, lacking = open_model(model, AutoModelForCausalLM, config)
+    if lacking:
+        raise TrainError(
+            f"model {model} is no causal language model: it has no {lacking[0]}, which would be drawn by lot; "
+            "give a policy, not a reward model or an encoder"
+        )
+    return tokenizer, opened
 
 
-def open_model(model: str | Path, auto: type[Any], config: Training, **options: object) -> PreTrainedModel:
-    """Load the weights to start from; a head they lack is drawn by the seed."""
+def open_model(
+    model: str | Path, auto: type[Any], config: Training, **options: object
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load the weights to start from; returns the names of those it lacks too, which are drawn by the seed."""
     import torch
     from transformers import set_seed
 
@@ -208,14 +216,15 @@ def open_model(model: str | Path, auto: type[Any], config: Training, **options: 
     dtype = weights.torch_dtype("auto", "auto") if config.lora else torch.float32
     set_seed(config.seed)
     with _told(model):
-        opened: PreTrainedModel = auto.from_pretrained(
+        opened, found = auto.from_pretrained(
             weights.folder(str(model), config.revision),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **options,
         )
-    return opened
+    return opened, sorted(found["missing_keys"])
 
 
 def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], config: Training) -> PreTrainedModel:
