@@ -323,7 +323,7 @@ def test_rows_come_from_files_folders_and_datasets_alike(tmp_path: Path) -> None
 def test_whole_chats_without_a_prompt_are_told_where_it_goes(tmp_path: Path) -> None:
     whole = turns("user", "Where is the cat?") + turns("assistant", "The cat is here.")
     data = parquet(tmp_path / "d.parquet", [{"chosen": whole, "rejected": whole}])
-    with pytest.raises(TrainError, match="no column `prompt`.* or put what comes before the answer in `chosen` there"):
+    with pytest.raises(TrainError, match=r"no column `prompt`.* or put what comes before the answer in `chosen` there"):
         rows(data, [["chosen"], ["rejected"]])
 
 

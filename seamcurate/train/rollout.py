@@ -123,11 +123,11 @@ def respond(
 
 
 def sampling(own: GenerationConfig) -> GenerationConfig:
-    """Return a model's generation configuration without its habits, but with what ends its turns.
+    """Return a model's generation configuration without its habits, but with its special tokens.
 
     Its habits (top_p, repetition_penalty) would sample from another policy than the one that is trained.
     """
-    return type(own)(eos_token_id=own.eos_token_id)
+    return type(own)(eos_token_id=own.eos_token_id, bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id)
 
 
 def _ends(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -269,7 +269,11 @@ def questions(
     if not kept:
         raise TrainError(
             f"none of {len(rows)} prompts leaves room for a response of {length} tokens in {whole}; "
-            "ask for shorter responses, or raise max_length"
+            + (
+                "ask for shorter responses, or raise max_length"
+                if config.max_length < window
+                else "ask for shorter responses"
+            )
         )
     skipped = len(rows) + len(measured) - len(kept) - len(tested)
     training.said_skipped(trainer, skipped, f"less than {length} of {whole} tokens")
