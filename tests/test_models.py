@@ -201,6 +201,21 @@ def test_a_sentence_transformers_model_reads_by_the_tokenizer_opened_first_and_c
     assert np.allclose(short.embed(texts[:1]), first.embed(["How do"]), atol=1e-6)
 
 
+def test_weights_that_would_be_drawn_by_lot_are_refused(
+    policy_folder, decoder_reward_folder, encoder_reward_folder, masked_folder
+):
+    for load, kind, lacking in (
+        (CausalLM(path=str(decoder_reward_folder)).load, "a language model", "lm_head.weight"),
+        (SequenceClassifier(path=str(policy_folder)).load, "a reward model", "score.weight"),
+        (SentenceEncoder(path=str(masked_folder), pooling="pooler").load, "an encoder", r"pooler.dense.\w+"),
+        (lambda: MaskedModel(str(encoder_reward_folder), 3), "a masked language model", r"cls.\S+"),
+    ):
+        with pytest.raises(ModelError, match=f"has no {lacking}, which would be drawn by lot; .* trained as {kind}$"):
+            load()
+    # A pooler that nothing is computed by may be lacking.
+    assert SentenceEncoder(path=str(masked_folder), pooling="mean").load().embed(["a"]).shape[0] == 1
+
+
 def test_more_than_one_output_is_no_reward_model(encoder_reward_folder, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -7,7 +7,7 @@ through `prefix`, each prompt once; encoders in batches of like lengths, cut by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,8 @@ T = TypeVar("T")
 class LocalModel(Backend):
     """What the three local kinds share: where the weights come from and where they run."""
 
+    kind: ClassVar[str]
+    """What its weights were trained as, in words."""
     texts: ClassVar[dict[str, JsonValue]] = {}
     """How texts become ids, where that is decided here and not by the model's library: part of the fingerprint."""
 
@@ -81,15 +83,21 @@ class LocalModel(Backend):
             note(f"warning: {self.key} {self.path}: Python code that comes with the weights runs (trust_remote_code)")
         return weights.folder(self.path, self.revision)
 
-    def _open(self, auto: type[Any], truncation: str | None = None) -> tuple[Any, Any]:
+    def _open(self, auto: type[Any], truncation: str | None = None, unread: str = " ") -> tuple[Any, Any]:
+        """Load tokenizer and model; refuses weights that lack any but those whose names begin with `unread`."""
         folder = self._folder()
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
         with told(f"{self.key} {self.path}"), _quietly():
             tokenizer = _tokenizer(folder, _state(folder), self.trust_remote_code, truncation)
-            model = auto.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=self.trust_remote_code
+            model, found = auto.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
             )
+        check_whole(f"{self.key} {self.path}", self.kind, found, unread)
         model = model.to(device).eval()
         quicken(model)
         return tokenizer, model
@@ -99,6 +107,7 @@ class CausalLM(LocalModel):
     """A policy: any causal language model of transformers."""
 
     key: ClassVar[str] = "causal_lm"
+    kind: ClassVar[str] = "a language model"
     texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
     max_response_tokens: int = 512
     """Longer responses are cut here and scored without the end-of-sequence token."""
@@ -115,6 +124,7 @@ class SequenceClassifier(LocalModel):
     """A reward model: any sequence classification model of transformers with one output."""
 
     key: ClassVar[str] = "sequence_classifier"
+    kind: ClassVar[str] = "a reward model"
     texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
     max_tokens: int | None = None
     """Prompt and response together; the response's end is cut to fit. Default: the model's window, at most 2,048."""
@@ -137,6 +147,7 @@ class SentenceEncoder(LocalModel):
     """An encoder: any sentence-transformers model, or any transformers encoder with a pooling named here."""
 
     key: ClassVar[str] = "sentence_encoder"
+    kind: ClassVar[str] = "an encoder"
     normalise: bool = True
     """Scale embeddings to length 1, so that a dot product is a cosine."""
     pooling: Literal["default", "mean", "cls", "pooler"] = "default"
@@ -379,7 +390,9 @@ class _LoadedEncoder:
             else:
                 from transformers import AutoModel
 
-                self.tokenizer, self.backbone = config._open(AutoModel, config.truncation)
+                self.tokenizer, self.backbone = config._open(
+                    AutoModel, config.truncation, unread=" " if config.pooling == "pooler" else "pooler."
+                )
                 self.limit = config.max_tokens or min(512, weights.window(self.backbone, self.tokenizer))
         device = self.model.device if self.backbone is None else self.backbone.device
         self.batches = Batches(config.batch_tokens or 8192, device)
@@ -504,6 +517,21 @@ def _quietly() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def check_whole(model: str, kind: str, found: Mapping[str, Iterable[str]], unread: str = " ") -> None:
+    """Refuse weights that lack some: transformers draws those by lot, and says so in a log.
+
+    Args:
+        model: What it is called.
+        kind: What it should have been trained as.
+        found: What transformers says of the loading.
+        unread: What the names of weights begin with that nothing is computed by.
+    """
+    if lacking := sorted(name for name in found["missing_keys"] if not name.startswith(unread)):
+        raise ModelError(
+            f"{model} has no {lacking[0]}, which would be drawn by lot; give a model that was trained as {kind}"
+        )
 
 
 @contextmanager

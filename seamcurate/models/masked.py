@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from seamcurate.errors import ModelError
 from seamcurate.models import weights
 from seamcurate.models.batching import Batches, padded
-from seamcurate.models.local import told
+from seamcurate.models.local import check_whole, told
 
 _BATCH_TOKENS = 8192
 _BPE_SPACE = "Ġ"
@@ -21,7 +21,7 @@ class MaskedModel:
         count: How many words to name.
 
     Raises:
-        ModelError: It cannot be loaded, or its tokenizer does not say where tokens stand.
+        ModelError: It cannot be loaded, was trained as something else, or its tokenizer does not say where tokens stand.
     """
 
     def __init__(self, path: str, count: int) -> None:
@@ -32,7 +32,10 @@ class MaskedModel:
         folder = weights.folder(path, None)
         with told(f"masked_model {path}"):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForMaskedLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+            model, found = AutoModelForMaskedLM.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+        check_whole(f"masked_model {path}", "a masked language model", found)
         if not self.tokenizer.is_fast:
             raise ModelError(f"masked_model {path}: its tokenizer does not say where tokens stand; give a fast one")
         self.model = model.to(weights.device("auto")).eval()
