@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from test_train import CHAT, THINGS, parquet, start
 
 from seamcurate.errors import StoreError, TrainError
+from seamcurate.models import weights
 from seamcurate.models.local import SequenceClassifier
-from seamcurate.train import GroupTraining, PPOTraining, RewardTraining, SFTTraining, grpo, ppo, reward, rloo, sft
+from seamcurate.models.weights import identity
+from seamcurate.train import (
+    GroupTraining,
+    PPOTraining,
+    RewardTraining,
+    SFTTraining,
+    grpo,
+    ppo,
+    reward,
+    rloo,
+    sft,
+    training,
+)
+from seamcurate.train.learner import Learner
 
 ALL = {
     "lora": False,
@@ -267,3 +283,21 @@ def test_a_reward_model_is_no_policy_to_start_from(name: str, model: Path, tmp_p
     train("reward", model, data, tmp_path / "rm")
     message = "rm is no causal language model: it has no lm_head.weight, which would be drawn by lot; give a policy"
     refused(message, name, tmp_path / "rm", data, tmp_path)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "ppo with a value model"])
+def test_adapters_train_on_a_backbone_in_bfloat16_as_they_do_on_a_gpu(
+    name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = training.arguments
+    monkeypatch.setattr(weights, "torch_dtype", lambda *given: torch.bfloat16)
+    monkeypatch.setattr(training, "arguments", lambda *given: arguments(*given) | {"bf16": True})
+    monkeypatch.setattr(Learner, "_precision", lambda self: torch.autocast("cpu", torch.bfloat16))
+    data = parquet(tmp_path / "d.parquet", rows())
+    options: dict[str, object] = {"lora": True, "eval_data": data}
+    if name.endswith("value model"):
+        train("reward", model, data, tmp_path / "rm", **options)
+        name, options = "ppo", {**options, "value_model": tmp_path / "rm"}
+    record = train(name, model, data, tmp_path / "out", **options)
+    assert identity(str(tmp_path / "out"), None) != identity(str(model), None)
+    assert all(math.isfinite(v) for v in record.values() if isinstance(v, float))

@@ -100,7 +100,9 @@ def margins(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]], pa
     model.eval()
     flat = [ids for pair in pairs for ids in pair]
     scores = [0.0] * len(flat)
-    with torch.inference_mode():
+    # Beside a backbone in bfloat16 the head that is trained is in float32.
+    mixed = torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    with torch.inference_mode(), mixed:
         for batch in batches([len(ids) for ids in flat], 8192):
             logits = model(**padded([flat[i] for i in batch], pad, model.device)).logits[:, 0]
             for i, score in zip(batch, logits.float().tolist(), strict=True):
