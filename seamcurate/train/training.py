@@ -128,7 +128,10 @@ def encode(
             found.append(encoded)
     kept, tested = found
     if not kept:
-        raise TrainError(f"none of {len(rows)} prompts leaves room for an answer in {limit} tokens; raise max_length")
+        raise TrainError(
+            f"none of {len(rows)} prompts leaves room for an answer in {limit} tokens; "
+            "raise max_length if the model reads more, or give shorter prompts"
+        )
     said_skipped(trainer, len(rows) + len(measured) - len(kept) - len(tested), f"no token of {limit} for an answer")
     counts: dict[str, JsonValue] = {
         "rows": len(rows),
