@@ -320,11 +320,31 @@ def test_rows_come_from_files_folders_and_datasets_alike(tmp_path: Path) -> None
     assert rows(Dataset.from_list(given).select([4, 1]), wanted) == [expected[4], expected[1]]
 
 
-def test_whole_chats_without_a_prompt_are_told_where_it_goes(tmp_path: Path) -> None:
-    whole = turns("user", "Where is the cat?") + turns("assistant", "The cat is here.")
-    data = parquet(tmp_path / "d.parquet", [{"chosen": whole, "rejected": whole}])
-    with pytest.raises(TrainError, match=r"no column `prompt`.* or put what comes before the answer in `chosen` there"):
-        rows(data, [["chosen"], ["rejected"]])
+def test_what_stands_before_a_chats_last_turn_is_its_prompt(tmp_path: Path) -> None:
+    before = turns("user", "Hello.") + turns("assistant", "Hello!") + turns("user", "Where is the cat?")
+    good, bad = turns("assistant", "Here."), turns("assistant", "Who knows")
+    chats = [
+        (["completion", "response", "messages"], {"messages": before + good}),
+        # As in UltraChat, where `prompt` is the first turn.
+        (["completion", "response", "messages"], {"messages": before + good, "prompt": "Hello."}),
+        (["completion", "response", "messages"], {"completion": before + good}),
+    ]
+    for names, row in chats:
+        assert rows(parquet(tmp_path / "d.parquet", [row]), [names]) == [Row(before, ("Here.",))]
+        assert rows(_write(tmp_path / "d.jsonl", json.dumps(row)), [names]) == [Row(before, ("Here.",))]
+    pairs = [["chosen"], ["rejected"]]
+    implicit = {"chosen": before + good, "rejected": before + bad}
+    assert rows(parquet(tmp_path / "p.parquet", [implicit]), pairs) == [Row(before, ("Here.", "Who knows"))]
+    with pytest.raises(
+        TrainError, match=r"d.parquet, row 0: an answer in messages is one assistant turn after the prompt"
+    ):
+        rows(parquet(tmp_path / "d.parquet", [{"chosen": before + good, "rejected": before[:1] + bad}]), pairs)
+    for chosen in (turns("assistant", "Here."), "Human: Where? Assistant: Here.", None):
+        row = {"chosen": chosen, "rejected": chosen}
+        with pytest.raises(
+            TrainError, match="row 0: there is no column `prompt`, and `chosen` is no chat that begins with"
+        ):
+            rows(parquet(tmp_path / "d.parquet", [row]), pairs)
 
 
 def test_a_held_out_prompt_is_never_trained_on() -> None:
@@ -351,7 +371,7 @@ def _write(path: Path, text: str) -> Path:
         (
             sft,
             lambda m, t: (m, parquet(t / "d.parquet", [{"prompt": "a", "text": "b"}]), t / "o"),
-            "d.parquet has no column `completion` or `response`; it has prompt, text: rename one of these",
+            "d.parquet has no column `completion` or `response` or `messages`; it has prompt, text: rename one of these",
         ),
         (
             reward,
@@ -360,7 +380,11 @@ def _write(path: Path, text: str) -> Path:
         ),
         (sft, lambda m, t: (m, _write(t / "d.jsonl", "{"), t / "o"), "d.jsonl, line 1: no JSON"),
         (sft, lambda m, t: (m, _write(t / "d.parquet", "x"), t / "o"), "d.parquet is no readable Parquet file"),
-        (sft, lambda m, t: (m, parquet(t / "d.parquet", answered(1)[:0] or [{}]), t / "o"), "no column `prompt`"),
+        (
+            sft,
+            lambda m, t: (m, parquet(t / "d.parquet", answered(1)[:0] or [{}]), t / "o"),
+            "no column `completion` or ",
+        ),
         (
             sft,
             lambda m, t: (m, _write(t / "d.jsonl", ""), t / "o"),

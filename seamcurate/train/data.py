@@ -38,16 +38,19 @@ class Row(NamedTuple):
 def rows(data: Data, answers: Sequence[Sequence[str]]) -> list[Row]:
     """Read `prompt` and, of each group of column names, the first that is there.
 
+    `messages` are whole chats, and so is the first answer's column where there is no `prompt`: what stands before the
+    last turn is the prompt.
+
     Raises:
         TrainError: The data are not there, lack a column, hold no rows, or hold one that is neither text nor chat.
     """
     name = title(data)
     read: list[Row] = []
-    for table in _tables(data, name, [("prompt",), *answers]):
-        for record in table:
+    for column, table in _tables(data, name, answers):
+        for first, *given in table:
             where = f"{name}, row {len(read)}"
-            prompt = _prompt(record[0], where)
-            read.append(Row(prompt, tuple(_answer(value, prompt, where) for value in record[1:])))
+            prompt = _prompt(first, where) if column == "prompt" else _before(first, column, where)
+            read.append(Row(prompt, tuple(_answer(value, prompt, where) for value in given)))
     if not read:
         raise TrainError(f"{name} holds no rows; check the filter that made it")
     return read
@@ -118,21 +121,21 @@ def held_out(given: list[Prompted], count: int, seed: int) -> tuple[list[Prompte
     return [r for i, r in enumerate(given) if i not in out], [given[i] for i in sorted(out)]
 
 
-def _tables(data: Data, name: str, wanted: Sequence[Sequence[str]]) -> list[list[list[object]]]:
-    """Return the wanted columns of each file, as rows of values."""
+def _tables(data: Data, name: str, wanted: Sequence[Sequence[str]]) -> list[tuple[str, list[list[object]]]]:
+    """Return the rows of each file, or line: what holds the prompt, and the wanted columns; and the former's name."""
     if not isinstance(data, (str, Path)):
-        columns = _columns(data.column_names, name, wanted)
-        return [[[row[c] for c in columns] for row in data.select_columns(list(dict.fromkeys(columns)))]]
+        columns = _with_prompt(data.column_names, name, wanted)
+        return [(columns[0], [[row[c] for c in columns] for row in data.select_columns(list(dict.fromkeys(columns)))])]
     found = []
     for file in _files(data):
         if file.suffix in {".jsonl", ".json"}:
             records = _jsonl(file)
-            chosen = [_columns(list(record), f"{file.name}, line {number}", wanted) for number, record in records]
+            chosen = [_with_prompt(list(record), f"{file.name}, line {number}", wanted) for number, record in records]
             pairs = zip(records, chosen, strict=True)
-            found.append([[record[c] for c in columns] for (_, record), columns in pairs])
+            found += [(columns[0], [[record[c] for c in columns]]) for (_, record), columns in pairs]
         else:
-            columns = _columns(_names(file), file.name, wanted)
-            found.append([[record[c] for c in columns] for record in _parquet(file, columns)])
+            columns = _with_prompt(_names(file), file.name, wanted)
+            found.append((columns[0], [[record[c] for c in columns] for record in _parquet(file, columns)]))
     return found
 
 
@@ -202,18 +205,18 @@ def _jsonl(file: Path) -> list[tuple[int, dict[str, object]]]:
     return values
 
 
+def _with_prompt(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]]) -> list[str]:
+    columns = _columns(there, name, wanted)
+    return ["prompt" if "prompt" in there and columns[0] != "messages" else columns[0], *columns]
+
+
 def _columns(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]]) -> list[str]:
     found: list[str] = []
     for names in wanted:
         column = next((c for c in names if c in there), None)
         if column is None:
             asked = " or ".join(f"`{c}`" for c in names)
-            # Trainers elsewhere take whole chats, and find the prompt in them by themselves.
-            whole = next((c for c in ("messages", "chosen", "completion") if c in there and names == ("prompt",)), None)
-            cure = "rename one of these" + (
-                f", or put what comes before the answer in `{whole}` there" if whole else ""
-            )
-            raise TrainError(f"{name} has no column {asked}; it has {', '.join(there) or 'none'}: {cure}")
+            raise TrainError(f"{name} has no column {asked}; it has {', '.join(there) or 'none'}: rename one of these")
         found.append(column)
     return found
 
@@ -227,6 +230,17 @@ def _prompt(value: object, where: str) -> Prompt:
             f"{where}: the prompt is neither text nor chat messages but {_shown(value)}; leave such rows out"
         )
     return turns
+
+
+def _before(value: object, column: str, where: str) -> Prompt:
+    """Return what is asked in a whole chat."""
+    turns = _messages(value)
+    if not turns or len(turns) < 2:
+        raise TrainError(
+            f"{where}: there is no column `prompt`, and `{column}` is no chat that begins with it but {_shown(value)}; "
+            "put what comes before the answer into `prompt`"
+        )
+    return turns[:-1]
 
 
 def _answer(value: object, prompt: Prompt, where: str) -> str:

@@ -35,6 +35,8 @@ def reward(
 ) -> dict[str, JsonValue]:
     """Train a one-output sequence classifier on `prompt`, `chosen` and `rejected`, text or chat messages.
 
+    Without `prompt`, `chosen` and `rejected` are whole chats, alike up to their last turns.
+
     `out` becomes a plain model folder, adapters merged, tokenizer included, with what is returned as `training.json`:
     the inputs, rows used, cut (an answer's end did not fit) and skipped (the prompt alone does not fit), steps,
     `train_loss`, and for the held-out pairs the logistic loss and the share with the chosen answer strictly above, before

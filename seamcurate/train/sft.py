@@ -21,7 +21,7 @@ from seamcurate.train.training import Training
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-COLUMNS = (("completion", "response"),)
+COLUMNS = (("completion", "response", "messages"),)
 
 
 class SFTTraining(Training):
@@ -32,7 +32,9 @@ class SFTTraining(Training):
 
 
 def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SFTTraining()) -> dict[str, JsonValue]:
-    """Fine-tune a causal language model on `prompt` and `completion` (or `response`), text or chat messages.
+    """Fine-tune a causal language model on `prompt` and `completion` (or `response`), text or chat messages, or on `messages`.
+
+    Of `messages`, as of a `completion` without a `prompt`, the last turn is what is learnt.
 
     `out` becomes a plain model folder, adapters merged, tokenizer included, with what is returned as `training.json`:
     the inputs, rows used, cut (the response's end did not fit) and skipped (the prompt alone does not fit), steps,
