@@ -252,7 +252,7 @@ def test_the_command_line_takes_an_address_and_tells_no_key(files, bucket):
         cli("columns", f"s3://{bucket.name}-not-there/store"),
     ]
     assert [one.returncode for one in said] == [0, 2]
-    assert said[0].stdout.startswith(f"{there}: 40 rows, 3 shards computed")
+    assert said[0].stdout.startswith(f"{there}: 40 rows, 40 read, 3 shards computed")
     assert said[1].stderr == (
         f"error: s3://{bucket.name}-not-there/store/store.json: there is no such bucket; make it first, or correct the name\n"
     )

@@ -366,7 +366,7 @@ def test_a_cluster_on_this_machine_lasts_as_long_as_the_run_and_answers_it_alone
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "store: 40 rows, 1 shard computed\n"
+    assert done.stdout == "store: 40 rows, 40 read, 1 shard computed\n"
     assert not [line for line in done.stderr.splitlines() if "Error" in line or "Warning" in line]
     friend, stranger = (tmp_path / "log").read_text().splitlines()
     assert friend == "1 nodes" and "InvalidAuthToken" in stranger
