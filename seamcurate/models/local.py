@@ -83,8 +83,8 @@ class LocalModel(Backend):
             note(f"warning: {self.key} {self.path}: Python code that comes with the weights runs (trust_remote_code)")
         return weights.folder(self.path, self.revision)
 
-    def _open(self, auto: type[Any], truncation: str | None = None, unread: str = " ") -> tuple[Any, Any]:
-        """Load tokenizer and model; refuses weights that lack any but those whose names begin with `unread`."""
+    def _open(self, auto: type[Any], truncation: str | None = None, unread: tuple[str, ...] = ()) -> tuple[Any, Any]:
+        """Load tokenizer and model; refuses weights that lack any, but for those whose names begin as `unread` say."""
         folder = self._folder()
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
@@ -391,7 +391,7 @@ class _LoadedEncoder:
                 from transformers import AutoModel
 
                 self.tokenizer, self.backbone = config._open(
-                    AutoModel, config.truncation, unread=" " if config.pooling == "pooler" else "pooler."
+                    AutoModel, config.truncation, unread=() if config.pooling == "pooler" else ("pooler.",)
                 )
                 self.limit = config.max_tokens or min(512, weights.window(self.backbone, self.tokenizer))
         device = self.model.device if self.backbone is None else self.backbone.device
@@ -519,14 +519,14 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_whole(model: str, kind: str, found: Mapping[str, Iterable[str]], unread: str = " ") -> None:
+def check_whole(model: str, kind: str, found: Mapping[str, Iterable[str]], unread: tuple[str, ...] = ()) -> None:
     """Refuse weights that lack some: transformers draws those by lot, and says so in a log.
 
     Args:
         model: What it is called.
         kind: What it should have been trained as.
         found: What transformers says of the loading.
-        unread: What the names of weights begin with that nothing is computed by.
+        unread: How the names of weights begin that nothing is computed by.
     """
     if lacking := sorted(name for name in found["missing_keys"] if not name.startswith(unread)):
         raise ModelError(

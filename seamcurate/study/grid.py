@@ -15,11 +15,10 @@ from seamcurate.errors import StudyError
 from seamcurate.step import finite
 from seamcurate.study import figure, results
 from seamcurate.study.results import Data, Finding
-from seamcurate.study.statistics import BySeed, Interval, difference, mean, percent, shown
+from seamcurate.study.statistics import NOTHING, BySeed, Interval, difference, mean, percent, shown
 
 _SIGNED = "+.3f"
 _LEVELS = 100
-_NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 _HOME = {"policy": "sft", "reward": "preference"}
 
 
@@ -168,7 +167,7 @@ def _slower(first: BySeed, middle: BySeed, last: BySeed) -> Interval:
     """Return how much more quality gains from first to middle than from middle to last, within a seed."""
     shared = sorted(set(first) & set(middle) & set(last))
     second = {seed: last[seed] - middle[seed] for seed in shared}
-    return difference({seed: middle[seed] - first[seed] for seed in shared}, second).interval if shared else _NOTHING
+    return difference({seed: middle[seed] - first[seed] for seed in shared}, second).interval if shared else NOTHING
 
 
 def _level(value: float) -> str:

@@ -7,7 +7,6 @@ A judge that is asked once prefers a place, so each prompt counts only with both
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +15,10 @@ import pyarrow as pa
 from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
-from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, bootstrap_share, in_percent, percent
+from seamcurate.study.statistics import NOTHING, Doubles, Interval, bootstrap_mean, bootstrap_share, in_percent, percent
 from seamcurate.tables import brief
 
 _SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
-_NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 
 class _Model(NamedTuple):
@@ -55,7 +53,7 @@ def winrate(*sources: Data) -> Finding:
         same = float((both[:, 0] == both[:, 1]).mean())
         rows.append((name, "model", same, model.rate, bootstrap_mean(both[:, 0] - both[:, 1])))
         for kind, told in model.rulers.items():
-            rows.append((f"{name}: {ruler.SAYS[kind]}", "ruler", None, bootstrap_share(told), _NOTHING))
+            rows.append((f"{name}: {ruler.SAYS[kind]}", "ruler", None, bootstrap_share(told), NOTHING))
     out = results.tabulate(
         {
             "model": [row[0] for row in rows],

@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
-from seamcurate.study.statistics import LEVEL, BySeed, Difference, Interval, difference, holm, mean, shown
+from seamcurate.study.statistics import LEVEL, NOTHING, BySeed, Difference, difference, holm, mean, shown
 from seamcurate.tables import brief
 
 _SIGNED = "+.3f"
-_NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 
 def selection(*sources: Data, baseline: str = "full") -> Finding:
@@ -88,7 +87,7 @@ def filter_rate(*sources: Data, baseline: str = "full") -> Finding:
     if full:
         keys.insert(0, (baseline, 0.0, full))
     means = {(method, rate): mean(list(runs.values())) for method, rate, runs in keys}
-    above = [difference(runs, full).interval if full and rate else _NOTHING for _, rate, runs in keys]
+    above = [difference(runs, full).interval if full and rate else NOTHING for _, rate, runs in keys]
     out = results.tabulate(
         {
             "method": [method for method, _, _ in keys],
@@ -164,12 +163,12 @@ def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> 
         },
         {
             "quality": list(means.values()),
-            "above_baseline": [gaps[m].interval if m in gaps else _NOTHING for m in ordered],
+            "above_baseline": [gaps[m].interval if m in gaps else NOTHING for m in ordered],
         },
     )
     hollow = {m: m == baseline or ruler.of_method(m) is not None for m in ordered}
     # Beside the differences stands how many seeds each rests on.
-    above = {m: gaps[m].interval if m in gaps else _NOTHING._replace(n=means[m].n) for m in ordered}
+    above = {m: gaps[m].interval if m in gaps else NOTHING._replace(n=means[m].n) for m in ordered}
     drawn = figure.dots(
         {
             "quality (gold measure)": [figure.Dot(m, means[m], hollow[m]) for m in ordered],

@@ -43,6 +43,10 @@ class Interval(NamedTuple):
         return self.high < 0
 
 
+NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+"""What stands where there is nothing to estimate."""
+
+
 class Difference(NamedTuple):
     """How far one method lies above another over seeds."""
 

@@ -21,10 +21,9 @@ from seamcurate.errors import StudyError
 from seamcurate.models.template import prompt_text
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
-from seamcurate.study.statistics import Doubles, Interval, bootstrap_mean, shown
+from seamcurate.study.statistics import NOTHING, Doubles, Interval, bootstrap_mean, shown
 from seamcurate.tables import brief
 
-_NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 _MEASURES = {
     "words": "words a response",
     "repetition": "4-gram repetition",
@@ -127,8 +126,8 @@ def responses(*sources: Data) -> Finding:
         found[key] = {
             name: _mean(column[own], [asked[i] for i in own] if asked else None) for name, column in values.items()
         }
-        found[key]["self_bleu"] = _variety([texts[i] for i in own], [asked[i] for i in own]) if asked else _NOTHING
-    measures = [m for m in _MEASURES if any(not math.isnan(f.get(m, _NOTHING).estimate) for f in found.values())]
+        found[key]["self_bleu"] = _variety([texts[i] for i in own], [asked[i] for i in own]) if asked else NOTHING
+    measures = [m for m in _MEASURES if any(not math.isnan(f.get(m, NOTHING).estimate) for f in found.values())]
     out = results.tabulate(
         {
             "model": [model for model, _ in found],
@@ -201,7 +200,7 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
         for kind, values in scored.items()
         if np.isfinite(values[places]).any()
     ]
-    cost = dict.fromkeys(own, _NOTHING)
+    cost = dict.fromkeys(own, NOTHING)
     if baseline is not None:
         for model in own:
             cost[model] = _cost(study, scored["response"], own[baseline], own[model], ids)
@@ -214,7 +213,7 @@ def tax(*sources: Data, baseline: str | None = None) -> Finding:
         },
         {
             "rouge_l": [interval for _, _, interval in rows],
-            "tax": [cost[m] if kind == "response" else _NOTHING for m, kind, _ in rows],
+            "tax": [cost[m] if kind == "response" else NOTHING for m, kind, _ in rows],
         },
     )
     dots = [
@@ -308,7 +307,7 @@ def _words() -> Callable[[str], list[str]]:
 def _mean(values: Doubles, asked: list[str] | None) -> Interval:
     known = np.isfinite(values)
     if not known.any():
-        return _NOTHING
+        return NOTHING
     groups = None if asked is None else [prompt for prompt, one in zip(asked, known, strict=True) if one]
     return bootstrap_mean(values[known], groups)
 
@@ -318,7 +317,7 @@ def _variety(texts: list[str], asked: list[str]) -> Interval:
     for text, prompt in zip(texts, asked, strict=True):
         samples.setdefault(prompt, []).append(text)
     several = [some for some in samples.values() if len(some) > 1]
-    return bootstrap_mean(np.array([self_bleu(some) for some in several])) if several else _NOTHING
+    return bootstrap_mean(np.array([self_bleu(some) for some in several])) if several else NOTHING
 
 
 def _described(found: dict[tuple[str, str], dict[str, Interval]]) -> str:
@@ -327,7 +326,7 @@ def _described(found: dict[tuple[str, str], dict[str, Interval]]) -> str:
         own = {kind: f for (m, kind), f in found.items() if m == model}
         whole = own.get("all") or next(iter(own.values()))
         part = f"{'responses' if model == 'all' else model}: {shown(whole['words'], '.0f')} words, 4-gram repetition {shown(whole['repetition'], '.3f')}"
-        if not math.isnan(whole.get("relevant", _NOTHING).estimate):
+        if not math.isnan(whole.get("relevant", NOTHING).estimate):
             part += f", {shown(whole['relevant'], '.1f', 100, ' %')} of sentences relevant"
         kinds = [own[kind]["self_bleu"].estimate for kind in ("open", "closed") if kind in own]
         if len(kinds) == 2 and not any(map(math.isnan, kinds)):

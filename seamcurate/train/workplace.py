@@ -10,7 +10,6 @@ A checkpoint whose bytes are not those that were written is dropped for the one 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from pydantic import JsonValue
 from seamcurate import objects, shard
 from seamcurate.errors import TrainError
 from seamcurate.progress import note
+from seamcurate.step import digest
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -159,8 +159,8 @@ class Workplace:
         # Of several processes each writes its own state of randomness, maybe later than this.
         files = [f for f in checkpoint.iterdir() if not f.name.startswith((STATE, "rng_state_"))]
         hashes = {f.name: shard.file_hash(f) for f in files if f.is_file()}
-        state = {"inputs": self._inputs, "files": hashes, **self.state}
-        shard.replace(checkpoint / STATE, json.dumps({**state, "sha256": _hash(state)}).encode())
+        state: dict[str, Any] = {"inputs": self._inputs, "files": hashes, **self.state}
+        shard.replace(checkpoint / STATE, json.dumps({**state, "digest": digest(state)}).encode())
 
     def kept(self) -> list[Path]:
         """Return what is kept of a finished training: its log, and the folder for TensorBoard."""
@@ -189,16 +189,12 @@ def _whole(checkpoint: Path) -> dict[str, Any] | None:
     """Return what a checkpoint keeps beside its files; None where one is missing or other than it was written."""
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        whole = state.pop("sha256") == _hash(state)
+        whole = state.pop("digest") == digest(state)
         hashes = state.pop("files")
         whole = whole and all(shard.file_hash(checkpoint / name) == one for name, one in hashes.items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return state if whole else None
-
-
-def _hash(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
