@@ -179,9 +179,11 @@ def pinned(loaded: Recipe, known: Mapping[str, JsonValue]) -> Recipe:
 def _commits(value: JsonValue) -> Iterator[tuple[str, str]]:
     """Yield each Hub model in the facts with its commit, as `weights.identity` writes them."""
     for _, text in hub.strings(value):
-        path, _, commit = text.rpartition("@")
-        if path and _COMMIT.fullmatch(commit):
-            yield path, commit
+        # An adapter is named with its base.
+        for one in text.split(" on "):
+            path, _, commit = one.rpartition("@")
+            if path and _COMMIT.fullmatch(commit):
+                yield path, commit
 
 
 def _text(file: Path) -> str:

@@ -22,6 +22,7 @@ from seamcurate.contrast import Generate, Retrieve
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
 from seamcurate.models import OpenAIServer, calls
 from seamcurate.models.calls import Spent, expected
+from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.objects import Place
 from seamcurate.progress import bar, note
@@ -82,6 +83,7 @@ def run(
             layers = store.lay(steps)
             store.claim(layers, replace)
             splits.check(store, recipe.splits)
+            _check_devices([(layer, store) for layer in layers], spread)
             computed = 0
         else:
             with corpus.hold():
@@ -91,6 +93,8 @@ def run(
                 corpus.claim(there, replace)
                 store.claim(layers, replace)
                 splits.check(store, recipe.splits)
+                _check_devices([(layer, corpus) for layer in there], spread)
+                _check_devices([(layer, store) for layer in layers], spread)
                 computed = sum(compute(layer, corpus, corpus.shards, "corpus ", spread) for layer in there)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []
@@ -305,6 +309,15 @@ def _check_lists(step: Step, rows: pa.Table) -> None:
                 f"step {step.name}: row {rows['row_id'][i]} has {counts[0][i]} values in {lists[0]!r} and {count[i]} in "
                 f"{name!r}; give both one for each candidate"
             )
+
+
+def _check_devices(layers: Sequence[tuple[Layer, Store]], spread: Spread) -> None:
+    """Refuse, before any model is loaded, a device that is not on this machine, where there is something to compute."""
+    for layer, store in layers if spread is here else ():
+        if store.missing(layer):
+            for _, value in layer.step:
+                if isinstance(value, LocalModel):
+                    value.check_device()
 
 
 def _buys(step: Step) -> bool:

@@ -416,3 +416,197 @@ def test_a_tokenizer_is_opened_once_a_process_and_anew_when_its_files_change(pol
     assert config.load().tokenizer is first
     os.utime(folder / "tokenizer.json", (0, 0))
     assert config.load().tokenizer is not first
+
+
+# Models of other shapes.
+
+
+def save_policy(tokenizer, folder, kind, **sizes):
+    import transformers
+
+    torch.manual_seed(4)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), **small | sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0, 0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Electra"])
+def test_an_encoder_given_as_a_policy_is_refused_unless_it_is_told_to_decode(tokenizer, tmp_path, kind):
+    from seamcurate.errors import TrainError
+    from seamcurate.train import SFTTraining
+    from seamcurate.train.training import open_policy
+
+    sizes = {"pad_token_id": 0, "max_position_embeddings": 300, "bos_token_id": None, "eos_token_id": 1}
+    save_policy(tokenizer, tmp_path / "encoder", kind, **sizes)
+    said = r"is no policy: each token sees the ones after it.*give a causal language model"
+    with pytest.raises(ModelError, match=said) as refused:
+        CausalLM(path=str(tmp_path / "encoder")).load()
+    assert "\n" not in str(refused.value)
+    with pytest.raises(TrainError, match=said):
+        open_policy(tmp_path / "encoder", SFTTraining())
+    save_policy(tokenizer, tmp_path / "decoder", kind, is_decoder=True, **sizes)
+    scored = flat(CausalLM(path=str(tmp_path / "decoder"), dtype="float32").load().logprobs(PROMPTS, RESPONSES))
+    plain = [by_hand(tmp_path / "decoder", p, r)[0] for p, rs in zip(PROMPTS, RESPONSES, strict=True) for r in rs]
+    assert [one.logprob for one in scored] == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.fixture
+def nested(tokenizer, tmp_path):
+    """A function that writes a Gemma 3 with a part for images, whose sizes for text lie in a configuration inside."""
+    import transformers
+
+    def write(kind, **more):
+        text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 96}
+        images = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = transformers.Gemma3Config(
+            text_config=text | {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "sliding_window": 32},
+            vision_config=images | {"image_size": 28, "patch_size": 14},
+            **more,
+        )
+        torch.manual_seed(0)
+        model = getattr(transformers, f"AutoModelFor{kind}").from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, 0, 0.2)
+        model.save_pretrained(tmp_path / kind)
+        type(tokenizer).from_pretrained(saved(tokenizer, tmp_path), model_max_length=10**30).save_pretrained(
+            tmp_path / kind
+        )
+        return tmp_path / kind
+
+    return write
+
+
+def saved(tokenizer, folder):
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder / "tokenizer"
+
+
+def test_a_configuration_inside_another_gives_padding_and_window(nested):
+    from transformers import AutoModelForSequenceClassification
+
+    policy = CausalLM(path=str(nested("CausalLM")), dtype="float32").load()
+    assert policy.window == 96
+    for row, prompt, answers in zip(policy.logprobs(PROMPTS, RESPONSES), PROMPTS, RESPONSES, strict=True):
+        for scored, answer in zip(row, answers, strict=True):
+            assert scored.logprob == pytest.approx(by_hand(nested("CausalLM"), prompt, answer)[0], abs=1e-4)
+    folder = nested("SequenceClassification", num_labels=1)
+    reward, plain = (
+        SequenceClassifier(path=str(folder), dtype="float32").load(),
+        AutoModelForSequenceClassification.from_pretrained(folder).eval(),
+    )
+    assert (reward.limit, reward.own_pad) == (96, 0)
+    for prompt, answers, row in zip(PROMPTS, RESPONSES, reward.rewards(PROMPTS, RESPONSES), strict=True):
+        for answer, score in zip(answers, row, strict=True):
+            ids = tokens.reward_ids(reward.tokenizer, prompt, answer, 96)
+            with torch.no_grad():
+                assert score == pytest.approx(float(plain(input_ids=torch.tensor([ids])).logits[0, 0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("pad", [-1, 10**6])
+def test_a_padding_id_without_an_embedding_is_none(decoder_reward_folder, encoder_reward_folder, tmp_path, pad):
+    for folder in (decoder_reward_folder, encoder_reward_folder):
+        shutil.copytree(folder, tmp_path / folder.name)
+        config = json.loads((folder / "config.json").read_text())
+        (tmp_path / folder.name / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+        model = SequenceClassifier(path=str(tmp_path / folder.name), dtype="float32").load()
+        model.model.config.pad_token_id = pad
+        again = type(model)(model.config, model.tokenizer, model.model)
+        whole = SequenceClassifier(path=str(folder), dtype="float32").load().rewards(PROMPTS, RESPONSES)
+        assert flat(again.rewards(PROMPTS, RESPONSES)) == pytest.approx(flat(whole), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "MPNet", "Bert"])
+def test_a_pair_is_read_as_the_tokenizer_and_the_model_read_it(encoder_reward_folder, tmp_path, kind):
+    import transformers
+
+    bert = transformers.AutoTokenizer.from_pretrained(encoder_reward_folder)
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    kinds = {} if kind == "MPNet" else {"type_vocab_size": 2 if kind == "Bert" else 1}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(bert),
+        num_labels=1,
+        max_position_embeddings=130,
+        pad_token_id=0,
+        initializer_range=0.3,
+        **sizes,
+        **kinds,
+    )
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    bert.save_pretrained(tmp_path)
+    ours = SequenceClassifier(path=str(tmp_path), pair=True, dtype="float32").load()
+    # These tables of positions begin behind the padding, which is always 1 to MPNet.
+    assert ours.limit == {"Bert": 130, "Roberta": 129, "MPNet": 128}[kind]
+    for prompt, answers, row in zip(PROMPTS, RESPONSES, ours.rewards(PROMPTS, RESPONSES), strict=True):
+        for answer, score in zip(answers, row, strict=True):
+            inputs = dict(bert(prompt, answer, return_tensors="pt"))
+            if kind != "Bert":
+                del inputs["token_type_ids"]
+            with torch.no_grad():
+                assert score == pytest.approx(float(model(**inputs).logits[0, 0]), abs=1e-4)
+    # A response that fills the window is cut, not lost.
+    assert ours.rewards(["sort"], [["merge " * 400]])[0][0] is not None
+
+
+def test_a_model_whose_scores_move_with_their_neighbours_is_read_one_by_one_and_this_is_told(
+    encoder_reward_folder, tmp_path, capsys
+):
+    import transformers
+
+    bert = transformers.AutoTokenizer.from_pretrained(encoder_reward_folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 130}
+    torch.manual_seed(2)
+    # Mixes tokens by a Fourier transform of the whole row, padding too, and takes no mask.
+    config = transformers.FNetConfig(vocab_size=len(bert), num_labels=1, initializer_range=0.3, pad_token_id=0, **sizes)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    bert.save_pretrained(tmp_path)
+    ours = SequenceClassifier(path=str(tmp_path), dtype="float32").load()
+    said = f"sequence_classifier {tmp_path}: a score moves with the texts it is read beside, so that each is read alone"
+    assert said in capsys.readouterr().err
+    texts = flat(RESPONSES)
+    for answer, score in zip(texts, ours.rewards(["sort"], [texts])[0], strict=True):
+        ids = tokens.reward_ids(bert, "sort", answer, 130)
+        with torch.no_grad():
+            assert score == pytest.approx(float(model(input_ids=torch.tensor([ids])).logits[0, 0]), abs=1e-4)
+    transformers.AutoModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "encoder")
+    bert.save_pretrained(tmp_path / "encoder")
+    # The sentence-transformers of transformers 4.57 hands every model a mask.
+    for pooling in ("mean", "default")[: 2 if transformers.__version__ >= "5" else 1]:
+        encoder = SentenceEncoder(path=str(tmp_path / "encoder"), pooling=pooling, dtype="float32").load()
+        assert "is read alone" in capsys.readouterr().err
+        together = encoder.embed(texts)
+        assert np.allclose(together, np.concatenate([encoder.embed([text]) for text in texts]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda:7", r"device 'cuda:7' is not on this machine.*`device: auto`"),
+        ("nonsense", r"device 'nonsense' is none; use cuda, cuda:1, mps, cpu or auto"),
+        ("xpu", r"device 'xpu' is not on this machine"),
+        ("cpu:nine", r"device 'cpu:nine' is none"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_before_anything_is_loaded(
+    policy_folder, encoder_reward_folder, device, said, monkeypatch
+):
+    configs = (
+        CausalLM(path=str(policy_folder), device=device),
+        SequenceClassifier(path=str(encoder_reward_folder), device=device),
+        SentenceEncoder(path=str(encoder_reward_folder), device=device),
+        SentenceEncoder(path=str(encoder_reward_folder), device=device, pooling="mean"),
+    )
+    monkeypatch.setattr(weights, "folder", lambda *_: pytest.fail("something was loaded"))
+    for config in configs:
+        with pytest.raises(ModelError, match=f"^{said}") as refused:
+            config.load()
+        assert "\n" not in str(refused.value)

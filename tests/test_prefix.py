@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -239,6 +241,127 @@ def test_a_reward_is_read_where_transformers_reads_it_when_the_end_token_is_the_
         ids = tokenizer(f"Question: sort the list\n\nAnswer: {answer}")["input_ids"] + [tokenizer.eos_token_id]
         with torch.no_grad():
             assert score == pytest.approx(float(model.eval()(torch.tensor([ids])).logits[0, 0]), abs=1e-4)
+
+
+# What a model's numbers depend on beside its text.
+
+SMALL = {**WIDE, "num_key_value_heads": 4, "max_position_embeddings": 128}
+LONG = Group(list(range(3, 40)), [[5, 6, 7], [8]])
+
+
+def longrope():
+    rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 6.0, 8.0, 10.0]}
+    if ROPE == "rope_parameters":
+        rope |= {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 20, "factor": 6.0}
+    return made("Phi3", **SMALL | {"original_max_position_embeddings": 20, ROPE: rope})
+
+
+def dynamic():
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 20}
+    return made("Llama", **SMALL | {ROPE: rope, "max_position_embeddings": 20})
+
+
+def rope_setting():
+    from transformers import LlamaConfig
+
+    # transformers 5 has the settings of rotary embeddings in one place, 4.57 had them in `rope_scaling`.
+    return "rope_parameters" if getattr(LlamaConfig(), "rope_parameters", None) else "rope_scaling"
+
+
+ROPE = rope_setting()
+
+
+@pytest.mark.parametrize("model", [longrope, dynamic])
+def test_where_a_longer_text_turns_positions_by_another_angle_it_is_read_alone(model):
+    groups = [*GROUPS, LONG, Group(list(range(3, 30)), [[5, 6, 7]])]
+    # A model for each: `dynamic` goes on with the longest text it has read.
+    expected = [[by_hand(model(), [Group(before, [one])])[0][0] for one in answers] for before, answers in groups]
+    ours = reader(model())
+    assert (ours.shared, ours.together) == (True, 20)
+    # Each by itself, all at once, and again: neither neighbours nor what was read before change a score.
+    for some in ([group] for group in groups):
+        close(ours.score(some, sums), [expected[groups.index(some[0])]])
+    close(ours.score(groups, sums), expected)
+    close(ours.score(groups[::-1], sums), expected[::-1])
+
+
+def test_by_hand_a_dynamic_embedding_goes_on_with_the_longest_text_it_read_until_it_forgets():
+    from seamcurate.models import probe
+
+    model = dynamic()
+    longer, shorter = LONG, Group(list(range(3, 30)), [[5, 6, 7]])
+    fresh = by_hand(model, [shorter])
+    by_hand(model, [longer])
+    assert by_hand(model, [shorter])[0][0] != pytest.approx(fresh[0][0], abs=1e-3)
+    probe.forget_lengths(model)
+    by_hand(model, [longer])
+    close(by_hand(model, [shorter]), fresh)
+
+
+def test_rotary_embeddings_of_one_angle_for_every_length_share_their_packs():
+    for kind in ("linear", "yarn", "llama3"):
+        rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+        model = made("Llama", **SMALL | {ROPE: rope})
+        expected = by_hand(model, [*GROUPS, LONG])
+        ours = reader(model)
+        assert ours.shared and ours.together == math.inf
+        close(ours.score([*GROUPS, LONG], sums), expected)
+
+
+def test_a_chunk_that_a_model_keeps_in_its_mask_parts_no_response_from_its_prompt():
+    pytest.importorskip("transformers", minversion="5")
+    sizes = {**SMALL, "intermediate_size_mlp": 48, "num_local_experts": 2, "head_dim": 8, "attention_chunk_size": 16}
+    model = made("Llama4Text", **sizes)
+    groups = [*GROUPS, LONG]
+    expected = by_hand(model, groups)
+    ours = reader(model)
+    assert ours.shared and ours._attention.window == 16
+    close(ours.score(groups, sums), expected)
+
+
+class Mixing(torch.nn.Module):
+    """A layer in which the rows of a batch see each other, or each row its own later tokens, or chance."""
+
+    def __init__(self, inner, how):
+        super().__init__()
+        self.inner, self.how = inner, how
+
+    def forward(self, ids):
+        rows = self.inner(ids)
+        if self.how == "neighbours":
+            return rows + rows.mean(dim=(0, 1), keepdim=True) * (len(rows) > 1)
+        if self.how == "later":
+            return rows + rows.mean(dim=1, keepdim=True)
+        return rows + torch.randn_like(rows)
+
+
+def mixing(how, **more):
+    model = made("GPT2", **SIZES | more)
+    model.transformer.wte = Mixing(model.transformer.wte, how)
+    model.get_input_embeddings = lambda: model.transformer.wte.inner
+    return model
+
+
+def test_a_model_whose_rows_see_each_other_is_read_a_pair_at_a_time():
+    model = mixing("neighbours")
+    expected = by_hand(model, GROUPS)
+    ours = reader(model)
+    assert ours.together == 0
+    close(ours.score(GROUPS, sums), expected)
+
+
+def test_a_model_that_sees_later_tokens_or_answers_by_chance_is_no_policy():
+    from seamcurate.models import probe
+
+    for how, said in (
+        ("later", "is no policy: each token sees the ones after it"),
+        ("chance", "another score each time"),
+    ):
+        with pytest.raises(ModelError, match=f"the model {said}|the model gives the same text {said}"):
+            probe.check_causal(mixing(how), "the model")
+    for kind in ("Qwen2", "Bloom", "Mamba"):
+        probe.check_causal(made(kind, **ARCHITECTURES[kind][0]), "the model")
 
 
 @pytest.mark.gpu

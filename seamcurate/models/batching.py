@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,10 +22,11 @@ class Batches:
 
     Attributes:
         budget: The tokens; halved for good whenever a device's memory runs out.
+        together: Sequences of up to so many tokens share batches; longer ones are read alone.
     """
 
-    def __init__(self, budget: int, device: torch.device) -> None:
-        self.budget, self.device = budget, device
+    def __init__(self, budget: int, device: torch.device, together: float = math.inf) -> None:
+        self.budget, self.device, self.together = budget, device, together
         self._fitted = False
 
     def read(self, lengths: Sequence[int], read: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
@@ -38,7 +41,8 @@ class Batches:
 
         left, unread = sorted(range(len(lengths)), key=lambda i: -lengths[i]), list[int]()
         while left:
-            batch = left[: max(1, self.budget // max(1, lengths[left[0]]))]
+            longest = lengths[left[0]]
+            batch = left[: max(1, self.budget // max(1, longest)) if longest <= self.together else 1]
             try:
                 answer = read(batch)
             except torch.OutOfMemoryError as error:
@@ -71,11 +75,14 @@ def left_out(count: int, longest: int, device: torch.device) -> None:
         )
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cut indices into batches of like lengths, longest first, each at most `budget` padded tokens (or one row)."""
+def batches(lengths: Sequence[int], budget: int, together: float = math.inf) -> Iterator[list[int]]:
+    """Cut indices into batches of like lengths, longest first, each at most `budget` padded tokens (or one row).
+
+    Rows of more than `together` tokens are each a batch.
+    """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+        if batch and (lengths[batch[0]] * (len(batch) + 1) > budget or lengths[batch[0]] > together):
             yield batch
             batch = []
         batch.append(i)
@@ -93,6 +100,14 @@ def padded(sequences: list[list[int]], pad: int, device: torch.device) -> dict[s
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def accepted(module: torch.nn.Module, **inputs: Any) -> dict[str, Any]:
+    """Return the inputs that a module's forward pass takes: some models have no mask, or no cache to switch off."""
+    taken = inspect.signature(module.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return inputs
+    return {name: value for name, value in inputs.items() if name in taken}
+
+
 def automatic_budget(model: PreTrainedModel) -> int:
     """Choose how many tokens a forward pass holds: what a cache holds on a CPU, part of what is free on a GPU."""
     import torch
@@ -100,7 +115,11 @@ def automatic_budget(model: PreTrainedModel) -> int:
     if model.device.type != "cuda":
         return 2048
     config = model.config.get_text_config()
-    width = 12 * int(config.hidden_size) + 4 * int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    hidden = int(getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[1])
+    inner = getattr(config, "intermediate_size", None)
+    # Some configurations have a size for each layer.
+    inner = max(inner, default=0) if isinstance(inner, list | tuple) else inner
+    width = 12 * hidden + 4 * int(inner or 4 * hidden)
     free = int(torch.cuda.mem_get_info(model.device)[0])
     return min(max(2 * free // (5 * width * int(model.dtype.itemsize)), 2048), 65_536)
 

@@ -7,7 +7,11 @@ through `prefix`, each prompt once; encoders in batches of like lengths, cut by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -18,9 +22,9 @@ import numpy.typing as npt
 from pydantic import Field, JsonValue
 
 from seamcurate.errors import ModelError
-from seamcurate.models import prefix, tokens, weights
+from seamcurate.models import checkpoint, prefix, probe, tokens, weights
 from seamcurate.models.backend import Backend
-from seamcurate.models.batching import Batches, automatic_budget, freed, moved, padded
+from seamcurate.models.batching import Batches, accepted, automatic_budget, freed, moved, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder, Likelihood, Policy, Prompt, Responses, RewardModel
 from seamcurate.progress import note
@@ -71,33 +75,34 @@ class LocalModel(Backend):
         """Load the tokenizer alone."""
         from transformers import AutoTokenizer
 
-        where = weights.folder(self.path, self.revision)
         with told(f"{self.key} {self.path}"):
+            where = weights.tokenizer_folder(self.path, self.revision)
             found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 where, trust_remote_code=self.trust_remote_code
             )
         return found
 
+    def check_device(self) -> None:
+        """Refuse a device that is not on this machine."""
+        with told(f"{self.key} {self.path}"):
+            weights.check_device(self.device)
+
     def _folder(self) -> Path:
+        self.check_device()
         if self.trust_remote_code:
             note(f"warning: {self.key} {self.path}: Python code that comes with the weights runs (trust_remote_code)")
         return weights.folder(self.path, self.revision)
 
     def _open(self, auto: type[Any], truncation: str | None = None, unread: tuple[str, ...] = ()) -> tuple[Any, Any]:
         """Load tokenizer and model; refuses weights that lack any, but for those whose names begin as `unread` say."""
-        folder = self._folder()
+        self._folder()
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
         with told(f"{self.key} {self.path}"), _quietly():
+            folder = weights.tokenizer_folder(self.path, self.revision)
             tokenizer = _tokenizer(folder, _state(folder), self.trust_remote_code, truncation)
-            model, found = auto.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
-            )
-        check_whole(f"{self.key} {self.path}", self.kind, found, unread)
+            model, lacking = checkpoint.open_model(auto, self.path, self.revision, dtype, self.trust_remote_code)
+        check_whole(f"{self.key} {self.path}", self.kind, lacking, unread)
         model = model.to(device).eval()
         quicken(model)
         return tokenizer, model
@@ -117,7 +122,8 @@ class CausalLM(LocalModel):
         from transformers import AutoModelForCausalLM
 
         tokenizer, model = self._open(AutoModelForCausalLM)
-        return _LoadedCausalLM(self, tokenizer, model)
+        with told(f"{self.key} {self.path}"):
+            return _LoadedCausalLM(self, tokenizer, model)
 
 
 class SequenceClassifier(LocalModel):
@@ -140,7 +146,8 @@ class SequenceClassifier(LocalModel):
             raise ModelError(
                 f"sequence_classifier {self.path} has {model.config.num_labels} outputs; a reward model has one"
             )
-        return _LoadedClassifier(self, tokenizer, model)
+        with told(f"{self.key} {self.path}"):
+            return _LoadedClassifier(self, tokenizer, model)
 
 
 class SentenceEncoder(LocalModel):
@@ -188,8 +195,14 @@ class _LoadedCausalLM:
     def __init__(self, config: CausalLM, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self.config, self.tokenizer, self.model = config, tokenizer, model
         self.window = weights.window(model, tokenizer)
-        head = prefix.output_head(model, model.get_output_embeddings())
-        self.reader = prefix.PrefixReader(model, head, config.batch_tokens)
+        name = f"causal_lm {config.path}"
+        probe.check_causal(model, name)
+        parts = prefix.output_head(model, model.get_output_embeddings())
+        self.reader = prefix.PrefixReader(model, parts, config.batch_tokens)
+        if self.reader.together == 0:
+            probe.tell_alone(name)
+        else:
+            probe.tell_longer(name, self.reader.together, self.window)
 
     def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
         """Score by group; see `Policy`."""
@@ -250,7 +263,7 @@ class _LoadedCausalLM:
     def _slice(self) -> int:
         """Return how many positions have their logits at once: 16 MiB of them on a CPU, 512 MiB on a GPU."""
         room = 2**22 if self.model.device.type == "cpu" else 2**27
-        return max(64, room // int(self.model.config.get_text_config().vocab_size))
+        return max(64, room // probe.vocabulary(self.model))
 
 
 class _LoadedClassifier:
@@ -258,14 +271,45 @@ class _LoadedClassifier:
         self.config, self.tokenizer, self.model = config, tokenizer, model
         window = weights.window(model, tokenizer)
         self.limit = min(config.max_tokens or 2048, window)
-        self.own_pad = model.config.pad_token_id
+        self.own_pad = _own_pad(model)
         self.batches = Batches(config.batch_tokens or automatic_budget(model), model.device)
         # A decoder's score is read at one token, so that its prompts can be shared; an encoder reads both ways.
-        head = prefix.output_head(model, getattr(model, "score", None))
+        parts = prefix.output_head(model, getattr(model, "score", None))
         self.reader = None
-        if head is not None and not config.pair:
-            reader = prefix.PrefixReader(model, head, config.batch_tokens)
+        if parts is not None and not config.pair:
+            reader = prefix.PrefixReader(model, parts, config.batch_tokens)
             self.reader = reader if reader.shared else None
+        if self.reader is None:
+            probe.forget_lengths(model)
+        name = f"sequence_classifier {config.path}"
+        self.batches.together = self._together(name)
+        probe.tell_longer(name, self.batches.together, self.limit)
+
+    def _together(self, name: str) -> float:
+        """Return up to how many tokens texts may share a batch, measured on two of unlike lengths.
+
+        Raises:
+            ModelError: The model gives the same text another score each time.
+        """
+        import torch
+
+        if self.reader is not None:
+            return self.reader.together
+        texts = [("A question that is longer than the other one", "an answer to it of some words"), ("Why", "no")]
+        with suppress(*_refusals()), torch.inference_mode():
+            ids = [self._ids(*text) for text in texts]
+            sequences = [one for one in ids if one is not None]
+            alone, again = (
+                torch.tensor([self._score([one])[0] for one in sequences]),
+                torch.tensor([self._score([one])[0] for one in sequences]),
+            )
+            if not probe.close(alone, again, self.model.dtype):
+                raise ModelError(f"{name} gives the same text another score each time; it cannot be used to score")
+            with suppress(RuntimeError, ValueError):
+                if probe.close(torch.tensor(self._score(sequences)), alone, self.model.dtype):
+                    return probe.longest_alike(self.model.config)
+        probe.tell_alone(name)
+        return 0
 
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
         """Score by group; see `RewardModel`."""
@@ -308,35 +352,41 @@ class _LoadedClassifier:
         import torch
 
         flat = [(p, r) for p, answers in rows.groups for r in answers]
-        make = tokens.pair_ids if self.config.pair else tokens.reward_ids
         fits: list[tuple[int, list[int]]] = []
         for i, (p, r) in enumerate(flat):
             with suppress(*_refusals()):
-                if (one := make(self.tokenizer, p, r, self.limit)) is not None and _readable(self.model, one):
+                if (one := self._ids(p, r)) is not None and _readable(self.model, one):
                     fits.append((i, one))
-
-        def score(batch: list[int]) -> list[float]:
-            sequences = [fits[b][1] for b in batch]
-            inputs = padded(sequences, self._pad(sequences), self.model.device)
-            if self.config.pair:
-                inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
-            found: list[float] = self.model(**inputs).logits[:, 0].float().tolist()
-            return found
-
         scores: list[float | None] = [None] * len(flat)
         with torch.inference_mode():
-            for batch, found in self.batches.read([len(one) for _, one in fits], score):
+            for batch, found in self.batches.read(
+                [len(one) for _, one in fits], lambda batch: self._score([fits[b][1] for b in batch])
+            ):
                 for b, value in zip(batch, found, strict=True):
                     scores[fits[b][0]] = value
         return regroup(scores, [answers for _, answers in rows.groups])
 
+    def _ids(self, prompt: Prompt, response: str) -> list[int] | None:
+        make = tokens.pair_ids if self.config.pair else tokens.reward_ids
+        return make(self.tokenizer, prompt, response, self.limit)
+
+    def _score(self, sequences: list[list[int]]) -> list[float]:
+        """Read sequences as one batch."""
+        inputs = padded(sequences, self._pad(sequences), self.model.device)
+        if self.config.pair and _segment_kinds(self.model) > 1:
+            inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
+        found: list[float] = self.model(**accepted(self.model, **inputs)).logits[:, 0].float().tolist()
+        return found
+
     def _pad(self, sequences: list[list[int]]) -> int:
         """Return an id to pad with; decoder heads read the last token that is not it, so it must not be in the batch."""
         if self.own_pad is not None:
-            return int(self.own_pad)
+            return self.own_pad
         used = {token for sequence in sequences for token in sequence}
         pad = next(i for i in range(len(used) + 1) if i not in used)
-        self.model.config.pad_token_id = pad
+        # Which of the two a model of several parts reads differs.
+        for config in (self.model.config, self.model.config.get_text_config()):
+            config.pad_token_id = pad
         return pad
 
     def _segments(self, sequences: list[list[int]], like: torch.Tensor) -> torch.Tensor:
@@ -350,9 +400,23 @@ class _LoadedClassifier:
         return kinds
 
 
+def _own_pad(model: PreTrainedModel) -> int | None:
+    """Return the padding id of a model or its part for text; None where there is none that it has an embedding for."""
+    named = (getattr(config, "pad_token_id", None) for config in (model.config, model.config.get_text_config()))
+    pad = next((pad for pad in named if pad is not None), None)
+    return int(pad) if pad is not None and 0 <= pad < probe.vocabulary(model) else None
+
+
+def _segment_kinds(model: PreTrainedModel) -> int:
+    """Return how many kinds of segments a model tells apart; 1 for RoBERTa and its like, and where there are none."""
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        return 1
+    return int(getattr(model.config, "type_vocab_size", 1) or 1)
+
+
 def _readable(model: PreTrainedModel, ids: list[int]) -> bool:
     """Tell whether a model has an embedding for every token; a tokenizer may know more, and a GPU would be lost."""
-    return max(ids, default=0) < int(model.get_input_embeddings().weight.shape[0])
+    return max(ids, default=0) < probe.vocabulary(model)
 
 
 def _refusals() -> tuple[type[Exception], ...]:
@@ -360,6 +424,28 @@ def _refusals() -> tuple[type[Exception], ...]:
     from jinja2 import TemplateError
 
     return (TemplateError,)
+
+
+@contextmanager
+def _whole(config: SentenceEncoder, folder: Path) -> Iterator[Path]:
+    """Give sentence-transformers a folder with whole weights: for an adapter, one where it is merged into its base."""
+    if weights.base(config.path, config.revision) is None:
+        yield folder
+        return
+    from transformers import AutoModel
+
+    dtype = weights.torch_dtype(config.dtype, config.device)
+    model, lacking = checkpoint.open_model(AutoModel, config.path, config.revision, dtype, config.trust_remote_code)
+    check_whole(f"sentence_encoder {config.path}", config.kind, lacking, ("pooler.",))
+    with tempfile.TemporaryDirectory(prefix="seamcurate-merged-") as scratch:
+        merged = Path(scratch) / "model"
+        parts = shutil.ignore_patterns("adapter_*", "checkpoint-*")
+        shutil.copytree(folder, merged, ignore=parts)
+        tokenizer = weights.tokenizer_folder(config.path, config.revision)
+        if tokenizer != folder:
+            _tokenizer(tokenizer, _state(tokenizer), config.trust_remote_code, None).save_pretrained(merged)
+        model.save_pretrained(merged)
+        yield merged
 
 
 class _LoadedEncoder:
@@ -371,9 +457,9 @@ class _LoadedEncoder:
         with told(f"sentence_encoder {config.path}"):
             if config.pooling == "default":
                 folder = config._folder()
-                with _quietly():
+                with _quietly(), _whole(config, folder) as whole:
                     self.model: Any = SentenceTransformer(
-                        str(folder),
+                        str(whole),
                         device=weights.device(config.device),
                         trust_remote_code=config.trust_remote_code,
                         model_kwargs=options,
@@ -394,9 +480,38 @@ class _LoadedEncoder:
                     AutoModel, config.truncation, unread=() if config.pooling == "pooler" else ("pooler.",)
                 )
                 self.limit = config.max_tokens or min(512, weights.window(self.backbone, self.tokenizer))
-        device = self.model.device if self.backbone is None else self.backbone.device
-        self.batches = Batches(config.batch_tokens or 8192, device)
-        self.tokenizer.truncation_side = config.truncation
+            device = self.model.device if self.backbone is None else self.backbone.device
+            self.batches = Batches(config.batch_tokens or 8192, device)
+            self.tokenizer.truncation_side = config.truncation
+            self.batches.together = self._together(f"sentence_encoder {config.path}")
+
+    def _together(self, name: str) -> float:
+        """Return up to how many tokens texts may share a batch, measured on two of unlike lengths.
+
+        Raises:
+            ModelError: The model gives the same text another embedding each time.
+        """
+        import torch
+
+        # sentence-transformers' models may begin with a table of words, which has no neighbours.
+        reader = getattr(self.model[0], "auto_model", None) if self.backbone is None else self.backbone
+        if reader is None:
+            return math.inf
+        probe.forget_lengths(reader)
+        texts = ["A text that is longer than the other one, by some words", "Why"]
+        read = self._encoded if self.backbone is None else self._pooled
+        alone, again = (torch.from_numpy(np.concatenate([read([text]) for text in texts])) for _ in range(2))
+        if not probe.close(alone, again, reader.dtype):
+            raise ModelError(
+                f"{name} gives the same text another embedding each time; it cannot be used to compare texts"
+            )
+        with suppress(RuntimeError, ValueError):
+            if probe.close(torch.from_numpy(read(texts)), alone, reader.dtype):
+                longest = probe.longest_alike(reader.config)
+                probe.tell_longer(name, longest, self.limit)
+                return longest
+        probe.tell_alone(name)
+        return 0
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed each text; see `Embedder`."""
@@ -405,7 +520,10 @@ class _LoadedEncoder:
             return np.zeros((0, 0), np.float32)
         vectors = self._pooled(unique) if self.backbone is not None else self._encoded(unique)
         if self.config.normalise:
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            # What is not finite stays so; the square of a large number overflows single precision.
+            with np.errstate(invalid="ignore"):
+                lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+                vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
         place = {text: i for i, text in enumerate(unique)}
         result: npt.NDArray[np.float32] = vectors[[place[text] for text in texts]].astype(np.float32)
         return result
@@ -415,7 +533,7 @@ class _LoadedEncoder:
 
         while True:
             # sentence-transformers sorts by length itself; the batch is sized for the longest text it may meet.
-            size = max(1, self.batches.budget // self.limit)
+            size = max(1, self.batches.budget // self.limit) if self.limit <= self.batches.together else 1
             try:
                 encoded: npt.NDArray[np.float32] = self.model.encode(
                     texts, batch_size=size, normalize_embeddings=False, convert_to_numpy=True, show_progress_bar=False
@@ -439,7 +557,7 @@ class _LoadedEncoder:
 
         def pool(batch: list[int]) -> npt.NDArray[np.float32]:
             inputs = padded([ids[b] for b in batch], self.tokenizer.pad_token_id or 0, backbone.device)
-            output = backbone(**inputs)
+            output = backbone(**accepted(backbone, **inputs))
             if self.config.pooling == "pooler":
                 pooled = output.pooler_output
             elif self.config.pooling == "cls":
@@ -519,16 +637,16 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_whole(model: str, kind: str, found: Mapping[str, Iterable[str]], unread: tuple[str, ...] = ()) -> None:
+def check_whole(model: str, kind: str, found: Iterable[str], unread: tuple[str, ...] = ()) -> None:
     """Refuse weights that lack some: transformers draws those by lot, and says so in a log.
 
     Args:
         model: What it is called.
         kind: What it should have been trained as.
-        found: What transformers says of the loading.
+        found: The weights that are not there.
         unread: How the names of weights begin that nothing is computed by.
     """
-    if lacking := sorted(name for name in found["missing_keys"] if not name.startswith(unread)):
+    if lacking := sorted(name for name in found if not name.startswith(unread)):
         raise ModelError(
             f"{model} has no {lacking[0]}, which would be drawn by lot; give a model that was trained as {kind}"
         )

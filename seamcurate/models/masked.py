@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from seamcurate.errors import ModelError
-from seamcurate.models import weights
+from seamcurate.models import checkpoint, weights
 from seamcurate.models.batching import Batches, padded
 from seamcurate.models.local import check_whole, told
 
@@ -29,13 +29,12 @@ class MaskedModel:
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
         self.count = count
-        folder = weights.folder(path, None)
         with told(f"masked_model {path}"):
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model, found = AutoModelForMaskedLM.from_pretrained(
-                folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                weights.tokenizer_folder(path, None), trust_remote_code=False
             )
-        check_whole(f"masked_model {path}", "a masked language model", found)
+            model, lacking = checkpoint.open_model(AutoModelForMaskedLM, path, None)
+        check_whole(f"masked_model {path}", "a masked language model", lacking)
         if not self.tokenizer.is_fast:
             raise ModelError(f"masked_model {path}: its tokenizer does not say where tokens stand; give a fast one")
         self.model = model.to(weights.device("auto")).eval()

@@ -5,21 +5,23 @@ sees its own prompt and itself, and positions count as if each pair stood alone:
 score depends on what lies beside it. A prompt whose responses fill more than one pack is not read again, its keys
 and values are kept.
 
-Whether a model can be read this way is measured when it is loaded, against the plain way: padded batches of whole
-pairs. A model that gives other numbers (recurrent layers, biased or capped attention) is read the plain way.
+Whether a model can be read this way is measured when it is loaded, against each pair alone. A model that gives other
+numbers (recurrent layers, biased or capped attention) is read in padded batches of whole pairs, and one whose numbers
+move with its neighbours there too, pair by pair.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from seamcurate.errors import ModelError
-from seamcurate.models.batching import automatic_budget, batches, freed, left_out, moved
+from seamcurate.models import probe
+from seamcurate.models.batching import accepted, automatic_budget, batches, freed, left_out, moved
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,17 @@ if TYPE_CHECKING:
 
 NAME = "seamcurate_shared_prefix"
 """What the attention is called in transformers' table of attention functions."""
+_TRIAL = f"{NAME}_trial"
+"""The same, while a model is tried out: transformers then also says which masks the model asks for."""
+
+
+class Parts(NamedTuple):
+    """A model taken apart."""
+
+    body: torch.nn.Module
+    """Tokens → hidden states."""
+    head: torch.nn.Module
+    """Hidden states → logits or scores, of each token by itself."""
 
 
 class Group(NamedTuple):
@@ -86,20 +99,30 @@ class PrefixReader:
 
     Args:
         model: A decoder with whatever head it has.
-        head: The part of it that turns hidden states into logits or scores, see `output_head`; where that is None,
-            the whole model's logits are read.
+        parts: See `output_head`; where that is None, the whole model's logits are read.
         budget: Tokens a forward pass holds at most; None chooses by the device.
+
+    Attributes:
+        shared: Whether prompts are shared.
+        together: Pairs of up to so many tokens are read together, longer ones alone.
     """
 
-    def __init__(self, model: PreTrainedModel, head: torch.nn.Module | None, budget: int | None) -> None:
-        self.model, self.head = model, head
+    def __init__(self, model: PreTrainedModel, parts: Parts | None, budget: int | None) -> None:
+        self.model = model
+        self.body: torch.nn.Module | None = None if parts is None else parts.body
+        self.head: torch.nn.Module | None = None if parts is None else parts.head
         self.budget = budget or automatic_budget(model)
-        self._own = model.config._attn_implementation
+        self._own = _attentions(model)
+        self._set = False
+        """Whether the model calls the attention over packs now, in place of its own."""
+        self._name = NAME
         self._attention = PrefixAttention()
         self._fitted = False
         self._unread: list[int] = []
         """Tokens of each prompt and response that alone did not fit in memory."""
-        self.shared = head is not None and self._agrees()
+        self.shared = parts is not None and self._agrees()
+        self.together = probe.longest_alike(model.config) if self._batches_agree() else 0
+        probe.forget_lengths(model)
 
     def score(self, groups: Iterable[Group], read: Read) -> list[list[float | None]]:
         """Return what `read` makes of each response, a list a group; None where it alone does not fit in memory.
@@ -142,21 +165,22 @@ class PrefixReader:
     def _packs(self, groups: Iterable[Group]) -> Iterator[Pack]:
         numbered = ((i, group) for i, group in enumerate(groups) if group.responses)
         if not self.shared:
-            yield from padded_packs(numbered, self.budget)
+            yield from padded_packs(numbered, self.budget, self.together)
             return
         # A sliding window would part a response from the start of its prompt: the model's own attention knows how.
+        limit = min(self._attention.window, self.together)
         long: list[tuple[int, Group]] = []
 
         def short() -> Iterator[tuple[int, Group]]:
             for number, group in numbered:
-                fits = len(group.prompt) + max(map(len, group.responses)) <= self._attention.window
+                fits = len(group.prompt) + max(map(len, group.responses)) <= limit
                 if fits:
                     yield number, group
                 else:
                     long.append((number, group))
 
         yield from self._shared(short())
-        yield from padded_packs(iter(long), self.budget)
+        yield from padded_packs(iter(long), self.budget, self.together)
 
     def _shared(self, groups: Iterator[tuple[int, Group]]) -> Iterator[Pack]:
         """Lay groups end to end; what a pack has no room for goes on in the next, with its prompt kept."""
@@ -215,10 +239,10 @@ class PrefixReader:
             held = torch.arange(ids.shape[1], device=device) < moved(pack.lengths, device)[:, None]
             inputs = {"input_ids": ids, "attention_mask": held.long()}
         with self._using(pack):
-            if self.head is None:
-                logits = self.model(**inputs, use_cache=False).logits.flatten(0, 1)
+            if self.body is None:
+                logits = self.model(**accepted(self.model, use_cache=False, **inputs)).logits.flatten(0, 1)
                 return lambda rows: logits[rows]
-            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            hidden = self.body(**accepted(self.body, use_cache=False, **inputs)).last_hidden_state.flatten(0, 1)
         if pack.kept:
             hidden = torch.cat([self._attention.last, hidden])
         if pack.goes_on is not None:
@@ -226,17 +250,20 @@ class PrefixReader:
             last = max(0, pack.goes_on.end - 1 - pack.kept + (pack.kept > 0))
             self._attention.last = hidden[last : last + 1].clone()
         head = self.head
+        assert head is not None
         return lambda rows: head(hidden[rows])
 
     @contextmanager
     def _using(self, pack: Pack) -> Iterator[None]:
         """Have transformers call the attention this pack needs."""
-        wanted = NAME if pack.spans else self._own
-        if self.model.config._attn_implementation != wanted:
-            self.model.set_attn_implementation(wanted)
         if not pack.spans:
+            self._restore()
             yield
             return
+        if not self._set:
+            # Before: a model of several parts may have set some when it refuses one.
+            self._set = True
+            self.model.set_attn_implementation(self._name)
         self._attention.begin(pack)
         token = _READING.set(self._attention)
         try:
@@ -249,52 +276,72 @@ class PrefixReader:
         import torch
 
         _register()
-        count = int(self.model.get_input_embeddings().weight.shape[0])
+        count = probe.vocabulary(self.model)
         groups = [
             Group([7 * i % count for i in range(1, 7)], [[11 * i % count for i in range(n)] for n in (2, 3, 4, 5)]),
             Group([5 * i % count for i in range(1, 4)], [[13 * i % count for i in range(n)] for n in (3, 2)]),
         ]
 
+        head, budget, self.head, self._name = self.head, self.budget, torch.nn.Identity(), _TRIAL
+        try:
+            with torch.inference_mode():
+                plain = self._ends(padded_packs(enumerate(groups), 1))
+                for flex in (True, False) if self.model.device.type == "cuda" else (False,):
+                    self._attention.flex = flex
+                    agree = []
+                    # The small budget makes a prompt go on in a second and a third pack.
+                    for self.budget in (9, 1000):
+                        agree.append(
+                            probe.close(self._ends(self._shared(iter(enumerate(groups)))), plain, self.model.dtype)
+                        )
+                    if all(agree) and self._attention.calls:
+                        return True
+        except _REFUSALS:
+            return False
+        finally:
+            self.head, self.budget, self._name = head, budget, NAME
+            self._leave()
+        return False
+
+    def _batches_agree(self) -> bool:
+        """Tell whether padded batches give what each pair gives alone; made-up tokens of unlike lengths."""
+        import torch
+
+        ids = probe.tokens(self.model, 22)
+        groups = [Group(ids[:8], [ids[8:17]]), Group(ids[17:19], [ids[19:]])]
+        try:
+            with torch.inference_mode():
+                alone = self._ends(padded_packs(enumerate(groups), 1))
+                return probe.close(self._ends(padded_packs(enumerate(groups), 1000)), alone, self.model.dtype)
+        except _REFUSALS:
+            return False
+
+    def _ends(self, packs: Iterator[Pack]) -> torch.Tensor:
+        """Return what the model gives at the last token of each response."""
+        import torch
+
         def last(outputs: Outputs, pack: Pack) -> torch.Tensor:
             return outputs(moved([p.end - 1 for p in pack.places], self.model.device)).float()
 
-        def states(packs: Iterator[Pack]) -> torch.Tensor:
-            read = [one for pack in packs for one in self._run(pack, last)]
-            rows = {(p.group, p.response): row for places, some in read for p, row in zip(places, some, strict=True)}
-            return torch.stack([rows[key] for key in sorted(rows)])
-
-        head, budget, tolerance = self.head, self.budget, 1e-4 if self.model.dtype == torch.float32 else 0.1
-        self.head = torch.nn.Identity()
-        try:
-            with torch.inference_mode():
-                plain = states(padded_packs(enumerate(groups), 1))
-                for flex in (True, False) if self.model.device.type == "cuda" else (False,):
-                    self._attention.flex = flex
-                    close = []
-                    # The small budget makes a prompt go on in a second and a third pack.
-                    for self.budget in (9, 1000):
-                        difference = (states(self._shared(iter(enumerate(groups)))) - plain).abs().max()
-                        close.append(bool(difference <= tolerance * plain.abs().max().clamp(min=1)))
-                    if all(close) and self._attention.calls:
-                        return True
-        except (_Unsupported, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError):
-            return False
-        finally:
-            self.head, self.budget = head, budget
-            self._leave()
-        return False
+        read = [one for pack in packs for one in self._run(pack, last)]
+        rows = {(p.group, p.response): row for places, some in read for p, row in zip(places, some, strict=True)}
+        return torch.stack([rows[key] for key in sorted(rows)])
 
     def _leave(self) -> None:
         """Leave the model as it was found."""
         self._attention.forget()
-        if self.model.config._attn_implementation != self._own:
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._set:
             self.model.set_attn_implementation(self._own)
+            self._set = False
 
 
-def padded_packs(groups: Iterator[tuple[int, Group]], budget: int) -> Iterator[Pack]:
-    """Lay each pair out on its own, in batches of like lengths padded on the right."""
+def padded_packs(groups: Iterator[tuple[int, Group]], budget: int, together: float = math.inf) -> Iterator[Pack]:
+    """Lay each pair out on its own, in batches of like lengths padded on the right; longer than `together`, alone."""
     pairs = [(number, j, group.prompt, r) for number, group in groups for j, r in enumerate(group.responses)]
-    for batch in batches([len(prompt) + len(response) for _, _, prompt, response in pairs], budget):
+    for batch in batches([len(prompt) + len(response) for _, _, prompt, response in pairs], budget, together):
         longest = len(pairs[batch[0]][2]) + len(pairs[batch[0]][3])
         ids, places = [], []
         for row, (number, j, prompt, response) in enumerate(pairs[i] for i in batch):
@@ -374,6 +421,10 @@ class _Layout:
 
 class _Unsupported(Exception):
     """The model asks something of attention that packs do not give."""
+
+
+_REFUSALS = (_Unsupported, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a model raises that cannot be read the way it is tried."""
 
 
 class PrefixAttention:
@@ -502,8 +553,8 @@ _READING: ContextVar[PrefixAttention] = ContextVar("reading")
 
 @cache
 def _register() -> None:
-    """Put the attention into transformers' table."""
-    from transformers import AttentionInterface
+    """Put the attention into transformers' tables."""
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     def attend(
         module: torch.nn.Module,
@@ -522,7 +573,15 @@ def _register() -> None:
             raise _Unsupported(", ".join(asked) or "attention to later tokens")
         return _READING.get()(module, query, key, value, scaling, sliding_window), None
 
-    AttentionInterface.register(NAME, attend)
+    def mask(*args: object, local_size: int | None = None, **other: object) -> None:
+        # A window, or a chunk, that the model keeps in its mask and does not tell the attention.
+        if local_size is not None:
+            reading = _READING.get()
+            reading.window = min(reading.window, local_size)
+
+    for name in (NAME, _TRIAL):
+        AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(_TRIAL, mask)
 
 
 @cache
@@ -533,8 +592,15 @@ def _flex(compiled: bool) -> Any:
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
-def output_head(model: PreTrainedModel, head: object) -> torch.nn.Module | None:
-    """Return `head` if it alone turns this model's hidden states into its outputs, measured on a few tokens.
+def _attentions(model: PreTrainedModel) -> dict[str, str]:
+    """Return what attention a model and each of its parts calls, as transformers sets it."""
+    parts = {"": model.config} | {key: getattr(model.config, key, None) for key in model.config.sub_configs}
+    own = {key: getattr(part, "_attn_implementation", None) for key, part in parts.items()}
+    return {key: name for key, name in own.items() if name is not None}
+
+
+def output_head(model: PreTrainedModel, head: object) -> Parts | None:
+    """Take a model apart, if `head` alone turns its body's hidden states into its outputs, measured on a few tokens.
 
     Some models scale or cap their logits behind it; they, and heads that are no module, give None.
     """
@@ -542,13 +608,27 @@ def output_head(model: PreTrainedModel, head: object) -> torch.nn.Module | None:
 
     if not isinstance(head, torch.nn.Module):
         return None
-    count = int(model.get_input_embeddings().weight.shape[0])
-    pad = model.config.get_text_config().pad_token_id
-    ids = torch.tensor([[i % count for i in range(7, 49, 7) if i % count != pad]], device=model.device)
+    ids = torch.tensor([probe.tokens(model, 6)], device=model.device)
     with torch.inference_mode():
-        wanted = model(input_ids=ids, use_cache=False).logits[0].float()
-        given = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)[0].float()
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
-    # A classifier gives one row, its last token's.
-    close = (given[-len(wanted) :] - wanted).abs().max() <= tolerance * wanted.abs().max().clamp(min=1)
-    return head if close else None
+        wanted = model(**accepted(model, input_ids=ids, use_cache=False)).logits[0].float()
+        for body in _bodies(model):
+            try:
+                given = head(body(**accepted(body, input_ids=ids, use_cache=False)).last_hidden_state)[0].float()
+                # A classifier gives one row, its last token's.
+                if probe.close(given[-len(wanted) :], wanted, model.dtype):
+                    return Parts(body, head)
+            except _REFUSALS:
+                continue
+    return None
+
+
+def _bodies(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
+    """Yield what may give a model's hidden states: its base, or in a model of text and images the part for text."""
+    import torch
+
+    tried = [model.base_model, getattr(model, "model", None)]
+    with suppress(AttributeError, NotImplementedError, TypeError):
+        tried.append(model.get_decoder())
+    for part in tried:
+        if isinstance(part, torch.nn.Module) and part is not model:
+            yield part

@@ -6,10 +6,11 @@ Only safetensors are ever read: a folder that holds nothing but pickled weights 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seamcurate.errors import ModelError
 
@@ -21,10 +22,27 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.jso
 """What a model is made of on disk or on the Hub; pickled weights are not among it."""
 NO_PART = ("training.json", "README.md")
 """What lies beside a model's files and decides none of its answers."""
+ADAPTER = "adapter_config.json"
+"""The file that PEFT writes beside an adapter's weights; it names the base."""
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+class Base(NamedTuple):
+    """The model that an adapter was trained on."""
+
+    path: str
+    """A folder, or a Hub id."""
+    revision: str | None
 
 
 def identity(path: str, revision: str | None) -> str:
-    """Hash a local folder's files, or name a Hub repository's commit."""
+    """Hash a local folder's files, or name a Hub repository's commit; an adapter's identity holds its base's too."""
+    own = _own_identity(path, revision)
+    found = base(path, revision)
+    return own if found is None else f"{own} on {_own_identity(*found)}"
+
+
+def _own_identity(path: str, revision: str | None) -> str:
     local = Path(path).expanduser()
     if local.is_dir():
         found = {f for pattern in FILES for f in local.glob(pattern) if f.is_file()}
@@ -34,9 +52,102 @@ def identity(path: str, revision: str | None) -> str:
         total = hashlib.sha256()
         for file in files:
             state = file.stat()
-            total.update(f"{file.relative_to(local)}\0{_hash(file, state.st_size, state.st_mtime_ns)}\n".encode())
+            # An adapter's configuration says where its base lies, which decides nothing; what the base is does.
+            content = _settings(file) if file.name == ADAPTER else _hash(file, state.st_size, state.st_mtime_ns)
+            total.update(f"{file.relative_to(local)}\0{content}\n".encode())
         return f"sha256:{total.hexdigest()[:32]}"
     return f"{path}@{_commit(path, revision)}"
+
+
+def base(path: str, revision: str | None) -> Base | None:
+    """Return the model that an adapter folder, or an adapter on the Hub, was trained on; None for whole weights.
+
+    A relative folder is looked for from the working folder, as PEFT does, then beside and in the adapter's folder. An
+    adapter on the Hub names its base by a Hub id.
+
+    Raises:
+        ModelError: The base is not there, is an adapter itself, or whole weights lie beside the adapter.
+    """
+    local = Path(path).expanduser()
+    on_hub = not local.is_dir()
+    file = _hub_adapter(path, _commit(path, revision)) if on_hub else local / ADAPTER
+    if file is None or not file.is_file():
+        return None
+    if not on_hub and any(not f.name.startswith("adapter_") for f in local.glob("*.safetensors")):
+        raise ModelError(
+            f"{path} holds an adapter beside whole weights, so that either could be meant; "
+            f"move {ADAPTER} and the adapter's weights, or the whole weights, to a folder of their own"
+        )
+    settings = _adapter_settings(file)
+    name = settings.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{path} holds an adapter that does not name its base (base_model_name_or_path); {MERGE}")
+    given = settings.get("revision")
+    found = Base(name, given if isinstance(given, str) else None)
+    if not on_hub:
+        places = [Path(name).expanduser(), local.resolve().parent / name, local / name]
+        folders = [place for place in places if place.is_dir() and place.resolve() != local.resolve()]
+        if folders:
+            found = Base(str(folders[0]), None)
+            if (folders[0] / ADAPTER).is_file():
+                raise ModelError(f"{path} holds an adapter of {name}, which is an adapter itself; {MERGE}")
+    elif Path(name).is_absolute() or name.startswith("."):
+        raise ModelError(f"{path} holds an adapter of {name}, a folder of whoever made it; {MERGE}")
+    try:
+        if not Path(found.path).expanduser().is_dir():
+            _commit(*found)
+    except ModelError as error:
+        raise ModelError(
+            f"{path} holds an adapter of {name}, which is neither a folder here nor reached on the Hub; put it there, or {MERGE}"
+        ) from error
+    return found
+
+
+MERGE = (
+    "merge it where its base is (PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)) "
+    "and give that folder"
+)
+"""What to do about an adapter that cannot be loaded with its base."""
+
+
+def tokenizer_folder(path: str, revision: str | None) -> Path:
+    """Return the folder with the tokenizer: an adapter's own where it has one, else its base's."""
+    own = folder(path, revision)
+    if any((own / name).is_file() for name in _TOKENIZER):
+        return own
+    found = base(path, revision)
+    return own if found is None else folder(*found)
+
+
+def _adapter_settings(file: Path) -> dict[str, object]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError(f"a {type(settings).__name__}")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as an adapter's configuration: {error}") from error
+    return settings
+
+
+def _settings(file: Path) -> str:
+    """Return all but where the base lies, in an order of its own."""
+    settings = _adapter_settings(file)
+    kept = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
+    return json.dumps(kept, sort_keys=True)
+
+
+@cache
+def _hub_adapter(repo: str, commit: str) -> Path | None:
+    """Return an adapter's configuration from the Hub, None where the repository holds whole weights."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if isinstance(try_to_load_from_cache(repo, "config.json", revision=commit), str):
+        return None
+    try:
+        return Path(hf_hub_download(repo, ADAPTER, revision=commit))
+    except (EntryNotFoundError, OSError):
+        return None
 
 
 def folder(path: str, revision: str | None) -> Path:
@@ -51,6 +162,32 @@ def folder(path: str, revision: str | None) -> Path:
         return Path(snapshot_download(path, revision=commit, allow_patterns=list(FILES)))
     except Exception as error:
         raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
+
+
+def check_device(asked: str) -> None:
+    """Refuse a device that is not on this machine.
+
+    Raises:
+        ModelError: It is not there, or no device has such a name.
+    """
+    import torch
+
+    if asked in ("auto", "cpu"):
+        return
+    try:
+        named = torch.device(asked)
+    except RuntimeError as error:
+        raise ModelError(f"device {asked!r} is none; use cuda, cuda:1, mps, cpu or auto") from error
+    accelerator: Any = getattr(torch.backends if named.type == "mps" else torch, named.type, None)
+    available = named.type == "cpu" or (hasattr(accelerator, "is_available") and accelerator.is_available())
+    count = int(accelerator.device_count()) if available and hasattr(accelerator, "device_count") else 1
+    if not available:
+        raise ModelError(
+            f"device {asked!r} is not on this machine: torch {torch.__version__} sees none; use `device: auto`, or "
+            "install a torch that is built for it"
+        )
+    if (named.index or 0) >= count:
+        raise ModelError(f"device {asked!r} is not on this machine, which has {count}, from 0; use `device: auto`")
 
 
 def device(asked: str) -> str:
@@ -83,21 +220,28 @@ def torch_dtype(asked: str, on: str) -> torch.dtype:
 def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the model can read at once.
 
-    RoBERTa's position table starts behind the padding index, so its tokenizer's limit is the true one.
+    A table of positions that starts behind the padding index, as RoBERTa's, has less room than its configuration says.
     """
+    import torch
+
+    configs = (model.config, model.config.get_text_config())
+    named = (getattr(config, name, None) for config in configs for name in _WINDOWS)
     limits = [
         int(value)
-        for value in (
-            getattr(model.config, "max_position_embeddings", None),
-            getattr(model.config, "n_positions", None),
-            tokenizer.model_max_length,
-        )
-        if value is not None and 0 < value < 10**8
+        for value in (*named, tokenizer.model_max_length)
+        if isinstance(value, int | float) and 0 < value < 10**8
     ]
-    found = min(limits) if limits else 2048
-    if model.config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-        found = min(found, model.config.max_position_embeddings - model.config.pad_token_id - 1)
-    return found
+    tables = (part for name, part in model.named_modules() if name.rpartition(".")[2] in _POSITIONS)
+    limits += [
+        part.num_embeddings - part.padding_idx - 1
+        for part in tables
+        if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None
+    ]
+    return min(limits, default=2048)
+
+
+_WINDOWS = ("max_position_embeddings", "n_positions")
+_POSITIONS = ("position_embeddings", "embed_positions")
 
 
 @cache
@@ -118,9 +262,10 @@ def _commit(repo: str, revision: str | None) -> str:
         if commit:
             return commit
     except Exception as error:
-        cached = try_to_load_from_cache(repo, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
+        for name in ("config.json", ADAPTER):
+            cached = try_to_load_from_cache(repo, name, revision=revision)
+            if isinstance(cached, str):
+                return Path(cached).parent.name
         raise ModelError(
             f"model {repo!r} is no folder here, and the Hub did not answer for it ({type(error).__name__}); "
             "check the name, or download it first"

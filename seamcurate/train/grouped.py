@@ -121,6 +121,12 @@ def _train(
     judged = None if gold is None else Judge(gold)
     asked = rollout.read(data, (*judge.columns, *(judged.columns if judged else ())), config)
     start = training.identity(model, config)
+    if config.beta and not config.lora and weights.base(str(model), config.revision) is not None:
+        # TRL would read the reference policy from the folder of the base.
+        raise TrainError(
+            f"model {model} is an adapter, and without LoRA the KL penalty needs its whole weights in one folder; "
+            f"{weights.MERGE}, or train with LoRA"
+        )
     with training.quiet():
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from seamcurate import objects
 from seamcurate.errors import ModelError, TrainError
-from seamcurate.models import weights
+from seamcurate.models import checkpoint, probe, weights
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
@@ -180,7 +180,7 @@ def open_tokenizer(model: str | Path, config: Training) -> PreTrainedTokenizerBa
 
     with _told(model):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            weights.folder(str(model), config.revision), trust_remote_code=False
+            weights.tokenizer_folder(str(model), config.revision), trust_remote_code=False
         )
     return tokenizer
 
@@ -205,11 +205,13 @@ def open_policy(model: str | Path, config: Training) -> tuple[PreTrainedTokenize
             f"model {model} is no causal language model: it has no {lacking[0]}, which would be drawn by lot; "
             "give a policy, not a reward model or an encoder"
         )
+    with _told(model):
+        probe.check_causal(opened.eval(), f"model {model}")
     return tokenizer, opened
 
 
 def open_model(
-    model: str | Path, auto: type[Any], config: Training, **options: object
+    model: str | Path, auto: type[Any], config: Training, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the weights to start from; returns the names of those it lacks too, which are drawn by the seed."""
     import torch
@@ -219,15 +221,7 @@ def open_model(
     dtype = weights.torch_dtype("auto", "auto") if config.lora else torch.float32
     set_seed(config.seed)
     with _told(model):
-        opened, found = auto.from_pretrained(
-            weights.folder(str(model), config.revision),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-    return opened, sorted(found["missing_keys"])
+        return checkpoint.open_model(auto, str(model), config.revision, dtype, **options)
 
 
 def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], config: Training) -> PreTrainedModel:

@@ -1,0 +1,145 @@
+"""A folder's weights, put into a model: whole ones, or an adapter's merged in memory into the base it was trained on.
+
+Its one rule: nothing that the folder should have decided is left as it was drawn.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seamcurate.errors import ModelError
+from seamcurate.models import weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_HEADS = ("score", "classifier", "classification_head", "logits_proj", "sequence_summary", "pre_classifier")
+"""What transformers calls the layers between a classifier's hidden states and its outputs."""
+
+
+def open_model(
+    auto: type[Any],
+    path: str,
+    revision: str | None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load the weights of a folder or Hub repository, an adapter's merged into its base.
+
+    Args:
+        auto: The class of transformers that loads this kind of model.
+        path: A folder, or a Hub id.
+        revision: A Hub branch, tag or commit.
+        dtype: What to compute in; None leaves it to transformers.
+        trust_remote_code: Whether Python code that comes with the weights may run.
+        options: Further options of `from_pretrained`.
+
+    Returns:
+        The model, and the names of the weights that neither the folder nor a base holds.
+
+    Raises:
+        ModelError: An adapter cannot be merged.
+    """
+    folder = weights.folder(path, revision)
+    base = weights.base(path, revision)
+    options |= {} if dtype is None else {"dtype": dtype}
+    if base is None:
+        if (folder / weights.ADAPTER).is_file():
+            raise ModelError(f"{path} holds an adapter whose base is not known; {weights.MERGE}")
+        return _loaded(auto, folder, trust_remote_code, options)
+    adapter = _Adapter(path, folder, base)
+    if auto.__name__ == "AutoModelForSequenceClassification":
+        options = adapter.outputs() | options
+    model, lacking = _loaded(auto, weights.folder(*base), trust_remote_code, options)
+    return adapter.merged(model), [name for name in lacking if name not in adapter.shapes]
+
+
+def _loaded(
+    auto: type[Any], folder: Path, trust_remote_code: bool, options: Mapping[str, object]
+) -> tuple[PreTrainedModel, list[str]]:
+    model, info = auto.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+    )
+    return model, sorted(info["missing_keys"])
+
+
+class _Adapter:
+    """An adapter's folder, and what its weights are called and shaped."""
+
+    def __init__(self, path: str, folder: Path, base: weights.Base) -> None:
+        self.folder, self.name = folder, f"{path} holds an adapter of {base.path}"
+        try:
+            import peft
+        except ImportError as error:
+            raise ModelError(
+                f'{self.name}, which peft merges, and that is not installed; pip install "seamcurate[train]", or {weights.MERGE}'
+            ) from error
+        if not (folder / _FILE).is_file():
+            raise ModelError(f"{self.name} without {_FILE}; save it with save_pretrained(…), or {weights.MERGE}")
+        self.config = peft.PeftConfig.from_pretrained(str(folder))
+        self.config.inference_mode = True
+        if self.config.is_prompt_learning or self.config.is_adaption_prompt:
+            raise ModelError(
+                f"{self.name} of the kind {self.config.peft_type.value}, which is part of no weights and cannot be merged; "
+                "give a model that was trained with LoRA, or whole"
+            )
+        from safetensors import safe_open
+
+        with safe_open(folder / _FILE, framework="pt") as file:
+            self.shapes = {
+                name.removeprefix(_PREFIX): tuple(file.get_slice(name).get_shape())
+                for name in file.keys()  # noqa: SIM118
+            }
+
+    def outputs(self) -> dict[str, object]:
+        """Return how many outputs a classifier has that the adapter holds the head of: its base may have none."""
+        last = [
+            shape[0] for name, shape in sorted(self.shapes.items()) if name.split(".")[0] in _HEADS and len(shape) == 2
+        ]
+        return {"num_labels": last[-1]} if last else {}
+
+    def merged(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the base with the adapter added to its weights.
+
+        Raises:
+            ModelError: It is of another kind of model, or cannot be merged.
+        """
+        import peft
+
+        self._fit(model)
+        try:
+            with warnings.catch_warnings():
+                # peft warns of what is checked below.
+                warnings.simplefilter("ignore")
+                wrapped = peft.get_peft_model(model, self.config)
+                read = wrapped.load_adapter(str(self.folder), "default", torch_device=str(model.device))
+                # peft saves embeddings that were resized and trained a second time, under this name.
+                unknown = [name for name in read.unexpected_keys if ".modules_to_save." not in name]
+                if strange := [*unknown, *read.missing_keys]:
+                    raise ModelError(
+                        f"{self.name} that is of another kind of model: {len(strange)} weights do not match, the first "
+                        f"is {strange[0].removeprefix(_PREFIX)}; give a model that was trained as what it is used for"
+                    )
+                merged: PreTrainedModel = wrapped.merge_and_unload()
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelError(f"{self.name} that cannot be merged in memory ({first}); {weights.MERGE}") from error
+        return merged.eval()
+
+    def _fit(self, model: PreTrainedModel) -> None:
+        """Give the base as many tokens as the adapter was trained with, where tokens were added."""
+        for name, part in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
+            if part is None:
+                continue
+            own = next((key for key, value in model.named_parameters() if value is part.weight), None)
+            shape = self.shapes.get(own or name)
+            if shape is not None and shape[0] != part.weight.shape[0]:
+                model.resize_token_embeddings(shape[0], mean_resizing=False)
+                return

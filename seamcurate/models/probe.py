@@ -1,0 +1,133 @@
+"""What a loaded model's answers depend on beside the text: later tokens, the texts beside it, how long a text is.
+
+Measured on a few made-up tokens where a few show it, read from the configuration where it takes thousands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from seamcurate.errors import ModelError
+from seamcurate.progress import note
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_LENGTH = 12
+_BY_LENGTH = ("longrope", "su", "dynamic")
+"""Rotary embeddings that turn positions by another angle once a text is longer than the model was first trained for."""
+
+
+def tokens(model: PreTrainedModel, count: int, start: int = 0) -> list[int]:
+    """Return `count` ids that the model has embeddings for, none of them special to it."""
+    size = vocabulary(model)
+    special = {
+        value
+        for config in (model.config, model.config.get_text_config())
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+        for value in _flat(getattr(config, name, None))
+    }
+    plain = [i for i in range(min(size, 4096)) if i not in special] or [0]
+    return [plain[(11 * (start + i) + 5) % len(plain)] for i in range(count)]
+
+
+def vocabulary(model: PreTrainedModel) -> int:
+    """Return how many tokens the model has embeddings for; as good as endless where it makes them by hashing."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except NotImplementedError:
+        return 2**31
+
+
+def check_causal(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose prediction of a token moves with the tokens after it: a sum of those is no likelihood.
+
+    Raises:
+        ModelError: It does, or gives the same tokens two answers.
+    """
+    import torch
+
+    first, other = tokens(model, _LENGTH), tokens(model, _LENGTH, start=_LENGTH)
+    half = _LENGTH // 2
+    with torch.inference_mode():
+        read = [
+            model(input_ids=torch.tensor([ids], device=model.device)).logits[0, :half].float()
+            for ids in (first, first, first[:half] + other[half:])
+        ]
+    if not close(read[0], read[1], model.dtype):
+        raise ModelError(f"{name} gives the same text another score each time; it cannot be used to score")
+    if not close(read[0], read[2], model.dtype):
+        raise ModelError(
+            f"{name} is no policy: each token sees the ones after it, so that it gives no likelihood; "
+            f"give a causal language model ({type(model).__name__} reads both ways)"
+        )
+
+
+def close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether two readings of the same tokens differ by rounding alone; what is not a number equals itself."""
+    import torch
+
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    scale = max(1.0, float(torch.nan_to_num(b, posinf=0.0, neginf=0.0).abs().max()))
+    return bool(torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True))
+
+
+def longest_alike(config: PreTrainedConfig) -> float:
+    """Return up to how many tokens positions are turned by one angle; beyond, texts of one batch change each other."""
+    found = [math.inf]
+    for one in (config, config.get_text_config()):
+        for settings in _rotary(getattr(one, "rope_parameters", None) or getattr(one, "rope_scaling", None)):
+            if (settings.get("rope_type") or settings.get("type")) in _BY_LENGTH:
+                limits = (
+                    settings.get("original_max_position_embeddings"),
+                    getattr(one, "original_max_position_embeddings", None),
+                    getattr(one, "max_position_embeddings", None),
+                )
+                found.append(next((float(limit) for limit in limits if limit), math.inf))
+    return min(found)
+
+
+def forget_lengths(model: PreTrainedModel) -> None:
+    """Have `dynamic` rotary embeddings begin each reading anew, in place: they go on with the longest text they read."""
+
+    def begin(module: Any, _: object) -> None:
+        # What an angle is counted from is a buffer in some releases of transformers, an attribute in others.
+        for name in [*vars(module), *(name for name, _ in module.named_buffers(recurse=False))]:
+            if name.endswith("original_inv_freq"):
+                now = name.replace("original_inv_freq", "inv_freq")
+                setattr(module, now, getattr(module, name).to(getattr(module, now).device))
+            elif name.endswith("max_seq_len_cached"):
+                setattr(module, name, module.original_max_seq_len)
+
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if "dynamic" in (kinds.values() if isinstance(kinds, dict) else [kinds]):
+            module.register_forward_pre_hook(begin)
+
+
+def tell_alone(name: str) -> None:
+    """Say that a model's scores move with the texts beside them, and what is done about it."""
+    note(f"{name}: a score moves with the texts it is read beside, so that each is read alone, which is slower")
+
+
+def tell_longer(name: str, limit: float, window: int) -> None:
+    """Say from which length on texts are read alone, where the window has longer ones."""
+    if limit < window:
+        note(f"{name}: counts positions otherwise beyond {limit:,.0f} tokens; longer texts are read alone")
+
+
+def _rotary(settings: object) -> Iterator[dict[str, Any]]:
+    """Yield the settings of rotary embeddings, which some models have by kind of layer."""
+    if isinstance(settings, dict):
+        if "rope_type" in settings or "type" in settings:
+            yield settings
+        else:
+            for one in settings.values():
+                yield from _rotary(one)
+
+
+def _flat(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,266 @@
+"""Adapter folders, as PEFT writes them: scored as the merged model is, with the base in the identity, or refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+from seamcurate import CausalLM, SentenceEncoder, SequenceClassifier
+from seamcurate.errors import ModelError
+from seamcurate.models import weights
+from seamcurate.models.masked import MaskedModel
+
+peft = pytest.importorskip("peft", reason="adapters are merged by peft")
+
+PROMPTS = ["how do I sort the list", "open a file"]
+RESPONSES = [["use sort on list", "no"], ["open it"]]
+
+
+def flat(groups):
+    return [one for group in groups for one in group]
+
+
+def adapted(auto, base, folder, tokenizer=None, task="CAUSAL_LM", heads=None, **options):
+    """Write an adapter of a base with weights that matter, and beside it the same merged."""
+    torch.manual_seed(3)
+    targets = options.pop("target_modules", ["q_proj", "v_proj"])
+    config = peft.LoraConfig(task_type=task, target_modules=targets, modules_to_save=heads, r=4)
+    model = peft.get_peft_model(auto.from_pretrained(base, **options), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    model.save_pretrained(folder)
+    merged = folder.with_name(f"{folder.name}-merged")
+    model.merge_and_unload().save_pretrained(merged)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(merged)
+    return folder, merged
+
+
+@pytest.fixture
+def adapter(policy_folder, tokenizer, tmp_path):
+    """An adapter of a base that lies beside it, and the two merged."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(policy_folder, tmp_path / "base")
+    return adapted(AutoModelForCausalLM, tmp_path / "base", tmp_path / "adapter", tokenizer)
+
+
+def test_a_policy_given_as_an_adapter_is_scored_as_the_merged_model_is(adapter, policy_folder):
+    folder, merged = adapter
+    scored, whole, base = (
+        [one.logprob for one in flat(CausalLM(path=str(path), dtype="float32").load().logprobs(PROMPTS, RESPONSES))]
+        for path in (folder, merged, policy_folder)
+    )
+    assert scored == pytest.approx(whole, abs=1e-4)
+    assert all(abs(a - b) > 0.01 for a, b in zip(scored, base, strict=True))
+
+
+def test_an_adapter_without_a_tokenizer_reads_by_its_bases(adapter):
+    folder, merged = adapter
+    for file in folder.iterdir():
+        if not file.name.startswith("adapter_"):
+            file.unlink()
+    config = CausalLM(path=str(folder), dtype="float32")
+    whole = CausalLM(path=str(merged), dtype="float32").load().logprobs(PROMPTS, RESPONSES)
+    assert [one.logprob for one in flat(config.load().logprobs(PROMPTS, RESPONSES))] == pytest.approx(
+        [one.logprob for one in flat(whole)], abs=1e-4
+    )
+    assert config.count_tokens(["sort the list"]) == CausalLM(path=str(merged)).count_tokens(["sort the list"])
+
+
+@pytest.mark.parametrize("named", ["absolute", "working folder", "beside", "inside"])
+def test_a_base_is_found_by_the_path_its_adapter_names(adapter, named, tmp_path, monkeypatch):
+    folder, _ = adapter
+    place = {"beside": "base", "inside": "own/base", "working folder": "elsewhere/base"}.get(named)
+    if named == "inside":
+        shutil.move(tmp_path / "base", folder / "own" / "base")
+    if named == "working folder":
+        (tmp_path / "work" / "elsewhere").mkdir(parents=True)
+        shutil.move(tmp_path / "base", tmp_path / "work" / "elsewhere" / "base")
+        monkeypatch.chdir(tmp_path / "work")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    before = {**settings, "base_model_name_or_path": place or str(tmp_path / "base")}
+    (folder / "adapter_config.json").write_text(json.dumps(before))
+    assert CausalLM(path=str(folder)).load().logprobs(PROMPTS, RESPONSES)[0][0] is not None
+
+
+def test_the_identity_of_an_adapter_holds_its_base_wherever_that_lies(adapter, tmp_path):
+    folder, _ = adapter
+    identity = weights.identity(str(folder), None)
+    own, _, base = identity.partition(" on ")
+    assert base == weights.identity(str(tmp_path / "base"), None) and own.startswith("sha256:")
+    # Both elsewhere, and the base under another name: the same answers, the same identity.
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved / "lora")
+    shutil.copytree(tmp_path / "base", moved / "renamed")
+    settings = json.loads((moved / "lora" / "adapter_config.json").read_text())
+    changed = {**settings, "base_model_name_or_path": "renamed"}
+    (moved / "lora" / "adapter_config.json").write_text(json.dumps(changed))
+    assert weights.identity(str(moved / "lora"), None) == identity
+    # A base that was trained further answers otherwise.
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    assert weights.identity(str(folder), None) != identity
+    (moved / "lora" / "adapter_config.json").write_text(json.dumps({**changed, "lora_alpha": 1}))
+    assert weights.identity(str(moved / "lora"), None) != identity
+
+
+def test_a_reward_model_given_as_an_adapter_brings_its_head(policy_folder, tokenizer, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    folder, merged = adapted(
+        AutoModelForSequenceClassification,
+        policy_folder,
+        tmp_path / "reward",
+        tokenizer,
+        task="SEQ_CLS",
+        heads=["score"],
+        num_labels=1,
+    )
+    scored, whole = (
+        flat(SequenceClassifier(path=str(path), dtype="float32").load().rewards(PROMPTS, RESPONSES))
+        for path in (folder, merged)
+    )
+    assert scored == pytest.approx(whole, abs=1e-4) and len(set(scored)) == 3
+    three, _ = adapted(
+        AutoModelForSequenceClassification,
+        policy_folder,
+        tmp_path / "three",
+        tokenizer,
+        task="SEQ_CLS",
+        heads=["score"],
+        num_labels=3,
+    )
+    with pytest.raises(ModelError, match="has 3 outputs; a reward model has one"):
+        SequenceClassifier(path=str(three)).load()
+    with pytest.raises(ModelError, match=r"adapter of .* that is of another kind of model: .*score"):
+        CausalLM(path=str(folder)).load()
+
+
+def test_an_adapter_that_learned_added_tokens_is_given_room_for_them(policy_folder, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    longer = type(tokenizer).from_pretrained(policy_folder)
+    longer.add_tokens(["<|begin|>", "<|end|>"])
+    base = AutoModelForCausalLM.from_pretrained(policy_folder)
+    base.resize_token_embeddings(len(longer))
+    torch.manual_seed(5)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]
+    )
+    model = peft.get_peft_model(base, config)
+    model.peft_config["default"].base_model_name_or_path = str(policy_folder)
+    model.save_pretrained(tmp_path / "adapter")
+    longer.save_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    longer.save_pretrained(tmp_path / "merged")
+    scored, whole = (
+        [one.logprob for one in flat(CausalLM(path=str(tmp_path / name)).load().logprobs(PROMPTS, RESPONSES))]
+        for name in ("adapter", "merged")
+    )
+    assert scored == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["default", "mean"])
+def test_an_encoder_given_as_an_adapter_embeds_as_the_merged_model_does(encoder_reward_folder, tmp_path, pooling):
+    from transformers import AutoModel, AutoTokenizer
+
+    bert = AutoTokenizer.from_pretrained(encoder_reward_folder)
+    AutoModel.from_pretrained(encoder_reward_folder).save_pretrained(tmp_path / "base")
+    bert.save_pretrained(tmp_path / "base")
+    folder, merged = adapted(
+        AutoModel,
+        tmp_path / "base",
+        tmp_path / "encoder",
+        bert,
+        task="FEATURE_EXTRACTION",
+        target_modules=["query", "value"],
+    )
+    texts = ["sort list", "use merge on queue then parse it carefully"]
+    ours, whole, base = (
+        torch.from_numpy(SentenceEncoder(path=str(path), pooling=pooling, dtype="float32").load().embed(texts))
+        for path in (folder, merged, tmp_path / "base")
+    )
+    assert torch.allclose(ours, whole, atol=1e-5) and not torch.allclose(ours, base, atol=1e-2)
+
+
+def test_a_masked_model_given_as_an_adapter_writes_the_merged_models_words(masked_folder, tmp_path):
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    folder, merged = adapted(
+        AutoModelForMaskedLM,
+        masked_folder,
+        tmp_path / "masked",
+        AutoTokenizer.from_pretrained(masked_folder),
+        task=None,
+        target_modules=["query", "value"],
+    )
+    texts, spans = ["use sort on list", "then parse it"], [(4, 8), (5, 10)]
+    assert MaskedModel(str(folder), 5).likely(texts, spans) == MaskedModel(str(merged), 5).likely(texts, spans)
+
+
+def test_an_adapter_that_cannot_be_merged_here_is_refused_in_one_line(adapter, policy_folder, tmp_path, monkeypatch):
+    folder, _ = adapter
+    settings = json.loads((folder / "adapter_config.json").read_text())
+
+    def refused(said, **changed):
+        (folder / "adapter_config.json").write_text(json.dumps(settings | changed))
+        for attempt in (CausalLM(path=str(folder)).load, CausalLM(path=str(folder)).identity):
+            with pytest.raises(ModelError, match=said) as error:
+                attempt()
+            assert "\n" not in str(error.value)
+
+    refused("names? its base .*merge_and_unload", base_model_name_or_path=None)
+    refused("of gone/base, which is neither a folder here .*merge_and_unload", base_model_name_or_path="gone/base")
+    shutil.copytree(folder, tmp_path / "second")
+    refused("of second, which is an adapter itself; merge", base_model_name_or_path="second")
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "PROMPT_TUNING"}))
+    with pytest.raises(ModelError, match=r"of the kind PROMPT_TUNING, .* cannot be merged"):
+        CausalLM(path=str(folder)).load()
+    (folder / "adapter_config.json").write_text("half of")
+    with pytest.raises(ModelError, match="cannot be read as an adapter's configuration"):
+        CausalLM(path=str(folder)).identity()
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModelError, match=r"peft merges, and that is not installed; .*merge_and_unload"):
+        CausalLM(path=str(folder)).load()
+
+
+def test_an_adapter_beside_whole_weights_is_refused(adapter, policy_folder):
+    folder, _ = adapter
+    shutil.copy(policy_folder / "model.safetensors", folder)
+    for attempt in (CausalLM(path=str(folder)).load, CausalLM(path=str(folder)).identity):
+        with pytest.raises(ModelError, match="holds an adapter beside whole weights"):
+            attempt()
+
+
+def test_a_trainer_starts_from_an_adapter_and_its_base(adapter):
+    pytest.importorskip("trl", reason="trainers need it")
+    from seamcurate.train import SFTTraining
+    from seamcurate.train.training import identity, open_policy
+
+    folder, merged = adapter
+    config = SFTTraining(lora=False)
+    tokenizer, model = open_policy(folder, config)
+    _, whole = open_policy(merged, config)
+    ids = torch.tensor([tokenizer("sort the list")["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, whole(ids).logits, atol=1e-4)
+    assert " on sha256:" in identity(folder, config)
+
+
+def test_grpo_without_lora_does_not_take_an_adapters_base_for_its_reference(adapter, tmp_path):
+    pytest.importorskip("trl", reason="trainers need it")
+    from seamcurate import RerReward
+    from seamcurate.errors import TrainError
+    from seamcurate.train import GroupTraining, grpo
+
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "how do I sort", "response": "use sort"}\n')
+    with pytest.raises(TrainError, match=r"is an adapter, and without LoRA the KL penalty needs its whole weights"):
+        grpo(adapter[0], RerReward(reward="li"), tmp_path / "rows.jsonl", tmp_path / "out", GroupTraining(lora=False))
