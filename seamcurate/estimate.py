@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from seamcurate.contrast import Attack, Generate, Retrieve, retrieve
+from seamcurate.errors import ModelError
 from seamcurate.models import Prompt
 from seamcurate.models.backend import Backend
 from seamcurate.models.template import prompt_text
@@ -175,14 +176,19 @@ def _coverage(
     """
     assert step.encoder is not None
     embedder = step.encoder.load()
-    queries = retrieve.unit(embedder.embed([prompt_text(p) for p in sample.prompts]))
-    own, scale = retrieve.keys(sample.prompts), 1.0
+    queries, known = retrieve.embedded(embedder, sample.prompts)
+    if not known.any():
+        raise ModelError(
+            f"none of {len(known)} prompts has an embedding that is finite; name another encoder, or `dtype: float32`"
+        )
+    queries, own, scale = queries[known], retrieve.keys(sample.prompts)[known], 1.0
     if embedded is not None:
         tables = list(embedded.rows(["prompt", "embedding"]))
-        vectors = np.concatenate([retrieve.as_matrix(table["embedding"]) for table in tables if table.num_rows])
+        width = retrieve.dimensions(table["embedding"] for table in tables) or queries.shape[1]
+        vectors = np.concatenate([retrieve.as_matrix(table["embedding"], width) for table in tables if table.num_rows])
         others = np.concatenate([retrieve.keys(table["prompt"].to_pylist()) for table in tables])
     else:
-        vectors = retrieve.unit(embedder.embed([prompt_text(p) for p in corpus.prompts]))
+        vectors, _ = retrieve.embedded(embedder, corpus.prompts)
         others, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
     found = retrieve.probe(queries, own, vectors, others, step.band, step.k, scale)
     none, doubled = found["share_none"], found["share_none_twice_the_corpus"]

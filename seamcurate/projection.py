@@ -16,10 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, JsonValue
 
-from seamcurate.contrast.retrieve import evenly, unit
-from seamcurate.errors import ModelError
+from seamcurate.contrast.retrieve import embedded, evenly, not_finite
+from seamcurate.errors import ModelError, StepError
 from seamcurate.models import Embedder, EncoderModel
-from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -44,6 +43,7 @@ class Project(Step):
     landmarks: int = Field(default=1000, ge=1)
     """How many prompts, taken evenly from all, t-SNE lays out; its time grows with them, the rows' does hardly."""
 
+    revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 512
 
     @property
@@ -75,7 +75,12 @@ class Project(Step):
     def prepare(self, data: Data, shared: Path) -> None:
         """Lay out the landmarks."""
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), self.landmarks)
-        vectors = unit(self._embedder().embed([prompt_text(p) for p in sample]))
+        vectors, known = embedded(self._embedder(), sample)
+        vectors = vectors[known]
+        if not len(vectors):
+            raise StepError(
+                f"step {self.name}: no prompt has an embedding that is finite; name another encoder, or `dtype: float32`"
+            )
         places = layout(vectors)
         np.save(shared / "landmarks.npy", vectors)
         np.save(shared / "places.npy", places)
@@ -93,15 +98,18 @@ class Project(Step):
         embedder = self._embedder()
 
         def project(rows: pa.Table) -> pa.Table:
-            vectors = unit(embedder.embed([prompt_text(p) for p in rows["prompt"].to_pylist()]))
+            vectors, known = embedded(embedder, rows["prompt"].to_pylist())
             x, y = placed(vectors, landmarks, places).T
-            return pa.table({"projection_x": pa.array(x), "projection_y": pa.array(y)})
+            return pa.table({"projection_x": pa.array(x, mask=~known), "projection_y": pa.array(y, mask=~known)})
 
         return project
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """State how far the map can be trusted."""
         found: dict[str, JsonValue] = json.loads((shared / "map.json").read_text())
+        null = sum(table["projection_x"].null_count for table in columns)
+        if null:
+            found |= {"null": null, "warnings": list(not_finite(null, "row", "it is not on the map"))}
         kept = found["neighbours_kept"]
         if kept is None:
             return found

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier
 from seamcurate.models.template import prompt_text
+from seamcurate.step import finite
 from seamcurate.white_box import (
     AR_RANGE,
     Combine,
@@ -290,7 +291,7 @@ class _Rer:
             if known:
                 rows, left, right = (list(part) for part in zip(*known, strict=True))
                 for i, value in zip(rows, relevance(vectors[left], vectors[right]), strict=True):
-                    values[i] = value
+                    values[i] = finite(value)
             found[name] = values
         return found
 

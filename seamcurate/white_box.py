@@ -24,6 +24,7 @@ from seamcurate import query_type as classifier
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel
 from seamcurate.models.template import prompt_text
+from seamcurate.progress import note
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, finite
 from seamcurate.tables import counted
 from seamcurate.words import Words, counts, distinct_trigrams, split
@@ -271,11 +272,12 @@ class QueryType(Step):
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the types and state the classifier's agreement."""
         agreement = float(json.loads((shared / "agreement.json").read_text()))
-        opens = closed = asked = agreed = 0
+        opens = closed = null = asked = agreed = 0
         for table in columns:
             is_open = pc.equal(table["query_type"], "open")
             found = int(pc.sum(is_open).as_py() or 0)
-            opens, closed = opens + found, closed + table.num_rows - found
+            unknown = table["query_type"].null_count
+            opens, closed, null = opens + found, closed + table.num_rows - unknown - found, null + unknown
             if self.asked:
                 by = pc.equal(table["query_type_by"], _ASKED)
                 agrees = pc.equal(is_open, pc.greater_equal(table["query_type_open"], 0.5))
@@ -291,7 +293,12 @@ class QueryType(Step):
             "agreement_with_language_model": agreed / asked if asked else None,
             "asked": asked,
             "summary": f"query types: {opens:,} open, {closed:,} closed ({told})",
+            **({"null": null, "warnings": [_unknown(null)]} if null else {}),
         }
+
+
+def _unknown(count: int) -> str:
+    return f"{counted(count, 'row has', 'rows have')} an embedding that is not finite: query_type is NULL"
 
 
 class Rer(Step):
@@ -397,7 +404,8 @@ class Rer(Step):
             )
         if missing:
             warnings.append(
-                f"rer: {counted(missing, 'row is', 'rows are')} NULL: closed-ended without a reference (see `fallback`)"
+                f"rer: {counted(missing, 'row is', 'rows are')} NULL: closed-ended without a reference (see `fallback`), "
+                "or a feature is NULL"
             )
         if warnings:
             facts["warnings"] = warnings
@@ -463,6 +471,8 @@ def _relevance(name: str, encoder: EncoderModel | None, other: str, stop: Sequen
             right = embedder.embed([cut(pairs[i][1], stop) for i in known])
             for i, value in zip(known, relevance(left, right), strict=True):
                 scores[i] = finite(value)
+            if odd := sum(scores[i] is None for i in known):
+                note(f"warning: {name}: {counted(odd, 'row has', 'rows have')} an embedding that is not finite: NULL")
         return pa.table({name: pa.array(scores, pa.float64())})
 
     return score

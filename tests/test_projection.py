@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from seamcurate import FakeModel, Models, Project, Recipe, Source, Store, query, recipe, run_local
@@ -73,3 +74,26 @@ def test_the_recipe_needs_an_encoder(files):
     text = f"rows: {{parquet: {files[0]}}}\nsteps:\n  - project: {{landmarks: 50}}\n"
     with pytest.raises(RecipeError, match="step projection has no encoder model"):
         recipe.loads(text).ready()
+
+
+def test_a_prompt_whose_embedding_is_not_finite_is_on_no_map_and_told(tmp_path):
+    class Damaged(FakeModel):
+        def embed(self, texts):
+            vectors = super().embed(texts)
+            vectors[["copy" in text for text in texts]] *= np.nan
+            return vectors
+
+    rows = pa.table({"prompt": [f"{verb} a file {i}" for i in range(20) for verb in ("sort", "copy")]})
+
+    class Rows:
+        def rows(self, columns):
+            yield rows.select(list(columns))
+
+    step = Project(encoder=Damaged(path="encoder"), landmarks=10)
+    step.prepare(Rows(), tmp_path)
+    found = step.load(tmp_path)(rows)
+    for name in ("projection_x", "projection_y"):
+        assert [value is None for value in found[name].to_pylist()] == [False, True] * 20
+    assert step.facts([found], tmp_path)["warnings"] == [
+        "20 rows have an embedding that is not finite: it is not on the map"
+    ]

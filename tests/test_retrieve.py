@@ -403,3 +403,56 @@ def test_an_empty_corpus_and_a_missing_encoder_are_named(tmp_path):
         Retrieve(encoder=FakeModel()).prepare(Data(rows, table(["b"]).slice(0, 0), FakeModel()), tmp_path)
     with pytest.raises(ModelError, match="no encoder; give the recipe"):
         Embed().load(tmp_path)
+
+
+class Damaged(FakeModel):
+    """An encoder that has no finite embedding for texts with the word `copy` in them."""
+
+    def embed(self, texts):
+        vectors = super().embed(texts)
+        for i, text in enumerate(texts):
+            if "copy" in text:
+                vectors[i, ::2] = np.nan if "list" in text else np.inf
+        return vectors
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("index", ["exact", "ivf", "hnsw"])
+def test_an_embedding_that_is_not_finite_is_null_counted_and_never_retrieved(index, tmp_path):
+    encoder = Damaged(path="encoder")
+    questions = [f"how to {verb} a {noun}" for verb in ("sort", "copy", "open") for noun in ("list", "file", "queue")]
+    corpus, rows = table(questions), table([f"{one} now" for one in questions])
+    embedded = Embed(encoder=encoder).load(None)(corpus)["embedding"]
+    assert [value is None for value in embedded.to_pylist()] == ["copy" in one for one in questions]
+    # Zero for every second dimension would be at cosine 0 of everything: inside this band.
+    step = Retrieve(k=9, band=(-1.0, 1.0), encoder=encoder, index=index)
+    found = made(tmp_path, step, rows, corpus)
+    assert [one is None for one in found] == ["copy" in one for one in questions]
+    copies = {100 + i for i, one in enumerate(questions) if "copy" in one}
+    assert all(len(one) == 6 and not copies & {hit["source_row_id"] for hit in one} for one in found if one is not None)
+    facts = step.facts([pa.table({"worse_contrast": pa.array(found, retrieve.CONTRAST)})], tmp_path)
+    assert facts["warnings"] == ["3 rows have an embedding that is not finite: worse_contrast is NULL"]
+    assert (facts["rows"], facts["null"], facts["share_none"]) == (6, 3, 0.0)
+    assert Embed(encoder=encoder).facts([pa.table({"embedding": embedded})], tmp_path)["warnings"] == [
+        "3 corpus rows have an embedding that is not finite: never retrieved"
+    ]
+
+
+def test_a_corpus_without_a_finite_embedding_is_refused_and_rows_without_one_are_all_null(tmp_path):
+    encoder = Damaged(path="encoder")
+    copies, others = table(["copy a file", "copy a list"]), table(["sort a file", "open a list"])
+    step = Retrieve(k=2, band=(-1.0, 1.0), encoder=encoder)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(StepError, match="no row of the corpus has an embedding that is finite"):
+        made(tmp_path / "none", step, others, copies)
+    found = made(tmp_path, step, copies, others)
+    assert found == [None, None]
+    assert step.facts([pa.table({"worse_contrast": pa.array(found, retrieve.CONTRAST)})], tmp_path) == {
+        "null": 2,
+        "warnings": ["2 rows have an embedding that is not finite: worse_contrast is NULL"],
+    }
+
+
+def test_a_long_vector_is_scaled_to_length_one():
+    long = np.full((1, 4), 1e25, np.float32)
+    assert np.allclose(retrieve.unit(long), 0.5)

@@ -156,3 +156,36 @@ def test_query_types_come_with_their_probability(tmp_path):
     assert kinds == ["open" if p >= 0.5 else "closed" for p in opens]
     facts = step.facts([made], tmp_path)
     assert facts["open"] + facts["closed"] == 2 and 0 < facts["agreement_on_held_out_examples"] <= 1
+
+
+class Damaged(FakeModel):
+    """An encoder that has no finite embedding for texts with the word `copy` in them."""
+
+    def embed(self, texts):
+        vectors = super().embed(texts)
+        vectors[["copy" in text for text in texts]] *= float("nan")
+        return vectors
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_relevance_by_an_embedding_that_is_not_finite_is_null_and_told(tmp_path, capsys):
+    rows = pa.table(
+        {
+            "prompt": ["how to copy", "how to sort", "how to open"],
+            "reference": ["sort it", "copy it", None],
+            "response": ["sort it", "sort it", "open it"],
+        }
+    )
+    encoder = Damaged(path="encoder")
+    for step, known in ((QueryRelevance, [False, True, True]), (ReferenceRelevance, [True, False, False])):
+        made = step(encoder=encoder)
+        (values,) = made.load(tmp_path)(rows).columns
+        assert [value is not None for value in values.to_pylist()] == known
+        assert f"warning: {made.name}: 1 row has an embedding that is not finite: NULL" in capsys.readouterr().err
+    types = QueryType(encoder=encoder)
+    types.prepare(None, tmp_path)
+    found = types.load(tmp_path)(rows)
+    assert [kind is None for kind in found["query_type"].to_pylist()] == [True, False, False]
+    facts = types.facts([found], tmp_path)
+    assert facts["open"] + facts["closed"] == 2 and facts["null"] == 1
+    assert facts["warnings"] == ["1 row has an embedding that is not finite: query_type is NULL"]

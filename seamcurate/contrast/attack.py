@@ -20,7 +20,7 @@ from seamcurate.contrast import lexicon
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
 from seamcurate.errors import ModelError
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, weights
-from seamcurate.step import Averages, Step, Transform, Work, column
+from seamcurate.step import Averages, Step, Transform, Work, column, finite
 from seamcurate.tables import counted
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Attack(Step):
                 continue
             texts = [text for text, _ in best]
             vectors = _unit(encoder.embed([attempt.text.written(attempt.original), *texts]))
-            near = (vectors[1:] @ vectors[0]).tolist()
+            near = [finite(value) for value in (vectors[1:] @ vectors[0]).tolist()]
             sets = [{"response": text, "similarity": value} for text, value in zip(texts, near, strict=True)]
             edits = [sum(a != b for a, b in zip(Text(t).words, attempt.original, strict=False)) for t in texts]
             short = None if len(best) == self.k else f"{len(best)} of {self.k}: no more were tried"
@@ -261,7 +261,7 @@ def _run(
                 answers = _answers(kind, rows, waiting, prompts, models)
                 for row, answer in zip(rows, answers, strict=True):
                     if answer is None:
-                        said[row] = "a perturbed answer does not fit the reward model's window"
+                        said[row] = _UNANSWERED[kind]
                         waiting.pop(row)
                     else:
                         go_on(row, answer)
@@ -283,7 +283,14 @@ def _answers(
         ]
     vectors = _unit(models.encoder.embed([text for some in texts for text in some]))
     ends = np.cumsum([len(some) for some in texts])[:-1]
-    return list(np.split(vectors, ends))
+    # What is searched for is near the first text: without its embedding nothing can be.
+    return [some if np.isfinite(some[0]).all() else None for some in np.split(vectors, ends)]
+
+
+_UNANSWERED = {
+    "rewards": "a perturbed answer does not fit the reward model's window",
+    "embeddings": "the answer has an embedding that is not finite",
+}
 
 
 def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, column: str) -> str | None:

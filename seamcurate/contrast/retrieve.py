@@ -23,6 +23,7 @@ from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel, Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.tables import counted
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
@@ -44,6 +45,7 @@ class Embed(Step):
 
     encoder: EncoderModel | None = None
 
+    revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 512
 
     @property
@@ -70,12 +72,17 @@ class Embed(Step):
         embedder = _loaded(self.encoder, self.name)
 
         def embed(rows: pa.Table) -> pa.Table:
-            vectors = unit(embedder.embed([prompt_text(p) for p in rows["prompt"].to_pylist()]))
+            vectors, known = embedded(embedder, rows["prompt"].to_pylist())
             flat = pa.array(vectors.reshape(-1), pa.float32())
             offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1])
-            return pa.table({"embedding": pa.ListArray.from_arrays(offsets, flat)})
+            return pa.table({"embedding": pa.ListArray.from_arrays(offsets, flat, mask=pa.array(~known))})
 
         return embed
+
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        """Count rows without an embedding."""
+        null = sum(table["embedding"].null_count for table in columns)
+        return {"null": null, "warnings": list(not_finite(null, "corpus row", "never retrieved"))} if null else {}
 
 
 class Retrieve(Step):
@@ -94,7 +101,7 @@ class Retrieve(Step):
     """How far they look in each gigabyte of vectors: lists probed, or candidates kept while searching. `exact` has no
     use for it."""
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     rows_per_call: ClassVar[int] = 1024
 
     @field_validator("band")
@@ -139,15 +146,27 @@ class Retrieve(Step):
         for name in ("prompt", "response"):
             hashed = (keys(table[name].to_pylist()) for table in data.corpus((name,)))
             nearest.write(shared / f"{name}_keys.npy", count, hashed)
-        embedded = (as_matrix(table["embedding"]) for table in data.corpus(("embedding",)) if table.num_rows)
-        nearest.build(shared, count, embedded, self.band[0])
+        width = dimensions(table["embedding"] for table in data.corpus(("embedding",)))
+        if width is None:
+            raise StepError(
+                "step worse_contrast: no row of the corpus has an embedding that is finite; name another encoder, or "
+                "`dtype: float32`"
+            )
+        tables = (table for table in data.corpus(("embedding",)) if table.num_rows)
+        nearest.build(shared, count, (as_matrix(table["embedding"], width) for table in tables), self.band[0])
+        nearest.write(
+            shared / "embedded.npy",
+            count,
+            (table["embedding"].is_valid().to_numpy() for table in data.corpus(("embedding",)) if table.num_rows),
+        )
         if self.index != "exact":
             approximate.build(shared, self.index)
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
-        vectors = unit(_loaded(self.encoder, self.name).embed([prompt_text(p) for p in sample]))
+        vectors, known = embedded(_loaded(self.encoder, self.name), sample)
+        vectors, own = vectors[known], keys(sample)[known]
         exact = nearest.Band(shared, self.band)
-        found = probe(vectors, keys(sample), exact.vectors, _mapped(shared, "prompt_keys"), self.band, self.k)
-        if self.index != "exact":
+        found = probe(vectors, own, exact.vectors, _mapped(shared, "prompt_keys"), self.band, self.k)
+        if self.index != "exact" and len(own):
             near = approximate.Approximate(shared, exact, self.effort)
             answers = (searched.search(vectors, self.k, nothing) for searched in (near, exact))
             found["recall"] = round(approximate.recall(*answers), 4)
@@ -161,22 +180,24 @@ class Retrieve(Step):
         """Open the vectors and load the encoder."""
         exact = nearest.Band(shared, self.band)
         search = (exact if self.index == "exact" else approximate.Approximate(shared, exact, self.effort)).search
-        ids, corpus_prompts, corpus_responses = (
-            _mapped(shared, name) for name in ("row_ids", "prompt_keys", "response_keys")
+        ids, corpus_prompts, corpus_responses, corpus_embedded = (
+            _mapped(shared, name) for name in ("row_ids", "prompt_keys", "response_keys", "embedded")
         )
         embedder = _loaded(self.encoder, self.name)
 
         def retrieve(rows: pa.Table) -> pa.Table:
             prompts = rows["prompt"].to_pylist()
-            vectors = unit(embedder.embed([prompt_text(p) for p in prompts]))
-            own_prompts, own_responses = keys(prompts), keys(rows["response"].to_pylist())
+            vectors, known = embedded(embedder, prompts)
+            own_prompts, own_responses = keys(prompts)[known], keys(rows["response"].to_pylist())[known]
 
             def same(queries: nearest.Places, places: nearest.Places) -> npt.NDArray[np.bool_]:
                 out: npt.NDArray[np.bool_] = corpus_prompts[places] == own_prompts[queries]
                 out |= corpus_responses[places] == own_responses[queries]
+                out |= ~corpus_embedded[places]
                 return out
 
-            found = search(vectors, self.k, same)
+            hits = iter(search(vectors[known], self.k, same) if known.any() else ())
+            found = [next(hits) if one else _NO_HITS for one in known]
             offsets = np.cumsum([0, *(len(hits.places) for hits in found)])
             places = np.concatenate([hits.places for hits in found] or [np.zeros(0, np.int64)])
             cosines = np.concatenate([hits.cosines for hits in found] or [np.zeros(0)])
@@ -184,7 +205,7 @@ class Retrieve(Step):
                 [pa.array(ids[places], pa.int64()), pa.array(cosines.astype(np.float32))],
                 ["source_row_id", "similarity"],
             )
-            sets = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), candidates)
+            sets = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), candidates, mask=pa.array(~known))
             return pa.table({"worse_contrast": sets})
 
         return retrieve
@@ -194,8 +215,11 @@ class Retrieve(Step):
         counts = np.concatenate(
             [pc.list_value_length(t["worse_contrast"]).to_numpy() for t in columns] or [np.zeros(0, np.int64)]
         )
+        null = int(np.isnan(counts).sum())
+        counts = counts[~np.isnan(counts)]
+        warnings: list[JsonValue] = [*not_finite(null, "row", "worse_contrast is NULL")]
         if not len(counts):
-            return {}
+            return {"null": null, "warnings": warnings} if null else {}
         probed: dict[str, JsonValue] = json.loads((shared / "coverage.json").read_text())
         served = float((counts > 0).mean())
         facts: dict[str, JsonValue] = {
@@ -214,9 +238,29 @@ class Retrieve(Step):
                 f"{facts['summary']}; `index: {self.index}` found {probed['recall']:.1%} of what exact search finds "
                 f"({probed['rows_probed']} rows sampled)"
             )
-        if served < 0.5:
-            facts["warnings"] = list(advice(probed, self.band))
+        if null:
+            facts["null"] = null
+        if served < 0.5 and probed["rows_probed"]:
+            warnings += advice(probed, self.band)
+        if warnings:
+            facts["warnings"] = warnings
         return facts
+
+
+_NO_HITS = nearest.Hits(np.zeros(0, np.int64), np.zeros(0))
+
+
+def embedded(embedder: Embedder, prompts: Sequence[Prompt]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Embed prompts at length 1, float32, prompts × dimensions, and tell which embeddings are finite; others are 0."""
+    vectors = embedder.embed([prompt_text(p) for p in prompts])
+    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
+    return unit(vectors), finite
+
+
+def not_finite(count: int, what: str, then: str) -> Iterable[str]:
+    """Say how many rows have an embedding that is not finite, if any have, and what became of them."""
+    if count:
+        yield f"{counted(count, f'{what} has', f'{what}s have')} an embedding that is not finite: {then}"
 
 
 def nothing(queries: nearest.Places, places: nearest.Places) -> npt.NDArray[np.bool_]:
@@ -235,6 +279,8 @@ def probe(
 ) -> dict[str, JsonValue]:
     """Describe the neighbourhood of sampled queries: who is served by this band, a wider one, a larger corpus.
 
+    Without a query there is nothing to describe but that.
+
     Args:
         queries: float32, queries × dimensions, length 1.
         query_keys: `keys` of the queries' texts: an equal instruction is no neighbour.
@@ -244,6 +290,8 @@ def probe(
         k: How many candidates a row takes at most.
         stands_for: How many corpus rows each vector given stands for, when they are a sample.
     """
+    if not len(queries):
+        return {"rows_probed": 0}
     edges = np.linspace(0, 1, _BINS + 1)
     histogram = np.zeros((2, len(queries), _BINS))
     nearest = np.full(len(queries), -1.0)
@@ -251,6 +299,8 @@ def probe(
         block = vectors[start : start + 65_536]
         cosines = queries @ block.T
         cosines[query_keys[:, None] == vector_keys[None, start : start + 65_536]] = -1
+        # What has no embedding is near nothing.
+        cosines[:, ~block.any(axis=1)] = -1
         nearest = np.maximum(nearest, cosines.max(axis=1, initial=-1))
         bins = np.clip(np.floor(cosines * _BINS), -1, _BINS - 1).astype(np.int64) + 1
         bins += np.arange(len(queries))[:, None] * (_BINS + 1)
@@ -326,16 +376,24 @@ def unit(vectors: Floats) -> Floats:
     """Scale vectors to length 1; one that is not finite is near nothing."""
     if not (sound := np.isfinite(vectors).all(axis=1, keepdims=True)).all():
         vectors = np.where(sound, vectors, 0)
-    with np.errstate(over="ignore"):
-        scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    # The square of a large number overflows single precision.
+    scaled = vectors / np.maximum(np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True), 1e-12)
     return np.ascontiguousarray(scaled, np.float32)
 
 
-def as_matrix(embeddings: pa.ChunkedArray) -> Floats:
-    """Return a list column of equal lengths as rows × dimensions."""
-    flat = embeddings.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    matrix: Floats = flat.reshape(len(embeddings), -1)
-    return np.ascontiguousarray(matrix, np.float32)
+def dimensions(columns: Iterable[pa.ChunkedArray]) -> int | None:
+    """Return how many dimensions embeddings have; None where all are NULL."""
+    lengths = (pc.max(pc.list_value_length(column)).as_py() for column in columns)
+    return next((length for length in lengths if length), None)
+
+
+def as_matrix(embeddings: pa.ChunkedArray, width: int) -> Floats:
+    """Return a list column as rows × `width` dimensions; NULL is 0 throughout."""
+    lists = embeddings.combine_chunks()
+    matrix = np.zeros((len(lists), width), np.float32)
+    flat = lists.drop_null().flatten().to_numpy(zero_copy_only=False)
+    matrix[lists.is_valid().to_numpy(zero_copy_only=False)] = flat.reshape(-1, width)
+    return matrix
 
 
 def _mapped(shared: Path, name: str) -> npt.NDArray[Any]:

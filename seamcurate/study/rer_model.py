@@ -14,6 +14,7 @@ from seamcurate import query_type
 from seamcurate.models import Embedder, Prompt
 from seamcurate.models.protocols import Responses
 from seamcurate.models.template import prompt_text
+from seamcurate.step import finite
 from seamcurate.white_box import length_incentive, repetition_penalty, rer_closed, rer_open, rescale
 
 
@@ -36,8 +37,8 @@ class RerModel:
                 relevance, place = float(query @ answers[place]), place + 1
                 repetition = repetition_penalty(text)
                 if probability >= 0.5:
-                    row.append(rer_open(length_incentive(text), repetition, relevance))
+                    row.append(finite(rer_open(length_incentive(text), repetition, relevance)))
                 else:
-                    row.append(rer_closed(repetition, rescale(relevance)))
+                    row.append(finite(rer_closed(repetition, rescale(relevance))))
             scored.append(row)
         return scored
