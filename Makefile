@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo explorer test test-attack test-ppo check format lock clean
+.PHONY: demo explorer test test-architectures test-attack test-ppo check format lock clean
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# A tiny model of every family of transformers, scored as plain calls score it. One thread: the models are too small for two.
+test-architectures: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m architectures --no-header -rs tests/test_architectures.py
 
 # The explorer's page, from npm; its tests look at it in Chromium where that is installed.
 explorer:
