@@ -305,7 +305,7 @@ def numbered(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Que
     with bar("tokenize", len(asked)) as advance:
         for row, one in enumerate(asked):
             with training.rendered(one.prompt):
-                text = tokens.pieces(tokenizer, one.prompt, "")
-            found.append(Question(row, one, tokens.prompt_ids(tokenizer, text.prompt, text.templated)))
+                ids = tokens.prompt_ids(tokenizer, one.prompt)
+            found.append(Question(row, one, ids))
             advance(1)
     return found
