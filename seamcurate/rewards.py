@@ -8,6 +8,7 @@ open-ended and closed-ended rewards is left of them.
 from __future__ import annotations
 
 import ast
+import datetime
 import hashlib
 import json
 import threading
@@ -21,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from seamcurate.errors import ModelError, TrainError
-from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier
+from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier, template
 from seamcurate.models.template import prompt_text
 from seamcurate.white_box import (
     AR_RANGE,
@@ -134,14 +135,15 @@ class ModelReward(BaseModel):
     reward: RewardingModel
 
     def load(self) -> RewardFunction:
-        """Load the reward model."""
-        return _Model(self.reward)
+        """Load the reward model; a date that its chat template writes is today's, and part of what it shows itself as."""
+        return _Model(self.reward.dated(template.today()))
 
 
-def read(named: str) -> RewardFunction:
+def read(named: str, day: datetime.date | None = None) -> RewardFunction:
     """Load the reward that a command names.
 
     Args:
+        day: What a reward model's chat template writes as today's date; None: today.
         named: A YAML file of `RerReward`'s fields; a `reward.py` that `export` wrote, which is read and not run; an
             ablation that needs no encoder (`li`, `rp`, `li_rp`); else a reward model, by its folder or Hub id.
 
@@ -151,7 +153,7 @@ def read(named: str) -> RewardFunction:
     if named in get_args(Rewarded):
         return RerReward.model_validate({"reward": named}).load()
     if not named.endswith((".yaml", ".yml", ".py")):
-        return ModelReward(reward=SequenceClassifier(path=named)).load()
+        return ModelReward(reward=SequenceClassifier(path=named).dated(day or template.today())).load()
     try:
         text = Path(named).read_text(encoding="utf-8")
         fields = _written(text) if named.endswith(".py") else yaml.safe_load(text)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from seamcurate import CausalLM, SequenceClassifier
 from seamcurate.errors import ModelError, RecipeError
 from seamcurate.models import tokens
-from seamcurate.models.template import Form
+from seamcurate.models.template import Form, FormSettings
 from seamcurate.recipe import loads
 
 CHAT = [
@@ -68,7 +68,7 @@ def test_the_text_of_the_plain_form_is_the_plain_form(tokenizer):
 
 
 def test_a_form_s_own_special_tokens_are_tokens_and_a_prompt_s_are_text(tokenizer):
-    read = tokens.form_of(tokenizer, "<|im_start|>{prompt}<|im_end|>\n")
+    read = tokens.form_of(tokenizer, FormSettings(form="<|im_start|>{prompt}<|im_end|>\n"))
     ids = tokens.prompt_ids(tokenizer, "sort<|im_end|>", read)
     assert (ids[0], ids.count(tokenizer.eos_token_id)) == (tokenizer.convert_tokens_to_ids("<|im_start|>"), 1)
     assert tokenizer.decode(ids) == "<|im_start|>sort<|im_end|><|im_end|>\n"
@@ -137,7 +137,7 @@ def test_what_train_writes_into_a_tokenizer_is_its_form(decoder_reward_folder, t
     model = CausalLM(path=str(decoder_reward_folder))
     tokenizer = model.tokenizer()
     assert model.prompt_form(tokenizer).chat
-    tokens.remember_form(tokenizer, tokens.form_of(tokenizer, "bare"))
+    tokens.remember_form(tokenizer, tokens.form_of(tokenizer, FormSettings(form="bare")))
     shutil.copytree(decoder_reward_folder, tmp_path / "trained")
     tokenizer.save_pretrained(tmp_path / "trained")
     trained = CausalLM(path=str(tmp_path / "trained"))

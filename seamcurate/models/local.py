@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import ModelError
 from seamcurate.models import prefix, tokens, weights
@@ -24,7 +24,7 @@ from seamcurate.models.backend import Backend
 from seamcurate.models.batching import Batches, automatic_budget, freed, moved, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder, Likelihood, Policy, Prompt, Responses, RewardModel
-from seamcurate.models.template import CLOCK, Form, check_arguments, check_form
+from seamcurate.models.template import CLOCK, Form, FormSettings
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -105,30 +105,10 @@ class LocalModel(Backend):
         return tokenizer, model
 
 
-class PromptedModel(LocalModel):
+class PromptedModel(LocalModel, FormSettings):
     """What policies and reward models share: how prompts and responses become the text they read."""
 
     texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
-
-    form: str | None = None
-    """`chat` is the tokenizer's chat template; `plain` is "Question: …\\n\\nAnswer:", and the answer after a space; `bare`
-    is the prompt and nothing around it. Any other text contains `{prompt}`, and the answer follows it, after a space where
-    it does not end in white space. Default: the form that `train` trained the model in, else `chat` where the tokenizer
-    has a template, else `plain`."""
-    template: dict[str, JsonValue] | None = None
-    """Arguments of the chat template, such as `{enable_thinking: false}`."""
-    date: datetime.date | None = None
-    """What a chat template that writes today's date writes. A store pins it for all its steps when the first is made."""
-
-    @field_validator("form")
-    @classmethod
-    def _known_form(cls, form: str | None) -> str | None:
-        return check_form(form)
-
-    @model_validator(mode="after")
-    def _fitting_arguments(self) -> Self:
-        check_arguments(self.form, self.template)
-        return self
 
     def identity(self) -> JsonValue:
         """Return what `LocalModel.identity` does, with the form where one is set.
@@ -158,7 +138,7 @@ class PromptedModel(LocalModel):
         """
         if ends is None:
             ends = weights.answer_ends(weights.folder(self.path, self.revision))
-        return tokens.form_of(tokenizer or self.tokenizer(), self.form, self.template, self.date, ends)
+        return tokens.form_of(tokenizer or self.tokenizer(), self, ends)
 
     def dated(self, day: datetime.date) -> Self:
         """Return the model with `day` as the date that its chat template writes; itself where it has one or writes none."""

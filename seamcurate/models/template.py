@@ -8,12 +8,12 @@ space before the answer belongs to the response: byte-level tokenizers then cut 
 from __future__ import annotations
 
 import ast
+import datetime
 import re
 from collections.abc import Mapping
-from datetime import date, datetime, time
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue, field_validator, model_validator
 
 from seamcurate.errors import ModelError
 from seamcurate.models.protocols import Prompt
@@ -35,6 +35,37 @@ _DECIDED = {
     *("sanitize_control_tokens", CLOCK),
 }
 """Arguments of `apply_chat_template` that scoring sets by itself."""
+
+
+class FormSettings(BaseModel):
+    """What a recipe, or a trainer's options, say about how prompts become text; `tokens.form_of` resolves the defaults."""
+
+    form: str | None = None
+    r"""`chat` is the tokenizer's chat template; `plain` is "Question: …\n\nAnswer:", and the answer after a space; `bare` is
+    the prompt and nothing around it. Any other text contains `{prompt}`, and the answer follows it, after a space where it
+    does not end in white space. Default: the form that `train` trained the model in, else `chat` where the tokenizer has a
+    template, else `plain`."""
+    template: dict[str, JsonValue] | None = None
+    """Arguments of the chat template, such as `{enable_thinking: false}`."""
+    date: datetime.date | None = None
+    """What a chat template that writes today's date writes. Stores and trainings pin it when they begin."""
+
+    @field_validator("form")
+    @classmethod
+    def _known_form(cls, form: str | None) -> str | None:
+        if form is not None and form not in ("chat", "plain", "bare") and _PLACE not in form:
+            raise ValueError(f"form is chat, plain, bare, or a text that contains {_PLACE}, not {form!r:.60}")
+        return form
+
+    @model_validator(mode="after")
+    def _arguments_are_read(self) -> Self:
+        if self.template and self.form not in (None, "chat"):
+            raise ValueError(
+                "template holds arguments of a chat template, and this form uses none; leave one of the two out"
+            )
+        if decided := sorted(_DECIDED & set(self.template or ())):
+            raise ValueError(f"template: {decided[0]} is set by scoring itself; leave it out")
+        return self
 
 
 class Form(NamedTuple):
@@ -101,49 +132,22 @@ class Form(NamedTuple):
         return self.name.replace(_PLACE, "\n\n".join(questions))
 
 
-def check_form(form: str | None) -> str | None:
-    """Return a form's name, or refuse what is none.
-
-    Raises:
-        ValueError: It is neither a name nor a text with `{prompt}` in it.
-    """
-    if form is not None and form not in ("chat", "plain", "bare") and _PLACE not in form:
-        raise ValueError(f"form is chat, plain, bare, or a text that contains {_PLACE}, not {form!r:.60}")
-    return form
-
-
-def check_arguments(form: str | None, arguments: Mapping[str, JsonValue] | None) -> None:
-    """Refuse arguments that no chat template would be given.
-
-    Raises:
-        ValueError: The form is not `chat`, or scoring sets such an argument by itself.
-    """
-    if not arguments:
-        return
-    if form not in (None, "chat"):
-        raise ValueError(
-            "template holds arguments of a chat template, and this form uses none; leave one of the two out"
-        )
-    if decided := sorted(_DECIDED & set(arguments)):
-        raise ValueError(f"template: {decided[0]} is set by scoring itself; leave it out")
-
-
-def today() -> date:
+def today() -> datetime.date:
     """Return today's date in this machine's time zone, as chat templates write it."""
-    return datetime.now().date()
+    return datetime.datetime.now().date()
 
 
 _CALL = re.compile(CLOCK + r"""\s*\(\s*(?:format\s*=\s*)?("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*\)""")
 _ASKED = re.compile(CLOCK + r"\s+is\s+(?:not\s+)?defined")
 
 
-def dated(source: str, day: date) -> str:
+def dated(source: str, day: datetime.date) -> str:
     """Write a day into a chat template wherever it reads the clock; its times of day become midnight.
 
     Raises:
         ModelError: It reads the clock in another way than by a format in quotes.
     """
-    midnight = datetime.combine(day, time())
+    midnight = datetime.datetime.combine(day, datetime.time())
     source = _CALL.sub(lambda call: repr(midnight.strftime(ast.literal_eval(call[1]))), source)
     if CLOCK in _ASKED.sub("", source):
         raise ModelError(

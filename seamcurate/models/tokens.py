@@ -9,17 +9,14 @@ token that a text spells is text, see `spelling`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from datetime import date
 from typing import TYPE_CHECKING
-
-from pydantic import JsonValue
 
 from seamcurate.errors import ModelError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.spelling import marked, spelling
-from seamcurate.models.template import CLOCK, Form, dated, prompt_text, today
+from seamcurate.models.template import CLOCK, Form, FormSettings, dated, prompt_text, today
 from seamcurate.tables import brief
 
 if TYPE_CHECKING:
@@ -40,29 +37,22 @@ _TRAINED = "seamcurate_form"
 
 
 def form_of(
-    tokenizer: PreTrainedTokenizerBase,
-    form: str | None = None,
-    arguments: Mapping[str, JsonValue] | None = None,
-    day: date | None = None,
-    ends: Sequence[int] = (),
+    tokenizer: PreTrainedTokenizerBase, settings: FormSettings = FormSettings(), ends: Sequence[int] = ()
 ) -> Form:
     """Resolve how prompts and responses become text for a tokenizer.
 
     Args:
         tokenizer: The model's.
-        form: See `Form.name`; None: the form that `train` wrote down, else `chat` where the tokenizer has a chat template,
-            else `plain`.
-        arguments: Those of the chat template.
-        day: What a template that writes today's date writes; None: today.
+        settings: What is set of it; a template that writes a date writes today's where none is set.
         ends: The ids that the model's generation configuration ends answers by.
 
     Raises:
         ModelError: The form, or its arguments, need a chat template that the tokenizer does not have.
     """
     trained = tokenizer.init_kwargs.get(_TRAINED) or {}
-    name = form or trained.get("form") or ("chat" if tokenizer.chat_template else "plain")
+    name = settings.form or trained.get("form") or ("chat" if tokenizer.chat_template else "plain")
     if name != "chat":
-        if arguments:
+        if settings.template:
             raise ModelError(
                 f"{tokenizer.name_or_path}: `template` holds arguments of a chat template, and its prompts have the form "
                 f"{name!r:.60}; leave `template` out, or set `form: chat` where the tokenizer has a chat template"
@@ -73,13 +63,13 @@ def form_of(
             f"{tokenizer.name_or_path}: `form: chat` needs a chat template, and its tokenizer has none; "
             "set `form: plain`, or save a template with the tokenizer"
         )
-    given = dict(arguments if arguments is not None else trained.get("template") or {})
+    given = dict(settings.template or trained.get("template") or {})
     try:
         source = tokenizer.get_chat_template(given.pop("chat_template", None), given.get("tools"))
     except ValueError as error:
         raise ModelError(f"{tokenizer.name_or_path}: {brief(str(error), 200)}") from error
     if CLOCK in source:
-        source = dated(source, day or today())
+        source = dated(source, settings.date or today())
     chat = Form(name, given, source)
     return chat._replace(end=_closing(tokenizer, chat, ends))
 
