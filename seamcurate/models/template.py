@@ -132,11 +132,6 @@ class Form(NamedTuple):
         return self.name.replace(_PLACE, "\n\n".join(questions))
 
 
-def today() -> datetime.date:
-    """Return today's date in this machine's time zone, as chat templates write it."""
-    return datetime.datetime.now().date()
-
-
 _CALL = re.compile(CLOCK + r"""\s*\(\s*(?:format\s*=\s*)?("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*\)""")
 _ASKED = re.compile(CLOCK + r"\s+is\s+(?:not\s+)?defined")
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from datetime import date
 from typing import TYPE_CHECKING
 
 from seamcurate.errors import ModelError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.spelling import marked, spelling
-from seamcurate.models.template import CLOCK, Form, FormSettings, dated, prompt_text, today
+from seamcurate.models.template import CLOCK, Form, FormSettings, dated, prompt_text
 from seamcurate.tables import brief
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def form_of(
     except ValueError as error:
         raise ModelError(f"{tokenizer.name_or_path}: {brief(str(error), 200)}") from error
     if CLOCK in source:
-        source = dated(source, settings.date or today())
+        source = dated(source, settings.date or date.today())
     chat = Form(name, given, source)
     return chat._replace(end=_closing(tokenizer, chat, ends))
 

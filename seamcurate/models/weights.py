@@ -65,7 +65,17 @@ def folder(path: str, revision: str | None, files: Sequence[str] = FILES) -> Pat
 
 def templates(path: str, revision: str | None) -> str:
     """Return the text of a tokenizer's chat templates; empty where it has none."""
-    local = folder(path, revision, TEMPLATES)
+    if Path(path).expanduser().is_dir():
+        return _templates(folder(path, revision))
+    return _hub_templates(path, _commit(path, revision))
+
+
+@cache
+def _hub_templates(path: str, commit: str) -> str:
+    return _templates(folder(path, commit, TEMPLATES))
+
+
+def _templates(local: Path) -> str:
     texts: list[str] = []
     for file in sorted(file for pattern in TEMPLATES for file in local.glob(pattern)):
         if file.suffix == ".jinja":

@@ -25,7 +25,6 @@ from pydantic import JsonValue
 
 from seamcurate import objects, shard
 from seamcurate.errors import TrainError
-from seamcurate.models import template
 from seamcurate.progress import note
 from seamcurate.step import digest
 
@@ -198,7 +197,7 @@ def first_day(out: str | Path) -> datetime.date:
             continue
         if found := re.search(r'"date": "(\d{4}-\d\d-\d\d)"', shown):
             return datetime.date.fromisoformat(found[1])
-    return template.today()
+    return datetime.date.today()
 
 
 def differences(record: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> list[str]:
