@@ -539,7 +539,7 @@ Rewarding = Annotated[
     str,
     typer.Option(
         "--reward",
-        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures RER; or an exported reward.py.",
+        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures it, or RER; or an exported reward.py.",
         show_default=False,
     ),
 ]

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from seamcurate import CausalLM, SequenceClassifier
-from seamcurate.errors import ModelError, RecipeError
+from seamcurate.errors import ModelError, RecipeError, TrainError
 from seamcurate.models import tokens
 from seamcurate.models.template import Form, FormSettings
 from seamcurate.recipe import loads
@@ -143,3 +143,100 @@ def test_what_train_writes_into_a_tokenizer_is_its_form(decoder_reward_folder, t
     trained = CausalLM(path=str(tmp_path / "trained"))
     assert trained.prompt_form().name == "bare"
     assert CausalLM(path=str(tmp_path / "trained"), form="chat").prompt_form().chat
+
+
+def test_a_form_travels_with_what_is_trained_in_it(policy_folder, tmp_path, monkeypatch):
+    """Scoring, the next trainer and its rewards read the same ids, and nobody has to say the form again."""
+    trl = pytest.importorskip("trl", reason="trainers are not installed")
+    from seamcurate.train import GroupTraining, RewardTraining, SFTTraining, grpo, reward, sft
+
+    seen: list[object] = []
+
+    class Spy(trl.GRPOTrainer):
+        def _generate_single_turn(self, prompt_ids, *rest, **named):
+            seen.extend(prompt_ids)
+            return super()._generate_single_turn(prompt_ids, *rest, **named)
+
+    monkeypatch.setattr(trl, "GRPOTrainer", Spy)
+    form = "Human: {prompt}\nRobot:"
+    data, pairs = tmp_path / "d.jsonl", tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": "sort", "completion": "use sort"}) + "\n")
+    pairs.write_text(json.dumps({"prompt": "sort", "chosen": "use sort", "rejected": "no"}) + "\n")
+    once = {"max_steps": 1, "lora": False, "eval_rows": 0, "max_length": 64}
+    record = sft(policy_folder, data, tmp_path / "sft", SFTTraining(form=form, **once))
+    assert record["config"]["form"] == form
+    reward(tmp_path / "sft", pairs, tmp_path / "reward", RewardTraining(**once))
+    options = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 4}
+    texts: list[str] = []
+
+    def lengths(completions: list[str], **more: object) -> list[float]:
+        texts.extend(completions)
+        return [float(len(text)) for text in completions]
+
+    grpo(tmp_path / "sft", lengths, data, tmp_path / "grpo", GroupTraining(**once, **options))
+    for trained in ("sft", "reward", "grpo"):
+        assert CausalLM(path=str(tmp_path / trained)).prompt_form().name == form
+    tokenizer = CausalLM(path=str(tmp_path / "grpo")).tokenizer()
+    assert seen == [tokenizer("Human: sort\nRobot:", add_special_tokens=False)["input_ids"]] * 2
+    # Two models of the same files but for their form are two models.
+    other = sft(policy_folder, data, tmp_path / "plain", SFTTraining(**once))
+    assert other["tokens"] != record["tokens"] and other["config"]["form"] is None
+
+
+def test_an_answer_is_asked_for_and_read_in_the_form(policy_folder, tmp_path):
+    pytest.importorskip("trl", reason="trainers are not installed")
+    import pyarrow.parquet as pq
+
+    from seamcurate.train import Answering, answer
+
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps({"prompt": "sort the list"}) + "\n")
+    given = {}
+    for form in (None, "plain", "bare"):
+        out = tmp_path / "answers.parquet"
+        assert answer(policy_folder, data, out, Answering(max_new_tokens=8, form=form)) == 1
+        given[form] = pq.read_table(out)["response"].to_pylist()
+    assert given[None] == given["plain"] != given["bare"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--form", "chatty"],
+            "error: --form form is chat, plain, bare, or a text that contains {prompt}, not 'chatty'",
+        ),
+        (["--template", "x"], "error: --template is no JSON"),
+        (["--template", "[1]"], "error: --template is a JSON object, like"),
+        (["--form", "chat"], "`form: chat` needs a chat template, and its tokenizer has none"),
+        (["--template", '{"a": 1}'], "`template` holds arguments of a chat template, and its prompts have the form"),
+    ],
+)
+def test_a_trainer_s_wrong_form_is_one_line(options, said, policy_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("trl", reason="trainers are not installed")
+    from seamcurate.cli import main
+
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps({"prompt": "sort", "completion": "use sort"}) + "\n")
+    command = ["seamcurate", "train", "sft", "--model", str(policy_folder), "--data", str(data), "--out"]
+    monkeypatch.setattr("sys.argv", [*command, str(tmp_path / "out"), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert said in line
+
+
+def test_a_yaml_file_configures_a_reward_model_with_its_form(decoder_reward_folder, tmp_path):
+    from seamcurate import rewards
+
+    file = tmp_path / "reward.yaml"
+    file.write_text(json.dumps({"sequence_classifier": str(decoder_reward_folder), "form": "bare"}))
+    model = SequenceClassifier(path=str(decoder_reward_folder), form="bare")
+    assert rewards.read(str(file))(["sort"], ["use sort"]) == model.load().rewards(["sort"], [["use sort"]])[0]
+    assert rewards.read(str(file))(["sort"], ["use it"]) != rewards.read(str(decoder_reward_folder))(
+        ["sort"], ["use it"]
+    )
+    file.write_text(json.dumps({"sequence_classifier": "x", "form": "chatty"}))
+    with pytest.raises(TrainError, match="form is chat, plain, bare"):
+        rewards.read(str(file))
