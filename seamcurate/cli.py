@@ -227,15 +227,21 @@ def why(store: StoreFolder, row_id: Annotated[int, typer.Argument(help="The row.
 
 
 @app.command()
-def check(store: StoreFolder) -> None:
+def check(
+    store: StoreFolder,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Tell too whether the store holds what this recipe makes.")
+    ] = None,
+) -> None:
     """Verify a store from end to end; exit code 2 where something is wrong, with a line on what to do about each.
 
-    Example: seamcurate check my-store
+    Example: seamcurate check my-store --recipe recipe.yaml
     """
     from seamcurate import integrity, tables
+    from seamcurate import recipe as recipes
     from seamcurate.store import Store
 
-    made = integrity.check(Store(store))
+    made = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
     for finding in made.findings:
         print(tables.clean(str(finding)))
     print(made.summary)

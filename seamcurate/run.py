@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate import integrity, objects, shard
+from seamcurate import agreement, integrity, objects, shard
 from seamcurate import split as splits
 from seamcurate.contrast import Generate, Retrieve
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
@@ -79,15 +79,14 @@ def run(
         read = ingest(recipe.rows, store, limit, replace, "reading rows")
         integrity.mend(store, [step.name for step in steps], recipe.splits)
         if corpus is None:
-            layers = store.lay(steps)
+            _, layers = agreement.lay(steps, store, None)
             store.claim(layers, replace)
             splits.check(store, recipe.splits)
             computed = 0
         else:
             with corpus.hold():
-                integrity.mend(corpus, [step.name for step in _corpus_steps(steps)])
-                there = corpus.lay(_corpus_steps(steps))
-                layers = store.lay(steps, {name: layer for layer in there for name in layer.step.adds.names})
+                integrity.mend(corpus, [step.name for step in agreement.corpus_steps(steps)])
+                there, layers = agreement.lay(steps, store, corpus)
                 corpus.claim(there, replace)
                 store.claim(layers, replace)
                 splits.check(store, recipe.splits)
@@ -102,8 +101,7 @@ def run(
                 spent.append(f"{layer.step.name}: {now}; planned were {planned}")
         lines = [line for layer in layers for line in told(store, layer)] + spent
         if len(shards) == len(store.shards):
-            for name, split in recipe.splits.items():
-                lines += splits.make(store, name, split).lines
+            lines += [line for split in splits.make_all(store, recipe.splits) for line in split.lines]
         elif recipe.splits:
             lines.append("splits are made once every shard is there: run again without --limit")
         rejected = _rejected(store)
@@ -126,7 +124,7 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         if not replace:
             raise StaleError(
                 f"{store.path} holds the rows of another source, or its source changed since: "
-                f"{_changed(about.get('source'), identity)}; run with --replace to read it anew, or name another store"
+                f"{agreement.source_change(about.get('source'), identity)}; run with --replace to read it anew, or name another store"
             )
         for folder in ("rows", "rejected"):
             objects.remove_tree(store.path / folder)
@@ -368,13 +366,6 @@ def _corpus(recipe: Recipe, store: Store, replace: bool) -> Store | None:
     return corpus
 
 
-def _corpus_steps(steps: Sequence[Step]) -> list[Step]:
-    found: list[Step] = []
-    for step in steps:
-        found += [needed for needed in step.on_corpus if needed not in found]
-    return found
-
-
 def _shard_count(limit: int, size: int) -> int:
     return max(1, math.ceil(limit / size))
 
@@ -394,10 +385,3 @@ def _first_reason(store: Store) -> str:
         if reasons:
             return str(reasons[0])
     return "none"
-
-
-def _changed(before: JsonValue, after: JsonValue) -> str:
-    if not isinstance(before, dict) or not isinstance(after, dict):
-        return "its description"
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return ", ".join(keys) or "its description"

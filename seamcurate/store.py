@@ -164,6 +164,11 @@ class Store:
         found = objects.find(self.path / "columns", "*/step.json")
         return {file.parent.name: load_json(file) for file in found}
 
+    def split_records(self) -> dict[str, dict[str, JsonValue]]:
+        """Return each split's split.json by the split's name."""
+        found = objects.find(self.path / "splits", "*/split.json")
+        return {file.parent.name: load_json(file) for file in found if not file.parent.name.startswith(".")}
+
     def facts(self, name: str) -> dict[str, JsonValue]:
         """Return the finished columns of a folder in numbers.
 
@@ -276,12 +281,8 @@ class Store:
             layers.append(layer)
         return layers
 
-    def claim(self, layers: Sequence[Layer], replace: bool = False) -> None:
-        """Make the layers' folders, refusing columns of another configuration.
-
-        Raises:
-            StaleError: Other columns are there; the message names what changed and the two ways out.
-        """
+    def changed(self, layers: Sequence[Layer]) -> list[tuple[Layer, str]]:
+        """Return the layers whose folder holds columns of another configuration, each with what differs."""
         changed = []
         for layer in layers:
             there = load_json(layer.path / "step.json")
@@ -289,6 +290,15 @@ class Store:
                 changed.append((layer, _difference(there, layer.record)))
             elif not there and any(made != layer.fingerprint for made in makers(layer.path)):
                 changed.append((layer, "its step.json is lost"))
+        return changed
+
+    def claim(self, layers: Sequence[Layer], replace: bool = False) -> None:
+        """Make the layers' folders, refusing columns of another configuration.
+
+        Raises:
+            StaleError: Other columns are there; the message names what changed and the two ways out.
+        """
+        changed = self.changed(layers)
         # A folder without a finished shard holds nothing that anybody would miss.
         kept = [(layer, what) for layer, what in changed if numbers(layer.path)]
         if kept and not replace:
