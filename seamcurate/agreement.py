@@ -6,7 +6,7 @@ goes on; whatever hands a store's rows on to others asks them all at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from seamcurate.errors import ModelError, RecipeError, SourceError, StaleError, 
 from seamcurate.progress import note
 from seamcurate.recipe import Recipe
 from seamcurate.source import KINDS, Source
-from seamcurate.step import Step
+from seamcurate.step import Step, digest
 from seamcurate.store import Layer, Store, numbers
 
 _REPLACE = "run the recipe first, with --replace, or name the store that it made"
@@ -150,12 +150,40 @@ def source_change(before: JsonValue, after: JsonValue) -> str:
     return ", ".join(_file_change(before, after, key) if key in KINDS else key for key in keys) or "its description"
 
 
+def grew(before: JsonValue, after: JsonValue) -> bool:
+    """Tell whether a source has all the files it had, as they were, and new ones after them alone."""
+    if not isinstance(before, dict) or not isinstance(after, dict) or before.keys() != after.keys():
+        return False
+    keys = [key for key in before if before[key] != after[key]]
+    old, new = (before[keys[0]], after[keys[0]]) if len(keys) == 1 and keys[0] in KINDS else (None, None)
+    return isinstance(old, list) and isinstance(new, list) and len(new) > len(old) > 0 and new[: len(old)] == old
+
+
+def first_fingerprint(identity: JsonValue, made: Collection[str]) -> str:
+    """Return the fingerprint that a source's rows have: that of the files which were read first.
+
+    Args:
+        identity: What the source is now.
+        made: The fingerprints that shards of its rows name, if there are any.
+    """
+    kind = next((key for key in KINDS if key in identity), None) if isinstance(identity, dict) else None
+    if isinstance(identity, dict) and kind is not None and isinstance(files := identity[kind], list):
+        for count in range(len(files) - 1, 0, -1) if made else ():
+            if (earlier := digest({**identity, kind: files[:count]})) in made:
+                return earlier
+    return digest(identity)
+
+
 def _file_change(before: dict[str, JsonValue], after: dict[str, JsonValue], kind: str) -> str:
     old, new = _files(before.get(kind)), _files(after.get(kind))
     if not old or not new:
         return kind
     changed = [name for name in new if name in old and old[name] != new[name]]
     added, gone = [name for name in new if name not in old], [name for name in old if name not in new]
+    late = list(new).index(added[0]) < len(new) - len(added) if added and not changed and not gone else False
+    if late:
+        following = list(new)[list(new).index(added[0]) + 1]
+        return f"{kind}: {added[0]} is new and comes before {following}, whose rows it moves"
     told = [
         f"{_listed(names)} {what}"
         for names, what in ((changed, "changed"), (added, "is new"), (gone, "is gone"))

@@ -91,6 +91,9 @@ def run(
     store: StoreFolder,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop at the shard that holds this many rows.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Compute anew what another configuration made.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Take new files of the source for more rows; what is there stays.")
+    ] = False,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
     ray: Annotated[
         str | None,
@@ -110,9 +113,9 @@ def run(
 
     loaded = recipes.load(recipe)
     if ray is None:
-        report = run_local(loaded, store, limit, replace, max_usd)
+        report = run_local(loaded, store, limit, replace, max_usd, append)
     else:
-        report = run_ray(loaded, store, ray, limit, replace, max_usd)
+        report = run_ray(loaded, store, ray, limit, replace, max_usd, append)
     done = [f"{report.read:,} read"] if report.read else []
     done += [f"{counted(report.computed, 'shard')} computed"] if report.computed else []
     print(f"{store}: {counted(report.rows, 'row')}, {', '.join(done) or 'everything was there'}")

@@ -252,7 +252,8 @@ def basis(store: Store, name: str, split: Split) -> Basis:
 
 
 def _fingerprints(store: Store) -> dict[str, JsonValue]:
-    return {**store.fingerprints(), "shards": len(store.shards)}
+    whole: dict[str, JsonValue] = {**store.fingerprints(), "shards": len(store.shards)}
+    return whole if (grown := store.grown) is None else {**whole, "appended rows": grown}
 
 
 def changed(store: Store, name: str, split: Split) -> str | None:
@@ -316,8 +317,8 @@ def _difference(before: JsonValue, after: Mapping[str, JsonValue]) -> str:
             if old.get(key) == new.get(key):
                 continue
             of = " of the corpus" if kind == "corpus" else ""
-            if key == "shards":
-                return f"the {'corpus' if of else 'rows'} have another number of shards"
+            if key in ("shards", "appended rows"):
+                return f"there are other rows{of} than there were"
             what = "is new" if key not in old else "is gone" if key not in new else "was made anew"
             return f"{noun} {key!r}{of} {what}"
     return "what its filter reads was made anew"
