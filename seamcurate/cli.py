@@ -92,6 +92,9 @@ def run(
     store: StoreFolder,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop at the shard that holds this many rows.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Compute anew what another configuration made.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Take new files of the source for more rows; what is there stays.")
+    ] = False,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
     ray: Annotated[
         str | None,
@@ -111,9 +114,9 @@ def run(
 
     loaded = recipes.load(recipe)
     if ray is None:
-        report = run_local(loaded, store, limit, replace, max_usd)
+        report = run_local(loaded, store, limit, replace, max_usd, append)
     else:
-        report = run_ray(loaded, store, ray, limit, replace, max_usd)
+        report = run_ray(loaded, store, ray, limit, replace, max_usd, append)
     done = [f"{report.read:,} read"] if report.read else []
     done += [f"{counted(report.computed, 'shard')} computed"] if report.computed else []
     print(f"{store}: {counted(report.rows, 'row')}, {', '.join(done) or 'everything was there'}")
@@ -228,15 +231,21 @@ def why(store: StoreFolder, row_id: Annotated[int, typer.Argument(help="The row.
 
 
 @app.command()
-def check(store: StoreFolder) -> None:
+def check(
+    store: StoreFolder,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Tell too whether the store holds what this recipe makes.")
+    ] = None,
+) -> None:
     """Verify a store from end to end; exit code 2 where something is wrong, with a line on what to do about each.
 
-    Example: seamcurate check my-store
+    Example: seamcurate check my-store --recipe recipe.yaml
     """
     from seamcurate import integrity, tables
+    from seamcurate import recipe as recipes
     from seamcurate.store import Store
 
-    made = integrity.check(Store(store))
+    made = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
     for finding in made.findings:
         print(tables.clean(str(finding)))
     print(made.summary)

@@ -39,7 +39,7 @@ from seamcurate import (
     reproduction,
     run_local,
 )
-from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StoreError
+from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StaleError, StoreError
 from seamcurate.export import Exported
 
 try:
@@ -461,17 +461,21 @@ def test_an_unreachable_hub_and_an_offline_client_are_told(there, monkeypatch):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("rer: {fit: quantiles}", "rer: {fit: quantiles}, perplexity: {}", "lacks columns of step baseline_perplexity"),
+        (
+            "rer: {fit: quantiles}",
+            "rer: {fit: quantiles}, perplexity: {}",
+            "it lacks columns of step baseline_perplexity; run",
+        ),
         (
             "retrieve: {k: 5, band: [0.5, 0.9]}",
             "retrieve: {k: 5, band: [0.5, 0.8]}",
-            r"was run with band: \[0.5, 0.9\]",
+            r"step worse_contrast was made by another configuration: worse_contrast.band: \[0.5, 0.9\] → \[0.5, 0.8\]",
         ),
     ],
 )
 def test_a_store_of_another_recipe_is_not_published(work, before, after, message):
     work.recipe.write_text(RECIPE.replace(before, after).replace("reward: {fake", "base: {fake: b}, reward: {fake"))
-    with pytest.raises(HubError, match=message):
+    with pytest.raises(StaleError, match=message):
         hub.prepare(work.recipe, work.store, "me/curated")
 
 
