@@ -498,7 +498,7 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
     from seamcurate.models import tokens
 
     tokenizer = policy.tokenizer()
-    form = policy.prompt_form(tokenizer)
+    form = policy.dated(view.store.day).prompt_form(tokenizer)
 
     def lines() -> Iterator[pa.Table]:
         for _, table in view.read({"prompt": "b.prompt"}):

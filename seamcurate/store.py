@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -231,6 +231,11 @@ class Store:
                 listed.append(Column(field.name, field.type, folder, done, shards, meaning, stale.get(folder)))
         return listed
 
+    @property
+    def day(self) -> datetime.date:
+        """Return the date that prompts hold where a chat template writes today's: that of the first columns, else today."""
+        return _first_day(self.records().values()) or datetime.date.today()
+
     def fingerprints(self) -> dict[str, str]:
         """Return, for each column, the fingerprint of what made it."""
         made = dict.fromkeys(self.schema.names, self.rows_fingerprint)
@@ -279,7 +284,7 @@ class Store:
         """
         known: dict[str, str] = {}
         lineage: dict[str, dict[str, JsonValue]] = {}
-        stale, records = self.stale(), self.records()
+        stale, records, day = self.stale(), self.records(), self.day
         for folder, record in records.items():
             if folder not in stale:
                 known |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
@@ -291,8 +296,9 @@ class Store:
         there = self._corpus_columns(corpus or {})
         layers: list[Layer] = []
         for undated in steps:
-            step = _dated(undated, records)
-            self._check_inputs(step, source)
+            self._check_inputs(undated, source)
+            before = [records[undated.name]] if undated.name in records else []
+            step = undated.dated(_first_day(before) or day)
             record = self._record(step, known, lineage, there)
             layer = Layer(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
@@ -750,10 +756,9 @@ def _days(record: Mapping[str, JsonValue]) -> set[str]:
     return {str(value["date"]) for value in config.values() if isinstance(value, dict) and value.get("date")}
 
 
-def _dated(step: Step, records: Mapping[str, dict[str, JsonValue]]) -> Step:
-    own = _days(records[step.name]) if step.name in records else set()
-    days = own or {day for record in records.values() for day in _days(record)}
-    return step.dated(datetime.date.fromisoformat(min(days)) if days else datetime.date.today())
+def _first_day(records: Iterable[Mapping[str, JsonValue]]) -> datetime.date | None:
+    days = {day for record in records for day in _days(record)}
+    return datetime.date.fromisoformat(min(days)) if days else None
 
 
 def _lineage(record: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
