@@ -46,6 +46,8 @@ _VIEWS = ("rows", "candidates", "corpus", "ledger", "rejected", "scores")
 _OTHER = ("other.rows", "other.candidates", "other.corpus", "other.ledger")
 _UNBUILT = "the explorer's page was not built: run `make explorer` (npm is needed), or install the wheel"
 _SHOWN = 1_000
+_CHART_ROWS = 200_000
+_CHART_BYTES = 1 << 26
 _DOWNLOAD_SECONDS = 120.0
 _CELL = 2_000
 _POLICY = (
@@ -145,7 +147,7 @@ def application(session: Session, token: str) -> Starlette:
         asked = _Mosaic.model_validate_json(body)
         if asked.type == "exec":
             raise QueryError("a store is only read")
-        found = session.chart(asked.sql)
+        found = session.chart(asked.sql, _CHART_ROWS, _CHART_BYTES)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, found.schema) as writer:
             writer.write_table(found)
@@ -194,7 +196,7 @@ def application(session: Session, token: str) -> Starlette:
             raise QueryError("a filter returns row_id of the rows it keeps; add it to the SELECT")
         # A run has no charts and no second store.
         with session.cursor() as cursor:
-            beyond = [name for name in views.check(cursor, asked) if name not in views.VIEWS]
+            beyond = [name for name in cursor.check(asked) if name not in views.VIEWS]
         if beyond:
             raise QueryError(f"a filter reads {', '.join(views.VIEWS)}, which a run has too, and not {beyond[0]}")
         title = "" if asked.startswith("--") else "-- Rows chosen in the explorer.\n"
