@@ -61,13 +61,20 @@ class Connection:
         self.late = ""
         """What to say then."""
 
-    def prepare(self, views: Sequence[str], allowed: Sequence[str]) -> None:
+    def prepare(self, views: Sequence[str], allowed: Sequence[str], statistics: bool) -> None:
         """Have views created, and nothing left on this machine to read but the allowed files.
+
+        Args:
+            views: Statements that create them.
+            allowed: The files.
+            statistics: Whether least and greatest values in the files may decide which rows are looked at.
 
         Raises:
             QueryError: They cannot be.
         """
-        for _ in self._engine.question(frames.OPEN, {"views": list(views), "allowed": list(allowed)}, self):
+        for _ in self._engine.question(
+            frames.OPEN, {"views": list(views), "allowed": list(allowed), "statistics": statistics}, self
+        ):
             pass
 
     def ask(self, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> Answer:

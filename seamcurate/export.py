@@ -508,6 +508,11 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
     return Exported(out, written, ["input_ids"])
 
 
+def _bounded(kind: pa.DataType) -> bool:
+    # Of fractions, NaN would be left out: see `shard.with_statistics`.
+    return bool(pa.types.is_primitive(kind)) and not pa.types.is_floating(kind)
+
+
 def _files(tables: Iterable[pa.Table], folder: Path) -> int:
     """Write tables as `train-00000-of-00003.parquet` …, the names `load_dataset` takes for a train split."""
     files: list[Path] = []
@@ -519,7 +524,7 @@ def _files(tables: Iterable[pa.Table], folder: Path) -> int:
                 if writer is None:
                     files.append(folder / f"{len(files)}.parquet")
                     # Texts hardly repeat, and zstd finds what does; nobody looks a row up by its text's bounds.
-                    bounded = [field.name for field in table.schema if pa.types.is_primitive(field.type)]
+                    bounded = [field.name for field in table.schema if _bounded(field.type)]
                     writer = pq.ParquetWriter(
                         files[-1], table.schema, compression="zstd", use_dictionary=False, write_statistics=bounded
                     )

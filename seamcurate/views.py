@@ -114,7 +114,7 @@ def connect(
         if other is not None:
             more, files = _views(other, "other.")
             views, allowed = ["CREATE SCHEMA other", *views, *more], allowed + files
-        engine.prepare(views, allowed)
+        engine.prepare(views, allowed, _trusted(allowed))
         return engine
 
 
@@ -127,7 +127,8 @@ def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> C
     with _opening(start(memory=memory)) as engine:
         records = {folder: record for folder, record in store.records().items() if folder in folders}
         files = _verified_files(store, records, {"rows"})
-        engine.prepare([_rows_view("rows", store, records, files)], _names(files))
+        allowed = _names(files)
+        engine.prepare([_rows_view("rows", store, records, files)], allowed, _trusted(allowed))
         return engine
 
 
@@ -243,6 +244,11 @@ def _verified_files(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: shard.verify(*job), new))
     return {folder: [local(file) for file, _, _ in some] for folder, some in jobs.items()}
+
+
+def _trusted(files: Iterable[str]) -> bool:
+    """Tell whether what Parquet files say of their columns may decide which rows are looked at."""
+    return not any(shard.bounds_fractions(Path(file)) for file in files)
 
 
 def _names(files: Mapping[str, Sequence[Path]]) -> list[str]:

@@ -16,6 +16,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Literal, cast
@@ -400,7 +401,10 @@ def _cell(value: object) -> JsonValue:
         return str(value) if isinstance(value, int) and abs(value) > 2**53 else value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    # Sums of whole numbers are decimals of DuckDB's, as are dates and times no JSON.
+    if isinstance(value, Decimal):
+        exact = int(value) if value == value.to_integral_value() else float(value)
+        return exact if abs(exact) <= 2**53 else f"{value:f}"
+    # Dates and times are no JSON.
     plain = not isinstance(value, list | dict)
     text = str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
