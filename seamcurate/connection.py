@@ -315,7 +315,8 @@ class _Process:
 
 _spare: list[_Process] = []
 """The process of the last connection, for the next one: to start another takes half a second."""
-_taking = threading.Lock()
+_taking = threading.RLock()
+"""Reentrant: a connection that is collected meanwhile gives its process back in the same thread."""
 
 
 def _process() -> _Process:
