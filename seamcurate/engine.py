@@ -50,7 +50,7 @@ _TRUSTING = {
 """Optimizers that take a file's least and greatest value for the least and greatest: they leave NaN out."""
 _AS_TEXT = re.compile(r"\b(INTERVAL|BIT|BIGNUM|VARIANT|UNION|GEOMETRY|TIME WITH TIME ZONE)\b")
 """Types that Parquet or Arrow have no place for: an answer holds what SQL writes for them."""
-_TOO_LARGE = "ask for fewer rows or shorter texts, or let it have more memory"
+_TOO_LARGE = "ask for fewer rows or shorter texts, or give it more memory"
 _HUGE = ("HUGEINT", "UHUGEINT")
 
 

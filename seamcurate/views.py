@@ -63,6 +63,16 @@ CANDIDATES = {
 }
 
 
+_SQL_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.bool_(): "BOOLEAN",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+}
+
+
 @contextmanager
 def in_memory(threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a DuckDB in this process for statements of this package over tables it is given; it reads no file."""
@@ -197,12 +207,14 @@ def text(query: str) -> str:
         raise QueryError(f"{query} cannot be read; give a file with one SELECT, or the SELECT itself") from error
 
 
-def query(store: Store | str | Path, sql: str) -> pa.Table:
-    """Answer one SELECT over a store's views as a table, within `SECONDS`; see `run`.
+def query(store: Store | str | Path, sql: str, seconds: float | None = None, memory: str | None = None) -> pa.Table:
+    """Answer one SELECT over a store's views as a table; see `run`.
 
     Args:
         store: The store, or its folder.
         sql: The SELECT.
+        seconds: Stop it after so long; by default after `SECONDS`.
+        memory: See `connect`.
 
     Raises:
         StoreError: There is no store.
@@ -212,7 +224,11 @@ def query(store: Store | str | Path, sql: str) -> pa.Table:
         query("my-store", "SELECT count(*) AS n FROM rows")
     """
     opened = store if isinstance(store, Store) else Store(store)
-    with connect(opened.open()) as connection, limited(connection, SECONDS, "ask for fewer rows or columns"):
+    limit = SECONDS if seconds is None else seconds
+    with (
+        connect(opened.open(), memory=memory) as connection,
+        limited(connection, limit, "ask for fewer rows or columns, or give more seconds"),
+    ):
         return run(connection, sql).read_all()
 
 
@@ -379,6 +395,13 @@ def _empty(name: str, schema: pa.Schema) -> str:
 
 @cache
 def _sql_type(kind: pa.DataType) -> str:
+    # DuckDB itself is asked for the rare ones alone: to import it takes longer than most queries.
+    if kind in _SQL_TYPES:
+        return _SQL_TYPES[kind]
+    if pa.types.is_list(kind):
+        return f"{_sql_type(kind.value_type)}[]"
+    if pa.types.is_struct(kind):
+        return f"STRUCT({', '.join(f'{quoted(field.name)} {_sql_type(field.type)}' for field in kind)})"
     with in_memory() as connection:
         empty = pa.table({"x": pa.array([], kind)})
         return str(connection.from_arrow(empty).types[0])
