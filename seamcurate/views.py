@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -26,8 +26,8 @@ from pydantic import JsonValue
 from seamcurate import frames, shard
 from seamcurate.connection import Answer, Connection, start
 from seamcurate.errors import QueryError
-from seamcurate.objects import Place, find, local
-from seamcurate.store import Store, filename, load_json, numbers, record_schema, sample_sets
+from seamcurate.objects import Place, local
+from seamcurate.store import Store, filename, numbers, record_schema, sample_sets
 
 if TYPE_CHECKING:
     import duckdb
@@ -101,6 +101,7 @@ def connect(
     other: Store | None = None,
     memory: str | None = None,
     threads: int | None = None,
+    ledgers: Collection[str] | None = None,
 ) -> Connection:
     """Open the views of a store in an engine of its own; every file is verified first.
 
@@ -112,6 +113,7 @@ def connect(
         memory: The most that DuckDB's buffers may take before that, as DuckDB writes it: "2GB"; else most of what the
             machine has. What a query holds beside them, such as a long text, may be half as much and 500 MB.
         threads: The most threads it may take; with one, sums of fractions come out the same each time.
+        ledgers: The splits that `ledger` holds; by default all of the store's.
 
     Raises:
         DamagedError: A shard is not the file that was written.
@@ -120,7 +122,7 @@ def connect(
         # A sort holds something of every run it merges: of ten million rows 40 MB are too little, 100 MB enough.
         memory = f"{max(40, 12 * len(store) // 10**6)}MB"
     with _opening(start(spill, memory, threads)) as engine:
-        views, allowed = _views(store, "")
+        views, allowed = _views(store, "", ledgers)
         if other is not None:
             more, files = _views(other, "other.")
             views, allowed = ["CREATE SCHEMA other", *views, *more], allowed + files
@@ -152,10 +154,10 @@ def _opening(engine: Connection) -> Iterator[Connection]:
         raise
 
 
-def _views(store: Store, schema: str) -> tuple[list[str], list[str]]:
+def _views(store: Store, schema: str, ledgers: Collection[str] | None = None) -> tuple[list[str], list[str]]:
     """Return what creates a store's views in a schema, and the files they may read."""
     corpus, records = store.corpus_store, store.records()
-    files = _verified_files(store, records)
+    files = _verified_files(store, records, ledgers=ledgers)
     made = [_rows_view(f"{schema}rows", store, records, files)]
     made += [_rejected_view(files, schema), _ledger_view(files, schema)]
     allowed = _names(files)
@@ -241,7 +243,10 @@ _Records = Mapping[str, Mapping[str, JsonValue]]
 
 
 def _verified_files(
-    store: Store, records: _Records, kinds: Set[str] = frozenset({"rows", "rejected", "splits"})
+    store: Store,
+    records: _Records,
+    kinds: Set[str] = frozenset({"rows", "rejected", "splits"}),
+    ledgers: Collection[str] | None = None,
 ) -> dict[str, list[Path]]:
     """Verify what a store has of these kinds of files and columns; returns them by folder.
 
@@ -254,8 +259,12 @@ def _verified_files(
     for folder, record in records.items():
         path = store.path / "columns" / folder
         jobs[f"columns/{folder}"] = [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
-    splits = find(store.path / "splits", "*/split.json") if "splits" in kinds else ()
-    jobs["splits"] = [(one.parent / "ledger.parquet", str(load_json(one)["fingerprint"]), 0) for one in splits]
+    splits = store.split_records() if "splits" in kinds else {}
+    jobs["splits"] = [
+        (store.path / "splits" / name / "ledger.parquet", str(record["fingerprint"]), 0)
+        for name, record in splits.items()
+        if ledgers is None or name in ledgers
+    ]
     new = [job for some in jobs.values() for job in some if not shard.verified(*job)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: shard.verify(*job), new))
