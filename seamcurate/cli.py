@@ -202,6 +202,9 @@ def sql(
         str | None, typer.Option(help="A second store, as other.rows, other.candidates and so on.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Stop the query after so long.")] = 600,
+    memory: Annotated[
+        str | None, typer.Option(help="What its buffers may take, such as 2GB; else most of what the machine has.")
+    ] = None,
 ) -> None:
     """Ask a store in SQL; it is only ever read.
 
@@ -211,7 +214,7 @@ def sql(
     from seamcurate.store import Store
 
     with (
-        views.connect(Store(store).open(), other=Store(other).open() if other else None) as connection,
+        views.connect(Store(store).open(), other=Store(other).open() if other else None, memory=memory) as connection,
         views.limited(connection, seconds, "ask for fewer rows or columns, or give more --seconds"),
     ):
         tables.write(views.run(connection, views.text(query)), format, out)

@@ -203,7 +203,11 @@ def test_columns_and_why_tell_what_is_there(finished):
         assert text in shown.stdout
     told = cli("why", finished.path, 3).stdout
     assert told.startswith("row 3: how do I cache the sort")
-    assert "split train: " in told and "by rule “lowest 20 % by seam_contrast”" in told and "seam_contrast" in told
+    assert (
+        "split train: " in told
+        and "by rule “drop the lowest 20 % by seam_contrast”" in told
+        and "seam_contrast" in told
+    )
 
 
 def test_export_writes_what_it_says(recipe_file, tmp_path):

@@ -182,7 +182,7 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
         },
         {"config_name": "pairs", "data_files": [{"split": "train", "path": "data/pairs/train-*.parquet"}]},
     ]
-    assert "| lowest 20 % by seam_contrast | 32 | 8 |" in card_text
+    assert "| drop the lowest 20 % by seam_contrast | 32 | 8 |" in card_text
     measured = card.measure(work.store, "train")
     words = {one.name: one for one in measured.rulers}["words of the response"]
     assert f"from {words.all:.4g} to {words.kept:.4g}" in card_text
@@ -715,7 +715,7 @@ def test_another_rate_explains_the_rows_that_moved_by_the_threshold(work, tmp_pa
         ["split twins: only on the second side"],
     ]
     why = set(moves["train"].rows["why"].to_pylist())
-    assert why == {"by rule “lowest 50 % by seam_contrast” instead of “lowest 20 % by seam_contrast”"}
+    assert why == {"by rule “drop the lowest 50 % by seam_contrast” instead of “drop the lowest 20 % by seam_contrast”"}
     assert set(moves["train"].rows["kept_after"].to_pylist()) == {False}
 
 
