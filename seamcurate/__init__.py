@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from seamcurate.views import query
     from seamcurate.white_box import (
         LengthIncentive,
+        OtherRelevance,
         QueryRelevance,
         QueryType,
         ReferenceRelevance,
@@ -65,6 +66,7 @@ _WHERE = {
     "recipe": ("Models", "Recipe"),
     "white_box": (
         "LengthIncentive",
+        "OtherRelevance",
         "QueryRelevance",
         "QueryType",
         "ReferenceRelevance",
@@ -101,6 +103,7 @@ __all__ = [
     "ModelReward",
     "Models",
     "OpenAIServer",
+    "OtherRelevance",
     "Perplexity",
     "PolicyLogprobs",
     "Project",

@@ -796,8 +796,19 @@ def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
     without = next((n for key in _WITHOUT if isinstance(n := record.get(key), int) and n), 0)
     left_out = f"; {without:,} answers had no reward and were left out" if without else ""
     print(
-        f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}{left_out}"
+        f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}"
+        f"{left_out}{_equal_groups(record)}"
     )
+
+
+def _equal_groups(record: Mapping[str, JsonValue]) -> str:
+    """Say in how many groups of GRPO's or RLOO's answers no answer was better than another."""
+    groups, equal = record.get("groups"), record.get("groups_of_equal_rewards")
+    if not isinstance(groups, int) or not isinstance(equal, int) or not equal:
+        return ""
+    if equal == groups:
+        return "; in every group all rewards were equal: nothing was learned"
+    return f"; in {equal:,} of {groups:,} groups ({equal / groups:.0%}) all rewards were equal: nothing was learned from these"
 
 
 if __name__ == "__main__":

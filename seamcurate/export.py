@@ -31,7 +31,7 @@ from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
 from seamcurate.split import Augment
 from seamcurate.store import Store, load_json
-from seamcurate.white_box import LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
+from seamcurate.white_box import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -277,9 +277,12 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
     shared = store.path / "columns" / whole.name / "shared"
     if isinstance(shared, Path) and shared.exists():
         shard.verify_folder(shared)
-    measured = load_json(shared / "range.json").get("range")
+    record = load_json(shared / "range.json")
+    measured = record.get("range")
     if not isinstance(measured, list):
         return None, "the store has no rer yet; run the recipe first"
+    if whole.fit == "quantiles" and record.get("zero") != F_ZERO[whole.fit]:
+        return None, "F was fitted by an earlier version, whose zero paid for repetition; run the recipe with --replace"
     # A column may come from the source instead of a step; then nothing tells how it was made.
     parts = {type(step): step for step in steps}
     length, repetition = parts.get(LengthIncentive), parts.get(RepetitionPenalty)
@@ -291,7 +294,7 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
         and isinstance(reference, ReferenceRelevance)
     ):
         return None, "the recipe does not compute all four features of rer"
-    if len({length.stop, repetition.stop, query.stop, reference.stop}) > 1 or length.words != repetition.words:
+    if length.stop != repetition.stop or length.words != repetition.words:
         return None, "its features are not made of the same text: give them the same `words` and `stop`"
     if query.encoder != reference.encoder:
         return None, "its two relevances have not the same encoder"

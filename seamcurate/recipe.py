@@ -37,6 +37,7 @@ from seamcurate.split import Augment, Split, read_filter
 from seamcurate.step import Step
 from seamcurate.white_box import (
     LengthIncentive,
+    OtherRelevance,
     QueryRelevance,
     QueryType,
     ReferenceRelevance,
@@ -59,6 +60,7 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "repetition_penalty": RepetitionPenalty,
     "query_relevance": QueryRelevance,
     "reference_relevance": ReferenceRelevance,
+    "other_relevance": OtherRelevance,
     "query_type": QueryType,
     "rer_score": Rer,
     "project": Project,
