@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +19,8 @@ from seamcurate.progress import note
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
+
+    from seamcurate.reproduction import Endpoint
 
 app = typer.Typer(
     help="Find the prompts a reward model gets wrong, and make splits that trainers load.",
@@ -344,19 +346,32 @@ def reproduce(
     endpoints: Annotated[
         bool, typer.Option("--endpoints", help="Let the recipe ask the language models it names.")
     ] = False,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIABLE", help="Let it send them the key in this environment variable; again for more."),
+    ] = None,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
 ) -> None:
     """Run a published recipe again and say which of its files come out the same; exit code 1 where one does not.
+
+    Every endpoint is shown with its address and the variable that holds its key. On a terminal you are asked whether
+    the recipe may use them; elsewhere --endpoints and --key say so.
 
     Example: seamcurate reproduce my-org/my-prompts --store again
     """
     from seamcurate import reproduction
 
-    made = reproduction.reproduce(repo_id, store, revision, files, endpoints, max_usd)
+    ask = _allowed if sys.stdin.isatty() and sys.stderr.isatty() else None
+    made = reproduction.reproduce(repo_id, store, revision, files, endpoints, max_usd, key or (), ask)
     for line in made.lines():
         print(line)
     if not made.identical:
         sys.exit(1)
+
+
+def _allowed(endpoints: Sequence[Endpoint]) -> bool:
+    """Ask the person at the keyboard, who was shown these endpoints."""
+    return typer.confirm("Send this recipe's requests and keys there?", default=False, err=True)
 
 
 @app.command()

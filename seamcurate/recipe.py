@@ -158,14 +158,7 @@ def load(path: str | Path) -> Recipe:
 def loads(text: str, folder: Path = Path(), name: str = "recipe") -> Recipe:
     """Read a recipe from YAML text; see `load`."""
     lines: dict[Path_, int] = {}
-    try:
-        value = _plain(yaml.compose(text, Loader=yaml.SafeLoader), (), lines)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{name}:{line}: not readable as YAML: {error.problem}") from error
-    # A number of too many digits, a day that is in no month; lists in lists in lists.
-    except (yaml.YAMLError, _Refused, ValueError, RecursionError) as error:
-        raise RecipeError(f"{name}:{getattr(error, 'line', 1)}: {str(error).splitlines()[0]}") from error
+    value = parsed(text, name, lines)
     try:
         return _recipe(value, folder)
     except _Refused as refused:
@@ -174,6 +167,33 @@ def loads(text: str, folder: Path = Path(), name: str = "recipe") -> Recipe:
             at = at[:-1]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in refused.at).lstrip(".")
         raise RecipeError(f"{name}:{lines.get(at, 1)}: {key + ': ' if key else ''}{refused}") from refused
+
+
+def parsed(text: str, name: str = "recipe", lines: dict[Path_, int] | None = None) -> object:
+    """Return the plain values that `loads` checks: whoever judges a recipe must read the same ones.
+
+    Args:
+        text: YAML.
+        name: What errors call it.
+        lines: Filled with the line of each key, where given.
+
+    Raises:
+        RecipeError: It is not readable as YAML, or is too large.
+    """
+    try:
+        return _plain(yaml.compose(text, Loader=yaml.SafeLoader), (), {} if lines is None else lines)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{name}:{line}: not readable as YAML: {error.problem}{_hint(text, line)}") from error
+    # A number of too many digits, a day that is in no month; lists in lists in lists.
+    except (yaml.YAMLError, _Refused, ValueError, RecursionError) as error:
+        raise RecipeError(f"{name}:{getattr(error, 'line', 1)}: {str(error).splitlines()[0]}") from error
+
+
+def _hint(text: str, number: int) -> str:
+    """Say what to do about a line that YAML does not take."""
+    line = (text.splitlines() or [""])[min(number, len(text.splitlines())) - 1 : number]
+    return "; indent with spaces, not tabs" if any("\t" in part for part in line) else ""
 
 
 class _Refused(Exception):

@@ -112,6 +112,14 @@ class Source(BaseModel):
         found = absolute(place) if isinstance(place, str) else [absolute(each) for each in place]
         return self.model_copy(update={self._kind: found})
 
+    def files(self) -> list[Path]:
+        """List the files of this machine that hold the rows; none where they come from the Hub.
+
+        Raises:
+            SourceError: There are none.
+        """
+        return [] if self.hub is not None else self._files()
+
     def chunks(self, first: int = 0, schema: pa.Schema | None = None, seen: Collection[str] = ()) -> Iterator[Chunk]:
         """Read from chunk `first` on; `schema` and the ids `seen` are those of the chunks before it.
 
