@@ -35,6 +35,7 @@ from seamcurate.recipe import Recipe
 from seamcurate.run import Report, run_local
 from seamcurate.source import Source
 from seamcurate.split import bundled as bundled_folders
+from seamcurate.split import is_file_name
 from seamcurate.step import Step
 from seamcurate.store import Store
 from seamcurate.tables import brief, clean, counted
@@ -270,7 +271,7 @@ def _models(loaded: Recipe) -> Iterator[Backend]:
 def _is_text(keys: Keys, text: str) -> bool:
     """Tell a value that is never a path: SQL, its parameters, what is sent to a model, an address that is shown."""
     if keys[:1] == ("splits",) and len(keys) > 2 and keys[2] != "augment":
-        return keys[2] != "filter" or not text.strip().endswith(".sql")
+        return keys[2] != "filter" or not is_file_name(text)
     return bool({"base_url", "stop", "form", "extra"} & set(keys)) or (
         "template" in keys and ("\n" in text or not text.strip().endswith(".txt"))
     )

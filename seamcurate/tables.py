@@ -8,11 +8,12 @@ a file as text.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, TextIO
@@ -43,6 +44,18 @@ def one_line(text: str) -> str:
 def counted(count: int, one: str, more: str = "") -> str:
     """Write a count with its noun: "1 shard", "1,200 shards"; `more` is the plural that an s does not make."""
     return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+
+
+def suggestion(name: object, names: Iterable[str]) -> str:
+    """Return "; did you mean `x`?" for the nearest of some names, to end a message with; empty where none is near.
+
+    Example:
+        >>> suggestion("retreive", ["retrieve", "generate"])
+        '; did you mean `retrieve`?'
+    """
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean `{by_lower[near[0]]}`?" if near else ""
 
 
 def brief(value: object, width: int) -> str:
