@@ -6,6 +6,7 @@ ours, 130 a stop by Ctrl-C. Nothing heavy is imported before a verb needs it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import typer.core
 
-from seamcurate.errors import QueryError, RecipeError, SeamcurateError
+from seamcurate.errors import QueryError, RecipeError, SeamcurateError, TrainError
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -141,6 +142,9 @@ def run(
     store: StoreFolder,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop at the shard that holds this many rows.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Compute anew what another configuration made.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Take new files of the source for more rows; what is there stays.")
+    ] = False,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
     ray: Annotated[
         str | None,
@@ -161,9 +165,9 @@ def run(
     _check_order("run", recipe, store)
     loaded = recipes.load(recipe)
     if ray is None:
-        report = run_local(loaded, store, limit, replace, max_usd)
+        report = run_local(loaded, store, limit, replace, max_usd, append)
     else:
-        report = run_ray(loaded, store, ray, limit, replace, max_usd)
+        report = run_ray(loaded, store, ray, limit, replace, max_usd, append)
     done = [f"{report.read:,} read"] if report.read else []
     done += [f"{counted(report.computed, 'shard')} computed"] if report.computed else []
     print(f"{store}: {counted(report.rows, 'row')}, {', '.join(done) or 'everything was there'}")
@@ -283,15 +287,21 @@ def why(store: StoreFolder, row_id: Annotated[str, typer.Argument(help="The row.
 
 
 @app.command()
-def check(store: StoreFolder) -> None:
+def check(
+    store: StoreFolder,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Tell too whether the store holds what this recipe makes.")
+    ] = None,
+) -> None:
     """Verify a store from end to end; exit code 2 where something is wrong, with a line on what to do about each.
 
-    Example: seamcurate check my-store
+    Example: seamcurate check my-store --recipe recipe.yaml
     """
     from seamcurate import integrity, tables
+    from seamcurate import recipe as recipes
     from seamcurate.store import Store
 
-    made = integrity.check(Store(store))
+    made = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
     for finding in made.findings:
         print(tables.clean(str(finding)))
     print(made.summary)
@@ -515,6 +525,15 @@ Alpha = Annotated[int, typer.Option(help="Of the adapters, whose weight is alpha
 Dropout = Annotated[float, typer.Option(help="Of the adapters.")]
 Recompute = Annotated[bool, typer.Option("--gradient-checkpointing", help="Compute twice to fit into memory.")]
 Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a Hub model.")]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        help="How prompts become text: chat (the chat template), plain, bare, or a text with {prompt}; else as the model was trained.",
+    ),
+]
+TemplateArguments = Annotated[
+    str | None, typer.Option(help='Arguments of the chat template as JSON, such as {"enable_thinking": false}.')
+]
 
 
 @trainers.command("sft")
@@ -543,12 +562,15 @@ def train_sft(
     seed: Seed = 0,
     gradient_checkpointing: Recompute = False,
     revision: Revision = None,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Fine-tune a causal language model on prompts and answers.
 
     Example: seamcurate train sft --model my-org/base-7b --data splits/train --out models/sft
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "data", "out")}
+    options["template"] = _arguments(template)
     from seamcurate.train import SFTTraining, sft
 
     _print_training(out, sft(model, data, out, SFTTraining(**options)))
@@ -578,12 +600,15 @@ def train_reward(
     seed: Seed = 0,
     gradient_checkpointing: Recompute = False,
     revision: Revision = None,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Train a reward model on preferences.
 
     Example: seamcurate train reward --model models/sft --data preferences.parquet --out models/reward
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "data", "out")}
+    options["template"] = _arguments(template)
     from seamcurate.train import RewardTraining, reward
 
     _print_training(out, reward(model, data, out, RewardTraining(**options)))
@@ -594,7 +619,7 @@ Rewarding = Annotated[
     str,
     typer.Option(
         "--reward",
-        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures RER; or an exported reward.py.",
+        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures it, or RER; or an exported reward.py.",
         show_default=False,
     ),
 ]
@@ -663,6 +688,8 @@ def train_ppo(
     seed: Seed = 0,
     gradient_checkpointing: Recompute = False,
     revision: Revision = None,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Train a policy by PPO against a reward model, or against RER.
 
@@ -673,12 +700,15 @@ def train_ppo(
         "kl_target": kl_target or None,
         "score_clip": score_clip or None,
         "stop_strings": tuple(stop_strings or ()),
+        "template": _arguments(template),
     }
     from seamcurate import rewards
     from seamcurate.train import PPOTraining, ppo
+    from seamcurate.train.workplace import first_day
 
-    config, other = PPOTraining(**options), None if gold is None else rewards.read(gold)
-    _print_training(out, ppo(model, rewards.read(reward), data, out, config, other))
+    config, day = PPOTraining(**options), first_day(out)
+    other = None if gold is None else rewards.read(gold, day)
+    _print_training(out, ppo(model, rewards.read(reward, day), data, out, config, other))
 
 
 @trainers.command(
@@ -726,6 +756,8 @@ def train_by_groups(
     seed: Seed = 0,
     gradient_checkpointing: Recompute = False,
     revision: Revision = None,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Train by GRPO or RLOO, whose options are the same."""
     options = {
@@ -733,13 +765,15 @@ def train_by_groups(
         for key, value in locals().items()
         if key not in ("context", "model", "data", "reward", "gold", "out")
     }
-    options["kl_target"] = kl_target or None
+    options |= {"kl_target": kl_target or None, "template": _arguments(template)}
     from seamcurate import rewards
     from seamcurate.train import GroupTraining, grpo, rloo
+    from seamcurate.train.workplace import first_day
 
     train = grpo if context.info_name == "grpo" else rloo
-    config, other = GroupTraining(**options), None if gold is None else rewards.read(gold)
-    _print_training(out, train(model, rewards.read(reward), data, out, config, other))
+    config, day = GroupTraining(**options), first_day(out)
+    other = None if gold is None else rewards.read(gold, day)
+    _print_training(out, train(model, rewards.read(reward, day), data, out, config, other))
 
 
 @app.command()
@@ -753,6 +787,8 @@ def answer(
     batch_size: Annotated[int, typer.Option(help="Answers at a time.")] = 16,
     revision: Revision = None,
     seed: Seed = 0,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Write what a policy answers to prompts, for the studies responses, tax and winrate.
 
@@ -769,6 +805,8 @@ def answer(
         batch_size=batch_size,
         revision=revision,
         seed=seed,
+        form=form,
+        template=_arguments(template),
     )
     print(f"{out}: {counted(write(model, data, out, config), 'answer')}")
 
@@ -796,6 +834,19 @@ def compare(
         f"{out}: written"
         + (f"; {counted(silent, 'reply holds', 'replies hold')} no verdict, see its column `reason`" if silent else "")
     )
+
+
+def _arguments(template: str | None) -> dict[str, JsonValue] | None:
+    """Read `--template`."""
+    if template is None:
+        return None
+    try:
+        arguments = json.loads(template)
+    except ValueError as error:
+        raise TrainError(f"--template is no JSON ({error}); write it like '{{\"enable_thinking\": false}}'") from error
+    if not isinstance(arguments, dict):
+        raise TrainError("--template is a JSON object, like '{\"enable_thinking\": false}'")
+    return arguments
 
 
 _WITHOUT = ("responses_not_scored", "answers_without_a_reward")

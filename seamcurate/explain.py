@@ -9,7 +9,7 @@ from typing import cast
 import duckdb
 import pyarrow as pa
 
-from seamcurate import views
+from seamcurate import split, views
 from seamcurate.errors import QueryError
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
@@ -38,8 +38,11 @@ def why(store: Store, row_id: int) -> Iterator[str]:
         yield f"row {row_id}: {brief(prompt_text(cast(Prompt, row['prompt'])), 150)}"
         if row.get("response") is not None:
             yield f"  golden response: {brief(row['response'], 130)}"
+        stale = split.stale(store)
         for line in verdicts(connection, row_id):
             yield f"  {line}"
+        for name, changed in stale.items():
+            yield f"  split {name} is out of date: {changed}; run its recipe again"
         kinds = {
             column.name: column.kind for column in store.columns() if column.made_by != "source" and not column.stale
         }

@@ -22,10 +22,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seamcurate import agreement, objects, shard, views
 from seamcurate import augment as augmentation
-from seamcurate import objects, shard, views
 from seamcurate import split as splits
-from seamcurate.errors import ExportError
+from seamcurate.errors import ExportError, StaleError
 from seamcurate.models import CausalLM, PolicyModel
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
@@ -88,6 +88,7 @@ def to_trl(
 
     Raises:
         ExportError: The split is not made, keeps no row, or has a column TRL keeps for itself.
+        StaleError: What the split was made of has changed since, or changes meanwhile.
     """
     view = _View(store, split)
     if view.form == "prompt_ids":
@@ -237,11 +238,13 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
 
     Raises:
         ExportError: See `to_trl`; also a recipe without splits.
+        StaleError: The store does not hold what the recipe makes.
         StoreError: `out` is on object storage.
     """
     out = objects.folder(out, "export")
     if not recipe.splits:
         raise ExportError("the recipe names no `splits`; there is nothing to export")
+    agreement.require(recipe, store)
     reward, why = rer_reward(recipe, store)
     policy = recipe.models.policy
     for name, split in recipe.splits.items():
@@ -365,6 +368,8 @@ class _View:
             raise ExportError(
                 f"no split {split!r} in {store.path}; there are: {', '.join(made) or 'none; run its recipe first'}"
             )
+        if why := splits.stale(store).get(split):
+            raise StaleError(f"split {split} of {store.path} is out of date: {why}; run its recipe first")
         self.store, self.split, self.form = store, split, str(record["format"])
         self.kept = int(str(record["kept"]))
         self.kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
@@ -493,11 +498,11 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
     from seamcurate.models import tokens
 
     tokenizer = policy.tokenizer()
+    form = policy.prompt_form(tokenizer)
 
     def lines() -> Iterator[pa.Table]:
         for _, table in view.read({"prompt": "b.prompt"}):
-            texts = (tokens.pieces(tokenizer, prompt, "") for prompt in table["prompt"].to_pylist())
-            ids = [tokens.prompt_ids(tokenizer, text.prompt, text.templated) for text in texts]
+            ids = [tokens.prompt_ids(tokenizer, prompt, form) for prompt in table["prompt"].to_pylist()]
             yield pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))})
 
     with _in_place(out) as folder:

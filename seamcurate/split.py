@@ -7,6 +7,7 @@ A filter is one SELECT over the views. It returns `row_id` of the rows it keeps;
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -22,8 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from seamcurate import objects, shard, views
-from seamcurate.errors import QueryError, RecipeError
+from seamcurate import dependencies, objects, shard, views
+from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
@@ -170,29 +171,191 @@ def check(store: Store, splits: Mapping[str, Split]) -> None:
 
     Raises:
         QueryError: A filter's SQL cannot be answered, or it returns no `row_id`.
-        RecipeError: A parameter of a filter is missing, not used, or names no column.
+        RecipeError: A parameter of a filter is missing, not used, or names no column; or see `make_all`.
     """
     if not splits:
         return
     with views.connect(store) as connection, views.limited(connection, _SECONDS, "ask for less in the filters"):
         for name, split in splits.items():
             _described(connection, name, *_bound(store, name, split))
+    ordered(store, splits)
+
+
+def make_all(store: Store, splits: Mapping[str, Split]) -> list[Made]:
+    """Make a recipe's splits, each after those whose ledger its filter reads; see `make`.
+
+    Raises:
+        RecipeError: Two splits read each other's ledger, or one reads the ledger of a split that there is none of.
+    """
+    return [make(store, name, splits[name]) for name in ordered(store, splits)]
+
+
+def ordered(store: Store, splits: Mapping[str, Split]) -> list[str]:
+    """Return a recipe's splits in an order in which each comes after those whose ledger its filter reads.
+
+    Raises:
+        RecipeError: See `make_all`.
+    """
+    needed = {name: _needed(store, name, split, splits) for name, split in splits.items()}
+    order: list[str] = []
+
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            circle = " → ".join([*path[path.index(name) :], name])
+            raise RecipeError(
+                f"split {name} depends on its own ledger: {circle}; let each filter name the other splits that it reads, "
+                "such as WHERE split = 'a'"
+            )
+        if name not in order:
+            for other in needed[name]:
+                visit(other, [*path, name])
+            order.append(name)
+
+    for name in splits:
+        visit(name, [])
+    return order
+
+
+def _needed(store: Store, name: str, split: Split, splits: Mapping[str, Split]) -> list[str]:
+    """List the recipe's splits whose ledger a filter may read."""
+    read = _reads(*_bound(store, name, split)).splits
+    if read is None:
+        return [other for other in splits if other != name]
+    known = {*splits, *store.split_records()}
+    for other in sorted(read - known):
+        raise RecipeError(
+            f"split {name} reads the ledger of split {other!r}, and there is none; splits are: {', '.join(sorted(known))}"
+        )
+    return [other for other in splits if other in read]
+
+
+def _reads(sql: str, values: Mapping[str, JsonValue]) -> dependencies.Reads:
+    return dependencies.reads(sql, values) or dependencies.Reads(frozenset(views.VIEWS), None)
+
+
+class Basis(NamedTuple):
+    """What decides a split: its filter, and everything that the filter reads."""
+
+    sql: str
+    values: dict[str, JsonValue]
+    ledgers: list[str]
+    """The other splits whose lines of the ledger the filter sees."""
+    reads: dict[str, JsonValue]
+    """Fingerprints of the columns, and of the corpus and the other splits where the filter reads these."""
+    fingerprint: str
+    made_of: str
+    """A hash of the shards' checksums, which tell a shard that was computed anew to other values."""
+
+
+def basis(store: Store, name: str, split: Split) -> Basis:
+    """Return what decides a split, as the store is now.
+
+    Raises:
+        RecipeError: A parameter of the filter is missing, not used, or names no column.
+    """
+    sql, values = _bound(store, name, split)
+    found = _reads(sql, values)
+    reads: dict[str, JsonValue] = {"inputs": _fingerprints(store)}
+    seals = [store.seals()]
+    corpus = store.corpus_store if found.views & {"corpus", "candidates"} else None
+    if corpus is not None:
+        reads["corpus"] = _fingerprints(corpus)
+        seals.append(corpus.seals())
+    records = store.split_records() if found.splits != frozenset() else {}
+    ledgers = [other for other in sorted(records) if other != name and (found.splits is None or other in found.splits)]
+    if found.splits != frozenset():
+        reads["ledger"] = {other: records[other]["fingerprint"] for other in ledgers}
+        seals += [shard.marks(store.path / "splits" / other / "ledger.parquet").seal for other in ledgers]
+    fingerprint = digest({"sql": sql, "values": values, **reads})
+    return Basis(sql, values, ledgers, reads, fingerprint, seals[0] if len(seals) == 1 else digest([*seals]))
+
+
+def _fingerprints(store: Store) -> dict[str, JsonValue]:
+    whole: dict[str, JsonValue] = {**store.fingerprints(), "shards": len(store.shards)}
+    return whole if (grown := store.grown) is None else {**whole, "appended rows": grown}
+
+
+def changed(store: Store, name: str, split: Split) -> str | None:
+    """Say in a few words why a split's ledger is not what its filter gives now; None where it is.
+
+    Raises:
+        RecipeError: See `basis`.
+    """
+    record = load_json(store.path / "splits" / name / "split.json")
+    if not record:
+        return "it was not made yet"
+    if record["filter"] != split.filter:
+        return "its filter was edited"
+    before = record["parameters"]
+    assert isinstance(before, dict)
+    for key in {**before, **split.parameters}:
+        if before.get(key) != split.parameters.get(key):
+            return f"{key}: {json.dumps(before.get(key))} → {json.dumps(split.parameters.get(key))}"
+    if record["format"] != split.format:
+        return f"format: {record['format']} → {split.format}"
+    now = basis(store, name, split)
+    if record["fingerprint"] != now.fingerprint:
+        return _difference(record.get("reads"), now.reads)
+    if record.get("made_of", now.made_of) != now.made_of:
+        return "a shard that its filter reads was computed anew"
+    return None
+
+
+def stale(store: Store) -> dict[str, str]:
+    """Return the splits whose ledger is not what their own filter gives now, each with what changed."""
+    records, found = store.split_records(), dict[str, str]()
+    for name, record in records.items():
+        parameters = record["parameters"]
+        assert isinstance(parameters, dict)
+        split = Split.model_validate({**parameters, "filter": record["filter"], "format": record["format"]})
+        try:
+            why = changed(store, name, split)
+        except RecipeError as error:
+            why = str(error).removeprefix(f"split {name}: ")
+        if why is not None:
+            found[name] = why
+    # Out of date is also what reads a ledger that is, however many splits lie between.
+    for _ in records:
+        for name, record in records.items():
+            reads = record.get("reads")
+            ledger = reads.get("ledger") if isinstance(reads, dict) else None
+            spoiled = [other for other in ledger if other in found] if isinstance(ledger, dict) else []
+            if spoiled and name not in found:
+                found[name] = f"split {spoiled[0]}, whose ledger it reads, is out of date"
+    return found
+
+
+def _difference(before: JsonValue, after: Mapping[str, JsonValue]) -> str:
+    """Say which of the things that a filter reads changed first."""
+    if not isinstance(before, dict):
+        return "what its filter reads was made anew"
+    for kind, noun in (("inputs", "column"), ("ledger", "split"), ("corpus", "column")):
+        old, new = before.get(kind), after.get(kind)
+        old, new = old if isinstance(old, dict) else {}, new if isinstance(new, dict) else {}
+        for key in {**old, **new}:
+            if old.get(key) == new.get(key):
+                continue
+            of = " of the corpus" if kind == "corpus" else ""
+            if key in ("shards", "appended rows"):
+                return f"there are other rows{of} than there were"
+            what = "is new" if key not in old else "is gone" if key not in new else "was made anew"
+            return f"{noun} {key!r}{of} {what}"
+    return "what its filter reads was made anew"
 
 
 def make(store: Store, name: str, split: Split) -> Made:
     """Run a split's filter and keep its ledger; what is there for the same inputs is not made again.
 
+    Other splits whose ledger the filter reads must be there: see `make_all`.
+
     Raises:
         QueryError: The filter's SQL cannot be answered, or it returns no `row_id` or one twice.
     """
-    sql, values = _bound(store, name, split)
-    inputs: dict[str, JsonValue] = {**store.fingerprints(), "shards": len(store.shards)}
-    fingerprint = digest({"sql": sql, "values": values, "inputs": inputs})
+    now = basis(store, name, split)
     folder = store.path / "splits" / name
     there = load_json(folder / "split.json")
-    made_of = store.seals()
-    if there.get("fingerprint") != fingerprint or there.get("made_of", made_of) != made_of:
-        ledger = _decide(store, name, sql, values)
+    if there.get("fingerprint") != now.fingerprint or there.get("made_of", now.made_of) != now.made_of:
+        ledger = _decide(store, name, now)
         shard.give_back()
         scored = ~np.isnan(ledger.values)
         undecided = ledger.returned & ~scored
@@ -205,15 +368,16 @@ def make(store: Store, name: str, split: Split) -> Made:
                 f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them were kept, "
                 f"{nulls - null_kept:,} dropped"
             )
-        lines += _shortfall(name, values, dropped_by_value, valued)
+        lines += _shortfall(name, now.values, dropped_by_value, valued)
         by = str(split.parameters.get("by", ""))
         lines += _by_chance(name, by, store.noise(by).get(by, 0.0), ledger)
         record: dict[str, JsonValue] = {
             "filter": split.filter,
             "parameters": split.parameters,
             "format": split.format,
-            "fingerprint": fingerprint,
-            "made_of": made_of,
+            "fingerprint": now.fingerprint,
+            "reads": now.reads,
+            "made_of": now.made_of,
             "kept": kept,
             "dropped": dropped,
             "lines": lines,
@@ -225,7 +389,7 @@ def make(store: Store, name: str, split: Split) -> Made:
             # Nobody looks for a ledger where no split.json is.
             beside = folder
             (folder / "split.json").unlink(missing_ok=True)
-        shard.write_parts(beside / "ledger.parquet", views.LEDGER, ledger.tables(name), fingerprint, 0)
+        shard.write_parts(beside / "ledger.parquet", views.LEDGER, ledger.tables(name), now.fingerprint, 0)
         save_record(beside / "split.json", record)
         del ledger, scored, undecided
         shard.give_back()
@@ -250,10 +414,11 @@ def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Iterate over the rows a split keeps, a table a shard, `row_id` first; what is not yet computed is NULL.
 
     Raises:
+        StaleError: A run changed the store meanwhile.
         DamagedError: A shard or the ledger is not the file that was written.
     """
     folder = store.path / "splits" / name
-    fingerprint = str(load_json(folder / "split.json")["fingerprint"])
+    fingerprint, before = str(load_json(folder / "split.json")["fingerprint"]), _state(store, name)
     said = shard.read(folder / "ledger.parquet", fingerprint, 0, ["kept"])["kept"]
     read, start = store.reader(columns, partial=True), 0
     for number in store.shards:
@@ -261,6 +426,17 @@ def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         # A ledger has the source's rows in their order.
         yield rows.filter(said.slice(start, rows.num_rows))
         start += rows.num_rows
+    if _state(store, name) != before:
+        raise StaleError(
+            f"{store.path} was changed while split {name} was read from it; wait for the run that works on it, and do "
+            "the same again"
+        )
+
+
+def _state(store: Store, name: str) -> JsonValue:
+    """Return what another run would change of a split and its columns; see `Store.seals`."""
+    record = load_json(store.path / "splits" / name / "split.json")
+    return [record.get("fingerprint"), record.get("made_of"), _fingerprints(store), store.seals()]
 
 
 class _Ledger(NamedTuple):
@@ -323,23 +499,25 @@ def _described(connection: duckdb.DuckDBPyConnection, name: str, sql: str, value
     return returned
 
 
-def _decide(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) -> _Ledger:
+def _decide(store: Store, name: str, now: Basis) -> _Ledger:
     """Run a filter over the rows, in little memory if that is enough for its SQL."""
     spill = store.scratch / ".spill.tmp"
     try:
-        return _decided(store, name, sql, values, spill)
+        return _decided(store, name, now, spill)
     except QueryError as error:
         if "Out of Memory" not in str(error):
             raise
-        return _decided(store, name, sql, values, None)
+        return _decided(store, name, now, None)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
 
 
-def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue], spill: Path | None) -> _Ledger:
+def _decided(store: Store, name: str, now: Basis, spill: Path | None) -> _Ledger:
+    sql, values = now.sql, now.values
     files = [str(local(store.path / "rows" / filename(number))) for number in store.shards]
     instead = f"split {name}: its filter is too slow; join and compare less in it"
-    with views.connect(store, spill) as connection, views.limited(connection, _SECONDS, instead):
+    connected = views.connect(store, spill, ledgers=now.ledgers)
+    with connected as connection, views.limited(connection, _SECONDS, instead):
         returned = _described(connection, name, sql, values)
 
         def pick(column: str, otherwise: str) -> str:

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -34,8 +34,8 @@ from pydantic import JsonValue
 
 from seamcurate import scratch, shard
 from seamcurate.errors import QueryError
-from seamcurate.objects import Place, find, local
-from seamcurate.store import Store, filename, load_json, numbers, record_schema, sample_sets
+from seamcurate.objects import Place, local
+from seamcurate.store import Store, filename, numbers, record_schema, sample_sets
 from seamcurate.tables import brief
 
 LEDGER = pa.schema(
@@ -98,7 +98,11 @@ def stoppable() -> Iterator[None]:
 
 @stoppable()
 def connect(
-    store: Store, spill: Path | None = None, other: Store | None = None, memory: str | None = None
+    store: Store,
+    spill: Path | None = None,
+    other: Store | None = None,
+    memory: str | None = None,
+    ledgers: Collection[str] | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """Open the views of a store in a locked in-memory DuckDB; every file is verified first.
 
@@ -109,13 +113,14 @@ def connect(
             it needs, and then a temporary folder, which goes with the connection.
         memory: The most it may take before that, as DuckDB writes it: "2GB"; else most of what the machine has. A sort
             holds some 200,000 rows at a time: fewer than that many times a row's bytes do not sort what is larger.
+        ledgers: The splits that `ledger` holds; by default all of the store's.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
     # A sort holds something of every run it merges: of ten million rows 40 MB are too little, 100 MB enough.
     connection = _bounded(f"{max(40, 12 * len(store) // 10**6)}MB", spill) if spill else _bounded(memory)
-    views, allowed = _views(store, "")
+    views, allowed = _views(store, "", ledgers)
     if other is not None:
         connection.execute("CREATE SCHEMA other")
         more, files = _views(other, "other.")
@@ -176,10 +181,10 @@ def _lock(connection: duckdb.DuckDBPyConnection, views: Iterable[str], allowed: 
     connection.execute("SET lock_configuration = true")
 
 
-def _views(store: Store, schema: str) -> tuple[list[str], list[str]]:
+def _views(store: Store, schema: str, ledgers: Collection[str] | None = None) -> tuple[list[str], list[str]]:
     """Return what creates a store's views in a schema, and the files they may read."""
     corpus, records = store.corpus_store, store.records()
-    files = _verified_files(store, records)
+    files = _verified_files(store, records, ledgers=ledgers)
     made = [_rows_view(f"{schema}rows", store, records, files)]
     made += [_rejected_view(files, schema), _ledger_view(files, schema)]
     allowed = _names(files)
@@ -407,7 +412,10 @@ _Records = Mapping[str, Mapping[str, JsonValue]]
 
 
 def _verified_files(
-    store: Store, records: _Records, kinds: Set[str] = frozenset({"rows", "rejected", "splits"})
+    store: Store,
+    records: _Records,
+    kinds: Set[str] = frozenset({"rows", "rejected", "splits"}),
+    ledgers: Collection[str] | None = None,
 ) -> dict[str, list[Path]]:
     """Verify what a store has of these kinds of files and columns; returns them by folder.
 
@@ -420,8 +428,12 @@ def _verified_files(
     for folder, record in records.items():
         path = store.path / "columns" / folder
         jobs[f"columns/{folder}"] = [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
-    splits = find(store.path / "splits", "*/split.json") if "splits" in kinds else ()
-    jobs["splits"] = [(one.parent / "ledger.parquet", str(load_json(one)["fingerprint"]), 0) for one in splits]
+    splits = store.split_records() if "splits" in kinds else {}
+    jobs["splits"] = [
+        (store.path / "splits" / name / "ledger.parquet", str(record["fingerprint"]), 0)
+        for name, record in splits.items()
+        if ledgers is None or name in ledgers
+    ]
     new = [job for some in jobs.values() for job in some if not shard.verified(*job)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: shard.verify(*job), new))

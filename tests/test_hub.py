@@ -40,7 +40,7 @@ from seamcurate import (
     reproduction,
     run_local,
 )
-from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StoreError
+from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StaleError, StoreError
 from seamcurate.export import Exported
 
 try:
@@ -462,17 +462,21 @@ def test_an_unreachable_hub_and_an_offline_client_are_told(there, monkeypatch):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("rer: {fit: quantiles}", "rer: {fit: quantiles}, perplexity: {}", "lacks columns of step baseline_perplexity"),
+        (
+            "rer: {fit: quantiles}",
+            "rer: {fit: quantiles}, perplexity: {}",
+            "it lacks columns of step baseline_perplexity; run",
+        ),
         (
             "retrieve: {k: 5, band: [0.5, 0.9]}",
             "retrieve: {k: 5, band: [0.5, 0.8]}",
-            r"was run with band: \[0.5, 0.9\]",
+            r"step worse_contrast was made by another configuration: worse_contrast.band: \[0.5, 0.9\] → \[0.5, 0.8\]",
         ),
     ],
 )
 def test_a_store_of_another_recipe_is_not_published(work, before, after, message):
     work.recipe.write_text(RECIPE.replace(before, after).replace("reward: {fake", "base: {fake: b}, reward: {fake"))
-    with pytest.raises(HubError, match=message):
+    with pytest.raises(StaleError, match=message):
         hub.prepare(work.recipe, work.store, "me/curated")
 
 
@@ -545,11 +549,18 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
         steps=(Perplexity(base=CausalLM(path="me/base", revision="v1")),),
     )
     a, b, c, d = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
-    steps = {"x": {"identity": {"policy": {"causal_lm": f"me/policy@{c}"}, "base": {"causal_lm": f"me/base@{d}"}}}}
+    models = {
+        "policy": {"causal_lm": f"me/policy@{c}", "date": "2026-01-31"},
+        "base": {"causal_lm": f"me/base@{d}"},
+        "reward": {"date": "yesterday"},
+    }
+    steps = {"x": {"identity": models}, "y": {"identity": None}}
     known = {"source": {"hub": "me/rows", "commit": a}, "corpus": {"hub": "me/corpus", "commit": b}, "steps": steps}
     found = reproduction.pinned(loaded, known)
     assert (found.rows.revision, found.corpus.revision, found.models.policy.revision) == (a, b, c)
     assert found.steps[0].base.revision == d and found.models.reward == loaded.models.reward
+    # A date that the author's prompts held is held again, whatever the day.
+    assert (str(found.models.policy.date), found.steps[0].base.date) == ("2026-01-31", None)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from seamcurate import CausalLM, FakeModel, Models, Recipe, Source, Split, Store, rer, rewards, run_local
+from seamcurate import split as splits
 from seamcurate.errors import ExportError, ModelError, TrainError
 from seamcurate.export import export, rer_reward, to_openrlhf, to_trl, to_verl
 from seamcurate.rewards import ModelReward, RerReward, for_openrlhf, for_verl
@@ -314,6 +315,7 @@ def test_f_maps_from_the_range_that_was_measured(tmp_path):
 def test_a_reward_whose_column_the_rows_lack_is_refused(tmp_path):
     _, store = made(ROWS, tmp_path)
     Path(store.path / "columns/query_type/step.json").unlink()
+    splits.make(store, "train", EVERY["train"])
     for write in (to_trl, to_openrlhf, to_verl):
         with pytest.raises(ExportError, match="reward rer needs the column query_type; run a recipe"):
             write(store, "train", tmp_path / "out", reward=RerReward(encoder=ENCODER))

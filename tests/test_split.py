@@ -208,11 +208,11 @@ def test_a_filter_that_outgrows_its_memory_is_run_again_without_a_limit(tmp_path
     asked = []
     decided = splits._decided
 
-    def full(store, name, sql, values, spill):
+    def full(store, name, basis, spill):
         asked.append(spill)
         if spill is not None:
             raise QueryError("Out of Memory Error: failed to pin block")
-        return decided(store, name, sql, values, spill)
+        return decided(store, name, basis, spill)
 
     monkeypatch.setattr(splits, "_decided", full)
     made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.2))
