@@ -153,3 +153,8 @@ def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module 'seamcurate' has no attribute {name!r}")
     return getattr(import_module(f"seamcurate.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported yet or not."""
+    return sorted(__all__)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from seamcurate import formats, objects
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
+from seamcurate.tables import suggestion
 
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 """A row that was read and not taken: where it was, why not, and the row as JSON text."""
@@ -125,6 +126,14 @@ class Source(BaseModel):
         found = absolute(place) if isinstance(place, str) else [absolute(each) for each in place]
         return self.model_copy(update={self._kind: found})
 
+    def files(self) -> list[Path]:
+        """List the files of this machine that hold the rows; none where they come from the Hub.
+
+        Raises:
+            SourceError: There are none.
+        """
+        return [] if self.hub is not None else self._files()
+
     def chunks(self, first: int = 0, schema: pa.Schema | None = None, seen: Collection[str] = ()) -> Iterator[Chunk]:
         """Read from chunk `first` on; `schema` and the ids `seen` are those of the chunks before it.
 
@@ -180,7 +189,7 @@ class Source(BaseModel):
         mapped.update((target, column) for target, column in asked.items() if column is not None)
         for target, column in () if decided else mapped.items():
             if column not in names:
-                raise SourceError(f"{self._where}: no column {column!r} for {target}; {has}")
+                raise SourceError(f"{self._where}: no column {column!r} for {target}; {has}{suggestion(column, names)}")
         claimed = {"row_id", "prompt", "response", "reference", *(["id"] if self.id is not None else [])}
         spelled = {name.lower(): name for name in known}
         sides = {self.rename.get(name, name): name for name in names if name not in mapped.values()}
@@ -191,7 +200,7 @@ class Source(BaseModel):
             if column in mapped.values():
                 raise SourceError(f"{self._where}: {column!r} is mapped already; take it out of rename")
             if not decided and column not in names and column.lower() not in late:
-                raise SourceError(f"{self._where}: no column {column!r} to rename; {has}")
+                raise SourceError(f"{self._where}: no column {column!r} to rename; {has}{suggestion(column, names)}")
             if not output or "\0" in output:
                 raise SourceError(
                     f"{self._where}: a column is called {output!r:.80}, which SQL cannot name; "

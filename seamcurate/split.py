@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from seamcurate import dependencies, objects, shard, views
 from seamcurate.connection import Answer, Connection, TooLargeError
@@ -30,7 +30,7 @@ from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.store import Store, filename, load_json, save_record
-from seamcurate.tables import brief, counted
+from seamcurate.tables import brief, counted, suggestion
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 
@@ -72,12 +72,17 @@ class Split(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     filter: str
-    """A `.sql` file, or the SELECT itself."""
+    """The SELECT itself, or a `.sql` file, which is read: in the working folder, or one that comes with seamcurate."""
     format: Format = "prompts"
     """What `export` writes: prompts, sft (prompt and golden response), preferences or unpaired (golden response
     against each candidate), or prompt_ids (tokens, for TRL's own PPO up to 1.12)."""
     augment: Augment | None = None
     """Export new pairs made of the rows instead, as two data sets."""
+
+    @field_validator("filter")
+    @classmethod
+    def _sql(cls, given: str) -> str:
+        return read_filter(given, Path())
 
     @model_validator(mode="after")
     def _one_form(self) -> Split:
@@ -107,11 +112,13 @@ class Split(BaseModel):
         if unused:
             raise RecipeError(
                 f"the filter has no parameter {unused[0]!r}; it takes: {', '.join(sorted(names | values))}"
+                f"{suggestion(unused[0], {*names, *values, *Split.model_fields})}"
             )
         for name in sorted(names):
             if given[name] not in columns:
                 raise RecipeError(
                     f"{name}: {given[name]!r} is no column of this store; there are: {', '.join(columns)}"
+                    f"{suggestion(given[name], columns)}"
                 )
         sql = _NAME.sub(lambda m: views.quoted(str(given[m[1]])) if m[1] in names else m[0], self.filter)
         return sql.strip().rstrip(";"), {value: given[value] for value in values}
@@ -133,13 +140,25 @@ def read_filter(name: str, folder: Path) -> str:
     Raises:
         RecipeError: The file is not there.
     """
-    if not name.strip().endswith(".sql"):
+    if not is_file_name(name):
         return name
     for place in (folder / name, Path(name), *(one / Path(name).name for one in bundled())):
         if place.is_file():
             return place.read_text(encoding="utf-8")
     listed = sorted(file.name for one in bundled() for file in one.glob("*.sql"))
-    raise RecipeError(f"no filter {name!r} in {folder} or here; bundled are: {', '.join(listed)}")
+    raise RecipeError(
+        f"no filter {name!r} in {folder} or here; bundled are: {', '.join(listed)}{suggestion(Path(name).name, listed)}"
+    )
+
+
+def is_file_name(filter: str) -> bool:
+    """Tell whether a filter is a `.sql` file's name, and not SQL that ends in one."""
+    text = filter.strip()
+    return (
+        text.endswith(".sql")
+        and "\n" not in text
+        and not re.match(r"(select|with|from)\s|--|/\*|\(", text, re.IGNORECASE)
+    )
 
 
 def bundled() -> list[Path]:

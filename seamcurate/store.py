@@ -39,6 +39,7 @@ from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, St
 from seamcurate.objects import Place
 from seamcurate.progress import note
 from seamcurate.step import Step, digest
+from seamcurate.tables import suggestion
 
 FORMAT = 2
 """In format 1, rejected rows have the fingerprint of the rows."""
@@ -92,10 +93,21 @@ class Store:
                 raise StoreError(
                     f"{self.path}/store.json is missing; run the store's recipe again to have it made anew"
                 )
-            raise StoreError(f"{self.path} is no store; make one with `seamcurate run RECIPE {self.path}`")
+            raise StoreError(f"{self.path} is no store; {self._instead}")
         if (there := self.about.get("format")) not in (1, FORMAT):
             raise StoreError(f"{self.path} has format {there}; this seamcurate reads 1 to {FORMAT}")
         return self
+
+    @property
+    def _instead(self) -> str:
+        """Say what to name in place of a folder that is no store."""
+        if self.path.is_file():
+            return "it is a file: name the folder that `seamcurate run` made, and the recipe, where there is one, before it"
+        if isinstance(self.path, Path):
+            for around in list(self.path.absolute().parents)[:2]:
+                if (around / "store.json").is_file():
+                    return f"it is a folder of the store {around}: name that"
+        return f"make one with `seamcurate run RECIPE {self.path}`"
 
     @property
     def about(self) -> dict[str, JsonValue]:
@@ -523,7 +535,7 @@ class Store:
         for name in wanted:
             folder, _ = kinds.get(name, (None, None))
             if folder is None and name not in schema.names:
-                raise StoreError(f"{self.path} has no column {name!r}")
+                raise StoreError(f"{self.path} has no column {name!r}{suggestion(name, [*kinds, *schema.names])}")
             if folder in stale:
                 raise StaleError(f"column {name!r} is out of date: {stale[folder]}; run its recipe with --replace")
             if folder is not None:

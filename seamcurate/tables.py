@@ -8,10 +8,11 @@ a file as text.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
@@ -52,6 +53,18 @@ def one_line(text: str) -> str:
 def counted(count: int, one: str, more: str = "") -> str:
     """Write a count with its noun: "1 shard", "1,200 shards"; `more` is the plural that an s does not make."""
     return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+
+
+def suggestion(name: object, names: Iterable[str]) -> str:
+    """Return "; did you mean `x`?" for the nearest of some names, to end a message with; empty where none is near.
+
+    Example:
+        >>> suggestion("retreive", ["retrieve", "generate"])
+        '; did you mean `retrieve`?'
+    """
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean `{by_lower[near[0]]}`?" if near else ""
 
 
 def brief(value: object, width: int) -> str:
