@@ -44,6 +44,7 @@ def run_ray(
     limit: int | None = None,
     replace: bool = False,
     max_usd: float | None = None,
+    append: bool = False,
 ) -> Report:
     """Run a recipe on a Ray cluster; a session that this process has with one already is used and kept.
 
@@ -55,13 +56,14 @@ def run_ray(
         limit: See `run_local`, as for the rest.
         replace: The same.
         max_usd: The same.
+        append: The same.
 
     Raises:
         ClusterError: Ray is not installed, no cluster answers, or a shard takes its workers with it.
         SeamcurateError: Whatever `run_local` raises, in a worker or here.
     """
     with _connected(address):
-        return run(recipe, path, limit, replace, max_usd, _spread)
+        return run(recipe, path, limit, replace, max_usd, _spread, append)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from seamcurate.objects import local
 from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
-from seamcurate.store import Store, numbers, save_json
+from seamcurate.store import Store, save_json
 from seamcurate.tables import brief
 
 if TYPE_CHECKING:
@@ -91,16 +91,14 @@ def prepare(
         licences: The source's; the card says `unknown` without one.
 
     Raises:
-        HubError: The store was not made by this recipe, or the repository's name is none.
+        HubError: The repository's name is none.
+        StaleError: The store does not hold what the recipe makes.
         ExportError: A split cannot be written for the trainer.
     """
     _check_name(repo_id)
     loaded, text = recipe.load(path), Path(path).read_text(encoding="utf-8")
     beside, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
     with store.hold():
-        _check_made(loaded, store, path)
-        for name, one in loaded.splits.items():
-            split.make(store, name, one)
         written = list(export(loaded, store, trainer, beside / "data"))
         for part in ("ledger", "figures"):
             (beside / part).mkdir()
@@ -147,36 +145,11 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if not name.startswith("data/") or _OURS.fullmatch(name)}
 
 
-def _check_made(loaded: Recipe, store: Store, path: str | Path) -> None:
-    """Refuse a store that lacks the recipe's columns, or has them by other settings."""
-    records, stale = store.records(), store.stale()
-    for step in loaded.ready():
-        record = records.get(step.name)
-        run = f"run it first: seamcurate run {path} {store.path}"
-        if record is None or numbers(store.path / "columns" / step.name) != store.shards:
-            raise HubError(f"{store.path} lacks columns of step {step.name}, which {path} asks for; {run}")
-        if step.name in stale:
-            raise HubError(f"{store.path}: step {step.name} is out of date: {stale[step.name]}; {run} --replace")
-        config, asked = record["config"], step.model_dump(mode="json")
-        assert isinstance(config, dict)
-        # Paths and models are told by their contents, which only a run looks at.
-        plain = {key: value for key, value in asked.items() if isinstance(value, int | float | list)}
-        changed = [key for key, value in plain.items() if config.get(key, value) != value]
-        if changed:
-            raise HubError(
-                f"{store.path}: step {step.name} was run with {changed[0]}: {config.get(changed[0])}, and {path} says "
-                f"{plain[changed[0]]}; {run} --replace"
-            )
-    complete = store.about.get("complete")
-    if not complete:
-        raise HubError(f"{store.path} does not hold all rows yet; run {path} without --limit first")
-
-
 def _named_files(text: str, folder: Path) -> dict[str, str]:
     """Read the filters and prompt templates that a recipe names, by their paths in it."""
     found: dict[str, str] = {}
     for key, value in strings(yaml.safe_load(text)):
-        if key == "filter" and value.strip().endswith(".sql"):
+        if key == "filter" and split.is_file_name(value):
             found[value.strip()] = split.read_filter(value, folder)
         elif key == "template" and (folder / value).is_file():
             found[value] = (folder / value).read_text(encoding="utf-8")

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from seamcurate import objects, shard
+from seamcurate import agreement, objects, shard, split
 from seamcurate.errors import DamagedError
 from seamcurate.models import calls
 from seamcurate.objects import ObjectPath, Place
 from seamcurate.progress import note
+from seamcurate.recipe import Recipe
 from seamcurate.store import Store, filename, load_json, makers, numbers
 from seamcurate.tables import counted
 
@@ -52,12 +53,12 @@ class Checked(NamedTuple):
     summary: str
 
 
-def check(store: Store) -> Checked:
+def check(store: Store, recipe: Recipe | None = None) -> Checked:
     """Verify a store, its corpus and its bought answers from end to end, reading every file once.
 
     Every shard against its seal and its columns' fingerprint; rows and rejected rows against the ranges they were read
     from; columns and ledgers against the rows; what steps prepared, and JSON files, against their hashes; answers
-    against theirs; and which columns are out of date.
+    against theirs; which columns and splits are out of date; and, given a recipe, whether the store holds what it makes.
 
     What lies on object storage is downloaded for it, whatever copies there are, and checked as a folder.
 
@@ -69,7 +70,7 @@ def check(store: Store) -> Checked:
             store.open()
         with objects.downloaded(store.path) as copy:
             _drop_unlisted(copy)
-            return _of_objects(check(Store(copy)), copy, store.path)
+            return _of_objects(check(Store(copy), recipe), copy, store.path)
     findings = [*_record(store)]
     if not findings:
         findings = _corpus(store.open())
@@ -77,10 +78,17 @@ def check(store: Store) -> Checked:
         # What was bought for is told by the steps' records.
         if not _unknown(findings):
             findings += _answers(store)
+            if recipe is not None:
+                findings += _against_recipe(store, recipe)
     files = [file for file in _at(store).rglob("*") if file.is_file() and file.name != ".lock"]
     size = sum(file.stat().st_size for file in files)
     found = counted(len(findings), "finding") if findings else "whole"
     return Checked(findings, f"{store.path}: {counted(len(files), 'file')}, {size / 1e6:,.1f} MB: {found}")
+
+
+def _against_recipe(store: Store, recipe: Recipe) -> Iterator[Finding]:
+    for text, cure in agreement.differences(recipe, store):
+        yield Finding(store.path, f"does not hold what the recipe makes: {text}", cure)
 
 
 def _corpus(store: Store) -> list[Finding]:
@@ -295,6 +303,9 @@ def _whole(store: Store, corpus: list[Finding]) -> Iterator[Finding]:
     yield from _against_rows(store, bad)
     for name, why in store.stale().items():
         yield Finding(_at(store) / "columns" / name, f"is out of date: {why}", "run its recipe with --replace")
+    if not broken and not damaged:
+        for name, why in split.stale(store).items():
+            yield Finding(_at(store) / "splits" / name, f"is out of date: {why}", "run its recipe again")
     for folder in splits:
         if folder not in bad:
             yield from _ledger(store, folder)

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, JsonValue
 
-from seamcurate.contrast.retrieve import embedded, evenly, not_finite
+from seamcurate.contrast.retrieve import embedded, not_finite
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import Embedder, EncoderModel
-from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Doubles: TypeAlias = npt.NDArray[np.float64]

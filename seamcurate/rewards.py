@@ -1,6 +1,11 @@
 """Rewards as trainers call them: TRL's and our PPO's, OpenRLHF's, verl's. One configuration, one number everywhere.
 
-The formulas are `white_box`'s; what a completion earns here is what its row would have in the column `rer`.
+The formulas are `white_box`'s; what a completion earns here is what its row would have in the column `rer`, with two
+differences, by which no repetition of an answer scores above that answer. What an answer says again right away counts once:
+LI and the relevances are those of the answer without its repeats, while RP sets its distinct trigrams against all of them.
+A relevance below F's zero, and a negative QR, is 0: RP would shrink it, and an answer would gain by repeating itself.
+The ablations (`li`, `li_rp`, …) are the paper's formulas and have no such guard: they show what a feature alone pays for.
+
 Under GRPO with rewards scaled by group, F's constants cancel; under PPO with normalised scores only the ratio between
 open-ended and closed-ended rewards is left of them.
 """
@@ -8,6 +13,7 @@ open-ended and closed-ended rewards is left of them.
 from __future__ import annotations
 
 import ast
+import datetime
 import hashlib
 import json
 import threading
@@ -31,10 +37,10 @@ from seamcurate.white_box import (
     combined,
     cut,
     length_incentive,
+    novelty,
     relevance,
-    repetition_penalty,
 )
-from seamcurate.words import Words
+from seamcurate.words import Words, drop_repeats
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
@@ -56,6 +62,10 @@ _FEATURES: dict[Rewarded, tuple[str, ...]] = {
 """What each reward is made of, by the names of its columns."""
 
 
+REVISION = 2
+"""Raised whenever the same configuration would give other rewards: a training's record names it."""
+
+
 class RewardFunction(Protocol):
     """Scores completions as TRL's GRPO and RLOO, and our PPO, ask for it."""
 
@@ -75,6 +85,7 @@ class RewardFunction(Protocol):
 class RerReward(BaseModel):
     """Configure RER, or one of its ablations, as a reward; the fields mean what those of `rer` do.
 
+    RER never pays for repetition: see the module. An answer without a word, stop strings cut, gets 0, the least there is.
     Rows whose branch lacks something get no reward: closed-ended ones without a reference, unless `fallback`.
     """
 
@@ -135,32 +146,39 @@ class ModelReward(BaseModel):
     reward: RewardingModel
 
     def load(self) -> RewardFunction:
-        """Load the reward model."""
-        return _Model(self.reward)
+        """Load the reward model; a date that its chat template writes is today's, and part of what it shows itself as."""
+        return _Model(self.reward.dated(datetime.date.today()))
 
 
-def read(named: str) -> RewardFunction:
+def read(named: str, day: datetime.date | None = None) -> RewardFunction:
     """Load the reward that a command names.
 
     Args:
-        named: A YAML file of `RerReward`'s fields; a `reward.py` that `export` wrote, which is read and not run; an
-            ablation that needs no encoder (`li`, `rp`, `li_rp`); else a reward model, by its folder or Hub id.
+        named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`; a `reward.py`
+            that `export` wrote, which is read and not run; an ablation that needs no encoder (`li`, `rp`, `li_rp`); else a
+            reward model, by its folder or Hub id.
+        day: What a reward model's chat template writes as today's date; None: today.
 
     Raises:
         TrainError: The file cannot be read, or says something that is no reward.
     """
+    day = day or datetime.date.today()
+    kind: type[BaseModel] = RerReward
     if named in get_args(Rewarded):
         return RerReward.model_validate({"reward": named}).load()
     if not named.endswith((".yaml", ".yml", ".py")):
-        return ModelReward(reward=SequenceClassifier(path=named)).load()
+        return ModelReward(reward=SequenceClassifier(path=named).dated(day)).load()
     try:
         text = Path(named).read_text(encoding="utf-8")
         fields = _written(text) if named.endswith(".py") else yaml.safe_load(text)
+        if isinstance(fields, dict) and SequenceClassifier.key in fields:
+            kind = SequenceClassifier
+            return ModelReward(reward=SequenceClassifier.model_validate(fields).dated(day)).load()
         return RerReward.model_validate(fields).load()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         at = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(RerReward.model_fields)}") from error
+        raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(kind.model_fields)}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TrainError(f"reward {named} cannot be read: {str(error).splitlines()[0]}") from error
 
@@ -205,7 +223,7 @@ class _Rer:
 
     def __repr__(self) -> str:
         made = json.dumps(None if self._config.encoder is None else self._config.encoder.identity(), sort_keys=True)
-        return f"{self._config.model_copy(update={'encoder': None})!r} of {made}"
+        return f"{self._config.model_copy(update={'encoder': None})!r} of {made}, revision {REVISION}"
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
         count = len(completions)
@@ -242,15 +260,21 @@ class _Rer:
         for kind in kinds:
             if kind not in ("open", "closed", None):
                 raise TrainError(f"query_type is open, closed or null, not {kind!r:.40}; see the column `query_type`")
-        texts = [cut(text, config.stop) for text in completions]
         features: dict[str, Numbers] = {}
         wanted = _FEATURES[config.reward]
+        # Stop strings cut LI and RP only, as in the authors' code.
+        texts, related = [cut(text, config.stop) for text in completions], list(completions)
+        whole = texts
+        if config.reward == "rer":
+            texts, related = [drop_repeats(text) for text in texts], [drop_repeats(text) for text in related]
         if _LI in wanted or config.min_tokens:
             features[_LI] = [length_incentive(text, config.words) for text in texts]
         if _RP in wanted:
-            features[_RP] = [repetition_penalty(text, config.words) for text in texts]
+            features[_RP] = [
+                novelty(text, all_of_it, config.words) for text, all_of_it in zip(texts, whole, strict=True)
+            ]
         others = {_QR: prompts, _AR: references}
-        features |= self._relevances({name: others[name] for name in wanted if name in others}, texts)
+        features |= self._relevances({name: others[name] for name in wanted if name in others}, related)
         nothing: Numbers = [None] * len(texts)
         columns = [features.get(name, nothing) for name in (_LI, _RP, _QR, _AR)]
         self._last = {name: features[name] for name in wanted}
@@ -267,7 +291,10 @@ class _Rer:
     ) -> float | None:
         config = self._config
         if config.reward == "rer":
-            return self._rer.score(config.source, length, repetition, query, reference, kind)
+            zero = 0.0 if kind == "open" else config.source[0]
+            query, reference = (None if value is None else max(value, zero) for value in (query, reference))
+            score = self._rer.score(config.source, length, repetition, query, reference, kind)
+            return score if score is None or length else 0.0
         if length is not None and round(length * 100) < config.min_tokens:
             return 0.0
         by_name = {_LI: length, _RP: repetition, _QR: query, _AR: reference}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate import integrity, objects, shard
+from seamcurate import agreement, integrity, objects, shard
 from seamcurate import split as splits
 from seamcurate.contrast import Generate, Retrieve
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
@@ -28,7 +28,7 @@ from seamcurate.objects import Place
 from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
 from seamcurate.source import Chunk, Source
-from seamcurate.step import Averages, Step, digest
+from seamcurate.step import Averages, Step
 from seamcurate.store import Layer, Store, filename, makers
 
 Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]
@@ -51,7 +51,12 @@ class Report(NamedTuple):
 
 
 def run_local(
-    recipe: Recipe, path: str | Place, limit: int | None = None, replace: bool = False, max_usd: float | None = None
+    recipe: Recipe,
+    path: str | Place,
+    limit: int | None = None,
+    replace: bool = False,
+    max_usd: float | None = None,
+    append: bool = False,
 ) -> Report:
     """Run a recipe in this process.
 
@@ -61,37 +66,46 @@ def run_local(
         limit: Stop at the shard that holds this many rows; a later run goes on from there.
         replace: Compute anew, instead of refusing, what another configuration made. Bought answers stay.
         max_usd: What this run may spend on endpoints; it stops before, and a later one goes on from there.
+        append: Take new files of the source, after those that were read, for more rows: what is there of the rows before
+            stays. A step that reads all rows, or a corpus that grew, is computed anew, with all that follows from it.
 
     Raises:
         SeamcurateError: See `seamcurate.errors`; what was finished before stays.
     """
-    return run(recipe, path, limit, replace, max_usd, here)
+    return run(recipe, path, limit, replace, max_usd, here, append)
 
 
 def run(
-    recipe: Recipe, path: str | Place, limit: int | None, replace: bool, max_usd: float | None, spread: Spread
+    recipe: Recipe,
+    path: str | Place,
+    limit: int | None,
+    replace: bool,
+    max_usd: float | None,
+    spread: Spread,
+    append: bool = False,
 ) -> Report:
     """Run a recipe, its shards computed by `spread`; see `run_local` for the rest."""
+    if append and replace:
+        raise StoreError("--append keeps the rows before and --replace reads them anew; give one of them")
     steps, store = recipe.ready(), Store(path)
     buys = any(map(_buys, steps))
     with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext() as bought:
         integrity.mend_record(store)
-        corpus = _corpus(recipe, store, replace)
-        read = ingest(recipe.rows, store, limit, replace, "reading rows")
+        corpus = _corpus(recipe, store, replace, append)
+        read = ingest(recipe.rows, store, limit, replace, "reading rows", append)
         integrity.mend(store, [step.name for step in steps], recipe.splits)
         if corpus is None:
-            layers = store.lay(steps)
-            store.claim(layers, replace)
+            _, layers = agreement.lay(steps, store, None)
+            store.claim(layers, replace, append)
             splits.check(store, recipe.splits)
             _check_devices([(layer, store) for layer in layers], spread)
             computed = 0
         else:
             with corpus.hold():
-                integrity.mend(corpus, [step.name for step in _corpus_steps(steps)])
-                there = corpus.lay(_corpus_steps(steps))
-                layers = store.lay(steps, {name: layer for layer in there for name in layer.step.adds.names})
-                corpus.claim(there, replace)
-                store.claim(layers, replace)
+                integrity.mend(corpus, [step.name for step in agreement.corpus_steps(steps)])
+                there, layers = agreement.lay(steps, store, corpus)
+                corpus.claim(there, replace, append)
+                store.claim(layers, replace, append)
                 splits.check(store, recipe.splits)
                 _check_devices([(layer, corpus) for layer in there], spread)
                 _check_devices([(layer, store) for layer in layers], spread)
@@ -106,8 +120,7 @@ def run(
                 spent.append(f"{layer.step.name}: {now}; planned were {planned}")
         lines = [line for layer in layers for line in told(store, layer)] + spent
         if len(shards) == len(store.shards):
-            for name, split in recipe.splits.items():
-                lines += splits.make(store, name, split).lines
+            lines += [line for split in splits.make_all(store, recipe.splits) for line in split.lines]
         elif recipe.splits:
             lines.append("splits are made once every shard is there: run again without --limit")
         rejected = _rejected(store)
@@ -116,26 +129,32 @@ def run(
         return Report(len(store), rejected, read, computed, lines)
 
 
-def ingest(source: Source, store: Store, limit: int | None, replace: bool, label: str) -> int:
+def ingest(source: Source, store: Store, limit: int | None, replace: bool, label: str, append: bool = False) -> int:
     """Read a source into row shards, going on where an earlier run stopped; returns how many rows were read.
+
+    Files that come after those that were read keep the rows before them as they are: of the old shards, only the last
+    one is read again where it was not full.
 
     Raises:
         StaleError: The store holds the rows of another source, or the source changed since.
         DamagedError: A shard is damaged, and the source does not give its bytes again.
     """
     identity = source.identity()
-    fingerprint = digest(identity)
     about = store.about
-    if (makers(store.path / "rows") if about.get("rows") is None else {about["rows"]}) - {fingerprint}:
-        if not replace:
-            raise StaleError(
-                f"{store.path} holds the rows of another source, or its source changed since: "
-                f"{_changed(about.get('source'), identity)}; run with --replace to read it anew, or name another store"
-            )
-        for folder in ("rows", "rejected"):
-            objects.remove_tree(store.path / folder)
-        about = {}
-    if about.get("rows") is None:
+    fingerprint = agreement.first_fingerprint(identity, makers(store.path / "rows"))
+    known = about.get("source") == identity if "rows" in about else not makers(store.path / "rows") - {fingerprint}
+    if not known:
+        grown = agreement.grew(about.get("source"), identity)
+        if append and grown:
+            _grow(source, store, identity)
+        # Without a row there is nothing that anybody would miss.
+        elif replace or not _has_rows(store):
+            for folder in ("rows", "rejected"):
+                objects.remove_tree(store.path / folder)
+            store.update(rows=None)
+        else:
+            raise StaleError(_other_source(store, about.get("source"), identity, append, grown))
+    if store.about.get("rows") is None:
         store.update(rows=fingerprint, source=identity, shard_rows=source.shard_rows, complete=False, seals={})
     _restore(source, store)
     there = store.shards
@@ -146,14 +165,19 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         return 0
     stop = None if limit is None else _shard_count(limit, source.shard_rows)
     first = next((i for i, number in enumerate(there) if number != i), len(there))
+    if first and not _full(store, first - 1):
+        # It was the source's last one, and more may follow by now.
+        first -= 1
     if stop is not None and first >= stop:
         _seal_rows(store)
         return 0
     read: int = 0
     with bar(label, None) as advance:
         for chunk in _chunks(source, store, first):
-            store.add_rows(chunk.number, chunk.rows, chunk.rejected)
-            read += chunk.rows.num_rows
+            if not _holds(store, chunk):
+                _drop_columns(store, chunk.number)
+                store.add_rows(chunk.number, chunk.rows, chunk.rejected)
+                read += chunk.rows.num_rows
             advance(chunk.rows.num_rows + chunk.rejected.num_rows)
             if stop is not None and chunk.number + 1 >= stop:
                 _seal_rows(store)
@@ -164,6 +188,72 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         )
     _seal_rows(store, complete=True, shards=len(store.shards))
     return read
+
+
+def _other_source(store: Store, before: JsonValue, after: JsonValue, append: bool, grown: bool) -> str:
+    changed = agreement.source_change(before, after)
+    cure = "run with --replace to read it anew, or name another store"
+    if grown:
+        cure = f"run with --append to read what is new alone, {cure.removeprefix('run ')}"
+    elif append:
+        cure = f"--append takes new files that come after those that were read, which must be as they were; {cure}"
+    return f"{store.path} holds the rows of another source, or its source changed since: {changed}; {cure}"
+
+
+def _has_rows(store: Store) -> bool:
+    try:
+        return len(store) > 0
+    except DamagedError:
+        return True
+
+
+def _full(store: Store, number: int) -> bool:
+    """Tell whether a shard has as many rows of the source, those set aside included, as it can have."""
+    try:
+        rejected = shard.metadata(store.path / "rejected" / filename(number)).num_rows
+        return bool(store.count(number) + rejected >= int(str(store.about["shard_rows"])))
+    except DamagedError:
+        return False
+
+
+def _grow(source: Source, store: Store, identity: JsonValue) -> None:
+    """Take a source that has more files than were read for the store's own.
+
+    Raises:
+        StaleError: A column has another type in the new files.
+    """
+    full = next((i for i, n in enumerate(store.shards) if n != i or not _full(store, n)), len(store.shards))
+    for chunk in _chunks(source, store, full) if full else ():
+        before, after = store.stored_schema, chunk.rows.schema
+        for field in before:
+            if field.name in after.names and after.field(field.name).type != field.type:
+                raise StaleError(
+                    f"{store.path}: column {field.name!r} is {after.field(field.name).type} in the new files, and "
+                    f"{field.type} in those before; convert it, or run with --replace to read all of them anew"
+                )
+        break
+    note(f"{agreement.source_change(store.about.get('source'), identity)}: the {full:,} full shards before it stay")
+    seals: dict[str, JsonValue] = {kind: [*seals[:full]] for kind, seals in store.row_seals.items()}
+    store.update(source=identity, complete=False, seals=seals)
+
+
+def _holds(store: Store, chunk: Chunk) -> bool:
+    """Tell whether a chunk of the source is in the store as it is now."""
+    for kind, table in (("rejected", chunk.rejected), ("rows", chunk.rows)):
+        file = store.path / kind / filename(chunk.number)
+        if not file.exists():
+            return False
+        content = shard.sealed(file, table.schema, [table], store.row_makers[kind], chunk.number)
+        if shard.seal(content, file) != shard.marks(file).seal:
+            return False
+    return True
+
+
+def _drop_columns(store: Store, number: int) -> None:
+    """Remove what was computed from a shard that has more rows now, and what sums it up."""
+    for file in objects.find(store.path / "columns", f"*/{filename(number)}"):
+        (file.parent / "facts.json").unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 _LOST = "put a copy of it back, or delete {}/store.json to read the source again"
@@ -362,10 +452,17 @@ def _own_columns(store: Store, layer: Layer) -> Iterator[pa.Table]:
         yield shard.read(layer.path / filename(number), layer.fingerprint, number)
 
 
-def _corpus(recipe: Recipe, store: Store, replace: bool) -> Store | None:
+def _corpus(recipe: Recipe, store: Store, replace: bool, append: bool) -> Store | None:
     if recipe.corpus is None:
         return store.corpus_store
     if recipe.corpus.store is not None:
+        given = recipe.corpus.model_fields_set - {"store", "split", "shard_rows"}
+        unused = [name for name in sorted(given) if getattr(recipe.corpus, name) not in (name, None, {})]
+        if unused:
+            raise SourceError(
+                f"corpus: {unused[0]} has no effect on a store, which is taken as it is; leave it out, or name the "
+                "store's files by `parquet`"
+            )
         shared = Store(recipe.corpus.store).open()
         if isinstance(shared.path, Path) and not isinstance(store.path, Path):
             raise StoreError(
@@ -377,15 +474,8 @@ def _corpus(recipe: Recipe, store: Store, replace: bool) -> Store | None:
     corpus = Store(store.path / "corpus")
     with corpus.hold():
         integrity.mend_record(corpus)
-        ingest(recipe.corpus, corpus, None, replace, "reading corpus")
+        ingest(recipe.corpus, corpus, None, replace, "reading corpus", append)
     return corpus
-
-
-def _corpus_steps(steps: Sequence[Step]) -> list[Step]:
-    found: list[Step] = []
-    for step in steps:
-        found += [needed for needed in step.on_corpus if needed not in found]
-    return found
 
 
 def _shard_count(limit: int, size: int) -> int:
@@ -393,8 +483,10 @@ def _shard_count(limit: int, size: int) -> int:
 
 
 def _ids(store: Store, shards: Sequence[int]) -> set[str]:
-    read = store.reader(["id"])
-    return {str(value) for number in shards for value in read(number)["id"].to_pylist()}
+    """Return the ids of rows that are stored; a shard of which every row was set aside may have no such column."""
+    folder, maker = store.path / "rows", store.rows_fingerprint
+    tables = (shard.read(folder / filename(number), maker, number, ["id"]) for number in shards)
+    return {str(value) for table in tables for column in table.columns for value in column.to_pylist()}
 
 
 def _rejected(store: Store) -> int:
@@ -407,10 +499,3 @@ def _first_reason(store: Store) -> str:
         if reasons:
             return str(reasons[0])
     return "none"
-
-
-def _changed(before: JsonValue, after: JsonValue) -> str:
-    if not isinstance(before, dict) or not isinstance(after, dict):
-        return "its description"
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return ", ".join(keys) or "its description"

@@ -7,28 +7,30 @@ A filter is one SELECT over the views. It returns `row_id` of the rows it keeps;
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from seamcurate import objects, shard, views
-from seamcurate.errors import QueryError, RecipeError
+from seamcurate import dependencies, objects, shard, views
+from seamcurate.connection import Answer, Connection, TooLargeError
+from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.store import Store, filename, load_json, save_record
-from seamcurate.tables import brief, counted
+from seamcurate.tables import brief, counted, suggestion
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 
@@ -70,12 +72,17 @@ class Split(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     filter: str
-    """A `.sql` file, or the SELECT itself."""
+    """The SELECT itself, or a `.sql` file, which is read: in the working folder, or one that comes with seamcurate."""
     format: Format = "prompts"
     """What `export` writes: prompts, sft (prompt and golden response), preferences or unpaired (golden response
     against each candidate), or prompt_ids (tokens, for TRL's own PPO up to 1.12)."""
     augment: Augment | None = None
     """Export new pairs made of the rows instead, as two data sets."""
+
+    @field_validator("filter")
+    @classmethod
+    def _sql(cls, given: str) -> str:
+        return read_filter(given, Path())
 
     @model_validator(mode="after")
     def _one_form(self) -> Split:
@@ -105,11 +112,13 @@ class Split(BaseModel):
         if unused:
             raise RecipeError(
                 f"the filter has no parameter {unused[0]!r}; it takes: {', '.join(sorted(names | values))}"
+                f"{suggestion(unused[0], {*names, *values, *Split.model_fields})}"
             )
         for name in sorted(names):
             if given[name] not in columns:
                 raise RecipeError(
                     f"{name}: {given[name]!r} is no column of this store; there are: {', '.join(columns)}"
+                    f"{suggestion(given[name], columns)}"
                 )
         sql = _NAME.sub(lambda m: views.quoted(str(given[m[1]])) if m[1] in names else m[0], self.filter)
         return sql.strip().rstrip(";"), {value: given[value] for value in values}
@@ -131,13 +140,25 @@ def read_filter(name: str, folder: Path) -> str:
     Raises:
         RecipeError: The file is not there.
     """
-    if not name.strip().endswith(".sql"):
+    if not is_file_name(name):
         return name
     for place in (folder / name, Path(name), *(one / Path(name).name for one in bundled())):
         if place.is_file():
             return place.read_text(encoding="utf-8")
     listed = sorted(file.name for one in bundled() for file in one.glob("*.sql"))
-    raise RecipeError(f"no filter {name!r} in {folder} or here; bundled are: {', '.join(listed)}")
+    raise RecipeError(
+        f"no filter {name!r} in {folder} or here; bundled are: {', '.join(listed)}{suggestion(Path(name).name, listed)}"
+    )
+
+
+def is_file_name(filter: str) -> bool:
+    """Tell whether a filter is a `.sql` file's name, and not SQL that ends in one."""
+    text = filter.strip()
+    return (
+        text.endswith(".sql")
+        and "\n" not in text
+        and not re.match(r"(select|with|from)\s|--|/\*|\(", text, re.IGNORECASE)
+    )
 
 
 def bundled() -> list[Path]:
@@ -151,29 +172,193 @@ def check(store: Store, splits: Mapping[str, Split]) -> None:
 
     Raises:
         QueryError: A filter's SQL cannot be answered, or it returns no `row_id`.
-        RecipeError: A parameter of a filter is missing, not used, or names no column.
+        RecipeError: A parameter of a filter is missing, not used, or names no column; or see `make_all`.
     """
     if not splits:
         return
     with views.connect(store) as connection, views.limited(connection, _SECONDS, "ask for less in the filters"):
         for name, split in splits.items():
-            _described(connection, name, *_bound(store, name, split))
+            bound = _bound(store, name, split)
+            with _named(name):
+                _described(connection, *bound)
+    ordered(store, splits)
+
+
+def make_all(store: Store, splits: Mapping[str, Split]) -> list[Made]:
+    """Make a recipe's splits, each after those whose ledger its filter reads; see `make`.
+
+    Raises:
+        RecipeError: Two splits read each other's ledger, or one reads the ledger of a split that there is none of.
+    """
+    return [make(store, name, splits[name]) for name in ordered(store, splits)]
+
+
+def ordered(store: Store, splits: Mapping[str, Split]) -> list[str]:
+    """Return a recipe's splits in an order in which each comes after those whose ledger its filter reads.
+
+    Raises:
+        RecipeError: See `make_all`.
+    """
+    needed = {name: _needed(store, name, split, splits) for name, split in splits.items()}
+    order: list[str] = []
+
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            circle = " → ".join([*path[path.index(name) :], name])
+            raise RecipeError(
+                f"split {name} depends on its own ledger: {circle}; let each filter name the other splits that it reads, "
+                "such as WHERE split = 'a'"
+            )
+        if name not in order:
+            for other in needed[name]:
+                visit(other, [*path, name])
+            order.append(name)
+
+    for name in splits:
+        visit(name, [])
+    return order
+
+
+def _needed(store: Store, name: str, split: Split, splits: Mapping[str, Split]) -> list[str]:
+    """List the recipe's splits whose ledger a filter may read."""
+    read = _reads(*_bound(store, name, split)).splits
+    if read is None:
+        return [other for other in splits if other != name]
+    known = {*splits, *store.split_records()}
+    for other in sorted(read - known):
+        raise RecipeError(
+            f"split {name} reads the ledger of split {other!r}, and there is none; splits are: {', '.join(sorted(known))}"
+        )
+    return [other for other in splits if other in read]
+
+
+def _reads(sql: str, values: Mapping[str, JsonValue]) -> dependencies.Reads:
+    return dependencies.reads(sql, values) or dependencies.Reads(frozenset(views.VIEWS), None)
+
+
+class Basis(NamedTuple):
+    """What decides a split: its filter, and everything that the filter reads."""
+
+    sql: str
+    values: dict[str, JsonValue]
+    ledgers: list[str]
+    """The other splits whose lines of the ledger the filter sees."""
+    reads: dict[str, JsonValue]
+    """Fingerprints of the columns, and of the corpus and the other splits where the filter reads these."""
+    fingerprint: str
+    made_of: str
+    """A hash of the shards' checksums, which tell a shard that was computed anew to other values."""
+
+
+def basis(store: Store, name: str, split: Split) -> Basis:
+    """Return what decides a split, as the store is now.
+
+    Raises:
+        RecipeError: A parameter of the filter is missing, not used, or names no column.
+    """
+    sql, values = _bound(store, name, split)
+    found = _reads(sql, values)
+    reads: dict[str, JsonValue] = {"inputs": _fingerprints(store)}
+    seals = [store.seals()]
+    corpus = store.corpus_store if found.views & {"corpus", "candidates"} else None
+    if corpus is not None:
+        reads["corpus"] = _fingerprints(corpus)
+        seals.append(corpus.seals())
+    records = store.split_records() if found.splits != frozenset() else {}
+    ledgers = [other for other in sorted(records) if other != name and (found.splits is None or other in found.splits)]
+    if found.splits != frozenset():
+        reads["ledger"] = {other: records[other]["fingerprint"] for other in ledgers}
+        seals += [shard.marks(store.path / "splits" / other / "ledger.parquet").seal for other in ledgers]
+    fingerprint = digest({"sql": sql, "values": values, **reads})
+    return Basis(sql, values, ledgers, reads, fingerprint, seals[0] if len(seals) == 1 else digest([*seals]))
+
+
+def _fingerprints(store: Store) -> dict[str, JsonValue]:
+    whole: dict[str, JsonValue] = {**store.fingerprints(), "shards": len(store.shards)}
+    return whole if (grown := store.grown) is None else {**whole, "appended rows": grown}
+
+
+def changed(store: Store, name: str, split: Split) -> str | None:
+    """Say in a few words why a split's ledger is not what its filter gives now; None where it is.
+
+    Raises:
+        RecipeError: See `basis`.
+    """
+    record = load_json(store.path / "splits" / name / "split.json")
+    if not record:
+        return "it was not made yet"
+    if record["filter"] != split.filter:
+        return "its filter was edited"
+    before = record["parameters"]
+    assert isinstance(before, dict)
+    for key in {**before, **split.parameters}:
+        if before.get(key) != split.parameters.get(key):
+            return f"{key}: {json.dumps(before.get(key))} → {json.dumps(split.parameters.get(key))}"
+    if record["format"] != split.format:
+        return f"format: {record['format']} → {split.format}"
+    now = basis(store, name, split)
+    if record["fingerprint"] != now.fingerprint:
+        return _difference(record.get("reads"), now.reads)
+    if record.get("made_of", now.made_of) != now.made_of:
+        return "a shard that its filter reads was computed anew"
+    return None
+
+
+def stale(store: Store) -> dict[str, str]:
+    """Return the splits whose ledger is not what their own filter gives now, each with what changed."""
+    records, found = store.split_records(), dict[str, str]()
+    for name, record in records.items():
+        parameters = record["parameters"]
+        assert isinstance(parameters, dict)
+        split = Split.model_validate({**parameters, "filter": record["filter"], "format": record["format"]})
+        try:
+            why = changed(store, name, split)
+        except RecipeError as error:
+            why = str(error).removeprefix(f"split {name}: ")
+        if why is not None:
+            found[name] = why
+    # Out of date is also what reads a ledger that is, however many splits lie between.
+    for _ in records:
+        for name, record in records.items():
+            reads = record.get("reads")
+            ledger = reads.get("ledger") if isinstance(reads, dict) else None
+            spoiled = [other for other in ledger if other in found] if isinstance(ledger, dict) else []
+            if spoiled and name not in found:
+                found[name] = f"split {spoiled[0]}, whose ledger it reads, is out of date"
+    return found
+
+
+def _difference(before: JsonValue, after: Mapping[str, JsonValue]) -> str:
+    """Say which of the things that a filter reads changed first."""
+    if not isinstance(before, dict):
+        return "what its filter reads was made anew"
+    for kind, noun in (("inputs", "column"), ("ledger", "split"), ("corpus", "column")):
+        old, new = before.get(kind), after.get(kind)
+        old, new = old if isinstance(old, dict) else {}, new if isinstance(new, dict) else {}
+        for key in {**old, **new}:
+            if old.get(key) == new.get(key):
+                continue
+            of = " of the corpus" if kind == "corpus" else ""
+            if key in ("shards", "appended rows"):
+                return f"there are other rows{of} than there were"
+            what = "is new" if key not in old else "is gone" if key not in new else "was made anew"
+            return f"{noun} {key!r}{of} {what}"
+    return "what its filter reads was made anew"
 
 
 def make(store: Store, name: str, split: Split) -> Made:
     """Run a split's filter and keep its ledger; what is there for the same inputs is not made again.
 
+    Other splits whose ledger the filter reads must be there: see `make_all`.
+
     Raises:
         QueryError: The filter's SQL cannot be answered, or it returns no `row_id` or one twice.
     """
-    sql, values = _bound(store, name, split)
-    inputs: dict[str, JsonValue] = {**store.fingerprints(), "shards": len(store.shards)}
-    fingerprint = digest({"sql": sql, "values": values, "inputs": inputs})
+    now = basis(store, name, split)
     folder = store.path / "splits" / name
     there = load_json(folder / "split.json")
-    made_of = store.seals()
-    if there.get("fingerprint") != fingerprint or there.get("made_of", made_of) != made_of:
-        ledger = _decide(store, name, sql, values)
+    if there.get("fingerprint") != now.fingerprint or there.get("made_of", now.made_of) != now.made_of:
+        ledger = _decide(store, name, now)
         shard.give_back()
         scored = ~np.isnan(ledger.values)
         undecided = ledger.returned & ~scored
@@ -186,15 +371,16 @@ def make(store: Store, name: str, split: Split) -> Made:
                 f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them were kept, "
                 f"{nulls - null_kept:,} dropped"
             )
-        lines += _shortfall(name, values, dropped_by_value, valued)
+        lines += _shortfall(name, now.values, dropped_by_value, valued)
         by = str(split.parameters.get("by", ""))
         lines += _by_chance(name, by, store.noise(by).get(by, 0.0), ledger)
         record: dict[str, JsonValue] = {
             "filter": split.filter,
             "parameters": split.parameters,
             "format": split.format,
-            "fingerprint": fingerprint,
-            "made_of": made_of,
+            "fingerprint": now.fingerprint,
+            "reads": now.reads,
+            "made_of": now.made_of,
             "kept": kept,
             "dropped": dropped,
             "lines": lines,
@@ -206,7 +392,7 @@ def make(store: Store, name: str, split: Split) -> Made:
             # Nobody looks for a ledger where no split.json is.
             beside = folder
             (folder / "split.json").unlink(missing_ok=True)
-        shard.write_parts(beside / "ledger.parquet", views.LEDGER, ledger.tables(name), fingerprint, 0)
+        shard.write_parts(beside / "ledger.parquet", views.LEDGER, ledger.tables(name), now.fingerprint, 0)
         save_record(beside / "split.json", record)
         del ledger, scored, undecided
         shard.give_back()
@@ -231,10 +417,11 @@ def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Iterate over the rows a split keeps, a table a shard, `row_id` first; what is not yet computed is NULL.
 
     Raises:
+        StaleError: A run changed the store meanwhile.
         DamagedError: A shard or the ledger is not the file that was written.
     """
     folder = store.path / "splits" / name
-    fingerprint = str(load_json(folder / "split.json")["fingerprint"])
+    fingerprint, before = str(load_json(folder / "split.json")["fingerprint"]), _state(store, name)
     said = shard.read(folder / "ledger.parquet", fingerprint, 0, ["kept"])["kept"]
     read, start = store.reader(columns, partial=True), 0
     for number in store.shards:
@@ -242,6 +429,17 @@ def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         # A ledger has the source's rows in their order.
         yield rows.filter(said.slice(start, rows.num_rows))
         start += rows.num_rows
+    if _state(store, name) != before:
+        raise StaleError(
+            f"{store.path} was changed while split {name} was read from it; wait for the run that works on it, and do "
+            "the same again"
+        )
+
+
+def _state(store: Store, name: str) -> JsonValue:
+    """Return what another run would change of a split and its columns; see `Store.seals`."""
+    record = load_json(store.path / "splits" / name / "split.json")
+    return [record.get("fingerprint"), record.get("made_of"), _fingerprints(store), store.seals()]
 
 
 class _Ledger(NamedTuple):
@@ -289,39 +487,40 @@ def _bound(store: Store, name: str, split: Split) -> tuple[str, dict[str, JsonVa
         raise RecipeError(f"split {name}: {error}") from error
 
 
-def _described(connection: duckdb.DuckDBPyConnection, name: str, sql: str, values: Mapping[str, JsonValue]) -> set[str]:
+def _described(connection: Connection, sql: str, values: Mapping[str, JsonValue]) -> set[str]:
     """Return the names of the columns that a filter returns, `row_id` among them."""
-    try:
-        views.check(connection, sql)
-        described = connection.execute(f"DESCRIBE {sql}", dict(values)).fetchall()
-    except QueryError as error:
-        raise QueryError(f"split {name}: {error}") from error
-    except duckdb.Error as error:
-        raise QueryError(f"split {name}: {views.explain(connection, str(error))}") from error
+    connection.check(sql)
+    described = connection.execute(f"DESCRIBE {sql}", values).fetchall()
     returned = {str(row[0]) for row in described}
     if "row_id" not in returned:
-        raise QueryError(f"split {name}: its filter returns no row_id, only: {', '.join(sorted(returned))}")
+        raise QueryError(f"its filter returns no row_id, only: {', '.join(sorted(returned))}")
     return returned
 
 
-def _decide(store: Store, name: str, sql: str, values: Mapping[str, JsonValue]) -> _Ledger:
+def _decide(store: Store, name: str, now: Basis) -> _Ledger:
     """Run a filter over the rows, in little memory if that is enough for its SQL."""
     spill = store.scratch / ".spill.tmp"
     try:
-        return _decided(store, name, sql, values, spill)
+        return _decided(store, name, now, spill)
     except QueryError as error:
-        if "Out of Memory" not in str(error):
+        if not isinstance(error, TooLargeError) and "Out of Memory" not in str(error):
             raise
-        return _decided(store, name, sql, values, None)
+        return _decided(store, name, now, None)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
 
 
-def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue], spill: Path | None) -> _Ledger:
+def _decided(store: Store, name: str, now: Basis, spill: Path | None) -> _Ledger:
+    sql, values = now.sql, now.values
     files = [str(local(store.path / "rows" / filename(number))) for number in store.shards]
-    instead = f"split {name}: its filter is too slow; join and compare less in it"
-    with views.connect(store, spill) as connection, views.limited(connection, _SECONDS, instead):
-        returned = _described(connection, name, sql, values)
+    instead = "the filter is too slow; join and compare less in it"
+    # One thread, so that sums of fractions, and what is first of several, come out the same on every machine.
+    with (
+        _named(name),
+        views.connect(store, spill, threads=1, ledgers=now.ledgers) as connection,
+        views.limited(connection, _SECONDS, instead),
+    ):
+        returned = _described(connection, sql, values)
 
         def pick(column: str, otherwise: str) -> str:
             return column if column in returned else otherwise
@@ -339,7 +538,7 @@ def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue],
             values,
         )
         seen = 0
-        for batch in _read(decided, connection, name):
+        for batch in _read(decided):
             ours = batch["row_id"].to_numpy()
             if isinstance(every, range):
                 place, known = ours - first, (ours >= first) & (ours < first + count)
@@ -367,27 +566,35 @@ def _decided(store: Store, name: str, sql: str, values: Mapping[str, JsonValue],
     return _Ledger(every, said, kept, named, reason, decided_by)
 
 
-def _row_ids(connection: duckdb.DuckDBPyConnection, files: list[str]) -> range | npt.NDArray[np.int64]:
+def _row_ids(connection: Connection, files: list[str]) -> range | npt.NDArray[np.int64]:
     """Read the source rows' ids, ascending; a range where none was set aside."""
     source = views.parquet(files)
     ((low, high, count),) = connection.execute(f"SELECT min(row_id), max(row_id), count(*) FROM {source}").fetchall()
-    if high - low + 1 == count:
-        return range(low, high + 1)
-    batches = connection.sql(f"SELECT row_id FROM {source}").to_arrow_reader(_PART)
+    if int(str(high)) - int(str(low)) + 1 == count:
+        return range(int(str(low)), int(str(high)) + 1)
+    batches = connection.execute(f"SELECT row_id FROM {source}")
     return np.concatenate([batch["row_id"].to_numpy() for batch in batches])
 
 
-def _read(reader: pa.RecordBatchReader, connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[pa.RecordBatch]:
+@contextmanager
+def _named(split: str) -> Iterator[None]:
+    """Say of which split's filter an error is."""
+    try:
+        yield
+    except TooLargeError as error:
+        raise TooLargeError(f"split {split}: {error}") from error
+    except QueryError as error:
+        raise QueryError(f"split {split}: {error}") from error
+
+
+def _read(answer: Answer) -> Iterator[pa.RecordBatch]:
     """Iterate over an answer in parts: DuckDB's own are so small that handling each costs more than the query."""
     held: list[pa.RecordBatch] = []
-    try:
-        for batch in reader:
-            held.append(batch)
-            if sum(part.num_rows for part in held) >= _PART:
-                yield pa.concat_batches(held)
-                held = []
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise QueryError(f"split {name}: {views.explain(connection, str(error))}") from error
+    for batch in answer:
+        held.append(batch)
+        if sum(part.num_rows for part in held) >= _PART:
+            yield pa.concat_batches(held)
+            held = []
     if held:
         yield pa.concat_batches(held)
 

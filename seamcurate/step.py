@@ -7,6 +7,7 @@ a store hands it tables and keeps what it returns.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -14,12 +15,14 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, JsonValue
+
+T = TypeVar("T")
 
 Transform = Callable[[pa.Table], pa.Table]
 """A shard's rows in, the added columns out: as many rows, in the same order."""
@@ -47,6 +50,18 @@ def comparable(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(np.abs(values) <= _LARGEST, values, np.nan)
 
 
+def evenly(items: Iterable[T], size: int) -> list[T]:
+    """Take about `size` items from all over a stream of unknown length, never holding more than twice as many."""
+    kept: list[T] = []
+    step = 1
+    for i, item in enumerate(items):
+        if i % step == 0:
+            kept.append(item)
+            if len(kept) == 2 * size:
+                kept, step = kept[::2], step * 2
+    return kept if len(kept) <= size else [kept[i * len(kept) // size] for i in range(size)]
+
+
 def digest(value: JsonValue) -> str:
     """Hash a JSON value: the same value gives the same 32 hexadecimal digits on every machine."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
@@ -59,6 +74,15 @@ class Identified(Protocol):
 
     def identity(self) -> JsonValue:
         """Return what decides results: a model's weights, say, but not the folder they lie in."""
+        ...
+
+
+@runtime_checkable
+class Dated(Protocol):
+    """A model whose prompts may hold a date."""
+
+    def dated(self, day: datetime.date) -> Self:
+        """Return the model with `day` as the date in its prompts; itself where it has one or they hold none."""
         ...
 
 
@@ -158,6 +182,12 @@ class Step(BaseModel):
     def work(self, rows: Averages) -> Work | None:
         """Estimate what one row asks of a model; None for a step without one."""
         return None
+
+    def dated(self, day: datetime.date) -> Self:
+        """Return the step with `day` as the date in its models' prompts; itself where they hold none."""
+        models = {key: value for key, value in self if isinstance(value, Dated)}
+        changed = {key: new for key, old in models.items() if (new := old.dated(day)) != old}
+        return self.model_copy(update=changed) if changed else self
 
     def identity(self) -> dict[str, JsonValue]:
         """Return all that decides the values this step adds, its inputs apart."""

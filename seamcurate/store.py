@@ -18,11 +18,12 @@ of the fingerprints of its inputs; columns under another fingerprint than the on
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -36,10 +37,15 @@ from pydantic import JsonValue
 from seamcurate import lock, objects, shard
 from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, StoreError
 from seamcurate.objects import Place
+from seamcurate.progress import note
 from seamcurate.step import Step, digest
+from seamcurate.tables import suggestion
 
 FORMAT = 2
 """In format 1, rejected rows have the fingerprint of the rows."""
+_GROWN = "+"
+"""Stands between the fingerprint of a column and that of the source that grew since."""
+_EXTENT = ("over_shards", "over_source")
 _HASH = "sha256"
 _SAID = b'\n "sha256": "'
 
@@ -87,10 +93,21 @@ class Store:
                 raise StoreError(
                     f"{self.path}/store.json is missing; run the store's recipe again to have it made anew"
                 )
-            raise StoreError(f"{self.path} is no store; make one with `seamcurate run RECIPE {self.path}`")
+            raise StoreError(f"{self.path} is no store; {self._instead}")
         if (there := self.about.get("format")) not in (1, FORMAT):
             raise StoreError(f"{self.path} has format {there}; this seamcurate reads 1 to {FORMAT}")
         return self
+
+    @property
+    def _instead(self) -> str:
+        """Say what to name in place of a folder that is no store."""
+        if self.path.is_file():
+            return "it is a file: name the folder that `seamcurate run` made, and the recipe, where there is one, before it"
+        if isinstance(self.path, Path):
+            for around in list(self.path.absolute().parents)[:2]:
+                if (around / "store.json").is_file():
+                    return f"it is a folder of the store {around}: name that"
+        return f"make one with `seamcurate run RECIPE {self.path}`"
 
     @property
     def about(self) -> dict[str, JsonValue]:
@@ -139,6 +156,20 @@ class Store:
         return str(self.about.get("rows", ""))
 
     @property
+    def grown(self) -> str | None:
+        """Return what identifies the source now, where files were added to it after its rows were read; None else.
+
+        The fingerprint of the rows stays that of the first files, so that what was computed of their rows stays too.
+        """
+        about = self.about
+        now = digest(about["source"]) if about.get("source") is not None else None
+        return None if now == about.get("rows") else now
+
+    def of_all_rows(self, fingerprint: str) -> str:
+        """Return the fingerprint of a whole column, which a source that grew changes."""
+        return fingerprint if (grown := self.grown) is None else f"{fingerprint}{_GROWN}{grown}"
+
+    @property
     def row_makers(self) -> dict[str, str]:
         """Return the fingerprints in the shards of `rows` and of `rejected`, which have the same numbers."""
         about = self.about
@@ -163,6 +194,11 @@ class Store:
         """Return each column folder's step.json by folder name."""
         found = objects.find(self.path / "columns", "*/step.json")
         return {file.parent.name: load_json(file) for file in found}
+
+    def split_records(self) -> dict[str, dict[str, JsonValue]]:
+        """Return each split's split.json by the split's name."""
+        found = objects.find(self.path / "splits", "*/split.json")
+        return {file.parent.name: load_json(file) for file in found if not file.parent.name.startswith(".")}
 
     def facts(self, name: str) -> dict[str, JsonValue]:
         """Return the finished columns of a folder in numbers.
@@ -201,9 +237,16 @@ class Store:
         stale = self.stale()
         for folder, record in self.records().items():
             done = len(numbers(self.path / "columns" / folder))
+            days = "".join(f"; prompts dated {day}" for day in sorted(_days(record)))
             for field in record_schema(record):
-                listed.append(Column(field.name, field.type, folder, done, shards, _meaning(field), stale.get(folder)))
+                meaning = _meaning(field) + days
+                listed.append(Column(field.name, field.type, folder, done, shards, meaning, stale.get(folder)))
         return listed
+
+    @property
+    def day(self) -> datetime.date:
+        """Return the date that prompts hold where a chat template writes today's: that of the first columns, else today."""
+        return _first_day(self.records().values()) or datetime.date.today()
 
     def fingerprints(self) -> dict[str, str]:
         """Return, for each column, the fingerprint of what made it."""
@@ -217,8 +260,12 @@ class Store:
         records, found = self.records(), {}
         corpus = self.corpus_store
         here = self.fingerprints()
-        there = corpus.fingerprints() if corpus else {}
+        there = {name: corpus.of_all_rows(made) for name, made in corpus.fingerprints().items()} if corpus else {}
+        grown = self.grown
         for folder, record in records.items():
+            identity = record["identity"]
+            if isinstance(identity, dict) and "over_shards" in identity and identity.get("over_source") != grown:
+                found[folder] = "it reads all rows, and there are more now"
             for made, now in ((record["inputs"], here), (record["corpus"], there)):
                 assert isinstance(made, dict)
                 for name, fingerprint in made.items():
@@ -240,15 +287,17 @@ class Store:
     def lay(self, steps: Sequence[Step], corpus: Mapping[str, Layer] | None = None) -> list[Layer]:
         """Work out every step's fingerprint before anything is computed.
 
-        `corpus` maps the columns that steps add to the corpus to their layers there.
+        `corpus` maps the columns that steps add to the corpus to their layers there. Where a model's prompts hold today's
+        date, it is the date that the step's columns were begun with, else that of the store's first such columns: rewards
+        are compared with each other.
 
         Raises:
             StepError: A step reads a column that nothing before it adds, or adds one that is there already.
         """
         known: dict[str, str] = {}
         lineage: dict[str, dict[str, JsonValue]] = {}
-        stale = self.stale()
-        for folder, record in self.records().items():
+        stale, records, day = self.stale(), self.records(), self.day
+        for folder, record in records.items():
             if folder not in stale:
                 known |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
                 lineage |= {field.name: _lineage(record) for field in record_schema(record)}
@@ -258,8 +307,10 @@ class Store:
         known |= source
         there = self._corpus_columns(corpus or {})
         layers: list[Layer] = []
-        for step in steps:
-            self._check_inputs(step, source)
+        for undated in steps:
+            self._check_inputs(undated, source)
+            before = [records[undated.name]] if undated.name in records else []
+            step = undated.dated(_first_day(before) or day)
             record = self._record(step, known, lineage, there)
             layer = Layer(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
@@ -276,12 +327,8 @@ class Store:
             layers.append(layer)
         return layers
 
-    def claim(self, layers: Sequence[Layer], replace: bool = False) -> None:
-        """Make the layers' folders, refusing columns of another configuration.
-
-        Raises:
-            StaleError: Other columns are there; the message names what changed and the two ways out.
-        """
+    def changed(self, layers: Sequence[Layer]) -> list[tuple[Layer, str]]:
+        """Return the layers whose folder holds columns of another configuration, each with what differs."""
         changed = []
         for layer in layers:
             there = load_json(layer.path / "step.json")
@@ -289,8 +336,28 @@ class Store:
                 changed.append((layer, _difference(there, layer.record)))
             elif not there and any(made != layer.fingerprint for made in makers(layer.path)):
                 changed.append((layer, "its step.json is lost"))
+        return changed
+
+    def claim(self, layers: Sequence[Layer], replace: bool = False, append: bool = False) -> None:
+        """Make the layers' folders, refusing columns of another configuration.
+
+        Columns that only read fewer rows, or a smaller corpus, go for the new ones once a source has grown by `append`.
+
+        Raises:
+            StaleError: Other columns are there; the message names what changed and the two ways out.
+        """
+        changed = self.changed(layers)
         # A folder without a finished shard holds nothing that anybody would miss.
         kept = [(layer, what) for layer, what in changed if numbers(layer.path)]
+        grew = [layer for layer, _ in kept if _only_grew(load_json(layer.path / "step.json"), layer.record)]
+        corpus = self.corpus_store
+        if not replace and grew and (append or self.grown or (corpus and corpus.grown)):
+            kept = [(layer, what) for layer, what in kept if layer not in grew]
+            if not kept:
+                note(
+                    f"{', '.join(layer.step.name for layer in grew)}: computed anew for all rows, as "
+                    f"{'the corpus grew' if corpus and corpus.grown else 'it reads all of them and there are more now'}"
+                )
         if kept and not replace:
             layer, what = kept[0]
             others = f" (and {len(kept) - 1} more that follow from it)" if len(kept) > 1 else ""
@@ -316,6 +383,8 @@ class Store:
         identity = step.identity()
         if step.reads_all_rows:
             identity["over_shards"] = len(self.shards)
+            if (grown := self.grown) is not None:
+                identity["over_source"] = grown
         return identity
 
     def _check_inputs(self, step: Step, source: Mapping[str, str]) -> None:
@@ -379,15 +448,19 @@ class Store:
         corpus = self.corpus_store
         if corpus is None:
             return {}
+        rows = corpus.of_all_rows(corpus.rows_fingerprint)
         found: dict[str, tuple[str, dict[str, JsonValue]]] = {
-            name: (corpus.rows_fingerprint, {"rows": corpus.rows_fingerprint}) for name in corpus.schema.names
+            name: (rows, {"rows": rows}) for name in corpus.schema.names
         }
         stale = corpus.stale()
         for folder, record in corpus.records().items():
             if folder not in stale:
-                entry = (str(record["fingerprint"]), _lineage(record))
+                entry = (corpus.of_all_rows(str(record["fingerprint"])), {**_lineage(record), "rows": rows})
                 found |= {field.name: entry for field in record_schema(record)}
-        return found | {name: (layer.fingerprint, _lineage(layer.record)) for name, layer in added.items()}
+        return found | {
+            name: (corpus.of_all_rows(layer.fingerprint), {**_lineage(layer.record), "rows": rows})
+            for name, layer in added.items()
+        }
 
     # ── shards ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -462,7 +535,7 @@ class Store:
         for name in wanted:
             folder, _ = kinds.get(name, (None, None))
             if folder is None and name not in schema.names:
-                raise StoreError(f"{self.path} has no column {name!r}")
+                raise StoreError(f"{self.path} has no column {name!r}{suggestion(name, [*kinds, *schema.names])}")
             if folder in stale:
                 raise StaleError(f"column {name!r} is out of date: {stale[folder]}; run its recipe with --replace")
             if folder is not None:
@@ -688,6 +761,18 @@ def _meaning(field: pa.Field) -> str:
     return str((field.metadata or {}).get(b"meaning", b"").decode())
 
 
+def _days(record: Mapping[str, JsonValue]) -> set[str]:
+    """Return the dates that the prompts of a step's models hold."""
+    config = record["config"]
+    assert isinstance(config, dict)
+    return {str(value["date"]) for value in config.values() if isinstance(value, dict) and value.get("date")}
+
+
+def _first_day(records: Iterable[Mapping[str, JsonValue]]) -> datetime.date | None:
+    days = {day for record in records for day in _days(record)}
+    return datetime.date.fromisoformat(min(days)) if days else None
+
+
 def _lineage(record: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     ancestry, identity = record["ancestry"], record["identity"]
     assert isinstance(ancestry, dict) and isinstance(identity, dict)
@@ -713,6 +798,24 @@ def _difference(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) 
         else:
             found.append(f"step {step} is {'new' if old is None else 'gone'} upstream")
     return "; ".join(found) or "its inputs were made anew"
+
+
+def _only_grew(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> bool:
+    """Tell whether all that differs between two step.json is how many rows, or how large a corpus, was read."""
+    if not there:
+        return False
+    before, after = _lineage(there), _lineage(asked)
+    for step in {**before, **after}:
+        old, new = before.get(step), after.get(step)
+        if isinstance(old, str) and isinstance(new, str):
+            if old.partition(_GROWN)[0] != new.partition(_GROWN)[0]:
+                return False
+        elif isinstance(old, dict) and isinstance(new, dict):
+            if any(old.get(key) != new.get(key) for key in {**old, **new} if key not in _EXTENT):
+                return False
+        elif old != new:
+            return False
+    return before != after
 
 
 def _wanted(name: str, kind: pa.DataType) -> str:

@@ -44,9 +44,23 @@ def test_the_lowest_share_of_the_scored_rows_is_dropped_and_the_ledger_says_why(
         "split s: 1 row has no value to decide by; 1 of them were kept, 0 dropped",
     ]
     assert ledger(store)[:3] == [
-        {"row_id": 0, "split": "s", "kept": False, "rule": "lowest 20 % by seam_x", "value": -5.0, "threshold": -4.0},
-        {"row_id": 1, "split": "s", "kept": True, "rule": "lowest 20 % by seam_x", "value": -1.0, "threshold": -4.0},
-        {"row_id": 2, "split": "s", "kept": True, "rule": "no seam_x", "value": None, "threshold": -4.0},
+        {
+            "row_id": 0,
+            "split": "s",
+            "kept": False,
+            "rule": "drop the lowest 20 % by seam_x",
+            "value": -5.0,
+            "threshold": -4.0,
+        },
+        {
+            "row_id": 1,
+            "split": "s",
+            "kept": True,
+            "rule": "drop the lowest 20 % by seam_x",
+            "value": -1.0,
+            "threshold": -4.0,
+        },
+        {"row_id": 2, "split": "s", "kept": True, "rule": "keep rows without seam_x", "value": None, "threshold": -4.0},
     ]
     assert dropped(store) == [0, 8]
 
@@ -208,11 +222,11 @@ def test_a_filter_that_outgrows_its_memory_is_run_again_without_a_limit(tmp_path
     asked = []
     decided = splits._decided
 
-    def full(store, name, sql, values, spill):
+    def full(store, name, basis, spill):
         asked.append(spill)
         if spill is not None:
             raise QueryError("Out of Memory Error: failed to pin block")
-        return decided(store, name, sql, values, spill)
+        return decided(store, name, basis, spill)
 
     monkeypatch.setattr(splits, "_decided", full)
     made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.2))
