@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from seamcurate import card, hub, shard, views
 from seamcurate.errors import HubError
-from seamcurate.store import Store, load_json
+from seamcurate.store import Store
 from seamcurate.tables import brief, clean
 
 _SHOWN = 5
@@ -114,10 +114,11 @@ def diff(before: str | Path, after: str | Path) -> Difference:
 def _side(place: str | Path) -> _Side:
     if Path(place).is_dir() or not isinstance(place, str) or place.count("/") != 1:
         store = Store(place).open()
-        names = sorted(file.parent.name for file in (store.path / "splits").glob("*/split.json"))
+        records = store.split_records()
+        names = sorted(records)
         known = card.facts(store, names, "", version("seamcurate"))
         ledgers = {name: store.path / "splits" / name / "ledger.parquet" for name in names}
-        prints = {name: str(load_json(file.parent / "split.json")["fingerprint"]) for name, file in ledgers.items()}
+        prints = {name: str(record["fingerprint"]) for name, record in records.items()}
         return _Side(known, {name: shard.read(file, prints[name], 0) for name, file in ledgers.items()})
     published = hub.repository(place)
     known = published.facts()

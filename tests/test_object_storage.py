@@ -428,7 +428,7 @@ def test_who_works_for_a_run_writes_as_long_as_that_one_holds_the_lock(bucket, m
             worker.update(second=2)
         bucket.Object("store/.lock").delete()
         with pytest.raises(BusyError, match=f"{there}: another run took the lock"):
-            (worker.path / "columns/x/shared").put_folder(Path("nowhere"), "a")
+            (worker.path / "columns/x/_shared").put_folder(Path("nowhere"), "a")
     assert "second" not in worker.about
 
 
@@ -576,7 +576,7 @@ def test_what_a_step_shares_is_whole_or_made_again_and_altered_files_are_found(
     there, recipe = f"s3://{bucket.name}/store", retrieving(files, steps=(RETRIEVE,))
     run_local(recipe, there)
     before = objects_of(bucket)
-    shared = "columns/worse_contrast/shared"
+    shared = "columns/worse_contrast/_shared"
     for name in (f"{shared}/{objects.LISTED}", "columns/worse_contrast/00001.parquet"):
         bucket.Object(f"store/{name}").delete()
     assert run_local(recipe, there).computed == 1
@@ -599,11 +599,11 @@ def folder_of(folder, **files):
 
 def test_what_several_add_to_a_folder_is_what_the_first_added_for_all(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
-    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/_shared"
     one = shared.put_folder(folder_of(tmp_path / "made", sample="the same"), "maker")
     # Another machine, which began before anything was added.
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "another cache"))
-    there = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    there = Store(f"s3://{bucket.name}/store").path / "columns/reward/_shared"
     other = there.copy_folder("maker")
     assert one != other and files_of(one) == files_of(other)
     for folder, content in ((other, "theirs"), (one, "ours")):
@@ -628,7 +628,7 @@ def test_a_list_that_names_files_outside_its_folder_is_refused_and_nothing_is_wr
 ):
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
     name = name.format(tmp_path=tmp_path)
-    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/_shared"
     client().meta.client.put_object(Bucket=bucket.name, Key=f"{shared.key}/{name}", Body=b"evil")
     listed = f"{hashlib.sha256(b'evil').hexdigest()}  {name}\n"
     bucket.put_object(Key=f"{shared.key}/{objects.LISTED}", Body=listed.encode())
@@ -640,8 +640,8 @@ def test_a_list_that_names_files_outside_its_folder_is_refused_and_nothing_is_wr
 def test_what_was_put_is_not_downloaded_again_by_who_made_it(files, bucket, server):
     start = len(server.requests)
     run_local(retrieving(files, steps=(RETRIEVE, *seam("contrast", k=5)[:1])), f"s3://{bucket.name}/store")
-    got = [path for method, path in server.requests[start:] if method == "GET" and "/shared/" in path]
-    assert any("/columns/reward/shared/noise.json" in path for _, path in server.requests[start:])
+    got = [path for method, path in server.requests[start:] if method == "GET" and "/_shared/" in path]
+    assert any("/columns/reward/_shared/noise.json" in path for _, path in server.requests[start:])
     # Who adds a file looks whose was the first.
     assert {path.rsplit("/", 1)[1] for path in got} == {objects.LISTED, "noise.json"}
 
@@ -711,9 +711,9 @@ def test_a_whole_store_is_found_whole_and_what_a_killed_run_had_put_is_no_damage
     findings, summary = found(both.there)
     assert findings == [] and summary.startswith(f"{both.there}: ") and summary.endswith(" MB: whole")
     there = copied(bucket, objects_of(both.bucket, "some/store"))
-    shared = "store/columns/reward/shared"
+    shared = "store/columns/reward/_shared"
     bucket.put_object(Key=f"{shared}/not-yet-listed.json", Body=b"{}")
-    bucket.put_object(Key="store/columns/next/shared/half.npy", Body=b"0")
+    bucket.put_object(Key="store/columns/next/_shared/half.npy", Body=b"0")
     bucket.put_object(Key="store/columns/reward/.00000.parquet.tries.tmp", Body=b".")
     assert found(there)[0] == []
 
@@ -741,8 +741,8 @@ def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(bot
         copied(bucket, whole),
         {
             "columns/reward/00001.parquet": "columns/reward/00001.parquet was altered",
-            "columns/seam_contrast/facts.json": "columns/seam_contrast/facts.json was altered",
-            "columns/worse_contrast/shared/row_ids.npy": "columns/worse_contrast/shared is not what was made: row_ids.npy",
+            "columns/seam_contrast/_facts.json": "columns/seam_contrast/_facts.json was altered",
+            "columns/worse_contrast/_shared/row_ids.npy": "columns/worse_contrast/_shared is not what was made: row_ids.npy",
             "corpus/columns/embedding/00001.parquet": "corpus/columns/embedding/00001.parquet was altered",
             "splits/train/ledger.parquet": "splits/train ledger.parquet was altered",
         },
@@ -767,7 +767,7 @@ def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(bot
     [
         ("rows/00001.parquet", "put a copy of it back, or delete it and store.json there and run", ["store.json"]),
         ("store.json", "delete it there and run its recipe again", []),
-        ("columns/baseline_random/step.json", "delete it there and run its recipe again", []),
+        ("columns/baseline_random/_step.json", "delete it there and run its recipe again", []),
     ],
 )
 def test_damage_to_what_others_are_held_against_is_mended_as_is_said(files, bucket, name, said, doomed):
