@@ -111,8 +111,7 @@ def theirs(start: Path, critic: Path, prompts: list[str], updates: int, lora: bo
 
     asked = []
     for prompt in prompts:
-        text = tokens.pieces(tokenizer, prompt, "")
-        asked.append({"input_ids": tokens.prompt_ids(tokenizer, text.prompt, text.templated)})
+        asked.append({"input_ids": tokens.prompt_ids(tokenizer, prompt)})
     with tempfile.TemporaryDirectory() as folder:
         trainer = PPOTrainer(
             args=PPOConfig(

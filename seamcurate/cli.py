@@ -6,6 +6,7 @@ ours, 130 a stop by Ctrl-C. Nothing heavy is imported before a verb needs it.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from seamcurate.errors import SeamcurateError
+from seamcurate.errors import SeamcurateError, TrainError
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -453,6 +454,15 @@ Alpha = Annotated[int, typer.Option(help="Of the adapters, whose weight is alpha
 Dropout = Annotated[float, typer.Option(help="Of the adapters.")]
 Recompute = Annotated[bool, typer.Option("--gradient-checkpointing", help="Compute twice to fit into memory.")]
 Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a Hub model.")]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        help="How prompts become text: chat (the chat template), plain, bare, or a text with {prompt}; else as the model was trained.",
+    ),
+]
+TemplateArguments = Annotated[
+    str | None, typer.Option(help='Arguments of the chat template as JSON, such as {"enable_thinking": false}.')
+]
 
 
 @trainers.command("sft")
@@ -481,12 +491,15 @@ def train_sft(
     seed: Seed = 0,
     gradient_checkpointing: Recompute = False,
     revision: Revision = None,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Fine-tune a causal language model on prompts and answers.
 
     Example: seamcurate train sft --model my-org/base-7b --data splits/train --out models/sft
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "data", "out")}
+    options["template"] = _arguments(template)
     from seamcurate.train import SFTTraining, sft
 
     _print_training(out, sft(model, data, out, SFTTraining(**options)))
@@ -516,12 +529,15 @@ def train_reward(
     seed: Seed = 0,
     gradient_checkpointing: Recompute = False,
     revision: Revision = None,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Train a reward model on preferences.
 
     Example: seamcurate train reward --model models/sft --data preferences.parquet --out models/reward
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "data", "out")}
+    options["template"] = _arguments(template)
     from seamcurate.train import RewardTraining, reward
 
     _print_training(out, reward(model, data, out, RewardTraining(**options)))
@@ -532,7 +548,7 @@ Rewarding = Annotated[
     str,
     typer.Option(
         "--reward",
-        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures RER; or an exported reward.py.",
+        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures it, or RER; or an exported reward.py.",
         show_default=False,
     ),
 ]
@@ -601,6 +617,8 @@ def train_ppo(
     seed: Seed = 0,
     gradient_checkpointing: Recompute = False,
     revision: Revision = None,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Train a policy by PPO against a reward model, or against RER.
 
@@ -611,12 +629,15 @@ def train_ppo(
         "kl_target": kl_target or None,
         "score_clip": score_clip or None,
         "stop_strings": tuple(stop_strings or ()),
+        "template": _arguments(template),
     }
     from seamcurate import rewards
     from seamcurate.train import PPOTraining, ppo
+    from seamcurate.train.workplace import first_day
 
-    config, other = PPOTraining(**options), None if gold is None else rewards.read(gold)
-    _print_training(out, ppo(model, rewards.read(reward), data, out, config, other))
+    config, day = PPOTraining(**options), first_day(out)
+    other = None if gold is None else rewards.read(gold, day)
+    _print_training(out, ppo(model, rewards.read(reward, day), data, out, config, other))
 
 
 @trainers.command(
@@ -664,6 +685,8 @@ def train_by_groups(
     seed: Seed = 0,
     gradient_checkpointing: Recompute = False,
     revision: Revision = None,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Train by GRPO or RLOO, whose options are the same."""
     options = {
@@ -671,13 +694,15 @@ def train_by_groups(
         for key, value in locals().items()
         if key not in ("context", "model", "data", "reward", "gold", "out")
     }
-    options["kl_target"] = kl_target or None
+    options |= {"kl_target": kl_target or None, "template": _arguments(template)}
     from seamcurate import rewards
     from seamcurate.train import GroupTraining, grpo, rloo
+    from seamcurate.train.workplace import first_day
 
     train = grpo if context.info_name == "grpo" else rloo
-    config, other = GroupTraining(**options), None if gold is None else rewards.read(gold)
-    _print_training(out, train(model, rewards.read(reward), data, out, config, other))
+    config, day = GroupTraining(**options), first_day(out)
+    other = None if gold is None else rewards.read(gold, day)
+    _print_training(out, train(model, rewards.read(reward, day), data, out, config, other))
 
 
 @app.command()
@@ -691,6 +716,8 @@ def answer(
     batch_size: Annotated[int, typer.Option(help="Answers at a time.")] = 16,
     revision: Revision = None,
     seed: Seed = 0,
+    form: Form = None,
+    template: TemplateArguments = None,
 ) -> None:
     """Write what a policy answers to prompts, for the studies responses, tax and winrate.
 
@@ -707,6 +734,8 @@ def answer(
         batch_size=batch_size,
         revision=revision,
         seed=seed,
+        form=form,
+        template=_arguments(template),
     )
     print(f"{out}: {counted(write(model, data, out, config), 'answer')}")
 
@@ -734,6 +763,19 @@ def compare(
         f"{out}: written"
         + (f"; {counted(silent, 'reply holds', 'replies hold')} no verdict, see its column `reason`" if silent else "")
     )
+
+
+def _arguments(template: str | None) -> dict[str, JsonValue] | None:
+    """Read `--template`."""
+    if template is None:
+        return None
+    try:
+        arguments = json.loads(template)
+    except ValueError as error:
+        raise TrainError(f"--template is no JSON ({error}); write it like '{{\"enable_thinking\": false}}'") from error
+    if not isinstance(arguments, dict):
+        raise TrainError("--template is a JSON object, like '{\"enable_thinking\": false}'")
+    return arguments
 
 
 _WITHOUT = ("responses_not_scored", "answers_without_a_reward")

@@ -498,11 +498,11 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
     from seamcurate.models import tokens
 
     tokenizer = policy.tokenizer()
+    form = policy.prompt_form(tokenizer)
 
     def lines() -> Iterator[pa.Table]:
         for _, table in view.read({"prompt": "b.prompt"}):
-            texts = (tokens.pieces(tokenizer, prompt, "") for prompt in table["prompt"].to_pylist())
-            ids = [tokens.prompt_ids(tokenizer, text.prompt, text.templated) for text in texts]
+            ids = [tokens.prompt_ids(tokenizer, prompt, form) for prompt in table["prompt"].to_pylist()]
             yield pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))})
 
     with _in_place(out) as folder:

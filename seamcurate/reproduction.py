@@ -6,10 +6,12 @@ endpoint unless the person at the keyboard allows it.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -147,14 +149,13 @@ def _values(value: object, key: str = "") -> Iterator[tuple[str, object]]:
 
 
 def pinned(loaded: Recipe, known: Mapping[str, JsonValue]) -> Recipe:
-    """Return a recipe whose Hub data sets and models stand at the commits that the facts name."""
-    commits = dict(_commits(known.get("steps")))
+    """Return a recipe whose Hub data sets and models stand at the commits, and the dates in prompts, that the facts name."""
+    commits, days = dict(_commits(known.get("steps"))), _days(known.get("steps"))
 
-    def at(model: Any) -> Any:
-        commit = commits.get(model.path) if isinstance(model, Backend) else None
-        if commit is None or "revision" not in type(model).model_fields:
-            return model
-        return model.model_copy(update={"revision": commit})
+    def at(role: str, model: Backend) -> Backend:
+        found = {"revision": commits.get(model.path), "date": days.get(role)}
+        given = {key: value for key, value in found.items() if value is not None and key in type(model).model_fields}
+        return model.model_copy(update=given) if given else model
 
     def source(given: Source | None, identity: JsonValue) -> Source | None:
         commit = identity.get("commit") if isinstance(identity, dict) else None
@@ -163,9 +164,11 @@ def pinned(loaded: Recipe, known: Mapping[str, JsonValue]) -> Recipe:
         return given.model_copy(update={"revision": str(commit)})
 
     def step(one: Step) -> Step:
-        return one.model_copy(update={key: at(value) for key, value in one if isinstance(value, Backend)})
+        return one.model_copy(update={key: at(key, value) for key, value in one if isinstance(value, Backend)})
 
-    models = loaded.models.model_copy(update={role: at(model) for role, model in loaded.models if model is not None})
+    models = loaded.models.model_copy(
+        update={role: at(role, model) for role, model in loaded.models if model is not None}
+    )
     return loaded.model_copy(
         update={
             "rows": source(loaded.rows, known.get("source")),
@@ -174,6 +177,18 @@ def pinned(loaded: Recipe, known: Mapping[str, JsonValue]) -> Recipe:
             "steps": tuple(map(step, loaded.steps)),
         }
     )
+
+
+def _days(steps: JsonValue) -> dict[str, datetime.date]:
+    """Return the date that the prompts of each role's model hold, where they hold one."""
+    days: dict[str, datetime.date] = {}
+    for record in steps.values() if isinstance(steps, dict) else ():
+        identity = record.get("identity") if isinstance(record, dict) else None
+        for role, model in identity.items() if isinstance(identity, dict) else ():
+            if isinstance(model, dict) and "date" in model:
+                with suppress(ValueError):
+                    days[role] = datetime.date.fromisoformat(str(model["date"]))
+    return days
 
 
 def _commits(value: JsonValue) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ open-ended and closed-ended rewards is left of them.
 from __future__ import annotations
 
 import ast
+import datetime
 import hashlib
 import json
 import threading
@@ -134,32 +135,39 @@ class ModelReward(BaseModel):
     reward: RewardingModel
 
     def load(self) -> RewardFunction:
-        """Load the reward model."""
-        return _Model(self.reward)
+        """Load the reward model; a date that its chat template writes is today's, and part of what it shows itself as."""
+        return _Model(self.reward.dated(datetime.date.today()))
 
 
-def read(named: str) -> RewardFunction:
+def read(named: str, day: datetime.date | None = None) -> RewardFunction:
     """Load the reward that a command names.
 
     Args:
-        named: A YAML file of `RerReward`'s fields; a `reward.py` that `export` wrote, which is read and not run; an
-            ablation that needs no encoder (`li`, `rp`, `li_rp`); else a reward model, by its folder or Hub id.
+        named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`; a `reward.py`
+            that `export` wrote, which is read and not run; an ablation that needs no encoder (`li`, `rp`, `li_rp`); else a
+            reward model, by its folder or Hub id.
+        day: What a reward model's chat template writes as today's date; None: today.
 
     Raises:
         TrainError: The file cannot be read, or says something that is no reward.
     """
+    day = day or datetime.date.today()
+    kind: type[BaseModel] = RerReward
     if named in get_args(Rewarded):
         return RerReward.model_validate({"reward": named}).load()
     if not named.endswith((".yaml", ".yml", ".py")):
-        return ModelReward(reward=SequenceClassifier(path=named)).load()
+        return ModelReward(reward=SequenceClassifier(path=named).dated(day)).load()
     try:
         text = Path(named).read_text(encoding="utf-8")
         fields = _written(text) if named.endswith(".py") else yaml.safe_load(text)
+        if isinstance(fields, dict) and SequenceClassifier.key in fields:
+            kind = SequenceClassifier
+            return ModelReward(reward=SequenceClassifier.model_validate(fields).dated(day)).load()
         return RerReward.model_validate(fields).load()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         at = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(RerReward.model_fields)}") from error
+        raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(kind.model_fields)}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TrainError(f"reward {named} cannot be read: {str(error).splitlines()[0]}") from error
 

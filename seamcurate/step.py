@@ -7,6 +7,7 @@ a store hands it tables and keeps what it returns.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,15 @@ class Identified(Protocol):
 
     def identity(self) -> JsonValue:
         """Return what decides results: a model's weights, say, but not the folder they lie in."""
+        ...
+
+
+@runtime_checkable
+class Dated(Protocol):
+    """A model whose prompts may hold a date."""
+
+    def dated(self, day: datetime.date) -> Self:
+        """Return the model with `day` as the date in its prompts; itself where it has one or they hold none."""
         ...
 
 
@@ -158,6 +168,12 @@ class Step(BaseModel):
     def work(self, rows: Averages) -> Work | None:
         """Estimate what one row asks of a model; None for a step without one."""
         return None
+
+    def dated(self, day: datetime.date) -> Self:
+        """Return the step with `day` as the date in its models' prompts; itself where they hold none."""
+        models = {key: value for key, value in self if isinstance(value, Dated)}
+        changed = {key: new for key, old in models.items() if (new := old.dated(day)) != old}
+        return self.model_copy(update=changed) if changed else self
 
     def identity(self) -> dict[str, JsonValue]:
         """Return all that decides the values this step adds, its inputs apart."""

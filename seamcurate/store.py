@@ -22,6 +22,7 @@ with `_`, which readers of Parquet folders pass over. Stores up to format 2 have
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import json
 import os
@@ -239,8 +240,10 @@ class Store:
         stale = self.stale()
         for folder, record in self.records().items():
             done = len(numbers(self.path / "columns" / folder))
+            days = "".join(f"; prompts dated {day}" for day in sorted(_days(record)))
             for field in record_schema(record):
-                listed.append(Column(field.name, field.type, folder, done, shards, _meaning(field), stale.get(folder)))
+                meaning = _meaning(field) + days
+                listed.append(Column(field.name, field.type, folder, done, shards, meaning, stale.get(folder)))
         return listed
 
     def fingerprints(self) -> dict[str, str]:
@@ -282,15 +285,17 @@ class Store:
     def lay(self, steps: Sequence[Step], corpus: Mapping[str, Layer] | None = None) -> list[Layer]:
         """Work out every step's fingerprint before anything is computed.
 
-        `corpus` maps the columns that steps add to the corpus to their layers there.
+        `corpus` maps the columns that steps add to the corpus to their layers there. Where a model's prompts hold today's
+        date, it is the date that the step's columns were begun with, else that of the store's first such columns: rewards
+        are compared with each other.
 
         Raises:
             StepError: A step reads a column that nothing before it adds, or adds one that is there already.
         """
         known: dict[str, str] = {}
         lineage: dict[str, dict[str, JsonValue]] = {}
-        stale = self.stale()
-        for folder, record in self.records().items():
+        stale, records = self.stale(), self.records()
+        for folder, record in records.items():
             if folder not in stale:
                 known |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
                 lineage |= {field.name: _lineage(record) for field in record_schema(record)}
@@ -300,7 +305,8 @@ class Store:
         known |= source
         there = self._corpus_columns(corpus or {})
         layers: list[Layer] = []
-        for step in steps:
+        for undated in steps:
+            step = _dated(undated, records)
             self._check_inputs(step, source)
             record = self._record(step, known, lineage, there)
             layer = Layer(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
@@ -829,6 +835,19 @@ def record_schema(record: Mapping[str, JsonValue]) -> pa.Schema:
 
 def _meaning(field: pa.Field) -> str:
     return str((field.metadata or {}).get(b"meaning", b"").decode())
+
+
+def _days(record: Mapping[str, JsonValue]) -> set[str]:
+    """Return the dates that the prompts of a step's models hold."""
+    config = record["config"]
+    assert isinstance(config, dict)
+    return {str(value["date"]) for value in config.values() if isinstance(value, dict) and value.get("date")}
+
+
+def _dated(step: Step, records: Mapping[str, dict[str, JsonValue]]) -> Step:
+    own = _days(records[step.name]) if step.name in records else set()
+    days = own or {day for record in records.values() for day in _days(record)}
+    return step.dated(datetime.date.fromisoformat(min(days)) if days else datetime.date.today())
 
 
 def _lineage(record: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

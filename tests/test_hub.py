@@ -548,11 +548,18 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
         steps=(Perplexity(base=CausalLM(path="me/base", revision="v1")),),
     )
     a, b, c, d = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
-    steps = {"x": {"identity": {"policy": {"causal_lm": f"me/policy@{c}"}, "base": {"causal_lm": f"me/base@{d}"}}}}
+    models = {
+        "policy": {"causal_lm": f"me/policy@{c}", "date": "2026-01-31"},
+        "base": {"causal_lm": f"me/base@{d}"},
+        "reward": {"date": "yesterday"},
+    }
+    steps = {"x": {"identity": models}, "y": {"identity": None}}
     known = {"source": {"hub": "me/rows", "commit": a}, "corpus": {"hub": "me/corpus", "commit": b}, "steps": steps}
     found = reproduction.pinned(loaded, known)
     assert (found.rows.revision, found.corpus.revision, found.models.policy.revision) == (a, b, c)
     assert found.steps[0].base.revision == d and found.models.reward == loaded.models.reward
+    # A date that the author's prompts held is held again, whatever the day.
+    assert (str(found.models.policy.date), found.steps[0].base.date) == ("2026-01-31", None)
 
 
 @pytest.mark.parametrize(

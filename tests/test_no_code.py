@@ -205,7 +205,7 @@ def test_a_chat_template_cannot_leave_its_sandbox(template, tokenizer, tmp_path)
     made.chat_template = template
     mark = tmp_path / "ran"
     with pytest.raises(TemplateError):
-        tokens.pieces(made, str(mark), "x")
+        tokens.prompt_ids(made, str(mark))
     assert not mark.exists()
 
 

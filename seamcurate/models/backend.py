@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import datetime
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -39,6 +40,10 @@ class Backend(BaseModel):
     @abstractmethod
     def identity(self) -> JsonValue:
         """Return what decides the model's answers."""
+
+    def dated(self, day: datetime.date) -> Self:
+        """Return the model with `day` as the date that its prompts hold; itself where they hold none."""
+        return self
 
     def price(self, tokens_in: float, tokens_out: float) -> float | None:
         """Return what tokens cost in dollars; None where nobody asks for money, or the recipe gives no prices."""

@@ -7,15 +7,16 @@ through `prefix`, each prompt once; encoders in batches of like lengths, cut by 
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import ModelError
 from seamcurate.models import prefix, tokens, weights
@@ -23,6 +24,7 @@ from seamcurate.models.backend import Backend
 from seamcurate.models.batching import Batches, automatic_budget, freed, moved, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder, Likelihood, Policy, Prompt, Responses, RewardModel
+from seamcurate.models.template import CLOCK, Form, FormSettings
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -103,12 +105,69 @@ class LocalModel(Backend):
         return tokenizer, model
 
 
-class CausalLM(LocalModel):
+class PromptedModel(LocalModel, FormSettings):
+    """What policies and reward models share: how prompts and responses become the text they read."""
+
+    texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
+
+    def identity(self) -> JsonValue:
+        """Return what `LocalModel.identity` does, with the form where one is set.
+
+        Raises:
+            ModelError: The form, its arguments or its date need a chat template that is not there.
+        """
+        moves = super().identity()
+        assert isinstance(moves, dict)
+        if self.form == "chat" or self.template or self.date:
+            self._check_template()
+        return {key: value for key, value in moves.items() if value or key not in ("form", "template", "date")}
+
+    def prompt_form(self, tokenizer: PreTrainedTokenizerBase | None = None, ends: Sequence[int] | None = None) -> Form:
+        r"""Return how prompts become the text that the model reads; what is not given is read from its files.
+
+        Args:
+            tokenizer: The model's own.
+            ends: The ids that its generation configuration ends answers by.
+
+        Example:
+            >>> CausalLM(path="my-org/sft-7b", form="plain").prompt_form().prompt("What is a set?")  # doctest: +SKIP
+            'Question: What is a set?\n\nAnswer:'
+
+        Raises:
+            ModelError: The form, or its arguments, need a chat template that the tokenizer does not have.
+        """
+        if ends is None:
+            ends = weights.answer_ends(weights.folder(self.path, self.revision))
+        return tokens.form_of(tokenizer or self.tokenizer(), self, ends)
+
+    def dated(self, day: datetime.date) -> Self:
+        """Return the model with `day` as the date that its chat template writes; itself where it has one or writes none."""
+        if self.date is not None or not self._writes_date:
+            return self
+        return self.model_copy(update={"date": day})
+
+    @property
+    def _writes_date(self) -> bool:
+        return self.form in (None, "chat") and CLOCK in weights.templates(self.path, self.revision)
+
+    def _check_template(self) -> None:
+        """Refuse settings of a chat template where there is none."""
+        where, there = f"{self.key} {self.path}", weights.templates(self.path, self.revision)
+        if self.form in (None, "chat") and not there:
+            setting = "form: chat" if self.form else "template" if self.template else "date"
+            raise ModelError(
+                f"{where}: `{setting}` needs a chat template, and its tokenizer has none; "
+                "leave it out, or save a template with the tokenizer"
+            )
+        if self.date and not self._writes_date:
+            raise ModelError(f"{where}: its prompts hold no date; leave `date` out")
+
+
+class CausalLM(PromptedModel):
     """A policy: any causal language model of transformers."""
 
     key: ClassVar[str] = "causal_lm"
     kind: ClassVar[str] = "a language model"
-    texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
     max_response_tokens: int = 512
     """Longer responses are cut here and scored without the end-of-sequence token."""
 
@@ -120,16 +179,25 @@ class CausalLM(LocalModel):
         return _LoadedCausalLM(self, tokenizer, model)
 
 
-class SequenceClassifier(LocalModel):
+class SequenceClassifier(PromptedModel):
     """A reward model: any sequence classification model of transformers with one output."""
 
     key: ClassVar[str] = "sequence_classifier"
     kind: ClassVar[str] = "a reward model"
-    texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
     max_tokens: int | None = None
     """Prompt and response together; the response's end is cut to fit. Default: the model's window, at most 2,048."""
     pair: bool = False
     """Give prompt and response as two segments, as encoder reward models such as OpenAssistant's expect."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.pair and (self.form is not None or self.template or self.date):
+            raise ValueError("pair: true gives prompt and answer as two segments; leave form, template and date out")
+        return self
+
+    @property
+    def _writes_date(self) -> bool:
+        return not self.pair and super()._writes_date
 
     def load(self) -> RewardModel:
         """Load tokenizer and weights; refuses a model with more than one output."""
@@ -187,6 +255,7 @@ def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
 class _LoadedCausalLM:
     def __init__(self, config: CausalLM, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self.config, self.tokenizer, self.model = config, tokenizer, model
+        self.form = config.prompt_form(tokenizer, weights.as_ids(model.generation_config.eos_token_id))
         self.window = weights.window(model, tokenizer)
         head = prefix.output_head(model, model.get_output_embeddings())
         self.reader = prefix.PrefixReader(model, head, config.batch_tokens)
@@ -201,7 +270,7 @@ class _LoadedCausalLM:
             for prompt, answers in rows.groups:
                 try:
                     before, after, crossed = tokens.policy_group(
-                        self.tokenizer, prompt, answers, self.config.max_response_tokens
+                        self.tokenizer, prompt, answers, self.config.max_response_tokens, self.form
                     )
                 except _refusals():
                     before, after, crossed = [], [[] for _ in answers], [False] * len(answers)
@@ -256,6 +325,7 @@ class _LoadedCausalLM:
 class _LoadedClassifier:
     def __init__(self, config: SequenceClassifier, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self.config, self.tokenizer, self.model = config, tokenizer, model
+        self.form = None if config.pair else config.prompt_form(tokenizer, ())
         window = weights.window(model, tokenizer)
         self.limit = min(config.max_tokens or 2048, window)
         self.own_pad = model.config.pad_token_id
@@ -279,13 +349,15 @@ class _LoadedClassifier:
         def groups() -> Iterator[prefix.Group]:
             for prompt, answers in rows.groups:
                 try:
-                    before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit)
+                    before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit, self.form)
                 except _refusals():
                     before, rest = [], []
                 readable = _readable(self.model, before)
                 known = [(i, ids) for i, ids in enumerate(rest) if ids and readable and _readable(self.model, ids)]
                 fits.append([i for i, _ in known])
-                yield prefix.Group(before, [ids for _, ids in known])
+                # The token that a score is read at must be a response's own: after an empty one there may be padding only.
+                start = min([len(before), *(self._last(before + ids) for _, ids in known)])
+                yield prefix.Group(before[:start], [before[start:] + ids for _, ids in known])
 
         def score(outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
             read = [p.start + self._last(ids) for p, ids in zip(pack.places, pack.answers, strict=True)]
@@ -307,13 +379,13 @@ class _LoadedClassifier:
     def _each(self, rows: _Distinct) -> list[list[float | None]]:
         import torch
 
-        flat = [(p, r) for p, answers in rows.groups for r in answers]
-        make = tokens.pair_ids if self.config.pair else tokens.reward_ids
         fits: list[tuple[int, list[int]]] = []
-        for i, (p, r) in enumerate(flat):
-            with suppress(*_refusals()):
-                if (one := make(self.tokenizer, p, r, self.limit)) is not None and _readable(self.model, one):
-                    fits.append((i, one))
+        count = 0
+        for prompt, answers in rows.groups:
+            for i, ids in enumerate(self._whole(prompt, answers), count):
+                if ids is not None and _readable(self.model, ids):
+                    fits.append((i, ids))
+            count += len(answers)
 
         def score(batch: list[int]) -> list[float]:
             sequences = [fits[b][1] for b in batch]
@@ -323,12 +395,22 @@ class _LoadedClassifier:
             found: list[float] = self.model(**inputs).logits[:, 0].float().tolist()
             return found
 
-        scores: list[float | None] = [None] * len(flat)
+        scores: list[float | None] = [None] * count
         with torch.inference_mode():
             for batch, found in self.batches.read([len(one) for _, one in fits], score):
                 for b, value in zip(batch, found, strict=True):
                     scores[fits[b][0]] = value
         return regroup(scores, [answers for _, answers in rows.groups])
+
+    def _whole(self, prompt: Prompt, answers: list[str]) -> list[list[int] | None]:
+        """Return the ids of the prompt with each response."""
+        try:
+            if self.config.pair:
+                return [tokens.pair_ids(self.tokenizer, prompt, answer, self.limit) for answer in answers]
+            before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit, self.form)
+        except _refusals():
+            return [None] * len(answers)
+        return [None if ids is None else before + ids for ids in rest]
 
     def _pad(self, sequences: list[list[int]]) -> int:
         """Return an id to pad with; decoder heads read the last token that is not it, so it must not be in the batch."""

@@ -1,8 +1,9 @@
 """Token ids of prompts and responses: one place, so that training and scoring read the same ids.
 
-The template is rendered once and tokenized without special tokens (a second BOS changes every score), the
-response is tokenized on its own after it, and the end-of-sequence token closes it unless it was cut. A special token
-that a text spells is text, see `spelling`.
+A policy continues the generation prompt that the chat template writes, rendered once and tokenized without special tokens (a
+second BOS changes every score); the response is tokenized on its own after it, and the token that closes a turn ends it
+unless it was cut. A reward model reads the ids of the whole chat as the template renders it, answer included. A special
+token that a text spells is text, see `spelling`.
 """
 
 from __future__ import annotations
@@ -10,125 +11,163 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple
+from datetime import date
+from typing import TYPE_CHECKING
 
 from seamcurate.errors import ModelError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.spelling import marked, spelling
-from seamcurate.models.template import plain_prompt, plain_response, prompt_text
+from seamcurate.models.template import CLOCK, Form, FormSettings, dated, prompt_text
 from seamcurate.tables import brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-REVISION = 2
-"""Raised whenever the same text would give other ids; 2: special tokens that a text spells are text."""
+REVISION = 3
+"""Raised whenever the same text would give other ids; 2: special tokens that a text spells are text; 3: a reward model
+reads the ids of the whole chat, and a policy's response ends as its model ends turns."""
 
 
 _SECONDS = 10.0
 """Within which a chat template renders a row; it is a program of whoever made the model, and may loop."""
+_ANSWER = "\U000ffff0"
+"""Stands for a response, to see what a form writes around it; no text begins with it."""
+_TRAINED = "seamcurate_form"
+"""The key of a tokenizer's configuration that says in which form `train` trained the model."""
 
 
-class Pieces(NamedTuple):
-    """A prompt and one response as the text a model reads, cut at the boundary; special tokens they spell are marked."""
+def form_of(
+    tokenizer: PreTrainedTokenizerBase, settings: FormSettings = FormSettings(), ends: Sequence[int] = ()
+) -> Form:
+    """Resolve how prompts and responses become text for a tokenizer.
 
-    prompt: str
-    response: str
-    templated: bool
-    """Whether a chat template made it: the template then holds every special token itself."""
+    Args:
+        tokenizer: The model's.
+        settings: What is set of it; a template that writes a date writes today's where none is set.
+        ends: The ids that the model's generation configuration ends answers by.
 
-
-def pieces(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str) -> Pieces:
-    """Render prompt and response by the tokenizer's chat template, else in the plain form."""
-    hidden = spelling(tokenizer)
-    prompt, response = hidden.prompt(prompt), hidden.hidden(response)
+    Raises:
+        ModelError: The form, or its arguments, need a chat template that the tokenizer does not have.
+    """
+    trained = tokenizer.init_kwargs.get(_TRAINED) or {}
+    name = settings.form or trained.get("form") or ("chat" if tokenizer.chat_template else "plain")
+    if name != "chat":
+        if settings.template:
+            raise ModelError(
+                f"{tokenizer.name_or_path}: `template` holds arguments of a chat template, and its prompts have the form "
+                f"{name!r:.60}; leave `template` out, or set `form: chat` where the tokenizer has a chat template"
+            )
+        return Form(name, {}, None, tokenizer.eos_token_id)
     if not tokenizer.chat_template:
-        return Pieces(plain_prompt(prompt), plain_response(response), False)
-    (rendered,) = _rendered(tokenizer, [_turns(prompt)], add_generation_prompt=True)
-    return Pieces(rendered, response, True)
+        raise ModelError(
+            f"{tokenizer.name_or_path}: `form: chat` needs a chat template, and its tokenizer has none; "
+            "set `form: plain`, or save a template with the tokenizer"
+        )
+    given = dict(settings.template or trained.get("template") or {})
+    try:
+        source = tokenizer.get_chat_template(given.pop("chat_template", None), given.get("tools"))
+    except ValueError as error:
+        raise ModelError(f"{tokenizer.name_or_path}: {brief(str(error), 200)}") from error
+    if CLOCK in source:
+        source = dated(source, settings.date or date.today())
+    chat = Form(name, given, source)
+    return chat._replace(end=_closing(tokenizer, chat, ends))
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, templated: bool) -> list[int]:
-    """Tokenize the part before the response; plain text gets the BOS that the tokenizer itself would add."""
-    ids = _ids(tokenizer, text)
-    starts = tokenizer.bos_token_id
-    if not templated and starts is not None and list(tokenizer("a")["input_ids"])[:1] == [starts]:
-        ids.insert(0, starts)
-    return ids
+def remember_form(tokenizer: PreTrainedTokenizerBase, form: Form) -> None:
+    """Write the form into the tokenizer's configuration, which is saved with it: by default, `form_of` then returns it."""
+    tokenizer.init_kwargs[_TRAINED] = {"form": form.name, "template": dict(form.arguments)}
 
 
-def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int], limit: int) -> list[int]:
-    """Cut a response to `limit` ids; EOS closes it when nothing was cut."""
-    if len(ids) >= limit:
-        return ids[:limit]
-    eos = tokenizer.eos_token_id
-    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+def _closing(tokenizer: PreTrainedTokenizerBase, form: Form, ends: Sequence[int]) -> int | None:
+    """Return the first of `ends` that the template writes after an answer, else the tokenizer's EOS."""
+    from jinja2 import TemplateError
+
+    chat = [Message(role="user", content="a"), Message(role="assistant", content=_ANSWER)]
+    try:
+        (whole,) = _rendered(tokenizer, form, [chat])
+    except TemplateError:
+        whole = ""
+    after = _ids(tokenizer, whole.rpartition(_ANSWER)[2]) if _ANSWER in whole else []
+    eos: int | None = tokenizer.eos_token_id
+    return next((token for token in after if token in ends), eos)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: Form | None = None) -> list[int]:
+    """Return the ids that a policy continues; outside of chat templates with the BOS that the tokenizer itself would add."""
+    form = form or form_of(tokenizer)
+    return _with_start(tokenizer, form, _ids(tokenizer, _before(tokenizer, form, prompt)))
 
 
 def policy_group(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[str], limit: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    responses: Sequence[str],
+    limit: int,
+    form: Form | None = None,
 ) -> tuple[list[int], list[list[int]], list[bool]]:
     """Return the prompt's ids, each response's, and whether joint tokenization would have given other ids.
 
     The prompt is rendered and tokenized once for all its responses.
     """
-    text = pieces(tokenizer, prompt, "")
-    before = prompt_ids(tokenizer, text.prompt, text.templated)
-    hidden = map(spelling(tokenizer).hidden, responses)
-    answers = [response if text.templated else plain_response(response) for response in hidden]
-    after = [_ended(tokenizer, ids, limit) for ids in _all_ids(tokenizer, answers)]
-    start = len(before) - len(_ids(tokenizer, text.prompt))
-    joint = [before[:start] + ids for ids in _all_ids(tokenizer, [text.prompt + answer for answer in answers])]
+    form = form or form_of(tokenizer)
+    text = _before(tokenizer, form, prompt)
+    own = _ids(tokenizer, text)
+    before = _with_start(tokenizer, form, own)
+    answers = [form.response(response) for response in map(spelling(tokenizer).hidden, responses)]
+    after = [_ended(ids, limit, form.end) for ids in _all_ids(tokenizer, answers)]
+    start = before[: len(before) - len(own)]
+    joint = [start + ids for ids in _all_ids(tokenizer, [text + answer for answer in answers])]
     scored = [before + ids for ids in after]
     crossed = [a[: len(b)] != b[: len(a)] for a, b in zip(joint, scored, strict=True)]
     return before, after, crossed
 
 
 def policy_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int, form: Form | None = None
 ) -> tuple[list[int], list[int]]:
     """Return (prompt ids, response ids) as a causal language model is trained on and scored by."""
-    text = pieces(tokenizer, prompt, response)
-    return (
-        prompt_ids(tokenizer, text.prompt, text.templated),
-        _ended(tokenizer, _ids(tokenizer, text.response), limit),
-    )
+    form = form or form_of(tokenizer)
+    after = _ids(tokenizer, form.response(spelling(tokenizer).hidden(response)))
+    return prompt_ids(tokenizer, prompt, form), _ended(after, limit, form.end)
 
 
 def reward_group(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[str], limit: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    responses: Sequence[str],
+    limit: int,
+    form: Form | None = None,
 ) -> tuple[list[int], list[list[int] | None]]:
-    """Return the ids a reward model reads: the prompt's, and what follows for each response, its end cut to fit.
+    """Return the ids a reward model reads: what all responses share, and what follows for each, its end cut to fit.
 
-    None stands for a response to a prompt that alone fills the window. With a chat template the assistant's turn is
-    rendered by it.
+    Together they are the ids of the whole text: of the chat template applied to all turns and the response, in other
+    forms with what the tokenizer puts around texts. What closes a response stays when its end is cut: a decoder's reward
+    is read there. None stands for a response to a prompt that alone fills the window.
     """
-    text = pieces(tokenizer, prompt, "")
-    before = prompt_ids(tokenizer, text.prompt, text.templated)
-    prompt, responses = spelling(tokenizer).prompt(prompt), list(map(spelling(tokenizer).hidden, responses))
-    last: int | None = None
-    if text.templated:
-        turns = _closed_turns(tokenizer, prompt, responses, text)
-        answers, closings = [answer for answer, _ in turns], [closing for _, closing in turns]
-        closing_ids = {closing: _ids(tokenizer, closing) for closing in set(closings)}
+    form = form or form_of(tokenizer)
+    hidden = spelling(tokenizer)
+    asked, answers = hidden.prompt(prompt), [_ANSWER, *map(hidden.hidden, responses)]
+    if form.chat:
+        chats = [[*_turns(asked), Message(role="assistant", content=answer)] for answer in answers]
+        texts = _rendered(tokenizer, form, chats)
     else:
-        answers, closings, closing_ids = [plain_response(response) for response in responses], [""] * len(responses), {}
-        last = tokenizer.eos_token_id
-        if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
-            before, last = [tokenizer.cls_token_id, *before], tokenizer.sep_token_id
-    rest: list[list[int] | None] = []
-    for after, closing in zip(_all_ids(tokenizer, answers), closings, strict=True):
-        end = closing_ids[closing] if text.templated else [] if last is None or after[-1:] == [last] else [last]
-        # What closes an answer stays when its end is cut: a decoder's reward is read there.
-        room = limit - len(before) - len(end)
-        rest.append(None if room < 1 else [*after[:room], *end])
-    return before, rest
+        before = form.prompt(asked)
+        texts = [before + form.response(answer) for answer in answers]
+    pattern, *wholes = (_framed(tokenizer, form, ids) for ids in _all_ids(tokenizer, texts))
+    fitting = [_cut(whole, pattern, limit) for whole in wholes]
+    kept = [ids for ids in fitting if ids is not None]
+    # Of each response something must be left to read.
+    shared = min([_alike(pattern, ids) for ids in wholes] + [len(ids) - 1 for ids in kept], default=len(pattern))
+    return pattern[:shared], [None if ids is None else ids[shared:] for ids in fitting]
 
 
-def reward_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int) -> list[int] | None:
+def reward_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int, form: Form | None = None
+) -> list[int] | None:
     """Return the ids a reward model reads for one response, see `reward_group`."""
-    before, (after,) = reward_group(tokenizer, prompt, [response], limit)
+    before, (after,) = reward_group(tokenizer, prompt, [response], limit, form)
     return None if after is None else before + after
 
 
@@ -150,6 +189,57 @@ def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, 
     return [token for place, token in enumerate(ids) if place not in cut]
 
 
+def _before(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: Prompt) -> str:
+    """Render what a policy continues; special tokens that the prompt spells are marked."""
+    asked = spelling(tokenizer).prompt(prompt)
+    if not form.chat:
+        return form.prompt(asked)
+    (text,) = _rendered(tokenizer, form, [_turns(asked)], add_generation_prompt=True)
+    return text
+
+
+def _with_start(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) -> list[int]:
+    """Put BOS before a text that no chat template made, where the tokenizer itself would and the text does not."""
+    start = tokenizer.bos_token_id
+    if form.chat or start is None or ids[:1] == [start] or list(tokenizer("a")["input_ids"])[:1] != [start]:
+        return ids
+    return [start, *ids]
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) -> list[int]:
+    """Put around a reward model's whole text what marks its begin and its end."""
+    if form.chat:
+        return ids
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if first is not None and last is not None:
+        return [first, *ids, last]
+    return _with_start(tokenizer, form, _ended(ids, len(ids) + 1, tokenizer.eos_token_id))
+
+
+def _ended(ids: list[int], limit: int, end: int | None) -> list[int]:
+    """Cut a response to `limit` ids; `end` closes it when nothing was cut."""
+    if len(ids) >= limit:
+        return ids[:limit]
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def _cut(whole: list[int], pattern: list[int], limit: int) -> list[int] | None:
+    """Cut a response's end to fit; `pattern` shows what stands around it. None where the prompt leaves no room."""
+    if len(whole) <= limit:
+        return whole
+    start = _alike(whole, pattern)
+    close = _alike(whole[start:][::-1], pattern[start:][::-1])
+    if limit - start - close < 1:
+        return None
+    return whole[: limit - close] + whole[len(whole) - close :]
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many ids two sequences begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if marked(text):
         return spelling(tokenizer).encode(text)[0]
@@ -168,27 +258,7 @@ def _turns(prompt: Prompt) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
-def _closed_turns(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[str], text: Pieces
-) -> list[tuple[str, str]]:
-    """Return the assistant's turns as the template renders them: each answer, and what closes it."""
-    chats = [[*_turns(prompt), Message(role="assistant", content=response)] for response in responses]
-    return [
-        _closed_turn(tokenizer, response, whole, text)
-        for response, whole in zip(responses, _rendered(tokenizer, chats), strict=True)
-    ]
-
-
-def _closed_turn(tokenizer: PreTrainedTokenizerBase, response: str, whole: str, text: Pieces) -> tuple[str, str]:
-    turn = whole.removeprefix(text.prompt)
-    answer = response if response in turn else response.strip()
-    if turn == whole or not turn.startswith(answer):
-        # A template that rewrites earlier turns, or the answer, has no shared prefix to keep.
-        return response, tokenizer.eos_token or ""
-    return answer, turn[len(answer) :]
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]], **how: bool) -> list[str]:
+def _rendered(tokenizer: PreTrainedTokenizerBase, form: Form, chats: Sequence[list[Message]], **how: bool) -> list[str]:
     """Render a row's chats by the tokenizer's chat template.
 
     Raises:
@@ -198,10 +268,11 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]]
     from jinja2 import TemplateError, TemplateSyntaxError
 
     done: Future[list[str]] = Future()
+    given = {"chat_template": form.source, "tokenize": False, **form.arguments, **how}
 
     def render() -> None:
         try:
-            done.set_result([str(tokenizer.apply_chat_template(turns, tokenize=False, **how)) for turns in chats])
+            done.set_result([str(tokenizer.apply_chat_template(turns, **given)) for turns in chats])
         except BaseException as error:
             done.set_exception(error)
 

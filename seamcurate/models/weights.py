@@ -6,7 +6,9 @@ Only safetensors are ever read: a folder that holds nothing but pickled weights 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.json", "*/*.safetensors")
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja", "chat_template.json", "tokenizer_config.json")
+"""Where a tokenizer's chat templates lie."""
+FILES = (
+    *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.json", "*/*.safetensors"),
+    "additional_chat_templates/*.jinja",
+)
 """What a model is made of on disk or on the Hub; pickled weights are not among it."""
 NO_PART = ("training.json", "README.md")
 """What lies beside a model's files and decides none of its answers."""
@@ -39,8 +46,11 @@ def identity(path: str, revision: str | None) -> str:
     return f"{path}@{_commit(path, revision)}"
 
 
-def folder(path: str, revision: str | None) -> Path:
-    """Return the folder with the weights, fetched from the Hub at the pinned commit where it is not local."""
+def folder(path: str, revision: str | None, files: Sequence[str] = FILES) -> Path:
+    """Return the folder with the weights, fetched from the Hub at the pinned commit where it is not local.
+
+    Of a Hub repository only `files` are fetched.
+    """
     local = Path(path).expanduser()
     if local.is_dir():
         return local
@@ -48,9 +58,52 @@ def folder(path: str, revision: str | None) -> Path:
 
     commit = _commit(path, revision)
     try:
-        return Path(snapshot_download(path, revision=commit, allow_patterns=list(FILES)))
+        return Path(snapshot_download(path, revision=commit, allow_patterns=list(files)))
     except Exception as error:
         raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
+
+
+def templates(path: str, revision: str | None) -> str:
+    """Return the text of a tokenizer's chat templates; empty where it has none."""
+    if Path(path).expanduser().is_dir():
+        return _templates(folder(path, revision))
+    return _hub_templates(path, _commit(path, revision))
+
+
+@cache
+def _hub_templates(path: str, commit: str) -> str:
+    return _templates(folder(path, commit, TEMPLATES))
+
+
+def _templates(local: Path) -> str:
+    texts: list[str] = []
+    for file in sorted(file for pattern in TEMPLATES for file in local.glob(pattern)):
+        if file.suffix == ".jinja":
+            texts.append(file.read_text(encoding="utf-8", errors="replace"))
+        elif found := _object(file).get("chat_template"):
+            texts.append(found if isinstance(found, str) else json.dumps(found))
+    return "\n".join(texts)
+
+
+def answer_ends(local: Path) -> tuple[int, ...]:
+    """Return the ids that a model folder's generation configuration ends answers by, else those of its configuration."""
+    own = as_ids(_object(local / "generation_config.json").get("eos_token_id"))
+    return own or as_ids(_object(local / "config.json").get("eos_token_id"))
+
+
+def as_ids(value: object) -> tuple[int, ...]:
+    """Return token ids that a configuration gives as one number, as a list, or not at all."""
+    given = value if isinstance(value, list) else [value]
+    return tuple(token for token in given if isinstance(token, int))
+
+
+def _object(file: Path) -> dict[str, object]:
+    """Read a JSON object; nothing where there is none, of which loading the model then tells."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def device(asked: str) -> str:

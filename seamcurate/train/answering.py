@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from seamcurate import objects
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
+from seamcurate.models.template import FormSettings
 from seamcurate.progress import bar
 from seamcurate.train import data as rows_of
 from seamcurate.train import rollout, training
 from seamcurate.train.data import Data
 
 
-class Answering(BaseModel):
-    """Options of `answer`."""
+class Answering(FormSettings):
+    """Options of `answer`; how prompts become text, as a model's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,10 +63,11 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
     training.identity(model, options)
     with training.quiet():
         tokenizer, policy = training.open_policy(model, options)
+        form = training.prompt_form(tokenizer, config, policy)
         policy.to(weights.device("auto")).eval()
         policy.generation_config = rollout.sampling(policy.generation_config)
         room = weights.window(policy, tokenizer) - config.max_new_tokens
-        every = rollout.numbered(tokenizer, asked)
+        every = rollout.numbered(tokenizer, form, asked)
         fitting = [one for one in every if 0 < len(one.ids) <= room]
         if not fitting:
             raise TrainError(
@@ -81,7 +83,8 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
             for start in range(0, len(todo), config.batch_size):
                 some = todo[start : start + config.batch_size]
                 ids = [one.ids for one in some]
-                found = rollout.respond(policy, tokenizer, ids, config.max_new_tokens, config.temperature, ())
+                length, temperature = config.max_new_tokens, config.temperature
+                found = rollout.respond(policy, tokenizer, ids, length, temperature, (), form)
                 for one, text in zip(some, found.texts, strict=True):
                     texts.setdefault(one.row, []).append(text)
                 advance(len(some))

@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
-from seamcurate.models.template import plain_prompt
+from seamcurate.models.template import Form
 from seamcurate.train import rollout, training
 from seamcurate.train.data import Asked, Data
 from seamcurate.train.kl import KLController
@@ -126,8 +126,10 @@ def _train(
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
         tokenizer, opened = training.open_policy(model, config)
+        config = training.pinned(config, tokenizer, work.out)
+        form = training.prompt_form(tokenizer, config, opened)
         window, length = weights.window(opened, tokenizer), config.max_completion_length
-        kept, tested, counts = rollout.questions(method, tokenizer, asked, config, window, length)
+        kept, tested, counts = rollout.questions(method, tokenizer, form, asked, config, window, length)
         if len(kept) < answers * work.processes // config.num_generations:
             raise TrainError(
                 f"{len(kept)} prompts are fewer than the {answers * work.processes // config.num_generations} of one "
@@ -142,7 +144,7 @@ def _train(
         # Before the first update: a reward that fails costs no time.
         judge.score(kept[:1], ["An answer."], "on trial")
         _, checkpoint = work.begin(inputs)
-        told = _Told(judge, kept, bool(tokenizer.chat_template), work.state)
+        told = _Told(judge, kept, form, work.state)
         arguments = training.arguments(config, str(work.folder)) | {
             "num_generations": config.num_generations,
             "max_completion_length": config.max_completion_length,
@@ -152,7 +154,6 @@ def _train(
             "beta": config.beta,
             "log_completions": False,
         }
-        form = dict if tokenizer.chat_template else str
         shown = [{"prompt": _shown(one.asked, form), "row": i} for i, one in enumerate(kept)]
         generation, opened.generation_config = opened.generation_config, rollout.sampling(opened.generation_config)
         makers: Any = (GRPOTrainer, GRPOConfig) if method == "grpo" else (RLOOTrainer, RLOOConfig)
@@ -168,7 +169,7 @@ def _train(
         trainer._get_train_sampler = lambda dataset=None: _Epochs(drawn, config.seed)
         if config.beta and config.kl_target is not None:
             trainer.add_callback(_moving(trainer, config, work.state))
-        measure = _Measure(tokenizer, tested, judge, judged, config)
+        measure = _Measure(tokenizer, form, tested, judge, judged, config)
         before = measure(trainer.model, "before the first update")
         if tested and checkpoint is None:
             work.write(0, before)
@@ -216,8 +217,8 @@ class _Epochs:
 class _Told:
     """The reward as TRL calls it: given the rows as they are, and held to its word."""
 
-    def __init__(self, judge: Judge, asked: Sequence[Question], templated: bool, state: dict[str, Any]) -> None:
-        self.judge, self.asked, self.templated, self.state = judge, asked, templated, state
+    def __init__(self, judge: Judge, asked: Sequence[Question], form: Form, state: dict[str, Any]) -> None:
+        self.judge, self.asked, self.form, self.state = judge, asked, form, state
         self.__name__ = judge.name
 
     def __call__(
@@ -226,7 +227,7 @@ class _Told:
         from accelerate.utils import gather_object
 
         texts = [one if isinstance(one, str) else str(one[-1]["content"]) for one in completions]
-        texts = texts if self.templated else [text.removeprefix(" ") for text in texts]
+        texts = [self.form.generated(text) for text in texts]
         found = self.judge.score([self.asked[i] for i in row], texts, f"after update {trainer_state.global_step}")
         # Of several processes each is asked about its own answers.
         every = gather_object(found)
@@ -248,12 +249,13 @@ class _Measure:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
+        form: Form,
         tested: Sequence[Question],
         judge: Judge,
         gold: Judge | None,
         config: GroupTraining,
     ) -> None:
-        self.tokenizer, self.tested, self.config = tokenizer, tested, config
+        self.tokenizer, self.form, self.tested, self.config = tokenizer, form, tested, config
         self.judges = {"eval/scores": judge} | ({} if gold is None else {"eval/gold": gold})
 
     def __call__(self, policy: PreTrainedModel, when: str) -> dict[str, float | None]:
@@ -270,7 +272,9 @@ class _Measure:
             for start in range(0, len(self.tested), size):
                 some = self.tested[start : start + size]
                 ids = [one.ids for one in some]
-                answers = respond(policy, self.tokenizer, ids, config.max_completion_length, config.temperature, ())
+                answers = respond(
+                    policy, self.tokenizer, ids, config.max_completion_length, config.temperature, (), self.form
+                )
                 for name, judge in self.judges.items():
                     found[name] += [one for one in judge.score(some, answers.texts, when) if one is not None]
                 found["eval/response_length"] += answers.written.sum(1).tolist()
@@ -290,10 +294,10 @@ def _measuring(measure: _Measure, every: int, work: Workplace) -> Any:
     return Measuring()
 
 
-def _shown(row: Asked, form: type) -> object:
-    """Write a prompt so that TRL makes the ids of it that scoring reads."""
-    if form is str:
-        return plain_prompt(row.prompt)
+def _shown(row: Asked, form: Form) -> object:
+    """Write a prompt as TRL wants it: messages for a chat template, else the text."""
+    if not form.chat:
+        return form.prompt(row.prompt)
     return [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from seamcurate.models.template import Form
     from seamcurate.train.actor import Actor
     from seamcurate.train.ppo import PPOTraining
 
@@ -51,6 +52,7 @@ class Learner:
         actor: Actor,
         reference: PreTrainedModel | None,
         tokenizer: PreTrainedTokenizerBase,
+        form: Form,
         judge: Judge,
         config: PPOTraining,
         accelerator: Accelerator,
@@ -58,7 +60,7 @@ class Learner:
     ) -> None:
         import torch
 
-        self.tokenizer, self.judge, self.gold = tokenizer, judge, gold
+        self.tokenizer, self.form, self.judge, self.gold = tokenizer, form, judge, gold
         self.config, self.accelerator = config, accelerator
         self.actor = actor.to(accelerator.device)
         self.reference: PreTrainedModel = actor.policy if reference is None else reference.to(accelerator.device)
@@ -251,6 +253,7 @@ class Learner:
                 config.response_length,
                 config.temperature,
                 config.stop_strings,
+                self.form,
             )
         except RuntimeError as error:
             if "probability tensor" not in str(error):

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
+from seamcurate.models.template import Form
 from seamcurate.progress import bar
 from seamcurate.train import rollout, training
 from seamcurate.train.data import Data
@@ -136,8 +137,10 @@ def ppo(
         from accelerate import Accelerator
 
         tokenizer, opened = training.open_policy(model, config)
+        config = training.pinned(config, tokenizer, work.out)
+        form = training.prompt_form(tokenizer, config, opened)
         window, length = weights.window(opened, tokenizer), config.response_length
-        kept, tested, counts = rollout.questions("ppo", tokenizer, asked, config, window, length)
+        kept, tested, counts = rollout.questions("ppo", tokenizer, form, asked, config, window, length)
         inputs: dict[str, JsonValue] = {
             **training.inputs(
                 "ppo",
@@ -155,7 +158,7 @@ def ppo(
         # Of itself, accelerate makes processes on a CPU one group only where its environment says so.
         accelerator = Accelerator(cpu=weights.device("auto") == "cpu")
         generation = opened.generation_config
-        learner = _learner(opened, tokenizer, judge, judged, config, accelerator)
+        learner = _learner(opened, tokenizer, form, judge, judged, config, accelerator)
         result = _train(learner, kept, tested, work, inputs)
         record: dict[str, JsonValue] = {**inputs, **counts, **result}
         if work.first:
@@ -169,6 +172,7 @@ def ppo(
 def _learner(
     opened: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    form: Form,
     judge: Judge,
     gold: Judge | None,
     config: PPOTraining,
@@ -201,7 +205,7 @@ def _learner(
             if part is not None:
                 part.gradient_checkpointing_enable({"use_reentrant": False})
     actor = Actor(policy, critic, config.temperature)
-    return Learner(actor, reference, tokenizer, judge, config, accelerator, gold)
+    return Learner(actor, reference, tokenizer, form, judge, config, accelerator, gold)
 
 
 def _train(

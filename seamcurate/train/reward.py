@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue
 from seamcurate.errors import TrainError
 from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
+from seamcurate.models.template import Form
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
 from seamcurate.train.training import Training
@@ -55,6 +56,8 @@ def reward(
         from trl.trainer.utils import disable_dropout_in_model
 
         tokenizer = training.open_tokenizer(model, config)
+        config = training.pinned(config, tokenizer, work.out)
+        form = training.prompt_form(tokenizer, config)
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
             raise TrainError(
                 f"the tokenizer of {model} has neither a padding nor an end-of-sequence token; "
@@ -64,7 +67,7 @@ def reward(
         # TRL would switch dropout off after the adapters are put on, theirs too.
         disable_dropout_in_model(opened)
         limit = min(config.max_length, weights.window(opened, tokenizer))
-        kept, tested, counts = training.encode("reward", rows, measured, limit, partial(_encoded, tokenizer))
+        kept, tested, counts = training.encode("reward", rows, measured, limit, partial(_encoded, tokenizer, form))
         inputs = training.inputs("reward", start, data, config, [kept, tested])
         if (done := training.finished(work, inputs)) is not None:
             return done
@@ -123,14 +126,14 @@ def _measures(above: list[float]) -> tuple[float | None, float | None]:
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, row: Row, limit: int
+    tokenizer: PreTrainedTokenizerBase, form: Form, row: Row, limit: int
 ) -> tuple[tuple[list[int], list[int]], bool] | None:
     """Return a row's (chosen ids, rejected ids), and whether one was cut."""
-    chosen, rejected = (tokens.reward_ids(tokenizer, row.prompt, answer, limit) for answer in row.answers)
+    chosen, rejected = (tokens.reward_ids(tokenizer, row.prompt, answer, limit, form) for answer in row.answers)
     if chosen is None or rejected is None:
         return None
     cut = any(
-        len(ids) == limit and ids != tokens.reward_ids(tokenizer, row.prompt, answer, limit + 1)
+        len(ids) == limit and ids != tokens.reward_ids(tokenizer, row.prompt, answer, limit + 1, form)
         for ids, answer in zip((chosen, rejected), row.answers, strict=True)
     )
     return (chosen, rejected), cut

@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from seamcurate.errors import TrainError
 from seamcurate.models import tokens
 from seamcurate.models.protocols import Message, Prompt
+from seamcurate.models.template import Form
 from seamcurate.progress import bar
 from seamcurate.train import data as rows_of
 from seamcurate.train import training
@@ -83,11 +84,23 @@ def respond(
     length: int,
     temperature: float,
     stop_strings: Sequence[str],
+    form: Form | None = None,
 ) -> Responses:
-    """Sample one response of at most `length` tokens to each prompt."""
+    """Sample one response of at most `length` tokens to each prompt.
+
+    Args:
+        policy: What answers.
+        tokenizer: Its own.
+        prompts: Their ids.
+        length: Tokens.
+        temperature: Of sampling.
+        stop_strings: Literal strings that end a response.
+        form: The one the prompts are in; None: the tokenizer's own.
+    """
     import torch
     from transformers import GenerationConfig
 
+    form = form or tokens.form_of(tokenizer)
     ends = _ends(policy, tokenizer)
     # What stands on padding is never read: the attention mask says so, whatever its id.
     fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -108,7 +121,7 @@ def respond(
     generate: Any = policy.generate
     with torch.no_grad():
         ids = generate(input_ids=before, attention_mask=mask, generation_config=options, **stops)
-    read = [_ended(tokenizer, row, ends, stop_strings) for row in ids[:, context:].tolist()]
+    read = [_ended(tokenizer, row, ends, stop_strings, form) for row in ids[:, context:].tolist()]
     lengths = torch.tensor([length for length, _, _ in read], device=policy.device)
     ids = ids[:, : context + int(lengths.max())]
     written = torch.arange(ids.shape[1] - context, device=policy.device)[None] < lengths[:, None]
@@ -137,14 +150,13 @@ def _ends(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 
 def _ended(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Sequence[int], stop_strings: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Sequence[int], stop_strings: Sequence[str], form: Form
 ) -> tuple[int, bool, str]:
     """Return how many of the ids are the response, whether it ended, and its text."""
 
     def text_of(count: int) -> str:
         found = tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        # Without a template the space before an answer is the form's, not the answer's: see models.template.
-        return str(found) if tokenizer.chat_template else str(found).removeprefix(" ")
+        return form.generated(str(found))
 
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     ended, length = end is not None, len(ids) if end is None else end + 1
@@ -241,6 +253,7 @@ def read(data: Data, columns: Sequence[str], config: Training) -> tuple[list[Ask
 def questions(
     trainer: str,
     tokenizer: PreTrainedTokenizerBase,
+    form: Form,
     asked: tuple[list[Asked], list[Asked] | None],
     config: Training,
     window: int,
@@ -251,6 +264,7 @@ def questions(
     Args:
         trainer: Its name, for what is said of prompts that are skipped.
         tokenizer: The policy's.
+        form: How its prompts become text.
         asked: What `read` returned.
         config: Says how many to hold out where none are apart, and how many tokens prompt and answer may have.
         window: How many the policy can read.
@@ -259,9 +273,9 @@ def questions(
     Raises:
         TrainError: No prompt leaves room.
     """
-    rows, measured = numbered(tokenizer, asked[0]), []
+    rows, measured = numbered(tokenizer, form, asked[0]), []
     if asked[1] is not None:
-        measured = numbered(tokenizer, asked[1])
+        measured = numbered(tokenizer, form, asked[1])
     else:
         rows, measured = rows_of.held_out(rows, config.eval_rows, config.seed)
     whole = min(config.max_length, window)
@@ -295,7 +309,7 @@ def _asked(data: Data, columns: Sequence[str]) -> list[Asked]:
     return asked
 
 
-def numbered(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Question]:
+def numbered(tokenizer: PreTrainedTokenizerBase, form: Form, asked: list[Asked]) -> list[Question]:
     """Return the rows with their prompts' ids, each with its place among all.
 
     Raises:
@@ -305,7 +319,7 @@ def numbered(tokenizer: PreTrainedTokenizerBase, asked: list[Asked]) -> list[Que
     with bar("tokenize", len(asked)) as advance:
         for row, one in enumerate(asked):
             with training.rendered(one.prompt):
-                text = tokens.pieces(tokenizer, one.prompt, "")
-            found.append(Question(row, one, tokens.prompt_ids(tokenizer, text.prompt, text.templated)))
+                ids = tokens.prompt_ids(tokenizer, one.prompt, form)
+            found.append(Question(row, one, ids))
             advance(1)
     return found

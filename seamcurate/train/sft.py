@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue
 
 from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
+from seamcurate.models.template import Form
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
 from seamcurate.train.training import Training
@@ -52,8 +53,10 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
         from trl import SFTConfig, SFTTrainer
 
         tokenizer, opened = training.open_policy(model, config)
+        config = training.pinned(config, tokenizer, work.out)
+        form = training.prompt_form(tokenizer, config, opened)
         limit = min(config.max_length, weights.window(opened, tokenizer))
-        kept, tested, counts = training.encode("sft", rows, measured, limit, partial(_encoded, tokenizer))
+        kept, tested, counts = training.encode("sft", rows, measured, limit, partial(_encoded, tokenizer, form))
         inputs = training.inputs("sft", start, data, config, [kept, tested])
         if (done := training.finished(work, inputs)) is not None:
             return done
@@ -101,9 +104,9 @@ def completion_loss(model: PreTrainedModel, rows: list[tuple[list[int], list[int
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, row: Row, limit: int
+    tokenizer: PreTrainedTokenizerBase, form: Form, row: Row, limit: int
 ) -> tuple[tuple[list[int], list[int]], bool] | None:
     """Return a row's (prompt ids, completion ids), and whether the completion was cut."""
-    before, whole = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], sys.maxsize)
-    after = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], max(0, limit - len(before)))[1]
+    before, whole = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], sys.maxsize, form)
+    after = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], max(0, limit - len(before)), form)[1]
     return ((before, after), len(after) < len(whole)) if before and after else None

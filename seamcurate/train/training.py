@@ -19,27 +19,24 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from seamcurate import objects
 from seamcurate.errors import ModelError, TrainError
-from seamcurate.models import weights
+from seamcurate.models import tokens, weights
 from seamcurate.models.protocols import Prompt
-from seamcurate.models.template import prompt_text
+from seamcurate.models.template import CLOCK, Form, FormSettings, prompt_text
 from seamcurate.progress import bar, note
 from seamcurate.tables import brief, counted
 from seamcurate.train import data
-from seamcurate.train.workplace import Workplace, differences
+from seamcurate.train.workplace import RECORD, Workplace, differences, first_day
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-RECORD = "training.json"
-"""The file in a trained model's folder that says how it was made; it is no part of the model."""
 
-
-class Training(BaseModel):
-    """Options that every trainer takes, named as in transformers, TRL and PEFT."""
+class Training(FormSettings):
+    """Options that every trainer takes, named as in transformers, TRL and PEFT; how prompts become text, as a model's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,6 +91,7 @@ def prepare(out: str | Path) -> Workplace:
 
 
 Encoded = TypeVar("Encoded")
+Options = TypeVar("Options", bound=Training)
 
 
 def encode(
@@ -183,6 +181,36 @@ def open_tokenizer(model: str | Path, config: Training) -> PreTrainedTokenizerBa
             weights.folder(str(model), config.revision), trust_remote_code=False
         )
     return tokenizer
+
+
+def pinned(config: Options, tokenizer: PreTrainedTokenizerBase, out: Path) -> Options:
+    """Return the options with the date that the model's chat template writes, where it writes one; see `first_day`."""
+    if config.date is not None or config.form not in (None, "chat") or CLOCK not in str(tokenizer.chat_template):
+        return config
+    return config.model_copy(update={"date": first_day(out)})
+
+
+def prompt_form(
+    tokenizer: PreTrainedTokenizerBase, settings: FormSettings, policy: PreTrainedModel | None = None
+) -> Form:
+    """Return how prompts become text; a form that is set is saved with the tokenizer, so that scoring reads it too.
+
+    Args:
+        tokenizer: The model's.
+        settings: The trainer's options.
+        policy: What is trained, where it writes answers and so ends them.
+
+    Raises:
+        TrainError: The form, or its arguments, need a chat template that the tokenizer does not have.
+    """
+    ends = () if policy is None else weights.as_ids(policy.generation_config.eos_token_id)
+    try:
+        form = tokens.form_of(tokenizer, settings, ends)
+    except ModelError as error:
+        raise TrainError(str(error)) from error
+    if settings.form or settings.template:
+        tokens.remember_form(tokenizer, form)
+    return form
 
 
 def open_policy(model: str | Path, config: Training) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

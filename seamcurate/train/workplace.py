@@ -10,9 +10,11 @@ A checkpoint whose bytes are not those that were written is dropped for the one 
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,6 +31,8 @@ from seamcurate.step import digest
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+RECORD = "training.json"
+"""The file in a trained model's folder that says how it was made; it is no part of the model."""
 LOG = "log.jsonl"
 BOARD = "tensorboard"
 RUNS = "runs"
@@ -176,13 +180,36 @@ class Workplace:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def first_day(out: str | Path) -> datetime.date:
+    """Return the date that chat templates write in a training into `out`: the one it began with, else today's.
+
+    A training that goes on another day then renders its prompts alike, and its reward model's.
+    """
+    out = Path(out).expanduser()
+    newest = [folder / STATE for folder in _checkpoints(out.parent / f"{out.name}.training")[-1:]]
+    for file in (out / RECORD, *newest):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            inputs = record.get("inputs", record)
+            # A reward shows itself as text, its model's settings as JSON in it.
+            shown = json.dumps(inputs["config"]) + str(inputs.get("reward")) + str(inputs.get("gold"))
+        except (OSError, ValueError, LookupError, AttributeError, TypeError):
+            continue
+        if found := re.search(r'"date": "(\d{4}-\d\d-\d\d)"', shown):
+            return datetime.date.fromisoformat(found[1])
+    return datetime.date.today()
+
+
 def differences(record: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> list[str]:
     """Say in which inputs a record is not what is asked for; where the data lie is none of them."""
-    other = [key for key, value in asked.items() if key != "data" and record.get(key) != value]
     before, now = record.get("config"), asked["config"]
-    if "config" in other and isinstance(before, dict) and isinstance(now, dict):
-        return [f"{key} {before.get(key)} instead of {value}" for key, value in now.items() if before.get(key) != value]
-    return [f"another {key}" for key in other]
+    if isinstance(before, dict) and isinstance(now, dict):
+        # An option that is newer than the record has its default there.
+        changed = [(key, before.get(key), value) for key, value in now.items() if before.get(key) != value]
+        if changed:
+            return [f"{key} {old} instead of {new}" for key, old, new in changed]
+        asked = {key: value for key, value in asked.items() if key != "config"}
+    return [f"another {key}" for key, value in asked.items() if key != "data" and record.get(key) != value]
 
 
 def _whole(checkpoint: Path) -> dict[str, Any] | None:
