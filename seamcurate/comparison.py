@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from seamcurate import card, hub, shard, views
 from seamcurate.errors import HubError
+from seamcurate.split import stale
 from seamcurate.store import Store
 from seamcurate.tables import brief, clean
 
@@ -88,6 +89,7 @@ class Difference(NamedTuple):
 class _Side(NamedTuple):
     known: Mapping[str, JsonValue]
     ledgers: dict[str, pa.Table]
+    notes: list[str]
 
 
 def diff(before: str | Path, after: str | Path) -> Difference:
@@ -103,7 +105,7 @@ def diff(before: str | Path, after: str | Path) -> Difference:
     """
     one, two = _side(before), _side(after)
     inputs = changed_inputs(one.known, two.known)
-    notes = []
+    notes = [*one.notes, *two.notes]
     if one.known.get("source") != two.known.get("source"):
         notes.append("the rows come from different sources: a row's id is its place, so rows are compared by place")
     upstream = _upstream(two.known)
@@ -119,7 +121,8 @@ def _side(place: str | Path) -> _Side:
         known = card.facts(store, names, "", version("seamcurate"))
         ledgers = {name: store.path / "splits" / name / "ledger.parquet" for name in names}
         prints = {name: str(record["fingerprint"]) for name, record in records.items()}
-        return _Side(known, {name: shard.read(file, prints[name], 0) for name, file in ledgers.items()})
+        outdated = [f"{place}: split {name} is out of date: {why}" for name, why in stale(store).items()]
+        return _Side(known, {name: shard.read(file, prints[name], 0) for name, file in ledgers.items()}, outdated)
     published = hub.repository(place)
     known = published.facts()
     tables = {}
@@ -131,7 +134,7 @@ def _side(place: str | Path) -> _Side:
             raise HubError(f"{place}: ledger/{name}.parquet is not readable as Parquet") from error
         if not tables[name].schema.equals(views.LEDGER):
             raise HubError(f"{place}: ledger/{name}.parquet has other columns than a ledger")
-    return _Side(known, tables)
+    return _Side(known, tables, [])
 
 
 def changed_inputs(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> list[Input]:

@@ -323,14 +323,14 @@ def _strays(store: Store) -> Iterator[Finding]:
     """Find what lies in a store's folders and is none of its files: a sync client's copies, a desktop's, links."""
     at = _at(store)
     strays = [file for kind in ("rows", "rejected") for file in _others(at / kind, set())]
-    for folder in _entries(at / "columns"):
+    for folder in _filled(at / "columns"):
         written = {record_file(folder, "step.json").name, *(beside(folder, n).name for n in ("shared", "facts.json"))}
         with suppress(DamagedError):
             if not folder.is_dir() or (not step_record(folder) and not (makers(folder) and not _recorded(folder))):
                 strays.append(folder)
                 continue
         strays += _others(folder, written)
-    for folder in _entries(at / "splits"):
+    for folder in _filled(at / "splits"):
         if not _is_split(folder):
             strays.append(folder)
         else:
@@ -344,6 +344,11 @@ def _entries(folder: Path) -> list[Path]:
     """List what lies in a folder, but for what a run is writing or was when it was killed."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return [one for one in entries if not (one.name.startswith(".") and one.suffix == ".tmp")]
+
+
+def _filled(folder: Path) -> list[Path]:
+    """List what lies in a folder but for empty folders, which a killed run leaves."""
+    return [one for one in _entries(folder) if not one.is_dir() or _entries(one)]
 
 
 def _others(folder: Path, written: Collection[str]) -> list[Path]:

@@ -29,6 +29,7 @@ from seamcurate.recipe import Recipe
 from seamcurate.source import Chunk, Source
 from seamcurate.step import Averages, Step
 from seamcurate.store import Layer, Store, beside, filename, makers, record_file, shard_files, step_record
+from seamcurate.tables import counted
 
 Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]
 """Compute shards of a layer, given what it prepared, and put each into the store; yields rows done, as they are."""
@@ -228,7 +229,9 @@ def _grow(source: Source, store: Store, identity: JsonValue) -> None:
                     f"{field.type} in those before; convert it, or run with --replace to read all of them anew"
                 )
         break
-    note(f"{agreement.source_change(store.about.get('source'), identity)}: the {full:,} full shards before it stay")
+    note(
+        f"{agreement.source_change(store.about.get('source'), identity)}: what is there of {counted(full, 'full shard')} stays"
+    )
     seals: dict[str, JsonValue] = {kind: [*seals[:full]] for kind, seals in store.row_seals.items()}
     store.update(source=identity, complete=False, seals=seals)
 

@@ -225,7 +225,7 @@ class Basis(NamedTuple):
     """Fingerprints of the columns, and of the corpus and the other splits where the filter reads these."""
     fingerprint: str
     made_of: str
-    """A hash of the shards' checksums, which tell a shard that was computed anew to other values."""
+    """A hash of the shards' checksums, which tell a shard that was computed anew to other values; empty on object storage."""
 
 
 def basis(store: Store, name: str, split: Split) -> Basis:
@@ -248,7 +248,14 @@ def basis(store: Store, name: str, split: Split) -> Basis:
         reads["ledger"] = {other: records[other]["fingerprint"] for other in ledgers}
         seals += [shard.marks(store.path / "splits" / other / "ledger.parquet").seal for other in ledgers]
     fingerprint = digest({"sql": sql, "values": values, **reads})
-    return Basis(sql, values, ledgers, reads, fingerprint, seals[0] if len(seals) == 1 else digest([*seals]))
+    made_of = "" if "" in seals else seals[0] if len(seals) == 1 else digest([*seals])
+    return Basis(sql, values, ledgers, reads, fingerprint, made_of)
+
+
+def _is_of(record: Mapping[str, JsonValue], now: Basis) -> bool:
+    """Tell whether a split was made of what is there now; on object storage by fingerprints alone."""
+    made_of = record.get("made_of")
+    return record.get("fingerprint") == now.fingerprint and (not made_of or not now.made_of or made_of == now.made_of)
 
 
 def _fingerprints(store: Store) -> dict[str, JsonValue]:
@@ -275,11 +282,11 @@ def changed(store: Store, name: str, split: Split) -> str | None:
     if record["format"] != split.format:
         return f"format: {record['format']} → {split.format}"
     now = basis(store, name, split)
+    if _is_of(record, now):
+        return None
     if record["fingerprint"] != now.fingerprint:
         return _difference(record.get("reads"), now.reads)
-    if record.get("made_of", now.made_of) != now.made_of:
-        return "a shard that its filter reads was computed anew"
-    return None
+    return "a shard that its filter reads was computed anew"
 
 
 def stale(store: Store) -> dict[str, str]:
@@ -335,7 +342,7 @@ def make(store: Store, name: str, split: Split) -> Made:
     now = basis(store, name, split)
     folder = store.path / "splits" / name
     there = store.split_record(name)
-    if there.get("fingerprint") != now.fingerprint or there.get("made_of", now.made_of) != now.made_of:
+    if not _is_of(there, now):
         ledger = _decide(store, name, now)
         shard.give_back()
         scored = ~np.isnan(ledger.values)

@@ -366,6 +366,44 @@ def test_a_split_is_made_anew_when_its_filter_changes(files, bucket):
     assert query(Store(there), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist() == [{"n": 5}]
 
 
+def test_new_files_cost_their_own_shards_there_too_and_strays_are_named(files, bucket, tmp_path):
+    there, folder = f"s3://{bucket.name}/store", tmp_path / "dumps"
+    folder.mkdir()
+    table = pq.read_table(files[0])
+    low = Split(
+        filter="SELECT row_id FROM rows WHERE row_id NOT IN (SELECT row_id FROM ledger WHERE split = 'all' AND kept)"
+    )
+    splits = {"low": low, "all": Split(filter="SELECT row_id FROM rows WHERE row_id < 9")}
+    recipe = simple(files, rows=Source(parquet=str(folder), shard_rows=15), splits=splits)
+    pq.write_table(table.slice(0, 20), folder / "a.parquet")
+    assert run_local(recipe, there).computed == 2
+    pq.write_table(table.slice(20), folder / "b.parquet")
+    with pytest.raises(StaleError, match="run with --append"):
+        run_local(recipe, there)
+    report = run_local(recipe, there, append=True)
+    assert (report.rows, report.read, report.computed) == (40, 25, 2)
+    assert report.lines == ["split all: 9 of 40 rows kept", "split low: 31 of 40 rows kept"]
+    run_local(simple(files, splits=splits), tmp_path / "whole")
+    asked = "SELECT * FROM rows ORDER BY row_id", "SELECT * FROM ledger ORDER BY split, row_id"
+    assert [query(Store(there), one) for one in asked] == [query(Store(tmp_path / "whole"), one) for one in asked]
+    for name in (
+        "rows/00000 (1).parquet",
+        "rows/0.parquet",
+        "columns/baseline_random/1.parquet",
+        "columns/x/step.json",
+    ):
+        bucket.put_object(Key=f"store/{name}", Body=b"{}")
+    assert [query(Store(there), one).num_rows for one in asked] == [40, 80]
+    assert run_local(recipe, there).computed == 0
+    assert [line.removeprefix(f"{there}/").partition(" is no file")[0] for line in found(there)[0]] == [
+        "rows/0.parquet",
+        "rows/00000 (1).parquet",
+        "columns/baseline_random/1.parquet",
+        "columns/x",
+    ]
+    assert [one.rows for one in exporting.export(recipe, Store(there), "trl", tmp_path / "out")] == [31, 9]
+
+
 # ── two runs at once ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seamcurate import hashes
 from seamcurate.errors import ModelError
 
 if TYPE_CHECKING:
@@ -155,8 +156,7 @@ def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 
 @cache
 def _hash(file: Path, size: int, mtime_ns: int) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return hashes.sha256(file)
 
 
 @cache
