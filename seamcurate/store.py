@@ -161,10 +161,6 @@ class Store:
         now = digest(about["source"]) if about.get("source") is not None else None
         return None if now == about.get("rows") else now
 
-    def of_all_rows(self, fingerprint: str) -> str:
-        """Return the fingerprint of a whole column, which a source that grew changes."""
-        return fingerprint if (grown := self.grown) is None else f"{fingerprint}{_GROWN}{grown}"
-
     @property
     def row_makers(self) -> dict[str, str]:
         """Return the fingerprints in the shards of `rows` and of `rejected`, which have the same numbers."""
@@ -258,7 +254,8 @@ class Store:
         records, found = self.records(), {}
         corpus = self.corpus_store
         here = self.fingerprints()
-        there = {name: corpus.of_all_rows(made) for name, made in corpus.fingerprints().items()} if corpus else {}
+        extent = corpus.grown if corpus else None
+        there = {name: _whole(made, extent) for name, made in corpus.fingerprints().items()} if corpus else {}
         grown = self.grown
         for folder, record in records.items():
             identity = record["identity"]
@@ -358,9 +355,10 @@ class Store:
         if kept and not replace:
             layer, what = kept[0]
             others = f" (and {len(kept) - 1} more that follow from it)" if len(kept) > 1 else ""
+            way = "--append or --replace" if layer in grew else "--replace"
             raise StaleError(
                 f"{layer.path} was made by another configuration: {what}{others}; "
-                "run with --replace to compute it anew, or keep it and name another store"
+                f"run with {way} to compute it anew, or keep it and name another store"
             )
         for layer, _ in changed:
             # Renamed away whole first: a removal that is cut short must not leave shards under a new record.
@@ -445,17 +443,18 @@ class Store:
         corpus = self.corpus_store
         if corpus is None:
             return {}
-        rows = corpus.of_all_rows(corpus.rows_fingerprint)
+        grown = corpus.grown
+        rows = _whole(corpus.rows_fingerprint, grown)
         found: dict[str, tuple[str, dict[str, JsonValue]]] = {
             name: (rows, {"rows": rows}) for name in corpus.schema.names
         }
         stale = corpus.stale()
         for folder, record in corpus.records().items():
             if folder not in stale:
-                entry = (corpus.of_all_rows(str(record["fingerprint"])), {**_lineage(record), "rows": rows})
+                entry = (_whole(str(record["fingerprint"]), grown), {**_lineage(record), "rows": rows})
                 found |= {field.name: entry for field in record_schema(record)}
         return found | {
-            name: (corpus.of_all_rows(layer.fingerprint), {**_lineage(layer.record), "rows": rows})
+            name: (_whole(layer.fingerprint, grown), {**_lineage(layer.record), "rows": rows})
             for name, layer in added.items()
         }
 
@@ -875,6 +874,11 @@ def _difference(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) 
         else:
             found.append(f"step {step} is {'new' if old is None else 'gone'} upstream")
     return "; ".join(found) or "its inputs were made anew"
+
+
+def _whole(fingerprint: str, grown: str | None) -> str:
+    """Return the fingerprint of a whole column, which a source that grew changes; see `Store.grown`."""
+    return fingerprint if grown is None else f"{fingerprint}{_GROWN}{grown}"
 
 
 def _only_grew(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> bool:
