@@ -16,7 +16,8 @@ WITH scored AS (
 )
 SELECT row_id,
        CASE WHEN value IS NULL THEN $nulls = 'keep' ELSE NOT lowest END AS keep,
-       CASE WHEN value IS NULL THEN 'no ' || $by ELSE 'lowest ' || ($rate * 100)::INTEGER || ' % by ' || $by END AS rule,
+       CASE WHEN value IS NULL THEN $nulls || ' rows without ' || $by
+            ELSE 'drop the lowest ' || ($rate * 100)::INTEGER || ' % by ' || $by END AS rule,
        value,
        max(value) FILTER (WHERE lowest) OVER () AS threshold
 FROM cut

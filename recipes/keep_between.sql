@@ -6,7 +6,7 @@
 SELECT row_id,
        CASE WHEN {by} IS NULL OR NOT isfinite({by}::DOUBLE) THEN $nulls = 'keep'
             ELSE {by} >= coalesce($low::DOUBLE, '-infinity') AND {by} <= coalesce($high::DOUBLE, 'infinity') END AS keep,
-       CASE WHEN {by} IS NULL OR NOT isfinite({by}::DOUBLE) THEN 'no ' || $by
+       CASE WHEN {by} IS NULL OR NOT isfinite({by}::DOUBLE) THEN $nulls || ' rows without ' || $by
             WHEN {by} < $low::DOUBLE THEN $by || ' below ' || $low::DOUBLE
             WHEN {by} > $high::DOUBLE THEN $by || ' above ' || $high::DOUBLE
             ELSE $by || ' inside the band' END AS rule,

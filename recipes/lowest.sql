@@ -14,7 +14,8 @@ WITH scored AS (
 )
 SELECT row_id,
        lowest AS keep,
-       CASE WHEN value IS NULL THEN 'no ' || $by ELSE 'lowest ' || ($rate * 100)::INTEGER || ' % by ' || $by END AS rule,
+       CASE WHEN value IS NULL THEN 'drop rows without ' || $by
+            ELSE 'keep the lowest ' || ($rate * 100)::INTEGER || ' % by ' || $by END AS rule,
        value,
        max(value) FILTER (WHERE lowest) OVER () AS threshold
 FROM cut

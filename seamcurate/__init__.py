@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from seamcurate.views import query
     from seamcurate.white_box import (
         LengthIncentive,
+        OtherRelevance,
         QueryRelevance,
         QueryType,
         ReferenceRelevance,
@@ -65,6 +66,7 @@ _WHERE = {
     "recipe": ("Models", "Recipe"),
     "white_box": (
         "LengthIncentive",
+        "OtherRelevance",
         "QueryRelevance",
         "QueryType",
         "ReferenceRelevance",
@@ -101,6 +103,7 @@ __all__ = [
     "ModelReward",
     "Models",
     "OpenAIServer",
+    "OtherRelevance",
     "Perplexity",
     "PolicyLogprobs",
     "Project",
@@ -150,3 +153,8 @@ def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module 'seamcurate' has no attribute {name!r}")
     return getattr(import_module(f"seamcurate.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported yet or not."""
+    return sorted(__all__)

@@ -19,18 +19,46 @@ from pydantic import Field, JsonValue
 
 from seamcurate import prompts
 from seamcurate.errors import ModelError
-from seamcurate.models import Conversation, LanguageModelConfig, Reply, Request
+from seamcurate.models import Conversation, LanguageModelConfig, Request
+from seamcurate.models.reply import field, is_denied, last_first, read
 from seamcurate.models.template import prompt_text
 from seamcurate.seamlessness import Variant
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
 from seamcurate.tables import counted
 
-_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
-_QUERY_TYPES = {
-    "open": {"OPENENDED", "OPEN", "OE"},
-    "closed": {"CLOSEDENDED", "CLOSED", "CONSTRAINED", "CE"},
-}
-_SENTENCE = re.compile(r"^\s*[-*•\d.)]*\s*.+:\s*\**\(?\s*(irrelevant|relevant)\s*\)?\**\W*$", re.IGNORECASE)
+_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]")
+_DASH = r"[-\u2010-\u2015_\s]*"
+_LABEL = re.compile(rf"\b(?:(open|closed?){_DASH}ended|(OE)|(CE|constrained))\b", re.IGNORECASE)
+_ALONE = re.compile(r"\W*(?:(?:answer|type|label|verdict)\W+)?(?:(open)|(closed))\W*", re.IGNORECASE)
+_SENTENCES = re.compile(r"(?<=[.!?;])\s+|\n+")
+_UNSURE = re.compile(
+    r"\b(?:whether|if|unsure|unclear|might|may|could|perhaps|possibly|hard to|not (?:\w+ly|quite|just|always|sure|clear))\b[^,;:]*\Z",
+    re.IGNORECASE,
+)
+"""Words after which a label is not asserted."""
+_SENTENCE = re.compile(
+    r"^\s*[-*•\d.)]*\s*.+:\s*\**\(?\s*((?:not\s+)?(?:irrelevant|relevant))\s*\)?\**\W*$", re.IGNORECASE
+)
+
+
+def _object(**properties: JsonValue) -> dict[str, JsonValue]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+_TYPED = _object(query_type={"type": "string", "enum": ["OPEN-ENDED", "CLOSED-ENDED"]})
+_RATED = _object(explanation={"type": "string"}, rating={"type": "integer", "enum": list(range(1, 11))})
+_MARKED = _object(
+    sentences={
+        "type": "array",
+        "items": _object(sentence={"type": "string"}, relevancy={"type": "string", "enum": ["Relevant", "Irrelevant"]}),
+    }
+)
+"""What servers that follow schemas answer in; what the published prompts ask for is read all the same."""
 
 Values = tuple[object, ...]
 """One row's values of the added columns."""
@@ -45,6 +73,7 @@ class _Asked(Step):
     share: float = Field(default=1.0, gt=0, le=1)
     """Of the rows, how many are asked about; the others are NULL."""
 
+    revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 256
 
     def prepare(self, data: Data, shared: Path) -> None:
@@ -120,9 +149,9 @@ class AskQueryType(_Asked):
         return self.template or prompts.bundled("query_type")
 
     def _conversation(self, prompt: Any) -> Conversation[Values]:
-        reply = yield Request(prompts.render(self._template, _spoken(prompt)))
-        kind = query_type(reply.text) if reply.failure is None else None
-        return kind, None if kind else _came_back(reply)
+        answer = read((yield Request(prompts.render(self._template, _spoken(prompt)), _TYPED)))
+        kind = query_type(answer.text) if answer.whole else None
+        return kind, None if kind else answer.reason
 
 
 class Judge(_Asked):
@@ -200,11 +229,10 @@ class Judge(_Asked):
         ratings: list[float | None] = []
         trouble = None
         for answer in [golden, *answers]:
-            reply = yield Request(prompts.render(self._template, prompt_text(prompt), answer))
-            found = rating(reply.text) if reply.failure is None else None
-            ratings.append(found)
-            if found is None:
-                trouble = _came_back(reply)
+            judged = read((yield Request(prompts.render(self._template, prompt_text(prompt), answer), _RATED)))
+            ratings.append(rating(judged.text) if judged.whole else None)
+            if ratings[-1] is None:
+                trouble = judged.reason
         return ratings[0], ratings[1:], trouble
 
 
@@ -241,36 +269,56 @@ class RelevantSentences(_Asked):
     def _conversation(self, prompt: Any, response: str | None) -> Conversation[Values]:
         if response is None or not response.strip():
             return None, None
-        reply = yield Request(prompts.render(self._template, prompt_text(prompt), response))
-        share = relevant_share(reply.text) if reply.failure is None else None
-        return share, None if share is not None else _came_back(reply)
+        answer = read((yield Request(prompts.render(self._template, prompt_text(prompt), response), _MARKED)))
+        share = relevant_share(answer.text) if answer.whole else None
+        return share, None if share is not None else answer.reason
 
 
 def query_type(text: str) -> str | None:
-    """Read a query's type from a reply: OPEN-ENDED, OPENENDED, OE, CLOSED-ENDED, CONSTRAINED, CE; None is neither."""
-    # A model that reasons aloud names its answer last.
-    for words in (re.findall(r"[A-Z]+(?:[- ]ENDED)?", text.upper()) or [])[::-1]:
-        for kind, spellings in _QUERY_TYPES.items():
-            if words.replace("-", "").replace(" ", "") in spellings:
-                return kind
+    """Read a query's type from an answer: OPEN-ENDED, OPENENDED, OE, CLOSED-ENDED, CONSTRAINED, CE; None is neither.
+
+    The last sentence that names a type decides. A type that it denies is the other one, and one that names both, asks or
+    wonders decides nothing.
+    """
+    named = field(text, "query_type")
+    text = named if isinstance(named, str) else text
+    if (alone := _ALONE.fullmatch(text)) is not None:
+        return "open" if alone[1] else "closed"
+    for sentence in reversed(_SENTENCES.split(text)):
+        kinds = set[str]()
+        for label in _LABEL.finditer(sentence):
+            kind = "open" if (label[1] or "").lower() == "open" or label[2] else "closed"
+            before = sentence[: label.start()]
+            if is_denied(before):
+                kinds.add("closed" if kind == "open" else "open")
+            else:
+                kinds |= {"open", "closed"} if _UNSURE.search(before) else {kind}
+        if kinds:
+            asks = sentence.rstrip(" \"'*)”’").endswith("?")
+            return None if asks or len(kinds) > 1 else kinds.pop()
     return None
 
 
 def rating(text: str) -> float | None:
-    """Read `[[rating]]` from a judge's reply, the last one; None where there is none of 1 to 10."""
-    found = _RATING.findall(text)
-    value = float(found[-1]) if found else None
+    """Read `[[rating]]` from a judge's answer, the last one, or its `rating`; None where there is none of 1 to 10."""
+    named = field(text, "rating")
+    if isinstance(named, int | float) and not isinstance(named, bool):
+        value: float | None = float(named)
+    else:
+        value = next((float(found[1]) for found in last_first(_RATING, text)), None)
     return value if value is not None and 1 <= value <= 10 else None
 
 
 def relevant_share(text: str) -> float | None:
     """Read the share of sentences marked relevant; None where no line marks one."""
-    marks = [found[1].lower() for line in text.splitlines() if (found := _SENTENCE.match(line))]
-    return marks.count("relevant") / len(marks) if marks else None
-
-
-def _came_back(reply: Reply) -> str:
-    return reply.failure or f"{reply.finish}: {reply.text[:500]}"
+    listed = field(text, "sentences")
+    if isinstance(listed, list):
+        words = [one.get("relevancy") for one in listed if isinstance(one, dict)]
+        marks = [word.lower() for word in words if isinstance(word, str)]
+    else:
+        marks = [found[1].lower() for line in text.splitlines() if (found := _SENTENCE.match(line))]
+    relevant = [" ".join(mark.split()) in ("relevant", "not irrelevant") for mark in marks]
+    return sum(relevant) / len(relevant) if relevant else None
 
 
 def _spoken(prompt: Any) -> str:

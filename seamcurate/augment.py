@@ -4,29 +4,33 @@ The paper's strategy is Contrast Instruction whichever score chose the rows: a r
 teach the policy (I*, r*) and the reward model (I: r ≻ r*). Answers a language model wrote or an attack made are worse
 than the golden one and have no I*: they make preference pairs, and nothing a policy should learn.
 
-One rule: a question of the evaluation set never comes out, be it a row's own or a neighbour's.
+One rule: a question of the evaluation set never comes out, be it a row's own or a neighbour's; where the set cannot be
+read whole, nothing comes out.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from seamcurate import split as splits
-from seamcurate.contrast.retrieve import keys
 from seamcurate.errors import ExportError
 from seamcurate.models.protocols import Message, Prompt
-from seamcurate.source import Source
+from seamcurate.models.template import prompt_text
+from seamcurate.source import KINDS, SHAREGPT_ROLES, Source
 from seamcurate.split import Augment
 from seamcurate.store import Store
+from seamcurate.tables import counted
 
 Kind: TypeAlias = Literal["sft", "preferences"]
-Keys: TypeAlias = npt.NDArray[np.uint64]
 
 PROVENANCE = pa.schema(
     [
@@ -204,26 +208,93 @@ def _instructions(store: Store) -> Callable[[Sequence[int]], dict[int, Prompt]]:
 
 
 def _leaks(evaluation: Source | None) -> Callable[[Sequence[Prompt]], list[bool]]:
-    """Return what tells the prompts that ask an evaluation question, case and white space aside.
+    """Return what tells the prompts that ask an evaluation question; every user turn of a chat is a question.
 
-    Of a chat, the last turn is held against the questions too.
+    Raises:
+        ExportError: The question of an evaluation row cannot be read.
     """
     if evaluation is None:
         return lambda prompts: [False] * len(prompts)
-    # A chunk whose rows were all set aside may not even know what a prompt is.
-    questions = [_both(chunk.rows["prompt"].to_pylist()) for chunk in evaluation.chunks() if chunk.rows.num_rows]
-    asked: Keys = np.unique(np.concatenate([*questions, np.zeros((0, 2), np.uint64)]))
+    asked: set[bytes] = set()
+    unread: Counter[str] = Counter()
+    total = 0
+    for chunk in evaluation.chunks():
+        # A chunk whose rows were all set aside may not even know what a prompt is.
+        for prompt in chunk.rows["prompt"].to_pylist() if chunk.rows.num_rows else ():
+            asked |= _questions(prompt)
+        # A row without a good answer is no row of a store, and its question is an evaluation question all the same.
+        for rejected in chunk.rejected.to_pylist():
+            question = _set_aside(evaluation, rejected["reason"], rejected["row"])
+            if question is None:
+                unread[rejected["reason"]] += 1
+            else:
+                asked |= _questions(question)
+        total += chunk.rows.num_rows + chunk.rejected.num_rows
+    if unread:
+        name = next(value for kind in KINDS if (value := getattr(evaluation, kind)) is not None)
+        reasons = "; ".join(f"{count:,} × {reason:.80}" for reason, count in unread.most_common(3))
+        raise ExportError(
+            f"evaluation {name if isinstance(name, str) else ', '.join(name)}: the questions of {unread.total():,} of "
+            f"{counted(total, 'row')} cannot be read ({reasons}), so that nobody knows what to keep out; repair the file"
+        )
 
     def tell(prompts: Sequence[Prompt]) -> list[bool]:
-        if not prompts:
-            return []
-        leaked: npt.NDArray[np.bool_] = np.any(np.isin(_both(prompts), asked), axis=1)
-        return [bool(leak) for leak in leaked]
+        return [not asked.isdisjoint(_questions(prompt)) for prompt in prompts]
 
     return tell
 
 
-def _both(prompts: Sequence[Prompt]) -> Keys:
-    """Return, prompts × 2, the keys of whole prompts and of their last turns."""
-    lasts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
-    return np.stack([keys(prompts), keys(lasts)], axis=1)
+def _set_aside(evaluation: Source, reason: str, shown: str) -> Prompt | None:
+    """Return the question of a row that was set aside; None where it cannot be read."""
+    column = evaluation.messages or evaluation.prompt
+    if reason.endswith((" in prompt", " in messages")):
+        return None
+    try:
+        row = json.loads(shown)
+    except ValueError:
+        try:
+            # Bytes that are no UTF-8 are spelled out as \xff, which JSON does not know.
+            row = json.loads(shown.replace("\\x", "\\\\x"))
+        except ValueError:
+            return None
+    value = row.get(column) if isinstance(row, dict) else None
+    if isinstance(value, str):
+        return value if value.strip() else None
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        return None
+    turns = []
+    for turn in value:
+        role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
+        if not isinstance(role, str) or not isinstance(content, str):
+            return None
+        turns.append(Message(role=SHAREGPT_ROLES.get(role, role), content=content))
+    return turns if any(turn["role"] == "user" and turn["content"].strip() for turn in turns) else None
+
+
+def _questions(prompt: Prompt) -> set[bytes]:
+    """Return the keys of all that a prompt asks: of the whole text, and of each user turn of a chat."""
+    turns = [] if isinstance(prompt, str) else [turn["content"] for turn in prompt if turn["role"] == "user"]
+    return {key for text in (prompt_text(prompt), *turns) if (key := _question_key(text))}
+
+
+_CLOSING = frozenset(".,;:!?…\"'`")
+
+
+def _question_key(text: str) -> bytes:
+    """Hash a question, so that case, white space, forms of one character and closing punctuation make no difference."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if not folded.isascii():
+        # Characters without a shape of their own: zero-width spaces, soft hyphens, marks of direction.
+        folded = "".join(letter for letter in folded if unicodedata.category(letter) != "Cf")
+    folded = " ".join(folded.split())
+    end = len(folded)
+    while end and _closes(folded[end - 1]):
+        end -= 1
+    # A question of nothing but marks is itself.
+    return hashlib.blake2b((folded[:end] or folded).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _closes(letter: str) -> bool:
+    """Tell what may close a sentence, in any script; `C#` and `50 %` end in their own."""
+    kind = unicodedata.category(letter)
+    return letter in _CLOSING or letter.isspace() or kind in ("Pe", "Pf") or (kind == "Po" and not letter.isascii())

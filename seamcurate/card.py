@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -154,7 +153,7 @@ def _rules(ledger: pa.Table) -> list[dict[str, object]]:
         "SELECT rule, count(*) FILTER (kept) AS kept, count(*) FILTER (NOT kept) AS dropped, any_value(threshold) AS threshold, "
         "min(value) AS low, median(value) AS middle, max(value) AS high FROM ledger GROUP BY rule ORDER BY dropped DESC, rule"
     )
-    with duckdb.connect() as connection, views.stoppable():
+    with views.in_memory() as connection:
         connection.register("ledger", ledger)
         found: list[dict[str, object]] = connection.sql(sql).to_arrow_table().to_pylist()
     return found

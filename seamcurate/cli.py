@@ -8,33 +8,83 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
 
-from seamcurate.errors import SeamcurateError, TrainError
+from seamcurate.errors import QueryError, RecipeError, SeamcurateError, TrainError
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
+    from seamcurate.reproduction import Endpoint
+
+
+class Verbs(typer.core.TyperGroup):
+    """Commands of which a misspelt one is answered with the nearest."""
+
+    def resolve_command(self, context: Any, arguments: list[str]) -> Any:
+        """Find the command that the first argument names."""
+        if arguments and self.get_command(context, arguments[0]) is None and not arguments[0].startswith("-"):
+            from seamcurate.tables import suggestion
+
+            commands = self.list_commands(context)
+            hint = suggestion(arguments[0], commands) or f"; there are: {', '.join(commands)}"
+            context.fail(f"No such command {arguments[0]!r}{hint}")
+        return super().resolve_command(context, arguments)
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Find the prompts a reward model gets wrong, and make splits that trainers load.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-trainers = typer.Typer(help="Train on a split, or on any Parquet or JSONL of the same columns.", no_args_is_help=True)
+trainers = typer.Typer(
+    cls=Verbs, help="Train on a split, or on any Parquet or JSONL of the same columns.", no_args_is_help=True
+)
 app.add_typer(trainers, name="train")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.", show_default=False)]
 StoreFolder = Annotated[
     str, typer.Argument(metavar="STORE", help="The store's folder, or s3://bucket/prefix.", show_default=False)
 ]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from seamcurate import __version__
+
+        print(f"seamcurate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Find the prompts a reward model gets wrong, and make splits that trainers load."""
+
+
+def _check_order(verb: str, recipe: Path, store: str) -> None:
+    """Refuse a recipe and a store that were named the wrong way round."""
+    swapped = store.lower().endswith((".yaml", ".yml")) and not (recipe.is_file() and Path(store).is_dir())
+    if swapped and recipe.suffix.lower() not in (".yaml", ".yml"):
+        raise RecipeError(
+            f"{store} is a recipe's name: the recipe comes first, as in `seamcurate {verb} {store} {recipe}`"
+        )
+    if Path(store).is_file():
+        raise RecipeError(f"{store} is a file, and a store is a folder: write `seamcurate {verb} {recipe} STORE`")
 
 
 def main() -> None:
@@ -112,6 +162,7 @@ def run(
     from seamcurate.run import run_local
     from seamcurate.tables import counted
 
+    _check_order("run", recipe, store)
     loaded = recipes.load(recipe)
     if ray is None:
         report = run_local(loaded, store, limit, replace, max_usd, append)
@@ -133,6 +184,7 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
     from seamcurate import estimate, tables
     from seamcurate import recipe as recipes
 
+    _check_order("plan", recipe, store)
     made = estimate.plan(recipes.load(recipe), store)
     print(f"{tables.counted(made.rows, 'row')} ({made.rejected:,} set aside), corpus of {made.corpus:,}")
     rows = [
@@ -202,6 +254,9 @@ def sql(
         str | None, typer.Option(help="A second store, as other.rows, other.candidates and so on.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Stop the query after so long.")] = 600,
+    memory: Annotated[
+        str | None, typer.Option(help="What its buffers may take, such as 2GB; else most of what the machine has.")
+    ] = None,
 ) -> None:
     """Ask a store in SQL; it is only ever read.
 
@@ -210,15 +265,17 @@ def sql(
     from seamcurate import tables, views
     from seamcurate.store import Store
 
+    if re.match(r"\s*(select|with|from)\s|.*\.sql\s*$", store, re.IGNORECASE):
+        raise QueryError(f'the store comes first, as in `seamcurate sql {query} "{tables.brief(store, 60)}"`')
     with (
-        views.connect(Store(store).open(), other=Store(other).open() if other else None) as connection,
+        views.connect(Store(store).open(), other=Store(other).open() if other else None, memory=memory) as connection,
         views.limited(connection, seconds, "ask for fewer rows or columns, or give more --seconds"),
     ):
         tables.write(views.run(connection, views.text(query)), format, out)
 
 
 @app.command()
-def why(store: StoreFolder, row_id: Annotated[int, typer.Argument(help="The row.", show_default=False)]) -> None:
+def why(store: StoreFolder, row_id: Annotated[str, typer.Argument(help="The row.", show_default=False)]) -> None:
     """Tell what became of a row in every split, and what decided it.
 
     Example: seamcurate why my-store 17
@@ -226,7 +283,9 @@ def why(store: StoreFolder, row_id: Annotated[int, typer.Argument(help="The row.
     from seamcurate import explain
     from seamcurate.store import Store
 
-    for line in explain.why(Store(store).open(), row_id):
+    if not re.fullmatch(r"-?\d{1,18}", row_id, re.ASCII):
+        raise QueryError(f"{row_id} is no row id, which is a whole number: write `seamcurate why STORE ROW_ID`")
+    for line in explain.why(Store(store).open(), int(row_id)):
         print(line)
 
 
@@ -269,6 +328,7 @@ def export(
     from seamcurate import tables
     from seamcurate.store import Store
 
+    _check_order("export", recipe, store)
     for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
         print(f"{line.folder}: {tables.counted(line.rows, 'row')}; columns {tables.clean(', '.join(line.columns))}")
         if line.note:
@@ -330,6 +390,7 @@ def push(
     from seamcurate.store import Store
     from seamcurate.tables import counted
 
+    _check_order("push", recipe, store)
     if dry_run:
         made = hub.prepare(recipe, Store(store), repo_id, to, license or ())
         print(made.card)
@@ -354,19 +415,32 @@ def reproduce(
     endpoints: Annotated[
         bool, typer.Option("--endpoints", help="Let the recipe ask the language models it names.")
     ] = False,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIABLE", help="Let it send them the key in this environment variable; again for more."),
+    ] = None,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
 ) -> None:
     """Run a published recipe again and say which of its files come out the same; exit code 1 where one does not.
+
+    Every endpoint is shown with its address and the variable that holds its key. On a terminal you are asked whether
+    the recipe may use them; elsewhere --endpoints and --key say so.
 
     Example: seamcurate reproduce my-org/my-prompts --store again
     """
     from seamcurate import reproduction
 
-    made = reproduction.reproduce(repo_id, store, revision, files, endpoints, max_usd)
+    ask = _allowed if sys.stdin.isatty() and sys.stderr.isatty() else None
+    made = reproduction.reproduce(repo_id, store, revision, files, endpoints, max_usd, key or (), ask)
     for line in made.lines():
         print(line)
     if not made.identical:
         sys.exit(1)
+
+
+def _allowed(endpoints: Sequence[Endpoint]) -> bool:
+    """Ask the person at the keyboard, who was shown these endpoints."""
+    return typer.confirm("Send this recipe's requests and keys there?", default=False, err=True)
 
 
 @app.command()
@@ -793,8 +867,19 @@ def _print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
     without = next((n for key in _WITHOUT if isinstance(n := record.get(key), int) and n), 0)
     left_out = f"; {without:,} answers had no reward and were left out" if without else ""
     print(
-        f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}{left_out}"
+        f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}"
+        f"{left_out}{_equal_groups(record)}"
     )
+
+
+def _equal_groups(record: Mapping[str, JsonValue]) -> str:
+    """Say in how many groups of GRPO's or RLOO's answers no answer was better than another."""
+    groups, equal = record.get("groups"), record.get("groups_of_equal_rewards")
+    if not isinstance(groups, int) or not isinstance(equal, int) or not equal:
+        return ""
+    if equal == groups:
+        return "; in every group all rewards were equal: nothing was learned"
+    return f"; in {equal:,} of {groups:,} groups ({equal / groups:.0%}) all rewards were equal: nothing was learned from these"
 
 
 if __name__ == "__main__":

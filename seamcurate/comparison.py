@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
@@ -62,7 +61,7 @@ class Moves(NamedTuple):
             "SELECT kept_before, kept_after, why, count(*) AS n, list(row_id ORDER BY row_id)[:$shown] AS some FROM moved "
             "GROUP BY ALL ORDER BY n DESC, why"
         )
-        with duckdb.connect() as connection, views.stoppable():
+        with views.in_memory() as connection:
             connection.register("moved", self.rows)
             found = connection.execute(sql, {"shown": _SHOWN}).fetchall()
         for before, after, why, n, some in found:
@@ -228,7 +227,7 @@ def _moves(name: str, one: _Side, two: _Side, inputs: list[Input], upstream: Map
     behind = upstream.get(score, set())
     causes = [one for one in inputs if behind & set(one.steps)] or [one for one in inputs if not one.steps]
     because = f" ({'; '.join(f'{c.what}: {c.before} → {c.after}' for c in causes)})" if causes else ""
-    with duckdb.connect() as connection, views.stoppable():
+    with views.in_memory() as connection:
         connection.register("before", before)
         connection.register("after", after)
         rows = connection.sql(_JOINED, params={"score": score, "because": because}).to_arrow_table()

@@ -19,7 +19,7 @@ from seamcurate.objects import Place
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
-from seamcurate.step import Averages, Step
+from seamcurate.step import Averages, Step, evenly
 from seamcurate.store import Store, numbers
 
 _SAMPLE_ROWS = 128
@@ -161,7 +161,7 @@ def _look(source: Source, label: str, size: int) -> _Sample:
                 rows, rejected = rows + table.num_rows, rejected + set_aside
                 advance(table.num_rows + set_aside)
 
-    kept = retrieve.evenly(texts(), size)
+    kept = evenly(texts(), size)
     return _Sample(rows, rejected, [p for p, _, _ in kept], [r for _, r, _ in kept], [r for _, _, r in kept])
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import cast
 
-import duckdb
 import pyarrow as pa
 
 from seamcurate import split, views
+from seamcurate.connection import Connection
 from seamcurate.errors import QueryError
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
@@ -64,18 +64,21 @@ def why(store: Store, row_id: int) -> Iterator[str]:
             )
 
 
-def verdicts(connection: duckdb.DuckDBPyConnection, row_id: int) -> Iterator[str]:
+def verdicts(connection: Connection, row_id: int) -> Iterator[str]:
     """Yield a line for each split: whether it kept a row, by which rule, and the value that decided it."""
     found = _rows(connection, "SELECT * FROM ledger WHERE row_id = $id ORDER BY split", row_id)
     for verdict in found:
-        at = f"; {brief(verdict['value'], 20)} against a threshold of {brief(verdict['threshold'], 20)}"
-        decided = at if verdict["value"] is not None and verdict["threshold"] is not None else ""
+        value, threshold = verdict["value"], verdict["threshold"]
+        decided = ""
+        if isinstance(value, float) and isinstance(threshold, float):
+            side = "above" if value > threshold else "below" if value < threshold else "at"
+            decided = f"; its value {brief(value, 20)} is {side} the threshold {brief(threshold, 20)}"
         yield f"split {verdict['split']}: {'kept' if verdict['kept'] else 'dropped'} by rule “{brief(verdict['rule'], 200)}”{decided}"
     if not found:
         yield "no split has been made yet"
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, sql: str, row_id: int) -> list[dict[str, object]]:
+def _rows(connection: Connection, sql: str, row_id: int) -> list[dict[str, object]]:
     found: list[dict[str, object]] = views.run(connection, sql, {"id": row_id}).read_all().to_pylist()
     return found
 

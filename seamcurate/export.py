@@ -16,9 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,7 +31,10 @@ from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
 from seamcurate.split import Augment
 from seamcurate.store import Store, beside, load_json
-from seamcurate.white_box import LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
+from seamcurate.white_box import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 Trainer = Literal["trl", "openrlhf", "verl"]
 
@@ -275,9 +277,12 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
     shared = beside(store.path / "columns" / whole.name, "shared")
     if isinstance(shared, Path) and shared.exists():
         shard.verify_folder(shared)
-    measured = load_json(shared / "range.json").get("range")
+    record = load_json(shared / "range.json")
+    measured = record.get("range")
     if not isinstance(measured, list):
         return None, "the store has no rer yet; run the recipe first"
+    if whole.fit == "quantiles" and record.get("zero") != F_ZERO[whole.fit]:
+        return None, "F was fitted by an earlier version, whose zero paid for repetition; run the recipe with --replace"
     # A column may come from the source instead of a step; then nothing tells how it was made.
     parts = {type(step): step for step in steps}
     length, repetition = parts.get(LengthIncentive), parts.get(RepetitionPenalty)
@@ -289,7 +294,7 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
         and isinstance(reference, ReferenceRelevance)
     ):
         return None, "the recipe does not compute all four features of rer"
-    if len({length.stop, repetition.stop, query.stop, reference.stop}) > 1 or length.words != repetition.words:
+    if length.stop != repetition.stop or length.words != repetition.words:
         return None, "its features are not made of the same text: give them the same `words` and `stop`"
     if query.encoder != reference.encoder:
         return None, "its two relevances have not the same encoder"
@@ -436,13 +441,13 @@ class _View:
             wanted += [name for name in self.kinds if name.startswith(("worse_", "rewards_"))]
         kept = splits.kept(self.store, self.split, wanted)
         # Tables are all that this SQL sees: no file, and so no view of the store.
-        with duckdb.connect(config={"threads": 1, "enable_external_access": "false"}) as connection:
+        with views.in_memory(threads=1) as connection:
             while tables := list(islice(kept, _SHARDS)):
                 rows = pa.concat_tables(tables, promote_options="permissive")
                 if rows.num_rows:
                     yield rows.num_rows, self._lines(connection, rows, select)
 
-    def _lines(self, connection: duckdb.DuckDBPyConnection, rows: pa.Table, select: dict[str, str]) -> pa.Table:
+    def _lines(self, connection: DuckDBPyConnection, rows: pa.Table, select: dict[str, str]) -> pa.Table:
         # A line a row: columns that travel as they are need no query.
         found: dict[str, pa.ChunkedArray] = {}
         if not self.pairs:
@@ -451,8 +456,7 @@ class _View:
         asked = {name: value for name, value in select.items() if name not in found}
         if asked:
             connection.register("kept", rows)
-            with views.stoppable():
-                answer = connection.sql(self.sql(asked, rows.schema)).to_arrow_table(_ROWS_PER_GROUP)
+            answer = connection.sql(self.sql(asked, rows.schema)).to_arrow_table(_ROWS_PER_GROUP)
             found |= {name: answer[name] for name in asked}
         return pa.table({name: found[name] for name in select})
 
@@ -498,7 +502,7 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
     from seamcurate.models import tokens
 
     tokenizer = policy.tokenizer()
-    form = policy.prompt_form(tokenizer)
+    form = policy.dated(view.store.day).prompt_form(tokenizer)
 
     def lines() -> Iterator[pa.Table]:
         for _, table in view.read({"prompt": "b.prompt"}):
@@ -512,6 +516,11 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
     return Exported(out, written, ["input_ids"])
 
 
+def _bounded(kind: pa.DataType) -> bool:
+    # Of fractions, NaN would be left out: see `shard.with_statistics`.
+    return bool(pa.types.is_primitive(kind)) and not pa.types.is_floating(kind)
+
+
 def _files(tables: Iterable[pa.Table], folder: Path) -> int:
     """Write tables as `train-00000-of-00003.parquet` …, the names `load_dataset` takes for a train split."""
     files: list[Path] = []
@@ -523,7 +532,7 @@ def _files(tables: Iterable[pa.Table], folder: Path) -> int:
                 if writer is None:
                     files.append(folder / f"{len(files)}.parquet")
                     # Texts hardly repeat, and zstd finds what does; nobody looks a row up by its text's bounds.
-                    bounded = [field.name for field in table.schema if pa.types.is_primitive(field.type)]
+                    bounded = [field.name for field in table.schema if _bounded(field.type)]
                     writer = pq.ParquetWriter(
                         files[-1], table.schema, compression="zstd", use_dictionary=False, write_statistics=bounded
                     )

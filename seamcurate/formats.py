@@ -11,9 +11,10 @@ import csv
 import glob
 import gzip
 import json
+import math
 import re
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain
@@ -34,6 +35,17 @@ LONGEST_CSV_FIELD = 1 << 24
 LONGEST_LINE = 1 << 26
 # Parquet writers and SQL engines recurse over types.
 DEEPEST = 32
+CSV_TYPES = 1
+"""Raised when a cell of a CSV file is read as another type than before: part of such a source's fingerprint."""
+_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_FRACTION = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_ANY_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+"""What `types: {…: number}` takes beside: leading zeros and a plus."""
+_NOT_FINITE = {"nan", "inf", "-inf", "infinity", "-infinity"}
+_TRUTH = {"true": True, "false": False}
+_EXACT = 2**53
+"""Whole numbers beyond this have no double of their own."""
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _NO_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
 _Reader = Callable[[Path, int, int], Generator[pa.Table, None, int]]
 
@@ -118,14 +130,30 @@ def plain(kind: pa.DataType, text: pa.DataType) -> pa.DataType:
         return pa.map_(plain(kind.key_type, text), plain(kind.item_type, text))
     if is_.is_struct(kind):
         return pa.struct([(field.name, plain(field.type, text)) for field in kind])
-    if is_.is_duration(kind):
-        return pa.int64()
     # SQL has no numbers of 16 bits.
     return pa.float32() if is_.is_float16(kind) else kind
 
 
+def column_field(field: pa.Field) -> pa.Field:
+    """Return the field that a source's column is read as: a duration as seconds, which `columns` then says."""
+    if pa.types.is_duration(field.type):
+        return pa.field(field.name, pa.float64(), metadata={"meaning": "seconds"})
+    return pa.field(field.name, plain(field.type, pa.string()))
+
+
+def has_durations(files: Sequence[Path], read_schema: Callable[[Path], pa.Schema]) -> bool:
+    """Tell whether a column of the files is a duration."""
+    for path in files:
+        with _reading(path):
+            if any(map(pa.types.is_duration, read_schema(path).types)):
+                return True
+    return False
+
+
 def unstorable(kind: pa.DataType) -> str:
     """Say why no shard that SQL reads can hold a type; nothing where one can."""
+    if pa.types.is_duration(kind):
+        return f"holds a {kind} inside, which SQL has no column for: make it a number of seconds"
     if pa.types.is_union(kind) or pa.types.is_interval(kind) or pa.types.is_decimal256(kind):
         return f"is {kind!s:.80}, which Parquet or SQL has no type for"
     names: dict[str, str] = {}
@@ -146,6 +174,10 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         # Arrow's own cast knows no dictionaries of string views, which Polars writes.
         pieces = [piece.dictionary.cast(kind).take(piece.indices) for piece in column.chunks]
         return pa.chunked_array(pieces, kind)
+    if pa.types.is_duration(column.type):
+        # By its unit: a count of it says nothing.
+        counts = column.cast(pa.int64()).cast(pa.float64(), safe=False)
+        return pc.divide(counts, float(_PER_SECOND[column.type.unit]))
     if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
         # Arrow's own cast makes offsets that are one short.
         return pa.chunked_array([pa.array(column.to_pylist(), kind)])
@@ -339,6 +371,86 @@ def csv_shown(line: _CsvLine) -> object:
     return dict(zip(line.header, fields, strict=True)) if len(fields) == len(line.header) else fields
 
 
+class _Cells:
+    """What the cells of one CSV column have been so far."""
+
+    def __init__(self) -> None:
+        self.numbers = self.fractions = self.truths = self.texts = 0
+        self.largest = 0
+
+    def add(self, cell: str) -> None:
+        """Look at one cell that is not empty."""
+        cell = cell.strip()
+        if _WHOLE.fullmatch(cell):
+            self.numbers += 1
+            self.largest = max(self.largest, abs(int(cell)) if len(cell) < 40 else 10**40)
+        elif _FRACTION.fullmatch(cell) and math.isfinite(float(cell)):
+            self.numbers += 1
+            self.fractions += 1
+        elif cell.lower() in _NOT_FINITE:
+            self.fractions += 1
+        elif cell.lower() in _TRUTH:
+            self.truths += 1
+        else:
+            self.texts += 1
+
+    def kind(self, asked: str | None) -> pa.DataType | None:
+        """Return the type that holds all of them as they are written, or the one asked for; None for text."""
+        if asked == "boolean":
+            return pa.bool_()
+        if asked == "number":
+            return pa.float64() if self.fractions or self.largest >= 2**63 else pa.int64()
+        if self.texts or asked == "text" or bool(self.truths) == bool(self.numbers):
+            return None
+        if self.truths:
+            return None if self.fractions else pa.bool_()
+        if self.fractions:
+            return pa.float64() if self.largest <= _EXACT else None
+        return pa.int64() if self.largest < 2**63 else None
+
+
+def csv_types(files: Sequence[Path], asked: Mapping[str, str], texts: Collection[str]) -> dict[str, pa.DataType]:
+    """Decide by all cells of all files which columns are numbers or truths; every other one is text.
+
+    Args:
+        files: The CSV files.
+        asked: Columns of which somebody said what they are: text, number or boolean.
+        texts: Columns that are text whatever is in them.
+
+    Raises:
+        SourceError: A column that is asked for is in none of the files.
+    """
+    columns: dict[str, _Cells] = {}
+    for path in files:
+        for line in csv_lines(path):
+            if not isinstance(line, _CsvLine) or line.error is not None or len(line.fields) != len(line.header):
+                continue
+            for name, cell in zip(line.header, line.fields, strict=True):
+                cells = columns.get(name) or columns.setdefault(name, _Cells())
+                # One text settles a column, as a rule after its first row.
+                if cell and not (cells.texts and asked.get(name) != "number") and name not in texts:
+                    cells.add(cell)
+    for name in asked:
+        if columns and name not in columns:
+            raise SourceError(f"{files[0]}: no column {name!r} for types; it has {', '.join(columns)}")
+    kinds = {name: cells.kind(asked.get(name)) for name, cells in columns.items() if name not in texts}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def csv_value(cell: object, kind: pa.DataType | None) -> object:
+    """Return a cell as its column's type has it, or as it is written where it is none of that."""
+    if kind is None or not isinstance(cell, str):
+        return cell
+    text = cell.strip()
+    if pa.types.is_boolean(kind):
+        return _TRUTH.get(text.lower(), cell)
+    if pa.types.is_integer(kind) and _ANY_NUMBER.fullmatch(text) and text.lstrip("+-").isdigit():
+        return int(text) if len(text) < 40 else cell
+    if pa.types.is_floating(kind) and (_ANY_NUMBER.fullmatch(text) or text.lower() in _NOT_FINITE):
+        return float(text)
+    return cell
+
+
 # Parquet and Arrow files.
 
 
@@ -409,7 +521,7 @@ def unified(files: list[Path], read_schema: Callable[[Path], pa.Schema]) -> pa.S
         with _reading(path):
             schema = read_schema(path)
         _refuse_twins(schema.names, path)
-        next_one = pa.schema([(field.name, plain(field.type, pa.string())) for field in schema])
+        next_one = pa.schema([column_field(field) for field in schema])
         try:
             united = pa.unify_schemas([united, next_one], promote_options="permissive")
         except pa.ArrowException as error:
@@ -484,6 +596,16 @@ def arrow_tables(path: Path, skip: int, size: int) -> Generator[pa.Table, None, 
 # The Hub.
 
 
+_MISFIT = re.compile("Cast|DatasetGeneration|Arrow")
+"""Errors of `datasets` and Arrow that are about what the files hold."""
+
+
+def _misfit(error: BaseException) -> str:
+    """Tell in one line what does not fit: the columns that there are, and those that there should be."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith("-- schema metadata"))[:400]
+
+
 @cache
 def hub_commit(hub: str, revision: str | None) -> str:
     """Pin a revision once per process, so that all chunks come from one commit."""
@@ -504,6 +626,14 @@ def _asking(hub: str) -> Iterator[None]:
         yield
     except SourceError:
         raise
+    # What is wrong with the files themselves: columns or types that differ between two of them, a damaged file.
+    except (pa.ArrowException, UnicodeDecodeError, ValueError, TypeError) as error:
+        if not isinstance(error, pa.ArrowException | UnicodeDecodeError) and not _MISFIT.search(type(error).__name__):
+            raise SourceError(f"Hub data set {hub}: {_said(error)}; check the name, the split and the files") from error
+        raise SourceError(
+            f"Hub data set {hub}: its files do not fit each other: {_misfit(error)}; download them and name them by "
+            "`jsonl`, `csv` or `parquet`, which say of each row what does not fit, or convert them"
+        ) from error
     # The client and its transports share no root error.
     except Exception as error:
         what = f"{_said(error)}; check the name, the network and your login"
@@ -530,7 +660,7 @@ def hub_tables(
             streaming=True,
         ).with_format("arrow")
         known = rows.features.arrow_schema if rows.features else next(iter(rows.iter(1)), pa.table({})).schema
-    fields = pa.schema([(field.name, plain(field.type, pa.string())) for field in known])
+    fields = pa.schema([column_field(field) for field in known])
 
     def tables() -> Iterator[pa.Table]:
         with _asking(hub):

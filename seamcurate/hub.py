@@ -155,7 +155,7 @@ def _named_files(text: str, folder: Path) -> dict[str, str]:
     """Read the filters and prompt templates that a recipe names, by their paths in it."""
     found: dict[str, str] = {}
     for key, value in strings(yaml.safe_load(text)):
-        if key == "filter" and value.strip().endswith(".sql"):
+        if key == "filter" and split.is_file_name(value):
             found[value.strip()] = split.read_filter(value, folder)
         elif key == "template" and (folder / value).is_file():
             found[value] = (folder / value).read_text(encoding="utf-8")

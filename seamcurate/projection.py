@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, JsonValue
 
-from seamcurate.contrast.retrieve import evenly, unit
+from seamcurate.contrast.retrieve import unit
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, EncoderModel
 from seamcurate.models.template import prompt_text
-from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Doubles: TypeAlias = npt.NDArray[np.float64]

@@ -35,8 +35,10 @@ from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.source import Source
 from seamcurate.split import Augment, Split, read_filter
 from seamcurate.step import Step
+from seamcurate.tables import suggestion
 from seamcurate.white_box import (
     LengthIncentive,
+    OtherRelevance,
     QueryRelevance,
     QueryType,
     ReferenceRelevance,
@@ -59,6 +61,7 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "repetition_penalty": RepetitionPenalty,
     "query_relevance": QueryRelevance,
     "reference_relevance": ReferenceRelevance,
+    "other_relevance": OtherRelevance,
     "query_type": QueryType,
     "rer_score": Rer,
     "project": Project,
@@ -150,22 +153,25 @@ def load(path: str | Path) -> Recipe:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RecipeError(f"recipe {file} cannot be read: {reason}") from error
+        raise RecipeError(f"recipe {file} cannot be read: {_reason(file, error)}") from error
     return loads(text, file.parent, str(file))
+
+
+def _reason(file: Path, error: OSError | UnicodeDecodeError) -> str:
+    """Say why a recipe cannot be read, and what to do."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if file.is_dir():
+        what = "a store" if (file / "store.json").is_file() else "a folder"
+        return f"it is {what}; a recipe is a YAML file, and is named before the store"
+    beside = [one.name for one in file.parent.glob("*.y*ml") if suggestion(file.stem, [one.stem])]
+    return f"{error.strerror}{suggestion(file.name, beside)}"
 
 
 def loads(text: str, folder: Path = Path(), name: str = "recipe") -> Recipe:
     """Read a recipe from YAML text; see `load`."""
     lines: dict[Path_, int] = {}
-    try:
-        value = _plain(yaml.compose(text, Loader=yaml.SafeLoader), (), lines)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{name}:{line}: not readable as YAML: {error.problem}") from error
-    # A number of too many digits, a day that is in no month; lists in lists in lists.
-    except (yaml.YAMLError, _Refused, ValueError, RecursionError) as error:
-        raise RecipeError(f"{name}:{getattr(error, 'line', 1)}: {str(error).splitlines()[0]}") from error
+    value = parsed(text, name, lines)
     try:
         return _recipe(value, folder)
     except _Refused as refused:
@@ -174,6 +180,33 @@ def loads(text: str, folder: Path = Path(), name: str = "recipe") -> Recipe:
             at = at[:-1]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in refused.at).lstrip(".")
         raise RecipeError(f"{name}:{lines.get(at, 1)}: {key + ': ' if key else ''}{refused}") from refused
+
+
+def parsed(text: str, name: str = "recipe", lines: dict[Path_, int] | None = None) -> object:
+    """Return the plain values that `loads` checks: whoever judges a recipe must read the same ones.
+
+    Args:
+        text: YAML.
+        name: What errors call it.
+        lines: Filled with the line of each key, where given.
+
+    Raises:
+        RecipeError: It is not readable as YAML, or is too large.
+    """
+    try:
+        return _plain(yaml.compose(text, Loader=yaml.SafeLoader), (), {} if lines is None else lines)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{name}:{line}: not readable as YAML: {error.problem}{_hint(text, line)}") from error
+    # A number of too many digits, a day that is in no month; lists in lists in lists.
+    except (yaml.YAMLError, _Refused, ValueError, RecursionError) as error:
+        raise RecipeError(f"{name}:{getattr(error, 'line', 1)}: {str(error).splitlines()[0]}") from error
+
+
+def _hint(text: str, number: int) -> str:
+    """Say what to do about a line that YAML does not take."""
+    line = (text.splitlines() or [""])[min(number, len(text.splitlines())) - 1 : number]
+    return "; indent with spaces, not tabs" if any("\t" in part for part in line) else ""
 
 
 class _Refused(Exception):
@@ -189,9 +222,12 @@ def _recipe(value: object, folder: Path) -> Recipe:
         raise _Refused((), "a recipe is a mapping with the keys " + ", ".join(Recipe.model_fields))
     for key in value:
         if key not in Recipe.model_fields:
-            raise _Refused((key,), f"unknown key; a recipe has: {', '.join(Recipe.model_fields)}")
+            raise _Refused(
+                (key,),
+                f"unknown key; a recipe has: {', '.join(Recipe.model_fields)}{suggestion(key, Recipe.model_fields)}",
+            )
     if "rows" not in value:
-        raise _Refused((), "a recipe needs `rows`")
+        raise _Refused((), "a recipe needs `rows`, such as `rows: {jsonl: FILE}`")
     sources = {
         key: _checked(Source, value[key], (key,)).resolved(folder)
         for key in ("rows", "corpus")
@@ -204,23 +240,23 @@ def _recipe(value: object, folder: Path) -> Recipe:
     if not isinstance(listed, dict):
         raise _Refused(("splits",), "splits is a mapping of names to {filter: …}")
     for name, split in listed.items():
-        checked = _checked(Split, split, ("splits", name))
         try:
-            splits[name] = _placed(checked, folder)
+            if isinstance(split, dict) and isinstance(split.get("filter"), str):
+                split = {**split, "filter": read_filter(split["filter"], folder)}
         except RecipeError as error:
             raise _Refused(("splits", name, "filter"), str(error)) from error
+        splits[name] = _placed(_checked(Split, split, ("splits", name)), folder)
     recipe = _checked(Recipe, {**sources, "models": models, "steps": steps, "splits": splits}, ())
     assert isinstance(recipe, Recipe)
     return recipe
 
 
 def _placed(split: Split, folder: Path) -> Split:
-    """Read the split's filter, and take its evaluation set's path from the recipe's folder."""
-    update: dict[str, object] = {"filter": read_filter(split.filter, folder)}
-    if split.augment is not None and split.augment.evaluation is not None:
-        evaluation = split.augment.evaluation.resolved(folder)
-        update["augment"] = split.augment.model_copy(update={"evaluation": evaluation})
-    return split.model_copy(update=update)
+    """Take the path of a split's evaluation set from the recipe's folder."""
+    if split.augment is None or split.augment.evaluation is None:
+        return split
+    evaluation = split.augment.evaluation.resolved(folder)
+    return split.model_copy(update={"augment": split.augment.model_copy(update={"evaluation": evaluation})})
 
 
 def _steps(listed: object, folder: Path) -> list[Step]:
@@ -235,7 +271,7 @@ def _steps(listed: object, folder: Path) -> list[Step]:
         ((name, config),) = item.items()
         maker = STEPS.get(name)
         if maker is None:
-            raise _Refused(("steps", i, name), f"unknown step; there are: {', '.join(STEPS)}")
+            raise _Refused(("steps", i, name), f"unknown step; there are: {', '.join(STEPS)}{suggestion(name, STEPS)}")
         made = _checked(maker, _with_folders(config or {}, folder), ("steps", i, name))
         steps += made if isinstance(made, tuple) else (made,)
     return steps
@@ -254,7 +290,8 @@ def _checked(kind: Any, value: object, at: Path_) -> Any:
         loc = tuple(part for part in first["loc"] if part not in _TAGS)
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-            message = f"unknown key; there are: {', '.join(_keys(kind, loc[:-1]))}"
+            keys = _keys(kind, loc[:-1])
+            message = f"unknown key; there are: {', '.join(keys)}{suggestion(loc[-1], keys)}"
         elif first["type"] != "value_error" and loc:
             message = f"{message[0].lower()}{message[1:]}, found {str(first['input'])[:60]!r}"
         raise _Refused((*at, *loc), message) from error

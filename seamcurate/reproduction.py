@@ -1,17 +1,21 @@
 """Run a published recipe again, and say of every file whether it came out the same.
 
 One rule: a stranger's recipe is data. It runs no code, reads nothing outside its own folder, and sends nothing to an
-endpoint unless the person at the keyboard allows it.
+endpoint, and no key, unless the person at the keyboard was shown both and allows them.
 """
 
 from __future__ import annotations
 
 import datetime
+import ipaddress
+import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeAlias, get_args
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,20 +24,28 @@ import yaml
 from pydantic import JsonValue
 
 from seamcurate import hub, objects, recipe, shard
-from seamcurate.errors import HubError
+from seamcurate.contrast import Attack
+from seamcurate.errors import HubError, RecipeError
 from seamcurate.export import Trainer
 from seamcurate.hub import Repository
+from seamcurate.models import OpenAIServer
 from seamcurate.models.backend import Backend
+from seamcurate.models.local import LocalModel
+from seamcurate.models.server import OPENAI
+from seamcurate.progress import note
 from seamcurate.recipe import Recipe
 from seamcurate.run import Report, run_local
 from seamcurate.source import Source
+from seamcurate.split import bundled as bundled_folders
+from seamcurate.split import is_file_name
 from seamcurate.step import Step
 from seamcurate.store import Store
-from seamcurate.tables import clean, counted
+from seamcurate.tables import brief, clean, counted
 
 _LARGEST = 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DEEPEST = 100
+_OPENAI_KEY = "OPENAI_API_KEY"
 
 
 class Checked(NamedTuple):
@@ -66,6 +78,24 @@ class Reproduced(NamedTuple):
         yield f"{good} of {counted(len(self.files), 'file')} came out as published at {self.commit}"
 
 
+class Endpoint(NamedTuple):
+    """A language model that a recipe asks, and what its requests carry."""
+
+    model: str
+    url: str
+    key: str
+    """The name of the environment variable that holds the key."""
+
+    def __str__(self) -> str:
+        """Say in words what a run would send, and where to."""
+        sent = f"with the key in {self.key}" if os.environ.get(self.key) else f"without a key ({self.key} is not set)"
+        return clean(f"{self.model} at {self.url}{_near(self.url)}, {sent}")
+
+
+Ask: TypeAlias = Callable[[Sequence[Endpoint]], bool]
+"""How a person is asked whether a recipe may ask these endpoints."""
+
+
 def reproduce(
     repo_id: str,
     path: str | Path,
@@ -73,6 +103,8 @@ def reproduce(
     files: str | Path | None = None,
     endpoints: bool = False,
     max_usd: float | None = None,
+    keys: Collection[str] = (),
+    ask: Ask | None = None,
 ) -> Reproduced:
     """Download a recipe at one commit, run it with the revisions written down beside it, and compare what comes out.
 
@@ -81,8 +113,14 @@ def reproduce(
         path: The store to make; its `recipe/` gets what is downloaded.
         revision: A commit, tag or branch; pinned to a commit before anything is read.
         files: A folder with what only the author had: rows, corpora or models that the recipe names by path.
-        endpoints: Allow the recipe to ask the language-model endpoints it names, with the keys it names.
+        endpoints: Allow the recipe to ask the language-model endpoints it names.
         max_usd: What they may cost; see `run_local`.
+        keys: Environment variables whose keys may be sent to these endpoints.
+        ask: Asks for both instead, where they are not given.
+
+    Example:
+        >>> reproduce("my-org/my-prompts", "again").identical  # doctest: +SKIP
+        True
 
     Raises:
         HubError: It cannot be downloaded, or asks for what no stranger's recipe may.
@@ -91,14 +129,19 @@ def reproduce(
     store = Store(objects.folder(path, "reproduce"))
     published = hub.repository(repo_id, revision)
     text = _text(published.fetch(hub.RECIPE, _LARGEST))
-    check(text, repo_id, endpoints)
+    value = check(text, repo_id)
     known = published.facts()
     folder = store.scratch / "recipe"
     folder.mkdir(parents=True, exist_ok=True)
-    _download(published, text, folder)
+    _download(published, text, value, folder)
+    roots = [folder.resolve()]
     if files is not None:
         _lay_beside(Path(files), folder)
+        roots.append(Path(files).resolve())
+    _confine(value, repo_id, folder, roots)
     loaded = recipe.loads(text, folder, f"{repo_id}/{hub.RECIPE}")
+    _confine_loaded(loaded, repo_id, roots)
+    allow(asked(loaded), repo_id, endpoints, keys, ask)
     at_commits = pinned(loaded, known)
     report = run_local(at_commits, path, max_usd=max_usd)
     trainer = next((one for one in get_args(Trainer) if one == known.get("trainer")), None)
@@ -109,11 +152,14 @@ def reproduce(
     return Reproduced(published.commit, [_checked(published, made.folder, name) for name in names], report)
 
 
-def check(text: str, name: str, endpoints: bool = False) -> None:
-    """Refuse a stranger's recipe that would do more than compute from data.
+# ── what a stranger's recipe may ask for ─────────────────────────────────────────────────────────────────
+
+
+def check(text: str, name: str) -> object:
+    """Refuse a stranger's recipe that would do more than compute from data; returns its plain values.
 
     Raises:
-        HubError: It names a path outside its folder, asks for remote code or an endpoint, or cannot be read.
+        HubError: It names a path outside its folder, asks for remote code, or cannot be read.
     """
     try:
         # Aliases let a few lines stand for more nodes than fit in memory.
@@ -122,31 +168,184 @@ def check(text: str, name: str, endpoints: bool = False) -> None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST:
                 raise HubError(f"{name}: its recipe uses YAML aliases or nests too deeply; it is not run")
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        value = recipe.parsed(text, name)
+    except (yaml.YAMLError, RecursionError, ValueError, RecipeError) as error:
         raise HubError(f"{name}: its recipe is not readable as YAML") from error
-    for key, one in _values(value):
-        if key == "trust_remote_code" and one is not False:
+    for keys, one in _leaves(value):
+        if keys[-1:] == ("trust_remote_code",) and one is not False:
             raise HubError(f"{name}: its recipe asks to run a model's own code (trust_remote_code); it is not run")
-        if key in ("openai_server", "base_url") and not endpoints:
-            raise HubError(
-                f"{name}: its recipe asks an endpoint ({key}: {str(one)[:80]!r}) with a key from your environment; "
-                "read recipe.yaml, and give --endpoints to allow it"
-            )
-        inline = key == "filter" and isinstance(one, str) and not one.strip().endswith(".sql")
-        if isinstance(one, str) and not inline and key != "base_url" and hub.escapes(one.strip()):
+        if isinstance(one, str) and not _is_text(keys, one) and hub.escapes(one.strip()):
             raise HubError(f"{name}: its recipe names {one.strip()[:80]!r}, outside its own folder; it is not run")
+    return value
 
 
-def _values(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+def asked(loaded: Recipe) -> list[Endpoint]:
+    """List the endpoints that a recipe names, each once."""
+    servers = (model for model in _models(loaded) if isinstance(model, OpenAIServer))
+    return list(dict.fromkeys(Endpoint(one.path, one.base_url, one.api_key) for one in servers))
+
+
+def allow(
+    endpoints: Sequence[Endpoint], name: str, allowed: bool = False, keys: Collection[str] = (), ask: Ask | None = None
+) -> None:
+    """Refuse endpoints and keys that nobody allowed; whatever is asked for is shown first.
+
+    Args:
+        endpoints: What the recipe asks.
+        name: Whose recipe it is.
+        allowed: The endpoints may be asked.
+        keys: Variables whose keys may be sent to them. OpenAI's own may go to OpenAI without being named.
+        ask: Asks for both instead, where they are not given.
+
+    Raises:
+        HubError: They may not, or a key is asked for that belongs to something else than a language model.
+    """
+    for one in endpoints:
+        note(f"{name} asks {one}")
+    for one in endpoints:
+        if _NOT_A_MODELS.fullmatch(one.key):
+            raise HubError(
+                f"{name}: its recipe wants {one.key} sent to {one.url}; that is no language model's key, and is not sent"
+            )
+    lacking = sorted(
+        {
+            one.key
+            for one in endpoints
+            if os.environ.get(one.key) and one.key not in keys and (one.key, one.url) != (_OPENAI_KEY, OPENAI)
+        }
+    )
+    if not endpoints or (allowed and not lacking):
+        return
+    if ask is not None:
+        if not ask(endpoints):
+            raise HubError(f"{name}: its endpoints were not allowed; nothing was sent")
+        return
+    options = "".join([*([] if allowed else [" --endpoints"]), *(f" --key {key}" for key in lacking)])
+    listed = "; ".join(map(str, endpoints))
+    raise HubError(
+        f"{name}: its recipe asks an endpoint ({brief(listed, 400)}); look at its recipe.yaml, and give{options} to allow it"
+    )
+
+
+_NOT_A_MODELS = re.compile(
+    r"(HF|HUGGING_?FACE|AWS|GITHUB|GH|GITLAB|SSH|GPG|NPM|NODE|PYPI|TWINE|CARGO|DOCKER|KUBE\w*|VAULT|WANDB|GCP|GCLOUD|S3|MINIO"
+    r"|PG\w*|MYSQL|POSTGRES\w*|REDIS|DATABASE|SMTP|STRIPE|SLACK|CI|RAY)(_\w*)?"
+    r"|GOOGLE_APPLICATION\w*|AZURE_CLIENT\w*|\w*(SECRET|PASSWORD|PASSWD|PASSPHRASE|PRIVATE|CREDENTIAL|SESSION|COOKIE)\w*"
+    r"|PATH|HOME|USER|USERNAME|LOGNAME|HOSTNAME|PWD|SHELL"
+)
+"""Variables that hold what other services trust, or tell of the person: no endpoint of a stranger's is given one."""
+
+
+def _near(url: str) -> str:
+    """Say of an address that it is not on the public internet, as a cloud's metadata service is not."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return " (this machine)" if host == "localhost" or host.endswith(".localhost") else ""
+    return (
+        ""
+        if address.is_global
+        else f" ({'this machine' if address.is_loopback else 'a private or link-local address'})"
+    )
+
+
+Keys: TypeAlias = tuple[str, ...]
+
+
+def _leaves(value: object, keys: Keys = ()) -> Iterator[tuple[Keys, object]]:
+    """Yield every value that holds no others, with the keys on the way to it."""
     if isinstance(value, dict):
         for name, one in value.items():
-            yield from _values(one, str(name))
+            yield from _leaves(one, (*keys, str(name)))
     elif isinstance(value, list):
         for one in value:
-            yield from _values(one, key)
+            yield from _leaves(one, keys)
     else:
-        yield key, value
+        yield keys, value
+
+
+def _models(loaded: Recipe) -> Iterator[Backend]:
+    """Yield every model of a recipe: by role, and steps' own."""
+    for part in (loaded.models, *loaded.steps):
+        yield from (value for _, value in part if isinstance(value, Backend))
+
+
+def _is_text(keys: Keys, text: str) -> bool:
+    """Tell a value that is never a path: SQL, its parameters, what is sent to a model, an address that is shown."""
+    if keys[:1] == ("splits",) and len(keys) > 2 and keys[2] != "augment":
+        return keys[2] != "filter" or not is_file_name(text)
+    return bool({"base_url", "stop", "form", "extra"} & set(keys)) or (
+        "template" in keys and ("\n" in text or not text.strip().endswith(".txt"))
+    )
+
+
+# ── where its files are ──────────────────────────────────────────────────────────────────────────────────
+
+_LEXICONS = ("wordnet", "antonyms", "vectors")
+
+
+def _confine(value: object, name: str, folder: Path, roots: Sequence[Path]) -> None:
+    """Refuse filters and templates that would be read from elsewhere than the recipe's folder.
+
+    Raises:
+        HubError: The file is not there, or is a link that leads out.
+    """
+    for keys, text in _leaves(value):
+        if not isinstance(text, str) or keys[-1:] not in (("filter",), ("template",)) or _is_text(keys, text):
+            continue
+        key, place = keys[-1], folder / text
+        if key == "filter" and not place.is_file() and Path(text).name == text:
+            for bundled in (one / text for one in bundled_folders()):
+                if bundled.is_file():
+                    shard.replace(place, bundled.read_bytes())
+        if not place.is_file():
+            raise HubError(f"{name}: its recipe names the {key} {text[:80]!r} and does not bring it; it is not run")
+        _check_inside(place, name, roots)
+
+
+def _confine_loaded(loaded: Recipe, name: str, roots: Sequence[Path]) -> None:
+    """Refuse rows, lexicons and models of which a file lies elsewhere: in the working folder, or through a link.
+
+    Raises:
+        HubError: One does.
+        SourceError: Rows are not there.
+    """
+    evaluations = [one.augment.evaluation for one in loaded.splits.values() if one.augment]
+    for source in (loaded.rows, loaded.corpus, *evaluations):
+        for file in source.files() if source is not None else ():
+            _check_inside(file, name, roots)
+    attacks = [step for step in loaded.steps if isinstance(step, Attack)]
+    for path in (getattr(step, key) for step in attacks for key in _LEXICONS):
+        if path is not None:
+            _check_inside(Path(path), name, roots)
+    for path in [model.path for model in _models(loaded) if isinstance(model, LocalModel)] + [
+        step.masked_model for step in attacks if step.masked_model is not None
+    ]:
+        # What is no folder here is a name on the Hub.
+        if Path(path).expanduser().exists():
+            _check_inside(Path(path), name, roots)
+            _check_base(Path(path), name)
+
+
+def _check_inside(place: Path, name: str, roots: Sequence[Path]) -> None:
+    whole = place.resolve()
+    for one in (whole, *(whole.rglob("*") if whole.is_dir() else ())):
+        if not any(one.resolve().is_relative_to(root) for root in roots):
+            raise HubError(
+                f"{name}: {place} lies outside the recipe's folder and is not read; give --files a folder that holds the "
+                "file itself, and run this where nothing else has its name"
+            )
+
+
+def _check_base(place: Path, name: str) -> None:
+    """Refuse an adapter whose base would be taken from elsewhere on this machine."""
+    try:
+        base = json.loads((place / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return
+    if isinstance(base, str) and (hub.escapes(base) or Path(base).exists()):
+        raise HubError(f"{name}: {place} is an adapter of {base[:80]!r}, outside the recipe's folder; it is not read")
 
 
 def pinned(loaded: Recipe, known: Mapping[str, JsonValue]) -> Recipe:
@@ -207,16 +406,17 @@ def _text(file: Path) -> str:
         raise HubError(f"{file.name} is not UTF-8 text; it is not a recipe") from error
 
 
-def _download(published: Repository, text: str, folder: Path) -> None:
+def _download(published: Repository, text: str, value: object, folder: Path) -> None:
     """Write the recipe, and the filters and templates it names, into a folder."""
-    for left in folder.iterdir():
+    for left in list(folder.rglob("*")):
         # An earlier call's link would be written through.
         if left.is_symlink():
             left.unlink()
     shard.replace(folder / hub.RECIPE, text.encode())
-    for key, value in hub.strings(yaml.safe_load(text)):
-        name = value.strip()
-        if key in ("filter", "template") and name.endswith((".sql", ".txt")) and name in published.files:
+    for keys, name in _leaves(value):
+        if not isinstance(name, str) or keys[-1:] not in (("filter",), ("template",)):
+            continue
+        if name.endswith((".sql", ".txt")) and name in published.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shard.replace(folder / name, published.fetch(name, _LARGEST).read_bytes())
 

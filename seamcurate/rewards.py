@@ -1,6 +1,11 @@
 """Rewards as trainers call them: TRL's and our PPO's, OpenRLHF's, verl's. One configuration, one number everywhere.
 
-The formulas are `white_box`'s; what a completion earns here is what its row would have in the column `rer`.
+The formulas are `white_box`'s; what a completion earns here is what its row would have in the column `rer`, with two
+differences, by which no repetition of an answer scores above that answer. What an answer says again right away counts once:
+LI and the relevances are those of the answer without its repeats, while RP sets its distinct trigrams against all of them.
+A relevance below F's zero, and a negative QR, is 0: RP would shrink it, and an answer would gain by repeating itself.
+The ablations (`li`, `li_rp`, …) are the paper's formulas and have no such guard: they show what a feature alone pays for.
+
 Under GRPO with rewards scaled by group, F's constants cancel; under PPO with normalised scores only the ratio between
 open-ended and closed-ended rewards is left of them.
 """
@@ -31,10 +36,10 @@ from seamcurate.white_box import (
     combined,
     cut,
     length_incentive,
+    novelty,
     relevance,
-    repetition_penalty,
 )
-from seamcurate.words import Words
+from seamcurate.words import Words, drop_repeats
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
@@ -56,6 +61,10 @@ _FEATURES: dict[Rewarded, tuple[str, ...]] = {
 """What each reward is made of, by the names of its columns."""
 
 
+REVISION = 2
+"""Raised whenever the same configuration would give other rewards: a training's record names it."""
+
+
 class RewardFunction(Protocol):
     """Scores completions as TRL's GRPO and RLOO, and our PPO, ask for it."""
 
@@ -75,6 +84,7 @@ class RewardFunction(Protocol):
 class RerReward(BaseModel):
     """Configure RER, or one of its ablations, as a reward; the fields mean what those of `rer` do.
 
+    RER never pays for repetition: see the module. An answer without a word, stop strings cut, gets 0, the least there is.
     Rows whose branch lacks something get no reward: closed-ended ones without a reference, unless `fallback`.
     """
 
@@ -212,7 +222,7 @@ class _Rer:
 
     def __repr__(self) -> str:
         made = json.dumps(None if self._config.encoder is None else self._config.encoder.identity(), sort_keys=True)
-        return f"{self._config.model_copy(update={'encoder': None})!r} of {made}"
+        return f"{self._config.model_copy(update={'encoder': None})!r} of {made}, revision {REVISION}"
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
         count = len(completions)
@@ -249,15 +259,21 @@ class _Rer:
         for kind in kinds:
             if kind not in ("open", "closed", None):
                 raise TrainError(f"query_type is open, closed or null, not {kind!r:.40}; see the column `query_type`")
-        texts = [cut(text, config.stop) for text in completions]
         features: dict[str, Numbers] = {}
         wanted = _FEATURES[config.reward]
+        # Stop strings cut LI and RP only, as in the authors' code.
+        texts, related = [cut(text, config.stop) for text in completions], list(completions)
+        whole = texts
+        if config.reward == "rer":
+            texts, related = [drop_repeats(text) for text in texts], [drop_repeats(text) for text in related]
         if _LI in wanted or config.min_tokens:
             features[_LI] = [length_incentive(text, config.words) for text in texts]
         if _RP in wanted:
-            features[_RP] = [repetition_penalty(text, config.words) for text in texts]
+            features[_RP] = [
+                novelty(text, all_of_it, config.words) for text, all_of_it in zip(texts, whole, strict=True)
+            ]
         others = {_QR: prompts, _AR: references}
-        features |= self._relevances({name: others[name] for name in wanted if name in others}, texts)
+        features |= self._relevances({name: others[name] for name in wanted if name in others}, related)
         nothing: Numbers = [None] * len(texts)
         columns = [features.get(name, nothing) for name in (_LI, _RP, _QR, _AR)]
         self._last = {name: features[name] for name in wanted}
@@ -274,7 +290,10 @@ class _Rer:
     ) -> float | None:
         config = self._config
         if config.reward == "rer":
-            return self._rer.score(config.source, length, repetition, query, reference, kind)
+            zero = 0.0 if kind == "open" else config.source[0]
+            query, reference = (None if value is None else max(value, zero) for value in (query, reference))
+            score = self._rer.score(config.source, length, repetition, query, reference, kind)
+            return score if score is None or length else 0.0
         if length is not None and round(length * 100) < config.min_tokens:
             return 0.0
         by_name = {_LI: length, _RP: repetition, _QR: query, _AR: reference}

@@ -99,6 +99,7 @@ class Rip(Step):
     high reward and is long, and whose gap is small.
     """
 
+    revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 4096
 
     variant: Variant = "contrast"

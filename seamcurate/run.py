@@ -448,6 +448,13 @@ def _corpus(recipe: Recipe, store: Store, replace: bool, append: bool) -> Store 
     if recipe.corpus is None:
         return store.corpus_store
     if recipe.corpus.store is not None:
+        given = recipe.corpus.model_fields_set - {"store", "split", "shard_rows"}
+        unused = [name for name in sorted(given) if getattr(recipe.corpus, name) not in (name, None, {})]
+        if unused:
+            raise SourceError(
+                f"corpus: {unused[0]} has no effect on a store, which is taken as it is; leave it out, or name the "
+                "store's files by `parquet`"
+            )
         shared = Store(recipe.corpus.store).open()
         if isinstance(shared.path, Path) and not isinstance(store.path, Path):
             raise StoreError(
@@ -468,8 +475,10 @@ def _shard_count(limit: int, size: int) -> int:
 
 
 def _ids(store: Store, shards: Sequence[int]) -> set[str]:
-    read = store.reader(["id"])
-    return {str(value) for number in shards for value in read(number)["id"].to_pylist()}
+    """Return the ids of rows that are stored; a shard of which every row was set aside may have no such column."""
+    folder, maker = store.path / "rows", store.rows_fingerprint
+    tables = (shard.read(folder / filename(number), maker, number, ["id"]) for number in shards)
+    return {str(value) for table in tables for column in table.columns for value in column.to_pylist()}
 
 
 def _rejected(store: Store) -> int:

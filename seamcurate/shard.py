@@ -33,6 +33,8 @@ _OPEN = b"0" * 64
 
 _Key = tuple[int, int, int, str, int]
 _verified: dict[Path, _Key] = {}
+_bounding: set[Path] = set()
+"""Verified files with statistics of fractions."""
 _hashes: dict[Path, tuple[_Key, str]] = {}
 _FORGET_FROM = 4096
 _forget_at = _FORGET_FROM
@@ -79,7 +81,14 @@ def sealed(
     leaves = {path: kind for field in schema for path, kind in _leaves(field.name, field.type)}
     encodings = {path: encoding for path, kind in leaves.items() if (encoding := _encoding(kind))}
     texts = [path for path in leaves if path not in encodings]
-    with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=texts, column_encoding=encodings) as writer:
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        use_dictionary=texts,
+        column_encoding=encodings,
+        write_statistics=with_statistics(schema),
+    ) as writer:
         for table in parts:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
         said = {_MAKER: maker, _NUMBER: str(number)}
@@ -182,10 +191,12 @@ def _verify(file: Path, path: Place, maker: str, number: int) -> Path:
     computed.update(whole[end:])
     if computed.hexdigest().encode() != content[start:end]:
         raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {cure(path)}")
-    found = pq.read_metadata(pa.BufferReader(pa.py_buffer(content))).metadata or {}
+    footer = pq.read_metadata(pa.BufferReader(pa.py_buffer(content)))
+    found = footer.metadata or {}
     if found.get(_MAKER) != maker.encode() or found.get(_NUMBER) != str(number).encode():
         raise DamagedError(f"{path} belongs to another shard or another configuration; {cure(path)}")
     _remember(file, key)
+    (_bounding.add if _bounds_fractions(footer) else _bounding.discard)(file)
     return file
 
 
@@ -195,6 +206,7 @@ def _remember(path: Path, key: tuple[int, int, int, str, int]) -> None:
     if len(_verified) >= _forget_at:
         for gone in [noted for noted in list(_verified) if not noted.exists()]:
             _verified.pop(gone, None)
+            _bounding.discard(gone)
         _forget_at = max(_FORGET_FROM, 2 * len(_verified))
     _verified[path] = key
 
@@ -285,6 +297,27 @@ def replace(path: Place, content: bytes | bytearray) -> None:
         raise StoreError(
             f"{path} cannot be written: {error.strerror}; what was there before is untouched: mend that and run the same again"
         ) from error
+
+
+def with_statistics(schema: pa.Schema) -> list[str]:
+    """Name the Parquet columns that may have their least and greatest value written beside them: all but fractions.
+
+    These would leave NaN out, and a reader that trusts them (duckdb/duckdb#25521) loses rows with NaN or takes them for
+    small ones, as the row groups happen to lie.
+    """
+    leaves = (leaf for field in schema for leaf in _leaves(field.name, field.type))
+    return [path for path, kind in leaves if not pa.types.is_floating(kind)]
+
+
+def bounds_fractions(path: Place) -> bool:
+    """Tell whether a verified shard has the least and greatest value of a column of fractions beside it: one of before."""
+    return (path if isinstance(path, Path) else path.kept()) in _bounding
+
+
+def _bounds_fractions(footer: pq.FileMetaData) -> bool:
+    groups = [footer.row_group(number) for number in range(min(1, footer.num_row_groups))]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return any(column.physical_type in ("FLOAT", "DOUBLE") and column.is_stats_set for column in columns)
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:

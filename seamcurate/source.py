@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,7 @@ from seamcurate import formats, objects
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
 from seamcurate.store import shard_files
+from seamcurate.tables import suggestion
 
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 """A row that was read and not taken: where it was, why not, and the row as JSON text."""
@@ -67,6 +68,8 @@ class Source(BaseModel):
     messages: str | None = None
     id: str | None = None
     rename: dict[str, str] = {}
+    types: dict[str, Literal["text", "number", "boolean"]] = {}
+    """For csv: what columns are, where their cells do not say it rightly."""
     shard_rows: int = Field(default=4096, ge=1, le=10**9)
 
     @model_validator(mode="after")
@@ -76,6 +79,8 @@ class Source(BaseModel):
             raise ValueError(f"rows come from one of {', '.join(KINDS)}, not {' and '.join(given) or 'none'}")
         if self.hub is None and (self.data_dir or self.name or self.revision):
             raise ValueError("data_dir, name and revision are for hub only: leave them out")
+        if self.csv is None and self.types:
+            raise ValueError("types is for csv only, as other files name the types of their columns: leave it out")
         if self.messages is not None and (self.prompt != "prompt" or self.response is not None):
             raise ValueError("messages holds prompt and response: leave these two out, or messages")
         return self
@@ -83,6 +88,10 @@ class Source(BaseModel):
     @property
     def _kind(self) -> str:
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def _read_schema(self) -> Callable[[Path], pa.Schema]:
+        return formats.arrow_schema if self.arrow is not None else pq.read_schema
 
     @property
     def _where(self) -> str:
@@ -93,10 +102,15 @@ class Source(BaseModel):
 
     def identity(self) -> JsonValue:
         """Return what decides the rows: contents, mapping and shard size, but not the folder they lie in."""
-        fields: dict[str, JsonValue] = self.model_dump(mode="json", exclude={*KINDS, "revision"})
+        exclude = {*KINDS, "revision"} if self.types else {*KINDS, "revision", "types"}
+        fields: dict[str, JsonValue] = self.model_dump(mode="json", exclude=exclude)
         if self.hub is not None:
             return {"hub": self.hub, "commit": formats.hub_commit(self.hub, self.revision), **fields}
         files: list[JsonValue] = [[path.name, formats.sha256(path)] for path in self._files()]
+        if self.csv is not None:
+            fields["csv_types"] = formats.CSV_TYPES
+        elif self.jsonl is None and formats.has_durations(self._files(), self._read_schema):
+            fields["durations"] = "seconds"
         return {self._kind: files, **fields}
 
     def resolved(self, base: Path) -> Source:
@@ -112,6 +126,14 @@ class Source(BaseModel):
         place: str | list[str] = getattr(self, self._kind)
         found = absolute(place) if isinstance(place, str) else [absolute(each) for each in place]
         return self.model_copy(update={self._kind: found})
+
+    def files(self) -> list[Path]:
+        """List the files of this machine that hold the rows; none where they come from the Hub.
+
+        Raises:
+            SourceError: There are none.
+        """
+        return [] if self.hub is not None else self._files()
 
     def chunks(self, first: int = 0, schema: pa.Schema | None = None, seen: Collection[str] = ()) -> Iterator[Chunk]:
         """Read from chunk `first` on; `schema` and the ids `seen` are those of the chunks before it.
@@ -168,7 +190,7 @@ class Source(BaseModel):
         mapped.update((target, column) for target, column in asked.items() if column is not None)
         for target, column in () if decided else mapped.items():
             if column not in names:
-                raise SourceError(f"{self._where}: no column {column!r} for {target}; {has}")
+                raise SourceError(f"{self._where}: no column {column!r} for {target}; {has}{suggestion(column, names)}")
         claimed = {"row_id", "prompt", "response", "reference", *(["id"] if self.id is not None else [])}
         spelled = {name.lower(): name for name in known}
         sides = {self.rename.get(name, name): name for name in names if name not in mapped.values()}
@@ -179,7 +201,7 @@ class Source(BaseModel):
             if column in mapped.values():
                 raise SourceError(f"{self._where}: {column!r} is mapped already; take it out of rename")
             if not decided and column not in names and column.lower() not in late:
-                raise SourceError(f"{self._where}: no column {column!r} to rename; {has}")
+                raise SourceError(f"{self._where}: no column {column!r} to rename; {has}{suggestion(column, names)}")
             if not output or "\0" in output:
                 raise SourceError(
                     f"{self._where}: a column is called {output!r:.80}, which SQL cannot name; "
@@ -226,7 +248,7 @@ class Source(BaseModel):
         else:
             files = self._files()
             read = formats.arrow_tables if self.arrow is not None else formats.parquet_tables
-            fields = formats.unified(files, formats.arrow_schema if self.arrow is not None else pq.read_schema)
+            fields = formats.unified(files, self._read_schema)
             if self.store is not None:
                 fields = pa.schema([field for field in fields if field.name != "row_id"])
             tables = formats.file_tables(files, read, skip, self.shard_rows)
@@ -245,7 +267,10 @@ class Source(BaseModel):
             if target in plan.mapped or (target == "response" and self.messages is not None):
                 types[target] = pa.string()
         types.update((side, formats.solid(fields.field(column).type)) for side, column in plan.sides.items())
-        schema = pa.schema([(name, kind) for name, kind in types.items() if kind is not None])
+        said = {side: fields.field(column).metadata for side, column in plan.sides.items()}
+        schema = pa.schema(
+            [pa.field(name, kind, metadata=said.get(name)) for name, kind in types.items() if kind is not None]
+        )
         tables = formats.conformed(tables, fields, self._where)
         for number, block in enumerate(formats.regrouped(tables, self.shard_rows), first):
             yield self._table_read(number, block, plan, schema, by_row=bool(chats))
@@ -292,16 +317,34 @@ class Source(BaseModel):
     def _line_reads(self, first: int, schema: pa.Schema | None) -> Iterator[_Read]:
         """Read what may have another mistake in every line, a row at a time: JSONL and CSV."""
         open_lines = formats.json_lines if self.jsonl is not None else formats.csv_lines
-        lines = islice(chain.from_iterable(map(open_lines, self._files())), first * self.shard_rows, None)
+        files = self._files()
+        kinds = self._csv_types(files) if self.csv is not None else {}
+        lines = islice(chain.from_iterable(map(open_lines, files)), first * self.shard_rows, None)
         for number in count(first):
             block = list(islice(lines, self.shard_rows))
             if not block:
                 return
-            read = self._line_read(number, block, schema)
+            read = self._line_read(number, block, schema, kinds)
             schema = read.schema
             yield read
 
-    def _line_read(self, number: int, lines: list[formats.Line], schema: pa.Schema | None) -> _Read:
+    def _csv_types(self, files: Sequence[Path]) -> dict[str, pa.DataType]:
+        mapped = {
+            **{column: "the messages" for column in [self.messages] if column},
+            **{getattr(self, target): f"the {target}" for target in ("prompt", "response", "reference", "id")},
+            **{name: f"the {name}" for name in ("response", "reference") if getattr(self, name) is None},
+        }
+        for name in self.types:
+            if name in mapped and name not in self.rename:
+                raise SourceError(
+                    f"{self._where}: column {name!r} is {mapped[name]}, which is text; take it out of types"
+                )
+        texts = [name for name in mapped if name is not None and name not in self.rename]
+        return formats.csv_types(files, self.types, texts)
+
+    def _line_read(
+        self, number: int, lines: list[formats.Line], schema: pa.Schema | None, kinds: Mapping[str, pa.DataType]
+    ) -> _Read:
         start, reasons, rows = number * self.shard_rows, dict[int, str](), dict[int, formats.Row]()
         for position, line in enumerate(lines, start):
             try:
@@ -328,7 +371,11 @@ class Source(BaseModel):
             cells = [values[target] for values in good.values()]
             columns[target] = pa.array(cells, kind if target == "prompt" else pa.string())
         for side, column in plan.sides.items() if good else ():
-            array, misfits = formats.typed([rows[position].cells.get(column) for position in good], types.get(side))
+            running = types.get(side) or kinds.get(column)
+            cells = [rows[position].cells.get(column) for position in good]
+            if self.csv is not None:
+                cells = [formats.csv_value(cell, running) for cell in cells]
+            array, misfits = formats.typed(cells, running)
             for position, misfit in zip(good, misfits, strict=True):
                 if misfit is not None:
                     reasons.setdefault(position, f"wrong type in column {side}: {misfit}")

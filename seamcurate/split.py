@@ -12,24 +12,25 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from seamcurate import dependencies, objects, shard, views
+from seamcurate.connection import Answer, Connection, TooLargeError
 from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.store import Store, filename, record_file, save_record
-from seamcurate.tables import brief, counted
+from seamcurate.tables import brief, counted, suggestion
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 
@@ -71,12 +72,17 @@ class Split(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     filter: str
-    """A `.sql` file, or the SELECT itself."""
+    """The SELECT itself, or a `.sql` file, which is read: in the working folder, or one that comes with seamcurate."""
     format: Format = "prompts"
     """What `export` writes: prompts, sft (prompt and golden response), preferences or unpaired (golden response
     against each candidate), or prompt_ids (tokens, for TRL's own PPO up to 1.12)."""
     augment: Augment | None = None
     """Export new pairs made of the rows instead, as two data sets."""
+
+    @field_validator("filter")
+    @classmethod
+    def _sql(cls, given: str) -> str:
+        return read_filter(given, Path())
 
     @model_validator(mode="after")
     def _one_form(self) -> Split:
@@ -106,11 +112,13 @@ class Split(BaseModel):
         if unused:
             raise RecipeError(
                 f"the filter has no parameter {unused[0]!r}; it takes: {', '.join(sorted(names | values))}"
+                f"{suggestion(unused[0], {*names, *values, *Split.model_fields})}"
             )
         for name in sorted(names):
             if given[name] not in columns:
                 raise RecipeError(
                     f"{name}: {given[name]!r} is no column of this store; there are: {', '.join(columns)}"
+                    f"{suggestion(given[name], columns)}"
                 )
         sql = _NAME.sub(lambda m: views.quoted(str(given[m[1]])) if m[1] in names else m[0], self.filter)
         return sql.strip().rstrip(";"), {value: given[value] for value in values}
@@ -132,13 +140,25 @@ def read_filter(name: str, folder: Path) -> str:
     Raises:
         RecipeError: The file is not there.
     """
-    if not name.strip().endswith(".sql"):
+    if not is_file_name(name):
         return name
     for place in (folder / name, Path(name), *(one / Path(name).name for one in bundled())):
         if place.is_file():
             return place.read_text(encoding="utf-8")
     listed = sorted(file.name for one in bundled() for file in one.glob("*.sql"))
-    raise RecipeError(f"no filter {name!r} in {folder} or here; bundled are: {', '.join(listed)}")
+    raise RecipeError(
+        f"no filter {name!r} in {folder} or here; bundled are: {', '.join(listed)}{suggestion(Path(name).name, listed)}"
+    )
+
+
+def is_file_name(filter: str) -> bool:
+    """Tell whether a filter is a `.sql` file's name, and not SQL that ends in one."""
+    text = filter.strip()
+    return (
+        text.endswith(".sql")
+        and "\n" not in text
+        and not re.match(r"(select|with|from)\s|--|/\*|\(", text, re.IGNORECASE)
+    )
 
 
 def bundled() -> list[Path]:
@@ -158,7 +178,9 @@ def check(store: Store, splits: Mapping[str, Split]) -> None:
         return
     with views.connect(store) as connection, views.limited(connection, _SECONDS, "ask for less in the filters"):
         for name, split in splits.items():
-            _described(connection, name, *_bound(store, name, split))
+            bound = _bound(store, name, split)
+            with _named(name):
+                _described(connection, *bound)
     ordered(store, splits)
 
 
@@ -474,18 +496,13 @@ def _bound(store: Store, name: str, split: Split) -> tuple[str, dict[str, JsonVa
         raise RecipeError(f"split {name}: {error}") from error
 
 
-def _described(connection: duckdb.DuckDBPyConnection, name: str, sql: str, values: Mapping[str, JsonValue]) -> set[str]:
+def _described(connection: Connection, sql: str, values: Mapping[str, JsonValue]) -> set[str]:
     """Return the names of the columns that a filter returns, `row_id` among them."""
-    try:
-        views.check(connection, sql)
-        described = connection.execute(f"DESCRIBE {sql}", dict(values)).fetchall()
-    except QueryError as error:
-        raise QueryError(f"split {name}: {error}") from error
-    except duckdb.Error as error:
-        raise QueryError(f"split {name}: {views.explain(connection, str(error))}") from error
+    connection.check(sql)
+    described = connection.execute(f"DESCRIBE {sql}", values).fetchall()
     returned = {str(row[0]) for row in described}
     if "row_id" not in returned:
-        raise QueryError(f"split {name}: its filter returns no row_id, only: {', '.join(sorted(returned))}")
+        raise QueryError(f"its filter returns no row_id, only: {', '.join(sorted(returned))}")
     return returned
 
 
@@ -495,7 +512,7 @@ def _decide(store: Store, name: str, now: Basis) -> _Ledger:
     try:
         return _decided(store, name, now, spill)
     except QueryError as error:
-        if "Out of Memory" not in str(error):
+        if not isinstance(error, TooLargeError) and "Out of Memory" not in str(error):
             raise
         return _decided(store, name, now, None)
     finally:
@@ -505,10 +522,14 @@ def _decide(store: Store, name: str, now: Basis) -> _Ledger:
 def _decided(store: Store, name: str, now: Basis, spill: Path | None) -> _Ledger:
     sql, values = now.sql, now.values
     files = [str(local(store.path / "rows" / filename(number))) for number in store.shards]
-    instead = f"split {name}: its filter is too slow; join and compare less in it"
-    connected = views.connect(store, spill, ledgers=now.ledgers)
-    with connected as connection, views.limited(connection, _SECONDS, instead):
-        returned = _described(connection, name, sql, values)
+    instead = "the filter is too slow; join and compare less in it"
+    # One thread, so that sums of fractions, and what is first of several, come out the same on every machine.
+    with (
+        _named(name),
+        views.connect(store, spill, threads=1, ledgers=now.ledgers) as connection,
+        views.limited(connection, _SECONDS, instead),
+    ):
+        returned = _described(connection, sql, values)
 
         def pick(column: str, otherwise: str) -> str:
             return column if column in returned else otherwise
@@ -526,7 +547,7 @@ def _decided(store: Store, name: str, now: Basis, spill: Path | None) -> _Ledger
             values,
         )
         seen = 0
-        for batch in _read(decided, connection, name):
+        for batch in _read(decided):
             ours = batch["row_id"].to_numpy()
             if isinstance(every, range):
                 place, known = ours - first, (ours >= first) & (ours < first + count)
@@ -554,27 +575,35 @@ def _decided(store: Store, name: str, now: Basis, spill: Path | None) -> _Ledger
     return _Ledger(every, said, kept, named, reason, decided_by)
 
 
-def _row_ids(connection: duckdb.DuckDBPyConnection, files: list[str]) -> range | npt.NDArray[np.int64]:
+def _row_ids(connection: Connection, files: list[str]) -> range | npt.NDArray[np.int64]:
     """Read the source rows' ids, ascending; a range where none was set aside."""
     source = views.parquet(files)
     ((low, high, count),) = connection.execute(f"SELECT min(row_id), max(row_id), count(*) FROM {source}").fetchall()
-    if high - low + 1 == count:
-        return range(low, high + 1)
-    batches = connection.sql(f"SELECT row_id FROM {source}").to_arrow_reader(_PART)
+    if int(str(high)) - int(str(low)) + 1 == count:
+        return range(int(str(low)), int(str(high)) + 1)
+    batches = connection.execute(f"SELECT row_id FROM {source}")
     return np.concatenate([batch["row_id"].to_numpy() for batch in batches])
 
 
-def _read(reader: pa.RecordBatchReader, connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[pa.RecordBatch]:
+@contextmanager
+def _named(split: str) -> Iterator[None]:
+    """Say of which split's filter an error is."""
+    try:
+        yield
+    except TooLargeError as error:
+        raise TooLargeError(f"split {split}: {error}") from error
+    except QueryError as error:
+        raise QueryError(f"split {split}: {error}") from error
+
+
+def _read(answer: Answer) -> Iterator[pa.RecordBatch]:
     """Iterate over an answer in parts: DuckDB's own are so small that handling each costs more than the query."""
     held: list[pa.RecordBatch] = []
-    try:
-        for batch in reader:
-            held.append(batch)
-            if sum(part.num_rows for part in held) >= _PART:
-                yield pa.concat_batches(held)
-                held = []
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise QueryError(f"split {name}: {views.explain(connection, str(error))}") from error
+    for batch in answer:
+        held.append(batch)
+        if sum(part.num_rows for part in held) >= _PART:
+            yield pa.concat_batches(held)
+            held = []
     if held:
         yield pa.concat_batches(held)
 

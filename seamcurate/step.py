@@ -15,12 +15,14 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, JsonValue
+
+T = TypeVar("T")
 
 Transform = Callable[[pa.Table], pa.Table]
 """A shard's rows in, the added columns out: as many rows, in the same order."""
@@ -46,6 +48,18 @@ def finite(value: float | None) -> float | None:
 def comparable(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Keep scores as `finite` does, with NaN for the others."""
     return np.where(np.abs(values) <= _LARGEST, values, np.nan)
+
+
+def evenly(items: Iterable[T], size: int) -> list[T]:
+    """Take about `size` items from all over a stream of unknown length, never holding more than twice as many."""
+    kept: list[T] = []
+    step = 1
+    for i, item in enumerate(items):
+        if i % step == 0:
+            kept.append(item)
+            if len(kept) == 2 * size:
+                kept, step = kept[::2], step * 2
+    return kept if len(kept) <= size else [kept[i * len(kept) // size] for i in range(size)]
 
 
 def digest(value: JsonValue) -> str:

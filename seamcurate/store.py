@@ -28,7 +28,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -44,6 +44,7 @@ from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, St
 from seamcurate.objects import Place
 from seamcurate.progress import note
 from seamcurate.step import Step, digest
+from seamcurate.tables import suggestion
 
 FORMAT = 3
 """In format 1, rejected rows have the fingerprint of the rows; up to 2, what lies beside shards has no `_` before its name."""
@@ -100,10 +101,21 @@ class Store:
                 raise StoreError(
                     f"{self.path}/store.json is missing; run the store's recipe again to have it made anew"
                 )
-            raise StoreError(f"{self.path} is no store; make one with `seamcurate run RECIPE {self.path}`")
+            raise StoreError(f"{self.path} is no store; {self._instead}")
         if (there := self.about.get("format")) not in range(1, FORMAT + 1):
             raise StoreError(f"{self.path} has format {there}; this seamcurate reads 1 to {FORMAT}")
         return self
+
+    @property
+    def _instead(self) -> str:
+        """Say what to name in place of a folder that is no store."""
+        if self.path.is_file():
+            return "it is a file: name the folder that `seamcurate run` made, and the recipe, where there is one, before it"
+        if isinstance(self.path, Path):
+            for around in list(self.path.absolute().parents)[:2]:
+                if (around / "store.json").is_file():
+                    return f"it is a folder of the store {around}: name that"
+        return f"make one with `seamcurate run RECIPE {self.path}`"
 
     @property
     def about(self) -> dict[str, JsonValue]:
@@ -242,6 +254,11 @@ class Store:
                 listed.append(Column(field.name, field.type, folder, done, shards, meaning, stale.get(folder)))
         return listed
 
+    @property
+    def day(self) -> datetime.date:
+        """Return the date that prompts hold where a chat template writes today's: that of the first columns, else today."""
+        return _first_day(self.records().values()) or datetime.date.today()
+
     def fingerprints(self) -> dict[str, str]:
         """Return, for each column, the fingerprint of what made it."""
         made = dict.fromkeys(self.schema.names, self.rows_fingerprint)
@@ -291,7 +308,7 @@ class Store:
         """
         known: dict[str, str] = {}
         lineage: dict[str, dict[str, JsonValue]] = {}
-        stale, records = self.stale(), self.records()
+        stale, records, day = self.stale(), self.records(), self.day
         for folder, record in records.items():
             if folder not in stale:
                 known |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
@@ -303,8 +320,9 @@ class Store:
         there = self._corpus_columns(corpus or {})
         layers: list[Layer] = []
         for undated in steps:
-            step = _dated(undated, records)
-            self._check_inputs(step, source)
+            self._check_inputs(undated, source)
+            before = [records[undated.name]] if undated.name in records else []
+            step = undated.dated(_first_day(before) or day)
             record = self._record(step, known, lineage, there)
             layer = Layer(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
@@ -532,7 +550,7 @@ class Store:
         for name in wanted:
             folder, _ = kinds.get(name, (None, None))
             if folder is None and name not in schema.names:
-                raise StoreError(f"{self.path} has no column {name!r}")
+                raise StoreError(f"{self.path} has no column {name!r}{suggestion(name, [*kinds, *schema.names])}")
             if folder in stale:
                 raise StaleError(f"column {name!r} is out of date: {stale[folder]}; run its recipe with --replace")
             if folder is not None:
@@ -843,10 +861,9 @@ def _days(record: Mapping[str, JsonValue]) -> set[str]:
     return {str(value["date"]) for value in config.values() if isinstance(value, dict) and value.get("date")}
 
 
-def _dated(step: Step, records: Mapping[str, dict[str, JsonValue]]) -> Step:
-    own = _days(records[step.name]) if step.name in records else set()
-    days = own or {day for record in records.values() for day in _days(record)}
-    return step.dated(datetime.date.fromisoformat(min(days)) if days else datetime.date.today())
+def _first_day(records: Iterable[Mapping[str, JsonValue]]) -> datetime.date | None:
+    days = {day for record in records for day in _days(record)}
+    return datetime.date.fromisoformat(min(days)) if days else None
 
 
 def _lineage(record: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

@@ -8,19 +8,20 @@ a file as text.
 
 from __future__ import annotations
 
+import difflib
 import json
-import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from decimal import Decimal
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal, Protocol, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seamcurate import objects
+from seamcurate import frames, objects
 from seamcurate.errors import QueryError
 
 Form = Literal["table", "csv", "jsonl", "parquet"]
@@ -28,6 +29,15 @@ Form = Literal["table", "csv", "jsonl", "parquet"]
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 _QUOTED = re.compile(r'[",\r\n]|^\s|\s$')
 _SHOWN_ROWS = 50
+
+
+class Batches(Protocol):
+    """An answer: its schema, and its rows in parts."""
+
+    schema: pa.Schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """Iterate over the parts."""
 
 
 def clean(text: str) -> str:
@@ -45,12 +55,26 @@ def counted(count: int, one: str, more: str = "") -> str:
     return f"{count:,} {one if count == 1 else more or f'{one}s'}"
 
 
+def suggestion(name: object, names: Iterable[str]) -> str:
+    """Return "; did you mean `x`?" for the nearest of some names, to end a message with; empty where none is near.
+
+    Example:
+        >>> suggestion("retreive", ["retrieve", "generate"])
+        '; did you mean `retrieve`?'
+    """
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean `{by_lower[near[0]]}`?" if near else ""
+
+
 def brief(value: object, width: int) -> str:
     """Return a value as one line of at most `width` characters."""
     if value is None:
         return "NULL"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     line = one_line(text)
     return line if len(line) <= width else line[: width - 1] + "…"
@@ -74,11 +98,11 @@ def show(
     console.print(table)
 
 
-def write(reader: pa.RecordBatchReader, form: Form, out: Path | None) -> None:
+def write(reader: Batches, form: Form, out: Path | None) -> None:
     """Write an answer in a form, to a file or standard output.
 
     Raises:
-        QueryError: It has two columns of one name, and the form has no place for that.
+        QueryError: It has two columns of one name, or a value, that the form has no place for.
         StoreError: The file is on object storage, or cannot be written.
     """
     out = out and objects.folder(out, "sql")
@@ -92,27 +116,59 @@ def write(reader: pa.RecordBatchReader, form: Form, out: Path | None) -> None:
     with objects.writing(out) if out else nullcontext():
         if form == "parquet":
             sink = pa.PythonFile(sys.stdout.buffer, mode="w") if out is None else str(out)
-            with pq.ParquetWriter(sink, reader.schema) as writer:
-                for batch in reader:
-                    writer.write_batch(batch)
+            _parquet(reader, sink)
         else:
             with out.open("w", encoding="utf-8", newline="") if out else nullcontext(sys.stdout) as handle:
                 _lines(reader, "jsonl" if form == "jsonl" else "csv", handle)
 
 
-def _table(reader: pa.RecordBatchReader) -> None:
+def _table(reader: Batches) -> None:
     rows: list[list[object]] = []
     total = 0
     for batch in reader:
         total += batch.num_rows
         rows += map(list, _values(batch.slice(0, max(0, _SHOWN_ROWS - len(rows)))))
     cells = max(12, 150 // max(1, len(reader.schema)))
-    numeric = [i for i, f in enumerate(reader.schema) if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)]
+    numeric = [i for i, field in enumerate(reader.schema) if _is_number(field.type)]
     show(reader.schema.names, [[brief(value, cells) for value in row] for row in rows], numeric)
     print(counted(total, "row") + (f", the first {_SHOWN_ROWS} shown" if total > _SHOWN_ROWS else ""))
 
 
-def _lines(reader: pa.RecordBatchReader, form: Literal["csv", "jsonl"], handle: TextIO) -> None:
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _parquet(reader: Batches, sink: pa.PythonFile | str) -> None:
+    """Write Parquet; SQL's wide whole numbers, such as sums, are int64 in it, and one that does not fit is refused."""
+    wide = [i for i, field in enumerate(reader.schema) if frames.SQL_TYPE in (field.metadata or {})]
+    kinds = [pa.int64() if i in wide else field.type for i, field in enumerate(reader.schema)]
+    schema = pa.schema(zip(reader.schema.names, kinds, strict=True))
+    try:
+        # The least and greatest fraction beside a column would leave NaN out, and readers trust them.
+        with pq.ParquetWriter(sink, schema, write_statistics=False) as writer:
+            for batch in reader:
+                columns = list(batch.columns)
+                for i in wide:
+                    columns[i] = _narrow(columns[i], schema.names[i])
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    except pa.ArrowException as error:
+        why = one_line(str(error))[:200]
+        raise QueryError(
+            f"the answer cannot be written as parquet: {why}; cast the column to text: name::VARCHAR"
+        ) from error
+
+
+def _narrow(column: pa.Array, name: str) -> pa.Array:
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise QueryError(
+            f"column {brief(name, 80)!r} holds a whole number beyond 64 bits, which has no such column in Parquet; "
+            "cast it: name::DOUBLE, or name::DECIMAL(38, 0)"
+        ) from error
+
+
+def _lines(reader: Batches, form: Literal["csv", "jsonl"], handle: TextIO) -> None:
     names = reader.schema.names
     if form == "jsonl":
         for batch in reader:
@@ -141,21 +197,31 @@ def _field(value: object) -> str:
 
 
 def _json(value: object) -> str:
-    """Write JSON, which has no NaN and no infinity: null stands for them."""
+    """Write JSON, which has no NaN and no infinity: null stands for them. A decimal has all its digits."""
+
+    def spelled(cell: object) -> str:
+        if isinstance(cell, Decimal):
+            raise ValueError
+        return _spelled(cell)
+
     try:
-        return json.dumps(value, ensure_ascii=False, default=_spelled, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, default=spelled, allow_nan=False)
     except ValueError:
-        return json.dumps(_without_nan(value), ensure_ascii=False, default=_spelled)
+        return _json_by_part(value)
 
 
-def _without_nan(value: object) -> object:
+def _json_by_part(value: object) -> str:
     if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
+        return "{" + ", ".join(f"{json.dumps(str(k), ensure_ascii=False)}: {_json(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return "[" + ", ".join(map(_json, value)) + "]"
+    return f"{value:f}" if isinstance(value, Decimal) else "null"
 
 
 def _spelled(value: object) -> str:
-    """Spell what neither CSV nor JSON has: dates, decimals, and bytes, those that are not UTF-8 by their numbers."""
+    """Spell what neither CSV nor JSON has: dates, and bytes, those that are not UTF-8 by their numbers."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

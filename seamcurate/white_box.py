@@ -24,7 +24,7 @@ from seamcurate import query_type as classifier
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel
 from seamcurate.models.template import prompt_text
-from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, finite
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, evenly, finite
 from seamcurate.tables import counted
 from seamcurate.words import Words, counts, distinct_trigrams, split
 
@@ -37,6 +37,11 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 _ASKED = "language model"
 AR_RANGE = (0.0, 3.5)
 """Contriever's dot products between answers, as the RER authors' code maps them."""
+F_ZERO = {"paper": "the authors'", "quantiles": "median of other questions"}
+"""What F's zero was by each `fit`; stands beside the measured range."""
+_ROW = ("rer_length", "rer_repetition", "rer_query_relevance", "rer_reference_relevance", "query_type")
+"""What a row's RER is made of."""
+_OTHERS = 64
 _ROUNDING = 1e-5
 """A relative difference of dot products that single precision may make of one."""
 
@@ -54,9 +59,16 @@ def length_incentive(text: str, words: Words = "wordpunct") -> float:
 
 def repetition_penalty(text: str, words: Words = "wordpunct") -> float:
     """Return RP = unique trigrams / trigrams; 1 for fewer than three words."""
-    some = split(text, words)
-    trigrams = list(zip(some, some[1:], some[2:], strict=False))
-    return len(set(trigrams)) / len(trigrams) if trigrams else 1.0
+    return novelty(text, text, words)
+
+
+def novelty(part: str, whole: str, words: Words = "wordpunct") -> float:
+    """Return unique trigrams of a part of a text / trigrams of the whole; 1 for a whole of fewer than three words.
+
+    Of a text that is its own part this is RP. A part without its repeats makes it fall with every word that is repeated.
+    """
+    some, count = split(part, words), len(split(whole, words)) - 2
+    return max(len(set(zip(some, some[1:], some[2:], strict=False))), 1) / count if count > 0 else 1.0
 
 
 def rescale(
@@ -92,6 +104,7 @@ def relevance(left: Floats, right: Floats) -> list[float]:
 class LengthIncentive(Step):
     """Add `rer_length`."""
 
+    revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 4096
 
     words: Words = "wordpunct"
@@ -120,6 +133,7 @@ class LengthIncentive(Step):
 class RepetitionPenalty(Step):
     """Add `rer_repetition`."""
 
+    revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 4096
 
     words: Words = "wordpunct"
@@ -147,10 +161,9 @@ class RepetitionPenalty(Step):
 
 
 class QueryRelevance(Step):
-    """Add `rer_query_relevance`."""
+    """Add `rer_query_relevance`, of the whole response: stop strings cut LI and RP only, as in the authors' code."""
 
     encoder: EncoderModel | None = None
-    stop: tuple[str, ...] = ()
 
     rows_per_call: ClassVar[int] = 256
 
@@ -175,16 +188,19 @@ class QueryRelevance(Step):
         """Ask for two embeddings a row."""
         return Work(self.encoder, 2, rows.prompt + rows.response)
 
+    def identity(self) -> dict[str, JsonValue]:
+        """Return the configuration; what was made without stop strings when they cut the response here is the same."""
+        return {**super().identity(), "stop": []}
+
     def load(self, shared: Path) -> Transform:
         """Load the encoder."""
-        return _relevance(self.name, self.encoder, "prompt", self.stop)
+        return _relevance(self.name, self.encoder, "prompt")
 
 
 class ReferenceRelevance(Step):
-    """Add `rer_reference_relevance`."""
+    """Add `rer_reference_relevance`, of the whole response: stop strings cut LI and RP only, as in the authors' code."""
 
     encoder: EncoderModel | None = None
-    stop: tuple[str, ...] = ()
 
     rows_per_call: ClassVar[int] = 256
 
@@ -208,9 +224,81 @@ class ReferenceRelevance(Step):
         """Ask for two embeddings a row."""
         return Work(self.encoder, 2, rows.reference + rows.response)
 
+    def identity(self) -> dict[str, JsonValue]:
+        """Return the configuration; what was made without stop strings when they cut the response here is the same."""
+        return {**super().identity(), "stop": []}
+
     def load(self, shared: Path) -> Transform:
         """Load the encoder."""
-        return _relevance(self.name, self.encoder, "reference", self.stop)
+        return _relevance(self.name, self.encoder, "reference")
+
+
+class OtherRelevance(Step):
+    """Add `rer_other_relevance`: how near the response comes to the references of other rows' questions.
+
+    Its median over the rows is what AR comes to by chance: the zero of F with `rer: {fit: quantiles}`.
+    """
+
+    encoder: EncoderModel | None = None
+
+    rows_per_call: ClassVar[int] = 256
+
+    @property
+    def name(self) -> str:
+        """Name the folder after the column."""
+        return "rer_other_relevance"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Read the response, and what tells another question from the row's own."""
+        return ("prompt", "reference", "response")
+
+    @property
+    def reads_all_rows(self) -> bool:
+        """The other rows come from all over the source."""
+        return True
+
+    @property
+    def adds(self) -> pa.Schema:
+        """Add the median of the dot products."""
+        meaning = f"median dot product of the response and up to {_OTHERS} other questions' references"
+        return pa.schema([column("rer_other_relevance", pa.float64(), meaning)])
+
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Choose the other rows: evenly, among those with a reference."""
+        known = (
+            (prompt_text(prompt), reference)
+            for table in data.rows(("prompt", "reference"))
+            for prompt, reference in zip(table["prompt"].to_pylist(), table["reference"].to_pylist(), strict=True)
+            if reference is not None
+        )
+        (shared / "others.json").write_text(json.dumps(evenly(known, _OTHERS)))
+
+    def work(self, rows: Averages) -> Work:
+        """Ask for one embedding a row."""
+        return Work(self.encoder, 1, rows.response)
+
+    def load(self, shared: Path) -> Transform:
+        """Load the encoder and embed the other rows' references."""
+        embedder = _encoder(self.name, self.encoder)
+        others = json.loads((shared / "others.json").read_text())
+        prompts, references = (np.array([_folded(other[i]) for other in others], object) for i in (0, 1))
+        vectors = embedder.embed([reference for _, reference in others]).astype(np.float64) if others else None
+
+        def score(rows: pa.Table) -> pa.Table:
+            texts = [rows[name].to_pylist() for name in ("prompt", "reference", "response")]
+            known = [row for row in zip(range(len(rows)), *texts, strict=True) if row[-1] is not None]
+            scores: list[float | None] = [None] * len(rows)
+            if vectors is not None and known:
+                answers = embedder.embed([response for *_, response in known]).astype(np.float64)
+                for (i, prompt, reference, _), answer in zip(known, answers, strict=True):
+                    other = (prompts != _folded(prompt_text(prompt))) & (references != _folded(reference or ""))
+                    if other.any():
+                        # A sum per reference: a matrix product rounds differently with the number of rows.
+                        scores[i] = finite(float(np.median((vectors[other] * answer).sum(axis=1))))
+            return pa.table({self.name: pa.array(scores, pa.float64())})
+
+        return score
 
 
 class QueryType(Step):
@@ -306,7 +394,8 @@ class Rer(Step):
     combine: Combine = "product"
     clip: bool = False
     fit: Literal["paper", "quantiles"] = "paper"
-    """Where F's input range comes from: the authors' [0, 3.5] for Contriever, or AR's own 1st and 99th percentile."""
+    """Where F's input range comes from: the authors' [0, 3.5] for Contriever; or from the median AR of answers to other
+    rows' questions, which is `rer_other_relevance`, to the 99th percentile of AR."""
     fallback: Literal["query_relevance"] | None = None
     min_tokens: int = Field(default=0, ge=0)
     """Responses of fewer words get 0: without it an empty answer to a closed-ended query earns F(AR(""))."""
@@ -314,7 +403,8 @@ class Rer(Step):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Read the features and the query type."""
-        return ("rer_length", "rer_repetition", "rer_query_relevance", "rer_reference_relevance", "query_type")
+        fitted = ("rer_other_relevance",) if self.fit == "quantiles" else ()
+        return (*_ROW, *fitted)
 
     @property
     def reads_all_rows(self) -> bool:
@@ -329,27 +419,29 @@ class Rer(Step):
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Find the range F maps from, and whether the authors' constants can be meant for this encoder."""
-        tables = data.rows(("rer_reference_relevance",))
-        parts = [t["rer_reference_relevance"].to_numpy().astype(np.float64) for t in tables]
-        known = np.concatenate(parts or [np.zeros(0)])
-        known = known[np.isfinite(known)]
+        known = _known(data, "rer_reference_relevance")
         low, high = AR_RANGE
         if self.fit == "quantiles":
-            low, high = (float(q) for q in np.quantile(known, [0.01, 0.99])) if len(known) else AR_RANGE
-            if not len(known) or high - low <= _ROUNDING * max(abs(low), abs(high)):
-                why = "no row has a reference"
-                if len(known):
-                    why = "AR does not vary beyond rounding (is the reference the response itself?)"
+            others = _known(data, "rer_other_relevance")
+            why = "" if len(known) else "no row has a reference"
+            if not why and not len(others):
+                why = "all rows have one question or one reference"
+            if not why:
+                low, high = float(np.median(others)), float(np.quantile(known, 0.99))
+                if high - low <= _ROUNDING * max(abs(low), abs(high)):
+                    why = "responses are no nearer to their own references than to those of other questions"
+            if why:
                 raise StepError(f"step rer: {why}, so `fit: quantiles` has no range to measure; use `fit: paper`")
         cosines = len(known) > 0 and bool(np.abs(known).max() <= 1.001) and self.fit == "paper"
-        (shared / "range.json").write_text(json.dumps({"range": [low, high], "cosines": cosines}))
+        measured = {"range": [low, high], "cosines": cosines, "zero": F_ZERO[self.fit]}
+        (shared / "range.json").write_text(json.dumps(measured))
 
     def load(self, shared: Path) -> Transform:
         """Return the arithmetic."""
         low, high = json.loads((shared / "range.json").read_text())["range"]
 
         def add(rows: pa.Table) -> pa.Table:
-            lists = [rows[name].to_pylist() for name in self.inputs]
+            lists = [rows[name].to_pylist() for name in _ROW]
             # Features and types that a source brings along may be anything.
             *features, kinds = lists
             odd = next((kind for kind in kinds if kind not in ("open", "closed", None)), None)
@@ -417,12 +509,13 @@ def rer(
     min_tokens: int = 0,
     asked: bool = False,
 ) -> tuple[Step, ...]:
-    """Return the steps of RER in order: four features, the query type, the reward."""
+    """Return the steps of RER in order: four features, what `fit: quantiles` measures F by, the query type, the reward."""
     return (
         LengthIncentive(words=words, stop=stop),
         RepetitionPenalty(words=words, stop=stop),
-        QueryRelevance(encoder=encoder, stop=stop),
-        ReferenceRelevance(encoder=encoder, stop=stop),
+        QueryRelevance(encoder=encoder),
+        ReferenceRelevance(encoder=encoder),
+        *((OtherRelevance(encoder=encoder),) if fit == "quantiles" else ()),
         QueryType(encoder=encoder, asked=asked),
         Rer(
             max_response_tokens=max_response_tokens,
@@ -450,7 +543,19 @@ def _per_response(
     return score
 
 
-def _relevance(name: str, encoder: EncoderModel | None, other: str, stop: Sequence[str]) -> Transform:
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _known(data: Data, name: str) -> npt.NDArray[np.float64]:
+    """Return the finite values of a column."""
+    parts = [table[name].to_numpy().astype(np.float64) for table in data.rows((name,))]
+    values: npt.NDArray[np.float64] = np.concatenate(parts or [np.zeros(0)])
+    values = values[np.isfinite(values)]
+    return values
+
+
+def _relevance(name: str, encoder: EncoderModel | None, other: str) -> Transform:
     """Score M(other)·M(response), NULL where either is."""
     embedder = _encoder(name, encoder)
 
@@ -460,7 +565,7 @@ def _relevance(name: str, encoder: EncoderModel | None, other: str, stop: Sequen
         scores: list[float | None] = [None] * len(pairs)
         if known:
             left = embedder.embed([prompt_text(pairs[i][0]) for i in known])
-            right = embedder.embed([cut(pairs[i][1], stop) for i in known])
+            right = embedder.embed([pairs[i][1] for i in known])
             for i, value in zip(known, relevance(left, right), strict=True):
                 scores[i] = finite(value)
         return pa.table({name: pa.array(scores, pa.float64())})

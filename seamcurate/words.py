@@ -17,12 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import regex
 
 Words: TypeAlias = Literal["wordpunct", "whitespace"]
 Indices: TypeAlias = npt.NDArray[np.int64]
 Hashes: TypeAlias = npt.NDArray[np.uint64]
 
-_WORDPUNCT = re.compile(r"\w+|[^\w\s]+")
+WORDPUNCT = regex.compile(r"\w+|[^\w\s]+")
+"""NLTK's `wordpunct_tokenize` as its releases from 3.10 on compile it: `regex` counts vowel signs and other combining marks
+among the letters of a word, where Python's `re` cuts Hindi, Thai, Tamil or vocalised Arabic at each of them."""
 _ROWS = 2048
 _BYTES = 2**20
 _LONG = 256
@@ -31,7 +34,7 @@ _MASKS = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
 
 def split(text: str, words: Words = "wordpunct") -> list[str]:
     """Split one text: into runs of letters and of punctuation, as the RER authors' code, or at white space."""
-    return _WORDPUNCT.findall(text) if words == "wordpunct" else text.split()
+    return [match.group() for match in WORDPUNCT.finditer(text)] if words == "wordpunct" else text.split()
 
 
 def counts(texts: pa.StringArray, words: Words = "wordpunct") -> Indices:
@@ -146,19 +149,99 @@ def _hashed(cut: _Cut) -> Hashes:
 
 @cache
 def _kinds(words: Words) -> npt.NDArray[np.uint8]:
-    """Give every code point its kind by Python's own rules: 0 space, 1 word, 2 punctuation."""
+    """Give every code point its kind, as `split` sees it: 0 space, 1 word, 2 punctuation."""
     everything = "".join(map(chr, range(0x110000)))
-    kinds = np.full(len(everything), 2 if words == "wordpunct" else 1, np.uint8)
-    kinds[[found.start() for found in re.finditer(r"\s", everything)]] = 0
-    if words == "wordpunct":
-        for found in re.finditer(r"\w+", everything):
-            kinds[found.start() : found.end()] = 1
+    if words == "whitespace":
+        spaces = [match.start() for match in re.finditer(r"\s", everything)]
+        kinds = np.ones(len(everything), np.uint8)
+        kinds[spaces] = 0
+        return kinds
+    kinds = np.zeros(len(everything), np.uint8)
+    for match in WORDPUNCT.finditer(everything):
+        is_word = regex.match(r"\w", match.group()) is not None
+        kinds[match.start() : match.end()] = 1 if is_word else 2
     return kinds
 
 
 @cache
 def _plain_kinds(words: Words) -> bytes:
     return bytes(_kinds(words)[:256])
+
+
+def drop_repeats(text: str) -> str:
+    """Leave out what a text says again right after it said it: `a a b c b c` becomes `a b c`.
+
+    Words are those of `wordpunct`, compared as they stand. Copies of the whole text come down to one, and so do copies of
+    any word, phrase or passage that follow each other. At the end of the text, three words or more of another copy are
+    left out too, and so is the text's own beginning where three words or more of it are said again. A text without such
+    copies is returned as it is, outer white space apart.
+
+    >>> drop_repeats("Call sort on it. Call sort on it. Call sort on")
+    'Call sort on it.'
+    """
+    matches = list(WORDPUNCT.finditer(text))
+    kept = _unrepeated([match.group() for match in matches])
+    if len(kept) == len(matches):
+        return text.strip()
+    pieces = [matches[kept[0]].group()]
+    for place in kept[1:]:
+        # What was dropped ends in the word that was kept before, so this gap is that word's own.
+        pieces += text[matches[place - 1].end() : matches[place].start()], matches[place].group()
+    return "".join(pieces)
+
+
+_BEGUN = 3
+"""So many words of a copy at a text's end are a copy cut short; fewer are chance."""
+
+
+def _unrepeated(words: list[str]) -> list[int]:
+    """Return the places of the words that `drop_repeats` keeps."""
+    count = len(words)
+    # Whole copies first: of n copies of any text, whatever is in it, the same is left as of the text itself.
+    while count and 2 * (period := count - _overlap(words[:count])) <= count and _cut_short(count % period):
+        count = period
+    kept: list[int] = []
+    places: dict[str, list[int]] = {}
+    run = begun = 0
+    for i, word in enumerate(words[:count]):
+        before = places.setdefault(word, [])
+        size = len(kept) + 1
+        kept.append(i)
+        periods = (size - 1 - place for place in reversed(before))
+        before.append(size - 1)
+        copied = next((p for p in periods if 2 * p <= size and _ends_in_copies(words, kept, p)), 0)
+        if copied:
+            for place in kept[-copied:]:
+                places[words[place]].pop()
+            del kept[-copied:]
+            run, begun = copied, 0
+        elif run and words[kept[-1 - run]] == word:
+            begun += 1
+        else:
+            run = begun = 0
+    if _cut_short(begun):
+        kept = kept[: len(kept) - begun]
+    again = _overlap([words[place] for place in kept])
+    return kept[: len(kept) - again] if _cut_short(again) else kept
+
+
+def _cut_short(words: int) -> bool:
+    return words == 0 or words >= _BEGUN
+
+
+def _ends_in_copies(words: list[str], kept: list[int], period: int) -> bool:
+    return all(words[kept[-j]] == words[kept[-j - period]] for j in range(1, period + 1))
+
+
+def _overlap(words: list[str]) -> int:
+    """Return how many of the last words are the first ones too, all of them apart (Knuth, Morris and Pratt 1977)."""
+    borders = [0] * len(words)
+    for i in range(1, len(words)):
+        size = borders[i - 1]
+        while size and words[i] != words[size]:
+            size = borders[size - 1]
+        borders[i] = size + (words[i] == words[size])
+    return borders[-1] if borders else 0
 
 
 def repetition(text: str, n: int = 4) -> float | None:

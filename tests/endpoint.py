@@ -31,7 +31,7 @@ def worse(body: dict) -> str:
         return "CLOSED-ENDED"
     schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
     mark = abs(hash(text)) % 997
-    if schema is None:
+    if schema is None or "answers" not in schema.get("properties", {}):
         return f"a wrong answer {mark} drawn by {random.random()}"
     count = schema["properties"]["answers"]["maxItems"]
     start = 100 * len(body["messages"])
@@ -46,6 +46,10 @@ class Endpoint:
         self.script: list[Fault] = []
         """One for each coming request, until there are none left."""
         self.answer: Callable[[dict], str] = worse
+        self.complete: Callable[[dict], dict] = lambda asked: completion(self.answer(asked))
+        """What is sent where no fault is scripted."""
+        self.file_fault: Fault | None = None
+        """Handles the request for a batch's file."""
         self.chance: Callable[[], Fault | None] = lambda: None
         self.hold = threading.Event()
         self.paid: Counter[str] = Counter()
@@ -109,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(200, batch)
         elif self.path.split("?")[0].endswith("/batches"):
             self.send(200, {"object": "list", "data": list(self.at.batches.values()), "has_more": False})
+        elif self.at.file_fault is not None:
+            self.at.file_fault(self, {})
         elif found := re.search(r"/files/([\w-]+)/content", self.path):
             self.send(200, self.at.files[found[1]], {"content-type": "application/octet-stream"})
 
@@ -170,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(60)
             if fault is not None and fault(self, asked):
                 return
-            self.send(200, completion(at.answer(asked)))
+            self.send(200, at.complete(asked))
             with at.lock:
                 at.paid[json.dumps(asked["messages"]) + str(asked.get("seed"))] += 1
         except (BrokenPipeError, ConnectionResetError):
@@ -185,7 +191,7 @@ def serving() -> Iterator[Endpoint]:
     at = Endpoint()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"at": at}))
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     at.url = f"http://127.0.0.1:{server.server_port}/v1"
     try:
         yield at
@@ -227,6 +233,37 @@ def hang_up(handler: _Handler, asked: dict) -> bool:
     handler.close_connection = True
     handler.connection.close()
     return True
+
+
+def stream(chunk: bytes, times: int, pause: float = 0, **headers: str) -> Fault:
+    """Answer 200 with a body in many pieces, which no client should wait for."""
+
+    def fault(handler: _Handler, asked: dict) -> bool:
+        handler.send_response(200)
+        for name, value in {"content-type": "application/json", "transfer-encoding": "chunked", **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.close_connection = True
+        try:
+            for _ in range(times):
+                handler.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                handler.wfile.flush()
+                time.sleep(pause)
+        except OSError:
+            pass
+        return True
+
+    return fault
+
+
+def redirect(code: int, location: str) -> Fault:
+    """Send the client elsewhere."""
+
+    def fault(handler: _Handler, asked: dict) -> bool:
+        handler.send(code, b"", {"location": location})
+        return True
+
+    return fault
 
 
 def sleep(seconds: float) -> Fault:

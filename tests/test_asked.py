@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,6 +38,26 @@ from seamcurate.asked import query_type, rating, relevant_share
         ("It is not open ended: CLOSED ENDED", "closed"),
         ("I do not know", None),
         ("", None),
+        ("Open", "open"),
+        ("**CLOSED‑ENDED**", "closed"),
+        ('{"query_type": "OPEN-ENDED"}', "open"),
+        ('```json\n{"query_type": "CLOSED-ENDED"}\n```', "closed"),
+        ("No, it is not open-ended.", "closed"),
+        ("No.", None),
+        ("It isn't an open-ended query.", "closed"),
+        ("I don't think it's closed-ended", "open"),
+        ("This cannot be considered open-ended", "closed"),
+        ("It is open-ended, not closed-ended.", "open"),
+        ("It is closed-ended rather than open-ended.", "closed"),
+        ("A non-open-ended query", "closed"),
+        ("OPEN-ENDED. It asks how to close a door that is open.", "open"),
+        ("Is it open-ended? CLOSED-ENDED", "closed"),
+        ("Is it OPEN-ENDED or CLOSED-ENDED?", None),
+        ("It is neither open-ended nor closed-ended.", None),
+        ("I am not sure whether it is open-ended.", None),
+        ("It might be open-ended.", None),
+        ("It is not necessarily open-ended.", None),
+        ('Either "OPEN-ENDED" or "CLOSED-ENDED"', None),
     ],
 )
 def test_query_types_are_read_by_their_spellings(text, kind):
@@ -51,6 +73,12 @@ def test_query_types_are_read_by_their_spellings(text, kind):
         ("[[0]]", None),
         ("[[11]]", None),
         ("8", None),
+        ("[[7/10]]", 7),
+        ("I would not say [[9]]", None),
+        ("It is [[4]], not [[9]].", 4),
+        ('{"explanation": "As in [[5]].", "rating": 7}', 7),
+        ('{"explanation": "good", "rating": 70}', None),
+        ('```json\n{"explanation": "good", "rating": 3}\n```', 3),
     ],
 )
 def test_ratings_are_read_from_double_brackets(text, value):
@@ -61,6 +89,9 @@ def test_relevant_sentences_are_counted_a_line_each():
     text = '- "It is so." : Relevant\n- "Buy now: today!" : (Irrelevant)\n3. "So it is": **Relevant**\nThat is all.'
     assert relevant_share(text) == pytest.approx(2 / 3)
     assert relevant_share("All of it is fine") is None
+    assert relevant_share('- "It is so." : Not relevant\n- "So." : relevant') == 0.5
+    marked = [{"sentence": "a", "relevancy": "Relevant"}, {"sentence": "b: Relevant", "relevancy": "Irrelevant"}]
+    assert relevant_share(json.dumps({"sentences": marked})) == 0.5
 
 
 def store(tmp_path, steps, monkeypatch=None, replies=None):
@@ -69,7 +100,9 @@ def store(tmp_path, steps, monkeypatch=None, replies=None):
     fake = FakeModel(path="3")
     if replies:
         own = FakeModel._text
-        monkeypatch.setattr(FakeModel, "_text", lambda self, r: own(self, r) if r.schema else replies(r.messages))
+        monkeypatch.setattr(
+            FakeModel, "_text", lambda self, r: replies(r.messages) if "answers" not in str(r.schema) else own(self, r)
+        )
     models = Models(policy=fake, reward=fake, encoder=fake, generator=fake, judge=fake)
     recipe = Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet")), models=models, steps=steps)
     return Store(tmp_path / "store"), run_local(recipe, tmp_path / "store")

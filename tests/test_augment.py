@@ -168,6 +168,106 @@ def test_the_last_turn_of_a_chat_is_held_against_the_evaluation_too(recipe, tmp_
     assert preferences[0]["chosen"] == [{"role": "assistant", "content": lines[1]["response"]}]
 
 
+def small_store(folder, prompt=lambda text: text):
+    """Four questions, each row the neighbour of the others."""
+    asked = ["how do I sort a list", "how do I sort a file", "how do I copy a list", "how do I copy a file"]
+    lines = [{"prompt": prompt(text), "response": f"try {i} with care"} for i, text in enumerate(asked)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = Source(jsonl=str(folder / "rows.jsonl"), response="response")
+    encoder = Models(encoder=FakeModel(path="encoder"))
+    steps = (Retrieve(k=3, band=(0.1, 0.95)),)
+    run_local(Recipe(rows=rows, corpus=rows, models=encoder, steps=steps, splits={"train": ALL}), folder / "small")
+    return Store(folder / "small").open()
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return small_store(tmp_path_factory.mktemp("four"))
+
+
+def kept_out(store, folder, evaluation):
+    """The rows whose question is one of the evaluation set."""
+    to_augmented(store, "train", folder / "out", Augment(evaluation=evaluation))
+    return {
+        row_id
+        for (row_id, _), why in dropped(folder / "out").items()
+        if why == "its question is an evaluation question"
+    }
+
+
+USER = {"role": "user", "content": "How do I SORT a\u00a0list?"}
+GUARDED = {
+    "an answer that is null": {"prompt": "how do I sort a list", "response": None},
+    "a blank answer": {"prompt": "how do I sort a list", "response": "  "},
+    "an answer in a list": {"prompt": "how do I sort a list", "response": ["sort it"]},
+    "a blank reference": {"prompt": "how do I sort a list", "reference": {"a": 1}},
+    "closing punctuation": {"prompt": "How do I sort a list?!"},
+    "full-width letters and marks": {"prompt": "Ｈｏｗ do I sort a list？\u201d"},
+    "characters without a shape": {"prompt": "\ufeffhow do I sort\u200b a list\u2026"},
+    "a chat": {"prompt": [USER]},
+    "a chat whose first turn asks it": {"prompt": [USER, {"role": "assistant", "content": "So."}, {"role": "user", "content": "why"}]},
+    "a chat of ShareGPT's": {"prompt": [{"from": "human", "value": USER["content"]}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", GUARDED.values(), ids=GUARDED)
+@pytest.mark.parametrize("before", [{"prompt": "never asked", "side": 1}, None], ids=["after another", "alone"])
+def test_a_row_that_is_set_aside_for_anything_but_its_question_still_guards_it(four, tmp_path, line, before):
+    lines = [line] if before is None else [before, {**line, "side": {"another": "type"}}]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert kept_out(four, tmp_path, Source(jsonl=str(tmp_path / "held.jsonl"))) == {0}
+
+
+def test_every_user_turn_of_a_chat_is_a_question_on_both_sides(tmp_path):
+    def chat(text):
+        later = {"role": "user", "content": "Shorter, please."}
+        return [{"role": "system", "content": "s"}, {"role": "user", "content": text}, {"role": "assistant", "content": "a"}, later]  # fmt: skip
+
+    store = small_store(tmp_path, chat)
+    (tmp_path / "held.jsonl").write_text(json.dumps({"messages": [USER]}))
+    assert kept_out(store, tmp_path, Source(jsonl=str(tmp_path / "held.jsonl"), messages="messages")) == {0}
+    lines = table(tmp_path / "out" / "sft") + table(tmp_path / "out" / "preferences")
+    assert lines and not [line for line in lines if "how do I sort a list" in json.dumps(line["prompt"])]
+    (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": "shorter please"}))
+    assert kept_out(store, tmp_path, Source(jsonl=str(tmp_path / "held.jsonl"))) == set()
+
+
+def test_marks_that_are_part_of_a_name_tell_questions_apart():
+    from seamcurate.augment import _question_key
+
+    alike = ["what is C", "What is  c?", "WHAT IS C ?!", "what is C)", "what is c\u061f", '"what is C"'[1:]]
+    assert len(set(map(_question_key, alike))) == 1
+    others = ["what is C", "what is C#", "what is C++", "what is C%", "what is C*", "?", "!"]
+    assert len(set(map(_question_key, others))) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("held.json", b'[\n {"prompt": "how do I sort a list"}\n]', "2 of 3 rows cannot be read"),
+        ("held.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x00\x81\x00\x00how do I\n\x99\xe9", "2 of 2 rows cannot be read"),
+        ("held.jsonl", b'{"prompt": "never"}\n{"prompt": nu', r"1 of 2 rows cannot be read \(1 × line is not JSON"),
+        ("held.jsonl", b'{"prompt": "never"}\n{"prompt": null}', r"1 of 2 rows cannot be read \(1 × prompt is null\)"),
+        ("held.jsonl", b'{"prompt": "never"}\n{"prompt": "\xff?"}', r"\(1 × invalid UTF-8 in prompt\)"),
+        ("held.jsonl", b'{"prompt": "never"}\n{"prompt": [{"role": "user", "content": ["x"]}]}', "1 of 2 rows"),
+        ("held.jsonl", b'{"prompt": "never"}\n{"question": "how do I sort a list"}', r"\(1 × prompt is null\)"),
+    ],
+)
+def test_an_evaluation_file_that_cannot_be_read_whole_stops_the_export(four, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ExportError, match=message) as error:
+        kept_out(four, tmp_path, Source(jsonl=str(tmp_path / name)))
+    assert str(error.value).startswith(f"evaluation {tmp_path / name}: ") and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bytes_that_are_no_text_beside_a_question_leave_it_guarded(four, tmp_path):
+    (tmp_path / "held.jsonl").write_bytes(b'{"prompt": "how do I sort a list", "response": "caf\xe9"}')
+    assert kept_out(four, tmp_path, Source(jsonl=str(tmp_path / "held.jsonl"))) == {0}
+    (tmp_path / "held.csv").write_bytes(b'prompt,response\nhow do I sort a list,\nnever,"yes"\n')
+    assert kept_out(four, tmp_path, Source(csv=str(tmp_path / "held.csv"))) == {0}
+
+
 def test_written_answers_make_preferences_and_nothing_to_fine_tune_on(files, tmp_path):
     made = Recipe(
         rows=Source(parquet=str(files[0]), response="response"),

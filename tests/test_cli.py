@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import interrupt
 
+import seamcurate
+
 RECIPE = """
 rows: {parquet: rows.parquet, shard_rows: 15}
 corpus: {parquet: corpus.parquet, shard_rows: 64}
@@ -203,7 +205,11 @@ def test_columns_and_why_tell_what_is_there(finished):
         assert text in shown.stdout
     told = cli("why", finished.path, 3).stdout
     assert told.startswith("row 3: how do I cache the sort")
-    assert "split train: " in told and "by rule “lowest 20 % by seam_contrast”" in told and "seam_contrast" in told
+    assert (
+        "split train: " in told
+        and "by rule “drop the lowest 20 % by seam_contrast”" in told
+        and "seam_contrast" in told
+    )
 
 
 def test_export_writes_what_it_says(recipe_file, tmp_path):
@@ -230,6 +236,33 @@ def test_export_writes_what_it_says(recipe_file, tmp_path):
             ["sql", "{store}", "SELECT 1 AS x", "--format", "parquet", "--out", "gone/x"],
             "error: gone/x cannot be written: No such",
         ),
+        (
+            ["run", "my-store", "recipe.yaml"],
+            "error: recipe.yaml is a recipe's name: the recipe comes first, as in `seamcurate run recipe.yaml my-store`\n",
+        ),
+        (["plan", "{store}", "r.yml"], "the recipe comes first, as in `seamcurate plan r.yml "),
+        (["export", "{store}", "r.yaml", "--to", "trl", "--out", "x"], "as in `seamcurate export r.yaml "),
+        (["push", "{store}", "r.yaml", "me/it"], "as in `seamcurate push r.yaml "),
+        (
+            ["run", "{store}", "elsewhere"],
+            "cannot be read: it is a store; a recipe is a YAML file, and is named before",
+        ),
+        (
+            ["run", "recipe.yaml", "{store}/store.json"],
+            "is a file, and a store is a folder: write `seamcurate run recipe",
+        ),
+        (
+            ["sql", "SELECT 1", "{store}"],
+            'error: the store comes first, as in `seamcurate sql {store} "SELECT 1"`\n',
+        ),
+        (["why", "3", "{store}"], "is no row id, which is a whole number: write `seamcurate why STORE ROW_ID`"),
+        (["columns", "{store}/rows"], "/rows is no store; it is a folder of the store {store}: name that"),
+        (["check", "{store}/store.json"], "store.json is no store; it is a file: name the folder that"),
+        (["study", "overlop", "{store}"], "query-type; did you mean `overlap`?"),
+        (
+            ["train", "sft", "--model", "m", "--data", "{store}", "--out", "x"],
+            "is a store; export its splits (seamcurate export RECIPE STORE --to trl --out splits), and give splits/NAME",
+        ),
         (["report", "{store}", "--out", "gone/x.html"], "error: gone/x.html cannot be written: No such"),
         (["report", "{store}", "--out", "."], "error: . cannot be written: Is a directory"),
         (["report", "{store}", "--figures", "{store}/store.json"], "store.json cannot be written: File exists"),
@@ -238,7 +271,7 @@ def test_export_writes_what_it_says(recipe_file, tmp_path):
 def test_mistakes_are_one_line_and_exit_with_2(finished, tmp_path, arguments, message):
     shown = cli(*(a.format(store=finished.path) for a in arguments), cwd=tmp_path)
     assert shown.returncode == 2 and not shown.stdout
-    assert message in shown.stderr and len(shown.stderr.strip().splitlines()) == 1
+    assert message.format(store=finished.path) in shown.stderr and len(shown.stderr.strip().splitlines()) == 1
 
 
 def test_our_own_mistakes_are_one_line_and_exit_with_1(finished, tmp_path):
@@ -293,6 +326,13 @@ def test_wrong_usage_exits_with_2_and_shows_how_it_is_meant():
     shown = cli("run", "only-one")
     assert shown.returncode == 2 and "Missing argument 'STORE'" in shown.stderr
     assert cli("nonsense").returncode == 2
+    assert "No such command 'colums'; did you mean `columns`?" in cli("colums", "s").stderr
+    assert "No such command 'kto'; there are: sft, reward, ppo, rloo, grpo" in cli("train", "kto").stderr
+
+
+def test_the_version_is_printed():
+    shown = cli("--version")
+    assert (shown.returncode, shown.stdout) == (0, f"seamcurate {seamcurate.__version__}\n")
 
 
 def test_one_of_a_thing_is_told_in_the_singular():

@@ -31,10 +31,51 @@ from seamcurate.models import Reply
         ("", []),
         ("[" * 100_000, []),
         ('{"answers": "only one"}', ["only one"]),
+        ('{"answers": [{"type": "factual error", "text": "a"}, {"type": "grammar", "text": "b"}]}', ["a", "b"]),
+        (
+            '{"answers": [{"id": "1", "mistake": "x", "wrong": "a"}, {"id": "2", "mistake": "y", "wrong": "b"}]}',
+            ["a", "b"],
+        ),
+        ('{"answers": [{"answer_type": "x", "AnswerText": "a"}, {"answer": {"text": "b"}}]}', ["a", "b"]),
+        ('{"answers": [{"correct_answer": "x", "worse_answer": "a"}]}', ["a"]),
+        ('{"answers": [{"type": "factual error", "id": "b"}]}', []),
+        ('{"answers": [{"one": "a", "two": "b"}]}', []),
+        ('{"types": ["x", "y"], "answers": ["a", "b"]}', ["a", "b"]),
+        ('{"answers": {"1": "a", "2": "b"}}', ["a", "b"]),
+        ('{"answer_1": "a", "answer_2": "b"}', ["a", "b"]),
+        ('{"explanation": "x", "answer": "a"}', ["a"]),
+        ('{"error": "I cannot"}', []),
+        ('{"answers": ["a line\nand another", "b"]}', ["a line\nand another", "b"]),
+        ('Sure:\n```json\n{"answers": ["a", "b"]}\n```\nGood luck!', ["a", "b"]),
+        ('As {"answers": ["x"]} says: {"answers": ["a", "b"]}', ["a", "b"]),
+        ('1. call f(["b", "a"])\n2. call g(["c"])', ['call f(["b", "a"])', 'call g(["c"])']),
+        ("Here they are:\n\na b\n\nc d", ["a b", "c d"]),
+        ('```json\n{"answers": ["a", "b"]}\n', ["a", "b"]),
     ],
 )
 def test_answers_are_found_in_whatever_form_they_come(text, answers):
     assert listed(text) == answers
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ('{"answers": ["a", "b", "cut of', ["a", "b"]),
+        ('```json\n{"note": "see [1]", "answers": [{"type": "x", "text": "a"}, {"type": "y", "te', ["a"]),
+        ("1. a\n2. b\n3. cut of", ["a", "b"]),
+        ("I could:\n1. turn it round\n2. invent a name\n3. deny it", []),
+        ('The format is {"answers": ["the first answer"]}.', []),
+        ("a\n\nb", []),
+        ('["a", 7', ["a"]),
+    ],
+)
+def test_of_a_reply_that_was_cut_only_answers_before_the_cut_are_taken(text, answers):
+    assert listed(text, whole=False) == answers
+
+
+def test_a_single_answer_that_was_cut_is_none():
+    (answers, reason), _ = made([Reply("a wrong thi", "length", "m"), "b is wrong", "c is wrong"], k=2, calls="each")
+    assert answers == ["b is wrong", "c is wrong"] and reason is None
 
 
 def made(replies, golden="the sorted list has three items", k=3, **options):

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 from test_train import CHAT, answered, parquet, start, stop_after
 
+from seamcurate.cli import _print_training
 from seamcurate.errors import TrainError
 from seamcurate.train import GroupTraining, SFTTraining, grpo, rloo, sft
 from seamcurate.train.data import prompts
@@ -137,6 +138,38 @@ def test_a_gold_reward_is_measured_between_updates_never_learned_from_and_read_b
     assert (told[0]["eval/gold"], told[-1]["eval/gold"]) == (record["gold_before"], record["gold_after"])
     found = monotonicity(tmp_path / "gold").table.to_pylist()
     assert [(row["proxy"], row["checkpoints"]) for row in found] == [("gold", 4)]
+
+
+class Some:
+    """Reward the answers to one prompt differently, and all others alike."""
+
+    __name__ = "some"
+    columns = ()
+
+    def __init__(self, prompt):
+        self.prompt = prompt
+
+    def __call__(self, prompts, completions, **columns):
+        return [float(i) if one == self.prompt else None if i % 4 == 1 else 0.5 for i, one in enumerate(prompts)]
+
+    def features(self):
+        return {}
+
+
+@pytest.mark.parametrize("train", [grpo, rloo])
+def test_groups_whose_rewards_are_all_equal_are_counted_and_the_last_line_says_so(train, policy, tmp_path, capsys):
+    data, config = parquet(tmp_path / "d.parquet", rows(2)), GroupTraining(**FAST, max_steps=3, eval_rows=0)
+    config = config.model_copy(update={"logging_steps": 10})
+    for name, told, equal in (
+        ("none", "; in every group all rewards were equal: nothing was learned\n", 6),
+        (rows(2)[0]["prompt"], "; in 3 of 6 groups (50%) all rewards were equal: nothing was learned from these\n", 3),
+    ):
+        record = train(policy, Some(name), data, tmp_path / f"out{equal}", config)
+        assert (record["groups"], record["groups_of_equal_rewards"]) == (6, equal)
+        _print_training(tmp_path, record)
+        assert capsys.readouterr().out.endswith(told)
+    _print_training(tmp_path, {**record, "groups_of_equal_rewards": 0})
+    assert "equal" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["plain", "chat", "messages"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import endpoint
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -182,7 +183,7 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
         },
         {"config_name": "pairs", "data_files": [{"split": "train", "path": "data/pairs/train-*.parquet"}]},
     ]
-    assert "| lowest 20 % by seam_contrast | 32 | 8 |" in card_text
+    assert "| drop the lowest 20 % by seam_contrast | 32 | 8 |" in card_text
     measured = card.measure(work.store, "train")
     words = {one.name: one for one in measured.rulers}["words of the response"]
     assert f"from {words.all:.4g} to {words.kept:.4g}" in card_text
@@ -581,10 +582,13 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
         ("rows: {csv: '..\\..\\x.csv'}", "outside"),
         ("models: {policy: {causal_lm: a/b, trust_remote_code: true}}", "asks to run a model's own code"),
         ("models: {policy: {causal_lm: a/b, trust_remote_code: 'yes'}}", "asks to run a model's own code"),
-        ("models: {judge: {openai_server: m, base_url: 'http://thief', api_key: AWS_SECRET}}", "asks an endpoint"),
+        ("models: {policy: {causal_lm: a/b, !!null trust_remote_code: true}}", "asks to run a model's own code"),
+        ("rows: {!!null jsonl: /etc/passwd}", "names '/etc/passwd', outside"),
+        ("splits: {a: {filter: x.sql, augment: {evaluation: {jsonl: ../q.jsonl}}}}", "names '../q.jsonl', outside"),
+        ("steps: [judge: {template: /home/me/notes.txt}]", "outside"),
+        ("steps: [judge: {template: ../notes.txt}]", "outside"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "uses YAML aliases"),
         ("[" * 5000, "nests too deeply"),
-        ("rows: !!python/object/apply:os.system [id]", "not readable as YAML"),
         ("rows: {parquet: [", "not readable as YAML"),
     ],
 )
@@ -629,7 +633,190 @@ def test_a_plain_recipe_is_not_refused():
     reproduction.check(RECIPE, "them/it")
     reproduction.check("steps: [length_incentive: {stop: ['Answer:', 'and so on ..']}]", "them/it")
     reproduction.check("splits: {a: {filter: '/* all */ SELECT row_id FROM rows'}}", "them/it")
-    reproduction.check("models: {judge: {openai_server: m, base_url: 'http://mine/v1'}}", "them/it", endpoints=True)
+    reproduction.check("splits: {a: {filter: x.sql, by: reward, note: '~ about /all'}}", "them/it")
+    reproduction.check("steps: [judge: {template: '/think\\n{question}'}, length_incentive: {stop: [/end]}]", "them/it")
+
+
+FACTS = b'{"format": 1, "trainer": "trl"}'
+ROWS = b'{"prompt": "a b", "response": "c d"}\n{"prompt": "e f", "response": "g h"}\n'
+
+
+@pytest.fixture
+def stranger(there, tmp_path, monkeypatch):
+    """Publish a recipe as a stranger does, and reproduce it in a working folder with files of the user's own."""
+    for name in ("files", "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "files/q.jsonl").write_bytes(ROWS)
+    monkeypatch.chdir(tmp_path / "mine")
+
+    def reproduce(recipe: str, more: dict[str, bytes] | None = None, **options):
+        there.add("them/it", {"recipe.yaml": recipe.encode(), "seamcurate.json": FACTS, **(more or {})})
+        return reproduction.reproduce("them/it", tmp_path / "again", files=tmp_path / "files", **options)
+
+    return reproduce
+
+
+OUTSIDE = {
+    "a filter": ("splits: {a: {filter: mine.sql}}", "names the filter 'mine.sql' and does not bring it"),
+    "a filter below": ("splits: {a: {filter: sub/lowest.sql}}", "names the filter 'sub/lowest.sql' and does not"),
+    "a template": (
+        "models: {judge: {fake: j}}\nsteps: [judge: {template: mine.txt}]",
+        "names the template 'mine.txt' and does not bring it",
+    ),
+    "a policy": ("models: {base: {causal_lm: mine}}\nsteps: [perplexity: {}]", "mine lies outside"),
+    "a policy by its field": ("models: {base: {path: mine}}\nsteps: [perplexity: {}]", "mine lies outside"),
+    "a step's own policy": ("steps: [perplexity: {base: {causal_lm: mine}}]", "mine lies outside"),
+    "a reward model": ("models: {reward: {sequence_classifier: mine}}\nsteps: [reward: {}]", "mine lies outside"),
+    "an encoder": ("models: {encoder: {sentence_encoder: mine}}\nsteps: [project: {}]", "mine lies outside"),
+    "a masked model": (
+        "models: {reward: {fake: r}, encoder: {fake: e}}\nsteps: [attack: {method: bert_attack, masked_model: mine}]",
+        "mine lies outside",
+    ),
+    "a lexicon": (
+        "models: {reward: {fake: r}, encoder: {fake: e}}\nsteps: [attack: {method: pwws, wordnet: mine}]",
+        "mine lies outside",
+    ),
+    "antonyms": (
+        "models: {reward: {fake: r}, encoder: {fake: e}}\n"
+        "steps: [attack: {method: pwws, wordnet: q.jsonl, antonyms: mine.parquet}]",
+        "mine.parquet lies outside",
+    ),
+    "word vectors": (
+        "models: {reward: {fake: r}, encoder: {fake: e}}\nsteps: [attack: {method: ga, vectors: mine.txt}]",
+        "mine.txt lies outside",
+    ),
+}
+
+
+@pytest.mark.parametrize(("recipe", "message"), OUTSIDE.values(), ids=OUTSIDE)
+def test_nothing_of_the_working_folder_is_read_for_a_stranger(recipe, message, stranger, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "mine").mkdir()
+    for name in ("mine.sql", "mine.txt", "mine.parquet", "sub/lowest.sql"):
+        (mine / name).parent.mkdir(exist_ok=True)
+        (mine / name).write_text("SELECT row_id FROM rows")
+    with pytest.raises(HubError, match=f"^them/it: .*{re.escape(message)}") as caught:
+        stranger("rows: {jsonl: q.jsonl}\n" + recipe)
+    assert "\n" not in str(caught.value)
+
+
+LINKED = {
+    "rows": "rows: {jsonl: out.jsonl}",
+    "a glob of rows": "rows: {jsonl: 'o*.jsonl'}",
+    "a corpus": "rows: {jsonl: q.jsonl}\ncorpus: {jsonl: out.jsonl}",
+    "rows of a linked folder": "rows: {jsonl: folder/q.jsonl}",
+    "a saved data set that lists files": "rows: {arrow: saved}",
+    "an evaluation set": "rows: {jsonl: q.jsonl}\n"
+    "splits: {a: {filter: lowest.sql, by: x, augment: {evaluation: {jsonl: out.jsonl}}}}",
+    "a filter": "rows: {jsonl: q.jsonl}\nsplits: {a: {filter: out.sql}}",
+    "a template": "rows: {jsonl: q.jsonl}\nsteps: [judge: {template: out.txt}]",
+    "a model": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: model}}]",
+    "an adapter's base": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: adapter}}]",
+}
+
+
+@pytest.mark.parametrize("recipe", LINKED.values(), ids=LINKED)
+def test_a_link_or_a_list_that_leads_out_of_the_author_s_files_is_not_followed(recipe, stranger, tmp_path):
+    files, outside = tmp_path / "files", tmp_path / "outside"
+    outside.mkdir()
+    for name in ("q.jsonl", "secret.arrow", "weights.safetensors"):
+        (outside / name).write_bytes(ROWS)
+    for name in ("out.jsonl", "out.sql", "out.txt"):
+        (files / name).symlink_to(outside / "q.jsonl")
+    (files / "folder").symlink_to(outside)
+    for name in ("saved", "model", "adapter"):
+        (files / name).mkdir()
+    (files / "saved/state.json").write_text(json.dumps({"_data_files": [{"filename": str(outside / "secret.arrow")}]}))
+    (files / "model/model.safetensors").symlink_to(outside / "weights.safetensors")
+    (files / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(outside)}))
+    with pytest.raises(HubError, match=r"^them/it: .*outside the recipe's folder.* not read"):
+        stranger(recipe)
+
+
+def test_what_the_author_gave_and_what_comes_with_seamcurate_are_read(stranger, tmp_path):
+    (tmp_path / "mine/lowest.sql").write_text("SELECT row_id, 'taken from here' AS rule FROM rows")
+    (tmp_path / "files/sub").mkdir()
+    (tmp_path / "files/sub/q.jsonl").write_bytes(ROWS)
+    recipe = "rows: {jsonl: sub/*.jsonl}\nsteps: [random: {}]\n"
+    recipe += "splits: {a: {filter: lowest.sql, rate: 0.5, by: baseline_random}}\n"
+    stranger(recipe)
+    ledger = pq.read_table(tmp_path / "again/splits/a/ledger.parquet")
+    assert set(ledger["rule"].to_pylist()) == {"lowest 50 % by baseline_random"}
+
+
+ASKS = (
+    "rows: {jsonl: q.jsonl}\nmodels: {generator: {openai_server: m, base_url: 'URL', api_key: KEY, retries: 0}}\n"
+    "steps: [generate: {k: 1}]\nsplits: {a: {filter: SELECT row_id FROM rows, format: preferences}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+        *("GITHUB_TOKEN", "GH_TOKEN", "SSH_AUTH_SOCK", "NPM_TOKEN", "DATABASE_URL", "PGPASSWORD", "MY_SECRET_KEY"),
+    ],
+)
+def test_a_key_that_is_no_language_model_s_is_never_sent(key, stranger, capsys, monkeypatch):
+    monkeypatch.setenv(key, CANARY)
+    with endpoint.serving() as server:
+        with pytest.raises(HubError, match=f"^them/it: its recipe wants {key} sent to {server.url}; that is no"):
+            stranger(
+                ASKS.replace("URL", server.url).replace("KEY", key), endpoints=True, keys=[key], ask=lambda shown: True
+            )
+        assert server.requests == []
+    assert CANARY not in capsys.readouterr().err
+
+
+def test_every_endpoint_and_the_name_of_its_key_are_shown_before_anybody_is_asked(stranger, capsys, monkeypatch):
+    monkeypatch.setenv("MY_MODEL_KEY", "sk-canary")
+    recipe = (
+        "rows: {jsonl: q.jsonl}\nmodels:\n"
+        "  generator: {openai_server: m, base_url: 'http://169.254.169.254/latest/v1', api_key: MY_MODEL_KEY}\n"
+        "  judge: {path: gpt}\n"
+        "steps: [generate: {k: 1}, ask_query_type: {judge: {openai_server: n, base_url: 'http://there.example:8000/x/v1'}}]\n"
+    )
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    shown = []
+    with pytest.raises(HubError, match=r"^them/it: its endpoints were not allowed; nothing was sent$"):
+        stranger(recipe, ask=lambda endpoints: shown.extend(map(str, endpoints)))
+    assert shown == [
+        "m at http://169.254.169.254/latest/v1 (a private or link-local address), with the key in MY_MODEL_KEY",
+        "gpt at https://api.openai.com/v1, without a key (OPENAI_API_KEY is not set)",
+        "n at http://there.example:8000/x/v1, without a key (OPENAI_API_KEY is not set)",
+    ]
+    assert capsys.readouterr().err.splitlines() == [f"them/it asks {line}" for line in shown]
+    with pytest.raises(HubError, match="give --endpoints --key MY_MODEL_KEY to allow it") as refused:
+        stranger(recipe)
+    assert all(line in str(refused.value) for line in shown)
+
+
+def test_a_key_goes_only_where_it_was_allowed_to(stranger, monkeypatch):
+    monkeypatch.setenv("MY_MODEL_KEY", "sk-canary")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-another")
+    with endpoint.serving() as server:
+        recipe = ASKS.replace("URL", server.url).replace("KEY", "MY_MODEL_KEY")
+        with pytest.raises(HubError, match=r"; look at its recipe\.yaml, and give --key MY_MODEL_KEY to allow it"):
+            stranger(recipe, endpoints=True)
+        with pytest.raises(HubError, match="give --key OPENAI_API_KEY to allow it"):
+            stranger(recipe.replace("MY_MODEL_KEY", "OPENAI_API_KEY"), endpoints=True, keys=["MY_MODEL_KEY"])
+        assert server.requests == []
+        stranger(recipe, endpoints=True, keys=["MY_MODEL_KEY"])
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://me:sk-canary@there/v1", "base_url is http"),
+        ("file:///etc/passwd", "base_url is http"),
+        ("x", "base_url"),
+    ],
+)
+def test_an_address_with_a_key_in_it_is_refused_and_not_repeated(url, message, stranger):
+    with pytest.raises(SeamcurateError, match=message) as refused:
+        stranger(ASKS.replace("URL", url).replace("KEY", "MY_MODEL_KEY"), endpoints=True)
+    assert "canary" not in str(refused.value)
 
 
 def test_a_refused_recipe_leaves_nothing_behind(there, tmp_path):
@@ -715,7 +902,7 @@ def test_another_rate_explains_the_rows_that_moved_by_the_threshold(work, tmp_pa
         ["split twins: only on the second side"],
     ]
     why = set(moves["train"].rows["why"].to_pylist())
-    assert why == {"by rule “lowest 50 % by seam_contrast” instead of “lowest 20 % by seam_contrast”"}
+    assert why == {"by rule “drop the lowest 50 % by seam_contrast” instead of “drop the lowest 20 % by seam_contrast”"}
     assert set(moves["train"].rows["kept_after"].to_pylist()) == {False}
 
 

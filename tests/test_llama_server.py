@@ -32,7 +32,7 @@ def test_structured_answers_and_query_types_come_from_a_real_server(url, tmp_pat
     server = OpenAIServer(path="tiny", base_url=url, max_tokens=400, temperature=0.8, seed=1, concurrency=2, retries=1)
     recipe = Recipe(
         rows=Source(parquet=str(tmp_path / "rows.parquet")),
-        models=Models(generator=server, judge=server.model_copy(update={"max_tokens": 8})),
+        models=Models(generator=server, judge=server.model_copy(update={"max_tokens": 64})),
         steps=(Generate(k=5), AskQueryType()),
     )
     report = run_local(recipe, tmp_path / "store")
@@ -58,13 +58,15 @@ def test_answers_are_compared_by_the_command(url, tmp_path):
     for name in ("ppo", "sft"):
         rows = [{"prompt": f"How do I sort list {i}?", "response": f"As {name} says."} for i in range(2)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
-    (tmp_path / "judge.yaml").write_text(f"{{openai_server: tiny, base_url: '{url}', max_tokens: 64}}")
+    (tmp_path / "judge.yaml").write_text(f"{{openai_server: tiny, base_url: '{url}', max_tokens: 300}}")
     files = {"--baseline": "sft.parquet", "--judge": "judge.yaml", "--out": "verdicts.parquet"}
     options = [part for name, file in files.items() for part in (name, str(tmp_path / file))]
     command = [sys.executable, "-m", "seamcurate.cli", "compare", str(tmp_path / "ppo.parquet"), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    # A model of a few thousand weights judges nothing: its words are kept as the reason.
-    assert "verdicts.parquet: written; 4 replies hold no verdict" in done.stdout
-    reasons = pq.read_table(tmp_path / "verdicts.parquet")["reason"].to_pylist()
-    assert all(reason.startswith(("length: ", "stop: ")) for reason in reasons)
+    # It follows the schema, so that even a model of a few thousand weights gives verdicts, or was cut.
+    rows = pq.read_table(tmp_path / "verdicts.parquet").to_pylist()
+    assert [row["position"] for row in rows] == ["first", "second"] * 2
+    assert all((row["verdict"] in ("win", "tie", "lose")) == (row["reason"] is None) for row in rows)
+    assert all(row["reason"] is None or row["reason"].startswith("length: ") for row in rows)
+    assert any(row["verdict"] for row in rows)

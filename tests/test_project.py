@@ -22,6 +22,7 @@ def test_every_public_name_is_there_and_is_documented():
         value = getattr(seamcurate, name)
         assert name == "__version__" or value.__doc__
         assert type(value).__name__ != "module"
+    assert dir(seamcurate) == sorted(seamcurate.__all__)
     assert set(seamcurate._MODULES) | {"__version__"} == set(seamcurate.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         seamcurate.nothing  # noqa: B018

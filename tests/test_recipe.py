@@ -99,7 +99,10 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("steps:", "stepz:"), "mine.yaml:7: stepz: unknown key; a recipe has: rows, corpus, models, steps, splits"),
+        (
+            ("steps:", "stepz:"),
+            "mine.yaml:7: stepz: unknown key; a recipe has: rows, corpus, models, steps, splits; did you mean `steps`?",
+        ),
         (("k: 20", "kk: 20"), "mine.yaml:8: steps[0].retrieve.kk: unknown key; there are: k, band, encoder"),
         (
             ("variant: contrast", "varient: contrast"),
@@ -114,7 +117,10 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
         (("[0.7, 0.9]", "[0.9, 0.7]"), "mine.yaml:8: steps[0].retrieve.band: a band is [low, high]"),
         (
             ("- random", "- randem"),
-            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, attack, seam,",
+            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, attack, seam, reward, rewards, "
+            "policy_logprobs, seam_score, rer, length_incentive, repetition_penalty, query_relevance, "
+            "reference_relevance, query_type, rer_score, project, ask_query_type, judge, relevant_sentences, perplexity, "
+            "random, rip, reward_spread, length_calibrated, reward_reliability; did you mean `random`?",
         ),
         (
             ("dtype: bfloat16", "dtyp: bfloat16"),
@@ -174,6 +180,61 @@ def test_yaml_that_is_too_much_is_refused_in_one_line(text, message):
     with pytest.raises(RecipeError, match=message) as refused:
         loads(text)
     assert "\n" not in str(refused.value)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    from seamcurate.tables import suggestion
+
+    names = ["retrieve", "generate", "reward", "rewards"]
+    assert [suggestion(name, names) for name in ("retreive", "Generate", "rewads", "zzz", "")] == [
+        "; did you mean `retrieve`?",
+        "; did you mean `generate`?",
+        "; did you mean `rewards`?",
+        "",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: {jsonl: a}\nmodels: {policy: {causal_lm: m, revison: v}}", "policy.revison: .*did you mean `revision`"),
+        ("rows: {jsonl: a}\nsplits: {a: {filter: lowst.sql}}", "bundled are: .*; did you mean `lowest.sql`"),
+        ("rows: {jsonl: a, refernce: r}", "shard_rows; did you mean `reference`"),
+        ("rows:\n\tjsonl: a\n", "recipe:2: not readable as YAML: .*; indent with spaces, not tabs"),
+    ],
+)
+def test_misspelt_keys_and_filters_and_tabs_name_the_way_out(text, message):
+    with pytest.raises(RecipeError, match=message) as refused:
+        loads(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_recipe_in_json_is_a_recipe(tmp_path):
+    (tmp_path / "r.json").write_text('{"rows": {"parquet": "a"}, "steps": ["random"]}')
+    assert Recipe.load(tmp_path / "r.json").steps == (Random(),)
+
+
+def test_a_bundled_filter_and_its_parameters_are_the_same_in_python(tmp_path, monkeypatch):
+    text = "rows: {parquet: a}\nsplits: {s: {filter: keep_above_lowest.sql, rate: 0.3, by: reward}}\n"
+    own = Split(filter="keep_above_lowest.sql", rate=0.3, by="reward")
+    assert own == loads(text, tmp_path).splits["s"] and own.filter.startswith("-- Drop the lowest")
+    assert own.bound(["reward"])[1] == {"rate": 0.3, "by": "reward", "nulls": "keep", "seed": 0}
+    monkeypatch.chdir(tmp_path)
+    Path("mine.sql").write_text("SELECT row_id FROM rows")
+    assert Split(filter="mine.sql").filter == "SELECT row_id FROM rows"
+    with pytest.raises(RecipeError, match=r"no filter 'keep_abve_lowest.sql' .*; did you mean `keep_above_lowest.sql`"):
+        Split(filter="keep_abve_lowest.sql")
+    sql = "SELECT row_id FROM rows -- as in lowest.sql"
+    assert Split(filter=sql).filter == sql
+
+
+def test_a_recipe_that_is_not_there_is_answered_with_one_that_is(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(RecipeError, match=r"No such file or directory; did you mean `recipe.yaml`\?"):
+        Recipe.load(tmp_path / "recipes.yaml")
+    with pytest.raises(RecipeError, match=r"it is a folder; a recipe is a YAML file"):
+        Recipe.load(tmp_path)
 
 
 def test_an_empty_file_and_a_missing_one_are_named(tmp_path):

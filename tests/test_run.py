@@ -464,3 +464,59 @@ def test_a_split_that_cannot_be_made_is_refused_before_anything_is_computed(reci
     assert list((tmp_path / "store").rglob("columns/*/_step.json"))
     assert not list((tmp_path / "store").rglob("columns/*/[0-9]*.parquet"))
     assert not (tmp_path / "store" / "splits").exists()
+
+
+IDS = {"text": ["a1", "b2", "a1", "d4", "b2", "f6"], "whole numbers": [1, 2, 1, 4, 2, 6]}
+
+
+@pytest.mark.parametrize("ids", IDS.values(), ids=IDS)
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow", "store"])
+def test_an_id_that_was_there_before_is_set_aside_over_shards_and_after_a_kill(kind, ids, tmp_path):
+    asked = [{"uid": own, "prompt": f"p{i}", "response": "r"} for i, own in enumerate(ids)]
+    table = pa.Table.from_pylist(asked)
+    place = tmp_path / f"a.{kind}"
+    pq.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (tmp_path / "a.csv").write_text("uid,prompt,response\n" + "".join(f"{r['uid']},{r['prompt']},r\n" for r in asked))
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    if kind == "store":
+        run_local(Recipe(rows=Source(parquet=str(tmp_path / "a.parquet"))), place)
+    source = Source(**{kind: str(place)}, id="uid", shard_rows=2)
+    recipe = Recipe(rows=source, corpus=None if kind == "store" else source)
+    first, second = str(ids[0]), str(ids[1])
+    for store in ("whole", "resumed"):
+        if store == "resumed":
+            run_local(recipe, tmp_path / store, limit=2)
+        run_local(recipe, tmp_path / store)
+        for folder in ("", *(() if kind == "store" else ("corpus",))):
+            found = query(tmp_path / store / folder, "SELECT row_id, id FROM rows ORDER BY row_id").to_pylist()
+            assert [tuple(row.values()) for row in found] == [
+                (0, first),
+                (1, second),
+                (3, str(ids[3])),
+                (5, str(ids[5])),
+            ]
+            aside = query(tmp_path / store / folder, "SELECT row_id, reason FROM rejected ORDER BY row_id").to_pylist()
+            assert [tuple(row.values()) for row in aside] == [
+                (2, f"duplicate id '{first}'"),
+                (4, f"duplicate id '{second}'"),
+            ]
+
+
+def test_ids_are_compared_where_every_row_of_a_shard_was_set_aside(tmp_path):
+    prompts = [None, None, "p", "q"]
+    lines = [{"uid": own, "prompt": prompt} for own, prompt in zip("abcc", prompts, strict=True)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    recipe = Recipe(rows=Source(jsonl=str(tmp_path / "a.jsonl"), id="uid", shard_rows=2))
+    run_local(recipe, tmp_path / "store", limit=1)
+    run_local(recipe, tmp_path / "store")
+    assert query(tmp_path / "store", "SELECT row_id, id FROM rows").to_pylist() == [{"row_id": 2, "id": "c"}]
+
+
+def test_what_has_no_effect_on_a_corpus_that_is_a_store_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"uid": "a", "prompt": "p", "response": "r"}\n')
+    rows = Source(jsonl=str(tmp_path / "a.jsonl"))
+    run_local(Recipe(rows=rows), tmp_path / "corpus")
+    with pytest.raises(SourceError, match="corpus: id has no effect on a store"):
+        run_local(Recipe(rows=rows, corpus=Source(store=str(tmp_path / "corpus"), id="uid")), tmp_path / "store")

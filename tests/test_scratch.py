@@ -17,7 +17,7 @@ WAITING = """
 import sys
 from seamcurate import Store, views
 connection = views.connect(Store(sys.argv[1]))
-print(connection.execute("SELECT current_setting('temp_directory')").fetchone()[0], flush=True)
+print(connection.execute("SELECT current_setting('temp_directory')").fetchall()[0][0], flush=True)
 sys.stdin.read()
 """
 

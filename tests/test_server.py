@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import os
 import random
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import interrupt
-from endpoint import body, completion, hang_up, serving, sleep, status
+from endpoint import body, completion, hang_up, redirect, serving, sleep, status, stream
 from pydantic import ValidationError
 
 from seamcurate import Generate, OpenAIServer, Recipe, Source, Store, plan, query, run_local
@@ -97,7 +99,7 @@ def test_the_same_question_is_bought_once_however_often_it_is_asked(at):
         body(b"<html>busy</html>", "text/html"),
         body(b""),
         body({**completion("x"), "choices": []}),
-        body({"error": "none of your business"}),
+        body({"error": {"message": "overloaded", "code": 529}}),
     ],
     ids=[
         "429-after",
@@ -111,7 +113,7 @@ def test_the_same_question_is_bought_once_however_often_it_is_asked(at):
         "html",
         "empty",
         "no-choice",
-        "no-completion",
+        "error-in-200",
     ],
 )
 def test_a_fault_is_waited_out_and_the_answer_is_paid_for_once(at, fault):
@@ -132,7 +134,9 @@ def test_the_servers_own_waiting_time_is_kept(at):
     ("fault", "times", "reason"),
     [
         (body(b"<html>"), 5, "the endpoint answered with '<html>' where JSON was due"),
-        (body({**completion("x"), "choices": []}), 5, "no completion: choices list should have at least 1 item"),
+        (body({**completion("x"), "choices": []}), 5, "no completion: it has no choices[0].message"),
+        (body({"error": {"message": f"no credits for {KEY}", "code": 402}}), 1, "with an error: no credits for …"),
+        (body({"object": "error", "message": "no such thing"}), 1, "with an error: no such thing"),
         (sleep(1.5), 2, "no answer within 0.2 s, 2 times"),
         (status(500, "out of order"), 2, "500 out of order"),
         (status(400, f"too long for {KEY}"), 1, "400 too long for …"),
@@ -261,17 +265,17 @@ def test_a_limit_in_dollars_stops_in_time_and_nothing_is_bought_again(at, tmp_pa
     assert planned.lines[0].usd == pytest.approx(
         (planned.lines[0].tokens * 1000 + planned.lines[0].written * 2000) / 1e6
     )
-    with pytest.raises(
-        BudgetError, match=r"stopped before the limit of \$0.65: 2 calls, 200 tokens in, 100 out, \$0.4000"
-    ):
-        run_local(whole, tmp_path / "store", max_usd=0.65)
+    # A call costs $0.20; the next one is held to cost a dollar for a thousand bytes, and 12 cents for 60 tokens.
+    said = r"stopped before the limit of \$1.2: 2 calls, 200 tokens in, 100 out, \$0.4000; what comes next may cost up to \$0.91"
+    with pytest.raises(BudgetError, match=said):
+        run_local(whole, tmp_path / "store", max_usd=1.2)
     assert len(at.requests) == 2
     report = run_local(whole, tmp_path / "store", max_usd=5)
     assert len(at.requests) == 6 and "4 calls, 400 tokens in, 200 out, $0.8000; planned were" in report.lines[-1]
     # Many at once hold back more than they cost: they wait for each other, and all the money is used.
     (tmp_path / "many").mkdir()
     many = recipe(at, tmp_path / "many", rows=20, generator=server(at, **{**priced, "concurrency": 8}))
-    with pytest.raises(BudgetError, match=r"limit of \$3: 14 calls"):
+    with pytest.raises(BudgetError, match=r"limit of \$3: 11 calls"):
         run_local(many, tmp_path / "fourth", max_usd=3)
     with pytest.raises(BudgetError, match="usd_per_million_input"):
         run_local(recipe(at, tmp_path), tmp_path / "third", max_usd=1)
@@ -349,7 +353,7 @@ def test_an_answer_is_kept_by_all_that_decides_it_and_by_nothing_else(at, tmp_pa
 def test_a_batch_outlives_a_restart(at, tmp_path, monkeypatch):
     at.polls = 10**9
     one = recipe(at, tmp_path, generator=batch_server(at))
-    monkeypatch.setattr(time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_local(one, tmp_path / "store")
     monkeypatch.undo()
@@ -368,16 +372,10 @@ def test_a_batch_outlives_a_restart(at, tmp_path, monkeypatch):
 def test_after_two_hundred_faults_and_a_kill_nothing_is_paid_for_twice(at, tmp_path):
     """Requests in the air at the kill are not answered, so that every paid answer had a second to be kept."""
     draw, left = random.Random(0), [200]
-    kinds = [
-        status(429, retry_after="0.02"),
-        status(500, retry_after_ms="10"),
-        status(503, retry_after_ms="10"),
-        hang_up,
-        body(b'{"id": "c", "choi'),
-        body(b"<html>", "text/html"),
-        body(b""),
-        sleep(1.0),
-    ]
+    lost = [status(429, retry_after="0.02"), status(500, retry_after_ms="10"), status(503, retry_after_ms="10")]
+    # Five in a row that cannot be read would set a row aside.
+    unread = [body(b'{"id": "c", "choi'), body(b"<html>", "text/html"), body(b"")]
+    kinds = [*lost, hang_up, sleep(2.0)] * 3 + unread
 
     def chance():
         if left[0] and draw.random() < 0.5:
@@ -390,7 +388,7 @@ def test_after_two_hundred_faults_and_a_kill_nothing_is_paid_for_twice(at, tmp_p
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
     (tmp_path / "recipe.yaml").write_text(
         "rows: {parquet: rows.parquet, shard_rows: 80}\n"
-        f"models: {{generator: {{openai_server: worse-1, base_url: '{at.url}', timeout: 0.6, retries: 40}}}}\n"
+        f"models: {{generator: {{openai_server: worse-1, base_url: '{at.url}', timeout: 1.5, retries: 40}}}}\n"
         "steps: [{generate: {k: 3}}]\n"
     )
     (tmp_path / "recipe.yaml").write_text(
@@ -466,7 +464,7 @@ def test_no_key_reaches_a_file_a_line_or_a_page_in_a_run_a_crash_a_report_and_th
     crash = (
         "from seamcurate.models.server import _Endpoint\n"
         "def broken(self, *a): raise ZeroDivisionError('in the middle')\n"
-        "_Endpoint._read = broken\n"
+        "_Endpoint._received = broken\n"
         "from seamcurate.cli import main\nmain()\n"
     )
     assert command("run", recipe, store, code=crash) == 1 and "ZeroDivisionError" in told
@@ -485,3 +483,184 @@ def test_no_key_reaches_a_file_a_line_or_a_page_in_a_run_a_crash_a_report_and_th
     assert at.headers[-1]["authorization"] == f"Bearer {KEY}"
     written = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()) + told.encode()
     assert b"worse-1" in written and not [name for name, secret in SECRETS.items() if secret.encode() in written]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (stream(b" ", 200, 0.05), "a reply that did not end within 0.6 s; raise `timeout`"),
+        (stream(b" " * 2**20, 200), "a reply longer than 16,777,216 bytes"),
+        (stream(gzip.compress(b" " * 2**28), 1, content_encoding="gzip"), "a reply longer than 16,777,216 bytes"),
+        (stream(b"{}", 1, content_encoding="br"), "a reply compressed as 'br', which was not asked for"),
+    ],
+    ids=["drip", "endless", "bomb", "foreign"],
+)
+def test_a_reply_has_a_deadline_and_a_limit_and_is_given_up_and_counted_once(at, fault, reason):
+    at.script = [fault]
+    kept = calls.Calls()
+    model = server(at, timeout=0.6, max_tokens=100, usd_per_million_input=1.0, usd_per_million_output=1e4)
+    replies = []
+
+    def conversation():
+        replies.append((yield Request([{"role": "user", "content": "a question"}])))
+
+    endpoint = model.load()
+    endpoint.calls = kept
+    endpoint.converse([conversation])
+    assert replies[0].failure.startswith(f"the endpoint answered with {reason}") and len(at.requests) == 1
+    assert kept.spent.calls == 1 and kept.spent.usd == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+def test_nothing_is_sent_to_another_host_and_where_it_would_have_gone_is_said(at, code):
+    with serving() as other:
+        at.script = [redirect(code, f"{other.url}/chat/completions")]
+        with pytest.raises(
+            ModelError, match=f"{code}, it redirects to {other.url}/chat/completions, where nothing is sent"
+        ):
+            ask(server(at), "a question")
+        assert other.requests == [] and len(at.requests) == 1
+    at.script = [redirect(307, "/v1/other/chat/completions")]
+    assert ask(server(at), "a question")[0].failure is None and len(at.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [],
+        {},
+        {"prompt_tokens": -(10**9), "completion_tokens": -(10**9)},
+        {"prompt_tokens": 10**30, "completion_tokens": 10**30},
+        {"prompt_tokens": 1e400, "completion_tokens": "many"},
+        {"prompt_tokens": None, "completion_tokens": True},
+    ],
+)
+def test_usage_that_cannot_be_true_costs_what_the_call_can_have_cost(at, usage):
+    at.complete = lambda asked: {**completion("an answer"), "usage": usage}
+    endpoint = server(at, max_tokens=100, usd_per_million_input=1e4, usd_per_million_output=1e6).load()
+
+    def conversation():
+        return (yield Request([{"role": "user", "content": "a question"}]))
+
+    (reply,) = endpoint.converse([conversation])
+    # Ten bytes, sixteen tokens around them, a hundred tokens of answer.
+    assert reply.text == "an answer" and endpoint.calls.spent.usd == pytest.approx(26e4 / 1e6 * 1 + 100)
+
+
+def test_usage_in_fractions_and_in_words_is_read(at):
+    at.complete = lambda asked: {**completion("an answer"), "usage": {"prompt_tokens": 10.5, "completion_tokens": "20"}}
+    endpoint = server(at, usd_per_million_input=1.0, usd_per_million_output=1.0).load()
+
+    def conversation():
+        return (yield Request([{"role": "user", "content": "a question"}]))
+
+    endpoint.converse([conversation])
+    assert endpoint.calls.spent == calls.Spent(1, 11, 20, pytest.approx(31e-6))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        body(b"<html>paid, but no JSON</html>", "text/html"),
+        body({**completion("x"), "choices": []}),
+        body({**completion("x"), "choices": [], "usage": {"prompt_tokens": -(10**9), "completion_tokens": -(10**9)}}),
+        body({"error": {"message": "overloaded", "code": 503}}),
+        hang_up,
+    ],
+    ids=["html", "no-choice", "refund", "error", "hang-up"],
+)
+def test_a_limit_in_dollars_holds_where_nothing_can_be_read(at, tmp_path, reply):
+    at.script = [reply] * 200
+    priced = {"usd_per_million_input": 0.0, "usd_per_million_output": 1e4, "max_tokens": 50, "concurrency": 8}
+    with pytest.raises(BudgetError, match=r"limit of \$5: 10 calls, .*, \$5.00; what comes next may cost up to \$0.5;"):
+        run_local(recipe(at, tmp_path, rows=40, generator=server(at, **priced)), tmp_path / "store", max_usd=5)
+    assert len(at.requests) == 10
+
+
+def test_the_name_of_the_limit_is_an_option_and_is_found_out_too(at, capsys):
+    def picky(asked):
+        if "max_tokens" in asked:
+            return status(
+                400,
+                "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+                {"param": "max_tokens"},
+            )
+        return None
+
+    def fault(handler, asked):
+        refusal = picky(asked)
+        return refusal is not None and refusal(handler, asked)
+
+    at.chance = lambda: fault
+    replies = ask(server(at, concurrency=1), "one", "two")
+    assert [reply.failure for reply in replies] == [None, None] and len(at.requests) == 3
+    assert at.requests[2]["max_completion_tokens"] == 4096
+    assert capsys.readouterr().err.count("it refuses max_tokens (400 Unsupported parameter") == 1
+    ask(server(at, max_completion_tokens=70), "three")
+    assert at.requests[3]["max_completion_tokens"] == 70 and "max_tokens" not in at.requests[3]
+    at.chance = lambda: None
+    # Whoever asked by either name has bought the same answer.
+    named = [OpenAIServer(path="m", max_tokens=70), OpenAIServer(path="m", max_completion_tokens=70)]
+    assert named[0].identity() == named[1].identity()
+    ask(server(at, extra={"max_completion_tokens": 7}), "four")
+    assert at.requests[4]["max_completion_tokens"] == 7 and "max_tokens" not in at.requests[4]
+
+
+def test_a_server_that_refuses_schemas_is_asked_without_and_that_is_said_once(at, tmp_path, capsys):
+    def fault(handler, asked):
+        if "response_format" in asked:
+            handler.send(400, {"error": {"message": "'response_format.type' must be one of: text, json_object"}})
+        return "response_format" in asked
+
+    at.chance = lambda: fault
+    at.answer = lambda asked: json.dumps({"answers": [f"wrong in way {i} of {len(str(asked))}" for i in range(4)]})
+    run_local(recipe(at, tmp_path, generator=server(at, concurrency=1)), tmp_path / "store")
+    assert [len(row["worse_gpt"]) for row in sets(tmp_path / "store")] == [4] * 6 and len(at.requests) == 7
+    assert capsys.readouterr().err.count("`structured: false` sends none from the start") == 1
+
+
+def test_a_batch_names_the_option_that_answers_its_refusal(at, tmp_path):
+    said = {"error": {"message": "response_format of type json_schema is not supported"}}
+    at.batch_lines = lambda asked: (
+        [],
+        [{"custom_id": one["custom_id"], "response": {"status_code": 400, "body": said}} for one in asked],
+    )
+    run_local(recipe(at, tmp_path, rows=1, generator=batch_server(at)), tmp_path / "store")
+    (row,) = sets(tmp_path / "store")
+    assert row["reason_gpt"] == "400 response_format of type json_schema is not supported; set `structured: false`"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (stream(b" ", 200, 0.05), "a reply that did not end within 0.6 s"),
+        (stream(b" " * 2**20, 200), "a reply longer than 23,068,672 bytes|a line longer than 16,777,216 bytes"),
+    ],
+    ids=["drip", "endless"],
+)
+def test_a_batchs_file_has_a_deadline_and_a_limit_and_its_batch_is_found_again(at, tmp_path, fault, said):
+    at.file_fault = fault
+    one = recipe(at, tmp_path, generator=batch_server(at, timeout=0.6))
+    with pytest.raises(ModelError, match=rf"batch batch-0: its file output_file_id-batch-0 came as ({said})"):
+        run_local(one, tmp_path / "store")
+    at.file_fault = None
+    run_local(one, tmp_path / "store")
+    assert len(at.batches) == 1 and [len(row["worse_gpt"]) for row in sets(tmp_path / "store")] == [4] * 6
+
+
+def test_what_was_bought_is_read_anew_and_an_answer_bought_without_a_schema_is_one(at, tmp_path):
+    schema = {"type": "object", "properties": {"rating": {"type": "integer"}}}
+    with calls.kept(tmp_path):
+        ask(server(at), "a question")
+        ask(server(at), "a question", schema=schema)
+        ask(server(at, structured=False), "a question", schema=schema)
+    assert len(at.requests) == 2
+
+
+def test_questions_are_asked_from_a_notebook_too(at, tmp_path):
+    async def cell():
+        run_local(recipe(at, tmp_path, rows=2), tmp_path / "store")
+
+    asyncio.run(cell())
+    assert [len(row["worse_gpt"]) for row in sets(tmp_path / "store")] == [4, 4]

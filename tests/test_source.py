@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from strategies import cell, line
 
+from seamcurate import formats
 from seamcurate.errors import SourceError
 from seamcurate.source import REJECTED, Chunk, Source
 from seamcurate.step import MESSAGES
@@ -757,3 +758,92 @@ def test_a_line_that_a_small_file_unpacks_to_without_end_is_one_rejected_row_and
     assert ("longer than" if kind == "jsonl" else "larger than") in chunk.rejected["reason"][0].as_py()
     # The line is 64 MB; what is imported meanwhile is counted too.
     assert peak < 1 << 25
+
+
+# What the cells of a CSV column are: a column of all of them is a number or a truth, or it is text.
+CELLS = {
+    "whole numbers": (["9", "10", "-7"], [9, 10, -7]),
+    "fractions": (["9", "7.5", ".5", "-1e3", "1."], [9.0, 7.5, 0.5, -1000.0, 1.0]),
+    "spaces around": ([" 9", "10 "], [9, 10]),
+    "nan and inf beside numbers": (["0.5", "inf", "-Infinity"], [0.5, float("inf"), float("-inf")]),
+    "truths": (["true", "False", "TRUE"], [True, False, True]),
+    "an empty cell": (["1", "", "3"], [1, None, 3]),
+    "leading zeros": (["007", "008"], ["007", "008"]),
+    "one leading zero": (["1", "02"], ["1", "02"]),
+    "phone numbers": (["+491234", "+495678"], ["+491234", "+495678"]),
+    "hexadecimal": (["0x1f", "0x2a"], ["0x1f", "0x2a"]),
+    "thousands": (["1,000", "2,000"], ["1,000", "2,000"]),
+    "underscores": (["1_000", "2_000"], ["1_000", "2_000"]),
+    "dates": (["2024-01-01", "2024-01-02"], ["2024-01-01", "2024-01-02"]),
+    "a missing value by name": (["1", "N/A"], ["1", "N/A"]),
+    "nan alone": (["nan", "inf"], ["nan", "inf"]),
+    "truths beside numbers": (["true", "1"], ["true", "1"]),
+    "64 bits": (["9223372036854775807", "-9223372036854775807"], [2**63 - 1, 1 - 2**63]),
+    "beyond 64 bits": (["9223372036854775808", "1"], ["9223372036854775808", "1"]),
+    "beyond a double's digits": (["9007199254740993", "0.5"], ["9007199254740993", "0.5"]),
+    "beyond a double": (["1e400", "1"], ["1e400", "1"]),
+}
+
+
+@pytest.mark.parametrize(("cells", "values"), CELLS.values(), ids=CELLS)
+@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.parametrize("shard_rows", [1, 4096])
+def test_a_csv_column_is_what_all_its_cells_are(cells, values, files, shard_rows, tmp_path: Path) -> None:
+    lines = [f'p{i},"{cell}"\n' for i, cell in enumerate(cells)]
+    for number in range(files):
+        part = lines[:1] if files == 2 and number == 0 else lines[files - 1 :]
+        (tmp_path / f"{number}.csv").write_text("prompt,x\n" + "".join(part))
+    found = rows(Source(csv=str(tmp_path / "*.csv"), shard_rows=shard_rows))
+    assert [row["x"] for row in found] == values
+    check_chunks(Source(csv=str(tmp_path / "*.csv"), shard_rows=1), len(cells))
+
+
+def test_what_is_mapped_from_csv_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("q,a,ref,uid,reference,n\n1,2,3,4,5,6\n7,8,9,10,11,12\n")
+    source = Source(
+        csv=str(tmp_path / "a.csv"), prompt="q", response="a", reference="ref", id="uid", rename={"reference": "r"}
+    )
+    assert rows(source) == [
+        {"row_id": 0, "prompt": "1", "response": "2", "reference": "3", "id": "4", "r": 5, "n": 6},
+        {"row_id": 1, "prompt": "7", "response": "8", "reference": "9", "id": "10", "r": 11, "n": 12},
+    ]
+
+
+def test_types_say_what_a_csv_column_is_and_a_cell_that_is_not_so_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,score,code,seen\na,9,7,TRUE\nb,N/A,007,false\nc,7.5,8,\n")
+    assert [row["score"] for row in rows(Source(csv=str(tmp_path / "a.csv")))] == ["9", "N/A", "7.5"]
+    types = {"score": "number", "code": "number", "seen": "text"}
+    source = Source(csv=str(tmp_path / "a.csv"), types=types, rename={"score": "points"})
+    assert rows(source) == [
+        {"row_id": 0, "prompt": "a", "points": 9.0, "code": 7, "seen": "TRUE"},
+        {"row_id": 2, "prompt": "c", "points": 7.5, "code": 8, "seen": None},
+    ]
+    assert reasons(source) == [(1, "wrong type in column points: expected double, found string")]
+    assert source.identity() != source.model_copy(update={"types": {**types, "seen": "boolean"}}).identity()
+    for wrong, why in (
+        ({"skore": "number"}, "no column 'skore' for types; it has prompt, score, code, seen"),
+        ({"prompt": "number"}, "column 'prompt' is the prompt, which is text"),
+    ):
+        with pytest.raises(SourceError, match=why):
+            rows(Source(csv=str(tmp_path / "a.csv"), types=wrong))
+    with pytest.raises(ValidationError, match="types is for csv only"):
+        Source(jsonl="a.jsonl", types={"x": "number"})
+
+
+def test_the_types_of_csv_are_part_of_its_fingerprint_and_of_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,x\na,1\n")
+    identity = Source(csv=str(tmp_path / "a.csv")).identity()
+    assert isinstance(identity, dict) and identity["csv_types"] == formats.CSV_TYPES and "types" not in identity
+    others = Source(jsonl=jsonl(tmp_path, {"prompt": "a"})).identity()
+    assert isinstance(others, dict) and not {"csv_types", "types", "durations"} & set(others)
+
+
+@pytest.mark.parametrize(("unit", "seconds"), [("s", 1500.0), ("ms", 1.5), ("us", 0.0015), ("ns", 0.0000015)])
+def test_a_duration_is_seconds_whatever_its_unit(unit, seconds, tmp_path: Path) -> None:
+    place = parquet(tmp_path, prompt=["a", "b"], took=pa.array([1500, None], pa.duration(unit)))
+    (chunk,) = Source(parquet=place).chunks()
+    assert chunk.rows["took"].to_pylist() == [seconds, None]
+    assert chunk.rows.schema.field("took").metadata == {b"meaning": b"seconds"}
+    nested = parquet(tmp_path, prompt=["a"], took=pa.array([{"x": 1}], pa.struct([("x", pa.duration(unit))])))
+    with pytest.raises(SourceError, match=rf"column 'took' holds a duration\[{unit}\] inside, .* number of seconds"):
+        rows(Source(parquet=nested))

@@ -44,9 +44,23 @@ def test_the_lowest_share_of_the_scored_rows_is_dropped_and_the_ledger_says_why(
         "split s: 1 row has no value to decide by; 1 of them were kept, 0 dropped",
     ]
     assert ledger(store)[:3] == [
-        {"row_id": 0, "split": "s", "kept": False, "rule": "lowest 20 % by seam_x", "value": -5.0, "threshold": -4.0},
-        {"row_id": 1, "split": "s", "kept": True, "rule": "lowest 20 % by seam_x", "value": -1.0, "threshold": -4.0},
-        {"row_id": 2, "split": "s", "kept": True, "rule": "no seam_x", "value": None, "threshold": -4.0},
+        {
+            "row_id": 0,
+            "split": "s",
+            "kept": False,
+            "rule": "drop the lowest 20 % by seam_x",
+            "value": -5.0,
+            "threshold": -4.0,
+        },
+        {
+            "row_id": 1,
+            "split": "s",
+            "kept": True,
+            "rule": "drop the lowest 20 % by seam_x",
+            "value": -1.0,
+            "threshold": -4.0,
+        },
+        {"row_id": 2, "split": "s", "kept": True, "rule": "keep rows without seam_x", "value": None, "threshold": -4.0},
     ]
     assert dropped(store) == [0, 8]
 

@@ -106,7 +106,18 @@ def test_faults_leave_no_verdict_and_what_cannot_be_compared_is_refused(tmp_path
         study.winrate(silent)
 
 
-@pytest.mark.parametrize(("text", "said"), [("[[A]] … no, [[B]]", "B"), ("[[ C ]]", "C"), ("[[D]]", None), ("A", None)])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[A]] … no, [[B]]", "B"),
+        ("[[ C ]]", "C"),
+        ("[[D]]", None),
+        ("A", None),
+        ("It is [[A]], not [[B]].", "A"),
+        ("not [[A]]", None),
+        ('{"explanation": "[[A]]?", "verdict": "B"}', "B"),
+    ],
+)
 def test_the_last_verdict_counts(text, said):
     assert verdict(text) == said
 

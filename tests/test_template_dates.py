@@ -16,9 +16,12 @@ import pytest
 from conftest import questions
 
 from seamcurate import CausalLM, Models, Perplexity, Recipe, Reward, SequenceClassifier, Source, Store, query, run_local
+from seamcurate import split as splits
 from seamcurate.errors import ModelError, StaleError
+from seamcurate.export import to_trl
 from seamcurate.models import tokens
 from seamcurate.models.template import FormSettings, dated
+from seamcurate.split import Split
 
 BEGIN = "<|im_start|>system\nToday is {{ %s }}<|im_end|>\n"
 TURNS = (
@@ -108,6 +111,15 @@ def test_a_store_has_one_date_whatever_the_days_it_is_made_on(dating, on, tmp_pa
     shown = {column.name: column.meaning for column in Store(tmp_path / "mixed").columns()}
     assert shown["reward"].endswith(f"; prompts dated {day}")
     assert shown["baseline_perplexity"].endswith(f"; prompts dated {day}") and "dated" not in shown["prompt"]
+    # Exported prompts are those that were scored.
+    splits.make(
+        Store(tmp_path / "mixed"), "ids", Split(filter="SELECT row_id, true AS keep FROM rows", format="prompt_ids")
+    )
+    policy = CausalLM(path=str(dating["policy"]))
+    to_trl(Store(tmp_path / "mixed"), "ids", tmp_path / "out", policy)
+    (file,) = (tmp_path / "out").glob("*.parquet")
+    first = policy.tokenizer().decode(pq.read_table(file)["input_ids"][0].as_py())
+    assert first.startswith(f"<|im_start|>system\nToday is {day:%d %b %Y}<|im_end|>\n<|im_start|>user\nhow do I")
     # Another date is another configuration, and a date that is set holds on every day.
     other = recipe(dating, rows, reward=SequenceClassifier(path=str(dating["reward"]), date=DAY))
     with pytest.raises(StaleError, match=f'"date": "{day}".* → .*"date": "{DAY}"'):

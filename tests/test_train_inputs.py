@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,62 @@ def test_adapters_train_on_a_backbone_in_bfloat16_as_they_do_on_a_gpu(
     record = train(name, model, data, tmp_path / "out", **options)
     assert identity(str(tmp_path / "out"), None) != identity(str(model), None)
     assert all(math.isfinite(v) for v in record.values() if isinstance(v, float))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "columns", "message"),
+    [
+        (
+            "sft",
+            ["prompt", "chosen", "rejected", "response"],
+            "its format is preferences, which `train reward` reads; ",
+        ),
+        (
+            "sft",
+            ["prompt", "completion", "label", "candidate_variant"],
+            "its format is unpaired; give the split `format: sft` in the recipe and export it again",
+        ),
+        (
+            "sft",
+            ["prompt", "reward"],
+            "its format is prompts, which `train ppo, grpo or rloo` reads; give the split `format: sft` in",
+        ),
+        (
+            "reward",
+            ["prompt", "row_id"],
+            "its format is prompts, which `train ppo, grpo or rloo` reads; give the split ",
+        ),
+        (
+            "reward",
+            ["prompt", "completion"],
+            "its format is sft, which `train sft` reads; give the split `format: preferences` in the recipe and",
+        ),
+        ("reward", ["prompt", "choosen", "rejected"], "rename one of these; did you mean `choosen`?"),
+        ("sft", ["prompt", "completions"], "rename one of these; did you mean `completions`?"),
+        ("ppo", ["question", "answer"], "has no column `prompt`; it has question, answer: rename one of these"),
+    ],
+)
+def test_a_split_of_another_format_names_the_way_out(trainer, columns, message, tmp_path):
+    from seamcurate.train import data
+
+    file = parquet(tmp_path / "rows.parquet", [dict.fromkeys(columns, "a b")] * 4)
+    read = {
+        "sft": lambda: data.rows(file, sys.modules["seamcurate.train.sft"].COLUMNS),
+        "reward": lambda: data.rows(file, sys.modules["seamcurate.train.reward"].COLUMNS),
+        "ppo": lambda: data.prompts(file),
+    }
+    with pytest.raises(TrainError) as refused:
+        read[trainer]()
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_store_and_a_folder_of_splits_are_no_data(finished, tmp_path):
+    from seamcurate.train import data
+
+    with pytest.raises(TrainError, match=r"is a store; export its splits .* and give splits/NAME"):
+        data.rows(finished.path, [("completion",)])
+    for name in ("train", "test"):
+        (tmp_path / "splits" / name).mkdir(parents=True)
+        pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "splits" / name / "train-00000-of-00001.parquet")
+    with pytest.raises(TrainError, match=r"and no \.parquet files itself; give one of them: test, train"):
+        data.prompts(tmp_path / "splits")

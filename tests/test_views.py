@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from decimal import Decimal
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import Retrieve, Source, Store, query, run_local, seam, shard, tables, views
+from seamcurate import Recipe, Retrieve, Source, Split, Store, query, run_local, seam, shard, tables, views
+from seamcurate import connection as connections
 from seamcurate.errors import QueryError
 
 
@@ -232,17 +238,11 @@ def test_no_bar_is_drawn_over_an_answer_where_python_has_no_script(store):
     assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout == "[(False,)]\n"
 
 
-@pytest.mark.parametrize("open_it", [views.connect, lambda store: views.opened(store, [])], ids=["all", "one"])
-def test_what_duckdb_makes_of_a_ctrl_c_while_views_are_opened_is_one(store, monkeypatch, open_it):
+def test_what_duckdb_makes_of_a_ctrl_c_is_one():
+    # As its Python side does between two tasks, where it looks for signals.
     for said, raised in (("Query interrupted", KeyboardInterrupt), ("something else", RuntimeError)):
-
-        def lock(*given, said=said):
-            # As its Python side does between two tasks, where it looks for signals.
+        with pytest.raises(raised), views.in_memory():
             raise RuntimeError(said)
-
-        monkeypatch.setattr(views, "_lock", lock)
-        with pytest.raises(raised):
-            open_it(store)
 
 
 @pytest.mark.parametrize("open_it", [views.connect, lambda store: views.opened(store, ["reward"])], ids=["all", "one"])
@@ -268,3 +268,133 @@ def test_what_a_filter_may_take_before_it_spills_grows_with_the_rows(store, monk
     monkeypatch.setattr(Store, "__len__", lambda _: rows)
     with views.connect(store, tmp_path / "spill") as connection:
         assert connection.execute("SELECT current_setting('memory_limit')").fetchall() == [(limit,)]
+
+
+NAN = float("nan")
+SCORES = [0.5, NAN, 0.75, 1.0, 2.0, NAN, -1.0, 0.25]
+BY_SCORE = {
+    "x <= 1.0": [0, 2, 3, 6, 7],
+    "x > 1.0": [1, 4, 5],
+    "NOT x <= 1.0": [1, 4, 5],
+    "x BETWEEN 0 AND 1": [0, 2, 3, 7],
+    "x <> 1.0": [0, 1, 2, 4, 5, 6, 7],
+    "CASE WHEN x > 1.0 THEN true ELSE false END": [1, 4, 5],
+    "isnan(x)": [1, 5],
+    "x IN (2.0, 'nan'::DOUBLE)": [1, 4, 5],
+    "f > 1.0": [1, 4, 5],
+    "s.y > 1.0": [1, 4, 5],
+    "s.y <= 1.0": [0, 2, 3, 6, 7],
+    "l[1] > 1.0": [1, 4, 5],
+    "x >= (SELECT max(x) FROM rows)": [1, 5],
+    "row_id IN (SELECT row_id FROM rows ORDER BY x DESC, row_id LIMIT 2)": [1, 5],
+    "row_id IN (SELECT b.row_id FROM rows AS a JOIN rows AS b ON a.x = b.x AND a.row_id = 5)": [1, 5],
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("shard_rows", [1, 3, 8])
+@pytest.mark.parametrize("before", [False, True], ids=["now", "with statistics"])
+def test_nan_is_above_every_number_whatever_the_shards(kind, shard_rows, before, tmp_path, monkeypatch):
+    if before:
+        # As shards were written: each with the bounds of its fractions, NaN left out.
+        monkeypatch.setattr(shard, "with_statistics", lambda schema: True)
+    asked = [{"prompt": f"p{i}", "x": x, "f": x, "s": {"y": x}, "l": [x]} for i, x in enumerate(SCORES)]
+    table = pa.Table.from_pylist(asked)
+    pq.write_table(table.set_column(2, "f", table["f"].cast(pa.float32())), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    source = Source(**{kind: str(tmp_path / f"a.{kind}")}, shard_rows=shard_rows)
+    split = Split(filter="SELECT row_id FROM rows WHERE x <= 1.0")
+    run_local(Recipe(rows=source, splits={"low": split}), tmp_path / "store")
+    with views.connect(Store(tmp_path / "store")) as connection:
+        for where, row_ids in BY_SCORE.items():
+            found = connection.ask(f"SELECT row_id FROM rows WHERE {where} ORDER BY row_id").fetchall()
+            assert [row_id for (row_id,) in found] == row_ids, where
+        kept = connection.ask("SELECT row_id FROM ledger WHERE kept ORDER BY row_id").fetchall()
+        assert [row_id for (row_id,) in kept] == BY_SCORE["x <= 1.0"]
+
+
+def test_no_bounds_of_fractions_are_written(store, tmp_path):
+    table = query(store, "SELECT row_id, seam_contrast FROM rows")
+    shard.write(tmp_path / "a.parquet", table, "maker", 0)
+    shard.verify(tmp_path / "a.parquet", "maker", 0)
+    footer = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    assert [footer.column(i).is_stats_set for i in range(2)] == [True, False]
+    assert not shard.bounds_fractions(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_a_query_reads_times_in_utc_wherever_it_runs(zone, tmp_path, monkeypatch):
+    pq.write_table(
+        pa.table({"prompt": ["a"], "stamp": pa.array([1_704_063_600], pa.timestamp("s", "UTC"))}),
+        tmp_path / "a.parquet",
+    )
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "a.parquet"))), tmp_path / "store")
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        # A process that was started before has the time zone of then.
+        monkeypatch.setattr(connections, "_spare", [])
+        sql = "SELECT stamp::DATE::VARCHAR AS day, hour(stamp) AS hour, stamp::VARCHAR AS text, date_trunc('day', stamp)::VARCHAR AS began FROM rows"
+        assert query(tmp_path / "store", sql).to_pylist() == [
+            {"day": "2023-12-31", "hour": 23, "text": "2023-12-31 23:00:00+00", "began": "2023-12-31 00:00:00+00"}
+        ]
+        with views.in_memory() as connection:
+            assert connection.execute("SELECT TIMESTAMPTZ '2023-12-31 23:00:00+00'::VARCHAR").fetchall() == [
+                ("2023-12-31 23:00:00+00",)
+            ]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+WRITTEN = {
+    "SELECT sum(row_id) AS s, count(*) AS n FROM rows": (
+        "s,n\n780,40\n",
+        '{"s": 780, "n": 40}\n',
+        [{"s": 780, "n": 40}],
+    ),
+    "SELECT true AS t, 3::DECIMAL(4, 1) AS d, [0.25] AS l": (
+        "t,d,l\ntrue,3.0,[0.25]\n",
+        '{"t": true, "d": 3.0, "l": [0.25]}\n',
+        [{"t": True, "d": Decimal("3.0"), "l": [Decimal("0.25")]}],
+    ),
+    "SELECT INTERVAL 1 DAY AS i, INTERVAL 90 MINUTE AS m": (
+        "i,m\n1 day,01:30:00\n",
+        '{"i": "1 day", "m": "01:30:00"}\n',
+        [{"i": "1 day", "m": "01:30:00"}],
+    ),
+    "SELECT '101'::BIT AS b, TIMETZ '12:00:00+02' AS z, union_value(a := 1) AS u, 1::VARIANT AS v, 7::BIGNUM AS n": (
+        "b,z,u,v,n\n101,12:00:00+02,1,1,7\n",
+        '{"b": "101", "z": "12:00:00+02", "u": "1", "v": "1", "n": "7"}\n',
+        [{"b": "101", "z": "12:00:00+02", "u": "1", "v": "1", "n": "7"}],
+    ),
+    "SELECT INTERVAL (row_id) DAY AS i FROM rows ORDER BY row_id DESC LIMIT 2": (
+        "i\n39 days\n38 days\n",
+        '{"i": "39 days"}\n{"i": "38 days"}\n',
+        [{"i": "39 days"}, {"i": "38 days"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("sql", WRITTEN)
+def test_a_value_is_written_as_what_it_is_in_every_form(sql, store, tmp_path, capsys):
+    *texts, values = WRITTEN[sql]
+    with views.connect(store) as connection:
+        for form, text in zip(("csv", "jsonl"), texts, strict=True):
+            tables.write(views.run(connection, sql), form, None)
+            assert capsys.readouterr().out == text
+        tables.write(views.run(connection, sql), "parquet", tmp_path / "a.parquet")
+        assert pq.read_table(tmp_path / "a.parquet").to_pylist() == values
+        assert views.run(connection, sql).read_all().to_pylist() == values
+
+
+def test_a_sum_is_aligned_as_a_number_and_one_beyond_64_bits_is_refused_by_parquet_alone(store, tmp_path, capsys):
+    with views.connect(store) as connection:
+        tables.write(views.run(connection, "SELECT sum(row_id) AS sum_of_row_ids, 'x' AS t FROM rows"), "table", None)
+        assert "            780   x" in capsys.readouterr().out
+        wide = "SELECT sum(9223372036854775807) AS s FROM rows"
+        tables.write(views.run(connection, wide), "jsonl", None)
+        assert capsys.readouterr().out == f'{{"s": {40 * (2**63 - 1)}}}\n'
+        with pytest.raises(QueryError, match=r"^column 's' holds a whole number beyond 64 bits, .*name::DOUBLE"):
+            tables.write(views.run(connection, wide), "parquet", tmp_path / "a.parquet")
+        assert views.run(connection, wide).read_all().to_pylist() == [{"s": Decimal(40 * (2**63 - 1))}]

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seamcurate import FakeModel, LengthIncentive, QueryRelevance, QueryType, ReferenceRelevance, RepetitionPenalty, Rer
+from seamcurate import (
+    FakeModel,
+    LengthIncentive,
+    OtherRelevance,
+    QueryRelevance,
+    QueryType,
+    ReferenceRelevance,
+    RepetitionPenalty,
+    Rer,
+    rer,
+)
 from seamcurate.errors import StepError
 from seamcurate.white_box import cut, length_incentive, repetition_penalty, rer_closed, rer_open, rescale
 from seamcurate.words import split
@@ -76,6 +88,46 @@ def test_text_features_are_columns_with_null_for_a_missing_response():
     assert column_of(RepetitionPenalty(stop=("STOP",)), response=responses) == [1.0, None, pytest.approx(3 / 7)]
 
 
+def test_stop_strings_cut_length_and_repetition_and_leave_the_relevances_whole():
+    steps = {type(step): step for step in rer(encoder=FakeModel(), stop=("STOP",))}
+    said = {"prompt": ["sort"], "reference": ["sort"], "response": ["a b STOP sort sort sort sort"]}
+    assert column_of(steps[LengthIncentive], response=said["response"]) == [0.02]
+    assert column_of(steps[RepetitionPenalty], response=said["response"]) == [1.0]
+    for step in (QueryRelevance, ReferenceRelevance):
+        assert column_of(steps[step], **said) == column_of(step(encoder=FakeModel()), **said)
+    # Their values were the same before, where no stop string cut them.
+    assert steps[QueryRelevance].identity()["stop"] == []
+
+
+def test_other_relevance_is_the_median_over_other_questions_references(tmp_path):
+    table = pa.table(
+        {
+            "prompt": ["p", "P ", "q", "r", "s"],
+            "reference": pa.array(["sort a list", "a list", "open files", None, "Open  files"], pa.string()),
+            "response": pa.array(["sort", "sort", "open", "sort", None], pa.string()),
+        }
+    )
+
+    class Data(Rows):
+        def rows(self, columns):
+            yield from (table.slice(i, 2).select(list(columns)) for i in range(0, 5, 2))
+
+    step = OtherRelevance(encoder=FakeModel())
+    step.prepare(Data(), tmp_path)
+    made = step.load(tmp_path)(table)["rer_other_relevance"].to_pylist()
+
+    def median(response, references):
+        left, *right = FakeModel().embed([response, *references]).astype(float)
+        return pytest.approx(float(np.median([left @ one for one in right])), abs=1e-6)
+
+    files, lists = ["open files"] * 2, ["sort a list", "a list"]
+    assert made == [median("sort", files), median("sort", files), median("open", lists), median("sort", lists + files), None]  # fmt: skip
+    step.load(tmp_path)(table.slice(0, 0))
+    alone = pa.table({"prompt": ["p"], "reference": ["a"], "response": ["b"]})
+    (tmp_path / "others.json").write_text('[["p", "x"], ["q", "A"]]')
+    assert step.load(tmp_path)(alone)["rer_other_relevance"].to_pylist() == [None]
+
+
 def test_relevance_is_the_dot_product_and_null_without_a_reference():
     encoder = FakeModel()
     table = {"prompt": ["sort a list", "sort a list"], "response": ["sort a list", "open files"]}
@@ -93,6 +145,7 @@ FEATURES = {
     "rer_repetition": [0.5, 0.5, 0.5, 1.0],
     "rer_query_relevance": [0.8, 0.8, 0.8, 0.8],
     "rer_reference_relevance": pa.array([0.9, 3.5, None, 3.5], pa.float64()),
+    "rer_other_relevance": pa.array([0.1, 0.5, 0.4, None], pa.float64()),
     "query_type": ["open", "closed", "closed", "closed"],
 }
 
@@ -119,10 +172,17 @@ def test_options_for_missing_references_and_short_answers(tmp_path):
     assert made == [0.4, pytest.approx(2.56), pytest.approx(0.5 * rescale(0.8)), 0.0]
 
 
-def test_f_can_be_fitted_to_another_encoders_range(tmp_path):
-    made = rer_of(Rer(fit="quantiles", clip=True), tmp_path)
-    assert made[1] == pytest.approx(0.5 * 5.12, rel=1e-6)
-    assert Rer(fit="quantiles").reads_all_rows and not Rer().reads_all_rows
+def test_f_is_fitted_from_answers_to_other_questions_to_the_golden_answers_best(tmp_path):
+    step = Rer(fit="quantiles")
+    made = rer_of(step, tmp_path)
+    measured = json.loads((tmp_path / "range.json").read_text())
+    assert measured["range"] == [0.4, pytest.approx(np.quantile([0.9, 3.5, 3.5], 0.99))]
+    assert measured["zero"] == "median of other questions"
+    assert made == [0.4, pytest.approx(0.5 * 5.12, rel=1e-6), None, pytest.approx(5.12)]
+    assert step.reads_all_rows and not Rer().reads_all_rows
+    assert "rer_other_relevance" in step.inputs and "rer_other_relevance" not in Rer().inputs
+    assert [type(one) for one in rer(fit="quantiles")][4] is OtherRelevance
+    assert OtherRelevance not in map(type, rer())
 
 
 def test_cosines_under_the_papers_constants_are_warned_about(tmp_path):
@@ -137,15 +197,33 @@ def test_cosines_under_the_papers_constants_are_warned_about(tmp_path):
     assert [w.split(":")[1][:22] for w in facts["warnings"]] == [" AR lies in [-1, 1], a", " 1 row is NULL"]
 
 
-# The last is what cosines of a text with itself come to.
-@pytest.mark.parametrize("found", [[0.5, 0.5], [0.5, 0.5, 0.5, 0.5 + 1e-9], [0.99999988, 1.0, 1.0000002]])
-def test_fitting_without_variation_is_refused(tmp_path, found):
+@pytest.mark.parametrize(
+    ("known", "others", "why"),
+    [
+        ([0.5, 0.5], [0.5, 0.5], "no nearer to their own references"),
+        ([0.5, 0.5 + 1e-9], [0.5, 0.5], "no nearer to their own references"),
+        ([0.5, 0.6], [0.9, 0.8], "no nearer to their own references"),
+        ([0.5, 0.6], [None, None], "all rows have one question or one reference"),
+        ([None, None], [None, None], "no row has a reference"),
+    ],
+)
+def test_fitting_without_a_range_is_refused(tmp_path, known, others, why):
     class Same(Rows):
         def rows(self, columns):
-            yield pa.table({"rer_reference_relevance": found})
+            table = {"rer_reference_relevance": known, "rer_other_relevance": others}
+            yield pa.table({name: pa.array(values, pa.float64()) for name, values in table.items()})
 
-    with pytest.raises(StepError, match="AR does not vary beyond rounding"):
+    with pytest.raises(StepError, match=rf"{why}.*, so `fit: quantiles`"):
         Rer(fit="quantiles").prepare(Same(), tmp_path)
+
+
+def test_references_that_are_the_responses_themselves_have_a_range(tmp_path):
+    class Golden(Rows):
+        def rows(self, columns):
+            yield pa.table({"rer_reference_relevance": [0.99999988, 1.0], "rer_other_relevance": [0.1, 0.2]})
+
+    Rer(fit="quantiles").prepare(Golden(), tmp_path)
+    assert json.loads((tmp_path / "range.json").read_text())["range"][0] == pytest.approx(0.15)
 
 
 def test_query_types_come_with_their_probability(tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,11 +41,61 @@ def test_texts_do_not_run_into_each_other_across_parts(monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_code_point_is_of_the_kind_python_gives_it(kind):
+def test_every_code_point_is_of_the_kind_it_has_in_one_text(kind):
     texts = [f"a{chr(code)}b" for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-    pattern = re.compile(r"\w+|[^\w\s]+")
+    pattern = regex.compile(r"\w+|[^\w\s]+")
     expected = [len(pattern.findall(text) if kind == "wordpunct" else text.split()) for text in texts]
     assert words.counts(pa.array(texts), kind).tolist() == expected
+
+
+SCRIPTS = {
+    "नमस्ते, दुनिया!": 4,  # Hindi
+    "வணக்கம் உலகம்": 2,  # Tamil
+    "สวัสดีชาวโลก": 1,  # Thai
+    "مُحَمَّدٌ هُنَا": 2,  # vocalised Arabic
+    "e\u0301te\u0301": 1,
+    "می\u200cخواهم": 1,
+    "x² ⓐ": 3,
+}
+
+
+@pytest.mark.parametrize(("text", "count"), SCRIPTS.items())
+def test_combining_marks_belong_to_their_word_as_in_nltk(text, count):
+    assert len(words.split(text)) == count == words.counts(pa.array([text]))[0]
+
+
+def test_words_are_nltks():
+    tokenize = pytest.importorskip("nltk.tokenize", reason="nltk is not installed")
+    texts = [*SCRIPTS, "It's 3.14 -- ok?\x1c\u2028end", "a_b\u203fc 10½ " + "".join(map(chr, range(0x300, 0x1000)))]
+    for text in texts:
+        assert words.split(text) == tokenize.wordpunct_tokenize(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("the " * 200, "the"),
+        (" the the cat  cat sat ", "the cat sat"),
+        ("Call sort on it.\nCall sort on it.\nCall sort on", "Call sort on it."),
+        ("Sort it now, then stop. Sort it now,", "Sort it now, then stop."),
+        ("It is 4.It is 4.It is 4.", "It is 4."),
+        ("One, two. Then, then, three three three.", "One, two. Then, then, three."),
+        ("  Nothing is said  again here. ", "Nothing is said  again here."),
+        ("The sun. The", "The sun. The"),
+        ("", ""),
+    ],
+)
+def test_what_is_said_again_right_away_is_dropped(text, left):
+    assert words.drop_repeats(text) == left
+
+
+def test_copies_of_any_text_come_down_to_what_the_text_itself_does():
+    for size in range(1, 8):
+        for letters in itertools.product("abc", repeat=size):
+            text = " ".join(letters)
+            left = words.drop_repeats(text)
+            assert words.drop_repeats(left) == left
+            assert {words.drop_repeats(" ".join([text] * n)) for n in (2, 3, 5)} == {left}
 
 
 def test_an_empty_column_gives_nothing_and_a_slice_its_own_rows():

@@ -6,7 +6,6 @@ left out, a second ask fills what is short, and what is short then is said.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,7 +18,8 @@ from pydantic import Field, JsonValue
 
 from seamcurate import prompts
 from seamcurate.errors import ModelError
-from seamcurate.models import Conversation, LanguageModel, LanguageModelConfig, Message, Prompt, Reply, Request
+from seamcurate.models import Conversation, LanguageModel, LanguageModelConfig, Message, Prompt, Request
+from seamcurate.models.reply import Answer, json_values, read, unfenced, whole_elements
 from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
 from seamcurate.tables import counted
@@ -29,8 +29,69 @@ GENERATED = pa.list_(pa.struct([("response", pa.string())]))
 _SAME = 0.9
 """Share of common word triples from which two answers are taken for one."""
 _NUMBERED = re.compile(r"^\s*(?:\*\*)?(?:answer\s+)?\d{1,3}\s*[.):](?:\*\*)?\s+", re.MULTILINE | re.IGNORECASE)
-_FENCE = re.compile(r"^\s*```\w*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 _WORDS = re.compile(r"\w+")
+_KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+_TEXT_KEYS = (
+    "answer",
+    "response",
+    "text",
+    "content",
+    "output",
+    "reply",
+    "completion",
+    "statement",
+    "sentence",
+    "value",
+)
+"""Words in the key of an object's text, the surest first."""
+_LABEL_KEYS = frozenset(
+    [
+        "id",
+        "index",
+        "number",
+        "no",
+        "num",
+        "rank",
+        "type",
+        "kind",
+        "label",
+        "category",
+        "class",
+        "tag",
+        "error",
+        "mistake",
+        "flaw",
+        "issue",
+        "characteristic",
+        "quality",
+        "score",
+        "rating",
+        "level",
+        "language",
+        "source",
+        "title",
+        "name",
+        "key",
+        "reason",
+        "rationale",
+        "explanation",
+        "note",
+        "comment",
+        "why",
+        "status",
+        "role",
+        "question",
+        "prompt",
+        "query",
+        "instruction",
+        "input",
+        "thought",
+        "thinking",
+        "reasoning",
+    ]
+)
+"""Last words in the keys of what is said about a text."""
+_NOT_WORSE = ("correct", "original", "golden", "reference", "given")
 
 
 class Made(NamedTuple):
@@ -50,6 +111,7 @@ class Generate(Step):
     template: prompts.Template = ""
     """A file of your own in place of the paper's prompt; see `seamcurate.prompts`."""
 
+    revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 256
 
     @property
@@ -145,33 +207,33 @@ class Generate(Step):
 
     def _at_once(self, messages: list[Message], kept: _Distinct) -> Conversation[str]:
         """Ask for all, and once more for what is missing; returns what went wrong last."""
-        reply = yield Request(messages, _schema(self.k))
-        said = _trouble(reply)
-        if reply.failure is not None or reply.finish not in ("stop", "length"):
+        answer = read((yield Request(messages, _schema(self.k))))
+        said = _trouble(answer)
+        if answer.finish not in ("stop", "length"):
             return said
-        found = listed(reply.text)
+        found = listed(answer.text, answer.whole)
         if not found:
-            said = said or f"no list of answers came back but {reply.text[:60]!r}"
+            shown = f"no list of answers came back but {answer.text[:60]!r}" if answer.text.strip() else answer.reason
+            said = said or shown
         kept.add(found)
         missing = self.k - len(kept.answers)
         if missing > 0:
             more = prompts.render(prompts.bundled("more_answers"), count=missing)
-            before: list[Message] = [{"role": "assistant", "content": reply.text}, *more] if found else []
-            reply = yield Request([*messages, *before], _schema(missing if found else self.k), draw=1)
-            usable = reply.failure is None and reply.finish in ("stop", "length")
-            kept.add(listed(reply.text) if usable else [])
-            said = _trouble(reply) or said
+            before: list[Message] = [{"role": "assistant", "content": answer.text}, *more] if found else []
+            answer = read((yield Request([*messages, *before], _schema(missing if found else self.k), draw=1)))
+            kept.add(listed(answer.text, answer.whole) if answer.finish in ("stop", "length") else [])
+            said = _trouble(answer) or said
         return said
 
     def _each(self, messages: list[Message], kept: _Distinct) -> Conversation[str]:
         """Ask for one answer at a time; a few more times where answers repeat each other."""
         said = ""
         for draw in range(self.k + max(1, self.k // 5)):
-            reply = yield Request(messages, draw=draw)
-            said = _trouble(reply) or said
-            if reply.failure is None and reply.finish in ("stop", "length"):
-                kept.add([reply.text])
-            if len(kept.answers) == self.k or (reply.failure is not None and not kept.answers):
+            answer = read((yield Request(messages, draw=draw)))
+            said = _trouble(answer) or said
+            if answer.whole:
+                kept.add([answer.text])
+            if len(kept.answers) == self.k or (answer.finish == "failure" and not kept.answers):
                 break
         return said
 
@@ -206,48 +268,96 @@ class _Distinct:
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
-def listed(text: str) -> list[str]:
-    """Find the answers in what a model wrote: JSON, whole or cut short, else a numbered list, else paragraphs."""
-    fenced = _FENCE.match(text)
-    body = (fenced[1] if fenced else text).strip()
-    for start in (body.find("{"), body.find("[")):
-        if start >= 0:
-            try:
-                return _strings(json.JSONDecoder().raw_decode(body, start)[0])
-            except (ValueError, RecursionError):
-                pass
+def listed(text: str, whole: bool = True) -> list[str]:
+    """Find the answers in what a model wrote: JSON, whole or cut short, else a numbered list, else paragraphs.
+
+    Args:
+        text: Without thinking.
+        whole: Whether it ended by itself. Of a text that was cut, only the answers that end before the cut are taken,
+            and only where it is a list from its first letter on: anything else may be thinking that bears no mark.
+    """
+    body = unfenced(text)
+    if body.startswith("```"):
+        body = body.partition("\n")[2].lstrip()
+    values = list(json_values(body))
     if body.startswith(("{", "[")):
-        return _whole_strings(body)
+        answers = _strings(values[0][1]) if values and values[0][0] == 0 else _texts(whole_elements(body))
+        if answers or not whole:
+            return answers
+    if not whole:
+        numbered = _NUMBERED.split(body)
+        return [part.strip() for part in numbered[1:-1] if part.strip()] if not numbered[0].strip() else []
+    inside = [_strings(value) for place, value in values if _is_set(body, place, value)]
+    if any(inside):
+        # A format that is repeated before the answers is no longer than they are.
+        return max(reversed(inside), key=len)
     parts = _NUMBERED.split(body)
     if len(parts) < 3:
-        parts = ["", *re.split(r"\n\s*\n", body)]
+        parts = re.split(r"\n\s*\n", body)
+        parts = parts if parts[0].rstrip().endswith(":") else ["", *parts]
     # Before the first number stands what introduces the list.
     return [part.strip() for part in parts[1:] if part.strip()] if len(parts) > 2 else []
 
 
-def _strings(value: object) -> list[str]:
-    if isinstance(value, dict):
-        inner = next((one for one in value.values() if isinstance(one, list)), list(value.values()))
-        return _strings(inner)
-    if not isinstance(value, list):
-        return []
-    texts = (
-        next((v for v in one.values() if isinstance(v, str)), None) if isinstance(one, dict) else one for one in value
+def _is_set(body: str, place: int, value: JsonValue) -> bool:
+    """Tell whether JSON amid prose may be the answers: it begins a line, or is an object that names them."""
+    begins = not body[:place].rpartition("\n")[2].strip()
+    return begins or (
+        isinstance(value, dict) and any(isinstance(v, list) and _is_text_key(k) for k, v in value.items())
     )
+
+
+def _strings(value: JsonValue) -> list[str]:
+    if isinstance(value, list):
+        return _texts(value)
+    if not isinstance(value, dict):
+        return []
+    lists = {key: inner for key, inner in value.items() if isinstance(inner, list)}
+    named = [inner for key, inner in lists.items() if _is_text_key(key)]
+    if named or len(lists) == 1:
+        return _texts((named or list(lists.values()))[0])
+    inner = [one for key, one in value.items() if isinstance(one, dict) and _is_text_key(key)]
+    if len(value) == 1 and inner:
+        return _strings(inner[0])
+    # Several texts under names that say nothing of them are a set, and else an object is one answer.
+    numbered = all(_KEY_WORDS.findall(key)[-1:] and _KEY_WORDS.findall(key)[-1].isdigit() for key in value)
+    if numbered or (all(isinstance(one, str) for one in value.values()) and not any(map(_is_label_key, value))):
+        return _texts(list(value.values()))
+    return _texts([value])
+
+
+def _texts(elements: list[JsonValue]) -> list[str]:
+    texts = (_text(one) if isinstance(one, dict) else one for one in elements)
     return [text for text in texts if isinstance(text, str)]
 
 
-def _whole_strings(body: str) -> list[str]:
-    """Take the complete strings of an array that was cut short."""
-    found, place = list[str](), body.find("[")
-    while place >= 0 and (place := body.find('"', place)) >= 0:
-        try:
-            text, place = json.JSONDecoder().raw_decode(body, place)
-        except ValueError:
-            break
-        if not body[place:].lstrip().startswith(":"):
-            found.append(text)
-    return found
+def _text(answer: dict[str, JsonValue]) -> str | None:
+    """Return the text of an answer that came as an object: by its key, else the only one that no key calls a label."""
+    texts = {key: value for key, value in answer.items() if isinstance(value, str) and not _is_label_key(key)}
+    for word in _TEXT_KEYS:
+        for key, value in texts.items():
+            if word in [part.removesuffix("s") for part in _words(key)]:
+                return value
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    inner = [value for key, value in answer.items() if isinstance(value, dict) and _is_text_key(key)]
+    return _text(inner[0]) if len(inner) == 1 else None
+
+
+def _words(key: str) -> list[str]:
+    return [word.lower() for word in _KEY_WORDS.findall(key)]
+
+
+def _is_text_key(key: str) -> bool:
+    return not _is_label_key(key) and any(word.removesuffix("s") in _TEXT_KEYS for word in _words(key))
+
+
+def _is_label_key(key: str) -> bool:
+    """Tell whether a key names what is said about an answer: `answer_type`, `correct_answer`, `id`."""
+    words = [word for word in _words(key) if not word.isdigit()]
+    if not words:
+        return False
+    return words[-1] in _LABEL_KEYS or words[-1].removesuffix("s") in _LABEL_KEYS or words[0] in _NOT_WORSE
 
 
 def _gist(text: str) -> tuple[str, frozenset[tuple[str, ...]]]:
@@ -265,10 +375,12 @@ def _schema(count: int) -> dict[str, JsonValue]:
     return {"type": "object", "properties": {"answers": items}, "required": ["answers"], "additionalProperties": False}
 
 
-def _trouble(reply: Reply) -> str:
-    """Say in a few words what a reply lacks; nothing if it is fine."""
-    if reply.failure is not None:
-        return reply.failure
-    if reply.finish in ("refusal", "content_filter"):
-        return "refused by the content filter" if reply.finish == "content_filter" else f"refused: {reply.text[:100]}"
-    return "cut short by max_tokens" if reply.finish == "length" else ""
+def _trouble(answer: Answer) -> str:
+    """Say in a few words what an answer lacks; nothing if it is fine."""
+    if answer.finish == "length":
+        return "cut short by max_tokens"
+    if answer.finish == "content_filter":
+        return "refused by the content filter"
+    if answer.finish == "refusal":
+        return f"refused: {answer.text[:100]}"
+    return "" if answer.whole else answer.reason

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,13 @@ from seamcurate.contrast import approximate, nearest
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel, Prompt
 from seamcurate.models.template import prompt_text
-from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Keys: TypeAlias = npt.NDArray[np.uint64]
-T = TypeVar("T")
 
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
 """A contrast set names corpus rows; their texts are joined when it is read."""
@@ -301,18 +300,6 @@ def advice(probed: dict[str, JsonValue], band: tuple[float, float]) -> Iterable[
     more = probed["share_none_twice_the_corpus"]
     assert isinstance(more, float)
     yield f"a corpus twice as large would serve about {1 - more:.0%} (from what half of this one serves)"
-
-
-def evenly(items: Iterable[T], size: int) -> list[T]:
-    """Take about `size` items from all over a stream of unknown length, never holding more than twice as many."""
-    kept: list[T] = []
-    step = 1
-    for i, item in enumerate(items):
-        if i % step == 0:
-            kept.append(item)
-            if len(kept) == 2 * size:
-                kept, step = kept[::2], step * 2
-    return kept if len(kept) <= size else [kept[i * len(kept) // size] for i in range(size)]
 
 
 def keys(texts: Sequence[Prompt | None]) -> Keys:

@@ -16,6 +16,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Literal, cast
@@ -46,6 +47,8 @@ _VIEWS = ("rows", "candidates", "corpus", "ledger", "rejected", "scores")
 _OTHER = ("other.rows", "other.candidates", "other.corpus", "other.ledger")
 _UNBUILT = "the explorer's page was not built: run `make explorer` (npm is needed), or install the wheel"
 _SHOWN = 1_000
+_CHART_ROWS = 200_000
+_CHART_BYTES = 1 << 26
 _DOWNLOAD_SECONDS = 120.0
 _CELL = 2_000
 _POLICY = (
@@ -145,7 +148,7 @@ def application(session: Session, token: str) -> Starlette:
         asked = _Mosaic.model_validate_json(body)
         if asked.type == "exec":
             raise QueryError("a store is only read")
-        found = session.chart(asked.sql)
+        found = session.chart(asked.sql, _CHART_ROWS, _CHART_BYTES)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, found.schema) as writer:
             writer.write_table(found)
@@ -194,7 +197,7 @@ def application(session: Session, token: str) -> Starlette:
             raise QueryError("a filter returns row_id of the rows it keeps; add it to the SELECT")
         # A run has no charts and no second store.
         with session.cursor() as cursor:
-            beyond = [name for name in views.check(cursor, asked) if name not in views.VIEWS]
+            beyond = [name for name in cursor.check(asked) if name not in views.VIEWS]
         if beyond:
             raise QueryError(f"a filter reads {', '.join(views.VIEWS)}, which a run has too, and not {beyond[0]}")
         title = "" if asked.startswith("--") else "-- Rows chosen in the explorer.\n"
@@ -398,7 +401,10 @@ def _cell(value: object) -> JsonValue:
         return str(value) if isinstance(value, int) and abs(value) > 2**53 else value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    # Sums of whole numbers are decimals of DuckDB's, as are dates and times no JSON.
+    if isinstance(value, Decimal):
+        exact = int(value) if value == value.to_integral_value() else float(value)
+        return exact if abs(exact) <= 2**53 else f"{value:f}"
+    # Dates and times are no JSON.
     plain = not isinstance(value, list | dict)
     text = str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _CELL else text[: _CELL - 1] + "…"

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Literal, NamedTuple
 
-import duckdb
 import pyarrow as pa
 from pydantic import JsonValue
 
 from seamcurate import views
+from seamcurate.connection import Answer, Connection, EndedError, TooLargeError
 from seamcurate.objects import find
 from seamcurate.store import Column, Store, numbers, sample_sets
 
@@ -114,30 +114,56 @@ class Session:
         Raises:
             QueryError: It is not one SELECT, DuckDB cannot answer it, or it takes too long or too much memory.
         """
-        with self.reading(sql, parameters) as reader:
-            return reader.read_all()
+        return self._retried(sql, parameters, True)
 
-    def chart(self, sql: str) -> pa.Table:
-        """Answer one SELECT over `scores`, which may be there before the views are; see `ask`."""
-        with self.cursor(whole=False) as cursor:
-            return views.run(cursor, sql).read_all()
+    def chart(self, sql: str, rows: int | None = None, size: int | None = None) -> pa.Table:
+        """Answer one SELECT over `scores`, which may be there before the views are, of so many rows and bytes; see `ask`."""
+        return self._retried(sql, None, False, rows, size)
+
+    def _retried(
+        self,
+        sql: str,
+        parameters: Mapping[str, JsonValue] | None,
+        whole: bool,
+        rows: int | None = None,
+        size: int | None = None,
+    ) -> pa.Table:
+        """Answer as a table; where the engine was ended by another query meanwhile, once more by a new one."""
+        for last in (False, True):
+            try:
+                with self.cursor(whole=whole) as cursor:
+                    return views.run(cursor, sql, parameters).read_all(rows, size)
+            except EndedError as error:
+                if last or isinstance(error, TooLargeError):
+                    raise
+        raise AssertionError
 
     @contextmanager
     def reading(
         self, sql: str, parameters: Mapping[str, JsonValue] | None = None, seconds: float | None = None
-    ) -> Iterator[pa.RecordBatchReader]:
+    ) -> Iterator[Answer]:
         """Answer one SELECT as a stream that ends with the context; see `ask`."""
-        with self.cursor(seconds) as cursor:
-            yield views.run(cursor, sql, parameters)
+        with self.cursor(seconds) as cursor, closing(views.run(cursor, sql, parameters)) as answer:
+            yield answer
 
     @contextmanager
-    def cursor(self, seconds: float | None = None, whole: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Give a cursor that is interrupted after so many seconds; not `whole`, it may have `scores` alone."""
+    def cursor(self, seconds: float | None = None, whole: bool = True) -> Iterator[Connection]:
+        """Give a cursor that is stopped after so many seconds; not `whole`, it may have `scores` alone.
+
+        A query that does not stop by itself takes its engine with it: the next one is asked of a new engine.
+        """
         limit = self._seconds if seconds is None else seconds
         instead = "ask for fewer rows or columns, or use `seamcurate sql`"
         opened = self._whole() if whole else self._now()
-        with opened.connection.cursor() as cursor, views.limited(cursor, limit, instead):
-            yield cursor
+        cursor = opened.connection.cursor()
+        try:
+            with views.limited(cursor, limit, instead):
+                yield cursor
+        finally:
+            if cursor.ended:
+                with self._opening:
+                    if self._opened is opened:
+                        self._opened = None
 
     def _now(self) -> _Opened:
         if self._opened is None:
@@ -161,7 +187,7 @@ class Session:
 
 
 class _Opened(NamedTuple):
-    connection: duckdb.DuckDBPyConnection
+    connection: Connection
     state: list[tuple[str, str, int]]
     columns: list[Column]
     charts: list[Chart]
@@ -199,7 +225,7 @@ def _open(store: Store, memory: str) -> _Opened:
 def _completed(opened: _Opened, store: Store, other: Store | None, memory: str) -> _Opened:
     """Open the views beside a copy of `scores`, with the lengths of responses and what the other store says of the rows."""
     connection = views.connect(store, other=other, memory=memory)
-    connection.register("_read", opened.connection.cursor().sql("SELECT * FROM scores").to_arrow_table())
+    read = opened.connection.execute("SELECT * FROM scores").read_all()
     # Messages have no length as text has; what they are written as does.
     kind = next(c.kind for c in opened.columns if c.name == "response")
     size = "length(r.response)" if pa.types.is_string(kind) else "length(r.response::VARCHAR)"
@@ -212,9 +238,9 @@ def _completed(opened: _Opened, store: Store, other: Store | None, memory: str) 
         joined = f"LEFT JOIN other.rows AS o ON o.row_id = s.row_id{'' if same else ' AND o.prompt::VARCHAR = r.prompt::VARCHAR'}"
         more += [f"{_finite(f'o.{views.quoted(c.name)}', c.kind)} AS {views.quoted(f'other.{c.name}')}" for c in there]
     connection.execute(
-        f"CREATE TABLE scores AS SELECT s.*, {', '.join(more)} FROM _read AS s LEFT JOIN rows AS r USING (row_id) {joined}"
+        f"CREATE TABLE scores AS SELECT s.*, {', '.join(more)} FROM attached AS s LEFT JOIN rows AS r USING (row_id) {joined}",
+        attached=read,
     )
-    connection.unregister("_read")
     named = [c._replace(name=f"other.{c.name}") for c in there]
     others = [chart for c in named if (chart := _chart(connection, c, opened.rows))]
     return opened._replace(connection=connection, others=others, whole=True)
@@ -252,7 +278,7 @@ def _finite(q: str, kind: pa.DataType) -> str:
     return f"CASE WHEN isfinite({q}::DOUBLE) THEN {q}{'::DOUBLE' if pa.types.is_decimal(kind) else ''} END"
 
 
-def _chart(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> Chart | None:
+def _chart(connection: Connection, column: Column, rows: int) -> Chart | None:
     q = f"{views.quoted(column.name)}::DOUBLE"
     ((present, low, high),) = connection.execute(f"SELECT count({q}), min({q}), max({q}) FROM scores").fetchall()
     if not present:
@@ -288,7 +314,7 @@ def nice(width: float, whole: bool) -> float:
     return max(1.0, nice) if whole else nice
 
 
-def _repeats(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
+def _repeats(connection: Connection, name: str) -> bool:
     """Tell whether a column holds labels: short, and each for several rows."""
     q = views.quoted(name)
     ((distinct, rows, length),) = connection.execute(
@@ -297,7 +323,7 @@ def _repeats(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
     return bool(distinct and distinct <= max(2, min(_VALUES, rows / 2)) and length <= 60)
 
 
-def _values(connection: duckdb.DuckDBPyConnection, name: str) -> list[tuple[str | None, int]]:
+def _values(connection: Connection, name: str) -> list[tuple[str | None, int]]:
     q = views.quoted(name)
     return connection.execute(
         f"SELECT {q}, count(*) FROM scores GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_VALUES}"

@@ -99,7 +99,8 @@ class Calls:
             path = self._path = str(folder / "calls.sqlite")
         try:
             # Each answer is committed on its own; WAL makes that one write and one sync.
-            self._db = sqlite3.connect(path, isolation_level=None)
+            # In a notebook calls are made in another thread, while this one waits for it.
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
@@ -144,6 +145,10 @@ class Calls:
                 raise StoreError(f"an answer cannot be kept: {error}; nothing more is bought") from error
         self._keep(line)
 
+    def count(self, cost: Spent) -> None:
+        """Count what a reply took that nothing could be read from."""
+        self.spent = self.spent.plus(cost)
+
     def forget_failures(self) -> None:
         """Drop the answers that failed, so that they are asked for again."""
         if self._objects is not None:
@@ -181,8 +186,8 @@ class Calls:
             )
         if self.spent.usd + self._reserved + usd > self.max_usd:
             raise BudgetError(
-                f"stopped before the limit of ${self.max_usd:g}: {self.spent}; every answer is kept, "
-                "run again with a higher --max-usd to go on"
+                f"stopped before the limit of ${self.max_usd:g}: {self.spent}; what comes next may cost up to "
+                f"${usd:,.4g}; every answer is kept, run again with a higher --max-usd to go on"
             )
         self._reserved += usd
         try:

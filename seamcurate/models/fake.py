@@ -85,7 +85,8 @@ class FakeModel(Backend):
     def _text(self, request: Request) -> str:
         asked = "\n".join(turn["content"] for turn in request.messages)
         drawn = self._unit("text", str(request.draw), asked)
-        if request.schema is not None:
+        properties = (request.schema or {}).get("properties")
+        if isinstance(properties, dict) and "answers" in properties:
             words = asked.split()
             answers = [
                 " ".join(sorted(words, key=lambda word: self._unit(str(i), str(drawn), word))[:12]) for i in range(64)

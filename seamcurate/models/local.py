@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -255,7 +255,7 @@ def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
 class _LoadedCausalLM:
     def __init__(self, config: CausalLM, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self.config, self.tokenizer, self.model = config, tokenizer, model
-        self.form = config.prompt_form(tokenizer, weights.as_ids(model.generation_config.eos_token_id))
+        self.form = config.prompt_form(tokenizer, weights.model_ends(model))
         self.window = weights.window(model, tokenizer)
         head = prefix.output_head(model, model.get_output_embeddings())
         self.reader = prefix.PrefixReader(model, head, config.batch_tokens)
@@ -379,13 +379,12 @@ class _LoadedClassifier:
     def _each(self, rows: _Distinct) -> list[list[float | None]]:
         import torch
 
+        flat = [(p, r) for p, answers in rows.groups for r in answers]
         fits: list[tuple[int, list[int]]] = []
-        count = 0
-        for prompt, answers in rows.groups:
-            for i, ids in enumerate(self._whole(prompt, answers), count):
-                if ids is not None and _readable(self.model, ids):
-                    fits.append((i, ids))
-            count += len(answers)
+        for i, (p, r) in enumerate(flat):
+            with suppress(*_refusals()):
+                if (one := self._ids(p, r)) is not None and _readable(self.model, one):
+                    fits.append((i, one))
 
         def score(batch: list[int]) -> list[float]:
             sequences = [fits[b][1] for b in batch]
@@ -395,22 +394,17 @@ class _LoadedClassifier:
             found: list[float] = self.model(**inputs).logits[:, 0].float().tolist()
             return found
 
-        scores: list[float | None] = [None] * count
+        scores: list[float | None] = [None] * len(flat)
         with torch.inference_mode():
             for batch, found in self.batches.read([len(one) for _, one in fits], score):
                 for b, value in zip(batch, found, strict=True):
                     scores[fits[b][0]] = value
         return regroup(scores, [answers for _, answers in rows.groups])
 
-    def _whole(self, prompt: Prompt, answers: list[str]) -> list[list[int] | None]:
-        """Return the ids of the prompt with each response."""
-        try:
-            if self.config.pair:
-                return [tokens.pair_ids(self.tokenizer, prompt, answer, self.limit) for answer in answers]
-            before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit, self.form)
-        except _refusals():
-            return [None] * len(answers)
-        return [None if ids is None else before + ids for ids in rest]
+    def _ids(self, prompt: Prompt, response: str) -> list[int] | None:
+        if self.config.pair:
+            return tokens.pair_ids(self.tokenizer, prompt, response, self.limit)
+        return tokens.reward_ids(self.tokenizer, prompt, response, self.limit, self.form)
 
     def _pad(self, sequences: list[list[int]]) -> int:
         """Return an id to pad with; decoder heads read the last token that is not it, so it must not be in the batch."""

@@ -3,31 +3,36 @@
 Servers differ, and some ignore what they are asked for without a word: what comes back is checked, never assumed.
 Requests that fail are repeated by the `openai` client, which waits as long as the server says; what still fails is
 the row's reason, unless it is the endpoint's own fault, which stops the run with everything answered kept.
+Every reply that arrived counts as paid, readable or not; one that names no price counts at the most it can have cost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
+import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from seamcurate.errors import ModelError, SeamcurateError
+from seamcurate.models import connection
 from seamcurate.models.backend import Backend
 from seamcurate.models.calls import Spent, current
 from seamcurate.models.protocols import Conversation, LanguageModel, Reply, Request
+from seamcurate.models.reply import content
 from seamcurate.progress import note
 from seamcurate.step import digest
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI, OpenAI, OpenAIError
+    from openai import APIStatusError, AsyncOpenAI, OpenAIError
     from openai.types import Batch
 
 T = TypeVar("T")
@@ -41,6 +46,20 @@ _CHARACTERS_PER_TOKEN = 4.0
 _BATCH_REQUESTS, _BATCH_BYTES = 50_000, 150_000_000
 """What one batch may hold, by OpenAI's limits of 50,000 requests and 200 MB."""
 _INTENDED = "intended-"
+_LIMITS = ("max_tokens", "max_completion_tokens")
+"""The two names of the limit on an answer's length; OpenAI's newer models take the second alone, others the first."""
+_ABOUT_SCHEMA = re.compile(r"response_?format|json_?schema|schema|structured|grammar|guided", re.IGNORECASE)
+_UNKNOWN = re.compile(
+    r"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|extra|instead",
+    re.IGNORECASE,
+)
+_TRANSIENT = re.compile(
+    r"408|409|429|5\d\d|rate.?limit|overload|time.?out|unavailable|server.?error|internal", re.IGNORECASE
+)
+_BROKEN_OFF = re.compile(r"error|abort|cancel|time_?out|insufficient", re.IGNORECASE)
+"""Words for an end that was the server's fault."""
+_OTHERS_PROMPT = 10_000_000
+"""Tokens of a request that this run has not seen, at most; no model reads as many."""
 
 
 class OpenAIServer(Backend):
@@ -57,15 +76,17 @@ class OpenAIServer(Backend):
     seed: int | None = None
     max_tokens: int = Field(default=4096, ge=1)
     """Tokens of one answer at most."""
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """The same, sent by this name: for endpoints that refuse `max_tokens`; it takes precedence."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keys of the request's body, such as `reasoning_effort`."""
     structured: bool = True
-    """Send the JSON schema of the answer; for servers that refuse one, false."""
+    """Send the JSON schema of the answer; for servers that refuse one, false. A refusal is noticed, too."""
     concurrency: int = Field(default=16, ge=1)
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
     timeout: float = Field(default=120, gt=0)
-    """Seconds without a byte from the server after which a request is repeated."""
+    """Seconds for a whole reply. Without a byte until then a request is repeated; a reply that began is given up."""
     retries: int = Field(default=8, ge=0)
     batch: bool = False
     """Ask through the Batch API: for half the price, within a day."""
@@ -92,12 +113,11 @@ class OpenAIServer(Backend):
 
     def identity(self) -> JsonValue:
         """Return the model's name and the parameters that decide its answers."""
+        # The limit's name decides nothing.
         return {
             self.key: self.path,
-            **{
-                name: getattr(self, name)
-                for name in ("temperature", "top_p", "seed", "max_tokens", "extra", "structured")
-            },
+            **{name: getattr(self, name) for name in ("temperature", "top_p", "seed", "extra", "structured")},
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
         }
 
     def load(self) -> LanguageModel:
@@ -120,33 +140,20 @@ class OpenAIServer(Backend):
         return usd * (1 - self.batch_discount) if self.batch else usd
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
+class _Most(NamedTuple):
+    """What one request can cost at most."""
+
+    tokens_in: int
+    tokens_out: int
+    usd: float | None
 
 
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
+class _UnreadError(Exception):
+    """What came back is no answer, though it may have been paid for."""
 
-
-class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Completion(BaseModel):
-    """What of a completion is read; anything else may be there."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    choices: list[_Choice] = Field(min_length=1)
-    model: str | None = None
-    usage: _Usage | None = None
-
-
-class _Garbled(Exception):
-    """What came back is no completion."""
+    def __init__(self, reason: str, cost: Spent, asks_again: bool = True) -> None:
+        super().__init__(reason)
+        self.cost, self.asks_again = cost, asks_again
 
 
 class _Pace:
@@ -183,6 +190,12 @@ class _Endpoint:
         self.in_the_air: dict[str, asyncio.Future[Reply]] = {}
         self.failures = 0
         """In a row, whatever the row."""
+        by_newer_name = config.base_url == OPENAI or config.max_completion_tokens is not None
+        self.limit_name = _LIMITS[1 if by_newer_name else 0]
+        self.structured = config.structured
+        """Whether schemas are sent: until the endpoint refuses one."""
+        self.most: dict[str, _Most] = {}
+        """Of each request in a batch, by its key."""
 
     def converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
         """Hold conversations, `concurrency` at a time, or as batches; see `LanguageModel`.
@@ -192,17 +205,9 @@ class _Endpoint:
             BudgetError: The next call might cost more than is left.
         """
         self.ahead(conversations)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(self._converse(conversations))
-        # In a notebook a loop is running already, and there is one a thread.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(lambda: asyncio.run(self._converse(conversations))).result()
+        return _run(self._converse(conversations))
 
     async def _converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
-        from openai import AsyncOpenAI
-
         found: dict[int, T] = {}
         stopped: list[SeamcurateError] = []
         source = enumerate(conversations)
@@ -223,7 +228,7 @@ class _Endpoint:
                     stopped.append(error)
                     return
 
-        async with AsyncOpenAI(**self._options()) as client:
+        async with self._client() as client:
             await asyncio.gather(
                 *(hold(lambda request: self._answer(client, request)) for _ in range(self.config.concurrency))
             )
@@ -231,48 +236,69 @@ class _Endpoint:
             raise stopped[0]
         return [found[number] for number in range(len(conversations))]
 
-    def _options(self) -> dict[str, Any]:
+    def _client(self) -> AsyncOpenAI:
         # An empty key is refused by the client, and local servers want none.
-        return {
-            "base_url": self.config.base_url,
-            "api_key": self.secret or "none",
-            "timeout": self.config.timeout,
-            "max_retries": self.config.retries,
-        }
+        return connection.connect(
+            self.config.timeout,
+            base_url=self.config.base_url,
+            api_key=self.secret or "none",
+            max_retries=self.config.retries,
+        )
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────────────
 
     def _body(self, request: Request) -> dict[str, Any]:
         config = self.config
-        # OpenAI's newer models take the limit by this name alone, others know only the older one.
-        limit = "max_completion_tokens" if config.base_url == OPENAI else "max_tokens"
         body: dict[str, Any] = {
             "model": config.path,
             "messages": [{"role": turn["role"], "content": turn["content"]} for turn in request.messages],
-            limit: config.max_tokens,
         }
+        if not any(name in config.extra for name in _LIMITS):
+            body[self.limit_name] = config.max_completion_tokens or config.max_tokens
         for name in ("temperature", "top_p"):
             if (value := getattr(config, name)) is not None:
                 body[name] = value
         if config.seed is not None:
             body["seed"] = config.seed + request.draw
-        if request.schema is not None and config.structured:
+        if request.schema is not None and self.structured:
             schema: JsonValue = {"name": "answer", "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-    def _key(self, request: Request) -> str:
+    def _key(self, request: Request, without_schema: bool = False) -> str:
         identity: JsonValue = self.config.identity()
         messages: JsonValue = [[turn["role"], turn["content"]] for turn in request.messages]
-        return digest({"model": identity, "messages": messages, "schema": request.schema, "draw": request.draw})
+        schema = None if without_schema else request.schema
+        return digest({"model": identity, "messages": messages, "schema": schema, "draw": request.draw})
+
+    def _kept(self, request: Request, failed: bool) -> Reply | None:
+        """Return the answer that was bought before; one to the same messages without a schema is one, too."""
+        reply = self.calls.get(self._key(request), failed)
+        if reply is None and request.schema is not None:
+            reply = self.calls.get(self._key(request, without_schema=True))
+        return reply
 
     def _size(self, request: Request) -> int:
         return self.config.count_tokens([turn["content"] for turn in request.messages])
 
+    def _most_of(self, request: Request) -> _Most:
+        """Bound what a request can cost: no tokenizer makes more tokens than there are bytes."""
+        texts = [turn["content"] for turn in request.messages]
+        if request.schema is not None and self.config.structured:
+            texts.append(json.dumps(request.schema))
+        # What a template puts around a message is a few tokens.
+        tokens_in = sum(len(text.encode("utf-8", "replace")) + 16 for text in texts)
+        extra = self.config.extra
+        limits = [value for name in _LIMITS if isinstance(value := extra.get(name), int)]
+        choices = extra.get("n")
+        tokens_out = max(limits or [self.config.max_completion_tokens or self.config.max_tokens])
+        tokens_out *= max(1, choices) if isinstance(choices, int) else 1
+        return _Most(tokens_in, tokens_out, self.config.price(tokens_in, tokens_out))
+
     async def _answer(self, client: AsyncOpenAI, request: Request) -> Reply:
         """Return a kept answer, wait for the same request already made, or buy it."""
         key = self._key(request)
-        if (there := self.calls.get(key, failed=self.config.batch)) is not None:
+        if (there := self._kept(request, failed=self.config.batch)) is not None:
             return there
         if key in self.in_the_air:
             return await asyncio.shield(self.in_the_air[key])
@@ -293,28 +319,39 @@ class _Endpoint:
     async def _buy(self, client: AsyncOpenAI, request: Request, key: str) -> Reply:
         import openai
 
-        size = self._size(request)
-        failure = ""
-        for attempt in range(_GARBLED):
+        size, most = self._size(request), self._most_of(request)
+        limit_names = {self.limit_name}
+        unread = broken = 0
+        while True:
             await self.requests.take(1)
-            await self.tokens.take(size + self.config.max_tokens)
-            most = self.config.price(size, self.config.max_tokens)
+            await self.tokens.take(size + most.tokens_out)
             # What is held back for calls in the air is mostly given back.
-            while self.calls.must_wait(most):
+            while self.calls.must_wait(most.usd):
                 await asyncio.sleep(0.02)
+            body = self._body(request)
             try:
-                with self.calls.reserve(most):
-                    raw = await client.chat.completions.with_raw_response.create(
-                        **self._body(request), extra_body=self.config.extra
-                    )
-                    reply, cost = self._read(raw.http_response.content, size)
+                with self.calls.reserve(most.usd):
+                    raw = await client.chat.completions.with_raw_response.create(**body, extra_body=self.config.extra)
+                    try:
+                        reply, cost = self._received(raw.http_response, size, most)
+                    except _UnreadError as error:
+                        self.calls.count(error.cost)
+                        raise
                     self.calls.put(key, reply, cost)
-                self.tokens.give_back(size + self.config.max_tokens - cost.tokens_in - cost.tokens_out)
+                self.tokens.give_back(size + most.tokens_out - cost.tokens_in - cost.tokens_out)
                 self.failures = 0
                 return reply
-            except _Garbled as garbled:
-                failure = f"the endpoint answered with {garbled}"
-                await asyncio.sleep(random.uniform(0.5, 1) * 2**attempt / 8)
+            except connection.BrokenError as error:
+                self.calls.count(self._cost(None, size, most))
+                failure, broken = f"the endpoint answered with {error}", broken + 1
+                if error.endless or broken > self.config.retries:
+                    break
+                await asyncio.sleep(random.uniform(0.75, 1) * min(8, 2 ** (broken - 2)))
+            except _UnreadError as error:
+                failure, unread = f"the endpoint answered with {error}", unread + 1
+                if not error.asks_again or unread == _GARBLED:
+                    break
+                await asyncio.sleep(random.uniform(0.5, 1) * 2 ** (unread - 1) / 8)
             except openai.APITimeoutError:
                 failure = f"no answer within {self.config.timeout:g} s, {self.config.retries + 1} times"
                 break
@@ -323,7 +360,9 @@ class _Endpoint:
                     reply = Reply("", "content_filter", self.config.path)
                     self.calls.put(key, reply, Spent(usd=self.config.price(0, 0)))
                     return reply
-                if error.status_code in (401, 403, 404, 429):
+                if self._adapts(error, body, limit_names):
+                    continue
+                if error.status_code in (401, 403, 404, 429) or error.status_code < 400:
                     self._refuse(error)
                 failure = self._said(error)
                 break
@@ -338,36 +377,84 @@ class _Endpoint:
             )
         return Reply("", "", self.config.path, failure)
 
-    def _read(self, content: bytes, size: int) -> tuple[Reply, Spent]:
-        """Take a completion apart, believing nothing of it."""
-        try:
-            value = json.loads(content)
-        except (ValueError, RecursionError):
-            shown = repr(content[:40].decode("utf-8", "replace"))
-            raise _Garbled(f"{shown} where JSON was due" if content.strip() else "an empty body") from None
-        return self._checked(value, size)
+    def _adapts(self, error: APIStatusError, body: Mapping[str, object], limit_names: set[str]) -> bool:
+        """Change what the endpoint refuses by name, and tell whether that was possible."""
+        if error.status_code not in (400, 422):
+            return False
+        where, said = f"openai_server {self.config.path}", self._hidden(f"{error} {error.param or ''}", 2000)
+        if "response_format" in body and _ABOUT_SCHEMA.search(said):
+            if self.structured:
+                self.structured = False
+                note(
+                    f"{where}: it refuses a JSON schema ({self._said(error)}), and is asked without one from here on; "
+                    "`structured: false` sends none from the start"
+                )
+            return True
+        name = next((name for name in _LIMITS if name in body), None)
+        if name is None or name not in said:
+            return False
+        (other,) = {*_LIMITS} - {name}
+        if other in limit_names or not (other in said or _UNKNOWN.search(said)):
+            return False
+        limit_names.add(other)
+        if self.limit_name != other:
+            self.limit_name = other
+            note(f"{where}: it refuses {name} ({self._said(error)}), and is sent {other} from here on")
+        return True
 
-    def _checked(self, value: object, size: int) -> tuple[Reply, Spent]:
+    def _received(self, response: Any, size: int, most: _Most) -> tuple[Reply, Spent]:
+        """Read a response, believing nothing of it."""
+        if (reason := response.extensions.get(connection.BROKEN)) is not None:
+            raise connection.BrokenError(reason, response.extensions[connection.ENDLESS])
         try:
-            completion = _Completion.model_validate(value)
-        except ValidationError as error:
-            place = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise _Garbled(f"no completion: {place or 'it'} {error.errors()[0]['msg'].lower()}") from None
-        choice = completion.choices[0]
-        content = choice.message.content or ""
-        finish = choice.finish_reason or "stop"
-        if choice.message.refusal:
-            content, finish = choice.message.refusal, "refusal"
-        if len(content) > _LONGEST:
-            content, finish = content[:_LONGEST], "length"
+            value = json.loads(response.content)
+        except (ValueError, RecursionError):
+            shown = repr(self._hidden(response.content[:40].decode("utf-8", "replace")))
+            reason = f"{shown} where JSON was due" if response.content.strip() else "an empty body"
+            raise _UnreadError(reason, self._cost(None, size, most)) from None
+        return self._checked(value, size, most)
+
+    def _checked(self, value: object, size: int, most: _Most) -> tuple[Reply, Spent]:
+        """Take a completion apart.
+
+        Raises:
+            _UnreadError: It is none, or an error in the place of one.
+        """
+        choices = value.get("choices") if isinstance(value, Mapping) else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, Mapping) else None
+        text = content(message) if isinstance(message, Mapping) else None
+        cost = self._cost(value, size, most, text)
+        if (error := _error_inside(value, choice)) is not None:
+            said, code = error
+            raise _UnreadError(f"an error: {self._hidden(said)}", cost, bool(_TRANSIENT.search(code)))
+        if not isinstance(value, Mapping) or not isinstance(choice, Mapping) or not isinstance(message, Mapping):
+            raise _UnreadError("no completion: it has no choices[0].message", cost)
+        assert text is not None
+        finish = str(choice.get("finish_reason") or "stop")
+        if _BROKEN_OFF.search(finish):
+            raise _UnreadError(f"the finish_reason {self._hidden(finish)!r}", cost)
+        if isinstance(refusal := message.get("refusal"), str) and refusal:
+            text, finish = refusal, "refusal"
+        if len(text) > _LONGEST:
+            text, finish = text[:_LONGEST], "length"
         # A lone half of a surrogate pair is no text, and no file would take it.
-        content = content.encode("utf-8", "replace").decode()
-        usage = completion.usage or _Usage(
-            prompt_tokens=size, completion_tokens=self.config.count_tokens([choice.message.content or ""])
+        text = text.encode("utf-8", "replace").decode()
+        name = value.get("model")
+        return Reply(text, finish, name if isinstance(name, str) and name else self.config.path), cost
+
+    def _cost(self, value: object, size: int, most: _Most, text: str | None = None) -> Spent:
+        """Return what a reply cost by its own word, within what is possible; what it does not name costs the most."""
+        usage = value.get("usage") if isinstance(value, Mapping) else None
+        named = usage if isinstance(usage, Mapping) else {}
+        tokens_in = _tokens(named.get("prompt_tokens"), most.tokens_in)
+        tokens_out = _tokens(named.get("completion_tokens"), most.tokens_out)
+        usd = self.config.price(
+            most.tokens_in if tokens_in is None else tokens_in, most.tokens_out if tokens_out is None else tokens_out
         )
-        usd = self.config.price(usage.prompt_tokens, usage.completion_tokens)
-        cost = Spent(1, usage.prompt_tokens, usage.completion_tokens, usd)
-        return Reply(content, finish, completion.model or self.config.path), cost
+        # The tokens in a report are guessed, where the dollars are the most.
+        written = min(self.config.count_tokens([text or ""]), most.tokens_out)
+        return Spent(1, size if tokens_in is None else tokens_in, written if tokens_out is None else tokens_out, usd)
 
     def _said(self, error: OpenAIError) -> str:
         """Return an error's first line without the key, which some servers repeat."""
@@ -375,12 +462,19 @@ class _Endpoint:
         status = getattr(error, "status_code", None)
         body = getattr(error, "body", None)
         told = body.get("message") if isinstance(body, Mapping) else None
-        text = f"{status} {told or lines[0]!s}" if status else lines[0]
-        return (text.replace(self.secret, "…") if self.secret else text)[:300]
+        return self._hidden(f"{status} {told or lines[0]!s}" if status else lines[0])
 
     def _refuse(self, error: OpenAIError) -> NoReturn:
-        """Raise what no other row would fare better with."""
+        """Raise errors that are not specific to this row."""
         import openai
+
+        where = f"openai_server {self.config.path} at {self.config.base_url}"
+        if isinstance(error, openai.APIStatusError) and error.status_code < 400:
+            target = self._hidden(error.response.headers.get("location", "nowhere"))
+            raise ModelError(
+                f"{where}: {error.status_code}, it redirects to {target}, where nothing is sent; "
+                "if that is the endpoint, write it as base_url"
+            ) from error
 
         cures = {
             openai.AuthenticationError: f"put a valid key into {self.config.api_key}",
@@ -390,34 +484,41 @@ class _Endpoint:
             openai.APIConnectionError: "check base_url and that the server runs; every answer is kept",
         }
         cure = next((cure for kind, cure in cures.items() if isinstance(error, kind)), "see the server's log")
-        where = f"openai_server {self.config.path} at {self.config.base_url}"
         raise ModelError(f"{where}: {self._said(error)}; {cure}") from error
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────────
 
     def ahead(self, conversations: Iterable[Callable[[], Conversation[T]]]) -> None:
         """Have every request answered that the conversations come to, a round of batches after another."""
-        if not self.config.batch:
-            return
-        from openai import OpenAI
+        if self.config.batch:
+            _run(self._ahead(conversations))
 
-        with OpenAI(**self._options()) as client, self._told():
-            self._collect(client)
-            while self._submit_missing(client, conversations):
-                self._collect(client)
+    async def _ahead(self, conversations: Iterable[Callable[[], Conversation[T]]]) -> None:
+        async with self._client() as client:
+            with self._told():
+                if self._pending():
+                    # Of what an earlier run submitted, nobody knows any more what it can cost.
+                    for start in conversations:
+                        if (request := self._missing(start)) is not None:
+                            self.most[self._key(request)] = self._most_of(request)
+                    await self._collect(client)
+                while await self._submit_missing(client, conversations):
+                    await self._collect(client)
 
-    def _submit_missing(self, client: OpenAI, conversations: Iterable[Callable[[], Conversation[T]]]) -> bool:
+    async def _submit_missing(
+        self, client: AsyncOpenAI, conversations: Iterable[Callable[[], Conversation[T]]]
+    ) -> bool:
         """Submit what is not kept yet; tells whether there was anything."""
         asked: set[str] = set()
         part: dict[str, str] = {}
         size, cost = 0, 0.0
         with ExitStack() as reserved:
 
-            def submit() -> None:
+            async def submit() -> None:
                 nonlocal part, size, cost
                 priced = self.config.price(1, 1) is not None
                 reserved.enter_context(self.calls.reserve(cost if priced else None))
-                self._submit(client, part)
+                await self._submit(client, part)
                 part, size, cost = {}, 0, 0.0
 
             for start in conversations:
@@ -429,12 +530,13 @@ class _Endpoint:
                 line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
                 text = json.dumps(line, ensure_ascii=False)
                 if part and (len(part) == _BATCH_REQUESTS or size + len(text) > _BATCH_BYTES):
-                    submit()
+                    await submit()
                 part[key] = text
                 size += len(text.encode())
-                cost += self.config.price(self._size(request), self.config.max_tokens) or 0.0
+                self.most[key] = self._most_of(request)
+                cost += self.most[key].usd or 0.0
             if part:
-                submit()
+                await submit()
         return bool(asked)
 
     def _missing(self, start: Callable[[], Conversation[T]]) -> Request | None:
@@ -442,24 +544,27 @@ class _Endpoint:
         conversation = start()
         try:
             request = next(conversation)
-            while (reply := self.calls.get(self._key(request), failed=True)) is not None:
+            while (reply := self._kept(request, failed=True)) is not None:
                 request = conversation.send(reply)
             return request
         except StopIteration:
             return None
 
-    def _submit(self, client: OpenAI, lines: Mapping[str, str]) -> None:
+    async def _submit(self, client: AsyncOpenAI, lines: Mapping[str, str]) -> None:
         tag = digest([*sorted(lines)])
         intent = _INTENDED + tag
         made: Batch | None = None
         if intent in self.calls.batches():
             # A run that was killed here may have submitted it.
-            made = next((one for one in client.batches.list() if (one.metadata or {}).get("seamcurate") == tag), None)
+            async for one in client.batches.list():
+                if (one.metadata or {}).get("seamcurate") == tag:
+                    made = one
+                    break
         if made is None:
             self.calls.submitted(intent, [])
             content = "\n".join(lines.values()).encode()
-            file = client.files.create(file=("seamcurate.jsonl", content), purpose="batch")
-            made = client.batches.create(
+            file = await client.files.create(file=("seamcurate.jsonl", content), purpose="batch")
+            made = await client.batches.create(
                 input_file_id=file.id,
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
@@ -469,26 +574,26 @@ class _Endpoint:
         self.calls.submitted(made.id, list(lines))
         self.calls.collected(intent)
 
-    def _collect(self, client: OpenAI) -> None:
+    def _pending(self) -> dict[str, list[str]]:
+        return {batch: keys for batch, keys in self.calls.batches().items() if not batch.startswith(_INTENDED)}
+
+    async def _collect(self, client: AsyncOpenAI) -> None:
         """Wait for every batch that was submitted and keep its answers."""
-        waiting = {one: keys for one, keys in self.calls.batches().items() if not one.startswith(_INTENDED)}
+        waiting = self._pending()
         while waiting:
             for one, keys in list(waiting.items()):
-                batch = client.batches.retrieve(one)
+                batch = await client.batches.retrieve(one)
                 if batch.status in ("completed", "failed", "expired", "cancelled"):
-                    self._keep(client, batch, keys)
+                    await self._keep(client, batch, keys)
                     self.calls.collected(one)
                     del waiting[one]
             if waiting:
-                time.sleep(self.config.poll_seconds)
+                await asyncio.sleep(self.config.poll_seconds)
 
-    def _keep(self, client: OpenAI, batch: Batch, keys: Sequence[str]) -> None:
+    async def _keep(self, client: AsyncOpenAI, batch: Batch, keys: Sequence[str]) -> None:
         left = set(keys)
-        for file in (batch.output_file_id, batch.error_file_id):
-            # Not splitlines: JSON may hold other ends of a line than this one.
-            for line in client.files.content(file).text.split("\n") if file else ():
-                if line.strip():
-                    left.discard(self._keep_line(line, left))
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+            await self._keep_file(client, batch, file, left)
         errors = batch.errors.data if batch.errors and batch.errors.data else []
         if batch.status == "failed" and len(left) == len(keys):
             self.calls.collected(batch.id)
@@ -500,6 +605,22 @@ class _Endpoint:
             failure = f"batch {batch.id} ended as {batch.status} without an answer to it"
             self.calls.put(key, Reply("", "", self.config.path, failure), Spent(usd=self.config.price(0, 0)))
 
+    async def _keep_file(self, client: AsyncOpenAI, batch: Batch, file: str, left: set[str]) -> None:
+        """Keep the answers in a batch's file as it arrives; begin again where it breaks off."""
+        for attempt in range(self.config.retries + 1):
+            try:
+                async with client.files.with_streaming_response.content(file) as response:
+                    async for line in connection.lines(response.http_response, self.config.timeout, len(left)):
+                        if line.strip():
+                            left.discard(self._keep_line(line, left))
+                return
+            except connection.BrokenError as error:
+                if error.endless or attempt == self.config.retries:
+                    raise ModelError(
+                        f"openai_server {self.config.path}: batch {batch.id}: its file {file} came as {error}; "
+                        "what arrived is kept, run again to go on"
+                    ) from error
+
     def _keep_line(self, line: str, wanted: set[str]) -> str:
         """Keep one line's answer, or why there is none; returns whose it is."""
         try:
@@ -509,20 +630,34 @@ class _Endpoint:
             return ""
         if key not in wanted:
             return ""
+        most = self.most.get(
+            key, _Most(_OTHERS_PROMPT, self.config.max_completion_tokens or self.config.max_tokens, None)
+        )
         try:
             if error or response.get("status_code") != 200:
                 body = response.get("body")
                 told = error or (body.get("error") if isinstance(body, Mapping) else None)
                 message = told.get("message") if isinstance(told, Mapping) else told
-                raise _Garbled(self._hidden(f"{response.get('status_code') or ''} {message}".strip()))
-            reply, cost = self._checked(response.get("body"), 0)
-        except _Garbled as garbled:
-            reply, cost = Reply("", "", self.config.path, str(garbled)), Spent(usd=self.config.price(0, 0))
+                said = self._hidden(f"{response.get('status_code') or ''} {message}".strip())
+                raise _UnreadError(said + self._option(said), Spent(usd=self.config.price(0, 0)))
+            reply, cost = self._checked(response.get("body"), 0, most)
+        except _UnreadError as error_in_line:
+            reply, cost = Reply("", "", self.config.path, str(error_in_line)), error_in_line.cost
         self.calls.put(key, reply, cost)
         return key
 
-    def _hidden(self, text: str) -> str:
-        return (text.replace(self.secret, "…") if self.secret else text)[:300]
+    def _option(self, said: str) -> str:
+        """Name the option that answers a refusal, which a batch cannot try out."""
+        if self.config.structured and _ABOUT_SCHEMA.search(said):
+            return "; set `structured: false`"
+        if self.limit_name == _LIMITS[0] and _LIMITS[1] in said:
+            return "; set `max_completion_tokens` in place of `max_tokens`"
+        return ""
+
+    def _hidden(self, text: str, most: int = 300) -> str:
+        """Return a server's words in one line, without the key, which some servers repeat."""
+        text = text.replace(self.secret, "…") if self.secret else text
+        return "".join(letter if letter.isprintable() else " " for letter in text)[:most]
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -532,3 +667,38 @@ class _Endpoint:
             yield
         except openai.OpenAIError as error:
             self._refuse(error)
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    # In a notebook a loop is running already, and there is one a thread.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def _error_inside(value: object, choice: object) -> tuple[str, str] | None:
+    """Return the words and the code of an error that came with HTTP 200, in the place of an answer or beside it."""
+    if not isinstance(value, Mapping):
+        return None
+    error = choice.get("error") if isinstance(choice, Mapping) else value.get("error")
+    if not error and choice is None:
+        # As vLLM and FastAPI write them.
+        error = value if value.get("object") == "error" else value.get("detail") or value.get("message")
+    if not error:
+        return None
+    if not isinstance(error, Mapping):
+        return str(error), ""
+    said = error.get("message") or error.get("detail") or json.dumps(error, default=str)
+    return str(said), f"{error.get('code')} {error.get('status')} {error.get('type')}"
+
+
+def _tokens(value: object, most: int) -> int | None:
+    """Read a count of tokens that a server names; None where it names none."""
+    try:
+        count = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return most if isinstance(value, int) and value > 0 else None
+    return min(math.ceil(count), most) if 0 <= count < math.inf else None

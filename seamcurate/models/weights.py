@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +46,8 @@ def identity(path: str, revision: str | None) -> str:
     return f"{path}@{_commit(path, revision)}"
 
 
-def folder(path: str, revision: str | None, files: Sequence[str] = FILES) -> Path:
-    """Return the folder with the weights, fetched from the Hub at the pinned commit where it is not local.
-
-    Of a Hub repository only `files` are fetched.
-    """
+def folder(path: str, revision: str | None) -> Path:
+    """Return the folder with the weights, fetched from the Hub at the pinned commit where it is not local."""
     local = Path(path).expanduser()
     if local.is_dir():
         return local
@@ -59,52 +55,9 @@ def folder(path: str, revision: str | None, files: Sequence[str] = FILES) -> Pat
 
     commit = _commit(path, revision)
     try:
-        return Path(snapshot_download(path, revision=commit, allow_patterns=list(files)))
+        return Path(snapshot_download(path, revision=commit, allow_patterns=list(FILES)))
     except Exception as error:
         raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
-
-
-def templates(path: str, revision: str | None) -> str:
-    """Return the text of a tokenizer's chat templates; empty where it has none."""
-    if Path(path).expanduser().is_dir():
-        return _templates(folder(path, revision))
-    return _hub_templates(path, _commit(path, revision))
-
-
-@cache
-def _hub_templates(path: str, commit: str) -> str:
-    return _templates(folder(path, commit, TEMPLATES))
-
-
-def _templates(local: Path) -> str:
-    texts: list[str] = []
-    for file in sorted(file for pattern in TEMPLATES for file in local.glob(pattern)):
-        if file.suffix == ".jinja":
-            texts.append(file.read_text(encoding="utf-8", errors="replace"))
-        elif found := _object(file).get("chat_template"):
-            texts.append(found if isinstance(found, str) else json.dumps(found))
-    return "\n".join(texts)
-
-
-def answer_ends(local: Path) -> tuple[int, ...]:
-    """Return the ids that a model folder's generation configuration ends answers by, else those of its configuration."""
-    own = as_ids(_object(local / "generation_config.json").get("eos_token_id"))
-    return own or as_ids(_object(local / "config.json").get("eos_token_id"))
-
-
-def as_ids(value: object) -> tuple[int, ...]:
-    """Return token ids that a configuration gives as one number, as a list, or not at all."""
-    given = value if isinstance(value, list) else [value]
-    return tuple(token for token in given if isinstance(token, int))
-
-
-def _object(file: Path) -> dict[str, object]:
-    """Read a JSON object; nothing where there is none, of which loading the model then tells."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def device(asked: str) -> str:
@@ -179,3 +132,56 @@ def _commit(repo: str, revision: str | None) -> str:
             "check the name, or download it first"
         ) from error
     raise ModelError(f"the Hub names no commit for {repo!r}; give models a `revision`")
+
+
+def templates(path: str, revision: str | None) -> str:
+    """Return the text of a tokenizer's chat templates; empty where it has none."""
+    local = Path(path).expanduser()
+    return _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, revision))
+
+
+@cache
+def _hub_templates(path: str, commit: str) -> str:
+    """Read a Hub repository's templates; the weights are not fetched."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return _templates(Path(snapshot_download(path, revision=commit, allow_patterns=list(TEMPLATES))))
+    except Exception as error:
+        raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
+
+
+def _templates(local: Path) -> str:
+    texts: list[str] = []
+    for file in sorted(file for pattern in TEMPLATES for file in local.glob(pattern)):
+        if file.suffix == ".jinja":
+            texts.append(file.read_text(encoding="utf-8", errors="replace"))
+        elif found := _object(file).get("chat_template"):
+            texts.append(found if isinstance(found, str) else json.dumps(found))
+    return "\n".join(texts)
+
+
+def answer_ends(local: Path) -> tuple[int, ...]:
+    """Return the ids that a model folder's generation configuration ends answers by, else those of its configuration."""
+    own = _as_ids(_object(local / "generation_config.json").get("eos_token_id"))
+    return own or _as_ids(_object(local / "config.json").get("eos_token_id"))
+
+
+def model_ends(model: PreTrainedModel) -> tuple[int, ...]:
+    """Return the ids that a loaded model's generation configuration ends answers by; a model's own code may have none."""
+    return _as_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+
+
+def _as_ids(value: object) -> tuple[int, ...]:
+    """Return token ids that a configuration gives as one number, as a list, or not at all."""
+    given = value if isinstance(value, list) else [value]
+    return tuple(token for token in given if isinstance(token, int))
+
+
+def _object(file: Path) -> dict[str, object]:
+    """Read a JSON object; nothing where there is none, of which loading the model then tells."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

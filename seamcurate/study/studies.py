@@ -23,6 +23,7 @@ from seamcurate.study.rer_model import RerModel
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.scores import likelihood, overlap
 from seamcurate.study.texts import responses, tax
+from seamcurate.tables import suggestion
 
 STUDIES: dict[str, Callable[..., Finding]] = {
     "saturation": saturation,
@@ -75,7 +76,7 @@ def run(
         StudyError: There is no such study, it does not take an option, or see the study.
     """
     if name not in STUDIES:
-        raise StudyError(f"there is no study {name!r}; there are {', '.join(STUDIES)}")
+        raise StudyError(f"there is no study {name!r}; there are {', '.join(STUDIES)}{suggestion(name, STUDIES)}")
     out = out and objects.folder(out, "study")
     if out is not None and out.exists() and not out.is_dir():
         raise StudyError(f"{out} is a file; name a folder for the table and the figures")

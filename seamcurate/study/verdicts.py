@@ -16,11 +16,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from seamcurate import objects, prompts
 from seamcurate.errors import StudyError
 from seamcurate.models import Conversation, LanguageModelConfig, Request, calls
+from seamcurate.models.reply import field, last_first, read
 from seamcurate.models.template import prompt_text
 from seamcurate.study import results
 from seamcurate.study.results import Data
@@ -28,6 +29,13 @@ from seamcurate.tables import brief
 
 _STUDY = "compare"
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
+_SCHEMA: dict[str, JsonValue] = {
+    "type": "object",
+    "properties": {"explanation": {"type": "string"}, "verdict": {"type": "string", "enum": ["A", "B", "C"]}},
+    "required": ["explanation", "verdict"],
+    "additionalProperties": False,
+}
+"""What servers that follow schemas answer in; what the published prompt asks for is read all the same."""
 _SAID = {("A", "first"): "win", ("B", "first"): "lose", ("A", "second"): "lose", ("B", "second"): "win"}
 
 
@@ -103,19 +111,21 @@ def compare(
 
 
 def verdict(text: str) -> str | None:
-    """Read `[[A]]`, `[[B]]` or `[[C]]` from a judge's reply, the last one; None where there is none."""
-    found = _VERDICT.findall(text)
-    return str(found[-1]) if found else None
+    """Read `[[A]]`, `[[B]]` or `[[C]]` from a judge's answer, the last one, or its `verdict`; None where there is none."""
+    named = field(text, "verdict")
+    if isinstance(named, str) and (letter := named.strip(" []").upper()) in ("A", "B", "C"):
+        return letter
+    return next((match[1] for match in last_first(_VERDICT, text)), None)
 
 
 def _conversation(
     template: str, question: str, own: str, other: str, position: str
 ) -> Conversation[tuple[str | None, str | None]]:
     one, two = (own, other) if position == "first" else (other, own)
-    reply = yield Request(prompts.render(template, question, one, other=two))
-    said = verdict(reply.text) if reply.failure is None else None
+    answer = read((yield Request(prompts.render(template, question, one, other=two), _SCHEMA)))
+    said = verdict(answer.text) if answer.whole else None
     if said is None:
-        return None, reply.failure or f"{reply.finish}: {reply.text[:500]}"
+        return None, answer.reason
     return _SAID.get((said, position), "tie"), None
 
 

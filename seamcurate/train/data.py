@@ -19,7 +19,7 @@ from seamcurate import formats
 from seamcurate.errors import TrainError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import prompt_text
-from seamcurate.tables import brief
+from seamcurate.tables import brief, suggestion
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -158,11 +158,23 @@ def _files(data: str | Path) -> list[Path]:
     if path.is_dir():
         files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith("."))
         if not files:
-            raise TrainError(f"{data} holds no .parquet files; give the folder of one split, or one file")
+            raise TrainError(f"{data} {_without_files(path)}")
         return files
     if not path.is_file():
         raise TrainError(f"{data} is not there; give a Parquet or JSONL file, or a folder of Parquet files")
     return [path]
+
+
+def _without_files(folder: Path) -> str:
+    """Say what a folder without Parquet files is, and what to give instead."""
+    if (folder / "store.json").is_file():
+        return (
+            "is a store; export its splits (seamcurate export RECIPE STORE --to trl --out splits), and give splits/NAME"
+        )
+    below = sorted({file.parent.relative_to(folder).as_posix() for file in folder.glob("*/*.parquet")})
+    if below:
+        return f"holds folders with data, and no .parquet files itself; give one of them: {', '.join(below[:8])}"
+    return "holds no .parquet files; give the folder of one split, or one file"
 
 
 def _names(file: Path) -> list[str]:
@@ -212,13 +224,45 @@ def _with_prompt(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]
 
 def _columns(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]]) -> list[str]:
     found: list[str] = []
+    other = _other_format(there, wanted)
+    if other is not None:
+        raise TrainError(f"{name} is no data to fine-tune on: {_way_out(('completion',), other)}")
     for names in wanted:
         column = next((c for c in names if c in there), None)
         if column is None:
             asked = " or ".join(f"`{c}`" for c in names)
-            raise TrainError(f"{name} has no column {asked}; it has {', '.join(there) or 'none'}: rename one of these")
+            raise TrainError(
+                f"{name} has no column {asked}; it has {', '.join(there) or 'none'}: {_way_out(names, there)}"
+            )
         found.append(column)
     return found
+
+
+_FORMATS = {"chosen": "preferences", "label": "unpaired", "completion": "sft", "prompt": "prompts"}
+"""The column that tells a split's format, the most telling first."""
+_READ_BY = {"preferences": "reward", "sft": "sft", "prompts": "ppo, grpo or rloo"}
+
+
+def _other_format(there: Sequence[str], wanted: Sequence[Sequence[str]]) -> Sequence[str] | None:
+    """Return the telling columns of preferences where single answers are wanted: beside pairs, `response` is repeated."""
+    single = any("completion" in names for names in wanted)
+    if single and "completion" not in there and {"chosen", "rejected"} <= set(there):
+        return ("chosen",)
+    # An unpaired export says of each answer whether it is a good one; fine-tuning would learn the others too.
+    if single and {"completion", "label", "candidate_variant"} <= set(there):
+        return ("label",)
+    return None
+
+
+def _way_out(wanted: Sequence[str], there: Sequence[str]) -> str:
+    """Say what to do about data without a wanted column: another format of the split, another trainer, another name."""
+    near = next(filter(None, (suggestion(name, there) for name in wanted)), "")
+    held = next((format for column, format in _FORMATS.items() if column in there), None)
+    needed = next((format for column, format in _FORMATS.items() if column in wanted), None)
+    if near or held is None or needed in (None, held, "prompts"):
+        return f"rename one of these{near}"
+    read_by = f", which `train {_READ_BY[held]}` reads" if held in _READ_BY else ""
+    return f"its format is {held}{read_by}; give the split `format: {needed}` in the recipe and export it again"
 
 
 def _prompt(value: object, where: str) -> Prompt:

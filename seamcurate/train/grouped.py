@@ -144,7 +144,7 @@ def _train(
         # Before the first update: a reward that fails costs no time.
         judge.score(kept[:1], ["An answer."], "on trial")
         _, checkpoint = work.begin(inputs)
-        told = _Told(judge, kept, form, work.state)
+        told = _Told(judge, kept, form, work.state, config.num_generations)
         arguments = training.arguments(config, str(work.folder)) | {
             "num_generations": config.num_generations,
             "max_completion_length": config.max_completion_length,
@@ -185,6 +185,8 @@ def _train(
             **counts,
             **result,
             "answers_without_a_reward": work.state.get("without", 0),
+            "groups": work.state.get("groups", 0),
+            "groups_of_equal_rewards": work.state.get("groups_equal", 0),
             "reward_first": work.state.get("first"),
             "reward_last": work.state.get("last"),
             "reward_before": before["eval/scores"],
@@ -217,8 +219,11 @@ class _Epochs:
 class _Told:
     """The reward as TRL calls it: given the rows as they are, and held to its word."""
 
-    def __init__(self, judge: Judge, asked: Sequence[Question], form: Form, state: dict[str, Any]) -> None:
+    def __init__(
+        self, judge: Judge, asked: Sequence[Question], form: Form, state: dict[str, Any], generations: int
+    ) -> None:
         self.judge, self.asked, self.form, self.state = judge, asked, form, state
+        self.generations = generations
         self.__name__ = judge.name
 
     def __call__(
@@ -233,6 +238,10 @@ class _Told:
         every = gather_object(found)
         known = [value for value in every if value is not None]
         self.state["without"] = self.state.get("without", 0) + len(every) - len(known)
+        # TRL's frac_reward_zero_std, but of RLOO's rewards before its KL penalty, and of every update, logged or not.
+        groups = [every[i : i + self.generations] for i in range(0, len(every), self.generations)]
+        self.state["groups"] = self.state.get("groups", 0) + len(groups)
+        self.state["groups_equal"] = self.state.get("groups_equal", 0) + sum(map(_equal, groups))
         if known:
             self.state["last"] = sum(known) / len(known)
             self.state.setdefault("first", self.state["last"])
@@ -241,6 +250,12 @@ class _Told:
         for name, value in means.items():
             log_metric(name, value)
         return found
+
+
+def _equal(group: Sequence[float | None]) -> bool:
+    """Tell whether no answer of a group is better than another, so that all advantages are 0."""
+    known = [value for value in group if value is not None]
+    return not known or max(known) - min(known) <= 1e-8
 
 
 class _Measure:

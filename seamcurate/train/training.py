@@ -203,7 +203,7 @@ def prompt_form(
     Raises:
         TrainError: The form, or its arguments, need a chat template that the tokenizer does not have.
     """
-    ends = () if policy is None else weights.as_ids(policy.generation_config.eos_token_id)
+    ends = () if policy is None else weights.model_ends(policy)
     try:
         form = tokens.form_of(tokenizer, settings, ends)
     except ModelError as error:

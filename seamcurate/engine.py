@@ -1,0 +1,281 @@
+"""DuckDB in a process of its own, started by `connection`: it opens views, answers questions, and ends with its owner.
+
+One rule: no question costs more memory than the engine may take, and none outlives who asked it. DuckDB's own limits do
+not hold inside one call of a text function, so the process watches its memory and ends, and its owner ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from seamcurate import frames, guard
+from seamcurate.errors import QueryError
+from seamcurate.tables import brief
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+_THREAD = 2**30
+"""Memory for each thread. To merge a sort, every thread holds 122,880 rows whole (DuckDB 2.0), and half as much again;
+1 to 4 GB a thread are what DuckDB's guide asks for."""
+_OUTSIDE = 2**29
+"""Bytes that a query may hold beside DuckDB's buffers, which is what its limit counts, and half as much again."""
+_SHARE = 0.75
+"""Of the machine's memory, where nobody says how much."""
+_DUCKDB_SHARE = 0.8
+_LOOK_SECONDS = 0.01
+_FRAME_BYTES = 1 << 20
+_BATCH_ROWS = 8_192
+_TRUSTING = {
+    "filter_pushdown",
+    "join_filter_pushdown",
+    "late_materialization",
+    "partial_aggregate_pushdown",
+    "row_group_pruner",
+    "statistics_propagation",
+    "top_n",
+}
+"""Optimizers that take a file's least and greatest value for the least and greatest: they leave NaN out."""
+_AS_TEXT = re.compile(r"\b(INTERVAL|BIT|BIGNUM|VARIANT|UNION|GEOMETRY|TIME WITH TIME ZONE)\b")
+"""Types that Parquet or Arrow have no place for: an answer holds what SQL writes for them."""
+_TOO_LARGE = "ask for fewer rows or shorter texts, or give it more memory"
+_HUGE = ("HUGEINT", "UHUGEINT")
+
+
+class Engine:
+    """Hold one in-memory DuckDB with its limits, and answer what comes in over sockets."""
+
+    def __init__(self, memory: str | None, spill: str, room: str, threads: int | None) -> None:
+        idle = _resident()
+        config: dict[str, Any] = {"temp_directory": spill, "max_temp_directory_size": room}
+        self._duckdb = duckdb.connect(config=config if memory is None else config | {"memory_limit": memory})
+        buffers = self._bytes("memory_limit")
+        if memory is None:
+            most = int(buffers / _DUCKDB_SHARE * _SHARE)
+            buffers = max(2**26, int((most - _OUTSIDE) / 1.5))
+            self._duckdb.execute(f"SET memory_limit = '{buffers // 1000}KB'")
+        self._limit = idle + buffers + buffers // 2 + _OUTSIDE
+        ((most_threads,),) = self._duckdb.execute("SELECT current_setting('threads')").fetchall()
+        fitting = min(int(most_threads), buffers // _THREAD, threads or int(most_threads))
+        self._duckdb.execute(f"SET threads = {max(1, fitting)}")
+        # A session's own setting would not hold for the cursors that answer questions.
+        self._duckdb.execute("SET GLOBAL TimeZone = 'UTC'")
+        self._asked = threading.Condition()
+        self._open, self._closed = 0, False
+        threading.Thread(target=self._watch_memory, daemon=True).start()
+
+    def close(self) -> None:
+        """Close DuckDB, and give back what it held."""
+        with self._asked:
+            self._closed = True
+            self._asked.notify()
+        self._duckdb.close()
+
+    def _lock(self, views: list[str], allowed: list[str], statistics: bool) -> None:
+        """Create views, and leave them nothing on this machine to read but the allowed files."""
+        if not statistics:
+            names = self._duckdb.execute("SELECT name FROM duckdb_optimizers()").fetchall()
+            trusting = ", ".join(str(name) for (name,) in names if name in _TRUSTING)
+            self._duckdb.execute(f"SET GLOBAL disabled_optimizers = '{trusting}'")
+        self._duckdb.execute("SET allowed_paths = $1", [allowed])
+        # Whatever was read would be kept, up to most of the memory there is.
+        self._duckdb.execute("SET enable_external_file_cache = false")
+        self._duckdb.execute("SET python_enable_replacements = false")
+        self._duckdb.execute("SET enable_external_access = false")
+        for view in views:
+            self._duckdb.execute(view)
+        self._duckdb.execute("SET lock_configuration = true")
+
+    def serve(self, asker: socket.socket) -> None:
+        """Answer the one question that comes over a socket, and close it."""
+        with asker, suppress(frames.Closed):
+            kind, content = frames.receive(asker)
+            # What stands behind the first line is a table, for a statement to read.
+            line, _, attached = bytes(content).partition(b"\n")
+            asked = json.loads(line)
+            with self._duckdb.cursor() as cursor, self._watched(), _stopped_with(asker, cursor):
+                try:
+                    self._answer(asker, cursor, kind, asked, attached)
+                    frames.send(asker, frames.END)
+                except QueryError as error:
+                    frames.send(asker, frames.ERROR, message=str(error))
+                except (duckdb.Error, RuntimeError, pa.ArrowException, OSError, MemoryError) as error:
+                    message = guard.explain(cursor, str(error) or type(error).__name__, asked.get("read", ()))
+                    frames.send(asker, frames.ERROR, message=message)
+
+    def _answer(
+        self,
+        asker: socket.socket,
+        cursor: duckdb.DuckDBPyConnection,
+        kind: bytes,
+        asked: dict[str, Any],
+        attached: bytes,
+    ) -> None:
+        if kind == frames.OPEN:
+            self._lock(**asked)
+            return
+        sql, parameters = asked["sql"], asked["parameters"]
+        if kind != frames.EXECUTE:
+            asked["read"] = guard.check(cursor, sql)
+        if kind == frames.CHECK:
+            frames.send(asker, frames.VIEWS, views=asked["read"])
+            return
+        if attached:
+            cursor.register(frames.ATTACHED, pa.ipc.open_stream(attached).read_all())
+        if kind == frames.EXECUTE:
+            (statement,) = duckdb.extract_statements(sql)
+            if statement.type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+                cursor.execute(sql, parameters or None)
+                return
+        schema, batches = _answered(cursor, sql, parameters)
+        frames.send(asker, frames.SCHEMA, schema.serialize())
+        gathered: list[pa.RecordBatch] = []
+        for batch in batches:
+            gathered.append(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+            if sum(part.nbytes for part in gathered) >= _FRAME_BYTES:
+                frames.send(asker, frames.BATCHES, frames.stream(schema, gathered))
+                gathered = []
+        if gathered:
+            frames.send(asker, frames.BATCHES, frames.stream(schema, gathered))
+
+    def _bytes(self, setting: str) -> int:
+        ((text,),) = self._duckdb.execute(f"SELECT current_setting('{setting}')").fetchall()
+        number, unit = str(text).split()
+        return int(float(number) * 1024 ** _UNITS.index(unit))
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Have the memory watched while a question is open."""
+        with self._asked:
+            self._open += 1
+            self._asked.notify()
+        try:
+            yield
+        finally:
+            with self._asked:
+                self._open -= 1
+
+    def _watch_memory(self) -> None:
+        """End the process when it holds too much; nobody else can stop a single call in time."""
+        while True:
+            with self._asked:
+                self._asked.wait_for(lambda: self._open > 0 or self._closed)
+            if self._closed:
+                return
+            while self._open:
+                if _resident() > self._limit:
+                    size = f"{self._limit / 10**9:.1f} GB"
+                    print(f"the query needs more than {size} of memory; {_TOO_LARGE}", file=sys.stderr, flush=True)
+                    os._exit(frames.TOO_LARGE)
+                time.sleep(_LOOK_SECONDS)
+
+
+@contextmanager
+def _stopped_with(asker: socket.socket, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Interrupt a cursor when the asker closes its end."""
+    answered = threading.Event()
+
+    def watch() -> None:
+        with suppress(OSError):
+            asker.settimeout(None)
+            asker.recv(1)
+        # Again and again, since an interrupt that comes between two queries is lost.
+        while not answered.wait(0.02):
+            cursor.interrupt()
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        answered.set()
+        # It may still wait for the asker; closed under it, a socket's number could be another's by then.
+        with suppress(OSError):
+            asker.shutdown(socket.SHUT_RDWR)
+        watching.join()
+
+
+def _answered(
+    cursor: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, Any]
+) -> tuple[pa.Schema, pa.RecordBatchReader]:
+    """Answer a SELECT as Arrow batches, with the schema that says which of its decimals are SQL's whole numbers."""
+    relation = cursor.sql(sql, params=parameters)
+    names, kinds = relation.columns, [str(kind) for kind in relation.types]
+    if any(map(_AS_TEXT.search, kinds)):
+        # By place: an answer may have two columns of one name.
+        places = [f"c{i}" for i in range(len(kinds))]
+        select = (f"{c}::VARCHAR" if _AS_TEXT.search(kind) else c for c, kind in zip(places, kinds, strict=True))
+        wrapped = f"SELECT {', '.join(select)} FROM (\n{sql}\n) AS answer({', '.join(places)})"
+        relation = cursor.sql(wrapped, params=parameters)
+    reader = relation.to_arrow_reader(_BATCH_ROWS)
+    fields = [
+        pa.field(name, field.type, metadata={frames.SQL_TYPE: kind} if kind in _HUGE else None)
+        for name, field, kind in zip(names, reader.schema, kinds, strict=True)
+    ]
+    return pa.schema(fields), reader
+
+
+def _resident() -> int:
+    """Return how many bytes of memory this process holds."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
+    # Elsewhere the most that it ever held: bytes on macOS, kilobytes on others.
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def main() -> None:
+    """Serve the process that started this one, over the socket it left open, until it closes it or ends."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    with suppress(OSError):
+        # Where the machine has no memory left, the query goes and not the run that asked it.
+        Path("/proc/self/oom_score_adj").write_text("800")
+    engine: Engine | str | None = None
+    while True:
+        control.settimeout(frames.IDLE_SECONDS if engine is None else None)
+        try:
+            purpose, askers, _, _ = socket.recv_fds(control, 1, 1)
+        except OSError:
+            purpose, askers = b"", []
+        if not purpose:
+            # Without the leave-taking of libraries, which a query in flight would hold up.
+            os._exit(0)
+        if purpose == frames.FINISH:
+            if isinstance(engine, Engine):
+                engine.close()
+            engine = None
+            continue
+        asker = socket.socket(fileno=askers[0])
+        if purpose == frames.BEGIN:
+            engine = _begun(asker)
+        elif isinstance(engine, Engine):
+            threading.Thread(target=engine.serve, args=(asker,), daemon=True).start()
+        else:
+            with asker, suppress(frames.Closed):
+                frames.receive(asker)
+                frames.send(asker, frames.ERROR, message=engine)
+
+
+def _begun(asker: socket.socket) -> Engine | str:
+    """Open an engine as its owner wants it, or say why it cannot be."""
+    with asker:
+        try:
+            return Engine(**json.loads(frames.receive(asker)[1]))
+        except (duckdb.Error, frames.Closed) as error:
+            return brief(str(error), 200)
+
+
+if __name__ == "__main__":
+    main()

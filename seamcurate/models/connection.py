@@ -1,0 +1,181 @@
+"""How requests travel to an endpoint: a deadline for the whole reply, a limit on its size, nothing sent to another host.
+
+The HTTP is the `openai` client's; here its limits are drawn. What arrived of a reply before a limit is handed on as it
+is and marked, because it may have been paid for: the client would repeat the request, and nobody would count it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+T = TypeVar("T")
+
+REPLY_BYTES = 16 * 2**20
+"""Of one reply at most: thousands of tokens with twenty log-probabilities each fit."""
+BROKEN, ENDLESS = "seamcurate_broken", "seamcurate_endless"
+"""Keys of a response's extensions: why it is not whole, and whether asking again would end the same."""
+_FILE_BYTES_PER_SECOND = 64 * 1024
+"""A file's deadline grows by its size, as long as it moves this fast."""
+_FILE_BYTES_PER_ANSWER = 2**20
+_REDIRECTS = 5
+_TURNS = 20
+"""Turns of the event loop in which what has arrived is read."""
+_ENCODINGS = ("", "identity", "gzip", "deflate")
+"""These expand a thousandfold at most, so that a chunk of them fits into memory."""
+_OF_BODY = ("content-encoding", "content-length", "transfer-encoding")
+
+
+class BrokenError(Exception):
+    """A reply did not arrive whole; `endless` where asking again would end the same."""
+
+    def __init__(self, reason: str, endless: bool = False) -> None:
+        super().__init__(reason)
+        self.endless = endless
+
+
+def connect(seconds: float, **options: Any) -> AsyncOpenAI:
+    """Make a client of the `openai` package that keeps the limits.
+
+    Args:
+        seconds: For a whole reply, from the request to its last byte.
+        options: What `AsyncOpenAI` takes.
+    """
+    import openai
+
+    http = _http()
+
+    class Client(openai.DefaultAsyncHttpxClient):
+        async def send(self, request: Any, *, stream: bool = False, **how: Any) -> Any:
+            request.headers["accept-encoding"] = "gzip, deflate"
+            is_file = request.url.path.endswith("/files")
+            deadline = _now() + seconds + (_sent(request) / _FILE_BYTES_PER_SECOND if is_file else 0)
+            try:
+                response = await _by(deadline, self._head(request, how))
+            except TimeoutError:
+                raise http.ReadTimeout(f"nothing came within {seconds:g} s", request=request) from None
+            if stream and response.is_success:
+                return response
+            body, marks = bytearray(), dict(response.extensions)
+            try:
+                async for chunk in _within(response, lambda received: deadline, seconds, REPLY_BYTES):
+                    body += chunk
+            except BrokenError as error:
+                # Completions alone are bought; anything else may be asked for again.
+                if response.is_success and not request.url.path.endswith("/chat/completions"):
+                    raise http.ReadError(str(error), request=request) from None
+                marks |= {BROKEN: str(error), ENDLESS: error.endless}
+            finally:
+                await response.aclose()
+            headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _OF_BODY]
+            return http.Response(
+                response.status_code, headers=headers, content=bytes(body), request=response.request, extensions=marks
+            )
+
+        async def _head(self, request: Any, how: dict[str, Any]) -> Any:
+            """Return a response whose body is still to come, after redirects within one origin."""
+            how["follow_redirects"] = False
+            for redirects in range(_REDIRECTS + 1):
+                response = await super().send(request, stream=True, **how)
+                coming = response.next_request
+                if coming is None or _origin(coming.url) != _origin(request.url) or redirects == _REDIRECTS:
+                    break
+                await response.aclose()
+                request = coming
+            return response
+
+    # The deadline stands in place of the client's own timeouts, which begin anew with each byte.
+    return openai.AsyncOpenAI(timeout=None, http_client=Client(timeout=None), **options)
+
+
+async def lines(response: Any, seconds: float, answers: int) -> AsyncIterator[str]:
+    """Yield the lines of a batch's file as it arrives, no more than one in memory.
+
+    Args:
+        response: As the `openai` client streams it.
+        seconds: For the file, and one more for each 64 KiB.
+        answers: How many lines are expected.
+
+    Raises:
+        BrokenError: A line or the file is too long, it comes too slowly, or it broke off.
+    """
+    start, rest = _now(), b""
+    most = REPLY_BYTES + answers * _FILE_BYTES_PER_ANSWER
+    async for chunk in _within(
+        response, lambda received: start + seconds + received / _FILE_BYTES_PER_SECOND, seconds, most
+    ):
+        # Not splitlines: JSON may hold other ends of a line than this one.
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace")
+        if len(rest) > REPLY_BYTES:
+            raise BrokenError(f"a line longer than {REPLY_BYTES:,} bytes", endless=True)
+    yield rest.decode("utf-8", "replace")
+
+
+async def _within(response: Any, deadline: Callable[[int], float], seconds: float, most: int) -> AsyncIterator[bytes]:
+    """Yield a body's chunks, decompressed, until a limit; the deadline may depend on the bytes received."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in _ENCODINGS:
+        raise BrokenError(f"a reply compressed as {encoding[:40]!r}, which was not asked for", endless=True)
+    received = 0
+    chunks = aiter(response.aiter_bytes())
+    while True:
+        try:
+            chunk = await _by(deadline(received), anext(chunks, None))
+        except TimeoutError:
+            raise BrokenError(
+                f"a reply that did not end within {seconds:g} s; raise `timeout` if answers take longer", endless=True
+            ) from None
+        except _http().HTTPError as error:
+            raise BrokenError(f"a reply that broke off after {received:,} bytes: {error}") from None
+        if chunk is None:
+            return
+        received += len(chunk)
+        if received > most:
+            raise BrokenError(f"a reply longer than {most:,} bytes", endless=True)
+        yield chunk
+
+
+def _http() -> Any:
+    """Return the HTTP library below the `openai` client: `httpx` below its version 2, `httpx2` since 3."""
+    import openai
+
+    return importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
+
+
+async def _by(deadline: float, coming: Awaitable[T]) -> T:
+    """Wait for something until a deadline.
+
+    Raises:
+        TimeoutError: It did not come.
+    """
+    task = asyncio.ensure_future(coming)
+    try:
+        await asyncio.wait([task], timeout=max(0, deadline - _now()))
+        # What arrived while this process was busy came in time, though it is read late: it was paid for.
+        for _ in range(_TURNS):
+            if task.done():
+                return await task
+            await asyncio.sleep(0)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    raise TimeoutError
+
+
+def _sent(request: Any) -> int:
+    return int(request.headers.get("content-length") or 0)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _origin(url: Any) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
