@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from seamcurate import hashes
 from seamcurate.errors import ModelError
 
 if TYPE_CHECKING:
@@ -251,8 +252,7 @@ _POSITIONS = ("position_embeddings", "embed_positions")
 
 @cache
 def _hash(file: Path, size: int, mtime_ns: int) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return hashes.sha256(file)
 
 
 @cache
