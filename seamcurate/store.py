@@ -255,7 +255,11 @@ class Store:
         records, found = self.records(), {}
         corpus = self.corpus_store
         here = self.fingerprints()
-        there = {name: corpus.of_all_rows(made) for name, made in corpus.fingerprints().items()} if corpus else {}
+        there = (
+            {name: corpus.of_all_rows(made) for name, made in corpus.fingerprints().items()}
+            if corpus is not None
+            else {}
+        )
         grown = self.grown
         for folder, record in records.items():
             identity = record["identity"]
