@@ -271,8 +271,10 @@ class Store:
         records, found = self.records(), {}
         corpus = self.corpus_store
         here = self.fingerprints()
-        extent = corpus.grown if corpus else None
-        there = {name: _whole(made, extent) for name, made in corpus.fingerprints().items()} if corpus else {}
+        extent = corpus.grown if corpus is not None else None
+        there = (
+            {name: _whole(made, extent) for name, made in corpus.fingerprints().items()} if corpus is not None else {}
+        )
         grown = self.grown
         for folder, record in records.items():
             identity = record["identity"]

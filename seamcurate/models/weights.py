@@ -41,6 +41,19 @@ class Base(NamedTuple):
     revision: str | None
 
 
+def check(path: str, revision: str | None) -> None:
+    """Look whether a model is there, without reading or fetching its weights.
+
+    Raises:
+        ModelError: It is neither a folder with safetensors nor a repository that the Hub knows.
+    """
+    local = Path(path).expanduser()
+    if not local.is_dir():
+        _commit(path, revision)
+    elif not any(any(local.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors")):
+        raise ModelError(f"{path} holds no .safetensors weights; save them with save_pretrained(…)")
+
+
 def identity(path: str, revision: str | None) -> str:
     """Hash a local folder's files, or name a Hub repository's commit; an adapter's identity holds its base's too."""
     own = _own_identity(path, revision)
