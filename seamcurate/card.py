@@ -34,7 +34,8 @@ FORMAT = 1
 
 Floats = npt.NDArray[np.float64]
 
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+"""The bounds of the Hub's size categories: a thousand, and ten times as much each."""
 _SHOWN_RULES = 20
 _QUESTION, _ANSWER = "words of the prompt", "words of the response"
 
@@ -268,7 +269,7 @@ def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Verd
         "license": about.licences[0] if len(about.licences) == 1 else list(about.licences) or "unknown",
         "task_categories": ["text-generation"],
         "tags": ["seamcurate", "rlhf", "reward-model", "data-curation", str(known["trainer"])],
-        "size_categories": [next((name for limit, name in _SIZES if rows < limit), "n>1M")],
+        "size_categories": [size_category(rows)],
         "configs": [
             {
                 "config_name": part.name,
@@ -607,6 +608,19 @@ def place(source: Source) -> str:
     given = source.parquet or source.jsonl or source.csv or source.arrow or source.store or ""
     names = [given] if isinstance(given, str) else given
     return ", ".join(f"`{_cell(Path(name).name)}`" for name in names)
+
+
+def size_category(rows: int) -> str:
+    """Return the Hub's category for a data set of so many rows.
+
+    Example:
+        >>> size_category(2_500_000)
+        '1M<n<10M'
+    """
+    place = next((i for i in range(len(_POWERS)) if rows < 10 ** (i + 3)), len(_POWERS))
+    if place == 0:
+        return f"n<{_POWERS[0]}"
+    return f"n>{_POWERS[-1]}" if place == len(_POWERS) else f"{_POWERS[place - 1]}<n<{_POWERS[place]}"
 
 
 def megabytes(size: int) -> str:

@@ -30,7 +30,7 @@ from seamcurate.recipe import Recipe
 from seamcurate.source import Chunk, Source
 from seamcurate.step import Averages, Step
 from seamcurate.store import Layer, Store, beside, filename, makers, record_file, shard_files, step_record
-from seamcurate.tables import counted
+from seamcurate.tables import brief, counted
 
 Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]
 """Compute shards of a layer, given what it prepared, and put each into the store; yields rows done, as they are."""
@@ -387,11 +387,33 @@ def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator
         parts = []
         for start in range(0, rows.num_rows, step.rows_per_call):
             part = rows.slice(start, step.rows_per_call)
-            parts.append(transform(part).cast(step.adds))
+            parts.append(_columns(step, number, part, transform(part)))
             yield part.num_rows
         store.add(layer, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
 
     return work
+
+
+def _columns(step: Step, number: int, rows: pa.Table, added: object) -> pa.Table:
+    """Return what a step's transform gave for rows as the columns that the step declares.
+
+    Raises:
+        StepError: It gave no pyarrow Table, other columns, another number of rows, or values of other types.
+    """
+    where = f"step {step.name}, shard {number}"
+    if not isinstance(added, pa.Table):
+        raise StepError(f"{where}: returned a {type(added).__name__}, not a pyarrow Table; return its .to_arrow(), say")
+    if added.num_rows != rows.num_rows or added.column_names != step.adds.names:
+        raise StepError(
+            f"{where}: returned {added.num_rows} rows of {added.column_names} for {rows.num_rows} rows of "
+            f"{step.adds.names}; return these columns, a value for each row"
+        )
+    try:
+        return added.cast(step.adds)
+    except pa.ArrowException as error:
+        raise StepError(
+            f"{where}: returned values of other types than it declares: {brief(str(error), 200)}"
+        ) from error
 
 
 def _check_lists(step: Step, rows: pa.Table) -> None:

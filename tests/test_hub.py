@@ -1039,3 +1039,20 @@ def test_a_push_by_xet_stores_the_shards_and_commits_their_hashes(work, tmp_path
         assert read.returncode == 0, read.stderr[-3000:]
         assert read.stdout.split() == ["32"] and server.count("xet-read-token") > 0
         assert server.large == {} and CANARY not in read.stderr + read.stdout
+
+
+@pytest.mark.parametrize(
+    ("rows", "category"),
+    [
+        (0, "n<1K"),
+        (999, "n<1K"),
+        (1_000, "1K<n<10K"),
+        (999_999, "100K<n<1M"),
+        (1_000_000, "1M<n<10M"),
+        (5 * 10**8, "100M<n<1B"),
+        (10**12 - 1, "100B<n<1T"),
+        (10**12, "n>1T"),
+    ],
+)
+def test_the_size_category_is_the_hubs(rows, category):
+    assert card.size_category(rows) == category

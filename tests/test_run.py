@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,8 +27,10 @@ from seamcurate import (
     SequenceClassifier,
     Source,
     Split,
+    Step,
     Store,
     check,
+    column,
     query,
     rer,
     run_local,
@@ -520,3 +523,45 @@ def test_what_has_no_effect_on_a_corpus_that_is_a_store_is_refused(tmp_path):
     run_local(Recipe(rows=rows), tmp_path / "corpus")
     with pytest.raises(SourceError, match="corpus: id has no effect on a store"):
         run_local(Recipe(rows=rows, corpus=Source(store=str(tmp_path / "corpus"), id="uid")), tmp_path / "store")
+
+
+class Lengths(Step):
+    """A step of a user's own, which returns what it is told to."""
+
+    gives: Literal["table", "frame", "long"] = "table"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("response",)
+
+    @property
+    def adds(self) -> pa.Schema:
+        return pa.schema([column("length", pa.int32(), "letters"), column("first", pa.string(), "first letter")])
+
+    def load(self, shared):
+        def measure(rows: pa.Table) -> object:
+            texts = rows["response"].to_pylist()
+            lengths = pa.array([len(text) for text in texts], pa.uint32())
+            # Other libraries than pyarrow have text of their own types.
+            firsts = pa.array([text[0] for text in texts], pa.string_view())
+            if self.gives == "long":
+                lengths = pa.array([10**12] * len(texts))
+            made = pa.table({"length": lengths, "first": firsts})
+            return made.to_pydict() if self.gives == "frame" else made
+
+        return measure
+
+
+def test_a_step_may_return_any_arrow_types_that_fit_and_what_does_not_is_one_line(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a?", "b?"], "response": ["one", "three"]}), tmp_path / "rows.parquet")
+    rows = Source(parquet=str(tmp_path / "rows.parquet"))
+    run_local(Recipe(rows=rows, steps=(Lengths(),)), tmp_path / "store")
+    made = query(Store(tmp_path / "store"), "SELECT length, first FROM rows ORDER BY row_id").to_pylist()
+    assert made == [{"length": 3, "first": "o"}, {"length": 5, "first": "t"}]
+    for gives, said in (
+        ("frame", "step lengths, shard 0: returned a dict, not a pyarrow Table"),
+        ("long", "step lengths, shard 0: returned values of other types than it declares: "),
+    ):
+        with pytest.raises(StepError, match=said) as raised:
+            run_local(Recipe(rows=rows, steps=(Lengths(gives=gives),)), tmp_path / gives)
+        assert "\n" not in str(raised.value)
