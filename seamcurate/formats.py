@@ -543,6 +543,49 @@ def conformed(tables: Iterable[pa.Table], fields: pa.Schema, where: str) -> Iter
             yield conform(table, fields)
 
 
+def with_inner(
+    fields: pa.Schema, tables: Iterable[pa.Table], names: Sequence[str], where: str
+) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """Add fields inside columns, named with dots, as columns of their own; a null parent has null fields.
+
+    Raises:
+        SourceError: A column has no such field.
+    """
+    paths = {name: name.split(".") for name in names}
+    for name, (column, *path) in paths.items():
+        kind = fields.field(column).type
+        for part in path:
+            there = [field.name for field in kind] if pa.types.is_struct(kind) else []
+            if part not in there:
+                has = f"it has {', '.join(there)}" if there else f"{kind} has no fields"
+                raise SourceError(f"{where}: no field {part!r} of {name!r}; {has}")
+            kind = kind.field(part).type
+        fields = fields.append(pa.field(name, kind))
+
+    def widened() -> Iterator[pa.Table]:
+        for table in tables:
+            for name, (column, *path) in paths.items():
+                table = table.append_column(name, pc.struct_field(table[column], path))
+            yield table
+
+    return fields, widened()
+
+
+def with_inner_cells(cells: dict[str, object], names: Sequence[str]) -> dict[str, object]:
+    """Add fields inside a line's objects, named with dots, as cells of their own, where they are there."""
+    found = dict(cells) if names else cells
+    for name in names:
+        value: object = cells
+        for part in name.split("."):
+            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT:
+            found[name] = value
+    return found
+
+
+_ABSENT = object()
+
+
 def regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
     """Cut tables of any size into tables of `size` rows."""
     held: pa.Table | None = None

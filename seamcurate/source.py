@@ -48,7 +48,14 @@ class Chunk(NamedTuple):
 
 
 class Source(BaseModel):
-    """Name where rows are, and which of their columns are what."""
+    """Name where rows are, and which of their columns are what.
+
+    `prompt`, `response`, `reference`, `messages` and `id` name a column, or a field inside one, with dots between.
+
+    Example:
+        >>> Source(parquet="math.parquet", reference="reward_model.ground_truth").reference
+        'reward_model.ground_truth'
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -176,6 +183,15 @@ class Source(BaseModel):
         found = {path for pattern in patterns for path in formats.matches(pattern, self._kind)}
         return sorted(found, key=str)
 
+    def _inner(self, names: Collection[str]) -> list[str]:
+        """Return which mapped columns are fields inside another column, such as `reward_model.ground_truth`."""
+        mapped = [self.prompt, self.response, self.reference, self.messages, self.id]
+        return [
+            name
+            for name in mapped
+            if name is not None and name not in names and "." in name and name.split(".")[0] in names
+        ]
+
     def _plan(self, names: Sequence[str], schema: pa.Schema | None = None) -> _Plan:
         """Decide which source column becomes which; a running schema has decided part of it already."""
         known = [] if schema is None else schema.names
@@ -254,6 +270,8 @@ class Source(BaseModel):
             tables = formats.file_tables(files, read, skip, self.shard_rows)
         if not fields.names:
             return
+        tables = formats.conformed(tables, fields, self._where)
+        fields, tables = formats.with_inner(fields, tables, self._inner(fields.names), self._where)
         plan = self._plan(fields.names)
         for target, column in plan.mapped.items():
             _check_type(fields.field(column).type, target, f"{self._where}: column {column!r}")
@@ -271,12 +289,12 @@ class Source(BaseModel):
         schema = pa.schema(
             [pa.field(name, kind, metadata=said.get(name)) for name, kind in types.items() if kind is not None]
         )
-        tables = formats.conformed(tables, fields, self._where)
         for number, block in enumerate(formats.regrouped(tables, self.shard_rows), first):
             yield self._table_read(number, block, plan, schema, by_row=bool(chats))
 
     def _table_read(self, number: int, block: pa.Table, plan: _Plan, schema: pa.Schema, by_row: bool) -> _Read:
         start, reasons = number * self.shard_rows, dict[int, str]()
+        names = [name for name in block.column_names if name not in plan.mapped.values() or "." not in name]
         for output, column in {**plan.mapped, **plan.sides}.items():
             for index in formats.not_utf8(block[column], f"{self._where}: column {column!r}"):
                 reasons.setdefault(start + index, f"invalid UTF-8 in {output}")
@@ -309,6 +327,7 @@ class Source(BaseModel):
 
         def show(position: int) -> str:
             row = block.slice(position - start, 1)
+            row = row.drop_columns(self._inner(names))
             as_bytes = pa.schema([(field.name, formats.plain(field.type, pa.binary())) for field in row.schema])
             return formats.json_text(row.cast(as_bytes).to_pylist()[0])
 
@@ -348,7 +367,8 @@ class Source(BaseModel):
         start, reasons, rows = number * self.shard_rows, dict[int, str](), dict[int, formats.Row]()
         for position, line in enumerate(lines, start):
             try:
-                rows[position] = formats.json_row(line) if isinstance(line, bytes) else formats.csv_row(line)
+                row = formats.json_row(line) if isinstance(line, bytes) else formats.csv_row(line)
+                rows[position] = row._replace(cells=formats.with_inner_cells(row.cells, self._inner(row.cells)))
             except formats.Reject as reject:
                 reasons[position] = str(reject)
         types = {"row_id": pa.int64()}

@@ -847,3 +847,30 @@ def test_a_duration_is_seconds_whatever_its_unit(unit, seconds, tmp_path: Path) 
     nested = parquet(tmp_path, prompt=["a"], took=pa.array([{"x": 1}], pa.struct([("x", pa.duration(unit))])))
     with pytest.raises(SourceError, match=rf"column 'took' holds a duration\[{unit}\] inside, .* number of seconds"):
         rows(Source(parquet=nested))
+
+
+NESTED = [
+    {"prompt": "1 + 1", "extra": {"answer": "2", "n": 1}},
+    {"prompt": "1 + 2", "extra": None},
+    {"prompt": "1 + 3", "extra": {"answer": "4", "n": 3}},
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_field_inside_a_column_is_named_with_a_dot(tmp_path, kind):
+    file = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(NESTED), file)
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in NESTED))
+    [chunk] = Source(**{kind: str(file)}, reference="extra.answer").chunks()
+    assert chunk.rows.to_pylist() == [
+        {"row_id": i, "prompt": row["prompt"], "reference": answer, "extra": row["extra"]}
+        for i, (row, answer) in enumerate(zip(NESTED, ("2", None, "4"), strict=True))
+    ]
+    [chunk] = Source(**{kind: str(file)}, response="extra.answer").chunks()
+    assert chunk.rows["response"].to_pylist() == ["2", "4"]
+    assert [json.loads(row) for row in chunk.rejected["row"].to_pylist()] == [NESTED[1]]
+    for name in ("extra.reply", "extra.answer.text", "more.answer"):
+        with pytest.raises(SourceError, match=f"no (field|column) .*{name.split('.')[-1]}"):
+            list(Source(**{kind: str(file)}, reference=name).chunks())
