@@ -27,6 +27,7 @@ from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.source import KINDS, SHAREGPT_ROLES, Source
 from seamcurate.split import Augment
+from seamcurate.step import MESSAGES
 from seamcurate.store import Store
 from seamcurate.tables import counted
 
@@ -68,6 +69,8 @@ class _Candidate(NamedTuple):
 def parts(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[Part]:
     """Make the pairs of one kind, a shard of the source at a time; the nearest neighbours of a row come first.
 
+    Prompts are as the rows have them, answers are text.
+
     A neighbour teaches the policy once, under the first row that has it: a later row takes its next one.
 
     Raises:
@@ -78,9 +81,9 @@ def parts(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[Pa
     if name not in kinds:
         raise ExportError(f"split {split}: augmentation needs the column {name}; run a recipe that makes it first")
     of_chat = not pa.types.is_string(kinds["prompt"])
-    answer = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])) if of_chat else pa.string()
+    asked = MESSAGES if of_chat else pa.string()
     texts = {"sft": ["completion"], "preferences": ["chosen", "rejected"]}[kind]
-    schema = pa.schema([("prompt", answer), *((text, answer) for text in texts), *PROVENANCE])
+    schema = pa.schema([("prompt", asked), *((text, pa.string()) for text in texts), *PROVENANCE])
     leaks = _leaks(augment.evaluation)
     instructions = _instructions(store)
     taken: set[int] = set()
@@ -154,11 +157,11 @@ def _pairs(
         "rank": candidate.rank,
         "similarity": candidate.similarity,
     }
-    worse = _turn("assistant", candidate.response, of_chat)
+    worse = candidate.response
     if kind == "sft":
         yield {**made, "prompt": _instruction(candidate, of_chat, split), "completion": worse, "kind": "sft"}
         return
-    golden = _turn("assistant", str(row["response"]), of_chat)
+    golden = str(row["response"])
     yield {**made, "prompt": row["prompt"], "chosen": golden, "rejected": worse, "kind": "golden"}
     if augment.pairs == "both":
         prompt = _instruction(candidate, of_chat, split)
@@ -170,14 +173,10 @@ def _instruction(candidate: _Candidate, of_chat: bool, split: str) -> Prompt:
     instruction = candidate.instruction
     assert instruction is not None
     if isinstance(instruction, str):
-        return _turn("user", instruction, of_chat)
+        return [Message(role="user", content=instruction)] if of_chat else instruction
     if not of_chat:
         raise ExportError(f"split {split}: the corpus has chat prompts and the rows have text; make both one form")
     return instruction
-
-
-def _turn(role: str, text: str, of_chat: bool) -> Prompt:
-    return [Message(role=role, content=text)] if of_chat else text
 
 
 def _folded(text: str) -> str:

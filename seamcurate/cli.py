@@ -331,8 +331,10 @@ def export(
     _check_order("export", recipe, store)
     for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
         print(f"{line.folder}: {tables.counted(line.rows, 'row')}; columns {tables.clean(', '.join(line.columns))}")
-        if line.note:
-            print(f"  {line.note}")
+        for told in line.note.splitlines():
+            print(f"  {tables.clean(told)}")
+        for command in line.commands:
+            print(f"  $ {command}")
 
 
 @app.command()
@@ -622,7 +624,7 @@ Rewarding = Annotated[
     str,
     typer.Option(
         "--reward",
-        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures it, or RER; or an exported reward.py.",
+        help="A reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures it, or RER; or an exported seamcurate_reward.py.",
         show_default=False,
     ),
 ]

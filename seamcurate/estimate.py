@@ -27,6 +27,7 @@ from seamcurate.objects import Place
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.source import REJECTED, Source
+from seamcurate.split import check_formats
 from seamcurate.step import Averages, Step, digest, evenly
 from seamcurate.store import Store, numbers
 
@@ -81,6 +82,8 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     _check_models(steps)
     sample = _look(recipe.rows, "counting rows", _SAMPLE_ROWS)
     corpus = _look(recipe.corpus, "counting corpus", _SAMPLE_CORPUS) if recipe.corpus else None
+    if sample.rows and recipe.rows.store is None:
+        check_formats(recipe.splits, {*sample.schema.names, *(name for step in steps for name in step.adds.names)})
     _check_filters(recipe, store, steps, sample.schema, corpus.schema if corpus else None)
     notes: list[str] = []
     candidates: dict[str, float] = {}

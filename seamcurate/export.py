@@ -1,62 +1,62 @@
 """A split as each trainer loads it: Parquet files that `datasets.load_dataset` reads without a word of code.
 
-Every score travels along as a plain scalar column, so that the Hub's viewer shows its histogram and a trainer's
-reward function can read it. Names a trainer keeps for itself are refused. Beside prompts of a recipe with RER lies
-`reward.py`, which the trainer loads as its reward: RER's configuration, and a call of `seamcurate.rewards`.
+Prompts are written in the form that the recipe's policy was scored in: chats where it has a chat template, else text. Every
+score travels along as a plain scalar column, so that the Hub's viewer shows its histogram and a trainer's reward function
+can read it; a column whose name a trainer keeps for itself is renamed. Beside prompts of a recipe with RER lies
+`seamcurate_reward.py`, which the trainer loads as its reward: RER's configuration, and a call of `seamcurate.rewards`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pprint
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seamcurate import agreement, objects, shard, views
 from seamcurate import augment as augmentation
 from seamcurate import split as splits
 from seamcurate.errors import ExportError, StaleError
-from seamcurate.models import CausalLM, PolicyModel
+from seamcurate.models import CausalLM, PolicyModel, Prompt, RewardingModel, SequenceClassifier
+from seamcurate.models.template import Form
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
 from seamcurate.split import Augment
+from seamcurate.step import MESSAGES
 from seamcurate.store import Store, beside, load_json
+from seamcurate.tables import counted
+from seamcurate.trainers import (
+    PROMPT_FORM,
+    RESERVED,
+    REWARD_FILE,
+    REWARD_MODULE,
+    SOURCE_PROMPT,
+    Shape,
+    Trainer,
+    commands,
+    free_name,
+)
 from seamcurate.white_box import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+    from transformers import PreTrainedTokenizerBase
 
-Trainer = Literal["trl", "openrlhf", "verl"]
-
-RESERVED = {
-    "trl": [
-        "prompts",
-        "completions",
-        "completion_ids",
-        "trainer_state",
-        "log_extra",
-        "log_metric",
-        "environment",
-        "environments",
-        "image",
-        "images",
-        "tools",
-        "chat_template_kwargs",
-    ],
-    "openrlhf": ["queries", "labels"],
-    "verl": [],
-}
-"""Column names each trainer passes or reads for itself."""
+FormModel = PolicyModel | RewardingModel | None
+"""The model in whose form prompts are exported."""
 
 _OF_CANDIDATES = ("variant", "rank", "reward", "similarity")
 _ROWS_PER_FILE = 500_000
@@ -73,11 +73,14 @@ class Exported(NamedTuple):
     rows: int
     columns: list[str]
     note: str = ""
-    """What else a person should know: how the reward file is used, or why there is none."""
+    """What else a person should know, a line each: the prompts' form, columns renamed or left out, the reward file."""
+    commands: tuple[str, ...] = ()
+    """Shell commands that train on it."""
+    shape: Shape = Shape("prompts")
 
 
 def to_trl(
-    store: Store, split: str, out: str | Path, policy: PolicyModel | None = None, reward: RerReward | None = None
+    store: Store, split: str, out: str | Path, policy: FormModel = None, reward: RerReward | None = None
 ) -> Exported:
     """Write a split for TRL: prompt-only, prompt-completion, preference, unpaired preference, or token ids.
 
@@ -85,89 +88,125 @@ def to_trl(
         store: Where the split was made.
         split: Its name.
         out: The folder to write; `load_dataset(out)` reads it.
-        policy: Whose tokenizer makes the `input_ids` that TRL's own PPO (up to 1.12) reads; for format `prompt_ids`.
-        reward: Write a `reward.py` that gives it; for format `prompts`.
+        policy: The model whose form the prompts are written in. Its tokenizer makes the `input_ids` of format `prompt_ids`,
+            which TRL's own PPO (up to 1.12) reads. None: prompts stay as the source has them.
+        reward: Write a `seamcurate_reward.py` that gives it; for format `prompts`.
 
     Raises:
-        ExportError: The split is not made, keeps no row, or has a column TRL keeps for itself.
+        ExportError: The split is not made, or keeps no row.
         StaleError: What the split was made of has changed since, or changes meanwhile.
+        ModelError: The policy's tokenizer cannot be loaded.
+
+    Example:
+        >>> to_trl(Store("my-store"), "train", "splits/train").columns[0]  # doctest: +SKIP
+        'prompt'
     """
-    view = _View(store, split)
-    if view.form == "prompt_ids":
+    view = _View(store, split, policy)
+    if view.format == "prompt_ids":
         return _write_ids(view, Path(out), policy)
     core = {
         "prompts": {"prompt": "b.prompt"},
-        "sft": {"prompt": "b.prompt", "completion": view.answer("b.response")},
-        "preferences": {
-            "prompt": "b.prompt",
-            "chosen": view.answer("b.response"),
-            "rejected": view.answer("c.response"),
-        },
-        "unpaired": {"prompt": "b.prompt", "completion": view.answer("c.response"), "label": "c.label"},
-    }[view.form]
-    file = _trl_file(view.able(reward)) if reward and view.form == "prompts" else ""
-    return _write(view, Path(out), core | view.extras("trl", core), f"split {split} for TRL", file)
+        "sft": {"prompt": "b.prompt", "completion": "b.response"},
+        "preferences": {"prompt": "b.prompt", "chosen": "b.response", "rejected": "c.response"},
+        "unpaired": {"prompt": "b.prompt", "completion": "c.response", "label": "c.label"},
+    }[view.format]
+    file = _trl_file(view.able(reward)) if reward and view.format == "prompts" else ""
+    return _write("trl", view, Path(out), core | view.extras("trl", core), file)
 
 
 def to_openrlhf(
-    store: Store, split: str, out: str | Path, policy: PolicyModel | None = None, reward: RerReward | None = None
+    store: Store, split: str, out: str | Path, policy: FormModel = None, reward: RerReward | None = None
 ) -> Exported:
     """Write a split for OpenRLHF: `input`, `label`, `datasource`; or `prompt`, `chosen`, `rejected`.
 
-    With a `reward`, prompts have a `reward_label` too, and a `reward.py` beside them reads it: OpenRLHF passes a reward
-    nothing of a row but one label. The policy's end-of-sequence token, which OpenRLHF leaves in a response, is in it.
+    With a `reward`, prompts have a `reward_label` too, and a `seamcurate_reward.py` beside them reads it: OpenRLHF passes a
+    reward nothing of a row but one label. The token that ends the policy's answers, which OpenRLHF leaves in a response, is
+    in it. Text begins with the policy's beginning-of-sequence token where its tokenizer would add one: OpenRLHF does not.
 
     Raises:
         ExportError: See `to_trl`; also a format OpenRLHF has no loader for.
         ModelError: The policy's tokenizer cannot be loaded.
+
+    Example:
+        >>> to_openrlhf(Store("my-store"), "train", "splits/train").columns[:2]  # doctest: +SKIP
+        ['input', 'label']
     """
-    view = _View(store, split)
+    view = _View(store, split, policy)
+    source = f"'seamcurate/{split}'"
+    if view.holds_text("datasource"):
+        source = f"coalesce(b.datasource, {source})"
     forms = {
-        "prompts": {"input": "b.prompt", "label": view.truth, "datasource": f"'seamcurate/{split}'"},
+        "prompts": {"input": "b.prompt", "label": view.truth, "datasource": source},
         "sft": {"input": "b.prompt", "output": "b.response"},
-        "preferences": {
-            "prompt": "b.prompt",
-            "chosen": view.answer("b.response"),
-            "rejected": view.answer("c.response"),
-        },
+        "preferences": {"prompt": "b.prompt", "chosen": "b.response", "rejected": "c.response"},
     }
-    if view.form not in forms:
-        raise ExportError(f"split {split}: OpenRLHF loads no {view.form!r} data; use format {', '.join(forms)}")
-    core, file = forms[view.form], ""
-    if reward and view.form == "prompts":
+    if view.format not in forms:
+        raise ExportError(f"split {split}: OpenRLHF loads no {view.format!r} data; use format {', '.join(forms)}")
+    core, file = forms[view.format], ""
+    if reward and view.format == "prompts":
         kind = "b.query_type" if "query_type" in view.kinds else "NULL"
+        form = _text(view.form.name) if view.form and not view.form.chat else "NULL"
         core["reward_label"] = (
-            f"to_json({{'prompt': {view.prompt_text}, 'query_type': {kind}, 'reference': b.reference}})::VARCHAR"
+            f"to_json({{'prompt': {view.prompt_text}, 'query_type': {kind}, 'reference': b.reference, 'form': {form}}})::VARCHAR"
         )
-        file = _openrlhf_file(view.able(reward), _end(policy))
-    return _write(view, Path(out), core | view.extras("openrlhf", core), f"split {split} for OpenRLHF", file)
+        file = _openrlhf_file(view.able(reward), view.end)
+    if view.shape.arguments:
+        view.notes.append(
+            "OpenRLHF gives chat templates no arguments: make these the template's own defaults: "
+            + json.dumps(dict(view.shape.arguments))
+        )
+    used = {"datasource"} if view.holds_text("datasource") and "datasource" in core else set()
+    return _write("openrlhf", view, Path(out), core | view.extras("openrlhf", core, used), file)
 
 
-def to_verl(store: Store, split: str, out: str | Path, reward: RerReward | None = None) -> Exported:
+def to_verl(
+    store: Store, split: str, out: str | Path, policy: FormModel = None, reward: RerReward | None = None
+) -> Exported:
     """Write a split of prompts for verl: data_source, prompt, ability, reward_model, extra_info.
 
-    With a `reward`, `extra_info` has the prompt's text too, and a `reward.py` beside the rows reads it.
+    A source that has verl's columns keeps what they hold; `extra_info` then has the scores too. verl always applies a chat
+    template: for a policy without one, prompts are written out as one user turn, and the command sets a template that adds
+    nothing. With a `reward`, `extra_info` has the prompt's text too, and a `seamcurate_reward.py` beside the rows reads it.
 
     Raises:
         ExportError: See `to_trl`; also any format but prompts.
+        ModelError: The policy's tokenizer cannot be loaded.
+
+    Example:
+        >>> to_verl(Store("my-store"), "train", "splits/train").columns  # doctest: +SKIP
+        ['data_source', 'prompt', 'ability', 'reward_model', 'extra_info']
     """
-    view = _View(store, split)
-    if view.form != "prompts":
-        raise ExportError(f"split {split}: verl trains from prompts, and the split's format is {view.form!r}")
-    packed = {"split": "'train'", "index": "b.row_id"} | ({"prompt": view.prompt_text} if reward else {})
-    packed |= view.extras("verl", packed)
+    view = _View(store, split, policy)
+    if view.format != "prompts":
+        raise ExportError(f"split {split}: verl trains from prompts, and the split's format is {view.format!r}")
+    own = {"prompt": view.prompt_text} if reward else {}
+    if reward and view.form and not view.form.chat:
+        own[PROMPT_FORM] = _text(view.form.name)
+    source, ability = (
+        f"'seamcurate/{split}'",
+        "coalesce(b.query_type, 'unknown')" if "query_type" in view.kinds else "'unknown'",
+    )
+    if view.holds_text("data_source"):
+        source = f"coalesce(b.data_source, {source})"
+    if view.holds_text("ability"):
+        ability = f"coalesce(b.ability, {ability})"
     core = {
-        "data_source": f"'seamcurate/{split}'",
-        "prompt": "b.prompt" if view.chat else "[{'role': 'user', 'content': b.prompt}]",
-        "ability": "coalesce(b.query_type, 'unknown')" if "query_type" in view.kinds else "'unknown'",
-        "reward_model": f"{{'style': 'rule', 'ground_truth': coalesce({view.truth}, '')}}",
-        "extra_info": "{" + ", ".join(f"{_key(name)}: {value}" for name, value in packed.items()) + "}",
+        "data_source": source,
+        "prompt": "b.prompt",
+        "ability": ability,
+        "reward_model": view.reward_model,
+        "extra_info": _struct(view.extra_info(own)),
     }
-    return _write(view, Path(out), core, f"split {split} for verl", _verl_file(view.able(reward)) if reward else "")
+    return _write("verl", view, Path(out), core, _verl_file(view.able(reward)) if reward else "")
 
 
 def to_augmented(
-    store: Store, split: str, out: str | Path, augment: Augment = Augment(), to: Trainer = "trl"
+    store: Store,
+    split: str,
+    out: str | Path,
+    augment: Augment = Augment(),
+    to: Trainer = "trl",
+    policy: FormModel = None,
 ) -> list[Exported]:
     """Write new pairs made of a split's rows: a folder `sft`, a folder `preferences`, and who gave none.
 
@@ -176,8 +215,12 @@ def to_augmented(
 
     Raises:
         ExportError: No row gives a pair, the sample set is not there, or verl is asked for: it loads prompts only.
+
+    Example:
+        >>> [one.folder.name for one in to_augmented(Store("my-store"), "lowest", "pairs")]  # doctest: +SKIP
+        ['sft', 'preferences']
     """
-    view, place = _View(store, split), Path(out)
+    view, place = _View(store, split, policy), Path(out)
     if to == "verl":
         raise ExportError(
             f"split {split}: verl trains from prompts, and `augment` makes pairs; export to trl or openrlhf"
@@ -192,16 +235,21 @@ def to_augmented(
             told = _Told()
             with bar(f"split {split}: {kind}", view.kept) as advance:
                 pairs = _pairs(augmentation.parts(store, split, augment, kind), told, advance)
-                written = _files((table.rename_columns(_named(table, names)) for table in pairs), folder / kind)
+                formed = (view.formed(to, table) for table in pairs)
+                written = _files((table.rename_columns(_named(table, names)) for table in formed), folder / kind)
             if not written:
                 (folder / kind).rmdir()
             dropped.append(told.dropped)
             columns = pq.read_schema(next((folder / kind).iterdir())).names if written else []
-            done.append(Exported(place / kind, written, columns, told.line(augment)))
+            shape = view.shape._replace(format=kind, shards=_shards(folder / kind))
+            note = "\n".join([told.line(augment), *view.notes])
+            done.append(Exported(place / kind, written, columns, note, view.commands(to, shape, place / kind), shape))
         pq.write_table(pa.concat_tables(dropped), folder / "dropped.parquet")
         shard.give_back()
         if not any(one.rows for one in done):
-            raise ExportError(f"split {split}: no row gives a pair ({done[-1].note}); nothing to export")
+            raise ExportError(
+                f"split {split}: no row gives a pair ({done[-1].note.splitlines()[0]}); nothing to export"
+            )
     return done
 
 
@@ -236,36 +284,55 @@ def _named(table: pa.Table, names: dict[str, str]) -> list[str]:
 def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterator[Exported]:
     """Write every split of a recipe for a trainer, a folder each; yields them as they are done.
 
-    Where the recipe computes RER, prompts come with it as a reward.
+    Where the recipe computes RER, prompts come with it as a reward. Prompts are in the form of `form_model`.
 
     Raises:
         ExportError: See `to_trl`; also a recipe without splits.
         StaleError: The store does not hold what the recipe makes.
+        ModelError: The tokenizer that decides the form cannot be loaded.
         StoreError: `out` is on object storage.
+
+    Example:
+        >>> [done.folder.name for done in export(recipe, Store("my-store"), "trl", "splits")]  # doctest: +SKIP
+        ['train', 'augment']
     """
     out = objects.folder(out, "export")
     if not recipe.splits:
         raise ExportError("the recipe names no `splits`; there is nothing to export")
     agreement.require(recipe, store)
     reward, why = rer_reward(recipe, store)
-    policy = recipe.models.policy
+    policy = form_model(recipe)
     for name, split in recipe.splits.items():
         folder = out / name
         if split.augment is not None:
-            yield from to_augmented(store, name, folder, split.augment, to)
+            yield from to_augmented(store, name, folder, split.augment, to, policy)
             continue
-        if to == "trl":
-            done = to_trl(store, name, folder, policy, reward)
-        elif to == "openrlhf":
-            done = to_openrlhf(store, name, folder, policy, reward)
-        else:
-            done = to_verl(store, name, folder, reward)
-        if split.format != "prompts":
-            yield done
-        elif reward is None:
-            yield done._replace(note=f"no reward.py: {why}")
-        else:
-            yield done._replace(note=f"{folder / _REWARD} gives RER as the reward: {_USE[to]}")
+        done = _TO[to](store, name, folder, policy, reward)
+        if split.format == "prompts":
+            said = f"no {REWARD_FILE}: {why}"
+            if reward is not None:
+                said = f"{folder / REWARD_FILE} gives RER as the reward" + (
+                    f": `seamcurate train ppo --reward {folder / REWARD_FILE}` too" if to == "trl" else ""
+                )
+            done = done._replace(note="\n".join([done.note, said]))
+        yield done
+
+
+_TO = {"trl": to_trl, "openrlhf": to_openrlhf, "verl": to_verl}
+
+
+def form_model(recipe: Recipe) -> FormModel:
+    """Return the model in whose form a recipe's prompts are exported: the policy, else the reward model, else the base.
+
+    The recipe's own come before those of its steps. Models that are no local ones read prompts as the source has them.
+    """
+    steps = recipe.ready()
+    for role in ("policy", "reward", "base"):
+        for named in (recipe.models, *steps):
+            model = getattr(named, role, None)
+            if isinstance(model, CausalLM) or (isinstance(model, SequenceClassifier) and not model.pair):
+                return model
+    return None
 
 
 def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
@@ -316,14 +383,15 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
     return reward, ""
 
 
-_REWARD = "reward.py"
+_EARLIER_REWARD = "reward.py"
+"""What the reward file was called before; an export still replaces one."""
 _HEAD = '"""RER as a reward, written by `seamcurate export`'
 """Only files that open so are ever replaced."""
 _USE = {
-    "trl": "`seamcurate train ppo --reward reward.py`; or put its folder on PYTHONPATH, then `from reward import rer` or "
-    "`trl grpo --reward_funcs reward.rer`",
-    "openrlhf": "`--reward.remote_url reward.py --data.label_key reward_label`",
-    "verl": "`reward.custom_reward_function.path=reward.py`, whose compute_score verl takes",
+    "trl": f"`seamcurate train ppo --reward {REWARD_FILE}`; or with its folder on PYTHONPATH `from {REWARD_MODULE} import rer`, "
+    f"or `trl grpo --reward_funcs {REWARD_MODULE}.rer`",
+    "openrlhf": f"`--reward.remote_url {REWARD_FILE} --data.label_key reward_label`",
+    "verl": f"`reward.custom_reward_function.path={REWARD_FILE}`, whose compute_score verl takes",
 }
 """How each trainer is told of its reward file."""
 
@@ -356,17 +424,10 @@ def _reward_file(trainer: Trainer, reward: RerReward) -> str:
     return f"{head}from seamcurate import rewards\n\nREWARD = rewards.RerReward.model_validate(\n{config}\n)\n"
 
 
-def _end(policy: PolicyModel | None) -> str:
-    """Return the end-of-sequence token as text; none for a policy that has no tokenizer."""
-    if not isinstance(policy, CausalLM):
-        return ""
-    return str(policy.tokenizer().eos_token or "")
-
-
 class _View:
-    """A split and its store as the three trainers' SQL sees them."""
+    """A split and its store as the three trainers' SQL sees them, and the form its prompts are written in."""
 
-    def __init__(self, store: Store, split: str) -> None:
+    def __init__(self, store: Store, split: str, policy: FormModel) -> None:
         record = store.open().split_record(split)
         if not record:
             made = sorted(store.split_records())
@@ -375,15 +436,108 @@ class _View:
             )
         if why := splits.stale(store).get(split):
             raise StaleError(f"split {split} of {store.path} is out of date: {why}; run its recipe first")
-        self.store, self.split, self.form = store, split, str(record["format"])
+        self.store, self.split, self.format = store, split, str(record["format"])
         self.kept = int(str(record["kept"]))
-        self.kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
+        self.notes: list[str] = []
+        listed = [column for column in store.columns() if column.stale is None]
+        self.kinds = {column.name: column.kind for column in listed}
+        self.of_source = {column.name for column in listed if column.made_by == "source"}
         self.chat = not pa.types.is_string(self.kinds["prompt"])
-        if self.form in ("sft", "preferences", "unpaired") and "response" not in self.kinds:
+        if self.format in ("sft", "preferences", "unpaired") and "response" not in store.stored_schema.names:
             raise ExportError(
-                f"split {split}: format {self.form!r} needs golden responses; the source maps no `response`"
+                f"split {split}: format {self.format!r} needs golden responses; the source maps no `response`"
             )
-        self.truth = next((f"b.{name}" for name in ("reference", "response") if name in self.kinds), "NULL::VARCHAR")
+        self.form, self.end, start, self.model = None, "", "", None
+        if isinstance(policy, CausalLM | SequenceClassifier):
+            tokenizer = policy.tokenizer()
+            self.form, self.model = policy.prompt_form(tokenizer), policy
+            start = _start(tokenizer, self.form)
+            if isinstance(policy, CausalLM) and self.form.end is not None:
+                self.end = str(tokenizer.convert_ids_to_tokens(self.form.end))
+        name = self.form.name if self.form else "chat" if self.chat else None
+        arguments = self.form.arguments if self.form else {}
+        self.shape = Shape(self.format, name, arguments, start)
+        self.notes.append(_told_form(self.form, self.model, self.chat))
+
+    @property
+    def truth(self) -> str:
+        """Write the answer that a reward by rule looks for: a row's reference, or else its golden response."""
+        there = [f"nullif(b.{name}, '')" for name in ("reference", "response") if name in self.kinds]
+        return f"coalesce({', '.join(there)})" if there else "NULL::VARCHAR"
+
+    @property
+    def reward_model(self) -> str:
+        """Write verl's `reward_model`: the source's own where it has one, else the golden answer."""
+        kind = self.kinds.get("reward_model")
+        ours = f"{{'style': 'rule', 'ground_truth': coalesce({self.truth}, '')}}"
+        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("ground_truth") < 0:
+            return ours
+        texts = all(pa.types.is_string(field.type) for field in kind)
+        return f"coalesce(b.reward_model, {ours})" if texts and kind.num_fields == 2 else "b.reward_model"
+
+    def extra_info(self, own: dict[str, str]) -> dict[str, str]:
+        """Name the fields of verl's `extra_info`: those of the source's own, every scalar column, and `own`."""
+        kind = self.kinds.get("extra_info")
+        theirs = [field.name for field in kind] if kind is not None and pa.types.is_struct(kind) else []
+        # What verl reads of the source's is verl's; a score of ours is never theirs.
+        keeps = {name: f"b.extra_info.{views.quoted(name)}" for name in theirs}
+        index = {"split": "'train'", "index": "b.row_id"}
+        head = {name: keeps.pop(name, value) for name, value in index.items()} | own
+        if "index" in theirs:
+            head["row_id"] = "b.row_id"
+        used = {name for name in ("data_source", "ability") if self.holds_text(name)} | {"reward_model", "extra_info"}
+        reserved = {name for name in theirs if name in RESERVED["verl"]["prompts"]}
+        head |= {name: keeps.pop(name) for name in reserved}
+        found = head | self.extras("verl", head, used)
+        taken = {name.lower() for name in (*found, *keeps)}
+        for name, value in keeps.items():
+            free = name if name.lower() not in {key.lower() for key in found} else free_name(name, taken)
+            if free != name:
+                self.notes.append(
+                    f"the source's extra_info.{name} is extra_info.{free}: the column {name} is of this store"
+                )
+            found[free] = value
+        return found
+
+    def holds_text(self, name: str) -> bool:
+        """Tell whether the source has a text column of this name."""
+        return name in self.of_source and pa.types.is_string(self.kinds[name])
+
+    def formed(self, to: Trainer, table: pa.Table) -> pa.Table:
+        """Write a table's prompts and answers in the form that was scored; `to` decides what else belongs to it."""
+        at = next(i for i, name in enumerate(table.column_names) if name in ("prompt", "input"))
+        prompts = table.column(at)
+        answers = [name for name in ("completion", "chosen", "rejected", "output") if name in table.column_names]
+        chat = pa.types.is_list(prompts.type)
+        form = self.form
+        if form.chat if form else chat:
+            table = _with_column(table, at, prompts if chat else _as_turns(prompts, "user"))
+            for name in answers:
+                place = table.column_names.index(name)
+                table = _with_column(table, place, _as_turns(table.column(place), "assistant"))
+            if to == "trl" and self.shape.arguments and answers:
+                table = table.append_column("chat_template_kwargs", _constant(dict(self.shape.arguments), len(table)))
+            return table
+        if form is not None:
+            # TRL's tokenizers add the beginning of a sequence by themselves.
+            start = self.shape.start if to == "openrlhf" else ""
+            written = _written_out(prompts, form, start)
+            table = _with_column(table, at, written)
+            for name in answers:
+                place = table.column_names.index(name)
+                table = _with_column(table, place, _joined(table.column(place), form.response("{prompt}")))
+            if to != "verl" and (form.name != "bare" or chat or start):
+                table = table.append_column(PROMPT_FORM, pa.repeat(pa.scalar(form.name), len(table)))
+                table = table.append_column(SOURCE_PROMPT, prompts)
+        if to == "verl":
+            table = _with_column(table, at, _as_turns(table.column(at), "user"))
+        return table
+
+    def commands(self, to: Trainer, shape: Shape, folder: Path) -> tuple[str, ...]:
+        """Write the commands that train on an export, with the recipe's own policy where it names one."""
+        policy = self.model.path if isinstance(self.model, CausalLM) else "POLICY"
+        model = policy if shape.format == "preferences" else "REWARD_MODEL"
+        return tuple(commands(to, shape, str(folder), policy, model))
 
     @property
     def prompt_text(self) -> str:
@@ -393,7 +547,7 @@ class _View:
     @property
     def pairs(self) -> bool:
         """Tell whether there is a line per candidate, not per row."""
-        return self.form in ("preferences", "unpaired")
+        return self.format in ("preferences", "unpaired")
 
     def able(self, reward: RerReward) -> RerReward:
         """Return the reward if the rows have what it reads."""
@@ -404,39 +558,50 @@ class _View:
             )
         return reward
 
-    def answer(self, text: str) -> str:
-        """Write an answer as the trainer wants it beside this prompt: a chat turn beside chat turns."""
-        return f"[{{'role': 'assistant', 'content': {text}}}]" if self.chat else text
+    def extras(self, trainer: Trainer, core: Iterable[str], used: Collection[str] = ()) -> dict[str, str]:
+        """Name every scalar column that travels along; what the trainer keeps for itself is renamed, and that is said.
 
-    def extras(self, trainer: Trainer, core: Iterable[str]) -> dict[str, str]:
-        """Name every scalar column that travels along, refusing what the trainer keeps for itself."""
-        taken, found = {name.lower() for name in core}, {}
+        Args:
+            trainer: Whose names are kept free.
+            core: The names of the format itself.
+            used: Columns that the format holds already, by another name.
+        """
+        kept = {name.lower() for name in core} | {name.lower() for name in RESERVED[trainer][self.format]}
+        kept |= {PROMPT_FORM, SOURCE_PROMPT}
         if self.pairs:
-            taken |= {f"candidate_{name}" for name in _OF_CANDIDATES}
+            kept |= {f"candidate_{name}" for name in _OF_CANDIDATES}
         # The prompt is a part of every format, and verl has a name of its own for the row's id.
-        left_out = {"prompt", *(("row_id",) if trainer == "verl" else ())}
+        left_out = {"prompt", *used, *(("row_id",) if trainer == "verl" else ())}
+        taken = kept | {name.lower() for name in self.kinds}
+        found: dict[str, str] = {}
+        renamed: list[str] = []
+        nested: list[str] = []
         for name, kind in self.kinds.items():
-            if pa.types.is_nested(kind) or name in left_out:
+            if name in left_out:
                 continue
-            if name in RESERVED[trainer]:
-                raise ExportError(
-                    f"split {self.split}: column {name!r} is a name {trainer} keeps for itself; "
-                    f"give the recipe's rows `rename: {{{name}: source_{name}}}` and run it into another store"
-                )
-            # SQL ignores case.
-            if name.lower() in taken:
-                raise ExportError(
-                    f"split {self.split}: the source's column {name!r} is also what {trainer} calls a part of this format; "
-                    f"give the recipe's rows `rename: {{{name}: source_{name}}}` and run it into another store"
-                )
-            found[name] = f"b.{views.quoted(name)}"
+            if pa.types.is_nested(kind):
+                nested += [name] if name in self.of_source else []
+                continue
+            free = name
+            if name.lower() in kept:
+                free = free_name(name, taken)
+                taken.add(free.lower())
+                renamed.append(f"{name} as {free}")
+            found[free] = f"b.{views.quoted(name)}"
+        if renamed:
+            self.notes.append(
+                f"{_TITLES[trainer]} keeps names of columns for itself; exported are {', '.join(renamed)}"
+            )
+        if nested:
+            self.notes.append(f"left out, for only plain columns are exported: {', '.join(nested)}")
         if self.pairs:
             found |= {f"candidate_{name}": f"c.{name}" for name in _OF_CANDIDATES}
         return found
 
     def read(self, select: dict[str, str]) -> Iterator[tuple[int, pa.Table]]:
         """Yield how many rows of some shards the split keeps, and their lines, in the source's order."""
-        wanted = [name for name, kind in self.kinds.items() if name == "prompt" or not pa.types.is_nested(kind)]
+        whole = ("prompt", "reward_model", "extra_info")
+        wanted = [name for name, kind in self.kinds.items() if name in whole or not pa.types.is_nested(kind)]
         if self.pairs:
             wanted += [name for name in self.kinds if name.startswith(("worse_", "rewards_"))]
         kept = splits.kept(self.store, self.split, wanted)
@@ -468,33 +633,135 @@ class _View:
         columns = "row_id, variant, rank, response, reward, similarity"
         golden = "SELECT row_id, 'golden' AS variant, 0 AS rank, response, NULL, NULL, true AS label FROM kept"
         worse = f"SELECT {columns}, false AS label FROM ({views.candidates(dict(zip(schema.names, schema.types, strict=True)), 'kept')})"
-        candidates = worse if self.form == "preferences" else f"{golden} UNION ALL {worse}"
+        candidates = worse if self.format == "preferences" else f"{golden} UNION ALL {worse}"
         return (
             f"SELECT {named} FROM kept AS b JOIN ({candidates}) AS c({columns}, label) ON c.row_id = b.row_id "
             "ORDER BY b.row_id, c.variant, c.rank"
         )
 
 
-def _write(view: _View, out: Path, select: dict[str, str], label: str, reward_file: str = "") -> Exported:
-    with _in_place(out) as folder, bar(label, view.kept) as advance:
+_TITLES: dict[Trainer, str] = {"trl": "TRL", "openrlhf": "OpenRLHF", "verl": "verl"}
+
+
+def _write(to: Trainer, view: _View, out: Path, select: dict[str, str], reward_file: str = "") -> Exported:
+    untrue = 0
+    columns: list[str] = []
+    truth = {"openrlhf": "label", "verl": "reward_model"}.get(to, "") if view.format == "prompts" else ""
+    with _in_place(out) as folder, bar(f"split {view.split} for {_TITLES[to]}", view.kept) as advance:
 
         def lines() -> Iterator[pa.Table]:
+            nonlocal untrue
             for rows, table in view.read(select):
                 advance(rows)
+                if truth:
+                    untrue += _without_truth(table[truth])
+                table = view.formed(to, table)
+                columns[:] = table.column_names
                 yield table
 
         written = _files(_ahead(lines()), folder)
         if reward_file:
-            (folder / _REWARD).write_text(reward_file, encoding="utf-8")
+            (folder / REWARD_FILE).write_text(reward_file, encoding="utf-8")
+        shape = view.shape._replace(reward=bool(reward_file), shards=_shards(folder))
         shard.give_back()
         if written == 0:
             raise ExportError(
                 f"split {view.split} keeps no row" + (" with a candidate" if view.pairs else "") + "; nothing to export"
             )
-    return Exported(out, written, list(select))
+    if untrue:
+        view.notes.append(
+            f"{counted(untrue, 'row has', 'rows have')} neither a reference nor a golden response, so no {_TRUTH[to]}"
+        )
+    return Exported(out, written, columns, "\n".join(view.notes), view.commands(to, shape, out), shape)
 
 
-def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
+_TRUTH = {"openrlhf": "label", "verl": "ground truth"}
+
+
+def _without_truth(column: pa.ChunkedArray) -> int:
+    """Count the rows whose answer is not known."""
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "ground_truth")
+    missing = column.null_count
+    if pa.types.is_string(column.type):
+        missing += pc.sum(pc.equal(column, "")).as_py() or 0
+    return int(missing)
+
+
+def _shards(folder: Path) -> int:
+    return len(list(folder.glob("train-*.parquet")))
+
+
+def _told_form(form: Form | None, model: CausalLM | SequenceClassifier | None, chat: bool) -> str:
+    """Say in which form prompts are."""
+    if form is None or model is None:
+        return f"prompts are {'chats' if chat else 'text'}, as the source has them: the recipe names no model of this machine or the Hub"
+    if form.chat:
+        given = f" with {json.dumps(dict(form.arguments))}" if form.arguments else ""
+        return f"prompts are chats, for the chat template of {model.path}{given}"
+    return f"prompts are text in the form {form.name!r:.60}, as {model.path} was scored: {form.prompt('…')!r:.100}"
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, form: Form) -> str:
+    """Return the token that the tokenizer puts before text, none before what a chat template renders."""
+    from seamcurate.models import tokens
+
+    start = tokenizer.bos_token_id
+    if form.chat or start is None or tokens.prompt_ids(tokenizer, "a", form)[:1] != [start]:
+        return ""
+    return str(tokenizer.bos_token)
+
+
+# ── prompts and answers in a form ────────────────────────────────────────────────────────────────────────────
+
+
+def _with_column(table: pa.Table, place: int, column: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(place, table.column_names[place], column)
+
+
+def _as_turns(texts: pa.ChunkedArray, role: str) -> pa.ChunkedArray:
+    """Make each text a chat of one turn."""
+    chats = []
+    for chunk in texts.cast(pa.string()).chunks:
+        turns = pa.StructArray.from_arrays([pa.repeat(pa.scalar(role), len(chunk)), chunk], ["role", "content"])
+        chats.append(pa.ListArray.from_arrays(np.arange(len(chunk) + 1, dtype=np.int32), turns).cast(MESSAGES))
+    return pa.chunked_array(chats, MESSAGES)
+
+
+def _written_out(prompts: pa.ChunkedArray, form: Form, start: str) -> pa.ChunkedArray:
+    """Write prompts out as text."""
+    if not pa.types.is_list(prompts.type):
+        return _joined(prompts, start + form.prompt("{prompt}"))
+    texts: list[str] = []
+    before: Prompt | None = None
+    for prompt in prompts.to_pylist():
+        # A row's candidates share its prompt.
+        texts.append(texts[-1] if texts and prompt == before else start + form.prompt(prompt))
+        before = prompt
+    return pa.chunked_array([texts], pa.string())
+
+
+def _joined(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    """Put each text where a pattern has `{prompt}`."""
+    parts = pattern.split("{prompt}")
+    if parts == ["", ""]:
+        return texts
+    texts = texts.cast(pa.string())
+    joined = [parts[0]]
+    for part in parts[1:]:
+        joined += [texts, part]
+    return pc.binary_join_element_wise(*joined, "")
+
+
+def _constant(value: object, count: int) -> pa.Array:
+    return pa.array([value]).take(pa.array(np.zeros(count, np.int64)))
+
+
+def _struct(fields: dict[str, str]) -> str:
+    return "{" + ", ".join(f"{_text(name)}: {value}" for name, value in fields.items()) + "}"
+
+
+def _write_ids(view: _View, out: Path, policy: FormModel) -> Exported:
     if not isinstance(policy, CausalLM):
         raise ExportError(
             f"split {view.split}: format 'prompt_ids' needs a tokenizer; give the recipe `models: {{policy: {{causal_lm: …}}}}`"
@@ -513,7 +780,7 @@ def _write_ids(view: _View, out: Path, policy: PolicyModel | None) -> Exported:
         written = _files(lines(), folder)
         if written == 0:
             raise ExportError(f"split {view.split} keeps no row; nothing to export")
-    return Exported(out, written, ["input_ids"])
+    return Exported(out, written, ["input_ids"], shape=view.shape)
 
 
 def _bounded(kind: pa.DataType) -> bool:
@@ -563,6 +830,9 @@ def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 def _in_place(out: Path) -> Iterator[Path]:
     """Write into a folder beside `out` and rename it into place; only an earlier export is ever replaced."""
     out = objects.folder(out, "export")
+    if out.name == REWARD_MODULE:
+        # `datasets` and OpenRLHF take a file that is called as its folder for a script that loads it.
+        raise ExportError(f"{out} is called as the reward file in it; name another folder, or another split")
     if out.exists() and not all(map(_ours, out.iterdir())):
         raise ExportError(f"{out} holds other files than an export; name another folder")
     beside, doomed = (out.with_name(f".{out.name}.{what}tmp") for what in ("", "old."))
@@ -588,7 +858,7 @@ def _in_place(out: Path) -> Iterator[Path]:
 def _ours(file: Path) -> bool:
     if file.is_dir() and file.name in ("sft", "preferences"):
         return all(map(_ours, file.iterdir()))
-    if file.name == _REWARD:
+    if file.name in (REWARD_FILE, _EARLIER_REWARD):
         return file.read_bytes().startswith(_HEAD.encode())
     # Python keeps what it compiled of the reward file beside it.
     return (
@@ -597,5 +867,6 @@ def _ours(file: Path) -> bool:
     )
 
 
-def _key(name: str) -> str:
-    return "'" + name.replace("'", "''") + "'"
+def _text(value: str) -> str:
+    """Write a text as SQL."""
+    return "'" + value.replace("'", "''") + "'"

@@ -24,7 +24,7 @@ from pydantic import JsonValue
 
 from seamcurate import card, recipe, split
 from seamcurate.errors import HubError, SeamcurateError
-from seamcurate.export import Exported, Trainer, export
+from seamcurate.export import Exported, export
 from seamcurate.formats import hub_commit
 from seamcurate.objects import local
 from seamcurate.progress import bar, note
@@ -32,6 +32,7 @@ from seamcurate.recipe import Recipe
 from seamcurate.source import Source
 from seamcurate.store import Store, save_json
 from seamcurate.tables import brief
+from seamcurate.trainers import Trainer
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi

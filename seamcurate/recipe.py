@@ -36,6 +36,7 @@ from seamcurate.source import Source
 from seamcurate.split import Augment, Split, read_filter
 from seamcurate.step import Step
 from seamcurate.tables import suggestion
+from seamcurate.trainers import REWARD_MODULE
 from seamcurate.white_box import (
     LengthIncentive,
     OtherRelevance,
@@ -110,6 +111,8 @@ class Recipe(BaseModel):
         for name in splits:
             if not re.fullmatch(r"\w[\w-]*", name):
                 raise ValueError(f"a split's name is letters, digits, _ and -, not {name!r}")
+            if name == REWARD_MODULE:
+                raise ValueError(f"{name} is the name of the reward file in an export; call the split something else")
         return splits
 
     @classmethod

@@ -26,7 +26,6 @@ from pydantic import JsonValue
 from seamcurate import hub, objects, recipe, shard
 from seamcurate.contrast import Attack
 from seamcurate.errors import HubError, RecipeError
-from seamcurate.export import Trainer
 from seamcurate.hub import Repository
 from seamcurate.models import OpenAIServer
 from seamcurate.models.backend import Backend
@@ -41,6 +40,7 @@ from seamcurate.split import is_file_name
 from seamcurate.step import Step
 from seamcurate.store import Store
 from seamcurate.tables import brief, clean, counted
+from seamcurate.trainers import Trainer
 
 _LARGEST = 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40}")

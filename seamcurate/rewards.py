@@ -28,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier
-from seamcurate.models.template import prompt_text
+from seamcurate.models.template import Form, prompt_text
 from seamcurate.step import finite
+from seamcurate.trainers import PROMPT_FORM, REWARD_FILE, SOURCE_PROMPT
 from seamcurate.white_box import (
     AR_RANGE,
     Combine,
@@ -154,8 +155,8 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
     """Load the reward that a command names.
 
     Args:
-        named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`; a `reward.py`
-            that `export` wrote, which is read and not run; an ablation that needs no encoder (`li`, `rp`, `li_rp`); else a
+        named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`; a
+            `seamcurate_reward.py` that `export` wrote, which is read and not run; an ablation that needs no encoder (`li`, `rp`, `li_rp`); else a
             reward model, by its folder or Hub id.
         day: What a reward model's chat template writes as today's date; None: today.
 
@@ -168,6 +169,9 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
         return RerReward.model_validate({"reward": named}).load()
     if not named.endswith((".yaml", ".yml", ".py")):
         return ModelReward(reward=SequenceClassifier(path=named).dated(day)).load()
+    newer = Path(named).with_name(REWARD_FILE)
+    if not Path(named).exists() and newer.is_file():
+        raise TrainError(f"reward {named} is not there: an export's reward file is called {REWARD_FILE}; give {newer}")
     try:
         text = Path(named).read_text(encoding="utf-8")
         fields = _written(text) if named.endswith(".py") else yaml.safe_load(text)
@@ -184,7 +188,7 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
 
 
 def _written(code: str) -> object:
-    """Return the configuration in an exported `reward.py`; its code is not run."""
+    """Return the configuration in an exported reward file; its code is not run."""
     try:
         assigned = {
             str(getattr(one.targets[0], "id", "")): one.value
@@ -195,7 +199,7 @@ def _written(code: str) -> object:
         assert isinstance(call, ast.Call) and isinstance(call.args[0], ast.Dict)
         return ast.literal_eval(call.args[0])
     except (KeyError, AssertionError, IndexError, SyntaxError, ValueError) as error:
-        raise OSError("it is no reward.py that `seamcurate export` wrote") from error
+        raise OSError("it is no reward file that `seamcurate export` wrote") from error
 
 
 class _Scored(NamedTuple):
@@ -227,6 +231,7 @@ class _Rer:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
         count = len(completions)
+        prompts, completions = _as_scored(prompts, completions, columns)
         kinds = _texts(columns, "query_type", count)
         if "query_type" in self.columns and "query_type" not in columns:
             raise TrainError("reward rer needs the column `query_type` (open or closed); train on a split that has it")
@@ -335,6 +340,7 @@ class _Model:
         return f"reward model {json.dumps(self._config.identity(), sort_keys=True)}"
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
+        prompts, completions = _as_scored(prompts, completions, columns)
         # A group's completions follow each other, and share their prompt's forward pass.
         groups = [
             (prompt, [prompt_text(completion) for _, completion in rows])
@@ -348,7 +354,20 @@ class _Model:
         return {}
 
 
-# ── what an exported reward.py calls ─────────────────────────────────────────────────────────────────────────
+def _as_scored(
+    prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, object]
+) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """Return prompts and completions as steps score them, where an export wrote them out in a form."""
+    forms, sources = columns.get(PROMPT_FORM), columns.get(SOURCE_PROMPT)
+    if not isinstance(forms, Sequence) or not isinstance(sources, Sequence):
+        return prompts, completions
+    return list(sources), [
+        Form(str(form)).generated(text) if isinstance(text, str) and form else text
+        for form, text in zip(forms, completions, strict=True)
+    ]
+
+
+# ── what an exported reward file calls ───────────────────────────────────────────────────────────────────────
 
 _ONE_AT_A_TIME = threading.Lock()
 """verl and OpenRLHF call from many threads, and neither tokenizers nor `features` are made for that."""
@@ -374,7 +393,7 @@ def for_openrlhf(
         end: The policy's end-of-sequence token, which OpenRLHF leaves in the query; cut off once where it stands.
         queries: Prompt and response as one text.
         prompts: The prompts as the policy read them, chat template included.
-        labels: JSON of the row's own prompt, query_type and reference: the exported column `reward_label`.
+        labels: JSON of the row's own prompt, query_type, reference and the prompt's form: the exported column `reward_label`.
 
     Raises:
         TrainError: A label is no such JSON, or a query does not begin with (the end of) its prompt.
@@ -383,7 +402,8 @@ def for_openrlhf(
 
     rows = [_label(label) for label in labels]
     answers = [_answer(query, prompt, end) for query, prompt in zip(queries, prompts, strict=True)]
-    own, kinds, references = zip(*rows, strict=True) if rows else ((), (), ())
+    own, kinds, references, forms = zip(*rows, strict=True) if rows else ((), (), (), ())
+    answers = [Form(form).generated(text) if form else text for form, text in zip(forms, answers, strict=True)]
     with _ONE_AT_A_TIME:
         scored = _kept(reward).scored([text or "" for text in own], answers, kinds, references)
     rewards = torch.tensor([value or 0.0 for value in scored.rewards], dtype=torch.float32)
@@ -407,7 +427,9 @@ def for_verl(
     info = extra_info or {}
     missing = [name for name in ("prompt", *reward.columns) if name not in info]
     if missing:
-        raise TrainError(f"extra_info has no {missing[0]!r}; train on the folder that this reward.py lies in")
+        raise TrainError(f"extra_info has no {missing[0]!r}; train on the folder that this reward file lies in")
+    if isinstance(form := info.get(PROMPT_FORM), str):
+        solution = Form(form).generated(solution)
     row = {name: [info.get(name)] for name in ("prompt", "query_type", "reference")}
     prompt, kind, reference = (_texts(row, name, 1)[0] for name in row)
     with _ONE_AT_A_TIME:
@@ -444,15 +466,16 @@ def _texts(columns: Mapping[str, object], name: str, count: int) -> list[str | N
     return list(values)
 
 
-def _label(label: str) -> tuple[str | None, str | None, str | None]:
+def _label(label: str) -> tuple[str | None, str | None, str | None, str | None]:
     try:
         row = json.loads(label)
         prompt, kind, reference = row["prompt"], row["query_type"], row["reference"]
+        form = row.get("form")
     except (TypeError, KeyError, ValueError) as error:
         raise TrainError(
             f"the label {label!r:.40} is not what this reward reads; start OpenRLHF with --data.label_key reward_label"
         ) from error
-    return prompt, kind, reference
+    return prompt, kind, reference, form
 
 
 def _answer(query: str, prompt: str, end: str) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -172,10 +172,12 @@ def check(store: Store, splits: Mapping[str, Split]) -> None:
 
     Raises:
         QueryError: A filter's SQL cannot be answered, or it returns no `row_id`.
-        RecipeError: A parameter of a filter is missing, not used, or names no column; or see `make_all`.
+        RecipeError: A parameter of a filter is missing, not used, or names no column; or see `make_all` and `check_formats`.
     """
     if not splits:
         return
+    there = {column.name for column in store.columns() if column.made_by != "source"}
+    check_formats(splits, there | set(store.stored_schema.names))
     with views.connect(store) as connection, views.limited(connection, _SECONDS, "ask for less in the filters"):
         for name, split in splits.items():
             bound = _bound(store, name, split)
@@ -351,6 +353,39 @@ def _difference(before: JsonValue, after: Mapping[str, JsonValue]) -> str:
             what = "is new" if key not in old else "is gone" if key not in new else "was made anew"
             return f"{noun} {key!r}{of} {what}"
     return "what its filter reads was made anew"
+
+
+def check_formats(splits: Mapping[str, Split], columns: Collection[str]) -> None:
+    """Refuse splits that no export could write, before any model runs.
+
+    Args:
+        splits: By name.
+        columns: Those of the source, and those that steps add.
+
+    Raises:
+        RecipeError: A split's format needs a column that is not among them.
+
+    Example:
+        >>> check_formats({"train": Split(filter="SELECT row_id FROM rows", format="sft")}, ["prompt", "response"])
+    """
+    sets = sorted(name for name in columns if name.startswith("worse_"))
+    for name, split in splits.items():
+        wanted = f"worse_{split.augment.variant}" if split.augment else ""
+        if wanted and wanted not in sets:
+            has = f"it has {', '.join(sets)}" if sets else "it has none"
+            raise RecipeError(
+                f"split {name}: augmentation needs the sample set {wanted}, and {has}; add the step that makes it"
+            )
+        if split.format in ("sft", "preferences", "unpaired") and "response" not in columns:
+            raise RecipeError(
+                f"split {name}: format {split.format} needs golden responses, and the rows map no `response`; "
+                "map a column, or make it `format: prompts`"
+            )
+        if split.format in ("preferences", "unpaired") and not sets:
+            raise RecipeError(
+                f"split {name}: format {split.format} needs worse answers, and no step makes any; "
+                "add retrieve, generate or attack"
+            )
 
 
 def make(store: Store, name: str, split: Split) -> Made:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import shutil
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Features, List, Value, load_dataset
+from pydantic import ValidationError
 
 from seamcurate import (
+    Augment,
     CausalLM,
+    FakeModel,
+    Models,
     Recipe,
     Retrieve,
     Source,
@@ -23,8 +29,11 @@ from seamcurate import (
 )
 from seamcurate import export as export_module
 from seamcurate import split as splits
-from seamcurate.errors import ExportError
-from seamcurate.export import RESERVED, export
+from seamcurate.errors import ExportError, RecipeError
+from seamcurate.estimate import plan
+from seamcurate.export import export
+from seamcurate.rewards import RerReward
+from seamcurate.trainers import RESERVED
 
 ALL = "SELECT row_id FROM rows WHERE row_id < 30"
 SCORES = {
@@ -66,7 +75,7 @@ def test_trl_prompts_are_the_kept_rows_with_every_score_as_a_scalar(store, tmp_p
     assert done.rows == len(rows) == 32 and done.columns == list(features)
     assert [r["row_id"] for r in rows] == sorted(r["row_id"] for r in rows)
     assert not [name for name, kind in features.items() if not isinstance(kind, Value)]
-    assert not set(features) & set(RESERVED["trl"])
+    assert set(features) & RESERVED["trl"]["prompts"] == {"prompt"}
 
 
 @pytest.mark.parametrize(
@@ -160,21 +169,141 @@ def test_verl_reads_its_five_columns(store, tmp_path):
     assert {r["ability"] for r in rows} <= {"open", "closed"}
 
 
-@pytest.mark.parametrize("name", ["tools", "completions", "images", "trainer_state"])
-def test_names_a_trainer_keeps_for_itself_are_refused(tmp_path, name):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({"prompt": ["a"], name: [1]}), tmp_path / "rows.parquet")
-    recipe = Recipe(
-        rows=Source(parquet=str(tmp_path / "rows.parquet")), splits={"s": Split(filter="SELECT row_id FROM rows")}
-    )
+def rows_store(tmp_path, rows, split, **source):
+    """A store of such rows, without any step, and a split of all of them."""
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    recipe = Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"), **source), splits={"s": split})
     run_local(recipe, tmp_path / "store")
-    with pytest.raises(
-        ExportError, match=f"column '{name}' is a name trl keeps for itself; .*rename: {{{name}: source_"
-    ):
-        to_trl(Store(tmp_path / "store"), "s", tmp_path / "out")
-    assert to_verl(Store(tmp_path / "store"), "s", tmp_path / "verl").rows == 1
+    return Store(tmp_path / "store").open()
+
+
+EVERY = "SELECT row_id FROM rows"
+TO = {"trl": to_trl, "openrlhf": to_openrlhf, "verl": to_verl}
+
+
+@pytest.mark.parametrize(("trainer", "form"), [(t, f) for t, forms in RESERVED.items() for f in forms])
+def test_columns_that_a_trainer_keeps_for_itself_are_renamed_and_that_is_said(tmp_path, trainer, form):
+    kept = RESERVED[trainer][form] - {"prompt"}
+    row = {"prompt": "a", "response": "b", **{name: f"of {name}" for name in (*kept, "topic")}}
+    row["worse_contrast"] = [{"response": "c", "similarity": 0.5, "source_row_id": 1}]
+    store = rows_store(tmp_path, [row], Split(filter=EVERY, format=form))
+    done = TO[trainer](store, "s", tmp_path / "out")
+    line = loaded(tmp_path / "out", tmp_path)[1][0]
+    held = line["extra_info"] if trainer == "verl" else line
+    assert {name: value for name, value in held.items() if str(value).startswith("of ")} == {
+        **{f"source_{name}": f"of {name}" for name in kept},
+        "topic": "of topic",
+    }
+    assert all(f"{name} as source_{name}" in done.note for name in kept) and "topic" not in done.note
+
+
+def test_a_name_that_is_taken_too_is_passed_over(tmp_path):
+    rows = [{"prompt": "a", "response": "b", "completion": "c", "source_completion": "d"}]
+    store = rows_store(tmp_path, rows, Split(filter=EVERY, format="sft"))
+    done = to_trl(store, "s", tmp_path / "out")
+    [line] = loaded(tmp_path / "out", tmp_path)[1]
+    assert (line["completion"], line["source_completion"], line["source_source_completion"]) == ("b", "d", "c")
+    assert "TRL keeps names of columns for itself; exported are completion as source_source_completion" in done.note
+
+
+@pytest.mark.parametrize("answered", ["response", "messages"])
+def test_the_golden_response_is_the_truth_where_a_row_has_no_reference(tmp_path, answered):
+    answers = [("4", None), ("7", "seven"), ("9", "")]
+    rows = [{"prompt": f"{i} + {i}", "response": r, "reference": truth} for i, (r, truth) in enumerate(answers)]
+    source = {}
+    if answered == "messages":
+        turns = [
+            [{"role": "user", "content": r.pop("prompt")}, {"role": "assistant", "content": r.pop("response")}]
+            for r in rows
+        ]
+        rows = [{"messages": chat, **row} for chat, row in zip(turns, rows, strict=True)]
+        source = {"messages": "messages"}
+    store = rows_store(tmp_path, rows, Split(filter=EVERY), **source)
+    verl, openrlhf = to_verl(store, "s", tmp_path / "verl"), to_openrlhf(store, "s", tmp_path / "openrlhf")
+    truths = [line["reward_model"]["ground_truth"] for line in loaded(tmp_path / "verl", tmp_path)[1]]
+    assert truths == [line["label"] for line in loaded(tmp_path / "openrlhf", tmp_path)[1]] == ["4", "seven", "9"]
+    assert "neither" not in verl.note + openrlhf.note
+
+
+def test_rows_without_any_truth_are_counted(tmp_path):
+    store = rows_store(
+        tmp_path, [{"prompt": "a", "reference": "b"}, {"prompt": "c", "reference": None}], Split(filter=EVERY)
+    )
+    told = "1 row has neither a reference nor a golden response, so no "
+    assert told + "ground truth" in to_verl(store, "s", tmp_path / "verl").note
+    assert told + "label" in to_openrlhf(store, "s", tmp_path / "openrlhf").note
+    assert told not in to_trl(store, "s", tmp_path / "trl").note
+
+
+VERL = [
+    {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": f"{i} + {i}"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": str(2 * i)},
+        "extra_info": {"split": "train", "index": 40 + i, "question": f"{i}", "need_tools_kwargs": False},
+    }
+    for i in range(3)
+]
+
+
+def test_what_verl_read_comes_back_as_it_was_with_the_scores_beside(tmp_path):
+    store = rows_store(
+        tmp_path, VERL, Split(filter="SELECT row_id FROM rows WHERE row_id > 0"), reference="reward_model.ground_truth"
+    )
+    to_verl(store, "s", tmp_path / "out")
+    lines = loaded(tmp_path / "out", tmp_path)[1]
+    assert [{key: line[key] for key in VERL[0] if key != "extra_info"} for line in lines] == [
+        {key: row[key] for key in row if key != "extra_info"} for row in VERL[1:]
+    ]
+    assert [line["extra_info"] for line in lines] == [
+        {**row["extra_info"], "row_id": i, "response": None, "reference": row["reward_model"]["ground_truth"]}
+        for i, row in enumerate(VERL)
+        if i > 0
+    ]
+    for to in (to_trl, to_openrlhf):
+        done = to(store, "s", tmp_path / to.__name__)
+        assert "left out, for only plain columns are exported: reward_model, extra_info" in done.note
+
+
+def test_a_score_of_the_store_comes_before_a_field_of_the_same_name(tmp_path):
+    row = {"prompt": "a", "topic": "ours", "extra_info": {"topic": "theirs", "tools_kwargs": "x"}, "tools_kwargs": "y"}
+    store = rows_store(tmp_path, [row], Split(filter=EVERY))
+    done = to_verl(store, "s", tmp_path / "out")
+    [line] = loaded(tmp_path / "out", tmp_path)[1]
+    info = line["extra_info"]
+    assert (info["topic"], info["source_topic"], info["tools_kwargs"], info["source_tools_kwargs"]) == (
+        "ours",
+        "theirs",
+        "x",
+        "y",
+    )
+    assert (
+        "extra_info.topic is extra_info.source_topic" in done.note
+        and "tools_kwargs as source_tools_kwargs" in done.note
+    )
+
+
+def test_a_verl_answer_that_is_no_text_stays_as_it_is(tmp_path):
+    row = {"prompt": "a", "reward_model": {"style": "rule", "ground_truth": {"target": ["x", "y"]}}}
+    store = rows_store(tmp_path, [row], Split(filter=EVERY))
+    to_verl(store, "s", tmp_path / "out")
+    [line] = loaded(tmp_path / "out", tmp_path)[1]
+    assert line["reward_model"] == row["reward_model"]
+
+
+@pytest.mark.parametrize("name", ["train", "test", "validation", "data", "reward", "json", "parquet", "rewards"])
+def test_a_split_of_any_name_is_loaded_from_its_folder(store, tmp_path, name):
+    splits.make(store, name, Split(filter=ALL))
+    done = to_trl(store, name, tmp_path / name, reward=RerReward(reward="li"))
+    assert len(loaded(tmp_path / name, tmp_path)[1]) == done.rows == 30
+
+
+def test_a_folder_called_as_the_reward_file_is_refused(store, recipe, tmp_path):
+    with pytest.raises(ExportError, match="is called as the reward file in it; name another folder, or another split"):
+        to_trl(store, "train", tmp_path / "seamcurate_reward")
+    with pytest.raises(ValidationError, match="is the name of the reward file"):
+        recipe(splits={"seamcurate_reward": Split(filter=ALL)})
 
 
 @pytest.mark.parametrize(
@@ -260,3 +389,39 @@ def test_shards_are_read_a_few_at_a_time_in_the_source_s_order_also_where_one_ha
         assert [(r["row_id"], r["prompt"], r["baseline_random"]) for r in rows] == [
             tuple(row.values()) for row in kept.to_pylist()
         ]
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"format": "sft"}, "format sft needs golden responses, and the rows map no `response`"),
+        ({"format": "unpaired"}, "format unpaired needs golden responses"),
+        (
+            {"augment": Augment(variant="adv")},
+            "augmentation needs the sample set worse_adv, and it has worse_contrast; add",
+        ),
+    ],
+)
+def test_a_split_that_no_export_could_write_is_refused_before_any_model_runs(tmp_path, split, said):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "how do I sort list {i}", "answer": "so"}}\n' for i in range(4)))
+    models = Models(policy=FakeModel(path="0"), reward=FakeModel(path="0"), encoder=FakeModel(path="0"))
+    recipe = Recipe(
+        rows=Source(jsonl=str(rows), response="answer" if "augment" in split else None),
+        corpus=Source(jsonl=str(rows), response="answer"),
+        models=models,
+        steps=(Retrieve(k=2, band=(0.2, 0.95)),),
+        splits={"s": Split(filter=EVERY, **split)},
+    )
+    for refuse in (plan, run_local):
+        with pytest.raises(RecipeError, match=f"split s: {said}"):
+            refuse(recipe, tmp_path / "store")
+    assert not list((tmp_path / "store").rglob("columns/*/*.parquet"))
+    pairs = recipe.model_copy(
+        update={"corpus": None, "steps": (), "splits": {"s": Split(filter=EVERY, format="preferences")}}
+    )
+    pairs = pairs.model_copy(update={"rows": Source(jsonl=str(rows), response="answer")})
+    with pytest.raises(
+        RecipeError, match="needs worse answers, and no step makes any; add retrieve, generate or attack"
+    ):
+        run_local(pairs, tmp_path / "pairs")

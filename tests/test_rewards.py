@@ -64,7 +64,7 @@ def made(rows, folder, **options):
 
 def reward_file(folder):
     """An exported reward file, imported as OpenRLHF and verl import one."""
-    spec = importlib.util.spec_from_file_location("reward", folder / "reward.py")
+    spec = importlib.util.spec_from_file_location("reward", folder / "seamcurate_reward.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -407,15 +407,23 @@ def test_reward_files_replace_earlier_ones_and_nothing_else(tmp_path):
     recipe, store = made(ROWS, tmp_path)
     folder = tmp_path / "out" / "train"
     [done] = export(recipe, store, "verl", tmp_path / "out")
-    assert "reward.custom_reward_function.path=reward.py" in done.note
+    assert any(f"reward.custom_reward_function.path={folder}/seamcurate_reward.py" in line for line in done.commands)
     reward_file(folder)
     assert len(datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))) == 4
     [again] = export(recipe, store, "trl", tmp_path / "out")
-    assert again.rows == 4 and "def rer(" in (folder / "reward.py").read_text()
-    (folder / "reward.py").write_text("mine = 1\n")
+    assert again.rows == 4 and "def rer(" in (folder / "seamcurate_reward.py").read_text()
+    # An export of an earlier version gives way too.
+    (folder / "seamcurate_reward.py").rename(folder / "reward.py")
+    list(export(recipe, store, "trl", tmp_path / "out"))
+    assert [file.name for file in folder.glob("*.py")] == ["seamcurate_reward.py"]
+    with pytest.raises(
+        TrainError, match=r"an export's reward file is called seamcurate_reward.py; give .*/seamcurate_r"
+    ):
+        rewards.read(str(folder / "reward.py"))
+    (folder / "seamcurate_reward.py").write_text("mine = 1\n")
     with pytest.raises(ExportError, match="holds other files than an export"):
         list(export(recipe, store, "trl", tmp_path / "out"))
-    assert (folder / "reward.py").read_text() == "mine = 1\n"
+    assert (folder / "seamcurate_reward.py").read_text() == "mine = 1\n"
 
 
 def test_no_file_is_written_where_there_is_no_reward_and_that_is_said(tmp_path, finished, recipe):
@@ -423,8 +431,8 @@ def test_no_file_is_written_where_there_is_no_reward_and_that_is_said(tmp_path, 
 
     for trainer in ("trl", "openrlhf", "verl"):
         [done] = export(recipe(steps=(Random(), LengthIncentive())), finished, trainer, tmp_path / trainer)
-        assert done.note == "no reward.py: the recipe computes no rer"
-        assert not (done.folder / "reward.py").exists()
+        assert done.note.endswith("\nno seamcurate_reward.py: the recipe computes no rer")
+        assert not (done.folder / "seamcurate_reward.py").exists()
     mixed, store = made(ROWS, tmp_path)
     steps = (LengthIncentive(words="whitespace"), *mixed.steps[1:])
     assert rer_reward(mixed.model_copy(update={"steps": steps}), store)[1].startswith("its features are not made of")
@@ -455,7 +463,12 @@ def test_a_reward_whose_column_the_rows_lack_is_refused(tmp_path):
             write(store, "train", tmp_path / "out", reward=RerReward(encoder=ENCODER))
     to_openrlhf(store, "train", tmp_path / "length", reward=RerReward(reward="li"))
     line = table(tmp_path / "length")[0]
-    assert json.loads(line["reward_label"]) == {"prompt": line["input"], "query_type": None, "reference": "0"}
+    assert json.loads(line["reward_label"]) == {
+        "prompt": line["input"],
+        "query_type": None,
+        "reference": "0",
+        "form": None,
+    }
     found = reward_file(tmp_path / "length").reward_func(["p: one two"], ["p: "], [line["reward_label"]])
     assert found["rewards"].tolist() == [float(np.float32(0.02))]
 
@@ -507,7 +520,7 @@ def test_threads_agree_and_importing_a_reward_file_loads_no_model(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(score, lines * 8))
     assert together == [score(line) for line in lines] * 8
-    code = f"import runpy, sys; runpy.run_path({str(done.folder / 'reward.py')!r}); print('torch' in sys.modules)"
+    code = f"import runpy, sys; runpy.run_path({str(done.folder / 'seamcurate_reward.py')!r}); print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
 
@@ -515,7 +528,7 @@ def test_threads_agree_and_importing_a_reward_file_loads_no_model(tmp_path):
 def test_a_command_reads_an_exported_reward_file_without_running_it(tmp_path):
     recipe, store = made(ROWS, tmp_path)
     [done] = export(recipe, store, "trl", tmp_path / "out")
-    file = done.folder / "reward.py"
+    file = done.folder / "seamcurate_reward.py"
     file.write_text(file.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
     rows = [[row[name] for row in ROWS] for name in ("prompt", "response", "reference")]
     told = {"query_type": ["closed"] * 4, "reference": rows[2]}
@@ -525,7 +538,8 @@ def test_a_command_reads_an_exported_reward_file_without_running_it(tmp_path):
     for text in ("REWARD = open('x')", "REWARD = 3", "x = 1", "def"):
         file.write_text(text)
         with pytest.raises(
-            TrainError, match=r"reward.py cannot be read: it is no reward.py that `seamcurate export` wrote"
+            TrainError,
+            match=r"seamcurate_reward.py cannot be read: it is no reward file that `seamcurate export` wrote",
         ):
             rewards.read(str(file))
 

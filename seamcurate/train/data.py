@@ -1,6 +1,7 @@
 """Rows to train on: prompts and answers out of Parquet, JSONL or a `datasets.Dataset`.
 
-A row is read or the training does not start: the error names the row. Nothing is dropped here.
+A row is read or the training does not start: the error names the row. Nothing is dropped here. An export whose prompts
+were written out in a form says so in its rows: they are read as the source had them, and no form is put around them twice.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 from seamcurate import formats
 from seamcurate.errors import TrainError
 from seamcurate.models.protocols import Message, Prompt
-from seamcurate.models.template import prompt_text
+from seamcurate.models.template import Form, prompt_text
 from seamcurate.tables import brief, suggestion
+from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,17 +41,20 @@ def rows(data: Data, answers: Sequence[Sequence[str]]) -> list[Row]:
     """Read `prompt` and, of each group of column names, the first that is there.
 
     `messages` are whole chats, and so is the first answer's column where there is no `prompt`: what stands before the
-    last turn is the prompt.
+    last turn is the prompt. An export's `source_prompt` comes before its `prompt`.
 
     Raises:
         TrainError: The data are not there, lack a column, hold no rows, or hold one that is neither text nor chat.
     """
     name = title(data)
     read: list[Row] = []
-    for column, table in _tables(data, name, answers):
+    for (column, *columns), table in _tables(data, name, answers):
         for first, *given in table:
             where = f"{name}, row {len(read)}"
-            prompt = _prompt(first, where) if column == "prompt" else _before(first, column, where)
+            whole = column not in ("prompt", SOURCE_PROMPT)
+            prompt = _before(first, column, where) if whole else _prompt(first, where)
+            if column == SOURCE_PROMPT:
+                given = _unformed(dict(zip(columns, given, strict=True)))
             read.append(Row(prompt, tuple(_answer(value, prompt, where) for value in given)))
     if not read:
         raise TrainError(f"{name} holds no rows; check the filter that made it")
@@ -79,8 +84,10 @@ def prompts(data: Data, needed: Sequence[str] = ()) -> list[Asked]:
         _columns(names, name, [("prompt",), *((column,) for column in needed)])
         for record in table:
             where = f"{name}, row {len(read)}"
-            columns = {key: record.get(key) for key in names if key != "prompt"}
-            read.append(Asked(_prompt(record.get("prompt"), where), columns))
+            columns = {key: record.get(key) for key in names if key not in ("prompt", *_FORMED)}
+            # Rewards, too, are to read what the source has.
+            prompt = record.get(SOURCE_PROMPT if set(_FORMED) <= set(names) else "prompt")
+            read.append(Asked(_prompt(prompt, where), columns))
     if not read:
         raise TrainError(f"{name} holds no rows; check the filter that made it")
     known = {key for row in read for key in row.columns}
@@ -121,21 +128,32 @@ def held_out(given: list[Prompted], count: int, seed: int) -> tuple[list[Prompte
     return [r for i, r in enumerate(given) if i not in out], [given[i] for i in sorted(out)]
 
 
-def _tables(data: Data, name: str, wanted: Sequence[Sequence[str]]) -> list[tuple[str, list[list[object]]]]:
-    """Return the rows of each file, or line: what holds the prompt, and the wanted columns; and the former's name."""
+_FORMED = (PROMPT_FORM, SOURCE_PROMPT)
+"""Columns of an export whose prompts were written out as text."""
+
+
+def _unformed(given: dict[str, object]) -> list[object]:
+    """Return a row's answers without what its form put before them."""
+    form = Form(str(given.pop(PROMPT_FORM)))
+    formed = ("completion", "chosen", "rejected")
+    return [form.generated(v) if isinstance(v, str) and column in formed else v for column, v in given.items()]
+
+
+def _tables(data: Data, name: str, wanted: Sequence[Sequence[str]]) -> list[tuple[list[str], list[list[object]]]]:
+    """Return the rows of each file, or line: what holds the prompt, and the wanted columns; and the columns' names."""
     if not isinstance(data, (str, Path)):
         columns = _with_prompt(data.column_names, name, wanted)
-        return [(columns[0], [[row[c] for c in columns] for row in data.select_columns(list(dict.fromkeys(columns)))])]
+        return [(columns, [[row[c] for c in columns] for row in data.select_columns(list(dict.fromkeys(columns)))])]
     found = []
     for file in _files(data):
         if file.suffix in {".jsonl", ".json"}:
             records = _jsonl(file)
             chosen = [_with_prompt(list(record), f"{file.name}, line {number}", wanted) for number, record in records]
             pairs = zip(records, chosen, strict=True)
-            found += [(columns[0], [[record[c] for c in columns]]) for (_, record), columns in pairs]
+            found += [(columns, [[record[c] for c in columns]]) for (_, record), columns in pairs]
         else:
             columns = _with_prompt(_names(file), file.name, wanted)
-            found.append((columns[0], [[record[c] for c in columns] for record in _parquet(file, columns)]))
+            found.append((columns, [[record[c] for c in columns] for record in _parquet(file, columns)]))
     return found
 
 
@@ -219,6 +237,8 @@ def _jsonl(file: Path) -> list[tuple[int, dict[str, object]]]:
 
 def _with_prompt(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]]) -> list[str]:
     columns = _columns(there, name, wanted)
+    if set(_FORMED) <= set(there) and columns[0] != "messages":
+        return [SOURCE_PROMPT, *columns, PROMPT_FORM]
     return ["prompt" if "prompt" in there and columns[0] != "messages" else columns[0], *columns]
 
 
