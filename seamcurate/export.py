@@ -311,9 +311,7 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
         if split.format == "prompts":
             said = f"no {REWARD_FILE}: {why}"
             if reward is not None:
-                said = f"{folder / REWARD_FILE} gives RER as the reward" + (
-                    f": `seamcurate train ppo --reward {folder / REWARD_FILE}` too" if to == "trl" else ""
-                )
+                said = f"{folder / REWARD_FILE} gives RER as the reward"
             done = done._replace(note="\n".join([done.note, said]))
         yield done
 

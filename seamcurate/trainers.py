@@ -72,8 +72,8 @@ def verl_template(shape: Shape) -> str:
     """Return the chat template that verl needs for prompts written out as text; nothing for chats."""
     if shape.form in (None, "chat"):
         return ""
-    # Quotes inside would end the quotes around it on the command line.
-    return (f"{{{{ bos_token }}}}{_VERBATIM}" if shape.start else _VERBATIM) if shape.form else ""
+    # It holds no quotes, which would end those around it on the command line.
+    return f"{{{{ bos_token }}}}{_VERBATIM}" if shape.start else _VERBATIM
 
 
 def commands(trainer: Trainer, shape: Shape, folder: str, policy: str, reward: str, out: str = "trained") -> list[str]:
@@ -89,12 +89,15 @@ def commands(trainer: Trainer, shape: Shape, folder: str, policy: str, reward: s
 
     Example:
         >>> commands("trl", Shape("sft", "chat"), "splits/sft", "my-org/base", "")
-        ['trl sft --model_name_or_path my-org/base --dataset_name splits/sft --output_dir trained']
+        ['trl sft --model_name_or_path my-org/base --dataset_name splits/sft --output_dir trained',
+         'seamcurate train sft --model my-org/base --data splits/sft --out trained']
     """
     lines = {"trl": _trl, "openrlhf": _openrlhf, "verl": _verl}[trainer](shape, folder.rstrip("/"), policy, reward)
     last = {"trl": ["--output_dir", out], "openrlhf": ["--ckpt.output_dir", out]}
     last["verl"] = [f"trainer.default_local_dir={out}"]
-    return [shlex.join([*words, *last[trainer]]).replace(*_ASSIGNED) for words in lines]
+    told = [shlex.join([*words, *last[trainer]]).replace(*_ASSIGNED) for words in lines]
+    own = _own(shape, folder.rstrip("/"), policy, reward) if trainer == "trl" else []
+    return told + [shlex.join([*words, "--out", out]) for words in own]
 
 
 _ASSIGNED = ("'PYTHONPATH=", "PYTHONPATH='")
@@ -108,10 +111,24 @@ def _trl(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]
         before = [f"PYTHONPATH={folder}"] if shape.reward else []
         by = ["--reward_funcs", f"{REWARD_MODULE}.rer"] if shape.reward else ["--reward_model_name_or_path", reward]
         arguments = ["--chat_template_kwargs", json.dumps(dict(shape.arguments))] if shape.arguments else []
-        return [[*before, "trl", trainer, *data, *by, *arguments] for trainer in ("grpo", "rloo")]
+        return [[*before, "trl", "grpo", *data, *by, *arguments]]
     if shape.format == "preferences":
         return [["trl", "dpo", *data], ["trl", "reward", "--model_name_or_path", reward, "--dataset_name", folder]]
     return [["trl", {"sft": "sft", "unpaired": "kto"}[shape.format], *data]]
+
+
+def _own(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]:
+    kinds = {"prompts": "grpo", "sft": "sft", "preferences": "reward"}
+    if shape.format not in kinds:
+        return []
+    words = ["seamcurate", "train", kinds[shape.format], "--model", policy, "--data", folder]
+    if shape.format == "prompts":
+        words += ["--reward", f"{folder}/{REWARD_FILE}" if shape.reward else reward]
+    if shape.form not in (None, "chat"):
+        words += ["--form", shape.form]
+    if shape.arguments:
+        words += ["--template", json.dumps(dict(shape.arguments))]
+    return [words]
 
 
 def _openrlhf(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]:
