@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo explorer test test-architectures test-attack test-ppo check format lock clean
+.PHONY: demo explorer test test-architectures test-attack test-ppo test-clients check format lock clean
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -25,6 +25,10 @@ test-attack: .venv-attack/installed
 # The last TRL that had a PPO, which ours is held against.
 test-ppo: .venv-ppo/installed
 	.venv-ppo/bin/python -m pytest tests/test_ppo_oracle.py
+
+# The data set and reward classes of verl and OpenRLHF, run on exports.
+test-clients: .venv-clients/installed
+	.venv-clients/bin/python -m pytest tests/test_clients.py
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -56,9 +60,16 @@ format: .venv/installed
 	.venv-ppo/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-ppo/constraints.txt -e ".[test]" trl==1.12.0 accelerate peft requests==2.34.2
 	touch $@
 
+.venv-clients/installed: pyproject.toml requirements.lock requirements-clients.lock
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e . pytest aiohttp pillow ray
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-clients.lock
+	touch $@
+
 # Freeze what is installed now; run it after raising a version in .venv, and read the difference.
 lock: .venv/installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^seamcurate' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv .venv-attack .venv-ppo demo-store explorer/node_modules seamcurate/explore/static
+	rm -rf .venv .venv-attack .venv-ppo .venv-clients demo-store explorer/node_modules seamcurate/explore/static
