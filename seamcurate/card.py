@@ -25,6 +25,15 @@ from seamcurate.recipe import Models, Recipe
 from seamcurate.source import Source
 from seamcurate.store import Store
 from seamcurate.tables import brief
+from seamcurate.trainers import (
+    PROMPT_FORM,
+    REWARD_FILE,
+    SOURCE_PROMPT,
+    Shape,
+    commands,
+    told,
+    verl_template,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -231,9 +240,10 @@ class Part(NamedTuple):
     """Of its shards, inside `data/`."""
     rows: int
     bytes: int
-    shards: int
     schema: pa.Schema
     """Of its files."""
+    shape: Shape = Shape("prompts")
+    """What decides how a trainer is started on it."""
 
     @property
     def fields(self) -> dict[str, str]:
@@ -316,15 +326,15 @@ def _summary(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Ve
         f"{splits[0].rows:,} rows of {place(recipe.rows)} were scored, and SQL chose among them by the scores. "
         f"{f'{score} {where}, and a' if having else 'A'} ledger says of every row of the source why it stayed or went."
     )
-    for family, told in _FAMILIES.items():
+    for family, meaning in _FAMILIES.items():
         if any(name == family or name.startswith(f"{family}_") for name in columns):
-            yield from ("", told)
+            yield from ("", meaning)
     yield ""
     kept = {one.name: f"{one.kept:,} of {one.rows:,}" for one in splits}
     lines = [[f"`{one.name}`", one.form, kept[one.split], f"{one.rows:,}", megabytes(one.bytes)] for one in about.parts]
     yield from _table(["configuration", "format", "source rows kept", "lines", "size"], lines)
     yield ""
-    yield f"Written for {_TITLES[str(known['trainer'])]}."
+    yield f"Written for {_TITLES[str(known['trainer'])]}. {told(about.parts[0].shape)}"
 
 
 _FAMILIES = {
@@ -358,12 +368,13 @@ _FIELDS = {
         "reward_label": "what RER reads of the row, as JSON",
     },
     "verl": {
-        "data_source": "the split, by which verl finds its reward function",
-        "ability": "`query_type`, where it is known",
+        "data_source": "the source's own, or the split: by it verl finds its reward function",
+        "ability": "the source's own, or `query_type`, where it is known",
         "reward_model.style": "always `rule`",
         "reward_model.ground_truth": "the reference, or else the golden response",
         "extra_info.split": "always `train`",
         "extra_info.index": _SOURCE["row_id"],
+        f"extra_info.{PROMPT_FORM}": "the form in which the prompt was written out, as the policy was scored",
     },
 }
 """What each trainer's formats have that the store has not, or by another name."""
@@ -381,6 +392,9 @@ _PAIRS = {
     "rank": "place in the sample set, from 1",
     "similarity": "cosine of the two questions",
     "kind": "how the pair was made: sft, golden or neighbour",
+    PROMPT_FORM: "the form in which the prompt was written out, as the policy was scored",
+    SOURCE_PROMPT: "what is asked, as the source has it",
+    "chat_template_kwargs": "arguments of the policy's chat template, as it was scored",
 }
 _TITLES = {"trl": "TRL", "openrlhf": "OpenRLHF", "verl": "verl"}
 
@@ -436,11 +450,11 @@ def _columns(known: Mapping[str, JsonValue], parts: Sequence[Part]) -> Iterator[
     for part in parts:
         for field in part.fields.items():
             having.setdefault(field, []).append(part.name)
-    told = _PAIRS | _FIELDS[str(known["trainer"])]
+    meanings = _PAIRS | _FIELDS[str(known["trainer"])]
     lines = []
     for (name, kind), inside in having.items():
         column = _column(name, known)
-        one = columns.get(column, {"made_by": "export", "meaning": told.get(name, "")})
+        one = columns.get(column, {"made_by": "export", "meaning": meanings.get(name, "")})
         where = "all" if len(inside) == len(parts) else ", ".join(f"`{part}`" for part in inside)
         meaning = _cell(one["meaning"] or _SOURCE.get(column, ""))
         lines.append(
@@ -460,8 +474,12 @@ def _columns(known: Mapping[str, JsonValue], parts: Sequence[Part]) -> Iterator[
 
 def _column(field: str, known: Mapping[str, JsonValue]) -> str:
     """Name the store's column that a field of a pushed file would hold; none for what verl alone has."""
-    inside = field.removeprefix("extra_info.")
-    return inside if known["trainer"] != "verl" or field in ("prompt", f"extra_info.{inside}") else ""
+    inside, columns = field.removeprefix("extra_info."), known["columns"]
+    assert isinstance(columns, dict)
+    while inside not in columns and inside.startswith("source_") and inside != SOURCE_PROMPT:
+        # Renamed, since the trainer keeps its own name for itself.
+        inside = inside.removeprefix("source_")
+    return inside if known["trainer"] != "verl" or field == "prompt" or field.startswith("extra_info.") else ""
 
 
 def _origin(recipe: Recipe, known: Mapping[str, JsonValue], about: About) -> Iterator[str]:
@@ -511,7 +529,6 @@ def loading(repo_id: str, parts: Sequence[Part], trainer: str) -> Iterator[str]:
 
 
 def _snippets(repo_id: str, part: Part, trainer: str) -> Iterator[tuple[str, str, str]]:
-    form = part.form
     load = f'from datasets import load_dataset\n\nrows = load_dataset("{repo_id}", "{part.name}", split="train")\n'
     folder = f"hf download {repo_id} --repo-type dataset --local-dir rows\n"
     yield "datasets", "python", load
@@ -521,28 +538,47 @@ def _snippets(repo_id: str, part: Part, trainer: str) -> Iterator[tuple[str, str
         "sql",
         _DUCKDB + (f"SELECT unnest(extra_info) FROM {files};" if trainer == "verl" else f"FROM {files};"),
     )
+    shape, place = part.shape, f"rows/data/{part.folder}"
     if trainer == "trl":
-        yield "TRL", "python", load + _TRL[form]
-        keys = {"prompts": "--data.input_key prompt", "sft": "--data.input_key prompt --data.output_key completion"}
-        keys["preferences"] = "--data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected"
-    else:
-        keys = {"prompts": "--data.input_key input --data.label_key label", "preferences": "--data.prompt_key prompt"}
-        keys["sft"] = "--data.input_key input --data.output_key output"
-    if trainer != "verl" and form in keys:
-        program, name = {
-            "prompts": ("train_ppo_ray", "--data.prompt_dataset"),
-            "sft": ("train_sft", "--data.dataset"),
-            "preferences": ("train_rm", "--data.dataset"),
-        }[form]
-        command = f"python -m openrlhf.cli.{program} {name} rows/data/{part.folder} {keys[form]} …"
-        yield "OpenRLHF", "shell", folder + command
-    if trainer == "verl" and form == "prompts":
-        places = [f"rows/data/{part.folder}/train-{i:05d}-of-{part.shards:05d}.parquet" for i in range(part.shards)]
-        files = places[0] if part.shards == 1 else f"'[{','.join(places)}]'"
-        yield "verl", "shell", folder + _VERL_RUN.format(files=files)
-    elif trainer == "trl" and form == "prompts":
+        yield "TRL", "python", load + _trl(shape)
+        if shape.reward:
+            yield f"TRL, rewarded by RER (`{REWARD_FILE}`)", "shell", folder + commands("trl", shape, place, *_NAMES)[0]
+    keys = {"prompts": "input", "sft": "input", "preferences": "prompt"}
+    if trainer != "verl" and shape.format in keys:
+        lines = commands("openrlhf", shape._replace(reward=shape.reward and trainer == "openrlhf"), place, *_NAMES)
+        line = lines[-1]
+        if trainer == "trl":
+            line = line.replace("_key input", "_key prompt").replace("_key output", "_key completion")
+            line = line.replace(" --data.label_key label", "")
+        yield "OpenRLHF", "shell", folder + line
+    if trainer == "verl" and shape.format == "prompts":
+        yield "verl", "shell", folder + commands("verl", shape, place, *_NAMES)[0]
+    elif trainer == "trl" and shape.format == "prompts":
         yield "verl", "python", load + _TO_VERL.format(split=part.split)
-        yield "verl, on that file", "shell", _VERL_RUN.format(files="rows.parquet")
+        yield "verl, on that file", "shell", _verl_on("rows.parquet", shape)
+
+
+_NAMES = ("POLICY", "REWARD_MODEL")
+
+
+def _trl(shape: Shape) -> str:
+    """Write the Python that trains on an export for TRL."""
+    code = _TRL[shape.format]
+    if not shape.arguments:
+        return code
+    given = repr(dict(shape.arguments))
+    return code.replace('GRPOConfig("trained")', f'GRPOConfig("trained", chat_template_kwargs={given})').replace(
+        '"])', '", "chat_template_kwargs"])'
+    )
+
+
+def _verl_on(files: str, shape: Shape) -> str:
+    template = verl_template(shape)
+    given = f" \\\n    \"actor_rollout_ref.model.custom_chat_template='{template}'\"" if template else ""
+    return (
+        f"python -m verl.trainer.main_ppo data.train_files={files} data.val_files={files} actor_rollout_ref.model.path=POLICY"
+        f"{given} \\\n    reward.custom_reward_function.path=yours.py  # verl has no reward for this data_source: give it yours"
+    )
 
 
 _TRL = {
@@ -595,9 +631,6 @@ def to_verl(row):
 
 rows.map(to_verl, remove_columns=rows.column_names).to_parquet("rows.parquet")
 """
-_VERL_RUN = """\
-python -m verl.trainer.main_ppo data.train_files={files} data.prompt_key=prompt \\
-    reward.custom_reward_function.path=reward.py …  # verl has no reward for this data_source: give it yours"""
 
 
 def place(source: Source) -> str:

@@ -32,7 +32,7 @@ from seamcurate.recipe import Recipe
 from seamcurate.source import Source
 from seamcurate.store import Store, save_json
 from seamcurate.tables import brief
-from seamcurate.trainers import Trainer
+from seamcurate.trainers import REWARD_FILE, Trainer
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FACTS, RECIPE = "seamcurate.json", "recipe.yaml"
-_OURS = re.compile(r"data/[^/]+(/[^/]+)?/train-\d+-of-\d+\.parquet|ledger/[^/]+\.parquet|figures/[^/]+\.png")
+_OURS = re.compile(
+    r"data/[^/]+(/[^/]+)?/train-\d+-of-\d+\.parquet|ledger/[^/]+\.parquet|figures/[^/]+\.png"
+    rf"|data/[^/]+/{re.escape(REWARD_FILE)}"
+)
 """Files that only a push makes, and so may remove; anything else in a repository is left alone."""
 _COMPARED = re.compile(r"(data|ledger)/.+\.parquet")
 _WAITS = (1.0, 4.0, 15.0)
@@ -107,6 +110,8 @@ def prepare(
     beside, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
     with store.hold():
         written = list(export(pinned or loaded, store, trainer, beside / "data"))
+        for file in (beside / "data").glob(f"*/{REWARD_FILE}"):
+            file.write_text(_anywhere(file.read_text(encoding="utf-8")), encoding="utf-8")
         for part in ("ledger", "figures"):
             (beside / part).mkdir()
         parts = [_part(done, loaded, beside / "data") for done in written]
@@ -136,13 +141,18 @@ def prepare(
     return Prepared(folder, told, _sizes(folder), notes)
 
 
+def _anywhere(code: str) -> str:
+    """Return a reward file that names a model's folder by its last part: where it lies on this machine is nobody's business."""
+    return re.sub(r"('sentence_encoder': )'/[^']*/([^/']+)'", r"\1'\2'", code)
+
+
 def _part(done: Exported, loaded: Recipe, data: Path) -> card.Part:
     """Describe what an export wrote; a split that is written in several formats has a folder for each."""
     inside = done.folder.relative_to(data).parts
     form = loaded.splits[inside[0]].format if len(inside) == 1 else inside[-1]
     shards = list(done.folder.glob("train-*.parquet"))
     size, schema = sum(file.stat().st_size for file in shards), pq.read_schema(shards[0])
-    return card.Part("-".join(inside), inside[0], form, "/".join(inside), done.rows, size, len(shards), schema)
+    return card.Part("-".join(inside), inside[0], form, "/".join(inside), done.rows, size, schema, done.shape)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

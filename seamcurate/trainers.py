@@ -169,6 +169,24 @@ def shard_names(count: int, folder: str) -> list[str]:
     return [f"{folder}/train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
 
+def told(shape: Shape) -> str:
+    """Say in which form an export's prompts are.
+
+    Example:
+        >>> told(Shape("sft", "chat"))
+        'Prompts are chats, for the chat template of the policy.'
+    """
+    if shape.form is None:
+        return "Prompts are text, as the source has them."
+    if shape.chat:
+        given = f" with {json.dumps(dict(shape.arguments))}" if shape.arguments else ""
+        return f"Prompts are chats, for the chat template of the policy{given}."
+    return (
+        f"Prompts are written out as text in the form {shape.form!r}, as the policy was scored; answers follow them. "
+        f"`{SOURCE_PROMPT}` is the prompt as the source has it."
+    )
+
+
 def free_name(name: str, taken: Sequence[str] | set[str]) -> str:
     """Return what a source's column is called where its own name is taken; SQL ignores case, and so does this."""
     found = f"source_{name}"

@@ -42,6 +42,7 @@ from seamcurate import (
 )
 from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StaleError, StoreError
 from seamcurate.export import Exported
+from seamcurate.trainers import Shape
 
 try:
     from huggingface_hub.utils._http import close_session
@@ -142,6 +143,7 @@ def test_a_push_makes_a_private_data_set_with_everything_in_it_by_one_commit(wor
         "keep_above_lowest.sql",
         "filters/some.sql",
         "data/train/train-00000-of-00001.parquet",
+        "data/train/seamcurate_reward.py",
         "data/pairs/train-00000-of-00001.parquet",
         "ledger/train.parquet",
         "ledger/pairs.parquet",
@@ -199,8 +201,8 @@ def test_the_card_names_every_file_that_verl_is_to_read(work, monkeypatch):
     monkeypatch.setattr("seamcurate.export._ROWS_PER_FILE", 10)
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     prepared = hub.prepare(work.recipe, work.store, "me/curated", trainer="verl")
-    (named,) = re.findall(r"data\.train_files='\[(\S+)\]' ", prepared.card)
-    there = [f"rows/{name}" for name in prepared.files if name.startswith("data/")]
+    (named,) = re.findall(r"'data\.train_files=\[(\S+)\]' ", prepared.card)
+    there = [f"rows/{name}" for name in prepared.files if name.startswith("data/") and name.endswith(".parquet")]
     assert named.split(",") == there and len(there) > 1
 
 
@@ -236,11 +238,52 @@ def test_a_split_written_in_two_formats_is_two_configurations(work, tmp_path):
     folder.mkdir(parents=True)
     file, rows = folder / "train-00000-of-00001.parquet", pa.table({"prompt": ["a"], "completion": ["b"]})
     pq.write_table(rows, file)
-    part = hub._part(Exported(folder, 7, []), Recipe.load(work.recipe), tmp_path / "data")
-    assert part == card.Part("train-sft", "train", "sft", "train/sft", 7, file.stat().st_size, 1, rows.schema)
+    part = hub._part(Exported(folder, 7, [], shape=Shape("sft")), Recipe.load(work.recipe), tmp_path / "data")
+    assert part == card.Part(
+        "train-sft", "train", "sft", "train/sft", 7, file.stat().st_size, rows.schema, Shape("sft")
+    )
     told = "\n".join(card.loading("me/curated", [part], "trl"))
     assert 'load_dataset("me/curated", "train-sft", split="train")' in told and "SFTTrainer" in told
-    assert "openrlhf.cli.train_sft --data.dataset rows/data/train/sft --data.input_key prompt" in told
+    command = "openrlhf.cli.train_sft --model.model_name_or_path POLICY --data.dataset rows/data/train/sft"
+    assert f"{command} --data.input_key prompt --data.output_key completion --data.input_template '{{}}'" in told
+
+
+@pytest.mark.parametrize("trainer", ["trl", "openrlhf", "verl"])
+def test_the_card_loads_each_format_in_its_form(trainer):
+    shapes = [
+        Shape(name, form, arguments, "<s>", reward)
+        for name, reward in (("prompts", True), ("sft", False), ("preferences", False))
+        for form, arguments in (("chat", {"enable_thinking": False}), ("plain", {}))
+        if trainer != "verl" or name == "prompts"
+    ]
+    for shape in shapes:
+        part = card.Part("p", "p", shape.format, "p", 7, 7, pa.schema([]), shape)
+        told = "\n".join(card.loading("me/curated", [part], trainer))
+        if trainer == "verl":
+            assert ("custom_chat_template" in told) == (not shape.chat)
+            assert ("+data.apply_chat_template_kwargs.enable_thinking=false" in told) == shape.chat
+            assert "reward.custom_reward_function.path=rows/data/p/seamcurate_reward.py" in told
+        else:
+            assert ("--data.apply_chat_template" in told) == shape.chat
+        if trainer == "trl":
+            assert ("chat_template_kwargs" in told) == shape.chat
+            assert ("PYTHONPATH=rows/data/p trl grpo" in told) == (shape.format == "prompts")
+        if trainer == "openrlhf" and shape.format == "prompts":
+            assert "--reward.remote_url rows/data/p/seamcurate_reward.py --data.label_key reward_label" in told
+
+
+def test_the_reward_file_is_published_and_names_no_folder_of_this_machine(work, tmp_path):
+    from datasets import load_dataset
+
+    prepared = hub.prepare(work.recipe, work.store, "me/curated")
+    names = [name for name in prepared.files if name.endswith(".py")]
+    assert names == ["data/train/seamcurate_reward.py"] and not hub.compared(names[0])
+    assert "`seamcurate_reward.py`" in prepared.card and "trl grpo --model_name_or_path POLICY" in prepared.card
+    rows = load_dataset(str(prepared.folder), "train", split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == 32
+    assert hub._anywhere("{'sentence_encoder': '/home/me/minilm',\n 'stop': ['/a/b']}") == (
+        "{'sentence_encoder': 'minilm',\n 'stop': ['/a/b']}"
+    )
 
 
 @pytest.mark.parametrize(
