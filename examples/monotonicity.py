@@ -28,7 +28,7 @@ def proxies(recipe: Path, store: Path, policy: Path, gold: Path, out: Path) -> N
     seamcurate("export", recipe, store, "--to", "trl", "--out", out / "splits")
     split = out / "splits/train"
     (out / "li_rp_qr.yaml").write_text(yaml.safe_dump({"reward": "li_rp_qr", "encoder": encoder}))
-    rewards = {"li": "li", "li_rp": "li_rp", "li_rp_qr": out / "li_rp_qr.yaml", "rer": split / "reward.py"}
+    rewards = {"li": "li", "li_rp": "li_rp", "li_rp_qr": out / "li_rp_qr.yaml", "rer": split / "seamcurate_reward.py"}
     for name, reward in rewards.items():
         seamcurate("train", "ppo", "--model", policy, "--data", split, "--reward", reward, "--gold",
                    gold, "--out", out / "models" / name, *PPO.split())  # fmt: skip

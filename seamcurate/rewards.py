@@ -481,9 +481,25 @@ def _label(label: str) -> tuple[str | None, str | None, str | None, str | None]:
 def _answer(query: str, prompt: str, end: str) -> str:
     """Cut the prompt off a query; of a prompt too long for the model, OpenRLHF keeps the end."""
     start = next((i for i in range(len(prompt)) if query.startswith(prompt[i:])), None)
-    if start is None and prompt:
+    stop = len(prompt) - start if start is not None else _respaced(query, prompt)
+    if stop is None:
         raise TrainError(
             f"a query does not begin with its prompt {prompt!r:.40}; its tokenizer does not give text back"
         )
-    answer = query[len(prompt) - (start or 0) :]
+    answer = query[stop:]
     return answer.removesuffix(end) if end else answer
+
+
+def _respaced(query: str, prompt: str) -> int | None:
+    """Return where a prompt ends in a query with other white space: some tokenizers put a space after special tokens."""
+    place = 0
+    for letter in prompt.rstrip():
+        if letter.isspace():
+            continue
+        while place < len(query) and query[place].isspace():
+            place += 1
+        if query[place : place + 1] != letter:
+            return None
+        place += 1
+    tail = prompt[len(prompt.rstrip()) :]
+    return place + len(tail) if query.startswith(tail, place) else place

@@ -486,6 +486,21 @@ def test_openrlhfs_queries_lose_the_policys_end_once_and_a_cut_prompt(policy_fol
     assert found["extra_logs"]["rer_length"].shape == found["extra_logs"]["rer_not_applicable"].shape == (3,)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "query", "answer"),
+    [
+        ("<s>Question: p\n\nAnswer:", "<s> Question: p\n\nAnswer: one two</s>", " one two"),
+        ("<s>[INST] p [/INST]", "<s> [INST]  p  [/INST] one two</s>", " one two"),
+        ("<s>user\np</s>\nassistant\n", "<s> user\np</s> \nassistant\none two</s>", "one two"),
+    ],
+)
+def test_a_prompt_is_found_where_a_tokenizer_puts_spaces_after_special_tokens(prompt, query, answer):
+    assert rewards._answer(query, prompt, "</s>") == answer
+    label = json.dumps({"prompt": "p", "query_type": None, "reference": None, "form": "plain"})
+    scored = for_openrlhf(RerReward(reward="li"), "</s>", [query], [prompt], [label])
+    assert scored["rewards"].tolist() == [float(np.float32(0.02))]
+
+
 def test_rows_without_a_reward_get_zero_and_are_counted():
     reward = RerReward(encoder=ENCODER)
     label = json.dumps({"prompt": "p", "query_type": "closed", "reference": None})
