@@ -642,19 +642,21 @@ _TITLES: dict[Trainer, str] = {"trl": "TRL", "openrlhf": "OpenRLHF", "verl": "ve
 
 
 def _write(to: Trainer, view: _View, out: Path, select: dict[str, str], reward_file: str = "") -> Exported:
-    untrue = 0
+    untrue = pictures = 0
     columns: list[str] = []
     truth = {"openrlhf": "label", "verl": "reward_model"}.get(to, "") if view.format == "prompts" else ""
     with _in_place(out) as folder, bar(f"split {view.split} for {_TITLES[to]}", view.kept) as advance:
 
         def lines() -> Iterator[pa.Table]:
-            nonlocal untrue
+            nonlocal untrue, pictures
             for rows, table in view.read(select):
                 advance(rows)
                 if truth:
                     untrue += _without_truth(table[truth])
                 table = view.formed(to, table)
                 columns[:] = table.column_names
+                if to == "openrlhf" and view.format == "prompts":
+                    pictures += _pictures(table["input"])
                 yield table
 
         written = _files(_ahead(lines()), folder)
@@ -670,6 +672,11 @@ def _write(to: Trainer, view: _View, out: Path, select: dict[str, str], reward_f
         view.notes.append(
             f"{counted(untrue, 'row has', 'rows have')} neither a reference nor a golden response, so no {_TRUTH[to]}"
         )
+    if pictures:
+        view.notes.append(
+            f"{counted(pictures, 'turn holds', 'turns hold')} <image>, which OpenRLHF takes for the place of a picture; "
+            "leave such rows out by the filter"
+        )
     return Exported(out, written, columns, "\n".join(view.notes), view.commands(to, shape, out), shape)
 
 
@@ -684,6 +691,14 @@ def _without_truth(column: pa.ChunkedArray) -> int:
     if pa.types.is_string(column.type):
         missing += pc.sum(pc.equal(column, "")).as_py() or 0
     return int(missing)
+
+
+def _pictures(prompts: pa.ChunkedArray) -> int:
+    """Count the turns of chats that hold `<image>`."""
+    if not pa.types.is_list(prompts.type):
+        return 0
+    contents = pc.struct_field(pc.list_flatten(prompts), "content")
+    return int(pc.sum(pc.match_substring(contents, "<image>")).as_py() or 0)
 
 
 def _shards(folder: Path) -> int:

@@ -517,14 +517,14 @@ STEP_NAMES = [
 """Names of numeric columns that a recipe of SEAM refuses."""
 
 TRAINER_NAMES = [
-    error("TRL's", "completions", "trl keeps for itself"),
-    error("OpenRLHF's", "labels", "openrlhf keeps for itself"),
-    error("verl's", "index", "also what verl calls"),
-    error("verl's in capitals", "Split", "also what verl calls"),
-    error("a preference's", "Chosen", "also what trl calls"),
-    error("a candidate's", "candidate_rank", "also what trl calls"),
+    Case("TRL's", "completions"),
+    Case("OpenRLHF's", "label"),
+    Case("verl's", "index"),
+    Case("verl's in capitals", "Split"),
+    Case("a preference's", "Chosen"),
+    Case("a candidate's", "candidate_rank"),
 ]
-"""Names that only an export refuses."""
+"""Names that an export changes, since its trainer has another use for them."""
 
 TYPES = [
     Case("bool", pa.array([True, None])),

@@ -197,6 +197,14 @@ def test_columns_that_a_trainer_keeps_for_itself_are_renamed_and_that_is_said(tm
     assert all(f"{name} as source_{name}" in done.note for name in kept) and "topic" not in done.note
 
 
+def test_turns_that_openrlhf_would_look_for_pictures_in_are_counted(tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("see <image> here", "no picture")]
+    store = rows_store(tmp_path, rows, Split(filter=EVERY))
+    told = "1 turn holds <image>, which OpenRLHF takes for the place of a picture"
+    assert told in to_openrlhf(store, "s", tmp_path / "openrlhf").note
+    assert told not in to_verl(store, "s", tmp_path / "verl").note
+
+
 def test_a_name_that_is_taken_too_is_passed_over(tmp_path):
     rows = [{"prompt": "a", "response": "b", "completion": "c", "source_completion": "d"}]
     store = rows_store(tmp_path, rows, Split(filter=EVERY, format="sft"))
