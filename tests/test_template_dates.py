@@ -144,6 +144,15 @@ def test_a_worker_renders_the_date_of_the_store(dating, on):
     assert plain.dated(day) is plain
 
 
+def test_an_adapter_without_a_tokenizer_has_its_bases_template_and_ends(dating, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(dating["policy"])}))
+    model = CausalLM(path=str(adapter)).dated(DAY)
+    assert model.date == DAY
+    assert model.prompt_form() == CausalLM(path=str(dating["policy"]), date=DAY).prompt_form()
+
+
 def test_a_training_goes_on_with_the_date_it_began_with(dating, on, tmp_path):
     pytest.importorskip("trl", reason="trainers are not installed")
     from seamcurate import rewards

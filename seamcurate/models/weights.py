@@ -292,9 +292,13 @@ def _commit(repo: str, revision: str | None) -> str:
 
 
 def templates(path: str, revision: str | None) -> str:
-    """Return the text of a tokenizer's chat templates; empty where it has none."""
+    """Return the text of a tokenizer's chat templates, an adapter's base's where it has none; empty where there is none."""
     local = Path(path).expanduser()
-    return _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, revision))
+    own = _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, revision))
+    if own or any((local / name).is_file() for name in _TOKENIZER):
+        return own
+    found = base(path, revision)
+    return "" if found is None else templates(*found)
 
 
 @cache
@@ -318,8 +322,9 @@ def _templates(local: Path) -> str:
     return "\n".join(texts)
 
 
-def answer_ends(local: Path) -> tuple[int, ...]:
-    """Return the ids that a model folder's generation configuration ends answers by, else those of its configuration."""
+def answer_ends(path: str, revision: str | None) -> tuple[int, ...]:
+    """Return the ids that a model's generation configuration ends answers by, else its configuration; an adapter's base's."""
+    local = folder(*(base(path, revision) or (path, revision)))
     own = _as_ids(_object(local / "generation_config.json").get("eos_token_id"))
     return own or _as_ids(_object(local / "config.json").get("eos_token_id"))
 
