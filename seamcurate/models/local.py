@@ -142,7 +142,7 @@ class PromptedModel(LocalModel, FormSettings):
             ModelError: The form, or its arguments, need a chat template that the tokenizer does not have.
         """
         if ends is None:
-            ends = weights.answer_ends(weights.folder(self.path, self.revision))
+            ends = weights.answer_ends(weights.base_folder(self.path, self.revision))
         return tokens.form_of(tokenizer or self.tokenizer(), self, ends)
 
     def dated(self, day: datetime.date) -> Self:

@@ -124,6 +124,12 @@ def tokenizer_folder(path: str, revision: str | None) -> Path:
     return own if found is None else folder(*found)
 
 
+def base_folder(path: str, revision: str | None) -> Path:
+    """Return the folder with a model's own configuration: an adapter's lies with its base."""
+    found = base(path, revision)
+    return folder(path, revision) if found is None else folder(*found)
+
+
 def _adapter_settings(file: Path) -> dict[str, object]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
@@ -281,7 +287,9 @@ def _commit(repo: str, revision: str | None) -> str:
 def templates(path: str, revision: str | None) -> str:
     """Return the text of a tokenizer's chat templates; empty where it has none."""
     local = Path(path).expanduser()
-    return _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, revision))
+    if local.is_dir():
+        return _templates(tokenizer_folder(path, revision))
+    return _hub_templates(path, _commit(path, revision))
 
 
 @cache
