@@ -147,7 +147,15 @@ def source_change(before: JsonValue, after: JsonValue) -> str:
     if not isinstance(before, dict) or not isinstance(after, dict):
         return "its description"
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return ", ".join(_file_change(before, after, key) if key in KINDS else key for key in keys) or "its description"
+    told = [
+        f"commit {before.get(key)} → {after.get(key)}, which `revision` pins"
+        if key == "commit"
+        else _file_change(before, after, key)
+        if key in KINDS
+        else key
+        for key in keys
+    ]
+    return ", ".join(told) or "its description"
 
 
 def grew(before: JsonValue, after: JsonValue) -> bool:

@@ -23,7 +23,7 @@ from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.recipe import Models, Recipe
 from seamcurate.source import Source
-from seamcurate.store import Store, load_json
+from seamcurate.store import Store
 from seamcurate.tables import brief
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def measure(store: Store, name: str) -> Verdicts:
     The score is the numeric column that the filter's `by` names, or else the value the ledger decided by.
     """
     folder = store.path / "splits" / name
-    record = load_json(folder / "split.json")
+    record = store.split_record(name)
     parameters = record["parameters"]
     assert isinstance(parameters, dict)
     kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
@@ -167,7 +167,7 @@ def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> di
 
     Nothing in it names a folder of this machine: models and files are told by their contents.
     """
-    records = {name: load_json(store.path / "splits" / name / "split.json") for name in splits}
+    records = {name: store.split_record(name) for name in splits}
     shown = ("filter", "parameters", "format", "fingerprint", "kept", "dropped")
     corpus, fingerprints = store.corpus_store, store.fingerprints()
     made = steps(store)

@@ -29,7 +29,7 @@ from seamcurate.objects import Place
 from seamcurate.recipe import Recipe
 from seamcurate.run import Report, run, worker
 from seamcurate.step import Step
-from seamcurate.store import Layer, Store, filename
+from seamcurate.store import Layer, Store, beside, filename
 
 _TRIES = 3
 """Workers that may die of one shard before the run stops: Ray would try for ever."""
@@ -200,7 +200,7 @@ class _Worker:
         return Layer(self.step, self.store.path / "columns" / self.step.name, self.fingerprint, {})
 
     def _shared(self) -> Path:
-        return objects.local_folder(self.layer.path / "shared", self.fingerprint)
+        return objects.local_folder(beside(self.layer.path, "shared"), self.fingerprint)
 
     @contextmanager
     def _tried(self, number: int) -> Iterator[None]:

@@ -17,7 +17,8 @@ from pydantic import JsonValue
 
 from seamcurate import card, hub, shard, views
 from seamcurate.errors import HubError
-from seamcurate.store import Store, load_json
+from seamcurate.split import stale
+from seamcurate.store import Store
 from seamcurate.tables import brief, clean
 
 _SHOWN = 5
@@ -87,6 +88,7 @@ class Difference(NamedTuple):
 class _Side(NamedTuple):
     known: Mapping[str, JsonValue]
     ledgers: dict[str, pa.Table]
+    notes: list[str]
 
 
 def diff(before: str | Path, after: str | Path) -> Difference:
@@ -102,7 +104,7 @@ def diff(before: str | Path, after: str | Path) -> Difference:
     """
     one, two = _side(before), _side(after)
     inputs = changed_inputs(one.known, two.known)
-    notes = []
+    notes = [*one.notes, *two.notes]
     if one.known.get("source") != two.known.get("source"):
         notes.append("the rows come from different sources: a row's id is its place, so rows are compared by place")
     upstream = _upstream(two.known)
@@ -113,11 +115,13 @@ def diff(before: str | Path, after: str | Path) -> Difference:
 def _side(place: str | Path) -> _Side:
     if Path(place).is_dir() or not isinstance(place, str) or place.count("/") != 1:
         store = Store(place).open()
-        names = sorted(file.parent.name for file in (store.path / "splits").glob("*/split.json"))
+        records = store.split_records()
+        names = sorted(records)
         known = card.facts(store, names, "", version("seamcurate"))
         ledgers = {name: store.path / "splits" / name / "ledger.parquet" for name in names}
-        prints = {name: str(load_json(file.parent / "split.json")["fingerprint"]) for name, file in ledgers.items()}
-        return _Side(known, {name: shard.read(file, prints[name], 0) for name, file in ledgers.items()})
+        prints = {name: str(record["fingerprint"]) for name, record in records.items()}
+        outdated = [f"{place}: split {name} is out of date: {why}" for name, why in stale(store).items()]
+        return _Side(known, {name: shard.read(file, prints[name], 0) for name, file in ledgers.items()}, outdated)
     published = hub.repository(place)
     known = published.facts()
     tables = {}
@@ -129,7 +133,7 @@ def _side(place: str | Path) -> _Side:
             raise HubError(f"{place}: ledger/{name}.parquet is not readable as Parquet") from error
         if not tables[name].schema.equals(views.LEDGER):
             raise HubError(f"{place}: ledger/{name}.parquet has other columns than a ledger")
-    return _Side(known, tables)
+    return _Side(known, tables, [])
 
 
 def changed_inputs(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> list[Input]:

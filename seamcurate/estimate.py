@@ -1,30 +1,38 @@
 """What a run would take, before it is started: rows, model calls, tokens, and how many rows the band will serve.
 
-Nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample.
+Nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample. What a run would refuse, a
+model that is not there or a filter that cannot be answered, is refused before anything is embedded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate.contrast import Attack, Generate, Retrieve, retrieve
+from seamcurate import agreement, split
+from seamcurate.contrast import Attack, Generate, Retrieve, lexicon, retrieve
 from seamcurate.errors import ModelError
-from seamcurate.models import Prompt
+from seamcurate.models import Embedder, FakeModel, Prompt, weights
 from seamcurate.models.backend import Backend
+from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.objects import Place
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
-from seamcurate.source import Source
-from seamcurate.step import Averages, Step, evenly
+from seamcurate.source import REJECTED, Source
+from seamcurate.step import Averages, Step, digest, evenly
 from seamcurate.store import Store, numbers
 
 _SAMPLE_ROWS = 128
 _SAMPLE_CORPUS = 2_000
+_EMBEDDED_AT_ONCE = 256
 
 
 class Line(NamedTuple):
@@ -59,6 +67,8 @@ class _Sample(NamedTuple):
     prompts: list[Prompt]
     responses: list[str]
     references: list[str]
+    schema: pa.Schema
+    """The columns of the source."""
 
 
 def plan(recipe: Recipe, path: str | Place) -> Plan:
@@ -67,10 +77,12 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     Raises:
         SeamcurateError: The same errors about sources and models that a run would meet first.
     """
-    store = Store(path)
+    store, steps = Store(path), recipe.ready()
+    _check_models(steps)
     sample = _look(recipe.rows, "counting rows", _SAMPLE_ROWS)
     corpus = _look(recipe.corpus, "counting corpus", _SAMPLE_CORPUS) if recipe.corpus else None
-    steps, notes = recipe.ready(), []
+    _check_filters(recipe, store, steps, sample.schema, corpus.schema if corpus else None)
+    notes: list[str] = []
     candidates: dict[str, float] = {}
     for step in steps:
         if isinstance(step, Generate):
@@ -116,6 +128,63 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     return Plan(sample.rows, sample.rejected, corpus.rows if corpus else 0, lines, notes)
 
 
+def _check_models(steps: Sequence[Step]) -> None:
+    """Refuse models and lexicons that are not there; no weights are read."""
+    for step in steps:
+        for _, model in step:
+            if isinstance(model, LocalModel):
+                weights.check(model.path, model.revision)
+        if isinstance(step, Attack):
+            if step.masked_model is not None:
+                weights.check(step.masked_model, None)
+            for path in (step.wordnet, step.antonyms, step.vectors):
+                if path is not None and not Path(path).exists():
+                    lexicon.identity(path)
+
+
+def _check_filters(
+    recipe: Recipe, store: Store, steps: Sequence[Step], rows: pa.Schema, corpus: pa.Schema | None
+) -> None:
+    """Ask a store without rows, whose columns are the source's and the steps', what a run asks before it computes.
+
+    Raises:
+        QueryError: A filter cannot be answered.
+        RecipeError: It names a column that there will not be, or lacks a parameter.
+        StepError: A step reads a column that nothing adds.
+    """
+    if store.about:
+        added = {name for step in steps for name in step.adds.names} | set(rows.names)
+        known = [pa.field(c.name, c.kind) for c in store.columns() if c.stale is None and c.name not in added]
+        rows = pa.schema([*rows, *known])
+    planned = [_without_weights(step) for step in steps]
+    with TemporaryDirectory() as folder:
+        empty, beside = _empty(Path(folder) / "store", rows), None
+        if corpus is not None:
+            beside = _empty(Path(folder) / "store" / "corpus", corpus)
+            empty.update(corpus="corpus")
+        there, layers = agreement.lay(planned, empty, beside)
+        if beside is not None:
+            beside.claim(there)
+        empty.claim(layers)
+        split.check(empty, recipe.splits)
+
+
+def _empty(path: Path, schema: pa.Schema) -> Store:
+    """Make a store with columns and no rows."""
+    store = Store(path)
+    source: dict[str, JsonValue] = {"planned": True}
+    store.update(rows=digest(source), source=source, shard_rows=1, complete=True, shards=1, seals={})
+    store.add_rows(0, schema.empty_table(), REJECTED.empty_table())
+    return store
+
+
+def _without_weights(step: Step) -> Step:
+    """Return a step whose configuration is known without a look at its models' files."""
+    files = ("wordnet", "antonyms", "vectors", "masked_model") if isinstance(step, Attack) else ()
+    models = {key: FakeModel() for key, value in step if isinstance(value, Backend)}
+    return step.model_copy(update={**models, **dict.fromkeys(files)})
+
+
 def _line(
     step: Step, rows: int, averages: Averages, texts: Sequence[str], ratios: dict[str, float], where: str = ""
 ) -> Line:
@@ -148,9 +217,10 @@ def _look(source: Source, label: str, size: int) -> _Sample:
     else:
         counted = ((chunk.rows, chunk.rejected.num_rows) for chunk in source.chunks())
     rows = rejected = 0
+    schema = pa.schema([])
 
     def texts() -> Iterator[tuple[Prompt, str, str]]:
-        nonlocal rows, rejected
+        nonlocal rows, rejected, schema
         with bar(label, None) as advance:
             for table, set_aside in counted:
                 blank = [""] * table.num_rows
@@ -159,11 +229,27 @@ def _look(source: Source, label: str, size: int) -> _Sample:
                     for name in ("response", "reference")
                 ]
                 yield from zip(table["prompt"].to_pylist(), *columns, strict=True)
-                rows, rejected = rows + table.num_rows, rejected + set_aside
+                rows, rejected, schema = rows + table.num_rows, rejected + set_aside, table.schema
                 advance(table.num_rows + set_aside)
 
     kept = evenly(texts(), size)
-    return _Sample(rows, rejected, [p for p, _, _ in kept], [r for _, r, _ in kept], [r for _, _, r in kept])
+    return _Sample(rows, rejected, [p for p, _, _ in kept], [r for _, r, _ in kept], [r for _, _, r in kept], schema)
+
+
+class _Watched:
+    """An encoder that shows how far it is."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        with bar("embedding a sample", len(texts), "prompts") as advance:
+            vectors = [self.embedder.embed(texts[:_EMBEDDED_AT_ONCE])]
+            advance(min(len(texts), _EMBEDDED_AT_ONCE))
+            for start in range(_EMBEDDED_AT_ONCE, len(texts), _EMBEDDED_AT_ONCE):
+                vectors.append(self.embedder.embed(texts[start : start + _EMBEDDED_AT_ONCE]))
+                advance(len(vectors[-1]))
+        return np.concatenate(vectors)
 
 
 def _coverage(
@@ -175,7 +261,7 @@ def _coverage(
     scales with the corpus, and each doubling up to the whole is taken to serve as the sample's last one did.
     """
     assert step.encoder is not None
-    embedder = step.encoder.load()
+    embedder = _Watched(step.encoder.load())
     queries, known = retrieve.embedded(embedder, sample.prompts)
     if not known.any():
         raise ModelError(

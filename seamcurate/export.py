@@ -30,7 +30,7 @@ from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
 from seamcurate.split import Augment
-from seamcurate.store import Store, load_json
+from seamcurate.store import Store, beside, load_json
 from seamcurate.white_box import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
     whole = next((step for step in steps if isinstance(step, Rer)), None)
     if whole is None:
         return None, "the recipe computes no rer"
-    shared = store.path / "columns" / whole.name / "shared"
+    shared = beside(store.path / "columns" / whole.name, "shared")
     if isinstance(shared, Path) and shared.exists():
         shard.verify_folder(shared)
     record = load_json(shared / "range.json")
@@ -367,9 +367,9 @@ class _View:
     """A split and its store as the three trainers' SQL sees them."""
 
     def __init__(self, store: Store, split: str) -> None:
-        record = load_json(store.open().path / "splits" / split / "split.json")
+        record = store.open().split_record(split)
         if not record:
-            made = sorted(file.parent.name for file in (store.path / "splits").glob("*/split.json"))
+            made = sorted(store.split_records())
             raise ExportError(
                 f"no split {split!r} in {store.path}; there are: {', '.join(made) or 'none; run its recipe first'}"
             )

@@ -10,7 +10,6 @@ import codecs
 import csv
 import glob
 import gzip
-import hashlib
 import json
 import math
 import re
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from seamcurate import hashes
 from seamcurate.errors import SourceError
 
 LONGEST_ROW_SHOWN = 10_000
@@ -492,8 +492,7 @@ def sha256(path: Path) -> str:
 
 @cache
 def _sha256_of(path: Path, size: int, modified: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes.sha256(path)
 
 
 @contextmanager

@@ -79,7 +79,12 @@ class Pushed(NamedTuple):
 
 
 def prepare(
-    path: str | Path, store: Store, repo_id: str, trainer: Trainer = "trl", licences: Sequence[str] = ()
+    path: str | Path,
+    store: Store,
+    repo_id: str,
+    trainer: Trainer = "trl",
+    licences: Sequence[str] = (),
+    pinned: Recipe | None = None,
 ) -> Prepared:
     """Write a repository into `STORE/publish`: splits, ledger, recipe, facts, figures and card. Asks no network.
 
@@ -89,6 +94,7 @@ def prepare(
         repo_id: What the card calls it.
         trainer: Whose format the splits are written in.
         licences: The source's; the card says `unknown` without one.
+        pinned: The recipe as it was run, where its sources and models stood at other commits than they do now.
 
     Raises:
         HubError: The repository's name is none.
@@ -99,7 +105,7 @@ def prepare(
     loaded, text = recipe.load(path), Path(path).read_text(encoding="utf-8")
     beside, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
     with store.hold():
-        written = list(export(loaded, store, trainer, beside / "data"))
+        written = list(export(pinned or loaded, store, trainer, beside / "data"))
         for part in ("ledger", "figures"):
             (beside / part).mkdir()
         parts = [_part(done, loaded, beside / "data") for done in written]

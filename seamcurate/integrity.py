@@ -24,9 +24,11 @@ from seamcurate.models import calls
 from seamcurate.objects import ObjectPath, Place
 from seamcurate.progress import note
 from seamcurate.recipe import Recipe
-from seamcurate.store import Store, filename, load_json, makers, numbers
+from seamcurate.store import Store, beside, filename, load_json, makers, numbers, own_record, record_file, step_record
 from seamcurate.tables import counted
 
+_STRAY = "is no file of the store, and is not read"
+_LINK = "put the file itself in its place, or delete the link"
 _AGAIN = "run its recipe again to make it anew"
 _SOURCE = "run its recipe again: it is restored if the source still gives the same bytes; else put a copy of it back"
 _THERE = "delete it there and run its recipe again"
@@ -104,7 +106,7 @@ def _corpus(store: Store) -> list[Finding]:
 
 def _drop_unlisted(copy: Path) -> None:
     """Remove what a killed run had put of prepared folders whose list it had not: it is put again."""
-    for folder in [one for one in copy.rglob("shared") if one.parent.parent.name == "columns"]:
+    for folder in [one for one in copy.rglob("*shared") if one.parent.parent.name == "columns"]:
         if not (folder / objects.LISTED).exists():
             shutil.rmtree(folder)
             continue
@@ -197,14 +199,14 @@ def _rows(store: Store) -> Iterator[Finding]:
 
 def _columns(store: Store, folder: Path) -> Iterator[Finding]:
     """Find what is damaged of a step's columns."""
-    there, rows, file = numbers(folder), store.shards, folder / "step.json"
+    there, rows, file = numbers(folder), store.shards, folder / record_file(folder, "step.json").name
     try:
-        record = load_json(file)
+        record = own_record(file)
     except DamagedError as error:
         yield _finding(file, error)
         return
     if not record:
-        if there:
+        if makers(folder) and not file.exists():
             yield Finding(file, "is missing", "run its recipe again: its shards are taken over where they fit")
         return
     made = str(record["fingerprint"])
@@ -219,33 +221,34 @@ def _columns(store: Store, folder: Path) -> Iterator[Finding]:
             yield _finding(path, wrong)
         elif number not in rows:
             yield Finding(path, "belongs to no shard of the rows", _AGAIN, doomed=True)
-    if (folder / "shared").exists():
+    shared, facts = folder / beside(folder, "shared").name, folder / beside(folder, "facts.json").name
+    if shared.exists():
         try:
-            shard.verify_folder(folder / "shared")
+            shard.verify_folder(shared)
         except DamagedError as error:
-            yield _finding(folder / "shared", error)
+            yield _finding(shared, error)
     elif there:
-        yield Finding(folder / "shared", "is missing", _AGAIN)
+        yield Finding(shared, "is missing", _AGAIN)
     try:
         store.facts(folder.name)
     except DamagedError as error:
-        yield _finding(folder / "facts.json", error)
+        yield _finding(facts, error)
         return
-    lacking, summed = sorted({*rows} - {*there}), (folder / "facts.json").exists()
+    lacking, summed = sorted({*rows} - {*there}), facts.exists()
     # Facts are of finished columns alone.
     if summed and lacking:
         yield Finding(folder / filename(lacking[0]), "is missing", _AGAIN)
     if there and not lacking and not summed:
-        yield Finding(folder / "facts.json", "is missing", _AGAIN)
+        yield Finding(facts, "is missing", _AGAIN)
 
 
 def _split(store: Store, folder: Path) -> Iterator[Finding]:
     if not folder.exists():
         return
     try:
-        record = load_json(folder / "split.json")
+        record = store.split_record(folder.name)
         if not record:
-            raise DamagedError(f"{folder}/split.json is missing")
+            raise DamagedError(f"{folder}/_split.json is missing")
         shard.verify(folder / "ledger.parquet", str(record["fingerprint"]), 0)
     except DamagedError as error:
         yield _finding(folder, error)
@@ -273,7 +276,7 @@ def _finding(path: Path, error: DamagedError, cure: str = _AGAIN, doomed: bool =
 
 def _remove(path: Path) -> None:
     # What a kill leaves of a folder is as damaged as it was.
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 # ── files against each other ─────────────────────────────────────────────────────────────────────────────
@@ -281,17 +284,22 @@ def _remove(path: Path) -> None:
 
 def _unknown(findings: list[Finding]) -> bool:
     """Tell whether what is wrong leaves nothing to hold other files against."""
-    return any(one.path.name in ("store.json", "step.json") or one.path.parent.name == "rows" for one in findings)
+    return any(
+        one.path.name in ("store.json", "_step.json", "step.json") or one.path.parent.name == "rows"
+        for one in findings
+        if one.wrong != _STRAY
+    )
 
 
 def _whole(store: Store, corpus: list[Finding]) -> Iterator[Finding]:
     """Find everything that is wrong with one store, given what is wrong with its corpus."""
     rows = [*_rows(store)]
     yield from rows
+    yield from _strays(store)
     folders = sorted(one for one in (_at(store) / "columns").glob("[!.]*") if one.is_dir())
     damaged = [finding for folder in folders for finding in _columns(store, folder)]
     yield from damaged
-    splits = sorted(one for one in (_at(store) / "splits").glob("[!.]*") if one.is_dir())
+    splits = sorted(one for one in (_at(store) / "splits").glob("[!.]*") if _is_split(one))
     broken = [finding for folder in splits for finding in _split(store, folder)]
     yield from broken
     bad = {finding.path for finding in (*rows, *damaged, *broken)}
@@ -309,6 +317,59 @@ def _whole(store: Store, corpus: list[Finding]) -> Iterator[Finding]:
     for folder in splits:
         if folder not in bad:
             yield from _ledger(store, folder)
+
+
+def _strays(store: Store) -> Iterator[Finding]:
+    """Find what lies in a store's folders and is none of its files: a sync client's copies, a desktop's, links."""
+    at = _at(store)
+    strays = [file for kind in ("rows", "rejected") for file in _others(at / kind, set())]
+    for folder in _filled(at / "columns"):
+        written = {record_file(folder, "step.json").name, *(beside(folder, n).name for n in ("shared", "facts.json"))}
+        with suppress(DamagedError):
+            if not folder.is_dir() or (not step_record(folder) and not (makers(folder) and not _recorded(folder))):
+                strays.append(folder)
+                continue
+        strays += _others(folder, written)
+    for folder in _filled(at / "splits"):
+        if not _is_split(folder):
+            strays.append(folder)
+        else:
+            strays += _others(folder, {record_file(folder, "split.json").name, "ledger.parquet"})
+    for stray in strays:
+        link = stray.is_symlink() and not stray.is_dir()
+        yield Finding(stray, _STRAY, _LINK if link else "move it elsewhere, or delete it")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List what lies in a folder, but for what a run is writing or was when it was killed."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [one for one in entries if not (one.name.startswith(".") and one.suffix == ".tmp")]
+
+
+def _filled(folder: Path) -> list[Path]:
+    """List what lies in a folder but for empty folders, which a killed run leaves."""
+    return [one for one in _entries(folder) if not one.is_dir() or _entries(one)]
+
+
+def _others(folder: Path, written: Collection[str]) -> list[Path]:
+    """List what lies in a folder of shards, but for these and what is written beside them."""
+    there = {filename(number) for number in numbers(folder)}
+    return [one for one in _entries(folder) if one.name not in there and one.name not in written]
+
+
+def _recorded(folder: Path) -> bool:
+    return record_file(folder, "step.json").exists()
+
+
+def _is_split(folder: Path) -> bool:
+    """Tell whether a folder is a split's own, damaged or not."""
+    if not folder.is_dir():
+        return False
+    record = record_file(folder, "split.json")
+    try:
+        return bool(own_record(record)) or (not record.exists() and (folder / "ledger.parquet").exists())
+    except DamagedError:
+        return True
 
 
 def _ranges(store: Store) -> Iterator[Finding]:
@@ -349,14 +410,16 @@ def _against_rows(store: Store, bad: Collection[Place]) -> Iterator[Finding]:
 
 
 def _ledger(store: Store, folder: Path) -> Iterator[Finding]:
-    record, file = load_json(folder / "split.json"), folder / "ledger.parquet"
+    record, file = store.split_record(folder.name), folder / "ledger.parquet"
     ledger = shard.read(file, str(record["fingerprint"]), 0)
     ids = pa.chunked_array([chunk for n in store.shards for chunk in store.table(n, ["row_id"])["row_id"].chunks])
     if not ledger["row_id"].equals(ids):
         yield Finding(file, "is of other rows than are there", _AGAIN)
     said = (ledger["kept"].to_numpy().sum(), ledger["split"].unique().to_pylist())
     if said != (record["kept"], [folder.name]):
-        yield Finding(file, "is not the ledger that split.json tells of", f"delete {folder} and run its recipe again")
+        yield Finding(
+            file, "is not the ledger that its _split.json tells of", f"delete {folder} and run its recipe again"
+        )
 
 
 def _answers(store: Store) -> Iterator[Finding]:

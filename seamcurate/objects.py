@@ -1,7 +1,7 @@
 """Objects of an S3 server where a store expects files: whole or not there, as renamed files are.
 
     s3://bucket/prefix/rows/00000.parquet      an object, put whole by one request
-    s3://bucket/prefix/columns/x/shared/       a folder made elsewhere; its `.sha256`, put last, lists its files
+    s3://bucket/prefix/columns/x/_shared/      a folder made elsewhere; its `.sha256`, put last, lists its files
 
 One rule: what is read as a file is a local copy, kept by the object's version (its ETag), so that an object is
 downloaded once, and what was verified is what is read. Endpoint, region and keys come from the environment as boto3
@@ -148,7 +148,7 @@ class ObjectPath:
         """
         keys = list(self.bucket.keys(f"{self.key}/"))
         names = {key: PurePosixPath(key).name for key in keys}
-        for key in sorted(keys, key=lambda key: (names[key] == "step.json", names[key] != LISTED, key)):
+        for key in sorted(keys, key=lambda key: (names[key] in ("_step.json", "step.json"), names[key] != LISTED, key)):
             ObjectPath(self.bucket, key).unlink()
 
     def kept(self) -> Path | None:
@@ -369,8 +369,12 @@ def local(path: Place) -> Path:
 
 
 def remove_tree(folder: Place) -> None:
-    """Take away a folder, or all objects below."""
-    if isinstance(folder, Path):
+    """Take away a folder, or all objects below; of a folder that is a link, what lies in it, records last."""
+    if isinstance(folder, Path) and folder.is_symlink():
+        # It leads to another disk, where the next one is to lie too.
+        for entry in sorted(folder.iterdir() if folder.is_dir() else (), key=lambda entry: entry.suffix == ".json"):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    elif isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     else:
         folder.remove_tree()

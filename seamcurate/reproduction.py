@@ -142,11 +142,12 @@ def reproduce(
     loaded = recipe.loads(text, folder, f"{repo_id}/{hub.RECIPE}")
     _confine_loaded(loaded, repo_id, roots)
     allow(asked(loaded), repo_id, endpoints, keys, ask)
-    report = run_local(pinned(loaded, known), path, max_usd=max_usd)
+    at_commits = pinned(loaded, known)
+    report = run_local(at_commits, path, max_usd=max_usd)
     trainer = next((one for one in get_args(Trainer) if one == known.get("trainer")), None)
     if trainer is None:
         raise HubError(f"{repo_id} was written for a trainer that this seamcurate does not know; upgrade it")
-    made = hub.prepare(folder / hub.RECIPE, store, repo_id, trainer)
+    made = hub.prepare(folder / hub.RECIPE, store, repo_id, trainer, pinned=at_commits)
     names = sorted({name for name in (*published.files, *made.files) if hub.compared(name)})
     return Reproduced(published.commit, [_checked(published, made.folder, name) for name in names], report)
 

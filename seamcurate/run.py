@@ -29,7 +29,8 @@ from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
 from seamcurate.source import Chunk, Source
 from seamcurate.step import Averages, Step
-from seamcurate.store import Layer, Store, filename, makers
+from seamcurate.store import Layer, Store, beside, filename, makers, record_file, shard_files, step_record
+from seamcurate.tables import counted
 
 Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]
 """Compute shards of a layer, given what it prepared, and put each into the store; yields rows done, as they are."""
@@ -232,7 +233,9 @@ def _grow(source: Source, store: Store, identity: JsonValue) -> None:
                     f"{field.type} in those before; convert it, or run with --replace to read all of them anew"
                 )
         break
-    note(f"{agreement.source_change(store.about.get('source'), identity)}: the {full:,} full shards before it stay")
+    note(
+        f"{agreement.source_change(store.about.get('source'), identity)}: what is there of {counted(full, 'full shard')} stays"
+    )
     seals: dict[str, JsonValue] = {kind: [*seals[:full]] for kind, seals in store.row_seals.items()}
     store.update(source=identity, complete=False, seals=seals)
 
@@ -252,8 +255,10 @@ def _holds(store: Store, chunk: Chunk) -> bool:
 def _drop_columns(store: Store, number: int) -> None:
     """Remove what was computed from a shard that has more rows now, and what sums it up."""
     for file in objects.find(store.path / "columns", f"*/{filename(number)}"):
-        (file.parent / "facts.json").unlink(missing_ok=True)
-        file.unlink(missing_ok=True)
+        lost = not record_file(file.parent, "step.json").exists()
+        if lost or step_record(file.parent):
+            beside(file.parent, "facts.json").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
 _LOST = "put a copy of it back, or delete {}/store.json to read the source again"
@@ -316,8 +321,8 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str, sprea
     """Compute the shards a layer lacks and, once all are there, its facts; returns how many were computed."""
     wanted = set(shards)
     missing = [number for number in store.missing(layer) if number in wanted]
-    step, facts = layer.step, layer.path / "facts.json"
-    if missing or not objects.is_folder(layer.path / "shared"):
+    step, facts = layer.step, beside(layer.path, "facts.json")
+    if missing or not objects.is_folder(beside(layer.path, "shared")):
         # They are of all shards that were there: a kill before the new ones are summed up must not leave them.
         facts.unlink(missing_ok=True)
         with _making(layer):
@@ -330,21 +335,21 @@ def compute(layer: Layer, store: Store, shards: Sequence[int], where: str, sprea
     # Arrow keeps what it was given for its next table; the next step has none as large.
     shard.give_back()
     if not facts.exists() and not store.missing(layer):
-        shared = objects.local_folder(layer.path / "shared", layer.fingerprint)
+        shared = objects.local_folder(beside(layer.path, "shared"), layer.fingerprint)
         store.add_facts(layer, step.facts(_own_columns(store, layer), shared))
     return len(missing)
 
 
 def _prepared(layer: Layer, store: Store) -> Path:
     """Return what a step prepared once for all shards, prepared now where it is not there."""
-    kept = layer.path / "shared"
+    kept = beside(layer.path, "shared")
     if objects.is_folder(kept):
         return objects.local_folder(kept, layer.fingerprint)
-    beside = (layer.path if isinstance(layer.path, Path) else store.scratch / layer.step.name) / ".shared.tmp"
-    beside.mkdir(parents=True)
-    layer.step.prepare(store, beside)
-    shard.seal_folder(beside)
-    return objects.keep_folder(beside, kept, layer.fingerprint)
+    made = (layer.path if isinstance(layer.path, Path) else store.scratch / layer.step.name) / ".shared.tmp"
+    made.mkdir(parents=True)
+    layer.step.prepare(store, made)
+    shard.seal_folder(made)
+    return objects.keep_folder(made, kept, layer.fingerprint)
 
 
 @contextmanager
@@ -354,7 +359,7 @@ def _making(layer: Layer) -> Iterator[None]:
     except OSError as error:
         # The disk is full, as a rule.
         raise StoreError(
-            f"{layer.path / 'shared'} cannot be made: {error.strerror or error}; mend that and run the same again"
+            f"{beside(layer.path, 'shared')} cannot be made: {error.strerror or error}; mend that and run the same again"
         ) from error
 
 
@@ -373,7 +378,7 @@ def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator
         # A step may measure its model when it is loaded first.
         shard.seal_folder(shared)
     # What loading measured belongs to all that follow.
-    objects.keep_folder(shared, layer.path / "shared", layer.fingerprint)
+    objects.keep_folder(shared, beside(layer.path, "shared"), layer.fingerprint)
     read = store.reader(step.inputs)
 
     def work(number: int) -> Iterator[int]:
@@ -490,11 +495,11 @@ def _ids(store: Store, shards: Sequence[int]) -> set[str]:
 
 
 def _rejected(store: Store) -> int:
-    return sum(shard.metadata(file).num_rows for file in (store.path / "rejected").glob("[0-9]*.parquet"))
+    return sum(shard.metadata(file).num_rows for file in shard_files(store.path / "rejected"))
 
 
 def _first_reason(store: Store) -> str:
-    for file in objects.find(store.path / "rejected", "[0-9]*.parquet"):
+    for file in shard_files(store.path / "rejected"):
         reasons = shard.read(file, store.row_makers["rejected"], int(file.stem), ["reason"])["reason"].to_pylist()
         if reasons:
             return str(reasons[0])

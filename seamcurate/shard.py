@@ -261,8 +261,9 @@ def verify_folder(folder: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     # What is being written when somebody looks, or was when it was killed, is none of them.
-    files = (file for file in folder.rglob("*") if file.is_file() and file != folder / LISTED)
-    return sorted(file for file in files if not (file.name.startswith(".") and file.suffix == ".tmp"))
+    files = (file for file in folder.rglob("*") if file.is_file())
+    # Nor is what a desktop lays into every folder: a step's files begin with no dot.
+    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts))
 
 
 def file_hash(path: Path) -> str:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from seamcurate import formats, objects
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
+from seamcurate.store import shard_files
 from seamcurate.tables import suggestion
 
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
@@ -166,9 +167,9 @@ class Source(BaseModel):
         if self.store is not None:
             folder = objects.place(self.store)
             folder = folder.expanduser() if isinstance(folder, Path) else folder
-            files = [objects.local(file) for file in objects.find(folder, "rows/*.parquet")]
+            files = [objects.local(file) for file in shard_files(folder / "rows")]
             if not files:
-                raise SourceError(f"{self.store}: no rows/*.parquet in it; name the folder of a store")
+                raise SourceError(f"{self.store}: no shards in its rows; name the folder of a store")
             return files
         place: str | list[str] = getattr(self, self._kind)
         patterns = [place] if isinstance(place, str) else place

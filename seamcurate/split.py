@@ -29,7 +29,7 @@ from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
-from seamcurate.store import Store, filename, load_json, save_record
+from seamcurate.store import Store, filename, record_file, save_record
 from seamcurate.tables import brief, counted, suggestion
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
@@ -247,7 +247,7 @@ class Basis(NamedTuple):
     """Fingerprints of the columns, and of the corpus and the other splits where the filter reads these."""
     fingerprint: str
     made_of: str
-    """A hash of the shards' checksums, which tell a shard that was computed anew to other values."""
+    """A hash of the shards' checksums, which tell a shard that was computed anew to other values; empty on object storage."""
 
 
 def basis(store: Store, name: str, split: Split) -> Basis:
@@ -270,7 +270,14 @@ def basis(store: Store, name: str, split: Split) -> Basis:
         reads["ledger"] = {other: records[other]["fingerprint"] for other in ledgers}
         seals += [shard.marks(store.path / "splits" / other / "ledger.parquet").seal for other in ledgers]
     fingerprint = digest({"sql": sql, "values": values, **reads})
-    return Basis(sql, values, ledgers, reads, fingerprint, seals[0] if len(seals) == 1 else digest([*seals]))
+    made_of = "" if "" in seals else seals[0] if len(seals) == 1 else digest([*seals])
+    return Basis(sql, values, ledgers, reads, fingerprint, made_of)
+
+
+def _is_of(record: Mapping[str, JsonValue], now: Basis) -> bool:
+    """Tell whether a split was made of what is there now; on object storage by fingerprints alone."""
+    made_of = record.get("made_of")
+    return record.get("fingerprint") == now.fingerprint and (not made_of or not now.made_of or made_of == now.made_of)
 
 
 def _fingerprints(store: Store) -> dict[str, JsonValue]:
@@ -284,7 +291,7 @@ def changed(store: Store, name: str, split: Split) -> str | None:
     Raises:
         RecipeError: See `basis`.
     """
-    record = load_json(store.path / "splits" / name / "split.json")
+    record = store.split_record(name)
     if not record:
         return "it was not made yet"
     if record["filter"] != split.filter:
@@ -297,11 +304,11 @@ def changed(store: Store, name: str, split: Split) -> str | None:
     if record["format"] != split.format:
         return f"format: {record['format']} → {split.format}"
     now = basis(store, name, split)
+    if _is_of(record, now):
+        return None
     if record["fingerprint"] != now.fingerprint:
         return _difference(record.get("reads"), now.reads)
-    if record.get("made_of", now.made_of) != now.made_of:
-        return "a shard that its filter reads was computed anew"
-    return None
+    return "a shard that its filter reads was computed anew"
 
 
 def stale(store: Store) -> dict[str, str]:
@@ -356,8 +363,8 @@ def make(store: Store, name: str, split: Split) -> Made:
     """
     now = basis(store, name, split)
     folder = store.path / "splits" / name
-    there = load_json(folder / "split.json")
-    if there.get("fingerprint") != now.fingerprint or there.get("made_of", now.made_of) != now.made_of:
+    there = store.split_record(name)
+    if not _is_of(there, now):
         ledger = _decide(store, name, now)
         shard.give_back()
         scored = ~np.isnan(ledger.values)
@@ -375,6 +382,7 @@ def make(store: Store, name: str, split: Split) -> Made:
         by = str(split.parameters.get("by", ""))
         lines += _by_chance(name, by, store.noise(by).get(by, 0.0), ledger)
         record: dict[str, JsonValue] = {
+            "name": name,
             "filter": split.filter,
             "parameters": split.parameters,
             "format": split.format,
@@ -385,19 +393,20 @@ def make(store: Store, name: str, split: Split) -> Made:
             "dropped": dropped,
             "lines": lines,
         }
-        if isinstance(folder, Path):
-            beside: Place = folder.with_name(f".{name}.tmp")
+        whole = isinstance(folder, Path) and not folder.is_symlink()
+        beside: Place = folder
+        if isinstance(folder, Path) and whole:
+            beside = folder.with_name(f".{name}.tmp")
             beside.mkdir(parents=True)
-        else:
-            # Nobody looks for a ledger where no split.json is.
-            beside = folder
-            (folder / "split.json").unlink(missing_ok=True)
+        elif store.split_record(name):
+            # Nobody looks for a ledger where no record is.
+            record_file(folder, "split.json").unlink(missing_ok=True)
         shard.write_parts(beside / "ledger.parquet", views.LEDGER, ledger.tables(name), now.fingerprint, 0)
-        save_record(beside / "split.json", record)
+        save_record(beside / "_split.json", record)
         del ledger, scored, undecided
         shard.give_back()
-        if isinstance(folder, Path) and isinstance(beside, Path):
-            # Renamed away whole first: a removal that is cut short must not leave a split.json without its ledger.
+        if whole and isinstance(folder, Path) and isinstance(beside, Path):
+            # Renamed away whole first: a removal that is cut short must not leave a record without its ledger.
             doomed = folder.with_name(f".{name}.old.tmp")
             if folder.exists():
                 folder.rename(doomed)
@@ -407,7 +416,7 @@ def make(store: Store, name: str, split: Split) -> Made:
     elif there["format"] != split.format:
         # The same rows in another form: the ledger stays.
         there = {**there, "format": split.format}
-        save_record(folder / "split.json", there)
+        save_record(record_file(folder, "split.json"), there)
     told = there["lines"]
     assert isinstance(told, list)
     return Made(name, int(str(there["kept"])), int(str(there["dropped"])), [str(line) for line in told])
@@ -421,7 +430,7 @@ def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         DamagedError: A shard or the ledger is not the file that was written.
     """
     folder = store.path / "splits" / name
-    fingerprint, before = str(load_json(folder / "split.json")["fingerprint"]), _state(store, name)
+    fingerprint, before = str(store.split_record(name)["fingerprint"]), _state(store, name)
     said = shard.read(folder / "ledger.parquet", fingerprint, 0, ["kept"])["kept"]
     read, start = store.reader(columns, partial=True), 0
     for number in store.shards:
@@ -438,7 +447,7 @@ def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 def _state(store: Store, name: str) -> JsonValue:
     """Return what another run would change of a split and its columns; see `Store.seals`."""
-    record = load_json(store.path / "splits" / name / "split.json")
+    record = store.split_record(name)
     return [record.get("fingerprint"), record.get("made_of"), _fingerprints(store), store.seals()]
 
 

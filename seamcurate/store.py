@@ -4,15 +4,19 @@
       store.json                         where the rows come from, their fingerprint, where the corpus is
       rows/00000.parquet                 row_id, prompt, response, reference, every other source column
       rejected/00000.parquet             rows set aside, each with its reason
-      columns/<name>/step.json           configuration, fingerprints of inputs, columns, own fingerprint
+      columns/<name>/_step.json          configuration, fingerprints of inputs, columns, own fingerprint
       columns/<name>/00000.parquet       row_id and the added columns
-      columns/<name>/shared/             what the step prepared once for all shards, with a list of hashes
-      columns/<name>/facts.json          the finished columns in numbers
+      columns/<name>/_shared/            what the step prepared once for all shards, with a list of hashes
+      columns/<name>/_facts.json         the finished columns in numbers
+      splits/<name>/_split.json          the filter, its parameters, fingerprints of what it reads, own fingerprint
       splits/<name>/ledger.parquet       one row per source row: kept or dropped, and what decided it
       corpus/                            the retrieval corpus, a store like any other
 
 One rule: a file that exists is complete. A fingerprint is the hash of a configuration, of its models' weights and
 of the fingerprints of its inputs; columns under another fingerprint than the one asked for are never mixed.
+
+A shard is a file that is named as `filename` names it; any other file is none of a store's. What lies beside shards begins
+with `_`, which readers of Parquet folders pass over. Stores up to format 2 have the same names without it, and keep them.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,8 +46,11 @@ from seamcurate.progress import note
 from seamcurate.step import Step, digest
 from seamcurate.tables import suggestion
 
-FORMAT = 2
-"""In format 1, rejected rows have the fingerprint of the rows."""
+FORMAT = 3
+"""In format 1, rejected rows have the fingerprint of the rows; up to 2, what lies beside shards has no `_` before its name."""
+_SHARD = re.compile(r"\d{5,}\.parquet")
+_STEP_KEYS = {"step", "name", "config", "identity", "inputs", "corpus", "ancestry", "schema", "fingerprint"}
+_SPLIT_KEYS = {"filter", "parameters", "format", "fingerprint", "kept", "dropped", "lines"}
 _GROWN = "+"
 """Stands between the fingerprint of a column and that of the source that grew since."""
 _EXTENT = ("over_shards", "over_source")
@@ -57,7 +65,7 @@ class Layer(NamedTuple):
     path: Place
     fingerprint: str
     record: dict[str, JsonValue]
-    """What step.json says, or will say."""
+    """What _step.json says, or will say."""
 
 
 class Column(NamedTuple):
@@ -94,7 +102,7 @@ class Store:
                     f"{self.path}/store.json is missing; run the store's recipe again to have it made anew"
                 )
             raise StoreError(f"{self.path} is no store; {self._instead}")
-        if (there := self.about.get("format")) not in (1, FORMAT):
+        if (there := self.about.get("format")) not in range(1, FORMAT + 1):
             raise StoreError(f"{self.path} has format {there}; this seamcurate reads 1 to {FORMAT}")
         return self
 
@@ -165,10 +173,6 @@ class Store:
         now = digest(about["source"]) if about.get("source") is not None else None
         return None if now == about.get("rows") else now
 
-    def of_all_rows(self, fingerprint: str) -> str:
-        """Return the fingerprint of a whole column, which a source that grew changes."""
-        return fingerprint if (grown := self.grown) is None else f"{fingerprint}{_GROWN}{grown}"
-
     @property
     def row_makers(self) -> dict[str, str]:
         """Return the fingerprints in the shards of `rows` and of `rejected`, which have the same numbers."""
@@ -191,14 +195,20 @@ class Store:
         return int(shard.metadata(self.path / "rows" / filename(number)).num_rows)
 
     def records(self) -> dict[str, dict[str, JsonValue]]:
-        """Return each column folder's step.json by folder name."""
-        found = objects.find(self.path / "columns", "*/step.json")
-        return {file.parent.name: load_json(file) for file in found}
+        """Return each column folder's record by folder name; folders that are none of a step's are left out.
+
+        Raises:
+            DamagedError: A record is not what was written.
+        """
+        return _records(self.path / "columns", "step.json")
 
     def split_records(self) -> dict[str, dict[str, JsonValue]]:
-        """Return each split's split.json by the split's name."""
-        found = objects.find(self.path / "splits", "*/split.json")
-        return {file.parent.name: load_json(file) for file in found if not file.parent.name.startswith(".")}
+        """Return each split's record by the split's name; see `records`."""
+        return _records(self.path / "splits", "split.json")
+
+    def split_record(self, name: str) -> dict[str, JsonValue]:
+        """Return a split's record; empty where the split was not made."""
+        return own_record(record_file(self.path / "splits" / name, "split.json"))
 
     def facts(self, name: str) -> dict[str, JsonValue]:
         """Return the finished columns of a folder in numbers.
@@ -207,15 +217,16 @@ class Store:
             DamagedError: They are not what was written, or of other columns.
         """
         path = self.path / "columns" / name
-        facts = load_json(path / "facts.json")
+        file = beside(path, "facts.json")
+        facts = load_json(file)
         made = facts.pop("fingerprint", None)
-        if made is not None and made != load_json(path / "step.json").get("fingerprint"):
-            raise DamagedError(f"{path}/facts.json belongs to another configuration; {shard.cure(path)}")
+        if made is not None and made != step_record(path).get("fingerprint"):
+            raise DamagedError(f"{file} belongs to another configuration; {shard.cure(path)}")
         return facts
 
     def add_facts(self, layer: Layer, facts: Mapping[str, JsonValue]) -> None:
         """Keep a layer's finished columns in numbers."""
-        save_record(layer.path / "facts.json", {**facts, "fingerprint": layer.fingerprint})
+        save_record(beside(layer.path, "facts.json"), {**facts, "fingerprint": layer.fingerprint})
 
     def noise(self, column: str) -> dict[str, float]:
         """Return the measured noise of what a column's step added, by column; empty where none was measured."""
@@ -223,7 +234,7 @@ class Store:
             if column in record_schema(record).names:
                 path = self.path / "columns" / folder
                 # Until the column is finished, the step's own file is all there is.
-                found = self.facts(folder).get("noise") or load_json(path / "shared" / "noise.json")
+                found = self.facts(folder).get("noise") or load_json(beside(path, "shared") / "noise.json")
                 assert isinstance(found, dict)
                 return {name: float(str(value)) for name, value in found.items()}
         return {}
@@ -260,7 +271,10 @@ class Store:
         records, found = self.records(), {}
         corpus = self.corpus_store
         here = self.fingerprints()
-        there = {name: corpus.of_all_rows(made) for name, made in corpus.fingerprints().items()} if corpus else {}
+        extent = corpus.grown if corpus is not None else None
+        there = (
+            {name: _whole(made, extent) for name, made in corpus.fingerprints().items()} if corpus is not None else {}
+        )
         grown = self.grown
         for folder, record in records.items():
             identity = record["identity"]
@@ -331,11 +345,11 @@ class Store:
         """Return the layers whose folder holds columns of another configuration, each with what differs."""
         changed = []
         for layer in layers:
-            there = load_json(layer.path / "step.json")
+            there = step_record(layer.path)
             if there and there["fingerprint"] != layer.fingerprint:
                 changed.append((layer, _difference(there, layer.record)))
             elif not there and any(made != layer.fingerprint for made in makers(layer.path)):
-                changed.append((layer, "its step.json is lost"))
+                changed.append((layer, "its _step.json is lost"))
         return changed
 
     def claim(self, layers: Sequence[Layer], replace: bool = False, append: bool = False) -> None:
@@ -349,7 +363,7 @@ class Store:
         changed = self.changed(layers)
         # A folder without a finished shard holds nothing that anybody would miss.
         kept = [(layer, what) for layer, what in changed if numbers(layer.path)]
-        grew = [layer for layer, _ in kept if _only_grew(load_json(layer.path / "step.json"), layer.record)]
+        grew = [layer for layer, _ in kept if _only_grew(step_record(layer.path), layer.record)]
         corpus = self.corpus_store
         if not replace and grew and (append or self.grown or (corpus and corpus.grown)):
             kept = [(layer, what) for layer, what in kept if layer not in grew]
@@ -361,22 +375,23 @@ class Store:
         if kept and not replace:
             layer, what = kept[0]
             others = f" (and {len(kept) - 1} more that follow from it)" if len(kept) > 1 else ""
+            way = "--append or --replace" if layer in grew else "--replace"
             raise StaleError(
                 f"{layer.path} was made by another configuration: {what}{others}; "
-                "run with --replace to compute it anew, or keep it and name another store"
+                f"run with {way} to compute it anew, or keep it and name another store"
             )
         for layer, _ in changed:
-            # Renamed away whole first: a removal that is cut short must not leave shards under a new step.json.
-            if isinstance(layer.path, Path):
+            # Renamed away whole first: a removal that is cut short must not leave shards under a new record.
+            if isinstance(layer.path, Path) and not layer.path.is_symlink():
                 doomed = layer.path.with_name(f".{layer.path.name}.{os.getpid()}.tmp")
                 layer.path.rename(doomed)
                 shutil.rmtree(doomed)
             else:
-                layer.path.remove_tree()
+                objects.remove_tree(layer.path)
         for layer in layers:
             layer.path.mkdir(parents=True, exist_ok=True)
-            if not (layer.path / "step.json").exists():
-                save_record(layer.path / "step.json", layer.record)
+            if not step_record(layer.path):
+                save_record(layer.path / "_step.json", layer.record)
 
     def identity(self, step: Step) -> dict[str, JsonValue]:
         """Return all that decides a step's values here, its inputs apart."""
@@ -448,17 +463,18 @@ class Store:
         corpus = self.corpus_store
         if corpus is None:
             return {}
-        rows = corpus.of_all_rows(corpus.rows_fingerprint)
+        grown = corpus.grown
+        rows = _whole(corpus.rows_fingerprint, grown)
         found: dict[str, tuple[str, dict[str, JsonValue]]] = {
             name: (rows, {"rows": rows}) for name in corpus.schema.names
         }
         stale = corpus.stale()
         for folder, record in corpus.records().items():
             if folder not in stale:
-                entry = (corpus.of_all_rows(str(record["fingerprint"])), {**_lineage(record), "rows": rows})
+                entry = (_whole(str(record["fingerprint"]), grown), {**_lineage(record), "rows": rows})
                 found |= {field.name: entry for field in record_schema(record)}
         return found | {
-            name: (corpus.of_all_rows(layer.fingerprint), {**_lineage(layer.record), "rows": rows})
+            name: (_whole(layer.fingerprint, grown), {**_lineage(layer.record), "rows": rows})
             for name, layer in added.items()
         }
 
@@ -515,7 +531,8 @@ class Store:
         """
         if not isinstance(self.path, Path):
             return ""
-        files = sorted((self.path / "columns").glob("*/[0-9]*.parquet"))
+        folders = [self.path / "columns" / name for name in sorted(self.records())]
+        files = [folder / filename(number) for folder in folders for number in numbers(folder)]
         return digest([[f"{file.parent.name}/{file.name}", shard.marks(file).seal] for file in files])
 
     def reader(self, columns: Sequence[str], partial: bool = False) -> Callable[[int], pa.Table]:
@@ -643,9 +660,9 @@ class Store:
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
-                patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp")
+                patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp", "*/*/_shared/.*.tmp")
                 for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
                 yield
 
     @property
@@ -679,8 +696,82 @@ def filename(number: int) -> str:
 
 
 def numbers(folder: Place) -> list[int]:
-    """List the shard numbers in a folder, in order."""
-    return sorted(int(file.stem) for file in folder.glob("[0-9]*.parquet"))
+    """List the shard numbers in a folder, in order: of its files that `filename` could have named, links apart."""
+    if isinstance(folder, Path):
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    else:
+        names = [file.name for file in folder.glob("[0-9]*.parquet")]
+    found = {name: int(name.partition(".")[0]) for name in names if _SHARD.fullmatch(name)}
+    return sorted(number for name, number in found.items() if filename(number) == name)
+
+
+def shard_files(folder: Place) -> list[Place]:
+    """List the shards of a folder, in order; see `numbers`."""
+    return [folder / filename(number) for number in numbers(folder)]
+
+
+def record_file(folder: Place, name: str) -> Place:
+    """Return where a folder's record lies: `_step.json` or `_split.json`, or the same without `_` up to format 2."""
+    new, old = folder / f"_{name}", folder / name
+    return old if not new.exists() and old.exists() else new
+
+
+def beside(folder: Place, name: str) -> Place:
+    """Return where something else than the record lies beside a folder's column shards; see `record_file`."""
+    new = record_file(folder, "step.json").name.startswith("_")
+    return folder / (f"_{name}" if new else name)
+
+
+def step_record(folder: Place) -> dict[str, JsonValue]:
+    """Return a column folder's record; see `own_record`."""
+    return own_record(record_file(folder, "step.json"))
+
+
+def own_record(file: Place) -> dict[str, JsonValue]:
+    """Read a folder's record; empty where there is none, or one that was not written for this folder.
+
+    Raises:
+        DamagedError: It was written for this folder, and is not what was written.
+    """
+    wanted = _STEP_KEYS if file.name.endswith("step.json") else _SPLIT_KEYS
+    try:
+        record = load_json(file)
+    except DamagedError:
+        if _is_foreign(file):
+            return {}
+        raise
+    return record if wanted <= record.keys() else {}
+
+
+def _is_foreign(file: Place) -> bool:
+    """Tell whether an unreadable record is none of a store's, or lies in a copy of another folder."""
+    if not numbers(file.parent) and not (file.parent / "ledger.parquet").exists():
+        return True
+    siblings = {one.parent.name for one in objects.find(file.parent.parent, f"*/{file.name}")}
+    with suppress(ValueError):
+        if isinstance(value := json.loads(file.read_bytes()), dict):
+            siblings.add(str(value.get("name")))
+    for name in siblings - {file.parent.name}:
+        with suppress(DamagedError):
+            record = load_json(file, name)
+            # A record that was put in another's place has other shards beside it.
+            made = makers(file.parent) or {shard.marks(file.parent / "ledger.parquet").maker}
+            return record.get("fingerprint") in made
+    return False
+
+
+def _records(folder: Place, name: str) -> dict[str, dict[str, JsonValue]]:
+    files: dict[str, Place] = {}
+    for file in objects.find(folder, f"*/*{name}"):
+        # In order, `_step.json` comes before `step.json`.
+        if file.name in (f"_{name}", name) and not file.parent.name.startswith("."):
+            files.setdefault(file.parent.name, file)
+    records = {name: own_record(file) for name, file in files.items()}
+    return {name: record for name, record in records.items() if record}
 
 
 def makers(folder: Place) -> set[str]:
@@ -692,8 +783,12 @@ def makers(folder: Place) -> set[str]:
     return found
 
 
-def load_json(path: Place) -> dict[str, JsonValue]:
+def load_json(path: Place, folder: str | None = None) -> dict[str, JsonValue]:
     """Read a JSON object, or an empty one where there is no file; the hash that `save_record` wrote is left out.
+
+    Args:
+        path: The file.
+        folder: The name of the folder that it was written for; by default that of its own.
 
     Raises:
         DamagedError: It is no JSON object, or not what was written.
@@ -711,7 +806,7 @@ def load_json(path: Place) -> dict[str, JsonValue]:
     # A hash whose own name was altered is no lack of one.
     last = next(reversed(value.items()), ("", None))
     unnamed = said is None and len(last[0]) == len(_HASH) and isinstance(last[1], str) and len(last[1]) == 64
-    if unnamed or (said is not None and mark + end != _said(path, whole)):
+    if unnamed or (said is not None and mark + end != _said(path, whole, folder)):
         raise DamagedError(f"{path} was altered after it was written: its hash does not match; {shard.cure(path)}")
     return value
 
@@ -722,9 +817,9 @@ def save_record(path: Place, value: Mapping[str, JsonValue]) -> None:
     shard.replace(path, whole + _said(path, whole))
 
 
-def _said(path: Place, whole: bytes) -> bytes:
+def _said(path: Place, whole: bytes, folder: str | None = None) -> bytes:
     """Write the end of a record: its hash, with its folder's and its own name; a store's own name may change."""
-    folder = path.parent.name.removeprefix(".").removesuffix(".tmp")
+    folder = folder or path.parent.name.removeprefix(".").removesuffix(".tmp")
     place = path.name if path.name == "store.json" else f"{folder}/{path.name}"
     return b'%s%s"\n}\n' % (_SAID, hashlib.sha256(place.encode() + b"\n" + whole).hexdigest().encode())
 
@@ -753,7 +848,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def record_schema(record: Mapping[str, JsonValue]) -> pa.Schema:
-    """Return the Arrow schema a step.json declares, meanings included."""
+    """Return the Arrow schema a step's record declares, meanings included."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(str(record["schema"]))))
 
 
@@ -780,7 +875,7 @@ def _lineage(record: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _difference(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> str:
-    """Say in a few words what changed between two step.json, however far upstream."""
+    """Say in a few words what changed between two steps' records, however far upstream."""
     before, after = _lineage(there), _lineage(asked)
     found = []
     for step in {**before, **after}:
@@ -800,8 +895,13 @@ def _difference(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) 
     return "; ".join(found) or "its inputs were made anew"
 
 
+def _whole(fingerprint: str, grown: str | None) -> str:
+    """Return the fingerprint of a whole column, which a source that grew changes; see `Store.grown`."""
+    return fingerprint if grown is None else f"{fingerprint}{_GROWN}{grown}"
+
+
 def _only_grew(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> bool:
-    """Tell whether all that differs between two step.json is how many rows, or how large a corpus, was read."""
+    """Tell whether all that differs between two steps' records is how many rows, or how large a corpus, was read."""
     if not there:
         return False
     before, after = _lineage(there), _lineage(asked)

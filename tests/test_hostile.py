@@ -321,7 +321,7 @@ def test_every_split_keeps_or_drops_every_row_and_says_by_what(store: Store) -> 
         assert sorted(ledger["row_id"].to_pylist()) == sorted(
             query(store, "SELECT row_id FROM rows")["row_id"].to_pylist()
         )
-        record = json.loads((store.path / "splits" / name / "split.json").read_text())
+        record = json.loads((store.path / "splits" / name / "_split.json").read_text())
         assert record["kept"] + record["dropped"] == len(store) == ledger.num_rows
     told = query(store, "SELECT row_id, rule FROM ledger WHERE split = 'told'")
     assert texts_of(told, "rule") == GIVEN

@@ -150,7 +150,7 @@ def test_damage_to_any_file_is_named_and_the_next_run_leaves_what_an_undisturbed
         else:
             found = made.found()
             # Of a folder that is prepared or split as a whole, the folder is named.
-            named = where if where.parts[-2:-1] != ("shared",) and "splits" not in where.parts else where.parent
+            named = where if where.parts[-2:-1] != ("_shared",) and "splits" not in where.parts else where.parent
             assert any(str(made.store / named) in line for line in found), (where, found)
             assert all("run its recipe" in line or "calls" in line for line in found), found
         capfd.readouterr()
@@ -168,9 +168,9 @@ def test_any_flipped_bit_of_a_record_is_found(made):
     made.copy()
     for name in (
         "store.json",
-        "columns/reward/step.json",
-        "columns/seam_contrast/facts.json",
-        "splits/train/split.json",
+        "columns/reward/_step.json",
+        "columns/seam_contrast/_facts.json",
+        "splits/train/_split.json",
     ):
         file = made.store / name
         whole = file.read_bytes()
@@ -193,13 +193,13 @@ def test_any_flipped_bit_of_a_record_is_found(made):
         ("rejected/00000.parquet", "rejected/00001.parquet"),
         ("columns/reward/00000.parquet", "columns/reward/00001.parquet"),
         ("columns/reward/00000.parquet", "columns/baseline_random/00000.parquet"),
-        ("columns/reward/step.json", "columns/baseline_random/step.json"),
-        ("columns/seam_contrast/facts.json", "columns/reward/facts.json"),
-        ("columns/reward/shared/noise.json", "columns/rewards_contrast/shared/noise.json"),
+        ("columns/reward/_step.json", "columns/baseline_random/_step.json"),
+        ("columns/seam_contrast/_facts.json", "columns/reward/_facts.json"),
+        ("columns/reward/_shared/noise.json", "columns/rewards_contrast/_shared/noise.json"),
         ("corpus/rows/00000.parquet", "rows/00000.parquet"),
         ("corpus/columns/embedding/00000.parquet", "corpus/columns/embedding/00001.parquet"),
         ("splits/train/ledger.parquet", "splits/all/ledger.parquet"),
-        ("splits/train/split.json", "splits/all/split.json"),
+        ("splits/train/_split.json", "splits/all/_split.json"),
     ],
 )
 def test_two_files_that_were_swapped_are_both_named_and_put_right(made, one, other):
@@ -210,7 +210,7 @@ def test_two_files_that_were_swapped_are_both_named_and_put_right(made, one, oth
     second.write_bytes(content)
     found = made.found()
     for file in (first, second):
-        folder = file.parent if file.parent.name in ("shared", "train", "all") else file
+        folder = file.parent if file.parent.name in ("_shared", "train", "all") else file
         assert any(line.startswith(str(folder)) for line in found), found
     made.run()
     assert contents(made.store) == contents(made.original)
@@ -225,7 +225,7 @@ def test_rows_that_were_set_aside_are_never_read_as_rows(made):
 
 
 @pytest.mark.parametrize(
-    "name", ["reward/00001.parquet", "reward/step.json", "reward/facts.json", "rewards_contrast/shared"]
+    "name", ["reward/00001.parquet", "reward/_step.json", "reward/_facts.json", "rewards_contrast/_shared"]
 )
 def test_what_an_older_configuration_left_is_not_taken_for_this_ones(made, name):
     made.copy()
@@ -265,7 +265,7 @@ def test_records_that_were_swapped_cost_no_shard_also_where_each_has_but_one(mad
         rows=Source(jsonl=str(made.folder / "rows.jsonl")), corpus=None, steps=(Random(), LengthIncentive())
     )
     run_local(one.model_copy(update={"splits": {}}), store)
-    files = [store / f"columns/{name}/step.json" for name in ("baseline_random", "rer_length")]
+    files = [store / f"columns/{name}/_step.json" for name in ("baseline_random", "rer_length")]
     first, second = (file.read_bytes() for file in files)
     files[0].write_bytes(second)
     files[1].write_bytes(first)
@@ -346,7 +346,7 @@ def test_damage_to_columns_of_another_recipe_is_named_and_left_alone(made, capfd
 
 def test_columns_whose_record_is_lost_are_taken_over_only_where_they_fit(made):
     made.copy()
-    (made.store / "columns/reward/step.json").unlink()
+    (made.store / "columns/reward/_step.json").unlink()
     models = made.recipe().models.model_copy(update={"reward": FakeModel(path="older")})
     with pytest.raises(StaleError, match=r"reward was made by another configuration: its step\.json is lost"):
         made.run(models=models)
@@ -462,12 +462,12 @@ def test_check_finds_whole_shards_that_do_not_belong_together(made):
 
 @pytest.mark.parametrize(
     ("column", "wrong"),
-    [("row_id", "is of other rows than are there"), ("kept", "is not the ledger that split.json tells of")],
+    [("row_id", "is of other rows than are there"), ("kept", "is not the ledger that its _split.json tells of")],
 )
 def test_check_finds_a_whole_ledger_that_tells_of_other_rows_or_counts(made, column, wrong):
     made.copy()
     folder = made.store / "splits/train"
-    maker = str(load_json(folder / "split.json")["fingerprint"])
+    maker = str(load_json(folder / "_split.json")["fingerprint"])
     table = shard.read(folder / "ledger.parquet", maker, 0)
     other = {"row_id": [i + 100 for i in table["row_id"].to_pylist()], "kept": [False] * len(table)}[column]
     place = table.column_names.index(column)
@@ -498,7 +498,7 @@ def test_a_store_without_its_corpus_says_so(made):
 def test_facts_of_fewer_shards_never_outlive_a_kill(made, monkeypatch):
     store = made.folder / "grown"
     run_local(made.recipe(splits={}), store, limit=6)
-    assert load_json(store / "columns/worse_contrast/facts.json")["rows"] == 6
+    assert load_json(store / "columns/worse_contrast/_facts.json")["rows"] == 6
 
     def killed(*arguments):
         raise KeyboardInterrupt
@@ -530,7 +530,7 @@ def test_a_store_of_the_first_format_is_read_and_goes_on(made):
     for file in (made.store / "rejected").glob("0*.parquet"):
         table = shard.read(file, f"{about['rows']} rejected", int(file.stem))
         shard.write(file, table, str(about["rows"]), int(file.stem))
-    for folder in (made.store / "columns").glob("*/shared"):
+    for folder in (made.store / "columns").glob("*/_shared"):
         (folder / ".sha256").unlink()
     assert query(Store(made.store), "SELECT reason FROM rejected")["reason"].to_pylist() == ["prompt is blank"]
     assert made.run().computed == 0

@@ -366,6 +366,44 @@ def test_a_split_is_made_anew_when_its_filter_changes(files, bucket):
     assert query(Store(there), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist() == [{"n": 5}]
 
 
+def test_new_files_cost_their_own_shards_there_too_and_strays_are_named(files, bucket, tmp_path):
+    there, folder = f"s3://{bucket.name}/store", tmp_path / "dumps"
+    folder.mkdir()
+    table = pq.read_table(files[0])
+    low = Split(
+        filter="SELECT row_id FROM rows WHERE row_id NOT IN (SELECT row_id FROM ledger WHERE split = 'all' AND kept)"
+    )
+    splits = {"low": low, "all": Split(filter="SELECT row_id FROM rows WHERE row_id < 9")}
+    recipe = simple(files, rows=Source(parquet=str(folder), shard_rows=15), splits=splits)
+    pq.write_table(table.slice(0, 20), folder / "a.parquet")
+    assert run_local(recipe, there).computed == 2
+    pq.write_table(table.slice(20), folder / "b.parquet")
+    with pytest.raises(StaleError, match="run with --append"):
+        run_local(recipe, there)
+    report = run_local(recipe, there, append=True)
+    assert (report.rows, report.read, report.computed) == (40, 25, 2)
+    assert report.lines == ["split all: 9 of 40 rows kept", "split low: 31 of 40 rows kept"]
+    run_local(simple(files, splits=splits), tmp_path / "whole")
+    asked = "SELECT * FROM rows ORDER BY row_id", "SELECT * FROM ledger ORDER BY split, row_id"
+    assert [query(Store(there), one) for one in asked] == [query(Store(tmp_path / "whole"), one) for one in asked]
+    for name in (
+        "rows/00000 (1).parquet",
+        "rows/0.parquet",
+        "columns/baseline_random/1.parquet",
+        "columns/x/step.json",
+    ):
+        bucket.put_object(Key=f"store/{name}", Body=b"{}")
+    assert [query(Store(there), one).num_rows for one in asked] == [40, 80]
+    assert run_local(recipe, there).computed == 0
+    assert [line.removeprefix(f"{there}/").partition(" is no file")[0] for line in found(there)[0]] == [
+        "rows/0.parquet",
+        "rows/00000 (1).parquet",
+        "columns/baseline_random/1.parquet",
+        "columns/x",
+    ]
+    assert [one.rows for one in exporting.export(recipe, Store(there), "trl", tmp_path / "out")] == [31, 9]
+
+
 # ── two runs at once ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -428,7 +466,7 @@ def test_who_works_for_a_run_writes_as_long_as_that_one_holds_the_lock(bucket, m
             worker.update(second=2)
         bucket.Object("store/.lock").delete()
         with pytest.raises(BusyError, match=f"{there}: another run took the lock"):
-            (worker.path / "columns/x/shared").put_folder(Path("nowhere"), "a")
+            (worker.path / "columns/x/_shared").put_folder(Path("nowhere"), "a")
     assert "second" not in worker.about
 
 
@@ -576,7 +614,7 @@ def test_what_a_step_shares_is_whole_or_made_again_and_altered_files_are_found(
     there, recipe = f"s3://{bucket.name}/store", retrieving(files, steps=(RETRIEVE,))
     run_local(recipe, there)
     before = objects_of(bucket)
-    shared = "columns/worse_contrast/shared"
+    shared = "columns/worse_contrast/_shared"
     for name in (f"{shared}/{objects.LISTED}", "columns/worse_contrast/00001.parquet"):
         bucket.Object(f"store/{name}").delete()
     assert run_local(recipe, there).computed == 1
@@ -599,11 +637,11 @@ def folder_of(folder, **files):
 
 def test_what_several_add_to_a_folder_is_what_the_first_added_for_all(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
-    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/_shared"
     one = shared.put_folder(folder_of(tmp_path / "made", sample="the same"), "maker")
     # Another machine, which began before anything was added.
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "another cache"))
-    there = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    there = Store(f"s3://{bucket.name}/store").path / "columns/reward/_shared"
     other = there.copy_folder("maker")
     assert one != other and files_of(one) == files_of(other)
     for folder, content in ((other, "theirs"), (one, "ours")):
@@ -628,7 +666,7 @@ def test_a_list_that_names_files_outside_its_folder_is_refused_and_nothing_is_wr
 ):
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
     name = name.format(tmp_path=tmp_path)
-    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/shared"
+    shared = Store(f"s3://{bucket.name}/store").path / "columns/reward/_shared"
     client().meta.client.put_object(Bucket=bucket.name, Key=f"{shared.key}/{name}", Body=b"evil")
     listed = f"{hashlib.sha256(b'evil').hexdigest()}  {name}\n"
     bucket.put_object(Key=f"{shared.key}/{objects.LISTED}", Body=listed.encode())
@@ -640,8 +678,8 @@ def test_a_list_that_names_files_outside_its_folder_is_refused_and_nothing_is_wr
 def test_what_was_put_is_not_downloaded_again_by_who_made_it(files, bucket, server):
     start = len(server.requests)
     run_local(retrieving(files, steps=(RETRIEVE, *seam("contrast", k=5)[:1])), f"s3://{bucket.name}/store")
-    got = [path for method, path in server.requests[start:] if method == "GET" and "/shared/" in path]
-    assert any("/columns/reward/shared/noise.json" in path for _, path in server.requests[start:])
+    got = [path for method, path in server.requests[start:] if method == "GET" and "/_shared/" in path]
+    assert any("/columns/reward/_shared/noise.json" in path for _, path in server.requests[start:])
     # Who adds a file looks whose was the first.
     assert {path.rsplit("/", 1)[1] for path in got} == {objects.LISTED, "noise.json"}
 
@@ -711,9 +749,9 @@ def test_a_whole_store_is_found_whole_and_what_a_killed_run_had_put_is_no_damage
     findings, summary = found(both.there)
     assert findings == [] and summary.startswith(f"{both.there}: ") and summary.endswith(" MB: whole")
     there = copied(bucket, objects_of(both.bucket, "some/store"))
-    shared = "store/columns/reward/shared"
+    shared = "store/columns/reward/_shared"
     bucket.put_object(Key=f"{shared}/not-yet-listed.json", Body=b"{}")
-    bucket.put_object(Key="store/columns/next/shared/half.npy", Body=b"0")
+    bucket.put_object(Key="store/columns/next/_shared/half.npy", Body=b"0")
     bucket.put_object(Key="store/columns/reward/.00000.parquet.tries.tmp", Body=b".")
     assert found(there)[0] == []
 
@@ -741,8 +779,8 @@ def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(bot
         copied(bucket, whole),
         {
             "columns/reward/00001.parquet": "columns/reward/00001.parquet was altered",
-            "columns/seam_contrast/facts.json": "columns/seam_contrast/facts.json was altered",
-            "columns/worse_contrast/shared/row_ids.npy": "columns/worse_contrast/shared is not what was made: row_ids.npy",
+            "columns/seam_contrast/_facts.json": "columns/seam_contrast/_facts.json was altered",
+            "columns/worse_contrast/_shared/row_ids.npy": "columns/worse_contrast/_shared is not what was made: row_ids.npy",
             "corpus/columns/embedding/00001.parquet": "corpus/columns/embedding/00001.parquet was altered",
             "splits/train/ledger.parquet": "splits/train ledger.parquet was altered",
         },
@@ -767,7 +805,7 @@ def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(bot
     [
         ("rows/00001.parquet", "put a copy of it back, or delete it and store.json there and run", ["store.json"]),
         ("store.json", "delete it there and run its recipe again", []),
-        ("columns/baseline_random/step.json", "delete it there and run its recipe again", []),
+        ("columns/baseline_random/_step.json", "delete it there and run its recipe again", []),
     ],
 )
 def test_damage_to_what_others_are_held_against_is_mended_as_is_said(files, bucket, name, said, doomed):

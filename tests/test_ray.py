@@ -245,7 +245,7 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
     found = objects_of(bucket)
     assert shards(found) == contents(tmp_path / "store")
     assert not [name for name in found if name.endswith((".lock", ".tmp"))]
-    assert "columns/reward/shared/noise.json" in found
+    assert "columns/reward/_shared/noise.json" in found
 
 
 DRIVER = """
@@ -411,5 +411,5 @@ def test_a_disk_that_is_full_where_a_worker_is_says_so_in_one_line(watched, tmp_
     layer = Store(tmp_path / "store").lay(made.ready())[0]
     full = layer._replace(step=layer.step.model_copy(update={"fails": "disk"}))
     failed = cluster._Worker(full.step, full.fingerprint, str(tmp_path / "store"), "", tmp_path)({"shard": 0})
-    with pytest.raises(StoreError, match=r"watched/shared cannot be made: No space left on device; mend that and run"):
+    with pytest.raises(StoreError, match=r"watched/_shared cannot be made: No space left on device; mend that and run"):
         raise cluster._failure(failed)

@@ -435,7 +435,7 @@ def test_f_maps_from_the_range_that_was_measured(tmp_path):
     rows = [{**row, "reference": " ".join(["It is"] * (i + 1))} for i, row in enumerate(ROWS)]
     recipe, store = made(rows, tmp_path, fit="quantiles")
     reward, _ = rer_reward(recipe, store)
-    assert reward.source == tuple(json.loads((store.path / "columns/rer/shared/range.json").read_text())["range"])
+    assert reward.source == tuple(json.loads((store.path / "columns/rer/_shared/range.json").read_text())["range"])
     assert reward.source != (0.0, 3.5)
     # As an earlier version left it.
     file = store.path / "columns/rer/shared/range.json"
@@ -448,7 +448,7 @@ def test_f_maps_from_the_range_that_was_measured(tmp_path):
 
 def test_a_reward_whose_column_the_rows_lack_is_refused(tmp_path):
     _, store = made(ROWS, tmp_path)
-    Path(store.path / "columns/query_type/step.json").unlink()
+    Path(store.path / "columns/query_type/_step.json").unlink()
     splits.make(store, "train", EVERY["train"])
     for write in (to_trl, to_openrlhf, to_verl):
         with pytest.raises(ExportError, match="reward rer needs the column query_type; run a recipe"):

@@ -247,11 +247,11 @@ def test_what_killed_runs_left_half_written_is_cleared_wherever_it_lies_and_noth
     before = {file: file.read_bytes() for file in store.rglob("*") if file.is_file()}
     files = ["rows/.00000.parquet.0.tmp", "rejected/.00000.parquet.0.tmp", "columns/.embedding.0.tmp/00000.parquet"]
     files += [
-        f"columns/embedding/{name}" for name in (".00000.parquet.0.tmp", ".shared.tmp/a.npy", "shared/.a.json.0.tmp")
+        f"columns/embedding/{name}" for name in (".00000.parquet.0.tmp", ".shared.tmp/a.npy", "_shared/.a.json.0.tmp")
     ]
     lefts = [store / "corpus" / file for file in (".store.json.0.tmp", *files)]
     lefts += [store / file.replace("embedding", "reward") for file in (".store.json.0.tmp", *files)]
-    lefts += [store / f"splits/.train{what}.tmp/split.json" for what in ("", ".old")]
+    lefts += [store / f"splits/.train{what}.tmp/_split.json" for what in ("", ".old")]
     for left in lefts:
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_text("half of")
@@ -461,7 +461,7 @@ def test_a_split_that_cannot_be_made_is_refused_before_anything_is_computed(reci
     steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))
     with pytest.raises((RecipeError, QueryError), match=said):
         run_local(recipe(steps=steps, splits={"fine": fine, "s": Split(**split)}), tmp_path / "store")
-    assert list((tmp_path / "store").rglob("columns/*/step.json"))
+    assert list((tmp_path / "store").rglob("columns/*/_step.json"))
     assert not list((tmp_path / "store").rglob("columns/*/[0-9]*.parquet"))
     assert not (tmp_path / "store" / "splits").exists()
 

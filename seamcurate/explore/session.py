@@ -201,7 +201,7 @@ class _Opened(NamedTuple):
 def _state(store: Store) -> list[tuple[str, str, int]]:
     folders = {name: str(record.get("fingerprint")) for name, record in store.records().items()}
     done = [(name, made, len(numbers(store.path / "columns" / name))) for name, made in folders.items()]
-    splits = [(str(file), "", file.stat().st_mtime_ns) for file in find(store.path, "splits/*/split.json")]
+    splits = [(str(file), "", file.stat().st_mtime_ns) for file in find(store.path, "splits/*/*split.json")]
     return [("", store.rows_fingerprint, len(store.shards)), *done, *splits]
 
 

@@ -42,6 +42,8 @@ _LONGEST = 1_000_000
 """Characters of an answer that are kept; no model was asked for as many."""
 _GARBLED = 5
 """Times that something other than a completion may come back before the row is set aside: it may have been paid for."""
+_IN_A_ROW = 8
+"""Failures after which it is the endpoint's fault."""
 _CHARACTERS_PER_TOKEN = 4.0
 _BATCH_REQUESTS, _BATCH_BYTES = 50_000, 150_000_000
 """What one batch may hold, by OpenAI's limits of 50,000 requests and 200 MB."""
@@ -322,6 +324,8 @@ class _Endpoint:
         size, most = self._size(request), self._most_of(request)
         limit_names = {self.limit_name}
         unread = broken = 0
+        # One row may be at fault; as many in a row as are asked at once are not.
+        enough = max(_IN_A_ROW, 2 * self.config.concurrency)
         while True:
             await self.requests.take(1)
             await self.tokens.take(size + most.tokens_out)
@@ -344,7 +348,11 @@ class _Endpoint:
             except connection.BrokenError as error:
                 self.calls.count(self._cost(None, size, most))
                 failure, broken = f"the endpoint answered with {error}", broken + 1
-                if error.endless or broken > self.config.retries:
+                if error.endless:
+                    # Never a row's fault, and each was paid for.
+                    enough = _IN_A_ROW
+                    break
+                if broken > self.config.retries:
                     break
                 await asyncio.sleep(random.uniform(0.75, 1) * min(8, 2 ** (broken - 2)))
             except _UnreadError as error:
@@ -369,8 +377,7 @@ class _Endpoint:
             except openai.OpenAIError as error:
                 self._refuse(error)
         self.failures += 1
-        # One row may be at fault; as many in a row as are asked at once are not.
-        if self.failures >= max(8, 2 * self.config.concurrency):
+        if self.failures >= enough:
             raise ModelError(
                 f"openai_server {self.config.path}: {self.failures} requests in a row failed, the last one: {failure}; "
                 "every answer is kept, run again to go on"

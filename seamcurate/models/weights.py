@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from seamcurate import hashes
 from seamcurate.errors import ModelError
 
 if TYPE_CHECKING:
@@ -38,6 +39,19 @@ class Base(NamedTuple):
     path: str
     """A folder, or a Hub id."""
     revision: str | None
+
+
+def check(path: str, revision: str | None) -> None:
+    """Look whether a model is there, without reading or fetching its weights.
+
+    Raises:
+        ModelError: It is neither a folder with safetensors nor a repository that the Hub knows.
+    """
+    local = Path(path).expanduser()
+    if not local.is_dir():
+        _commit(path, revision)
+    elif not any(any(local.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors")):
+        raise ModelError(f"{path} holds no .safetensors weights; save them with save_pretrained(…)")
 
 
 def identity(path: str, revision: str | None) -> str:
@@ -257,8 +271,7 @@ _POSITIONS = ("position_embeddings", "embed_positions")
 
 @cache
 def _hash(file: Path, size: int, mtime_ns: int) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return hashes.sha256(file)
 
 
 @cache
