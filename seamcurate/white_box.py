@@ -283,8 +283,12 @@ class OtherRelevance(Step):
         """Load the encoder and embed the other rows' references."""
         embedder = _encoder(self.name, self.encoder)
         others = json.loads((shared / "others.json").read_text())
+        vectors = None
+        if others:
+            every = embedder.embed([reference for _, reference in others]).astype(np.float64)
+            sound: npt.NDArray[np.bool_] = np.all(np.isfinite(every), axis=1)
+            others, vectors = [other for other, one in zip(others, sound, strict=True) if one], every[sound]
         prompts, references = (np.array([_folded(other[i]) for other in others], object) for i in (0, 1))
-        vectors = embedder.embed([reference for _, reference in others]).astype(np.float64) if others else None
 
         def score(rows: pa.Table) -> pa.Table:
             texts = [rows[name].to_pylist() for name in ("prompt", "reference", "response")]
@@ -292,6 +296,8 @@ class OtherRelevance(Step):
             scores: list[float | None] = [None] * len(rows)
             if vectors is not None and known:
                 answers = embedder.embed([response for *_, response in known]).astype(np.float64)
+                if odd := int((~np.isfinite(answers).all(axis=1)).sum()):
+                    note(_relevance_unknown(self.name, odd))
                 for (i, prompt, reference, _), answer in zip(known, answers, strict=True):
                     other = (prompts != _folded(prompt_text(prompt))) & (references != _folded(reference or ""))
                     if other.any():
@@ -563,6 +569,10 @@ def _known(data: Data, name: str) -> npt.NDArray[np.float64]:
     return values
 
 
+def _relevance_unknown(name: str, count: int) -> str:
+    return f"warning: {name}: {counted(count, 'row has', 'rows have')} an embedding that is not finite: NULL"
+
+
 def _relevance(name: str, encoder: EncoderModel | None, other: str) -> Transform:
     """Score M(other)·M(response), NULL where either is."""
     embedder = _encoder(name, encoder)
@@ -577,7 +587,7 @@ def _relevance(name: str, encoder: EncoderModel | None, other: str) -> Transform
             for i, value in zip(known, relevance(left, right), strict=True):
                 scores[i] = finite(value)
             if odd := sum(scores[i] is None for i in known):
-                note(f"warning: {name}: {counted(odd, 'row has', 'rows have')} an embedding that is not finite: NULL")
+                note(_relevance_unknown(name, odd))
         return pa.table({name: pa.array(scores, pa.float64())})
 
     return score

@@ -71,6 +71,8 @@ def test_an_adapter_without_a_tokenizer_reads_by_its_bases(adapter):
     assert [one.logprob for one in flat(config.load().logprobs(PROMPTS, RESPONSES))] == pytest.approx(
         [one.logprob for one in flat(whole)], abs=1e-4
     )
+    assert config.prompt_form() == CausalLM(path=str(merged)).prompt_form()
+    assert weights.templates(str(folder), None) == weights.templates(str(merged), None)
     assert config.count_tokens(["sort the list"]) == CausalLM(path=str(merged)).count_tokens(["sort the list"])
 
 
