@@ -375,7 +375,7 @@ def test_after_two_hundred_faults_and_a_kill_nothing_is_paid_for_twice(at, tmp_p
     lost = [status(429, retry_after="0.02"), status(500, retry_after_ms="10"), status(503, retry_after_ms="10")]
     # Five in a row that cannot be read would set a row aside.
     unread = [body(b'{"id": "c", "choi'), body(b"<html>", "text/html"), body(b"")]
-    kinds = [*lost, hang_up, sleep(2.0)] * 3 + unread
+    kinds = [*lost, hang_up] * 4 + [sleep(9.0)] + unread
 
     def chance():
         if left[0] and draw.random() < 0.5:
@@ -388,7 +388,7 @@ def test_after_two_hundred_faults_and_a_kill_nothing_is_paid_for_twice(at, tmp_p
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
     (tmp_path / "recipe.yaml").write_text(
         "rows: {parquet: rows.parquet, shard_rows: 80}\n"
-        f"models: {{generator: {{openai_server: worse-1, base_url: '{at.url}', timeout: 1.5, retries: 40}}}}\n"
+        f"models: {{generator: {{openai_server: worse-1, base_url: '{at.url}', timeout: 8, retries: 40}}}}\n"
         "steps: [{generate: {k: 3}}]\n"
     )
     (tmp_path / "recipe.yaml").write_text(
