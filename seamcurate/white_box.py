@@ -42,7 +42,8 @@ F_ZERO = {"paper": "the authors'", "quantiles": "median of other questions"}
 """What F's zero was by each `fit`; stands beside the measured range."""
 _ROW = ("rer_length", "rer_repetition", "rer_query_relevance", "rer_reference_relevance", "query_type")
 """What a row's RER is made of."""
-_OTHERS = 64
+_OTHERS, _MEASURED = 64, 1024
+"""References and rows that show what AR comes to by chance: enough for a median, and no second embedding of every row."""
 _ROUNDING = 1e-5
 """A relative difference of dot products that single precision may make of one."""
 
@@ -262,11 +263,14 @@ class OtherRelevance(Step):
     @property
     def adds(self) -> pa.Schema:
         """Add the median of the dot products."""
-        meaning = f"median dot product of the response and up to {_OTHERS} other questions' references"
+        meaning = (
+            f"median dot product of the response and up to {_OTHERS} other questions' references; "
+            f"measured on {_MEASURED:,} rows at most, NULL elsewhere"
+        )
         return pa.schema([column("rer_other_relevance", pa.float64(), meaning)])
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Choose the other rows: evenly, among those with a reference."""
+        """Choose the other rows, evenly among those with a reference, and the rows whose responses are held to them."""
         known = (
             (prompt_text(prompt), reference)
             for table in data.rows(("prompt", "reference"))
@@ -274,6 +278,8 @@ class OtherRelevance(Step):
             if reference is not None
         )
         (shared / "others.json").write_text(json.dumps(evenly(known, _OTHERS)))
+        ids = (row_id for table in data.rows(()) for row_id in table["row_id"].to_pylist())
+        (shared / "measured.json").write_text(json.dumps(evenly(ids, _MEASURED)))
 
     def work(self, rows: Averages) -> Work:
         """Ask for one embedding a row."""
@@ -283,6 +289,7 @@ class OtherRelevance(Step):
         """Load the encoder and embed the other rows' references."""
         embedder = _encoder(self.name, self.encoder)
         others = json.loads((shared / "others.json").read_text())
+        measured = set(json.loads((shared / "measured.json").read_text()))
         vectors = None
         if others:
             every = embedder.embed([reference for _, reference in others]).astype(np.float64)
@@ -292,7 +299,8 @@ class OtherRelevance(Step):
 
         def score(rows: pa.Table) -> pa.Table:
             texts = [rows[name].to_pylist() for name in ("prompt", "reference", "response")]
-            known = [row for row in zip(range(len(rows)), *texts, strict=True) if row[-1] is not None]
+            places = [i for i, row_id in enumerate(rows["row_id"].to_pylist()) if row_id in measured]
+            known = [(i, *(column[i] for column in texts)) for i in places if texts[-1][i] is not None]
             scores: list[float | None] = [None] * len(rows)
             if vectors is not None and known:
                 answers = embedder.embed([response for *_, response in known]).astype(np.float64)

@@ -102,6 +102,7 @@ def test_stop_strings_cut_length_and_repetition_and_leave_the_relevances_whole()
 def test_other_relevance_is_the_median_over_other_questions_references(tmp_path):
     table = pa.table(
         {
+            "row_id": range(5),
             "prompt": ["p", "P ", "q", "r", "s"],
             "reference": pa.array(["sort a list", "a list", "open files", None, "Open  files"], pa.string()),
             "response": pa.array(["sort", "sort", "open", "sort", None], pa.string()),
@@ -110,7 +111,7 @@ def test_other_relevance_is_the_median_over_other_questions_references(tmp_path)
 
     class Data(Rows):
         def rows(self, columns):
-            yield from (table.slice(i, 2).select(list(columns)) for i in range(0, 5, 2))
+            yield from (table.slice(i, 2).select(["row_id", *columns]) for i in range(0, 5, 2))
 
     step = OtherRelevance(encoder=FakeModel())
     step.prepare(Data(), tmp_path)
@@ -123,8 +124,12 @@ def test_other_relevance_is_the_median_over_other_questions_references(tmp_path)
     files, lists = ["open files"] * 2, ["sort a list", "a list"]
     assert made == [median("sort", files), median("sort", files), median("open", lists), median("sort", lists + files), None]  # fmt: skip
     step.load(tmp_path)(table.slice(0, 0))
-    alone = pa.table({"prompt": ["p"], "reference": ["a"], "response": ["b"]})
+    alone = pa.table({"row_id": [3], "prompt": ["p"], "reference": ["a"], "response": ["b"]})
     (tmp_path / "others.json").write_text('[["p", "x"], ["q", "A"]]')
+    assert step.load(tmp_path)(alone)["rer_other_relevance"].to_pylist() == [None]
+    (tmp_path / "others.json").write_text('[["q", "x"]]')
+    assert step.load(tmp_path)(alone)["rer_other_relevance"].null_count == 0
+    (tmp_path / "measured.json").write_text("[0, 1, 2]")
     assert step.load(tmp_path)(alone)["rer_other_relevance"].to_pylist() == [None]
 
 
