@@ -446,8 +446,8 @@ def test_f_maps_from_the_range_that_was_measured(tmp_path):
     assert reward.source == tuple(json.loads((store.path / "columns/rer/_shared/range.json").read_text())["range"])
     assert reward.source != (0.0, 3.5)
     # As an earlier version left it.
-    file = store.path / "columns/rer/shared/range.json"
-    shutil.rmtree(store.path / "columns/rer/shared")
+    file = store.path / "columns/rer/_shared/range.json"
+    shutil.rmtree(store.path / "columns/rer/_shared")
     file.parent.mkdir()
     file.write_text('{"range": [0.1, 0.9], "cosines": false}')
     seal_folder(file.parent)
