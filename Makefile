@@ -1,8 +1,12 @@
 # Two commands do everything: `make demo` and `make test`; each first sets up what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where torch comes from: empty takes pip's own index. On PyPI, Linux wheels of torch are for CUDA and take gigabytes; on a
+# machine without a GPU give TORCH_INDEX=https://download.pytorch.org/whl/cpu.
+TORCH_INDEX ?=
+TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo explorer test test-architectures test-attack test-ppo test-clients check format lock clean
+.PHONY: demo explorer test test-architectures test-attack test-clients test-ppo smoke-lowest check format lock clean python
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -26,6 +30,10 @@ test-attack: .venv-attack/installed
 test-ppo: .venv-ppo/installed
 	.venv-ppo/bin/python -m pytest tests/test_ppo_oracle.py
 
+# The lowest versions that pyproject.toml allows, but for torch: the locked one.
+smoke-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python tests/smoke.py
+
 # The data set and reward classes of verl and OpenRLHF, run on exports.
 test-clients: .venv-clients/installed
 	.venv-clients/bin/python -m pytest tests/test_clients.py
@@ -40,29 +48,40 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "seamcurate needs Python 3.11 or newer, and $(PYTHON) is none: make … PYTHON=/path/to/python3.11" >&2; exit 2; }
+
 # torch goes first and exactly: asked for by another package, it brings gigabytes of CUDA to a machine without a GPU.
-.venv/installed: pyproject.toml requirements.lock
+.venv/installed: pyproject.toml requirements.lock | python
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[cpu,train,study,explore,ray,s3,demo,test]"
 	touch $@
 
-.venv-attack/installed: pyproject.toml requirements-attack.lock
+.venv-attack/installed: pyproject.toml requirements-attack.lock | python
 	$(PYTHON) -m venv .venv-attack
-	.venv-attack/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements-attack.lock)"
+	.venv-attack/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements-attack.lock)"
 	.venv-attack/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-attack.lock -e ".[attack,test]"
 	touch $@
 
-.venv-ppo/installed: pyproject.toml requirements.lock
+.venv-lowest/installed: pyproject.toml requirements.lock tests/lowest.py | python
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
+	.venv-lowest/bin/python tests/lowest.py cpu train study explore ray s3 > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e ".[cpu,train,study,explore,ray,s3]"
+	touch $@
+
+.venv-ppo/installed: pyproject.toml requirements.lock | python
 	$(PYTHON) -m venv .venv-ppo
 	grep -v '^trl==' requirements.lock > .venv-ppo/constraints.txt
-	.venv-ppo/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	.venv-ppo/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
 	.venv-ppo/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-ppo/constraints.txt -e ".[test]" trl==1.12.0 accelerate peft requests==2.34.2
 	touch $@
 
-.venv-clients/installed: pyproject.toml requirements.lock requirements-clients.lock
+.venv-clients/installed: pyproject.toml requirements.lock requirements-clients.lock | python
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e . pytest aiohttp pillow ray
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-clients.lock
 	touch $@
@@ -72,4 +91,4 @@ lock: .venv/installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^seamcurate' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv .venv-attack .venv-ppo .venv-clients demo-store explorer/node_modules seamcurate/explore/static
+	rm -rf .venv .venv-attack .venv-clients .venv-lowest .venv-ppo demo-store explorer/node_modules seamcurate/explore/static
