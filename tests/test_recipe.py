@@ -117,14 +117,11 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
         (("[0.7, 0.9]", "[0.9, 0.7]"), "mine.yaml:8: steps[0].retrieve.band: a band is [low, high]"),
         (
             ("- random", "- randem"),
-            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, attack, seam, reward, rewards, "
-            "policy_logprobs, seam_score, rer, length_incentive, repetition_penalty, query_relevance, "
-            "reference_relevance, query_type, rer_score, project, ask_query_type, judge, relevant_sentences, perplexity, "
-            "random, rip, reward_spread, length_calibrated, reward_reliability; did you mean `random`?",
+            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, attack, seam,",
         ),
         (
             ("dtype: bfloat16", "dtyp: bfloat16"),
-            "mine.yaml:4: models.policy.dtyp: unknown key; there are: causal_lm, revision, dtype, device",
+            "mine.yaml:4: models.policy.dtyp: unknown key; there are: causal_lm, ",
         ),
         (("causal_lm: my-org", "causal_llm: my-org"), "mine.yaml:4: models.policy."),
         (("policy: ", "polycy: "), "mine.yaml:4: models.polycy: unknown key; there are: policy, reward, encoder, base"),
@@ -200,6 +197,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest():
     [
         ("rows: {jsonl: a}\nmodels: {policy: {causal_lm: m, revison: v}}", "policy.revison: .*did you mean `revision`"),
         ("rows: {jsonl: a}\nsplits: {a: {filter: lowst.sql}}", "bundled are: .*; did you mean `lowest.sql`"),
+        ("rows: {jsonl: a}\nsteps: [retreive]", "unknown step; .*; did you mean `retrieve`"),
         ("rows: {jsonl: a, refernce: r}", "shard_rows; did you mean `reference`"),
         ("rows:\n\tjsonl: a\n", "recipe:2: not readable as YAML: .*; indent with spaces, not tabs"),
     ],
