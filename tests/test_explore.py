@@ -1000,7 +1000,9 @@ def test_an_error_of_the_server_is_told(browser, address):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (Decimal(780), "780"),
+        (Decimal(780), 780),
+        (Decimal("7.50"), 7.5),
+        (Decimal(2**60), "1152921504606846976"),
         (date(2026, 1, 2), "2026-01-02"),
         (2**53 + 1, "9007199254740993"),
         ([1, "é"], '[1, "é"]'),

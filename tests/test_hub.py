@@ -345,7 +345,8 @@ def test_a_dry_run_asks_nothing_and_gives_card_and_sizes(work, monkeypatch):
 def test_another_trainer_s_format_is_written_when_asked(work, there):
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     hub.push(work.recipe, work.store, "me/curated", trainer="verl")
-    (name,) = [name for name in there.files("me/curated") if name.startswith("data/")]
+    reward, name = sorted(name for name in there.files("me/curated") if name.startswith("data/"))
+    assert reward == "data/train/seamcurate_reward.py"
     assert "Every score is a field of `extra_info` here" in text(there, "README.md")
     assert "SUMMARIZE SELECT unnest(extra_info) FROM 'hf://" in text(there, "README.md")
     assert "reward_model" in pq.read_schema(pa.BufferReader(there.content("me/curated", name))).names
@@ -784,7 +785,7 @@ def test_what_the_author_gave_and_what_comes_with_seamcurate_are_read(stranger, 
     recipe += "splits: {a: {filter: lowest.sql, rate: 0.5, by: baseline_random}}\n"
     stranger(recipe)
     ledger = pq.read_table(tmp_path / "again/splits/a/ledger.parquet")
-    assert set(ledger["rule"].to_pylist()) == {"lowest 50 % by baseline_random"}
+    assert set(ledger["rule"].to_pylist()) == {"keep the lowest 50 % by baseline_random"}
 
 
 ASKS = (
@@ -1025,7 +1026,7 @@ def test_a_killed_push_is_gone_on_with_and_datasets_reads_what_arrived(work, tmp
         puts = [line for line in server.asked if line.startswith("PUT")]
         assert len(puts) == len(set(puts)) == len(server.large) and len(server.repos["me/curated"].commits) == 2
         files = server.files("me/curated")
-        assert sum(name.startswith("data/train/") for name in files) == 5
+        assert sum(name.startswith("data/train/") and name.endswith(".parquet") for name in files) == 5
         assert CANARY not in killed.stderr + done.stderr + done.stdout
         found, first = map(json.loads, done.stdout.splitlines()[1:])
         assert found["rows"] == {"default": 32, "train": 32, "pairs": 50} and found["read"] == 32
