@@ -374,7 +374,8 @@ def _is_split(folder: Path) -> bool:
 
 def _ranges(store: Store) -> Iterator[Finding]:
     """Find shards whose rows and rejected rows are not one range of the source."""
-    size = int(str(store.about["shard_rows"]))
+    # A run that failed before its first row wrote no size down, and no shard.
+    size = int(str(store.about.get("shard_rows", 0)))
     for number in store.shards:
         file = _at(store) / "rows" / filename(number)
         ids = _ids(store, "rows", number)

@@ -143,10 +143,10 @@ class Store:
 
     @property
     def stored_schema(self) -> pa.Schema:
-        """Return the schema of the last row shard, which knows every source column so far."""
+        """Return the schema of the last row shard, which knows every source column so far; what all rows have, of none."""
         last = self.shards[-1:]
         if not last:
-            return pa.schema([])
+            return pa.schema([("row_id", pa.int64()), ("prompt", pa.string())])
         return shard.metadata(self.path / "rows" / filename(last[0])).schema.to_arrow_schema()
 
     @property

@@ -263,3 +263,14 @@ def test_a_source_that_gave_no_row_pins_nothing(tmp_path, which, lines):
     run_local(made(Source(jsonl=str(tmp_path / "asked.jsonl"), prompt="question")), tmp_path / "store")
     asked = query(Store(tmp_path / "store"), f"SELECT prompt FROM {which}")["prompt"].to_pylist()
     assert asked == ["one"] * len(lines) and check(Store(tmp_path / "store")).findings == []
+
+
+def test_a_store_whose_first_run_failed_is_whole_and_answers_with_no_rows(tmp_path):
+    write(tmp_path / "good.jsonl", 4)
+    good, gone = (Source(jsonl=str(tmp_path / name)) for name in ("good.jsonl", "gone.jsonl"))
+    with pytest.raises(SourceError, match="no such file"):
+        run_local(Recipe(rows=gone, corpus=good), tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert check(store).findings == []
+    for view, count in {"rows": 0, "corpus": 1, "candidates": 0, "ledger": 0, "rejected": 0}.items():
+        assert query(store, f"SELECT row_id FROM {view} WHERE row_id = 2").num_rows == count
