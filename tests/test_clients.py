@@ -24,9 +24,11 @@ openrlhf = pytest.importorskip("openrlhf")
 
 EVERY = "SELECT row_id FROM rows"
 THINKING = CHAT_TEMPLATE + "{% if add_generation_prompt and not think %}<think></think>{% endif %}"
+# Nothing is said twice in a row: of what is, a reward and the column differ.
+ASKED = [{**row, "response": re.sub(r"(carefully )+", "carefully ", row["response"])} for row in questions(6)]
 SIX = [
     {**row, "worse_contrast": [{"response": f"or {row['response'][4:]}", "similarity": 0.5, "source_row_id": 1}]}
-    for row in questions(6)
+    for row in ASKED
 ]
 # Whether prompts are chats in the source, the policy's chat template, and its settings.
 CASES = {

@@ -578,7 +578,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ("csv", "latin.csv", "latin.csv has no header in UTF-8; name the columns in its first line"),
         ("jsonl", "bad.gz", "bad.gz cannot be read: BadGzipFile: Not a gzipped file (b'no'); check the file"),
         ("arrow", "", " is no save_to_disk folder; name one, or .arrow files"),
-        ("store", "", ": no rows/*.parquet in it; name the folder of a store"),
+        ("store", "", ": no shards in its rows; name the folder of a store"),
         (
             "parquet",
             "x*.parquet",
