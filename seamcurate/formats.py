@@ -174,7 +174,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         # Arrow's own cast knows no dictionaries of string views, which Polars writes.
         pieces = [piece.dictionary.cast(kind).take(piece.indices) for piece in column.chunks]
         return pa.chunked_array(pieces, kind)
-    if pa.types.is_duration(column.type):
+    if pa.types.is_duration(column.type) and not pa.types.is_duration(kind):
         # By its unit: a count of it says nothing.
         counts = column.cast(pa.int64()).cast(pa.float64(), safe=False)
         return pc.divide(counts, float(_PER_SECOND[column.type.unit]))

@@ -348,7 +348,7 @@ def test_columns_whose_record_is_lost_are_taken_over_only_where_they_fit(made):
     made.copy()
     (made.store / "columns/reward/_step.json").unlink()
     models = made.recipe().models.model_copy(update={"reward": FakeModel(path="older")})
-    with pytest.raises(StaleError, match=r"reward was made by another configuration: its step\.json is lost"):
+    with pytest.raises(StaleError, match=r"reward was made by another configuration: its _step\.json is lost"):
         made.run(models=models)
     before = times(made.store / "columns/reward")
     made.run()
@@ -442,7 +442,7 @@ def test_damage_seen_midway_stops_the_step_that_reads_it_and_the_next_run_mends_
             damage(file, "bit", random.Random(0))
 
     monkeypatch.setattr(Store, "add", add)
-    with pytest.raises(DamagedError, match=r"rewards_contrast/00001\.parquet was altered"):
+    with pytest.raises(DamagedError, match=r"rewards_contrast/00001\.parquet (was altered|is no sealed shard)"):
         made.run()
     monkeypatch.undo()
     assert [one.name for one in (made.store / "columns/seam_contrast").glob("0*.parquet")] == ["00000.parquet"]
@@ -456,8 +456,10 @@ def test_check_finds_whole_shards_that_do_not_belong_together(made):
     table = shard.read(folder / "00001.parquet", _maker(made.store, "baseline_random"), 1)
     moved = table.set_column(0, "row_id", pa.array([i + 100 for i in table["row_id"].to_pylist()]))
     shard.write(folder / "00001.parquet", moved, _maker(made.store, "baseline_random"), number)
-    (line,) = made.found()
+    line, *more = made.found()
     assert line.startswith(f"{folder}/00001.parquet is of other rows than are there; delete it")
+    splits = [f"{made.store}/splits/{name} is out of date" for name in ("all", "train")]
+    assert [one.partition(":")[0] for one in more] == splits
 
 
 @pytest.mark.parametrize(
@@ -480,7 +482,7 @@ def test_check_finds_a_whole_ledger_that_tells_of_other_rows_or_counts(made, col
 
 def test_a_file_is_no_store(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match=f"{tmp_path}/file is no store; make one with"):
+    with pytest.raises(StoreError, match=f"{tmp_path}/file is no store; it is a file: name the folder"):
         check(Store(tmp_path / "file"))
 
 
@@ -516,11 +518,18 @@ def test_facts_of_fewer_shards_never_outlive_a_kill(made, monkeypatch):
 
 def test_shards_of_other_numbers_are_never_laid_side_by_side(made):
     made.copy()
+    asked = "SELECT row_id, reward, baseline_random FROM rows ORDER BY row_id"
+    expected = query(Store(made.original), asked).to_pylist()
+    for number, lost in ((1, "reward"), (2, "baseline_random")):
+        ids = shard.read(made.store / f"rows/{number:05d}.parquet", Store(made.store).rows_fingerprint, number)[
+            "row_id"
+        ]
+        (made.store / f"columns/{lost}/{number:05d}.parquet").unlink()
+        expected = [{**row, lost: None} if row["row_id"] in ids.to_pylist() else row for row in expected]
+    assert query(Store(made.store), asked).to_pylist() == expected
     (made.store / "rows/00001.parquet").unlink()
-    (made.store / "columns/baseline_random/00002.parquet").unlink()
-    rows = query(Store(made.store), "SELECT row_id, baseline_random FROM rows ORDER BY row_id").to_pylist()
-    there = query(Store(made.original), "SELECT row_id, baseline_random FROM rows WHERE row_id < 6 ORDER BY row_id")
-    assert rows[:6] == there.to_pylist() and {row["baseline_random"] for row in rows[6:]} == {None}
+    with pytest.raises(DamagedError, match=r"rows/00001\.parquet is missing"):
+        query(Store(made.store), asked)
 
 
 def test_a_store_of_the_first_format_is_read_and_goes_on(made):

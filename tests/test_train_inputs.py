@@ -309,7 +309,7 @@ def test_adapters_train_on_a_backbone_in_bfloat16_as_they_do_on_a_gpu(
     [
         (
             "sft",
-            ["prompt", "chosen", "rejected", "response"],
+            ["prompt", "chosen", "rejected", "response", "candidate_variant"],
             "its format is preferences, which `train reward` reads; ",
         ),
         (
@@ -319,7 +319,7 @@ def test_adapters_train_on_a_backbone_in_bfloat16_as_they_do_on_a_gpu(
         ),
         (
             "sft",
-            ["prompt", "reward"],
+            ["prompt", "row_id", "reward"],
             "its format is prompts, which `train ppo, grpo or rloo` reads; give the split `format: sft` in",
         ),
         (
@@ -334,6 +334,7 @@ def test_adapters_train_on_a_backbone_in_bfloat16_as_they_do_on_a_gpu(
         ),
         ("reward", ["prompt", "choosen", "rejected"], "rename one of these; did you mean `choosen`?"),
         ("sft", ["prompt", "completions"], "rename one of these; did you mean `completions`?"),
+        ("sft", ["prompt", "reward"], "it has prompt, reward: rename one of these"),
         ("ppo", ["question", "answer"], "has no column `prompt`; it has question, answer: rename one of these"),
     ],
 )

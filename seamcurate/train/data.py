@@ -264,9 +264,9 @@ _READ_BY = {"preferences": "reward", "sft": "sft", "prompts": "ppo, grpo or rloo
 
 
 def _other_format(there: Sequence[str], wanted: Sequence[Sequence[str]]) -> Sequence[str] | None:
-    """Return the telling columns of preferences where single answers are wanted: beside pairs, `response` is repeated."""
+    """Return the telling columns of exported pairs where single answers are wanted: beside pairs, `response` is repeated."""
     single = any("completion" in names for names in wanted)
-    if single and "completion" not in there and {"chosen", "rejected"} <= set(there):
+    if single and "completion" not in there and {"chosen", "rejected", "candidate_variant"} <= set(there):
         return ("chosen",)
     # An unpaired export says of each answer whether it is a good one; fine-tuning would learn the others too.
     if single and {"completion", "label", "candidate_variant"} <= set(there):
@@ -279,7 +279,9 @@ def _way_out(wanted: Sequence[str], there: Sequence[str]) -> str:
     near = next(filter(None, (suggestion(name, there) for name in wanted)), "")
     held = next((format for column, format in _FORMATS.items() if column in there), None)
     needed = next((format for column, format in _FORMATS.items() if column in wanted), None)
-    if near or held is None or needed in (None, held, "prompts"):
+    # Any data have prompts; those of a split have the rows' ids too.
+    stranger = held == "prompts" and "row_id" not in there
+    if near or held is None or stranger or needed in (None, held, "prompts"):
         return f"rename one of these{near}"
     read_by = f", which `train {_READ_BY[held]}` reads" if held in _READ_BY else ""
     return f"its format is {held}{read_by}; give the split `format: {needed}` in the recipe and export it again"
