@@ -539,6 +539,13 @@ Form = Annotated[
 TemplateArguments = Annotated[
     str | None, typer.Option(help='Arguments of the chat template as JSON, such as {"enable_thinking": false}.')
 ]
+Date = Annotated[
+    str | None,
+    typer.Option(
+        metavar="YYYY-MM-DD",
+        help="What a chat template that writes today's date writes; else the day on which this began.",
+    ),
+]
 
 
 @trainers.command("sft")
@@ -569,6 +576,7 @@ def train_sft(
     revision: Revision = None,
     form: Form = None,
     template: TemplateArguments = None,
+    date: Date = None,
 ) -> None:
     """Fine-tune a causal language model on prompts and answers.
 
@@ -607,6 +615,7 @@ def train_reward(
     revision: Revision = None,
     form: Form = None,
     template: TemplateArguments = None,
+    date: Date = None,
 ) -> None:
     """Train a reward model on preferences.
 
@@ -695,6 +704,7 @@ def train_ppo(
     revision: Revision = None,
     form: Form = None,
     template: TemplateArguments = None,
+    date: Date = None,
 ) -> None:
     """Train a policy by PPO against a reward model, or against RER.
 
@@ -711,7 +721,8 @@ def train_ppo(
     from seamcurate.train import PPOTraining, ppo
     from seamcurate.train.workplace import first_day
 
-    config, day = PPOTraining(**options), first_day(out)
+    config = PPOTraining(**options)
+    day = config.date or first_day(out)
     other = None if gold is None else rewards.read(gold, day)
     _print_training(out, ppo(model, rewards.read(reward, day), data, out, config, other))
 
@@ -763,6 +774,7 @@ def train_by_groups(
     revision: Revision = None,
     form: Form = None,
     template: TemplateArguments = None,
+    date: Date = None,
 ) -> None:
     """Train by GRPO or RLOO, whose options are the same."""
     options = {
@@ -776,7 +788,8 @@ def train_by_groups(
     from seamcurate.train.workplace import first_day
 
     train = grpo if context.info_name == "grpo" else rloo
-    config, day = GroupTraining(**options), first_day(out)
+    config = GroupTraining(**options)
+    day = config.date or first_day(out)
     other = None if gold is None else rewards.read(gold, day)
     _print_training(out, train(model, rewards.read(reward, day), data, out, config, other))
 
@@ -794,6 +807,7 @@ def answer(
     seed: Seed = 0,
     form: Form = None,
     template: TemplateArguments = None,
+    date: Date = None,
 ) -> None:
     """Write what a policy answers to prompts, for the studies responses, tax and winrate.
 
@@ -803,15 +817,18 @@ def answer(
     from seamcurate.train import Answering
     from seamcurate.train import answer as write
 
-    config = Answering(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        samples=samples,
-        batch_size=batch_size,
-        revision=revision,
-        seed=seed,
-        form=form,
-        template=_arguments(template),
+    config = Answering.model_validate(
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "samples": samples,
+            "batch_size": batch_size,
+            "revision": revision,
+            "seed": seed,
+            "form": form,
+            "template": _arguments(template),
+            "date": date,
+        }
     )
     print(f"{out}: {counted(write(model, data, out, config), 'answer')}")
 

@@ -96,7 +96,7 @@ def test_plan_counts_rows_calls_and_tokens_and_writes_nothing(recipe_file, tmp_p
     assert cli("run", recipe_file, store).returncode == 0
     after = cli("plan", recipe_file, store).stdout
     done = [line.split() for line in after.splitlines() if line.strip().startswith(("reward", "rer", "seam"))]
-    assert len(done) == 8 and {line[1] for line in done} == {"0"}
+    assert len(done) == 9 and {line[1] for line in done} == {"0"}
 
 
 def test_sql_answers_in_every_form_and_progress_stays_off_standard_output(finished, tmp_path):
@@ -327,7 +327,7 @@ def test_wrong_usage_exits_with_2_and_shows_how_it_is_meant():
     assert shown.returncode == 2 and "Missing argument 'STORE'" in shown.stderr
     assert cli("nonsense").returncode == 2
     assert "No such command 'colums'; did you mean `columns`?" in cli("colums", "s").stderr
-    assert "No such command 'kto'; there are: sft, reward, ppo, rloo, grpo" in cli("train", "kto").stderr
+    assert "No such command 'kto'; there are: sft, reward, ppo, grpo, rloo" in cli("train", "kto").stderr
 
 
 def test_the_version_is_printed():
