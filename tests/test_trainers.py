@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,9 +37,11 @@ FORMS = {
     "bare": {"form": "bare"},
     "### {prompt}\n###": {"form": "### {prompt}\n###"},
 }
+# Nothing is said twice in a row: of what is, a reward and the column differ.
+ASKED = [{**row, "response": re.sub(r"(carefully )+", "carefully ", row["response"])} for row in questions(6)]
 SIX = [
     {**row, "worse_contrast": [{"response": f"or {row['response'][4:]}", "similarity": 0.5, "source_row_id": 1}]}
-    for row in questions(6)
+    for row in ASKED
 ]
 FAST = {"max_steps": 1, "use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
 
