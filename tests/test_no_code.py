@@ -56,7 +56,9 @@ def _dangers(source: str) -> list[str]:
             found.append(name)
         if _is(node, "trust_remote_code", True) or _is(node, "shell", True) or _is(node, "allow_pickle", True):
             found.append(f"{name} with a flag")
-        if name.endswith(".from_pretrained") and not any(k.arg == "trust_remote_code" for k in node.keywords):
+        # peft's configurations are JSON alone.
+        is_asked = name.endswith(".from_pretrained") and name != "peft.PeftConfig.from_pretrained"
+        if is_asked and not any(k.arg == "trust_remote_code" for k in node.keywords):
             # Left out, transformers asks at the keyboard, and Enter in the wrong place runs it.
             found.append(f"{name} without trust_remote_code")
     return found
