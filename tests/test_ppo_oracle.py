@@ -17,6 +17,7 @@ import pytest
 import torch
 from test_train import start
 
+from seamcurate.models import tokens
 from seamcurate.train import learner as learning
 from seamcurate.train.actor import Actor
 from seamcurate.train.data import Asked
@@ -234,7 +235,8 @@ def ours(folder: Path, rollouts: Sequence[Rollout], patch: pytest.MonkeyPatch, w
     judge = Judge(lambda **given: next(scored).scores)
     questions = [Question(i, Asked("", {}), ids) for i, ids in enumerate(prompts)]
     actor = Actor(policy, value, config.temperature)
-    learner = learning.Learner(actor, reference, tokenizer, judge, config, Accelerator())
+    form = tokens.form_of(tokenizer)
+    learner = learning.Learner(actor, reference, tokenizer, form, judge, config, Accelerator())
     logs = [learner.update(step, questions) for step in range(1, len(rollouts) + 1)]
     return logs, (policy, value), told
 
