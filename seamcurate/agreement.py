@@ -69,14 +69,14 @@ def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
     except StoreError as error:
         yield Difference(str(error))
         return
-    changed = [(corpus, layer, what) for layer, what in (corpus.changed(there) if corpus else ())]
+    changed = [(corpus, layer, what) for layer, what in (corpus.changed(there) if corpus is not None else ())]
     changed += [(store, layer, what) for layer, what in store.changed(layers)]
     for of, layer, what in changed:
         where = "of the corpus " if of is corpus else ""
         yield Difference(f"step {layer.step.name} {where}was made by another configuration: {what}", _REPLACE)
     if changed:
         return
-    lacking = [layer.step.name for layer in there if corpus and numbers(layer.path) != corpus.shards]
+    lacking = [layer.step.name for layer in there if corpus is not None and numbers(layer.path) != corpus.shards]
     lacking += [layer.step.name for layer in layers if numbers(layer.path) != store.shards]
     for name in lacking:
         yield Difference(f"it lacks columns of step {name}")
