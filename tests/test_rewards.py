@@ -88,10 +88,11 @@ def test_every_way_to_a_reward_gives_the_columns_number(rows, fallback, combine,
         [whole] = list(store.rows([*names, "rer_query_relevance", "rer_reference_relevance"]))
         columns = whole.to_pydict()
         expected = columns["rer"]
-        # The reward never pays for repetition, and no relevance is a penalty: there it is not the column's.
+        # The reward never pays for repetition nor reads white space around an answer, and no relevance is a penalty:
+        # there it is not the column's.
         near = zip(columns["rer_query_relevance"], columns["rer_reference_relevance"], strict=True)
         plain = [
-            drop_repeats(text) == text.strip()
+            drop_repeats(text) == text
             and drop_repeats(cut(text, stop)) == cut(text, stop).strip()
             and min(q, 0 if a is None else a) >= 0
             for text, (q, a) in zip(columns["response"], near, strict=True)
