@@ -11,8 +11,9 @@ TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
 
+# Two workers of one thread each: the models of the tests are too small for two threads, which would wait for each other.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A tiny model of every family of transformers, scored as plain calls score it. One thread: the models are too small for two.
 test-architectures: .venv/installed

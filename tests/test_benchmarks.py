@@ -11,6 +11,8 @@ import pytest
 from benchmarks.__main__ import NAMES
 from benchmarks.race import race
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 

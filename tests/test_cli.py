@@ -16,6 +16,8 @@ from conftest import interrupt
 
 import seamcurate
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 rows: {parquet: rows.parquet, shard_rows: 15}
 corpus: {parquet: corpus.parquet, shard_rows: 64}

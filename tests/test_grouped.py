@@ -17,6 +17,8 @@ from seamcurate.errors import TrainError
 from seamcurate.train import GroupTraining, SFTTraining, grpo, rloo, sft
 from seamcurate.train.data import prompts
 
+pytestmark = pytest.mark.slow
+
 FAST = {
     "lora": False,
     "learning_rate": 3e-3,

@@ -56,6 +56,8 @@ from seamcurate.recipe import loads
 from seamcurate.reproduction import check, reproduce
 from seamcurate.train import answer, sft
 
+pytestmark = pytest.mark.slow
+
 RETRIEVE = Retrieve(k=5, band=(0.5, 0.9))
 KEEP = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
 NAMES = map("bucket-{:03d}".format, itertools.count())

@@ -29,6 +29,8 @@ from seamcurate.train.ppo import PPOTraining, ppo
 from seamcurate.train.rollout import Judge, drawn, respond
 from seamcurate.words import repetition
 
+pytestmark = pytest.mark.slow
+
 FAST: dict[str, Any] = {
     "lora": False,
     "learning_rate": 3e-3,

@@ -37,6 +37,8 @@ from seamcurate import (
 )
 from seamcurate.errors import BudgetError, ClusterError, StepError, StoreError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 

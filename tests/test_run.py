@@ -48,6 +48,8 @@ from seamcurate.errors import (
 )
 from seamcurate.integrity import mend
 
+pytestmark = pytest.mark.slow
+
 LOWEST = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
 
 

@@ -21,6 +21,8 @@ from seamcurate.models.weights import identity
 from seamcurate.train import RewardTraining, SFTTraining, reward, sft
 from seamcurate.train.data import Row, held_out, rows
 
+pytestmark = pytest.mark.slow
+
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

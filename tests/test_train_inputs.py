@@ -33,6 +33,8 @@ from seamcurate.train import (
 )
 from seamcurate.train.learner import Learner
 
+pytestmark = pytest.mark.slow
+
 ALL = {
     "lora": False,
     "learning_rate": 1e-3,
