@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seamcurate import shard
+from seamcurate.storage import shard
 
 LINES = Path(__file__).with_name("scaling.jsonl")
 STORES = Path(__file__).parents[1] / ".benchmarks"

@@ -194,7 +194,7 @@ def _run(*command: str) -> None:
 
 def work(folder: Path, number: int, url: str, seconds: float) -> None:
     """Make stores until the time is over, a line of JSON each."""
-    from seamcurate import shard
+    from seamcurate.storage import shard
 
     worker = folder / f"worker-{number}"
     temporary = worker / "tmp"

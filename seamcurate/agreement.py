@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from seamcurate import objects
 from seamcurate import split as splits
 from seamcurate.errors import ModelError, RecipeError, SourceError, StaleError, StoreError
 from seamcurate.progress import note
 from seamcurate.recipe import Recipe
 from seamcurate.source import KINDS, Source
 from seamcurate.step import Step, digest
+from seamcurate.storage import objects
 from seamcurate.store import Layer, Store, numbers
 
 _REPLACE = "run the recipe first, with --replace, or name the store that it made"

@@ -17,12 +17,13 @@ import pyarrow as pa
 import yaml
 from pydantic import JsonValue
 
-from seamcurate import shard, views, words
+from seamcurate import views, words
 from seamcurate.baseline import Random
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.recipe import Models, Recipe
 from seamcurate.source import Source
+from seamcurate.storage import shard
 from seamcurate.store import Store
 from seamcurate.tables import brief
 from seamcurate.trainers import (

@@ -23,12 +23,13 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from seamcurate import errors, lock, objects
+from seamcurate import errors
 from seamcurate.errors import ClusterError, StoreError
-from seamcurate.objects import Place
 from seamcurate.recipe import Recipe
 from seamcurate.run import Report, run, worker
 from seamcurate.step import Step
+from seamcurate.storage import lock, objects
+from seamcurate.storage.objects import Place
 from seamcurate.store import Layer, Store, beside, filename
 
 _TRIES = 3

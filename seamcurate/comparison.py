@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from seamcurate import card, hub, shard, views
+from seamcurate import card, hub, views
 from seamcurate.errors import HubError
 from seamcurate.split import stale
+from seamcurate.storage import shard
 from seamcurate.store import Store
 from seamcurate.tables import brief, clean
 

@@ -25,8 +25,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import frames, scratch
+from seamcurate import frames
 from seamcurate.errors import QueryError
+from seamcurate.storage import scratch
 
 _GRACE_SECONDS = 0.5
 """How long a query may take to stop by itself before its engine is killed."""

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from seamcurate import scratch, shard
 from seamcurate.errors import ModelError, SourceError
 from seamcurate.models import SentenceEncoder
+from seamcurate.storage import scratch, shard
 from seamcurate.train import RewardTraining, SFTTraining, reward, sft
 from seamcurate.train.training import quiet
 

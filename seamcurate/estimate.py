@@ -23,12 +23,12 @@ from seamcurate.models import Embedder, FakeModel, Prompt, weights
 from seamcurate.models.backend import Backend
 from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
-from seamcurate.objects import Place
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.source import REJECTED, Source
 from seamcurate.split import check_formats
 from seamcurate.step import Averages, Step, digest, evenly
+from seamcurate.storage.objects import Place
 from seamcurate.store import Store, numbers
 
 _SAMPLE_ROWS = 128

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seamcurate import agreement, objects, shard, views
+from seamcurate import agreement, views
 from seamcurate import augment as augmentation
 from seamcurate import split as splits
 from seamcurate.errors import ExportError, StaleError
@@ -36,6 +36,7 @@ from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
 from seamcurate.split import Augment
 from seamcurate.step import MESSAGES
+from seamcurate.storage import objects, shard
 from seamcurate.store import Store, beside, load_json
 from seamcurate.tables import counted
 from seamcurate.trainers import (

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seamcurate import hashes
 from seamcurate.errors import SourceError
+from seamcurate.storage import hashes
 
 LONGEST_ROW_SHOWN = 10_000
 # An unclosed quote swallows what follows it: this bounds what one costs. It is far beyond any prompt.

@@ -26,10 +26,10 @@ from seamcurate import card, recipe, split
 from seamcurate.errors import HubError, SeamcurateError
 from seamcurate.export import Exported, export
 from seamcurate.formats import hub_commit
-from seamcurate.objects import local
 from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
+from seamcurate.storage.objects import local
 from seamcurate.store import Store, save_json
 from seamcurate.tables import brief
 from seamcurate.trainers import REWARD_FILE, Trainer

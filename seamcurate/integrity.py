@@ -18,12 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from seamcurate import agreement, objects, shard, split
+from seamcurate import agreement, split
 from seamcurate.errors import DamagedError
 from seamcurate.models import calls
-from seamcurate.objects import ObjectPath, Place
 from seamcurate.progress import note
 from seamcurate.recipe import Recipe
+from seamcurate.storage import objects, shard
+from seamcurate.storage.objects import ObjectPath, Place
 from seamcurate.store import Store, beside, filename, load_json, makers, numbers, own_record, record_file, step_record
 from seamcurate.tables import counted
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue
 
-from seamcurate import hub, objects, recipe, shard
+from seamcurate import hub, recipe
 from seamcurate.contrast import Attack
 from seamcurate.errors import HubError, RecipeError
 from seamcurate.hub import Repository
@@ -38,6 +38,7 @@ from seamcurate.source import Source
 from seamcurate.split import bundled as bundled_folders
 from seamcurate.split import is_file_name
 from seamcurate.step import Step
+from seamcurate.storage import objects, shard
 from seamcurate.store import Store
 from seamcurate.tables import brief, clean, counted
 from seamcurate.trainers import Trainer

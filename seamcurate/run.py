@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate import agreement, integrity, objects, shard
+from seamcurate import agreement, integrity
 from seamcurate import split as splits
 from seamcurate.contrast import Generate, Retrieve
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
@@ -24,11 +24,12 @@ from seamcurate.models import OpenAIServer, calls
 from seamcurate.models.calls import Spent, expected
 from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
-from seamcurate.objects import Place
 from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
 from seamcurate.source import Chunk, Source
 from seamcurate.step import Averages, Step
+from seamcurate.storage import objects, shard
+from seamcurate.storage.objects import Place
 from seamcurate.store import Layer, Store, beside, filename, makers, record_file, shard_files, step_record
 from seamcurate.tables import brief, counted
 

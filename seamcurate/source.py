@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from seamcurate import formats, objects
+from seamcurate import formats
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
+from seamcurate.storage import objects
 from seamcurate.store import shard_files
 from seamcurate.tables import suggestion
 

@@ -23,12 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from seamcurate import dependencies, objects, shard, views
+from seamcurate import dependencies, views
 from seamcurate.connection import Answer, Connection, TooLargeError
 from seamcurate.errors import QueryError, RecipeError, StaleError
-from seamcurate.objects import Place, local
 from seamcurate.source import Source
 from seamcurate.step import digest
+from seamcurate.storage import objects, shard
+from seamcurate.storage.objects import Place, local
 from seamcurate.store import Store, filename, record_file, save_record
 from seamcurate.tables import brief, counted, suggestion
 

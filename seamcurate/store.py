@@ -39,11 +39,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate import lock, objects, shard
 from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, StoreError
-from seamcurate.objects import Place
 from seamcurate.progress import note
 from seamcurate.step import Step, digest
+from seamcurate.storage import lock, objects, shard
+from seamcurate.storage.objects import Place
 from seamcurate.tables import suggestion
 
 FORMAT = 3

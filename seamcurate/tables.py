@@ -21,8 +21,9 @@ from typing import Literal, Protocol, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seamcurate import frames, objects
+from seamcurate import frames
 from seamcurate.errors import QueryError
+from seamcurate.storage import objects
 
 Form = Literal["table", "csv", "jsonl", "parquet"]
 

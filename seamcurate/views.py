@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import frames, shard
+from seamcurate import frames
 from seamcurate.connection import Answer, Connection, start
 from seamcurate.errors import QueryError
-from seamcurate.objects import Place, local
+from seamcurate.storage import shard
+from seamcurate.storage.objects import Place, local
 from seamcurate.store import Store, filename, numbers, record_schema, sample_sets
 
 if TYPE_CHECKING:

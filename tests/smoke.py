@@ -49,7 +49,7 @@ def modules(folder: Path) -> None:
     """Import every module that needs nothing but the dependencies."""
     import seamcurate
 
-    extras = ("seamcurate.train", "seamcurate.explore", "seamcurate.study", "seamcurate.bucket")
+    extras = ("seamcurate.train", "seamcurate.explore", "seamcurate.study", "seamcurate.storage.bucket")
     for module in pkgutil.walk_packages(seamcurate.__path__, "seamcurate."):
         if not module.name.startswith(extras):
             importlib.import_module(module.name)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from seamcurate import hashes
+from seamcurate.storage import hashes
 
 
 @pytest.fixture

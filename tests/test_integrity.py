@@ -35,10 +35,10 @@ from seamcurate import (
     query,
     run_local,
     seam,
-    shard,
 )
 from seamcurate.errors import DamagedError, StaleError, StoreError
 from seamcurate.models import Reply, calls
+from seamcurate.storage import shard
 from seamcurate.store import load_json
 
 KEEP = "SELECT row_id, seam_contrast < 0 AS keep, seam_contrast AS value FROM rows"

@@ -36,13 +36,10 @@ from seamcurate import (
     Split,
     Store,
     integrity,
-    lock,
-    objects,
     plan,
     query,
     run_local,
     seam,
-    shard,
     study,
     tables,
 )
@@ -54,6 +51,7 @@ from seamcurate.explain import why
 from seamcurate.explore import report
 from seamcurate.recipe import loads
 from seamcurate.reproduction import check, reproduce
+from seamcurate.storage import lock, objects, shard
 from seamcurate.train import answer, sft
 
 pytestmark = pytest.mark.slow
@@ -266,7 +264,9 @@ def test_the_command_line_takes_an_address_and_tells_no_key(files, bucket):
 
 DYING = """
 import os, signal, sys
-from seamcurate import Recipe, lock, objects, run_local
+from seamcurate import Recipe, run_local
+from seamcurate.storage import lock
+from seamcurate.storage import objects
 real, left = objects.ObjectPath.put, [int(sys.argv[3])]
 
 def put(self, content, copy=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from seamcurate import scratch
+from seamcurate.storage import scratch
 
 WAITING = """
 import sys

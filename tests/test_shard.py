@@ -8,8 +8,8 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from seamcurate import shard
 from seamcurate.errors import DamagedError, StoreError
+from seamcurate.storage import shard
 
 TABLE = pa.table({"row_id": [1, 2], "text": ["a", "ü"]})
 

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import Recipe, Retrieve, Source, Split, Store, query, run_local, seam, shard, tables, views
+from seamcurate import Recipe, Retrieve, Source, Split, Store, query, run_local, seam, tables, views
 from seamcurate import connection as connections
 from seamcurate.errors import QueryError
+from seamcurate.storage import shard
 
 
 @pytest.fixture

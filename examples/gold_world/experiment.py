@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from examples.gold_world import models, scores, world
 from seamcurate import Store, to_trl
 from seamcurate.errors import BusyError
-from seamcurate.shard import replace
+from seamcurate.storage.shard import replace
 
 SELECTION = ("full", "random", "perplexity", "rip", "seam", "seam_written", "seam_adv", "seam_shuffled")
 AUGMENTATION = ("full", "augment_random", "augment_all", "augment_seam")

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from seamcurate import objects
 from seamcurate.errors import BudgetError, StoreError
 from seamcurate.models.backend import Backend
 from seamcurate.models.protocols import Reply
-from seamcurate.objects import ObjectPath, Place
 from seamcurate.progress import note
 from seamcurate.step import Work, digest
+from seamcurate.storage import objects
+from seamcurate.storage.objects import ObjectPath, Place
 from seamcurate.tables import counted
 
 _TABLES = """

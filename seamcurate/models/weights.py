@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from seamcurate import hashes
 from seamcurate.errors import ModelError
+from seamcurate.storage import hashes
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from seamcurate import formats, views
 from seamcurate.errors import StudyError
 from seamcurate.models import Prompt
-from seamcurate.objects import place
 from seamcurate.step import column, finite
+from seamcurate.storage.objects import place
 from seamcurate.store import Store
 from seamcurate.study.statistics import Doubles, Interval
 from seamcurate.tables import brief, one_line

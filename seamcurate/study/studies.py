@@ -11,9 +11,9 @@ import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from seamcurate import objects
 from seamcurate.errors import StudyError
 from seamcurate.models import CausalLM, RewardModel, SentenceEncoder, SequenceClassifier
+from seamcurate.storage import objects
 from seamcurate.study.grid import sanity, saturation
 from seamcurate.study.judging import winrate
 from seamcurate.study.methods import augmentation, filter_rate, query_type, selection

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from seamcurate import objects, prompts
+from seamcurate import prompts
 from seamcurate.errors import StudyError
 from seamcurate.models import Conversation, LanguageModelConfig, Request, calls
 from seamcurate.models.reply import field, last_first, read
 from seamcurate.models.template import prompt_text
+from seamcurate.storage import objects
 from seamcurate.study import results
 from seamcurate.study.results import Data
 from seamcurate.tables import brief

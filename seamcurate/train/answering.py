@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field
 
-from seamcurate import objects
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
 from seamcurate.models.template import FormSettings
 from seamcurate.progress import bar
+from seamcurate.storage import objects
 from seamcurate.train import data as rows_of
 from seamcurate.train import rollout, training
 from seamcurate.train.data import Data

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from seamcurate import shard
+from seamcurate.storage import shard
 
 
 def write(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

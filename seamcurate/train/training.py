@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from seamcurate import objects
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import checkpoint, probe, tokens, weights
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import CLOCK, Form, FormSettings, prompt_text
 from seamcurate.progress import bar, note
+from seamcurate.storage import objects
 from seamcurate.tables import brief, counted
 from seamcurate.train import data
 from seamcurate.train.workplace import RECORD, Workplace, differences, first_day

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
-from seamcurate import objects, shard
 from seamcurate.errors import TrainError
 from seamcurate.progress import note
 from seamcurate.step import digest
+from seamcurate.storage import objects, shard
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from seamcurate.bucket import Refused, told
 from seamcurate.errors import BusyError, SeamcurateError, StoreError
-from seamcurate.objects import ObjectPath, Place
+from seamcurate.storage.bucket import Refused, told
+from seamcurate.storage.objects import ObjectPath, Place
 
 LEASE_SECONDS = 90.0
 """A lock that was not renewed for so long is nobody's."""

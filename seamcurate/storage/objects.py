@@ -23,10 +23,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from seamcurate import scratch
-from seamcurate.bucket import Bucket, Refused, Seen, modified, opened, told, version
 from seamcurate.errors import DamagedError, StoreError
 from seamcurate.progress import bar
+from seamcurate.storage import scratch
+from seamcurate.storage.bucket import Bucket, Refused, Seen, modified, opened, told, version
 
 LISTED = ".sha256"
 """The list of a folder's files with their hashes, as `sha256sum -c` reads it. Of objects it is put last: without it

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seamcurate.errors import DamagedError, StoreError
-from seamcurate.objects import LISTED, ObjectPath, Place, local
+from seamcurate.storage.objects import LISTED, ObjectPath, Place, local
 
 _MAKER, _NUMBER, _MADE_OF = b"seamcurate.maker", b"seamcurate.shard", b"seamcurate.made_of"
 _SEAL = b"seamcurate.sha256"

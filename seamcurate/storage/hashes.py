@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from seamcurate.objects import cache_folder
+from seamcurate.storage.objects import cache_folder
 
 _LARGE = 2**24
 """Bytes from which on a hash is remembered: a smaller file is read as fast as its hash is looked up."""

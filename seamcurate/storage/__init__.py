@@ -1,0 +1,1 @@
+"""One file at a time: shards, object stores, locks, scratch folders, hashes."""
