@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from seamcurate.source import Source
     from seamcurate.split import Augment, Split
     from seamcurate.step import Step, column
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
     from seamcurate.views import query
     from seamcurate.white_box import (
         LengthIncentive,
@@ -83,7 +83,7 @@ _WHERE = {
     "source": ("Source",),
     "split": ("Augment", "Split"),
     "step": ("Step", "column"),
-    "store": ("Store",),
+    "store.store": ("Store",),
     "views": ("query",),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}

@@ -20,7 +20,7 @@ from seamcurate.recipe import Recipe
 from seamcurate.source import KINDS, Source
 from seamcurate.step import Step, digest
 from seamcurate.storage import objects
-from seamcurate.store import Layer, Store, numbers
+from seamcurate.store.store import Layer, Store, numbers
 
 _REPLACE = "run the recipe first, with --replace, or name the store that it made"
 

@@ -28,7 +28,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.source import KINDS, SHAREGPT_ROLES, Source
 from seamcurate.split import Augment
 from seamcurate.step import MESSAGES
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 from seamcurate.tables import counted
 
 Kind: TypeAlias = Literal["sft", "preferences"]

@@ -24,7 +24,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.recipe import Models, Recipe
 from seamcurate.source import Source
 from seamcurate.storage import shard
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 from seamcurate.tables import brief
 from seamcurate.trainers import (
     PROMPT_FORM,

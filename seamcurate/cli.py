@@ -211,7 +211,7 @@ def columns(store: StoreFolder) -> None:
     Example: seamcurate columns my-store
     """
     from seamcurate import tables
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
 
     opened = Store(store).open()
     listed = opened.columns()
@@ -263,7 +263,7 @@ def sql(
     Example: seamcurate sql my-store "SELECT prompt, seam_contrast FROM rows ORDER BY seam_contrast LIMIT 5"
     """
     from seamcurate import tables, views
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
 
     if re.match(r"\s*(select|with|from)\s|.*\.sql\s*$", store, re.IGNORECASE):
         raise QueryError(f'the store comes first, as in `seamcurate sql {query} "{tables.brief(store, 60)}"`')
@@ -281,7 +281,7 @@ def why(store: StoreFolder, row_id: Annotated[str, typer.Argument(help="The row.
     Example: seamcurate why my-store 17
     """
     from seamcurate import explain
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
 
     if not re.fullmatch(r"-?\d{1,18}", row_id, re.ASCII):
         raise QueryError(f"{row_id} is no row id, which is a whole number: write `seamcurate why STORE ROW_ID`")
@@ -302,7 +302,7 @@ def check(
     """
     from seamcurate import integrity, tables
     from seamcurate import recipe as recipes
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
 
     made = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
     for finding in made.findings:
@@ -326,7 +326,7 @@ def export(
     from seamcurate import export as exporting
     from seamcurate import recipe as recipes
     from seamcurate import tables
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
 
     _check_order("export", recipe, store)
     for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
@@ -349,7 +349,7 @@ def explore(
     Example: seamcurate explore my-store
     """
     from seamcurate import explore as explorer
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
 
     explorer.serve(Store(store).open(), port, browser, Store(other).open() if other else None)
 
@@ -365,7 +365,7 @@ def report(
     Example: seamcurate report my-store --out report.html
     """
     from seamcurate.explore import report as write
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
 
     for file in write(Store(store).open(), out, figures):
         print(file)
@@ -389,7 +389,7 @@ def push(
     """
     from seamcurate import hub
     from seamcurate.card import megabytes
-    from seamcurate.store import Store
+    from seamcurate.store.store import Store
     from seamcurate.tables import counted
 
     _check_order("push", recipe, store)

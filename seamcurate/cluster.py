@@ -30,7 +30,7 @@ from seamcurate.run import Report, run, worker
 from seamcurate.step import Step
 from seamcurate.storage import lock, objects
 from seamcurate.storage.objects import Place
-from seamcurate.store import Layer, Store, beside, filename
+from seamcurate.store.store import Layer, Store, beside, filename
 
 _TRIES = 3
 """Workers that may die of one shard before the run stops: Ray would try for ever."""

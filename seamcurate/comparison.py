@@ -19,7 +19,7 @@ from seamcurate import card, hub, views
 from seamcurate.errors import HubError
 from seamcurate.split import stale
 from seamcurate.storage import shard
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 from seamcurate.tables import brief, clean
 
 _SHOWN = 5

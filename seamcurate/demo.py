@@ -21,7 +21,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
 from seamcurate.run import run_local
 from seamcurate.storage import objects, shard
-from seamcurate.store import Store, load_json
+from seamcurate.store.store import Store, load_json
 from seamcurate.tables import clean, counted
 
 RECIPE = """\

@@ -29,7 +29,7 @@ from seamcurate.source import REJECTED, Source
 from seamcurate.split import check_formats
 from seamcurate.step import Averages, Step, digest, evenly
 from seamcurate.storage.objects import Place
-from seamcurate.store import Store, numbers
+from seamcurate.store.store import Store, numbers
 
 _SAMPLE_ROWS = 128
 _SAMPLE_CORPUS = 2_000

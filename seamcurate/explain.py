@@ -13,7 +13,7 @@ from seamcurate.connection import Connection
 from seamcurate.errors import QueryError
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 from seamcurate.tables import brief
 
 _SHOWN = 5

@@ -37,7 +37,7 @@ from seamcurate.rewards import RerReward
 from seamcurate.split import Augment
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects, shard
-from seamcurate.store import Store, beside, load_json
+from seamcurate.store.store import Store, beside, load_json
 from seamcurate.tables import counted
 from seamcurate.trainers import (
     PROMPT_FORM,

@@ -30,7 +30,7 @@ from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
 from seamcurate.source import Source
 from seamcurate.storage.objects import local
-from seamcurate.store import Store, save_json
+from seamcurate.store.store import Store, save_json
 from seamcurate.tables import brief
 from seamcurate.trainers import REWARD_FILE, Trainer
 

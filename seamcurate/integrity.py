@@ -25,7 +25,17 @@ from seamcurate.progress import note
 from seamcurate.recipe import Recipe
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import ObjectPath, Place
-from seamcurate.store import Store, beside, filename, load_json, makers, numbers, own_record, record_file, step_record
+from seamcurate.store.store import (
+    Store,
+    beside,
+    filename,
+    load_json,
+    makers,
+    numbers,
+    own_record,
+    record_file,
+    step_record,
+)
 from seamcurate.tables import counted
 
 _STRAY = "is no file of the store, and is not read"

@@ -39,7 +39,7 @@ from seamcurate.split import bundled as bundled_folders
 from seamcurate.split import is_file_name
 from seamcurate.step import Step
 from seamcurate.storage import objects, shard
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 from seamcurate.tables import brief, clean, counted
 from seamcurate.trainers import Trainer
 

@@ -30,7 +30,7 @@ from seamcurate.source import Chunk, Source
 from seamcurate.step import Averages, Step
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place
-from seamcurate.store import Layer, Store, beside, filename, makers, record_file, shard_files, step_record
+from seamcurate.store.store import Layer, Store, beside, filename, makers, record_file, shard_files, step_record
 from seamcurate.tables import brief, counted
 
 Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]

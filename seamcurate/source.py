@@ -22,7 +22,7 @@ from seamcurate import formats
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects
-from seamcurate.store import shard_files
+from seamcurate.store.store import shard_files
 from seamcurate.tables import suggestion
 
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])

@@ -30,7 +30,7 @@ from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place, local
-from seamcurate.store import Store, filename, record_file, save_record
+from seamcurate.store.store import Store, filename, record_file, save_record
 from seamcurate.tables import brief, counted, suggestion
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]

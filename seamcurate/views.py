@@ -28,7 +28,7 @@ from seamcurate.connection import Answer, Connection, start
 from seamcurate.errors import QueryError
 from seamcurate.storage import shard
 from seamcurate.storage.objects import Place, local
-from seamcurate.store import Store, filename, numbers, record_schema, sample_sets
+from seamcurate.store.store import Store, filename, numbers, record_schema, sample_sets
 
 if TYPE_CHECKING:
     import duckdb

@@ -309,7 +309,7 @@ def test_a_closed_pipe_is_no_error(finished):
 def test_ctrl_c_stops_within_two_seconds_and_says_how_to_go_on(recipe_file, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import time\n"
-        "from seamcurate.store import Store\n"
+        "from seamcurate.store.store import Store\n"
         "real = Store.add\n"
         "def slow(self, *a):\n"
         "    real(self, *a); print('shard', flush=True); time.sleep(20)\n"

@@ -39,7 +39,7 @@ from seamcurate import (
 from seamcurate.errors import DamagedError, StaleError, StoreError
 from seamcurate.models import Reply, calls
 from seamcurate.storage import shard
-from seamcurate.store import load_json
+from seamcurate.store.store import load_json
 
 KEEP = "SELECT row_id, seam_contrast < 0 AS keep, seam_contrast AS value FROM rows"
 EVERY = "SEAMCURATE_EVERY_DAMAGE" in os.environ

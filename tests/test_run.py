@@ -106,7 +106,7 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 from seamcurate import Recipe, run_local
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 
 real, store, shards = Store.add, Path(sys.argv[2]), int(sys.argv[3])
 
@@ -377,7 +377,7 @@ def test_ctrl_c_leaves_a_store_that_goes_on(recipe, files, tmp_path):
     script = (
         "import sys, time\n"
         "from seamcurate import CausalLM, FakeModel, Models, Perplexity, Random, Recipe, Source, run_local\n"
-        "from seamcurate.store import Store\n"
+        "from seamcurate.store.store import Store\n"
         "real = Store.add\n"
         "def slow(self, *a):\n"
         "    real(self, *a); print('shard', flush=True); time.sleep(60)\n"

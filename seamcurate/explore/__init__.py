@@ -5,7 +5,7 @@ from __future__ import annotations
 from seamcurate.errors import StoreError
 from seamcurate.explore.report import report
 from seamcurate.explore.session import Session
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 
 __all__ = ["Session", "report", "serve"]
 

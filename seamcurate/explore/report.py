@@ -16,7 +16,7 @@ from seamcurate.explore.figure import Figure, Point
 from seamcurate.explore.session import Chart, Session
 from seamcurate.progress import note
 from seamcurate.storage import objects
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 from seamcurate.tables import clean
 
 _WORST = 20

@@ -19,7 +19,7 @@ from seamcurate.explore.session import Session
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.storage import shard
-from seamcurate.store import Store, filename, record_schema, sample_sets
+from seamcurate.store.store import Store, filename, record_schema, sample_sets
 
 _LISTS = {
     "reward": "rewards",

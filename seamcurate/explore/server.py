@@ -39,7 +39,7 @@ from seamcurate.explore import bench, row
 from seamcurate.explore.compare import compare
 from seamcurate.explore.session import Chart, Session
 from seamcurate.storage import scratch
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 
 PAGE = Path(__file__).parent / "static"
 HEADER = "x-seamcurate-token"

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from seamcurate import views
 from seamcurate.connection import Answer, Connection, EndedError, TooLargeError
 from seamcurate.storage.objects import find
-from seamcurate.store import Column, Store, numbers, sample_sets
+from seamcurate.store.store import Column, Store, numbers, sample_sets
 
 SECONDS = 10.0
 MEMORY = "4GB"

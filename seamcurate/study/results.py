@@ -23,7 +23,7 @@ from seamcurate.errors import StudyError
 from seamcurate.models import Prompt
 from seamcurate.step import column, finite
 from seamcurate.storage.objects import place
-from seamcurate.store import Store
+from seamcurate.store.store import Store
 from seamcurate.study.statistics import Doubles, Interval
 from seamcurate.tables import brief, one_line
 

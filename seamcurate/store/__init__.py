@@ -1,0 +1,1 @@
+"""A folder of shards: rows, columns and their fingerprints."""
