@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seamcurate.cluster import run_ray
     from seamcurate.comparison import diff
     from seamcurate.contrast import Attack, Embed, Generate, Retrieve
+    from seamcurate.data.source import Source
     from seamcurate.errors import SeamcurateError
     from seamcurate.estimate import plan
     from seamcurate.export import to_openrlhf, to_trl, to_verl
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
     from seamcurate.run import run_local
     from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
-    from seamcurate.source import Source
     from seamcurate.split import Augment, Split
     from seamcurate.step import Step, column
     from seamcurate.store.store import Store
@@ -80,7 +80,7 @@ _WHERE = {
     "rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run": ("run_local",),
     "seamlessness": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
-    "source": ("Source",),
+    "data.source": ("Source",),
     "split": ("Augment", "Split"),
     "step": ("Step", "column"),
     "store.store": ("Store",),

@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from seamcurate import split as splits
+from seamcurate.data.source import KINDS, SHAREGPT_ROLES, Source
 from seamcurate.errors import ExportError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import prompt_text
-from seamcurate.source import KINDS, SHAREGPT_ROLES, Source
 from seamcurate.split import Augment
 from seamcurate.step import MESSAGES
 from seamcurate.store.store import Store

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from seamcurate import agreement, split
 from seamcurate.contrast import Attack, Generate, Retrieve, lexicon, retrieve
+from seamcurate.data.source import REJECTED, Source
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
 from seamcurate.models.backend import Backend
@@ -25,7 +26,6 @@ from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
-from seamcurate.source import REJECTED, Source
 from seamcurate.split import check_formats
 from seamcurate.step import Averages, Step, digest, evenly
 from seamcurate.storage.objects import Place

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from seamcurate.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.baseline import Perplexity, Random
 from seamcurate.contrast import Attack, Generate, Retrieve
+from seamcurate.data.source import Source
 from seamcurate.errors import RecipeError
 from seamcurate.models import (
     CausalLM,
@@ -32,7 +33,6 @@ from seamcurate.models.backend import Backend
 from seamcurate.projection import Project
 from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, seam
-from seamcurate.source import Source
 from seamcurate.split import Augment, Split, read_filter
 from seamcurate.step import Step
 from seamcurate.tables import suggestion

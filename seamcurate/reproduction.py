@@ -25,6 +25,7 @@ from pydantic import JsonValue
 
 from seamcurate import hub, recipe
 from seamcurate.contrast import Attack
+from seamcurate.data.source import Source
 from seamcurate.errors import HubError, RecipeError
 from seamcurate.hub import Repository
 from seamcurate.models import OpenAIServer
@@ -34,7 +35,6 @@ from seamcurate.models.server import OPENAI
 from seamcurate.progress import note
 from seamcurate.recipe import Recipe
 from seamcurate.run import Report, run_local
-from seamcurate.source import Source
 from seamcurate.split import bundled as bundled_folders
 from seamcurate.split import is_file_name
 from seamcurate.step import Step

@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from seamcurate import agreement, integrity
 from seamcurate import split as splits
 from seamcurate.contrast import Generate, Retrieve
+from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
 from seamcurate.models import OpenAIServer, calls
 from seamcurate.models.calls import Spent, expected
@@ -26,7 +27,6 @@ from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
-from seamcurate.source import Chunk, Source
 from seamcurate.step import Averages, Step
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place

@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 from seamcurate import dependencies, views
 from seamcurate.connection import Answer, Connection, TooLargeError
+from seamcurate.data.source import Source
 from seamcurate.errors import QueryError, RecipeError, StaleError
-from seamcurate.source import Source
 from seamcurate.step import digest
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place, local

@@ -973,7 +973,7 @@ def test_two_runs_are_compared_in_lines_whatever_their_rules_say(store: Store, t
 FROM_HUB = """
 import json, pathlib, sys
 from seamcurate.errors import SeamcurateError
-from seamcurate.source import Source
+from seamcurate.data.source import Source
 told = {}
 for name in sys.argv[2:]:
     try:

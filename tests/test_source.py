@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from strategies import cell, line
 
-from seamcurate import formats
+from seamcurate.data import formats
+from seamcurate.data.source import REJECTED, Chunk, Source
 from seamcurate.errors import SourceError
-from seamcurate.source import REJECTED, Chunk, Source
 from seamcurate.step import MESSAGES
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "rl_prompts.parquet"
@@ -656,7 +656,7 @@ def test_relative_places_are_taken_from_the_recipe(tmp_path: Path) -> None:
 
 READ = """
 import json
-from seamcurate.source import Source
+from seamcurate.data.source import Source
 source = Source(hub="me/rows", prompt="question", shard_rows=2)
 chunks = list(source.chunks())
 print(json.dumps({
@@ -736,7 +736,7 @@ def test_a_line_that_a_small_file_unpacks_to_without_end_is_one_rejected_row_and
 ):
     import tracemalloc
 
-    from seamcurate import formats
+    from seamcurate.data import formats
 
     monkeypatch.setattr(formats, "LONGEST_LINE", 1 << 16)
     monkeypatch.setattr(formats, "LONGEST_CSV_FIELD", 1 << 15)

@@ -92,7 +92,7 @@ def attack(folder: Path) -> str:
 @pytest.mark.parametrize(
     "work",
     [
-        "seamcurate.source:Source.chunks",
+        "seamcurate.data.source:Source.chunks",
         "seamcurate.contrast.nearest:Band.search",
         "seamcurate.models.fake:FakeModel.logprobs",
         "seamcurate.split:_decided",

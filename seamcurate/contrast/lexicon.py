@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from seamcurate.data.formats import sha256
 from seamcurate.errors import StepError
-from seamcurate.formats import sha256
 
 _FILES = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 _ENDINGS = {

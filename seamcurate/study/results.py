@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from seamcurate import formats, views
+from seamcurate import views
+from seamcurate.data import formats
 from seamcurate.errors import StudyError
 from seamcurate.models import Prompt
 from seamcurate.step import column, finite

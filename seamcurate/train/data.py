@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seamcurate import formats
+from seamcurate.data import formats
 from seamcurate.errors import TrainError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import Form, prompt_text

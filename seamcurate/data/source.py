@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from seamcurate import formats
+from seamcurate.data import formats
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects

@@ -1,0 +1,1 @@
+"""Sources: files, folders and the Hub as rows of a prompt, a response and a reference."""
