@@ -17,8 +17,6 @@ if sys.platform == "linux":
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
 if TYPE_CHECKING:
-    from seamcurate.asked import AskQueryType, Judge, RelevantSentences
-    from seamcurate.baseline import Perplexity, Random
     from seamcurate.cluster import run_ray
     from seamcurate.comparison import diff
     from seamcurate.contrast import Attack, Embed, Generate, Retrieve
@@ -29,18 +27,14 @@ if TYPE_CHECKING:
     from seamcurate.hub import push
     from seamcurate.integrity import check
     from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
-    from seamcurate.projection import Project
     from seamcurate.recipe import Models, Recipe
     from seamcurate.reproduction import reproduce
     from seamcurate.rewards import ModelReward, RerReward
-    from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
     from seamcurate.run import run_local
-    from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
-    from seamcurate.split import Augment, Split
-    from seamcurate.step import Step, column
-    from seamcurate.store.store import Store
-    from seamcurate.views import query
-    from seamcurate.white_box import (
+    from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
+    from seamcurate.score.baseline import Perplexity, Random
+    from seamcurate.score.projection import Project
+    from seamcurate.score.rer import (
         LengthIncentive,
         OtherRelevance,
         QueryRelevance,
@@ -50,10 +44,16 @@ if TYPE_CHECKING:
         Rer,
         rer,
     )
+    from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
+    from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
+    from seamcurate.split import Augment, Split
+    from seamcurate.step import Step, column
+    from seamcurate.store.store import Store
+    from seamcurate.views import query
 
 _WHERE = {
-    "asked": ("AskQueryType", "Judge", "RelevantSentences"),
-    "baseline": ("Perplexity", "Random"),
+    "score.asked": ("AskQueryType", "Judge", "RelevantSentences"),
+    "score.baseline": ("Perplexity", "Random"),
     "cluster": ("run_ray",),
     "comparison": ("diff",),
     "contrast": ("Attack", "Embed", "Generate", "Retrieve"),
@@ -64,7 +64,7 @@ _WHERE = {
     "models": ("CausalLM", "FakeModel", "OpenAIServer", "SentenceEncoder", "SequenceClassifier"),
     "estimate": ("plan",),
     "recipe": ("Models", "Recipe"),
-    "white_box": (
+    "score.rer": (
         "LengthIncentive",
         "OtherRelevance",
         "QueryRelevance",
@@ -76,10 +76,10 @@ _WHERE = {
     ),
     "reproduction": ("reproduce",),
     "rewards": ("ModelReward", "RerReward"),
-    "projection": ("Project",),
-    "rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
+    "score.projection": ("Project",),
+    "score.rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run": ("run_local",),
-    "seamlessness": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
+    "score.seam": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
     "data.source": ("Source",),
     "split": ("Augment", "Split"),
     "step": ("Step", "column"),

@@ -18,11 +18,11 @@ import yaml
 from pydantic import JsonValue
 
 from seamcurate import views, words
-from seamcurate.baseline import Random
 from seamcurate.data.source import Source
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.recipe import Models, Recipe
+from seamcurate.score.baseline import Random
 from seamcurate.storage import shard
 from seamcurate.store.store import Store
 from seamcurate.tables import brief

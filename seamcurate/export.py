@@ -34,6 +34,7 @@ from seamcurate.models.template import Form
 from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
+from seamcurate.score.rer import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
 from seamcurate.split import Augment
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects, shard
@@ -50,7 +51,6 @@ from seamcurate.trainers import (
     commands,
     free_name,
 )
-from seamcurate.white_box import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -14,8 +14,6 @@ from typing import Any, TypeAlias
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, validate_call
 
-from seamcurate.asked import AskQueryType, Judge, RelevantSentences
-from seamcurate.baseline import Perplexity, Random
 from seamcurate.contrast import Attack, Generate, Retrieve
 from seamcurate.data.source import Source
 from seamcurate.errors import RecipeError
@@ -30,14 +28,10 @@ from seamcurate.models import (
     SequenceClassifier,
 )
 from seamcurate.models.backend import Backend
-from seamcurate.projection import Project
-from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
-from seamcurate.seamlessness import PolicyLogprobs, Reward, Rewards, Seam, seam
-from seamcurate.split import Augment, Split, read_filter
-from seamcurate.step import Step
-from seamcurate.tables import suggestion
-from seamcurate.trainers import REWARD_MODULE
-from seamcurate.white_box import (
+from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
+from seamcurate.score.baseline import Perplexity, Random
+from seamcurate.score.projection import Project
+from seamcurate.score.rer import (
     LengthIncentive,
     OtherRelevance,
     QueryRelevance,
@@ -47,6 +41,12 @@ from seamcurate.white_box import (
     Rer,
     rer,
 )
+from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
+from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
+from seamcurate.split import Augment, Split, read_filter
+from seamcurate.step import Step
+from seamcurate.tables import suggestion
+from seamcurate.trainers import REWARD_MODULE
 
 STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "retrieve": Retrieve,

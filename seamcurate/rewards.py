@@ -29,9 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from seamcurate.errors import ModelError, TrainError
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier
 from seamcurate.models.template import Form, prompt_text
-from seamcurate.step import finite
-from seamcurate.trainers import PROMPT_FORM, REWARD_FILE, SOURCE_PROMPT
-from seamcurate.white_box import (
+from seamcurate.score.rer import (
     AR_RANGE,
     Combine,
     Rer,
@@ -41,6 +39,8 @@ from seamcurate.white_box import (
     novelty,
     relevance,
 )
+from seamcurate.step import finite
+from seamcurate.trainers import PROMPT_FORM, REWARD_FILE, SOURCE_PROMPT
 from seamcurate.words import Words, drop_repeats
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ class Data(Protocol):
         ...
 
     def noise(self, column: str) -> dict[str, float]:
-        """Return the measured noise of what a column's step added, by column; see `seamcurate.noise`."""
+        """Return the measured noise of what a column's step added, by column; see `seamcurate.score.noise`."""
         ...
 
 

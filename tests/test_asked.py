@@ -22,7 +22,7 @@ from seamcurate import (
     rer,
     run_local,
 )
-from seamcurate.asked import query_type, rating, relevant_share
+from seamcurate.score.asked import query_type, rating, relevant_share
 
 
 @pytest.mark.parametrize(

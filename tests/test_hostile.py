@@ -80,15 +80,15 @@ from seamcurate import (
     views,
 )
 from seamcurate import split as splits
-from seamcurate.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.errors import SeamcurateError
 from seamcurate.models.protocols import Likelihood
-from seamcurate.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
-from seamcurate.seamlessness import Seam
+from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
+from seamcurate.score.rer import Rer
+from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
+from seamcurate.score.seam import Seam
 from seamcurate.split import Augment
 from seamcurate.train import Answering
 from seamcurate.train import answer as write_answers
-from seamcurate.white_box import Rer
 
 FILTERS = Path(__file__).parents[1] / "recipes"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")

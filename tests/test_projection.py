@@ -9,7 +9,7 @@ import pytest
 from seamcurate import FakeModel, Models, Project, Recipe, Source, Store, query, recipe, run_local
 from seamcurate.contrast.retrieve import unit
 from seamcurate.errors import RecipeError
-from seamcurate.projection import layout, neighbours_kept, placed
+from seamcurate.score.projection import layout, neighbours_kept, placed
 
 
 def clusters(count: int, each: int, seed: int) -> np.ndarray:

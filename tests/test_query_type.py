@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from seamcurate import query_type
 from seamcurate.models import Embedder, FakeModel, SentenceEncoder
+from seamcurate.score import query_type
 
 Scorer = Callable[[Sequence[str]], npt.NDArray[np.float64]]
 

@@ -25,8 +25,8 @@ from seamcurate import split as splits
 from seamcurate.errors import ExportError, ModelError, TrainError
 from seamcurate.export import export, rer_reward, to_openrlhf, to_trl, to_verl
 from seamcurate.rewards import ModelReward, RerReward, for_openrlhf, for_verl
+from seamcurate.score.rer import cut
 from seamcurate.storage.shard import seal_folder
-from seamcurate.white_box import cut
 from seamcurate.words import drop_repeats
 
 ENCODER = FakeModel(path="encoder")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seamcurate import Retrieve, Source, Store, run_local, seam
 from seamcurate.errors import StepError
 from seamcurate.recipe import STEPS
-from seamcurate.rulers import (
+from seamcurate.score.rulers import (
     LengthCalibrated,
     RewardReliability,
     RewardSpread,

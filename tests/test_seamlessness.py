@@ -10,7 +10,7 @@ import pytest
 
 from seamcurate import FakeModel, PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.errors import ModelError, StepError
-from seamcurate.seamlessness import discrepancy, finite, misjudgement, weight
+from seamcurate.score.seam import discrepancy, finite, misjudgement, weight
 
 GOLDEN, REWARDS = 1.0, [0.2, 1.5, 2.0, 0.9]
 LOGPROBS, TOKENS = [-20.0, -30.0, -60.0, -10.0], [10, 20, 20, 5]

@@ -23,7 +23,7 @@ from seamcurate import (
     rer,
 )
 from seamcurate.errors import StepError
-from seamcurate.white_box import cut, length_incentive, repetition_penalty, rer_closed, rer_open, rescale
+from seamcurate.score.rer import cut, length_incentive, repetition_penalty, rer_closed, rer_open, rescale
 from seamcurate.words import split
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seamcurate import words
-from seamcurate.white_box import length_incentive, repetition_penalty
+from seamcurate.score.rer import length_incentive, repetition_penalty
 
 KINDS = ("wordpunct", "whitespace")
 REPETITIVE = st.lists(

@@ -32,7 +32,7 @@ from seamcurate import (
 )
 from seamcurate.contrast.generate import GENERATED
 from seamcurate.contrast.retrieve import Embed
-from seamcurate.seamlessness import discrepancy, misjudgement, weight
+from seamcurate.score.seam import discrepancy, misjudgement, weight
 from seamcurate.split import read_filter
 from seamcurate.step import Data, Transform
 

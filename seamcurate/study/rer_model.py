@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seamcurate import query_type
 from seamcurate.models import Embedder, Prompt
 from seamcurate.models.protocols import Responses
 from seamcurate.models.template import prompt_text
+from seamcurate.score import query_type
+from seamcurate.score.rer import length_incentive, repetition_penalty, rer_closed, rer_open, rescale
 from seamcurate.step import finite
-from seamcurate.white_box import length_incentive, repetition_penalty, rer_closed, rer_open, rescale
 
 
 class RerModel:

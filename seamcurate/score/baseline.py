@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import noise
 from seamcurate.errors import ModelError
 from seamcurate.models import PolicyModel, Prompt
 from seamcurate.models.protocols import Responses
+from seamcurate.score import noise
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
 
 

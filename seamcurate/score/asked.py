@@ -22,7 +22,7 @@ from seamcurate.errors import ModelError
 from seamcurate.models import Conversation, LanguageModelConfig, Request
 from seamcurate.models.reply import field, is_denied, last_first, read
 from seamcurate.models.template import prompt_text
-from seamcurate.seamlessness import Variant
+from seamcurate.score.seam import Variant
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
 from seamcurate.tables import counted
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
-from seamcurate import noise
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import Policy, PolicyModel, RewardingModel
+from seamcurate.score import noise
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
 from seamcurate.tables import counted
 

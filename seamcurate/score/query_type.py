@@ -24,7 +24,7 @@ _INVERSE_REGULARISATION = 10.0
 
 def examples() -> list[tuple[str, str]]:
     """Read the labelled queries: (query, `open` or `closed`), those of RER's Figure 9 first in each half."""
-    text = importlib.resources.files("seamcurate").joinpath("query_types.csv").read_text(encoding="utf-8")
+    text = importlib.resources.files("seamcurate.score").joinpath("query_types.csv").read_text(encoding="utf-8")
     return [(row["query"], row["query_type"]) for row in csv.DictReader(io.StringIO(text))]
 
 

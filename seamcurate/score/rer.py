@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
-from seamcurate import query_type as classifier
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
+from seamcurate.score import query_type as classifier
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, evenly, finite
 from seamcurate.tables import counted
 from seamcurate.words import Words, counts, distinct_trigrams, split
