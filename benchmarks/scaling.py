@@ -100,7 +100,8 @@ def embed_corpus(folder: Path) -> None:
 
 
 def split_rows(folder: Path) -> None:
-    from seamcurate import Split, Store, split
+    from seamcurate import Split, Store
+    from seamcurate.select import split
 
     text = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
     split.make(Store(folder / "store"), "kept", Split(filter=text, by="rer_length", rate=0.2))

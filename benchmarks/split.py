@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from benchmarks import inputs
 from benchmarks.race import race
 from seamcurate import LengthIncentive, Random, Recipe, RepetitionPenalty, Source, Split, Store, run_local, to_trl
-from seamcurate import split as splits
+from seamcurate.select import split as splits
 
 FILTER = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
 SCORES = ("baseline_random", "rer_length", "rer_repetition")

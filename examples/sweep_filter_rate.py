@@ -6,7 +6,8 @@ The rates are those of SEAM App. H.1. A filter that only removes long answers sh
 
 import sys
 
-from seamcurate import Split, Store, query, split
+from seamcurate import Split, Store, query
+from seamcurate.select import split
 
 store = Store(sys.argv[1] if len(sys.argv) > 1 else "demo-store").open()
 keep = split.read_filter("keep_above_lowest.sql", store.path)

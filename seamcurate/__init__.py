@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     )
     from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
     from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
-    from seamcurate.split import Augment, Split
+    from seamcurate.select.split import Augment, Split
+    from seamcurate.select.views import query
     from seamcurate.step import Step, column
     from seamcurate.store.store import Store
-    from seamcurate.views import query
 
 _WHERE = {
     "score.asked": ("AskQueryType", "Judge", "RelevantSentences"),
@@ -81,10 +81,10 @@ _WHERE = {
     "run": ("run_local",),
     "score.seam": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
     "data.source": ("Source",),
-    "split": ("Augment", "Split"),
+    "select.split": ("Augment", "Split"),
     "step": ("Step", "column"),
     "store.store": ("Store",),
-    "views": ("query",),
+    "select.views": ("query",),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from seamcurate import split as splits
 from seamcurate.data.source import KINDS, Source
 from seamcurate.errors import ModelError, RecipeError, SourceError, StaleError, StoreError
 from seamcurate.progress import note
 from seamcurate.recipe import Recipe
+from seamcurate.select import split as splits
 from seamcurate.step import Step, digest
 from seamcurate.storage import objects
 from seamcurate.store.store import Layer, Store, numbers

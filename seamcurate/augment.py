@@ -21,12 +21,12 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from seamcurate import split as splits
 from seamcurate.data.source import KINDS, SHAREGPT_ROLES, Source
 from seamcurate.errors import ExportError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import prompt_text
-from seamcurate.split import Augment
+from seamcurate.select import split as splits
+from seamcurate.select.split import Augment
 from seamcurate.step import MESSAGES
 from seamcurate.store.store import Store
 from seamcurate.tables import counted

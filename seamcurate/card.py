@@ -17,12 +17,13 @@ import pyarrow as pa
 import yaml
 from pydantic import JsonValue
 
-from seamcurate import views, words
+from seamcurate import words
 from seamcurate.data.source import Source
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.recipe import Models, Recipe
 from seamcurate.score.baseline import Random
+from seamcurate.select import views
 from seamcurate.storage import shard
 from seamcurate.store.store import Store
 from seamcurate.tables import brief

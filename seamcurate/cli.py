@@ -262,7 +262,8 @@ def sql(
 
     Example: seamcurate sql my-store "SELECT prompt, seam_contrast FROM rows ORDER BY seam_contrast LIMIT 5"
     """
-    from seamcurate import tables, views
+    from seamcurate import tables
+    from seamcurate.select import views
     from seamcurate.store.store import Store
 
     if re.match(r"\s*(select|with|from)\s|.*\.sql\s*$", store, re.IGNORECASE):
@@ -280,7 +281,7 @@ def why(store: StoreFolder, row_id: Annotated[str, typer.Argument(help="The row.
 
     Example: seamcurate why my-store 17
     """
-    from seamcurate import explain
+    from seamcurate.select import why as explain
     from seamcurate.store.store import Store
 
     if not re.fullmatch(r"-?\d{1,18}", row_id, re.ASCII):

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from seamcurate import card, hub, views
+from seamcurate import card, hub
 from seamcurate.errors import HubError
-from seamcurate.split import stale
+from seamcurate.select import views
+from seamcurate.select.split import stale
 from seamcurate.storage import shard
 from seamcurate.store.store import Store
 from seamcurate.tables import brief, clean

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from seamcurate import docs_corpus, recipe, views
+from seamcurate import docs_corpus, recipe
 from seamcurate.errors import RecipeError
 from seamcurate.export import export
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
 from seamcurate.run import run_local
+from seamcurate.select import views
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store, load_json
 from seamcurate.tables import clean, counted

@@ -25,9 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seamcurate import agreement, views
+from seamcurate import agreement
 from seamcurate import augment as augmentation
-from seamcurate import split as splits
 from seamcurate.errors import ExportError, StaleError
 from seamcurate.models import CausalLM, PolicyModel, Prompt, RewardingModel, SequenceClassifier
 from seamcurate.models.template import Form
@@ -35,7 +34,9 @@ from seamcurate.progress import bar
 from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
 from seamcurate.score.rer import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
-from seamcurate.split import Augment
+from seamcurate.select import split as splits
+from seamcurate.select import views
+from seamcurate.select.split import Augment
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store, beside, load_json

@@ -43,7 +43,7 @@ from seamcurate.score.rer import (
 )
 from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
-from seamcurate.split import Augment, Split, read_filter
+from seamcurate.select.split import Augment, Split, read_filter
 from seamcurate.step import Step
 from seamcurate.tables import suggestion
 from seamcurate.trainers import REWARD_MODULE

@@ -35,8 +35,8 @@ from seamcurate.models.server import OPENAI
 from seamcurate.progress import note
 from seamcurate.recipe import Recipe
 from seamcurate.run import Report, run_local
-from seamcurate.split import bundled as bundled_folders
-from seamcurate.split import is_file_name
+from seamcurate.select.split import bundled as bundled_folders
+from seamcurate.select.split import is_file_name
 from seamcurate.step import Step
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store

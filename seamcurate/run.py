@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from pydantic import JsonValue
 
 from seamcurate import agreement, integrity
-from seamcurate import split as splits
 from seamcurate.contrast import Generate, Retrieve
 from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
@@ -27,6 +26,7 @@ from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
 from seamcurate.recipe import Recipe
+from seamcurate.select import split as splits
 from seamcurate.step import Averages, Step
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place

@@ -21,12 +21,13 @@ from typing import Literal, Protocol, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seamcurate import frames
 from seamcurate.errors import QueryError
 from seamcurate.storage import objects
 
 Form = Literal["table", "csv", "jsonl", "parquet"]
 
+SQL_TYPE = b"sql"
+"""Metadata of a field: the type that SQL has for it, where Arrow's type does not tell."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 _QUOTED = re.compile(r'[",\r\n]|^\s|\s$')
 _SHOWN_ROWS = 50
@@ -141,7 +142,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _parquet(reader: Batches, sink: pa.PythonFile | str) -> None:
     """Write Parquet; SQL's wide whole numbers, such as sums, are int64 in it, and one that does not fit is refused."""
-    wide = [i for i, field in enumerate(reader.schema) if frames.SQL_TYPE in (field.metadata or {})]
+    wide = [i for i, field in enumerate(reader.schema) if SQL_TYPE in (field.metadata or {})]
     kinds = [pa.int64() if i in wide else field.type for i, field in enumerate(reader.schema)]
     schema = pa.schema(zip(reader.schema.names, kinds, strict=True))
     try:

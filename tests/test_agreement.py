@@ -29,11 +29,11 @@ from seamcurate import (
     to_trl,
     to_verl,
 )
-from seamcurate import split as splits
 from seamcurate.agreement import require
 from seamcurate.errors import ModelError, RecipeError, SeamcurateError, StaleError
-from seamcurate.explain import why
 from seamcurate.export import export
+from seamcurate.select import split as splits
+from seamcurate.select.why import why
 
 ALL = "SELECT row_id FROM rows"
 

@@ -12,10 +12,10 @@ from datasets import load_dataset
 
 from seamcurate import FakeModel, Generate, Models, Recipe, Retrieve, Source, Split, Store, run_local, seam
 from seamcurate import recipe as recipes
-from seamcurate import split as splits
 from seamcurate.errors import ExportError, RecipeError
 from seamcurate.export import export, to_augmented
-from seamcurate.split import Augment
+from seamcurate.select import split as splits
+from seamcurate.select.split import Augment
 
 ALL = Split(filter="SELECT row_id FROM rows")
 PROVENANCE = ["row_id", "source_row_id", "variant", "rank", "similarity", "kind"]

@@ -279,7 +279,7 @@ def test_mistakes_are_one_line_and_exit_with_2(finished, tmp_path, arguments, me
 def test_our_own_mistakes_are_one_line_and_exit_with_1(finished, tmp_path):
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     (tmp_path / "sitecustomize.py").write_text(
-        "import seamcurate.views as v\ndef broken(*a, **k): raise ZeroDivisionError('oh\\nno')\nv.connect = broken\n"
+        "import seamcurate.select.views as v\ndef broken(*a, **k): raise ZeroDivisionError('oh\\nno')\nv.connect = broken\n"
     )
     shown = cli("sql", finished.path, "SELECT 1", env=env)
     assert shown.returncode == 1

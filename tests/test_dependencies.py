@@ -8,7 +8,7 @@ from itertools import product
 import duckdb
 import pytest
 
-from seamcurate.dependencies import reads
+from seamcurate.select.dependencies import reads
 
 JOINED = "SELECT r.row_id FROM rows AS r {join} ledger AS l {on} {where}"
 

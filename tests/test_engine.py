@@ -12,11 +12,12 @@ import threading
 import pytest
 from typer.testing import CliRunner
 
-from seamcurate import Split, Store, query, split, views
-from seamcurate import connection as connections
+from seamcurate import Split, Store, query
 from seamcurate.cli import app
-from seamcurate.connection import TooLargeError
 from seamcurate.errors import QueryError
+from seamcurate.select import connection as connections
+from seamcurate.select import split, views
+from seamcurate.select.connection import TooLargeError
 
 ENDLESS = "SELECT levenshtein(repeat('a', 600000), repeat('b', 600000)) AS row_id"
 LARGE = {
@@ -134,7 +135,8 @@ def test_an_engine_that_dies_is_told_by_its_signal(finished):
 
 ORPHAN = """
 import sys, threading
-from seamcurate import Store, views
+from seamcurate import Store
+from seamcurate.select import views
 connection = views.connect(Store(sys.argv[1]))
 print(connection._engine._process.popen.pid, flush=True)
 views.run(connection, sys.argv[2]).read_all()

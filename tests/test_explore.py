@@ -39,9 +39,9 @@ from seamcurate import (
     query,
     run_local,
     seam,
-    views,
 )
 from seamcurate.errors import QueryError, StoreError
+from seamcurate.select import views
 
 pytest.importorskip("starlette", reason="the extra `explore` is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
@@ -212,7 +212,7 @@ def test_a_filter_is_one_that_a_recipe_takes(ask, recipe, tmp_path):
     text = ask("POST", "/api/filter", json={"sql": "SELECT row_id FROM rows WHERE seam_contrast < 0;"}).text
     (tmp_path / "chosen.sql").write_text(text)
     from seamcurate import Split
-    from seamcurate.split import read_filter
+    from seamcurate.select.split import read_filter
 
     made = run_local(recipe(splits={"x": Split(filter=read_filter("chosen.sql", tmp_path))}), tmp_path / "store")
     kept = query(Store(tmp_path / "store"), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist()[0]["n"]
@@ -290,7 +290,7 @@ def test_the_benchs_recipe_line_makes_the_same_cut(session, recipe, tmp_path, ke
     import yaml
 
     from seamcurate import Split
-    from seamcurate.split import read_filter
+    from seamcurate.select.split import read_filter
 
     cut = session.ask("SELECT median(seam_contrast) AS m FROM scores").to_pylist()[0]["m"]
     found = bench(session, "seam_contrast", cut, keep, nulls)

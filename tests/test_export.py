@@ -28,11 +28,11 @@ from seamcurate import (
     to_verl,
 )
 from seamcurate import export as export_module
-from seamcurate import split as splits
 from seamcurate.errors import ExportError, RecipeError
 from seamcurate.estimate import plan
 from seamcurate.export import export
 from seamcurate.rewards import RerReward
+from seamcurate.select import split as splits
 from seamcurate.trainers import RESERVED
 
 ALL = "SELECT row_id FROM rows WHERE row_id < 30"

@@ -69,7 +69,6 @@ from seamcurate import (
     card,
     comparison,
     estimate,
-    explain,
     export,
     hub,
     query,
@@ -77,16 +76,17 @@ from seamcurate import (
     run_local,
     seam,
     tables,
-    views,
 )
-from seamcurate import split as splits
 from seamcurate.errors import SeamcurateError
 from seamcurate.models.protocols import Likelihood
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.rer import Rer
 from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.score.seam import Seam
-from seamcurate.split import Augment
+from seamcurate.select import split as splits
+from seamcurate.select import views
+from seamcurate.select import why as explain
+from seamcurate.select.split import Augment
 from seamcurate.train import Answering
 from seamcurate.train import answer as write_answers
 

@@ -10,9 +10,9 @@ import pytest
 from conftest import questions
 
 from seamcurate import CausalLM, FakeModel, Models, Recipe, SequenceClassifier, Source, Split, Store, run_local, seam
-from seamcurate import split as splits
 from seamcurate.cli import app
 from seamcurate.score import noise
+from seamcurate.select import split as splits
 
 KEEP = (__import__("pathlib").Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
 

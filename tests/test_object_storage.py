@@ -47,10 +47,10 @@ from seamcurate import export as exporting
 from seamcurate.comparison import diff
 from seamcurate.demo import run as run_demo
 from seamcurate.errors import BusyError, DamagedError, HubError, SourceError, StaleError, StoreError
-from seamcurate.explain import why
 from seamcurate.explore import report
 from seamcurate.recipe import loads
 from seamcurate.reproduction import check, reproduce
+from seamcurate.select.why import why
 from seamcurate.storage import lock, objects, shard
 from seamcurate.train import answer, sft
 

@@ -15,7 +15,8 @@ from seamcurate.storage import scratch
 
 WAITING = """
 import sys
-from seamcurate import Store, views
+from seamcurate import Store
+from seamcurate.select import views
 connection = views.connect(Store(sys.argv[1]))
 print(connection.execute("SELECT current_setting('temp_directory')").fetchall()[0][0], flush=True)
 sys.stdin.read()

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seamcurate import Recipe, Source, Split, Store, query, run_local
-from seamcurate import split as splits
 from seamcurate.errors import QueryError, RecipeError
+from seamcurate.select import split as splits
 
 BUNDLED = Path(__file__).parents[1] / "recipes"
 LOWEST = (BUNDLED / "keep_above_lowest.sql").read_text()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from seamcurate import FakeModel, Models, Store, query, run_local, views
+from seamcurate import FakeModel, Models, Store, query, run_local
 from seamcurate.errors import QueryError
+from seamcurate.select import views
 
 FOLDER = Path(__file__).parents[1] / "examples" / "sql"
 ALONE = sorted(file.name for file in FOLDER.glob("*.sql") if file.name != "where_reward_models_part.sql")

@@ -13,9 +13,10 @@ import duckdb
 import pytest
 from typer.testing import CliRunner
 
-from seamcurate import Split, Store, guard, query, run_local, split, views
+from seamcurate import Split, Store, query, run_local
 from seamcurate.cli import app
 from seamcurate.errors import QueryError
+from seamcurate.select import guard, split, views
 
 SECRET = "the-canary-that-no-answer-may-hold"
 

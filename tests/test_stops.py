@@ -95,7 +95,7 @@ def attack(folder: Path) -> str:
         "seamcurate.data.source:Source.chunks",
         "seamcurate.contrast.nearest:Band.search",
         "seamcurate.models.fake:FakeModel.logprobs",
-        "seamcurate.split:_decided",
+        "seamcurate.select.split:_decided",
     ],
 )
 def test_a_run_stops_in_reading_retrieval_scoring_and_split(work, recipe, tmp_path):
@@ -125,7 +125,7 @@ def test_an_attack_stops(recipe, tmp_path):
     ],
 )
 def test_a_query_stops(endless, finished):
-    said, took = stopped("seamcurate.views:run", "sql", finished.path, endless, "--seconds", "20")
+    said, took = stopped("seamcurate.select.views:run", "sql", finished.path, endless, "--seconds", "20")
     assert (said, took < 2) == ([GO_ON], True), took
 
 

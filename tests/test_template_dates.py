@@ -16,12 +16,12 @@ import pytest
 from conftest import questions
 
 from seamcurate import CausalLM, Models, Perplexity, Recipe, Reward, SequenceClassifier, Source, Store, query, run_local
-from seamcurate import split as splits
 from seamcurate.errors import ModelError, StaleError
 from seamcurate.export import to_trl
 from seamcurate.models import tokens
 from seamcurate.models.template import FormSettings, dated
-from seamcurate.split import Split
+from seamcurate.select import split as splits
+from seamcurate.select.split import Split
 
 BEGIN = "<|im_start|>system\nToday is {{ %s }}<|im_end|>\n"
 TURNS = (

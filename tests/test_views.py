@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import Recipe, Retrieve, Source, Split, Store, query, run_local, seam, tables, views
-from seamcurate import connection as connections
+from seamcurate import Recipe, Retrieve, Source, Split, Store, query, run_local, seam, tables
 from seamcurate.errors import QueryError
+from seamcurate.select import connection as connections
+from seamcurate.select import views
 from seamcurate.storage import shard
 
 

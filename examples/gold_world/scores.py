@@ -33,7 +33,7 @@ from seamcurate import (
 from seamcurate.contrast.generate import GENERATED
 from seamcurate.contrast.retrieve import Embed
 from seamcurate.score.seam import discrepancy, misjudgement, weight
-from seamcurate.split import read_filter
+from seamcurate.select.split import read_filter
 from seamcurate.step import Data, Transform
 
 BY = {

@@ -7,10 +7,10 @@ from typing import Literal, cast
 
 from pydantic import JsonValue
 
-from seamcurate import views
 from seamcurate.errors import QueryError
 from seamcurate.explore import row
 from seamcurate.explore.session import Session, nice
+from seamcurate.select import views
 
 _NEAR = 10
 _LENGTH_BINS = 24

@@ -7,10 +7,10 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from seamcurate import views
 from seamcurate.errors import QueryError
 from seamcurate.explore import row
 from seamcurate.explore.session import Chart, Session
+from seamcurate.select import views
 
 _MOVED = 50
 

@@ -10,11 +10,11 @@ from html import escape
 from pathlib import Path
 from typing import cast
 
-from seamcurate import views
 from seamcurate.explore import figure, row
 from seamcurate.explore.figure import Figure, Point
 from seamcurate.explore.session import Chart, Session
 from seamcurate.progress import note
+from seamcurate.select import views
 from seamcurate.storage import objects
 from seamcurate.store.store import Store
 from seamcurate.tables import clean

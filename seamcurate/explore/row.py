@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from seamcurate import explain
 from seamcurate.errors import QueryError
 from seamcurate.explore.session import Session
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
+from seamcurate.select import why as explain
 from seamcurate.storage import shard
 from seamcurate.store.store import Store, filename, record_schema, sample_sets
 

@@ -33,11 +33,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from seamcurate import tables, views
+from seamcurate import tables
 from seamcurate.errors import QueryError, SeamcurateError, StoreError
 from seamcurate.explore import bench, row
 from seamcurate.explore.compare import compare
 from seamcurate.explore.session import Chart, Session
+from seamcurate.select import views
 from seamcurate.storage import scratch
 from seamcurate.store.store import Store
 

@@ -1,4 +1,4 @@
-"""A store as the explorer asks it: the views of `seamcurate.views`, and its scalar columns once more in memory.
+"""A store as the explorer asks it: the views of `seamcurate.select.views`, and its scalar columns once more in memory.
 
 One rule: whatever is asked is one SELECT, has so many seconds and so much memory, and never holds up a run that fills
 the same store. Charts read the table `scores`, since Parquet read anew for each brush would be a hundred times slower.
@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import views
-from seamcurate.connection import Answer, Connection, EndedError, TooLargeError
+from seamcurate.select import views
+from seamcurate.select.connection import Answer, Connection, EndedError, TooLargeError
 from seamcurate.storage.objects import find
 from seamcurate.store.store import Column, Store, numbers, sample_sets
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from seamcurate import views
 from seamcurate.data import formats
 from seamcurate.errors import StudyError
 from seamcurate.models import Prompt
+from seamcurate.select import views
 from seamcurate.step import column, finite
 from seamcurate.storage.objects import place
 from seamcurate.store.store import Store

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from seamcurate import views
 from seamcurate.errors import StudyError
 from seamcurate.models.protocols import Policy, Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar
+from seamcurate.select import views
 from seamcurate.step import finite
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding

@@ -15,7 +15,7 @@ from typing import cast
 import duckdb
 
 from seamcurate.errors import QueryError
-from seamcurate.frames import VIEW_NAMES
+from seamcurate.select.frames import VIEW_NAMES
 from seamcurate.tables import brief
 
 _ONE = "the SQL must be exactly one SELECT statement: a store is only read"

@@ -8,11 +8,11 @@ from typing import cast
 
 import pyarrow as pa
 
-from seamcurate import split, views
-from seamcurate.connection import Connection
 from seamcurate.errors import QueryError
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
+from seamcurate.select import split, views
+from seamcurate.select.connection import Connection
 from seamcurate.store.store import Store
 from seamcurate.tables import brief
 

@@ -25,9 +25,10 @@ from typing import Any
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import frames
 from seamcurate.errors import QueryError
+from seamcurate.select import frames
 from seamcurate.storage import scratch
+from seamcurate.tables import SQL_TYPE
 
 _GRACE_SECONDS = 0.5
 """How long a query may take to stop by itself before its engine is killed."""
@@ -160,7 +161,7 @@ class Answer:
                 raise QueryError(f"the answer has more than {most}; count or group the rows, or add a LIMIT")
         table = pa.Table.from_batches(batches, self.schema)
         for i, field in enumerate(table.schema):
-            if frames.SQL_TYPE in (field.metadata or {}):
+            if SQL_TYPE in (field.metadata or {}):
                 with suppress(pa.ArrowInvalid):
                     table = table.set_column(i, field.name, table.column(i).cast(pa.int64()))
         return table.replace_schema_metadata(None)
@@ -267,10 +268,10 @@ class _Process:
         self._lock, self._open = threading.Lock(), 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as the process lives
         # It imports what this process imports, from where this one does, and nothing from the working folder.
-        found = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
+        found = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
         with theirs:
             self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "seamcurate.engine", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "seamcurate.select.engine", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,

@@ -22,9 +22,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from seamcurate import frames, guard
 from seamcurate.errors import QueryError
-from seamcurate.tables import brief
+from seamcurate.select import frames, guard
+from seamcurate.tables import SQL_TYPE, brief
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _THREAD = 2**30
@@ -221,7 +221,7 @@ def _answered(
         relation = cursor.sql(wrapped, params=parameters)
     reader = relation.to_arrow_reader(_BATCH_ROWS)
     fields = [
-        pa.field(name, field.type, metadata={frames.SQL_TYPE: kind} if kind in _HUGE else None)
+        pa.field(name, field.type, metadata={SQL_TYPE: kind} if kind in _HUGE else None)
         for name, field, kind in zip(names, reader.schema, kinds, strict=True)
     ]
     return pa.schema(fields), reader

@@ -23,8 +23,6 @@ VIEW_NAMES = ("rows", "candidates", "corpus", "ledger", "rejected")
 """What a query reads, in every store."""
 TOO_LARGE = 77
 """The engine's exit code when it took more memory than it may."""
-SQL_TYPE = b"sql"
-"""Metadata of a field: the type that SQL has for it, where Arrow's type does not tell."""
 
 _HEAD = struct.Struct("!cQ")
 

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from seamcurate import dependencies, views
-from seamcurate.connection import Answer, Connection, TooLargeError
 from seamcurate.data.source import Source
 from seamcurate.errors import QueryError, RecipeError, StaleError
+from seamcurate.select import dependencies, views
+from seamcurate.select.connection import Answer, Connection, TooLargeError
 from seamcurate.step import digest
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place, local
@@ -164,7 +164,7 @@ def is_file_name(filter: str) -> bool:
 
 def bundled() -> list[Path]:
     """Return the folder of bundled recipes: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return [one for one in (package / "recipes", package.parent / "recipes") if one.is_dir()]
 
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import frames
-from seamcurate.connection import Answer, Connection, start
 from seamcurate.errors import QueryError
+from seamcurate.select import frames
+from seamcurate.select.connection import Answer, Connection, start
 from seamcurate.storage import shard
 from seamcurate.storage.objects import Place, local
 from seamcurate.store.store import Store, filename, numbers, record_schema, sample_sets

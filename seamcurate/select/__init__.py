@@ -1,0 +1,1 @@
+"""SQL over a store: views, the process that answers queries, splits with their ledger."""
