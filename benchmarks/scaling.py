@@ -72,14 +72,14 @@ def write_texts(file: Path, rows: int, seed: int) -> int:
 
 def read_rows(folder: Path) -> None:
     from seamcurate import Source, Store
-    from seamcurate.run import ingest
+    from seamcurate.run.local import ingest
 
     ingest(Source(parquet=str(folder / "rows.parquet")), Store(folder / "store"), None, False, "rows")
 
 
 def add_columns(step: Any, folder: Path) -> None:
     from seamcurate import Store
-    from seamcurate.run import compute, here
+    from seamcurate.run.local import compute, here
 
     store = Store(folder / "store")
     (layer,) = store.lay([step()])
@@ -89,7 +89,7 @@ def add_columns(step: Any, folder: Path) -> None:
 
 def embed_corpus(folder: Path) -> None:
     from seamcurate import Embed, FakeModel, Source, Store
-    from seamcurate.run import compute, here, ingest
+    from seamcurate.run.local import compute, here, ingest
 
     corpus = Store(folder / "store" / "corpus")
     ingest(Source(parquet=str(folder / "corpus.parquet")), corpus, None, False, "corpus")

@@ -17,20 +17,20 @@ if sys.platform == "linux":
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
 if TYPE_CHECKING:
-    from seamcurate.cluster import run_ray
     from seamcurate.comparison import diff
     from seamcurate.contrast import Attack, Embed, Generate, Retrieve
     from seamcurate.data.source import Source
     from seamcurate.errors import SeamcurateError
-    from seamcurate.estimate import plan
     from seamcurate.export import to_openrlhf, to_trl, to_verl
     from seamcurate.hub import push
-    from seamcurate.integrity import check
     from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
-    from seamcurate.recipe import Models, Recipe
     from seamcurate.reproduction import reproduce
     from seamcurate.rewards import ModelReward, RerReward
-    from seamcurate.run import run_local
+    from seamcurate.run.cluster import run_ray
+    from seamcurate.run.integrity import check
+    from seamcurate.run.local import run_local
+    from seamcurate.run.plan import plan
+    from seamcurate.run.recipe import Models, Recipe
     from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
     from seamcurate.score.baseline import Perplexity, Random
     from seamcurate.score.projection import Project
@@ -54,16 +54,16 @@ if TYPE_CHECKING:
 _WHERE = {
     "score.asked": ("AskQueryType", "Judge", "RelevantSentences"),
     "score.baseline": ("Perplexity", "Random"),
-    "cluster": ("run_ray",),
+    "run.cluster": ("run_ray",),
     "comparison": ("diff",),
     "contrast": ("Attack", "Embed", "Generate", "Retrieve"),
     "errors": ("SeamcurateError",),
     "export": ("to_openrlhf", "to_trl", "to_verl"),
     "hub": ("push",),
-    "integrity": ("check",),
+    "run.integrity": ("check",),
     "models": ("CausalLM", "FakeModel", "OpenAIServer", "SentenceEncoder", "SequenceClassifier"),
-    "estimate": ("plan",),
-    "recipe": ("Models", "Recipe"),
+    "run.plan": ("plan",),
+    "run.recipe": ("Models", "Recipe"),
     "score.rer": (
         "LengthIncentive",
         "OtherRelevance",
@@ -78,7 +78,7 @@ _WHERE = {
     "rewards": ("ModelReward", "RerReward"),
     "score.projection": ("Project",),
     "score.rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
-    "run": ("run_local",),
+    "run.local": ("run_local",),
     "score.seam": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
     "data.source": ("Source",),
     "select.split": ("Augment", "Split"),

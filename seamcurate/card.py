@@ -21,7 +21,7 @@ from seamcurate import words
 from seamcurate.data.source import Source
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
-from seamcurate.recipe import Models, Recipe
+from seamcurate.run.recipe import Models, Recipe
 from seamcurate.score.baseline import Random
 from seamcurate.select import views
 from seamcurate.storage import shard

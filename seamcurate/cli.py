@@ -157,9 +157,9 @@ def run(
 
     Example: seamcurate run recipes/seam_contrast.yaml my-store --limit 1000
     """
-    from seamcurate import recipe as recipes
-    from seamcurate.cluster import run_ray
-    from seamcurate.run import run_local
+    from seamcurate.run import recipe as recipes
+    from seamcurate.run.cluster import run_ray
+    from seamcurate.run.local import run_local
     from seamcurate.tables import counted
 
     _check_order("run", recipe, store)
@@ -181,8 +181,9 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
 
     Example: seamcurate plan recipes/seam_contrast.yaml my-store
     """
-    from seamcurate import estimate, tables
-    from seamcurate import recipe as recipes
+    from seamcurate import tables
+    from seamcurate.run import plan as estimate
+    from seamcurate.run import recipe as recipes
 
     _check_order("plan", recipe, store)
     made = estimate.plan(recipes.load(recipe), store)
@@ -301,8 +302,9 @@ def check(
 
     Example: seamcurate check my-store --recipe recipe.yaml
     """
-    from seamcurate import integrity, tables
-    from seamcurate import recipe as recipes
+    from seamcurate import tables
+    from seamcurate.run import integrity
+    from seamcurate.run import recipe as recipes
     from seamcurate.store.store import Store
 
     made = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
@@ -325,8 +327,8 @@ def export(
     Example: seamcurate export recipes/seam_contrast.yaml my-store --to trl --out splits
     """
     from seamcurate import export as exporting
-    from seamcurate import recipe as recipes
     from seamcurate import tables
+    from seamcurate.run import recipe as recipes
     from seamcurate.store.store import Store
 
     _check_order("export", recipe, store)

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from seamcurate import docs_corpus, recipe
+from seamcurate import docs_corpus
 from seamcurate.errors import RecipeError
 from seamcurate.export import export
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
-from seamcurate.run import run_local
+from seamcurate.run import recipe
+from seamcurate.run.local import run_local
 from seamcurate.select import views
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store, load_json

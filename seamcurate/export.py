@@ -25,14 +25,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seamcurate import agreement
 from seamcurate import augment as augmentation
 from seamcurate.errors import ExportError, StaleError
 from seamcurate.models import CausalLM, PolicyModel, Prompt, RewardingModel, SequenceClassifier
 from seamcurate.models.template import Form
 from seamcurate.progress import bar
-from seamcurate.recipe import Recipe
 from seamcurate.rewards import RerReward
+from seamcurate.run import agreement
+from seamcurate.run.recipe import Recipe
 from seamcurate.score.rer import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
 from seamcurate.select import split as splits
 from seamcurate.select import views

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue
 
-from seamcurate import hub, recipe
+from seamcurate import hub
 from seamcurate.contrast import Attack
 from seamcurate.data.source import Source
 from seamcurate.errors import HubError, RecipeError
@@ -33,8 +33,9 @@ from seamcurate.models.backend import Backend
 from seamcurate.models.local import LocalModel
 from seamcurate.models.server import OPENAI
 from seamcurate.progress import note
-from seamcurate.recipe import Recipe
-from seamcurate.run import Report, run_local
+from seamcurate.run import recipe
+from seamcurate.run.local import Report, run_local
+from seamcurate.run.recipe import Recipe
 from seamcurate.select.split import bundled as bundled_folders
 from seamcurate.select.split import is_file_name
 from seamcurate.step import Step

@@ -29,9 +29,9 @@ from seamcurate import (
     to_trl,
     to_verl,
 )
-from seamcurate.agreement import require
 from seamcurate.errors import ModelError, RecipeError, SeamcurateError, StaleError
 from seamcurate.export import export
+from seamcurate.run.agreement import require
 from seamcurate.select import split as splits
 from seamcurate.select.why import why
 

@@ -11,9 +11,9 @@ from conftest import questions
 from datasets import load_dataset
 
 from seamcurate import FakeModel, Generate, Models, Recipe, Retrieve, Source, Split, Store, run_local, seam
-from seamcurate import recipe as recipes
 from seamcurate.errors import ExportError, RecipeError
 from seamcurate.export import export, to_augmented
+from seamcurate.run import recipe as recipes
 from seamcurate.select import split as splits
 from seamcurate.select.split import Augment
 

@@ -9,8 +9,8 @@ import pytest
 
 from seamcurate import FakeModel, plan
 from seamcurate.errors import ModelError, QueryError, RecipeError, StepError
-from seamcurate.estimate import _EMBEDDED_AT_ONCE, _Watched
-from seamcurate.recipe import loads
+from seamcurate.run.plan import _EMBEDDED_AT_ONCE, _Watched
+from seamcurate.run.recipe import loads
 
 TEXT = """\
 rows: {jsonl: rows.jsonl, shard_rows: 4}

@@ -29,9 +29,9 @@ from seamcurate import (
 )
 from seamcurate import export as export_module
 from seamcurate.errors import ExportError, RecipeError
-from seamcurate.estimate import plan
 from seamcurate.export import export
 from seamcurate.rewards import RerReward
+from seamcurate.run.plan import plan
 from seamcurate.select import split as splits
 from seamcurate.trainers import RESERVED
 

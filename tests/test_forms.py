@@ -13,7 +13,7 @@ from seamcurate import CausalLM, SequenceClassifier
 from seamcurate.errors import ModelError, RecipeError, TrainError
 from seamcurate.models import tokens
 from seamcurate.models.template import Form, FormSettings
-from seamcurate.recipe import loads
+from seamcurate.run.recipe import loads
 
 CHAT = [
     {"role": "system", "content": "be brief"},

@@ -68,7 +68,6 @@ from seamcurate import (
     Store,
     card,
     comparison,
-    estimate,
     export,
     hub,
     query,
@@ -79,6 +78,7 @@ from seamcurate import (
 )
 from seamcurate.errors import SeamcurateError
 from seamcurate.models.protocols import Likelihood
+from seamcurate.run import plan as estimate
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.rer import Rer
 from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip

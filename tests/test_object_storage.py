@@ -35,7 +35,6 @@ from seamcurate import (
     Source,
     Split,
     Store,
-    integrity,
     plan,
     query,
     run_local,
@@ -48,8 +47,9 @@ from seamcurate.comparison import diff
 from seamcurate.demo import run as run_demo
 from seamcurate.errors import BusyError, DamagedError, HubError, SourceError, StaleError, StoreError
 from seamcurate.explore import report
-from seamcurate.recipe import loads
 from seamcurate.reproduction import check, reproduce
+from seamcurate.run import integrity
+from seamcurate.run.recipe import loads
 from seamcurate.select.why import why
 from seamcurate.storage import lock, objects, shard
 from seamcurate.train import answer, sft
@@ -863,7 +863,8 @@ def test_a_corpus_there_is_checked_with_the_store_here(files, bucket, tmp_path):
 
 DOWNLOADING = """
 import os, signal, sys
-from seamcurate import Store, integrity
+from seamcurate import Store
+from seamcurate.run import integrity
 
 def killed(copy):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -28,7 +28,6 @@ from seamcurate import (
     Source,
     Step,
     Store,
-    cluster,
     column,
     query,
     run_local,
@@ -36,6 +35,7 @@ from seamcurate import (
     seam,
 )
 from seamcurate.errors import BudgetError, ClusterError, StepError, StoreError
+from seamcurate.run import cluster
 
 pytestmark = pytest.mark.slow
 
@@ -253,7 +253,8 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
 DRIVER = """
 import sys
 from test_ray import Watched
-from seamcurate import cli, recipe
+from seamcurate import cli
+from seamcurate.run import recipe
 recipe.STEPS["watched"] = Watched
 sys.argv = ["seamcurate", "run", *sys.argv[1:]]
 cli.main()

@@ -21,7 +21,7 @@ from seamcurate import (
     seam,
 )
 from seamcurate.errors import RecipeError
-from seamcurate.recipe import loads
+from seamcurate.run.recipe import loads
 
 BUNDLED = Path(__file__).parents[1] / "recipes"
 TEXT = """\

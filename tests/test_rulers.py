@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from seamcurate import Retrieve, Source, Store, run_local, seam
 from seamcurate.errors import StepError
-from seamcurate.recipe import STEPS
+from seamcurate.run.recipe import STEPS
 from seamcurate.score.rulers import (
     LengthCalibrated,
     RewardReliability,

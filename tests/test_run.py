@@ -46,7 +46,7 @@ from seamcurate.errors import (
     StepError,
     StoreError,
 )
-from seamcurate.integrity import mend
+from seamcurate.run.integrity import mend
 
 pytestmark = pytest.mark.slow
 

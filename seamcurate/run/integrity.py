@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from seamcurate import agreement
 from seamcurate.errors import DamagedError
 from seamcurate.models import calls
 from seamcurate.progress import note
-from seamcurate.recipe import Recipe
+from seamcurate.run import agreement
+from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import ObjectPath, Place

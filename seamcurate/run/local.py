@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate import agreement, integrity
 from seamcurate.contrast import Generate, Retrieve
 from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
@@ -25,7 +24,8 @@ from seamcurate.models.calls import Spent, expected
 from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
-from seamcurate.recipe import Recipe
+from seamcurate.run import agreement, integrity
+from seamcurate.run.recipe import Recipe
 from seamcurate.select import split as splits
 from seamcurate.step import Averages, Step
 from seamcurate.storage import objects, shard

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from seamcurate.data.source import KINDS, Source
 from seamcurate.errors import ModelError, RecipeError, SourceError, StaleError, StoreError
 from seamcurate.progress import note
-from seamcurate.recipe import Recipe
+from seamcurate.run.recipe import Recipe
 from seamcurate.select import split as splits
 from seamcurate.step import Step, digest
 from seamcurate.storage import objects

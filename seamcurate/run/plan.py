@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate import agreement
 from seamcurate.contrast import Attack, Generate, Retrieve, lexicon, retrieve
 from seamcurate.data.source import REJECTED, Source
 from seamcurate.errors import ModelError
@@ -25,7 +24,8 @@ from seamcurate.models.backend import Backend
 from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar
-from seamcurate.recipe import Recipe
+from seamcurate.run import agreement
+from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
 from seamcurate.select.split import check_formats
 from seamcurate.step import Averages, Step, digest, evenly

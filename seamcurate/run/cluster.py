@@ -25,8 +25,8 @@ from pathlib import Path
 
 from seamcurate import errors
 from seamcurate.errors import ClusterError, StoreError
-from seamcurate.recipe import Recipe
-from seamcurate.run import Report, run, worker
+from seamcurate.run.local import Report, run, worker
+from seamcurate.run.recipe import Recipe
 from seamcurate.step import Step
 from seamcurate.storage import lock, objects
 from seamcurate.storage.objects import Place
