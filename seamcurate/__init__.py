@@ -17,14 +17,14 @@ if sys.platform == "linux":
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
 if TYPE_CHECKING:
-    from seamcurate.comparison import diff
     from seamcurate.contrast import Attack, Embed, Generate, Retrieve
     from seamcurate.data.source import Source
     from seamcurate.errors import SeamcurateError
-    from seamcurate.export import to_openrlhf, to_trl, to_verl
-    from seamcurate.hub import push
     from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
-    from seamcurate.reproduction import reproduce
+    from seamcurate.publish.diff import diff
+    from seamcurate.publish.export import to_openrlhf, to_trl, to_verl
+    from seamcurate.publish.hub import push
+    from seamcurate.publish.reproduce import reproduce
     from seamcurate.rewards import ModelReward, RerReward
     from seamcurate.run.cluster import run_ray
     from seamcurate.run.integrity import check
@@ -55,11 +55,11 @@ _WHERE = {
     "score.asked": ("AskQueryType", "Judge", "RelevantSentences"),
     "score.baseline": ("Perplexity", "Random"),
     "run.cluster": ("run_ray",),
-    "comparison": ("diff",),
+    "publish.diff": ("diff",),
     "contrast": ("Attack", "Embed", "Generate", "Retrieve"),
     "errors": ("SeamcurateError",),
-    "export": ("to_openrlhf", "to_trl", "to_verl"),
-    "hub": ("push",),
+    "publish.export": ("to_openrlhf", "to_trl", "to_verl"),
+    "publish.hub": ("push",),
     "run.integrity": ("check",),
     "models": ("CausalLM", "FakeModel", "OpenAIServer", "SentenceEncoder", "SequenceClassifier"),
     "run.plan": ("plan",),
@@ -74,7 +74,7 @@ _WHERE = {
         "Rer",
         "rer",
     ),
-    "reproduction": ("reproduce",),
+    "publish.reproduce": ("reproduce",),
     "rewards": ("ModelReward", "RerReward"),
     "score.projection": ("Project",),
     "score.rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),

@@ -23,7 +23,7 @@ from seamcurate.progress import note
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from seamcurate.reproduction import Endpoint
+    from seamcurate.publish.reproduce import Endpoint
 
 
 class Verbs(typer.core.TyperGroup):
@@ -326,8 +326,8 @@ def export(
 
     Example: seamcurate export recipes/seam_contrast.yaml my-store --to trl --out splits
     """
-    from seamcurate import export as exporting
     from seamcurate import tables
+    from seamcurate.publish import export as exporting
     from seamcurate.run import recipe as recipes
     from seamcurate.store.store import Store
 
@@ -390,8 +390,8 @@ def push(
 
     Example: seamcurate push recipe.yaml my-store my-org/my-prompts --dry-run
     """
-    from seamcurate import hub
-    from seamcurate.card import megabytes
+    from seamcurate.publish import hub
+    from seamcurate.publish.card import megabytes
     from seamcurate.store.store import Store
     from seamcurate.tables import counted
 
@@ -433,7 +433,7 @@ def reproduce(
 
     Example: seamcurate reproduce my-org/my-prompts --store again
     """
-    from seamcurate import reproduction
+    from seamcurate.publish import reproduce as reproduction
 
     ask = _allowed if sys.stdin.isatty() and sys.stderr.isatty() else None
     made = reproduction.reproduce(repo_id, store, revision, files, endpoints, max_usd, key or (), ask)
@@ -457,7 +457,7 @@ def diff(
 
     Example: seamcurate diff my-store my-org/my-prompts
     """
-    from seamcurate import comparison
+    from seamcurate.publish import diff as comparison
 
     for line in comparison.diff(before, after).lines():
         print(line)

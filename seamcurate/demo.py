@@ -16,9 +16,9 @@ from pydantic import JsonValue
 
 from seamcurate import docs_corpus
 from seamcurate.errors import RecipeError
-from seamcurate.export import export
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
+from seamcurate.publish.export import export
 from seamcurate.run import recipe
 from seamcurate.run.local import run_local
 from seamcurate.select import views

@@ -30,7 +30,7 @@ from seamcurate import (
     to_verl,
 )
 from seamcurate.errors import ModelError, RecipeError, SeamcurateError, StaleError
-from seamcurate.export import export
+from seamcurate.publish.export import export
 from seamcurate.run.agreement import require
 from seamcurate.select import split as splits
 from seamcurate.select.why import why

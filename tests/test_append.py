@@ -27,7 +27,7 @@ from seamcurate import (
     seam,
 )
 from seamcurate.errors import SourceError, StaleError, StoreError
-from seamcurate.export import export
+from seamcurate.publish.export import export
 
 FAKE = Models(policy=FakeModel(), reward=FakeModel(), encoder=FakeModel())
 STEPS = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))

@@ -12,7 +12,7 @@ from datasets import load_dataset
 
 from seamcurate import FakeModel, Generate, Models, Recipe, Retrieve, Source, Split, Store, run_local, seam
 from seamcurate.errors import ExportError, RecipeError
-from seamcurate.export import export, to_augmented
+from seamcurate.publish.export import export, to_augmented
 from seamcurate.run import recipe as recipes
 from seamcurate.select import split as splits
 from seamcurate.select.split import Augment
@@ -233,7 +233,7 @@ def test_every_user_turn_of_a_chat_is_a_question_on_both_sides(tmp_path):
 
 
 def test_marks_that_are_part_of_a_name_tell_questions_apart():
-    from seamcurate.augment import _question_key
+    from seamcurate.publish.augment import _question_key
 
     alike = ["what is C", "What is  c?", "WHAT IS C ?!", "what is C)", "what is c\u061f", '"what is C"'[1:]]
     assert len(set(map(_question_key, alike))) == 1

@@ -16,8 +16,8 @@ import pytest
 from conftest import CHAT_TEMPLATE, questions
 
 from seamcurate import CausalLM, FakeModel, Models, Recipe, Source, Split, Store, rer, run_local
-from seamcurate.export import export
 from seamcurate.models import tokens
+from seamcurate.publish.export import export
 
 verl = pytest.importorskip("verl")
 openrlhf = pytest.importorskip("openrlhf")

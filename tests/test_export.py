@@ -27,9 +27,9 @@ from seamcurate import (
     to_trl,
     to_verl,
 )
-from seamcurate import export as export_module
 from seamcurate.errors import ExportError, RecipeError
-from seamcurate.export import export
+from seamcurate.publish import export as export_module
+from seamcurate.publish.export import export
 from seamcurate.rewards import RerReward
 from seamcurate.run.plan import plan
 from seamcurate.select import split as splits
@@ -377,7 +377,7 @@ def test_a_recipes_splits_are_exported_a_folder_each(store, recipe, tmp_path):
 
 def test_shards_are_read_a_few_at_a_time_in_the_source_s_order_also_where_one_has_no_row(tmp_path, monkeypatch):
     from seamcurate import Random, query
-    from seamcurate import export as module
+    from seamcurate.publish import export as module
 
     lines = (
         [f'{{"prompt": "p{i}"}}' for i in range(40)] + ["no json"] * 10 + [f'{{"prompt": "q{i}"}}' for i in range(30)]

@@ -66,10 +66,6 @@ from seamcurate import (
     Source,
     Split,
     Store,
-    card,
-    comparison,
-    export,
-    hub,
     query,
     rer,
     run_local,
@@ -78,6 +74,8 @@ from seamcurate import (
 )
 from seamcurate.errors import SeamcurateError
 from seamcurate.models.protocols import Likelihood
+from seamcurate.publish import card, export, hub
+from seamcurate.publish import diff as comparison
 from seamcurate.run import plan as estimate
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.rer import Rer

@@ -26,22 +26,12 @@ from conftest import write_files
 from hub_server import LARGE, Fault, Hub, serving
 from huggingface_hub import constants
 
-from seamcurate import (
-    CausalLM,
-    FakeModel,
-    Models,
-    Perplexity,
-    Recipe,
-    Source,
-    Store,
-    card,
-    comparison,
-    hub,
-    reproduction,
-    run_local,
-)
+from seamcurate import CausalLM, FakeModel, Models, Perplexity, Recipe, Source, Store, run_local
 from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StaleError, StoreError
-from seamcurate.export import Exported
+from seamcurate.publish import card, hub
+from seamcurate.publish import diff as comparison
+from seamcurate.publish import reproduce as reproduction
+from seamcurate.publish.export import Exported
 from seamcurate.trainers import Shape
 
 try:
@@ -198,7 +188,7 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
 
 
 def test_the_card_names_every_file_that_verl_is_to_read(work, monkeypatch):
-    monkeypatch.setattr("seamcurate.export._ROWS_PER_FILE", 10)
+    monkeypatch.setattr("seamcurate.publish.export._ROWS_PER_FILE", 10)
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     prepared = hub.prepare(work.recipe, work.store, "me/curated", trainer="verl")
     (named,) = re.findall(r"'data\.train_files=\[(\S+)\]' ", prepared.card)
@@ -389,7 +379,7 @@ def test_only_what_changed_travels_and_a_split_that_is_gone_is_removed(work, the
 
 
 def test_a_push_that_stopped_sends_only_what_is_missing(work, there, monkeypatch):
-    monkeypatch.setattr("seamcurate.export._ROWS_PER_FILE", 7)
+    monkeypatch.setattr("seamcurate.publish.export._ROWS_PER_FILE", 7)
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     there.faults.append(Fault("PUT /lfs", 400, after=2))
     with pytest.raises(HubError, match="the Hub refuses"):
@@ -967,7 +957,9 @@ PUSH = """
 import os, signal, sys
 from pathlib import Path
 from huggingface_hub import HfApi
-from seamcurate import Store, export, hub
+from seamcurate import Store
+from seamcurate.publish import export
+from seamcurate.publish import hub
 
 export._ROWS_PER_FILE = 7
 real, calls = HfApi.preupload_lfs_files, []
@@ -1040,7 +1032,8 @@ def test_a_killed_push_is_gone_on_with_and_datasets_reads_what_arrived(work, tmp
 
 XET = """
 import sys
-from seamcurate import Store, hub
+from seamcurate import Store
+from seamcurate.publish import hub
 
 print(hub.push(sys.argv[1], Store(sys.argv[2]), "me/curated").commit)
 print(len(hub.push(sys.argv[1], Store(sys.argv[2]), "me/curated").sent))

@@ -42,12 +42,12 @@ from seamcurate import (
     study,
     tables,
 )
-from seamcurate import export as exporting
-from seamcurate.comparison import diff
 from seamcurate.demo import run as run_demo
 from seamcurate.errors import BusyError, DamagedError, HubError, SourceError, StaleError, StoreError
 from seamcurate.explore import report
-from seamcurate.reproduction import check, reproduce
+from seamcurate.publish import export as exporting
+from seamcurate.publish.diff import diff
+from seamcurate.publish.reproduce import check, reproduce
 from seamcurate.run import integrity
 from seamcurate.run.recipe import loads
 from seamcurate.select.why import why
@@ -197,7 +197,7 @@ def test_the_explorer_reads_it(both):
 
 
 def test_a_repository_is_prepared_from_it(both, tmp_path):
-    from seamcurate import hub
+    from seamcurate.publish import hub
 
     (tmp_path / "recipe.yaml").write_text(
         f"rows: {{parquet: {both.folder.parent}/rows.parquet, shard_rows: 20}}\n"

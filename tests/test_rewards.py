@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from seamcurate import CausalLM, FakeModel, Models, Recipe, Source, Split, Store, rer, rewards, run_local
 from seamcurate.errors import ExportError, ModelError, TrainError
-from seamcurate.export import export, rer_reward, to_openrlhf, to_trl, to_verl
+from seamcurate.publish.export import export, rer_reward, to_openrlhf, to_trl, to_verl
 from seamcurate.rewards import ModelReward, RerReward, for_openrlhf, for_verl
 from seamcurate.score.rer import cut
 from seamcurate.select import split as splits

@@ -15,7 +15,7 @@ from conftest import questions
 
 from seamcurate import FakeModel, Models, Project, Random, Recipe, Reward, Source, Split, Store, check, query, run_local
 from seamcurate.explore.session import Session
-from seamcurate.export import export
+from seamcurate.publish.export import export
 from seamcurate.store.store import beside, load_json, numbers, save_record
 
 STRAYS = {

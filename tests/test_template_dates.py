@@ -17,9 +17,9 @@ from conftest import questions
 
 from seamcurate import CausalLM, Models, Perplexity, Recipe, Reward, SequenceClassifier, Source, Store, query, run_local
 from seamcurate.errors import ModelError, StaleError
-from seamcurate.export import to_trl
 from seamcurate.models import tokens
 from seamcurate.models.template import FormSettings, dated
+from seamcurate.publish.export import to_trl
 from seamcurate.select import split as splits
 from seamcurate.select.split import Split
 

@@ -18,8 +18,8 @@ import pytest
 from conftest import CHAT_TEMPLATE, questions
 
 from seamcurate import CausalLM, FakeModel, Models, Recipe, SequenceClassifier, Source, Split, Store, rer, run_local
-from seamcurate.export import export, form_model, rer_reward
 from seamcurate.models import tokens
+from seamcurate.publish.export import export, form_model, rer_reward
 from seamcurate.rewards import ModelReward
 from seamcurate.train import data as rows_of
 from seamcurate.train.reward import COLUMNS as PAIRS

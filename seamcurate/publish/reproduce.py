@@ -23,16 +23,16 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue
 
-from seamcurate import hub
 from seamcurate.contrast import Attack
 from seamcurate.data.source import Source
 from seamcurate.errors import HubError, RecipeError
-from seamcurate.hub import Repository
 from seamcurate.models import OpenAIServer
 from seamcurate.models.backend import Backend
 from seamcurate.models.local import LocalModel
 from seamcurate.models.server import OPENAI
 from seamcurate.progress import note
+from seamcurate.publish import hub
+from seamcurate.publish.hub import Repository
 from seamcurate.run import recipe
 from seamcurate.run.local import Report, run_local
 from seamcurate.run.recipe import Recipe

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from seamcurate import card, hub
 from seamcurate.errors import HubError
+from seamcurate.publish import card, hub
 from seamcurate.select import views
 from seamcurate.select.split import stale
 from seamcurate.storage import shard

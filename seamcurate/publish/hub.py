@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue
 
-from seamcurate import card
 from seamcurate.data.formats import hub_commit
 from seamcurate.data.source import Source
 from seamcurate.errors import HubError, SeamcurateError
-from seamcurate.export import Exported, export
 from seamcurate.progress import bar, note
+from seamcurate.publish import card
+from seamcurate.publish.export import Exported, export
 from seamcurate.run import recipe
 from seamcurate.run.recipe import Recipe
 from seamcurate.select import split

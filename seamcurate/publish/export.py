@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seamcurate import augment as augmentation
 from seamcurate.errors import ExportError, StaleError
 from seamcurate.models import CausalLM, PolicyModel, Prompt, RewardingModel, SequenceClassifier
 from seamcurate.models.template import Form
 from seamcurate.progress import bar
+from seamcurate.publish import augment as augmentation
 from seamcurate.rewards import RerReward
 from seamcurate.run import agreement
 from seamcurate.run.recipe import Recipe

@@ -1,0 +1,1 @@
+"""What leaves a store: exports for trainers, repositories of the Hub, and runs made again and compared."""
