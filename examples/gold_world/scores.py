@@ -141,7 +141,7 @@ def embed_corpus(corpus: Path, store: Path) -> None:
 
 
 def _encoder() -> SentenceEncoder:
-    from seamcurate.docs_corpus import encoder_folder
+    from seamcurate.demo.corpus import encoder_folder
 
     return SentenceEncoder(path=str(encoder_folder()))
 

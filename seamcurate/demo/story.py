@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from seamcurate import docs_corpus
+from seamcurate.demo import corpus as docs_corpus
 from seamcurate.errors import RecipeError
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note

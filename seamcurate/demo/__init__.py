@@ -1,0 +1,1 @@
+"""The demo: a whole job on data and models that it makes itself."""
