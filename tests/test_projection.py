@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from seamcurate import FakeModel, Models, Project, Recipe, Source, Store, query, run_local
-from seamcurate.contrast.retrieve import unit
 from seamcurate.errors import RecipeError
+from seamcurate.models.vectors import unit
 from seamcurate.run import recipe
 from seamcurate.score.projection import layout, neighbours_kept, placed
 

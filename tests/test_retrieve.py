@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from seamcurate import Embed, FakeModel, Retrieve, run_local
 from seamcurate.contrast import approximate, nearest, retrieve
 from seamcurate.errors import ModelError, StepError, StoreError
+from seamcurate.models.vectors import unit
 from seamcurate.step import evenly
 
 
@@ -51,16 +52,14 @@ def table(prompts, responses=None):
 
 
 def random_vectors(count, dimensions=16, seed=0):
-    return retrieve.unit(np.random.default_rng(seed).standard_normal((count, dimensions)).astype(np.float32))
+    return unit(np.random.default_rng(seed).standard_normal((count, dimensions)).astype(np.float32))
 
 
 def clustered(count, seed=0):
     """Vectors in 64 dimensions that lie near few directions, as sentence embeddings do."""
     draw = np.random.default_rng(seed)
     basis = np.random.default_rng(7).standard_normal((12, 64))
-    return retrieve.unit(
-        (draw.standard_normal((count, 12)) @ basis + draw.standard_normal((count, 64))).astype(np.float32)
-    )
+    return unit((draw.standard_normal((count, 12)) @ basis + draw.standard_normal((count, 64))).astype(np.float32))
 
 
 def laid_out(folder, vectors, band):
@@ -189,7 +188,7 @@ def test_a_query_crowded_above_the_band_keeps_its_band(tmp_path, monkeypatch, pa
     vectors = random_vectors(500)
     query = vectors[:1]
     noise = np.random.default_rng(2).standard_normal((5000, 16)).astype(np.float32)
-    crowd = retrieve.unit(query + 0.02 * noise)
+    crowd = unit(query + 0.02 * noise)
     crowded = laid_out(tmp_path, np.concatenate([crowd, vectors]), (0.2, 0.9))
     (hits,) = crowded.search(query, 30, retrieve.nothing)
     assert (crowd @ query[0] > 0.9).sum() == 5000
@@ -226,7 +225,7 @@ def test_an_approximate_index_goes_deeper_than_a_crowd_and_its_recall_is_measure
     monkeypatch.setattr(approximate, "_PART", part)
     vectors, queries = clustered(4000), clustered(20, seed=1)
     noise = np.random.default_rng(2).standard_normal((1000, 64)).astype(np.float32)
-    crowded = np.concatenate([retrieve.unit(queries[:1] + 0.01 * noise), vectors])
+    crowded = np.concatenate([unit(queries[:1] + 0.01 * noise), vectors])
     exact = laid_out(tmp_path, crowded, (0.5, 0.9))
     approximate.build(tmp_path, kind)
     near = approximate.Approximate(tmp_path, exact, effort=1000)
@@ -456,4 +455,4 @@ def test_a_corpus_without_a_finite_embedding_is_refused_and_rows_without_one_are
 
 def test_a_long_vector_is_scaled_to_length_one():
     long = np.full((1, 4), 1e25, np.float32)
-    assert np.allclose(retrieve.unit(long), 0.5)
+    assert np.allclose(unit(long), 0.5)

@@ -22,13 +22,12 @@ from seamcurate.contrast import approximate, nearest
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import EncoderModel, Prompt
 from seamcurate.models.template import prompt_text
+from seamcurate.models.vectors import Floats, as_matrix, dimensions, embedded, not_finite
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
-from seamcurate.tables import counted
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 Keys: TypeAlias = npt.NDArray[np.uint64]
 
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
@@ -249,19 +248,6 @@ class Retrieve(Step):
 _NO_HITS = nearest.Hits(np.zeros(0, np.int64), np.zeros(0))
 
 
-def embedded(embedder: Embedder, prompts: Sequence[Prompt]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Embed prompts at length 1, float32, prompts × dimensions, and tell which embeddings are finite; others are 0."""
-    vectors = embedder.embed([prompt_text(p) for p in prompts])
-    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
-    return unit(vectors), finite
-
-
-def not_finite(count: int, what: str, then: str) -> Iterable[str]:
-    """Say how many rows have an embedding that is not finite, if any have, and what became of them."""
-    if count:
-        yield f"{counted(count, f'{what} has', f'{what}s have')} an embedding that is not finite: {then}"
-
-
 def nothing(queries: nearest.Places, places: nearest.Places) -> npt.NDArray[np.bool_]:
     """Leave no pair out."""
     return np.zeros(np.broadcast_shapes(queries.shape, places.shape), bool)
@@ -357,30 +343,6 @@ def keys(texts: Sequence[Prompt | None]) -> Keys:
     folded = (" ".join(prompt_text(text).casefold().split()) if text is not None else "\0" for text in texts)
     digests = (hashlib.blake2b(f.encode("utf-8", "surrogatepass"), digest_size=8).digest() for f in folded)
     return np.frombuffer(b"".join(digests), np.uint64).copy()
-
-
-def unit(vectors: Floats) -> Floats:
-    """Scale vectors to length 1; one that is not finite is near nothing."""
-    if not (sound := np.isfinite(vectors).all(axis=1, keepdims=True)).all():
-        vectors = np.where(sound, vectors, 0)
-    # The square of a large number overflows single precision.
-    scaled = vectors / np.maximum(np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True), 1e-12)
-    return np.ascontiguousarray(scaled, np.float32)
-
-
-def dimensions(columns: Iterable[pa.ChunkedArray]) -> int | None:
-    """Return how many dimensions embeddings have; None where all are NULL."""
-    lengths = (pc.max(pc.list_value_length(column)).as_py() for column in columns)
-    return next((length for length in lengths if length), None)
-
-
-def as_matrix(embeddings: pa.ChunkedArray, width: int) -> Floats:
-    """Return a list column as rows × `width` dimensions; NULL is 0 throughout."""
-    lists = embeddings.combine_chunks()
-    matrix = np.zeros((len(lists), width), np.float32)
-    flat = lists.drop_null().flatten().to_numpy(zero_copy_only=False)
-    matrix[lists.is_valid().to_numpy(zero_copy_only=False)] = flat.reshape(-1, width)
-    return matrix
 
 
 def _mapped(shared: Path, name: str) -> npt.NDArray[Any]:

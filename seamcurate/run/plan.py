@@ -23,6 +23,8 @@ from seamcurate.models import Embedder, FakeModel, Prompt, weights
 from seamcurate.models.backend import Backend
 from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
+from seamcurate.models.vectors import as_matrix, dimensions
+from seamcurate.models.vectors import embedded as embed
 from seamcurate.progress import bar
 from seamcurate.run import agreement
 from seamcurate.run.recipe import Recipe
@@ -266,7 +268,7 @@ def _coverage(
     """
     assert step.encoder is not None
     embedder = _Watched(step.encoder.load())
-    queries, known = retrieve.embedded(embedder, sample.prompts)
+    queries, known = embed(embedder, sample.prompts)
     if not known.any():
         raise ModelError(
             f"none of {len(known)} prompts has an embedding that is finite; name another encoder, or `dtype: float32`"
@@ -274,11 +276,11 @@ def _coverage(
     queries, own, scale = queries[known], retrieve.keys(sample.prompts)[known], 1.0
     if embedded is not None:
         tables = list(embedded.rows(["prompt", "embedding"]))
-        width = retrieve.dimensions(table["embedding"] for table in tables) or queries.shape[1]
-        vectors = np.concatenate([retrieve.as_matrix(table["embedding"], width) for table in tables if table.num_rows])
+        width = dimensions(table["embedding"] for table in tables) or queries.shape[1]
+        vectors = np.concatenate([as_matrix(table["embedding"], width) for table in tables if table.num_rows])
         others = np.concatenate([retrieve.keys(table["prompt"].to_pylist()) for table in tables])
     else:
-        vectors, _ = retrieve.embedded(embedder, corpus.prompts)
+        vectors, _ = embed(embedder, corpus.prompts)
         others, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
     found = retrieve.probe(queries, own, vectors, others, step.band, step.k, scale)
     none, doubled = found["share_none"], found["share_none_twice_the_corpus"]

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, JsonValue
 
-from seamcurate.contrast.retrieve import embedded, not_finite
 from seamcurate.errors import ModelError, StepError
 from seamcurate.models import Embedder, EncoderModel
+from seamcurate.models.vectors import embedded, not_finite
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
 Floats: TypeAlias = npt.NDArray[np.float32]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from seamcurate.train.answering import Answering, answer
 from seamcurate.train.grouped import GroupTraining, grpo, rloo
-from seamcurate.train.ppo import PPOTraining, ppo
+from seamcurate.train.options import PPOTraining
+from seamcurate.train.ppo import ppo
 from seamcurate.train.reward import RewardTraining, reward
 from seamcurate.train.sft import SFTTraining, sft
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from seamcurate.models.template import Form
     from seamcurate.train.actor import Actor
-    from seamcurate.train.ppo import PPOTraining
+    from seamcurate.train.options import PPOTraining
 
 
 class Experience(NamedTuple):

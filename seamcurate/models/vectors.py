@@ -1,0 +1,54 @@
+"""Embeddings as matrices: one row a text, of length 1; rows that are not finite are zero and known to be so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seamcurate.models.protocols import Embedder, Prompt
+from seamcurate.models.template import prompt_text
+from seamcurate.tables import counted
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+def embedded(embedder: Embedder, prompts: Sequence[Prompt]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Embed prompts at length 1, float32, prompts × dimensions, and tell which embeddings are finite; others are 0."""
+    vectors = embedder.embed([prompt_text(p) for p in prompts])
+    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
+    return unit(vectors), finite
+
+
+def not_finite(count: int, what: str, then: str) -> Iterable[str]:
+    """Say how many rows have an embedding that is not finite, if any have, and what became of them."""
+    if count:
+        yield f"{counted(count, f'{what} has', f'{what}s have')} an embedding that is not finite: {then}"
+
+
+def unit(vectors: Floats) -> Floats:
+    """Scale vectors to length 1; one that is not finite is near nothing."""
+    if not (sound := np.isfinite(vectors).all(axis=1, keepdims=True)).all():
+        vectors = np.where(sound, vectors, 0)
+    # The square of a large number overflows single precision.
+    scaled = vectors / np.maximum(np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True), 1e-12)
+    return np.ascontiguousarray(scaled, np.float32)
+
+
+def dimensions(columns: Iterable[pa.ChunkedArray]) -> int | None:
+    """Return how many dimensions embeddings have; None where all are NULL."""
+    lengths = (pc.max(pc.list_value_length(column)).as_py() for column in columns)
+    return next((length for length in lengths if length), None)
+
+
+def as_matrix(embeddings: pa.ChunkedArray, width: int) -> Floats:
+    """Return a list column as rows × `width` dimensions; NULL is 0 throughout."""
+    lists = embeddings.combine_chunks()
+    matrix = np.zeros((len(lists), width), np.float32)
+    flat = lists.drop_null().flatten().to_numpy(zero_copy_only=False)
+    matrix[lists.is_valid().to_numpy(zero_copy_only=False)] = flat.reshape(-1, width)
+    return matrix
