@@ -17,7 +17,7 @@ test: .venv/installed
 
 # A tiny model of every family of transformers, scored as plain calls score it. One thread: the models are too small for two.
 test-architectures: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m architectures --no-header -rs tests/test_architectures.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m architectures --no-header -rs tests/models/test_architectures.py
 
 # The explorer's page, from npm; its tests look at it in Chromium where that is installed.
 explorer:
@@ -25,11 +25,11 @@ explorer:
 
 # TextAttack holds transformers at 4.57, so that it has an environment of its own; what it touches is tested there too.
 test-attack: .venv-attack/installed
-	.venv-attack/bin/python -m pytest tests/test_textattack.py tests/test_attack.py tests/test_models.py tests/test_prefix.py
+	.venv-attack/bin/python -m pytest tests/contrast/test_textattack.py tests/contrast/test_attack.py tests/models/test_models.py tests/models/test_prefix.py
 
 # The last TRL that had a PPO, which ours is held against.
 test-ppo: .venv-ppo/installed
-	.venv-ppo/bin/python -m pytest tests/test_ppo_oracle.py
+	.venv-ppo/bin/python -m pytest tests/train/test_ppo_oracle.py
 
 # The lowest versions that pyproject.toml allows, but for torch: the locked one.
 smoke-lowest: .venv-lowest/installed
@@ -37,7 +37,7 @@ smoke-lowest: .venv-lowest/installed
 
 # The data set and reward classes of verl and OpenRLHF, run on exports.
 test-clients: .venv-clients/installed
-	.venv-clients/bin/python -m pytest tests/test_clients.py
+	.venv-clients/bin/python -m pytest tests/publish/test_clients.py
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

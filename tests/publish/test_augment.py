@@ -25,7 +25,7 @@ PROVENANCE = ["row_id", "source_row_id", "variant", "rank", "similarity", "kind"
 def store(recipe, tmp_path):
     """Forty rows, not all of which have neighbours."""
     steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))
-    lowest = (Path(__file__).parents[1] / "recipes" / "lowest.sql").read_text()
+    lowest = (Path(__file__).parents[2] / "recipes" / "lowest.sql").read_text()
     made = {"train": ALL, "lowest": Split(filter=lowest, by="seam_contrast", rate=0.2)}
     run_local(recipe(steps=steps, splits=made), tmp_path / "store")
     return Store(tmp_path / "store").open()
@@ -310,7 +310,7 @@ def test_only_an_earlier_augmentation_is_replaced(store, tmp_path):
 
 
 def test_the_bundled_recipe_has_the_papers_split_and_its_baselines():
-    loaded = recipes.load(Path(__file__).parents[1] / "recipes" / "augment.yaml")
+    loaded = recipes.load(Path(__file__).parents[2] / "recipes" / "augment.yaml")
     assert {name: split.augment for name, split in loaded.splits.items()} == dict.fromkeys(
         ("lowest", "random", "all"), Augment(samples=5)
     )

@@ -39,7 +39,7 @@ from seamcurate.run import cluster
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 
@@ -252,7 +252,7 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
 
 DRIVER = """
 import sys
-from test_ray import Watched
+from test_cluster import Watched
 from seamcurate import cli
 from seamcurate.run import recipe
 recipe.STEPS["watched"] = Watched

@@ -13,7 +13,7 @@ from seamcurate import study
 from seamcurate.errors import StudyError
 from seamcurate.study import texts
 
-SUPERNI = Path(__file__).parents[2] / "shared" / "data" / "superni_test.parquet"
+SUPERNI = Path(__file__).parents[3] / "shared" / "data" / "superni_test.parquet"
 
 
 def test_repetition_is_the_share_of_four_grams_seen_before():

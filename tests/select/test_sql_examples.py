@@ -11,7 +11,7 @@ from seamcurate import FakeModel, Models, Store, query, run_local
 from seamcurate.errors import QueryError
 from seamcurate.select import views
 
-FOLDER = Path(__file__).parents[1] / "examples" / "sql"
+FOLDER = Path(__file__).parents[2] / "examples" / "sql"
 ALONE = sorted(file.name for file in FOLDER.glob("*.sql") if file.name != "where_reward_models_part.sql")
 
 

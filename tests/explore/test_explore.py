@@ -330,7 +330,7 @@ def test_words_that_differ_are_marked_and_what_is_not_compared_is_not(golden, an
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    module = Path(__file__).parents[1] / "explorer/src/diff.js"
+    module = Path(__file__).parents[2] / "explorer/src/diff.js"
     code = (
         f"import {{ difference }} from {json.dumps(module.as_uri())};"
         "let text = ''; process.stdin.on('data', (part) => (text += part)).on('end', () => "
@@ -1016,7 +1016,7 @@ def test_what_json_lacks_is_shown_as_plain_text(value, shown):
 
 def test_the_page_fills_the_readmes_picture(browser, address):
     """`SEAMCURATE_PICTURE_OF=STORE` takes the README's own picture, of that store."""
-    store, file = os.environ.get("SEAMCURATE_PICTURE_OF"), Path(__file__).parents[1] / "explorer/screenshot.png"
+    store, file = os.environ.get("SEAMCURATE_PICTURE_OF"), Path(__file__).parents[2] / "explorer/screenshot.png"
     process, found = served_at(Store(store)) if store else (None, address)
     try:
         with tempfile.TemporaryDirectory() as folder:

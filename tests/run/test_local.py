@@ -50,7 +50,7 @@ from seamcurate.run.integrity import mend
 
 pytestmark = pytest.mark.slow
 
-LOWEST = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
+LOWEST = (Path(__file__).parents[2] / "recipes" / "keep_above_lowest.sql").read_text()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from seamcurate import Recipe, Source, Split, Store, query, run_local
 from seamcurate.errors import QueryError, RecipeError
 from seamcurate.select import split as splits
 
-BUNDLED = Path(__file__).parents[1] / "recipes"
+BUNDLED = Path(__file__).parents[2] / "recipes"
 LOWEST = (BUNDLED / "keep_above_lowest.sql").read_text()
 SCORES = [-5.0, -1.0, None, 0.0, -3.0, 0.0, -2.0, -1.0, -4.0, 0.0]
 

@@ -18,7 +18,7 @@ pytest.importorskip("xllamacpp", reason="no llama.cpp server is installed")
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    command = [sys.executable, str(Path(__file__).with_name("llama_server.py")), str(tmp_path_factory.mktemp("gguf"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "llama_server.py"), str(tmp_path_factory.mktemp("gguf"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         lines = (line.strip() for line in server.stdout)

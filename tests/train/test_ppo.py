@@ -805,7 +805,7 @@ def test_two_processes_train_as_one_does(plain: Path, tmp_path: Path, monkeypatc
     script = written(tmp_path / "two.py", TWO)
     # What `accelerate launch` starts on GPUs; for processes on a CPU it wants MPI.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    own = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launch, str(script), str(Path(__file__).parent), str(plain), str(data), str(out)],
         capture_output=True,

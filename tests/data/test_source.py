@@ -27,7 +27,7 @@ from seamcurate.data.source import REJECTED, Chunk, Source
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "rl_prompts.parquet"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "rl_prompts.parquet"
 
 
 def rows(source: Source) -> list[dict[str, object]]:

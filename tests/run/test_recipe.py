@@ -23,7 +23,7 @@ from seamcurate import (
 from seamcurate.errors import RecipeError
 from seamcurate.run.recipe import loads
 
-BUNDLED = Path(__file__).parents[1] / "recipes"
+BUNDLED = Path(__file__).parents[2] / "recipes"
 TEXT = """\
 rows:   {parquet: rl.parquet, prompt: question, response: answer}
 corpus: {jsonl: [a.jsonl, b.jsonl], prompt: question, response: answer}

@@ -14,7 +14,7 @@ from seamcurate.cli import app
 from seamcurate.score import noise
 from seamcurate.select import split as splits
 
-KEEP = (__import__("pathlib").Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
+KEEP = (__import__("pathlib").Path(__file__).parents[2] / "recipes" / "keep_above_lowest.sql").read_text()
 
 
 class Rows:

@@ -57,7 +57,7 @@ from seamcurate.train import answer, sft
 pytestmark = pytest.mark.slow
 
 RETRIEVE = Retrieve(k=5, band=(0.5, 0.9))
-KEEP = (Path(__file__).parents[1] / "recipes" / "keep_above_lowest.sql").read_text()
+KEEP = (Path(__file__).parents[2] / "recipes" / "keep_above_lowest.sql").read_text()
 NAMES = map("bucket-{:03d}".format, itertools.count())
 
 
