@@ -40,7 +40,7 @@ from seamcurate.run import cluster
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+PATH = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "run")))
 
 
 class Watched(Step):
