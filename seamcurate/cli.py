@@ -32,7 +32,7 @@ class Verbs(typer.core.TyperGroup):
     def resolve_command(self, context: Any, arguments: list[str]) -> Any:
         """Find the command that the first argument names."""
         if arguments and self.get_command(context, arguments[0]) is None and not arguments[0].startswith("-"):
-            from seamcurate.tables import suggestion
+            from seamcurate.text import suggestion
 
             commands = self.list_commands(context)
             hint = suggestion(arguments[0], commands) or f"; there are: {', '.join(commands)}"
@@ -92,7 +92,7 @@ def main() -> None:
     try:
         app()
     except SeamcurateError as error:
-        from seamcurate.tables import one_line
+        from seamcurate.text import one_line
 
         # A message may quote what a file holds: it stays one line, and rewrites no screen.
         note(f"error: {one_line(str(error))}")
@@ -160,7 +160,7 @@ def run(
     from seamcurate.run import recipe as recipes
     from seamcurate.run.cluster import run_ray
     from seamcurate.run.local import run_local
-    from seamcurate.tables import counted
+    from seamcurate.text import counted
 
     _check_order("run", recipe, store)
     loaded = recipes.load(recipe)
@@ -181,13 +181,13 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
 
     Example: seamcurate plan recipes/seam_contrast.yaml my-store
     """
-    from seamcurate import tables
+    from seamcurate import tables, text
     from seamcurate.run import plan as estimate
     from seamcurate.run import recipe as recipes
 
     _check_order("plan", recipe, store)
     made = estimate.plan(recipes.load(recipe), store)
-    print(f"{tables.counted(made.rows, 'row')} ({made.rejected:,} set aside), corpus of {made.corpus:,}")
+    print(f"{text.counted(made.rows, 'row')} ({made.rejected:,} set aside), corpus of {made.corpus:,}")
     rows = [
         [
             line.step,
@@ -211,7 +211,7 @@ def columns(store: StoreFolder) -> None:
 
     Example: seamcurate columns my-store
     """
-    from seamcurate import tables
+    from seamcurate import tables, text
     from seamcurate.store.store import Store
 
     opened = Store(store).open()
@@ -219,7 +219,7 @@ def columns(store: StoreFolder) -> None:
     rows = [
         [
             c.name,
-            tables.brief(str(c.kind), 40),
+            text.brief(str(c.kind), 40),
             c.made_by,
             f"{c.done}/{c.shards}",
             f"OUT OF DATE: {c.stale}" if c.stale else c.meaning,
@@ -263,12 +263,12 @@ def sql(
 
     Example: seamcurate sql my-store "SELECT prompt, seam_contrast FROM rows ORDER BY seam_contrast LIMIT 5"
     """
-    from seamcurate import tables
+    from seamcurate import tables, text
     from seamcurate.select import views
     from seamcurate.store.store import Store
 
     if re.match(r"\s*(select|with|from)\s|.*\.sql\s*$", store, re.IGNORECASE):
-        raise QueryError(f'the store comes first, as in `seamcurate sql {query} "{tables.brief(store, 60)}"`')
+        raise QueryError(f'the store comes first, as in `seamcurate sql {query} "{text.brief(store, 60)}"`')
     with (
         views.connect(Store(store).open(), other=Store(other).open() if other else None, memory=memory) as connection,
         views.limited(connection, seconds, "ask for fewer rows or columns, or give more --seconds"),
@@ -302,14 +302,14 @@ def check(
 
     Example: seamcurate check my-store --recipe recipe.yaml
     """
-    from seamcurate import tables
+    from seamcurate import text
     from seamcurate.run import integrity
     from seamcurate.run import recipe as recipes
     from seamcurate.store.store import Store
 
     made = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
     for finding in made.findings:
-        print(tables.clean(str(finding)))
+        print(text.clean(str(finding)))
     print(made.summary)
     if made.findings:
         sys.exit(2)
@@ -326,16 +326,16 @@ def export(
 
     Example: seamcurate export recipes/seam_contrast.yaml my-store --to trl --out splits
     """
-    from seamcurate import tables
+    from seamcurate import text
     from seamcurate.publish import export as exporting
     from seamcurate.run import recipe as recipes
     from seamcurate.store.store import Store
 
     _check_order("export", recipe, store)
     for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
-        print(f"{line.folder}: {tables.counted(line.rows, 'row')}; columns {tables.clean(', '.join(line.columns))}")
+        print(f"{line.folder}: {text.counted(line.rows, 'row')}; columns {text.clean(', '.join(line.columns))}")
         for told in line.note.splitlines():
-            print(f"  {tables.clean(told)}")
+            print(f"  {text.clean(told)}")
         for command in line.commands:
             print(f"  $ {command}")
 
@@ -393,7 +393,7 @@ def push(
     from seamcurate.publish import hub
     from seamcurate.publish.card import megabytes
     from seamcurate.store.store import Store
-    from seamcurate.tables import counted
+    from seamcurate.text import counted
 
     _check_order("push", recipe, store)
     if dry_run:
@@ -493,7 +493,7 @@ def study(
     Example: seamcurate study overlap store-a store-b --out figures
     """
     from seamcurate import study as studies
-    from seamcurate import tables
+    from seamcurate import tables, text
 
     found = studies.run(
         name,
@@ -509,7 +509,7 @@ def study(
         rows=rows,
     )
     tables.write(found.table.to_reader(), "table", None)
-    print(tables.one_line(found.line))
+    print(text.one_line(found.line))
 
 
 Base = Annotated[str, typer.Option(help="The model to start from: a folder or a Hub id.", show_default=False)]
@@ -816,7 +816,7 @@ def answer(
 
     Example: seamcurate answer --model models/ppo --data splits/test --out answers/ppo.parquet
     """
-    from seamcurate.tables import counted
+    from seamcurate.text import counted
     from seamcurate.train import Answering
     from seamcurate.train import answer as write
 
@@ -852,7 +852,7 @@ def compare(
     Example: seamcurate compare answers/ppo.parquet --baseline answers/sft.parquet --judge judge.yaml --out verdicts.parquet
     """
     from seamcurate import study as studies
-    from seamcurate.tables import counted
+    from seamcurate.text import counted
 
     silent = studies.compare(answers, baseline, studies.read_judge(judge), out, rows=rows, max_usd=max_usd)
     print(

@@ -338,7 +338,7 @@ def test_the_version_is_printed():
 
 
 def test_one_of_a_thing_is_told_in_the_singular():
-    from seamcurate.tables import counted
+    from seamcurate.text import counted
 
     assert [counted(n, "shard") for n in (0, 1, 1200)] == ["0 shards", "1 shard", "1,200 shards"]
     assert [counted(n, "reply holds", "replies hold") for n in (1, 2)] == ["1 reply holds", "2 replies hold"]

@@ -21,7 +21,7 @@ from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search,
 from seamcurate.errors import ModelError
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, weights
 from seamcurate.step import Averages, Step, Transform, Work, column, finite
-from seamcurate.tables import counted
+from seamcurate.text import counted
 
 if TYPE_CHECKING:
     from seamcurate.models import Embedder, RewardModel

@@ -22,7 +22,7 @@ from seamcurate.models import Conversation, LanguageModel, LanguageModelConfig, 
 from seamcurate.models.reply import Answer, json_values, read, unfenced, whole_elements
 from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
-from seamcurate.tables import counted
+from seamcurate.text import counted
 
 GENERATED = pa.list_(pa.struct([("response", pa.string())]))
 

@@ -23,7 +23,7 @@ from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects
 from seamcurate.store.store import shard_files
-from seamcurate.tables import suggestion
+from seamcurate.text import suggestion
 
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 """A row that was read and not taken: where it was, why not, and the row as JSON text."""

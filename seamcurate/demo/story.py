@@ -24,7 +24,7 @@ from seamcurate.run.local import run_local
 from seamcurate.select import views
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store, load_json
-from seamcurate.tables import clean, counted
+from seamcurate.text import clean, counted
 
 RECIPE = """\
 # The demo's recipe: which questions about Python's standard library does this reward model get wrong?

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seamcurate.explore.session import Chart, Group
-from seamcurate.tables import brief, clean, one_line
+from seamcurate.text import brief, clean, one_line
 
 BLUE, GREY, SOFT = "#1f6fb2", "#b9b4a6", "#5b636e"
 _SCALE = ("#82b1dc", "#7f9bcf", "#8480b8", "#96608f", "#a8455f", "#b83a2c", "#8f2500")

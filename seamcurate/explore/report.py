@@ -17,7 +17,7 @@ from seamcurate.progress import note
 from seamcurate.select import views
 from seamcurate.storage import objects
 from seamcurate.store.store import Store
-from seamcurate.tables import clean
+from seamcurate.text import clean
 
 _WORST = 20
 _DOTS = 5_000

@@ -25,7 +25,7 @@ from seamcurate.progress import note
 from seamcurate.step import Work, digest
 from seamcurate.storage import objects
 from seamcurate.storage.objects import ObjectPath, Place
-from seamcurate.tables import counted
+from seamcurate.text import counted
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS replies(

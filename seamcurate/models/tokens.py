@@ -18,7 +18,7 @@ from seamcurate.errors import ModelError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.spelling import marked, spelling
 from seamcurate.models.template import CLOCK, Form, FormSettings, dated, prompt_text
-from seamcurate.tables import brief
+from seamcurate.text import brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

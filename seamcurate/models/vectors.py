@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from seamcurate.models.protocols import Embedder, Prompt
 from seamcurate.models.template import prompt_text
-from seamcurate.tables import counted
+from seamcurate.text import counted
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 

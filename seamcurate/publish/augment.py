@@ -29,7 +29,7 @@ from seamcurate.select import split as splits
 from seamcurate.select.split import Augment
 from seamcurate.step import MESSAGES
 from seamcurate.store.store import Store
-from seamcurate.tables import counted
+from seamcurate.text import counted
 
 Kind: TypeAlias = Literal["sft", "preferences"]
 

@@ -26,7 +26,7 @@ from seamcurate.score.baseline import Random
 from seamcurate.select import views
 from seamcurate.storage import shard
 from seamcurate.store.store import Store
-from seamcurate.tables import brief
+from seamcurate.text import brief
 from seamcurate.trainers import (
     PROMPT_FORM,
     REWARD_FILE,

@@ -21,7 +21,7 @@ from seamcurate.select import views
 from seamcurate.select.split import stale
 from seamcurate.storage import shard
 from seamcurate.store.store import Store
-from seamcurate.tables import brief, clean
+from seamcurate.text import brief, clean
 
 _SHOWN = 5
 _LONGEST = 300

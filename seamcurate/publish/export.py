@@ -40,7 +40,7 @@ from seamcurate.select.split import Augment
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store, beside, load_json
-from seamcurate.tables import counted
+from seamcurate.text import counted
 from seamcurate.trainers import (
     PROMPT_FORM,
     RESERVED,

@@ -33,7 +33,7 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
 from seamcurate.storage.objects import local
 from seamcurate.store.store import Store, save_json
-from seamcurate.tables import brief
+from seamcurate.text import brief
 from seamcurate.trainers import REWARD_FILE, Trainer
 
 if TYPE_CHECKING:

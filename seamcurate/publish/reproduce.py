@@ -41,7 +41,7 @@ from seamcurate.select.split import is_file_name
 from seamcurate.step import Step
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store
-from seamcurate.tables import brief, clean, counted
+from seamcurate.text import brief, clean, counted
 from seamcurate.trainers import Trainer
 
 _LARGEST = 2**20

@@ -37,7 +37,7 @@ from seamcurate.store.store import (
     record_file,
     step_record,
 )
-from seamcurate.tables import counted
+from seamcurate.text import counted
 
 _STRAY = "is no file of the store, and is not read"
 _LINK = "put the file itself in its place, or delete the link"

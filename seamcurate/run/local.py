@@ -31,7 +31,7 @@ from seamcurate.step import Averages, Step
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place
 from seamcurate.store.store import Layer, Store, beside, filename, makers, record_file, shard_files, step_record
-from seamcurate.tables import brief, counted
+from seamcurate.text import brief, counted
 
 Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]
 """Compute shards of a layer, given what it prepared, and put each into the store; yields rows done, as they are."""

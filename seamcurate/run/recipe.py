@@ -45,7 +45,7 @@ from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardS
 from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.select.split import Augment, Split, read_filter
 from seamcurate.step import Step
-from seamcurate.tables import suggestion
+from seamcurate.text import suggestion
 from seamcurate.trainers import REWARD_MODULE
 
 STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {

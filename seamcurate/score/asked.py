@@ -24,7 +24,7 @@ from seamcurate.models.reply import field, is_denied, last_first, read
 from seamcurate.models.template import prompt_text
 from seamcurate.score.seam import Variant
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
-from seamcurate.tables import counted
+from seamcurate.text import counted
 
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]")
 _DASH = r"[-\u2010-\u2015_\s]*"

@@ -26,7 +26,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
 from seamcurate.score import query_type as classifier
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, evenly, finite
-from seamcurate.tables import counted
+from seamcurate.text import counted
 from seamcurate.words import Words, counts, distinct_trigrams, split
 
 if TYPE_CHECKING:

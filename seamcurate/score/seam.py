@@ -23,7 +23,7 @@ from seamcurate.errors import ModelError, StepError
 from seamcurate.models import Policy, PolicyModel, RewardingModel
 from seamcurate.score import noise
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
-from seamcurate.tables import counted
+from seamcurate.text import counted
 
 Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
 PER_TOKEN = "logprob_per_token"

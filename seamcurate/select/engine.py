@@ -24,7 +24,8 @@ import pyarrow as pa
 
 from seamcurate.errors import QueryError
 from seamcurate.select import frames, guard
-from seamcurate.tables import SQL_TYPE, brief
+from seamcurate.tables import SQL_TYPE
+from seamcurate.text import brief
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _THREAD = 2**30

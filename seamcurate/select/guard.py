@@ -16,7 +16,7 @@ import duckdb
 
 from seamcurate.errors import QueryError
 from seamcurate.select.frames import VIEW_NAMES
-from seamcurate.tables import brief
+from seamcurate.text import brief
 
 _ONE = "the SQL must be exactly one SELECT statement: a store is only read"
 _TABLE_FUNCTIONS = {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}

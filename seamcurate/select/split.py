@@ -31,7 +31,7 @@ from seamcurate.step import digest
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place, local
 from seamcurate.store.store import Store, filename, record_file, save_record
-from seamcurate.tables import brief, counted, suggestion
+from seamcurate.text import brief, counted, suggestion
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 

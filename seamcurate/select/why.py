@@ -14,7 +14,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.select import split, views
 from seamcurate.select.connection import Connection
 from seamcurate.store.store import Store
-from seamcurate.tables import brief
+from seamcurate.text import brief
 
 _SHOWN = 5
 

@@ -44,7 +44,7 @@ from seamcurate.progress import note
 from seamcurate.step import Step, digest
 from seamcurate.storage import lock, objects, shard
 from seamcurate.storage.objects import Place
-from seamcurate.tables import suggestion
+from seamcurate.text import suggestion
 
 FORMAT = 3
 """In format 1, rejected rows have the fingerprint of the rows; up to 2, what lies beside shards has no `_` before its name."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 import numpy as np
 
 from seamcurate.study.statistics import Doubles, Interval
-from seamcurate.tables import one_line
+from seamcurate.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import NOTHING, Doubles, Interval, bootstrap_mean, bootstrap_share, in_percent, percent
-from seamcurate.tables import brief
+from seamcurate.text import brief
 
 _SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 

@@ -18,7 +18,7 @@ from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import LEVEL, NOTHING, BySeed, Difference, difference, holm, mean, shown
-from seamcurate.tables import brief
+from seamcurate.text import brief
 
 _SIGNED = "+.3f"
 

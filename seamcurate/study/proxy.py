@@ -15,7 +15,7 @@ from seamcurate.errors import StudyError
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import Interval, correlation, difference, mean, pearson, shown, spearman
-from seamcurate.tables import brief
+from seamcurate.text import brief
 
 _LENGTH = ("li", "length", "rer_length")
 _Points: TypeAlias = list[tuple[float, float, float]]

@@ -26,7 +26,7 @@ from seamcurate.step import column, finite
 from seamcurate.storage.objects import place
 from seamcurate.store.store import Store
 from seamcurate.study.statistics import Doubles, Interval
-from seamcurate.tables import brief, one_line
+from seamcurate.text import brief, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ from seamcurate.study.rer_model import RerModel
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.scores import likelihood, overlap
 from seamcurate.study.texts import responses, tax
-from seamcurate.tables import suggestion
+from seamcurate.text import suggestion
 
 STUDIES: dict[str, Callable[..., Finding]] = {
     "saturation": saturation,

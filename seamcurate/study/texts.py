@@ -22,7 +22,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.study import figure, results, ruler
 from seamcurate.study.results import Data, Finding
 from seamcurate.study.statistics import NOTHING, Doubles, Interval, bootstrap_mean, shown
-from seamcurate.tables import brief
+from seamcurate.text import brief
 
 _MEASURES = {
     "words": "words a response",

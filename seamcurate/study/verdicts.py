@@ -26,7 +26,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.storage import objects
 from seamcurate.study import results
 from seamcurate.study.results import Data
-from seamcurate.tables import brief
+from seamcurate.text import brief
 
 _STUDY = "compare"
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")

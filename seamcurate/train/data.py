@@ -20,7 +20,7 @@ from seamcurate.data import formats
 from seamcurate.errors import TrainError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import Form, prompt_text
-from seamcurate.tables import brief, suggestion
+from seamcurate.text import brief, suggestion
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
 if TYPE_CHECKING:

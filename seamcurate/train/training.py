@@ -27,7 +27,7 @@ from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import CLOCK, Form, FormSettings, prompt_text
 from seamcurate.progress import bar, note
 from seamcurate.storage import objects
-from seamcurate.tables import brief, counted
+from seamcurate.text import brief, counted
 from seamcurate.train import data
 from seamcurate.train.workplace import RECORD, Workplace, differences, first_day
 

@@ -180,7 +180,7 @@ def test_yaml_that_is_too_much_is_refused_in_one_line(text, message):
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest():
-    from seamcurate.tables import suggestion
+    from seamcurate.text import suggestion
 
     names = ["retrieve", "generate", "reward", "rewards"]
     assert [suggestion(name, names) for name in ("retreive", "Generate", "rewads", "zzz", "")] == [

@@ -1,0 +1,54 @@
+"""Text for a person: control characters spelled out, values cut to one line, counts with their noun, near names.
+
+A hostile row could use control characters to rewrite a screen; what is shown to a person goes through `clean`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+
+
+def clean(text: str) -> str:
+    """Return text with control characters, but newline and tab, spelled out."""
+    return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", text)
+
+
+def one_line(text: str) -> str:
+    """Return text as one line without control characters, whatever it quotes."""
+    return " ".join(clean(text).split())
+
+
+def brief(value: object, width: int) -> str:
+    """Return a value as one line of at most `width` characters."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    line = one_line(text)
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def counted(count: int, one: str, more: str = "") -> str:
+    """Write a count with its noun: "1 shard", "1,200 shards"; `more` is the plural that an s does not make."""
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+
+
+def suggestion(name: object, names: Iterable[str]) -> str:
+    """Return "; did you mean `x`?" for the nearest of some names, to end a message with; empty where none is near.
+
+    Example:
+        >>> suggestion("retreive", ["retrieve", "generate"])
+        '; did you mean `retrieve`?'
+    """
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean `{by_lower[near[0]]}`?" if near else ""
