@@ -1,7 +1,7 @@
-"""What asks an `engine`: starts it, hands it questions, and ends it when it does not stop by itself.
+"""The client of an `engine`: it starts the engine's process, sends it queries, and kills it when it does not stop.
 
-One rule: whatever a query does, the process that asked goes on: the engine is another process, which is killed when its
-time is over, when it is no longer needed, and when its owner ends.
+One rule: whatever a query does, the process that asked goes on. The engine is another process, which is killed when a
+query does not end in time, when it is no longer needed, and when its owner ends.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ class EndedError(QueryError):
 
 
 class TooLargeError(EndedError):
-    """The query took more memory than it may."""
+    """The query exceeded its memory limit."""
 
 
 def start(spill: Path | None = None, memory: str | None = None, threads: int | None = None) -> Connection:
-    """Start an engine; it opens while its owner prepares what it is to read.
+    """Start an engine. It opens while its owner verifies the files that the views will read.
 
     Args:
-        spill: A folder for what outgrows its memory; by default a temporary one, which goes with the engine.
-        memory: The most that DuckDB's buffers may take, as DuckDB writes it: "2GB".
-        threads: The most threads it may take.
+        spill: A folder for intermediate results beyond the memory limit; by default a temporary one.
+        memory: The limit of DuckDB's buffers, in DuckDB's spelling: "2GB".
+        threads: The most threads DuckDB may use.
     """
     return Connection(_Lease(spill, memory, threads))
 
 
 class Connection:
-    """Ask the views of a store; made by `views.connect`."""
+    """Query the views of a store; see `views.connect`."""
 
     def __init__(self, engine: _Lease) -> None:
         self._engine = engine
         self.deadline: float | None = None
-        """The moment of the monotonic clock at which answers end."""
+        """The time of the monotonic clock at which queries are stopped."""
         self.late = ""
-        """What to say then."""
+        """The message of the error that is raised then."""
 
     def prepare(self, views: Sequence[str], allowed: Sequence[str], statistics: bool) -> None:
-        """Have views created, and nothing left on this machine to read but the allowed files.
+        """Create views, and let queries read nothing but the allowed files.
 
         Args:
-            views: Statements that create them.
+            views: The statements that create the views.
             allowed: The files.
-            statistics: Whether least and greatest values in the files may decide which rows are looked at.
+            statistics: Whether the minimum and maximum in the files' statistics may decide which rows are read.
 
         Raises:
-            QueryError: They cannot be.
+            QueryError: The views cannot be created.
         """
         for _ in self._engine.question(
             frames.OPEN, {"views": list(views), "allowed": list(allowed), "statistics": statistics}, self
@@ -90,16 +90,16 @@ class Connection:
     def execute(
         self, sql: str, parameters: Mapping[str, JsonValue] | None = None, attached: pa.Table | None = None
     ) -> Answer:
-        """Execute a statement of this package's own, which may read a table that it is given as `attached`.
+        """Execute a statement of this package, which may read the table `attached`.
 
         Raises:
-            QueryError: It cannot be executed.
+            QueryError: The statement cannot be executed.
         """
-        asked = {"sql": sql, "parameters": dict(parameters or {})}
-        return Answer(self._engine.question(frames.EXECUTE, asked, self, attached))
+        request = {"sql": sql, "parameters": dict(parameters or {})}
+        return Answer(self._engine.question(frames.EXECUTE, request, self, attached))
 
     def check(self, sql: str) -> list[str]:
-        """Refuse what is not one SELECT over the views; return the views it reads. Nothing is run.
+        """Refuse SQL that is not one SELECT over the views; return the views it reads. Nothing is run.
 
         Raises:
             QueryError: It is another statement, several, or reads something else.
@@ -128,12 +128,12 @@ class Connection:
 
 
 class Answer:
-    """Iterate over an answer's record batches as they come; its schema is there first."""
+    """Iterate over an answer's record batches as they arrive; the schema arrives first."""
 
     def __init__(self, messages: Generator[tuple[bytes, bytearray]]) -> None:
         self._messages = messages
-        first = next(messages, None)
-        self.schema = pa.ipc.read_schema(pa.py_buffer(first[1])) if first else pa.schema([])
+        schema_message = next(messages, None)
+        self.schema = pa.ipc.read_schema(pa.py_buffer(schema_message[1])) if schema_message else pa.schema([])
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for _, content in self._messages:
@@ -145,10 +145,10 @@ class Answer:
         self._messages.close()
 
     def read_all(self, rows: int | None = None, size: int | None = None) -> pa.Table:
-        """Return the whole answer as a table; SQL's wide whole numbers, such as sums, as int64 where all of them fit.
+        """Return the whole answer as a table; SQL's wide whole numbers, such as sums, are int64 where all of them fit.
 
         Raises:
-            QueryError: It has more rows, or more bytes, than are asked for.
+            QueryError: The answer has more than `rows` rows, or more than `size` bytes.
         """
         batches: list[pa.RecordBatch] = []
         count = held = 0
@@ -157,8 +157,8 @@ class Answer:
             count, held = count + batch.num_rows, held + batch.nbytes
             if (rows is not None and count > rows) or (size is not None and held > size):
                 self.close()
-                most = f"{rows:,} rows" if rows is not None and count > rows else f"{size or 0:,} bytes"
-                raise QueryError(f"the answer has more than {most}; count or group the rows, or add a LIMIT")
+                limit = f"{rows:,} rows" if rows is not None and count > rows else f"{size or 0:,} bytes"
+                raise QueryError(f"the answer has more than {limit}; count or group the rows, or add a LIMIT")
         table = pa.Table.from_batches(batches, self.schema)
         for i, field in enumerate(table.schema):
             if SQL_TYPE in (field.metadata or {}):
@@ -167,27 +167,27 @@ class Answer:
         return table.replace_schema_metadata(None)
 
     def fetchall(self) -> list[tuple[Any, ...]]:
-        """Return the whole answer as rows of whatever SQL answers."""
+        """Return the whole answer as a list of rows."""
         return list(zip(*(column.to_pylist() for column in self.read_all().columns), strict=True))
 
 
 class _Lease:
-    """A process's engine, for one connection: the process goes back when nothing is asked any more, or is ended."""
+    """An engine for one connection, in a process that goes back to `_spare` afterwards, or is killed."""
 
     def __init__(self, spill: Path | None, memory: str | None, threads: int | None) -> None:
         folder = None
         if spill is None:
-            # Else DuckDB would spill into `.tmp` of the working folder.
+            # Without a folder of ours DuckDB would spill into `.tmp` of the working folder.
             folder = scratch.make()
             spill = folder.path
-        # Half of what is free: a query must not fill the disk on which a run writes. DuckDB takes 0 for no limit.
+        # Half of the free space: a query must not fill the disk on which a run writes. DuckDB takes 0 for no limit.
         room = shutil.disk_usage(spill if spill.is_dir() else spill.parent).free // 2
         self._process = _process()
         self.end = weakref.finalize(self, _end, os.getpid(), self._process, folder.remove if folder else None)
-        most = f"{max(1, room // 10**6)}MB"
-        settings = {"memory": memory, "spill": str(spill), "room": most, "threads": threads}
-        with self._process.socket(frames.BEGIN) as ours, suppress(frames.Closed):
-            frames.send(ours, frames.OPEN, json.dumps(settings).encode())
+        spill_limit = f"{max(1, room // 10**6)}MB"
+        settings = {"memory": memory, "spill": str(spill), "room": spill_limit, "threads": threads}
+        with self._process.socket(frames.BEGIN) as near_end, suppress(frames.Closed):
+            frames.send(near_end, frames.OPEN, json.dumps(settings).encode())
 
     @property
     def ended(self) -> bool:
@@ -195,33 +195,33 @@ class _Lease:
         return not self.end.alive or self._process.popen.poll() is not None
 
     def question(
-        self, kind: bytes, asked: Mapping[str, object], asking: Connection, attached: pa.Table | None = None
+        self, kind: bytes, request: Mapping[str, object], connection: Connection, attached: pa.Table | None = None
     ) -> Generator[tuple[bytes, bytearray]]:
-        """Ask, and iterate over what is answered.
+        """Send a request, and iterate over the replies.
 
         Raises:
             QueryError: See `Connection`.
         """
-        content = json.dumps(asked).encode()
+        content = json.dumps(request).encode()
         if attached is not None:
             content += b"\n" + frames.stream(attached.schema, attached.to_batches()).to_pybytes()
         if not self.end.alive:
             raise self._death()
-        with self._process.socket(frames.QUESTION) as ours:
+        with self._process.socket(frames.QUESTION) as near_end:
             try:
-                frames.send(ours, kind, content)
+                frames.send(near_end, kind, content)
                 while True:
-                    said, answered = frames.receive(ours, asking.deadline)
-                    if said == frames.ERROR:
-                        raise QueryError(str(json.loads(answered)["message"]))
-                    if said == frames.END:
+                    reply, body = frames.receive(near_end, connection.deadline)
+                    if reply == frames.ERROR:
+                        raise QueryError(str(json.loads(body)["message"]))
+                    if reply == frames.END:
                         return
-                    yield said, answered
+                    yield reply, body
             except TimeoutError as error:
-                self._stop(ours)
-                raise QueryError(asking.late) from error
+                self._stop(near_end)
+                raise QueryError(connection.late) from error
             except GeneratorExit:
-                self._stop(ours)
+                self._stop(near_end)
                 raise
             except frames.Closed as error:
                 raise self._death() from error
@@ -229,103 +229,103 @@ class _Lease:
                 self.end()
                 raise
 
-    def _stop(self, ours: socket.socket) -> None:
-        """Have a query stopped, or else its process: a single call of a function cannot be interrupted."""
+    def _stop(self, near_end: socket.socket) -> None:
+        """Stop a query, or end its process where it goes on: a single call of a function cannot be interrupted."""
         with suppress(OSError, TimeoutError, frames.Closed):
-            ours.shutdown(socket.SHUT_WR)
+            near_end.shutdown(socket.SHUT_WR)
             end = time.monotonic() + _GRACE_SECONDS
-            while frames.receive(ours, end)[0] not in (frames.ERROR, frames.END):
+            while frames.receive(near_end, end)[0] not in (frames.ERROR, frames.END):
                 pass
             return
         self.end()
 
     def _death(self) -> QueryError:
-        """Say why the engine is gone."""
+        """Return an error that says why the engine ended."""
         if not self.end.alive:
             return EndedError("the query was stopped: its process was ended")
         try:
             code = self._process.popen.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             code = 0
-        said = self._process.said()
+        last_line = self._process.last_line()
         self.end()
         if code == frames.TOO_LARGE:
-            return TooLargeError(said or "the query needs more memory than it may take")
+            return TooLargeError(last_line or "the query needs more memory than it may take")
         if code == -signal.SIGKILL:
             return TooLargeError("the query needs more memory than this machine has left; ask for less at a time")
-        why = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        cause = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return EndedError(
-            f"the query ended its process {why}{f': {said:.200}' if said else ''}; ask for it in another way"
+            f"the query ended its process {cause}{f': {last_line:.200}' if last_line else ''}; ask for it in another way"
         )
 
 
 class _Process:
-    """A process that waits for engines to open, one after the other, over sockets that it is handed."""
+    """A process that opens engines, one after the other, and answers over sockets that are passed to it."""
 
     def __init__(self) -> None:
         self.owner, self.free_since = os.getpid(), time.monotonic()
-        self._control, theirs = socket.socketpair()
+        self._control, far_end = socket.socketpair()
         self._lock, self._open = threading.Lock(), 0
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as the process lives
-        # It imports what this process imports, from where this one does, and nothing from the working folder.
-        found = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
-        with theirs:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
+        # It imports modules from the same folders as this process, and nothing from the working folder.
+        import_path = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
+        with far_end:
             self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "seamcurate.select.engine", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "seamcurate.select.engine", str(far_end.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(found)},
-                # A Ctrl-C is for this process, which ends the other.
+                pass_fds=[far_end.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path)},
+                # A Ctrl-C reaches this process only, which then ends the other.
                 start_new_session=True,
             )
         self.kill = weakref.finalize(self, _kill, self.owner, self.popen, self._control)
 
     @contextmanager
     def socket(self, purpose: bytes) -> Iterator[socket.socket]:
-        """Give the process one end of a new socket, and have the other."""
-        ours, theirs = socket.socketpair()
+        """Pass one end of a new socket to the process, and yield the other."""
+        near_end, far_end = socket.socketpair()
         with self._lock:
             self._open += 1
-            # What is gone is met when its answer is waited for.
-            with theirs, suppress(OSError):
-                socket.send_fds(self._control, [purpose], [theirs.fileno()])
+            # A process that is gone is noticed when its reply is waited for.
+            with far_end, suppress(OSError):
+                socket.send_fds(self._control, [purpose], [far_end.fileno()])
         try:
-            with ours:
-                yield ours
+            with near_end:
+                yield near_end
         finally:
             with self._lock:
                 self._open -= 1
 
     @property
     def free(self) -> bool:
-        """Tell whether it is there and nothing is asked of it."""
+        """Tell whether the process runs and has no open request."""
         return self.kill.alive and self._open == 0 and self.popen.poll() is None
 
     def finish(self) -> None:
-        """Have the engine closed."""
+        """Close the engine; the process waits for the next one."""
         with suppress(OSError):
             self._control.send(frames.FINISH)
 
-    def said(self) -> str:
-        """Return the last line that the process wrote."""
+    def last_line(self) -> str:
+        """Return the last line that the process wrote to standard error."""
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else ""
 
 
 _spare: list[_Process] = []
-"""The process of the last connection, for the next one: to start another takes half a second."""
+"""The process of the last connection, reused by the next one: starting another takes half a second."""
 _taking = threading.RLock()
-"""Reentrant: a connection that is collected meanwhile gives its process back in the same thread."""
+"""Reentrant: the garbage collector may end another connection, in the same thread, while the lock is held."""
 
 
 def _process() -> _Process:
     with _taking:
         while _spare:
             spare = _spare.pop()
-            # A forked copy has a spare process that is its parent's.
+            # In a forked copy of this process, the spare process belongs to the parent.
             if spare.owner == os.getpid():
                 if spare.free and time.monotonic() - spare.free_since < frames.IDLE_SECONDS / 2:
                     return spare
@@ -334,7 +334,7 @@ def _process() -> _Process:
 
 
 def _end(owner: int, process: _Process, clear: Callable[[], None] | None) -> None:
-    # A forked copy of the owner ends nothing.
+    # A forked copy of the owner must not end its parent's processes.
     if os.getpid() != owner:
         return
     with _taking:

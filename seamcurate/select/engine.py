@@ -1,7 +1,8 @@
-"""DuckDB in a process of its own, started by `connection`: it opens views, answers questions, and ends with its owner.
+"""DuckDB in a separate process, started by `connection`: it opens views, answers queries, and ends with its owner.
 
-One rule: no question costs more memory than the engine may take, and none outlives who asked it. DuckDB's own limits do
-not hold inside one call of a text function, so the process watches its memory and ends, and its owner ends it.
+One rule: no query takes more memory than the engine's limit, and none runs longer than its owner waits. DuckDB's own
+limits do not hold inside a single call of a text function. So this process watches its memory and ends itself when it
+exceeds the limit, and its owner can kill it.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from seamcurate.text import brief
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _THREAD = 2**30
-"""Memory for each thread. To merge a sort, every thread holds 122,880 rows whole (DuckDB 2.0), and half as much again;
-1 to 4 GB a thread are what DuckDB's guide asks for."""
+"""Bytes for each thread. To merge a sort, a thread holds 122,880 whole rows (DuckDB 2.0), and half as much again; DuckDB's
+guide recommends 1 to 4 GB a thread."""
 _OUTSIDE = 2**29
-"""Bytes that a query may hold beside DuckDB's buffers, which is what its limit counts, and half as much again."""
+"""Bytes that a query may hold in addition to DuckDB's buffers and half of these; DuckDB's limit counts only the buffers."""
 _SHARE = 0.75
-"""Of the machine's memory, where nobody says how much."""
+"""The default limit of the process, as a share of the machine's memory."""
 _DUCKDB_SHARE = 0.8
+"""DuckDB's own default for its buffers, as a share of the machine's memory."""
 _LOOK_SECONDS = 0.01
+"""How often the memory is measured."""
 _FRAME_BYTES = 1 << 20
 _BATCH_ROWS = 8_192
 _TRUSTING = {
@@ -48,15 +51,15 @@ _TRUSTING = {
     "statistics_propagation",
     "top_n",
 }
-"""Optimizers that take a file's least and greatest value for the least and greatest: they leave NaN out."""
+"""Optimizers that rely on the minimum and maximum in a Parquet file's statistics, which leave NaN out."""
 _AS_TEXT = re.compile(r"\b(INTERVAL|BIT|BIGNUM|VARIANT|UNION|GEOMETRY|TIME WITH TIME ZONE)\b")
-"""Types that Parquet or Arrow have no place for: an answer holds what SQL writes for them."""
+"""Types that Parquet or Arrow do not have: an answer holds their text in SQL."""
 _TOO_LARGE = "ask for fewer rows or shorter texts, or give it more memory"
 _HUGE = ("HUGEINT", "UHUGEINT")
 
 
 class Engine:
-    """Hold one in-memory DuckDB with its limits, and answer what comes in over sockets."""
+    """Hold one in-memory DuckDB with its limits, and answer requests over sockets."""
 
     def __init__(self, memory: str | None, spill: str, room: str, threads: int | None) -> None:
         idle = _resident()
@@ -64,34 +67,34 @@ class Engine:
         self._duckdb = duckdb.connect(config=config if memory is None else config | {"memory_limit": memory})
         buffers = self._bytes("memory_limit")
         if memory is None:
-            most = int(buffers / _DUCKDB_SHARE * _SHARE)
-            buffers = max(2**26, int((most - _OUTSIDE) / 1.5))
+            limit = int(buffers / _DUCKDB_SHARE * _SHARE)
+            buffers = max(2**26, int((limit - _OUTSIDE) / 1.5))
             self._duckdb.execute(f"SET memory_limit = '{buffers // 1000}KB'")
         self._limit = idle + buffers + buffers // 2 + _OUTSIDE
         ((most_threads,),) = self._duckdb.execute("SELECT current_setting('threads')").fetchall()
         fitting = min(int(most_threads), buffers // _THREAD, threads or int(most_threads))
         self._duckdb.execute(f"SET threads = {max(1, fitting)}")
-        # A session's own setting would not hold for the cursors that answer questions.
+        # GLOBAL: a setting of this session would not hold for the cursors that answer queries.
         self._duckdb.execute("SET GLOBAL TimeZone = 'UTC'")
         self._asked = threading.Condition()
         self._open, self._closed = 0, False
         threading.Thread(target=self._watch_memory, daemon=True).start()
 
     def close(self) -> None:
-        """Close DuckDB, and give back what it held."""
+        """Close DuckDB and free its memory."""
         with self._asked:
             self._closed = True
             self._asked.notify()
         self._duckdb.close()
 
     def _lock(self, views: list[str], allowed: list[str], statistics: bool) -> None:
-        """Create views, and leave them nothing on this machine to read but the allowed files."""
+        """Create the views, and forbid DuckDB to read anything but the allowed files."""
         if not statistics:
             names = self._duckdb.execute("SELECT name FROM duckdb_optimizers()").fetchall()
             trusting = ", ".join(str(name) for (name,) in names if name in _TRUSTING)
             self._duckdb.execute(f"SET GLOBAL disabled_optimizers = '{trusting}'")
         self._duckdb.execute("SET allowed_paths = $1", [allowed])
-        # Whatever was read would be kept, up to most of the memory there is.
+        # The cache would keep everything that was read, up to most of the memory.
         self._duckdb.execute("SET enable_external_file_cache = false")
         self._duckdb.execute("SET python_enable_replacements = false")
         self._duckdb.execute("SET enable_external_access = false")
@@ -100,10 +103,10 @@ class Engine:
         self._duckdb.execute("SET lock_configuration = true")
 
     def serve(self, asker: socket.socket) -> None:
-        """Answer the one question that comes over a socket, and close it."""
+        """Answer the one request that comes over a socket, and close the socket."""
         with asker, suppress(frames.Closed):
             kind, content = frames.receive(asker)
-            # What stands behind the first line is a table, for a statement to read.
+            # After the first line, which is JSON, comes a table for the statement to read, or nothing.
             line, _, attached = bytes(content).partition(b"\n")
             asked = json.loads(line)
             with self._duckdb.cursor() as cursor, self._watched(), _stopped_with(asker, cursor):
@@ -145,7 +148,7 @@ class Engine:
         gathered: list[pa.RecordBatch] = []
         for batch in batches:
             gathered.append(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
-            if sum(part.nbytes for part in gathered) >= _FRAME_BYTES:
+            if sum(batch.nbytes for batch in gathered) >= _FRAME_BYTES:
                 frames.send(asker, frames.BATCHES, frames.stream(schema, gathered))
                 gathered = []
         if gathered:
@@ -158,7 +161,7 @@ class Engine:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Have the memory watched while a question is open."""
+        """Have the memory measured while a query is open."""
         with self._asked:
             self._open += 1
             self._asked.notify()
@@ -169,7 +172,7 @@ class Engine:
                 self._open -= 1
 
     def _watch_memory(self) -> None:
-        """End the process when it holds too much; nobody else can stop a single call in time."""
+        """End the process when it exceeds its memory limit: nothing else can stop a single call of a function in time."""
         while True:
             with self._asked:
                 self._asked.wait_for(lambda: self._open > 0 or self._closed)
@@ -185,14 +188,14 @@ class Engine:
 
 @contextmanager
 def _stopped_with(asker: socket.socket, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Interrupt a cursor when the asker closes its end."""
+    """Interrupt a cursor when the other side closes the socket."""
     answered = threading.Event()
 
     def watch() -> None:
         with suppress(OSError):
             asker.settimeout(None)
             asker.recv(1)
-        # Again and again, since an interrupt that comes between two queries is lost.
+        # Repeated, since an interrupt that comes between two queries is lost.
         while not answered.wait(0.02):
             cursor.interrupt()
 
@@ -202,7 +205,7 @@ def _stopped_with(asker: socket.socket, cursor: duckdb.DuckDBPyConnection) -> It
         yield
     finally:
         answered.set()
-        # It may still wait for the asker; closed under it, a socket's number could be another's by then.
+        # The thread may still wait for the socket. Shut it down first: once closed, its file descriptor may be reused.
         with suppress(OSError):
             asker.shutdown(socket.SHUT_RDWR)
         watching.join()
@@ -211,14 +214,14 @@ def _stopped_with(asker: socket.socket, cursor: duckdb.DuckDBPyConnection) -> It
 def _answered(
     cursor: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, Any]
 ) -> tuple[pa.Schema, pa.RecordBatchReader]:
-    """Answer a SELECT as Arrow batches, with the schema that says which of its decimals are SQL's whole numbers."""
+    """Answer a SELECT as Arrow batches, with a schema that marks the decimals which are SQL's whole numbers."""
     relation = cursor.sql(sql, params=parameters)
     names, kinds = relation.columns, [str(kind) for kind in relation.types]
     if any(map(_AS_TEXT.search, kinds)):
-        # By place: an answer may have two columns of one name.
-        places = [f"c{i}" for i in range(len(kinds))]
-        select = (f"{c}::VARCHAR" if _AS_TEXT.search(kind) else c for c, kind in zip(places, kinds, strict=True))
-        wrapped = f"SELECT {', '.join(select)} FROM (\n{sql}\n) AS answer({', '.join(places)})"
+        # Columns are renamed by position, since an answer may have two columns of one name.
+        aliases = [f"c{i}" for i in range(len(kinds))]
+        select = (f"{c}::VARCHAR" if _AS_TEXT.search(kind) else c for c, kind in zip(aliases, kinds, strict=True))
+        wrapped = f"SELECT {', '.join(select)} FROM (\n{sql}\n) AS answer({', '.join(aliases)})"
         relation = cursor.sql(wrapped, params=parameters)
     reader = relation.to_arrow_reader(_BATCH_ROWS)
     fields = [
@@ -229,19 +232,19 @@ def _answered(
 
 
 def _resident() -> int:
-    """Return how many bytes of memory this process holds."""
+    """Return the resident memory of this process in bytes."""
     with suppress(OSError):
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
-    # Elsewhere the most that it ever held: bytes on macOS, kilobytes on others.
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    # Without /proc, take the peak: in bytes on macOS, in kilobytes elsewhere.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> None:
-    """Serve the process that started this one, over the socket it left open, until it closes it or ends."""
+    """Serve the process that started this one over an inherited socket, until that process closes it or ends."""
     control = socket.socket(fileno=int(sys.argv[1]))
     with suppress(OSError):
-        # Where the machine has no memory left, the query goes and not the run that asked it.
+        # When the machine runs out of memory, Linux kills this process and not its owner.
         Path("/proc/self/oom_score_adj").write_text("800")
     engine: Engine | str | None = None
     while True:
@@ -251,7 +254,7 @@ def main() -> None:
         except OSError:
             purpose, askers = b"", []
         if not purpose:
-            # Without the leave-taking of libraries, which a query in flight would hold up.
+            # Skip the libraries' cleanup, which a running query would block.
             os._exit(0)
         if purpose == frames.FINISH:
             if isinstance(engine, Engine):
@@ -270,7 +273,7 @@ def main() -> None:
 
 
 def _begun(asker: socket.socket) -> Engine | str:
-    """Open an engine as its owner wants it, or say why it cannot be."""
+    """Open an engine with its owner's settings; return the error message where it cannot be opened."""
     with asker:
         try:
             return Engine(**json.loads(frames.receive(asker)[1]))

@@ -10,19 +10,19 @@ import time
 import pyarrow as pa
 
 ASK, EXECUTE, CHECK, OPEN = b"a", b"x", b"c", b"o"
-"""What is asked: a stranger's SELECT, a statement of this package, a look at a SELECT, the first message of all."""
+"""Kinds of requests: answer a user's SELECT, execute a statement of this package, check a SELECT, open the engine."""
 BEGIN, QUESTION, FINISH = b"!", b"?", b"."
-"""What the engine's process is handed a socket for; or that the engine is to be closed, without one."""
+"""What a socket that the engine's process receives is for: to open an engine, to ask it. FINISH, without one, closes it."""
 SCHEMA, BATCHES, VIEWS, ERROR, END = b"s", b"b", b"v", b"e", b"z"
-"""What is answered: an answer's schema, batches of it, the views that a SELECT reads, why there is none, and its end."""
+"""Kinds of replies: an answer's schema, its batches, the views that a SELECT reads, an error, and the end."""
 IDLE_SECONDS = 60.0
 """How long a process without an engine waits for the next one."""
 ATTACHED = "attached"
-"""The name under which a statement reads the table that came with it."""
+"""The name of the table that is sent along with a statement."""
 VIEW_NAMES = ("rows", "candidates", "corpus", "ledger", "rejected")
-"""What a query reads, in every store."""
+"""The views of every store."""
 TOO_LARGE = 77
-"""The engine's exit code when it took more memory than it may."""
+"""The engine's exit code when it exceeded its memory limit."""
 
 _HEAD = struct.Struct("!cQ")
 
@@ -31,26 +31,30 @@ class Closed(Exception):
     """The other side closed the socket, or its process ended."""
 
 
-def send(to: socket.socket, kind: bytes, content: bytes | pa.Buffer | None = None, **values: object) -> None:
+def send(target: socket.socket, kind: bytes, content: bytes | pa.Buffer | None = None, **values: object) -> None:
     """Send one message: bytes, or values as JSON.
 
     Raises:
-        Closed: Nobody is there to receive it.
+        Closed: The other side is gone.
     """
     body = memoryview(json.dumps(values).encode() if content is None else content)
     try:
-        to.sendall(_HEAD.pack(kind, body.nbytes))
-        to.sendall(body)
+        target.sendall(_HEAD.pack(kind, body.nbytes))
+        target.sendall(body)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise Closed from error
 
 
 def receive(source: socket.socket, deadline: float | None = None) -> tuple[bytes, bytearray]:
-    """Wait for one message until a moment of the monotonic clock; returns its kind and its content.
+    """Wait for one message; return its kind and its content.
+
+    Args:
+        source: The socket.
+        deadline: The time of the monotonic clock until which to wait.
 
     Raises:
-        Closed: None will come.
-        TimeoutError: None came in time.
+        Closed: The other side is gone.
+        TimeoutError: No message came in time.
     """
     kind, size = _HEAD.unpack(_exactly(source, _HEAD.size, deadline))
     return kind, _exactly(source, size, deadline)

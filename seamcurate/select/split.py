@@ -1,8 +1,8 @@
-"""Splits: SQL chooses the rows, and a ledger says of every row what became of it and why.
+"""Splits: SQL chooses the rows, and a ledger records for every row whether it was kept, and why.
 
-A filter is one SELECT over the views. It returns `row_id` of the rows it keeps; or, with a boolean column
-`keep`, rows it keeps and rows it drops, and then it may say for each the `rule`, the deciding `value` and the
-`threshold`. In its text `{by}` stands for a column's name and `$rate` for a value, both given by the recipe.
+A filter is one SELECT over the views. It returns the `row_id` of the rows it keeps. With a boolean column `keep` it
+returns rows that it keeps and rows that it drops; then it may also return for each the `rule`, the deciding `value` and
+the `threshold`. In its text `{by}` stands for a column's name and `$rate` for a value; the recipe gives both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 
 _PART = 32_768
 _SECONDS = 3_600.0
-"""How long a filter may take: a stranger's must end, and no one's on a million rows takes a minute."""
+"""How long a filter may take. A stranger's filter must end; the bundled ones take less than a minute on a million rows."""
 _DEFAULT = re.compile(r"^--\s*default\s+(\w+)\s*=\s*(.+?)\s*$", re.MULTILINE)
 _NAME = re.compile(r"\{(\w+)\}")
 _VALUE = re.compile(r"\$([A-Za-z_]\w*)")
@@ -45,18 +45,18 @@ _QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 
 
 class Augment(BaseModel):
-    """Make new pairs of the rows a split keeps, for fine-tuning and for a reward model (SEAM App. G)."""
+    """Make new pairs of the rows that a split keeps, for fine-tuning and for a reward model (SEAM App. G)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=5, ge=1)
-    """Pairs a row gives to each of the two data sets, of its nearest candidates."""
+    """How many pairs each row adds to each of the two data sets; they are made of its nearest candidates."""
     variant: Literal["contrast", "gpt", "adv"] = "contrast"
-    """The sample set they are made of. Only `contrast` has instructions I* of its own, and so pairs to fine-tune on."""
+    """The sample set of the candidates. Only `contrast` has instructions I* of its own, and so pairs for fine-tuning."""
     pairs: Literal["golden", "both"] = "golden"
     """Preference pairs: `golden` is (I: r ≻ r*); `both` adds (I*: r* ≻ r)."""
     evaluation: Source | None = None
-    """Questions that must not come out: neither a row that asks one, nor a neighbour."""
+    """Evaluation questions, which no new pair may ask: rows that ask one are left out, and so are such neighbours."""
 
     @model_validator(mode="after")
     def _has_instructions(self) -> Augment:
@@ -68,7 +68,7 @@ class Augment(BaseModel):
 
 
 class Split(BaseModel):
-    """Name rows by a filter; every further key is a parameter of the filter."""
+    """Choose rows by an SQL filter; every further key is a parameter of the filter."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -82,8 +82,8 @@ class Split(BaseModel):
 
     @field_validator("filter")
     @classmethod
-    def _sql(cls, given: str) -> str:
-        return read_filter(given, Path())
+    def _sql(cls, filter: str) -> str:
+        return read_filter(filter, Path())
 
     @model_validator(mode="after")
     def _one_form(self) -> Split:
@@ -102,11 +102,11 @@ class Split(BaseModel):
         Raises:
             RecipeError: A parameter is missing, not used, or names no column.
         """
-        given: dict[str, JsonValue] = {key: _literal(value) for key, value in _DEFAULT.findall(self.filter)}
-        given |= self.parameters
+        parameters: dict[str, JsonValue] = {key: _literal(value) for key, value in _DEFAULT.findall(self.filter)}
+        parameters |= self.parameters
         code = _QUOTED.sub("", self.filter)
         names, values = set(_NAME.findall(code)), set(_VALUE.findall(code))
-        missing = sorted((names | values) - set(given))
+        missing = sorted((names | values) - set(parameters))
         unused = sorted(set(self.parameters) - names - values)
         if missing:
             raise RecipeError(f"the filter needs {', '.join(missing)}; give it as a key beside `filter`")
@@ -116,23 +116,23 @@ class Split(BaseModel):
                 f"{suggestion(unused[0], {*names, *values, *Split.model_fields})}"
             )
         for name in sorted(names):
-            if given[name] not in columns:
+            if parameters[name] not in columns:
                 raise RecipeError(
-                    f"{name}: {given[name]!r} is no column of this store; there are: {', '.join(columns)}"
-                    f"{suggestion(given[name], columns)}"
+                    f"{name}: {parameters[name]!r} is no column of this store; there are: {', '.join(columns)}"
+                    f"{suggestion(parameters[name], columns)}"
                 )
-        sql = _NAME.sub(lambda m: views.quoted(str(given[m[1]])) if m[1] in names else m[0], self.filter)
-        return sql.strip().rstrip(";"), {value: given[value] for value in values}
+        sql = _NAME.sub(lambda m: views.quoted(str(parameters[m[1]])) if m[1] in names else m[0], self.filter)
+        return sql.strip().rstrip(";"), {value: parameters[value] for value in values}
 
 
 class Made(NamedTuple):
-    """A split as it was made."""
+    """A split whose ledger is written."""
 
     name: str
     kept: int
     dropped: int
     lines: list[str]
-    """What a person should know of it."""
+    """What to tell a person about it."""
 
 
 def read_filter(name: str, folder: Path) -> str:
@@ -143,10 +143,10 @@ def read_filter(name: str, folder: Path) -> str:
     """
     if not is_file_name(name):
         return name
-    for place in (folder / name, Path(name), *(one / Path(name).name for one in bundled())):
-        if place.is_file():
-            return place.read_text(encoding="utf-8")
-    listed = sorted(file.name for one in bundled() for file in one.glob("*.sql"))
+    for file in (folder / name, Path(name), *(recipes / Path(name).name for recipes in bundled())):
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    listed = sorted(file.name for recipes in bundled() for file in recipes.glob("*.sql"))
     raise RecipeError(
         f"no filter {name!r} in {folder} or here; bundled are: {', '.join(listed)}{suggestion(Path(name).name, listed)}"
     )
@@ -165,11 +165,11 @@ def is_file_name(filter: str) -> bool:
 def bundled() -> list[Path]:
     """Return the folder of bundled recipes: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
-    return [one for one in (package / "recipes", package.parent / "recipes") if one.is_dir()]
+    return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
 
 
 def check(store: Store, splits: Mapping[str, Split]) -> None:
-    """Ask a store whose columns are named, computed or not, whether these splits can be made of it.
+    """Check that these splits can be made of a store whose columns are known, computed or not.
 
     Raises:
         QueryError: A filter's SQL cannot be answered, or it returns no `row_id`.
@@ -177,8 +177,8 @@ def check(store: Store, splits: Mapping[str, Split]) -> None:
     """
     if not splits:
         return
-    there = {column.name for column in store.columns() if column.made_by != "source"}
-    check_formats(splits, there | set(store.stored_schema.names))
+    computed = {column.name for column in store.columns() if column.made_by != "source"}
+    check_formats(splits, computed | set(store.stored_schema.names))
     with views.connect(store) as connection, views.limited(connection, _SECONDS, "ask for less in the filters"):
         for name, split in splits.items():
             bound = _bound(store, name, split)
@@ -191,7 +191,7 @@ def make_all(store: Store, splits: Mapping[str, Split]) -> list[Made]:
     """Make a recipe's splits, each after those whose ledger its filter reads; see `make`.
 
     Raises:
-        RecipeError: Two splits read each other's ledger, or one reads the ledger of a split that there is none of.
+        RecipeError: Two splits read each other's ledger, or one reads the ledger of a split that does not exist.
     """
     return [make(store, name, splits[name]) for name in ordered(store, splits)]
 
@@ -213,8 +213,8 @@ def ordered(store: Store, splits: Mapping[str, Split]) -> list[str]:
                 "such as WHERE split = 'a'"
             )
         if name not in order:
-            for other in needed[name]:
-                visit(other, [*path, name])
+            for dependency in needed[name]:
+                visit(dependency, [*path, name])
             order.append(name)
 
     for name in splits:
@@ -226,13 +226,13 @@ def _needed(store: Store, name: str, split: Split, splits: Mapping[str, Split]) 
     """List the recipe's splits whose ledger a filter may read."""
     read = _reads(*_bound(store, name, split)).splits
     if read is None:
-        return [other for other in splits if other != name]
+        return [split_name for split_name in splits if split_name != name]
     known = {*splits, *store.split_records()}
-    for other in sorted(read - known):
+    for absent in sorted(read - known):
         raise RecipeError(
-            f"split {name} reads the ledger of split {other!r}, and there is none; splits are: {', '.join(sorted(known))}"
+            f"split {name} reads the ledger of split {absent!r}, and there is none; splits are: {', '.join(sorted(known))}"
         )
-    return [other for other in splits if other in read]
+    return [split_name for split_name in splits if split_name in read]
 
 
 def _reads(sql: str, values: Mapping[str, JsonValue]) -> dependencies.Reads:
@@ -245,12 +245,12 @@ class Basis(NamedTuple):
     sql: str
     values: dict[str, JsonValue]
     ledgers: list[str]
-    """The other splits whose lines of the ledger the filter sees."""
+    """The other splits whose rows of the ledger the filter reads."""
     reads: dict[str, JsonValue]
     """Fingerprints of the columns, and of the corpus and the other splits where the filter reads these."""
     fingerprint: str
     made_of: str
-    """A hash of the shards' checksums, which tell a shard that was computed anew to other values; empty on object storage."""
+    """A hash of the shards' checksums: it changes when a shard is computed again to other values. Empty on object storage."""
 
 
 def basis(store: Store, name: str, split: Split) -> Basis:
@@ -260,36 +260,41 @@ def basis(store: Store, name: str, split: Split) -> Basis:
         RecipeError: A parameter of the filter is missing, not used, or names no column.
     """
     sql, values = _bound(store, name, split)
-    found = _reads(sql, values)
+    sources = _reads(sql, values)
     reads: dict[str, JsonValue] = {"inputs": _fingerprints(store)}
-    seals = [store.seals()]
-    corpus = store.corpus_store if found.views & {"corpus", "candidates"} else None
+    checksums = [store.seals()]
+    corpus = store.corpus_store if sources.views & {"corpus", "candidates"} else None
     if corpus is not None:
         reads["corpus"] = _fingerprints(corpus)
-        seals.append(corpus.seals())
-    records = store.split_records() if found.splits != frozenset() else {}
-    ledgers = [other for other in sorted(records) if other != name and (found.splits is None or other in found.splits)]
-    if found.splits != frozenset():
-        reads["ledger"] = {other: records[other]["fingerprint"] for other in ledgers}
-        seals += [shard.marks(store.path / "splits" / other / "ledger.parquet").seal for other in ledgers]
+        checksums.append(corpus.seals())
+    records = store.split_records() if sources.splits != frozenset() else {}
+    ledgers = [
+        split_name
+        for split_name in sorted(records)
+        if split_name != name and (sources.splits is None or split_name in sources.splits)
+    ]
+    if sources.splits != frozenset():
+        reads["ledger"] = {ledger: records[ledger]["fingerprint"] for ledger in ledgers}
+        checksums += [shard.marks(store.path / "splits" / ledger / "ledger.parquet").seal for ledger in ledgers]
     fingerprint = digest({"sql": sql, "values": values, **reads})
-    made_of = "" if "" in seals else seals[0] if len(seals) == 1 else digest([*seals])
+    made_of = "" if "" in checksums else checksums[0] if len(checksums) == 1 else digest([*checksums])
     return Basis(sql, values, ledgers, reads, fingerprint, made_of)
 
 
-def _is_of(record: Mapping[str, JsonValue], now: Basis) -> bool:
-    """Tell whether a split was made of what is there now; on object storage by fingerprints alone."""
+def _is_current(record: Mapping[str, JsonValue], current: Basis) -> bool:
+    """Tell whether a split was made of what the store holds now; on object storage only fingerprints are compared."""
     made_of = record.get("made_of")
-    return record.get("fingerprint") == now.fingerprint and (not made_of or not now.made_of or made_of == now.made_of)
+    same_shards = not made_of or not current.made_of or made_of == current.made_of
+    return record.get("fingerprint") == current.fingerprint and same_shards
 
 
 def _fingerprints(store: Store) -> dict[str, JsonValue]:
-    whole: dict[str, JsonValue] = {**store.fingerprints(), "shards": len(store.shards)}
-    return whole if (grown := store.grown) is None else {**whole, "appended rows": grown}
+    fingerprints: dict[str, JsonValue] = {**store.fingerprints(), "shards": len(store.shards)}
+    return fingerprints if (appended := store.grown) is None else {**fingerprints, "appended rows": appended}
 
 
 def changed(store: Store, name: str, split: Split) -> str | None:
-    """Say in a few words why a split's ledger is not what its filter gives now; None where it is.
+    """Say in a few words why a split's ledger is out of date; None where its filter would give the same ledger now.
 
     Raises:
         RecipeError: See `basis`.
@@ -299,60 +304,62 @@ def changed(store: Store, name: str, split: Split) -> str | None:
         return "it was not made yet"
     if record["filter"] != split.filter:
         return "its filter was edited"
-    before = record["parameters"]
-    assert isinstance(before, dict)
-    for key in {**before, **split.parameters}:
-        if before.get(key) != split.parameters.get(key):
-            return f"{key}: {json.dumps(before.get(key))} → {json.dumps(split.parameters.get(key))}"
+    recorded = record["parameters"]
+    assert isinstance(recorded, dict)
+    for key in {**recorded, **split.parameters}:
+        if recorded.get(key) != split.parameters.get(key):
+            return f"{key}: {json.dumps(recorded.get(key))} → {json.dumps(split.parameters.get(key))}"
     if record["format"] != split.format:
         return f"format: {record['format']} → {split.format}"
-    now = basis(store, name, split)
-    if _is_of(record, now):
+    current = basis(store, name, split)
+    if _is_current(record, current):
         return None
-    if record["fingerprint"] != now.fingerprint:
-        return _difference(record.get("reads"), now.reads)
+    if record["fingerprint"] != current.fingerprint:
+        return _difference(record.get("reads"), current.reads)
     return "a shard that its filter reads was computed anew"
 
 
 def stale(store: Store) -> dict[str, str]:
-    """Return the splits whose ledger is not what their own filter gives now, each with what changed."""
-    records, found = store.split_records(), dict[str, str]()
+    """Return the splits whose ledger is out of date, each with what changed."""
+    records, changes = store.split_records(), dict[str, str]()
     for name, record in records.items():
         parameters = record["parameters"]
         assert isinstance(parameters, dict)
         split = Split.model_validate({**parameters, "filter": record["filter"], "format": record["format"]})
         try:
-            why = changed(store, name, split)
+            change = changed(store, name, split)
         except RecipeError as error:
-            why = str(error).removeprefix(f"split {name}: ")
-        if why is not None:
-            found[name] = why
-    # Out of date is also what reads a ledger that is, however many splits lie between.
+            change = str(error).removeprefix(f"split {name}: ")
+        if change is not None:
+            changes[name] = change
+    # A split that reads an out-of-date ledger is out of date, too. Each round follows one more link of such a chain.
     for _ in records:
         for name, record in records.items():
             reads = record.get("reads")
             ledger = reads.get("ledger") if isinstance(reads, dict) else None
-            spoiled = [other for other in ledger if other in found] if isinstance(ledger, dict) else []
-            if spoiled and name not in found:
-                found[name] = f"split {spoiled[0]}, whose ledger it reads, is out of date"
-    return found
+            outdated = (
+                [split_name for split_name in ledger if split_name in changes] if isinstance(ledger, dict) else []
+            )
+            if outdated and name not in changes:
+                changes[name] = f"split {outdated[0]}, whose ledger it reads, is out of date"
+    return changes
 
 
-def _difference(before: JsonValue, after: Mapping[str, JsonValue]) -> str:
-    """Say which of the things that a filter reads changed first."""
-    if not isinstance(before, dict):
+def _difference(recorded: JsonValue, current: Mapping[str, JsonValue]) -> str:
+    """Name the first of a filter's inputs that changed."""
+    if not isinstance(recorded, dict):
         return "what its filter reads was made anew"
     for kind, noun in (("inputs", "column"), ("ledger", "split"), ("corpus", "column")):
-        old, new = before.get(kind), after.get(kind)
+        old, new = recorded.get(kind), current.get(kind)
         old, new = old if isinstance(old, dict) else {}, new if isinstance(new, dict) else {}
         for key in {**old, **new}:
             if old.get(key) == new.get(key):
                 continue
-            of = " of the corpus" if kind == "corpus" else ""
+            owner = " of the corpus" if kind == "corpus" else ""
             if key in ("shards", "appended rows"):
-                return f"there are other rows{of} than there were"
-            what = "is new" if key not in old else "is gone" if key not in new else "was made anew"
-            return f"{noun} {key!r}{of} {what}"
+                return f"there are other rows{owner} than there were"
+            change = "is new" if key not in old else "is gone" if key not in new else "was made anew"
+            return f"{noun} {key!r}{owner} {change}"
     return "what its filter reads was made anew"
 
 
@@ -371,11 +378,11 @@ def check_formats(splits: Mapping[str, Split], columns: Collection[str]) -> None
     """
     sets = sorted(name for name in columns if name.startswith("worse_"))
     for name, split in splits.items():
-        wanted = f"worse_{split.augment.variant}" if split.augment else ""
-        if wanted and wanted not in sets:
-            has = f"it has {', '.join(sets)}" if sets else "it has none"
+        needed = f"worse_{split.augment.variant}" if split.augment else ""
+        if needed and needed not in sets:
+            available = f"it has {', '.join(sets)}" if sets else "it has none"
             raise RecipeError(
-                f"split {name}: augmentation needs the sample set {wanted}, and {has}; add the step that makes it"
+                f"split {name}: augmentation needs the sample set {needed}, and {available}; add the step that makes it"
             )
         if split.format in ("sft", "preferences", "unpaired") and "response" not in columns:
             raise RecipeError(
@@ -390,18 +397,18 @@ def check_formats(splits: Mapping[str, Split], columns: Collection[str]) -> None
 
 
 def make(store: Store, name: str, split: Split) -> Made:
-    """Run a split's filter and keep its ledger; what is there for the same inputs is not made again.
+    """Run a split's filter and write its ledger; a ledger of the same filter and inputs is not written again.
 
-    Other splits whose ledger the filter reads must be there: see `make_all`.
+    The ledgers that the filter reads must exist: see `make_all`.
 
     Raises:
         QueryError: The filter's SQL cannot be answered, or it returns no `row_id` or one twice.
     """
-    now = basis(store, name, split)
+    current = basis(store, name, split)
     folder = store.path / "splits" / name
-    there = store.split_record(name)
-    if not _is_of(there, now):
-        ledger = _decide(store, name, now)
+    recorded = store.split_record(name)
+    if not _is_current(recorded, current):
+        ledger = _decide(store, name, current)
         shard.give_back()
         scored = ~np.isnan(ledger.values)
         undecided = ledger.returned & ~scored
@@ -414,67 +421,68 @@ def make(store: Store, name: str, split: Split) -> Made:
                 f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them were kept, "
                 f"{nulls - null_kept:,} dropped"
             )
-        lines += _shortfall(name, now.values, dropped_by_value, valued)
-        by = str(split.parameters.get("by", ""))
-        lines += _by_chance(name, by, store.noise(by).get(by, 0.0), ledger)
+        lines += _shortfall(name, current.values, dropped_by_value, valued)
+        score = str(split.parameters.get("by", ""))
+        lines += _within_noise(name, score, store.noise(score).get(score, 0.0), ledger)
         record: dict[str, JsonValue] = {
             "name": name,
             "filter": split.filter,
             "parameters": split.parameters,
             "format": split.format,
-            "fingerprint": now.fingerprint,
-            "reads": now.reads,
-            "made_of": now.made_of,
+            "fingerprint": current.fingerprint,
+            "reads": current.reads,
+            "made_of": current.made_of,
             "kept": kept,
             "dropped": dropped,
             "lines": lines,
         }
-        whole = isinstance(folder, Path) and not folder.is_symlink()
-        beside: Place = folder
-        if isinstance(folder, Path) and whole:
-            beside = folder.with_name(f".{name}.tmp")
-            beside.mkdir(parents=True)
+        replaceable = isinstance(folder, Path) and not folder.is_symlink()
+        target: Place = folder
+        if isinstance(folder, Path) and replaceable:
+            target = folder.with_name(f".{name}.tmp")
+            target.mkdir(parents=True)
         elif store.split_record(name):
-            # Nobody looks for a ledger where no record is.
+            # Without its record a ledger is not read, so that nobody reads one that is half written.
             record_file(folder, "split.json").unlink(missing_ok=True)
-        shard.write_parts(beside / "ledger.parquet", views.LEDGER, ledger.tables(name), now.fingerprint, 0)
-        save_record(beside / "_split.json", record)
+        shard.write_parts(target / "ledger.parquet", views.LEDGER, ledger.tables(name), current.fingerprint, 0)
+        save_record(target / "_split.json", record)
         del ledger, scored, undecided
         shard.give_back()
-        if whole and isinstance(folder, Path) and isinstance(beside, Path):
-            # Renamed away whole first: a removal that is cut short must not leave a record without its ledger.
-            doomed = folder.with_name(f".{name}.old.tmp")
+        if replaceable and isinstance(folder, Path) and isinstance(target, Path):
+            # The old folder is renamed before it is removed: a removal that is interrupted must not leave a record
+            # without its ledger.
+            old_folder = folder.with_name(f".{name}.old.tmp")
             if folder.exists():
-                folder.rename(doomed)
-            beside.rename(folder)
-            objects.remove_tree(doomed)
-        there = record
-    elif there["format"] != split.format:
-        # The same rows in another form: the ledger stays.
-        there = {**there, "format": split.format}
-        save_record(record_file(folder, "split.json"), there)
-    told = there["lines"]
-    assert isinstance(told, list)
-    return Made(name, int(str(there["kept"])), int(str(there["dropped"])), [str(line) for line in told])
+                folder.rename(old_folder)
+            target.rename(folder)
+            objects.remove_tree(old_folder)
+        recorded = record
+    elif recorded["format"] != split.format:
+        # The same rows in another format: the ledger stays.
+        recorded = {**recorded, "format": split.format}
+        save_record(record_file(folder, "split.json"), recorded)
+    report = recorded["lines"]
+    assert isinstance(report, list)
+    return Made(name, int(str(recorded["kept"])), int(str(recorded["dropped"])), [str(line) for line in report])
 
 
 def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Iterate over the rows a split keeps, a table a shard, `row_id` first; what is not yet computed is NULL.
+    """Iterate over the rows a split keeps, one table a shard, `row_id` first; columns not yet computed are NULL.
 
     Raises:
         StaleError: A run changed the store meanwhile.
         DamagedError: A shard or the ledger is not the file that was written.
     """
     folder = store.path / "splits" / name
-    fingerprint, before = str(store.split_record(name)["fingerprint"]), _state(store, name)
-    said = shard.read(folder / "ledger.parquet", fingerprint, 0, ["kept"])["kept"]
+    fingerprint, state = str(store.split_record(name)["fingerprint"]), _state(store, name)
+    kept_rows = shard.read(folder / "ledger.parquet", fingerprint, 0, ["kept"])["kept"]
     read, start = store.reader(columns, partial=True), 0
     for number in store.shards:
         rows = read(number)
-        # A ledger has the source's rows in their order.
-        yield rows.filter(said.slice(start, rows.num_rows))
+        # The ledger's rows are the source's, in the same order.
+        yield rows.filter(kept_rows.slice(start, rows.num_rows))
         start += rows.num_rows
-    if _state(store, name) != before:
+    if _state(store, name) != state:
         raise StaleError(
             f"{store.path} was changed while split {name} was read from it; wait for the run that works on it, and do "
             "the same again"
@@ -482,36 +490,36 @@ def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _state(store: Store, name: str) -> JsonValue:
-    """Return what another run would change of a split and its columns; see `Store.seals`."""
+    """Return what another run would change in a split and its columns; see `Store.seals`."""
     record = store.split_record(name)
     return [record.get("fingerprint"), record.get("made_of"), _fingerprints(store), store.seals()]
 
 
 class _Ledger(NamedTuple):
-    """What became of each source row, in their order; a million rows in 14 MB."""
+    """One entry a source row, in the source's order: 14 MB for a million rows."""
 
     row_ids: range | npt.NDArray[np.int64]
     returned: npt.NDArray[np.bool_]
-    """Whether the filter said anything of the row."""
+    """Whether the filter returned the row."""
     kept: npt.NDArray[np.bool_]
     reasons: list[tuple[str, float]]
-    """Rules with their thresholds, NaN where there is none."""
+    """Rules with their thresholds; NaN for a rule without one."""
     reason: npt.NDArray[np.int32]
-    """Which of them decided."""
+    """The index in `reasons` of the rule that decided."""
     values: npt.NDArray[np.float64]
-    """What it decided by, NaN where there is none."""
+    """The value that decided; NaN where there is none."""
 
     def tables(self, split: str) -> Iterator[pa.Table]:
-        """Yield the ledger as it is written, a part at a time."""
+        """Yield the ledger's tables in the schema of its file, `_PART` rows at a time."""
         rules = pa.array([rule for rule, _ in self.reasons])
         thresholds = np.array([threshold for _, threshold in self.reasons])
         for start in range(0, len(self.row_ids), _PART):
-            part = slice(start, start + _PART)
-            reason, values = self.reason[part], self.values[part]
+            span = slice(start, start + _PART)
+            reason, values = self.reason[span], self.values[span]
             columns = [
-                pa.array(np.asarray(self.row_ids[part], np.int64)),
+                pa.array(np.asarray(self.row_ids[span], np.int64)),
                 pa.repeat(split, len(reason)),
-                pa.array(self.kept[part]),
+                pa.array(self.kept[span]),
                 rules.take(pa.array(reason)),
                 pa.array(values, mask=np.isnan(values)),
                 pa.array(thresholds[reason], mask=np.isnan(thresholds[reason])),
@@ -519,7 +527,7 @@ class _Ledger(NamedTuple):
             yield pa.table(columns, schema=views.LEDGER)
 
     def near(self, noise: float) -> npt.NDArray[np.bool_]:
-        """Tell which rows' values lie within `noise` of their threshold."""
+        """Return a mask of the rows whose value lies within `noise` of their threshold."""
         thresholds = np.array([threshold for _, threshold in self.reasons])
         close: npt.NDArray[np.bool_] = np.abs(self.values - thresholds[self.reason]) <= noise
         return close
@@ -542,38 +550,38 @@ def _described(connection: Connection, sql: str, values: Mapping[str, JsonValue]
     return returned
 
 
-def _decide(store: Store, name: str, now: Basis) -> _Ledger:
-    """Run a filter over the rows, in little memory if that is enough for its SQL."""
+def _decide(store: Store, name: str, current: Basis) -> _Ledger:
+    """Run a filter over the rows, first with little memory, and without that limit where its SQL needs more."""
     spill = store.scratch / ".spill.tmp"
     try:
-        return _decided(store, name, now, spill)
+        return _decided(store, name, current, spill)
     except QueryError as error:
         if not isinstance(error, TooLargeError) and "Out of Memory" not in str(error):
             raise
-        return _decided(store, name, now, None)
+        return _decided(store, name, current, None)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
 
 
-def _decided(store: Store, name: str, now: Basis, spill: Path | None) -> _Ledger:
-    sql, values = now.sql, now.values
+def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Ledger:
+    sql, values = current.sql, current.values
     files = [str(local(store.path / "rows" / filename(number))) for number in store.shards]
     instead = "the filter is too slow; join and compare less in it"
-    # One thread, so that sums of fractions, and what is first of several, come out the same on every machine.
+    # With one thread, sums of floats and the order of ties are the same on every machine.
     with (
         _named(name),
-        views.connect(store, spill, threads=1, ledgers=now.ledgers) as connection,
+        views.connect(store, spill, threads=1, ledgers=current.ledgers) as connection,
         views.limited(connection, _SECONDS, instead),
     ):
         returned = _described(connection, sql, values)
 
-        def pick(column: str, otherwise: str) -> str:
-            return column if column in returned else otherwise
+        def pick(column: str, default: str) -> str:
+            return column if column in returned else default
 
-        every, title = _row_ids(connection, files), _title(sql)
-        first, count = int(every[0]), len(every)
+        row_ids, title = _row_ids(connection, files), _title(sql)
+        lowest, count = int(row_ids[0]), len(row_ids)
         reasons: dict[tuple[str, float | None], int] = {(f"not returned by {title}", None): 0}
-        said, kept = np.zeros(count, bool), np.zeros(count, bool)
+        answered, kept = np.zeros(count, bool), np.zeros(count, bool)  # (source rows,), as all the arrays of the ledger
         reason, decided_by = np.zeros(count, np.int32), np.full(count, np.nan)
         decided = views.run(
             connection,
@@ -582,33 +590,39 @@ def _decided(store: Store, name: str, now: Basis, spill: Path | None) -> _Ledger
             f"{pick('threshold', 'NULL')}::DOUBLE AS threshold FROM (\n{sql}\n) WHERE row_id IS NOT NULL",
             values,
         )
-        seen = 0
+        returned_rows = 0
         for batch in _read(decided):
-            ours = batch["row_id"].to_numpy()
-            if isinstance(every, range):
-                place, known = ours - first, (ours >= first) & (ours < first + count)
+            batch_ids = batch["row_id"].to_numpy()
+            # Where each row of the batch lies in the ledger; ids that are not the source's are left out.
+            if isinstance(row_ids, range):
+                index, valid = batch_ids - lowest, (batch_ids >= lowest) & (batch_ids < lowest + count)
             else:
-                place = np.clip(np.searchsorted(every, ours), 0, count - 1)
-                known = every[place] == ours
-            place, batch = place[known], batch.filter(pa.array(known))
-            seen += len(place)
-            said[place] = True
-            kept[place] = batch["kept"].to_numpy(zero_copy_only=False)
-            decided_by[place] = batch["value"].to_numpy(zero_copy_only=False)
+                index = np.clip(np.searchsorted(row_ids, batch_ids), 0, count - 1)
+                valid = row_ids[index] == batch_ids
+            index, batch = index[valid], batch.filter(pa.array(valid))
+            returned_rows += len(index)
+            answered[index] = True
+            kept[index] = batch["kept"].to_numpy(zero_copy_only=False)
+            decided_by[index] = batch["value"].to_numpy(zero_copy_only=False)
             rule = pc.fill_null(batch["rule"], title).dictionary_encode()
-            threshold, of = np.unique(batch["threshold"].to_numpy(zero_copy_only=False), return_inverse=True)
-            pairs, which = np.unique(rule.indices.to_numpy() * len(threshold) + of, return_inverse=True)
+            threshold, threshold_index = np.unique(
+                batch["threshold"].to_numpy(zero_copy_only=False), return_inverse=True
+            )
+            # A pair of rule and threshold as one number, so that each distinct pair is looked up once a batch.
+            pairs, pair_index = np.unique(
+                rule.indices.to_numpy() * len(threshold) + threshold_index, return_inverse=True
+            )
             codes = [
                 reasons.setdefault(
                     (rule.dictionary[r].as_py(), None if np.isnan(threshold[t]) else threshold[t]), len(reasons)
                 )
                 for r, t in (divmod(int(pair), len(threshold)) for pair in pairs)
             ]
-            reason[place] = np.array(codes, np.int32)[which]
-    if int(said.sum()) != seen:
+            reason[index] = np.array(codes, np.int32)[pair_index]
+    if int(answered.sum()) != returned_rows:
         raise QueryError(f"split {name}: its filter returns some row_id more than once; make it one line per row")
     named = [(rule, math.nan if threshold is None else float(threshold)) for rule, threshold in reasons]
-    return _Ledger(every, said, kept, named, reason, decided_by)
+    return _Ledger(row_ids, answered, kept, named, reason, decided_by)
 
 
 def _row_ids(connection: Connection, files: list[str]) -> range | npt.NDArray[np.int64]:
@@ -623,7 +637,7 @@ def _row_ids(connection: Connection, files: list[str]) -> range | npt.NDArray[np
 
 @contextmanager
 def _named(split: str) -> Iterator[None]:
-    """Say of which split's filter an error is."""
+    """Name the split in the message of an error."""
     try:
         yield
     except TooLargeError as error:
@@ -633,11 +647,11 @@ def _named(split: str) -> Iterator[None]:
 
 
 def _read(answer: Answer) -> Iterator[pa.RecordBatch]:
-    """Iterate over an answer in parts: DuckDB's own are so small that handling each costs more than the query."""
+    """Iterate over an answer in larger batches: DuckDB's are so small that handling each costs more than the query."""
     held: list[pa.RecordBatch] = []
     for batch in answer:
         held.append(batch)
-        if sum(part.num_rows for part in held) >= _PART:
+        if sum(batch.num_rows for batch in held) >= _PART:
             yield pa.concat_batches(held)
             held = []
     if held:
@@ -645,20 +659,20 @@ def _read(answer: Answer) -> Iterator[pa.RecordBatch]:
 
 
 def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued: int) -> list[JsonValue]:
-    """Warn when a filter by rate could not drop as many rows as asked, since the rest have nothing wrong."""
+    """Report a filter by rate that dropped fewer rows than the rate asks for, since the others have no discrepancy."""
     rate = values.get("rate")
     if not isinstance(rate, float | int) or not dropped:
         return []
-    asked = -int(-(rate * valued) // 1)
-    if dropped >= asked:
+    intended = -int(-(rate * valued) // 1)  # rounded up
+    if dropped >= intended:
         return []
     return [
-        f"split {name}: only {dropped:,} rows were dropped where rate {rate:g} asks for {asked:,}: the others have no discrepancy"
+        f"split {name}: only {dropped:,} rows were dropped where rate {rate:g} asks for {intended:,}: the others have no discrepancy"
     ]
 
 
-def _by_chance(name: str, by: str, noise: float, ledger: _Ledger) -> list[JsonValue]:
-    """Warn of a threshold that cuts inside the noise of the score."""
+def _within_noise(name: str, score: str, noise: float, ledger: _Ledger) -> list[JsonValue]:
+    """Warn where rows on both sides of the threshold lie within the score's noise of it."""
     if not noise:
         return []
     near = ledger.near(noise)
@@ -666,18 +680,19 @@ def _by_chance(name: str, by: str, noise: float, ledger: _Ledger) -> list[JsonVa
     if not kept or not dropped:
         return []
     return [
-        f"warning: split {name}: the threshold cuts inside the noise of {by} (±{noise:.2g}): {kept:,} rows kept and "
+        f"warning: split {name}: the threshold cuts inside the noise of {score} (±{noise:.2g}): {kept:,} rows kept and "
         f"{dropped:,} dropped lie so close to it that another batch size could swap them"
     ]
 
 
 def _title(sql: str) -> str:
-    first = next((line for line in sql.splitlines() if line.strip()), "")
-    return first.removeprefix("--").strip().rstrip(".") if first.startswith("--") else "the filter"
+    """Return the comment in a filter's first line: what rows that the filter does not return were dropped by."""
+    line = next((line for line in sql.splitlines() if line.strip()), "")
+    return line.removeprefix("--").strip().rstrip(".") if line.startswith("--") else "the filter"
 
 
 def _literal(text: str) -> JsonValue:
-    """Read a default as recipes write values: a plain one, or a list of such; a date is its text.
+    """Read a default as YAML: a plain value, or a list of plain values; a date is read as text.
 
     Raises:
         RecipeError: It is neither.
@@ -686,10 +701,11 @@ def _literal(text: str) -> JsonValue:
 
     try:
         value = yaml.safe_load(text)
-    # A number of too many digits, a day that is in no month; lists in lists in lists.
+    # ValueError: a number of too many digits, or no day of the calendar. RecursionError: lists nested too deeply.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"the filter's default {brief(text, 80)!r} cannot be read; write a value as YAML") from error
-    each = [str(one) if isinstance(one, date) else one for one in (value if isinstance(value, list) else [value])]
-    if not all(one is None or isinstance(one, str | int | float) for one in each):
+    values = value if isinstance(value, list) else [value]
+    plain = [str(element) if isinstance(element, date) else element for element in values]
+    if not all(element is None or isinstance(element, str | int | float) for element in plain):
         raise RecipeError(f"the filter's default {brief(text, 80)!r} is neither a plain value nor a list of them")
-    return each if isinstance(value, list) else each[0]
+    return plain if isinstance(value, list) else plain[0]

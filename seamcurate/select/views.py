@@ -4,7 +4,7 @@
     candidates  a candidate response, with its reward, likelihood, misjudgement and weight
     corpus      a row of the retrieval corpus
     ledger      a source row and a split: kept or dropped, by which rule, deciding value, threshold
-    rejected    a source row that was set aside, with its reason
+    rejected    a source row that could not be read, with the reason
 
 One rule: a query is a single SELECT over these views and nothing else on the machine, for so many seconds.
 """
@@ -47,7 +47,7 @@ LEDGER = pa.schema(
 )
 
 SECONDS = 600.0
-"""How long a query may take where nobody says otherwise."""
+"""How long a query may take by default."""
 
 CANDIDATES = {
     "row_id": "BIGINT",
@@ -76,7 +76,7 @@ _SQL_TYPES = {
 
 @contextmanager
 def in_memory(threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a DuckDB in this process for statements of this package over tables it is given; it reads no file."""
+    """Open a DuckDB in this process, for statements of this package over Arrow tables; it cannot read files."""
     import duckdb
 
     config: dict[str, str | bool | int | float | list[str]] = {"enable_external_access": "false"}
@@ -87,7 +87,7 @@ def in_memory(threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let a Ctrl-C be one: DuckDB looks for it now and then itself, and calls it a RuntimeError."""
+    """Raise KeyboardInterrupt on a Ctrl-C, for which DuckDB raises a RuntimeError."""
     try:
         yield
     except RuntimeError as error:
@@ -104,35 +104,35 @@ def connect(
     threads: int | None = None,
     ledgers: Collection[str] | None = None,
 ) -> Connection:
-    """Open the views of a store in an engine of its own; every file is verified first.
+    """Open the views of a store in a new query process; every file is verified first.
 
     Args:
         store: The store.
-        other: A second one, to compare with: its views are `other.rows`, `other.candidates` and so on.
-        spill: A folder for what outgrows little memory: 40 MB, or 12 bytes a row; without one, DuckDB takes the memory
-            it needs, and then a temporary folder, which goes with the connection.
-        memory: The most that DuckDB's buffers may take before that, as DuckDB writes it: "2GB"; else most of what the
-            machine has. What a query holds beside them, such as a long text, may be half as much and 500 MB.
-        threads: The most threads it may take; with one, sums of fractions come out the same each time.
+        other: A second store, to compare with: its views are `other.rows`, `other.candidates` and so on.
+        spill: A folder for intermediate results; with one, DuckDB's buffers take only 40 MB, or 12 bytes a row. Without
+            one, DuckDB takes the memory it needs, and then a temporary folder, which is removed with the connection.
+        memory: The limit of DuckDB's buffers, in DuckDB's spelling: "2GB"; by default most of the machine's memory. In
+            addition a query may hold other values, such as long texts, of half as much and 500 MB.
+        threads: The most threads DuckDB may use; with one thread, sums of floats are the same each time.
         ledgers: The splits that `ledger` holds; by default all of the store's.
 
     Raises:
         DamagedError: A shard is not the file that was written.
     """
     if spill:
-        # A sort holds something of every run it merges: of ten million rows 40 MB are too little, 100 MB enough.
+        # A merge sort holds a block of every run: for ten million rows 40 MB are too little, and 100 MB are enough.
         memory = f"{max(40, 12 * len(store) // 10**6)}MB"
     with _opening(start(spill, memory, threads)) as engine:
         views, allowed = _views(store, "", ledgers)
         if other is not None:
-            more, files = _views(other, "other.")
-            views, allowed = ["CREATE SCHEMA other", *views, *more], allowed + files
+            other_views, files = _views(other, "other.")
+            views, allowed = ["CREATE SCHEMA other", *views, *other_views], allowed + files
         engine.prepare(views, allowed, _trusted(allowed))
         return engine
 
 
 def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> Connection:
-    """Open one view, `rows`, with the columns of some folders alone: no other file is verified, or read; see `connect`.
+    """Open one view, `rows`, with the columns of these folders only; other files are neither verified nor read. See `connect`.
 
     Raises:
         DamagedError: A shard is not the file that was written.
@@ -147,7 +147,7 @@ def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> C
 
 @contextmanager
 def _opening(engine: Connection) -> Iterator[Connection]:
-    """End an engine whose views cannot be opened."""
+    """End a query process whose views cannot be opened."""
     try:
         yield engine
     except BaseException:
@@ -156,21 +156,21 @@ def _opening(engine: Connection) -> Iterator[Connection]:
 
 
 def _views(store: Store, schema: str, ledgers: Collection[str] | None = None) -> tuple[list[str], list[str]]:
-    """Return what creates a store's views in a schema, and the files they may read."""
+    """Return the statements that create a store's views in a schema, and the files that the views may read."""
     corpus, records = store.corpus_store, store.records()
     files = _verified_files(store, records, ledgers=ledgers)
-    made = [_rows_view(f"{schema}rows", store, records, files)]
-    made += [_rejected_view(files, schema), _ledger_view(files, schema)]
+    statements = [_rows_view(f"{schema}rows", store, records, files)]
+    statements += [_rejected_view(files, schema), _ledger_view(files, schema)]
     allowed = _names(files)
     if corpus:
-        theirs = corpus.records()
-        files = _verified_files(corpus, theirs)
-        made.append(_rows_view(f"{schema}corpus", corpus, theirs, files))
+        corpus_records = corpus.records()
+        files = _verified_files(corpus, corpus_records)
+        statements.append(_rows_view(f"{schema}corpus", corpus, corpus_records, files))
         allowed += _names(files)
     else:
-        made.append(_empty(f"{schema}corpus", store.schema))
-    made.append(_candidates_view(store, records, schema))
-    return made, allowed
+        statements.append(_empty(f"{schema}corpus", store.schema))
+    statements.append(_candidates_view(store, records, schema))
+    return statements, allowed
 
 
 def run(connection: Connection, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> Answer:
@@ -183,13 +183,13 @@ def run(connection: Connection, sql: str, parameters: Mapping[str, JsonValue] | 
 
 
 @contextmanager
-def limited(connection: Connection, seconds: float, instead: str) -> Iterator[None]:
-    """Stop what a connection is asked after so many seconds.
+def limited(connection: Connection, seconds: float, hint: str) -> Iterator[None]:
+    """Stop the queries of a connection after so many seconds.
 
     Raises:
-        QueryError: It took too long, which `instead` says what to do about, or DuckDB cannot answer.
+        QueryError: The time is over, and the message ends with `hint`; or DuckDB cannot answer.
     """
-    connection.deadline, connection.late = time.monotonic() + seconds, f"stopped after {seconds:g} seconds; {instead}"
+    connection.deadline, connection.late = time.monotonic() + seconds, f"stopped after {seconds:g} seconds; {hint}"
     try:
         yield
     finally:
@@ -197,7 +197,7 @@ def limited(connection: Connection, seconds: float, instead: str) -> Iterator[No
 
 
 def text(query: str) -> str:
-    """Return a query's SQL: the text of a `.sql` file, or what was given.
+    """Return a query's SQL: the text of a `.sql` file, or the query itself.
 
     Raises:
         QueryError: The file is not there.
@@ -249,18 +249,18 @@ def _verified_files(
     kinds: Set[str] = frozenset({"rows", "rejected", "splits"}),
     ledgers: Collection[str] | None = None,
 ) -> dict[str, list[Path]]:
-    """Verify what a store has of these kinds of files and columns; returns them by folder.
+    """Verify a store's files of these kinds and columns; return them by folder.
 
-    Views are made of these and of no later listing: while a run goes on, there may be more files by then.
+    The views read exactly these files. A later listing could be longer, while a run adds files.
     """
-    jobs: dict[str, list[tuple[Place, str, int]]] = {}
-    for kind, made in store.row_makers.items():
+    jobs: dict[str, list[tuple[Place, str, int]]] = {}  # for each folder: file, fingerprint, number of the shard
+    for kind, fingerprint in store.row_makers.items():
         if kind in kinds:
-            there: Iterable[int] = numbers(store.path / kind)
-            if kind == "rows" and isinstance(whole := store.about.get("shards"), int) and store.about.get("complete"):
-                # One that is lost, or for which a link stands, is not passed over.
-                there = range(whole)
-            jobs[kind] = [(store.path / kind / filename(n), made, n) for n in there]
+            shard_numbers: Iterable[int] = numbers(store.path / kind)
+            if kind == "rows" and isinstance(count := store.about.get("shards"), int) and store.about.get("complete"):
+                # A complete store knows how many shards it has: a lost one, or a link in its place, is an error.
+                shard_numbers = range(count)
+            jobs[kind] = [(store.path / kind / filename(n), fingerprint, n) for n in shard_numbers]
     for folder, record in records.items():
         path = store.path / "columns" / folder
         jobs[f"columns/{folder}"] = [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
@@ -270,23 +270,23 @@ def _verified_files(
         for name, record in splits.items()
         if ledgers is None or name in ledgers
     ]
-    new = [job for some in jobs.values() for job in some if not shard.verified(*job)]
+    unverified = [job for folder_jobs in jobs.values() for job in folder_jobs if not shard.verified(*job)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: shard.verify(*job), new))
-    return {folder: [local(file) for file, _, _ in some] for folder, some in jobs.items()}
+        list(pool.map(lambda job: shard.verify(*job), unverified))
+    return {folder: [local(file) for file, _, _ in folder_jobs] for folder, folder_jobs in jobs.items()}
 
 
 def _trusted(files: Iterable[str]) -> bool:
-    """Tell whether what Parquet files say of their columns may decide which rows are looked at."""
+    """Tell whether the statistics in these Parquet files may decide which rows DuckDB reads; see `shard.bounds_fractions`."""
     return not any(shard.bounds_fractions(Path(file)) for file in files)
 
 
 def _names(files: Mapping[str, Sequence[Path]]) -> list[str]:
-    return [str(file) for some in files.values() for file in some]
+    return [str(file) for folder_files in files.values() for file in folder_files]
 
 
 def parquet(files: Iterable[str | Path], options: str = "") -> str:
-    """Write the table function that reads Parquet files, and no column out of the folders' names such as `date=1`."""
+    """Write the table function that reads Parquet files; a folder's name such as `date=1` makes no column."""
     return f"read_parquet({sql_list(files)}, hive_partitioning = false{options})"
 
 
@@ -295,9 +295,9 @@ def sql_list(texts: Iterable[str | Path]) -> str:
     return "[" + ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts) + "]"
 
 
-def _rows_view(name: str, store: Store, records: _Records, there: Mapping[str, list[Path]]) -> str:
-    """Write the view of a store's rows in the files that are there, with these columns."""
-    shards = there.get("rows", [])
+def _rows_view(name: str, store: Store, records: _Records, files: Mapping[str, list[Path]]) -> str:
+    """Write the view of a store's rows and the columns of these records, over these files of each folder."""
+    shards = files.get("rows", [])
     if not shards:
         return _empty(name, store.schema)
     joins: list[str] = []
@@ -308,18 +308,18 @@ def _rows_view(name: str, store: Store, records: _Records, there: Mapping[str, l
         if folder in stale:
             continue
         schema = record_schema(record)
-        files = there.get(f"columns/{folder}", [])
-        if not files:
+        column_files = files.get(f"columns/{folder}", [])
+        if not column_files:
             select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema]
             continue
         select += [f"c{i}.{quoted(field.name)}" for field in schema]
-        source = f"{parquet(files)} AS c{i}"
-        # A finished folder has the rows' shards, and each shard its rows in their order: no key needs to be compared.
-        if [file.name for file in files] == [file.name for file in shards]:
+        source = f"{parquet(column_files)} AS c{i}"
+        # A finished folder has as many shards as the rows, with the rows in the same order: no key needs comparing.
+        if [file.name for file in column_files] == [file.name for file in shards]:
             joins.insert(0, f"POSITIONAL JOIN {source}")
         else:
             joins.append(f"LEFT JOIN {source} ON c{i}.row_id = r.row_id")
-    # Shards only ever gain columns. To unite names, DuckDB would hold the footer of every one of them.
+    # Shards only ever gain columns. union_by_name is left out where it can be: with it DuckDB holds every shard's footer.
     grown = not shard.metadata(shards[0]).schema.to_arrow_schema().equals(store.stored_schema)
     return (
         f"CREATE VIEW {name} AS SELECT {', '.join(select)} "
@@ -327,8 +327,8 @@ def _rows_view(name: str, store: Store, records: _Records, there: Mapping[str, l
     )
 
 
-def _rejected_view(there: Mapping[str, list[Path]], schema: str) -> str:
-    shards = there.get("rejected", [])
+def _rejected_view(files: Mapping[str, list[Path]], schema: str) -> str:
+    shards = files.get("rejected", [])
     if shards:
         return f"CREATE VIEW {schema}rejected AS SELECT * FROM {parquet(shards)} AS f"
     return _empty(
@@ -336,8 +336,8 @@ def _rejected_view(there: Mapping[str, list[Path]], schema: str) -> str:
     )
 
 
-def _ledger_view(there: Mapping[str, list[Path]], schema: str) -> str:
-    ledgers = there.get("splits", [])
+def _ledger_view(files: Mapping[str, list[Path]], schema: str) -> str:
+    ledgers = files.get("splits", [])
     if ledgers:
         return f"CREATE VIEW {schema}ledger AS SELECT * FROM {parquet(ledgers)} AS f"
     return _empty(f"{schema}ledger", LEDGER)
@@ -355,7 +355,7 @@ def _candidates_view(store: Store, records: _Records, schema: str) -> str:
 
 
 def candidates(kinds: Mapping[str, pa.DataType], relation: str, corpus: str = "corpus") -> str:
-    """Write the SELECT of a relation's candidates, given what its columns are and where its corpus is."""
+    """Write the SELECT of a relation's candidates, given the types of its columns and the name of its corpus."""
     variants = sample_sets(kinds)
     if not variants:
         return f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in CANDIDATES.items())} WHERE false"
@@ -363,7 +363,7 @@ def candidates(kinds: Mapping[str, pa.DataType], relation: str, corpus: str = "c
 
 
 def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: str, corpus: str) -> str:
-    """One row per element of the variant's lists; what is not there, or not computed, is NULL."""
+    """Write the SELECT of one variant: a row per element of its lists, with NULL for what is not computed."""
     item = kinds[f"worse_{variant}"].value_type
     fields = {item.field(i).name for i in range(item.num_fields)}
     lists = {
@@ -374,13 +374,13 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
         "weight": f"weights_{variant}",
     }
 
-    there = [name for name in lists.values() if name in kinds and pa.types.is_list(kinds[name])]
+    computed = [name for name in lists.values() if name in kinds and pa.types.is_list(kinds[name])]
 
     def from_set(field: str) -> str:
         return f"(r.x).{field}" if field in fields else "NULL"
 
     def from_list(column: str) -> str:
-        return f"r.{quoted(lists[column])}[r.i]" if lists[column] in there else "NULL"
+        return f"r.{quoted(lists[column])}[r.i]" if lists[column] in computed else "NULL"
 
     values = {
         "row_id": "r.row_id",
@@ -394,11 +394,11 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
     select = ", ".join(f"({value})::{CANDIDATES[name]} AS {name}" for name, value in values.items())
     join = "" if "response" in fields else f"LEFT JOIN {corpus} AS c ON c.row_id = (r.x).source_row_id"
     worse = quoted(f"worse_{variant}")
-    # No column but these: the source's own, and the corpus', may be called i and x too.
-    named = ", ".join(["row_id", *map(quoted, there)])
+    # Only these columns are selected: others, of the source, may be called i and x, too.
+    columns = ", ".join(["row_id", *map(quoted, computed)])
     return (
         f"SELECT {select} FROM "
-        f"(SELECT {named}, unnest(range(1, len({worse}) + 1)) AS i, unnest({worse}) AS x FROM {relation}) AS r {join}"
+        f"(SELECT {columns}, unnest(range(1, len({worse}) + 1)) AS i, unnest({worse}) AS x FROM {relation}) AS r {join}"
     )
 
 
@@ -409,7 +409,7 @@ def _empty(name: str, schema: pa.Schema) -> str:
 
 @cache
 def _sql_type(kind: pa.DataType) -> str:
-    # DuckDB itself is asked for the rare ones alone: to import it takes longer than most queries.
+    # Only rare types are looked up in DuckDB: importing it takes longer than most queries.
     if kind in _SQL_TYPES:
         return _SQL_TYPES[kind]
     if pa.types.is_list(kind):
@@ -417,5 +417,5 @@ def _sql_type(kind: pa.DataType) -> str:
     if pa.types.is_struct(kind):
         return f"STRUCT({', '.join(f'{quoted(field.name)} {_sql_type(field.type)}' for field in kind)})"
     with in_memory() as connection:
-        empty = pa.table({"x": pa.array([], kind)})
-        return str(connection.from_arrow(empty).types[0])
+        no_rows = pa.table({"x": pa.array([], kind)})
+        return str(connection.from_arrow(no_rows).types[0])

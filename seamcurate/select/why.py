@@ -1,4 +1,4 @@
-"""What became of one row: its scores, its candidates and every split's verdict, as lines for a person."""
+"""One row as lines for a person: its scores, its candidates and every split's verdict."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _SHOWN = 5
 
 
 def why(store: Store, row_id: int) -> Iterator[str]:
-    """Yield what a store knows of a row: prompt, verdicts, scores and the candidates its reward model prefers.
+    """Yield lines about a row: its prompt, verdicts, scores and the candidates that the reward model prefers.
 
     Raises:
-        QueryError: No such row, neither kept nor set aside.
+        QueryError: There is no such row, neither read nor rejected.
     """
     with views.connect(store) as connection:
-        found = _rows(connection, "SELECT * FROM rows WHERE row_id = $id", row_id)
-        if not found:
-            aside = _rows(connection, "SELECT reason, row FROM rejected WHERE row_id = $id", row_id)
-            if not aside:
+        rows = _rows(connection, "SELECT * FROM rows WHERE row_id = $id", row_id)
+        if not rows:
+            rejected = _rows(connection, "SELECT reason, row FROM rejected WHERE row_id = $id", row_id)
+            if not rejected:
                 raise QueryError(f"{store.path} has no row {row_id}; row ids are positions in the source, from 0")
-            yield f"row {row_id} was set aside when it was read: {aside[0]['reason']}"
-            yield f"  {brief(aside[0]['row'], 150)}"
+            yield f"row {row_id} was set aside when it was read: {rejected[0]['reason']}"
+            yield f"  {brief(rejected[0]['row'], 150)}"
             return
-        row = found[0]
+        row = rows[0]
         yield f"row {row_id}: {brief(prompt_text(cast(Prompt, row['prompt'])), 150)}"
         if row.get("response") is not None:
             yield f"  golden response: {brief(row['response'], 130)}"
@@ -57,30 +57,30 @@ def why(store: Store, row_id: int) -> Iterator[str]:
         )
         if preferred:
             yield "  answers to other questions that the reward model prefers to the golden one, worst first:"
-        for one in preferred:
+        for candidate in preferred:
             yield (
-                f"    {one['variant']} {one['rank']}: reward {_number(one['reward'])}, weight {_number(one['weight'])}: "
-                f"{brief(one['response'], 100)}"
+                f"    {candidate['variant']} {candidate['rank']}: reward {_number(candidate['reward'])}, weight {_number(candidate['weight'])}: "
+                f"{brief(candidate['response'], 100)}"
             )
 
 
 def verdicts(connection: Connection, row_id: int) -> Iterator[str]:
     """Yield a line for each split: whether it kept a row, by which rule, and the value that decided it."""
-    found = _rows(connection, "SELECT * FROM ledger WHERE row_id = $id ORDER BY split", row_id)
-    for verdict in found:
+    ledger = _rows(connection, "SELECT * FROM ledger WHERE row_id = $id ORDER BY split", row_id)
+    for verdict in ledger:
         value, threshold = verdict["value"], verdict["threshold"]
         decided = ""
         if isinstance(value, float) and isinstance(threshold, float):
-            side = "above" if value > threshold else "below" if value < threshold else "at"
-            decided = f"; its value {brief(value, 20)} is {side} the threshold {brief(threshold, 20)}"
+            relation = "above" if value > threshold else "below" if value < threshold else "at"
+            decided = f"; its value {brief(value, 20)} is {relation} the threshold {brief(threshold, 20)}"
         yield f"split {verdict['split']}: {'kept' if verdict['kept'] else 'dropped'} by rule “{brief(verdict['rule'], 200)}”{decided}"
-    if not found:
+    if not ledger:
         yield "no split has been made yet"
 
 
 def _rows(connection: Connection, sql: str, row_id: int) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = views.run(connection, sql, {"id": row_id}).read_all().to_pylist()
-    return found
+    rows: list[dict[str, object]] = views.run(connection, sql, {"id": row_id}).read_all().to_pylist()
+    return rows
 
 
 def _number(value: object) -> str:
