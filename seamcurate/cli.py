@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import typer.core
 
-from seamcurate.errors import QueryError, RecipeError, SeamcurateError, TrainError
+from seamcurate.errors import QueryError, RecipeError, SeamcurateError, TrainError, typed_line
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def main() -> None:
             option = "".join(f" --{part}".replace("_", "-") for part in first["loc"][:1])
             note(f"error:{option} {first['msg'].removeprefix('Value error, ')}")
             sys.exit(2)
-        text = str(error).strip().splitlines()
-        note(f"internal error: {type(error).__name__}: {text[0] if text else ''} (SEAMCURATE_TRACEBACK=1 shows where)")
+        note(f"internal error: {typed_line(error)} (SEAMCURATE_TRACEBACK=1 shows where)")
         sys.exit(1)
 
 

@@ -21,6 +21,31 @@ All of them are the user's to mend: the command line prints the message alone an
 """
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an exception's message that is not blank, or the exception's type where all are.
+
+    Example:
+        >>> first_line(ValueError("no such column\nhint: rename one"))
+        'no such column'
+        >>> first_line(EOFError())
+        'EOFError'
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def typed_line(error: BaseException) -> str:
+    """Return the first line of an exception's message behind the exception's type.
+
+    Example:
+        >>> typed_line(KeyError("rate"))
+        "KeyError: 'rate'"
+        >>> typed_line(EOFError())
+        'EOFError'
+    """
+    kind, line = type(error).__name__, first_line(error)
+    return line if line == kind else f"{kind}: {line}"
+
+
 class SeamcurateError(Exception):
     """Stand at the root: catch this to catch everything seamcurate raises on purpose."""
 

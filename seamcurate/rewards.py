@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, get_
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from seamcurate.errors import ModelError, TrainError
+from seamcurate.errors import ModelError, TrainError, first_line
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier
 from seamcurate.models.template import Form, prompt_text
 from seamcurate.score.rer import (
@@ -184,7 +184,7 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
         at = ".".join(str(part) for part in first["loc"]) or "the file"
         raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(kind.model_fields)}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise TrainError(f"reward {named} cannot be read: {str(error).splitlines()[0]}") from error
+        raise TrainError(f"reward {named} cannot be read: {first_line(error)}") from error
 
 
 def _written(code: str) -> object:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from seamcurate.data.formats import sha256
-from seamcurate.errors import StepError
+from seamcurate.errors import StepError, first_line
 
 _FILES = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 _ENDINGS = {
@@ -52,7 +52,7 @@ class WordNet:
                         self._antonyms.setdefault(word.lower(), set()).add(other.lower())
                         self._antonyms.setdefault(other.lower(), set()).add(word.lower())
         except (OSError, ValueError, KeyError) as error:
-            raise StepError(f"lexicon {path}: {str(error).splitlines()[0]}; {WHERE_WORDNET}") from error
+            raise StepError(f"lexicon {path}: {first_line(error)}; {WHERE_WORDNET}") from error
 
     def synonyms(self, word: str) -> list[str]:
         """Return single words of the same meaning as some meaning of this one, sorted; never an antonym."""
@@ -156,7 +156,7 @@ class Vectors:
                         rows.append(row)
             self._matrix = np.stack(rows)
         except (OSError, ValueError) as error:
-            raise StepError(f"word vectors {path}: {str(error).splitlines()[0]}; {WHERE_VECTORS}") from error
+            raise StepError(f"word vectors {path}: {first_line(error)}; {WHERE_VECTORS}") from error
         self._matrix /= np.maximum(np.linalg.norm(self._matrix, axis=1, keepdims=True), 1e-12)
         self._words, self._place = words, {word: i for i, word in enumerate(words)}
         self.nearest = lru_cache(maxsize=50_000)(self._nearest)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seamcurate.errors import SourceError
+from seamcurate.errors import SourceError, typed_line
 from seamcurate.storage import hashes
 
 LONGEST_ROW_SHOWN = 10_000
@@ -84,7 +84,7 @@ def not_utf8(column: pa.ChunkedArray, where: str) -> list[int]:
         return []
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
-            raise SourceError(f"{where} is damaged: {_said(error)}; write the file again") from error
+            raise SourceError(f"{where} is damaged: {typed_line(error)}; write the file again") from error
     found = []
     for index in range(len(column)):
         try:
@@ -500,12 +500,7 @@ def _reading(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise SourceError(f"{path} cannot be read: {_said(error)}; check the file") from error
-
-
-def _said(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise SourceError(f"{path} cannot be read: {typed_line(error)}; check the file") from error
 
 
 def _refuse_twins(names: Sequence[str], path: Path) -> None:
@@ -525,7 +520,7 @@ def unified(files: list[Path], read_schema: Callable[[Path], pa.Schema]) -> pa.S
         try:
             united = pa.unify_schemas([united, next_one], promote_options="permissive")
         except pa.ArrowException as error:
-            raise SourceError(f"{path} does not fit the files before it: {_said(error)}; convert it") from error
+            raise SourceError(f"{path} does not fit the files before it: {typed_line(error)}; convert it") from error
     return united
 
 
@@ -672,14 +667,16 @@ def _asking(hub: str) -> Iterator[None]:
     # What is wrong with the files themselves: columns or types that differ between two of them, a damaged file.
     except (pa.ArrowException, UnicodeDecodeError, ValueError, TypeError) as error:
         if not isinstance(error, pa.ArrowException | UnicodeDecodeError) and not _MISFIT.search(type(error).__name__):
-            raise SourceError(f"Hub data set {hub}: {_said(error)}; check the name, the split and the files") from error
+            raise SourceError(
+                f"Hub data set {hub}: {typed_line(error)}; check the name, the split and the files"
+            ) from error
         raise SourceError(
             f"Hub data set {hub}: its files do not fit each other: {_misfit(error)}; download them and name them by "
             "`jsonl`, `csv` or `parquet`, which say of each row what does not fit, or convert them"
         ) from error
     # The client and its transports share no root error.
     except Exception as error:
-        what = f"{_said(error)}; check the name, the network and your login"
+        what = f"{typed_line(error)}; check the name, the network and your login"
         if type(error).__name__ == "RepositoryNotFoundError":
             what = "no such data set, or no access to it; check the name, or log in with `hf auth login`"
         raise SourceError(f"Hub data set {hub}: {what}") from error

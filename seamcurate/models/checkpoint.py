@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seamcurate.errors import ModelError
+from seamcurate.errors import ModelError, first_line
 from seamcurate.models import weights
 
 if TYPE_CHECKING:
@@ -129,8 +129,9 @@ class _Adapter:
                     )
                 merged: PreTrainedModel = wrapped.merge_and_unload()
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(f"{self.name} that cannot be merged in memory ({first}); {weights.MERGE}") from error
+            raise ModelError(
+                f"{self.name} that cannot be merged in memory ({first_line(error)}); {weights.MERGE}"
+            ) from error
         return merged.eval()
 
     def _fit(self, model: PreTrainedModel) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, JsonValue, model_validator
 
-from seamcurate.errors import ModelError
+from seamcurate.errors import ModelError, first_line, typed_line
 from seamcurate.models import checkpoint, prefix, probe, tokens, weights
 from seamcurate.models.backend import Backend
 from seamcurate.models.batching import Batches, accepted, automatic_budget, freed, moved, padded
@@ -733,6 +733,5 @@ def told(model: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), "")
-        kind = "" if first and isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
-        raise ModelError(f"{model}: {kind}{first}") from error
+        plain = isinstance(error, OSError | ValueError | RuntimeError)
+        raise ModelError(f"{model}: {first_line(error) if plain else typed_line(error)}") from error

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
 from pydantic import Field, JsonValue, field_validator
 
-from seamcurate.errors import ModelError, SeamcurateError
+from seamcurate.errors import ModelError, SeamcurateError, first_line
 from seamcurate.models import connection
 from seamcurate.models.backend import Backend
 from seamcurate.models.calls import Spent, current
@@ -465,11 +465,11 @@ class _Endpoint:
 
     def _said(self, error: OpenAIError) -> str:
         """Return an error's first line without the key, which some servers repeat."""
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        line = first_line(error)
         status = getattr(error, "status_code", None)
         body = getattr(error, "body", None)
         told = body.get("message") if isinstance(body, Mapping) else None
-        return self._hidden(f"{status} {told or lines[0]!s}" if status else lines[0])
+        return self._hidden(f"{status} {told or line!s}" if status else line)
 
     def _refuse(self, error: OpenAIError) -> NoReturn:
         """Raise errors that are not specific to this row."""

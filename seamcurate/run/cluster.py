@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 
 from seamcurate import errors
-from seamcurate.errors import ClusterError, StoreError
+from seamcurate.errors import ClusterError, StoreError, first_line
 from seamcurate.run.local import Report, run, worker
 from seamcurate.run.recipe import Recipe
 from seamcurate.step import Step
@@ -93,7 +93,7 @@ def _connected(address: str) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **made)
     except Exception as error:
         raise ClusterError(
-            f"no Ray cluster at {address!r}: {_first_line(error)}; start one by `ray start --head`, or give local"
+            f"no Ray cluster at {address!r}: {first_line(error)}; start one by `ray start --head`, or give local"
         ) from error
     try:
         yield
@@ -145,7 +145,7 @@ def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> 
         _clear([*objects.find(layer.path, ".*.tmp"), *shared.glob(".*.tmp")])
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"step {layer.step.name}: a worker cannot work: {_first_line(error)}; every node needs this seamcurate, "
+            f"step {layer.step.name}: a worker cannot work: {first_line(error)}; every node needs this seamcurate, "
             "what was finished is kept"
         ) from error
 
@@ -236,7 +236,3 @@ def _failure(row: Mapping[str, str]) -> Exception:
     error = error or RuntimeError(f"{name}: {message}")
     error.add_note(row["trace"])
     return error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from seamcurate.contrast import Attack, Generate, Retrieve
 from seamcurate.data.source import Source
-from seamcurate.errors import RecipeError
+from seamcurate.errors import RecipeError, first_line
 from seamcurate.models import (
     CausalLM,
     EncoderModel,
@@ -203,7 +203,7 @@ def parsed(text: str, name: str = "recipe", lines: dict[Path_, int] | None = Non
         raise RecipeError(f"{name}:{line}: not readable as YAML: {error.problem}{_hint(text, line)}") from error
     # A number of too many digits, a day that is in no month; lists in lists in lists.
     except (yaml.YAMLError, _Refused, ValueError, RecursionError) as error:
-        raise RecipeError(f"{name}:{getattr(error, 'line', 1)}: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"{name}:{getattr(error, 'line', 1)}: {first_line(error)}") from error
 
 
 def _hint(text: str, number: int) -> str:

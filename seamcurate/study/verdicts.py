@@ -19,7 +19,7 @@ import yaml
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from seamcurate import prompts
-from seamcurate.errors import StudyError
+from seamcurate.errors import StudyError, first_line
 from seamcurate.models import Conversation, LanguageModelConfig, Request, calls
 from seamcurate.models.reply import field, last_first, read
 from seamcurate.models.template import prompt_text
@@ -53,7 +53,7 @@ def read_judge(file: str | Path) -> LanguageModelConfig:
         first = error.errors(include_url=False)[0]
         raise StudyError(f"judge {file}: {first['msg']}; write it as {{openai_server: NAME, base_url: …}}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise StudyError(f"judge {file} cannot be read: {str(error).splitlines()[0]}") from error
+        raise StudyError(f"judge {file} cannot be read: {first_line(error)}") from error
     return judge
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pydantic import JsonValue
 
-from seamcurate.errors import TrainError
+from seamcurate.errors import TrainError, typed_line
 from seamcurate.models import tokens
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import Form
@@ -201,10 +201,7 @@ class Judge:
             given = self.reward(prompts=[q.asked.prompt for q in questions], completions=completions, **columns)
             scores = list(given)
         except Exception as error:
-            reason = (str(error).strip() or "no message").splitlines()[0]
-            raise TrainError(
-                f"reward {self.name} failed {when} on rows {rows}: {type(error).__name__}: {reason}"
-            ) from error
+            raise TrainError(f"reward {self.name} failed {when} on rows {rows}: {typed_line(error)}") from error
         if len(scores) != len(texts):
             raise TrainError(
                 f"reward {self.name} gave {len(scores)} scores for {len(texts)} responses {when} on rows {rows}; "

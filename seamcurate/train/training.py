@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from seamcurate.errors import ModelError, TrainError
+from seamcurate.errors import ModelError, TrainError, first_line, typed_line
 from seamcurate.models import checkpoint, probe, tokens, weights
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import CLOCK, Form, FormSettings, prompt_text
@@ -516,7 +516,5 @@ def _told(model: str | Path) -> Iterator[None]:
     # Of damaged files, libraries raise whatever they like.
     except Exception as error:
         plain = isinstance(error, ModelError | OSError | ValueError | RuntimeError)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TrainError(
-            f"model {model} cannot be loaded: {reason if plain else f'{type(error).__name__}: {reason}'}"
-        ) from error
+        reason = first_line(error) if plain else typed_line(error)
+        raise TrainError(f"model {model} cannot be loaded: {reason}") from error
