@@ -18,8 +18,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.contrast import lexicon
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
-from seamcurate.errors import ModelError
-from seamcurate.models import EncoderModel, Prompt, RewardingModel, weights
+from seamcurate.models import EncoderModel, Prompt, RewardingModel, roles, weights
 from seamcurate.step import Averages, Step, Transform, Work, column, finite
 from seamcurate.text import counted
 
@@ -118,11 +117,10 @@ class Attack(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the models and lexicons this attack needs."""
-        if self.reward is None or self.encoder is None:
-            lacking = "reward model" if self.reward is None else "encoder"
-            raise ModelError(f"step worse_adv has no {lacking}; name one in the recipe's `models`")
+        # A missing model is told before lexicons of hundreds of megabytes are read.
+        reward, encoder = roles.load(self.reward, "reward", self.name), roles.load(self.encoder, "encoder", self.name)
         lexicons, masked = self._lexicons()
-        models = _Models(self.reward.load(), self.encoder.load(), masked)
+        models = _Models(reward, encoder, masked)
 
         def attack(rows: pa.Table) -> pa.Table:
             prompts = rows["prompt"].to_pylist()

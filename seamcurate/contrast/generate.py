@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
 from seamcurate import prompts
-from seamcurate.errors import ModelError
-from seamcurate.models import Conversation, LanguageModel, LanguageModelConfig, Message, Prompt, Request
+from seamcurate.models import Conversation, LanguageModel, LanguageModelConfig, Message, Prompt, Request, roles
 from seamcurate.models.reply import Answer, json_values, read, unfenced, whole_elements
 from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Work, column
@@ -183,9 +182,7 @@ class Generate(Step):
         return self.template or prompts.bundled("worse_answers" if self.calls == "one" else "worse_answer")
 
     def _model(self) -> LanguageModel:
-        if self.generator is None:
-            raise ModelError("step worse_gpt has no generator; give it one, such as {openai_server: NAME}")
-        return self.generator.load()
+        return roles.load(self.generator, "generator", self.name)
 
     def _starts(self, rows: pa.Table) -> list[Callable[[], Conversation[Made]]]:
         pairs = zip(rows["prompt"].to_pylist(), rows["response"].to_pylist(), strict=True)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,11 @@ import pyarrow.compute as pc
 from pydantic import Field, JsonValue, field_validator
 
 from seamcurate.contrast import approximate, nearest
-from seamcurate.errors import ModelError, StepError
-from seamcurate.models import EncoderModel, Prompt
+from seamcurate.errors import StepError
+from seamcurate.models import EncoderModel, Prompt, roles
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import Floats, as_matrix, dimensions, embedded, not_finite
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
-
-if TYPE_CHECKING:
-    from seamcurate.models import Embedder
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
 
@@ -67,7 +64,7 @@ class Embed(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the encoder."""
-        embedder = _loaded(self.encoder, self.name)
+        embedder = roles.load(self.encoder, "encoder", self.name)
 
         def embed(rows: pa.Table) -> pa.Table:
             vectors, known = embedded(embedder, rows["prompt"].to_pylist())
@@ -160,7 +157,7 @@ class Retrieve(Step):
         if self.index != "exact":
             approximate.build(shared, self.index)
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
-        vectors, known = embedded(_loaded(self.encoder, self.name), sample)
+        vectors, known = embedded(roles.load(self.encoder, "encoder", self.name), sample)
         vectors, own = vectors[known], keys(sample)[known]
         exact = nearest.Band(shared, self.band)
         found = probe(vectors, own, exact.vectors, _mapped(shared, "prompt_keys"), self.band, self.k)
@@ -181,7 +178,7 @@ class Retrieve(Step):
         ids, corpus_prompts, corpus_responses, corpus_embedded = (
             _mapped(shared, name) for name in ("row_ids", "prompt_keys", "response_keys", "embedded")
         )
-        embedder = _loaded(self.encoder, self.name)
+        embedder = roles.load(self.encoder, "encoder", self.name)
 
         def retrieve(rows: pa.Table) -> pa.Table:
             prompts = rows["prompt"].to_pylist()
@@ -349,9 +346,3 @@ def _mapped(shared: Path, name: str) -> npt.NDArray[Any]:
     """Open one number a corpus row, of which there may be more than memory holds."""
     found: npt.NDArray[Any] = np.load(shared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     return found
-
-
-def _loaded(encoder: EncoderModel | None, step: str) -> Embedder:
-    if encoder is None:
-        raise ModelError(f"step {step} has no encoder; give the recipe `models: {{encoder: {{sentence_encoder: …}}}}`")
-    return encoder.load()

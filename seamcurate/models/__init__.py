@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, TypeAlias
-
-from pydantic import Discriminator, Tag
-
-from seamcurate.models.backend import Backend
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.local import CausalLM, SentenceEncoder, SequenceClassifier
 from seamcurate.models.protocols import (
@@ -22,6 +16,7 @@ from seamcurate.models.protocols import (
     Request,
     RewardModel,
 )
+from seamcurate.models.roles import EncoderModel, LanguageModelConfig, PolicyModel, RewardingModel
 from seamcurate.models.server import OpenAIServer
 
 __all__ = [
@@ -45,36 +40,3 @@ __all__ = [
     "SentenceEncoder",
     "SequenceClassifier",
 ]
-
-
-def _kind(own: str) -> Callable[[object], str]:
-    """Tell a fake from the real kind by its key; whatever else is given is checked as the real kind."""
-
-    def kind(value: object) -> str:
-        if isinstance(value, Backend):
-            return value.key
-        return "fake" if isinstance(value, dict) and "fake" in value else own
-
-    return kind
-
-
-PolicyModel: TypeAlias = Annotated[
-    Annotated[CausalLM, Tag("causal_lm")] | Annotated[FakeModel, Tag("fake")],
-    Discriminator(_kind("causal_lm")),
-]
-"""What a recipe may name as a policy."""
-RewardingModel: TypeAlias = Annotated[
-    Annotated[SequenceClassifier, Tag("sequence_classifier")] | Annotated[FakeModel, Tag("fake")],
-    Discriminator(_kind("sequence_classifier")),
-]
-"""What a recipe may name as a reward model."""
-EncoderModel: TypeAlias = Annotated[
-    Annotated[SentenceEncoder, Tag("sentence_encoder")] | Annotated[FakeModel, Tag("fake")],
-    Discriminator(_kind("sentence_encoder")),
-]
-"""What a recipe may name as an encoder."""
-LanguageModelConfig: TypeAlias = Annotated[
-    Annotated[OpenAIServer, Tag("openai_server")] | Annotated[FakeModel, Tag("fake")],
-    Discriminator(_kind("openai_server")),
-]
-"""What a recipe may name to generate and to judge."""

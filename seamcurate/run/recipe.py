@@ -18,16 +18,12 @@ from seamcurate.contrast import Attack, Generate, Retrieve
 from seamcurate.data.source import Source
 from seamcurate.errors import RecipeError, first_line
 from seamcurate.models import (
-    CausalLM,
     EncoderModel,
     LanguageModelConfig,
-    OpenAIServer,
     PolicyModel,
     RewardingModel,
-    SentenceEncoder,
-    SequenceClassifier,
 )
-from seamcurate.models.backend import Backend
+from seamcurate.models.roles import ROLES, no_model
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.baseline import Perplexity, Random
 from seamcurate.score.projection import Project
@@ -137,10 +133,7 @@ class Recipe(BaseModel):
             made = step.model_copy(update=missing)
             lacking = next((role for role in roles if getattr(made, role) is None), None)
             if lacking is not None:
-                kind = _ROLES[lacking].key
-                raise RecipeError(
-                    f"step {step.name} has no {lacking} model; give the recipe `models: {{{lacking}: {{{kind}: …}}}}`"
-                )
+                raise RecipeError(no_model(lacking, step.name))
             if made not in filled:
                 filled.append(made)
         return filled
@@ -305,8 +298,8 @@ _TAGS = {"causal_lm", "sequence_classifier", "sentence_encoder", "openai_server"
 
 def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     """List the keys a model class or a function takes, one level down for a model's own."""
-    if loc and loc[-1] in _ROLES:
-        real = _ROLES[str(loc[-1])]
+    if loc and loc[-1] in ROLES:
+        real = ROLES[str(loc[-1])]
         return [real.key, *(field for field in real.model_fields if field != "path")]
     if loc and loc[-1] in _NESTED:
         return list(_NESTED[str(loc[-1])].model_fields)
@@ -314,14 +307,6 @@ def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
 
 
 _NESTED: dict[str, type[BaseModel]] = {"augment": Augment, "evaluation": Source}
-_ROLES: dict[str, type[Backend]] = {
-    "policy": CausalLM,
-    "base": CausalLM,
-    "reward": SequenceClassifier,
-    "encoder": SentenceEncoder,
-    "generator": OpenAIServer,
-    "judge": OpenAIServer,
-}
 
 
 def _with_folders(value: object, folder: Path) -> object:

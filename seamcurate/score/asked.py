@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
 from seamcurate import prompts
-from seamcurate.errors import ModelError
-from seamcurate.models import Conversation, LanguageModelConfig, Request
+from seamcurate.models import Conversation, LanguageModelConfig, Request, roles
 from seamcurate.models.reply import field, is_denied, last_first, read
 from seamcurate.models.template import prompt_text
 from seamcurate.score.seam import Variant
@@ -107,9 +106,7 @@ class _Asked(Step):
         yield
 
     def _model(self) -> Any:
-        if self.judge is None:
-            raise ModelError(f"step {self.name} has no judge; give it one, such as {{openai_server: NAME}}")
-        return self.judge.load()
+        return roles.load(self.judge, "judge", self.name)
 
     def _work(self, template: str, calls: float, characters: float, answer: float) -> Work:
         asked = len("".join(turn["content"] for turn in prompts.render(template)))

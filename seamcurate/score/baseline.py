@@ -10,8 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate.errors import ModelError
-from seamcurate.models import PolicyModel, Prompt
+from seamcurate.models import PolicyModel, Prompt, roles
 from seamcurate.models.protocols import Responses
 from seamcurate.score import noise
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
@@ -52,11 +51,7 @@ class Perplexity(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the base model."""
-        if self.base is None:
-            raise ModelError(
-                "step baseline_perplexity has no base model; give the recipe `models: {base: {causal_lm: …}}`"
-            )
-        model = self.base.load()
+        model = roles.load(self.base, "base", self.name)
 
         def perplexities(prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
             return [

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, JsonValue
 
-from seamcurate.errors import ModelError, StepError
-from seamcurate.models import Embedder, EncoderModel
+from seamcurate.errors import StepError
+from seamcurate.models import Embedder, EncoderModel, roles
 from seamcurate.models.vectors import embedded, not_finite
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
@@ -117,11 +117,7 @@ class Project(Step):
         return {**found, "summary": told}
 
     def _embedder(self) -> Embedder:
-        if self.encoder is None:
-            raise ModelError(
-                f"step {self.name} has no encoder; give the recipe `models: {{encoder: {{sentence_encoder: …}}}}`"
-            )
-        return self.encoder.load()
+        return roles.load(self.encoder, "encoder", self.name)
 
 
 def layout(vectors: Floats) -> Doubles:

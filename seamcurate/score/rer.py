@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
-from seamcurate.errors import ModelError, StepError
-from seamcurate.models import EncoderModel
+from seamcurate.errors import StepError
+from seamcurate.models import EncoderModel, roles
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
 from seamcurate.score import query_type as classifier
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, evenly, finite
 from seamcurate.text import counted
 from seamcurate.words import Words, counts, distinct_trigrams, split
-
-if TYPE_CHECKING:
-    from seamcurate.models import Embedder
 
 Combine: TypeAlias = Literal["product", "sum"]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -287,7 +284,7 @@ class OtherRelevance(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the encoder and embed the other rows' references."""
-        embedder = _encoder(self.name, self.encoder)
+        embedder = roles.load(self.encoder, "encoder", self.name)
         others = json.loads((shared / "others.json").read_text())
         measured = set(json.loads((shared / "measured.json").read_text()))
         vectors = None
@@ -344,7 +341,7 @@ class QueryType(Step):
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Measure how often the classifier agrees with examples it has not seen."""
-        share = classifier.agreement(_encoder(self.name, self.encoder))
+        share = classifier.agreement(roles.load(self.encoder, "encoder", self.name))
         (shared / "agreement.json").write_text(json.dumps(share))
 
     def work(self, rows: Averages) -> Work:
@@ -357,7 +354,7 @@ class QueryType(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the encoder and fit the classifier."""
-        probability = classifier.fit(_encoder(self.name, self.encoder))
+        probability = classifier.fit(roles.load(self.encoder, "encoder", self.name))
 
         def classify(rows: pa.Table) -> pa.Table:
             opens = probability([prompt_text(p) for p in rows["prompt"].to_pylist()])
@@ -583,7 +580,7 @@ def _relevance_unknown(name: str, count: int) -> str:
 
 def _relevance(name: str, encoder: EncoderModel | None, other: str) -> Transform:
     """Score M(other)·M(response), NULL where either is."""
-    embedder = _encoder(name, encoder)
+    embedder = roles.load(encoder, "encoder", name)
 
     def score(rows: pa.Table) -> pa.Table:
         pairs = list(zip(rows[other].to_pylist(), rows["response"].to_pylist(), strict=True))
@@ -599,9 +596,3 @@ def _relevance(name: str, encoder: EncoderModel | None, other: str) -> Transform
         return pa.table({name: pa.array(scores, pa.float64())})
 
     return score
-
-
-def _encoder(step: str, encoder: EncoderModel | None) -> Embedder:
-    if encoder is None:
-        raise ModelError(f"step {step} has no encoder; give the recipe `models: {{encoder: {{sentence_encoder: …}}}}`")
-    return encoder.load()

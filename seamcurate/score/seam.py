@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
-from seamcurate.errors import ModelError, StepError
-from seamcurate.models import Policy, PolicyModel, RewardingModel
+from seamcurate.errors import StepError
+from seamcurate.models import Policy, PolicyModel, RewardingModel, roles
 from seamcurate.score import noise
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
 from seamcurate.text import counted
@@ -86,9 +86,7 @@ class Reward(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the reward model."""
-        if self.reward is None:
-            raise ModelError(_no_model(self.name, "reward", "sequence_classifier"))
-        model = self.reward.load()
+        model = roles.load(self.reward, "reward", self.name)
         noise.measure(shared, [self.name], noise.plain(model.rewards))
 
         def score(rows: pa.Table) -> pa.Table:
@@ -135,9 +133,7 @@ class Rewards(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the reward model."""
-        if self.reward is None:
-            raise ModelError(_no_model(self.name, "reward", "sequence_classifier"))
-        model = self.reward.load()
+        model = roles.load(self.reward, "reward", self.name)
         noise.measure(shared, [self.name], noise.plain(model.rewards))
 
         def score(rows: pa.Table) -> pa.Table:
@@ -213,9 +209,7 @@ class PolicyLogprobs(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the policy."""
-        if self.policy is None:
-            raise ModelError(_no_model(self.name, "policy", "causal_lm"))
-        model = self.policy.load()
+        model = roles.load(self.policy, "policy", self.name)
         noise.measure(shared, [self.name, PER_TOKEN], _sums(model))
 
         def score(rows: pa.Table) -> pa.Table:
@@ -485,7 +479,3 @@ def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:
             "or a prompt that the model or its chat template cannot read"
         ]
     return facts
-
-
-def _no_model(step: str, role: str, kind: str) -> str:
-    return f"step {step} has no {role} model; give the recipe `models: {{{role}: {{{kind}: …}}}}`"

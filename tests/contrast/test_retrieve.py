@@ -401,7 +401,7 @@ def test_an_empty_corpus_and_a_missing_encoder_are_named(tmp_path):
     rows = table(["a"])
     with pytest.raises(StepError, match="the corpus has no rows"):
         Retrieve(encoder=FakeModel()).prepare(Data(rows, table(["b"]).slice(0, 0), FakeModel()), tmp_path)
-    with pytest.raises(ModelError, match="no encoder; give the recipe"):
+    with pytest.raises(ModelError, match="no encoder model; give the recipe"):
         Embed().load(tmp_path)
 
 
