@@ -19,6 +19,7 @@ from pydantic import Field, JsonValue, model_validator
 from seamcurate.contrast import lexicon
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, roles, weights
+from seamcurate.models.vectors import normalised
 from seamcurate.step import Averages, Step, Transform, Work, column, finite
 from seamcurate.text import counted
 
@@ -207,7 +208,7 @@ class Attack(Step):
                 )
                 continue
             texts = [text for text, _ in best]
-            vectors = _unit(encoder.embed([attempt.text.written(attempt.original), *texts]))
+            vectors = normalised(encoder.embed([attempt.text.written(attempt.original), *texts]))
             near = [finite(value) for value in (vectors[1:] @ vectors[0]).tolist()]
             sets = [{"response": text, "similarity": value} for text, value in zip(texts, near, strict=True)]
             edits = [sum(a != b for a, b in zip(Text(t).words, attempt.original, strict=False)) for t in texts]
@@ -279,7 +280,7 @@ def _answers(
         return [
             [found] for found in models.masked.likely([one for (one,) in texts], [waiting[row].span for row in rows])
         ]
-    vectors = _unit(models.encoder.embed([text for some in texts for text in some]))
+    vectors = normalised(models.encoder.embed([text for some in texts for text in some]))
     ends = np.cumsum([len(some) for some in texts])[:-1]
     # What is searched for is near the first text: without its embedding nothing can be.
     return [some if np.isfinite(some[0]).all() else None for some in np.split(vectors, ends)]
@@ -310,7 +311,3 @@ def _first(given: Any) -> str | None:
 
 def _seed(seed: int, text: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:8])
-
-
-def _unit(vectors: Any) -> Any:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from seamcurate.data.formats import sha256
 from seamcurate.errors import StepError, first_line
+from seamcurate.models.vectors import normalised
 
 _FILES = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 _ENDINGS = {
@@ -154,10 +155,12 @@ class Vectors:
                     if len(row) > 1:
                         words.append(word)
                         rows.append(row)
-            self._matrix = np.stack(rows)
+            matrix = np.stack(rows)  # (words, dimensions)
         except (OSError, ValueError) as error:
             raise StepError(f"word vectors {path}: {first_line(error)}; {WHERE_VECTORS}") from error
-        self._matrix /= np.maximum(np.linalg.norm(self._matrix, axis=1, keepdims=True), 1e-12)
+        # The rows go first: published vectors take gigabytes.
+        rows.clear()
+        self._matrix = normalised(matrix)
         self._words, self._place = words, {word: i for i, word in enumerate(words)}
         self.nearest = lru_cache(maxsize=50_000)(self._nearest)
 

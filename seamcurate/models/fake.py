@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from seamcurate.models.backend import Backend
 from seamcurate.models.protocols import Conversation, Likelihood, Prompt, Reply, Request, Responses
 from seamcurate.models.template import prompt_text
+from seamcurate.models.vectors import normalised
 
 T = TypeVar("T")
 
@@ -62,9 +63,7 @@ class FakeModel(Backend):
         for row, text in enumerate(texts):
             for word in text.lower().split() or [""]:
                 vectors[row] += _direction(self.path, word, self.dimensions)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        result: npt.NDArray[np.float32] = vectors / np.maximum(norms, 1e-12)
-        return result
+        return normalised(vectors)
 
     def converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
         """Hold each conversation, answering with what every reader of replies finds something in."""

@@ -29,6 +29,7 @@ from seamcurate.models.batching import Batches, accepted, automatic_budget, free
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder, Likelihood, Policy, Prompt, Responses, RewardModel
 from seamcurate.models.template import CLOCK, Form, FormSettings
+from seamcurate.models.vectors import normalised
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -593,10 +594,8 @@ class _LoadedEncoder:
             return np.zeros((0, 0), np.float32)
         vectors = self._pooled(unique) if self.backbone is not None else self._encoded(unique)
         if self.config.normalise:
-            # What is not finite stays so; the square of a large number overflows single precision.
-            with np.errstate(invalid="ignore"):
-                lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-                vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+            # The square of a large number overflows single precision.
+            vectors = normalised(vectors.astype(np.float64)).astype(np.float32)
         place = {text: i for i, text in enumerate(unique)}
         result: npt.NDArray[np.float32] = vectors[[place[text] for text in texts]].astype(np.float32)
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.text import counted
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+F = TypeVar("F", np.float32, np.float64)
 
 
 def embedded(embedder: Embedder, prompts: Sequence[Prompt]) -> tuple[Floats, npt.NDArray[np.bool_]]:
@@ -30,13 +31,31 @@ def not_finite(count: int, what: str, then: str) -> Iterable[str]:
         yield f"{counted(count, f'{what} has', f'{what}s have')} an embedding that is not finite: {then}"
 
 
+def normalised(vectors: npt.NDArray[F]) -> npt.NDArray[F]:
+    """Scale each row to length 1, in the precision that it comes in; a zero stays zero, and NaN stays NaN.
+
+    Example:
+        >>> normalised(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6, 0.8], [0.0, 0.0]]
+    """
+    # Rows that are not finite are the caller's to find: numpy need not warn of them.
+    with np.errstate(invalid="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)  # (rows, 1)
+        scaled: npt.NDArray[F] = vectors / np.maximum(lengths, 1e-12)
+    return scaled
+
+
 def unit(vectors: Floats) -> Floats:
-    """Scale vectors to length 1; one that is not finite is near nothing."""
-    if not (sound := np.isfinite(vectors).all(axis=1, keepdims=True)).all():
-        vectors = np.where(sound, vectors, 0)
+    """Scale each row to length 1; a row that is not finite becomes zero, which is near nothing.
+
+    Example:
+        >>> unit(np.array([[3.0, 4.0], [np.nan, 1.0]], np.float32)).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    if not (is_finite := np.isfinite(vectors).all(axis=1, keepdims=True)).all():
+        vectors = np.where(is_finite, vectors, 0)
     # The square of a large number overflows single precision.
-    scaled = vectors / np.maximum(np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True), 1e-12)
-    return np.ascontiguousarray(scaled, np.float32)
+    return np.ascontiguousarray(normalised(vectors.astype(np.float64)), np.float32)
 
 
 def dimensions(columns: Iterable[pa.ChunkedArray]) -> int | None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder
+from seamcurate.models.vectors import normalised
 
 Vectors = npt.NDArray[np.float64]
 
@@ -64,10 +65,7 @@ def _embedded(embedder: Embedder) -> tuple[Vectors, npt.NDArray[np.bool_]]:
 
 def _directions(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     """Embed at length 1, so that one encoder gives one answer, whether it normalises or not."""
-    vectors = embedder.embed(texts).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        directions: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return directions
+    return normalised(embedder.embed(texts).astype(np.float64))
 
 
 def _boundary(vectors: Vectors, is_open: npt.NDArray[np.bool_]) -> Callable[[Vectors], Vectors]:
