@@ -15,6 +15,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from seamcurate.errors import ModelError
+from seamcurate.models.chat import as_turns
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.spelling import marked, spelling
 from seamcurate.models.template import CLOCK, Form, FormSettings, dated, prompt_text
@@ -150,7 +151,7 @@ def reward_group(
     hidden = spelling(tokenizer)
     asked, answers = hidden.prompt(prompt), [_ANSWER, *map(hidden.hidden, responses)]
     if form.chat:
-        chats = [[*_turns(asked), Message(role="assistant", content=answer)] for answer in answers]
+        chats = [[*as_turns(asked), Message(role="assistant", content=answer)] for answer in answers]
         texts = _rendered(tokenizer, form, chats)
     else:
         before = form.prompt(asked)
@@ -194,7 +195,7 @@ def _before(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: Prompt) -> s
     asked = spelling(tokenizer).prompt(prompt)
     if not form.chat:
         return form.prompt(asked)
-    (text,) = _rendered(tokenizer, form, [_turns(asked)], add_generation_prompt=True)
+    (text,) = _rendered(tokenizer, form, [as_turns(asked)], add_generation_prompt=True)
     return text
 
 
@@ -252,10 +253,6 @@ def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[
     if any(map(marked, texts)):
         return [_ids(tokenizer, text) for text in texts]
     return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
-
-
-def _turns(prompt: Prompt) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, form: Form, chats: Sequence[list[Message]], **how: bool) -> list[str]:

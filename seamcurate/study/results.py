@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from seamcurate.data import formats
 from seamcurate.errors import StudyError
 from seamcurate.models import Prompt
+from seamcurate.models.chat import read_turns
 from seamcurate.select import views
 from seamcurate.step import column, finite
 from seamcurate.storage.objects import place
@@ -220,13 +221,13 @@ def texts(study: str, table: pa.Table, name: str, missing: str | None = None) ->
     found = []
     for i, value in enumerate(_values(study, table, name)):
         value = missing if value is None else value
-        turns = _turns(value)
+        turns = read_turns(value)
         if value is None:
             raise StudyError(f"{study}: row {i} has no {name!r}; fill it in or leave the row out")
         if isinstance(value, str):
             found.append(value)
-        elif turns is not None and [role for role, _ in turns] == ["assistant"]:
-            found.append(turns[0][1])
+        elif turns is not None and [turn["role"] for turn in turns] == ["assistant"]:
+            found.append(turns[0]["content"])
         else:
             raise StudyError(
                 f"{study}: row {i} has {name} = {brief(repr(value), 60)}, which is neither text nor one assistant turn; "
@@ -243,7 +244,7 @@ def prompts(study: str, table: pa.Table) -> list[Prompt]:
     """
     values = _values(study, table, "prompt")
     for i, value in enumerate(values):
-        if not isinstance(value, str) and not _turns(value):
+        if not isinstance(value, str) and not read_turns(value):
             raise StudyError(
                 f"{study}: row {i} has prompt = {brief(repr(value), 60)}, which is neither text nor chat messages; "
                 "leave the row out"
@@ -415,14 +416,6 @@ def _values(study: str, table: pa.Table, name: str) -> list[Any]:
     except _UNREADABLE as error:
         raise StudyError(f"{study}: column {name!r} cannot be read ({_said(error)}); convert it") from error
     return values
-
-
-def _turns(value: object) -> list[tuple[str, str]] | None:
-    """Return roles and contents of chat messages; None for anything else."""
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        return None
-    turns = [(turn.get("role"), turn.get("content")) for turn in value]
-    return turns if all(isinstance(part, str) for turn in turns for part in turn) else None
 
 
 def _said(error: Exception) -> str:

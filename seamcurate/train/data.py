@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from seamcurate.data import formats
 from seamcurate.errors import TrainError
-from seamcurate.models.protocols import Message, Prompt
+from seamcurate.models.chat import as_turns, read_turns
+from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import Form, prompt_text
 from seamcurate.text import brief, suggestion
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
@@ -290,7 +291,7 @@ def _way_out(wanted: Sequence[str], there: Sequence[str]) -> str:
 def _prompt(value: object, where: str) -> Prompt:
     if isinstance(value, str):
         return value
-    turns = _messages(value)
+    turns = read_turns(value)
     if not turns:
         raise TrainError(
             f"{where}: the prompt is neither text nor chat messages but {_shown(value)}; leave such rows out"
@@ -300,7 +301,7 @@ def _prompt(value: object, where: str) -> Prompt:
 
 def _before(value: object, column: str, where: str) -> Prompt:
     """Return what is asked in a whole chat."""
-    turns = _messages(value)
+    turns = read_turns(value)
     if not turns or len(turns) < 2:
         raise TrainError(
             f"{where}: there is no column `prompt`, and `{column}` is no chat that begins with it but {_shown(value)}; "
@@ -313,34 +314,19 @@ def _answer(value: object, prompt: Prompt, where: str) -> str:
     """Return an answer's text; of messages, the one assistant turn, be it after a copy of the prompt or alone."""
     if isinstance(value, str):
         return value
-    turns = _messages(value)
+    turns = read_turns(value)
     if not turns:
         raise TrainError(
             f"{where}: an answer is neither text nor chat messages but {_shown(value)}; leave such rows out"
         )
     *before, last = turns
-    asked = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
-    if last["role"] != "assistant" or (before and before != asked):
+    if last["role"] != "assistant" or (before and before != as_turns(prompt)):
         roles = ", ".join(turn["role"] for turn in turns)
         raise TrainError(
             f"{where}: an answer in messages is one assistant turn after the prompt, not ({roles}); "
             "move the turns before it into `prompt`"
         )
     return last["content"]
-
-
-def _messages(value: object) -> list[Message] | None:
-    if not isinstance(value, list):
-        return None
-    turns: list[Message] = []
-    for turn in value:
-        if not isinstance(turn, Mapping):
-            return None
-        role, content = turn.get("role"), turn.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            return None
-        turns.append(Message(role=role, content=content))
-    return turns
 
 
 def _shown(value: object) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
+from seamcurate.models.chat import as_turns
 from seamcurate.models.template import Form
 from seamcurate.train import rollout, training
 from seamcurate.train.data import Asked, Data
@@ -319,7 +320,7 @@ def _shown(row: Asked, form: Form) -> object:
     """Write a prompt as TRL wants it: messages for a chat template, else the text."""
     if not form.chat:
         return form.prompt(row.prompt)
-    return [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+    return as_turns(row.prompt)
 
 
 def _own_ids(trainer: Any, known: dict[str, list[int]]) -> None:
