@@ -1,0 +1,946 @@
+"""Write the pages of docs/reference from the code: `python docs/generate.py`.
+
+One rule: a page holds only what the code says, so that it is the same on every machine. The tests write each page in
+memory and compare.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import tempfile
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic.fields import FieldInfo
+
+import seamcurate
+from seamcurate import errors
+from seamcurate.cli import app
+from seamcurate.data.source import REJECTED
+from seamcurate.models.backend import Backend
+from seamcurate.run.recipe import STEPS
+from seamcurate.select import views
+from seamcurate.step import Step
+from seamcurate.store import store as stores
+
+REFERENCE = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run `python docs/generate.py`. -->"
+
+
+# ── Markdown ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prose(text: str) -> str:
+    """Return plain text as Markdown that shows it as it is; what stands between backticks is code already."""
+    parts = re.split(r"(`[^`]*`|\*\*[^*]+\*\*)", text)
+    return "".join(part if part.startswith(("`", "**")) else re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts)
+
+
+def cell(text: str) -> str:
+    """Return text for a cell of a table."""
+    return re.sub(r"\s+", " ", text).strip().replace("|", r"\|")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+
+
+def code(text: str) -> str:
+    """Return text as inline code, also where it holds a backtick; nothing for nothing."""
+    return f"`{text}`" if text else ""
+
+
+def page(title: str, *parts: str) -> str:
+    """Return a page of Markdown."""
+    return "\n\n".join([f"# {title}", NOTE, *(part.strip("\n") for part in parts if part.strip())]) + "\n"
+
+
+def sentence(text: str) -> str:
+    """Return text with a capital first letter and a full stop."""
+    text = re.sub(r"\s+", " ", text).strip()
+    first = text.split(" ", 1)[0]
+    return (text[:1].upper() + text[1:] if first.isalpha() else text) + (
+        "" if not text or text[-1] in ".!?…`)" else "."
+    )
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+
+
+_SECTION = re.compile(r"(Args|Arguments|Returns|Yields|Raises|Example|Examples|Note):\s*(.*)")
+_SECTION_TITLES = {"Args": "Arguments", "Examples": "Example"}
+
+
+def docstring(value: object) -> str:
+    """Return a docstring as Markdown: sections become bold titles, `name: meaning` lines a list, examples code."""
+    parts: list[str] = []
+    lines = (inspect.getdoc(value) or "").splitlines()
+    while lines:
+        line = lines.pop(0)
+        if (section := _SECTION.fullmatch(line)) is None:
+            indented = line.startswith("    ")
+            block = [line]
+            while (
+                lines
+                and lines[0].strip()
+                and lines[0].startswith("    ") == indented
+                and not _SECTION.fullmatch(lines[0])
+            ):
+                block.append(lines.pop(0))
+            if indented:
+                parts.append("```text\n" + textwrap.dedent("\n".join(block)) + "\n```")
+            elif line.strip():
+                parts.append(_paragraph(block))
+            continue
+        body: list[str] = [section[2]] if section[2] else []
+        while lines and (not lines[0].strip() or lines[0].startswith("    ")):
+            body.append(lines.pop(0))
+        parts.append(_section(section[1], textwrap.dedent("\n".join(body)).strip("\n")))
+    return "\n\n".join(parts)
+
+
+def _paragraph(lines: Sequence[str]) -> str:
+    if lines[0].startswith(("- ", "* ")):
+        return prose("\n".join(lines)).replace(r"\* ", "* ")
+    return prose("\n".join(lines))
+
+
+def _section(name: str, body: str) -> str:
+    title = f"**{_SECTION_TITLES.get(name, name)}**"
+    if title == "**Example**":
+        return f"{title}\n\n```{'pycon' if '>>>' in body else 'python no-run'}\n{body}\n```"
+    items = re.split(r"\n(?=\S)", body)
+    if all(re.match(r"[\w.*]+: ", item) for item in items):
+        listed = []
+        for item in items:
+            key, meaning = item.split(": ", 1)
+            listed.append(f"- `{key.lstrip('*')}`: {prose(' '.join(meaning.split()))}")
+        return title + "\n\n" + "\n".join(listed)
+    return title + "\n\n" + prose(body)
+
+
+# ── Types and fields ─────────────────────────────────────────────────────────────────────────────────────
+
+_PLAIN_TYPES: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    type(None): "none",
+}
+_SECTIONS = {
+    "Source": "[source](#rows-and-corpus)",
+    "Models": "[models](#models)",
+    "Step": "[step](#steps)",
+    "Split": "[split](#splits)",
+    "Augment": "[augment](#augment)",
+    "date": "date",
+}
+"""Types with a section of their own on the page of recipes."""
+
+
+def type_name(annotation: Any) -> str:
+    """Return a type in words, the same in every version of Python."""
+    if annotation is JsonValue:
+        return "any value"
+    if isinstance(annotation, type(JsonValue)):
+        annotation = annotation.__value__
+    if isinstance(annotation, type) and annotation in _PLAIN_TYPES:
+        return _PLAIN_TYPES[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(arguments[0])
+    if origin is typing.Literal:
+        return " or ".join(code(str(value)) for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        named = [type_name(part) for part in arguments if part is not type(None)]
+        # A fake stands in for each kind of model; it has a section of its own.
+        return " or ".join(dict.fromkeys(named))
+    if origin in (list, tuple, Sequence, frozenset, set):
+        inner = [type_name(part) for part in arguments if part is not Ellipsis]
+        return f"list of {inner[0]}" if len(set(inner)) == 1 and len(inner) < 2 else f"[{', '.join(inner)}]"
+    if origin in (dict, Mapping):
+        return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Backend):
+        return f"[{annotation.key}](#{slug(annotation.key)})"
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(code(str(member.value)) for member in annotation)
+    name = getattr(annotation, "__name__", None) or str(annotation)
+    return _SECTIONS.get(name, "any value" if annotation is Any else name)
+
+
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def bounds(metadata: Iterable[object]) -> str:
+    """Return what a number must lie between."""
+    found = [(sign, getattr(item, key)) for item in metadata for key, sign in _BOUNDS.items() if hasattr(item, key)]
+    return ", ".join(f"{sign} {_number(value)}" for sign, value in found)
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def literal(value: object) -> str:
+    """Return a default as YAML writes it."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, Path):
+        value = value.as_posix()
+    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=list)
+
+
+def field_docs(kind: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring under each field of a model, or its `description`."""
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not issubclass(base, BaseModel) or base is BaseModel:
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                docs[statement.target.id] = str(below.value.value)
+    docs |= {name: field.description for name, field in kind.model_fields.items() if field.description}
+    return docs
+
+
+SAID_HERE = {
+    # Fields of the recipe whose class has no docstring under them.
+    "Recipe.rows": "Where the rows come from.",
+    "Recipe.corpus": "Where the rows to retrieve from come; needed by `retrieve` and `augment`.",
+    "Recipe.models": "The models that steps take by role when they name none of their own.",
+    "Recipe.steps": "What is computed, in this order; a list of names with their settings.",
+    "Recipe.splits": "Names of splits, each with its filter.",
+    "Models.policy": "The policy: gives log-probabilities of responses.",
+    "Models.reward": "The reward model: gives a score of each response.",
+    "Models.encoder": "The sentence encoder: embeds prompts and responses.",
+    "Models.base": "The base model of `perplexity`.",
+    "Models.generator": "The language model that writes worse answers in `generate`.",
+    "Models.judge": "The language model that judges in `judge`, `ask_query_type` and `relevant_sentences`.",
+    "Source.hub": "A data set's id on the Hugging Face Hub.",
+    "Source.parquet": "A Parquet file, a pattern such as `data/*.parquet`, or a list of them.",
+    "Source.jsonl": "A file of JSON lines, a pattern, or a list of them.",
+    "Source.csv": "A CSV file, a pattern, or a list of them.",
+    "Source.arrow": "A folder that `datasets` wrote, or an Arrow file.",
+    "Source.store": "Another seamcurate store.",
+    "Source.data_dir": "For `hub`: the folder inside the data set's repository.",
+    "Source.name": "For `hub`: the data set's configuration.",
+    "Source.split": "For `hub`: the split.",
+    "Source.revision": "For `hub`: a branch, tag or commit.",
+    "Source.prompt": "The column of prompts: texts or chats.",
+    "Source.response": "The column of golden responses.",
+    "Source.reference": "The column of references: what a reward for exact answers compares with, and RER's y.",
+    "Source.messages": "The column of whole chats: the last turn is the response, the turns before it are the prompt.",
+    "Source.id": "The column that identifies a row; two rows with one id are refused.",
+    "Source.rename": "Other names for columns of the source.",
+    "Source.shard_rows": "Rows in a shard.",
+    "ModelReward.reward": "The reward model.",
+    "RerReward.reward": "RER, or the features that are multiplied: `li`, `rp`, `ar` and their products.",
+}
+
+_ROLES = {
+    "policy": "The policy; without one, the recipe's `models: policy`.",
+    "reward": "The reward model; without one, the recipe's `models: reward`.",
+    "encoder": "The sentence encoder; without one, the recipe's `models: encoder`.",
+    "base": "The base model; without one, the recipe's `models: base`.",
+    "generator": "The language model; without one, the recipe's `models: generator`.",
+    "judge": "The language model; without one, the recipe's `models: judge`.",
+}
+_SHARED = {
+    "k": "Candidates a row has at most.",
+    "variant": "The sample set: `contrast` is retrieved, `gpt` generated, `adv` attacked.",
+    "words": "How text is split into words: words and punctuation marks, or at white space.",
+    "stop": "Texts that end a response; it is cut before the first of them.",
+    "seed": "Of everything random.",
+    "temperature": "Sampling temperature; left out, the server's own.",
+    "top_p": "Nucleus sampling; left out, the server's own.",
+    "concurrency": "Requests in the air at once.",
+    "requests_per_minute": "Requests sent in a minute at most.",
+    "tokens_per_minute": "Tokens sent and written in a minute at most.",
+    "retries": "How often a request that failed is sent again.",
+    "usd_per_million_input": "Price of a million tokens that are sent, in dollars.",
+    "usd_per_million_output": "Price of a million tokens that are written, in dollars.",
+    "batch_discount": "Share of the price that the Batch API costs.",
+    "dimensions": "Length of the fake's embeddings.",
+    "method": "The attack: PWWS, TextFooler, BERT-Attack or the genetic algorithm.",
+    "max_response_tokens": "Tokens of the policy's longest response; LI is scaled by it.",
+    "combine": "How the features become one reward: their product, as in the paper, or their sum.",
+    "clip": "Whether each feature is held between 0 and 1.",
+    "fallback": "What stands for AR where a closed-ended query has no reference; none: RER is NULL there.",
+    "band": "Lowest and highest cosine similarity of a candidate's prompt to the row's.",
+    "bands": "Bands of the golden reward.",
+    "likelihood": "How a candidate is weighed: by exp(log P / length), by −log P / length, by P, or all alike.",
+}
+
+
+def fields(kind: type[BaseModel]) -> list[list[str]]:
+    """Return key, type, default and meaning of each field of a configuration."""
+    docs = field_docs(kind)
+    rows = []
+    for name, field in kind.model_fields.items():
+        key = kind.key if issubclass(kind, Backend) and name == "path" else name
+        meaning = docs.get(name) or SAID_HERE.get(f"{kind.__name__}.{name}")
+        if meaning is None:
+            meaning = (_ROLES.get(name) if issubclass(kind, Step) else None) or _SHARED.get(name)
+        if meaning is None:
+            raise LookupError(f"{kind.__name__}.{name} has no meaning: write a docstring under the field")
+        rows.append([code(key), field_type(field), default(field), prose(sentence(meaning))])
+    return rows
+
+
+def field_type(field: FieldInfo) -> str:
+    """Return a field's type and bounds in words."""
+    limits = bounds(field.metadata)
+    return type_name(field.annotation) + (f", {limits}" if limits else "")
+
+
+def default(field: FieldInfo) -> str:
+    """Return a field's default."""
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    return "" if value is None or value in ((), {}, "") or isinstance(value, BaseModel) else code(literal(value))
+
+
+# ── Command line ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def command_line() -> str:
+    """Return the page of every command, its arguments and options."""
+    parts, rows = [], []
+    for verb, callback, help_text in commands(app):
+        first, _, rest = help_text.partition("\n\n")
+        rows.append([f"[`{verb}`](#{slug(verb)})", prose(sentence(first))])
+        parts.append(_command(verb, callback, sentence(first), rest))
+    top = (
+        "Every command prints its answer to standard output, and progress and errors to standard error. "
+        "`seamcurate COMMAND --help` shows the same text. [Exit codes](errors.md#exit-codes) are on the page of errors."
+    )
+    return page("Command line", top, table(["command", "what it does"], rows), *parts)
+
+
+def commands(group: Any, prefix: str = "seamcurate") -> Iterator[tuple[str, Callable[..., Any], str]]:
+    """Iterate over the commands of a Typer application: name, function, help."""
+    for command in group.registered_commands:
+        name = command.name or command.callback.__name__.replace("_", "-")
+        yield f"{prefix} {name}", command.callback, inspect.cleandoc(command.help or command.callback.__doc__ or "")
+    for inner in group.registered_groups:
+        yield from commands(inner.typer_instance, f"{prefix} {inner.name}")
+
+
+def _command(verb: str, callback: Callable[..., Any], first: str, rest: str) -> str:
+    from typer.utils import get_params_from_function
+
+    arguments, options, usage = [], [], [verb]
+    for parameter in get_params_from_function(callback).values():
+        info = parameter.default
+        if not hasattr(info, "help"):
+            continue  # the context, which nobody types
+        # A parameter without typer.Option is an option where it has a default.
+        required = info.default is ... or info.default is inspect.Parameter.empty
+        kind, annotation = type_name(parameter.annotation), parameter.annotation
+        limits = ", ".join(
+            f"{sign} {_number(value)}" for sign, value in (("≥", info.min), ("≤", info.max)) if value is not None
+        )
+        kind += f", {limits}" if limits else ""
+        shown = "" if required or info.default in (None, False, ()) else code(literal(info.default))
+        meaning = prose(sentence(info.help or ""))
+        if type(info).__name__ == "ArgumentInfo":
+            name = (info.metavar or parameter.name).strip("[]").upper()
+            usage.append(name if required else f"[{name}]")
+            arguments.append([code(name), kind, "**required**" if required else shown, meaning])
+            continue
+        names = [text for text in info.param_decls or () if text.startswith("-")]
+        flag = annotation is bool
+        if not names:
+            dashed = "--" + parameter.name.replace("_", "-")
+            names = [f"{dashed}/--no-{dashed[2:]}" if flag else dashed]
+        if flag and info.default is True:
+            shown = code(names[0].split("/")[0])
+        metavar = info.metavar or ("" if flag or "`" in kind else parameter.name.upper())
+        if required:
+            usage.append(f"{names[0]} {metavar or '…'}")
+        options.append(
+            [", ".join(map(code, names)), "" if flag else kind, "**required**" if required else shown, meaning]
+        )
+    usage += ["[OPTIONS]"] if any(row[2] != "**required**" for row in options) else []
+    examples = re.findall(r"^Example: (.*)$", rest, re.MULTILINE)
+    told = re.sub(r"^Example: .*$", "", rest, flags=re.MULTILINE).strip()
+    parts = [f"## {verb}", prose(first), f"```text\n{' '.join(usage)}\n```", prose(told)]
+    parts += [table(["argument", "type", "default", "meaning"], arguments)] if arguments else []
+    parts += [table(["option", "type", "default", "meaning"], options)] if options else []
+    parts += ["Example:\n\n```sh\n" + "\n".join(examples) + "\n```"] if examples else []
+    return "\n\n".join(part for part in parts if part)
+
+
+# ── Python ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def python() -> str:
+    """Return the page of every public name."""
+    names = [name for name in seamcurate.__all__ if not name.startswith("_")]
+    kinds: dict[str, list[str]] = {"Functions": [], "Steps": [], "Models": [], "Recipe, data and rewards": []}
+    for name in names:
+        value = getattr(seamcurate, name)
+        if not isinstance(value, type):
+            kinds["Functions"].append(name)
+        elif issubclass(value, Step):
+            kinds["Steps"].append(name)
+        elif issubclass(value, Backend):
+            kinds["Models"].append(name)
+        else:
+            kinds["Recipe, data and rewards"].append(name)
+    anchors: dict[str, str] = {}
+    for name in names:
+        same = sum(slug(other) == slug(name) for other in anchors)
+        anchors[name] = slug(name) + (f"-{same}" if same else "")
+    rows = [[kind, ", ".join(f"[`{name}`](#{anchors[name]})" for name in listed)] for kind, listed in kinds.items()]
+    top = (
+        "Everything is imported from `seamcurate`. What a step or a model takes is the same in Python and in a recipe; "
+        "[recipe.md](recipe.md) has each key's meaning, [columns.md](columns.md) the columns of each step."
+    )
+    return page("Python", top, table(["", "names"], rows), *map(_public_name, names))
+
+
+def _public_name(name: str) -> str:
+    value = getattr(seamcurate, name)
+    signature = _signature(name, value)
+    parts = [f"## {name}", f"```text\n{signature}\n```", docstring(value)]
+    if isinstance(value, type) and issubclass(value, Step) and value is not Step:
+        parts.append(_links(value))
+    elif isinstance(value, type) and issubclass(value, BaseModel) and not issubclass(value, Step):
+        parts += [table(["field", "type", "default", "meaning"], fields_of(value))]
+    if isinstance(value, type) and not (issubclass(value, (Step, Backend, Exception)) and value is not Step):
+        methods = list(_methods(value))
+        parts += ["**Methods and properties**", "\n".join(methods)] if methods else []
+    return "\n\n".join(part for part in parts if part)
+
+
+def fields_of(kind: type[BaseModel]) -> list[list[str]]:
+    """Return the fields of a configuration, with links to the recipe's page in place of those on this one."""
+    rows = [[row[0], row[1].replace("(#", "(recipe.md#"), *row[2:]] for row in fields(kind)]
+    for row in rows:
+        if issubclass(kind, Backend) and row[0] == code(kind.key):
+            row[0] = code("path")
+    return rows
+
+
+def _links(kind: type[Step]) -> str:
+    keys = [key for key, maker in STEPS.items() if maker is kind]
+    recipe = f"In a recipe: [`{keys[0]}`](recipe.md#{slug(keys[0])}). " if keys else ""
+    return f"{recipe}Columns: [{kind.__name__}](columns.md#{slug(kind.__name__)})."
+
+
+STORE_METHODS = ("open", "columns", "schema", "facts", "noise", "rows", "corpus", "corpus_store")
+"""What a reader of a store needs; its other methods serve runs."""
+
+
+def _methods(kind: type) -> Iterator[str]:
+    members = vars(kind)
+    for name in STORE_METHODS if kind is seamcurate.Store else members:
+        member = members[name]
+        inner = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if name.startswith("_") or name == "model_config" or not inspect.isfunction(inner) or not inner.__doc__:
+            continue
+        if hasattr(inner, "decorator_info") or "validator" in type(member).__name__.lower():
+            continue
+        shown = name if isinstance(member, property) else _signature(name, inner, method=True)
+        yield f"- `{shown}`: {prose(sentence(inspect.cleandoc(inner.__doc__).split(chr(10) + chr(10))[0]))}"
+
+
+def _signature(name: str, value: Any, method: bool = False) -> str:
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        listed = []
+        for key, field in value.model_fields.items():
+            if field.is_required():
+                listed.append(key)
+            else:
+                shown = field.get_default(call_default_factory=True)
+                listed.append(f"{key}={type(shown).__name__ + '()' if isinstance(shown, BaseModel) else repr(shown)}")
+        return _wrapped(name, ["*", *listed] if listed else [])
+    if isinstance(value, type) and issubclass(value, Exception):
+        return f"{name}(message)"
+    function = value.__init__ if isinstance(value, type) else value
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(tree, ast.FunctionDef)
+    arguments = tree.args
+    if arguments.args and arguments.args[0].arg in ("self", "cls"):
+        del arguments.args[0]
+    listed = [part.strip() for part in _split(ast.unparse(arguments))]
+    returns = f" -> {ast.unparse(tree.returns)}" if tree.returns and not isinstance(value, type) else ""
+    joined = f"{name}({', '.join(listed)}){returns}"
+    return joined if method else _wrapped(name, listed, returns)
+
+
+def _split(text: str) -> list[str]:
+    """Split arguments at the commas that lie in no brackets and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        depth += (character in "([{") - (character in ")]}") if not quote else 0
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part.strip()]
+
+
+def _wrapped(name: str, arguments: Sequence[str], returns: str = "") -> str:
+    line = f"{name}({', '.join(arguments)}){returns}"
+    if len(line) <= 100:
+        return line
+    return f"{name}(\n" + "".join(f"    {argument},\n" for argument in arguments) + f"){returns}"
+
+
+# ── Recipe ───────────────────────────────────────────────────────────────────────────────────────────────
+
+_MODEL_KINDS = ("CausalLM", "SequenceClassifier", "SentenceEncoder", "OpenAIServer", "FakeModel")
+_HEAD = ["key", "type", "default", "meaning"]
+
+
+def recipe() -> str:
+    """Return the page of a recipe's keys."""
+    top = (
+        "A recipe is a YAML file. `seamcurate run RECIPE STORE` makes what it says. "
+        "Paths in it are relative to its folder. An unknown key is refused, with the nearest that there is."
+    )
+    parts = [
+        _keys("A recipe", seamcurate.Recipe),
+        _keys("rows and corpus", seamcurate.Source),
+        _keys("models", seamcurate.Models),
+    ]
+    parts += [_keys(getattr(seamcurate, name).key, getattr(seamcurate, name), 3) for name in _MODEL_KINDS]
+    parts.append(
+        "## steps\n\nA step is one name with its settings, such as `- retrieve: {k: 30}`. "
+        "The columns of each are in [columns.md](columns.md).\n\n"
+        + table(
+            ["step", "what it does"], [[f"[`{key}`](#{slug(key)})", _first_line(maker)] for key, maker in STEPS.items()]
+        )
+    )
+    parts += [_step(key, maker) for key, maker in STEPS.items()]
+    parts.append(
+        _keys("splits", seamcurate.Split)
+        + "\n\nEvery further key is a parameter of the filter: `{by}` in the SQL stands for a column that the key `by` names, "
+        "`$rate` for the value of the key `rate`. A line `-- default rate = 0.2` in the SQL gives a default."
+    )
+    parts.append(_keys("augment", seamcurate.Augment, 3))
+    return page("Recipe", top, *parts)
+
+
+def _keys(title: str, kind: type[BaseModel], level: int = 2) -> str:
+    own = docstring(kind)
+    return f"{'#' * level} {title}\n\n{own}\n\n{table(_HEAD, fields(kind))}"
+
+
+def _first_line(maker: object) -> str:
+    return prose(re.sub(r"\s+", " ", (inspect.getdoc(maker) or "").split("\n\n")[0]))
+
+
+def _step(key: str, maker: Callable[..., Step | tuple[Step, ...]]) -> str:
+    if isinstance(maker, type):
+        rows = fields(maker) or [["", "", "", "No settings."]]
+        where = f"Columns: [{maker.__name__}](columns.md#{slug(maker.__name__)})."
+        return f"### {key}\n\n{docstring(maker)}\n\n{where}\n\n{table(_HEAD, rows)}"
+    steps = maker()
+    assert isinstance(steps, tuple)
+    parts = dict.fromkeys(type(step) for step in every_step(maker))
+    known = {name: row for kind in reversed(parts) for name, row in zip(kind.model_fields, fields(kind), strict=True)}
+    own = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", inspect.getdoc(maker) or "", re.MULTILINE))
+    rows = []
+    for name, parameter in inspect.signature(maker).parameters.items():
+        shown = "" if parameter.default in (None, ()) else code(literal(parameter.default))
+        if name in known:
+            rows.append([code(name), known[name][1], shown, known[name][3]])
+        else:
+            meaning = own.get(name) or _SHARED.get(name)
+            if meaning is None:
+                raise LookupError(f"{key}.{name} has no meaning: write it under `Args:` of the function")
+            rows.append([code(name), type_name(typing.get_type_hints(maker)[name]), shown, prose(sentence(meaning))])
+    listed = ", ".join(f"[{kind.__name__}](columns.md#{slug(kind.__name__)})" for kind in parts)
+    return f"### {key}\n\n{docstring(maker)}\n\nStands for the steps {listed}.\n\n{table(_HEAD, rows)}"
+
+
+# ── Columns ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def arrow_name(kind: pa.DataType) -> str:
+    """Return an Arrow type in words, the same in every version of pyarrow."""
+    if pa.types.is_list(kind):
+        return f"list of {arrow_name(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return (
+            "{"
+            + ", ".join(f"{kind.field(i).name}: {arrow_name(kind.field(i).type)}" for i in range(kind.num_fields))
+            + "}"
+        )
+    return {"double": "float64", "float": "float32"}.get(str(kind), str(kind))
+
+
+_FREE = {"variant": "{variant}", "truth": "COLUMN"}
+"""Settings that stand in names and meanings as what they are."""
+
+
+def choices(kind: type[BaseModel]) -> Iterator[tuple[str, object]]:
+    """Iterate over the settings of a step that have few values: each with every value but its default."""
+    for name, field in kind.model_fields.items():
+        if name in _FREE:
+            continue
+        annotation = field.annotation
+        values: list[object] = [True, False] if annotation is bool else []
+        for part in [annotation, *get_args(annotation)]:
+            values += get_args(part) if get_origin(part) is typing.Literal else []
+        yield from ((name, value) for value in values if value != field.get_default())
+
+
+def bare(kind: type[Step], **settings: object) -> Step:
+    """Return a step for its declarations alone: a required setting is the name it is given in the docs."""
+    required = {name: _FREE.get(name, name.upper()) for name, field in kind.model_fields.items() if field.is_required()}
+    free = {name: value for name, value in _FREE.items() if name in kind.model_fields}
+    return kind.model_construct(None, **{**required, **free, **settings})
+
+
+def every_step(maker: Callable[..., Step | tuple[Step, ...]]) -> list[Step]:
+    """Return the steps that a recipe's name can stand for, whatever its settings."""
+    if isinstance(maker, type):
+        return [bare(maker)]
+    steps = list(typing.cast(tuple[Step, ...], maker()))
+    hints = typing.get_type_hints(maker)
+    for name, parameter in inspect.signature(maker).parameters.items():
+        values = (
+            [True, False]
+            if hints[name] is bool
+            else get_args(hints[name])
+            if get_origin(hints[name]) is typing.Literal
+            else []
+        )
+        for value in values:
+            if value == parameter.default:
+                continue
+            steps += [
+                step
+                for step in typing.cast(tuple[Step, ...], maker(**{name: value}))
+                if type(step) not in map(type, steps)
+            ]
+    return steps
+
+
+def step_columns(kind: type[Step]) -> list[list[str]]:
+    """Return name, type and meaning of each column a step adds, also of those that one of its settings adds."""
+    rows: dict[str, list[str]] = {}
+    for settings in [{}, *({name: value} for name, value in choices(kind))]:
+        try:
+            schema = bare(kind, **settings).adds
+        except (ValidationError, ValueError, KeyError):
+            continue
+        condition = "".join(f"only with `{key}: {literal(value)}`" for key, value in settings.items())
+        for field in schema:
+            if field.name not in rows:
+                meaning = (field.metadata or {}).get(b"meaning", b"").decode()
+                rows[field.name] = [
+                    code(field.name),
+                    arrow_name(field.type),
+                    prose(meaning) + (f"; {condition}" if condition else ""),
+                ]
+    return list(rows.values())
+
+
+SOURCE_COLUMNS = [
+    ["`row_id`", "int64", "the row's place in its source, from 0; it never changes"],
+    ["`prompt`", "string, or messages", "the prompt"],
+    ["`response`", "string", "the golden response r; NULL where the source has none"],
+    ["`reference`", "string", "the reference; NULL where the source has none"],
+    ["others", "as in the source", "every other column of the source, under its own name"],
+]
+
+
+def columns() -> str:
+    """Return the page of every step's columns."""
+    kinds: dict[type[Step], list[str]] = {}
+    for key, maker in STEPS.items():
+        for step in every_step(maker):
+            kinds.setdefault(type(step), []).append(key)
+            for below in step.on_corpus:
+                kinds.setdefault(type(below), [])
+    top = (
+        "A step adds columns and changes nothing else. `seamcurate columns STORE` lists the columns of a store with how "
+        "much of each is computed. `{variant}` is a sample set: `contrast` (retrieved), `gpt` (generated) or `adv` (attacked). "
+        "A column is NULL where a row has no value: no candidate, a prompt that fills the model's window, or a score that "
+        "is not finite."
+    )
+    parts = [top, "## Source\n\n" + table(["column", "type", "meaning"], SOURCE_COLUMNS)]
+    for kind in sorted(kinds, key=lambda step: step.__name__):
+        names = kinds[kind]
+        where = ", ".join(f"[`{key}`](recipe.md#{slug(key)})" for key in names)
+        added = f"Added by {where}." if where else "Runs over the corpus, for the steps that retrieve from it."
+        parts.append(
+            f"## {kind.__name__}\n\n{_first_line(kind)}\n\n{added}\n\n{table(['column', 'type', 'meaning'], step_columns(kind))}"
+        )
+    return page("Columns", *parts)
+
+
+# ── Views ────────────────────────────────────────────────────────────────────────────────────────────────
+
+_CANDIDATE_MEANINGS = {
+    "row_id": "the row it is a candidate of",
+    "variant": "the sample set: `contrast`, `gpt` or `adv`",
+    "rank": "its place in the set, from 1",
+    "response": "its text",
+    "similarity": "for `contrast`: cosine of its prompt to the row's; for `adv`: of its text to what was perturbed",
+    "source_row_id": "for `contrast`: the corpus row it answers",
+    "reward": "the reward model's score of it as an answer to the row's prompt",
+    "logprob": "its log-probability under the policy, summed over tokens; NULL where it was not asked for",
+    "n_tokens": "its length in the policy's tokens",
+    "misjudgement": "ε: how much more the reward model likes it than the golden response, from 0 to 1; 0 where it does not",
+    "weight": "w: its weight by the policy's likelihood",
+}
+_LEDGER_MEANINGS = {
+    "row_id": "the row",
+    "split": "the split",
+    "kept": "whether the row is in the split",
+    "rule": "the rule that decided, in the filter's words",
+    "value": "the value it was decided by",
+    "threshold": "what the value was compared with",
+}
+_REJECTED_MEANINGS = {
+    "row_id": "the row's place in its source",
+    "reason": "why it was set aside",
+    "row": "the row, as JSON text",
+}
+
+
+def view_page() -> str:
+    """Return the page of the SQL views."""
+    described = dict(re.findall(r"^    (\w+) {2,}(.*)$", views.__doc__ or "", re.MULTILINE))
+    rows = [[f"[`{name}`](#{name})", sentence(described[name])] for name in views.VIEWS]
+    ledger = [[code(f.name), arrow_name(f.type), _LEDGER_MEANINGS[f.name]] for f in views.LEDGER]
+    rejected = [[code(f.name), arrow_name(f.type), _REJECTED_MEANINGS[f.name]] for f in REJECTED]
+    candidates = [[code(name), kind.lower(), _CANDIDATE_MEANINGS[name]] for name, kind in views.CANDIDATES.items()]
+    head = ["column", "type", "meaning"]
+    top = (
+        '`seamcurate sql STORE "SELECT …"` and `seamcurate.query` answer one SELECT over these views, for reading only. '
+        "With `--other STORE2` a second store's views are `other.rows`, `other.candidates` and so on."
+    )
+    return page(
+        "Views",
+        top,
+        table(["view", "one row for"], rows),
+        "## rows\n\nThe columns of the source and of every step: see [columns.md](columns.md). "
+        "A column that is not computed yet is NULL; a column that is out of date is left out.",
+        "## candidates\n\n" + table(head, candidates),
+        "## corpus\n\nThe columns of the corpus' source, and those that steps added to it, such as `embedding`: see "
+        "[columns.md](columns.md#embed). Without a corpus the view has no rows.",
+        "## ledger\n\n" + table(head, ledger),
+        "## rejected\n\n" + table(head, rejected),
+    )
+
+
+# ── Errors ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def error_page() -> str:
+    """Return the page of errors and exit codes."""
+    rows = []
+
+    def add(kind: type[Exception], depth: int) -> None:
+        rows.append([f"{'&nbsp;' * 4 * depth}`{kind.__name__}`", prose(inspect.getdoc(kind) or "")])
+        for below in (
+            value for value in vars(errors).values() if isinstance(value, type) and value.__bases__ == (kind,)
+        ):
+            add(below, depth + 1)
+
+    add(errors.SeamcurateError, 0)
+    codes = [
+        ["0", "The command did what it was asked."],
+        [
+            "1",
+            "`reproduce`: a file came out otherwise. Elsewhere: a mistake in seamcurate; `SEAMCURATE_TRACEBACK=1` shows where.",
+        ],
+        ["2", "A `SeamcurateError`, or an option that does not exist. `check`: something is wrong with the store."],
+        ["130", "The command was stopped by Ctrl-C. What was finished is kept."],
+    ]
+    top = (
+        "Everything that seamcurate raises on purpose is a `seamcurate.SeamcurateError`; the others are in `seamcurate.errors`. "
+        "A message is one line: what is wrong, where, and what to do. The command line prints it to standard error as `error: …`."
+    )
+    return page(
+        "Errors", top, table(["class", "meaning"], rows), "## Exit codes\n\n" + table(["code", "meaning"], codes)
+    )
+
+
+# ── File format ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a small store holds: its files, the keys of each JSON file and of its shards' metadata."""
+
+    files: list[str]
+    keys: dict[str, list[str]]
+    metadata: dict[str, list[str]]
+
+
+def example_store(folder: Path) -> Layout:
+    """Make a small store with FakeModel and return what it holds; names of columns and splits become `NAME`."""
+    rows = [
+        {"prompt": f"how do I {v} a {n}", "response": f"{v} the {n}"} for v in ("sort", "copy") for n in ("list", "set")
+    ]
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\nno JSON\n")
+    fake = seamcurate.FakeModel()
+    made = seamcurate.Recipe(
+        rows=seamcurate.Source(jsonl=str(file)),
+        corpus=seamcurate.Source(jsonl=str(file)),
+        models=seamcurate.Models(policy=fake, reward=fake, encoder=fake),
+        steps=(seamcurate.Retrieve(k=3, band=(-1.0, 0.99)), *seamcurate.seam()),
+        splits={"train": seamcurate.Split(filter="SELECT row_id FROM rows")},
+    )
+    store = folder / "store"
+    seamcurate.run_local(made, store)
+    files, keys, metadata = set(), dict[str, set[str]](), dict[str, set[str]]()
+    for path in sorted(store.rglob("*")):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        name = re.sub(r"(columns|splits)/[^/]+", r"\1/NAME", path.relative_to(store).as_posix())
+        name = re.sub(r"_shared/.*", "_shared/…", re.sub(r"\d{5,}\.parquet", "NNNNN.parquet", name))
+        files.add(name)
+        where = name.removeprefix("corpus/")
+        if path.suffix == ".json" and not name.endswith("_shared/…"):
+            keys.setdefault(where, set()).update(json.loads(path.read_text()))
+        elif path.suffix == ".parquet" and not name.endswith("_shared/…"):
+            held = pq.read_metadata(path).metadata or {}
+            metadata.setdefault(where, set()).update(key.decode() for key in held if key.startswith(b"seamcurate"))
+    return Layout(sorted(files), {n: sorted(k) for n, k in keys.items()}, {n: sorted(k) for n, k in metadata.items()})
+
+
+KEY_MEANINGS = {
+    "store.json": {
+        "format": "the version of this layout",
+        "rows": "fingerprint of the source that the rows were read from",
+        "source": "what the source is: its files with their SHA-256, or its Hub commit, and the mapping of its columns",
+        "shard_rows": "rows in a shard",
+        "shards": "number of shards, once all rows are read",
+        "complete": "whether all rows of the source are read",
+        "seals": "checksums of the shards of `rows` and of `rejected`",
+        "corpus": "where the corpus lies, relative to the store",
+        "sha256": "checksum of this file, without this line",
+    },
+    "columns/NAME/_step.json": {
+        "step": "the step's class",
+        "name": "the folder's name",
+        "config": "the step's settings, as they were given",
+        "identity": "what decides the values: the settings, a hash of the weights in place of a model's path, the `revision`",
+        "inputs": "fingerprints of the columns that the step reads",
+        "corpus": "fingerprints of the corpus' columns that the step reads",
+        "ancestry": "the identity of every step below, so that the record explains itself",
+        "columns": "type and meaning of each added column",
+        "schema": "the added columns as an Arrow schema, in base64",
+        "fingerprint": "hash of identity and inputs; columns of another fingerprint are never mixed with these",
+        "sha256": "checksum of this file, without this line",
+    },
+    "columns/NAME/_facts.json": {
+        "summary": "the line that `run` and `columns` print",
+        "warnings": "further lines, where there are any",
+        "noise": "how far the same text's value moved with batch size, order and padding, by column",
+        "fingerprint": "fingerprint of the columns these facts are about",
+        "sha256": "checksum of this file, without this line",
+    },
+    "splits/NAME/_split.json": {
+        "name": "the split's name",
+        "filter": "the SQL",
+        "parameters": "the filter's parameters",
+        "format": "what `export` writes",
+        "reads": "fingerprints of what the filter could read",
+        "made_of": "hash of the checksums of the shards it was decided by",
+        "kept": "rows kept",
+        "dropped": "rows dropped",
+        "lines": "what a person should know of it",
+        "fingerprint": "hash of filter, parameters, format and inputs",
+        "sha256": "checksum of this file, without this line",
+    },
+}
+"""What each key of a JSON file means. Further keys of `_facts.json` are the step's own numbers."""
+
+METADATA_MEANINGS = {
+    "seamcurate.maker": "fingerprint of the columns that the shard belongs to",
+    "seamcurate.shard": "the shard's number",
+    "seamcurate.sha256": "checksum of the whole file, computed with this value as 64 zeros",
+    "seamcurate.made_of": "checksums of the shards that its values were computed from, by their folder",
+}
+
+
+def file_format() -> str:
+    """Return the page of a store's files and their keys."""
+    with tempfile.TemporaryDirectory() as folder:
+        layout = example_store(Path(folder))
+    tree, rest = re.split(r"\n\n(?! )", inspect.cleandoc(stores.__doc__ or ""), maxsplit=1)
+    parts = [
+        f"A store is a folder of Parquet shards and JSON files. This page is about format {stores.FORMAT}. "
+        "pandas, pyarrow and DuckDB read `rows`, the folder of a column and the folder of a split as Parquet data sets.",
+        f"```text\n{textwrap.dedent(tree.split(chr(10), 2)[2])}\n```",
+        prose(rest),
+    ]
+    for name, meanings in KEY_MEANINGS.items():
+        listed = [key for key in meanings if key in layout.keys[name] or key == "warnings"]
+        unexplained = set(layout.keys[name]) - set(meanings)
+        if unexplained and not name.endswith("_facts.json"):
+            raise LookupError(f"{name} has keys without a meaning: {', '.join(sorted(unexplained))}")
+        note = "\n\nFurther keys are the step's own numbers." if name.endswith("_facts.json") else ""
+        rows = [[code(key), meanings[key]] for key in listed]
+        parts.append(f"## {name}\n\n" + table(["key", "meaning"], rows) + note)
+    kinds = sorted({key for listed in layout.metadata.values() for key in listed})
+    rows = [
+        [code(key), METADATA_MEANINGS[key], ", ".join(f"`{n}`" for n, k in layout.metadata.items() if key in k)]
+        for key in kinds
+    ]
+    parts.append("## Metadata of Parquet files\n\n" + table(["key", "meaning", "in"], rows))
+    return page("File format", *parts)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "command-line.md": command_line,
+    "python.md": python,
+    "recipe.md": recipe,
+    "columns.md": columns,
+    "views.md": view_page,
+    "errors.md": error_page,
+    "file-format.md": file_format,
+}
+"""Each page of docs/reference, and what writes it."""
+
+
+if __name__ == "__main__":
+    for name, write in PAGES.items():
+        (REFERENCE / name).write_text(write(), encoding="utf-8")
+        print(f"docs/reference/{name}")
