@@ -1,0 +1,138 @@
+"""The manual: reference pages are what the code says, links resolve, examples run, the index lists every page."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+LINKED = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "examples").rglob("*.md")),
+    *PAGES,
+]
+
+
+def loaded() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATE = loaded()
+
+
+@pytest.mark.parametrize("name", GENERATE.PAGES)
+def test_a_reference_page_is_what_the_code_says(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "31")
+    written = GENERATE.PAGES[name]()
+    assert (DOCS / "reference" / name).read_text(encoding="utf-8") == written, "run `python docs/generate.py`"
+
+
+def test_the_reference_folder_holds_generated_pages_alone():
+    assert {file.name for file in (DOCS / "reference").iterdir()} == set(GENERATE.PAGES)
+
+
+def test_every_step_of_a_recipe_has_its_columns_and_keys_in_the_reference():
+    from seamcurate.run.recipe import STEPS
+
+    columns = (DOCS / "reference" / "columns.md").read_text()
+    recipe = (DOCS / "reference" / "recipe.md").read_text()
+    for key in STEPS:
+        assert f"\n### {key}\n" in recipe and f"(recipe.md#{key})" in columns, key
+
+
+def test_every_public_name_is_in_the_reference():
+    import seamcurate
+
+    python = (DOCS / "reference" / "python.md").read_text()
+    assert all(f"\n## {name}\n" in python for name in seamcurate.__all__ if name != "__version__")
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors GitHub gives a page's headings."""
+    text = re.sub(r"^(```+|~~~+).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    seen: dict[str, int] = {}
+    for heading in re.findall(r"^#+ +(.*)$", text, re.MULTILINE):
+        slug = GENERATE.slug(heading)
+        seen[slug] = seen.get(slug, -1) + 1
+        if seen[slug]:
+            seen[f"{slug}-{seen[slug]}"] = 0
+    return set(seen)
+
+
+def links(page: Path) -> list[str]:
+    """Return what a page links to, images included; code is no link."""
+    text = re.sub(r"^(```+|~~~+).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"(?<!\\)\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "`", text))
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_leads_somewhere(page):
+    for link in links(page):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = unquote(link).partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists() and target.is_relative_to(ROOT), f"{link} leads nowhere"
+        assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
+
+
+def test_the_index_lists_every_page_with_a_line():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^- \[[^\]]+\]\(([^)#]+)\): \S.*\.$", index, re.MULTILINE)
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES if page != DOCS / "index.md")
+
+
+def test_the_readme_stays_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 200 and max(map(len, lines)) <= 120
+    assert len({link for link in links(ROOT / "README.md") if link.startswith("docs/")}) >= 5
+
+
+RUNNABLE = {
+    page.relative_to(ROOT).as_posix(): blocks
+    for page in [ROOT / "README.md", *PAGES]
+    if (blocks := re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+}
+
+
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_the_manuals_python_runs(page, tmp_path):
+    """The blocks of a page run one after another in one folder; `python no-run` is for what needs a GPU or a server."""
+    for block in RUNNABLE[page]:
+        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=60)
+
+
+def test_python_in_the_manual_is_marked():
+    known = {"", "python", "python no-run", "pycon", "console", "sh", "yaml", "sql", "text", "json", "mermaid"}
+    for page in LINKED:
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(fences[::2]) <= known, page
+
+
+def test_every_recipe_in_the_manual_reads(tmp_path):
+    """A YAML block with `rows:` is a whole recipe."""
+    from seamcurate.run import recipe
+
+    read = 0
+    for page in [ROOT / "README.md", *PAGES]:
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            if re.search(r"^rows:", block, re.MULTILINE):
+                recipe.loads(block, tmp_path, page.name)
+                read += 1
+    assert read
