@@ -1,8 +1,8 @@
-"""What each step costs a row at growing sizes: `--scale 1` is a million rows, so 0.01, 0.1, 1 and 10 are the four of SCALING.md.
+"""What each step costs a row at growing sizes: `--scale 1` is a million rows, so 0.01, 0.1, 1 and 10 are the four of docs/evidence/scaling.md.
 
 Not a race. Each part runs in a process of its own, so that its CPU seconds and its peak are its own, and leaves a
 line in `scaling.jsonl` beside this file; a part that has its line is not run again, so a call that was stopped is gone on
-with. `python -m benchmarks.scaling` writes the lines' tables into SCALING.md.
+with. `python -m benchmarks.scaling` writes the lines' tables into docs/evidence/scaling.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from seamcurate.storage import shard
 
 LINES = Path(__file__).with_name("scaling.jsonl")
 STORES = Path(__file__).parents[1] / ".benchmarks"
-REPORT = Path(__file__).parents[1] / "SCALING.md"
+REPORT = Path(__file__).parents[1] / "docs/evidence/scaling.md"
 CORPUS, K = 20_000, 30
 MODELS_UP_TO = 10_000_000
 """Rows beyond which retrieval and the steps of models are left out: a fake model's Python is most of their cost."""
@@ -285,7 +285,7 @@ def lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
 
 
-# The tables of SCALING.md.
+# The tables of docs/evidence/scaling.md.
 
 DOLLARS_PER_CORE_HOUR = 0.05
 """Assumed, about what a core of a rented machine costs on demand."""
@@ -342,7 +342,7 @@ def _short(value: float) -> str:
 
 
 def write_report() -> None:
-    """Put the tables into SCALING.md, between its marks."""
+    """Put the tables into docs/evidence/scaling.md, between its marks."""
     before, rest = REPORT.read_text().split(_START)
     REPORT.write_text(before + _START + tables() + _END + rest.split(_END, 1)[1])
 
