@@ -722,7 +722,7 @@ _CANDIDATE_MEANINGS = {
     "reward": "the reward model's score of it as an answer to the row's prompt",
     "logprob": "its log-probability under the policy, summed over tokens; NULL where it was not asked for",
     "n_tokens": "its length in the policy's tokens",
-    "misjudgement": "ε: how much more the reward model likes it than the golden response, from 0 to 1; 0 where it does not",
+    "misjudgement": "ε: its reward minus the reward of the golden response, at least 0",
     "weight": "w: its weight by the policy's likelihood",
 }
 _LEDGER_MEANINGS = {

@@ -104,6 +104,15 @@ def test_the_readme_stays_short():
     assert len({link for link in links(ROOT / "README.md") if link.startswith("docs/")}) >= 5
 
 
+def test_the_readmes_example_prints_what_it_shows(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block, output = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", readme, re.DOTALL).groups()
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == output
+
+
 RUNNABLE = {
     page.relative_to(ROOT).as_posix(): blocks
     for page in [ROOT / "README.md", *PAGES]

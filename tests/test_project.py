@@ -1,4 +1,4 @@
-"""The project's own promises: public names, floors, the README's tree and commands, no stray words."""
+"""The project's own promises: public names, floors, the manual's tree and commands, no stray words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import seamcurate
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
 
 
 def test_every_public_name_is_there_and_is_documented():
@@ -72,8 +72,9 @@ def test_reading_a_store_loads_no_model_library(finished):
     assert done.stdout.strip() == "[]"
 
 
-def test_the_readmes_tree_is_the_disks():
-    block = re.search(r"```text\n(seamcurate/.*?)```", README, re.DOTALL)
+def test_the_manuals_tree_is_the_disks():
+    architecture = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    block = re.search(r"```text\n(seamcurate/.*?)```", architecture, re.DOTALL)
     assert block is not None
     told = {line.split("#")[0].strip() for line in block[1].splitlines() if line.startswith("  ")}
     there = {
@@ -84,30 +85,45 @@ def test_the_readmes_tree_is_the_disks():
     assert told == there
 
 
-def test_every_column_a_step_adds_is_in_the_readme():
-    from seamcurate import Embed, Perplexity, Random, Retrieve, rer, seam
+def test_every_column_a_step_adds_is_in_the_manual():
+    """Of every step that a recipe can name or that runs on a corpus, by the columns it declares."""
+    from seamcurate import Embed
+    from seamcurate.run.recipe import STEPS
 
-    listed = set(re.findall(r"`(\w+)(?:\{variant\}|_contrast)?`", README)) | set(
-        re.findall(r"`([\w]+)_\{variant\}`", README)
-    )
-    for step in (Embed(), Retrieve(), *seam(), *rer(), Perplexity(), Random()):
+    listed = set(re.findall(r"^\| `([^`]+)` \|", (DOCS / "reference" / "columns.md").read_text(), re.MULTILINE))
+    settings = {"attack": {"wordnet": "wordnet"}, "reward_reliability": {"truth": "quality"}}
+    steps = [Embed()]
+    for name, maker in STEPS.items():
+        made = maker(**settings.get(name, {}))
+        steps += made if isinstance(made, tuple) else (made,)
+    for options in ({"fit": "quantiles"}, {"asked": True}):
+        steps += STEPS["rer"](**options)
+    assert len({type(step) for step in steps}) >= 24
+    for step in steps:
         for name in step.adds.names:
-            assert name in listed or name.removesuffix("_contrast") in listed, name
+            variant = getattr(step, "variant", None)
+            assert name in listed or (variant and name.removesuffix(variant) + "{variant}" in listed), name
 
 
-def test_the_readmes_verbs_are_the_command_lines():
-    shown = subprocess.run(
-        [sys.executable, "-m", "seamcurate.cli", "--help"], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    verbs = re.findall(r"^  (\w+)  ", shown.split("Commands:")[1], re.MULTILINE)
-    assert verbs and all(f"seamcurate {verb}" in README for verb in verbs)
+def test_the_manuals_verbs_are_the_command_lines():
+    manual = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
+    for group in ([], ["train"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "seamcurate.cli", *group, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        verbs = re.findall(r"^  (\w+)  ", shown.split("Commands:")[1], re.MULTILINE)
+        assert verbs and all(f"seamcurate {' '.join([*group, verb])}" in manual for verb in verbs)
 
 
-def test_the_readmes_python_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=60)
+def test_every_study_is_in_the_manual():
+    from seamcurate.study.studies import STUDIES
+
+    page = (DOCS / "how-to" / "study.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in STUDIES)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "own_step"])
