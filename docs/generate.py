@@ -44,8 +44,11 @@ NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then ru
 
 def prose(text: str) -> str:
     """Return plain text as Markdown that shows it as it is; what stands between backticks is code already."""
-    parts = re.split(r"(`[^`]*`|\*\*[^*]+\*\*)", text)
-    return "".join(part if part.startswith(("`", "**")) else re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts)
+    parts = re.split(r"(`[^`]*`|\*\*[^*]+\*\*|(?<!\S)\*[a-z]+\*(?!\S))", text)
+    return "".join(
+        part if part.startswith("`") or re.fullmatch(r"\*.+\*", part) else re.sub(r"([*<\[\]])", r"\\\1", part)
+        for part in parts
+    )
 
 
 def cell(text: str) -> str:
@@ -214,11 +217,12 @@ def literal(value: object) -> str:
 
 
 def field_docs(kind: type[BaseModel]) -> dict[str, str]:
-    """Return the docstring under each field of a model, or its `description`."""
+    """Return the docstring under each field of a model, or its `description`; a class's own before its base's."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not issubclass(base, BaseModel) or base is BaseModel:
             continue
+        docs |= {name: meaning for (owner, name), meaning in OF_FIELDS.items() if owner == base.__name__}
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
         for statement, below in zip(body.body, body.body[1:], strict=False):
@@ -233,41 +237,46 @@ def field_docs(kind: type[BaseModel]) -> dict[str, str]:
     return docs
 
 
-SAID_HERE = {
-    # Fields of the recipe whose class has no docstring under them.
-    "Recipe.rows": "Where the rows come from.",
-    "Recipe.corpus": "Where the rows to retrieve from come; needed by `retrieve` and `augment`.",
-    "Recipe.models": "The models that steps take by role when they name none of their own.",
-    "Recipe.steps": "What is computed, in this order; a list of names with their settings.",
-    "Recipe.splits": "Names of splits, each with its filter.",
-    "Models.policy": "The policy: gives log-probabilities of responses.",
-    "Models.reward": "The reward model: gives a score of each response.",
-    "Models.encoder": "The sentence encoder: embeds prompts and responses.",
-    "Models.base": "The base model of `perplexity`.",
-    "Models.generator": "The language model that writes worse answers in `generate`.",
-    "Models.judge": "The language model that judges in `judge`, `ask_query_type` and `relevant_sentences`.",
-    "Source.hub": "A data set's id on the Hugging Face Hub.",
-    "Source.parquet": "A Parquet file, a pattern such as `data/*.parquet`, or a list of them.",
-    "Source.jsonl": "A file of JSON lines, a pattern, or a list of them.",
-    "Source.csv": "A CSV file, a pattern, or a list of them.",
-    "Source.arrow": "A folder that `datasets` wrote, or an Arrow file.",
-    "Source.store": "Another seamcurate store.",
-    "Source.data_dir": "For `hub`: the folder inside the data set's repository.",
-    "Source.name": "For `hub`: the data set's configuration.",
-    "Source.split": "For `hub`: the split.",
-    "Source.revision": "For `hub`: a branch, tag or commit.",
-    "Source.prompt": "The column of prompts: texts or chats.",
-    "Source.response": "The column of golden responses.",
-    "Source.reference": "The column of references: what a reward for exact answers compares with, and RER's y.",
-    "Source.messages": "The column of whole chats: the last turn is the response, the turns before it are the prompt.",
-    "Source.id": "The column that identifies a row; two rows with one id are refused.",
-    "Source.rename": "Other names for columns of the source.",
-    "Source.shard_rows": "Rows in a shard.",
-    "ModelReward.reward": "The reward model.",
-    "RerReward.reward": "RER, or the features that are multiplied: `li`, `rp`, `ar` and their products.",
+OF_FIELDS = {
+    ("Recipe", "rows"): "Where the rows come from.",
+    ("Recipe", "corpus"): "Where the rows to retrieve from come; needed by `retrieve` and `augment`.",
+    ("Recipe", "models"): "The models that steps take by role when they name none of their own.",
+    ("Recipe", "steps"): "What is computed, in this order; a list of names with their settings.",
+    ("Recipe", "splits"): "Names of splits, each with its filter.",
+    ("Models", "policy"): "The policy: gives log-probabilities of responses.",
+    ("Models", "reward"): "The reward model: gives a score of each response.",
+    ("Models", "encoder"): "The sentence encoder: embeds prompts and responses.",
+    ("Models", "base"): "The base model of `perplexity`.",
+    ("Models", "generator"): "The language model that writes worse answers in `generate`.",
+    ("Models", "judge"): "The language model that judges in `judge`, `ask_query_type` and `relevant_sentences`.",
+    ("Source", "hub"): "A data set's id on the Hugging Face Hub.",
+    ("Source", "parquet"): "A Parquet file, a pattern such as `data/*.parquet`, or a list of them.",
+    ("Source", "jsonl"): "A file of JSON lines, a pattern, or a list of them.",
+    ("Source", "csv"): "A CSV file, a pattern, or a list of them.",
+    ("Source", "arrow"): "A folder that `save_to_disk` of `datasets` wrote, or `.arrow` files.",
+    ("Source", "store"): "Another seamcurate store.",
+    ("Source", "data_dir"): "For `hub`: the folder inside the data set's repository.",
+    ("Source", "name"): "For `hub`: the data set's configuration.",
+    ("Source", "split"): "For `hub`: the split.",
+    ("Source", "revision"): "For `hub`: a branch, tag or commit.",
+    ("Source", "prompt"): "The column of prompts: texts or chats.",
+    ("Source", "response"): "The column of golden responses.",
+    ("Source", "reference"): "The column of references: what a reward for exact answers compares with, and RER's y.",
+    (
+        "Source",
+        "messages",
+    ): "The column of whole chats: the last turn is the response, the turns before it are the prompt.",
+    ("Source", "id"): "The column that identifies a row; two rows with one id are refused.",
+    ("Source", "rename"): "Other names for columns of the source.",
+    ("Source", "shard_rows"): "Rows in a shard.",
+    ("FakeModel", "path"): "A seed: fakes of different seeds answer differently.",
+    ("OpenAIServer", "path"): "The model's name at the endpoint.",
+    ("ModelReward", "reward"): "The reward model.",
+    ("RerReward", "reward"): "RER, or the features that are multiplied: `li`, `rp`, `ar` and their products.",
 }
+"""What fields mean that have no docstring in their class; a docstring there takes precedence."""
 
-_ROLES = {
+_OF_ROLES = {
     "policy": "The policy; without one, the recipe's `models: policy`.",
     "reward": "The reward model; without one, the recipe's `models: reward`.",
     "encoder": "The sentence encoder; without one, the recipe's `models: encoder`.",
@@ -275,12 +284,12 @@ _ROLES = {
     "generator": "The language model; without one, the recipe's `models: generator`.",
     "judge": "The language model; without one, the recipe's `models: judge`.",
 }
-_SHARED = {
+_OF_EVERY_STEP = {
     "k": "Candidates a row has at most.",
     "variant": "The sample set: `contrast` is retrieved, `gpt` generated, `adv` attacked.",
     "words": "How text is split into words: words and punctuation marks, or at white space.",
     "stop": "Texts that end a response; it is cut before the first of them.",
-    "seed": "Of everything random.",
+    "seed": "Seed of everything random.",
     "temperature": "Sampling temperature; left out, the server's own.",
     "top_p": "Nucleus sampling; left out, the server's own.",
     "concurrency": "Requests in the air at once.",
@@ -289,13 +298,13 @@ _SHARED = {
     "retries": "How often a request that failed is sent again.",
     "usd_per_million_input": "Price of a million tokens that are sent, in dollars.",
     "usd_per_million_output": "Price of a million tokens that are written, in dollars.",
-    "batch_discount": "Share of the price that the Batch API costs.",
+    "batch_discount": "Share of the price that the Batch API takes off.",
     "dimensions": "Length of the fake's embeddings.",
     "method": "The attack: PWWS, TextFooler, BERT-Attack or the genetic algorithm.",
-    "max_response_tokens": "Tokens of the policy's longest response; LI is scaled by it.",
+    "max_response_tokens": "Tokens of the longest response: F maps AR to the range from 0 to this / 100.",
     "combine": "How the features become one reward: their product, as in the paper, or their sum.",
-    "clip": "Whether each feature is held between 0 and 1.",
-    "fallback": "What stands for AR where a closed-ended query has no reference; none: RER is NULL there.",
+    "clip": "Whether F(AR) is held inside the range from 0 to `max_response_tokens` / 100.",
+    "fallback": "What takes the place of AR where a closed-ended query has no reference; without it RER is NULL there.",
     "band": "Lowest and highest cosine similarity of a candidate's prompt to the row's.",
     "bands": "Bands of the golden reward.",
     "likelihood": "How a candidate is weighed: by exp(log P / length), by −log P / length, by P, or all alike.",
@@ -308,9 +317,9 @@ def fields(kind: type[BaseModel]) -> list[list[str]]:
     rows = []
     for name, field in kind.model_fields.items():
         key = kind.key if issubclass(kind, Backend) and name == "path" else name
-        meaning = docs.get(name) or SAID_HERE.get(f"{kind.__name__}.{name}")
+        meaning = docs.get(name)
         if meaning is None:
-            meaning = (_ROLES.get(name) if issubclass(kind, Step) else None) or _SHARED.get(name)
+            meaning = (_OF_ROLES.get(name) if issubclass(kind, Step) else None) or _OF_EVERY_STEP.get(name)
         if meaning is None:
             raise LookupError(f"{kind.__name__}.{name} has no meaning: write a docstring under the field")
         rows.append([code(key), field_type(field), default(field), prose(sentence(meaning))])
@@ -584,7 +593,7 @@ def _step(key: str, maker: Callable[..., Step | tuple[Step, ...]]) -> str:
         if name in known:
             rows.append([code(name), known[name][1], shown, known[name][3]])
         else:
-            meaning = own.get(name) or _SHARED.get(name)
+            meaning = own.get(name) or _OF_EVERY_STEP.get(name)
             if meaning is None:
                 raise LookupError(f"{key}.{name} has no meaning: write it under `Args:` of the function")
             rows.append([code(name), type_name(typing.get_type_hints(maker)[name]), shown, prose(sentence(meaning))])
