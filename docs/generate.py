@@ -46,8 +46,8 @@ def prose(text: str) -> str:
     """Return plain text as Markdown that shows it as it is; what stands between backticks is code already."""
     parts = re.split(r"(`[^`]*`|\*\*[^*]+\*\*|(?<!\S)\*[a-z]+\*(?!\S))", text)
     return "".join(
-        part if part.startswith("`") or re.fullmatch(r"\*.+\*", part) else re.sub(r"([*<\[\]])", r"\\\1", part)
-        for part in parts
+        piece if piece.startswith("`") or re.fullmatch(r"\*.+\*", piece) else re.sub(r"([*<\[\]])", r"\\\1", piece)
+        for piece in parts
     )
 
 
@@ -69,14 +69,14 @@ def code(text: str) -> str:
 
 def page(title: str, *parts: str) -> str:
     """Return a page of Markdown."""
-    return "\n\n".join([f"# {title}", NOTE, *(part.strip("\n") for part in parts if part.strip())]) + "\n"
+    return "\n\n".join([f"# {title}", NOTE, *(piece.strip("\n") for piece in parts if piece.strip())]) + "\n"
 
 
 def sentence(text: str) -> str:
     """Return text with a capital first letter and a full stop."""
     text = re.sub(r"\s+", " ", text).strip()
-    first = text.split(" ", 1)[0]
-    return (text[:1].upper() + text[1:] if first.isalpha() else text) + (
+    first_word = text.split(" ", 1)[0]
+    return (text[:1].upper() + text[1:] if first_word.isalpha() else text) + (
         "" if not text or text[-1] in ".!?…`)" else "."
     )
 
@@ -174,11 +174,11 @@ def type_name(annotation: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(code(str(value)) for value in arguments)
     if origin in (typing.Union, types.UnionType):
-        named = [type_name(part) for part in arguments if part is not type(None)]
+        named = [type_name(piece) for piece in arguments if piece is not type(None)]
         # A fake stands in for each kind of model; it has a section of its own.
         return " or ".join(dict.fromkeys(named))
     if origin in (list, tuple, Sequence, frozenset, set):
-        inner = [type_name(part) for part in arguments if part is not Ellipsis]
+        inner = [type_name(piece) for piece in arguments if piece is not Ellipsis]
         return f"list of {inner[0]}" if len(set(inner)) == 1 and len(inner) < 2 else f"[{', '.join(inner)}]"
     if origin in (dict, Mapping):
         return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
@@ -195,8 +195,10 @@ _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 def bounds(metadata: Iterable[object]) -> str:
     """Return what a number must lie between."""
-    found = [(sign, getattr(item, key)) for item in metadata for key, sign in _BOUNDS.items() if hasattr(item, key)]
-    return ", ".join(f"{sign} {_number(value)}" for sign, value in found)
+    constraints = [
+        (sign, getattr(item, key)) for item in metadata for key, sign in _BOUNDS.items() if hasattr(item, key)
+    ]
+    return ", ".join(f"{sign} {_number(value)}" for sign, value in constraints)
 
 
 def _number(value: object) -> str:
@@ -225,14 +227,14 @@ def field_docs(kind: type[BaseModel]) -> dict[str, str]:
         docs |= {name: meaning for (owner, name), meaning in OF_FIELDS.items() if owner == base.__name__}
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
-        for statement, below in zip(body.body, body.body[1:], strict=False):
+        for statement, next_statement in zip(body.body, body.body[1:], strict=False):
             if (
                 isinstance(statement, ast.AnnAssign)
                 and isinstance(statement.target, ast.Name)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
+                and isinstance(next_statement, ast.Expr)
+                and isinstance(next_statement.value, ast.Constant)
             ):
-                docs[statement.target.id] = str(below.value.value)
+                docs[statement.target.id] = str(next_statement.value.value)
     docs |= {name: field.description for name, field in kind.model_fields.items() if field.description}
     return docs
 
@@ -347,14 +349,14 @@ def command_line() -> str:
     """Return the page of every command, its arguments and options."""
     parts, rows = [], []
     for verb, callback, help_text in commands(app):
-        first, _, rest = help_text.partition("\n\n")
-        rows.append([f"[`{verb}`](#{slug(verb)})", prose(sentence(first))])
-        parts.append(_command(verb, callback, sentence(first), rest))
-    top = (
+        summary, _, details = help_text.partition("\n\n")
+        rows.append([f"[`{verb}`](#{slug(verb)})", prose(sentence(summary))])
+        parts.append(_command(verb, callback, sentence(summary), details))
+    introduction = (
         "Every command prints its answer to standard output, and progress and errors to standard error. "
         "`seamcurate COMMAND --help` shows the same text. [Exit codes](errors.md#exit-codes) are on the page of errors."
     )
-    return page("Command line", top, table(["command", "what it does"], rows), *parts)
+    return page("Command line", introduction, table(["command", "what it does"], rows), *parts)
 
 
 def commands(group: Any, prefix: str = "seamcurate") -> Iterator[tuple[str, Callable[..., Any], str]]:
@@ -366,7 +368,7 @@ def commands(group: Any, prefix: str = "seamcurate") -> Iterator[tuple[str, Call
         yield from commands(inner.typer_instance, f"{prefix} {inner.name}")
 
 
-def _command(verb: str, callback: Callable[..., Any], first: str, rest: str) -> str:
+def _command(verb: str, callback: Callable[..., Any], summary: str, details: str) -> str:
     from typer.utils import get_params_from_function
 
     arguments, options, usage = [], [], [verb]
@@ -402,13 +404,13 @@ def _command(verb: str, callback: Callable[..., Any], first: str, rest: str) -> 
             [", ".join(map(code, names)), "" if flag else kind, "**required**" if required else shown, meaning]
         )
     usage += ["[OPTIONS]"] if any(row[2] != "**required**" for row in options) else []
-    examples = re.findall(r"^Example: (.*)$", rest, re.MULTILINE)
-    told = re.sub(r"^Example: .*$", "", rest, flags=re.MULTILINE).strip()
-    parts = [f"## {verb}", prose(first), f"```text\n{' '.join(usage)}\n```", prose(told)]
+    examples = re.findall(r"^Example: (.*)$", details, re.MULTILINE)
+    explanation = re.sub(r"^Example: .*$", "", details, flags=re.MULTILINE).strip()
+    parts = [f"## {verb}", prose(summary), f"```text\n{' '.join(usage)}\n```", prose(explanation)]
     parts += [table(["argument", "type", "default", "meaning"], arguments)] if arguments else []
     parts += [table(["option", "type", "default", "meaning"], options)] if options else []
     parts += ["Example:\n\n```sh\n" + "\n".join(examples) + "\n```"] if examples else []
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(piece for piece in parts if piece)
 
 
 # ── Python ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -430,14 +432,14 @@ def python() -> str:
             kinds["Recipe, data and rewards"].append(name)
     anchors: dict[str, str] = {}
     for name in names:
-        same = sum(slug(other) == slug(name) for other in anchors)
-        anchors[name] = slug(name) + (f"-{same}" if same else "")
+        earlier = sum(slug(heading) == slug(name) for heading in anchors)
+        anchors[name] = slug(name) + (f"-{earlier}" if earlier else "")
     rows = [[kind, ", ".join(f"[`{name}`](#{anchors[name]})" for name in listed)] for kind, listed in kinds.items()]
-    top = (
+    introduction = (
         "Everything is imported from `seamcurate`. What a step or a model takes is the same in Python and in a recipe; "
         "[recipe.md](recipe.md) has each key's meaning, [columns.md](columns.md) the columns of each step."
     )
-    return page("Python", top, table(["", "names"], rows), *map(_public_name, names))
+    return page("Python", introduction, table(["", "names"], rows), *map(_public_name, names))
 
 
 def _public_name(name: str) -> str:
@@ -451,7 +453,7 @@ def _public_name(name: str) -> str:
     if isinstance(value, type) and not (issubclass(value, (Step, Backend, Exception)) and value is not Step):
         methods = list(_methods(value))
         parts += ["**Methods and properties**", "\n".join(methods)] if methods else []
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(piece for piece in parts if piece)
 
 
 def fields_of(kind: type[BaseModel]) -> list[list[str]]:
@@ -504,7 +506,7 @@ def _signature(name: str, value: Any, method: bool = False) -> str:
     arguments = tree.args
     if arguments.args and arguments.args[0].arg in ("self", "cls"):
         del arguments.args[0]
-    listed = [part.strip() for part in _split(ast.unparse(arguments))]
+    listed = [piece.strip() for piece in _split(ast.unparse(arguments))]
     returns = f" -> {ast.unparse(tree.returns)}" if tree.returns and not isinstance(value, type) else ""
     joined = f"{name}({', '.join(listed)}){returns}"
     return joined if method else _wrapped(name, listed, returns)
@@ -523,7 +525,7 @@ def _split(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += character
-    return [part for part in parts if part.strip()]
+    return [piece for piece in parts if piece.strip()]
 
 
 def _wrapped(name: str, arguments: Sequence[str], returns: str = "") -> str:
@@ -541,7 +543,7 @@ _HEAD = ["key", "type", "default", "meaning"]
 
 def recipe() -> str:
     """Return the page of a recipe's keys."""
-    top = (
+    introduction = (
         "A recipe is a YAML file. `seamcurate run RECIPE STORE` makes what it says. "
         "Paths in it are relative to its folder. An unknown key is refused, with the nearest that there is."
     )
@@ -565,12 +567,12 @@ def recipe() -> str:
         "`$rate` for the value of the key `rate`. A line `-- default rate = 0.2` in the SQL gives a default."
     )
     parts.append(_keys("augment", seamcurate.Augment, 3))
-    return page("Recipe", top, *parts)
+    return page("Recipe", introduction, *parts)
 
 
 def _keys(title: str, kind: type[BaseModel], level: int = 2) -> str:
-    own = docstring(kind)
-    return f"{'#' * level} {title}\n\n{own}\n\n{table(_HEAD, fields(kind))}"
+    description = docstring(kind)
+    return f"{'#' * level} {title}\n\n{description}\n\n{table(_HEAD, fields(kind))}"
 
 
 def _first_line(maker: object) -> str:
@@ -580,20 +582,20 @@ def _first_line(maker: object) -> str:
 def _step(key: str, maker: Callable[..., Step | tuple[Step, ...]]) -> str:
     if isinstance(maker, type):
         rows = fields(maker) or [["", "", "", "No settings."]]
-        where = f"Columns: [{maker.__name__}](columns.md#{slug(maker.__name__)})."
-        return f"### {key}\n\n{docstring(maker)}\n\n{where}\n\n{table(_HEAD, rows)}"
+        links = f"Columns: [{maker.__name__}](columns.md#{slug(maker.__name__)})."
+        return f"### {key}\n\n{docstring(maker)}\n\n{links}\n\n{table(_HEAD, rows)}"
     steps = maker()
     assert isinstance(steps, tuple)
     parts = dict.fromkeys(type(step) for step in every_step(maker))
     known = {name: row for kind in reversed(parts) for name, row in zip(kind.model_fields, fields(kind), strict=True)}
-    own = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", inspect.getdoc(maker) or "", re.MULTILINE))
+    documented = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", inspect.getdoc(maker) or "", re.MULTILINE))
     rows = []
     for name, parameter in inspect.signature(maker).parameters.items():
         shown = "" if parameter.default in (None, ()) else code(literal(parameter.default))
         if name in known:
             rows.append([code(name), known[name][1], shown, known[name][3]])
         else:
-            meaning = own.get(name) or _OF_EVERY_STEP.get(name)
+            meaning = documented.get(name) or _OF_EVERY_STEP.get(name)
             if meaning is None:
                 raise LookupError(f"{key}.{name} has no meaning: write it under `Args:` of the function")
             rows.append([code(name), type_name(typing.get_type_hints(maker)[name]), shown, prose(sentence(meaning))])
@@ -628,8 +630,8 @@ def choices(kind: type[BaseModel]) -> Iterator[tuple[str, object]]:
             continue
         annotation = field.annotation
         values: list[object] = [True, False] if annotation is bool else []
-        for part in [annotation, *get_args(annotation)]:
-            values += get_args(part) if get_origin(part) is typing.Literal else []
+        for piece in [annotation, *get_args(annotation)]:
+            values += get_args(piece) if get_origin(piece) is typing.Literal else []
         yield from ((name, value) for value in values if value != field.get_default())
 
 
@@ -700,19 +702,19 @@ def columns() -> str:
     for key, maker in STEPS.items():
         for step in every_step(maker):
             kinds.setdefault(type(step), []).append(key)
-            for below in step.on_corpus:
-                kinds.setdefault(type(below), [])
-    top = (
+            for corpus_step in step.on_corpus:
+                kinds.setdefault(type(corpus_step), [])
+    introduction = (
         "A step adds columns and changes nothing else. `seamcurate columns STORE` lists the columns of a store with how "
         "much of each is computed. `{variant}` is a sample set: `contrast` (retrieved), `gpt` (generated) or `adv` (attacked). "
         "A column is NULL where a row has no value: no candidate, a prompt that fills the model's window, or a score that "
         "is not finite."
     )
-    parts = [top, "## Source\n\n" + table(["column", "type", "meaning"], SOURCE_COLUMNS)]
+    parts = [introduction, "## Source\n\n" + table(["column", "type", "meaning"], SOURCE_COLUMNS)]
     for kind in sorted(kinds, key=lambda step: step.__name__):
         names = kinds[kind]
-        where = ", ".join(f"[`{key}`](recipe.md#{slug(key)})" for key in names)
-        added = f"Added by {where}." if where else "Runs over the corpus, for the steps that retrieve from it."
+        makers = ", ".join(f"[`{key}`](recipe.md#{slug(key)})" for key in names)
+        added = f"Added by {makers}." if makers else "Runs over the corpus, for the steps that retrieve from it."
         parts.append(
             f"## {kind.__name__}\n\n{_first_line(kind)}\n\n{added}\n\n{table(['column', 'type', 'meaning'], step_columns(kind))}"
         )
@@ -757,13 +759,13 @@ def view_page() -> str:
     rejected = [[code(f.name), arrow_name(f.type), _REJECTED_MEANINGS[f.name]] for f in REJECTED]
     candidates = [[code(name), kind.lower(), _CANDIDATE_MEANINGS[name]] for name, kind in views.CANDIDATES.items()]
     head = ["column", "type", "meaning"]
-    top = (
+    introduction = (
         '`seamcurate sql STORE "SELECT …"` and `seamcurate.query` answer one SELECT over these views, for reading only. '
         "With `--other STORE2` a second store's views are `other.rows`, `other.candidates` and so on."
     )
     return page(
         "Views",
-        top,
+        introduction,
         table(["view", "one row for"], rows),
         "## rows\n\nThe columns of the source and of every step: see [columns.md](columns.md). "
         "A column that is not computed yet is NULL; a column that is out of date is left out.",
@@ -784,10 +786,10 @@ def error_page() -> str:
 
     def add(kind: type[Exception], depth: int) -> None:
         rows.append([f"{'&nbsp;' * 4 * depth}`{kind.__name__}`", prose(inspect.getdoc(kind) or "")])
-        for below in (
+        for child in (
             value for value in vars(errors).values() if isinstance(value, type) and value.__bases__ == (kind,)
         ):
-            add(below, depth + 1)
+            add(child, depth + 1)
 
     add(errors.SeamcurateError, 0)
     codes = [
@@ -799,12 +801,15 @@ def error_page() -> str:
         ["2", "A `SeamcurateError`, or an option that does not exist. `check`: something is wrong with the store."],
         ["130", "The command was stopped by Ctrl-C. What was finished is kept."],
     ]
-    top = (
+    introduction = (
         "Everything that seamcurate raises on purpose is a `seamcurate.SeamcurateError`; the others are in `seamcurate.errors`. "
         "A message is one line: what is wrong, where, and what to do. The command line prints it to standard error as `error: …`."
     )
     return page(
-        "Errors", top, table(["class", "meaning"], rows), "## Exit codes\n\n" + table(["code", "meaning"], codes)
+        "Errors",
+        introduction,
+        table(["class", "meaning"], rows),
+        "## Exit codes\n\n" + table(["code", "meaning"], codes),
     )
 
 
@@ -828,7 +833,7 @@ def example_store(folder: Path) -> Layout:
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\nno JSON\n")
     fake = seamcurate.FakeModel()
-    made = seamcurate.Recipe(
+    example = seamcurate.Recipe(
         rows=seamcurate.Source(jsonl=str(file)),
         corpus=seamcurate.Source(jsonl=str(file)),
         models=seamcurate.Models(policy=fake, reward=fake, encoder=fake),
@@ -836,7 +841,7 @@ def example_store(folder: Path) -> Layout:
         splits={"train": seamcurate.Split(filter="SELECT row_id FROM rows")},
     )
     store = folder / "store"
-    seamcurate.run_local(made, store)
+    seamcurate.run_local(example, store)
     files, keys, metadata = set(), dict[str, set[str]](), dict[str, set[str]]()
     for path in sorted(store.rglob("*")):
         if not path.is_file() or path.name.startswith("."):
@@ -844,12 +849,12 @@ def example_store(folder: Path) -> Layout:
         name = re.sub(r"(columns|splits)/[^/]+", r"\1/NAME", path.relative_to(store).as_posix())
         name = re.sub(r"_shared/.*", "_shared/…", re.sub(r"\d{5,}\.parquet", "NNNNN.parquet", name))
         files.add(name)
-        where = name.removeprefix("corpus/")
+        file_name = name.removeprefix("corpus/")
         if path.suffix == ".json" and not name.endswith("_shared/…"):
-            keys.setdefault(where, set()).update(json.loads(path.read_text()))
+            keys.setdefault(file_name, set()).update(json.loads(path.read_text()))
         elif path.suffix == ".parquet" and not name.endswith("_shared/…"):
             held = pq.read_metadata(path).metadata or {}
-            metadata.setdefault(where, set()).update(key.decode() for key in held if key.startswith(b"seamcurate"))
+            metadata.setdefault(file_name, set()).update(key.decode() for key in held if key.startswith(b"seamcurate"))
     return Layout(sorted(files), {n: sorted(k) for n, k in keys.items()}, {n: sorted(k) for n, k in metadata.items()})
 
 
