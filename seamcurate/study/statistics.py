@@ -1,6 +1,7 @@
-"""Intervals and tests: what a study may say of a number, and how sure it is. All intervals are of 95 %.
+"""Intervals and tests: what a study may say of a number, and how sure it is.
 
-Its one rule: what was drawn together is resampled together (pairs of one prompt, runs of one seed).
+Intervals have 95 % confidence; those of several methods against one baseline are widened as Holm's p-values are.
+One rule: values that belong together are resampled together (pairs of one prompt, runs of one seed).
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ _DRAWS = 2000
 _FEWEST = 6
 """Values a resampling needs: five all lie on one side of no effect by chance alone with probability 2 · ½⁵ = .06."""
 _ROUNDING = 1e-12
-_SLICE = 2**22
+"""Relative size below which a difference is a rounding error."""
+_BATCH = 2**22
+"""Random indices that a bootstrap holds in memory at once."""
 
 
 class Interval(NamedTuple):
-    """An estimate, where the truth lies with 95 % confidence, and how many independent values it rests on."""
+    """An estimate, its 95 % confidence interval (NaN where there is none), and how many independent values it rests on."""
 
     estimate: float
     low: float
@@ -34,17 +37,17 @@ class Interval(NamedTuple):
 
     @property
     def above_zero(self) -> bool:
-        """Whether the whole interval is; a single value, which has none, shows nothing."""
+        """Whether the whole interval lies above 0; never true of a single value, which has no interval."""
         return self.low > 0
 
     @property
     def below_zero(self) -> bool:
-        """Whether the whole interval is; a single value, which has none, shows nothing."""
+        """Whether the whole interval lies below 0; never true of a single value, which has no interval."""
         return self.high < 0
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
-"""What stands where there is nothing to estimate."""
+"""The interval of a value that could not be estimated."""
 
 
 class Difference(NamedTuple):
@@ -66,51 +69,52 @@ def wilson(share: float, n: int) -> Interval:
     return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0), n)
 
 
-def mean(values: Sequence[float] | Doubles) -> Interval:
-    """Return the mean with Student's interval; a single value has none (NaN)."""
+def mean(values: Sequence[float] | Doubles, level: float = LEVEL) -> Interval:
+    """Return the mean with Student's interval at a confidence level; a single value has none (NaN)."""
     from scipy import stats
 
-    known = np.asarray(values, np.float64)
-    n = len(known)
+    sample = np.asarray(values, np.float64)
+    n = len(sample)
     if n < 2:
-        return Interval(float(known.mean()), math.nan, math.nan, n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * known.std(ddof=1) / math.sqrt(n))
-    centre = float(known.mean())
+        return Interval(float(sample.mean()), math.nan, math.nan, n)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * sample.std(ddof=1) / math.sqrt(n))
+    centre = float(sample.mean())
     return Interval(centre, centre - half, centre + half, n)
 
 
 def resampled(values: Doubles, groups: Sequence[Hashable] | None = None, seed: int = 0) -> Doubles:
     """Return 2,000 bootstrap means, draws × columns, of `values`, rows × columns (Efron 1979).
 
-    Rows of one group are drawn together; without groups each row stands alone.
+    Rows of one group are drawn together; without groups each row is a group of its own.
     """
     random = np.random.default_rng(seed)
     if groups is None:
         kinds, counts = np.unique(values, axis=0, return_counts=True)
         if 4 * len(kinds) < len(values):
-            # Rows that are alike need not be told apart: how often each kind is drawn is all there is.
+            # Equal rows are interchangeable, so it is enough to draw how often each kind occurs.
             by_kind: Doubles = random.multinomial(len(values), counts / len(values), _DRAWS) @ kinds / len(values)
             return by_kind
     codes = np.arange(len(values)) if groups is None else _codes(groups)
     size = int(codes.max()) + 1
-    sums = np.zeros((size, values.shape[1]))
+    sums = np.zeros((size, values.shape[1]))  # (groups, columns)
     np.add.at(sums, codes, values)
-    counts = np.bincount(codes, minlength=size)
-    found = []
-    step = max(1, _SLICE // size)
+    counts = np.bincount(codes, minlength=size)  # (groups,)
+    means = []
+    step = max(1, _BATCH // size)
     for start in range(0, _DRAWS, step):
-        drawn = random.integers(0, size, (min(step, _DRAWS - start), size))
-        times = np.stack([np.bincount(row, minlength=size) for row in drawn]).astype(np.float64)
-        found.append((times @ sums) / (times @ counts)[:, None])
-    return np.concatenate(found)
+        indices = random.integers(0, size, (min(step, _DRAWS - start), size))
+        # How often each group is in each draw: (draws, groups).
+        weights = np.stack([np.bincount(row, minlength=size) for row in indices]).astype(np.float64)
+        means.append((weights @ sums) / (weights @ counts)[:, None])
+    return np.concatenate(means)
 
 
 def percentiles(estimate: float, draws: Doubles, n: int) -> Interval:
     """Return the bootstrap's percentile interval around an estimate, none below six values; NaN draws do not count."""
-    known = draws[np.isfinite(draws)]
-    if not len(known) or n < _FEWEST:
+    finite = draws[np.isfinite(draws)]
+    if not len(finite) or n < _FEWEST:
         return Interval(estimate, math.nan, math.nan, n)
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(estimate, float(low), float(high), n)
 
 
@@ -123,7 +127,8 @@ def bootstrap_mean(values: Doubles, groups: Sequence[Hashable] | None = None) ->
 def bootstrap_share(values: Doubles, groups: Sequence[Hashable] | None = None) -> Interval:
     """Return the mean of values in [0, 1] with its bootstrap interval over groups; `n` counts the groups.
 
-    Where all are 0 or all are 1 a resampling would be sure of it: there it is the exact interval (Clopper and Pearson 1934).
+    Where all values are 0, or all are 1, every resample equals the sample and the bootstrap interval would have no width;
+    the interval is exact there (Clopper and Pearson 1934).
     """
     n = len(values) if groups is None else len(set(groups))
     bound: float = ((1 - LEVEL) / 2) ** (1 / n)
@@ -137,7 +142,7 @@ def bootstrap_share(values: Doubles, groups: Sequence[Hashable] | None = None) -
 def share(right: Doubles, groups: Sequence[Hashable]) -> Interval:
     """Return the mean of shares in [0, 1]: by Wilson where each group has one row, else by a bootstrap over groups.
 
-    What is undecided everywhere is one half whatever rows there are, and has no interval.
+    A scorer that never decides has one half on every row, whatever the rows are: it has no interval.
     """
     if (right == 0.5).all():
         return Interval(0.5, math.nan, math.nan, len(set(groups)))
@@ -146,46 +151,75 @@ def share(right: Doubles, groups: Sequence[Hashable]) -> Interval:
     return bootstrap_share(right, groups)
 
 
-def difference(of: BySeed, to: BySeed) -> Difference:
+def difference(of: BySeed, to: BySeed, level: float = LEVEL) -> Difference:
     """Return `of` minus `to` with its interval and test: paired by seed where two or more seeds match.
 
-    Gaps that are all the same have no spread for a t test: they are as probable as all their signs are by chance, 2 · ½ⁿ,
-    and have no interval where that is above .05. What is left of a subtraction by rounding is nothing.
+    The interval excludes 0 exactly where p < 1 − level. Paired differences that are all equal have no variance for a t
+    test; a sign test gives them p = 2 · ½ⁿ, and they have no interval where that is not below 1 − level. Differences
+    within rounding error are 0.
     """
-    from scipy import stats
-
     shared = sorted(set(of) & set(to))
     if len(shared) >= 2:
-        gaps = np.array([of[seed] - to[seed] for seed in shared])
-        rounding = _ROUNDING * max(max(abs(of[seed]), abs(to[seed])) for seed in shared)
-        gaps[np.abs(gaps) <= rounding] = 0.0
-        interval = mean(gaps)
-        if not gaps.any():
-            return Difference(interval, 1.0, "paired t")
-        if np.ptp(gaps) <= rounding:
-            p = 2.0 ** (1 - len(gaps))
-            told = interval if p <= 1 - LEVEL else interval._replace(low=math.nan, high=math.nan)
-            return Difference(told, p, "sign test")
+        return _paired(np.array([[of[seed], to[seed]] for seed in shared]), level)
+    return _welch(np.array(list(of.values())), np.array(list(to.values())), level)
+
+
+def _paired(values: Doubles, level: float) -> Difference:
+    """Test paired values, seeds × 2."""
+    from scipy import stats
+
+    gaps = values[:, 0] - values[:, 1]  # (seeds,)
+    rounding = _ROUNDING * float(np.abs(values).max())
+    gaps[np.abs(gaps) <= rounding] = 0.0
+    interval = mean(gaps, level)
+    if not gaps.any():
+        return Difference(interval, 1.0, "paired t")
+    if np.ptp(gaps) > rounding:
         return Difference(interval, float(stats.ttest_1samp(gaps, 0.0).pvalue), "paired t")
-    a, b = np.array(list(of.values())), np.array(list(to.values()))
-    gap = float(a.mean() - b.mean())
-    if len(a) < 2 or len(b) < 2 or a.std() + b.std() <= _ROUNDING * float(np.abs([*a, *b]).max()):
-        return Difference(Interval(gap, math.nan, math.nan, min(len(a), len(b))), math.nan, "none")
-    # By hand: scipy warns of runs that are all alike.
-    one, other = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    freedom = (one + other) ** 2 / (one**2 / (len(a) - 1) + other**2 / (len(b) - 1))
-    error = math.sqrt(one + other)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    p = 2.0 ** (1 - len(gaps))
+    significant = p <= 1 - level
+    return Difference(interval if significant else interval._replace(low=math.nan, high=math.nan), p, "sign test")
+
+
+def _welch(a: Doubles, b: Doubles, level: float) -> Difference:
+    """Test two samples of unequal variance (Welch 1947)."""
+    from scipy import stats
+
+    gap, n = float(a.mean() - b.mean()), min(len(a), len(b))
+    if n < 2 or a.std() + b.std() <= _ROUNDING * float(np.abs([*a, *b]).max()):
+        return Difference(Interval(gap, math.nan, math.nan, n), math.nan, "none")
+    # Not scipy's own test: it warns where all runs of one side are equal.
+    variances = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / (len(a) - 1) + variances[1] ** 2 / (len(b) - 1))
+    error = math.sqrt(sum(variances))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     p = 2 * float(stats.t.sf(abs(gap) / error, freedom))
-    return Difference(Interval(gap, gap - half, gap + half, min(len(a), len(b))), p, "Welch t")
+    return Difference(Interval(gap, gap - half, gap + half, n), p, "Welch t")
+
+
+def differences(runs: Mapping[str, BySeed], to: BySeed) -> dict[str, Difference]:
+    """Return each method's difference to one baseline, p-values and intervals adjusted for how many there are.
+
+    Holm's procedure multiplies a p-value by some factor k. The interval of the same difference has the confidence level
+    1 − .05 / k, so that it excludes 0 exactly where the adjusted p is below .05; it is never narrower than one of 95 %.
+    """
+    single = {method: difference(by_seed, to) for method, by_seed in runs.items()}
+    adjusted = dict(zip(single, holm([gap.p for gap in single.values()]), strict=True))
+    wide = {}
+    for method, by_seed in runs.items():
+        p = single[method].p
+        factor = adjusted[method] / p if p > 0 else len(runs)
+        level = LEVEL if math.isnan(factor) else 1 - (1 - LEVEL) / factor
+        wide[method] = difference(by_seed, to, level)._replace(p=adjusted[method])
+    return wide
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
     """Adjust p-values for how many there are (Holm 1979); NaN stays NaN and does not count."""
-    known = sorted((p, i) for i, p in enumerate(probabilities) if not math.isnan(p))
+    ascending = sorted((p, i) for i, p in enumerate(probabilities) if not math.isnan(p))
     adjusted, largest = list(probabilities), 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(known) - rank)))
+    for rank, (p, i) in enumerate(ascending):
+        largest = max(largest, min(1.0, p * (len(ascending) - rank)))
         adjusted[i] = largest
     return adjusted
 
@@ -194,16 +228,24 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
     """Return Pearson's r; NaN where either does not vary."""
     from scipy import stats
 
-    # From the first value on, what varies little around a large value is told apart as well as any.
+    # Subtract the first value: a small variation around a large value would be lost to rounding.
     x, y = ([value - values[0] for value in values] for values in (x, y))
     return float(stats.pearsonr(x, y).statistic) if len(set(x)) > 1 and len(set(y)) > 1 else math.nan
 
 
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return Spearman's rank correlation; NaN where either does not vary."""
-    from scipy import stats
+def spearman(x: Sequence[float] | Doubles, y: Sequence[float] | Doubles) -> float:
+    """Return Spearman's rank correlation over the rows where both are finite, ties by their mean rank.
 
-    return float(stats.spearmanr(x, y).statistic) if len(set(x)) > 1 and len(set(y)) > 1 else math.nan
+    NaN with fewer than three such rows, or where either is constant.
+    """
+    from scipy.stats import rankdata
+
+    first, second = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    both = np.isfinite(first) & np.isfinite(second)
+    first, second = first[both], second[both]
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
 def correlation(r: float, n: int, ranks: bool) -> Interval:
@@ -215,7 +257,7 @@ def correlation(r: float, n: int, ranks: bool) -> Interval:
 
 
 def beyond_chance(both: int, first: int, second: int, n: int) -> float:
-    """Return the probability that sets of these sizes, drawn at random from `n`, share at least `both`."""
+    """Return the probability that two random sets of these sizes out of `n` share at least `both` (hypergeometric)."""
     from scipy import stats
 
     return float(stats.hypergeom.sf(both - 1, n, first, second))
@@ -224,14 +266,16 @@ def beyond_chance(both: int, first: int, second: int, n: int) -> float:
 def shown(interval: Interval, form: str = ".3f", times: float = 1.0, unit: str = "") -> str:
     """Write an interval as `estimate [low, high]`, or the estimate alone where there is none.
 
-    There are more digits than the form asks for where it would round all to 0, or an end that lies beside 0 onto it.
+    It has more digits than the form asks for where all numbers would be rounded to 0, or where an end of an interval that
+    excludes 0 would be.
     """
-    ends = [times * x for x in interval[:3] if not math.isnan(x)]
-    beside = [min(map(abs, ends))] if form[0] == "+" and (interval.above_zero or interval.below_zero) else []
+    numbers = [times * x for x in interval[:3] if not math.isnan(x)]
+    excludes_zero = form[0] == "+" and (interval.above_zero or interval.below_zero)
+    visible = [max(map(abs, numbers), default=0.0), *([min(map(abs, numbers))] if excludes_zero else [])]
     digits = int(form[-2])
-    for seen in (max(map(abs, ends), default=0.0), *beside):
-        if seen > _ROUNDING and float(format(seen, f".{digits}f")) == 0:
-            digits = math.ceil(-math.log10(seen))
+    for size in visible:
+        if size > _ROUNDING and float(format(size, f".{digits}f")) == 0:
+            digits = math.ceil(-math.log10(size))
     form = f"{form[:-2]}{digits}f"
     estimate, low, high = (format(times * x, form) for x in interval[:3])
     return f"{estimate}{unit}" if math.isnan(interval.low) else f"{estimate}{unit} [{low}, {high}]"
@@ -254,5 +298,6 @@ def _normal_quantile() -> float:
 
 
 def _codes(groups: Sequence[Hashable]) -> npt.NDArray[np.int64]:
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(group, len(known)) for group in groups], np.int64)
+    """Return each row's group as a number, in the order in which groups first occur."""
+    codes: dict[Hashable, int] = {}
+    return np.array([codes.setdefault(group, len(codes)) for group in groups], np.int64)

@@ -99,6 +99,42 @@ def test_holm_multiplies_the_smallest_by_how_many_there_are():
     assert adjusted[0] == 0.02 and math.isnan(adjusted[1]) and adjusted[2] == 0.5
 
 
+def test_an_interval_excludes_zero_exactly_where_holms_p_is_below_5_percent():
+    rng = np.random.default_rng(1)
+    disagreements, outcomes = [], set()
+    for _ in range(300):
+        luck = rng.normal(size=5)
+        base = {seed: luck[seed] for seed in range(5)}
+        runs = {
+            m: {seed: luck[seed] + rng.normal(0.4 * m, 0.4) for seed in range(4 if m == 3 else 5)} for m in range(4)
+        }
+        # One method shares no seed with the baseline, and one differs by the same amount in every seed.
+        runs[1] = {seed + 10: value for seed, value in runs[1].items()}
+        runs[2] = {seed: value + 0.25 for seed, value in base.items()} if rng.random() < 0.2 else runs[2]
+        for method, gap in statistics.differences(runs, base).items():
+            excludes = gap.interval.above_zero or gap.interval.below_zero
+            outcomes.add((method, excludes))
+            if excludes != (gap.p < 0.05):
+                disagreements.append((method, gap))
+    assert disagreements == [] and len(outcomes) == 8
+
+
+def test_holms_factor_widens_each_interval_and_a_single_difference_keeps_its_own():
+    base = {0: 0.0, 1: 0.1, 2: 0.3, 3: 0.2}
+    runs = {"a": {0: 1.0, 1: 1.2, 2: 1.1, 3: 1.3}, "b": {0: 0.1, 1: 0.4, 2: 0.2, 3: 0.5}}
+    alone = {method: statistics.difference(by_seed, base) for method, by_seed in runs.items()}
+    both = statistics.differences(runs, base)
+    # The smallest of two is doubled: its interval is that of 97.5 %; the larger keeps its own 95 %.
+    gaps = np.array([1.0, 1.1, 0.8, 1.1])
+    half = stats.t.ppf(0.9875, 3) * gaps.std(ddof=1) / 2
+    assert both["a"].p == pytest.approx(2 * alone["a"].p)
+    assert both["a"].interval == pytest.approx((1.0, 1.0 - half, 1.0 + half, 4))
+    assert both["b"] == alone["b"]
+    assert statistics.differences({"b": runs["b"]}, base) == {"b": alone["b"]}
+    single = statistics.differences({"a": {0: 1.0}}, base)["a"]
+    assert math.isnan(single.p) and math.isnan(single.interval.low)
+
+
 def test_a_bootstrap_over_groups_is_wider_than_over_their_rows():
     groups = [i // 10 for i in range(200)]
     values = np.array([float(group % 2) for group in groups])
@@ -136,6 +172,12 @@ def test_correlations_of_a_worked_example():
     assert statistics.spearman(x, y) == pytest.approx(0.954545, abs=1e-6)
     assert statistics.pearson([1, 2, 3], [1, 2, 4]) == pytest.approx(0.981981, abs=1e-6)
     assert math.isnan(statistics.spearman([1, 2, 3], [5, 5, 5]))
+    # Rows without both values do not count; two rows are too few.
+    assert statistics.spearman([1, 2, math.nan, 3, 9], [2, 4, 0, 5, math.inf]) == 1.0
+    assert math.isnan(statistics.spearman([1, 2, math.nan], [2, 4, 0]))
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 9, 50), rng.integers(0, 9, 50)
+    assert statistics.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
 def test_fishers_interval_is_scipys():
