@@ -26,6 +26,7 @@ from seamcurate.score.baseline import Random
 from seamcurate.select import views
 from seamcurate.storage import shard
 from seamcurate.store.store import Store
+from seamcurate.study.statistics import spearman
 from seamcurate.text import brief
 from seamcurate.trainers import (
     PROMPT_FORM,
@@ -137,16 +138,6 @@ def _measured(rows: pa.Table, answered: bool) -> dict[str, Floats]:
         found["distinct trigrams of the response"] = np.where(missing, np.nan, words.distinct_trigrams(texts))
     found["a random number"] = _floats(Random().load(Path())(rows)["baseline_random"])
     return found
-
-
-def spearman(a: Floats, b: Floats) -> float:
-    """Return the rank correlation of two columns over the rows that have both; NaN where there is none."""
-    from scipy.stats import rankdata
-
-    both = np.isfinite(a) & np.isfinite(b)
-    if both.sum() < 3 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
-        return float("nan")
-    return float(np.corrcoef(rankdata(a[both]), rankdata(b[both]))[0, 1])
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:
