@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.fake import FakeModel
-from seamcurate.models.local import CausalLM, SentenceEncoder, SequenceClassifier
 from seamcurate.models.protocols import (
     Conversation,
     Embedder,
@@ -17,6 +17,8 @@ from seamcurate.models.protocols import (
     RewardModel,
 )
 from seamcurate.models.roles import EncoderModel, LanguageModelConfig, PolicyModel, RewardingModel
+from seamcurate.models.sentence_encoder import SentenceEncoder
+from seamcurate.models.sequence_classifier import SequenceClassifier
 from seamcurate.models.server import OpenAIServer
 
 __all__ = [

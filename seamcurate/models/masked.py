@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from seamcurate.errors import ModelError
 from seamcurate.models import checkpoint, weights
 from seamcurate.models.batching import Batches, padded
-from seamcurate.models.local import check_whole, told
+from seamcurate.models.local import check_whole, model_errors
 
 _BATCH_TOKENS = 8192
 _BPE_SPACE = "Ġ"
@@ -29,7 +29,7 @@ class MaskedModel:
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
         self.count = count
-        with told(f"masked_model {path}"):
+        with model_errors(f"masked_model {path}"):
             self.tokenizer = AutoTokenizer.from_pretrained(
                 weights.tokenizer_folder(path, None), trust_remote_code=False
             )

@@ -42,6 +42,11 @@ def vocabulary(model: PreTrainedModel) -> int:
         return 2**31
 
 
+def is_readable(model: PreTrainedModel, ids: list[int]) -> bool:
+    """Tell whether a model has an embedding for every token; a tokenizer may know more, and a GPU would be lost."""
+    return max(ids, default=0) < vocabulary(model)
+
+
 def check_causal(model: PreTrainedModel, name: str) -> None:
     """Refuse a model whose prediction of a token moves with the tokens after it: a sum of those is no likelihood.
 

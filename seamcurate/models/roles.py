@@ -9,8 +9,10 @@ from pydantic import Discriminator, Tag
 
 from seamcurate.errors import ModelError
 from seamcurate.models.backend import Backend
+from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.fake import FakeModel
-from seamcurate.models.local import CausalLM, SentenceEncoder, SequenceClassifier
+from seamcurate.models.sentence_encoder import SentenceEncoder
+from seamcurate.models.sequence_classifier import SequenceClassifier
 from seamcurate.models.server import OpenAIServer
 
 Loaded_co = TypeVar("Loaded_co", covariant=True)

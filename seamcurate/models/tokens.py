@@ -255,6 +255,13 @@ def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[
     return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """Return what a chat template raises for a chat it has no form for: two users in a row, a system's turn."""
+    from jinja2 import TemplateError
+
+    return (TemplateError,)
+
+
 def _rendered(tokenizer: PreTrainedTokenizerBase, form: Form, chats: Sequence[list[Message]], **how: bool) -> list[str]:
     """Render a row's chats by the tokenizer's chat template.
 

@@ -131,7 +131,11 @@ def test_a_query_stops(endless, finished):
 
 @slow
 @pytest.mark.parametrize(
-    "work", ["seamcurate.models.local:_LoadedClassifier.rewards", "seamcurate.models.local:_LoadedCausalLM.logprobs"]
+    "work",
+    [
+        "seamcurate.models.sequence_classifier:_LoadedClassifier.rewards",
+        "seamcurate.models.causal_lm:_LoadedCausalLM.logprobs",
+    ],
 )
 def test_scoring_by_real_models_stops(work, recipe, tmp_path, policy_folder, encoder_reward_folder):
     models = {

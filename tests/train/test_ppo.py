@@ -19,8 +19,7 @@ from test_train import THINGS, chat, parquet, plain, start, turns  # noqa: F401
 from transformers import GenerationConfig
 
 from seamcurate.errors import StudyError, TrainError
-from seamcurate.models import tokens
-from seamcurate.models.local import CausalLM
+from seamcurate.models import CausalLM, tokens
 from seamcurate.models.weights import identity
 from seamcurate.train import advantage
 from seamcurate.train.actor import Actor, reference_logprobs

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seamcurate.errors import TrainError
-from seamcurate.models import tokens
-from seamcurate.models.local import CausalLM, SequenceClassifier
+from seamcurate.models import CausalLM, SequenceClassifier, tokens
 from seamcurate.models.weights import identity
 from seamcurate.train import RewardTraining, SFTTraining, reward, sft
 from seamcurate.train.data import Row, held_out, rows

@@ -16,8 +16,7 @@ import torch
 from test_train import CHAT, THINGS, parquet, start
 
 from seamcurate.errors import StoreError, TrainError
-from seamcurate.models import weights
-from seamcurate.models.local import SequenceClassifier
+from seamcurate.models import SequenceClassifier, weights
 from seamcurate.models.weights import identity
 from seamcurate.train import (
     GroupTraining,

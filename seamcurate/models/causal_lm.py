@@ -1,0 +1,110 @@
+"""Policies: causal language models of transformers, which say how likely a response is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from seamcurate.models import prefix, probe, tokens, weights
+from seamcurate.models.batching import moved
+from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seamcurate.models.distinct import distinct
+from seamcurate.models.local import PromptedModel, model_errors
+
+
+class CausalLM(PromptedModel):
+    """A policy: any causal language model of transformers."""
+
+    key: ClassVar[str] = "causal_lm"
+    kind: ClassVar[str] = "a language model"
+    max_response_tokens: int = 512
+    """Longer responses are cut here and scored without the end-of-sequence token."""
+
+    def load(self) -> Policy:
+        """Load tokenizer and weights."""
+        from transformers import AutoModelForCausalLM
+
+        tokenizer, model = self.open_weights(AutoModelForCausalLM)
+        with model_errors(f"{self.key} {self.path}"):
+            return _LoadedCausalLM(self, tokenizer, model)
+
+
+class _LoadedCausalLM:
+    def __init__(self, config: CausalLM, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+        self.config, self.tokenizer, self.model = config, tokenizer, model
+        self.form = config.prompt_form(tokenizer, weights.model_ends(model))
+        self.window = weights.window(model, tokenizer)
+        name = f"causal_lm {config.path}"
+        probe.check_causal(model, name)
+        parts = prefix.output_head(model, model.get_output_embeddings())
+        self.reader = prefix.PrefixReader(model, parts, config.batch_tokens)
+        if self.reader.together == 0:
+            probe.tell_alone(name)
+        else:
+            probe.tell_longer(name, self.reader.together, self.window)
+
+    def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
+        """Score by group; see `Policy`."""
+        rows = distinct(prompts, responses)
+        fits: list[list[int]] = []
+        about: list[list[tuple[int, bool]]] = []
+
+        def groups() -> Iterator[prefix.Group]:
+            for prompt, answers in rows.groups:
+                try:
+                    before, after, crossed = tokens.policy_group(
+                        self.tokenizer, prompt, answers, self.config.max_response_tokens, self.form
+                    )
+                except tokens.refusals():
+                    before, after, crossed = [], [[] for _ in answers], [False] * len(answers)
+                room = self.window - len(before)
+                readable = before and probe.is_readable(self.model, before)
+                fits.append(
+                    [
+                        i
+                        for i, ids in enumerate(after)
+                        if readable and 0 < len(ids) <= room and probe.is_readable(self.model, ids)
+                    ]
+                )
+                about.append([(len(ids), crosses) for ids, crosses in zip(after, crossed, strict=True)])
+                yield prefix.Group(before, [after[i] for i in fits[-1]])
+
+        sums = self.reader.score(groups(), self._sums)
+        scored: list[list[Likelihood | None]] = []
+        for (_, answers), places, known, values in zip(rows.groups, fits, about, sums, strict=True):
+            found: list[Likelihood | None] = [None] * len(answers)
+            for i, value in zip(places, values, strict=True):
+                found[i] = None if value is None else Likelihood(value, *known[i])
+            scored.append(found)
+        return rows.regroup(scored)
+
+    def _sums(self, outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
+        """Sum each response's log-probabilities; logits are made a slice at a time, their softmax in float32."""
+        import torch
+
+        device = self.model.device
+        rows = [row for p in pack.places for row in (p.before, *range(p.start, p.end - 1))]
+        target = moved([token for answer in pack.answers for token in answer], device)
+        where = moved(rows, device)
+        each = []
+        for start in range(0, len(rows), self._slice):
+            logits = outputs(where[start : start + self._slice]).float()
+            each.append(
+                -torch.nn.functional.cross_entropy(logits, target[start : start + self._slice], reduction="none")
+            )
+        lengths = moved([len(answer) for answer in pack.answers], device)
+        owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(rows))
+        return torch.zeros(len(lengths), dtype=torch.float64, device=device).index_add_(
+            0, owner, torch.cat(each).double()
+        )
+
+    @property
+    def _slice(self) -> int:
+        """Return how many positions have their logits at once: 16 MiB of them on a CPU, 512 MiB on a GPU."""
+        room = 2**22 if self.model.device.type == "cpu" else 2**27
+        return max(64, room // probe.vocabulary(self.model))

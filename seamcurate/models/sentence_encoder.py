@@ -1,0 +1,202 @@
+"""Encoders: models of sentence-transformers or transformers, which turn a text into a vector."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from seamcurate.errors import ModelError
+from seamcurate.models import checkpoint, probe, weights
+from seamcurate.models.batching import Batches, accepted, freed, padded
+from seamcurate.models.product import quicken
+from seamcurate.models.protocols import Embedder
+from seamcurate.models.vectors import normalised
+
+if TYPE_CHECKING:
+    pass
+
+from seamcurate.models.local import LocalModel, check_whole, files_state, model_errors, open_tokenizer, quietly
+
+
+class SentenceEncoder(LocalModel):
+    """An encoder: any sentence-transformers model, or any transformers encoder with a pooling named here."""
+
+    key: ClassVar[str] = "sentence_encoder"
+    kind: ClassVar[str] = "an encoder"
+    normalise: bool = True
+    """Scale embeddings to length 1, so that a dot product is a cosine."""
+    pooling: Literal["default", "mean", "cls", "pooler"] = "default"
+    """`default` is what the model's own configuration says; SimCSE wants `pooler`, Contriever `mean`."""
+    max_tokens: int | None = None
+    """Longer texts are cut. Default: what the model's configuration says."""
+    truncation: Literal["right", "left"] = "right"
+    """Which end of a long text is cut."""
+
+    def load(self) -> Embedder:
+        """Load tokenizer and weights."""
+        return _LoadedEncoder(self)
+
+
+_KEPT: dict[tuple[object, ...], Any] = {}
+"""What sentence-transformers opened first for the same files, side and length: all its models read by that one too."""
+
+
+class _LoadedEncoder:
+    def __init__(self, config: SentenceEncoder) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.config = config
+        options = {"dtype": weights.torch_dtype(config.dtype, config.device), "use_safetensors": True}
+        with model_errors(f"sentence_encoder {config.path}"):
+            if config.pooling == "default":
+                folder = config.fetch_folder()
+                with quietly(), _whole(config, folder) as whole:
+                    self.model: Any = SentenceTransformer(
+                        str(whole),
+                        device=weights.device(config.device),
+                        trust_remote_code=config.trust_remote_code,
+                        model_kwargs=options,
+                    )
+                quicken(self.model)
+                own = self.model[0]
+                # Its tokenizer was in `tokenizer` up to 5; in 6 that is what it finds in `processor`.
+                where = "processor" if "processor" in vars(own) else "tokenizer"
+                key = (folder, files_state(folder), config.trust_remote_code, config.truncation, config.max_tokens)
+                setattr(own, where, _KEPT.setdefault(key, getattr(own, where)))
+                self.backbone, self.tokenizer = None, self.model.tokenizer
+                self.limit = config.max_tokens or self.model.max_seq_length or 512
+                self.model.max_seq_length = self.limit
+            else:
+                from transformers import AutoModel
+
+                self.tokenizer, self.backbone = config.open_weights(
+                    AutoModel, config.truncation, unread=() if config.pooling == "pooler" else ("pooler.",)
+                )
+                self.limit = config.max_tokens or min(512, weights.window(self.backbone, self.tokenizer))
+            device = self.model.device if self.backbone is None else self.backbone.device
+            self.batches = Batches(config.batch_tokens or 8192, device)
+            self.tokenizer.truncation_side = config.truncation
+            self.batches.together = self._together(f"sentence_encoder {config.path}")
+
+    def _together(self, name: str) -> float:
+        """Return up to how many tokens texts may share a batch, measured on two of unlike lengths.
+
+        Raises:
+            ModelError: The model gives the same text another embedding each time.
+        """
+        import torch
+
+        # sentence-transformers' models may begin with a table of words, which has no neighbours.
+        reader = getattr(self.model[0], "auto_model", None) if self.backbone is None else self.backbone
+        if reader is None:
+            return math.inf
+        probe.forget_lengths(reader)
+        texts = ["A text that is longer than the other one, by some words", "Why"]
+        read = self._encoded if self.backbone is None else self._pooled
+        alone, again = (torch.from_numpy(np.concatenate([read([text]) for text in texts])) for _ in range(2))
+        if not probe.close(alone, again, reader.dtype):
+            raise ModelError(
+                f"{name} gives the same text another embedding each time; it cannot be used to compare texts"
+            )
+        with suppress(RuntimeError, ValueError):
+            if probe.close(torch.from_numpy(read(texts)), alone, reader.dtype):
+                longest = probe.longest_alike(reader.config)
+                probe.tell_longer(name, longest, self.limit)
+                return longest
+        probe.tell_alone(name)
+        return 0
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed each text; see `Embedder`."""
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return np.zeros((0, 0), np.float32)
+        vectors = self._pooled(unique) if self.backbone is not None else self._encoded(unique)
+        if self.config.normalise:
+            # The square of a large number overflows single precision.
+            vectors = normalised(vectors.astype(np.float64)).astype(np.float32)
+        place = {text: i for i, text in enumerate(unique)}
+        result: npt.NDArray[np.float32] = vectors[[place[text] for text in texts]].astype(np.float32)
+        return result
+
+    def _encoded(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        import torch
+
+        while True:
+            # sentence-transformers sorts by length itself; the batch is sized for the longest text it may meet.
+            size = max(1, self.batches.budget // self.limit) if self.limit <= self.batches.together else 1
+            try:
+                encoded: npt.NDArray[np.float32] = self.model.encode(
+                    texts, batch_size=size, normalize_embeddings=False, convert_to_numpy=True, show_progress_bar=False
+                )
+                return encoded.astype(np.float32).reshape(len(texts), -1)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise ModelError(
+                        f"sentence_encoder {self.config.path}: a text does not fit in the memory of "
+                        f"{self.batches.device}; free some, or lower the model's max_tokens"
+                    ) from error
+            self.batches.budget = size // 2 * self.limit
+            freed(self.batches.device)
+
+    def _pooled(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        import torch
+
+        backbone = self.backbone
+        assert backbone is not None
+        ids = [self.tokenizer(t, truncation=True, max_length=self.limit)["input_ids"] for t in texts]
+
+        def pool(batch: list[int]) -> npt.NDArray[np.float32]:
+            inputs = padded([ids[b] for b in batch], self.tokenizer.pad_token_id or 0, backbone.device)
+            output = backbone(**accepted(backbone, **inputs))
+            if self.config.pooling == "pooler":
+                pooled = output.pooler_output
+            elif self.config.pooling == "cls":
+                pooled = output.last_hidden_state[:, 0]
+            else:
+                mask = inputs["attention_mask"][:, :, None].to(output.last_hidden_state.dtype)
+                pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
+            found: npt.NDArray[np.float32] = pooled.float().cpu().numpy()
+            return found
+
+        rows: list[Any] = [None] * len(ids)
+        with torch.inference_mode():
+            for batch, found in self.batches.read([len(i) for i in ids], pool):
+                for b, row in zip(batch, found, strict=True):
+                    rows[b] = row
+        if any(row is None for row in rows):
+            raise ModelError(
+                f"sentence_encoder {self.config.path}: a text does not fit in the memory of {self.batches.device}; "
+                "free some, or lower the model's max_tokens"
+            )
+        return np.asarray(rows, np.float32).reshape(len(texts), -1)
+
+
+@contextmanager
+def _whole(config: SentenceEncoder, folder: Path) -> Iterator[Path]:
+    """Give sentence-transformers a folder with whole weights: for an adapter, one where it is merged into its base."""
+    if weights.base(config.path, config.revision) is None:
+        yield folder
+        return
+    from transformers import AutoModel
+
+    dtype = weights.torch_dtype(config.dtype, config.device)
+    model, lacking = checkpoint.open_model(AutoModel, config.path, config.revision, dtype, config.trust_remote_code)
+    check_whole(f"sentence_encoder {config.path}", config.kind, lacking, ("pooler.",))
+    with tempfile.TemporaryDirectory(prefix="seamcurate-merged-") as scratch:
+        merged = Path(scratch) / "model"
+        parts = shutil.ignore_patterns("adapter_*", "checkpoint-*")
+        shutil.copytree(folder, merged, ignore=parts)
+        tokenizer = weights.tokenizer_folder(config.path, config.revision)
+        if tokenizer != folder:
+            open_tokenizer(tokenizer, files_state(tokenizer), config.trust_remote_code, None).save_pretrained(merged)
+        model.save_pretrained(merged)
+        yield merged

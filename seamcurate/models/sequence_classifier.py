@@ -1,0 +1,209 @@
+"""Reward models: sequence classification models of transformers with one output."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import model_validator
+
+from seamcurate.errors import ModelError
+from seamcurate.models import prefix, probe, tokens, weights
+from seamcurate.models.batching import Batches, accepted, automatic_budget, moved, padded
+from seamcurate.models.protocols import Prompt, Responses, RewardModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seamcurate.models.distinct import Distinct, distinct, regroup
+from seamcurate.models.local import PromptedModel, model_errors
+
+
+class SequenceClassifier(PromptedModel):
+    """A reward model: any sequence classification model of transformers with one output."""
+
+    key: ClassVar[str] = "sequence_classifier"
+    kind: ClassVar[str] = "a reward model"
+    max_tokens: int | None = None
+    """Prompt and response together; the response's end is cut to fit. Default: the model's window, at most 2,048."""
+    pair: bool = False
+    """Give prompt and response as two segments, as encoder reward models such as OpenAssistant's expect."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.pair and (self.form is not None or self.template or self.date):
+            raise ValueError("pair: true gives prompt and answer as two segments; leave form, template and date out")
+        return self
+
+    @property
+    def _writes_date(self) -> bool:
+        return not self.pair and super()._writes_date
+
+    def load(self) -> RewardModel:
+        """Load tokenizer and weights; refuses a model with more than one output."""
+        from transformers import AutoModelForSequenceClassification
+
+        tokenizer, model = self.open_weights(AutoModelForSequenceClassification)
+        if model.config.num_labels != 1:
+            raise ModelError(
+                f"sequence_classifier {self.path} has {model.config.num_labels} outputs; a reward model has one"
+            )
+        with model_errors(f"{self.key} {self.path}"):
+            return _LoadedClassifier(self, tokenizer, model)
+
+
+class _LoadedClassifier:
+    def __init__(self, config: SequenceClassifier, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+        self.config, self.tokenizer, self.model = config, tokenizer, model
+        self.form = None if config.pair else config.prompt_form(tokenizer, ())
+        window = weights.window(model, tokenizer)
+        self.limit = min(config.max_tokens or 2048, window)
+        self.own_pad = _own_pad(model)
+        self.batches = Batches(config.batch_tokens or automatic_budget(model), model.device)
+        # A decoder's score is read at one token, so that its prompts can be shared; an encoder reads both ways.
+        parts = prefix.output_head(model, getattr(model, "score", None))
+        self.reader = None
+        if parts is not None and not config.pair:
+            reader = prefix.PrefixReader(model, parts, config.batch_tokens)
+            self.reader = reader if reader.shared else None
+        if self.reader is None:
+            probe.forget_lengths(model)
+        name = f"sequence_classifier {config.path}"
+        self.batches.together = self._together(name)
+        probe.tell_longer(name, self.batches.together, self.limit)
+
+    def _together(self, name: str) -> float:
+        """Return up to how many tokens texts may share a batch, measured on two of unlike lengths.
+
+        Raises:
+            ModelError: The model gives the same text another score each time.
+        """
+        import torch
+
+        if self.reader is not None:
+            return self.reader.together
+        texts = [("A question that is longer than the other one", "an answer to it of some words"), ("Why", "no")]
+        with suppress(*tokens.refusals()), torch.inference_mode():
+            ids = [self._ids(*text) for text in texts]
+            sequences = [one for one in ids if one is not None]
+            alone, again = (
+                torch.tensor([self._score([one])[0] for one in sequences]),
+                torch.tensor([self._score([one])[0] for one in sequences]),
+            )
+            if not probe.close(alone, again, self.model.dtype):
+                raise ModelError(f"{name} gives the same text another score each time; it cannot be used to score")
+            with suppress(RuntimeError, ValueError):
+                if probe.close(torch.tensor(self._score(sequences)), alone, self.model.dtype):
+                    return probe.longest_alike(self.model.config)
+        probe.tell_alone(name)
+        return 0
+
+    def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
+        """Score by group; see `RewardModel`."""
+        rows = distinct(prompts, responses)
+        return rows.regroup(self._each(rows) if self.reader is None else self._shared(rows, self.reader))
+
+    def _shared(self, rows: Distinct, reader: prefix.PrefixReader) -> list[list[float | None]]:
+
+        fits: list[list[int]] = []
+
+        def groups() -> Iterator[prefix.Group]:
+            for prompt, answers in rows.groups:
+                try:
+                    before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit, self.form)
+                except tokens.refusals():
+                    before, rest = [], []
+                readable = probe.is_readable(self.model, before)
+                known = [
+                    (i, ids) for i, ids in enumerate(rest) if ids and readable and probe.is_readable(self.model, ids)
+                ]
+                fits.append([i for i, _ in known])
+                # The token that a score is read at must be a response's own: after an empty one there may be padding only.
+                start = min([len(before), *(self._last(before + ids) for _, ids in known)])
+                yield prefix.Group(before[:start], [before[start:] + ids for _, ids in known])
+
+        def score(outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
+            read = [p.start + self._last(ids) for p, ids in zip(pack.places, pack.answers, strict=True)]
+            return outputs(moved(read, self.model.device))[:, 0].float()
+
+        found = reader.score(groups(), score)
+        scored: list[list[float | None]] = []
+        for (_, answers), places, values in zip(rows.groups, fits, found, strict=True):
+            row: list[float | None] = [None] * len(answers)
+            for i, value in zip(places, values, strict=True):
+                row[i] = value
+            scored.append(row)
+        return scored
+
+    def _last(self, ids: list[int]) -> int:
+        """Return the place transformers reads a decoder's score at: the last token that is not padding."""
+        return next((i for i in reversed(range(len(ids))) if ids[i] != self.own_pad), len(ids) - 1)
+
+    def _each(self, rows: Distinct) -> list[list[float | None]]:
+        import torch
+
+        flat = [(p, r) for p, answers in rows.groups for r in answers]
+        fits: list[tuple[int, list[int]]] = []
+        for i, (p, r) in enumerate(flat):
+            with suppress(*tokens.refusals()):
+                if (one := self._ids(p, r)) is not None and probe.is_readable(self.model, one):
+                    fits.append((i, one))
+        scores: list[float | None] = [None] * len(flat)
+        with torch.inference_mode():
+            for batch, found in self.batches.read(
+                [len(one) for _, one in fits], lambda batch: self._score([fits[b][1] for b in batch])
+            ):
+                for b, value in zip(batch, found, strict=True):
+                    scores[fits[b][0]] = value
+        return regroup(scores, [answers for _, answers in rows.groups])
+
+    def _ids(self, prompt: Prompt, response: str) -> list[int] | None:
+        if self.config.pair:
+            return tokens.pair_ids(self.tokenizer, prompt, response, self.limit)
+        return tokens.reward_ids(self.tokenizer, prompt, response, self.limit, self.form)
+
+    def _score(self, sequences: list[list[int]]) -> list[float]:
+        """Read sequences as one batch."""
+        inputs = padded(sequences, self._pad(sequences), self.model.device)
+        if self.config.pair and _segment_kinds(self.model) > 1:
+            inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
+        found: list[float] = self.model(**accepted(self.model, **inputs)).logits[:, 0].float().tolist()
+        return found
+
+    def _pad(self, sequences: list[list[int]]) -> int:
+        """Return an id to pad with; decoder heads read the last token that is not it, so it must not be in the batch."""
+        if self.own_pad is not None:
+            return self.own_pad
+        used = {token for sequence in sequences for token in sequence}
+        pad = next(i for i in range(len(used) + 1) if i not in used)
+        # Which of the two a model of several parts reads differs.
+        for config in (self.model.config, self.model.config.get_text_config()):
+            config.pad_token_id = pad
+        return pad
+
+    def _segments(self, sequences: list[list[int]], like: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        kinds = torch.zeros_like(like)
+        separator = self.tokenizer.sep_token_id
+        for row, sequence in enumerate(sequences):
+            if separator in sequence:
+                kinds[row, sequence.index(separator) + 1 : len(sequence)] = 1
+        return kinds
+
+
+def _own_pad(model: PreTrainedModel) -> int | None:
+    """Return the padding id of a model or its part for text; None where there is none that it has an embedding for."""
+    named = (getattr(config, "pad_token_id", None) for config in (model.config, model.config.get_text_config()))
+    pad = next((pad for pad in named if pad is not None), None)
+    return int(pad) if pad is not None and 0 <= pad < probe.vocabulary(model) else None
+
+
+def _segment_kinds(model: PreTrainedModel) -> int:
+    """Return how many kinds of segments a model tells apart; 1 for RoBERTa and its like, and where there are none."""
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        return 1
+    return int(getattr(model.config, "type_vocab_size", 1) or 1)
