@@ -22,11 +22,11 @@ class Batches:
 
     Attributes:
         budget: The tokens; halved for good whenever a device's memory runs out.
-        together: Sequences of up to so many tokens share batches; longer ones are read alone.
+        longest_batched: Sequences of up to so many tokens share batches; longer ones are read alone.
     """
 
-    def __init__(self, budget: int, device: torch.device, together: float = math.inf) -> None:
-        self.budget, self.device, self.together = budget, device, together
+    def __init__(self, budget: int, device: torch.device, longest_batched: float = math.inf) -> None:
+        self.budget, self.device, self.longest_batched = budget, device, longest_batched
         self._fitted = False
 
     def read(self, lengths: Sequence[int], read: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
@@ -39,16 +39,16 @@ class Batches:
         """
         import torch
 
-        left, unread = sorted(range(len(lengths)), key=lambda i: -lengths[i]), list[int]()
-        while left:
-            longest = lengths[left[0]]
-            batch = left[: max(1, self.budget // max(1, longest)) if longest <= self.together else 1]
+        remaining, oversized = sorted(range(len(lengths)), key=lambda i: -lengths[i]), list[int]()
+        while remaining:
+            longest = lengths[remaining[0]]
+            batch = remaining[: max(1, self.budget // max(1, longest)) if longest <= self.longest_batched else 1]
             try:
                 answer = read(batch)
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
-                    unread.append(left.pop(0))
-                    if not left and not self._fitted:
+                    oversized.append(remaining.pop(0))
+                    if not remaining and not self._fitted:
                         raise ModelError(
                             f"a text of {lengths[batch[0]]:,} tokens does not fit in the memory of {self.device}; "
                             "free some, or lower the model's max_tokens"
@@ -57,13 +57,13 @@ class Batches:
             else:
                 self._fitted = True
                 yield batch, answer
-                left = left[len(batch) :]
+                remaining = remaining[len(batch) :]
                 continue
             # Outside the handler: the exception holds on to the tensors that were too much.
             if len(batch) > 1:
                 self.budget = min(self.budget, size) // 2
             freed(self.device)
-        left_out(len(unread), max((lengths[i] for i in unread), default=0), self.device)
+        left_out(len(oversized), max((lengths[i] for i in oversized), default=0), self.device)
 
 
 def left_out(count: int, longest: int, device: torch.device) -> None:
@@ -75,14 +75,14 @@ def left_out(count: int, longest: int, device: torch.device) -> None:
         )
 
 
-def batches(lengths: Sequence[int], budget: int, together: float = math.inf) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], budget: int, longest_batched: float = math.inf) -> Iterator[list[int]]:
     """Cut indices into batches of like lengths, longest first, each at most `budget` padded tokens (or one row).
 
-    Rows of more than `together` tokens are each a batch.
+    Rows of more than `longest_batched` tokens are each a batch.
     """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (lengths[batch[0]] * (len(batch) + 1) > budget or lengths[batch[0]] > together):
+        if batch and (lengths[batch[0]] * (len(batch) + 1) > budget or lengths[batch[0]] > longest_batched):
             yield batch
             batch = []
         batch.append(i)
@@ -128,8 +128,8 @@ def moved(values: Sequence[Any], device: torch.device) -> torch.Tensor:
     """Make a tensor on a device; for a GPU from pinned memory, without waiting for the copy."""
     import torch
 
-    made = torch.tensor(values)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def freed(device: torch.device) -> None:

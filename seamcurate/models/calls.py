@@ -49,18 +49,18 @@ class Spent(NamedTuple):
     usd: float | None = 0.0
     """None where the model has no price."""
 
-    def plus(self, other: Spent) -> Spent:
+    def plus(self, further: Spent) -> Spent:
         """Add up."""
-        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        usd = None if self.usd is None or further.usd is None else self.usd + further.usd
         return Spent(
-            self.calls + other.calls, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out, usd
+            self.calls + further.calls, self.tokens_in + further.tokens_in, self.tokens_out + further.tokens_out, usd
         )
 
-    def minus(self, other: Spent) -> Spent:
+    def minus(self, earlier: Spent) -> Spent:
         """Take what was spent before away."""
-        usd = None if self.usd is None or other.usd is None else self.usd - other.usd
+        usd = None if self.usd is None or earlier.usd is None else self.usd - earlier.usd
         return Spent(
-            self.calls - other.calls, self.tokens_in - other.tokens_in, self.tokens_out - other.tokens_out, usd
+            self.calls - earlier.calls, self.tokens_in - earlier.tokens_in, self.tokens_out - earlier.tokens_out, usd
         )
 
     def __str__(self) -> str:
@@ -120,10 +120,10 @@ class Calls:
         if self._objects is not None:
             for line in self._objects.bring(key):
                 self._keep(line)
-        found = self._run("SELECT * FROM replies WHERE key = ? AND (? OR failure IS NULL)", (key, failed))
-        if not found:
+        rows = self._run("SELECT * FROM replies WHERE key = ? AND (? OR failure IS NULL)", (key, failed))
+        if not rows:
             return None
-        (row,) = found
+        (row,) = rows
         line, seal = Line(*row[:-1]), row[-1]
         if seal != _seal(*line):
             note(f"{self._path}: answer {key} was altered after it was written: it is bought anew")
@@ -199,7 +199,7 @@ class Calls:
         """Return the keys in each batch that was submitted and not yet collected, by its id."""
         if self._objects is not None:
             return self._objects.batches()
-        return {one: json.loads(keys) for one, keys in self._run("SELECT id, keys FROM batches")}
+        return {batch: json.loads(keys) for batch, keys in self._run("SELECT id, keys FROM batches")}
 
     def submitted(self, batch: str, keys: Sequence[str]) -> None:
         """Note a batch, so that a restart polls it and does not submit it again."""
@@ -229,21 +229,21 @@ def examine(file: Path) -> tuple[int, list[str]]:
         file: `calls.sqlite` of a store.
     """
     # Without a log beside it nobody writes, and a disk that cannot be written is no hindrance.
-    still = "" if file.with_name(f"{file.name}-wal").exists() else "&immutable=1"
-    wrong: list[str] = []
-    kept = 0
+    mode_suffix = "" if file.with_name(f"{file.name}-wal").exists() else "&immutable=1"
+    problems: list[str] = []
+    count = 0
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro{still}", uri=True)) as db:
-            wrong += [f"is damaged: {line}" for (line,) in db.execute("PRAGMA integrity_check(3)") if line != "ok"]
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro{mode_suffix}", uri=True)) as db:
+            problems += [f"is damaged: {line}" for (line,) in db.execute("PRAGMA integrity_check(3)") if line != "ok"]
             for *row, seal in db.execute(
                 "SELECT key, model, text, finish, failure, tokens_in, tokens_out, seal FROM replies"
             ):
-                kept += 1
+                count += 1
                 if seal != _seal(*row):
-                    wrong.append(f"holds an answer that was altered, {row[0]}")
+                    problems.append(f"holds an answer that was altered, {row[0]}")
     except sqlite3.Error as error:
-        wrong.append(f"cannot be read: {error}")
-    return kept, wrong
+        problems.append(f"cannot be read: {error}")
+    return count, problems
 
 
 def _unusable(path: str, error: sqlite3.Error) -> StoreError:
@@ -268,10 +268,10 @@ class Line(NamedTuple):
 def read_line(content: bytes, key: str) -> Line | None:
     """Read an answer that is kept as an object; None where it was altered since."""
     try:
-        found = json.loads(content)
+        fields = json.loads(content)
         # What was kept before answers had a seal is believed.
-        made = Line(**{name: found[name] for name in Line._fields})
-        return made if made.key == key and found.get("seal", _seal(*made)) == _seal(*made) else None
+        line = Line(**{name: fields[name] for name in Line._fields})
+        return line if line.key == key and fields.get("seal", _seal(*line)) == _seal(*line) else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -293,8 +293,8 @@ class _Objects:
         """Yield an answer the first time that it is asked for."""
         if self._waiting is None:
             # Of a failure and the answer to the same request, the answer comes later and is taken.
-            found = [*self._folder.glob("failures/*.json"), *self._folder.glob("replies/*.json")]
-            self._waiting = {one.stem: one for one in found}
+            files = [*self._folder.glob("failures/*.json"), *self._folder.glob("replies/*.json")]
+            self._waiting = {file.stem: file for file in files}
         file = self._waiting.pop(key, None)
         if file is not None:
             line = read_line(ObjectPath(file.bucket, file.key).read_bytes(), key)
@@ -319,8 +319,8 @@ class _Objects:
 
     def batches(self) -> dict[str, list[str]]:
         """Return the keys of each batch, by its id."""
-        found = (json.loads(file.read_bytes()) for file in self._folder.glob("batches/*.json"))
-        return {one["id"]: one["keys"] for one in found}
+        records = (json.loads(file.read_bytes()) for file in self._folder.glob("batches/*.json"))
+        return {record["id"]: record["keys"] for record in records}
 
     def submitted(self, batch: str, keys: Sequence[str]) -> None:
         """Put a batch."""

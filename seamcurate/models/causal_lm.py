@@ -43,44 +43,44 @@ class _LoadedCausalLM:
         probe.check_causal(model, name)
         parts = prefix.output_head(model, model.get_output_embeddings())
         self.reader = prefix.PrefixReader(model, parts, config.batch_tokens)
-        if self.reader.together == 0:
+        if self.reader.longest_batched == 0:
             probe.tell_alone(name)
         else:
-            probe.tell_longer(name, self.reader.together, self.window)
+            probe.tell_longer(name, self.reader.longest_batched, self.window)
 
     def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
         """Score by group; see `Policy`."""
         rows = distinct(prompts, responses)
         fits: list[list[int]] = []
-        about: list[list[tuple[int, bool]]] = []
+        tokenized: list[list[tuple[int, bool]]] = []
 
         def groups() -> Iterator[prefix.Group]:
             for prompt, answers in rows.groups:
                 try:
-                    before, after, crossed = tokens.policy_group(
+                    prompt_ids, response_ids, crossed = tokens.policy_group(
                         self.tokenizer, prompt, answers, self.config.max_response_tokens, self.form
                     )
                 except tokens.refusals():
-                    before, after, crossed = [], [[] for _ in answers], [False] * len(answers)
-                room = self.window - len(before)
-                readable = before and probe.is_readable(self.model, before)
+                    prompt_ids, response_ids, crossed = [], [[] for _ in answers], [False] * len(answers)
+                window_left = self.window - len(prompt_ids)
+                readable = prompt_ids and probe.is_readable(self.model, prompt_ids)
                 fits.append(
                     [
                         i
-                        for i, ids in enumerate(after)
-                        if readable and 0 < len(ids) <= room and probe.is_readable(self.model, ids)
+                        for i, ids in enumerate(response_ids)
+                        if readable and 0 < len(ids) <= window_left and probe.is_readable(self.model, ids)
                     ]
                 )
-                about.append([(len(ids), crosses) for ids, crosses in zip(after, crossed, strict=True)])
-                yield prefix.Group(before, [after[i] for i in fits[-1]])
+                tokenized.append([(len(ids), crosses) for ids, crosses in zip(response_ids, crossed, strict=True)])
+                yield prefix.Group(prompt_ids, [response_ids[i] for i in fits[-1]])
 
         sums = self.reader.score(groups(), self._sums)
         scored: list[list[Likelihood | None]] = []
-        for (_, answers), places, known, values in zip(rows.groups, fits, about, sums, strict=True):
-            found: list[Likelihood | None] = [None] * len(answers)
-            for i, value in zip(places, values, strict=True):
-                found[i] = None if value is None else Likelihood(value, *known[i])
-            scored.append(found)
+        for (_, answers), positions, counts, values in zip(rows.groups, fits, tokenized, sums, strict=True):
+            likelihoods: list[Likelihood | None] = [None] * len(answers)
+            for i, value in zip(positions, values, strict=True):
+                likelihoods[i] = None if value is None else Likelihood(value, *counts[i])
+            scored.append(likelihoods)
         return rows.regroup(scored)
 
     def _sums(self, outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
@@ -90,17 +90,17 @@ class _LoadedCausalLM:
         device = self.model.device
         rows = [row for p in pack.places for row in (p.before, *range(p.start, p.end - 1))]
         target = moved([token for answer in pack.answers for token in answer], device)
-        where = moved(rows, device)
-        each = []
+        row_tensor = moved(rows, device)
+        logprobs = []
         for start in range(0, len(rows), self._slice):
-            logits = outputs(where[start : start + self._slice]).float()
-            each.append(
+            logits = outputs(row_tensor[start : start + self._slice]).float()
+            logprobs.append(
                 -torch.nn.functional.cross_entropy(logits, target[start : start + self._slice], reduction="none")
             )
         lengths = moved([len(answer) for answer in pack.answers], device)
         owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(rows))
         return torch.zeros(len(lengths), dtype=torch.float64, device=device).index_add_(
-            0, owner, torch.cat(each).double()
+            0, owner, torch.cat(logprobs).double()
         )
 
     @property

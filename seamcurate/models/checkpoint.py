@@ -100,10 +100,10 @@ class _Adapter:
 
     def outputs(self) -> dict[str, object]:
         """Return how many outputs a classifier has that the adapter holds the head of: its base may have none."""
-        last = [
+        output_counts = [
             shape[0] for name, shape in sorted(self.shapes.items()) if name.split(".")[0] in _HEADS and len(shape) == 2
         ]
-        return {"num_labels": last[-1]} if last else {}
+        return {"num_labels": output_counts[-1]} if output_counts else {}
 
     def merged(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return the base with the adapter added to its weights.
@@ -136,11 +136,11 @@ class _Adapter:
 
     def _fit(self, model: PreTrainedModel) -> None:
         """Give the base as many tokens as the adapter was trained with, where tokens were added."""
-        for name, part in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
-            if part is None:
+        for name, embedding in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
+            if embedding is None:
                 continue
-            own = next((key for key, value in model.named_parameters() if value is part.weight), None)
-            shape = self.shapes.get(own or name)
-            if shape is not None and shape[0] != part.weight.shape[0]:
+            parameter_name = next((key for key, value in model.named_parameters() if value is embedding.weight), None)
+            shape = self.shapes.get(parameter_name or name)
+            if shape is not None and shape[0] != embedding.weight.shape[0]:
                 model.resize_token_embeddings(shape[0], mean_resizing=False)
                 return

@@ -51,12 +51,12 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
     http = _http()
 
     class Client(openai.DefaultAsyncHttpxClient):
-        async def send(self, request: Any, *, stream: bool = False, **how: Any) -> Any:
+        async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             request.headers["accept-encoding"] = "gzip, deflate"
             is_file = request.url.path.endswith("/files")
             deadline = _now() + seconds + (_sent(request) / _FILE_BYTES_PER_SECOND if is_file else 0)
             try:
-                response = await _by(deadline, self._head(request, how))
+                response = await _by(deadline, self._head(request, options))
             except TimeoutError:
                 raise http.ReadTimeout(f"nothing came within {seconds:g} s", request=request) from None
             if stream and response.is_success:
@@ -77,11 +77,11 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
                 response.status_code, headers=headers, content=bytes(body), request=response.request, extensions=marks
             )
 
-        async def _head(self, request: Any, how: dict[str, Any]) -> Any:
+        async def _head(self, request: Any, options: dict[str, Any]) -> Any:
             """Return a response whose body is still to come, after redirects within one origin."""
-            how["follow_redirects"] = False
+            options["follow_redirects"] = False
             for redirects in range(_REDIRECTS + 1):
-                response = await super().send(request, stream=True, **how)
+                response = await super().send(request, stream=True, **options)
                 coming = response.next_request
                 if coming is None or _origin(coming.url) != _origin(request.url) or redirects == _REDIRECTS:
                     break
@@ -104,21 +104,21 @@ async def lines(response: Any, seconds: float, answers: int) -> AsyncIterator[st
     Raises:
         BrokenError: A line or the file is too long, it comes too slowly, or it broke off.
     """
-    start, rest = _now(), b""
-    most = REPLY_BYTES + answers * _FILE_BYTES_PER_ANSWER
+    start, tail = _now(), b""
+    limit = REPLY_BYTES + answers * _FILE_BYTES_PER_ANSWER
     async for chunk in _within(
-        response, lambda received: start + seconds + received / _FILE_BYTES_PER_SECOND, seconds, most
+        response, lambda received: start + seconds + received / _FILE_BYTES_PER_SECOND, seconds, limit
     ):
         # Not splitlines: JSON may hold other ends of a line than this one.
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        *complete_lines, tail = (tail + chunk).split(b"\n")
+        for line in complete_lines:
             yield line.decode("utf-8", "replace")
-        if len(rest) > REPLY_BYTES:
+        if len(tail) > REPLY_BYTES:
             raise BrokenError(f"a line longer than {REPLY_BYTES:,} bytes", endless=True)
-    yield rest.decode("utf-8", "replace")
+    yield tail.decode("utf-8", "replace")
 
 
-async def _within(response: Any, deadline: Callable[[int], float], seconds: float, most: int) -> AsyncIterator[bytes]:
+async def _within(response: Any, deadline: Callable[[int], float], seconds: float, limit: int) -> AsyncIterator[bytes]:
     """Yield a body's chunks, decompressed, until a limit; the deadline may depend on the bytes received."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
     if encoding not in _ENCODINGS:
@@ -137,8 +137,8 @@ async def _within(response: Any, deadline: Callable[[int], float], seconds: floa
         if chunk is None:
             return
         received += len(chunk)
-        if received > most:
-            raise BrokenError(f"a reply longer than {most:,} bytes", endless=True)
+        if received > limit:
+            raise BrokenError(f"a reply longer than {limit:,} bytes", endless=True)
         yield chunk
 
 

@@ -52,8 +52,8 @@ class FakeModel(Backend):
             row: list[Likelihood | None] = []
             for answer in answers:
                 tokens = len(answer.split()) + 1
-                each = -1 - 3 * self._unit("logprob", prompt_text(prompt), answer)
-                row.append(Likelihood(tokens * each, tokens, False))
+                logprob = -1 - 3 * self._unit("logprob", prompt_text(prompt), answer)
+                row.append(Likelihood(tokens * logprob, tokens, False))
             scored.append(row)
         return scored
 
@@ -67,7 +67,7 @@ class FakeModel(Backend):
 
     def converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
         """Hold each conversation, answering with what every reader of replies finds something in."""
-        found: list[T] = []
+        results: list[T] = []
         for start in conversations:
             conversation = start()
             try:
@@ -75,26 +75,27 @@ class FakeModel(Backend):
                 while True:
                     request = conversation.send(Reply(self._text(request), "stop", self.path))
             except StopIteration as ended:
-                found.append(ended.value)
-        return found
+                results.append(ended.value)
+        return results
 
     def ahead(self, conversations: Iterable[Callable[[], Conversation[T]]]) -> None:
         """Do nothing: there is nothing to wait for."""
 
     def _text(self, request: Request) -> str:
-        asked = "\n".join(turn["content"] for turn in request.messages)
-        drawn = self._unit("text", str(request.draw), asked)
+        prompt = "\n".join(turn["content"] for turn in request.messages)
+        fraction = self._unit("text", str(request.draw), prompt)
         properties = (request.schema or {}).get("properties")
         if isinstance(properties, dict) and "answers" in properties:
-            words = asked.split()
+            words = prompt.split()
             answers = [
-                " ".join(sorted(words, key=lambda word: self._unit(str(i), str(drawn), word))[:12]) for i in range(64)
+                " ".join(sorted(words, key=lambda word: self._unit(str(i), str(fraction), word))[:12])
+                for i in range(64)
             ]
             return json.dumps({"answers": answers})
-        kind = "OPEN-ENDED" if drawn < 0.5 else "CLOSED-ENDED"
-        marks = ["Relevant" if self._unit(str(i), asked) < 0.8 else "Irrelevant" for i in range(5)]
+        kind = "OPEN-ENDED" if fraction < 0.5 else "CLOSED-ENDED"
+        marks = ["Relevant" if self._unit(str(i), prompt) < 0.8 else "Irrelevant" for i in range(5)]
         sentences = "\n".join(f'- "Sentence {i}" : {mark}' for i, mark in enumerate(marks, 1))
-        return f"{sentences}\nRating: [[{1 + int(10 * drawn)}]]\n{kind}"
+        return f"{sentences}\nRating: [[{1 + int(10 * fraction)}]]\n{kind}"
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count words: they are this model's tokens."""

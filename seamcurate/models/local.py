@@ -68,11 +68,11 @@ class LocalModel(Backend):
         from transformers import AutoTokenizer
 
         with model_errors(f"{self.key} {self.path}"):
-            where = weights.tokenizer_folder(self.path, self.revision)
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                where, trust_remote_code=self.trust_remote_code
+            folder = weights.tokenizer_folder(self.path, self.revision)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=self.trust_remote_code
             )
-        return found
+        return tokenizer
 
     def check_device(self) -> None:
         """Refuse a device that is not on this machine."""
@@ -150,15 +150,15 @@ class PromptedModel(LocalModel, FormSettings):
 
     def _check_template(self) -> None:
         """Refuse settings of a chat template where there is none."""
-        where, there = f"{self.key} {self.path}", weights.templates(self.path, self.revision)
-        if self.form in (None, "chat") and not there:
+        model, templates = f"{self.key} {self.path}", weights.templates(self.path, self.revision)
+        if self.form in (None, "chat") and not templates:
             setting = "form: chat" if self.form else "template" if self.template else "date"
             raise ModelError(
-                f"{where}: `{setting}` needs a chat template, and its tokenizer has none; "
+                f"{model}: `{setting}` needs a chat template, and its tokenizer has none; "
                 "leave it out, or save a template with the tokenizer"
             )
         if self.date and not self._writes_date:
-            raise ModelError(f"{where}: its prompts hold no date; leave `date` out")
+            raise ModelError(f"{model}: its prompts hold no date; leave `date` out")
 
 
 @lru_cache(maxsize=4)
@@ -194,18 +194,21 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_whole(model: str, kind: str, found: Iterable[str], unread: tuple[str, ...] = ()) -> None:
-    """Refuse weights that lack some: transformers draws those by lot, and says so in a log.
+def check_whole(model: str, kind: str, missing: Iterable[str], unused: tuple[str, ...] = ()) -> None:
+    """Refuse a model some of whose weights are missing: transformers initialises them at random and only logs it.
 
     Args:
-        model: What it is called.
+        model: The model's name, for the message.
         kind: What it should have been trained as.
-        found: The weights that are not there.
-        unread: How the names of weights begin that nothing is computed by.
+        missing: The names of the weights that its files lack.
+        unused: Prefixes of the names of weights that no output is computed by.
+
+    Raises:
+        ModelError: A weight that an output is computed by is missing.
     """
-    if lacking := sorted(name for name in found if not name.startswith(unread)):
+    if missing_names := sorted(name for name in missing if not name.startswith(unused)):
         raise ModelError(
-            f"{model} has no {lacking[0]}, which would be drawn by lot; give a model that was trained as {kind}"
+            f"{model} has no {missing_names[0]}, which would be drawn by lot; give a model that was trained as {kind}"
         )
 
 

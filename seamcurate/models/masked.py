@@ -58,25 +58,27 @@ class MaskedModel:
             list(texts), truncation=True, max_length=self.limit, return_offsets_mapping=True, verbose=False
         )
         ids = encoded["input_ids"]
-        places = [
-            [i for i, (a, b) in enumerate(offsets) if a < span[1] and b > span[0]]
+        positions = [
+            [i for i, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]
             for offsets, span in zip(encoded["offset_mapping"], spans, strict=True)
         ]
-        found: list[list[str]] = [[] for _ in texts]
+        likely_words: list[list[str]] = [[] for _ in texts]
 
         def read(batch: list[int]) -> list[list[str]]:
-            inputs = padded([ids[b] for b in batch], self.tokenizer.pad_token_id or 0, self.model.device)
+            inputs = padded([ids[i] for i in batch], self.tokenizer.pad_token_id or 0, self.model.device)
             logits = self.model(**inputs).logits.float()
             # A word of several tokens: what they would be on average.
-            wanted = torch.stack([logits[row, places[b]].mean(0) for row, b in enumerate(batch)])
-            top = wanted.masked_fill(self.barred[: wanted.shape[1]], -torch.inf).topk(self.count).indices.tolist()
-            return [[self.words[i] for i in row] for row in top]
+            span_logits = torch.stack([logits[row, positions[i]].mean(0) for row, i in enumerate(batch)])
+            word_logits = span_logits.masked_fill(
+                self.barred[: span_logits.shape[1]], -torch.inf
+            )  # (batch, vocabulary)
+            return [[self.words[i] for i in row] for row in word_logits.topk(self.count).indices.tolist()]
 
-        within = [i for i, some in enumerate(places) if some]
+        readable = [i for i, tokens_of_span in enumerate(positions) if tokens_of_span]
         with torch.inference_mode():
             for batch, words in self.batches.read(
-                [len(ids[i]) for i in within], lambda b: read([within[i] for i in b])
+                [len(ids[i]) for i in readable], lambda batch: read([readable[i] for i in batch])
             ):
-                for i, some in zip(batch, words, strict=True):
-                    found[within[i]] = some
-        return found
+                for i, words_of_text in zip(batch, words, strict=True):
+                    likely_words[readable[i]] = words_of_text
+        return likely_words

@@ -104,7 +104,7 @@ class PrefixReader:
 
     Attributes:
         shared: Whether prompts are shared.
-        together: Pairs of up to so many tokens are read together, longer ones alone.
+        longest_batched: Pairs of up to so many tokens share batches; longer ones are read alone.
     """
 
     def __init__(self, model: PreTrainedModel, parts: Parts | None, budget: int | None) -> None:
@@ -121,7 +121,7 @@ class PrefixReader:
         self._unread: list[int] = []
         """Tokens of each prompt and response that alone did not fit in memory."""
         self.shared = parts is not None and self._agrees()
-        self.together = probe.longest_alike(model.config) if self._batches_agree() else 0
+        self.longest_batched = probe.longest_alike(model.config) if self._batches_agree() else 0
         probe.forget_lengths(model)
 
     def score(self, groups: Iterable[Group], read: Read) -> list[list[float | None]]:
@@ -165,10 +165,10 @@ class PrefixReader:
     def _packs(self, groups: Iterable[Group]) -> Iterator[Pack]:
         numbered = ((i, group) for i, group in enumerate(groups) if group.responses)
         if not self.shared:
-            yield from padded_packs(numbered, self.budget, self.together)
+            yield from padded_packs(numbered, self.budget, self.longest_batched)
             return
         # A sliding window would part a response from the start of its prompt: the model's own attention knows how.
-        limit = min(self._attention.window, self.together)
+        limit = min(self._attention.window, self.longest_batched)
         long: list[tuple[int, Group]] = []
 
         def short() -> Iterator[tuple[int, Group]]:
@@ -180,7 +180,7 @@ class PrefixReader:
                     long.append((number, group))
 
         yield from self._shared(short())
-        yield from padded_packs(iter(long), self.budget, self.together)
+        yield from padded_packs(iter(long), self.budget, self.longest_batched)
 
     def _shared(self, groups: Iterator[tuple[int, Group]]) -> Iterator[Pack]:
         """Lay groups end to end; what a pack has no room for goes on in the next, with its prompt kept."""
@@ -236,8 +236,8 @@ class PrefixReader:
         if pack.spans:
             inputs = {"input_ids": ids, "position_ids": moved([pack.positions], device)}
         else:
-            held = torch.arange(ids.shape[1], device=device) < moved(pack.lengths, device)[:, None]
-            inputs = {"input_ids": ids, "attention_mask": held.long()}
+            is_token = torch.arange(ids.shape[1], device=device) < moved(pack.lengths, device)[:, None]
+            inputs = {"input_ids": ids, "attention_mask": is_token.long()}
         with self._using(pack):
             if self.body is None:
                 logits = self.model(**accepted(self.model, use_cache=False, **inputs)).logits.flatten(0, 1)
@@ -247,8 +247,8 @@ class PrefixReader:
             hidden = torch.cat([self._attention.last, hidden])
         if pack.goes_on is not None:
             # Row 0 is the kept prompt's last token where there is one, so rows follow keys at a fixed distance.
-            last = max(0, pack.goes_on.end - 1 - pack.kept + (pack.kept > 0))
-            self._attention.last = hidden[last : last + 1].clone()
+            last_row = max(0, pack.goes_on.end - 1 - pack.kept + (pack.kept > 0))
+            self._attention.last = hidden[last_row : last_row + 1].clone()
         head = self.head
         assert head is not None
         return lambda rows: head(hidden[rows])
@@ -311,8 +311,8 @@ class PrefixReader:
         groups = [Group(ids[:8], [ids[8:17]]), Group(ids[17:19], [ids[19:]])]
         try:
             with torch.inference_mode():
-                alone = self._ends(padded_packs(enumerate(groups), 1))
-                return probe.close(self._ends(padded_packs(enumerate(groups), 1000)), alone, self.model.dtype)
+                one_by_one = self._ends(padded_packs(enumerate(groups), 1))
+                return probe.close(self._ends(padded_packs(enumerate(groups), 1000)), one_by_one, self.model.dtype)
         except _REFUSALS:
             return False
 
@@ -338,19 +338,21 @@ class PrefixReader:
             self._set = False
 
 
-def padded_packs(groups: Iterator[tuple[int, Group]], budget: int, together: float = math.inf) -> Iterator[Pack]:
-    """Lay each pair out on its own, in batches of like lengths padded on the right; longer than `together`, alone."""
+def padded_packs(groups: Iterator[tuple[int, Group]], budget: int, longest_batched: float = math.inf) -> Iterator[Pack]:
+    """Lay each pair out on its own, in batches of like lengths padded on the right; longer than `longest_batched`, alone."""
     pairs = [(number, j, group.prompt, r) for number, group in groups for j, r in enumerate(group.responses)]
-    for batch in batches([len(prompt) + len(response) for _, _, prompt, response in pairs], budget, together):
+    for batch in batches([len(prompt) + len(response) for _, _, prompt, response in pairs], budget, longest_batched):
         longest = len(pairs[batch[0]][2]) + len(pairs[batch[0]][3])
-        ids, places = [], []
+        ids, targets = [], []
         for row, (number, j, prompt, response) in enumerate(pairs[i] for i in batch):
             start = row * longest + len(prompt)
-            places.append(Place(number, j, start - 1, start, start + len(response)))
+            targets.append(Place(number, j, start - 1, start, start + len(response)))
             ids.append(prompt + response + [response[-1]] * (longest - len(prompt) - len(response)))
-        alone = [Group(pairs[i][2], [pairs[i][3]]) for i in batch]
-        lengths = [len(prompt) + len(response) for prompt, (response,) in alone]
-        yield Pack(ids, [], [], lengths, places, [response for _, (response,) in alone], alone, 0, None)
+        pairs_as_groups = [Group(pairs[i][2], [pairs[i][3]]) for i in batch]
+        lengths = [len(prompt) + len(response) for prompt, (response,) in pairs_as_groups]
+        yield Pack(
+            ids, [], [], lengths, targets, [response for _, (response,) in pairs_as_groups], pairs_as_groups, 0, None
+        )
 
 
 class _Layout:
@@ -394,8 +396,8 @@ class _Layout:
             else Span(start, start + len(ids), (self.open.start, self.open.end))
         )
         shift = (1 if self.kept else 0) - self.kept
-        before = max(0, self.open.end - 1 + shift)
-        self.places.append(Place(number, index, before, start + shift, start + shift + len(ids)))
+        predicting_row = max(0, self.open.end - 1 + shift)
+        self.places.append(Place(number, index, predicting_row, start + shift, start + shift + len(ids)))
         self._lay(ids, self.open.end - self.open.start)
         self.groups[-1].responses.append(ids)
         self.answers.append(ids)
@@ -481,7 +483,7 @@ class PrefixAttention:
             self.kept[id(module)] = key[:, :, start:end].clone(), value[:, :, start:end].clone()
         if self.flex:
             return self._flexed(query, key, value, scaling)
-        out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+        attended = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         grouped = query.shape[1] != key.shape[1]
         shift = self._pack.kept
         for start, end, prompt in self._pack.spans:
@@ -490,7 +492,7 @@ class PrefixAttention:
                 keys = torch.cat([key[:, :, prompt[0] : prompt[1]], keys], 2)
                 values = torch.cat([value[:, :, prompt[0] : prompt[1]], values], 2)
                 mask = self._mask(prompt[1] - prompt[0], end - start, query)
-            out[:, start - shift : end - shift] = torch.nn.functional.scaled_dot_product_attention(
+            attended[:, start - shift : end - shift] = torch.nn.functional.scaled_dot_product_attention(
                 query[:, :, start - shift : end - shift],
                 keys,
                 values,
@@ -499,7 +501,7 @@ class PrefixAttention:
                 scale=scaling,
                 enable_gqa=grouped,
             ).transpose(1, 2)
-        return out
+        return attended
 
     def _mask(self, prompt: int, length: int, like: torch.Tensor) -> torch.Tensor:
         """Let a response see its whole prompt, and of itself what came before; made once for all layers."""
@@ -518,34 +520,34 @@ class PrefixAttention:
 
         on_gpu = query.device.type == "cuda"
         if self._block_mask is None:
-            run, sees, place = (moved(part, query.device) for part in self._runs(key.shape[2]))
+            run, sees, position = (moved(numbers, query.device) for numbers in self._runs(key.shape[2]))
             shift = self._pack.kept
 
             def seen(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-                mine = q + shift
-                return ((run[k] == run[mine]) | (run[k] == sees[mine])) & (place[k] <= place[mine])
+                query_key = q + shift
+                return ((run[k] == run[query_key]) | (run[k] == sees[query_key])) & (position[k] <= position[query_key])
 
             self._block_mask = create_block_mask(
                 seen, None, None, query.shape[2], key.shape[2], device=str(query.device), _compile=on_gpu
             )
-        out = _flex(on_gpu)(
+        attended = _flex(on_gpu)(
             query, key, value, block_mask=self._block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
-        assert isinstance(out, torch.Tensor)
-        return out.transpose(1, 2).contiguous()
+        assert isinstance(attended, torch.Tensor)
+        return attended.transpose(1, 2).contiguous()
 
     def _runs(self, count: int) -> tuple[list[int], list[int], list[int]]:
         """Return, for each key, its run, the run of its prompt, and its place in the order of positions."""
-        kept = self._pack.kept
+        cached = self._pack.kept
         run, sees = [0] * count, [-1] * count
-        place = [*range(kept), *self._pack.positions]
-        number = {(0, kept): 0}
+        position = [*range(cached), *self._pack.positions]
+        number = {(0, cached): 0}
         for n, (start, end, prompt) in enumerate(self._pack.spans, 1):
             number[start, end] = n
             run[start:end] = [n] * (end - start)
             if prompt is not None:
                 sees[start:end] = [number[prompt]] * (end - start)
-        return run, sees, place
+        return run, sees, position
 
 
 _READING: ContextVar[PrefixAttention] = ContextVar("reading")
@@ -566,14 +568,16 @@ def _register() -> None:
         dropout: float = 0.0,
         sliding_window: int | None = None,
         is_causal: bool | None = None,
-        **other: object,
+        **further_arguments: object,
     ) -> tuple[torch.Tensor, None]:
-        asked = [name for name in ("softcap", "s_aux", "position_bias") if other.get(name) is not None]
-        if asked or is_causal is False or not getattr(module, "is_causal", True):
-            raise _Unsupported(", ".join(asked) or "attention to later tokens")
+        unsupported = [
+            name for name in ("softcap", "s_aux", "position_bias") if further_arguments.get(name) is not None
+        ]
+        if unsupported or is_causal is False or not getattr(module, "is_causal", True):
+            raise _Unsupported(", ".join(unsupported) or "attention to later tokens")
         return _READING.get()(module, query, key, value, scaling, sliding_window), None
 
-    def mask(*args: object, local_size: int | None = None, **other: object) -> None:
+    def mask(*args: object, local_size: int | None = None, **further_arguments: object) -> None:
         # A window, or a chunk, that the model keeps in its mask and does not tell the attention.
         if local_size is not None:
             reading = _READING.get()
@@ -595,8 +599,8 @@ def _flex(compiled: bool) -> Any:
 def _attentions(model: PreTrainedModel) -> dict[str, str]:
     """Return what attention a model and each of its parts calls, as transformers sets it."""
     parts = {"": model.config} | {key: getattr(model.config, key, None) for key in model.config.sub_configs}
-    own = {key: getattr(part, "_attn_implementation", None) for key, part in parts.items()}
-    return {key: name for key, name in own.items() if name is not None}
+    names = {key: getattr(config, "_attn_implementation", None) for key, config in parts.items()}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 def output_head(model: PreTrainedModel, head: object) -> Parts | None:
@@ -610,12 +614,12 @@ def output_head(model: PreTrainedModel, head: object) -> Parts | None:
         return None
     ids = torch.tensor([probe.tokens(model, 6)], device=model.device)
     with torch.inference_mode():
-        wanted = model(**accepted(model, input_ids=ids, use_cache=False)).logits[0].float()
+        expected = model(**accepted(model, input_ids=ids, use_cache=False)).logits[0].float()
         for body in _bodies(model):
             try:
-                given = head(body(**accepted(body, input_ids=ids, use_cache=False)).last_hidden_state)[0].float()
+                recomputed = head(body(**accepted(body, input_ids=ids, use_cache=False)).last_hidden_state)[0].float()
                 # A classifier gives one row, its last token's.
-                if probe.close(given[-len(wanted) :], wanted, model.dtype):
+                if probe.close(recomputed[-len(expected) :], expected, model.dtype):
                     return Parts(body, head)
             except _REFUSALS:
                 continue
@@ -626,9 +630,9 @@ def _bodies(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
     """Yield what may give a model's hidden states: its base, or in a model of text and images the part for text."""
     import torch
 
-    tried = [model.base_model, getattr(model, "model", None)]
+    candidates = [model.base_model, getattr(model, "model", None)]
     with suppress(AttributeError, NotImplementedError, TypeError):
-        tried.append(model.get_decoder())
-    for part in tried:
-        if isinstance(part, torch.nn.Module) and part is not model:
-            yield part
+        candidates.append(model.get_decoder())
+    for module in candidates:
+        if isinstance(module, torch.nn.Module) and module is not model:
+            yield module

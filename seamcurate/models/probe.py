@@ -55,12 +55,12 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     """
     import torch
 
-    first, other = tokens(model, _LENGTH), tokens(model, _LENGTH, start=_LENGTH)
+    first_ids, other_ids = tokens(model, _LENGTH), tokens(model, _LENGTH, start=_LENGTH)
     half = _LENGTH // 2
     with torch.inference_mode():
         read = [
             model(input_ids=torch.tensor([ids], device=model.device)).logits[0, :half].float()
-            for ids in (first, first, first[:half] + other[half:])
+            for ids in (first_ids, first_ids, first_ids[:half] + other_ids[half:])
         ]
     if not close(read[0], read[1], model.dtype):
         raise ModelError(f"{name} gives the same text another score each time; it cannot be used to score")
@@ -71,28 +71,28 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+def close(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Tell whether two readings of the same tokens differ by rounding alone; what is not a number equals itself."""
     import torch
 
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    scale = max(1.0, float(torch.nan_to_num(b, posinf=0.0, neginf=0.0).abs().max()))
-    return bool(torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True))
+    scale = max(1.0, float(torch.nan_to_num(expected, posinf=0.0, neginf=0.0).abs().max()))
+    return bool(torch.allclose(values, expected, rtol=0.0, atol=tolerance * scale, equal_nan=True))
 
 
 def longest_alike(config: PreTrainedConfig) -> float:
     """Return up to how many tokens positions are turned by one angle; beyond, texts of one batch change each other."""
-    found = [math.inf]
-    for one in (config, config.get_text_config()):
-        for settings in _rotary(getattr(one, "rope_parameters", None) or getattr(one, "rope_scaling", None)):
+    lengths = [math.inf]
+    for part in (config, config.get_text_config()):
+        for settings in _rotary(getattr(part, "rope_parameters", None) or getattr(part, "rope_scaling", None)):
             if (settings.get("rope_type") or settings.get("type")) in _BY_LENGTH:
                 limits = (
                     settings.get("original_max_position_embeddings"),
-                    getattr(one, "original_max_position_embeddings", None),
-                    getattr(one, "max_position_embeddings", None),
+                    getattr(part, "original_max_position_embeddings", None),
+                    getattr(part, "max_position_embeddings", None),
                 )
-                found.append(next((float(limit) for limit in limits if limit), math.inf))
-    return min(found)
+                lengths.append(next((float(limit) for limit in limits if limit), math.inf))
+    return min(lengths)
 
 
 def forget_lengths(model: PreTrainedModel) -> None:
@@ -102,8 +102,8 @@ def forget_lengths(model: PreTrainedModel) -> None:
         # What an angle is counted from is a buffer in some releases of transformers, an attribute in others.
         for name in [*vars(module), *(name for name, _ in module.named_buffers(recurse=False))]:
             if name.endswith("original_inv_freq"):
-                now = name.replace("original_inv_freq", "inv_freq")
-                setattr(module, now, getattr(module, name).to(getattr(module, now).device))
+                current_name = name.replace("original_inv_freq", "inv_freq")
+                setattr(module, current_name, getattr(module, name).to(getattr(module, current_name).device))
             elif name.endswith("max_seq_len_cached"):
                 setattr(module, name, module.original_max_seq_len)
 
@@ -130,8 +130,8 @@ def _rotary(settings: object) -> Iterator[dict[str, Any]]:
         if "rope_type" in settings or "type" in settings:
             yield settings
         else:
-            for one in settings.values():
-                yield from _rotary(one)
+            for inner in settings.values():
+                yield from _rotary(inner)
 
 
 def _flat(value: object) -> list[object]:

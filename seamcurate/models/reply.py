@@ -123,8 +123,8 @@ def content(message: Mapping[str, object]) -> str:
     value = message.get("content")
     if value is None or isinstance(value, str):
         return value or ""
-    if isinstance(value, list) and all(_is_part(part) for part in value):
-        return "".join(_part(part) for part in value)
+    if isinstance(value, list) and all(_is_part(piece) for piece in value):
+        return "".join(_part(piece) for piece in value)
     return _part(value) if _is_part(value) else json.dumps(value, ensure_ascii=False)
 
 
@@ -134,12 +134,12 @@ def _is_part(value: object) -> bool:
     )
 
 
-def _part(part: object) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, Mapping) or part.get("type", "text") not in ("text", "output_text"):
+def _part(piece: object) -> str:
+    if isinstance(piece, str):
+        return piece
+    if not isinstance(piece, Mapping) or piece.get("type", "text") not in ("text", "output_text"):
         return ""
-    text = part.get("text")
+    text = piece.get("text")
     text = text.get("value") if isinstance(text, Mapping) else text
     return text if isinstance(text, str) else ""
 
@@ -152,30 +152,30 @@ def unfenced(text: str) -> str:
 
 def json_values(text: str) -> Iterator[tuple[int, JsonValue]]:
     """Yield the JSON objects and arrays that stand in a text, in a code fence or in prose, and where each begins."""
-    place = 0
+    start = 0
     for _ in range(_TRIES):
-        begins = [at for at in (text.find("{", place), text.find("[", place)) if at >= 0]
-        if not begins:
+        offsets = [offset for offset in (text.find("{", start), text.find("[", start)) if offset >= 0]
+        if not offsets:
             return
-        place = min(begins)
+        start = min(offsets)
         try:
-            value, end = _DECODER.raw_decode(text, place)
+            value, end = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
-            place += 1
+            start += 1
             continue
-        yield place, value
-        place = end
+        yield start, value
+        start = end
 
 
 def field(text: str, name: str) -> JsonValue:
     """Return a field of the last JSON object in a text that has it; None where there is none."""
-    found = [value[name] for _, value in json_values(text) if isinstance(value, dict) and name in value]
-    return found[-1] if found else None
+    values = [value[name] for _, value in json_values(text) if isinstance(value, dict) and name in value]
+    return values[-1] if values else None
 
 
-def is_denied(before: str) -> bool:
+def is_denied(preceding: str) -> bool:
     """Tell whether a label is denied by the words right before it: `not`, `isn't a`, `rather than`."""
-    return _DENIED.search(before[-200:]) is not None
+    return _DENIED.search(preceding[-200:]) is not None
 
 
 def last_first(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
@@ -185,20 +185,20 @@ def last_first(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
 
 def whole_elements(text: str) -> list[JsonValue]:
     """Return the complete elements of the first array in JSON that was cut short."""
-    found = list[JsonValue]()
-    begins = re.search(r"(?:\A|:)\s*\[", text)
-    place = begins.end() if begins else 0
-    while place:
-        while text[place : place + 1].isspace() or text[place : place + 1] == ",":
-            place += 1
+    elements = list[JsonValue]()
+    opening = re.search(r"(?:\A|:)\s*\[", text)
+    offset = opening.end() if opening else 0
+    while offset:
+        while text[offset : offset + 1].isspace() or text[offset : offset + 1] == ",":
+            offset += 1
         try:
-            value, place = _DECODER.raw_decode(text, place)
+            value, offset = _DECODER.raw_decode(text, offset)
         except (ValueError, RecursionError):
             break
         # A number may go on beyond the cut.
-        if place < len(text) or isinstance(value, str | dict | list):
-            found.append(value)
-    return found
+        if offset < len(text) or isinstance(value, str | dict | list):
+            elements.append(value)
+    return elements
 
 
 # ── thinking ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -212,7 +212,7 @@ def _without_thinking(text: str) -> str:
     if (spoken := _SPOKEN_THOUGHT.match(rest)) is not None:
         rest = rest[spoken.end() :]
     if (wrapped := _WRAPPED.fullmatch(rest)) is not None:
-        rest = next(part for part in wrapped.groups()[1:] if part is not None)
+        rest = next(group for group in wrapped.groups()[1:] if group is not None)
     # A text without any thinking stays as it is, to the byte.
     return rest if rest == text else rest.strip()
 
@@ -266,7 +266,7 @@ def _mark(mark: re.Match[str]) -> tuple[str, bool]:
 
 def _is_quoted(text: str, mark: re.Match[str]) -> bool:
     """Tell whether a sentence speaks of the mark: it stands between quotation marks, or amid words."""
-    before, after = text[: mark.start()][-1:], text[mark.end() :][:2]
-    if before and before in _QUOTES and after[:1] and after[0] in _QUOTES:
+    preceding, following = text[: mark.start()][-1:], text[mark.end() :][:2]
+    if preceding and preceding in _QUOTES and following[:1] and following[0] in _QUOTES:
         return True
-    return before == " " and len(after) == 2 and after[0] == " " and after[1].islower()
+    return preceding == " " and len(following) == 2 and following[0] == " " and following[1].islower()

@@ -84,9 +84,9 @@ class _LoadedEncoder:
             device = self.model.device if self.backbone is None else self.backbone.device
             self.batches = Batches(config.batch_tokens or 8192, device)
             self.tokenizer.truncation_side = config.truncation
-            self.batches.together = self._together(f"sentence_encoder {config.path}")
+            self.batches.longest_batched = self._longest_batched(f"sentence_encoder {config.path}")
 
-    def _together(self, name: str) -> float:
+    def _longest_batched(self, name: str) -> float:
         """Return up to how many tokens texts may share a batch, measured on two of unlike lengths.
 
         Raises:
@@ -132,7 +132,7 @@ class _LoadedEncoder:
 
         while True:
             # sentence-transformers sorts by length itself; the batch is sized for the longest text it may meet.
-            size = max(1, self.batches.budget // self.limit) if self.limit <= self.batches.together else 1
+            size = max(1, self.batches.budget // self.limit) if self.limit <= self.batches.longest_batched else 1
             try:
                 encoded: npt.NDArray[np.float32] = self.model.encode(
                     texts, batch_size=size, normalize_embeddings=False, convert_to_numpy=True, show_progress_bar=False

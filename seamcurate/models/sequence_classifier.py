@@ -72,10 +72,10 @@ class _LoadedClassifier:
         if self.reader is None:
             probe.forget_lengths(model)
         name = f"sequence_classifier {config.path}"
-        self.batches.together = self._together(name)
-        probe.tell_longer(name, self.batches.together, self.limit)
+        self.batches.longest_batched = self._longest_batched(name)
+        probe.tell_longer(name, self.batches.longest_batched, self.limit)
 
-    def _together(self, name: str) -> float:
+    def _longest_batched(self, name: str) -> float:
         """Return up to how many tokens texts may share a batch, measured on two of unlike lengths.
 
         Raises:
@@ -84,7 +84,7 @@ class _LoadedClassifier:
         import torch
 
         if self.reader is not None:
-            return self.reader.together
+            return self.reader.longest_batched
         texts = [("A question that is longer than the other one", "an answer to it of some words"), ("Why", "no")]
         with suppress(*tokens.refusals()), torch.inference_mode():
             ids = [self._ids(*text) for text in texts]

@@ -277,7 +277,7 @@ def test_where_a_longer_text_turns_positions_by_another_angle_it_is_read_alone(m
     # A model for each: `dynamic` goes on with the longest text it has read.
     expected = [[by_hand(model(), [Group(before, [one])])[0][0] for one in answers] for before, answers in groups]
     ours = reader(model())
-    assert (ours.shared, ours.together) == (True, 20)
+    assert (ours.shared, ours.longest_batched) == (True, 20)
     # Each by itself, all at once, and again: neither neighbours nor what was read before change a score.
     for some in ([group] for group in groups):
         close(ours.score(some, sums), [expected[groups.index(some[0])]])
@@ -305,7 +305,7 @@ def test_rotary_embeddings_of_one_angle_for_every_length_share_their_packs():
         model = made("Llama", **SMALL | {ROPE: rope})
         expected = by_hand(model, [*GROUPS, LONG])
         ours = reader(model)
-        assert ours.shared and ours.together == math.inf
+        assert ours.shared and ours.longest_batched == math.inf
         close(ours.score([*GROUPS, LONG], sums), expected)
 
 
@@ -347,7 +347,7 @@ def test_a_model_whose_rows_see_each_other_is_read_a_pair_at_a_time():
     model = mixing("neighbours")
     expected = by_hand(model, GROUPS)
     ours = reader(model)
-    assert ours.together == 0
+    assert ours.longest_batched == 0
     close(ours.score(GROUPS, sums), expected)
 
 
