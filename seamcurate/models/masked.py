@@ -44,11 +44,11 @@ class MaskedModel:
         begins = any(token.startswith(_BPE_SPACE) for token in tokens)
         # Whole words alone: what begins one in a byte-level vocabulary, what does not go on in WordPiece's.
         self.words = [token.removeprefix(_BPE_SPACE) for token in tokens]
-        whole = [
+        is_whole_word = [
             word.isalpha() and token.startswith(_BPE_SPACE) == begins
             for word, token in zip(self.words, tokens, strict=True)
         ]
-        self.barred = torch.tensor([not one for one in whole], device=self.model.device)
+        self.barred = torch.tensor([not is_whole for is_whole in is_whole_word], device=self.model.device)
 
     def likely(self, texts: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[list[str]]:
         """Return, for each text, the words likeliest where its span is, the likeliest first; none beyond the window."""

@@ -142,15 +142,15 @@ class PrefixReader:
                 sizes.append(len(group.responses))
                 yield group
 
-        done: list[tuple[list[Place], torch.Tensor]] = []
+        results: list[tuple[list[Place], torch.Tensor]] = []
         try:
             with torch.inference_mode():
                 for pack in self._packs(counted()):
-                    done += self._run(pack, read)
-                found = torch.cat([values.double() for _, values in done]).tolist() if done else []
+                    results += self._run(pack, read)
+                values = torch.cat([values.double() for _, values in results]).tolist() if results else []
         finally:
             self._leave()
-        self._fitted = self._fitted or bool(done)
+        self._fitted = self._fitted or bool(results)
         if self._unread and not self._fitted:
             raise ModelError(
                 f"a prompt and response of {min(self._unread):,} tokens do not fit in the memory of "
@@ -158,8 +158,8 @@ class PrefixReader:
             )
         left_out(len(self._unread), max(self._unread, default=0), self.model.device)
         scores: list[list[float | None]] = [[None] * size for size in sizes]
-        for place, value in zip((p for places, _ in done for p in places), found, strict=True):
-            scores[place.group][place.response] = value
+        for target, value in zip((p for targets, _ in results for p in targets), values, strict=True):
+            scores[target.group][target.response] = value
         return scores
 
     def _packs(self, groups: Iterable[Group]) -> Iterator[Pack]:
@@ -215,17 +215,17 @@ class PrefixReader:
             self._unread.append(size)
             return []
         self.budget = min(self.budget, size) // 2
-        places = iter(pack.places)
-        origin = {(g, r): next(places) for g, group in enumerate(pack.groups) for r in range(len(group.responses))}
-        done = []
+        targets = iter(pack.places)
+        origin = {(g, r): next(targets) for g, group in enumerate(pack.groups) for r in range(len(group.responses))}
+        results = []
         for smaller in self._packs(pack.groups):
-            moved = [
+            relabelled = [
                 p._replace(group=origin[p.group, p.response].group, response=origin[p.group, p.response].response)
                 for p in smaller.places
             ]
-            done += self._run(smaller._replace(places=moved), read)
+            results += self._run(smaller._replace(places=relabelled), read)
         self._attention.forget()
-        return done
+        return results
 
     def _outputs(self, pack: Pack) -> Outputs:
         """Run the model on a pack."""
@@ -320,11 +320,13 @@ class PrefixReader:
         """Return what the model gives at the last token of each response."""
         import torch
 
-        def last(outputs: Outputs, pack: Pack) -> torch.Tensor:
+        def last_hidden(outputs: Outputs, pack: Pack) -> torch.Tensor:
             return outputs(moved([p.end - 1 for p in pack.places], self.model.device)).float()
 
-        read = [one for pack in packs for one in self._run(pack, last)]
-        rows = {(p.group, p.response): row for places, some in read for p, row in zip(places, some, strict=True)}
+        results = [result for pack in packs for result in self._run(pack, last_hidden)]
+        rows = {
+            (p.group, p.response): row for targets, values in results for p, row in zip(targets, values, strict=True)
+        }
         return torch.stack([rows[key] for key in sorted(rows)])
 
     def _leave(self) -> None:
@@ -358,8 +360,8 @@ def padded_packs(groups: Iterator[tuple[int, Group]], budget: int, longest_batch
 class _Layout:
     """A pack in the making; `kept` tokens of the first prompt were read before."""
 
-    def __init__(self, kept: int) -> None:
-        self.kept = kept
+    def __init__(self, cached: int) -> None:
+        self.kept = cached
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.spans: list[Span] = []

@@ -19,8 +19,8 @@ def product(rows: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None
 
     quick = rows.device.type == "cpu" and rows.dtype == weights.dtype == torch.float32
     if quick and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weights, bias, "none", [], "")
-        return found
+        products: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weights, bias, "none", [], "")
+        return products
     return torch.nn.functional.linear(rows, weights, bias)
 
 

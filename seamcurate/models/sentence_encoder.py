@@ -58,19 +58,19 @@ class _LoadedEncoder:
         with model_errors(f"sentence_encoder {config.path}"):
             if config.pooling == "default":
                 folder = config.fetch_folder()
-                with quietly(), _whole(config, folder) as whole:
+                with quietly(), _whole(config, folder) as model_folder:
                     self.model: Any = SentenceTransformer(
-                        str(whole),
+                        str(model_folder),
                         device=weights.device(config.device),
                         trust_remote_code=config.trust_remote_code,
                         model_kwargs=options,
                     )
                 quicken(self.model)
-                own = self.model[0]
+                first_module = self.model[0]
                 # Its tokenizer was in `tokenizer` up to 5; in 6 that is what it finds in `processor`.
-                where = "processor" if "processor" in vars(own) else "tokenizer"
+                attribute = "processor" if "processor" in vars(first_module) else "tokenizer"
                 key = (folder, files_state(folder), config.trust_remote_code, config.truncation, config.max_tokens)
-                setattr(own, where, _KEPT.setdefault(key, getattr(own, where)))
+                setattr(first_module, attribute, _KEPT.setdefault(key, getattr(first_module, attribute)))
                 self.backbone, self.tokenizer = None, self.model.tokenizer
                 self.limit = config.max_tokens or self.model.max_seq_length or 512
                 self.model.max_seq_length = self.limit
@@ -101,13 +101,13 @@ class _LoadedEncoder:
         probe.forget_lengths(reader)
         texts = ["A text that is longer than the other one, by some words", "Why"]
         read = self._encoded if self.backbone is None else self._pooled
-        alone, again = (torch.from_numpy(np.concatenate([read([text]) for text in texts])) for _ in range(2))
-        if not probe.close(alone, again, reader.dtype):
+        one_by_one, repeated = (torch.from_numpy(np.concatenate([read([text]) for text in texts])) for _ in range(2))
+        if not probe.close(one_by_one, repeated, reader.dtype):
             raise ModelError(
                 f"{name} gives the same text another embedding each time; it cannot be used to compare texts"
             )
         with suppress(RuntimeError, ValueError):
-            if probe.close(torch.from_numpy(read(texts)), alone, reader.dtype):
+            if probe.close(torch.from_numpy(read(texts)), one_by_one, reader.dtype):
                 longest = probe.longest_alike(reader.config)
                 probe.tell_longer(name, longest, self.limit)
                 return longest
@@ -123,8 +123,8 @@ class _LoadedEncoder:
         if self.config.normalise:
             # The square of a large number overflows single precision.
             vectors = normalised(vectors.astype(np.float64)).astype(np.float32)
-        place = {text: i for i, text in enumerate(unique)}
-        result: npt.NDArray[np.float32] = vectors[[place[text] for text in texts]].astype(np.float32)
+        position = {text: i for i, text in enumerate(unique)}
+        result: npt.NDArray[np.float32] = vectors[[position[text] for text in texts]].astype(np.float32)
         return result
 
     def _encoded(self, texts: list[str]) -> npt.NDArray[np.float32]:
@@ -164,13 +164,13 @@ class _LoadedEncoder:
             else:
                 mask = inputs["attention_mask"][:, :, None].to(output.last_hidden_state.dtype)
                 pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
-            found: npt.NDArray[np.float32] = pooled.float().cpu().numpy()
-            return found
+            result: npt.NDArray[np.float32] = pooled.float().cpu().numpy()
+            return result
 
         rows: list[Any] = [None] * len(ids)
         with torch.inference_mode():
-            for batch, found in self.batches.read([len(i) for i in ids], pool):
-                for b, row in zip(batch, found, strict=True):
+            for batch, embeddings in self.batches.read([len(i) for i in ids], pool):
+                for b, row in zip(batch, embeddings, strict=True):
                     rows[b] = row
         if any(row is None for row in rows):
             raise ModelError(

@@ -88,15 +88,15 @@ class _LoadedClassifier:
         texts = [("A question that is longer than the other one", "an answer to it of some words"), ("Why", "no")]
         with suppress(*tokens.refusals()), torch.inference_mode():
             ids = [self._ids(*text) for text in texts]
-            sequences = [one for one in ids if one is not None]
-            alone, again = (
-                torch.tensor([self._score([one])[0] for one in sequences]),
-                torch.tensor([self._score([one])[0] for one in sequences]),
+            sequences = [sequence for sequence in ids if sequence is not None]
+            one_by_one, repeated = (
+                torch.tensor([self._score([sequence])[0] for sequence in sequences]),
+                torch.tensor([self._score([sequence])[0] for sequence in sequences]),
             )
-            if not probe.close(alone, again, self.model.dtype):
+            if not probe.close(one_by_one, repeated, self.model.dtype):
                 raise ModelError(f"{name} gives the same text another score each time; it cannot be used to score")
             with suppress(RuntimeError, ValueError):
-                if probe.close(torch.tensor(self._score(sequences)), alone, self.model.dtype):
+                if probe.close(torch.tensor(self._score(sequences)), one_by_one, self.model.dtype):
                     return probe.longest_alike(self.model.config)
         probe.tell_alone(name)
         return 0
@@ -113,27 +113,27 @@ class _LoadedClassifier:
         def groups() -> Iterator[prefix.Group]:
             for prompt, answers in rows.groups:
                 try:
-                    before, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit, self.form)
+                    shared_ids, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit, self.form)
                 except tokens.refusals():
-                    before, rest = [], []
-                readable = probe.is_readable(self.model, before)
-                known = [
+                    shared_ids, rest = [], []
+                readable = probe.is_readable(self.model, shared_ids)
+                readable_ids = [
                     (i, ids) for i, ids in enumerate(rest) if ids and readable and probe.is_readable(self.model, ids)
                 ]
-                fits.append([i for i, _ in known])
+                fits.append([i for i, _ in readable_ids])
                 # The token that a score is read at must be a response's own: after an empty one there may be padding only.
-                start = min([len(before), *(self._last(before + ids) for _, ids in known)])
-                yield prefix.Group(before[:start], [before[start:] + ids for _, ids in known])
+                start = min([len(shared_ids), *(self._last(shared_ids + ids) for _, ids in readable_ids)])
+                yield prefix.Group(shared_ids[:start], [shared_ids[start:] + ids for _, ids in readable_ids])
 
         def score(outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
             read = [p.start + self._last(ids) for p, ids in zip(pack.places, pack.answers, strict=True)]
             return outputs(moved(read, self.model.device))[:, 0].float()
 
-        found = reader.score(groups(), score)
+        group_scores = reader.score(groups(), score)
         scored: list[list[float | None]] = []
-        for (_, answers), places, values in zip(rows.groups, fits, found, strict=True):
+        for (_, answers), positions, values in zip(rows.groups, fits, group_scores, strict=True):
             row: list[float | None] = [None] * len(answers)
-            for i, value in zip(places, values, strict=True):
+            for i, value in zip(positions, values, strict=True):
                 row[i] = value
             scored.append(row)
         return scored
@@ -149,14 +149,14 @@ class _LoadedClassifier:
         fits: list[tuple[int, list[int]]] = []
         for i, (p, r) in enumerate(flat):
             with suppress(*tokens.refusals()):
-                if (one := self._ids(p, r)) is not None and probe.is_readable(self.model, one):
-                    fits.append((i, one))
+                if (sequence := self._ids(p, r)) is not None and probe.is_readable(self.model, sequence):
+                    fits.append((i, sequence))
         scores: list[float | None] = [None] * len(flat)
         with torch.inference_mode():
-            for batch, found in self.batches.read(
-                [len(one) for _, one in fits], lambda batch: self._score([fits[b][1] for b in batch])
+            for batch, rewards in self.batches.read(
+                [len(sequence) for _, sequence in fits], lambda batch: self._score([fits[b][1] for b in batch])
             ):
-                for b, value in zip(batch, found, strict=True):
+                for b, value in zip(batch, rewards, strict=True):
                     scores[fits[b][0]] = value
         return regroup(scores, [answers for _, answers in rows.groups])
 
@@ -170,8 +170,8 @@ class _LoadedClassifier:
         inputs = padded(sequences, self._pad(sequences), self.model.device)
         if self.config.pair and _segment_kinds(self.model) > 1:
             inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
-        found: list[float] = self.model(**accepted(self.model, **inputs)).logits[:, 0].float().tolist()
-        return found
+        scores: list[float] = self.model(**accepted(self.model, **inputs)).logits[:, 0].float().tolist()
+        return scores
 
     def _pad(self, sequences: list[list[int]]) -> int:
         """Return an id to pad with; decoder heads read the last token that is not it, so it must not be in the batch."""

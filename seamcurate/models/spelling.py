@@ -44,7 +44,7 @@ class Spelling:
         """Return a text with the special tokens it spells marked; the text itself where it spells none."""
         if not any(begin in text for begin in self._begin):
             return text
-        return self._any.sub(lambda found: _THEIRS + self._number[found[0]], text)
+        return self._any.sub(lambda match: _THEIRS + self._number[match[0]], text)
 
     def turn(self, turn: Message) -> Message:
         """Return a turn with its role and content hidden."""
@@ -60,24 +60,24 @@ class Spelling:
         `framed` adds what the tokenizer puts around texts, as [CLS] and [SEP].
         """
         # transformers takes an empty second text for none.
-        other = self._respelled(pair) if pair else None
-        found = self._renamed().encode(self._respelled(text), other, add_special_tokens=framed)
-        return [self._ids.get(token, token) for token in found.ids], list(found.sequence_ids)
+        second = self._respelled(pair) if pair else None
+        encoding = self._renamed().encode(self._respelled(text), second, add_special_tokens=framed)
+        return [self._ids.get(token, token) for token in encoding.ids], list(encoding.sequence_ids)
 
     def _respelled(self, text: str) -> str:
-        text = self._any.sub(lambda found: _OURS + self._number[found[0]], text)
-        return _MARK.sub(lambda found: self.tokens[int(found[1])], text)
+        text = self._any.sub(lambda match: _OURS + self._number[match[0]], text)
+        return _MARK.sub(lambda match: self.tokens[int(match[1])], text)
 
     def _renamed(self) -> Any:
         """Return the tokenizer with other spellings of its special tokens."""
         if self._twin is None:
             from tokenizers import Tokenizer
 
-            whole = json.loads(self._backend.to_str())
+            definition = json.loads(self._backend.to_str())
             names = {token: _OURS + number for token, number in self._number.items()}
-            for token in whole["added_tokens"]:
+            for token in definition["added_tokens"]:
                 token["content"] = names.get(token["content"], token["content"])
-            model = whole["model"]
+            model = definition["model"]
             # A special token may be a piece that plain text would match too; byte pairs come by merges alone.
             if isinstance(model["vocab"], list):
                 model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
@@ -85,7 +85,7 @@ class Spelling:
                 model["vocab"] = {names.get(piece, piece): number for piece, number in model["vocab"].items()}
                 if model.get("unk_token") is not None:
                     model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-            twin = Tokenizer.from_str(json.dumps(whole))
+            twin = Tokenizer.from_str(json.dumps(definition))
             twin.no_truncation()
             twin.no_padding()
             self._ids = {twin.token_to_id(name): self._backend.token_to_id(token) for token, name in names.items()}
@@ -103,6 +103,6 @@ _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, Spelling] = WeakKeyDictionary
 
 def spelling(tokenizer: PreTrainedTokenizerBase) -> Spelling:
     """Return the special tokens of a tokenizer, read once; none of one in plain Python, which has no twin."""
-    if (known := _KNOWN.get(tokenizer)) is None:
-        known = _KNOWN[tokenizer] = Spelling(tokenizer)
-    return known
+    if (special_tokens := _KNOWN.get(tokenizer)) is None:
+        special_tokens = _KNOWN[tokenizer] = Spelling(tokenizer)
+    return special_tokens

@@ -143,7 +143,7 @@ def dated(source: str, day: datetime.date) -> str:
         ModelError: It reads the clock in another way than by a format in quotes.
     """
     midnight = datetime.datetime.combine(day, datetime.time())
-    source = _CALL.sub(lambda call: repr(midnight.strftime(ast.literal_eval(call[1]))), source)
+    source = _CALL.sub(lambda match: repr(midnight.strftime(ast.literal_eval(match[1]))), source)
     if CLOCK in _ASKED.sub("", source):
         raise ModelError(
             f"the chat template calls {CLOCK} with something else than a format in quotes, so that its date cannot be "

@@ -65,14 +65,14 @@ def form_of(
             f"{tokenizer.name_or_path}: `form: chat` needs a chat template, and its tokenizer has none; "
             "set `form: plain`, or save a template with the tokenizer"
         )
-    given = dict(settings.template or trained.get("template") or {})
+    arguments = dict(settings.template or trained.get("template") or {})
     try:
-        source = tokenizer.get_chat_template(given.pop("chat_template", None), given.get("tools"))
+        source = tokenizer.get_chat_template(arguments.pop("chat_template", None), arguments.get("tools"))
     except ValueError as error:
         raise ModelError(f"{tokenizer.name_or_path}: {brief(str(error), 200)}") from error
     if CLOCK in source:
         source = dated(source, settings.date or date.today())
-    chat = Form(name, given, source)
+    chat = Form(name, arguments, source)
     return chat._replace(end=_closing(tokenizer, chat, ends))
 
 
@@ -87,12 +87,12 @@ def _closing(tokenizer: PreTrainedTokenizerBase, form: Form, ends: Sequence[int]
 
     chat = [Message(role="user", content="a"), Message(role="assistant", content=_ANSWER)]
     try:
-        (whole,) = _rendered(tokenizer, form, [chat])
+        (text,) = _rendered(tokenizer, form, [chat])
     except TemplateError:
-        whole = ""
-    after = _ids(tokenizer, whole.rpartition(_ANSWER)[2]) if _ANSWER in whole else []
+        text = ""
+    ids = _ids(tokenizer, text.rpartition(_ANSWER)[2]) if _ANSWER in text else []
     eos: int | None = tokenizer.eos_token_id
-    return next((token for token in after if token in ends), eos)
+    return next((token for token in ids if token in ends), eos)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: Form | None = None) -> list[int]:
@@ -114,15 +114,18 @@ def policy_group(
     """
     form = form or form_of(tokenizer)
     text = _before(tokenizer, form, prompt)
-    own = _ids(tokenizer, text)
-    before = _with_start(tokenizer, form, own)
+    text_ids = _ids(tokenizer, text)
+    prompt_ids = _with_start(tokenizer, form, text_ids)
     answers = [form.response(response) for response in map(spelling(tokenizer).hidden, responses)]
-    after = [_ended(ids, limit, form.end) for ids in _all_ids(tokenizer, answers)]
-    start = before[: len(before) - len(own)]
+    response_ids = [_ended(ids, limit, form.end) for ids in _all_ids(tokenizer, answers)]
+    start = prompt_ids[: len(prompt_ids) - len(text_ids)]
     joint = [start + ids for ids in _all_ids(tokenizer, [text + answer for answer in answers])]
-    scored = [before + ids for ids in after]
-    crossed = [a[: len(b)] != b[: len(a)] for a, b in zip(joint, scored, strict=True)]
-    return before, after, crossed
+    scored = [prompt_ids + ids for ids in response_ids]
+    crossed = [
+        joint_ids[: len(scored_ids)] != scored_ids[: len(joint_ids)]
+        for joint_ids, scored_ids in zip(joint, scored, strict=True)
+    ]
+    return prompt_ids, response_ids, crossed
 
 
 def policy_ids(
@@ -130,8 +133,8 @@ def policy_ids(
 ) -> tuple[list[int], list[int]]:
     """Return (prompt ids, response ids) as a causal language model is trained on and scored by."""
     form = form or form_of(tokenizer)
-    after = _ids(tokenizer, form.response(spelling(tokenizer).hidden(response)))
-    return prompt_ids(tokenizer, prompt, form), _ended(after, limit, form.end)
+    response_ids = _ids(tokenizer, form.response(spelling(tokenizer).hidden(response)))
+    return prompt_ids(tokenizer, prompt, form), _ended(response_ids, limit, form.end)
 
 
 def reward_group(
@@ -149,18 +152,18 @@ def reward_group(
     """
     form = form or form_of(tokenizer)
     hidden = spelling(tokenizer)
-    asked, answers = hidden.prompt(prompt), [_ANSWER, *map(hidden.hidden, responses)]
+    hidden_prompt, answers = hidden.prompt(prompt), [_ANSWER, *map(hidden.hidden, responses)]
     if form.chat:
-        chats = [[*as_turns(asked), Message(role="assistant", content=answer)] for answer in answers]
+        chats = [[*as_turns(hidden_prompt), Message(role="assistant", content=answer)] for answer in answers]
         texts = _rendered(tokenizer, form, chats)
     else:
-        before = form.prompt(asked)
-        texts = [before + form.response(answer) for answer in answers]
+        prefix_text = form.prompt(hidden_prompt)
+        texts = [prefix_text + form.response(answer) for answer in answers]
     pattern, *wholes = (_framed(tokenizer, form, ids) for ids in _all_ids(tokenizer, texts))
-    fitting = [_cut(whole, pattern, limit) for whole in wholes]
-    kept = [ids for ids in fitting if ids is not None]
+    fitting = [_cut(ids, pattern, limit) for ids in wholes]
+    cut_ids = [ids for ids in fitting if ids is not None]
     # Of each response something must be left to read.
-    shared = min([_alike(pattern, ids) for ids in wholes] + [len(ids) - 1 for ids in kept], default=len(pattern))
+    shared = min([_alike(pattern, ids) for ids in wholes] + [len(ids) - 1 for ids in cut_ids], default=len(pattern))
     return pattern[:shared], [None if ids is None else ids[shared:] for ids in fitting]
 
 
@@ -168,34 +171,34 @@ def reward_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int, form: Form | None = None
 ) -> list[int] | None:
     """Return the ids a reward model reads for one response, see `reward_group`."""
-    before, (after,) = reward_group(tokenizer, prompt, [response], limit, form)
-    return None if after is None else before + after
+    shared, (rest,) = reward_group(tokenizer, prompt, [response], limit, form)
+    return None if rest is None else shared + rest
 
 
 def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int) -> list[int] | None:
     """Return prompt and response as the two segments some encoder reward models were trained on; None as above."""
     hidden = spelling(tokenizer)
-    first, answer = hidden.hidden(prompt_text(prompt)), hidden.hidden(response)
-    if marked(first) or marked(answer):
-        ids, segments = hidden.encode(first, answer, framed=True)
+    question, answer = hidden.hidden(prompt_text(prompt)), hidden.hidden(response)
+    if marked(question) or marked(answer):
+        ids, segments = hidden.encode(question, answer, framed=True)
     else:
-        encoded = tokenizer(first, answer, verbose=False)
+        encoded = tokenizer(question, answer, verbose=False)
         ids, segments = list(encoded["input_ids"]), encoded.sequence_ids(0)
     # Cut by segment, not by the tokenizer: its truncation would follow `truncation_side` and keep that setting.
-    second = [place for place, segment in enumerate(segments) if segment == 1]
-    room = limit - (len(ids) - len(second))
+    answer_positions = [i for i, segment in enumerate(segments) if segment == 1]
+    room = limit - (len(ids) - len(answer_positions))
     if room < 1:
         return None
-    cut = set(second[room:])
-    return [token for place, token in enumerate(ids) if place not in cut]
+    left_out = set(answer_positions[room:])
+    return [token for i, token in enumerate(ids) if i not in left_out]
 
 
 def _before(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: Prompt) -> str:
     """Render what a policy continues; special tokens that the prompt spells are marked."""
-    asked = spelling(tokenizer).prompt(prompt)
+    hidden_prompt = spelling(tokenizer).prompt(prompt)
     if not form.chat:
-        return form.prompt(asked)
-    (text,) = _rendered(tokenizer, form, [as_turns(asked)], add_generation_prompt=True)
+        return form.prompt(hidden_prompt)
+    (text,) = _rendered(tokenizer, form, [as_turns(hidden_prompt)], add_generation_prompt=True)
     return text
 
 
@@ -211,9 +214,9 @@ def _framed(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) -> l
     """Put around a reward model's whole text what marks its begin and its end."""
     if form.chat:
         return ids
-    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if first is not None and last is not None:
-        return [first, *ids, last]
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if start is not None and end is not None:
+        return [start, *ids, end]
     return _with_start(tokenizer, form, _ended(ids, len(ids) + 1, tokenizer.eos_token_id))
 
 
@@ -224,21 +227,21 @@ def _ended(ids: list[int], limit: int, end: int | None) -> list[int]:
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
-def _cut(whole: list[int], pattern: list[int], limit: int) -> list[int] | None:
+def _cut(ids: list[int], pattern: list[int], limit: int) -> list[int] | None:
     """Cut a response's end to fit; `pattern` shows what stands around it. None where the prompt leaves no room."""
-    if len(whole) <= limit:
-        return whole
-    start = _alike(whole, pattern)
-    close = _alike(whole[start:][::-1], pattern[start:][::-1])
+    if len(ids) <= limit:
+        return ids
+    start = _alike(ids, pattern)
+    close = _alike(ids[start:][::-1], pattern[start:][::-1])
     if limit - start - close < 1:
         return None
-    return whole[: limit - close] + whole[len(whole) - close :]
+    return ids[: limit - close] + ids[len(ids) - close :]
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+def _alike(left: Sequence[int], right: Sequence[int]) -> int:
     """Return how many ids two sequences begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (left_id, right_id) in enumerate(pairs) if left_id != right_id), min(len(left), len(right)))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -262,7 +265,9 @@ def refusals() -> tuple[type[Exception], ...]:
     return (TemplateError,)
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, form: Form, chats: Sequence[list[Message]], **how: bool) -> list[str]:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, form: Form, chats: Sequence[list[Message]], **options: bool
+) -> list[str]:
     """Render a row's chats by the tokenizer's chat template.
 
     Raises:
@@ -271,26 +276,26 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, form: Form, chats: Sequence[li
     """
     from jinja2 import TemplateError, TemplateSyntaxError
 
-    done: Future[list[str]] = Future()
-    given = {"chat_template": form.source, "tokenize": False, **form.arguments, **how}
+    rendered: Future[list[str]] = Future()
+    arguments = {"chat_template": form.source, "tokenize": False, **form.arguments, **options}
 
     def render() -> None:
         try:
-            done.set_result([str(tokenizer.apply_chat_template(turns, **given)) for turns in chats])
+            rendered.set_result([str(tokenizer.apply_chat_template(turns, **arguments)) for turns in chats])
         except BaseException as error:
-            done.set_exception(error)
+            rendered.set_exception(error)
 
     # Not in an executor, for whose threads Python waits when it ends.
     threading.Thread(target=render, daemon=True).start()
-    where = f"the chat template of {tokenizer.name_or_path}"
+    template_name = f"the chat template of {tokenizer.name_or_path}"
     try:
-        return done.result(_SECONDS)
+        return rendered.result(_SECONDS)
     except TimeoutError as error:
-        raise ModelError(f"{where} is not done with a row after {_SECONDS:g} seconds; {_CURE}") from error
+        raise ModelError(f"{template_name} is not done with a row after {_SECONDS:g} seconds; {_CURE}") from error
     except Exception as error:
         if isinstance(error, TemplateError) and not isinstance(error, TemplateSyntaxError):
             raise
-        raise ModelError(f"{where} fails: {type(error).__name__}: {brief(str(error), 200)}; {_CURE}") from error
+        raise ModelError(f"{template_name} fails: {type(error).__name__}: {brief(str(error), 200)}; {_CURE}") from error
 
 
 _CURE = "correct it, or take another model"

@@ -25,10 +25,10 @@ def embedded(embedder: Embedder, prompts: Sequence[Prompt]) -> tuple[Floats, npt
     return unit(vectors), finite
 
 
-def not_finite(count: int, what: str, then: str) -> Iterable[str]:
+def not_finite(count: int, noun: str, consequence: str) -> Iterable[str]:
     """Say how many rows have an embedding that is not finite, if any have, and what became of them."""
     if count:
-        yield f"{counted(count, f'{what} has', f'{what}s have')} an embedding that is not finite: {then}"
+        yield f"{counted(count, f'{noun} has', f'{noun}s have')} an embedding that is not finite: {consequence}"
 
 
 def normalised(vectors: npt.NDArray[F]) -> npt.NDArray[F]:

@@ -56,16 +56,16 @@ def check(path: str, revision: str | None) -> None:
 
 def identity(path: str, revision: str | None) -> str:
     """Hash a local folder's files, or name a Hub repository's commit; an adapter's identity holds its base's too."""
-    own = _own_identity(path, revision)
-    found = base(path, revision)
-    return own if found is None else f"{own} on {_own_identity(*found)}"
+    fingerprint = _own_identity(path, revision)
+    base_model = base(path, revision)
+    return fingerprint if base_model is None else f"{fingerprint} on {_own_identity(*base_model)}"
 
 
 def _own_identity(path: str, revision: str | None) -> str:
     local = Path(path).expanduser()
     if local.is_dir():
-        found = {f for pattern in FILES for f in local.glob(pattern) if f.is_file()}
-        files = sorted(f for f in found if f.name not in NO_PART)
+        candidates = {f for pattern in FILES for f in local.glob(pattern) if f.is_file()}
+        files = sorted(f for f in candidates if f.name not in NO_PART)
         if not any(f.suffix == ".safetensors" for f in files):
             raise ModelError(f"{path} holds no .safetensors weights; save them with save_pretrained(…)")
         total = hashlib.sha256()
@@ -101,25 +101,27 @@ def base(path: str, revision: str | None) -> Base | None:
     name = settings.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ModelError(f"{path} holds an adapter that does not name its base (base_model_name_or_path); {MERGE}")
-    given = settings.get("revision")
-    found = Base(name, given if isinstance(given, str) else None)
+    revision_name = settings.get("revision")
+    model = Base(name, revision_name if isinstance(revision_name, str) else None)
     if not on_hub:
-        places = [Path(name).expanduser(), local.resolve().parent / name, local / name]
-        folders = [place for place in places if place.is_dir() and place.resolve() != local.resolve()]
+        candidates = [Path(name).expanduser(), local.resolve().parent / name, local / name]
+        folders = [
+            candidate for candidate in candidates if candidate.is_dir() and candidate.resolve() != local.resolve()
+        ]
         if folders:
-            found = Base(str(folders[0]), None)
+            model = Base(str(folders[0]), None)
             if (folders[0] / ADAPTER).is_file():
                 raise ModelError(f"{path} holds an adapter of {name}, which is an adapter itself; {MERGE}")
     elif Path(name).is_absolute() or name.startswith("."):
         raise ModelError(f"{path} holds an adapter of {name}, a folder of whoever made it; {MERGE}")
     try:
-        if not Path(found.path).expanduser().is_dir():
-            _commit(*found)
+        if not Path(model.path).expanduser().is_dir():
+            _commit(*model)
     except ModelError as error:
         raise ModelError(
             f"{path} holds an adapter of {name}, which is neither a folder here nor reached on the Hub; put it there, or {MERGE}"
         ) from error
-    return found
+    return model
 
 
 MERGE = (
@@ -131,11 +133,11 @@ MERGE = (
 
 def tokenizer_folder(path: str, revision: str | None) -> Path:
     """Return the folder with the tokenizer: an adapter's own where it has one, else its base's."""
-    own = folder(path, revision)
-    if any((own / name).is_file() for name in _TOKENIZER):
-        return own
-    found = base(path, revision)
-    return own if found is None else folder(*found)
+    own_folder = folder(path, revision)
+    if any((own_folder / name).is_file() for name in _TOKENIZER):
+        return own_folder
+    base_model = base(path, revision)
+    return own_folder if base_model is None else folder(*base_model)
 
 
 def _adapter_settings(file: Path) -> dict[str, object]:
@@ -151,8 +153,8 @@ def _adapter_settings(file: Path) -> dict[str, object]:
 def _settings(file: Path) -> str:
     """Return all but where the base lies, in an order of its own."""
     settings = _adapter_settings(file)
-    kept = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
-    return json.dumps(kept, sort_keys=True)
+    own_settings = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
+    return json.dumps(own_settings, sort_keys=True)
 
 
 @cache
@@ -183,7 +185,7 @@ def folder(path: str, revision: str | None) -> Path:
         raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
 
 
-def check_device(asked: str) -> None:
+def check_device(name: str) -> None:
     """Refuse a device that is not on this machine.
 
     Raises:
@@ -191,49 +193,49 @@ def check_device(asked: str) -> None:
     """
     import torch
 
-    if asked in ("auto", "cpu"):
+    if name in ("auto", "cpu"):
         return
     try:
-        named = torch.device(asked)
+        named = torch.device(name)
     except RuntimeError as error:
-        raise ModelError(f"device {asked!r} is none; use cuda, cuda:1, mps, cpu or auto") from error
+        raise ModelError(f"device {name!r} is none; use cuda, cuda:1, mps, cpu or auto") from error
     accelerator: Any = getattr(torch.backends if named.type == "mps" else torch, named.type, None)
     available = named.type == "cpu" or (hasattr(accelerator, "is_available") and accelerator.is_available())
     count = int(accelerator.device_count()) if available and hasattr(accelerator, "device_count") else 1
     if not available:
         raise ModelError(
-            f"device {asked!r} is not on this machine: torch {torch.__version__} sees none; use `device: auto`, or "
+            f"device {name!r} is not on this machine: torch {torch.__version__} sees none; use `device: auto`, or "
             "install a torch that is built for it"
         )
     if (named.index or 0) >= count:
-        raise ModelError(f"device {asked!r} is not on this machine, which has {count}, from 0; use `device: auto`")
+        raise ModelError(f"device {name!r} is not on this machine, which has {count}, from 0; use `device: auto`")
 
 
-def device(asked: str) -> str:
+def device(name: str) -> str:
     """Resolve `auto` to cuda, mps or cpu, whichever is there first."""
     import torch
 
-    if asked != "auto":
-        return asked
+    if name != "auto":
+        return name
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def precision(asked: str, on: str) -> str:
+def precision(name: str, device_name: str) -> str:
     """Resolve `auto` to bfloat16 on a CUDA device, else float32."""
-    if asked != "auto":
-        return asked
-    return "bfloat16" if device(on).startswith("cuda") else "float32"
+    if name != "auto":
+        return name
+    return "bfloat16" if device(device_name).startswith("cuda") else "float32"
 
 
-def torch_dtype(asked: str, on: str) -> torch.dtype:
+def torch_dtype(name: str, device_name: str) -> torch.dtype:
     """Resolve a dtype's name to torch's own."""
     import torch
 
-    found = getattr(torch, precision(asked, on))
-    assert isinstance(found, torch.dtype)
-    return found
+    dtype = getattr(torch, precision(name, device_name))
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -250,11 +252,11 @@ def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
         for value in (*named, tokenizer.model_max_length)
         if isinstance(value, int | float) and 0 < value < 10**8
     ]
-    tables = (part for name, part in model.named_modules() if name.rpartition(".")[2] in _POSITIONS)
+    tables = (module for name, module in model.named_modules() if name.rpartition(".")[2] in _POSITIONS)
     limits += [
-        part.num_embeddings - part.padding_idx - 1
-        for part in tables
-        if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None
+        module.num_embeddings - module.padding_idx - 1
+        for module in tables
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
     ]
     return min(limits, default=2048)
 
@@ -294,11 +296,11 @@ def _commit(repo: str, revision: str | None) -> str:
 def templates(path: str, revision: str | None) -> str:
     """Return the text of a tokenizer's chat templates, an adapter's base's where it has none; empty where there is none."""
     local = Path(path).expanduser()
-    own = _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, revision))
-    if own or any((local / name).is_file() for name in _TOKENIZER):
-        return own
-    found = base(path, revision)
-    return "" if found is None else templates(*found)
+    own_text = _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, revision))
+    if own_text or any((local / name).is_file() for name in _TOKENIZER):
+        return own_text
+    base_model = base(path, revision)
+    return "" if base_model is None else templates(*base_model)
 
 
 @cache
@@ -317,16 +319,16 @@ def _templates(local: Path) -> str:
     for file in sorted(file for pattern in TEMPLATES for file in local.glob(pattern)):
         if file.suffix == ".jinja":
             texts.append(file.read_text(encoding="utf-8", errors="replace"))
-        elif found := _object(file).get("chat_template"):
-            texts.append(found if isinstance(found, str) else json.dumps(found))
+        elif template := _object(file).get("chat_template"):
+            texts.append(template if isinstance(template, str) else json.dumps(template))
     return "\n".join(texts)
 
 
 def answer_ends(path: str, revision: str | None) -> tuple[int, ...]:
     """Return the ids that a model's generation configuration ends answers by, else its configuration; an adapter's base's."""
     local = folder(*(base(path, revision) or (path, revision)))
-    own = _as_ids(_object(local / "generation_config.json").get("eos_token_id"))
-    return own or _as_ids(_object(local / "config.json").get("eos_token_id"))
+    ids = _as_ids(_object(local / "generation_config.json").get("eos_token_id"))
+    return ids or _as_ids(_object(local / "config.json").get("eos_token_id"))
 
 
 def model_ends(model: PreTrainedModel) -> tuple[int, ...]:
@@ -336,8 +338,8 @@ def model_ends(model: PreTrainedModel) -> tuple[int, ...]:
 
 def _as_ids(value: object) -> tuple[int, ...]:
     """Return token ids that a configuration gives as one number, as a list, or not at all."""
-    given = value if isinstance(value, list) else [value]
-    return tuple(token for token in given if isinstance(token, int))
+    values = value if isinstance(value, list) else [value]
+    return tuple(token for token in values if isinstance(token, int))
 
 
 def _object(file: Path) -> dict[str, object]:
