@@ -49,11 +49,11 @@ class Spent(NamedTuple):
     usd: float | None = 0.0
     """None where the model has no price."""
 
-    def plus(self, further: Spent) -> Spent:
+    def plus(self, spent: Spent) -> Spent:
         """Add up."""
-        usd = None if self.usd is None or further.usd is None else self.usd + further.usd
+        usd = None if self.usd is None or spent.usd is None else self.usd + spent.usd
         return Spent(
-            self.calls + further.calls, self.tokens_in + further.tokens_in, self.tokens_out + further.tokens_out, usd
+            self.calls + spent.calls, self.tokens_in + spent.tokens_in, self.tokens_out + spent.tokens_out, usd
         )
 
     def minus(self, earlier: Spent) -> Spent:

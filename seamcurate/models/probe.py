@@ -83,13 +83,15 @@ def close(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
 def longest_alike(config: PreTrainedConfig) -> float:
     """Return up to how many tokens positions are turned by one angle; beyond, texts of one batch change each other."""
     lengths = [math.inf]
-    for part in (config, config.get_text_config()):
-        for settings in _rotary(getattr(part, "rope_parameters", None) or getattr(part, "rope_scaling", None)):
+    for model_config in (config, config.get_text_config()):
+        for settings in _rotary(
+            getattr(model_config, "rope_parameters", None) or getattr(model_config, "rope_scaling", None)
+        ):
             if (settings.get("rope_type") or settings.get("type")) in _BY_LENGTH:
                 limits = (
                     settings.get("original_max_position_embeddings"),
-                    getattr(part, "original_max_position_embeddings", None),
-                    getattr(part, "max_position_embeddings", None),
+                    getattr(model_config, "original_max_position_embeddings", None),
+                    getattr(model_config, "max_position_embeddings", None),
                 )
                 lengths.append(next((float(limit) for limit in limits if limit), math.inf))
     return min(lengths)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import random
 import re
@@ -23,11 +22,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar
 from pydantic import Field, JsonValue, field_validator
 
 from seamcurate.errors import ModelError, SeamcurateError, first_line
-from seamcurate.models import connection
+from seamcurate.models import connection, wire
 from seamcurate.models.backend import Backend
 from seamcurate.models.calls import Spent, current
 from seamcurate.models.protocols import Conversation, LanguageModel, Reply, Request
-from seamcurate.models.reply import content
 from seamcurate.progress import note
 from seamcurate.step import digest
 
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OPENAI = "https://api.openai.com/v1"
-_LONGEST = 1_000_000
-"""Characters of an answer that are kept; no model was asked for as many."""
 _GARBLED = 5
 """Times that something other than a completion may come back before the row is set aside: it may have been paid for."""
 _IN_A_ROW = 8
@@ -55,11 +51,6 @@ _UNKNOWN = re.compile(
     r"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|extra|instead",
     re.IGNORECASE,
 )
-_TRANSIENT = re.compile(
-    r"408|409|429|5\d\d|rate.?limit|overload|time.?out|unavailable|server.?error|internal", re.IGNORECASE
-)
-_BROKEN_OFF = re.compile(r"error|abort|cancel|time_?out|insufficient", re.IGNORECASE)
-"""Words for an end that was the server's fault."""
 _OTHERS_PROMPT = 10_000_000
 """Tokens of a request that this run has not seen, at most; no model reads as many."""
 
@@ -142,7 +133,7 @@ class OpenAIServer(Backend):
         return usd * (1 - self.batch_discount) if self.batch else usd
 
 
-class _Most(NamedTuple):
+class _Ceiling(NamedTuple):
     """What one request can cost at most."""
 
     tokens_in: int
@@ -159,22 +150,22 @@ class _UnreadError(Exception):
 
 
 class _Pace:
-    """Let so much through a minute, evenly."""
+    """Spread requests, or tokens, evenly over each minute."""
 
     def __init__(self, per_minute: float | None) -> None:
         self.per_minute, self.free = per_minute, 0.0
 
-    async def take(self, amount: float) -> None:
+    async def take(self, count: float) -> None:
         if self.per_minute is not None:
-            now = time.monotonic()
-            start = max(now, self.free)
-            self.free = start + 60 * amount / self.per_minute
-            await asyncio.sleep(start - now)
+            present = time.monotonic()
+            start = max(present, self.free)
+            self.free = start + 60 * count / self.per_minute
+            await asyncio.sleep(start - present)
 
-    def give_back(self, amount: float) -> None:
-        """Take less after all."""
+    def give_back(self, count: float) -> None:
+        """Return what was reserved and not used."""
         if self.per_minute is not None:
-            self.free -= 60 * amount / self.per_minute
+            self.free -= 60 * count / self.per_minute
 
 
 class _Endpoint:
@@ -189,14 +180,14 @@ class _Endpoint:
                 "or give base_url for another endpoint"
             )
         self.requests, self.tokens = _Pace(config.requests_per_minute), _Pace(config.tokens_per_minute)
-        self.in_the_air: dict[str, asyncio.Future[Reply]] = {}
+        self.pending: dict[str, asyncio.Future[Reply]] = {}
         self.failures = 0
         """In a row, whatever the row."""
         by_newer_name = config.base_url == OPENAI or config.max_completion_tokens is not None
         self.limit_name = _LIMITS[1 if by_newer_name else 0]
         self.structured = config.structured
         """Whether schemas are sent: until the endpoint refuses one."""
-        self.most: dict[str, _Most] = {}
+        self.ceilings: dict[str, _Ceiling] = {}
         """Of each request in a batch, by its key."""
 
     def converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
@@ -210,22 +201,22 @@ class _Endpoint:
         return _run(self._converse(conversations))
 
     async def _converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
-        found: dict[int, T] = {}
+        results: dict[int, T] = {}
         stopped: list[SeamcurateError] = []
         source = enumerate(conversations)
-        self.in_the_air = {}
+        self.pending = {}
 
         async def hold(ask: Callable[[Request], Awaitable[Reply]]) -> None:
             for number, start in source:
                 conversation = start()
                 try:
                     request = next(conversation)
-                    # A stop lets calls in the air arrive: they are paid for.
+                    # A stop waits for calls that are under way: they are paid for.
                     while not stopped:
                         request = conversation.send(await ask(request))
                     return
                 except StopIteration as ended:
-                    found[number] = ended.value
+                    results[number] = ended.value
                 except SeamcurateError as error:
                     stopped.append(error)
                     return
@@ -236,7 +227,7 @@ class _Endpoint:
             )
         if stopped:
             raise stopped[0]
-        return [found[number] for number in range(len(conversations))]
+        return [results[number] for number in range(len(conversations))]
 
     def _client(self) -> AsyncOpenAI:
         # An empty key is refused by the client, and local servers want none.
@@ -273,7 +264,7 @@ class _Endpoint:
         schema = None if without_schema else request.schema
         return digest({"model": identity, "messages": messages, "schema": schema, "draw": request.draw})
 
-    def _kept(self, request: Request, failed: bool) -> Reply | None:
+    def _bought(self, request: Request, failed: bool) -> Reply | None:
         """Return the answer that was bought before; one to the same messages without a schema is one, too."""
         reply = self.calls.get(self._key(request), failed)
         if reply is None and request.schema is not None:
@@ -283,7 +274,7 @@ class _Endpoint:
     def _size(self, request: Request) -> int:
         return self.config.count_tokens([turn["content"] for turn in request.messages])
 
-    def _most_of(self, request: Request) -> _Most:
+    def _ceiling(self, request: Request) -> _Ceiling:
         """Bound what a request can cost: no tokenizer makes more tokens than there are bytes."""
         texts = [turn["content"] for turn in request.messages]
         if request.schema is not None and self.config.structured:
@@ -295,71 +286,71 @@ class _Endpoint:
         choices = extra.get("n")
         tokens_out = max(limits or [self.config.max_completion_tokens or self.config.max_tokens])
         tokens_out *= max(1, choices) if isinstance(choices, int) else 1
-        return _Most(tokens_in, tokens_out, self.config.price(tokens_in, tokens_out))
+        return _Ceiling(tokens_in, tokens_out, self.config.price(tokens_in, tokens_out))
 
     async def _answer(self, client: AsyncOpenAI, request: Request) -> Reply:
         """Return a kept answer, wait for the same request already made, or buy it."""
         key = self._key(request)
-        if (there := self._kept(request, failed=self.config.batch)) is not None:
-            return there
-        if key in self.in_the_air:
-            return await asyncio.shield(self.in_the_air[key])
-        coming = self.in_the_air[key] = asyncio.get_running_loop().create_future()
+        if (reply := self._bought(request, failed=self.config.batch)) is not None:
+            return reply
+        if key in self.pending:
+            return await asyncio.shield(self.pending[key])
+        pending = self.pending[key] = asyncio.get_running_loop().create_future()
         try:
             reply = await self._buy(client, request, key)
-            coming.set_result(reply)
+            pending.set_result(reply)
             return reply
         except asyncio.CancelledError:
-            coming.cancel()
+            pending.cancel()
             raise
         except BaseException as error:
-            coming.set_exception(error)
+            pending.set_exception(error)
             # Whoever waits raises it too; nobody need.
-            coming.exception()
+            pending.exception()
             raise
 
     async def _buy(self, client: AsyncOpenAI, request: Request, key: str) -> Reply:
         import openai
 
-        size, most = self._size(request), self._most_of(request)
+        size, ceiling = self._size(request), self._ceiling(request)
         limit_names = {self.limit_name}
-        unread = broken = 0
+        unreadable_count = broken_count = 0
         # One row may be at fault; as many in a row as are asked at once are not.
-        enough = max(_IN_A_ROW, 2 * self.config.concurrency)
+        failures_allowed = max(_IN_A_ROW, 2 * self.config.concurrency)
         while True:
             await self.requests.take(1)
-            await self.tokens.take(size + most.tokens_out)
+            await self.tokens.take(size + ceiling.tokens_out)
             # What is held back for calls in the air is mostly given back.
-            while self.calls.must_wait(most.usd):
+            while self.calls.must_wait(ceiling.usd):
                 await asyncio.sleep(0.02)
             body = self._body(request)
             try:
-                with self.calls.reserve(most.usd):
+                with self.calls.reserve(ceiling.usd):
                     raw = await client.chat.completions.with_raw_response.create(**body, extra_body=self.config.extra)
                     try:
-                        reply, cost = self._received(raw.http_response, size, most)
+                        reply, cost = self._received(raw.http_response, size, ceiling)
                     except _UnreadError as error:
                         self.calls.count(error.cost)
                         raise
                     self.calls.put(key, reply, cost)
-                self.tokens.give_back(size + most.tokens_out - cost.tokens_in - cost.tokens_out)
+                self.tokens.give_back(size + ceiling.tokens_out - cost.tokens_in - cost.tokens_out)
                 self.failures = 0
                 return reply
             except connection.BrokenError as error:
-                self.calls.count(self._cost(None, size, most))
-                failure, broken = f"the endpoint answered with {error}", broken + 1
+                self.calls.count(self._cost(None, size, ceiling))
+                failure, broken_count = f"the endpoint answered with {error}", broken_count + 1
                 if error.endless:
                     # Never a row's fault, and each was paid for.
-                    enough = _IN_A_ROW
+                    failures_allowed = _IN_A_ROW
                     break
-                if broken > self.config.retries:
+                if broken_count > self.config.retries:
                     break
-                await asyncio.sleep(random.uniform(0.75, 1) * min(8, 2 ** (broken - 2)))
+                await asyncio.sleep(random.uniform(0.75, 1) * min(8, 2 ** (broken_count - 2)))
             except _UnreadError as error:
-                failure, unread = f"the endpoint answered with {error}", unread + 1
-                if not error.asks_again or unread == _GARBLED:
+                failure, unreadable_count = f"the endpoint answered with {error}", unreadable_count + 1
+                if not error.asks_again or unreadable_count == _GARBLED:
                     break
-                await asyncio.sleep(random.uniform(0.5, 1) * 2 ** (unread - 1) / 8)
+                await asyncio.sleep(random.uniform(0.5, 1) * 2 ** (unreadable_count - 1) / 8)
             except openai.APITimeoutError:
                 failure = f"no answer within {self.config.timeout:g} s, {self.config.retries + 1} times"
                 break
@@ -372,12 +363,12 @@ class _Endpoint:
                     continue
                 if error.status_code in (401, 403, 404, 429) or error.status_code < 400:
                     self._refuse(error)
-                failure = self._said(error)
+                failure = self._error_line(error)
                 break
             except openai.OpenAIError as error:
                 self._refuse(error)
         self.failures += 1
-        if self.failures >= enough:
+        if self.failures >= failures_allowed:
             raise ModelError(
                 f"openai_server {self.config.path}: {self.failures} requests in a row failed, the last one: {failure}; "
                 "every answer is kept, run again to go on"
@@ -388,110 +379,92 @@ class _Endpoint:
         """Change what the endpoint refuses by name, and tell whether that was possible."""
         if error.status_code not in (400, 422):
             return False
-        where, said = f"openai_server {self.config.path}", self._hidden(f"{error} {error.param or ''}", 2000)
-        if "response_format" in body and _ABOUT_SCHEMA.search(said):
+        model, message = f"openai_server {self.config.path}", self._without_key(f"{error} {error.param or ''}", 2000)
+        if "response_format" in body and _ABOUT_SCHEMA.search(message):
             if self.structured:
                 self.structured = False
                 note(
-                    f"{where}: it refuses a JSON schema ({self._said(error)}), and is asked without one from here on; "
+                    f"{model}: it refuses a JSON schema ({self._error_line(error)}), and is asked without one from here on; "
                     "`structured: false` sends none from the start"
                 )
             return True
         name = next((name for name in _LIMITS if name in body), None)
-        if name is None or name not in said:
+        if name is None or name not in message:
             return False
-        (other,) = {*_LIMITS} - {name}
-        if other in limit_names or not (other in said or _UNKNOWN.search(said)):
+        (other_name,) = {*_LIMITS} - {name}
+        if other_name in limit_names or not (other_name in message or _UNKNOWN.search(message)):
             return False
-        limit_names.add(other)
-        if self.limit_name != other:
-            self.limit_name = other
-            note(f"{where}: it refuses {name} ({self._said(error)}), and is sent {other} from here on")
+        limit_names.add(other_name)
+        if self.limit_name != other_name:
+            self.limit_name = other_name
+            note(f"{model}: it refuses {name} ({self._error_line(error)}), and is sent {other_name} from here on")
         return True
 
-    def _received(self, response: Any, size: int, most: _Most) -> tuple[Reply, Spent]:
+    def _received(self, response: Any, size: int, ceiling: _Ceiling) -> tuple[Reply, Spent]:
         """Read a response, believing nothing of it."""
         if (reason := response.extensions.get(connection.BROKEN)) is not None:
             raise connection.BrokenError(reason, response.extensions[connection.ENDLESS])
         try:
             value = json.loads(response.content)
         except (ValueError, RecursionError):
-            shown = repr(self._hidden(response.content[:40].decode("utf-8", "replace")))
+            shown = repr(self._without_key(response.content[:40].decode("utf-8", "replace")))
             reason = f"{shown} where JSON was due" if response.content.strip() else "an empty body"
-            raise _UnreadError(reason, self._cost(None, size, most)) from None
-        return self._checked(value, size, most)
+            raise _UnreadError(reason, self._cost(None, size, ceiling)) from None
+        return self._checked(value, size, ceiling)
 
-    def _checked(self, value: object, size: int, most: _Most) -> tuple[Reply, Spent]:
+    def _checked(self, body: object, size: int, ceiling: _Ceiling) -> tuple[Reply, Spent]:
         """Take a completion apart.
 
         Raises:
             _UnreadError: It is none, or an error in the place of one.
         """
-        choices = value.get("choices") if isinstance(value, Mapping) else None
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        message = choice.get("message") if isinstance(choice, Mapping) else None
-        text = content(message) if isinstance(message, Mapping) else None
-        cost = self._cost(value, size, most, text)
-        if (error := _error_inside(value, choice)) is not None:
-            said, code = error
-            raise _UnreadError(f"an error: {self._hidden(said)}", cost, bool(_TRANSIENT.search(code)))
-        if not isinstance(value, Mapping) or not isinstance(choice, Mapping) or not isinstance(message, Mapping):
-            raise _UnreadError("no completion: it has no choices[0].message", cost)
-        assert text is not None
-        finish = str(choice.get("finish_reason") or "stop")
-        if _BROKEN_OFF.search(finish):
-            raise _UnreadError(f"the finish_reason {self._hidden(finish)!r}", cost)
-        if isinstance(refusal := message.get("refusal"), str) and refusal:
-            text, finish = refusal, "refusal"
-        if len(text) > _LONGEST:
-            text, finish = text[:_LONGEST], "length"
-        # A lone half of a surrogate pair is no text, and no file would take it.
-        text = text.encode("utf-8", "replace").decode()
-        name = value.get("model")
-        return Reply(text, finish, name if isinstance(name, str) and name else self.config.path), cost
+        cost = self._cost(body, size, ceiling, wire.text_of(body))
+        try:
+            text, finish, name = wire.completion(body, self._without_key)
+        except wire.NoCompletionError as error:
+            raise _UnreadError(str(error), cost, error.asks_again) from None
+        return Reply(text, finish, name or self.config.path), cost
 
-    def _cost(self, value: object, size: int, most: _Most, text: str | None = None) -> Spent:
+    def _cost(self, body: object, size: int, ceiling: _Ceiling, text: str | None = None) -> Spent:
         """Return what a reply cost by its own word, within what is possible; what it does not name costs the most."""
-        usage = value.get("usage") if isinstance(value, Mapping) else None
-        named = usage if isinstance(usage, Mapping) else {}
-        tokens_in = _tokens(named.get("prompt_tokens"), most.tokens_in)
-        tokens_out = _tokens(named.get("completion_tokens"), most.tokens_out)
+        tokens_in, tokens_out = wire.token_counts(body, ceiling.tokens_in, ceiling.tokens_out)
         usd = self.config.price(
-            most.tokens_in if tokens_in is None else tokens_in, most.tokens_out if tokens_out is None else tokens_out
+            ceiling.tokens_in if tokens_in is None else tokens_in,
+            ceiling.tokens_out if tokens_out is None else tokens_out,
         )
         # The tokens in a report are guessed, where the dollars are the most.
-        written = min(self.config.count_tokens([text or ""]), most.tokens_out)
+        written = min(self.config.count_tokens([text or ""]), ceiling.tokens_out)
         return Spent(1, size if tokens_in is None else tokens_in, written if tokens_out is None else tokens_out, usd)
 
-    def _said(self, error: OpenAIError) -> str:
+    def _error_line(self, error: OpenAIError) -> str:
         """Return an error's first line without the key, which some servers repeat."""
         line = first_line(error)
         status = getattr(error, "status_code", None)
         body = getattr(error, "body", None)
-        told = body.get("message") if isinstance(body, Mapping) else None
-        return self._hidden(f"{status} {told or line!s}" if status else line)
+        message = body.get("message") if isinstance(body, Mapping) else None
+        return self._without_key(f"{status} {message or line!s}" if status else line)
 
     def _refuse(self, error: OpenAIError) -> NoReturn:
         """Raise errors that are not specific to this row."""
         import openai
 
-        where = f"openai_server {self.config.path} at {self.config.base_url}"
+        model_at_url = f"openai_server {self.config.path} at {self.config.base_url}"
         if isinstance(error, openai.APIStatusError) and error.status_code < 400:
-            target = self._hidden(error.response.headers.get("location", "nowhere"))
+            target = self._without_key(error.response.headers.get("location", "nowhere"))
             raise ModelError(
-                f"{where}: {error.status_code}, it redirects to {target}, where nothing is sent; "
+                f"{model_at_url}: {error.status_code}, it redirects to {target}, where nothing is sent; "
                 "if that is the endpoint, write it as base_url"
             ) from error
 
-        cures = {
+        hints = {
             openai.AuthenticationError: f"put a valid key into {self.config.api_key}",
             openai.PermissionDeniedError: "ask for access to the model",
             openai.NotFoundError: "check the model's name and base_url",
             openai.RateLimitError: "wait, or lower concurrency and requests_per_minute; every answer is kept",
             openai.APIConnectionError: "check base_url and that the server runs; every answer is kept",
         }
-        cure = next((cure for kind, cure in cures.items() if isinstance(error, kind)), "see the server's log")
-        raise ModelError(f"{where}: {self._said(error)}; {cure}") from error
+        hint = next((hint for kind, hint in hints.items() if isinstance(error, kind)), "see the server's log")
+        raise ModelError(f"{model_at_url}: {self._error_line(error)}; {hint}") from error
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -502,12 +475,12 @@ class _Endpoint:
 
     async def _ahead(self, conversations: Iterable[Callable[[], Conversation[T]]]) -> None:
         async with self._client() as client:
-            with self._told():
+            with self._refusing():
                 if self._pending():
                     # Of what an earlier run submitted, nobody knows any more what it can cost.
                     for start in conversations:
                         if (request := self._missing(start)) is not None:
-                            self.most[self._key(request)] = self._most_of(request)
+                            self.ceilings[self._key(request)] = self._ceiling(request)
                     await self._collect(client)
                 while await self._submit_missing(client, conversations):
                     await self._collect(client)
@@ -516,42 +489,42 @@ class _Endpoint:
         self, client: AsyncOpenAI, conversations: Iterable[Callable[[], Conversation[T]]]
     ) -> bool:
         """Submit what is not kept yet; tells whether there was anything."""
-        asked: set[str] = set()
-        part: dict[str, str] = {}
+        keys: set[str] = set()
+        lines: dict[str, str] = {}
         size, cost = 0, 0.0
         with ExitStack() as reserved:
 
             async def submit() -> None:
-                nonlocal part, size, cost
+                nonlocal lines, size, cost
                 priced = self.config.price(1, 1) is not None
                 reserved.enter_context(self.calls.reserve(cost if priced else None))
-                await self._submit(client, part)
-                part, size, cost = {}, 0, 0.0
+                await self._submit(client, lines)
+                lines, size, cost = {}, 0, 0.0
 
             for start in conversations:
                 request = self._missing(start)
-                if request is None or (key := self._key(request)) in asked:
+                if request is None or (key := self._key(request)) in keys:
                     continue
-                asked.add(key)
+                keys.add(key)
                 body = self._body(request) | self.config.extra
                 line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
                 text = json.dumps(line, ensure_ascii=False)
-                if part and (len(part) == _BATCH_REQUESTS or size + len(text) > _BATCH_BYTES):
+                if lines and (len(lines) == _BATCH_REQUESTS or size + len(text) > _BATCH_BYTES):
                     await submit()
-                part[key] = text
+                lines[key] = text
                 size += len(text.encode())
-                self.most[key] = self._most_of(request)
-                cost += self.most[key].usd or 0.0
-            if part:
+                self.ceilings[key] = self._ceiling(request)
+                cost += self.ceilings[key].usd or 0.0
+            if lines:
                 await submit()
-        return bool(asked)
+        return bool(keys)
 
     def _missing(self, start: Callable[[], Conversation[T]]) -> Request | None:
         """Follow a conversation to the first request without an answer."""
         conversation = start()
         try:
             request = next(conversation)
-            while (reply := self._kept(request, failed=True)) is not None:
+            while (reply := self._bought(request, failed=True)) is not None:
                 request = conversation.send(reply)
             return request
         except StopIteration:
@@ -560,25 +533,25 @@ class _Endpoint:
     async def _submit(self, client: AsyncOpenAI, lines: Mapping[str, str]) -> None:
         tag = digest([*sorted(lines)])
         intent = _INTENDED + tag
-        made: Batch | None = None
+        batch: Batch | None = None
         if intent in self.calls.batches():
             # A run that was killed here may have submitted it.
-            async for one in client.batches.list():
-                if (one.metadata or {}).get("seamcurate") == tag:
-                    made = one
+            async for listed in client.batches.list():
+                if (listed.metadata or {}).get("seamcurate") == tag:
+                    batch = listed
                     break
-        if made is None:
+        if batch is None:
             self.calls.submitted(intent, [])
             content = "\n".join(lines.values()).encode()
             file = await client.files.create(file=("seamcurate.jsonl", content), purpose="batch")
-            made = await client.batches.create(
+            batch = await client.batches.create(
                 input_file_id=file.id,
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
                 metadata={"seamcurate": tag},
             )
-            note(f"batch {made.id}: {len(lines):,} requests submitted")
-        self.calls.submitted(made.id, list(lines))
+            note(f"batch {batch.id}: {len(lines):,} requests submitted")
+        self.calls.submitted(batch.id, list(lines))
         self.calls.collected(intent)
 
     def _pending(self) -> dict[str, list[str]]:
@@ -588,38 +561,38 @@ class _Endpoint:
         """Wait for every batch that was submitted and keep its answers."""
         waiting = self._pending()
         while waiting:
-            for one, keys in list(waiting.items()):
-                batch = await client.batches.retrieve(one)
+            for batch_id, keys in list(waiting.items()):
+                batch = await client.batches.retrieve(batch_id)
                 if batch.status in ("completed", "failed", "expired", "cancelled"):
                     await self._keep(client, batch, keys)
-                    self.calls.collected(one)
-                    del waiting[one]
+                    self.calls.collected(batch_id)
+                    del waiting[batch_id]
             if waiting:
                 await asyncio.sleep(self.config.poll_seconds)
 
     async def _keep(self, client: AsyncOpenAI, batch: Batch, keys: Sequence[str]) -> None:
-        left = set(keys)
+        missing = set(keys)
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            await self._keep_file(client, batch, file, left)
+            await self._keep_file(client, batch, file, missing)
         errors = batch.errors.data if batch.errors and batch.errors.data else []
-        if batch.status == "failed" and len(left) == len(keys):
+        if batch.status == "failed" and len(missing) == len(keys):
             self.calls.collected(batch.id)
-            why = self._hidden(errors[0].message or "") if errors else "no reason given"
+            reason = self._without_key(errors[0].message or "") if errors else "no reason given"
             raise ModelError(
-                f"openai_server {self.config.path}: batch {batch.id} was refused: {why}; run again to retry"
+                f"openai_server {self.config.path}: batch {batch.id} was refused: {reason}; run again to retry"
             )
-        for key in left:
+        for key in missing:
             failure = f"batch {batch.id} ended as {batch.status} without an answer to it"
             self.calls.put(key, Reply("", "", self.config.path, failure), Spent(usd=self.config.price(0, 0)))
 
-    async def _keep_file(self, client: AsyncOpenAI, batch: Batch, file: str, left: set[str]) -> None:
+    async def _keep_file(self, client: AsyncOpenAI, batch: Batch, file: str, missing: set[str]) -> None:
         """Keep the answers in a batch's file as it arrives; begin again where it breaks off."""
         for attempt in range(self.config.retries + 1):
             try:
                 async with client.files.with_streaming_response.content(file) as response:
-                    async for line in connection.lines(response.http_response, self.config.timeout, len(left)):
+                    async for line in connection.lines(response.http_response, self.config.timeout, len(missing)):
                         if line.strip():
-                            left.discard(self._keep_line(line, left))
+                            missing.discard(self._keep_line(line, missing))
                 return
             except connection.BrokenError as error:
                 if error.endless or attempt == self.config.retries:
@@ -628,46 +601,46 @@ class _Endpoint:
                         "what arrived is kept, run again to go on"
                     ) from error
 
-    def _keep_line(self, line: str, wanted: set[str]) -> str:
+    def _keep_line(self, line: str, keys: set[str]) -> str:
         """Keep one line's answer, or why there is none; returns whose it is."""
         try:
             value = json.loads(line)
             key, response, error = str(value["custom_id"]), value.get("response") or {}, value.get("error")
         except (ValueError, KeyError, TypeError, AttributeError):
             return ""
-        if key not in wanted:
+        if key not in keys:
             return ""
-        most = self.most.get(
-            key, _Most(_OTHERS_PROMPT, self.config.max_completion_tokens or self.config.max_tokens, None)
+        ceiling = self.ceilings.get(
+            key, _Ceiling(_OTHERS_PROMPT, self.config.max_completion_tokens or self.config.max_tokens, None)
         )
         try:
             if error or response.get("status_code") != 200:
                 body = response.get("body")
-                told = error or (body.get("error") if isinstance(body, Mapping) else None)
-                message = told.get("message") if isinstance(told, Mapping) else told
-                said = self._hidden(f"{response.get('status_code') or ''} {message}".strip())
-                raise _UnreadError(said + self._option(said), Spent(usd=self.config.price(0, 0)))
-            reply, cost = self._checked(response.get("body"), 0, most)
+                error_object = error or (body.get("error") if isinstance(body, Mapping) else None)
+                words = error_object.get("message") if isinstance(error_object, Mapping) else error_object
+                message = self._without_key(f"{response.get('status_code') or ''} {words}".strip())
+                raise _UnreadError(message + self._option(message), Spent(usd=self.config.price(0, 0)))
+            reply, cost = self._checked(response.get("body"), 0, ceiling)
         except _UnreadError as error_in_line:
             reply, cost = Reply("", "", self.config.path, str(error_in_line)), error_in_line.cost
         self.calls.put(key, reply, cost)
         return key
 
-    def _option(self, said: str) -> str:
+    def _option(self, message: str) -> str:
         """Name the option that answers a refusal, which a batch cannot try out."""
-        if self.config.structured and _ABOUT_SCHEMA.search(said):
+        if self.config.structured and _ABOUT_SCHEMA.search(message):
             return "; set `structured: false`"
-        if self.limit_name == _LIMITS[0] and _LIMITS[1] in said:
+        if self.limit_name == _LIMITS[0] and _LIMITS[1] in message:
             return "; set `max_completion_tokens` in place of `max_tokens`"
         return ""
 
-    def _hidden(self, text: str, most: int = 300) -> str:
+    def _without_key(self, text: str, limit: int = 300) -> str:
         """Return a server's words in one line, without the key, which some servers repeat."""
         text = text.replace(self.secret, "…") if self.secret else text
-        return "".join(letter if letter.isprintable() else " " for letter in text)[:most]
+        return "".join(letter if letter.isprintable() else " " for letter in text)[:limit]
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _refusing(self) -> Iterator[None]:
         import openai
 
         try:
@@ -684,28 +657,3 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
     # In a notebook a loop is running already, and there is one a thread.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
-
-
-def _error_inside(value: object, choice: object) -> tuple[str, str] | None:
-    """Return the words and the code of an error that came with HTTP 200, in the place of an answer or beside it."""
-    if not isinstance(value, Mapping):
-        return None
-    error = choice.get("error") if isinstance(choice, Mapping) else value.get("error")
-    if not error and choice is None:
-        # As vLLM and FastAPI write them.
-        error = value if value.get("object") == "error" else value.get("detail") or value.get("message")
-    if not error:
-        return None
-    if not isinstance(error, Mapping):
-        return str(error), ""
-    said = error.get("message") or error.get("detail") or json.dumps(error, default=str)
-    return str(said), f"{error.get('code')} {error.get('status')} {error.get('type')}"
-
-
-def _tokens(value: object, most: int) -> int | None:
-    """Read a count of tokens that a server names; None where it names none."""
-    try:
-        count = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        return most if isinstance(value, int) and value > 0 else None
-    return min(math.ceil(count), most) if 0 <= count < math.inf else None

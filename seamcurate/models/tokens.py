@@ -238,10 +238,12 @@ def _cut(ids: list[int], pattern: list[int], limit: int) -> list[int] | None:
     return ids[: limit - close] + ids[len(ids) - close :]
 
 
-def _alike(left: Sequence[int], right: Sequence[int]) -> int:
+def _alike(ids: Sequence[int], other_ids: Sequence[int]) -> int:
     """Return how many ids two sequences begin with alike."""
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (left_id, right_id) in enumerate(pairs) if left_id != right_id), min(len(left), len(right)))
+    pairs = zip(ids, other_ids, strict=False)
+    return next(
+        (i for i, (left_id, right_id) in enumerate(pairs) if left_id != right_id), min(len(ids), len(other_ids))
+    )
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
