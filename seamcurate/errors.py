@@ -1,23 +1,23 @@
 """What can go wrong, as one tree. Each message says what is wrong, where, and what to do.
 
     SeamcurateError
-    ├── SourceError      rows cannot be read as asked
-    ├── RecipeError      a recipe does not say what can be done
+    ├── SourceError      a source cannot be read
+    ├── RecipeError      a recipe cannot be run as it is written
     ├── StepError        a step lacks what it needs
     ├── ModelError       a model cannot be loaded or cannot answer
-    ├── BudgetError      going on would cost more than may be spent
+    ├── BudgetError      a run would cost more than its limit
     ├── StoreError       a store cannot be opened, read or written
-    │   ├── StaleError       columns made by another configuration than the one asked for
-    │   ├── DamagedError     a shard is not the file that was written
-    │   └── BusyError        another run holds the store
+    │   ├── StaleError       columns were made by another configuration
+    │   ├── DamagedError     a shard's content changed after it was written
+    │   └── BusyError        another run is writing to the store
     ├── QueryError       SQL that cannot be answered
-    ├── ExportError      a split that no trainer would load
+    ├── ExportError      a split cannot be exported for a trainer
     ├── ClusterError     a Ray cluster cannot be used
-    ├── TrainError       training that cannot start or go on
-    ├── StudyError       measurements that cannot be read as asked
-    └── HubError         the Hub cannot be asked, or what it holds cannot be used
+    ├── TrainError       training cannot start or go on
+    ├── StudyError       a study's input cannot be used
+    └── HubError         the Hub cannot be reached, or its answer cannot be used
 
-All of them are the user's to mend: the command line prints the message alone and exits with 2.
+The user can correct all of them: the command line prints the message without a traceback and exits with 2.
 """
 
 
@@ -47,15 +47,27 @@ def typed_line(error: BaseException) -> str:
 
 
 class SeamcurateError(Exception):
-    """Stand at the root: catch this to catch everything seamcurate raises on purpose."""
+    """Catch every error that seamcurate raises on purpose.
+
+    It is the root of the tree above. The message says what is wrong, where, and what to do; the command line prints it and
+    exits with 2. Any other exception is a defect of seamcurate.
+
+    Example:
+        >>> from seamcurate import SeamcurateError, Store
+        >>> try:
+        ...     Store("no-such-folder").open()
+        ... except SeamcurateError as error:
+        ...     print(type(error).__name__)
+        StoreError
+    """
 
 
 class SourceError(SeamcurateError):
-    """Rows cannot be read as asked."""
+    """A source cannot be read."""
 
 
 class RecipeError(SeamcurateError):
-    """A recipe does not say what can be done."""
+    """A recipe cannot be run as it is written."""
 
 
 class StepError(SeamcurateError):
@@ -67,7 +79,7 @@ class ModelError(SeamcurateError):
 
 
 class BudgetError(SeamcurateError):
-    """Going on would cost more than may be spent."""
+    """A run would cost more than its limit."""
 
 
 class StoreError(SeamcurateError):
@@ -75,15 +87,15 @@ class StoreError(SeamcurateError):
 
 
 class StaleError(StoreError):
-    """Columns were made by another configuration than the one asked for."""
+    """Columns were made by another configuration."""
 
 
 class DamagedError(StoreError):
-    """A shard is not the file that was written."""
+    """A shard's content changed after it was written."""
 
 
 class BusyError(StoreError):
-    """Another run holds the store."""
+    """Another run is writing to the store."""
 
 
 class QueryError(SeamcurateError):
@@ -91,7 +103,7 @@ class QueryError(SeamcurateError):
 
 
 class ExportError(SeamcurateError):
-    """A split that no trainer would load."""
+    """A split cannot be exported for a trainer."""
 
 
 class ClusterError(SeamcurateError):
@@ -99,12 +111,12 @@ class ClusterError(SeamcurateError):
 
 
 class TrainError(SeamcurateError):
-    """Training that cannot start or go on."""
+    """Training cannot start or go on."""
 
 
 class StudyError(SeamcurateError):
-    """Measurements cannot be read as asked."""
+    """A study's input cannot be used."""
 
 
 class HubError(SeamcurateError):
-    """The Hub cannot be asked, or what it holds cannot be used."""
+    """The Hub cannot be reached, or its answer cannot be used."""

@@ -1,6 +1,6 @@
-"""Progress on standard error: a bar on a terminal, one line when done elsewhere.
+"""Progress on standard error: a bar on a terminal; elsewhere one line at the end.
 
-Nothing here is ever written to standard output, so that `seamcurate sql … > file` stays clean.
+One rule: nothing is written to standard output, so that `seamcurate sql … > file` holds the answer only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def note(message: str) -> None:
 
 @contextmanager
 def bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
-    """Show how far a piece of work is; yields a function to call with each advance.
+    """Show the progress of some work; yield a function to call with each advance.
 
-    Off a terminal there is no bar: work that took longer than a second leaves one line.
+    Where standard error is no terminal, work that took at least a second prints one line at its end.
     """
-    start, done = time.monotonic(), 0
+    start, count = time.monotonic(), 0
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (
@@ -48,10 +48,10 @@ def bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Callable[
         return
 
     def advance(n: int) -> None:
-        nonlocal done
-        done += n
+        nonlocal count
+        count += n
 
     yield advance
     seconds = time.monotonic() - start
     if seconds >= 1:
-        note(f"{label}: {done:,} {unit} in {seconds:.0f} s")
+        note(f"{label}: {count:,} {unit} in {seconds:.0f} s")

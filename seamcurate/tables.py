@@ -1,9 +1,8 @@
-"""Answers as text: tables for a terminal, and CSV, JSON lines and Parquet for programs.
+"""Answers in four forms: a table for a terminal, and CSV, JSON lines or Parquet for programs.
 
-For a person, text from data is shown as text: control characters, which a hostile row could use to rewrite a screen, are
-named. For programs it is what it was. CSV follows RFC 4180 to the letter, with NULL as an empty field and empty text as
-`""`: a cell that begins with `=` is not changed for the sake of spreadsheets, which would run it as a formula; import such
-a file as text.
+A table spells out control characters, with which a hostile row could rewrite the screen. The other forms hold the values
+unchanged. CSV follows RFC 4180: NULL is an empty field, and empty text is `""`. A cell that begins with `=` is not changed
+either, though a spreadsheet would run it as a formula; import such a file as text.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from seamcurate.text import brief, clean, counted, one_line
 Form = Literal["table", "csv", "jsonl", "parquet"]
 
 SQL_TYPE = b"sql"
-"""Metadata of a field: the type that SQL has for it, where Arrow's type does not tell."""
+"""Metadata key of a field: its SQL type, where Arrow's type does not determine it."""
 _QUOTED = re.compile(r'[",\r\n]|^\s|\s$')
 _SHOWN_ROWS = 50
 
 
 class Batches(Protocol):
-    """An answer: its schema, and its rows in parts."""
+    """An answer: its schema, and its rows in record batches."""
 
     schema: pa.Schema
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """Iterate over the parts."""
+        """Iterate over the record batches."""
 
 
 def show(
@@ -60,10 +59,10 @@ def show(
 
 
 def write(reader: Batches, form: Form, out: Path | None) -> None:
-    """Write an answer in a form, to a file or standard output.
+    """Write an answer in one of the forms, to a file or to standard output.
 
     Raises:
-        QueryError: It has two columns of one name, or a value, that the form has no place for.
+        QueryError: The form cannot hold the answer: two columns of one name, or a value.
         StoreError: The file is on object storage, or cannot be written.
     """
     out = out and objects.folder(out, "sql")
@@ -73,7 +72,7 @@ def write(reader: Batches, form: Form, out: Path | None) -> None:
     if form == "table" and out is None:
         _table(reader)
         return
-    # A closed pipe is no file that cannot be written.
+    # Without a file: the error of a closed pipe must not become one about a file.
     with objects.writing(out) if out else nullcontext():
         if form == "parquet":
             sink = pa.PythonFile(sys.stdout.buffer, mode="w") if out is None else str(out)
@@ -100,12 +99,12 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _parquet(reader: Batches, sink: pa.PythonFile | str) -> None:
-    """Write Parquet; SQL's wide whole numbers, such as sums, are int64 in it, and one that does not fit is refused."""
+    """Write Parquet; SQL's wide whole numbers, such as sums, become int64, or an error where one does not fit."""
     wide = [i for i, field in enumerate(reader.schema) if SQL_TYPE in (field.metadata or {})]
     kinds = [pa.int64() if i in wide else field.type for i, field in enumerate(reader.schema)]
     schema = pa.schema(zip(reader.schema.names, kinds, strict=True))
     try:
-        # The least and greatest fraction beside a column would leave NaN out, and readers trust them.
+        # No statistics: minimum and maximum would leave NaN out, and readers rely on them.
         with pq.ParquetWriter(sink, schema, write_statistics=False) as writer:
             for batch in reader:
                 columns = list(batch.columns)
@@ -113,9 +112,9 @@ def _parquet(reader: Batches, sink: pa.PythonFile | str) -> None:
                     columns[i] = _narrow(columns[i], schema.names[i])
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
     except pa.ArrowException as error:
-        why = one_line(str(error))[:200]
+        reason = one_line(str(error))[:200]
         raise QueryError(
-            f"the answer cannot be written as parquet: {why}; cast the column to text: name::VARCHAR"
+            f"the answer cannot be written as parquet: {reason}; cast the column to text: name::VARCHAR"
         ) from error
 
 
@@ -139,26 +138,26 @@ def _lines(reader: Batches, form: Literal["csv", "jsonl"], handle: TextIO) -> No
     handle.write(",".join(map(_field, names)) + "\n")
     for batch in reader:
         for row in _values(batch):
-            # A line of nothing is no record: alone, NULL is written as empty text is.
+            # An empty line is no record: a single NULL is written as empty text.
             handle.write((",".join(map(_field, row)) or '""') + "\n")
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[tuple[object, ...]]:
-    """Iterate over rows by place: an answer may have two columns of one name."""
+    """Iterate over rows as tuples: an answer may have two columns of one name."""
     return zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _field(value: object) -> str:
-    """Write a CSV field that is read back as it was; only NULL is empty without quotes."""
+    """Write a CSV field that is read back unchanged; only NULL is empty without quotes."""
     if value is None:
         return ""
     text = value if isinstance(value, str) else _json(value) if isinstance(value, list | dict) else _spelled(value)
-    # A lone carriage return ends a line for readers too, and some trim what is not quoted.
+    # Quoted, too: a lone carriage return, which ends a line for some readers, and outer white space, which some trim.
     return '"' + text.replace('"', '""') + '"' if not text or _QUOTED.search(text) else text
 
 
 def _json(value: object) -> str:
-    """Write JSON, which has no NaN and no infinity: null stands for them. A decimal has all its digits."""
+    """Write JSON; NaN and infinity, which JSON does not have, become null. A decimal keeps all its digits."""
 
     def spelled(cell: object) -> str:
         if isinstance(cell, Decimal):
@@ -180,7 +179,7 @@ def _json_by_part(value: object) -> str:
 
 
 def _spelled(value: object) -> str:
-    """Spell what neither CSV nor JSON has: dates, and bytes, those that are not UTF-8 by their numbers."""
+    """Write dates, and bytes, as text; bytes that are not UTF-8 become their hexadecimal numbers."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):

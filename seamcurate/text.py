@@ -15,12 +15,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 
 def clean(text: str) -> str:
-    """Return text with control characters, but newline and tab, spelled out."""
+    """Return text with control characters spelled out, newline and tab apart."""
     return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", text)
 
 
 def one_line(text: str) -> str:
-    """Return text as one line without control characters, whatever it quotes."""
+    """Return text as one line without control characters."""
     return " ".join(clean(text).split())
 
 
@@ -37,13 +37,13 @@ def brief(value: object, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def counted(count: int, one: str, more: str = "") -> str:
-    """Write a count with its noun: "1 shard", "1,200 shards"; `more` is the plural that an s does not make."""
-    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Write a count with its noun: "1 shard", "1,200 shards"; give the plural where it is not the noun and an s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def suggestion(name: object, names: Iterable[str]) -> str:
-    """Return "; did you mean `x`?" for the nearest of some names, to end a message with; empty where none is near.
+    """Return "; did you mean `x`?" for the most similar of some names, to end a message with; empty where none is similar.
 
     Example:
         >>> suggestion("retreive", ["retrieve", "generate"])

@@ -1,1 +1,1 @@
-"""The demo: a whole job on data and models that it makes itself."""
+"""The demo: data, models, scores, a split and exports, all made in one folder."""

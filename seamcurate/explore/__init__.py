@@ -1,4 +1,4 @@
-"""The score explorer: a page on this machine's loopback that shows what is wrong with a store's prompts; and a report of it."""
+"""The score explorer: a page, served on this machine only, that shows a store's misjudged prompts; and its report."""
 
 from __future__ import annotations
 

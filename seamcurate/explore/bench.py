@@ -1,4 +1,4 @@
-"""The threshold bench: what a cut on one score would keep, and the recipe line that makes the same cut."""
+"""The threshold bench: which rows a cut on one score would keep, and the recipe line that makes the same cut."""
 
 from __future__ import annotations
 
@@ -16,87 +16,92 @@ _NEAR = 10
 _LENGTH_BINS = 24
 
 
-def bench(session: Session, by: str, cut: float, keep: Literal["above", "below"], nulls: bool) -> dict[str, JsonValue]:
-    """Compare the rows a cut keeps, the cut itself included, with all rows.
+def bench(
+    session: Session, column: str, cut: float, kept_side: Literal["above", "below"], nulls: bool
+) -> dict[str, JsonValue]:
+    """Compare the rows that a cut keeps with all rows; a row whose value is the cut itself is kept.
 
     Args:
         session: The store.
-        by: The numeric column to cut.
-        cut: Where.
-        keep: Which side stays.
-        nulls: Whether rows without a value stay too.
+        column: The numeric column to cut.
+        cut: The value to cut at.
+        kept_side: Whether rows above or below the cut are kept.
+        nulls: Whether rows without a value are kept, too.
 
     Raises:
         QueryError: The column is not one that has a chart.
     """
-    if by not in [chart.column.name for chart in session.charts]:
-        raise QueryError(f"{by!r} is no numeric column of this store")
-    q, sign = views.quoted(by), ">=" if keep == "above" else "<="
+    if column not in [chart.column.name for chart in session.charts]:
+        raise QueryError(f"{column!r} is no numeric column of this store")
+    q, sign = views.quoted(column), ">=" if kept_side == "above" else "<="
     kept = f"coalesce({q} {sign} $cut::DOUBLE, {'true' if nulls else 'false'})"
-    at: dict[str, JsonValue] = {"cut": cut}
+    parameters: dict[str, JsonValue] = {"cut": cut}
     (total,) = session.ask(
         f"SELECT count(*) AS rows, count(*) FILTER ({kept}) AS kept, count(*) FILTER ({q} IS NULL) AS without, "
         f"median(_length) AS length, median(_length) FILTER ({kept}) AS length_kept, sum(_candidates)::BIGINT AS candidates, "
         f"(sum(_candidates) FILTER ({kept}))::BIGINT AS candidates_kept, sum(_misjudged) AS misjudged, "
         f"sum(_misjudged) FILTER ({kept}) AS misjudged_kept FROM scores",
-        at,
+        parameters,
     ).to_pylist()
     return {
         **total,
-        "lengths": _lengths(session, kept, at),
-        "mixes": [_mix(session, group.column.name, kept, at) for group in session.groups],
-        "near": _near(session, by, cut, keep),
-        "recipe": recipe_line(by, cut, keep, nulls),
+        "lengths": _lengths(session, kept, parameters),
+        "mixes": [_mix(session, group.column.name, kept, parameters) for group in session.groups],
+        "near": _near(session, column, cut, kept_side),
+        "recipe": recipe_line(column, cut, kept_side, nulls),
     }
 
 
-def recipe_line(by: str, cut: float, keep: Literal["above", "below"], nulls: bool) -> str:
+def recipe_line(column: str, cut: float, kept_side: Literal["above", "below"], nulls: bool) -> str:
     """Write the split that makes a cut, as a line under `splits:` of a recipe."""
-    end = "low" if keep == "above" else "high"
-    name = by if by.isidentifier() else json.dumps(by)
+    end = "low" if kept_side == "above" else "high"
+    name = column if column.isidentifier() else json.dumps(column)
     return f"train: {{filter: keep_between.sql, by: {name}, {end}: {cut!r}{', nulls: keep' if nulls else ''}, format: prompts}}"
 
 
-def _lengths(session: Session, kept: str, at: dict[str, JsonValue]) -> JsonValue:
+def _lengths(session: Session, kept: str, parameters: dict[str, JsonValue]) -> JsonValue:
     """Count response lengths in characters, all and kept, in bins up to the 99th percentile."""
-    ((top,),) = [
-        tuple(one.values()) for one in session.ask("SELECT approx_quantile(_length, .99) AS q FROM scores").to_pylist()
-    ]
-    step = int(nice((top or 1) / _LENGTH_BINS, whole=True))
-    found = session.ask(
+    (longest,) = session.ask("SELECT approx_quantile(_length, .99) AS q FROM scores")["q"].to_pylist()
+    step = int(nice((longest or 1) / _LENGTH_BINS, integer=True))
+    answer = session.ask(
         f"SELECT least(_length // {step}, {_LENGTH_BINS - 1})::INTEGER AS bin, count(*) AS rows, "
         f"count(*) FILTER ({kept}) AS kept FROM scores WHERE _length IS NOT NULL GROUP BY 1 ORDER BY 1",
-        at,
+        parameters,
     )
-    counted = {one["bin"]: one for one in found.to_pylist()}
-    # A length that no response has is a bar too, of no height.
+    counted = {line["bin"]: line for line in answer.to_pylist()}
+    # An empty bin is a bar of height 0.
     bins = [counted.get(i, {"bin": i, "rows": 0, "kept": 0}) for i in range(max(counted, default=-1) + 1)]
     return {"step": step, "bins": cast(JsonValue, bins)}
 
 
-def _mix(session: Session, name: str, kept: str, at: dict[str, JsonValue]) -> JsonValue:
+def _mix(session: Session, name: str, kept: str, parameters: dict[str, JsonValue]) -> JsonValue:
     q = views.quoted(name)
-    found = session.ask(
+    counts = session.ask(
         f"SELECT {q} AS value, count(*) AS rows, count(*) FILTER ({kept}) AS kept FROM scores "
         "GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 8",
-        at,
+        parameters,
     )
-    return {"name": name, "values": cast(JsonValue, found.to_pylist())}
+    return {"name": name, "values": cast(JsonValue, counts.to_pylist())}
 
 
-def _near(session: Session, by: str, cut: float, keep: Literal["above", "below"]) -> JsonValue:
-    """Return the rows next to the cut: those it drops nearest first, and those it keeps."""
-    q, at = views.quoted(by), cast(dict[str, JsonValue], {"cut": cut})
-    sides = {"below": ("<" if keep == "above" else "<=", "DESC"), "above": (">=" if keep == "above" else ">", "ASC")}
-    found: dict[str, list[dict[str, JsonValue]]] = {
-        side: session.ask(
+def _near(session: Session, column: str, cut: float, kept_side: Literal["above", "below"]) -> JsonValue:
+    """Return the rows next to the cut, on each side the nearest first."""
+    q, parameters = views.quoted(column), cast(dict[str, JsonValue], {"cut": cut})
+    conditions = {
+        "below": ("<" if kept_side == "above" else "<=", "DESC"),
+        "above": (">=" if kept_side == "above" else ">", "ASC"),
+    }
+    nearest: dict[str, list[dict[str, JsonValue]]] = {
+        direction: session.ask(
             f"SELECT row_id, {q}::DOUBLE AS value FROM scores WHERE {q} {sign} $cut::DOUBLE "
             f"ORDER BY {q} {order}, row_id LIMIT {_NEAR}",
-            at,
+            parameters,
         ).to_pylist()
-        for side, (sign, order) in sides.items()
+        for direction, (sign, order) in conditions.items()
     }
-    texts = row.prompts(session, [cast(int, one["row_id"]) for side in found.values() for one in side], 160)
+    row_ids = [cast(int, line["row_id"]) for lines in nearest.values() for line in lines]
+    texts = row.prompts(session, row_ids, 160)
     return {
-        side: [{**one, "prompt": texts.get(cast(int, one["row_id"]))} for one in ones] for side, ones in found.items()
+        direction: [{**line, "prompt": texts.get(cast(int, line["row_id"]))} for line in lines]
+        for direction, lines in nearest.items()
     }

@@ -1,6 +1,6 @@
-"""A store on one page of HTML that needs nothing else: its figures, its worst rows, its splits.
+"""A store on one self-contained HTML page: its figures, its worst rows, its splits.
 
-Figures are SVG inside the page, and beside it as SVG and PNG files where asked for. Text of rows is escaped.
+Figures are SVG inside the page, and SVG and PNG files where a folder for them is given. Text of rows is escaped.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ th{font-weight:550;font-size:12px;color:var(--soft)}.n{text-align:right;white-sp
 def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
     """Write a store's report, and its figures as SVG and PNG files where a folder for them is given; return the files.
 
-    Without matplotlib there is no PNG, which is told on standard error.
+    Without matplotlib no PNG is written, and a note on standard error says so.
 
     Raises:
-        StoreError: There is no store, or what is to be written is on object storage or cannot be written.
+        StoreError: There is no store; or a file to write is on object storage, or cannot be written.
         DamagedError: A shard is not the file that was written.
     """
     out, figures = objects.folder(out, "report"), figures and objects.folder(figures, "report")
@@ -61,19 +61,19 @@ def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
 
 
 def _drawn(figures: Path, drawn: Sequence[tuple[str, Figure]]) -> list[Path]:
-    """Write figures as files of their own."""
+    """Write each figure to files."""
     figures.mkdir(parents=True, exist_ok=True)
     written = []
-    for place, (name, one) in enumerate(drawn):
-        # A column's name may be any text; a file's may not.
+    for number, (name, drawing) in enumerate(drawn):
+        # A column's name may hold characters that a file's name cannot.
         safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:60]
-        file = figures / f"{place:02d}_{safe}.svg"
-        file.write_text(figure.svg(one, sized=True), encoding="utf-8")
+        file = figures / f"{number:02d}_{safe}.svg"
+        file.write_text(figure.svg(drawing, sized=True), encoding="utf-8")
         written.append(file)
         try:
-            figure.png(one, file.with_suffix(".png"))
+            figure.png(drawing, file.with_suffix(".png"))
         except ModuleNotFoundError as error:
-            if place == 0:
+            if number == 0:
                 note(f'figures are SVG only: PNG needs {error.name}; pip install "seamcurate[study]"')
         else:
             written.append(file.with_suffix(".png"))
@@ -81,20 +81,22 @@ def _drawn(figures: Path, drawn: Sequence[tuple[str, Figure]]) -> list[Path]:
 
 
 def _map(session: Session) -> Figure | None:
-    """Describe the rows' map, where a step laid one out: a dot a row, or squares where there are many."""
+    """Describe the map of the rows, where a step projected them: a dot a row, or squares where there are many rows."""
     charts = {chart.column.name: chart for chart in session.charts}
-    across, up = charts.get("projection_x"), charts.get("projection_y")
-    if across is None or up is None:
+    x_chart, y_chart = charts.get("projection_x"), charts.get("projection_y")
+    if x_chart is None or y_chart is None:
         return None
     colour = next((chart for chart in session.charts if chart.worst), None)
     value = f"{views.quoted(colour.column.name)}::DOUBLE" if colour else "NULL::DOUBLE"
-    many = session.rows > _DOTS
-    x, y = (f"round(projection_{side} * {_SQUARES}) / {_SQUARES}" if many else f"projection_{side}" for side in "xy")
-    found = session.ask(
+    binned = session.rows > _DOTS
+    x, y = (f"round(projection_{axis} * {_SQUARES}) / {_SQUARES}" if binned else f"projection_{axis}" for axis in "xy")
+    points = session.ask(
         f"SELECT {x} AS x, {y} AS y, avg({value}) AS value, count(*) AS rows FROM scores WHERE projection_x IS NOT NULL "
-        f"GROUP BY 1, 2{'' if many else ', row_id'} ORDER BY ALL"
+        f"GROUP BY 1, 2{'' if binned else ', row_id'} ORDER BY ALL"
     )
-    return figure.scatter(across, up, colour, [Point(**one) for one in found.to_pylist()], 9 if many else 6)
+    return figure.scatter(
+        x_chart, y_chart, colour, [Point(**point) for point in points.to_pylist()], 9 if binned else 6
+    )
 
 
 def _page(session: Session, drawn: Mapping[str, Figure], labels: Mapping[str, Figure], mapped: Figure | None) -> str:
@@ -121,7 +123,7 @@ def _page(session: Session, drawn: Mapping[str, Figure], labels: Mapping[str, Fi
         f"{figure.svg(labels[group.column.name])}</div>"
         for group in session.groups
     )
-    # Where the store lies on this machine is nothing to send to somebody.
+    # The name only: a report is sent to others, and the store's path is private.
     name = _text(Path(str(session.store.path)).resolve().name)
     splits = session.ask("SELECT split, rule, kept, count(*) AS rows FROM ledger GROUP BY ALL ORDER BY ALL").to_pylist()
     return (
@@ -149,19 +151,19 @@ def _worst(session: Session) -> str:
     if chart is None:
         return ""
     q, order = views.quoted(chart.column.name), "DESC" if chart.worst == "high" else "ASC"
-    found = session.ask(
+    worst = session.ask(
         f"SELECT row_id, {q}::DOUBLE AS value, _candidates AS candidates, _misjudged AS misjudged FROM scores "
         f"WHERE {q} IS NOT NULL ORDER BY {q} {order}, row_id LIMIT {_WORST}"
     ).to_pylist()
-    texts = row.prompts(session, [cast(int, one["row_id"]) for one in found], 300)
+    texts = row.prompts(session, [cast(int, line["row_id"]) for line in worst], 300)
     lines = [
         [
-            texts.get(one["row_id"], ""),
-            f"{one['misjudged'] or 0:.0f} of {one['candidates']}",
-            figure.number(one["value"]),
-            f"{one['row_id']}",
+            texts.get(line["row_id"], ""),
+            f"{line['misjudged'] or 0:.0f} of {line['candidates']}",
+            figure.number(line["value"]),
+            f"{line['row_id']}",
         ]
-        for one in found
+        for line in worst
     ]
     return f"<h2>Worst by {_text(chart.column.name)}</h2>" + _table(
         ["prompt", "misjudged", chart.column.name, "row"], lines
@@ -169,7 +171,7 @@ def _worst(session: Session) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]], texts: int = 1) -> str:
-    """Write a table whose first columns are texts, and the rest figures."""
+    """Write a table whose first columns are texts, and the others numbers."""
 
     def line(cells: Sequence[object], tag: str) -> str:
         return "".join(
@@ -182,12 +184,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]], texts: int =
 
 def _counts(session: Session, chart: Chart) -> list[int]:
     q = views.quoted(chart.column.name)
-    found = session.ask(
+    binned = session.ask(
         f"SELECT least(greatest(floor(({q}::DOUBLE - $first::DOUBLE) / $step::DOUBLE), 0), {chart.bins - 1})::INTEGER AS bin, "
         f"count(*) AS rows FROM scores WHERE {q} IS NOT NULL GROUP BY 1",
         {"first": chart.first, "step": chart.step},
     )
-    counts = dict(zip(found["bin"].to_pylist(), found["rows"].to_pylist(), strict=True))
+    counts = dict(zip(binned["bin"].to_pylist(), binned["rows"].to_pylist(), strict=True))
     return [counts.get(i, 0) for i in range(chart.bins)]
 
 

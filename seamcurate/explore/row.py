@@ -1,4 +1,4 @@
-"""One row whole: prompt, golden response, candidates, scores and verdicts, read from its own shard alone."""
+"""Everything about one row: prompt, golden response, candidates, scores and verdicts. Only the row's own shards are read."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _LISTS = {
 
 
 def row(session: Session, row_id: int) -> dict[str, JsonValue]:
-    """Return all that is known of a row; numbers that are not finite are NULL.
+    """Return everything that the store knows about a row; numbers that are not finite are NULL.
 
     Raises:
-        QueryError: No such row.
+        QueryError: There is no such row.
     """
     store = session.store
     columns = [column for column in session.columns if column.stale is None]
-    found = _read(store, row_id, [column.name for column in columns if column.done])
-    if found is None:
+    values = _read(store, row_id, [column.name for column in columns if column.done])
+    if values is None:
         raise QueryError(f"{store.path} has no row {row_id}; row ids are positions in the source, from 0")
     with session.cursor() as cursor:
         verdicts: list[JsonValue] = list(explain.verdicts(cursor, row_id))
     scores: list[JsonValue] = [
         {
             "name": c.name,
-            "value": _number(found.get(c.name)),
+            "value": _number(values.get(c.name)),
             "whole": bool(pa.types.is_integer(c.kind)),
             "meaning": c.meaning,
             "made_by": c.made_by,
@@ -55,15 +55,18 @@ def row(session: Session, row_id: int) -> dict[str, JsonValue]:
         if not pa.types.is_nested(c.kind) and c.name not in ("row_id", "prompt", "response", "reference")
     ]
     candidates = [
-        one for c in columns for variant in sample_sets({c.name: c.kind}) for one in _candidates(store, variant, found)
+        candidate
+        for c in columns
+        for variant in sample_sets({c.name: c.kind})
+        for candidate in _candidates(store, variant, values)
     ]
-    candidates.sort(key=lambda one: (one["reward"] is None, -cast(float, one["reward"] or 0), one["rank"]))
+    candidates.sort(key=lambda c: (c["reward"] is None, -cast(float, c["reward"] or 0), c["rank"]))
     return {
         "row_id": row_id,
-        "prompt": text(found["prompt"]),
-        "response": text(found.get("response")),
-        "reference": text(found.get("reference")),
-        "reward": _number(found.get("reward")),
+        "prompt": text(values["prompt"]),
+        "response": text(values.get("response")),
+        "reference": text(values.get("reference")),
+        "reward": _number(values.get("reward")),
         "verdicts": verdicts,
         "scores": scores,
         "candidates": cast(JsonValue, candidates),
@@ -71,64 +74,66 @@ def row(session: Session, row_id: int) -> dict[str, JsonValue]:
 
 
 def text(value: object) -> str | None:
-    """Return a prompt or response as text: of messages, their contents."""
+    """Return a prompt or response as text; of messages, their contents."""
     return None if value is None else prompt_text(cast(Prompt, value))
 
 
 def prompts(session: Session, row_ids: Sequence[int], width: int) -> dict[int, str]:
-    """Return the beginnings of rows' prompts, read from the shards that hold them."""
+    """Return the first `width` characters of rows' prompts, by row id."""
     store = session.store
     size = int(str(store.about["shard_rows"]))
 
     def pick(number: int) -> pa.Table:
         return _pick(store, number, [i for i in row_ids if i // size == number], ["row_id", "prompt"])
 
-    # Each row of a page may lie in another shard, and to read a shard is to decode its prompts.
+    # In parallel: each row of a page may lie in another shard, and reading a shard decodes all its prompts.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = [one for table in pool.map(pick, {i // size for i in row_ids}) for one in table.to_pylist()]
-    return {one["row_id"]: str(text(one["prompt"]))[:width] for one in found}
+        tables = list(pool.map(pick, {i // size for i in row_ids}))
+    return {line["row_id"]: str(text(line["prompt"]))[:width] for table in tables for line in table.to_pylist()}
 
 
 def _read(store: Store, row_id: int, names: Sequence[str]) -> Mapping[str, object] | None:
-    """Read one row's columns, where they are computed; texts of candidates are not joined."""
+    """Read one row's computed columns; the texts of its candidates are not joined."""
     number = row_id // int(str(store.about["shard_rows"]))
     if row_id < 0 or number not in store.shards:
         return None
     added = {name for record in store.records().values() for name in record_schema(record).names}
     direct = [name for name in names if name.startswith("worse_") and name in added]
     table = store.reader([name for name in names if name not in direct], partial=True)(number)
-    place = pc.index(table["row_id"], row_id).as_py()
-    if place < 0:
+    index = pc.index(table["row_id"], row_id).as_py()
+    if index < 0:
         return None
-    found: dict[str, object] = table.slice(place, 1).to_pylist()[0]
+    values: dict[str, object] = table.slice(index, 1).to_pylist()[0]
     for folder, record in store.records().items():
         file = store.path / "columns" / folder / filename(number)
-        wanted = [name for name in direct if name in cast(Mapping[str, object], record["columns"])]
-        if wanted and file.exists():
-            part = shard.read(file, str(record["fingerprint"]), number, wanted)
-            found |= part.slice(place, 1).to_pylist()[0]
-    return found
+        columns = [name for name in direct if name in cast(Mapping[str, object], record["columns"])]
+        if columns and file.exists():
+            sets = shard.read(file, str(record["fingerprint"]), number, columns)
+            values |= sets.slice(index, 1).to_pylist()[0]
+    return values
 
 
-def _candidates(store: Store, variant: str, found: Mapping[str, object]) -> list[dict[str, JsonValue]]:
-    """Line up a variant's lists, with the question that each answer was given to."""
-    worse = cast(list[dict[str, object]], found.get(f"worse_{variant}") or [])
-    ids = [cast(int, one["source_row_id"]) for one in worse if one.get("source_row_id") is not None]
+def _candidates(store: Store, variant: str, row_values: Mapping[str, object]) -> list[dict[str, JsonValue]]:
+    """Return a variant's candidates, each with its elements of the lists and with the prompt that it answers."""
+    worse = cast(list[dict[str, object]], row_values.get(f"worse_{variant}") or [])
+    ids = [cast(int, c["source_row_id"]) for c in worse if c.get("source_row_id") is not None]
     sources = _sources(store, ids)
     listed: list[dict[str, JsonValue]] = []
-    for i, one in enumerate(worse):
-        source = sources.get(cast(int, one.get("source_row_id")), {})
-        lists = {name: found.get(f"{column}_{variant}") for name, column in _LISTS.items()}
-        values = {name: cast(list[float], part) if isinstance(part, list) else [] for name, part in lists.items()}
+    for i, candidate in enumerate(worse):
+        source = sources.get(cast(int, candidate.get("source_row_id")), {})
+        lists = {name: row_values.get(f"{column}_{variant}") for name, column in _LISTS.items()}
+        values = {
+            name: cast(list[float], numbers) if isinstance(numbers, list) else [] for name, numbers in lists.items()
+        }
         listed.append(
             {
                 "variant": variant,
                 "rank": i + 1,
-                "response": text(one.get("response", source.get("response"))),
-                "similarity": _number(one.get("similarity")),
-                "source_row_id": cast(JsonValue, one.get("source_row_id")),
+                "response": text(candidate.get("response", source.get("response"))),
+                "similarity": _number(candidate.get("similarity")),
+                "source_row_id": cast(JsonValue, candidate.get("source_row_id")),
                 "source_prompt": text(source.get("prompt")),
-                **{name: _number(part[i]) if i < len(part) else None for name, part in values.items()},
+                **{name: _number(numbers[i]) if i < len(numbers) else None for name, numbers in values.items()},
             }
         )
     return listed
@@ -139,21 +144,20 @@ def _sources(store: Store, ids: Sequence[int]) -> dict[int, dict[str, object]]:
     if corpus is None or not ids:
         return {}
     size = int(str(corpus.about["shard_rows"]))
-    found: dict[int, dict[str, object]] = {}
+    sources: dict[int, dict[str, object]] = {}
     for number in sorted({i // size for i in ids}):
-        for one in _pick(
-            corpus, number, [i for i in ids if i // size == number], ["row_id", "prompt", "response"]
-        ).to_pylist():
-            found[one["row_id"]] = one
-    return found
+        shard_ids = [i for i in ids if i // size == number]
+        for source in _pick(corpus, number, shard_ids, ["row_id", "prompt", "response"]).to_pylist():
+            sources[source["row_id"]] = source
+    return sources
 
 
 def _pick(store: Store, number: int, ids: Sequence[int], names: Sequence[str]) -> pa.Table:
     file = store.path / "rows" / filename(number)
-    whole = shard.verify(file, store.rows_fingerprint, number)
-    there = [name for name in names if name in pq.read_schema(whole).names]
-    wanted = [("row_id", "in", list(ids))]
-    return pq.read_table(whole, columns=there, filters=wanted, use_threads=False, partitioning=None)
+    verified = shard.verify(file, store.rows_fingerprint, number)
+    columns = [name for name in names if name in pq.read_schema(verified).names]
+    condition = [("row_id", "in", list(ids))]
+    return pq.read_table(verified, columns=columns, filters=condition, use_threads=False, partitioning=None)
 
 
 def _number(value: object) -> JsonValue:
@@ -161,5 +165,5 @@ def _number(value: object) -> JsonValue:
         return None
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
-    # Dates and decimals: JSON has none.
+    # JSON has no dates and no decimals.
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)

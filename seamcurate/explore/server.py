@@ -1,7 +1,8 @@
-"""The explorer's server: this machine only, for whoever holds the token, and nothing but reading.
+"""The explorer's server: it listens on this machine only, requires a token, and only reads.
 
-A browser lets any page on the web send requests to 127.0.0.1. So each answer asks for the token in a header that no
-other page can set, for a Host that is this machine (else a name that resolves here would do), and for no foreign Origin.
+A browser lets any page on the web send requests to 127.0.0.1. So every request needs the token in a header that another
+site's page cannot set. Its Host must be this machine: otherwise a domain that resolves to 127.0.0.1 would be accepted.
+And its Origin must be this server.
 """
 
 from __future__ import annotations
@@ -106,11 +107,11 @@ class _Compare(_Body):
 
 
 def application(session: Session, token: str) -> Starlette:
-    """Return the explorer's web application for a session; every request but for its code needs the token."""
+    """Return the explorer's web application for a session; every request needs the token, but for those for static files."""
 
     def answer(work: Callable[[Request, bytes], Response]) -> Callable[..., object]:
         async def endpoint(request: Request) -> Response:
-            if not _holds(request.headers.get(HEADER, ""), token):
+            if not _is_token(request.headers.get(HEADER, ""), token):
                 return _problem(
                     "the token is missing or wrong: open the address that `seamcurate explore` printed", 403
                 )
@@ -118,15 +119,15 @@ def application(session: Session, token: str) -> Starlette:
             try:
                 return await run_in_threadpool(work, request, body)
             except ValidationError as error:
-                first = error.errors()[0]
-                return _problem(f"{'.'.join(map(str, first['loc'])) or 'request'}: {first['msg']}", 400)
+                details = error.errors()[0]
+                return _problem(f"{'.'.join(map(str, details['loc'])) or 'request'}: {details['msg']}", 400)
             except SeamcurateError as error:
                 return _problem(str(error), 400)
 
         return endpoint
 
     async def page(request: Request) -> Response:
-        if not _holds(request.query_params.get("token", ""), token):
+        if not _is_token(request.query_params.get("token", ""), token):
             return PlainTextResponse("Open the address that `seamcurate explore` printed; it ends in ?token=…\n", 403)
         if not (PAGE / "index.html").is_file():
             return PlainTextResponse(_UNBUILT + "\n", 503)
@@ -144,16 +145,16 @@ def application(session: Session, token: str) -> Starlette:
         return JSONResponse(_overview(session))
 
     def whole(request: Request, body: bytes) -> Response:
-        return JSONResponse(_whole(session))
+        return JSONResponse(_complete_overview(session))
 
     def mosaic(request: Request, body: bytes) -> Response:
-        asked = _Mosaic.model_validate_json(body)
-        if asked.type == "exec":
+        request_body = _Mosaic.model_validate_json(body)
+        if request_body.type == "exec":
             raise QueryError("a store is only read")
-        found = session.chart(asked.sql, _CHART_ROWS, _CHART_BYTES)
+        answer_table = session.chart(request_body.sql, _CHART_ROWS, _CHART_BYTES)
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, found.schema) as writer:
-            writer.write_table(found)
+        with pa.ipc.new_stream(sink, answer_table.schema) as writer:
+            writer.write_table(answer_table)
         return Response(sink.getvalue().to_pybytes(), media_type="application/vnd.apache.arrow.stream")
 
     def sql(request: Request, body: bytes) -> Response:
@@ -162,7 +163,7 @@ def application(session: Session, token: str) -> Starlette:
         with session.reading(_Query.model_validate_json(body).sql) as reader:
             names, kinds = reader.schema.names, [str(field.type) for field in reader.schema]
             for batch in reader:
-                # Not by name: an answer may have two columns of one.
+                # By position: an answer may have two columns of one name.
                 values = [column.to_pylist() for column in batch.slice(0, _SHOWN + 1 - len(shown)).columns]
                 shown += [[_cell(value) for value in line] for line in zip(*values, strict=True)]
                 if len(shown) > _SHOWN:
@@ -179,12 +180,12 @@ def application(session: Session, token: str) -> Starlette:
         )
 
     def download(request: Request, body: bytes) -> Response:
-        asked = _Download.model_validate_json(body)
+        request_body = _Download.model_validate_json(body)
         folder = scratch.make()
-        file = folder.path / f"result.{asked.format}"
+        file = folder.path / f"result.{request_body.format}"
         try:
-            with session.reading(asked.sql, seconds=_DOWNLOAD_SECONDS) as reader:
-                tables.write(reader, asked.format, file)
+            with session.reading(request_body.sql, seconds=_DOWNLOAD_SECONDS) as reader:
+                tables.write(reader, request_body.format, file)
         except BaseException:
             folder.remove()
             raise
@@ -194,31 +195,31 @@ def application(session: Session, token: str) -> Starlette:
         return JSONResponse(_page(session, _Page.model_validate_json(body)))
 
     def filter_file(request: Request, body: bytes) -> Response:
-        asked = _Query.model_validate_json(body).sql.strip().rstrip(";")
-        if "row_id" not in session.ask(f"SELECT * FROM ({asked}\n) AS asked LIMIT 0").column_names:
+        filter_sql = _Query.model_validate_json(body).sql.strip().rstrip(";")
+        if "row_id" not in session.ask(f"SELECT * FROM ({filter_sql}\n) AS asked LIMIT 0").column_names:
             raise QueryError("a filter returns row_id of the rows it keeps; add it to the SELECT")
-        # A run has no charts and no second store.
+        # A run has neither the table `scores` nor a second store.
         with session.cursor() as cursor:
-            beyond = [name for name in cursor.check(asked) if name not in views.VIEWS]
-        if beyond:
-            raise QueryError(f"a filter reads {', '.join(views.VIEWS)}, which a run has too, and not {beyond[0]}")
-        title = "" if asked.startswith("--") else "-- Rows chosen in the explorer.\n"
-        return PlainTextResponse(f"{title}{asked}\n")
+            foreign = [name for name in cursor.check(filter_sql) if name not in views.VIEWS]
+        if foreign:
+            raise QueryError(f"a filter reads {', '.join(views.VIEWS)}, which a run has too, and not {foreign[0]}")
+        title = "" if filter_sql.startswith("--") else "-- Rows chosen in the explorer.\n"
+        return PlainTextResponse(f"{title}{filter_sql}\n")
 
-    def one(request: Request, body: bytes) -> Response:
+    def one_row(request: Request, body: bytes) -> Response:
         return JSONResponse(row.row(session, int(request.path_params["row_id"])))
 
     def cut(request: Request, body: bytes) -> Response:
-        asked = _Cut.model_validate_json(body)
-        return JSONResponse(bench.bench(session, asked.by, asked.cut, asked.keep, asked.nulls))
+        settings = _Cut.model_validate_json(body)
+        return JSONResponse(bench.bench(session, settings.by, settings.cut, settings.keep, settings.nulls))
 
     def prompt(request: Request, body: bytes) -> Response:
         row_id = int(request.path_params["row_id"])
         return JSONResponse({"prompt": row.prompts(session, [row_id], 300).get(row_id)})
 
     def compared(request: Request, body: bytes) -> Response:
-        asked = _Compare.model_validate_json(body)
-        return JSONResponse(compare(session, asked.first, asked.second, asked.rate))
+        settings = _Compare.model_validate_json(body)
+        return JSONResponse(compare(session, settings.first, settings.second, settings.rate))
 
     return Starlette(
         routes=[
@@ -232,7 +233,7 @@ def application(session: Session, token: str) -> Starlette:
             Route("/api/download", answer(download), methods=["POST"]),
             Route("/api/filter", answer(filter_file), methods=["POST"]),
             Route("/api/rows", answer(rows), methods=["POST"]),
-            Route("/api/row/{row_id:int}", answer(one)),
+            Route("/api/row/{row_id:int}", answer(one_row)),
             Route("/api/prompt/{row_id:int}", answer(prompt)),
             Route("/api/compare", answer(compared), methods=["POST"]),
             Route("/api/bench", answer(cut), methods=["POST"]),
@@ -247,7 +248,7 @@ def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store 
 
     Args:
         store: The store.
-        port: Where to listen; 0 takes a free one.
+        port: The port to listen on; 0 takes a free one.
         open_browser: Show the page in the default browser.
         other: A second store, for the SQL box to compare with: `other.rows`, `other.candidates` and so on.
 
@@ -267,18 +268,18 @@ def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store 
         raise StoreError(f"port {port} cannot be had: {reason}; give another --port, or none") from error
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={token}"
     print(f"{store.path}: explore it at {address}\n(Ctrl-C ends it)", flush=True)
-    # A large store takes seconds to read: it begins before the page asks.
+    # A large store takes seconds to read: begin before the page asks.
     threading.Thread(target=_warm, args=(opened,), daemon=True).start()
     if open_browser:
         webbrowser.open(address)
-    # No access log: it would write the token down.
+    # No access log: it would contain the token.
     config = uvicorn.Config(application(opened, token), log_level="warning", access_log=False, server_header=False)
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
 
 
 def _warm(session: Session) -> None:
-    # Whatever is wrong with the store is told by the first request, which meets it again.
+    # An error is not shown here: the first request meets it again, and shows it.
     with contextlib.suppress(SeamcurateError, OSError):
         session.refresh()
     _complete(session)
@@ -289,13 +290,13 @@ def _complete(session: Session) -> None:
         session.complete()
 
 
-def _holds(given: str, token: str) -> bool:
-    # As bytes: text that is not ASCII is refused by an error, not by an answer.
-    return hmac.compare_digest(given.encode(), token.encode())
+def _is_token(text: str, token: str) -> bool:
+    # compare_digest raises an error for text that is not ASCII, but not for bytes.
+    return hmac.compare_digest(text.encode(), token.encode())
 
 
 class _Loopback:
-    """Refuse what does not come from a page of this server on this machine, and add the headers."""
+    """Refuse requests that do not come from this server's own page on this machine; add the headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -324,7 +325,7 @@ def _problem(text: str, status: int) -> Response:
 
 
 def _overview(session: Session) -> dict[str, JsonValue]:
-    """Return what the page lays out first: columns, charts and groups."""
+    """Return what the page shows first: columns, charts and groups."""
     return {
         "store": str(session.store.path),
         "rows": session.rows,
@@ -348,13 +349,13 @@ def _overview(session: Session) -> dict[str, JsonValue]:
     }
 
 
-def _whole(session: Session) -> dict[str, JsonValue]:
-    """Return what is known once every file is verified: the views, and the other store's columns."""
+def _complete_overview(session: Session) -> dict[str, JsonValue]:
+    """Return what is known after every file is verified: the views, and the other store's columns."""
     return {
         "views": {
             name: [
-                {"name": str(one["column_name"]), "type": str(one["column_type"])}
-                for one in session.ask(f"SELECT column_name, column_type FROM (DESCRIBE {name})").to_pylist()
+                {"name": str(column["column_name"]), "type": str(column["column_type"])}
+                for column in session.ask(f"SELECT column_name, column_type FROM (DESCRIBE {name})").to_pylist()
             ]
             for name in (*_VIEWS, *(_OTHER if session.other else ()))
         },
@@ -380,33 +381,33 @@ def _chart(chart: Chart) -> JsonValue:
     }
 
 
-def _page(session: Session, asked: _Page) -> dict[str, JsonValue]:
+def _page(session: Session, settings: _Page) -> dict[str, JsonValue]:
     names = [chart.column.name for chart in session.charts]
     groups = [group.column.name for group in session.groups]
-    if asked.by not in [*names, *groups, "row_id"]:
-        raise QueryError(f"{asked.by!r} is no column to sort by")
-    by, order = views.quoted(asked.by), "DESC" if asked.descending else "ASC"
+    if settings.by not in [*names, *groups, "row_id"]:
+        raise QueryError(f"{settings.by!r} is no column to sort by")
+    sort_column, order = views.quoted(settings.by), "DESC" if settings.descending else "ASC"
     listed = ", ".join(["row_id", "_candidates", "_misjudged", *map(views.quoted, [*names, *groups])])
-    # The parentheses end a comment that the predicate might open.
-    found: list[dict[str, JsonValue]] = session.chart(
-        f"SELECT {listed} FROM scores WHERE ({asked.where}\n) ORDER BY {by} {order} NULLS LAST, row_id "
-        f"LIMIT {asked.limit} OFFSET {asked.offset}"
+    # The newline and the parenthesis end a comment that the predicate may open.
+    page: list[dict[str, JsonValue]] = session.chart(
+        f"SELECT {listed} FROM scores WHERE ({settings.where}\n) ORDER BY {sort_column} {order} NULLS LAST, row_id "
+        f"LIMIT {settings.limit} OFFSET {settings.offset}"
     ).to_pylist()
-    texts = row.prompts(session, [cast(int, one["row_id"]) for one in found], 200)
-    return {"rows": [{**one, "prompt": texts.get(cast(int, one["row_id"]))} for one in found]}
+    texts = row.prompts(session, [cast(int, line["row_id"]) for line in page], 200)
+    return {"rows": [{**line, "prompt": texts.get(cast(int, line["row_id"]))} for line in page]}
 
 
 def _cell(value: object) -> JsonValue:
-    """Return a value as JSON has it; long text is cut, and what JSON lacks becomes text."""
+    """Return a value as JSON; long text is cut, and values that JSON does not have become text."""
     if value is None or isinstance(value, bool | int):
-        # Beyond 2^53 a browser would show another number.
+        # Above 2^53 a browser would round the number.
         return str(value) if isinstance(value, int) and abs(value) > 2**53 else value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Decimal):
         exact = int(value) if value == value.to_integral_value() else float(value)
         return exact if abs(exact) <= 2**53 else f"{value:f}"
-    # Dates and times are no JSON.
+    # JSON has no dates and times.
     plain = not isinstance(value, list | dict)
     text = str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _CELL else text[: _CELL - 1] + "…"

@@ -1,8 +1,8 @@
-"""A store as the explorer asks it: the views of `seamcurate.select.views`, and its scalar columns once more in memory.
+"""A store as the explorer queries it: the views of `seamcurate.select.views`, and a copy of its scalar columns in memory.
 
-One rule: whatever is asked is one SELECT, has so many seconds and so much memory, and never holds up a run that fills
-the same store. Charts read the table `scores`, since Parquet read anew for each brush would be a hundred times slower.
-It is there as soon as the files that its columns lie in are verified; all the others are verified before a view is read.
+One rule: every query is one SELECT with a limit of time and memory, and never blocks a run that fills the same store.
+Charts read the table `scores`: reading Parquet again for each brush would be a hundred times slower. The table is ready
+as soon as the files of its columns are verified; all other files are verified before a view is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SAMPLE = 20_000
 _VALUES = 2_000
 _TEXTS = ("prompt", "response", "reference")
 _OWN = ("row_id", "_candidates", "_misjudged", "_length")
-"""What `scores` has of its own: a source's column of one of these names has no chart."""
+"""Columns that `scores` computes itself: a source's column of one of these names has no chart."""
 _ORDER = ("seam_", "misjudged_", "reward", "discrepancy_", "candidates_", "rer", "query_type")
 
 
@@ -40,22 +40,22 @@ class Chart(NamedTuple):
     low: float
     high: float
     first: float
-    """Where the first bin begins; smaller values are counted in it."""
+    """The lower edge of the first bin; smaller values are counted in it."""
     step: float
     bins: int
     worst: Literal["low", "high"] | None
-    """Which end is bad, where the column's meaning says so."""
+    """Which end of the values is bad, where the column's meaning says so."""
 
 
 class Group(NamedTuple):
-    """A column of labels rather than texts: its values, the most frequent first."""
+    """A column of labels, which are short and repeat, with its values, the most frequent first."""
 
     column: Column
     values: list[tuple[str | None, int]]
 
 
 class Session:
-    """Open a store for the explorer; `refresh` takes in what a run has added since.
+    """Open a store for the explorer; `refresh` reads what a run has added since.
 
     Raises:
         StoreError: There is no store.
@@ -71,70 +71,70 @@ class Session:
         self._opened: _Opened | None = None
 
     def refresh(self) -> None:
-        """Read the store's scalar columns anew; the views follow when they are asked for, or by `complete`."""
+        """Read the store's scalar columns again; the views are opened by the first query that needs them, or by `complete`."""
         with self._opening:
             self._opened = _open(self.store, self._memory)
 
     def complete(self) -> None:
-        """Verify what else the store has, and open its views."""
-        self._whole()
+        """Verify the other files of the store, and open its views."""
+        self._complete()
 
     def changed(self) -> bool:
-        """Tell whether shards, columns or splits are there that were not when the store was last read."""
-        return self._now().state != _state(self.store)
+        """Tell whether shards, columns or splits were added since the store was last read."""
+        return self._current().state != _state(self.store)
 
     @property
     def columns(self) -> list[Column]:
         """List the store's columns as they were when it was last read."""
-        return self._now().columns
+        return self._current().columns
 
     @property
     def charts(self) -> list[Chart]:
         """List every numeric column that has a finite value, scores first."""
-        return self._now().charts
+        return self._current().charts
 
     @property
     def groups(self) -> list[Group]:
         """List every column of labels."""
-        return self._now().groups
+        return self._current().groups
 
     @property
     def rows(self) -> int:
         """Return how many rows there are."""
-        return self._now().rows
+        return self._current().rows
 
     @property
     def others(self) -> list[Chart]:
-        """List every numeric column of the other store, named `other.…`; they lie in `scores`, row by row, once it is complete."""
-        return self._whole().others
+        """List the numeric columns of the other store, named `other.…`; `scores` has them once it is complete."""
+        return self._complete().others
 
     def ask(self, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> pa.Table:
         """Answer one SELECT over the views and `scores` as a table.
 
         Raises:
-            QueryError: It is not one SELECT, DuckDB cannot answer it, or it takes too long or too much memory.
+            QueryError: The text is not one SELECT, DuckDB cannot answer it, or it takes too long or too much memory.
         """
-        return self._retried(sql, parameters, True)
+        return self._retried(sql, parameters, complete=True)
 
     def chart(self, sql: str, rows: int | None = None, size: int | None = None) -> pa.Table:
-        """Answer one SELECT over `scores`, which may be there before the views are, of so many rows and bytes; see `ask`."""
-        return self._retried(sql, None, False, rows, size)
+        """Answer one SELECT over `scores`, with at most so many rows and bytes; see `ask`. It need not wait for the views."""
+        return self._retried(sql, None, complete=False, rows=rows, size=size)
 
     def _retried(
         self,
         sql: str,
         parameters: Mapping[str, JsonValue] | None,
-        whole: bool,
+        complete: bool,
         rows: int | None = None,
         size: int | None = None,
     ) -> pa.Table:
-        """Answer as a table; where the engine was ended by another query meanwhile, once more by a new one."""
-        for last in (False, True):
+        """Answer as a table; where another query ended the engine meanwhile, ask a new engine once more."""
+        for is_retry in (False, True):
             try:
-                with self.cursor(whole=whole) as cursor:
+                with self.cursor(complete=complete) as cursor:
                     return views.run(cursor, sql, parameters).read_all(rows, size)
             except EndedError as error:
-                if last or isinstance(error, TooLargeError):
+                if is_retry or isinstance(error, TooLargeError):
                     raise
         raise AssertionError
 
@@ -147,17 +147,17 @@ class Session:
             yield answer
 
     @contextmanager
-    def cursor(self, seconds: float | None = None, whole: bool = True) -> Iterator[Connection]:
-        """Give a cursor that is stopped after so many seconds; not `whole`, it may have `scores` alone.
+    def cursor(self, seconds: float | None = None, complete: bool = True) -> Iterator[Connection]:
+        """Yield a cursor that is stopped after so many seconds; unless `complete`, it may have `scores` only.
 
-        A query that does not stop by itself takes its engine with it: the next one is asked of a new engine.
+        Where a query does not stop by itself, its engine is killed, and the next query starts a new one.
         """
         limit = self._seconds if seconds is None else seconds
-        instead = "ask for fewer rows or columns, or use `seamcurate sql`"
-        opened = self._whole() if whole else self._now()
+        hint = "ask for fewer rows or columns, or use `seamcurate sql`"
+        opened = self._complete() if complete else self._current()
         cursor = opened.connection.cursor()
         try:
-            with views.limited(cursor, limit, instead):
+            with views.limited(cursor, limit, hint):
                 yield cursor
         finally:
             if cursor.ended:
@@ -165,25 +165,25 @@ class Session:
                     if self._opened is opened:
                         self._opened = None
 
-    def _now(self) -> _Opened:
+    def _current(self) -> _Opened:
         if self._opened is None:
             with self._opening:
                 if self._opened is None:
                     self._opened = _open(self.store, self._memory)
         return self._opened
 
-    def _whole(self) -> _Opened:
-        if (now := self._now()).whole:
-            return now
+    def _complete(self) -> _Opened:
+        if (current := self._current()).complete:
+            return current
         with self._completing:
-            if (now := self._now()).whole:
-                return now
-            made = _completed(now, self.store, self.other, self._memory)
+            if (current := self._current()).complete:
+                return current
+            completed = _completed(current, self.store, self.other, self._memory)
             with self._opening:
-                # A refresh meanwhile began anew, and what it read is newer.
-                if self._opened is now:
-                    self._opened = made
-            return made
+                # A refresh meanwhile has read the store again: its result is newer, and stays.
+                if self._opened is current:
+                    self._opened = completed
+            return completed
 
 
 class _Opened(NamedTuple):
@@ -194,15 +194,15 @@ class _Opened(NamedTuple):
     groups: list[Group]
     rows: int
     others: list[Chart]
-    whole: bool
-    """Whether the views are there too; until then the connection has `scores` alone."""
+    complete: bool
+    """Whether the views are open, too; until then the connection has `scores` only."""
 
 
 def _state(store: Store) -> list[tuple[str, str, int]]:
     folders = {name: str(record.get("fingerprint")) for name, record in store.records().items()}
-    done = [(name, made, len(numbers(store.path / "columns" / name))) for name, made in folders.items()]
+    columns = [(name, mark, len(numbers(store.path / "columns" / name))) for name, mark in folders.items()]
     splits = [(str(file), "", file.stat().st_mtime_ns) for file in find(store.path, "splits/*/*split.json")]
-    return [("", store.rows_fingerprint, len(store.shards)), *done, *splits]
+    return [("", store.rows_fingerprint, len(store.shards)), *columns, *splits]
 
 
 def _open(store: Store, memory: str) -> _Opened:
@@ -222,37 +222,42 @@ def _open(store: Store, memory: str) -> _Opened:
     return _Opened(connection, state, columns, charts, groups, rows, [], False)
 
 
-def _completed(opened: _Opened, store: Store, other: Store | None, memory: str) -> _Opened:
-    """Open the views beside a copy of `scores`, with the lengths of responses and what the other store says of the rows."""
-    connection = views.connect(store, other=other, memory=memory)
+def _completed(opened: _Opened, store: Store, second: Store | None, memory: str) -> _Opened:
+    """Open the views and a copy of `scores`, to which response lengths and the other store's columns are added."""
+    connection = views.connect(store, other=second, memory=memory)
     read = opened.connection.execute("SELECT * FROM scores").read_all()
-    # Messages have no length as text has; what they are written as does.
+    # A response of messages has the length of its text in SQL.
     kind = next(c.kind for c in opened.columns if c.name == "response")
     size = "length(r.response)" if pa.types.is_string(kind) else "length(r.response::VARCHAR)"
-    own = {c.name.lower() for c in opened.columns}
-    there = [c for c in (_numeric(other.columns()) if other else []) if f"other.{c.name}".lower() not in own]
-    joined, more = "", [f"({size})::INTEGER AS _length"]
-    if other is not None:
-        # Rows of another source may bear the same ids.
-        same = store.rows_fingerprint == other.rows_fingerprint
-        joined = f"LEFT JOIN other.rows AS o ON o.row_id = s.row_id{'' if same else ' AND o.prompt::VARCHAR = r.prompt::VARCHAR'}"
-        more += [f"{_finite(f'o.{views.quoted(c.name)}', c.kind)} AS {views.quoted(f'other.{c.name}')}" for c in there]
+    names = {c.name.lower() for c in opened.columns}
+    second_columns = [
+        c for c in (_numeric(second.columns()) if second else []) if f"other.{c.name}".lower() not in names
+    ]
+    joined, added = "", [f"({size})::INTEGER AS _length"]
+    if second is not None:
+        # Rows of another source may have the same ids: then the prompt must be the same, too.
+        same_rows = store.rows_fingerprint == second.rows_fingerprint
+        joined = f"LEFT JOIN other.rows AS o ON o.row_id = s.row_id{'' if same_rows else ' AND o.prompt::VARCHAR = r.prompt::VARCHAR'}"
+        added += [
+            f"{_finite(f'o.{views.quoted(c.name)}', c.kind)} AS {views.quoted(f'other.{c.name}')}"
+            for c in second_columns
+        ]
     connection.execute(
-        f"CREATE TABLE scores AS SELECT s.*, {', '.join(more)} FROM attached AS s LEFT JOIN rows AS r USING (row_id) {joined}",
+        f"CREATE TABLE scores AS SELECT s.*, {', '.join(added)} FROM attached AS s LEFT JOIN rows AS r USING (row_id) {joined}",
         attached=read,
     )
-    named = [c._replace(name=f"other.{c.name}") for c in there]
-    others = [chart for c in named if (chart := _chart(connection, c, opened.rows))]
-    return opened._replace(connection=connection, others=others, whole=True)
+    named = [c._replace(name=f"other.{c.name}") for c in second_columns]
+    other_charts = [chart for c in named if (chart := _chart(connection, c, opened.rows))]
+    return opened._replace(connection=connection, others=other_charts, complete=True)
 
 
 def _numeric(columns: list[Column]) -> list[Column]:
-    found = [c for c in columns if c.stale is None and c.name.lower() not in _OWN and _is_number(c.kind)]
-    return sorted(found, key=lambda c: (_place(c.name), c.name))
+    numeric = [c for c in columns if c.stale is None and c.name.lower() not in _OWN and _is_number(c.kind)]
+    return sorted(numeric, key=lambda c: (_place(c.name), c.name))
 
 
 def _sizes(kinds: Mapping[str, pa.DataType], numeric: list[str]) -> dict[str, str]:
-    """Return the SQL for how many candidates a row has, by variant."""
+    """Return, for each variant, the SQL of a row's number of candidates."""
     return {
         v: views.quoted(f"candidates_{v}") if f"candidates_{v}" in numeric else f"len({views.quoted(f'worse_{v}')})"
         for v in sample_sets(kinds)
@@ -260,7 +265,7 @@ def _sizes(kinds: Mapping[str, pa.DataType], numeric: list[str]) -> dict[str, st
 
 
 def _scores(kinds: Mapping[str, pa.DataType], sizes: Mapping[str, str], numeric: list[str], grouped: list[str]) -> str:
-    """Write what makes the table of scalars: what is not finite is NULL in it, as no chart has a place for it."""
+    """Write the statement that creates `scores`; numbers that are not finite are NULL in it, since no chart can show them."""
     shares = {v: f"misjudged_{v}" for v in sizes}
     wrong = [f"coalesce({views.quoted(q)} * {sizes[v]}, 0)" for v, q in shares.items() if q in numeric]
     select = [
@@ -274,7 +279,7 @@ def _scores(kinds: Mapping[str, pa.DataType], sizes: Mapping[str, str], numeric:
 
 
 def _finite(q: str, kind: pa.DataType) -> str:
-    # JSON has no decimals.
+    # As DOUBLE: JSON has no decimals.
     return f"CASE WHEN isfinite({q}::DOUBLE) THEN {q}{'::DOUBLE' if pa.types.is_decimal(kind) else ''} END"
 
 
@@ -283,39 +288,39 @@ def _chart(connection: Connection, column: Column, rows: int) -> Chart | None:
     ((present, low, high),) = connection.execute(f"SELECT count({q}), min({q}), max({q}) FROM scores").fetchall()
     if not present:
         return None
-    # Where the bins end may be estimated from some of the rows: quantiles of all take most of the time to open a store.
+    # Quantiles are estimated from a sample: of all rows they would take most of the time to open a store.
     ((near_low, near_high),) = connection.execute(
         f"SELECT coalesce(quantile_cont({q}, .005), $low), coalesce(quantile_cont({q}, .995), $high) "
         f"FROM scores WHERE row_id % $every = 0",
         {"low": low, "high": high, "every": max(1, rows // _SAMPLE)},
     ).fetchall()
-    # A few far values must not press all others into one bin: they are counted in the outermost ones.
-    first, last = (low, high) if high - low <= 8 * (near_high - near_low) else (near_low, near_high)
-    step = nice(last / _BINS - first / _BINS, whole=pa.types.is_integer(column.kind))
-    # Twelve digits are not enough for numbers far from 0 that lie close together.
-    begin = math.floor(first / step) * step
-    first = rounded if abs((rounded := float(f"{begin:.12g}")) - begin) < step / 2 else begin
-    bins = min(2 * _BINS, max(1, math.floor(last / step - first / step) + 1))
+    # A few outliers must not press all other values into one bin: they are counted in the outermost bins.
+    start, end = (low, high) if high - low <= 8 * (near_high - near_low) else (near_low, near_high)
+    step = nice(end / _BINS - start / _BINS, integer=pa.types.is_integer(column.kind))
+    # Round to twelve digits, unless the values are so close together and so far from 0 that this is too few.
+    begin = math.floor(start / step) * step
+    start = rounded if abs((rounded := float(f"{begin:.12g}")) - begin) < step / 2 else begin
+    bins = min(2 * _BINS, max(1, math.floor(end / step - start / step) + 1))
     worst: Literal["low", "high"] | None = None
     if "high = bad" in column.meaning or column.name.startswith("misjudged_"):
         worst = "high"
     elif "low = bad" in column.meaning or column.name.startswith("seam_"):
         worst = "low"
-    return Chart(column, present, low, high, first, step, bins, worst)
+    return Chart(column, present, low, high, start, step, bins, worst)
 
 
-def nice(width: float, whole: bool) -> float:
+def nice(width: float, integer: bool) -> float:
     """Round a bin's width up to 1, 2 or 5 times a power of ten."""
     # The smallest doubles have no power of ten below them.
     if width < 1e-300:
         return 1.0
     power = 10.0 ** math.floor(math.log10(width))
     nice = next(float(f"{power * factor:.12g}") for factor in (1, 2, 5, 10) if power * factor >= width * 0.999)
-    return max(1.0, nice) if whole else nice
+    return max(1.0, nice) if integer else nice
 
 
 def _repeats(connection: Connection, name: str) -> bool:
-    """Tell whether a column holds labels: short, and each for several rows."""
+    """Tell whether a column holds labels: short texts that several rows share."""
     q = views.quoted(name)
     ((distinct, rows, length),) = connection.execute(
         f"SELECT count(DISTINCT q), count(q), avg(length(q)) FROM (SELECT {q}::VARCHAR AS q FROM rows LIMIT 20000)"

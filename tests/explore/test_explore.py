@@ -180,7 +180,11 @@ def test_a_query_that_takes_more_memory_than_it_may_is_answered_from_disk(finish
     sorted_by_text = "SELECT md5(range::VARCHAR) || repeat('x', 64) AS t FROM range(1500000) ORDER BY t"
     (found,) = small.ask(f"SELECT max(t) AS last FROM ({sorted_by_text} LIMIT 1 OFFSET 1400000)").to_pylist()
     assert found["last"].startswith("e")
-    for opened in (small._now(), views.opened(finished, ["reward"], "64MB"), views.connect(finished, memory="64MB")):
+    for opened in (
+        small._current(),
+        views.opened(finished, ["reward"], "64MB"),
+        views.connect(finished, memory="64MB"),
+    ):
         connection = getattr(opened, "connection", opened)
         ((limit,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
         assert limit == "61.0 MiB"
