@@ -1,8 +1,8 @@
-"""The one abstraction: a step reads named columns and adds its own beside them.
+"""The one abstraction: a step reads named columns and adds columns of its own.
 
-A step is a frozen value. Its fields are its whole configuration, so a YAML recipe, its validation, its JSON
-and its fingerprint come from one place. It never drops, joins or reorders a row, and knows nothing of files:
-a store hands it tables and keeps what it returns.
+A step is a frozen value. Its fields are its whole configuration, so a YAML recipe, its validation, its JSON and its
+fingerprint come from one place. A step never drops, joins or reorders a row, and never opens a file of rows: a store
+passes it tables and stores what it returns.
 """
 
 from __future__ import annotations
@@ -25,33 +25,48 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 T = TypeVar("T")
 
 Transform = Callable[[pa.Table], pa.Table]
-"""A shard's rows in, the added columns out: as many rows, in the same order."""
+"""A function from some of a shard's rows to the added columns: as many rows, in the same order."""
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-"""A chat prompt, as every trainer spells it."""
+"""The type of a chat prompt: a list of messages with role and content, as every trainer reads it."""
 
 
 def column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
-    """Declare one added column; `meaning` is the line `seamcurate columns` shows."""
+    """Declare a column that a step adds, for the schema that `Step.adds` returns.
+
+    Args:
+        name: The column's name in Python, Parquet and SQL; lower snake case.
+        kind: Its Arrow type.
+        meaning: One line, which `seamcurate columns` shows.
+
+    Returns:
+        An Arrow field, with the meaning in its metadata.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> field = column("n_words", pa.int32(), "words in the response")
+        >>> field.name, str(field.type), field.metadata[b"meaning"].decode()
+        ('n_words', 'int32', 'words in the response')
+    """
     return pa.field(name, kind, metadata={"meaning": meaning})
 
 
 _LARGEST = 3.5e38
-"""Just above what a model's single precision holds: sums and products of larger numbers overflow."""
+"""Just above the largest 32-bit float: sums and products of larger numbers overflow."""
 
 
 def finite(value: float | None) -> float | None:
-    """Keep a score that can be compared; NaN, infinities and what overflows in a sum become NULL."""
+    """Return a score that can be compared; None for NaN, infinities and numbers that overflow in a sum."""
     return value if value is not None and math.isfinite(value) and abs(value) <= _LARGEST else None
 
 
 def comparable(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Keep scores as `finite` does, with NaN for the others."""
+    """Return scores, (n,), with NaN for those that `finite` refuses."""
     return np.where(np.abs(values) <= _LARGEST, values, np.nan)
 
 
 def evenly(items: Iterable[T], size: int) -> list[T]:
-    """Take about `size` items from all over a stream of unknown length, never holding more than twice as many."""
+    """Return about `size` items, evenly spaced over a stream of unknown length; at most twice as many are held."""
     kept: list[T] = []
     step = 1
     for i, item in enumerate(items):
@@ -70,19 +85,19 @@ def digest(value: JsonValue) -> str:
 
 @runtime_checkable
 class Identified(Protocol):
-    """A configuration value that knows which part of itself decides results."""
+    """A configuration value that can say which part of it decides results."""
 
     def identity(self) -> JsonValue:
-        """Return what decides results: a model's weights, say, but not the folder they lie in."""
+        """Return what decides results: for example a model's weights, but not the folder they are in."""
         ...
 
 
 @runtime_checkable
 class Dated(Protocol):
-    """A model whose prompts may hold a date."""
+    """A model whose prompts may contain the current date."""
 
     def dated(self, day: datetime.date) -> Self:
-        """Return the model with `day` as the date in its prompts; itself where it has one or they hold none."""
+        """Return the model with `day` as the date in its prompts; the model itself where that changes nothing."""
         ...
 
 
@@ -103,44 +118,76 @@ class Data(Protocol):
 
 
 class Averages(NamedTuple):
-    """What rows are like on average, in characters: all that a plan needs to know of them."""
+    """Average lengths of a row's texts in characters: all that a plan needs to know about the rows."""
 
     prompt: float
     response: float
     reference: float
     candidates: float
-    """How many candidates a row has."""
+    """Candidates per row."""
     candidate: float
-    """How long one candidate is."""
+    """Characters per candidate."""
 
 
 class Work(NamedTuple):
-    """What a step asks of a model for one row, on average."""
+    """The average work of a model for one row."""
 
     model: BaseModel | None
     sequences: float
     characters: float
     answer: float = 0.0
-    """Characters the model writes."""
+    """Characters that the model generates."""
 
 
 class Step(BaseModel):
-    """Add columns to rows.
+    """Add columns to rows; the base class of every step.
 
-    Subclasses declare `inputs` and `adds` and implement `load`; the rest has a default.
+    A subclass is a frozen pydantic model: its fields are its configuration. It declares `inputs` (the columns it reads) and
+    `adds` (an Arrow schema made with `column`), and implements `load`. `prepare` and all other methods are optional.
+
+    `load` returns a function from a table of at most `rows_per_call` rows, with the columns in `inputs`, to a table of the
+    added columns: as many rows, in the same order. The results must not depend on how the rows are divided into calls.
+
+    Raises:
+        pydantic.ValidationError: A field's value is not valid, or there is no such field.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from seamcurate import Step, column
+        >>> class Hedges(Step):
+        ...     word: str = "perhaps"
+        ...
+        ...     @property
+        ...     def inputs(self):
+        ...         return ("response",)
+        ...
+        ...     @property
+        ...     def adds(self):
+        ...         return pa.schema([column("n_hedges", pa.int32(), "how often the response hedges")])
+        ...
+        ...     def load(self, shared):
+        ...         def count(rows):
+        ...             numbers = [text.lower().count(self.word) for text in rows["response"].to_pylist()]
+        ...             return pa.table({"n_hedges": pa.array(numbers, pa.int32())})
+        ...         return count
+        >>> step = Hedges()
+        >>> step.name
+        'hedges'
+        >>> step.load(None)(pa.table({"response": ["Perhaps so, perhaps not."]})).to_pylist()
+        [{'n_hedges': 2}]
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     revision: ClassVar[int] = 1
-    """Raised whenever the same configuration would give other values: it is part of the fingerprint."""
+    """Part of the fingerprint. Raise it when a change of the code changes the values that a configuration gives."""
 
     rows_per_call: ClassVar[int] = 64
-    """How many rows the transform is handed at once; results must not depend on it."""
+    """The most rows that are passed to the transform at once; results must not depend on it."""
 
     @property
     def name(self) -> str:
-        """Name the folder its columns lie in: the class in snake case unless a step says otherwise."""
+        """Name the folder of the step's columns: by default the class's name in snake case."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
@@ -155,7 +202,7 @@ class Step(BaseModel):
 
     @property
     def reads_all_rows(self) -> bool:
-        """Tell whether `prepare` measures every row, so that more rows make another column."""
+        """Tell whether `prepare` reads every row, so that appended rows change the values of the old ones."""
         return False
 
     @property
@@ -169,28 +216,28 @@ class Step(BaseModel):
         return ()
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Build once per store what all shards share, inside the folder `shared`. Optional."""
+        """Build once per store what all shards need, inside the folder `shared`. Optional."""
 
     @abstractmethod
     def load(self, shared: Path) -> Transform:
-        """Return a function that owns whatever is heavy; the step itself stays a value."""
+        """Return the transform, which owns whatever is heavy, such as a model; the step itself stays a value."""
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Sum up the finished columns in numbers that are kept beside them. Optional."""
+        """Summarize the finished columns in numbers, which the store keeps in the step's record. Optional."""
         return {}
 
     def work(self, rows: Averages) -> Work | None:
-        """Estimate what one row asks of a model; None for a step without one."""
+        """Estimate the model's work for one row; None for a step without a model."""
         return None
 
     def dated(self, day: datetime.date) -> Self:
-        """Return the step with `day` as the date in its models' prompts; itself where they hold none."""
+        """Return the step with `day` as the date in its models' prompts; the step itself where that changes nothing."""
         models = {key: value for key, value in self if isinstance(value, Dated)}
         changed = {key: new for key, old in models.items() if (new := old.dated(day)) != old}
         return self.model_copy(update=changed) if changed else self
 
     def identity(self) -> dict[str, JsonValue]:
-        """Return all that decides the values this step adds, its inputs apart."""
+        """Return everything that decides the values this step adds, except its inputs."""
         fields: dict[str, JsonValue] = {}
         for key in type(self).model_fields:
             value = getattr(self, key)

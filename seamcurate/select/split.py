@@ -45,7 +45,20 @@ _QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 
 
 class Augment(BaseModel):
-    """Make new pairs of the rows that a split keeps, for fine-tuning and for a reward model (SEAM App. G)."""
+    """Make new pairs of the rows that a split keeps, for fine-tuning and for a reward model (SEAM App. G).
+
+    Give it to `Split.augment`. The export then writes two data sets: `sft` with pairs of instruction I* and response r*, and
+    `preferences` with golden responses r over candidates r*.
+
+    Raises:
+        pydantic.ValidationError: `pairs: both` is given for another variant than `contrast`; or a field is not valid.
+
+    Example:
+        >>> from seamcurate import Augment, Split
+        >>> split = Split(filter="SELECT row_id FROM rows WHERE seam_contrast < -1", augment=Augment(samples=3))
+        >>> split.augment.samples, split.augment.variant, split.augment.pairs
+        (3, 'contrast', 'golden')
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +81,24 @@ class Augment(BaseModel):
 
 
 class Split(BaseModel):
-    """Choose rows by an SQL filter; every further key is a parameter of the filter."""
+    """Choose rows by an SQL filter, for a recipe's `splits`.
+
+    A filter is one SELECT over the views that returns the `row_id` of the rows to keep. It may also return `keep`, `rule`,
+    `value` and `threshold`, which the ledger records for each row. Every further key is a parameter of the filter: `{by}`
+    in its text stands for a column's name, and `$rate` for a value.
+
+    Raises:
+        RecipeError: The filter is a `.sql` file that does not exist.
+        pydantic.ValidationError: `augment` and `format` are both given; or a field is not valid.
+
+    Example:
+        >>> from seamcurate import Split
+        >>> split = Split(filter="SELECT row_id FROM rows WHERE {by} >= $low", by="seam_contrast", low=-0.5)
+        >>> split.parameters
+        {'by': 'seam_contrast', 'low': -0.5}
+        >>> split.bound(["seam_contrast", "rer"])
+        ('SELECT row_id FROM rows WHERE "seam_contrast" >= $low', {'low': -0.5})
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -211,20 +211,35 @@ def text(query: str) -> str:
 
 
 def query(store: Store | str | Path, sql: str, seconds: float | None = None, memory: str | None = None) -> pa.Table:
-    """Answer one SELECT over a store's views as a table; see `run`.
+    """Answer one SELECT over a store's views as an Arrow table.
+
+    The views are `rows`, `candidates`, `corpus`, `ledger` and `rejected`. Nothing else on the machine can be read, and
+    nothing can be written. Every shard that the views read is verified first.
 
     Args:
         store: The store, or its folder.
-        sql: The SELECT.
-        seconds: Stop it after so long; by default after `SECONDS`.
-        memory: See `connect`.
+        sql: The SELECT, in DuckDB's dialect.
+        seconds: The most seconds that the query may take; by default 600.
+        memory: The most memory for DuckDB's buffers, such as "2GB"; by default most of the machine's memory.
+
+    Returns:
+        The answer; sums of whole numbers are int64 where they fit.
 
     Raises:
         StoreError: There is no store.
-        QueryError: The text is not one SELECT over the views, or DuckDB cannot answer it.
+        DamagedError: A shard's content changed after it was written.
+        QueryError: The text is not one SELECT over the views, DuckDB cannot answer it, or it takes too long.
 
     Example:
-        query("my-store", "SELECT count(*) AS n FROM rows")
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from seamcurate import Recipe, Source, query, run_local
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rows = Path(folder, "rows.jsonl")
+        ...     _ = rows.write_text('{"prompt": "2 + 2?", "response": "4"}')
+        ...     _ = run_local(Recipe(rows=Source(jsonl=str(rows))), Path(folder, "store"))
+        ...     query(Path(folder, "store"), "SELECT row_id, prompt FROM rows").to_pylist()
+        [{'row_id': 0, 'prompt': '2 + 2?'}]
     """
     opened = store if isinstance(store, Store) else Store(store)
     limit = SECONDS if seconds is None else seconds
