@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -145,3 +146,12 @@ def test_every_recipe_in_the_manual_reads(tmp_path):
                 recipe.loads(block, tmp_path, page.name)
                 read += 1
     assert read
+
+
+def test_the_places_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:seamcurate|recipes|docs|examples|tests)/[\w./-]*)`", text)
+    assert paths and all((ROOT / path).exists() for path in paths)
+    tables = re.findall(r"`([A-Z]{4,})` (?:in|of) `([\w./]+)\.py`", text)
+    for name, module in tables:
+        assert hasattr(importlib.import_module(module.replace("/", ".")), name), f"{module} has no {name}"
