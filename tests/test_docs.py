@@ -108,6 +108,7 @@ def test_the_readme_stays_short():
 def test_the_readmes_example_prints_what_it_shows(tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block, output = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", readme, re.DOTALL).groups()
+    assert readme.count("```python\n") == 1
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
     )
@@ -116,7 +117,7 @@ def test_the_readmes_example_prints_what_it_shows(tmp_path):
 
 RUNNABLE = {
     page.relative_to(ROOT).as_posix(): blocks
-    for page in [ROOT / "README.md", *PAGES]
+    for page in PAGES
     if (blocks := re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
 }
 
