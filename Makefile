@@ -11,9 +11,21 @@ TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
 
-# Two workers of one thread each: the models of the tests are too small for two threads, which would wait for each other.
-test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Each room's tests are a process of one thread, two at a time, the longest first: the models of the tests are too small for
+# two threads, which would wait for each other. What a room said is printed when it is done.
+ROOMS := train run storage models demo study publish explore score contrast select data store
+ifneq ($(filter test%,$(MAKECMDGOALS)),)
+MAKEFLAGS += --keep-going $(if $(filter output-sync,$(.FEATURES)),--jobs=2 --output-sync=target)
+endif
+
+test: $(ROOMS:%=test-room-%) test-whole
+
+test-room-%: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$*
+
+# What is of no room: the command line, hostile inputs, examples, docs.
+test-whole: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(sort $(wildcard tests/test_*.py))
 
 # A tiny model of every family of transformers, scored as plain calls score it. One thread: the models are too small for two.
 test-architectures: .venv/installed
@@ -25,11 +37,11 @@ explorer:
 
 # TextAttack holds transformers at 4.57, so that it has an environment of its own; what it touches is tested there too.
 test-attack: .venv-attack/installed
-	.venv-attack/bin/python -m pytest tests/contrast/test_textattack.py tests/contrast/test_attack.py tests/models/test_models.py tests/models/test_prefix.py
+	OMP_NUM_THREADS=1 .venv-attack/bin/python -m pytest tests/contrast/test_textattack.py tests/contrast/test_attack.py tests/models/test_models.py tests/models/test_prefix.py
 
 # The last TRL that had a PPO, which ours is held against.
 test-ppo: .venv-ppo/installed
-	.venv-ppo/bin/python -m pytest tests/train/test_ppo_oracle.py
+	OMP_NUM_THREADS=1 .venv-ppo/bin/python -m pytest tests/train/test_ppo_oracle.py
 
 # The lowest versions that pyproject.toml allows, but for torch: the locked one.
 smoke-lowest: .venv-lowest/installed
@@ -37,7 +49,7 @@ smoke-lowest: .venv-lowest/installed
 
 # The data set and reward classes of verl and OpenRLHF, run on exports.
 test-clients: .venv-clients/installed
-	.venv-clients/bin/python -m pytest tests/publish/test_clients.py
+	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/publish/test_clients.py
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

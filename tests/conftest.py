@@ -27,12 +27,6 @@ CHAT_TEMPLATE = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow files first, so that no worker begins a long one when the others are done."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 def interrupt(process: subprocess.Popen[str]) -> tuple[list[str], float]:
     """Send a command a Ctrl-C, and return what it said and how many seconds it took to say that it stopped.
 
