@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from test_train import CHAT, answered, parquet, start, stop_after
 
-from seamcurate.cli import _print_training
+from seamcurate.cli.training import print_training
 from seamcurate.errors import TrainError
 from seamcurate.train import GroupTraining, SFTTraining, grpo, rloo, sft
 from seamcurate.train.data import prompts
@@ -168,9 +168,9 @@ def test_groups_whose_rewards_are_all_equal_are_counted_and_the_last_line_says_s
     ):
         record = train(policy, Some(name), data, tmp_path / f"out{equal}", config)
         assert (record["groups"], record["groups_of_equal_rewards"]) == (6, equal)
-        _print_training(tmp_path, record)
+        print_training(tmp_path, record)
         assert capsys.readouterr().out.endswith(told)
-    _print_training(tmp_path, {**record, "groups_of_equal_rewards": 0})
+    print_training(tmp_path, {**record, "groups_of_equal_rewards": 0})
     assert "equal" not in capsys.readouterr().out
 
 

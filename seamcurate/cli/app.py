@@ -1,0 +1,116 @@
+"""The command line: one verb per public function, and no logic of its own.
+
+Answers go to standard output, progress and errors to standard error. Exit code 2 is a mistake of the user's, 1 one of
+ours, 130 a stop by Ctrl-C. Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from seamcurate.cli import publishing, scoring, training
+from seamcurate.errors import SeamcurateError, typed_line
+from seamcurate.progress import note
+
+
+class Verbs(typer.core.TyperGroup):
+    """Commands of which a misspelt one is answered with the nearest."""
+
+    def resolve_command(self, context: Any, arguments: list[str]) -> Any:
+        """Find the command that the first argument names."""
+        if arguments and self.get_command(context, arguments[0]) is None and not arguments[0].startswith("-"):
+            from seamcurate.text import suggestion
+
+            commands = self.list_commands(context)
+            hint = suggestion(arguments[0], commands) or f"; there are: {', '.join(commands)}"
+            context.fail(f"No such command {arguments[0]!r}{hint}")
+        return super().resolve_command(context, arguments)
+
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Find the prompts a reward model gets wrong, and make splits that trainers load.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+trainers = typer.Typer(
+    cls=Verbs, help="Train on a split, or on any Parquet or JSONL of the same columns.", no_args_is_help=True
+)
+app.add_typer(trainers, name="train")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from seamcurate import __version__
+
+        print(f"seamcurate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Find the prompts a reward model gets wrong, and make splits that trainers load."""
+
+
+for verb in (
+    *(scoring.demo, scoring.run, scoring.plan, scoring.columns, scoring.sql, scoring.why, scoring.check),
+    *(publishing.export, publishing.explore, publishing.report, publishing.push, publishing.reproduce),
+    *(publishing.diff, publishing.study, training.answer, publishing.compare),
+):
+    app.command()(verb)
+trainers.command("sft")(training.train_sft)
+trainers.command("reward")(training.train_reward)
+trainers.command("ppo")(training.train_ppo)
+trainers.command(
+    "grpo",
+    help="Train a policy by GRPO: each answer against the others to its prompt.\n\n"
+    "Example: seamcurate train grpo --model models/sft --data splits/train --reward models/reward --out models/grpo",
+)(training.train_by_groups)
+trainers.command(
+    "rloo",
+    help="Train a policy by RLOO: the baseline of an answer is what the others to its prompt earn.\n\n"
+    "Example: seamcurate train rloo --model models/sft --data splits/train --reward li_rp --out models/rloo",
+)(training.train_by_groups)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except SeamcurateError as error:
+        from seamcurate.text import one_line
+
+        # A message may quote what a file holds: it stays one line, and rewrites no screen.
+        note(f"error: {one_line(str(error))}")
+        sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == 130 and sys.argv[1:2] == ["train"]:
+            note(
+                "stopped; run the same command again: with --save-steps it goes on from the last checkpoint, else from "
+                "the start"
+            )
+        elif ended.code == 130:
+            note("stopped; what was finished is kept: run the same command again to go on")
+        raise
+    except Exception as error:
+        if os.environ.get("SEAMCURATE_TRACEBACK"):
+            raise
+        if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
+            # pydantic's, of an option's value; not imported for its name alone.
+            first = error.errors(include_url=False)[0]
+            option = "".join(f" --{part}".replace("_", "-") for part in first["loc"][:1])
+            note(f"error:{option} {first['msg'].removeprefix('Value error, ')}")
+            sys.exit(2)
+        note(f"internal error: {typed_line(error)} (SEAMCURATE_TRACEBACK=1 shows where)")
+        sys.exit(1)

@@ -1,0 +1,229 @@
+"""The verbs that show what a store holds, and take it elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from seamcurate.cli.arguments import RecipeFile, StoreFolder, check_order
+
+if TYPE_CHECKING:
+    from seamcurate.publish.reproduce import Endpoint
+
+
+def export(
+    recipe: RecipeFile,
+    store: StoreFolder,
+    to: Annotated[Literal["trl", "openrlhf", "verl"], typer.Option(help="Whose format.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where to write a folder for each split.", show_default=False)],
+) -> None:
+    """Write a recipe's splits as a trainer loads them.
+
+    Example: seamcurate export recipes/seam_contrast.yaml my-store --to trl --out splits
+    """
+    from seamcurate import text
+    from seamcurate.publish import export as exporting
+    from seamcurate.run import recipe as recipes
+    from seamcurate.store.store import Store
+
+    check_order("export", recipe, store)
+    for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
+        print(f"{line.folder}: {text.counted(line.rows, 'row')}; columns {text.clean(', '.join(line.columns))}")
+        for told in line.note.splitlines():
+            print(f"  {text.clean(told)}")
+        for command in line.commands:
+            print(f"  $ {command}")
+
+
+def explore(
+    store: StoreFolder,
+    other: Annotated[str | None, typer.Option(help="A second store, to compare with.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
+) -> None:
+    """Look at a store's scores, prompts and candidates on a page of this machine alone.
+
+    Example: seamcurate explore my-store
+    """
+    from seamcurate import explore as explorer
+    from seamcurate.store.store import Store
+
+    explorer.serve(Store(store).open(), port, browser, Store(other).open() if other else None)
+
+
+def report(
+    store: StoreFolder,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    figures: Annotated[Path | None, typer.Option(help="A folder for the figures as PNG and SVG.")] = None,
+) -> None:
+    """Write what the explorer shows as one HTML file to send to somebody.
+
+    Example: seamcurate report my-store --out report.html
+    """
+    from seamcurate.explore import report as write
+    from seamcurate.store.store import Store
+
+    for file in write(Store(store).open(), out, figures):
+        print(file)
+
+
+def push(
+    recipe: RecipeFile,
+    store: StoreFolder,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.", show_default=False)],
+    to: Annotated[Literal["trl", "openrlhf", "verl"], typer.Option(help="Whose format.")] = "trl",
+    license: Annotated[list[str] | None, typer.Option(help="The source's licence; again for more.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; private otherwise.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the card and the sizes; ask the Hub nothing.")
+    ] = False,
+) -> None:
+    """Publish a recipe's splits on the Hub with ledger, recipe and a card; only what changed travels.
+
+    Example: seamcurate push recipe.yaml my-store my-org/my-prompts --dry-run
+    """
+    from seamcurate.publish import hub
+    from seamcurate.publish.card import megabytes
+    from seamcurate.store.store import Store
+    from seamcurate.text import counted
+
+    check_order("push", recipe, store)
+    if dry_run:
+        made = hub.prepare(recipe, Store(store), repo_id, to, license or ())
+        print(made.card)
+        for name, size in made.files.items():
+            print(f"{megabytes(size):>10}  {name}")
+        notes = made.notes
+    else:
+        done = hub.push(recipe, Store(store), repo_id, to, public, license or ())
+        changed = f"{counted(len(done.sent), 'file')} sent, {len(done.removed)} removed, {done.unchanged} were there"
+        print(f"{done.url} at {done.commit}: {changed if done.sent or done.removed else 'nothing had changed'}")
+        notes = done.notes
+    for line in notes:
+        print(line)
+
+
+def reproduce(
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.", show_default=False)],
+    store: Annotated[Path, typer.Option(help="The store to make.")] = Path("reproduced"),
+    revision: Annotated[str | None, typer.Option(help="A commit, tag or branch; the newest otherwise.")] = None,
+    files: Annotated[Path | None, typer.Option(help="A folder with what only its author had.")] = None,
+    endpoints: Annotated[
+        bool, typer.Option("--endpoints", help="Let the recipe ask the language models it names.")
+    ] = False,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIABLE", help="Let it send them the key in this environment variable; again for more."),
+    ] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
+) -> None:
+    """Run a published recipe again and say which of its files come out the same; exit code 1 where one does not.
+
+    Every endpoint is shown with its address and the variable that holds its key. On a terminal you are asked whether
+    the recipe may use them; elsewhere --endpoints and --key say so.
+
+    Example: seamcurate reproduce my-org/my-prompts --store again
+    """
+    from seamcurate.publish import reproduce as reproduction
+
+    ask = _allowed if sys.stdin.isatty() and sys.stderr.isatty() else None
+    made = reproduction.reproduce(repo_id, store, revision, files, endpoints, max_usd, key or (), ask)
+    for line in made.lines():
+        print(line)
+    if not made.identical:
+        sys.exit(1)
+
+
+def _allowed(endpoints: Sequence[Endpoint]) -> bool:
+    """Ask the person at the keyboard, who was shown these endpoints."""
+    return typer.confirm("Send this recipe's requests and keys there?", default=False, err=True)
+
+
+def diff(
+    before: Annotated[str, typer.Argument(help="A store, or a data set's id on the Hub.", show_default=False)],
+    after: Annotated[str, typer.Argument(help="The other.", show_default=False)],
+) -> None:
+    """Explain by rule and model which rows two runs keep differently.
+
+    Example: seamcurate diff my-store my-org/my-prompts
+    """
+    from seamcurate.publish import diff as comparison
+
+    for line in comparison.diff(before, after).lines():
+        print(line)
+
+
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="saturation, mismatch, selection, filter-rate, overlap, likelihood, augmentation, sanity, monotonicity, responses, winrate, preference, tax or query-type.",
+            show_default=False,
+        ),
+    ],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="STORE…", help="Stores, or tables of results in Parquet or JSONL.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the table, the figure as PNG and SVG, and the line.")
+    ] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="A reward model to judge pairs by; again for more.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="An encoder, which adds RER to the reward models.")] = None,
+    policy: Annotated[str | None, typer.Option(help="For likelihood: the policy that scores.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The reward models' window.")] = None,
+    by: Annotated[str | None, typer.Option(help="The column that ranks rows, or divides pairs.")] = None,
+    rate: Annotated[float | None, typer.Option(help="For overlap: the share of rows that is low.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The method that others are held against.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Judge so many pairs only.")] = None,
+) -> None:
+    """Measure what the papers measured: a table, a figure, and a line that says what was found.
+
+    Example: seamcurate study overlap store-a store-b --out figures
+    """
+    from seamcurate import study as studies
+    from seamcurate import tables, text
+
+    found = studies.run(
+        name,
+        sources,
+        out,
+        rewards=reward or (),
+        encoder=encoder,
+        policy=policy,
+        max_tokens=max_tokens,
+        by=by,
+        rate=rate,
+        baseline=baseline,
+        rows=rows,
+    )
+    tables.write(found.table.to_reader(), "table", None)
+    print(text.one_line(found.line))
+
+
+def compare(
+    answers: Annotated[
+        list[str], typer.Argument(metavar="ANSWERS…", help="Tables that `answer` wrote.", show_default=False)
+    ],
+    baseline: Annotated[str, typer.Option(help="The baseline's table.", show_default=False)],
+    judge: Annotated[Path, typer.Option(help="YAML: {openai_server: NAME, base_url: …}.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+    rows: Annotated[int | None, typer.Option(min=1, help="The first so many answers only.")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on the endpoint.")] = None,
+) -> None:
+    """Ask a language model which of two answers is better, in both positions; the study winrate reads its verdicts.
+
+    Example: seamcurate compare answers/ppo.parquet --baseline answers/sft.parquet --judge judge.yaml --out verdicts.parquet
+    """
+    from seamcurate import study as studies
+    from seamcurate.text import counted
+
+    silent = studies.compare(answers, baseline, studies.read_judge(judge), out, rows=rows, max_usd=max_usd)
+    print(
+        f"{out}: written"
+        + (f"; {counted(silent, 'reply holds', 'replies hold')} no verdict, see its column `reason`" if silent else "")
+    )

@@ -1,0 +1,201 @@
+"""The verbs that make a store and read it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from seamcurate.cli.arguments import RecipeFile, StoreFolder, check_order
+from seamcurate.errors import QueryError
+
+
+def demo(
+    store: Annotated[Path, typer.Argument(help="Where to make it.")] = Path("demo-store"),
+    variants: Annotated[str, typer.Option(help="Sample sets, by commas: contrast, adv, gpt.")] = "contrast",
+    endpoint: Annotated[str | None, typer.Option(help="For gpt: an OpenAI-compatible server's base URL.")] = None,
+    model: Annotated[str | None, typer.Option(help="For gpt: the model's name there.")] = None,
+) -> None:
+    """Do the whole job on an embedded default: no network, no GPU.
+
+    Example: seamcurate demo --variants contrast,adv
+    """
+    from seamcurate.demo import story as embedded
+
+    embedded.run(store, [name.strip() for name in variants.split(",") if name.strip()], endpoint, model)
+
+
+def run(
+    recipe: RecipeFile,
+    store: StoreFolder,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop at the shard that holds this many rows.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Compute anew what another configuration made.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Take new files of the source for more rows; what is there stays.")
+    ] = False,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Compute on a Ray cluster: local, auto, or HOST:PORT, which no stranger may reach."
+        ),
+    ] = None,
+) -> None:
+    """Make what a recipe asks for and the store lacks; run it again to resume.
+
+    Example: seamcurate run recipes/seam_contrast.yaml my-store --limit 1000
+    """
+    from seamcurate.run import recipe as recipes
+    from seamcurate.run.cluster import run_ray
+    from seamcurate.run.local import run_local
+    from seamcurate.text import counted
+
+    check_order("run", recipe, store)
+    loaded = recipes.load(recipe)
+    if ray is None:
+        report = run_local(loaded, store, limit, replace, max_usd, append)
+    else:
+        report = run_ray(loaded, store, ray, limit, replace, max_usd, append)
+    done = [f"{report.read:,} read"] if report.read else []
+    done += [f"{counted(report.computed, 'shard')} computed"] if report.computed else []
+    print(f"{store}: {counted(report.rows, 'row')}, {', '.join(done) or 'everything was there'}")
+    for line in report.lines:
+        print(f"  {line}")
+
+
+def plan(recipe: RecipeFile, store: StoreFolder) -> None:
+    """Show rows, model calls, tokens and dollars a run would take; writes nothing.
+
+    Example: seamcurate plan recipes/seam_contrast.yaml my-store
+    """
+    from seamcurate import tables, text
+    from seamcurate.run import plan as estimate
+    from seamcurate.run import recipe as recipes
+
+    check_order("plan", recipe, store)
+    made = estimate.plan(recipes.load(recipe), store)
+    print(f"{text.counted(made.rows, 'row')} ({made.rejected:,} set aside), corpus of {made.corpus:,}")
+    rows = [
+        [
+            line.step,
+            f"{line.rows:,}",
+            f"{line.calls:,}" if line.model else "",
+            f"{line.tokens:,}" if line.model else "",
+            f"{line.written:,}" if line.written else "",
+            "" if line.usd is None else f"{line.usd:,.2f}",
+            line.model,
+        ]
+        for line in made.lines
+    ]
+    tables.show(["step", "rows to do", "calls", "tokens in", "out", "$", "model"], rows, right=(1, 2, 3, 4, 5))
+    for line in made.notes:
+        print(line)
+
+
+def columns(store: StoreFolder) -> None:
+    """List a store's columns: name, type, step, shards done, meaning.
+
+    Example: seamcurate columns my-store
+    """
+    from seamcurate import tables, text
+    from seamcurate.store.store import Store
+
+    opened = Store(store).open()
+    listed = opened.columns()
+    rows = [
+        [
+            c.name,
+            text.brief(str(c.kind), 40),
+            c.made_by,
+            f"{c.done}/{c.shards}",
+            f"OUT OF DATE: {c.stale}" if c.stale else c.meaning,
+        ]
+        for c in listed
+    ]
+    tables.show(["column", "type", "step", "shards", "meaning"], rows, right=(3,))
+    for name in opened.records():
+        facts = opened.facts(name)
+        warnings = facts.get("warnings", [])
+        for line in [facts.get("summary"), *(warnings if isinstance(warnings, list) else [])]:
+            if line:
+                print(line)
+    noise = {c.name: n for c in listed if (n := opened.noise(c.name).get(c.name)) is not None}
+    if noise:
+        print("noise, by batch size, order and padding: " + ", ".join(f"{name} ±{n:.1g}" for name, n in noise.items()))
+
+
+def sql(
+    store: StoreFolder,
+    query: Annotated[
+        str,
+        typer.Argument(
+            help="One SELECT over rows, candidates, corpus, ledger, rejected; or a .sql file.", show_default=False
+        ),
+    ],
+    format: Annotated[
+        Literal["table", "csv", "jsonl", "parquet"], typer.Option(help="How to print the answer.")
+    ] = "table",
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+    other: Annotated[
+        str | None, typer.Option(help="A second store, as other.rows, other.candidates and so on.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Stop the query after so long.")] = 600,
+    memory: Annotated[
+        str | None, typer.Option(help="What its buffers may take, such as 2GB; else most of what the machine has.")
+    ] = None,
+) -> None:
+    """Ask a store in SQL; it is only ever read.
+
+    Example: seamcurate sql my-store "SELECT prompt, seam_contrast FROM rows ORDER BY seam_contrast LIMIT 5"
+    """
+    from seamcurate import tables, text
+    from seamcurate.select import views
+    from seamcurate.store.store import Store
+
+    if re.match(r"\s*(select|with|from)\s|.*\.sql\s*$", store, re.IGNORECASE):
+        raise QueryError(f'the store comes first, as in `seamcurate sql {query} "{text.brief(store, 60)}"`')
+    with (
+        views.connect(Store(store).open(), other=Store(other).open() if other else None, memory=memory) as connection,
+        views.limited(connection, seconds, "ask for fewer rows or columns, or give more --seconds"),
+    ):
+        tables.write(views.run(connection, views.text(query)), format, out)
+
+
+def why(store: StoreFolder, row_id: Annotated[str, typer.Argument(help="The row.", show_default=False)]) -> None:
+    """Tell what became of a row in every split, and what decided it.
+
+    Example: seamcurate why my-store 17
+    """
+    from seamcurate.select import why as explain
+    from seamcurate.store.store import Store
+
+    if not re.fullmatch(r"-?\d{1,18}", row_id, re.ASCII):
+        raise QueryError(f"{row_id} is no row id, which is a whole number: write `seamcurate why STORE ROW_ID`")
+    for line in explain.why(Store(store).open(), int(row_id)):
+        print(line)
+
+
+def check(
+    store: StoreFolder,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Tell too whether the store holds what this recipe makes.")
+    ] = None,
+) -> None:
+    """Verify a store from end to end; exit code 2 where something is wrong, with a line on what to do about each.
+
+    Example: seamcurate check my-store --recipe recipe.yaml
+    """
+    from seamcurate import text
+    from seamcurate.run import integrity
+    from seamcurate.run import recipe as recipes
+    from seamcurate.store.store import Store
+
+    made = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
+    for finding in made.findings:
+        print(text.clean(str(finding)))
+    print(made.summary)
+    if made.findings:
+        sys.exit(2)
