@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from seamcurate.train.answering import Answering, answer
-from seamcurate.train.grouped import GroupTraining, grpo, rloo
-from seamcurate.train.options import PPOTraining
+from seamcurate.train.answering import answer
+from seamcurate.train.grouped import grpo, rloo
+from seamcurate.train.options import Answering, GroupTraining, PPOTraining, RewardTraining, SFTTraining
 from seamcurate.train.ppo import ppo
-from seamcurate.train.reward import RewardTraining, reward
-from seamcurate.train.sft import SFTTraining, sft
+from seamcurate.train.reward import reward
+from seamcurate.train.sft import sft
 
 __all__ = [
     "Answering",

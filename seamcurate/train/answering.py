@@ -7,32 +7,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ConfigDict, Field
 
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
-from seamcurate.models.template import FormSettings
 from seamcurate.progress import bar
 from seamcurate.storage import objects
 from seamcurate.train import data as rows_of
 from seamcurate.train import rollout, training
 from seamcurate.train.data import Data
-
-
-class Answering(FormSettings):
-    """Options of `answer`; how prompts become text, as a model's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_new_tokens: int = Field(256, ge=1)
-    """Tokens of an answer at most."""
-    temperature: float = Field(1.0, gt=0)
-    samples: int = Field(1, ge=1)
-    """Answers a prompt."""
-    batch_size: int = Field(16, ge=1)
-    revision: str | None = None
-    """A Hub branch, tag or commit of the model. Not for folders."""
-    seed: int = 0
+from seamcurate.train.options import Answering, Training
 
 
 def answer(model: str | Path, data: Data, out: str | Path, config: Answering = Answering()) -> int:
@@ -59,7 +42,7 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
     asked = rows_of.prompts(data)
     with objects.writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    options = training.Training(learning_rate=1.0, lora=False, revision=config.revision)
+    options = Training(learning_rate=1.0, lora=False, revision=config.revision)
     training.identity(model, options)
     with training.quiet():
         tokenizer, policy = training.open_policy(model, options)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import JsonValue
 
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
@@ -20,48 +20,13 @@ from seamcurate.models.template import Form
 from seamcurate.train import rollout, training
 from seamcurate.train.data import Asked, Data
 from seamcurate.train.kl import KLController
+from seamcurate.train.options import GroupTraining
 from seamcurate.train.rollout import Judge, Question, Reward, respond
-from seamcurate.train.training import Training
 from seamcurate.train.workplace import Workplace
 from seamcurate.words import repetition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class GroupTraining(Training):
-    """Options of `grpo` and `rloo`, named as in TRL."""
-
-    learning_rate: float = Field(1e-5, gt=0)
-    eval_rows: int = Field(64, ge=0)
-    eval_steps: int | None = Field(None, ge=1)
-    """Measure every so many updates too, not only before and after."""
-    lora_alpha: int = Field(16, ge=1)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
-    max_length: int = Field(1024, ge=2)
-    """Tokens of prompt and answer together; a row whose prompt leaves less than `max_completion_length` is skipped."""
-    num_generations: int = Field(8, ge=2)
-    """Answers a prompt; divides `per_device_train_batch_size * gradient_accumulation_steps`, which counts answers."""
-    max_completion_length: int = Field(512, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    num_iterations: int = Field(1, ge=1)
-    """Updates from the same answers; 4 with `epsilon` .2 is PPO's clipping without a critic."""
-    epsilon: float = Field(0.2, gt=0)
-    beta: float = Field(0.05, ge=0)
-    """Weight of the KL penalty against the policy it started from."""
-    kl_target: float | None = Field(None, gt=0)
-    """Nats per answer to stay at, by moving `beta`; None keeps it fixed."""
-    kl_horizon: int = Field(10_000, ge=1)
-
-    @model_validator(mode="after")
-    def _goes_on(self) -> Self:
-        # What goes on from a checkpoint draws answers anew: in the midst of an old batch's updates it would be another training.
-        if self.save_steps % self.num_iterations:
-            raise ValueError(
-                f"save_steps {self.save_steps} is no multiple of num_iterations {self.num_iterations}; "
-                "save between batches of answers"
-            )
-        return self
 
 
 def grpo(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from seamcurate.errors import TrainError
 from seamcurate.models import tokens, weights
@@ -17,18 +17,12 @@ from seamcurate.models.batching import batches, padded
 from seamcurate.models.template import Form
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
-from seamcurate.train.training import Training
+from seamcurate.train.options import RewardTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COLUMNS = (("chosen",), ("rejected",))
-
-
-class RewardTraining(Training):
-    """Options of `reward`; the defaults are the paper's: AdamW at 2e-5, LoRA of rank 8, alpha 32, dropout 0.1."""
-
-    learning_rate: float = Field(2e-5, gt=0)
 
 
 def reward(

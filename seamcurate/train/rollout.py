@@ -17,7 +17,7 @@ from seamcurate.progress import bar
 from seamcurate.train import data as rows_of
 from seamcurate.train import training
 from seamcurate.train.data import Asked, Data
-from seamcurate.train.training import Training
+from seamcurate.train.options import Training
 
 if TYPE_CHECKING:
     from torch import Tensor

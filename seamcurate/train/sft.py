@@ -10,26 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
 from seamcurate.models.template import Form
 from seamcurate.train import training
 from seamcurate.train.data import Data, Row
-from seamcurate.train.training import Training
+from seamcurate.train.options import SFTTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COLUMNS = (("completion", "response", "messages"),)
-
-
-class SFTTraining(Training):
-    """Options of `sft`; the defaults are the paper's: AdamW at 1e-4 with 10 warm-up steps."""
-
-    learning_rate: float = Field(1e-4, gt=0)
-    warmup_steps: int = Field(10, ge=0)
 
 
 def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SFTTraining()) -> dict[str, JsonValue]:

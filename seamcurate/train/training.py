@@ -1,4 +1,4 @@
-"""What the trainers share: options, opening a model, one quiet run of a TRL trainer, and a folder that is whole.
+"""What the trainers share: opening a model, one quiet run of a TRL trainer, and a folder that is whole.
 
 The same model, rows and options give the same weights, so a finished folder is returned and never trained again.
 """
@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
 from seamcurate.errors import ModelError, TrainError, first_line, typed_line
 from seamcurate.models import checkpoint, probe, tokens, weights
@@ -29,46 +29,11 @@ from seamcurate.progress import bar, note
 from seamcurate.storage import objects
 from seamcurate.text import brief, counted
 from seamcurate.train import data
+from seamcurate.train.options import Training
 from seamcurate.train.workplace import RECORD, Workplace, differences, first_day
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-
-
-class Training(FormSettings):
-    """Options that every trainer takes, named as in transformers, TRL and PEFT; how prompts become text, as a model's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    learning_rate: float = Field(gt=0)
-    num_train_epochs: float = Field(1, gt=0)
-    max_steps: int = -1
-    """Stop after so many optimizer steps; -1 leaves it to `num_train_epochs`."""
-    per_device_train_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    warmup_steps: int = Field(0, ge=0)
-    max_length: int = Field(512, ge=2)
-    """Tokens of prompt and response together; the response's end is cut, a row whose prompt fills it is skipped."""
-    seed: int = 0
-    eval_data: Path | None = None
-    """What is measured before and after: a file or folder as the data themselves; default: see `eval_rows`."""
-    eval_rows: int = Field(200, ge=0)
-    """Without `eval_data`: how many rows to hold out and measure, at most a tenth. 0: measure nothing."""
-    lora: bool = True
-    """Train low-rank adapters and merge them into the saved weights; else train all weights."""
-    lora_r: int = Field(8, ge=1)
-    lora_alpha: int = Field(32, ge=1)
-    lora_dropout: float = Field(0.1, ge=0, lt=1)
-    gradient_checkpointing: bool = False
-    """Compute activations twice to fit a larger model into memory."""
-    revision: str | None = None
-    """A Hub branch, tag or commit of the model. Not for folders."""
-    save_steps: int = Field(0, ge=0)
-    """Keep a checkpoint every so many updates, to go on from after a stop; 0: none."""
-    logging_steps: int = Field(10, ge=1)
-    """Updates between two lines of the folder's `log.jsonl`."""
-    tensorboard: bool = False
-    """Log for TensorBoard too, into `tensorboard/` of the folder."""
 
 
 def read(given: data.Data, answers: Sequence[Sequence[str]], config: Training) -> tuple[list[data.Row], list[data.Row]]:
