@@ -348,10 +348,10 @@ def default(field: FieldInfo) -> str:
 def command_line() -> str:
     """Return the page of every command, its arguments and options."""
     parts, rows = [], []
-    for verb, callback, help_text in commands(app):
+    for verb, parameters, help_text in commands(app):
         summary, _, details = help_text.partition("\n\n")
         rows.append([f"[`{verb}`](#{slug(verb)})", prose(sentence(summary))])
-        parts.append(_command(verb, callback, sentence(summary), details))
+        parts.append(_command(verb, parameters, sentence(summary), details))
     introduction = (
         "Every command prints its answer to standard output, and progress and errors to standard error. "
         "`seamcurate COMMAND --help` shows the same text. [Exit codes](errors.md#exit-codes) are on the page of errors."
@@ -359,20 +359,23 @@ def command_line() -> str:
     return page("Command line", introduction, table(["command", "what it does"], rows), *parts)
 
 
-def commands(group: Any, prefix: str = "seamcurate") -> Iterator[tuple[str, Callable[..., Any], str]]:
-    """Iterate over the commands of a Typer application: name, function, help."""
+def commands(group: Any, prefix: str = "seamcurate") -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Iterate over the commands of a Typer application: name, parameters, help."""
+    from typer.utils import get_params_from_function
+
     for command in group.registered_commands:
         name = command.name or command.callback.__name__.replace("_", "-")
-        yield f"{prefix} {name}", command.callback, inspect.cleandoc(command.help or command.callback.__doc__ or "")
+        parameters = get_params_from_function(command.callback)
+        if fields := getattr(command.cls, "options", None):
+            parameters |= get_params_from_function(fields())
+        yield f"{prefix} {name}", parameters, inspect.cleandoc(command.help or command.callback.__doc__ or "")
     for inner in group.registered_groups:
         yield from commands(inner.typer_instance, f"{prefix} {inner.name}")
 
 
-def _command(verb: str, callback: Callable[..., Any], summary: str, details: str) -> str:
-    from typer.utils import get_params_from_function
-
+def _command(verb: str, parameters: dict[str, Any], summary: str, details: str) -> str:
     arguments, options, usage = [], [], [verb]
-    for parameter in get_params_from_function(callback).values():
+    for parameter in parameters.values():
         info = parameter.default
         if not hasattr(info, "help"):
             continue  # the context, which nobody types

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 from conftest import interrupt
+from pydantic import ConfigDict, Field
+from typer.main import get_command
+from typer.testing import CliRunner
 
 import seamcurate
+from seamcurate.cli import app
+from seamcurate.cli.fields import configured_by
+from seamcurate.train import SFTTraining
 
 pytestmark = pytest.mark.slow
 
@@ -61,10 +70,83 @@ def test_help_lists_every_verb():
         assert f" {verb} " in shown.stdout
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *(f"train {one}" for one in ("sft", "reward", "ppo", "grpo", "rloo"))])
-def test_each_verbs_help_ends_in_an_example(verb):
-    shown = cli(*verb.split(), "--help")
-    assert shown.returncode == 0 and f"Example: seamcurate {verb}" in " ".join(shown.stdout.split())
+def test_each_verbs_help_ends_in_an_example():
+    for verb, command in commands():
+        assert command.help.split("\n\n")[-1].startswith(f"Example: seamcurate {verb} "), verb
+
+
+def commands(group=None, path=()):
+    """Yield each verb with its command, those of `train` too."""
+    for name, command in getattr(group or get_command(app), "commands", {}).items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def options(command):
+    """Yield each argument and option with what is typed, and its line of help."""
+    for option in command.get_params(typer.Context(command)):
+        if "--help" not in option.opts:
+            yield option, *option.get_help_record(typer.Context(command))
+
+
+def test_every_option_is_typed_as_before_and_shows_the_same_default():
+    lines = []
+    for verb, command in commands():
+        for option, typed, line in options(command):
+            shown = re.search(r"\[(?:default: .*|required|[^\[]*)\]$", line)
+            repeatable = "repeatable" if getattr(option, "multiple", False) else ""
+            lines.append(" ".join(filter(None, (verb, typed, shown and shown[0], repeatable))))
+    assert len(lines) == len(set(lines))
+    assert set(lines) == set((Path(__file__).parent / "cli_options.txt").read_text().splitlines())
+
+
+@pytest.mark.parametrize("verb", [verb for verb, _ in commands()])
+def test_every_line_of_help_stands_on_its_own(verb):
+    for option, typed, _ in options(dict(commands())[verb]):
+        assert option.help and re.match(r"[A-Z]", option.help) and option.help.endswith("."), typed
+        first = option.help.split()[0].strip(",.")
+        assert first not in {"Of", "Its", "Their", "It", "Then", "As", "For", "Whose", "What", "Where", "How"}, typed
+
+
+class ToyTraining(SFTTraining):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    toys: int = Field(3, ge=1)
+    """Toys in a batch, of which
+    `max_steps` takes no notice."""
+    target: float | None = Field(None, gt=0)
+    """Share of toys to keep."""
+    colours: tuple[str, ...] = ()
+    """Colour of a toy."""
+
+
+def test_a_field_added_to_a_trainings_options_is_an_option_of_its_command():
+    toy, given = typer.Typer(), []
+
+    @toy.command(cls=configured_by(f"{__name__}:ToyTraining", without=["lora_dropout"]))
+    def train(context: typer.Context, model: str) -> None:
+        given.append((model, context.obj))
+
+    shown = " ".join(CliRunner().invoke(toy, ["--help"], env={"COLUMNS": "200"}).stdout.split())
+    assert "--toys <int> Toys in a batch, of which --max-steps takes no notice. At least 1. [default: 3]" in shown
+    assert "--target <float> Share of toys to keep. 0 stands for none. [default: 0.0]" in shown
+    assert "--learning-rate <float> Learning rate of AdamW. Above 0. [default: 0.0001]" in shown
+    assert "--lora-dropout" not in shown
+    assert CliRunner().invoke(toy, ["m"]).exit_code == 0
+    typed = ["m", "--toys", "5", "--target", "0.5", "--colours", "red", "--colours", "blue", "--no-lora"]
+    typed += ["--template", '{"enable_thinking": false}', "--date", "2024-02-29"]
+    assert CliRunner().invoke(toy, typed).exit_code == 0
+    expected = ToyTraining(
+        toys=5,
+        target=0.5,
+        colours=("red", "blue"),
+        lora=False,
+        template={"enable_thinking": False},
+        date=datetime.date(2024, 2, 29),
+    )
+    assert given == [("m", ToyTraining()), ("m", expected)]
 
 
 def test_run_says_what_it_made_and_that_it_was_there(recipe_file, tmp_path):
@@ -162,14 +244,11 @@ def test_answers_that_a_reward_does_not_apply_to_are_told(policy_folder, tmp_pat
 
 @pytest.mark.parametrize("method", ["sft", "reward", "ppo", "grpo", "rloo"])
 def test_every_option_of_a_trainer_can_be_typed_and_has_the_same_default(method):
-    from typer.main import get_command
-
     from seamcurate import train
-    from seamcurate.cli import app
 
     configs = {"sft": train.SFTTraining, "reward": train.RewardTraining, "ppo": train.PPOTraining}
     config = configs.get(method, train.GroupTraining)()
-    typed = {one.name: one.default for one in get_command(app).commands["train"].commands[method].params}
+    typed = {option.name: option.default for option, *_ in options(dict(commands())[f"train {method}"])}
     # PPO's passes run without dropout; 0 and none at all are typed where Python has None and ().
     left_out = {"lora_dropout"} if method == "ppo" else set()
     expected = {name: value or 0 for name, value in dict(config).items() if name not in left_out}

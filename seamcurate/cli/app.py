@@ -14,6 +14,7 @@ import typer
 import typer.core
 
 from seamcurate.cli import publishing, scoring, training
+from seamcurate.cli.fields import configured_by
 from seamcurate.errors import SeamcurateError, typed_line
 from seamcurate.progress import note
 
@@ -66,22 +67,19 @@ def about(
 for verb in (
     *(scoring.demo, scoring.run, scoring.plan, scoring.columns, scoring.sql, scoring.why, scoring.check),
     *(publishing.export, publishing.explore, publishing.report, publishing.push, publishing.reproduce),
-    *(publishing.diff, publishing.study, training.answer, publishing.compare),
+    *(publishing.diff, publishing.study),
 ):
     app.command()(verb)
-trainers.command("sft")(training.train_sft)
-trainers.command("reward")(training.train_reward)
-trainers.command("ppo")(training.train_ppo)
-trainers.command(
-    "grpo",
-    help="Train a policy by GRPO: each answer against the others to its prompt.\n\n"
-    "Example: seamcurate train grpo --model models/sft --data splits/train --reward models/reward --out models/grpo",
-)(training.train_by_groups)
-trainers.command(
-    "rloo",
-    help="Train a policy by RLOO: the baseline of an answer is what the others to its prompt earn.\n\n"
-    "Example: seamcurate train rloo --model models/sft --data splits/train --reward li_rp --out models/rloo",
-)(training.train_by_groups)
+app.command(cls=configured_by("seamcurate.train:Answering"))(training.answer)
+app.command()(publishing.compare)
+
+trainers.command("sft", cls=configured_by("seamcurate.train:SFTTraining"))(training.train_sft)
+trainers.command("reward", cls=configured_by("seamcurate.train:RewardTraining"))(training.train_reward)
+# PPO's passes run without dropout.
+ppo_options = configured_by("seamcurate.train:PPOTraining", without=["lora_dropout"])
+trainers.command("ppo", cls=ppo_options)(training.train_ppo)
+trainers.command("grpo", cls=configured_by("seamcurate.train:GroupTraining"))(training.train_grpo)
+trainers.command("rloo", cls=configured_by("seamcurate.train:GroupTraining"))(training.train_rloo)
 
 
 def main() -> None:

@@ -1,17 +1,28 @@
-"""Arguments that several verbs take, each defined once."""
+"""Arguments and options that several verbs take, each defined once."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from seamcurate.errors import RecipeError
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.", show_default=False)]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe, a YAML file.", show_default=False)]
 StoreFolder = Annotated[
-    str, typer.Argument(metavar="STORE", help="The store's folder, or s3://bucket/prefix.", show_default=False)
+    str, typer.Argument(metavar="STORE", help="Store: a folder, or s3://bucket/prefix.", show_default=False)
+]
+RepoId = Annotated[
+    str, typer.Argument(metavar="REPO_ID", help="Id of the data set on the Hub: user/name.", show_default=False)
+]
+OtherStore = Annotated[
+    str | None,
+    typer.Option(help="Second store to compare with; SQL reads it as other.rows, other.candidates and so on."),
+]
+TrainerName = Literal["trl", "openrlhf", "verl"]
+MaxUsd = Annotated[
+    float | None, typer.Option(min=0, help="US dollars to spend on endpoints at most; the command stops before more.")
 ]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seamcurate.cli.arguments import RecipeFile, StoreFolder, check_order
+from seamcurate.cli.arguments import MaxUsd, OtherStore, RecipeFile, RepoId, StoreFolder, TrainerName, check_order
 
 if TYPE_CHECKING:
     from seamcurate.publish.reproduce import Endpoint
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def export(
     recipe: RecipeFile,
     store: StoreFolder,
-    to: Annotated[Literal["trl", "openrlhf", "verl"], typer.Option(help="Whose format.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Where to write a folder for each split.", show_default=False)],
+    to: Annotated[TrainerName, typer.Option(help="Trainer that loads the files.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write to: one folder in it for each split.", show_default=False)],
 ) -> None:
     """Write a recipe's splits as a trainer loads them.
 
@@ -41,9 +41,11 @@ def export(
 
 def explore(
     store: StoreFolder,
-    other: Annotated[str | None, typer.Option(help="A second store, to compare with.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine; 0 takes a free one.")] = 0,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
+    other: OtherStore = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the page on this machine; 0 takes a free one.")
+    ] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser window.")] = True,
 ) -> None:
     """Look at a store's scores, prompts and candidates on a page of this machine alone.
 
@@ -57,8 +59,8 @@ def explore(
 
 def report(
     store: StoreFolder,
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    figures: Annotated[Path | None, typer.Option(help="A folder for the figures as PNG and SVG.")] = None,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as PNG and SVG.")] = None,
 ) -> None:
     """Write what the explorer shows as one HTML file to send to somebody.
 
@@ -74,12 +76,16 @@ def report(
 def push(
     recipe: RecipeFile,
     store: StoreFolder,
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.", show_default=False)],
-    to: Annotated[Literal["trl", "openrlhf", "verl"], typer.Option(help="Whose format.")] = "trl",
-    license: Annotated[list[str] | None, typer.Option(help="The source's licence; again for more.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; private otherwise.")] = False,
+    repo_id: RepoId,
+    to: Annotated[TrainerName, typer.Option(help="Trainer that loads the files.")] = "trl",
+    license: Annotated[
+        list[str] | None, typer.Option(help="Licence of the source. Repeat the option for more.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; it is private otherwise.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the card and the sizes; ask the Hub nothing.")
+        bool, typer.Option("--dry-run", help="Show the card and the files' sizes, and ask the Hub nothing.")
     ] = False,
 ) -> None:
     """Publish a recipe's splits on the Hub with ledger, recipe and a card; only what changed travels.
@@ -108,18 +114,25 @@ def push(
 
 
 def reproduce(
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.", show_default=False)],
-    store: Annotated[Path, typer.Option(help="The store to make.")] = Path("reproduced"),
-    revision: Annotated[str | None, typer.Option(help="A commit, tag or branch; the newest otherwise.")] = None,
-    files: Annotated[Path | None, typer.Option(help="A folder with what only its author had.")] = None,
+    repo_id: RepoId,
+    store: Annotated[Path, typer.Option(help="Folder of the store to make.")] = Path("reproduced"),
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, tag or branch of the data set. Without it, the newest commit.")
+    ] = None,
+    files: Annotated[
+        Path | None, typer.Option(help="Folder with the files that only the data set's author had.")
+    ] = None,
     endpoints: Annotated[
-        bool, typer.Option("--endpoints", help="Let the recipe ask the language models it names.")
+        bool, typer.Option("--endpoints", help="Let the recipe send requests to the language models it names.")
     ] = False,
     key: Annotated[
         list[str] | None,
-        typer.Option(metavar="VARIABLE", help="Let it send them the key in this environment variable; again for more."),
+        typer.Option(
+            metavar="VARIABLE",
+            help="Environment variable whose key the recipe may send to them. Repeat the option for more.",
+        ),
     ] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
+    max_usd: MaxUsd = None,
 ) -> None:
     """Run a published recipe again and say which of its files come out the same; exit code 1 where one does not.
 
@@ -144,8 +157,12 @@ def _allowed(endpoints: Sequence[Endpoint]) -> bool:
 
 
 def diff(
-    before: Annotated[str, typer.Argument(help="A store, or a data set's id on the Hub.", show_default=False)],
-    after: Annotated[str, typer.Argument(help="The other.", show_default=False)],
+    before: Annotated[
+        str, typer.Argument(help="Store, or id of a data set on the Hub, to compare from.", show_default=False)
+    ],
+    after: Annotated[
+        str, typer.Argument(help="Store, or id of a data set on the Hub, to compare to.", show_default=False)
+    ],
 ) -> None:
     """Explain by rule and model which rows two runs keep differently.
 
@@ -161,7 +178,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="saturation, mismatch, selection, filter-rate, overlap, likelihood, augmentation, sanity, monotonicity, responses, winrate, preference, tax or query-type.",
+            help="Study: saturation, mismatch, selection, filter-rate, overlap, likelihood, augmentation, sanity, monotonicity, responses, winrate, preference, tax or query-type.",
             show_default=False,
         ),
     ],
@@ -170,16 +187,20 @@ def study(
         typer.Argument(metavar="STORE…", help="Stores, or tables of results in Parquet or JSONL.", show_default=False),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="A folder for the table, the figure as PNG and SVG, and the line.")
+        Path | None, typer.Option(help="Folder to write the table, the figure as PNG and SVG, and the finding to.")
     ] = None,
-    reward: Annotated[list[str] | None, typer.Option(help="A reward model to judge pairs by; again for more.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="An encoder, which adds RER to the reward models.")] = None,
-    policy: Annotated[str | None, typer.Option(help="For likelihood: the policy that scores.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The reward models' window.")] = None,
-    by: Annotated[str | None, typer.Option(help="The column that ranks rows, or divides pairs.")] = None,
-    rate: Annotated[float | None, typer.Option(help="For overlap: the share of rows that is low.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="The method that others are held against.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Judge so many pairs only.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Reward model to judge pairs by. Repeat the option for more.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder, which adds RER to the reward models.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Policy that scores, for the study likelihood.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens that the reward models read at most.")] = None,
+    by: Annotated[str | None, typer.Option(help="Column that ranks rows, or divides pairs.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Share of rows that counts as low, for the study overlap.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Method that the others are compared with.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Pairs to judge, sampled with a fixed seed. Without it, all of them.")
+    ] = None,
 ) -> None:
     """Measure what the papers measured: a table, a figure, and a line that says what was found.
 
@@ -207,13 +228,23 @@ def study(
 
 def compare(
     answers: Annotated[
-        list[str], typer.Argument(metavar="ANSWERS…", help="Tables that `answer` wrote.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="ANSWERS…", help="Tables of answers that `seamcurate answer` wrote.", show_default=False
+        ),
     ],
-    baseline: Annotated[str, typer.Option(help="The baseline's table.", show_default=False)],
-    judge: Annotated[Path, typer.Option(help="YAML: {openai_server: NAME, base_url: …}.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
-    rows: Annotated[int | None, typer.Option(min=1, help="The first so many answers only.")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on the endpoint.")] = None,
+    baseline: Annotated[str, typer.Option(help="Table of the baseline's answers.", show_default=False)],
+    judge: Annotated[
+        Path,
+        typer.Option(
+            help="YAML file that configures the judge: {openai_server: NAME, base_url: …}.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.", show_default=False)],
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Answers to judge, the first ones. Without it, all of them.")
+    ] = None,
+    max_usd: MaxUsd = None,
 ) -> None:
     """Ask a language model which of two answers is better, in both positions; the study winrate reads its verdicts.
 

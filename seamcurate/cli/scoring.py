@@ -9,15 +9,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from seamcurate.cli.arguments import RecipeFile, StoreFolder, check_order
+from seamcurate.cli.arguments import MaxUsd, OtherStore, RecipeFile, StoreFolder, check_order
 from seamcurate.errors import QueryError
 
 
 def demo(
-    store: Annotated[Path, typer.Argument(help="Where to make it.")] = Path("demo-store"),
-    variants: Annotated[str, typer.Option(help="Sample sets, by commas: contrast, adv, gpt.")] = "contrast",
-    endpoint: Annotated[str | None, typer.Option(help="For gpt: an OpenAI-compatible server's base URL.")] = None,
-    model: Annotated[str | None, typer.Option(help="For gpt: the model's name there.")] = None,
+    store: Annotated[Path, typer.Argument(help="Folder of the store to make.")] = Path("demo-store"),
+    variants: Annotated[
+        str, typer.Option(help="Sample sets to score, separated by commas: contrast, adv, gpt.")
+    ] = "contrast",
+    endpoint: Annotated[
+        str | None, typer.Option(help="Base URL of an OpenAI-compatible server, for the sample set gpt.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model on that server, for the sample set gpt.")] = None,
 ) -> None:
     """Do the whole job on an embedded default: no network, no GPU.
 
@@ -31,16 +35,20 @@ def demo(
 def run(
     recipe: RecipeFile,
     store: StoreFolder,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop at the shard that holds this many rows.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Compute anew what another configuration made.")] = False,
-    append: Annotated[
-        bool, typer.Option("--append", help="Take new files of the source for more rows; what is there stays.")
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows after which the run stops, rounded up to whole shards.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Compute columns anew that another configuration made.")
     ] = False,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop before spending more on endpoints.")] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Read new files of the source as more rows; the rows that are stored stay.")
+    ] = False,
+    max_usd: MaxUsd = None,
     ray: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="Compute on a Ray cluster: local, auto, or HOST:PORT, which no stranger may reach."
+            metavar="ADDRESS", help="Ray cluster to compute on: local, auto, or HOST:PORT, which no stranger may reach."
         ),
     ] = None,
 ) -> None:
@@ -132,19 +140,19 @@ def sql(
     query: Annotated[
         str,
         typer.Argument(
-            help="One SELECT over rows, candidates, corpus, ledger, rejected; or a .sql file.", show_default=False
+            help="One SELECT statement over rows, candidates, corpus, ledger and rejected; or a .sql file that holds it.",
+            show_default=False,
         ),
     ],
     format: Annotated[
-        Literal["table", "csv", "jsonl", "parquet"], typer.Option(help="How to print the answer.")
+        Literal["table", "csv", "jsonl", "parquet"], typer.Option(help="Format of the answer.")
     ] = "table",
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
-    other: Annotated[
-        str | None, typer.Option(help="A second store, as other.rows, other.candidates and so on.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Stop the query after so long.")] = 600,
+    out: Annotated[Path | None, typer.Option(help="File to write the answer to instead of standard output.")] = None,
+    other: OtherStore = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds after which the query stops.")] = 600,
     memory: Annotated[
-        str | None, typer.Option(help="What its buffers may take, such as 2GB; else most of what the machine has.")
+        str | None,
+        typer.Option(help="Memory that the query's buffers may take, such as 2GB. Without it, most of the machine's."),
     ] = None,
 ) -> None:
     """Ask a store in SQL; it is only ever read.
@@ -164,7 +172,12 @@ def sql(
         tables.write(views.run(connection, views.text(query)), format, out)
 
 
-def why(store: StoreFolder, row_id: Annotated[str, typer.Argument(help="The row.", show_default=False)]) -> None:
+def why(
+    store: StoreFolder,
+    row_id: Annotated[
+        str, typer.Argument(help="Number of the row: its position in the source, from 0.", show_default=False)
+    ],
+) -> None:
     """Tell what became of a row in every split, and what decided it.
 
     Example: seamcurate why my-store 17
@@ -181,7 +194,7 @@ def why(store: StoreFolder, row_id: Annotated[str, typer.Argument(help="The row.
 def check(
     store: StoreFolder,
     recipe: Annotated[
-        Path | None, typer.Option(metavar="RECIPE", help="Tell too whether the store holds what this recipe makes.")
+        Path | None, typer.Option(metavar="RECIPE", help="Recipe, a YAML file, whose results the store must hold.")
     ] = None,
 ) -> None:
     """Verify a store from end to end; exit code 2 where something is wrong, with a line on what to do about each.
