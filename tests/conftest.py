@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,6 +29,57 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+_STARTS_PROCESSES = {"Popen", "fork", "multiprocessing", "run_ray", "subprocess"}
+"""Names in code that starts other processes. The process that answers SQL is not meant: most tests have one."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that use a browser or other processes, before `-m` selects among them."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            if "browser" in item.fixturenames:
+                item.add_marker("browser")
+            fixtures = [definition.func for name in item.fixturenames for definition in _definitions(item, name)]
+            if any(map(_starts_processes, [item.function, *fixtures])):
+                item.add_marker("process")
+
+
+def _definitions(item: pytest.Function, fixture: str) -> Sequence[Any]:
+    return item._fixtureinfo.name2fixturedefs.get(fixture, ())
+
+
+@cache
+def _starts_processes(function: Any) -> bool:
+    """Tell whether a test or a fixture, or what it calls in the tests' modules, names something that starts processes."""
+    seen, remaining = set[Any](), [function]
+    while remaining:
+        called = inspect.unwrap(remaining.pop())
+        if called in seen:
+            continue
+        seen.add(called)
+        if inspect.isclass(called):
+            remaining += filter(inspect.isfunction, vars(called).values())
+            continue
+        names, codes = set[str](), [called.__code__]
+        while codes:
+            code = codes.pop()
+            names |= {*code.co_names}
+            codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        if names & _STARTS_PROCESSES:
+            return True
+        values = [called.__globals__.get(name) for name in names]
+        remaining += [
+            value for value in values if inspect.isfunction(value) or inspect.isclass(value) if _is_of_tests(value)
+        ]
+    return False
+
+
+def _is_of_tests(value: Any) -> bool:
+    file = getattr(sys.modules.get(value.__module__), "__file__", None)
+    return file is not None and Path(file).is_relative_to(Path(__file__).parent)
 
 
 def interrupt(process: subprocess.Popen[str]) -> tuple[list[str], float]:

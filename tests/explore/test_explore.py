@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,36 +45,20 @@ from seamcurate.select import views
 pytest.importorskip("starlette", reason="the extra `explore` is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
+from explorer_client import TOKEN, Client  # noqa: E402
+
 from seamcurate.explore import Session, report  # noqa: E402
 from seamcurate.explore import server as served  # noqa: E402
 from seamcurate.explore.bench import bench, recipe_line  # noqa: E402
 from seamcurate.explore.compare import compare  # noqa: E402
 from seamcurate.explore.row import row  # noqa: E402
 
-TOKEN = "the-token"
 HOSTILE = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script> \u202egnp.exe"
 
 
 @pytest.fixture(scope="module")
 def session(finished) -> Session:
     return Session(finished)
-
-
-class Client:
-    """Requests to the application without a browser or a socket."""
-
-    def __init__(self, session: Session, **headers: str | bytes) -> None:
-        self._app, self._headers = served.application(session, TOKEN), {served.HEADER: TOKEN, **headers}
-
-    def __call__(self, method: str, path: str, **request: Any) -> Any:
-        import anyio
-
-        async def send() -> Any:
-            transport = httpx.ASGITransport(self._app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
-                return await client.request(method, path, headers=self._headers, **request)
-
-        return anyio.run(send)
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def attacked(finished, tmp_path_factory) -> dict[str, Path]:
 def explorer(attacked) -> Any:
     pytest.importorskip("starlette", reason="the extra `explore` is not installed")
     pytest.importorskip("httpx", reason="httpx is not installed")
-    from test_explore import Client
+    from explorer_client import Client
 
     from seamcurate.explore import Session
 
