@@ -99,7 +99,7 @@ def main(scale: float) -> None:
                 nearest.build(Path(folder), len(vectors), [vectors], LOW)
                 band = nearest.Band(Path(folder), (LOW, HIGH))
                 hits = [h for i in range(0, len(queries), 1024) for h in band.search(queries[i : i + 1024], K, nothing)]
-                return [{int(place) for place in h.places} for h in hits]
+                return [{int(place) for place in h.positions} for h in hits]
 
         mine()
         for path in ("exact", "faiss"):

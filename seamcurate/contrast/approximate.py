@@ -19,7 +19,7 @@ from seamcurate.contrast.nearest import SLACK, Band, Floats, Hits, LeaveOut
 from seamcurate.errors import StepError
 
 if TYPE_CHECKING:
-    from seamcurate.contrast.nearest import Places
+    from seamcurate.contrast.nearest import Positions
 
 Kind = Literal["ivf", "hnsw"]
 _PART = 2**30
@@ -60,46 +60,50 @@ class Approximate:
 
     def search(self, queries: Floats, k: int, leave_out: LeaveOut) -> list[Hits]:
         """Return about what `Band.search` returns; see `recall`."""
-        found: list[Hits] = [Hits(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
-        left = np.arange(len(queries))
+        results: list[Hits] = [Hits(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
+        open_rows = np.arange(len(queries))
         depth = min(max(128, 4 * k), self.deepest)
-        while len(left):
-            asked = queries[left]
-            more = np.zeros(len(left), bool)
-            hits = self.exact.check(asked, self._proposed(asked, depth, more), k, _of(left, leave_out))
-            if depth == self.deepest and more.any():
-                exact = self.exact.search(asked[more], k, _of(left[more], leave_out))
-                for row, one in zip(np.flatnonzero(more), exact, strict=True):
-                    hits[row] = one
-                more[:] = False
-            for row in np.flatnonzero(~more):
-                found[left[row]] = hits[row]
-            left = left[more]
+        while len(open_rows):
+            open_queries = queries[open_rows]
+            deeper = np.zeros(len(open_rows), bool)
+            hits = self.exact.check(
+                open_queries, self._proposed(open_queries, depth, deeper), k, _of(open_rows, leave_out)
+            )
+            if depth == self.deepest and deeper.any():
+                exact = self.exact.search(open_queries[deeper], k, _of(open_rows[deeper], leave_out))
+                for row, row_hits in zip(np.flatnonzero(deeper), exact, strict=True):
+                    hits[row] = row_hits
+                deeper[:] = False
+            for row in np.flatnonzero(~deeper):
+                results[open_rows[row]] = hits[row]
+            open_rows = open_rows[deeper]
             depth = min(4 * depth, self.deepest)
-        return found
+        return results
 
-    def _proposed(self, queries: Floats, depth: int, more: npt.NDArray[np.bool_]) -> Iterator[tuple[Places, Places]]:
-        """Yield what each part of the index finds, and note in `more` which queries may have more there."""
+    def _proposed(
+        self, queries: Floats, depth: int, deeper: npt.NDArray[np.bool_]
+    ) -> Iterator[tuple[Positions, Positions]]:
+        """Yield what each part of the index finds, and note in `deeper` which queries may have more there."""
         start = 0
         for index in self._parts:
             if hasattr(index, "hnsw"):
                 index.hnsw.efSearch = max(self._effort, depth)
             size = int(index.ntotal)
-            lot = max(1, _FOUND // depth)
-            for first in range(0, len(queries), lot):
-                scores, labels = index.search(queries[first : first + lot], min(depth, size))
+            batch_size = max(1, _FOUND // depth)
+            for offset in range(0, len(queries), batch_size):
+                scores, labels = index.search(queries[offset : offset + batch_size], min(depth, size))
                 near = (labels >= 0) & (scores >= self.exact.low - SLACK)
                 # Where everything found reaches the floor, there may be more that does.
-                again = more[first : first + lot]
-                again |= near[:, -1] & (depth < size)
-                rows, columns = np.nonzero(near & ~again[:, None])
-                yield rows + first, labels[rows, columns] + start
+                batch_deeper = deeper[offset : offset + batch_size]
+                batch_deeper |= near[:, -1] & (depth < size)
+                rows, columns = np.nonzero(near & ~batch_deeper[:, None])
+                yield rows + offset, labels[rows, columns] + start
             start += size
 
 
-def _of(queries: Places, leave_out: LeaveOut) -> LeaveOut:
+def _of(queries: Positions, leave_out: LeaveOut) -> LeaveOut:
     """Ask `leave_out` about some of its queries, counted from the first of these."""
-    return lambda rows, places: leave_out(queries[rows], places)
+    return lambda rows, positions: leave_out(queries[rows], positions)
 
 
 def build(folder: Path, kind: Kind) -> None:
@@ -113,27 +117,30 @@ def build(folder: Path, kind: Kind) -> None:
     width = vectors.shape[1]
     size = max(1, _PART // (4 * width))
     for number, start in enumerate(range(0, len(vectors), size)):
-        part = vectors[start : start + size]
-        count = len(part)
+        section = vectors[start : start + size]
+        count = len(section)
         if kind == "ivf":
             lists = min(max(1, int(4 * math.sqrt(count))), max(1, count // 39))
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-            index.train(np.ascontiguousarray(part[:: max(1, count // (64 * lists))]))
+            index.train(np.ascontiguousarray(section[:: max(1, count // (64 * lists))]))
         else:
             index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
         for block in range(0, count, 65_536):
-            index.add(np.ascontiguousarray(part[block : block + 65_536]))
+            index.add(np.ascontiguousarray(section[block : block + 65_536]))
         try:
             faiss.write_index(index, str(folder / f"{kind}-{number:05d}.faiss"))
         except RuntimeError as error:
             raise OSError(f"FAISS cannot write its index: {error}") from error
 
 
-def recall(found: list[Hits], exact: list[Hits]) -> float:
+def recall(results: list[Hits], exact: list[Hits]) -> float:
     """Return the share of what exact search finds that another search found too; 1 where there is nothing to find."""
-    wanted = sum(len(hits.places) for hits in exact)
-    both = sum(len(np.intersect1d(a.places, b.places)) for a, b in zip(found, exact, strict=True))
-    return both / wanted if wanted else 1.0
+    exact_count = sum(len(row.positions) for row in exact)
+    shared_count = sum(
+        len(np.intersect1d(hits.positions, exact_hits.positions))
+        for hits, exact_hits in zip(results, exact, strict=True)
+    )
+    return shared_count / exact_count if exact_count else 1.0
 
 
 def load_faiss() -> Any:

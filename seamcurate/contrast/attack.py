@@ -73,9 +73,9 @@ class Attack(Step):
             "ga": {"vectors": lexicon.WHERE_VECTORS},
             "bert_attack": {"masked_model": "give a masked language model's folder or Hub id, say bert-base-uncased"},
         }
-        for name, where in needed[self.method].items():
+        for name, hint in needed[self.method].items():
             if getattr(self, name) is None:
-                raise ValueError(f"method {self.method} needs `{name}`: {where}")
+                raise ValueError(f"method {self.method} needs `{name}`: {hint}")
         return self
 
     @property
@@ -125,9 +125,9 @@ class Attack(Step):
 
         def attack(rows: pa.Table) -> pa.Table:
             prompts = rows["prompt"].to_pylist()
-            starts = [_first(given) for given in rows[self.start].to_pylist()]
+            starts = [_first(value) for value in rows[self.start].to_pylist()]
             golden = rows["response"].to_pylist()
-            goals = models.reward.rewards(prompts, [[one] if one is not None else [] for one in golden])
+            goals = models.reward.rewards(prompts, [[text] if text is not None else [] for text in golden])
             reasons: list[str | None] = []
             running: dict[int, Search] = {}
             attempts: dict[int, Attempt] = {}
@@ -149,18 +149,20 @@ class Attack(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """State how many rows were hacked, by how many queries."""
-        rows = attacked = already = hacked = queries = 0
+        rows = attacked = fooled_before = hacked = queries = 0
         for table in columns:
             rows += table.num_rows
             sets = table["hacked_adv"].combine_chunks()
             attacked += len(sets) - sets.null_count
-            before = table["already_adv"].to_pylist()
-            already += sum(bool(one) for one in before)
-            hacked += sum(any(row) for row, one in zip(sets.to_pylist(), before, strict=True) if row and not one)
+            already_column = table["already_adv"].to_pylist()
+            fooled_before += sum(bool(fooled) for fooled in already_column)
+            hacked += sum(
+                any(row) for row, fooled in zip(sets.to_pylist(), already_column, strict=True) if row and not fooled
+            )
             queries += pc.sum(table["queries_adv"]).as_py() or 0
         summary = (
-            f"worse_adv: {self.method} fooled the reward model on {hacked:,} of the {attacked - already:,} rows it had right "
-            f"({already:,} it had wrong before), {queries / max(1, attacked):,.0f} queries a row"
+            f"worse_adv: {self.method} fooled the reward model on {hacked:,} of the {attacked - fooled_before:,} rows it had right "
+            f"({fooled_before:,} it had wrong before), {queries / max(1, attacked):,.0f} queries a row"
         )
         warnings: list[JsonValue] = []
         if attacked < rows:
@@ -169,7 +171,7 @@ class Attack(Step):
             )
         return {
             "attacked": attacked,
-            "already": already,
+            "already": fooled_before,
             "hacked": hacked,
             "queries": queries,
             "summary": summary,
@@ -184,19 +186,19 @@ class Attack(Step):
             from seamcurate.models.masked import MaskedModel
 
             masked = MaskedModel(self.masked_model, _NEIGHBOURS["bert_attack"])
-        least = _SIMILARITY[self.method] if self.min_similarity is None else self.min_similarity
-        return Lexicons(wordnet, vectors, lexicon.stop_words(), _NEIGHBOURS[self.method], least), masked
+        min_similarity = _SIMILARITY[self.method] if self.min_similarity is None else self.min_similarity
+        return Lexicons(wordnet, vectors, lexicon.stop_words(), _NEIGHBOURS[self.method], min_similarity), masked
 
     def _table(self, attempts: dict[int, Attempt], reasons: Sequence[str | None], encoder: Embedder) -> pa.Table:
-        made: list[_Row] = []
+        records: list[_Row] = []
         for i, reason in enumerate(reasons):
             attempt = attempts.get(i)
             if attempt is None or reason is not None:
-                made.append(_Row(None, None, None, None, attempt.queries if attempt else None, reason))
+                records.append(_Row(None, None, None, None, attempt.queries if attempt else None, reason))
                 continue
             best = sorted(attempt.seen.items(), key=lambda pair: (-pair[1], pair[0]))[: self.k]
             if not best:
-                made.append(
+                records.append(
                     _Row(
                         None,
                         None,
@@ -211,12 +213,20 @@ class Attack(Step):
             vectors = normalised(encoder.embed([attempt.text.written(attempt.original), *texts]))
             near = [finite(value) for value in (vectors[1:] @ vectors[0]).tolist()]
             sets = [{"response": text, "similarity": value} for text, value in zip(texts, near, strict=True)]
-            edits = [sum(a != b for a, b in zip(Text(t).words, attempt.original, strict=False)) for t in texts]
+            edits = [
+                sum(
+                    word != original_word
+                    for word, original_word in zip(Text(text).words, attempt.original, strict=False)
+                )
+                for text in texts
+            ]
             short = None if len(best) == self.k else f"{len(best)} of {self.k}: no more were tried"
             hacked = [value > attempt.threshold for _, value in best]
-            made.append(_Row(sets, hacked, attempt.start > 0, edits, attempt.queries, short))
-        columns = zip(*made, strict=True) if made else [()] * len(self.adds)
-        return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.adds, strict=True)], schema=self.adds)
+            records.append(_Row(sets, hacked, attempt.start > 0, edits, attempt.queries, short))
+        columns = zip(*records, strict=True) if records else [()] * len(self.adds)
+        return pa.table(
+            [pa.array(values, field.type) for values, field in zip(columns, self.adds, strict=True)], schema=self.adds
+        )
 
 
 class _Models(NamedTuple):
@@ -238,7 +248,7 @@ def _run(
     running: dict[int, Search], prompts: Sequence[Prompt], models: _Models, reasons: Sequence[str | None]
 ) -> list[str | None]:
     """Let all searches go on until each has ended, asking each model for all of them at once."""
-    said = list(reasons)
+    outcomes = list(reasons)
     waiting: dict[int, Ask] = {}
 
     def go_on(row: int, answer: object) -> None:
@@ -260,12 +270,12 @@ def _run(
                 answers = _answers(kind, rows, waiting, prompts, models)
                 for row, answer in zip(rows, answers, strict=True):
                     if answer is None:
-                        said[row] = _UNANSWERED[kind]
+                        outcomes[row] = _UNANSWERED[kind]
                         waiting.pop(row)
                     else:
                         go_on(row, answer)
                 break
-    return said
+    return outcomes
 
 
 def _answers(
@@ -274,16 +284,16 @@ def _answers(
     texts = [waiting[row].texts for row in rows]
     if kind == "rewards":
         scored = models.reward.rewards([prompts[row] for row in rows], texts)
-        return [None if any(one is None for one in some) else some for some in scored]
+        return [None if any(text is None for text in group) else group for group in scored]
     if kind == "words":
         assert models.masked is not None
         return [
-            [found] for found in models.masked.likely([one for (one,) in texts], [waiting[row].span for row in rows])
+            [words] for words in models.masked.likely([text for (text,) in texts], [waiting[row].span for row in rows])
         ]
-    vectors = normalised(models.encoder.embed([text for some in texts for text in some]))
-    ends = np.cumsum([len(some) for some in texts])[:-1]
+    vectors = normalised(models.encoder.embed([text for group in texts for text in group]))
+    ends = np.cumsum([len(group) for group in texts])[:-1]
     # What is searched for is near the first text: without its embedding nothing can be.
-    return [some if np.isfinite(some[0]).all() else None for some in np.split(vectors, ends)]
+    return [group if np.isfinite(group[0]).all() else None for group in np.split(vectors, ends)]
 
 
 _UNANSWERED = {
@@ -303,10 +313,10 @@ def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, co
     return None
 
 
-def _first(given: Any) -> str | None:
-    if isinstance(given, list):
-        return given[0]["response"] if given else None
-    return None if given is None else str(given)
+def _first(value: Any) -> str | None:
+    if isinstance(value, list):
+        return value[0]["response"] if value else None
+    return None if value is None else str(value)
 
 
 def _seed(seed: int, text: str) -> int:

@@ -93,7 +93,7 @@ _LABEL_KEYS = frozenset(
 _NOT_WORSE = ("correct", "original", "golden", "reference", "given")
 
 
-class Made(NamedTuple):
+class SampleSet(NamedTuple):
     """One row's set, and why it is missing or smaller than asked for."""
 
     answers: list[str] | None
@@ -136,8 +136,10 @@ class Generate(Step):
     def work(self, rows: Averages) -> Work:
         """Ask once a row, or once an answer; a worse answer is about as long as the golden one."""
         calls = 1 if self.calls == "one" else self.k
-        asked = len("".join(turn["content"] for turn in prompts.render(self._template)))
-        return Work(self.generator, calls, calls * (asked + rows.prompt + rows.response), self.k * (rows.response + 5))
+        template_length = len("".join(turn["content"] for turn in prompts.render(self._template)))
+        return Work(
+            self.generator, calls, calls * (template_length + rows.prompt + rows.response), self.k * (rows.response + 5)
+        )
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Have an endpoint that answers in batches asked for all rows at once."""
@@ -148,12 +150,15 @@ class Generate(Step):
         model = self._model()
 
         def generate(rows: pa.Table) -> pa.Table:
-            made = model.converse(self._starts(rows))
-            sets = [None if one.answers is None else [{"response": text} for text in one.answers] for one in made]
+            row_sets = model.converse(self._starts(rows))
+            sets = [
+                None if row_set.answers is None else [{"response": text} for text in row_set.answers]
+                for row_set in row_sets
+            ]
             return pa.table(
                 {
                     "worse_gpt": pa.array(sets, GENERATED),
-                    "reason_gpt": pa.array([one.reason for one in made], pa.string()),
+                    "reason_gpt": pa.array([row_set.reason for row_set in row_sets], pa.string()),
                 }
             )
 
@@ -184,55 +189,61 @@ class Generate(Step):
     def _model(self) -> LanguageModel:
         return roles.load(self.generator, "generator", self.name)
 
-    def _starts(self, rows: pa.Table) -> list[Callable[[], Conversation[Made]]]:
+    def _starts(self, rows: pa.Table) -> list[Callable[[], Conversation[SampleSet]]]:
         pairs = zip(rows["prompt"].to_pylist(), rows["response"].to_pylist(), strict=True)
         return [partial(self._conversation, prompt, golden) for prompt, golden in pairs]
 
-    def _conversation(self, prompt: Prompt, golden: str | None) -> Conversation[Made]:
+    def _conversation(self, prompt: Prompt, golden: str | None) -> Conversation[SampleSet]:
         """Ask for one row's set."""
         if golden is None or not golden.strip():
-            return Made(None, "there is no golden response to make worse")
+            return SampleSet(None, "there is no golden response to make worse")
         messages = prompts.render(self._template, prompt_text(prompt), golden, self.k)
-        kept = _Distinct(golden)
-        said = yield from self._at_once(messages, kept) if self.calls == "one" else self._each(messages, kept)
-        answers = kept.answers[: self.k]
+        distinct = _Distinct(golden)
+        trouble = (
+            yield from self._at_once(messages, distinct) if self.calls == "one" else self._each(messages, distinct)
+        )
+        answers = distinct.answers[: self.k]
         if not answers:
-            return Made(None, said or f"no usable answer: {kept}")
+            return SampleSet(None, trouble or f"no usable answer: {distinct}")
         if len(answers) == self.k:
-            return Made(answers, None)
-        return Made(answers, "; ".join(filter(None, [f"{len(answers)} of {self.k}", str(kept), said])))
+            return SampleSet(answers, None)
+        return SampleSet(answers, "; ".join(filter(None, [f"{len(answers)} of {self.k}", str(distinct), trouble])))
 
-    def _at_once(self, messages: list[Message], kept: _Distinct) -> Conversation[str]:
+    def _at_once(self, messages: list[Message], distinct: _Distinct) -> Conversation[str]:
         """Ask for all, and once more for what is missing; returns what went wrong last."""
         answer = read((yield Request(messages, _schema(self.k))))
-        said = _trouble(answer)
+        trouble = _trouble(answer)
         if answer.finish not in ("stop", "length"):
-            return said
-        found = listed(answer.text, answer.whole)
-        if not found:
+            return trouble
+        texts = listed(answer.text, answer.whole)
+        if not texts:
             shown = f"no list of answers came back but {answer.text[:60]!r}" if answer.text.strip() else answer.reason
-            said = said or shown
-        kept.add(found)
-        missing = self.k - len(kept.answers)
+            trouble = trouble or shown
+        distinct.add(texts)
+        missing = self.k - len(distinct.answers)
         if missing > 0:
-            more = prompts.render(prompts.bundled("more_answers"), count=missing)
-            before: list[Message] = [{"role": "assistant", "content": answer.text}, *more] if found else []
-            answer = read((yield Request([*messages, *before], _schema(missing if found else self.k), draw=1)))
-            kept.add(listed(answer.text, answer.whole) if answer.finish in ("stop", "length") else [])
-            said = _trouble(answer) or said
-        return said
+            follow_up = prompts.render(prompts.bundled("more_answers"), count=missing)
+            repeated_messages: list[Message] = (
+                [{"role": "assistant", "content": answer.text}, *follow_up] if texts else []
+            )
+            answer = read(
+                (yield Request([*messages, *repeated_messages], _schema(missing if texts else self.k), draw=1))
+            )
+            distinct.add(listed(answer.text, answer.whole) if answer.finish in ("stop", "length") else [])
+            trouble = _trouble(answer) or trouble
+        return trouble
 
-    def _each(self, messages: list[Message], kept: _Distinct) -> Conversation[str]:
+    def _each(self, messages: list[Message], distinct: _Distinct) -> Conversation[str]:
         """Ask for one answer at a time; a few more times where answers repeat each other."""
-        said = ""
+        trouble = ""
         for draw in range(self.k + max(1, self.k // 5)):
             answer = read((yield Request(messages, draw=draw)))
-            said = _trouble(answer) or said
+            trouble = _trouble(answer) or trouble
             if answer.whole:
-                kept.add([answer.text])
-            if len(kept.answers) == self.k or (answer.finish == "failure" and not kept.answers):
+                distinct.add([answer.text])
+            if len(distinct.answers) == self.k or (answer.finish == "failure" and not distinct.answers):
                 break
-        return said
+        return trouble
 
 
 class _Distinct:
@@ -254,7 +265,7 @@ class _Distinct:
                 self.empty += 1
             elif _same(gist, self.golden):
                 self.copies += 1
-            elif any(_same(gist, other) for other in self._gists):
+            elif any(_same(gist, earlier) for earlier in self._gists):
                 self.repeated += 1
             else:
                 self.answers.append(text)
@@ -262,15 +273,15 @@ class _Distinct:
 
     def __str__(self) -> str:
         counts = {"like the golden response": self.copies, "near-identical": self.repeated, "empty": self.empty}
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return ", ".join(f"{count} {description}" for description, count in counts.items() if count)
 
 
-def listed(text: str, whole: bool = True) -> list[str]:
+def listed(text: str, complete: bool = True) -> list[str]:
     """Find the answers in what a model wrote: JSON, whole or cut short, else a numbered list, else paragraphs.
 
     Args:
         text: Without thinking.
-        whole: Whether it ended by itself. Of a text that was cut, only the answers that end before the cut are taken,
+        complete: Whether it ended by itself. Of a text that was cut, only the answers that end before the cut are taken,
             and only where it is a list from its first letter on: anything else may be thinking that bears no mark.
     """
     body = unfenced(text)
@@ -279,11 +290,11 @@ def listed(text: str, whole: bool = True) -> list[str]:
     values = list(json_values(body))
     if body.startswith(("{", "[")):
         answers = _strings(values[0][1]) if values and values[0][0] == 0 else _texts(whole_elements(body))
-        if answers or not whole:
+        if answers or not complete:
             return answers
-    if not whole:
+    if not complete:
         numbered = _NUMBERED.split(body)
-        return [part.strip() for part in numbered[1:-1] if part.strip()] if not numbered[0].strip() else []
+        return [piece.strip() for piece in numbered[1:-1] if piece.strip()] if not numbered[0].strip() else []
     inside = [_strings(value) for place, value in values if _is_set(body, place, value)]
     if any(inside):
         # A format that is repeated before the answers is no longer than they are.
@@ -293,7 +304,7 @@ def listed(text: str, whole: bool = True) -> list[str]:
         parts = re.split(r"\n\s*\n", body)
         parts = parts if parts[0].rstrip().endswith(":") else ["", *parts]
     # Before the first number stands what introduces the list.
-    return [part.strip() for part in parts[1:] if part.strip()] if len(parts) > 2 else []
+    return [piece.strip() for piece in parts[1:] if piece.strip()] if len(parts) > 2 else []
 
 
 def _is_set(body: str, place: int, value: JsonValue) -> bool:
@@ -313,18 +324,20 @@ def _strings(value: JsonValue) -> list[str]:
     named = [inner for key, inner in lists.items() if _is_text_key(key)]
     if named or len(lists) == 1:
         return _texts((named or list(lists.values()))[0])
-    inner = [one for key, one in value.items() if isinstance(one, dict) and _is_text_key(key)]
+    inner = [inner_value for key, inner_value in value.items() if isinstance(inner_value, dict) and _is_text_key(key)]
     if len(value) == 1 and inner:
         return _strings(inner[0])
     # Several texts under names that say nothing of them are a set, and else an object is one answer.
     numbered = all(_KEY_WORDS.findall(key)[-1:] and _KEY_WORDS.findall(key)[-1].isdigit() for key in value)
-    if numbered or (all(isinstance(one, str) for one in value.values()) and not any(map(_is_label_key, value))):
+    if numbered or (
+        all(isinstance(inner_value, str) for inner_value in value.values()) and not any(map(_is_label_key, value))
+    ):
         return _texts(list(value.values()))
     return _texts([value])
 
 
 def _texts(elements: list[JsonValue]) -> list[str]:
-    texts = (_text(one) if isinstance(one, dict) else one for one in elements)
+    texts = (_text(element) if isinstance(element, dict) else element for element in elements)
     return [text for text in texts if isinstance(text, str)]
 
 
@@ -333,7 +346,7 @@ def _text(answer: dict[str, JsonValue]) -> str | None:
     texts = {key: value for key, value in answer.items() if isinstance(value, str) and not _is_label_key(key)}
     for word in _TEXT_KEYS:
         for key, value in texts.items():
-            if word in [part.removesuffix("s") for part in _words(key)]:
+            if word in [word_of_key.removesuffix("s") for word_of_key in _words(key)]:
                 return value
     if len(texts) == 1:
         return next(iter(texts.values()))
@@ -363,8 +376,8 @@ def _gist(text: str) -> tuple[str, frozenset[tuple[str, ...]]]:
     return " ".join(words), frozenset(triples)
 
 
-def _same(a: tuple[str, frozenset[tuple[str, ...]]], b: tuple[str, frozenset[tuple[str, ...]]]) -> bool:
-    return a[0] == b[0] or len(a[1] & b[1]) >= _SAME * len(a[1] | b[1])
+def _same(gist: tuple[str, frozenset[tuple[str, ...]]], other_gist: tuple[str, frozenset[tuple[str, ...]]]) -> bool:
+    return gist[0] == other_gist[0] or len(gist[1] & other_gist[1]) >= _SAME * len(gist[1] | other_gist[1])
 
 
 def _schema(count: int) -> dict[str, JsonValue]:

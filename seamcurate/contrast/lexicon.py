@@ -48,18 +48,20 @@ class WordNet:
                     self._synonyms.setdefault(word.lower(), {}).setdefault(pos, []).append(synonym)
             if antonyms is not None:
                 table = pq.read_table(antonyms, columns=["word", "other", "relation"])
-                for word, other, relation in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                for word, opposite, relation in zip(*(column.to_pylist() for column in table.columns), strict=True):
                     if relation.startswith("antonym"):
-                        self._antonyms.setdefault(word.lower(), set()).add(other.lower())
-                        self._antonyms.setdefault(other.lower(), set()).add(word.lower())
+                        self._antonyms.setdefault(word.lower(), set()).add(opposite.lower())
+                        self._antonyms.setdefault(opposite.lower(), set()).add(word.lower())
         except (OSError, ValueError, KeyError) as error:
             raise StepError(f"lexicon {path}: {first_line(error)}; {WHERE_WORDNET}") from error
 
     def synonyms(self, word: str) -> list[str]:
         """Return single words of the same meaning as some meaning of this one, sorted; never an antonym."""
         lower = word.lower()
-        found = self._folder.synonyms(lower) if self._folder else self._listed(lower)
-        return sorted(one for one in found if one != word and one.lower() not in self.antonyms(lower))
+        candidates = self._folder.synonyms(lower) if self._folder else self._listed(lower)
+        return sorted(
+            candidate for candidate in candidates if candidate != word and candidate.lower() not in self.antonyms(lower)
+        )
 
     def antonyms(self, word: str) -> set[str]:
         """Return the words of opposite meaning."""
@@ -72,7 +74,9 @@ class WordNet:
         return self._folder.parts_of_speech(lower) if self._folder else set(self._synonyms.get(lower, {}))
 
     def _listed(self, word: str) -> set[str]:
-        return {one for some in self._synonyms.get(word, {}).values() for one in some if one.isalnum()}
+        return {
+            synonym for synonyms in self._synonyms.get(word, {}).values() for synonym in synonyms if synonym.isalnum()
+        }
 
 
 class _Files:
@@ -85,7 +89,7 @@ class _Files:
         for pos in _FILES:
             lines = (folder / f"index.{pos}").read_text(encoding="utf-8").splitlines()
             entries = (line.split() for line in lines if not line.startswith(" "))
-            self.index[pos] = {parts[0]: [int(one) for one in parts[-int(parts[2]) :]] for parts in entries}
+            self.index[pos] = {parts[0]: [int(offset) for offset in parts[-int(parts[2]) :]] for parts in entries}
             exceptions = folder / f"{pos}.exc"
             texts = exceptions.read_text(encoding="utf-8").splitlines() if exceptions.exists() else []
             self.exceptions[pos] = {line.split()[0]: line.split()[1:] for line in texts if line.strip()}
@@ -103,11 +107,11 @@ class _Files:
         }
 
     def antonyms(self, word: str) -> set[str]:
-        found: set[str] = set()
+        words: set[str] = set()
         for pos, offset in self._meanings(word):
-            for other_pos, other in self._entry(pos, offset)[1]:
-                found |= {lemma.lower() for lemma in self._entry(other_pos, other)[0]}
-        return found
+            for other_pos, other_offset in self._entry(pos, offset)[1]:
+                words |= {lemma.lower() for lemma in self._entry(other_pos, other_offset)[0]}
+        return words
 
     def _meanings(self, word: str) -> Iterator[tuple[str, int]]:
         for pos in _FILES:
@@ -117,14 +121,14 @@ class _Files:
     def _bases(self, word: str, pos: str) -> list[str]:
         """Return the dictionary forms a word may be a form of."""
         index, exceptions = self.index[pos], self.exceptions[pos].get(word)
-        found = [one for one in [word, *(exceptions or [])] if one in index]
+        bases = [form for form in [word, *(exceptions or [])] if form in index]
         if exceptions is None:
             for rule in _ENDINGS[pos]:
                 ending, _, instead = rule.partition(":")
                 base = word[: -len(ending)] + instead
                 if word.endswith(ending) and base in index:
-                    found.append(base)
-        return list(dict.fromkeys(found))
+                    bases.append(base)
+        return list(dict.fromkeys(bases))
 
     @lru_cache(maxsize=100_000)  # noqa: B019 - lives as long as the lexicon
     def _entry(self, pos: str, offset: int) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
@@ -164,31 +168,31 @@ class Vectors:
         self._words, self._place = words, {word: i for i, word in enumerate(words)}
         self.nearest = lru_cache(maxsize=50_000)(self._nearest)
 
-    def cosine(self, a: str, b: str) -> float | None:
+    def cosine(self, word: str, other_word: str) -> float | None:
         """Return the cosine of two words, None where one is unknown."""
-        left, right = self._place.get(a), self._place.get(b)
-        return None if left is None or right is None else float(self._matrix[left] @ self._matrix[right])
+        row, other_row = self._place.get(word), self._place.get(other_word)
+        return None if row is None or other_row is None else float(self._matrix[row] @ self._matrix[other_row])
 
     def _nearest(self, word: str, count: int) -> list[str]:
         """Return the words nearest to one, the nearest first; none if it is unknown."""
-        place = self._place.get(word)
-        if place is None:
+        row = self._place.get(word)
+        if row is None:
             return []
-        near = self._matrix @ self._matrix[place]
-        near[place] = -np.inf
-        some = np.argpartition(-near, min(count, len(near) - 1))[:count]
-        return [self._words[i] for i in some[np.argsort(-near[some], kind="stable")]]
+        near = self._matrix @ self._matrix[row]
+        near[row] = -np.inf
+        candidates = np.argpartition(-near, min(count, len(near) - 1))[:count]
+        return [self._words[i] for i in candidates[np.argsort(-near[candidates], kind="stable")]]
 
 
 def identity(path: str) -> str:
     """Hash a lexicon's file, or a folder's files."""
-    place = Path(path)
-    if not place.exists():
+    lexicon = Path(path)
+    if not lexicon.exists():
         raise StepError(f"lexicon {path} is not there; check the path")
-    if place.is_file():
-        return sha256(place)
-    names = sorted(file.name for pos in _FILES for file in place.glob(f"*{pos}*") if file.is_file())
-    return hashlib.sha256("".join(name + sha256(place / name) for name in names).encode()).hexdigest()
+    if lexicon.is_file():
+        return sha256(lexicon)
+    names = sorted(file.name for pos in _FILES for file in lexicon.glob(f"*{pos}*") if file.is_file())
+    return hashlib.sha256("".join(name + sha256(lexicon / name) for name in names).encode()).hexdigest()
 
 
 def stop_words() -> frozenset[str]:

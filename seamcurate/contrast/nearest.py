@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Doubles: TypeAlias = npt.NDArray[np.float64]
-Places: TypeAlias = npt.NDArray[np.int64]
-LeaveOut: TypeAlias = Callable[[Places, Places], npt.NDArray[np.bool_]]
-"""Queries and places, pairwise or broadcast → which of these pairs are no candidates."""
+Positions: TypeAlias = npt.NDArray[np.int64]
+LeaveOut: TypeAlias = Callable[[Positions, Positions], npt.NDArray[np.bool_]]
+"""Queries and positions of vectors, pairwise or broadcast → which of these pairs are no candidates."""
 
 SLACK = 1e-4
 """How far a product in single precision may be off."""
@@ -40,7 +40,7 @@ _RUN = 64
 class Hits(NamedTuple):
     """What was found for one query, highest cosine first."""
 
-    places: Places
+    positions: Positions
     cosines: Doubles
 
 
@@ -84,33 +84,33 @@ class Band:
         """
         import torch
 
-        asked = torch.from_numpy(self._turned(queries)).to(self._device)
+        turned_queries = torch.from_numpy(self._turned(queries)).to(self._device)
         best = _Best(len(queries), k, self.low)
         block = min(_ROWS, max(_RUN, _PAIRS // max(1, len(queries)) // _RUN * _RUN))
         with torch.inference_mode():
             for start in range(0, len(self.vectors), block):
                 scanned = self._block(start, start + block)
                 floors = torch.from_numpy(best.floors - SLACK).to(self._device, torch.float32)
-                rows, places = _above(product(asked, scanned), floors)
-                places += start
+                rows, positions = _above(product(turned_queries, scanned), floors)
+                positions += start
                 if len(rows) > 0.02 * len(queries) * len(scanned):
-                    rows, places = self._crowded(queries, start, start + len(scanned), best, k, leave_out)
-                self._check(queries, rows, places, best, leave_out)
+                    rows, positions = self._crowded(queries, start, start + len(scanned), best, k, leave_out)
+                self._check(queries, rows, positions, best, leave_out)
         return best.hits()
 
     def _crowded(
         self, queries: Floats, start: int, end: int, best: _Best, k: int, leave_out: LeaveOut
-    ) -> tuple[Places, Places]:
+    ) -> tuple[Positions, Positions]:
         """Narrow a block the bound does not: by the whole product, to what may be among each query's `k` nearest."""
         import torch
 
         cosines = product(torch.from_numpy(queries), _read(self.vectors[start:end])).numpy()
-        places = np.arange(start, end)
-        out = leave_out(np.arange(len(queries))[:, None], places[None, :])
-        cosines[out | (cosines > self.high + SLACK)] = -2
-        sure = np.where(cosines <= self.high - SLACK, cosines, -2)
-        if k < sure.shape[1]:
-            kth = -np.partition(-sure, k - 1, axis=1)[:, k - 1]
+        positions = np.arange(start, end)
+        left_out = leave_out(np.arange(len(queries))[:, None], positions[None, :])
+        cosines[left_out | (cosines > self.high + SLACK)] = -2
+        surely_inside = np.where(cosines <= self.high - SLACK, cosines, -2)
+        if k < surely_inside.shape[1]:
+            kth = -np.partition(-surely_inside, k - 1, axis=1)[:, k - 1]
             floors = np.maximum(best.floors - SLACK, kth - 2 * SLACK)
         else:
             floors = best.floors - SLACK
@@ -118,23 +118,23 @@ class Band:
         return rows, columns + start
 
     def check(
-        self, queries: Floats, proposals: Iterable[tuple[Places, Places]], k: int, leave_out: LeaveOut
+        self, queries: Floats, proposals: Iterable[tuple[Positions, Positions]], k: int, leave_out: LeaveOut
     ) -> list[Hits]:
         """Return, of pairs somebody proposes lot by lot, each query's `k` nearest inside the band; see `search`."""
         best = _Best(len(queries), k, self.low)
-        for rows, places in proposals:
-            self._check(queries, rows, places, best, leave_out)
+        for rows, positions in proposals:
+            self._check(queries, rows, positions, best, leave_out)
         return best.hits()
 
-    def _check(self, queries: Floats, rows: Places, places: Places, best: _Best, leave_out: LeaveOut) -> None:
+    def _check(self, queries: Floats, rows: Positions, positions: Positions, best: _Best, leave_out: LeaveOut) -> None:
         """Multiply pairs out in double precision and keep those inside the band."""
         for start in range(0, len(rows), 8192):
-            some, where = rows[start : start + 8192], places[start : start + 8192]
-            left = queries[some].astype(np.float64)
-            cosines = np.einsum("nd,nd->n", left, self.vectors[where].astype(np.float64))
+            batch_rows, batch_positions = rows[start : start + 8192], positions[start : start + 8192]
+            batch_queries = queries[batch_rows].astype(np.float64)
+            cosines = np.einsum("nd,nd->n", batch_queries, self.vectors[batch_positions].astype(np.float64))
             inside = (cosines >= self.low) & (cosines <= self.high)
-            inside[inside] = ~leave_out(some[inside], where[inside])
-            best.add(some[inside], where[inside], cosines[inside])
+            inside[inside] = ~leave_out(batch_rows[inside], batch_positions[inside])
+            best.add(batch_rows[inside], batch_positions[inside], cosines[inside])
 
     def _turned(self, queries: Floats) -> Floats:
         if self._rotation is None:
@@ -153,34 +153,34 @@ class _Best:
     def __init__(self, queries: int, k: int, low: float) -> None:
         self.k = k
         self.floors = np.full(queries, low)
-        self._parts: list[tuple[Places, Places, Doubles]] = []
+        self._parts: list[tuple[Positions, Positions, Doubles]] = []
         self._held = 0
 
-    def add(self, rows: Places, places: Places, cosines: Doubles) -> None:
+    def add(self, rows: Positions, positions: Positions, cosines: Doubles) -> None:
         """Take in pairs; now and then all but the k nearest of each query are forgotten."""
-        self._parts.append((rows, places, cosines))
+        self._parts.append((rows, positions, cosines))
         self._held += len(rows)
         if self._held > 2 * self.k * len(self.floors) + 100_000:
             self._settle()
 
     def hits(self) -> list[Hits]:
         """Return what is left, by query."""
-        rows, places, cosines = self._settle()
+        rows, positions, cosines = self._settle()
         ends = np.searchsorted(rows, np.arange(len(self.floors) + 1))
-        return [Hits(places[a:b], cosines[a:b]) for a, b in pairwise(ends)]
+        return [Hits(positions[start:end], cosines[start:end]) for start, end in pairwise(ends)]
 
-    def _settle(self) -> tuple[Places, Places, Doubles]:
-        empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-        rows, places, cosines = (np.concatenate(parts) for parts in zip(*(self._parts or [empty]), strict=True))
-        order = np.lexsort((places, -cosines, rows))
-        rows, places, cosines = rows[order], places[order], cosines[order]
+    def _settle(self) -> tuple[Positions, Positions, Doubles]:
+        no_pairs = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        rows, positions, cosines = (np.concatenate(parts) for parts in zip(*(self._parts or [no_pairs]), strict=True))
+        order = np.lexsort((positions, -cosines, rows))
+        rows, positions, cosines = rows[order], positions[order], cosines[order]
         rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        full = rank == self.k - 1
-        self.floors[rows[full]] = cosines[full]
-        kept = rank < self.k
-        found = rows[kept], places[kept], cosines[kept]
-        self._parts, self._held = [found], len(found[0])
-        return found
+        is_kth = rank == self.k - 1
+        self.floors[rows[is_kth]] = cosines[is_kth]
+        is_kept = rank < self.k
+        nearest = rows[is_kept], positions[is_kept], cosines[is_kept]
+        self._parts, self._held = [nearest], len(nearest[0])
+        return nearest
 
 
 def build(folder: Path, count: int, blocks: Iterable[Floats], low: float) -> None:
@@ -200,7 +200,7 @@ def build(folder: Path, count: int, blocks: Iterable[Floats], low: float) -> Non
         return
     write(folder / "rotation.npy", len(turned), [turned])
     parts = (np.array(vectors[start : start + 8192]) for start in range(0, count, 8192))
-    write(folder / "bound.npy", count, (bounded(part, turned) for part in parts))
+    write(folder / "bound.npy", count, (bounded(block, turned) for block in parts))
 
 
 def write(path: Path, count: int, blocks: Iterable[npt.NDArray[np.generic]]) -> None:
@@ -228,14 +228,16 @@ def rotation(sample: Floats, low: float) -> Floats | None:
     width = sample.shape[1]
     _, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
     axes = np.ascontiguousarray(axes[:, ::-1], np.float32)
-    some, others = (sample[:: max(1, len(sample) // size)] @ axes for size in (256, 4096))
+    rows, columns = (sample[:: max(1, len(sample) // size)] @ axes for size in (256, 4096))
     costs = {width: float(width)}
     for components in range(32, width, 32):
-        left, right = (np.sqrt(np.maximum(1 - (turned[:, :components] ** 2).sum(1), 0)) for turned in (some, others))
-        bounds = some[:, :components] @ others[:, :components].T + np.outer(left, right)
+        row_rest, column_rest = (
+            np.sqrt(np.maximum(1 - (turned[:, :components] ** 2).sum(1), 0)) for turned in (rows, columns)
+        )
+        bounds = rows[:, :components] @ columns[:, :components].T + np.outer(row_rest, column_rest)
         # Vectors of the sample meet themselves there: a query rarely meets itself.
-        through = max(0.0, float((bounds >= low - SLACK).mean()) - 1 / len(others))
-        costs[components] = components + 1 + 40 * width * through
+        passing_share = max(0.0, float((bounds >= low - SLACK).mean()) - 1 / len(columns))
+        costs[components] = components + 1 + 40 * width * passing_share
     best = min(costs, key=lambda components: costs[components])
     return None if best == width else np.ascontiguousarray(axes[:, :best])
 
@@ -244,11 +246,11 @@ def bounded(vectors: Floats, axes: Floats) -> Floats:
     """Return the components along `axes`, and the length of what remains, rounded up."""
     import torch
 
-    given, turn = torch.from_numpy(np.ascontiguousarray(vectors)), torch.from_numpy(axes)
+    rows, turn = torch.from_numpy(np.ascontiguousarray(vectors)), torch.from_numpy(axes)
     with torch.inference_mode():
-        along = product(given, turn.T.contiguous())
-        rest = (given - product(along, turn)).norm(dim=1, keepdim=True) + 1e-6
-        return torch.cat([along, rest], 1).numpy()
+        components = product(rows, turn.T.contiguous())
+        rest = (rows - product(components, turn)).norm(dim=1, keepdim=True) + 1e-6
+        return torch.cat([components, rest], 1).numpy()
 
 
 def _read(vectors: Floats) -> torch.Tensor:
@@ -258,22 +260,24 @@ def _read(vectors: Floats) -> torch.Tensor:
     return torch.from_numpy(np.array(vectors))
 
 
-def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Places, Places]:
+def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Positions, Positions]:
     """Return where products reach their row's floor; runs of products without one are skipped whole."""
     import torch
 
     count, width = cosines.shape
-    whole = width // _RUN * _RUN
-    run_of = cosines[:, :whole].reshape(count, -1, _RUN)
-    rows, run = torch.nonzero(run_of.amax(2) >= floors[:, None], as_tuple=True) if whole else _none(cosines)
-    which, column = torch.nonzero(run_of[rows, run] >= floors[rows, None], as_tuple=True) if whole else _none(cosines)
-    last, end = torch.nonzero(cosines[:, whole:] >= floors[:, None], as_tuple=True)
-    found = torch.cat([rows[which], last]), torch.cat([run[which] * _RUN + column, whole + end])
-    return found[0].cpu().numpy(), found[1].cpu().numpy()
+    even_width = width // _RUN * _RUN
+    run_of = cosines[:, :even_width].reshape(count, -1, _RUN)
+    rows, run = torch.nonzero(run_of.amax(2) >= floors[:, None], as_tuple=True) if even_width else _none(cosines)
+    matches, column = (
+        torch.nonzero(run_of[rows, run] >= floors[rows, None], as_tuple=True) if even_width else _none(cosines)
+    )
+    tail_rows, tail_columns = torch.nonzero(cosines[:, even_width:] >= floors[:, None], as_tuple=True)
+    result = torch.cat([rows[matches], tail_rows]), torch.cat([run[matches] * _RUN + column, even_width + tail_columns])
+    return result[0].cpu().numpy(), result[1].cpu().numpy()
 
 
 def _none(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    empty = torch.zeros(0, dtype=torch.int64, device=like.device)
-    return empty, empty
+    no_indices = torch.zeros(0, dtype=torch.int64, device=like.device)
+    return no_indices, no_indices

@@ -185,19 +185,19 @@ class Retrieve(Step):
             vectors, known = embedded(embedder, prompts)
             own_prompts, own_responses = keys(prompts)[known], keys(rows["response"].to_pylist())[known]
 
-            def same(queries: nearest.Places, places: nearest.Places) -> npt.NDArray[np.bool_]:
-                out: npt.NDArray[np.bool_] = corpus_prompts[places] == own_prompts[queries]
-                out |= corpus_responses[places] == own_responses[queries]
-                out |= ~corpus_embedded[places]
+            def same(queries: nearest.Positions, positions: nearest.Positions) -> npt.NDArray[np.bool_]:
+                out: npt.NDArray[np.bool_] = corpus_prompts[positions] == own_prompts[queries]
+                out |= corpus_responses[positions] == own_responses[queries]
+                out |= ~corpus_embedded[positions]
                 return out
 
             hits = iter(search(vectors[known], self.k, same) if known.any() else ())
             found = [next(hits) if one else _NO_HITS for one in known]
-            offsets = np.cumsum([0, *(len(hits.places) for hits in found)])
-            places = np.concatenate([hits.places for hits in found] or [np.zeros(0, np.int64)])
+            offsets = np.cumsum([0, *(len(hits.positions) for hits in found)])
+            positions = np.concatenate([hits.positions for hits in found] or [np.zeros(0, np.int64)])
             cosines = np.concatenate([hits.cosines for hits in found] or [np.zeros(0)])
             candidates = pa.StructArray.from_arrays(
-                [pa.array(ids[places], pa.int64()), pa.array(cosines.astype(np.float32))],
+                [pa.array(ids[positions], pa.int64()), pa.array(cosines.astype(np.float32))],
                 ["source_row_id", "similarity"],
             )
             sets = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), candidates, mask=pa.array(~known))
@@ -245,9 +245,9 @@ class Retrieve(Step):
 _NO_HITS = nearest.Hits(np.zeros(0, np.int64), np.zeros(0))
 
 
-def nothing(queries: nearest.Places, places: nearest.Places) -> npt.NDArray[np.bool_]:
+def nothing(queries: nearest.Positions, positions: nearest.Positions) -> npt.NDArray[np.bool_]:
     """Leave no pair out."""
-    return np.zeros(np.broadcast_shapes(queries.shape, places.shape), bool)
+    return np.zeros(np.broadcast_shapes(queries.shape, positions.shape), bool)
 
 
 def probe(

@@ -47,8 +47,8 @@ class Text:
         self.gaps: list[str] = []
         end = 0
         for piece in text.split():
-            for found in _WORD.findall(piece.strip(_OUTER)):
-                if word := found.strip(_OUTER):
+            for match in _WORD.findall(piece.strip(_OUTER)):
+                if word := match.strip(_OUTER):
                     start = text.index(word, end)
                     self.gaps.append(text[end:start])
                     self.words.append(word)
@@ -59,28 +59,28 @@ class Text:
         """Put other words into the same places."""
         return "".join(gap + word for gap, word in zip(self.gaps, words, strict=False)) + self.gaps[-1]
 
-    def without(self, words: Sequence[str], at: int) -> str:
+    def without(self, words: Sequence[str], position: int) -> str:
         """Leave one word out, and one of the spaces beside it unless nothing follows."""
         gaps = list(self.gaps)
-        if at == 0:
+        if position == 0:
             gaps[1] = gaps[1].removeprefix(" ")
-        elif at < len(words) - 1 or gaps[-1]:
-            gaps[at] = gaps[at].removesuffix(" ")
-        shown = [*words[:at], "", *words[at + 1 :]]
+        elif position < len(words) - 1 or gaps[-1]:
+            gaps[position] = gaps[position].removesuffix(" ")
+        shown = [*words[:position], "", *words[position + 1 :]]
         return "".join(gap + word for gap, word in zip(gaps, shown, strict=False)) + gaps[-1]
 
-    def span(self, words: Sequence[str], at: int) -> tuple[int, int]:
+    def span(self, words: Sequence[str], position: int) -> tuple[int, int]:
         """Return where a word stands, in characters."""
-        start = sum(map(len, self.gaps[: at + 1])) + sum(map(len, words[:at]))
-        return start, start + len(words[at])
+        start = sum(map(len, self.gaps[: position + 1])) + sum(map(len, words[:position]))
+        return start, start + len(words[position])
 
-    def window(self, words: Sequence[str], at: int, size: int) -> str:
+    def window(self, words: Sequence[str], position: int, size: int) -> str:
         """Return the text of `size` words around one."""
-        first = max(0, min(at - (size - 1) // 2, len(words) - size))
-        last = min(len(words), first + size)
+        start = max(0, min(position - (size - 1) // 2, len(words) - size))
+        end = min(len(words), start + size)
         return "".join(
-            word + (gap if i < last - 1 else "")
-            for i, (word, gap) in enumerate(zip(words[first:last], self.gaps[first + 1 : last + 1], strict=True), first)
+            word + (gap if i < end - 1 else "")
+            for i, (word, gap) in enumerate(zip(words[start:end], self.gaps[start + 1 : end + 1], strict=True), start)
         )
 
 
@@ -155,8 +155,8 @@ def _synonyms(lexicons: Lexicons) -> Swaps:
     wordnet = lexicons.wordnet
     assert wordnet is not None
 
-    def swaps(attempt: Attempt, words: list[str], at: int) -> Generator[Ask, Any, list[list[str]]]:
-        return _changed(attempt, words, at, wordnet.synonyms(words[at]))
+    def swaps(attempt: Attempt, words: list[str], position: int) -> Generator[Ask, Any, list[list[str]]]:
+        return _changed(attempt, words, position, wordnet.synonyms(words[position]))
         yield
 
     return swaps
@@ -167,22 +167,22 @@ def _nearest_words(lexicons: Lexicons, method: Literal["textfooler", "ga"]) -> S
     vectors, wordnet = lexicons.vectors, lexicons.wordnet
     assert vectors is not None
 
-    def swaps(attempt: Attempt, words: list[str], at: int) -> Generator[Ask, Any, list[list[str]]]:
-        word = words[at].lower()
+    def swaps(attempt: Attempt, words: list[str], position: int) -> Generator[Ask, Any, list[list[str]]]:
+        word = words[position].lower()
         opposite = wordnet.antonyms(word) if wordnet else set()
-        found = []
-        for other in vectors.nearest(word, lexicons.neighbours):
-            cosine = vectors.cosine(word, other) or 0.0
+        candidates = []
+        for neighbour in vectors.nearest(word, lexicons.neighbours):
+            cosine = vectors.cosine(word, neighbour) or 0.0
             # Wang 2019 bounds the squared distance of normalised vectors by .5, TextFooler the cosine.
             near = 2 - 2 * cosine <= 0.5 if method == "ga" else cosine >= 0.5
-            if near and other not in opposite and (method == "ga" or _same_part(wordnet, word, other)):
-                found.append(_in_case(other, words[at]))
-        changed = _changed(attempt, words, at, found)
+            if near and neighbour not in opposite and (method == "ga" or _same_part(wordnet, word, neighbour)):
+                candidates.append(_in_case(neighbour, words[position]))
+        changed = _changed(attempt, words, position, candidates)
         if method == "ga":
             return _few_changes(attempt, changed, 0.2)
         if not changed or len(words) < _WINDOW:
             return changed
-        windows = [attempt.text.window(one, at, _WINDOW) for one in [words, *changed]]
+        windows = [attempt.text.window(text_words, position, _WINDOW) for text_words in [words, *changed]]
         return (yield from _alike(windows, changed, lexicons.min_similarity))
 
     return swaps
@@ -195,43 +195,57 @@ _WINDOW = 15
 def _masked_words(lexicons: Lexicons) -> Swaps:
     """Ask a masked language model what it would write in a word's place; two fifths of the words at most (BERT-Attack)."""
 
-    def swaps(attempt: Attempt, words: list[str], at: int) -> Generator[Ask, Any, list[list[str]]]:
-        (found,) = yield Ask("words", [attempt.text.written(words)], attempt.text.span(words, at))
-        opposite = lexicons.wordnet.antonyms(words[at]) if lexicons.wordnet else set()
+    def swaps(attempt: Attempt, words: list[str], position: int) -> Generator[Ask, Any, list[list[str]]]:
+        (likely_words,) = yield Ask("words", [attempt.text.written(words)], attempt.text.span(words, position))
+        opposite = lexicons.wordnet.antonyms(words[position]) if lexicons.wordnet else set()
         # In capitals where the word was, for uncased models; the sentence encoder then decides.
-        allowed = [_in_case(one, words[at]) for one in found if one.lower() not in opposite]
-        changed = _few_changes(attempt, _changed(attempt, words, at, allowed), 0.4)
+        allowed = [
+            _in_case(candidate, words[position]) for candidate in likely_words if candidate.lower() not in opposite
+        ]
+        changed = _few_changes(attempt, _changed(attempt, words, position, allowed), 0.4)
         if not changed:
             return changed
-        texts = [attempt.text.written(one) for one in [attempt.original, *changed]]
+        texts = [attempt.text.written(candidate) for candidate in [attempt.original, *changed]]
         return (yield from _alike(texts, changed, lexicons.min_similarity))
 
     return swaps
 
 
-def _changed(attempt: Attempt, words: list[str], at: int, others: Sequence[str]) -> list[list[str]]:
+def _changed(attempt: Attempt, words: list[str], position: int, words_to_try: Sequence[str]) -> list[list[str]]:
     """Put each other word in the place, in the order of the texts that come of it, as TextAttack tries them."""
-    found = [[*words[:at], other, *words[at + 1 :]] for other in dict.fromkeys(others) if other != words[at]]
-    return sorted(found, key=attempt.text.written)
+    candidates = [
+        [*words[:position], word, *words[position + 1 :]]
+        for word in dict.fromkeys(words_to_try)
+        if word != words[position]
+    ]
+    return sorted(candidates, key=attempt.text.written)
 
 
 def _few_changes(attempt: Attempt, changed: list[list[str]], share: float) -> list[list[str]]:
-    most = math.ceil(share * len(attempt.original))
-    return [one for one in changed if sum(a != b for a, b in zip(one, attempt.original, strict=True)) <= most]
+    limit = math.ceil(share * len(attempt.original))
+    return [
+        candidate
+        for candidate in changed
+        if sum(word != original for word, original in zip(candidate, attempt.original, strict=True)) <= limit
+    ]
 
 
-def _alike(texts: list[str], changed: list[list[str]], least: float) -> Generator[Ask, Any, list[list[str]]]:
+def _alike(texts: list[str], changed: list[list[str]], min_similarity: float) -> Generator[Ask, Any, list[list[str]]]:
     """Keep what the sentence encoder finds near the first text."""
-    first, *others = yield Ask("embeddings", texts)
-    return [one for one, vector in zip(changed, others, strict=True) if float(first @ vector) >= least]
+    reference, *vectors = yield Ask("embeddings", texts)
+    return [
+        candidate
+        for candidate, vector in zip(changed, vectors, strict=True)
+        if float(reference @ vector) >= min_similarity
+    ]
 
 
-def _same_part(wordnet: WordNet | None, a: str, b: str) -> bool:
+def _same_part(wordnet: WordNet | None, word: str, other_word: str) -> bool:
     """Tell whether two words share a part of speech; nouns and verbs may stand for each other, unknown words for all."""
     if wordnet is None:
         return True
-    left, right = wordnet.parts_of_speech(a), wordnet.parts_of_speech(b)
-    return not left or not right or bool(left & right) or {"n", "v"} <= left | right
+    parts, other_parts = wordnet.parts_of_speech(word), wordnet.parts_of_speech(other_word)
+    return not parts or not other_parts or bool(parts & other_parts) or {"n", "v"} <= parts | other_parts
 
 
 def _in_case(word: str, like: str) -> str:
@@ -250,33 +264,33 @@ def _greedy(
 ) -> Search:
     """Change word after word, the weightiest first, each to what raises the reward most, until it exceeds the goal."""
     text, current = attempt.text, list(attempt.original)
-    places = attempt.changeable(lexicons.stop_words)
+    positions = attempt.changeable(lexicons.stop_words)
     (best,) = yield from attempt.score([text.written(current)], probes=True)
     attempt.start = float(best)
     # No more than will be asked about: a long answer would be written out once for each of its words.
-    probed = places[: attempt.budget - attempt.queries]
+    probed = positions[: attempt.budget - attempt.queries]
     if ranking == "delete":
-        probes = [text.without(current, at) for at in probed]
+        probes = [text.without(current, position) for position in probed]
     else:
-        probes = [text.written([*current[:at], _UNKNOWN, *current[at + 1 :]]) for at in probed]
+        probes = [text.written([*current[:position], _UNKNOWN, *current[position + 1 :]]) for position in probed]
     weights = yield from attempt.score(probes, probes=True)
     if ranking == "saliency":
-        gains = np.zeros(len(places))
-        for i, at in enumerate(places):
+        gains = np.zeros(len(positions))
+        for i, position in enumerate(positions):
             if attempt.over:
                 break
-            if changed := (yield from swaps(attempt, current, at)):
-                gains[i] = (yield from attempt.score([text.written(one) for one in changed])).max()
+            if changed := (yield from swaps(attempt, current, position)):
+                gains[i] = (yield from attempt.score([text.written(candidate) for candidate in changed])).max()
         # In single precision, as torch's.
         salient = np.exp((weights - weights.max(initial=-np.inf)).astype(np.float32))
         weights = salient / salient.sum() * gains[: len(salient)]
-    for at in [places[i] for i in (-weights).argsort()]:
+    for position in [positions[i] for i in (-weights).argsort()]:
         if attempt.over:
             break
-        changed = yield from swaps(attempt, current, at)
+        changed = yield from swaps(attempt, current, position)
         if not changed:
             continue
-        scores = yield from attempt.score([text.written(one) for one in changed])
+        scores = yield from attempt.score([text.written(candidate) for candidate in changed])
         if len(scores) and scores.max() > best:
             best, current = scores.max(), changed[int(scores.argmax())]
             if best > 0:
@@ -297,30 +311,34 @@ _POPULATION, _GENERATIONS, _TEMPERATURE, _REPLACEMENTS = 60, 20, 0.3, 5
 
 def _genetic(attempt: Attempt, swaps: Swaps, lexicons: Lexicons, draw: random.Random) -> Search:
     """Let a population of changed texts cross and mutate, the fitter the likelier, until one exceeds the goal."""
-    text, places = attempt.text, attempt.changeable(lexicons.stop_words)
+    text, positions = attempt.text, attempt.changeable(lexicons.stop_words)
     (start,) = yield from attempt.score([text.written(attempt.original)], probes=True)
     attempt.start = float(start)
 
-    def mutated(member: _Member, only: int | None = None) -> Generator[Ask, Any, _Member]:
+    def mutated(member: _Member, fixed_position: int | None = None) -> Generator[Ask, Any, _Member]:
         """Replace one word by what raises the reward most: the given one, or one drawn by how often it may be."""
-        weights = [member.left[at] if at in allowed else 0 for at in range(len(member.words))]
+        weights = [member.left[position] if position in allowed else 0 for position in range(len(member.words))]
         while any(weights) and not attempt.over:
-            at = only if only is not None else draw.choices(range(len(weights)), weights)[0]
-            changed = yield from swaps(attempt, member.words, at)
-            scores = (yield from attempt.score([text.written(one) for one in changed])) if changed else np.zeros(0)
+            position = fixed_position if fixed_position is not None else draw.choices(range(len(weights)), weights)[0]
+            changed = yield from swaps(attempt, member.words, position)
+            scores = (
+                (yield from attempt.score([text.written(candidate) for candidate in changed]))
+                if changed
+                else np.zeros(0)
+            )
             if len(scores) and scores.max() > member.score:
-                left = [*member.left[:at], member.left[at] - 1, *member.left[at + 1 :]]
-                return _Member(changed[int(scores.argmax())], float(scores.max()), left)
-            if only is not None:
+                replacements_left = [*member.left[:position], member.left[position] - 1, *member.left[position + 1 :]]
+                return _Member(changed[int(scores.argmax())], float(scores.max()), replacements_left)
+            if fixed_position is not None:
                 break
-            weights[at] = 0
+            weights[position] = 0
         return member
 
-    allowed = set(places)
-    first = _Member(list(attempt.original), float(start), [_REPLACEMENTS] * len(attempt.original))
+    allowed = set(positions)
+    unchanged = _Member(list(attempt.original), float(start), [_REPLACEMENTS] * len(attempt.original))
     population = []
-    for at in places[:_POPULATION]:
-        population.append((yield from mutated(first, at)))
+    for position in positions[:_POPULATION]:
+        population.append((yield from mutated(unchanged, position)))
     for _ in range(_GENERATIONS):
         population.sort(key=lambda member: -member.score)
         if attempt.over or not population or population[0].score > 0:
@@ -329,15 +347,15 @@ def _genetic(attempt: Attempt, swaps: Swaps, lexicons: Lexicons, draw: random.Ra
         fitness = np.exp((scores - scores.max()) / _TEMPERATURE).tolist()
         children = []
         for _ in range(len(population) - 1):
-            one, other = draw.choices(population, fitness, k=2)
-            cut = draw.randrange(len(one.words))
-            words, left = one.words[:cut] + other.words[cut:], one.left[:cut] + other.left[cut:]
+            parent, mate = draw.choices(population, fitness, k=2)
+            cut = draw.randrange(len(parent.words))
+            words, replacements_left = parent.words[:cut] + mate.words[cut:], parent.left[:cut] + mate.left[cut:]
             if not _few_changes(attempt, [words], 0.2):
-                words, left = one.words, one.left
+                words, replacements_left = parent.words, parent.left
             score = yield from attempt.score([text.written(words)])
             if not len(score):
                 break
-            children.append((yield from mutated(_Member(words, float(score[0]), left))))
+            children.append((yield from mutated(_Member(words, float(score[0]), replacements_left))))
         population = [population[0], *children]
-    best = max(population, key=lambda member: member.score, default=first)
+    best = max(population, key=lambda member: member.score, default=unchanged)
     return text.written(best.words)

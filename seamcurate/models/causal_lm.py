@@ -88,7 +88,7 @@ class _LoadedCausalLM:
         import torch
 
         device = self.model.device
-        rows = [row for p in pack.places for row in (p.before, *range(p.start, p.end - 1))]
+        rows = [row for p in pack.targets for row in (p.before, *range(p.start, p.end - 1))]
         target = moved([token for answer in pack.answers for token in answer], device)
         row_tensor = moved(rows, device)
         logprobs = []

@@ -58,7 +58,7 @@ class Span(NamedTuple):
     prompt: tuple[int, int] | None
 
 
-class Place(NamedTuple):
+class Target(NamedTuple):
     """Where one response lies among the rows of hidden states that a pack gives."""
 
     group: int
@@ -77,21 +77,21 @@ class Pack(NamedTuple):
     spans: list[Span]
     lengths: list[int]
     """How much of each padded pair is no padding."""
-    places: list[Place]
+    targets: list[Target]
     answers: list[list[int]]
-    """The responses' ids, in the order of `places`."""
+    """The responses' ids, in the order of `targets`."""
     groups: list[Group]
     """The same prompts and responses, to be laid out again when memory runs out."""
     kept: int
     """Tokens of a prompt that an earlier pack read; keys begin with them, and rows with its last one."""
-    goes_on: Span | None
+    continues: Span | None
     """The prompt whose other responses are in the next pack."""
 
 
 Outputs: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 """Rows of hidden states → logits or scores of these rows."""
 Read: TypeAlias = "Callable[[Outputs, Pack], torch.Tensor]"
-"""What to make of a pack: one value a response, in the order of its places."""
+"""What to make of a pack: one value a response, in the order of its targets."""
 
 
 class PrefixReader:
@@ -142,7 +142,7 @@ class PrefixReader:
                 sizes.append(len(group.responses))
                 yield group
 
-        results: list[tuple[list[Place], torch.Tensor]] = []
+        results: list[tuple[list[Target], torch.Tensor]] = []
         try:
             with torch.inference_mode():
                 for pack in self._packs(counted()):
@@ -192,7 +192,7 @@ class PrefixReader:
             layout.prompt(group)
             for j, response in enumerate(group.responses):
                 if layout.answers and layout.size + len(response) > self.budget:
-                    yield layout.pack(goes_on=True)
+                    yield layout.pack(continues=True)
                     # Kept, unless memory ran out and the pack was read in smaller ones.
                     layout = _Layout(len(group.prompt) if self._attention.kept else 0)
                     layout.prompt(group)
@@ -200,12 +200,12 @@ class PrefixReader:
         if layout.answers:
             yield layout.pack()
 
-    def _run(self, pack: Pack, read: Read) -> list[tuple[list[Place], torch.Tensor]]:
+    def _run(self, pack: Pack, read: Read) -> list[tuple[list[Target], torch.Tensor]]:
         """Read a pack; where memory runs out, read it again in smaller ones."""
         import torch
 
         try:
-            return [(pack.places, read(self._outputs(pack), pack))]
+            return [(pack.targets, read(self._outputs(pack), pack))]
         except torch.OutOfMemoryError:
             size = sum(map(len, pack.ids)) + pack.kept
         # Outside the handler: the exception holds on to the tensors that were too much.
@@ -215,15 +215,15 @@ class PrefixReader:
             self._unread.append(size)
             return []
         self.budget = min(self.budget, size) // 2
-        targets = iter(pack.places)
+        targets = iter(pack.targets)
         origin = {(g, r): next(targets) for g, group in enumerate(pack.groups) for r in range(len(group.responses))}
         results = []
         for smaller in self._packs(pack.groups):
             relabelled = [
                 p._replace(group=origin[p.group, p.response].group, response=origin[p.group, p.response].response)
-                for p in smaller.places
+                for p in smaller.targets
             ]
-            results += self._run(smaller._replace(places=relabelled), read)
+            results += self._run(smaller._replace(targets=relabelled), read)
         self._attention.forget()
         return results
 
@@ -245,9 +245,9 @@ class PrefixReader:
             hidden = self.body(**accepted(self.body, use_cache=False, **inputs)).last_hidden_state.flatten(0, 1)
         if pack.kept:
             hidden = torch.cat([self._attention.last, hidden])
-        if pack.goes_on is not None:
+        if pack.continues is not None:
             # Row 0 is the kept prompt's last token where there is one, so rows follow keys at a fixed distance.
-            last_row = max(0, pack.goes_on.end - 1 - pack.kept + (pack.kept > 0))
+            last_row = max(0, pack.continues.end - 1 - pack.kept + (pack.kept > 0))
             self._attention.last = hidden[last_row : last_row + 1].clone()
         head = self.head
         assert head is not None
@@ -321,7 +321,7 @@ class PrefixReader:
         import torch
 
         def last_hidden(outputs: Outputs, pack: Pack) -> torch.Tensor:
-            return outputs(moved([p.end - 1 for p in pack.places], self.model.device)).float()
+            return outputs(moved([p.end - 1 for p in pack.targets], self.model.device)).float()
 
         results = [result for pack in packs for result in self._run(pack, last_hidden)]
         rows = {
@@ -348,7 +348,7 @@ def padded_packs(groups: Iterator[tuple[int, Group]], budget: int, longest_batch
         ids, targets = [], []
         for row, (number, j, prompt, response) in enumerate(pairs[i] for i in batch):
             start = row * longest + len(prompt)
-            targets.append(Place(number, j, start - 1, start, start + len(response)))
+            targets.append(Target(number, j, start - 1, start, start + len(response)))
             ids.append(prompt + response + [response[-1]] * (longest - len(prompt) - len(response)))
         pairs_as_groups = [Group(pairs[i][2], [pairs[i][3]]) for i in batch]
         lengths = [len(prompt) + len(response) for prompt, (response,) in pairs_as_groups]
@@ -365,7 +365,7 @@ class _Layout:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.spans: list[Span] = []
-        self.places: list[Place] = []
+        self.targets: list[Target] = []
         self.answers: list[list[int]] = []
         self.groups: list[Group] = []
         self.open: Span | None = None
@@ -399,23 +399,23 @@ class _Layout:
         )
         shift = (1 if self.kept else 0) - self.kept
         predicting_row = max(0, self.open.end - 1 + shift)
-        self.places.append(Place(number, index, predicting_row, start + shift, start + shift + len(ids)))
+        self.targets.append(Target(number, index, predicting_row, start + shift, start + shift + len(ids)))
         self._lay(ids, self.open.end - self.open.start)
         self.groups[-1].responses.append(ids)
         self.answers.append(ids)
 
-    def pack(self, goes_on: bool = False) -> Pack:
+    def pack(self, continues: bool = False) -> Pack:
         """Return what was laid down."""
         return Pack(
             [self.ids],
             self.positions,
             self.spans,
             [self.size],
-            self.places,
+            self.targets,
             self.answers,
             [group for group in self.groups if group.responses],
             self.kept,
-            self.open if goes_on else None,
+            self.open if continues else None,
         )
 
     def _lay(self, ids: list[int], position: int) -> None:
@@ -480,8 +480,8 @@ class PrefixAttention:
         if self._pack.kept:
             before_key, before_value = self.kept[id(module)]
             key, value = torch.cat([before_key, key], 2), torch.cat([before_value, value], 2)
-        if self._pack.goes_on is not None:
-            start, end, _ = self._pack.goes_on
+        if self._pack.continues is not None:
+            start, end, _ = self._pack.continues
             self.kept[id(module)] = key[:, :, start:end].clone(), value[:, :, start:end].clone()
         if self.flex:
             return self._flexed(query, key, value, scaling)

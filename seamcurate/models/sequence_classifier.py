@@ -126,7 +126,7 @@ class _LoadedClassifier:
                 yield prefix.Group(shared_ids[:start], [shared_ids[start:] + ids for _, ids in readable_ids])
 
         def score(outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
-            read = [p.start + self._last(ids) for p, ids in zip(pack.places, pack.answers, strict=True)]
+            read = [p.start + self._last(ids) for p, ids in zip(pack.targets, pack.answers, strict=True)]
             return outputs(moved(read, self.model.device))[:, 0].float()
 
         group_scores = reader.score(groups(), score)

@@ -70,7 +70,7 @@ def test_answers_are_found_in_whatever_form_they_come(text, answers):
     ],
 )
 def test_of_a_reply_that_was_cut_only_answers_before_the_cut_are_taken(text, answers):
-    assert listed(text, whole=False) == answers
+    assert listed(text, complete=False) == answers
 
 
 def test_a_single_answer_that_was_cut_is_none():

@@ -89,8 +89,8 @@ def test_the_nearest_k_inside_the_band_are_those_of_brute_force(tmp_path, monkey
     monkeypatch.setattr(nearest, "_PAIRS", pairs)
     searched = laid_out(tmp_path, vectors, band)
     for query, hits in zip(queries, searched.search(queries, 30, retrieve.nothing), strict=True):
-        assert list(hits.places) == brute_force(vectors, query, band, 30)
-        cosines = vectors[hits.places].astype(np.float64) @ query.astype(np.float64)
+        assert list(hits.positions) == brute_force(vectors, query, band, 30)
+        cosines = vectors[hits.positions].astype(np.float64) @ query.astype(np.float64)
         assert np.allclose(hits.cosines, cosines, atol=1e-12)
 
 
@@ -115,7 +115,7 @@ def test_blocks_and_ties_and_band_edges_give_what_one_whole_sorted_list_gives(ve
         searched = laid_out(Path(folder), corpus, band)
         for query, hits in zip(asked, searched.search(asked, k, lambda _, places: left_out[places]), strict=True):
             kept = [place for place in brute_force(corpus, query, band, 200) if not left_out[place]]
-            assert list(hits.places) == kept[:k]
+            assert list(hits.positions) == kept[:k]
 
 
 _CAPPED = """
@@ -143,7 +143,7 @@ def work(folder, count):
         approximate.build(folder, index)
         near = approximate.Approximate(folder, band, 100).search(queries, 30, retrieve.nothing)
         assert approximate.recall(near, found) > 0.95
-    return [hits.places.tolist() for hits in found]
+    return [hits.positions.tolist() for hits in found]
 
 # Libraries take what they take once.
 work(folder / "small", 8192)
@@ -179,7 +179,7 @@ def test_the_bound_rules_out_most_of_a_clustered_corpus_and_nothing_that_belongs
     monkeypatch.setattr(nearest.Band, "_check", lambda *given: (looked_up.append(len(given[2])), check(*given)))
     found = searched.search(queries, 30, retrieve.nothing)
     assert sum(looked_up) < 0.02 * len(vectors) * len(queries)
-    assert [list(hits.places) for hits in found] == [brute_force(vectors, q, (0.8, 0.9), 30) for q in queries]
+    assert [list(hits.positions) for hits in found] == [brute_force(vectors, q, (0.8, 0.9), 30) for q in queries]
 
 
 @pytest.mark.parametrize("pairs", [512, 2**22])
@@ -192,7 +192,7 @@ def test_a_query_crowded_above_the_band_keeps_its_band(tmp_path, monkeypatch, pa
     crowded = laid_out(tmp_path, np.concatenate([crowd, vectors]), (0.2, 0.9))
     (hits,) = crowded.search(query, 30, retrieve.nothing)
     assert (crowd @ query[0] > 0.9).sum() == 5000
-    assert [int(place) - 5000 for place in hits.places] == brute_force(vectors, query[0], (0.2, 0.9), 30)
+    assert [int(place) - 5000 for place in hits.positions] == brute_force(vectors, query[0], (0.2, 0.9), 30)
 
 
 def test_what_is_left_out_makes_room_for_what_comes_next(tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_what_is_left_out_makes_room_for_what_comes_next(tmp_path, monkeypatch):
         out[row, brute_force(vectors, query, band, 500)] = True
     for row, hits in enumerate(searched.search(queries, 30, lambda rows, places: out[rows, places])):
         kept = [place for place in brute_force(vectors, queries[row], band, 4000) if not out[row, place]]
-        assert list(hits.places) == kept[:30]
+        assert list(hits.positions) == kept[:30]
 
 
 def test_results_do_not_depend_on_the_batch(tmp_path):
@@ -213,7 +213,7 @@ def test_results_do_not_depend_on_the_batch(tmp_path):
     whole = searched.search(queries, 10, retrieve.nothing)
     single = [searched.search(queries[i : i + 1], 10, retrieve.nothing)[0] for i in range(40)]
     for a, b in zip(whole, single, strict=True):
-        assert list(a.places) == list(b.places) and list(a.cosines) == list(b.cosines)
+        assert list(a.positions) == list(b.positions) and list(a.cosines) == list(b.cosines)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -234,8 +234,8 @@ def test_an_approximate_index_goes_deeper_than_a_crowd_and_its_recall_is_measure
         # As on a GPU, which gives no more than 2,048: what needs more is searched exactly.
         near.deepest = deepest
     found, wanted = (one.search(queries, 30, retrieve.nothing) for one in (near, exact))
-    assert approximate.recall(found, wanted) > 0.99 and len(wanted[0].places) == 30
-    assert list(found[0].places) == list(wanted[0].places)
+    assert approximate.recall(found, wanted) > 0.99 and len(wanted[0].positions) == 30
+    assert list(found[0].positions) == list(wanted[0].positions)
     poor = approximate.Approximate(tmp_path, exact, effort=1)
     if kind == "ivf":
         assert approximate.recall(poor.search(queries, 30, retrieve.nothing), wanted) < 0.9
@@ -264,7 +264,7 @@ def test_an_approximate_search_never_holds_more_results_than_it_may(tmp_path, mo
 
     near._parts = [Watched(index) for index in near._parts]
     found = near.search(queries, 10, retrieve.nothing)
-    assert [list(one.places) for one in found] == [list(one.places) for one in whole]
+    assert [list(one.positions) for one in found] == [list(one.positions) for one in whole]
     assert len(held) >= 6 and held[0] == 896 and max(held) <= 2000
 
 

@@ -47,7 +47,7 @@ def reader(model, budget=1000):
 def sums(outputs, pack):
     """Log-probabilities, from the logits of one response at a time."""
     values = []
-    for place, answer in zip(pack.places, pack.answers, strict=True):
+    for place, answer in zip(pack.targets, pack.answers, strict=True):
         logits = outputs(torch.tensor([place.before, *range(place.start, place.end - 1)])).float()
         values.append(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
     return torch.stack(values)
@@ -142,7 +142,7 @@ def test_packs_shrink_when_memory_runs_out_and_nothing_is_scored_twice():
             raise torch.OutOfMemoryError("no memory left")
 
     hook = embed.register_forward_pre_hook(full)
-    found = ours.score(GROUPS, lambda outputs, pack: scored.extend(pack.places) or sums(outputs, pack))
+    found = ours.score(GROUPS, lambda outputs, pack: scored.extend(pack.targets) or sums(outputs, pack))
     close(found, expected)
     assert 4 < ours.budget <= 16 and len(scored) == len({(p.group, p.response) for p in scored}) == 8
     hook.remove()
