@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue, field_validator
 
-from seamcurate.contrast import approximate, nearest
+from seamcurate.contrast import approximate, coverage, nearest
+from seamcurate.contrast.coverage import Keys
 from seamcurate.errors import StepError
 from seamcurate.models import EncoderModel, Prompt, roles
 from seamcurate.models.template import prompt_text
-from seamcurate.models.vectors import Floats, as_matrix, dimensions, embedded, not_finite
+from seamcurate.models.vectors import as_matrix, dimensions, embedded, not_finite
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
-
-Keys: TypeAlias = npt.NDArray[np.uint64]
 
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
 """A contrast set names corpus rows; their texts are joined when it is read."""
 
 _PROBED = 256
 """Rows whose whole neighbourhood is looked at to describe coverage."""
-_BINS = 1000
 
 
 class Embed(Step):
@@ -67,10 +65,10 @@ class Embed(Step):
         embedder = roles.load(self.encoder, "encoder", self.name)
 
         def embed(rows: pa.Table) -> pa.Table:
-            vectors, known = embedded(embedder, rows["prompt"].to_pylist())
+            vectors, finite = embedded(embedder, rows["prompt"].to_pylist())
             flat = pa.array(vectors.reshape(-1), pa.float32())
             offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1])
-            return pa.table({"embedding": pa.ListArray.from_arrays(offsets, flat, mask=pa.array(~known))})
+            return pa.table({"embedding": pa.ListArray.from_arrays(offsets, flat, mask=pa.array(~finite))})
 
         return embed
 
@@ -157,15 +155,15 @@ class Retrieve(Step):
         if self.index != "exact":
             approximate.build(shared, self.index)
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
-        vectors, known = embedded(roles.load(self.encoder, "encoder", self.name), sample)
-        vectors, own = vectors[known], keys(sample)[known]
+        vectors, finite = embedded(roles.load(self.encoder, "encoder", self.name), sample)
+        vectors, sample_keys = vectors[finite], keys(sample)[finite]
         exact = nearest.Band(shared, self.band)
-        found = probe(vectors, own, exact.vectors, _mapped(shared, "prompt_keys"), self.band, self.k)
-        if self.index != "exact" and len(own):
+        probed = coverage.probe(vectors, sample_keys, exact.vectors, _mapped(shared, "prompt_keys"), self.band, self.k)
+        if self.index != "exact" and len(sample_keys):
             near = approximate.Approximate(shared, exact, self.effort)
             answers = (searched.search(vectors, self.k, nothing) for searched in (near, exact))
-            found["recall"] = round(approximate.recall(*answers), 4)
-        (shared / "coverage.json").write_text(json.dumps(found))
+            probed["recall"] = round(approximate.recall(*answers), 4)
+        (shared / "coverage.json").write_text(json.dumps(probed))
 
     def work(self, rows: Averages) -> Work:
         """Ask for one embedding a row."""
@@ -182,25 +180,25 @@ class Retrieve(Step):
 
         def retrieve(rows: pa.Table) -> pa.Table:
             prompts = rows["prompt"].to_pylist()
-            vectors, known = embedded(embedder, prompts)
-            own_prompts, own_responses = keys(prompts)[known], keys(rows["response"].to_pylist())[known]
+            vectors, finite = embedded(embedder, prompts)
+            own_prompts, own_responses = keys(prompts)[finite], keys(rows["response"].to_pylist())[finite]
 
             def same(queries: nearest.Positions, positions: nearest.Positions) -> npt.NDArray[np.bool_]:
-                out: npt.NDArray[np.bool_] = corpus_prompts[positions] == own_prompts[queries]
-                out |= corpus_responses[positions] == own_responses[queries]
-                out |= ~corpus_embedded[positions]
-                return out
+                excluded: npt.NDArray[np.bool_] = corpus_prompts[positions] == own_prompts[queries]
+                excluded |= corpus_responses[positions] == own_responses[queries]
+                excluded |= ~corpus_embedded[positions]
+                return excluded
 
-            hits = iter(search(vectors[known], self.k, same) if known.any() else ())
-            found = [next(hits) if one else _NO_HITS for one in known]
-            offsets = np.cumsum([0, *(len(hits.positions) for hits in found)])
-            positions = np.concatenate([hits.positions for hits in found] or [np.zeros(0, np.int64)])
-            cosines = np.concatenate([hits.cosines for hits in found] or [np.zeros(0)])
+            searched = iter(search(vectors[finite], self.k, same) if finite.any() else ())
+            row_hits = [next(searched) if is_embedded else _NO_HITS for is_embedded in finite]
+            offsets = np.cumsum([0, *(len(hits.positions) for hits in row_hits)])
+            positions = np.concatenate([hits.positions for hits in row_hits] or [np.zeros(0, np.int64)])
+            cosines = np.concatenate([hits.cosines for hits in row_hits] or [np.zeros(0)])
             candidates = pa.StructArray.from_arrays(
                 [pa.array(ids[positions], pa.int64()), pa.array(cosines.astype(np.float32))],
                 ["source_row_id", "similarity"],
             )
-            sets = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), candidates, mask=pa.array(~known))
+            sets = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), candidates, mask=pa.array(~finite))
             return pa.table({"worse_contrast": sets})
 
         return retrieve
@@ -236,7 +234,7 @@ class Retrieve(Step):
         if null:
             facts["null"] = null
         if served < 0.5 and probed["rows_probed"]:
-            warnings += advice(probed, self.band)
+            warnings += coverage.advice(probed, self.band)
         if warnings:
             facts["warnings"] = warnings
         return facts
@@ -250,91 +248,6 @@ def nothing(queries: nearest.Positions, positions: nearest.Positions) -> npt.NDA
     return np.zeros(np.broadcast_shapes(queries.shape, positions.shape), bool)
 
 
-def probe(
-    queries: Floats,
-    query_keys: Keys,
-    vectors: Floats,
-    vector_keys: Keys,
-    band: tuple[float, float],
-    k: int,
-    stands_for: float = 1,
-) -> dict[str, JsonValue]:
-    """Describe the neighbourhood of sampled queries: who is served by this band, a wider one, a larger corpus.
-
-    Without a query there is nothing to describe but that.
-
-    Args:
-        queries: float32, queries × dimensions, length 1.
-        query_keys: `keys` of the queries' texts: an equal instruction is no neighbour.
-        vectors: float32, corpus × dimensions, length 1.
-        vector_keys: `keys` of the corpus's instructions.
-        band: Lowest and highest cosine.
-        k: How many candidates a row takes at most.
-        stands_for: How many corpus rows each vector given stands for, when they are a sample.
-    """
-    if not len(queries):
-        return {"rows_probed": 0}
-    edges = np.linspace(0, 1, _BINS + 1)
-    histogram = np.zeros((2, len(queries), _BINS))
-    nearest = np.full(len(queries), -1.0)
-    for start in range(0, len(vectors), 65_536):
-        block = vectors[start : start + 65_536]
-        cosines = queries @ block.T
-        cosines[query_keys[:, None] == vector_keys[None, start : start + 65_536]] = -1
-        # What has no embedding is near nothing.
-        cosines[:, ~block.any(axis=1)] = -1
-        nearest = np.maximum(nearest, cosines.max(axis=1, initial=-1))
-        bins = np.clip(np.floor(cosines * _BINS), -1, _BINS - 1).astype(np.int64) + 1
-        bins += np.arange(len(queries))[:, None] * (_BINS + 1)
-        for part in (0, 1):
-            counted = np.bincount(bins[:, part::2].reshape(-1), minlength=len(queries) * (_BINS + 1))
-            histogram[part] += counted.reshape(len(queries), _BINS + 1)[:, 1:]
-
-    def counts(low: float, high: float, halves: Sequence[int] = (0, 1)) -> npt.NDArray[np.float64]:
-        inside = (edges[:-1] >= low - 1e-9) & (edges[1:] <= high + 1e-9)
-        summed: npt.NDArray[np.float64] = histogram[list(halves)][:, :, inside].sum(axis=(0, 2)) * stands_for
-        return np.minimum(summed, k)
-
-    whole, half = counts(*band), counts(*band, (0,))
-    none, none_half = float(np.mean(whole == 0)), float(np.mean(half == 0))
-    lows = [low for low in (band[0] - 0.05, band[0] - 0.1, band[0] - 0.2) if low > 0]
-    return {
-        "rows_probed": len(queries),
-        "candidates_mean": round(float(whole.mean()), 3),
-        "share_none": round(none, 4),
-        "nearest_quantiles": {
-            q: round(float(np.quantile(nearest, float(q))), 4) for q in ("0.1", "0.25", "0.5", "0.75", "0.9")
-        },
-        "wider": {
-            f"{low:.2f}": {
-                "candidates_mean": round(float(counts(low, band[1]).mean()), 2),
-                "share_none": round(float(np.mean(counts(low, band[1]) == 0)), 4),
-            }
-            for low in lows
-        },
-        # Each doubling is taken to serve the share of unserved rows that the last one, half to whole, served.
-        "share_none_twice_the_corpus": round(none * none / none_half, 4) if none_half else 0.0,
-    }
-
-
-def advice(probed: dict[str, JsonValue], band: tuple[float, float]) -> Iterable[str]:
-    """Say why a band serves few rows, and what would serve more."""
-    nearest, wider = probed["nearest_quantiles"], probed["wider"]
-    assert isinstance(nearest, dict) and isinstance(wider, dict)
-    yield (
-        f"fewer than half of the rows have a candidate in [{band[0]:g}, {band[1]:g}]; cosine of the nearest other "
-        "instruction: " + ", ".join(f"{float(q):.0%} of rows below {value}" for q, value in nearest.items())
-    )
-    for low, gives in wider.items():
-        assert isinstance(gives, dict)
-        share, mean = gives["share_none"], gives["candidates_mean"]
-        assert isinstance(share, float)
-        yield f"a band of [{low}, {band[1]:g}] would serve {1 - share:.0%} of rows, {mean} candidates each on average"
-    more = probed["share_none_twice_the_corpus"]
-    assert isinstance(more, float)
-    yield f"a corpus twice as large would serve about {1 - more:.0%} (from what half of this one serves)"
-
-
 def keys(texts: Sequence[Prompt | None]) -> Keys:
     """Hash texts, case and white space aside, to 64 bits: equal texts have equal keys."""
     folded = (" ".join(prompt_text(text).casefold().split()) if text is not None else "\0" for text in texts)
@@ -344,5 +257,5 @@ def keys(texts: Sequence[Prompt | None]) -> Keys:
 
 def _mapped(shared: Path, name: str) -> npt.NDArray[Any]:
     """Open one number a corpus row, of which there may be more than memory holds."""
-    found: npt.NDArray[Any] = np.load(shared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    return found
+    values: npt.NDArray[Any] = np.load(shared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return values

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import JsonValue
 
-from seamcurate.contrast import Attack, Generate, Retrieve, lexicon, retrieve
+from seamcurate.contrast import Attack, Generate, Retrieve, coverage, lexicon, retrieve
 from seamcurate.data.source import REJECTED, Source
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
@@ -104,7 +104,7 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
                 f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {none:.0%} of rows"
             )
             if none > 0.5:
-                notes += [f"warning: {line}" for line in retrieve.advice(probed, step.band)]
+                notes += [f"warning: {line}" for line in coverage.advice(probed, step.band)]
     averages = Averages(
         prompt=_mean([prompt_text(p) for p in sample.prompts]),
         response=_mean(sample.responses),
@@ -282,7 +282,7 @@ def _coverage(
     else:
         vectors, _ = embed(embedder, corpus.prompts)
         others, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
-    found = retrieve.probe(queries, own, vectors, others, step.band, step.k, scale)
+    found = coverage.probe(queries, own, vectors, others, step.band, step.k, scale)
     none, doubled = found["share_none"], found["share_none_twice_the_corpus"]
     assert isinstance(none, float) and isinstance(doubled, float)
     return found, none * (doubled / none) ** np.log2(scale) if none else 0.0

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from seamcurate import Embed, FakeModel, Retrieve, run_local
-from seamcurate.contrast import approximate, nearest, retrieve
+from seamcurate.contrast import approximate, coverage, nearest, retrieve
 from seamcurate.errors import ModelError, StepError, StoreError
 from seamcurate.models.vectors import unit
 from seamcurate.step import evenly
@@ -123,7 +123,7 @@ import json, resource, sys
 from pathlib import Path
 import numpy as np, torch
 import seamcurate
-from seamcurate.contrast import approximate, nearest, retrieve
+from seamcurate.contrast import approximate, coverage, nearest, retrieve
 from test_retrieve import clustered
 folder, index, cap, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 approximate.load_faiss()
@@ -352,7 +352,7 @@ def test_facts_count_candidates_and_advise_when_few_rows_are_served(tmp_path):
 def test_the_probe_counts_what_brute_force_counts():
     vectors, queries = random_vectors(2000), random_vectors(30, seed=5)
     keys = np.arange(30, dtype=np.uint64)
-    found = retrieve.probe(queries, keys, vectors, np.arange(100, 2100, dtype=np.uint64), (0.4, 0.6), 50)
+    found = coverage.probe(queries, keys, vectors, np.arange(100, 2100, dtype=np.uint64), (0.4, 0.6), 50)
     cosines = queries.astype(np.float64) @ vectors.T.astype(np.float64)
     inside = np.minimum(((cosines >= 0.4) & (cosines <= 0.6)).sum(axis=1), 50)
     assert found["candidates_mean"] == pytest.approx(inside.mean(), abs=0.05)
