@@ -36,10 +36,28 @@ _USUAL_QUERIES: dict[Method, float] = {"pwws": 8.0, "textfooler": 5.0, "ga": 60.
 
 
 class Attack(Step):
-    """Add `worse_adv`: the `k` best-rewarded perturbations of a worse answer, and whether each fooled the reward model.
+    """Add `worse_adv`: the `k` best-rewarded perturbations of an answer, and whether each fooled the reward model.
 
-    The search ends when R(I∘r') exceeds R(I∘r⁺), or the budget is spent. Every perturbation that was tried counts, so
-    that there are candidates also where no attack succeeded.
+    They make SEAM_Adv's sample set (SEAM §4.2). Words are replaced by PWWS, TextFooler, BERT-Attack or the genetic algorithm,
+    in TextAttack 0.3.11's order and under its constraints. A search ends when R(I∘r') exceeds R(I∘r⁺), the golden response's
+    reward, or when `query_budget` is spent. Every perturbation that was tried counts, so that a row also has candidates where
+    no attack succeeded. `reason_adv` says why a row has fewer than `k`, or NULL.
+
+    Raises:
+        StepError: By `load`, where a lexicon is missing or cannot be read.
+        ModelError: By `load`, where no reward model or encoder is named or it cannot be loaded.
+
+    Example:
+        >>> import tempfile
+        >>> import pyarrow.parquet as pq
+        >>> from seamcurate import FakeModel
+        >>> scratch = tempfile.TemporaryDirectory()
+        >>> wordnet = scratch.name + "/synonyms.parquet"
+        >>> pq.write_table(pa.table({"word": ["quick"], "pos": ["a"], "synonym": ["fast"]}), wordnet)
+        >>> add = Attack(method="pwws", wordnet=wordnet, reward=FakeModel(), encoder=FakeModel()).load(Path())
+        >>> table = add(pa.table({"prompt": ["What is a hare?"], "response": ["A quick animal."]}))
+        >>> [candidate["response"] for candidate in table["worse_adv"][0].as_py()], table["edits_adv"][0].as_py()
+        (['A fast animal.'], [1])
     """
 
     method: Method = "pwws"

@@ -101,7 +101,22 @@ class SampleSet(NamedTuple):
 
 
 class Generate(Step):
-    """Add `worse_gpt`: `k` answers worse than the golden response, and `reason_gpt` where there are fewer or none."""
+    """Add `worse_gpt`: `k` answers that a language model writes to be worse than the golden response.
+
+    They make SEAM_GPT's sample set (SEAM §4.2). Answers equal to the golden response or to each other, spelling aside, are
+    dropped; `reason_gpt` says why a row has fewer than `k`, or NULL. Every answer that was bought is kept in the store.
+
+    Raises:
+        ModelError: By `load`, where no generator is named or its endpoint cannot be used.
+        BudgetError: While it runs, where the next call might cost more than is left.
+
+    Example:
+        >>> from seamcurate import FakeModel
+        >>> add = Generate(k=2, generator=FakeModel()).load(Path())
+        >>> table = add(pa.table({"prompt": ["What is a set?"], "response": ["A collection of distinct things."]}))
+        >>> table.column_names, [len(answers) for answers in table["worse_gpt"].to_pylist()]
+        (['worse_gpt', 'reason_gpt'], [2])
+    """
 
     k: int = Field(default=30, ge=1)
     calls: Literal["one", "each"] = "one"

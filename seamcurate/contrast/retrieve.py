@@ -34,7 +34,21 @@ _PROBED = 256
 
 
 class Embed(Step):
-    """Embed each prompt: made once per corpus, shared by every store that retrieves from it."""
+    """Add `embedding`: the sentence embedding of each prompt, float32, of length 1.
+
+    `Retrieve` runs it over the corpus: once for each corpus and encoder, shared by every store that retrieves from it. A row
+    whose embedding is not finite gets NULL and is never retrieved.
+
+    Raises:
+        ModelError: By `load`, where no encoder is named or it cannot be loaded.
+
+    Example:
+        >>> from seamcurate import FakeModel
+        >>> add = Embed(encoder=FakeModel(dimensions=4)).load(Path())
+        >>> table = add(pa.table({"prompt": ["What is a set?", "What is a list?"]}))
+        >>> [len(vector) for vector in table["embedding"].to_pylist()]
+        [4, 4]
+    """
 
     encoder: EncoderModel | None = None
 
@@ -79,10 +93,33 @@ class Embed(Step):
 
 
 class Retrieve(Step):
-    """Add `worse_contrast`: the `k` corpus rows whose instruction lies nearest inside the cosine `band`.
+    """Add `worse_contrast`: the golden responses of the `k` nearest other instructions inside the cosine `band`.
 
-    The row itself, answers equal to its own and instructions equal to its own (case and white space aside) are
-    left out. Fewer than `k` in the band means fewer candidates; an empty list means none.
+    They make SEAM_Contrast's sample set (SEAM §4.2, App. F.3): answers that are good, but to a near, different question. A
+    candidate is a corpus row and the cosine of the two instructions, nearest first. The row itself, answers equal to its own
+    and instructions equal to its own (case and white space aside) are left out. A row gets fewer than `k` candidates where
+    the band holds fewer, an empty list where it holds none, and NULL where its embedding is not finite.
+
+    The search is exact: products in double precision decide at the edges of the band. `index: ivf` and `hnsw` are
+    approximate, and their recall is measured and reported.
+
+    Raises:
+        StepError: By `prepare`, where the corpus has no rows or no finite embedding, or an index needs FAISS.
+        ModelError: Where no encoder is named or it cannot be loaded.
+
+    Example:
+        >>> import json, tempfile
+        >>> from seamcurate import FakeModel, Recipe, Source, query, run_local
+        >>> scratch = tempfile.TemporaryDirectory()
+        >>> folder = Path(scratch.name)
+        >>> topics = ["a red apple", "a green apple", "an old ship"]
+        >>> rows = [{"prompt": f"write two lines about {topic}", "response": f"On {topic}."} for topic in topics]
+        >>> _ = (folder / "rows.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+        >>> source = Source(jsonl=str(folder / "rows.jsonl"))
+        >>> step = Retrieve(k=1, band=(0.75, 0.95), encoder=FakeModel())
+        >>> _ = run_local(Recipe(rows=source, corpus=source, steps=(step,)), folder / "store")
+        >>> query(folder / "store", "SELECT worse_contrast[1].source_row_id AS id FROM rows")["id"].to_pylist()
+        [1, 0, None]
     """
 
     k: int = Field(default=30, ge=1)

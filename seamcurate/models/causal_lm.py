@@ -18,7 +18,27 @@ from seamcurate.models.local import PromptedModel, model_errors
 
 
 class CausalLM(PromptedModel):
-    """A policy: any causal language model of transformers."""
+    """Name a policy: any causal language model of transformers, on disk or on the Hugging Face Hub.
+
+    The value is frozen and loads nothing until `load` is called. Weights are read from safetensors alone. A LoRA adapter
+    is merged, in memory, into the base that it names. A score is the sum of a response's log-probabilities in nats, end
+    token included; it depends neither on the batch nor on the rows beside it.
+
+    Raises:
+        ModelError: By `load`, where the files are damaged or lack weights, or each token sees the tokens after it.
+
+    Example:
+        >>> policy = CausalLM(path="my-org/sft-7b", dtype="bfloat16")
+        >>> policy.load().logprobs(["What is a set?"], [["A collection.", "A dog."]])  # doctest: +SKIP
+        [[Likelihood(logprob=-9.1, tokens=4, boundary=False), Likelihood(logprob=-21.7, tokens=4, boundary=False)]]
+
+        Without weights, and in the same form:
+
+        >>> from seamcurate import FakeModel
+        >>> ((likelihood, _),) = FakeModel().load().logprobs(["What is a set?"], [["A collection.", "A dog."]])
+        >>> likelihood.tokens, likelihood.logprob < 0
+        (3, True)
+    """
 
     key: ClassVar[str] = "causal_lm"
     kind: ClassVar[str] = "a language model"
@@ -26,7 +46,11 @@ class CausalLM(PromptedModel):
     """Longer responses are cut here and scored without the end-of-sequence token."""
 
     def load(self) -> Policy:
-        """Load tokenizer and weights."""
+        """Load tokenizer and weights.
+
+        Raises:
+            ModelError: The files are damaged or lack weights, or the model is no causal one.
+        """
         from transformers import AutoModelForCausalLM
 
         tokenizer, model = self.open_weights(AutoModelForCausalLM)

@@ -1,7 +1,4 @@
-"""A model without weights: deterministic answers for tests, dry runs and timing the pipeline itself.
-
-Its answers depend on the texts alone. Near texts get near embeddings (hashed bags of words), so bands fill.
-"""
+"""A model without weights. Its answers are hashes of the texts; an embedding is a hashed bag of words, so bands fill."""
 
 from __future__ import annotations
 
@@ -24,7 +21,21 @@ T = TypeVar("T")
 
 
 class FakeModel(Backend):
-    """Answer as policy, reward model, encoder and language model at once; `path` seeds it."""
+    """Answer as policy, reward model, encoder and language model at once, without weights.
+
+    It serves tests, dry runs, and timing the pipeline itself. An answer depends on `path`, which is the seed, and on the
+    texts alone: it is the same on every machine. Rewards lie in [-2, 2), log-probabilities per token in (-4, -1], words
+    are tokens, and embeddings of texts that share words are near each other.
+
+    Example:
+        >>> model = FakeModel(path="1").load()
+        >>> ((reward, other_reward),) = model.rewards(["What is a set?"], [["A collection.", "A dog."]])
+        >>> -2 <= reward < 2 and reward != other_reward
+        True
+        >>> vectors = model.embed(["sort the list", "sort the queue", "omega"])  # (texts, dimensions)
+        >>> vectors.shape, bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
+        ((3, 64), True)
+    """
 
     key: ClassVar[str] = "fake"
     path: str = "0"
@@ -35,7 +46,7 @@ class FakeModel(Backend):
         return {"fake": self.path, "dimensions": self.dimensions}
 
     def load(self) -> FakeModel:
-        """Return itself: there is nothing to load."""
+        """Return the configuration itself: there are no weights to load."""
         return self
 
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
@@ -66,7 +77,7 @@ class FakeModel(Backend):
         return normalised(vectors)
 
     def converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
-        """Hold each conversation, answering with what every reader of replies finds something in."""
+        """Hold each conversation with replies that every reader of replies can use: answers, verdicts and ratings."""
         results: list[T] = []
         for start in conversations:
             conversation = start()

@@ -27,7 +27,25 @@ from seamcurate.models.local import LocalModel, check_whole, files_state, model_
 
 
 class SentenceEncoder(LocalModel):
-    """An encoder: any sentence-transformers model, or any transformers encoder with a pooling named here."""
+    """Name an encoder: any sentence-transformers model, or any transformers encoder with a pooling named here.
+
+    The value is frozen and loads nothing until `load` is called. Embeddings are float32, texts × dimensions, by default of
+    length 1. An embedding does not depend on the texts beside it.
+
+    Raises:
+        ModelError: By `load`, where the files are damaged or lack weights, or the same text is embedded in two ways.
+
+    Example:
+        >>> encoder = SentenceEncoder(path="facebook/contriever", pooling="mean", normalise=False)
+        >>> encoder.load().embed(["What is a set?"]).shape  # doctest: +SKIP
+        (1, 768)
+
+        Without weights, and in the same form:
+
+        >>> from seamcurate import FakeModel
+        >>> FakeModel(dimensions=8).load().embed(["What is a set?", "What is a list?"]).shape
+        (2, 8)
+    """
 
     key: ClassVar[str] = "sentence_encoder"
     kind: ClassVar[str] = "an encoder"

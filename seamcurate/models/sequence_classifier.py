@@ -23,7 +23,26 @@ from seamcurate.models.local import PromptedModel, model_errors
 
 
 class SequenceClassifier(PromptedModel):
-    """A reward model: any sequence classification model of transformers with one output."""
+    """Name a reward model: any sequence classification model of transformers with one output.
+
+    The value is frozen and loads nothing until `load` is called. Weights are read from safetensors alone; a LoRA adapter is
+    merged, in memory, into the base that it names. A reward is the model's logit R(I∘r), as it stands: no sigmoid, no
+    normalisation. It depends neither on the batch nor on the rows beside it.
+
+    Raises:
+        ModelError: By `load`, where the files are damaged or lack weights, or the model has more than one output.
+
+    Example:
+        >>> reward = SequenceClassifier(path="my-org/reward-7b", max_tokens=1024)
+        >>> reward.load().rewards(["What is a set?"], [["A collection.", "A dog."]])  # doctest: +SKIP
+        [[2.31, -0.87]]
+
+        Without weights, and in the same form:
+
+        >>> from seamcurate import FakeModel
+        >>> [[-2 <= value < 2 for value in row] for row in FakeModel().load().rewards(["p", "q"], [["a", "b"], ["c"]])]
+        [[True, True], [True]]
+    """
 
     key: ClassVar[str] = "sequence_classifier"
     kind: ClassVar[str] = "a reward model"

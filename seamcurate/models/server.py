@@ -56,7 +56,25 @@ _OTHERS_PROMPT = 10_000_000
 
 
 class OpenAIServer(Backend):
-    """A model as an endpoint serves it, by its name there."""
+    """Name a language model behind an OpenAI-compatible endpoint: OpenAI's own, vLLM, SGLang or llama.cpp.
+
+    `path` is the model's name there. The value is frozen and asks nothing until a step runs. Each answer is kept in the
+    store when it arrives and never bought twice; a change of `base_url`, concurrency or prices keeps the answers. Costs are
+    in US dollars, and known where both prices are given.
+
+    Raises:
+        ModelError: By `load`, where OpenAI's own endpoint is meant and no key is in the environment.
+
+    Example:
+        >>> server = OpenAIServer(
+        ...     path="Qwen/Qwen3-8B", base_url="http://localhost:8000/v1", temperature=0.7,
+        ...     usd_per_million_input=0.25, usd_per_million_output=2.0,
+        ... )
+        >>> server.price(tokens_in=4_000_000, tokens_out=500_000)
+        2.0
+        >>> server.identity()["openai_server"]
+        'Qwen/Qwen3-8B'
+    """
 
     key: ClassVar[str] = "openai_server"
 
