@@ -1,25 +1,32 @@
-"""The two papers' measurements: each a table, a figure and one line that says what was found, and how surely."""
+"""The two papers' measurements: each a table, a figure and a finding in one line, with its interval."""
 
-from seamcurate.study.grid import sanity, saturation
-from seamcurate.study.judging import winrate
-from seamcurate.study.methods import augmentation, filter_rate, query_type, selection
+from seamcurate.study.alignment_tax import tax
+from seamcurate.study.answers import responses
+from seamcurate.study.filter_rates import filter_rate
+from seamcurate.study.grid import saturation
+from seamcurate.study.likelihoods import likelihood
+from seamcurate.study.methods import augmentation, query_type, selection
+from seamcurate.study.overlaps import overlap
 from seamcurate.study.pairs import mismatch, preference
-from seamcurate.study.proxy import monotonicity
+from seamcurate.study.proxies import monotonicity
 from seamcurate.study.rer_model import RerModel
-from seamcurate.study.results import Data, Finding
-from seamcurate.study.scores import likelihood, overlap
-from seamcurate.study.studies import STUDIES, run
-from seamcurate.study.texts import responses, tax
+from seamcurate.study.results import Study, StudyResult
+from seamcurate.study.sources import StudySource
+from seamcurate.study.studies import STUDIES, find, run
+from seamcurate.study.transfer import sanity
 from seamcurate.study.verdicts import compare, read_judge
+from seamcurate.study.winrates import winrate
 
 __all__ = [
     "STUDIES",
-    "Data",
-    "Finding",
     "RerModel",
+    "Study",
+    "StudyResult",
+    "StudySource",
     "augmentation",
     "compare",
     "filter_rate",
+    "find",
     "likelihood",
     "mismatch",
     "monotonicity",

@@ -1,12 +1,13 @@
-"""Figures for print: intervals as dots with bars, curves with bands, a heat map; PNG at 300 dpi and SVG with real text.
+"""Figures for print: intervals as dots with bars, histograms, curves with bands, a heat map; PNG at 300 dpi and SVG.
 
-Colours are Okabe and Ito's, told apart by the colour-blind, each with a marker of its own. Nothing here is global:
-matplotlib's own settings stay as they are.
+The colours are Okabe and Ito's, which colour-blind readers can tell apart, each with a marker of its own. Text in the SVG
+stays text. One rule: matplotlib's global settings never change.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -15,9 +16,10 @@ from textwrap import fill, wrap
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 import numpy as np
+import numpy.typing as npt
 
 from seamcurate.study.statistics import Doubles, Interval
-from seamcurate.text import one_line
+from seamcurate.text import brief, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,15 +32,18 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 6.3
 """Inches: a page's text width."""
 _LONGEST = 60
-"""Characters of a label: a figure is no wider than its page, whatever a method is called."""
+"""Characters of a label, so that a figure is no wider than its page whatever a method is called."""
 _TITLES = {1: 80, 2: 36, 3: 18, 4: 17}
 """Characters of a panel's title, by how many stand side by side."""
 _LEGEND = 110
 """Characters of a legend's line, its marks included."""
 _MOST, _PANELS = 200, 40
-"""Dots, and panels or curves, of a figure: taller ones fit no page, and beyond some hundreds no file."""
+"""Most dots, and most panels or curves, of a figure: a taller figure fits no page."""
+_CAPTION = 600
+"""Characters of a finding above its figure; the text file beside the figure has all of it."""
+_BINS = 30
 _STYLE = {
-    # A name may hold what matplotlib takes for mathematics.
+    # Otherwise matplotlib would read a `$` in a method's name as the start of a formula.
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
@@ -75,14 +80,14 @@ P = ParamSpec("P")
 
 
 class Dot(NamedTuple):
-    """A line of a dot plot."""
+    """A row of a dot plot."""
 
     label: str
     value: Interval
-    ruler: bool = False
-    """Rulers and controls are grey and hollow."""
+    hollow: bool = False
+    """Whether it is a baseline or a control, drawn grey and hollow."""
     tick: float | None = None
-    """Where chance would put it."""
+    """The value expected by chance, drawn as an orange tick."""
 
 
 class Curve(NamedTuple):
@@ -91,7 +96,15 @@ class Curve(NamedTuple):
     label: str
     x: Sequence[float]
     values: Sequence[Interval]
-    ruler: bool = False
+    dashed: bool = False
+    """Whether it is a baseline or a control, drawn grey and dashed."""
+
+
+class Histogram(NamedTuple):
+    """A panel of one measure's distribution."""
+
+    values: Doubles
+    mean: Interval
 
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -110,10 +123,20 @@ def save(figure: Figure, png: Path, svg: Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that no font here has is boxes in the PNG; the SVG and the table spell it.
+        # A letter that no font here has becomes a box in the PNG; the SVG and the table keep the letter.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure.savefig(png, dpi=300, bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
         figure.savefig(svg, bbox_inches="tight", pad_inches=0.06, metadata={"Date": None, "Creator": None})
+
+
+@_styled
+def captioned(figure: Figure, finding: str) -> Figure:
+    """Write a study's finding above its figure, so that the figure says by itself what it shows."""
+    # No line ends within "p < .05" or "5 %".
+    text = fill(re.sub(r" (?=[<=%])|(?<=[<=]) ", "\u00a0", brief(finding, _CAPTION)), 90)
+    # Above the page's upper edge: what is saved is cut to what is drawn.
+    figure.text(0.01, 1.01, text, fontsize=7.8, fontweight="bold", va="bottom", ha="left", gid="finding")
+    return figure
 
 
 @_styled
@@ -125,72 +148,82 @@ def dots(
     unit: str = "n",
     own_axes: bool = False,
 ) -> Figure:
-    """Draw each panel's values as dots with their 95 % intervals, one under the other, `n` at the right.
+    """Draw each panel's values as dots with their 95 % intervals, one below the other, `n` at the right.
 
     Args:
         panels: Dots by the panel's title.
-        x_label: What is measured, with its unit; with `own_axes` each panel's title says that, below it.
+        x_label: What is measured, with its unit; with `own_axes` each panel's title says that, below the panel.
         note: What dots and bars are.
-        line: A place to compare with, and its name; with `own_axes` it is the last panel's.
+        line: A value to compare with, and its name; with `own_axes` it belongs to the last panel.
         unit: What `n` counts.
-        own_axes: Whether each panel has its own scale, side by side.
+        own_axes: Whether panels stand side by side, each with its own scale.
     """
-    total, most = max(map(len, panels.values())), max(1, _MOST // len(panels))
-    if total > most:
-        panels = {title: some[:most] for title, some in panels.items()}
-        note += f" The first {most:,} of {total:,} lines; the table has them all."
-    across = len(panels) if own_axes else _columns(panels)
-    down = math.ceil(len(panels) / across)
-    sizes = [len(some) + 0.4 for some in panels.values()][::across]
-    room = 36 if across < 3 else 20
-    names = {title: [_folded(dot.label, room) for dot in some] for title, some in panels.items()}
-    titles = {title: _folded(title, _TITLES[min(across, 4)], 3) for title in panels}
-    high = 0.34 if any("\n" in name for some in names.values() for name in some) else 0.24
-    over = 0.14 * max(title.count("\n") for title in titles.values())
-    figure = _figure(high * sum(sizes) + (1.1 if own_axes else 0.9 + (0.28 + over) * down))
+    panels, note = _shortened(panels, note)
+    columns = len(panels) if own_axes else _columns(panels)
+    rows = math.ceil(len(panels) / columns)
+    width = 36 if columns < 3 else 20
+    labels = {title: [_folded(dot.label, width) for dot in dots] for title, dots in panels.items()}
+    titles = {title: _folded(title, _TITLES[min(columns, 4)], 3) for title in panels}
+    # Inches of a row of dots, taller where a label takes two lines, and of the titles' further lines.
+    row_height = 0.34 if any("\n" in label for names in labels.values() for label in names) else 0.24
+    title_height = 0.14 * max(title.count("\n") for title in titles.values())
+    heights = [len(dots) + 0.4 for dots in panels.values()][::columns]
+    figure = _figure(row_height * sum(heights) + (1.1 if own_axes else 0.9 + (0.28 + title_height) * rows))
     grid = figure.subplots(
-        down,
-        across,
-        sharex=not own_axes,
-        sharey=across > 1,
-        squeeze=False,
-        gridspec_kw={"height_ratios": sizes},
+        rows, columns, sharex=not own_axes, sharey=columns > 1, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    last = grid.flat[len(panels) - 1]
-    for axes, (title, some) in zip(grid.flat, panels.items(), strict=False):
-        lined = line is not None and (axes is last or not own_axes)
-        if line is not None and lined:
-            axes.axvline(line[0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        for place, dot in enumerate(some):
-            _dot(axes, place, dot)
-            if axes is last or not own_axes:
-                _beside(axes, place, f"{dot.value.n:,}")
-        if axes is (last if own_axes else grid[0, -1]):
-            _beside(axes, -0.95, unit)
-        axes.set_yticks(range(len(some)), names[title])
-        axes.set_ylim(len(some) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x")
-        axes.spines["left"].set_visible(False)
-        axes.margins(x=0.06)
+    used = _used(grid, len(panels))
+    for axes, title in zip(used, panels, strict=True):
+        compared = line if axes is used[-1] or not own_axes else None
+        _dot_panel(axes, panels[title], labels[title], compared, axes is used[-1] or not own_axes)
         if own_axes:
-            axes.set_xlabel(fill(_short(title), 22 if across < 4 else 18))
+            axes.set_xlabel(fill(_short(title), 22 if columns < 4 else 18))
             axes.locator_params(axis="x", nbins=3 if len(panels) > 2 else 5)
         else:
             axes.set_title(titles[title])
-    _name_below(list(grid.flat[: len(panels)]), across)
+    _count(used[-1] if own_axes else grid[0, -1], -0.95, unit)
+    _number_lowest(used, columns)
     if line is not None:
-        last.annotate(
-            _short(line[1]), (line[0], 0), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
-            fontsize=7, color=GREY, va="bottom",
+        used[-1].annotate(
+            _short(line[1]), (line[0], 0), xycoords=("data", "axes fraction"), xytext=(3, 1),
+            textcoords="offset points", fontsize=7, color=GREY, va="bottom",
         )  # fmt: skip
-    if across > 1 and not own_axes:
+    if columns > 1 and not own_axes:
         figure.supxlabel(_short(x_label), fontsize=8)
     elif not own_axes:
-        last.set_xlabel(_short(x_label))
+        used[-1].set_xlabel(_short(x_label))
     return _noted(figure, note)
+
+
+@_styled
+def histograms(panels: Mapping[str, Histogram], unit: str, note: str) -> Figure:
+    """Draw how each measure is distributed, side by side, with its mean as a line and the mean's interval as a band.
+
+    Args:
+        panels: Distributions by what they measure, with its unit.
+        unit: What the bars count.
+        note: What bars, line and band are.
+    """
+    figure = _figure(2.6)
+    grid = figure.subplots(1, len(panels), squeeze=False)
+    cut = False
+    for axes, (label, panel) in zip(grid.flat, panels.items(), strict=True):
+        values = panel.values[np.isfinite(panel.values)]
+        # A few very long answers would squeeze all others into the first bar.
+        limit = float(np.quantile(values, 0.99))
+        if values.max() > 2 * limit > 0:
+            values, cut = np.minimum(values, limit), True
+        bins = min(_BINS, max(5, math.ceil(2 * len(values) ** 0.5)))
+        axes.hist(values, bins=bins, color=SKY, edgecolor="white", linewidth=0.4)
+        if not math.isnan(panel.mean.low):
+            axes.axvspan(panel.mean.low, panel.mean.high, color=RED, alpha=0.25, linewidth=0)
+        axes.axvline(panel.mean.estimate, color=RED, linewidth=1.2)
+        axes.set_xlabel(fill(_short(label), 80 // len(panels)))
+        axes.grid(axis="y")
+        axes.locator_params(axis="x", nbins=5 if len(panels) < 4 else 4)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    grid[0, 0].set_ylabel(unit)
+    return _noted(figure, note + (" The last bar holds all larger values too." if cut else ""))
 
 
 @_styled
@@ -212,36 +245,36 @@ def curves(
     """
     total = max(len(panels), *map(len, panels.values()))
     if total > _PANELS:
-        panels = {title: some[:_PANELS] for title, some in list(panels.items())[:_PANELS]}
+        panels = {title: panel[:_PANELS] for title, panel in list(panels.items())[:_PANELS]}
         note += f" The first {_PANELS} of {total:,}; the table has them all."
     columns = min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
     titles = {title: _folded(title, _TITLES[columns], 3) for title in panels}
     labels = [_short(curve.label) for curve in next(iter(panels.values()))]
-    beside = min(len(labels), 4, max(1, _LEGEND // (max(map(len, labels), default=0) + 10)))
-    over = 0.14 * max(title.count("\n") for title in titles.values())
-    figure = _figure((2.0 + over) * rows + 1.0 if columns > 1 else 3.4 + 0.14 * (len(labels) // beside))
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (title, some) in zip(grid.flat, panels.items(), strict=False):
-        earnest = 0
-        for curve in some:
-            colour = GREY if curve.ruler else COLOURS[earnest % len(COLOURS)]
-            marker = "" if curve.ruler else _MARKERS[earnest % len(_MARKERS)]
-            earnest += not curve.ruler
-            _curve(axes, curve, colour, marker)
+    # As many names in a line of the legend as fit the page.
+    names_in_line = min(len(labels), 4, max(1, _LEGEND // (max(map(len, labels), default=0) + 10)))
+    title_height = 0.14 * max(title.count("\n") for title in titles.values())
+    height = (2.0 + title_height) * rows + 1.0 if columns > 1 else 3.4 + 0.14 * (len(labels) // names_in_line)
+    figure = _figure(height)
+    used = _used(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False), len(panels))
+    for axes, (title, panel) in zip(used, panels.items(), strict=True):
+        _curve_panel(axes, panel)
         axes.set_title(titles[title])
         axes.grid(axis="y")
         if marks:
-            _name(axes, list(marks), [f"{x:,g}" for x in marks], 40, 36)
+            _name_ticks(axes, list(marks), [f"{x:,g}" for x in marks], 40, 36)
             axes.minorticks_off()
-    _name_below(list(grid.flat[: len(panels)]), columns)
+    _number_lowest(used, columns)
     figure.supxlabel(x_label, fontsize=8)
     figure.supylabel(y_label, fontsize=8)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
+    handles, labels = used[0].get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper center", ncols=beside)
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=names_in_line)
+        # The legend is anchored to what is saved, which is larger than the page: it would move onto the finding above the
+        # page. So the layout is made now, and the legend anchored to the page.
+        figure.canvas.draw()
+        figure.set_layout_engine("none")
+        legend.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
     return _noted(figure, note)
 
 
@@ -253,10 +286,10 @@ def heat(
     """Draw a grid of values as a heat map, and beside it curves along either axis.
 
     Args:
-        values: rows × columns; NaN where there is none.
+        values: rows × columns; NaN where a cell has no run.
         rows: The rows' names, from the bottom up.
         columns: The columns' names.
-        labels: What columns, rows and colours are, and the last in short.
+        labels: What columns, rows and colours are, and a short name of what colours are.
         sides: Two curve panels by title, along the columns and along the rows: the x label, and curves over 0, 1, ….
         note: What the panels show.
     """
@@ -267,16 +300,16 @@ def heat(
     left = mosaic["grid"]
     image = left.imshow(values, origin="lower", aspect="auto", cmap="cividis")
     low, high = np.nanmin(values), np.nanmax(values)
-    small = values.size <= 49
-    # As many digits as a cell is wide, and enough that small values are not all 0.
+    labelled = values.size <= 49
+    # As many digits as fit a cell, and enough that small values are not all 0.
     form = ".2f" if 0.1 <= np.nanmax(np.abs(values)) < 1000 else ".3g"
     for (i, j), value in np.ndenumerate(values):
-        if np.isfinite(value) and small:
+        if np.isfinite(value) and labelled:
             dark = (value - low) < 0.55 * (high - low)
             left.text(
                 j, i, format(value, form), ha="center", va="center", fontsize=6.5, color="white" if dark else "black"
             )
-    _name(left, range(len(columns)), columns, 24, 18)
+    _name_ticks(left, range(len(columns)), columns, 24, 18)
     left.set_yticks(range(len(rows)), rows)
     left.set_xlabel(labels[0])
     left.set_ylabel(labels[1])
@@ -287,19 +320,19 @@ def heat(
     bar.set_label(labels[2])
     bar.ax.tick_params(length=2)
     if form != ".2f":
-        # What matplotlib would write beside the numbers lies on the label.
+        # matplotlib would write a common factor beside the numbers, on top of the label.
         bar.ax.xaxis.set_major_formatter("{x:.3g}")
         bar.locator = MaxNLocator(4)
         bar.update_ticks()
     first = mosaic[next(iter(sides))]
-    for (title, (label, some)), names in zip(sides.items(), (columns, rows), strict=True):
+    for (title, (label, panel)), names in zip(sides.items(), (columns, rows), strict=True):
         axes = mosaic[title]
         if axes is not first:
-            # Before it is drawn on: afterwards it would keep the first one's limits, and lose what lies beyond.
+            # Before anything is drawn: shared later, the axes would keep the first one's limits and cut off the rest.
             axes.sharey(first)
-        for i, curve in enumerate(some):
+        for i, curve in enumerate(panel):
             _curve(axes, curve, COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)])
-        _name(axes, range(len(names)), names, 24, 15)
+        _name_ticks(axes, range(len(names)), names, 24, 15)
         axes.set_xlabel(label)
         axes.set_ylabel(labels[3])
         axes.set_title(title)
@@ -309,54 +342,97 @@ def heat(
 
 def _figure(height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Drawn
+    from matplotlib.figure import Figure as NewFigure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
-    figure = Drawn(figsize=(_WIDTH, height), layout=layout)
+    figure = NewFigure(figsize=(_WIDTH, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
+def _shortened(panels: Mapping[str, Sequence[Dot]], note: str) -> tuple[Mapping[str, Sequence[Dot]], str]:
+    """Return at most `_MOST` dots over all panels, and the note, which says so where there were more."""
+    total, limit = max(map(len, panels.values())), max(1, _MOST // len(panels))
+    if total <= limit:
+        return panels, note
+    note += f" The first {limit:,} of {total:,} lines; the table has them all."
+    return {title: dots[:limit] for title, dots in panels.items()}, note
+
+
 def _columns(panels: Mapping[str, Sequence[Dot]]) -> int:
-    """Put panels of the same lines side by side where a page would not hold them all below each other."""
-    alike = len({tuple(dot.label for dot in some) for some in panels.values()}) == 1
-    return 3 if alike and sum(map(len, panels.values())) > 18 else 1
+    """Put panels of the same rows side by side where a page would not hold them all below each other."""
+    same_rows = len({tuple(dot.label for dot in dots) for dots in panels.values()}) == 1
+    return 3 if same_rows and sum(map(len, panels.values())) > 18 else 1
 
 
-def _beside(axes: Axes, place: float, text: str) -> None:
-    across = axes.get_yaxis_transform()
-    axes.text(1.015, place, text, transform=across, va="center", fontsize=7, color="#555555")
+def _used(grid: npt.NDArray[np.object_], count: int) -> list[Axes]:
+    """Return the first `count` axes of a grid, and hide the others."""
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return list(grid.flat[:count])
 
 
-def _name(axes: Axes, places: Sequence[float], names: Sequence[str], room: int, most: int) -> None:
-    """Name places on the x axis, aslant where the names are longer together than `room` characters.
+def _dot_panel(
+    axes: Axes, dots: Sequence[Dot], labels: Sequence[str], line: tuple[float, str] | None, counted: bool
+) -> None:
+    if line is not None:
+        axes.axvline(line[0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    for y, dot in enumerate(dots):
+        _dot(axes, y, dot)
+        if counted:
+            _count(axes, y, f"{dot.value.n:,}")
+    axes.set_yticks(range(len(dots)), labels)
+    axes.set_ylim(len(dots) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.margins(x=0.06)
 
-    One that lies nearer to the last named than `most` equal steps over all places would is marked without a name.
+
+def _count(axes: Axes, y: float, text: str) -> None:
+    """Write a count, or what is counted, right of a row."""
+    axes.text(1.015, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7, color="#555555")
+
+
+def _name_ticks(axes: Axes, positions: Sequence[float], names: Sequence[str], room: int, most: int) -> None:
+    """Name positions on the x axis, aslant where the names are longer together than `room` characters.
+
+    A position keeps its tick and loses its name where it is nearer to the last named one than 1 / `most` of the axis.
     """
-    step, last, shown = (max(places) - min(places)) / most, -math.inf, []
-    for place, name in zip(places, names, strict=True):
-        shown.append(name if place - last >= step else "")
-        last = place if shown[-1] else last
-    names = shown
-    axes.set_xticks(places, names)
-    if sum(map(len, names)) > room:
+    step, last, labels = (max(positions) - min(positions)) / most, -math.inf, []
+    for position, name in zip(positions, names, strict=True):
+        labels.append(name if position - last >= step else "")
+        last = position if labels[-1] else last
+    axes.set_xticks(positions, labels)
+    if sum(map(len, labels)) > room:
         axes.tick_params(axis="x", labelrotation=45)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
 
 
-def _dot(axes: Axes, place: int, dot: Dot) -> None:
-    colour = GREY if dot.ruler else BLUE
+def _dot(axes: Axes, y: int, dot: Dot) -> None:
+    colour = GREY if dot.hollow else BLUE
     if not math.isnan(dot.value.low):
-        axes.plot([dot.value.low, dot.value.high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+        axes.plot([dot.value.low, dot.value.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
     if math.isfinite(dot.value.estimate):
         axes.plot(
-            [dot.value.estimate], [place], "o", markersize=4.8, color=colour,
-            markerfacecolor="white" if dot.ruler else colour, markeredgewidth=1.2,
+            [dot.value.estimate], [y], "o", markersize=4.8, color=colour,
+            markerfacecolor="white" if dot.hollow else colour, markeredgewidth=1.2,
         )  # fmt: skip
     if dot.tick is not None:
-        axes.plot([dot.tick], [place], marker="|", markersize=9, color=ORANGE, markeredgewidth=1.6)
+        axes.plot([dot.tick], [y], marker="|", markersize=9, color=ORANGE, markeredgewidth=1.6)
+
+
+def _curve_panel(axes: Axes, panel: Sequence[Curve]) -> None:
+    """Draw curves, each that is no baseline in the next colour."""
+    coloured = 0
+    for curve in panel:
+        if curve.dashed:
+            _curve(axes, curve, GREY, "")
+        else:
+            _curve(axes, curve, COLOURS[coloured % len(COLOURS)], _MARKERS[coloured % len(_MARKERS)])
+            coloured += 1
 
 
 def _curve(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
@@ -365,22 +441,22 @@ def _curve(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
     axes.fill_between(curve.x, low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(
         curve.x, [value.estimate for value in curve.values], color=colour, marker=marker or None, markersize=3.6,
-        linestyle=(0, (4, 2)) if curve.ruler else "-", label=_short(curve.label),
+        linestyle=(0, (4, 2)) if curve.dashed else "-", label=_short(curve.label),
     )  # fmt: skip
 
 
 def _short(text: str) -> str:
-    """Return a label as one line, its middle left out where it is too long."""
+    """Return a label as one line, without its middle where it is too long."""
     line = one_line(text)
     half = _LONGEST // 2
     return line if len(line) <= _LONGEST else f"{line[:half]}…{line[1 - half :]}"
 
 
 def _folded(text: str, width: int, lines: int = 2) -> str:
-    """Return a label on lines of `width` characters, its middle left out where they do not hold it."""
-    line, most = _short(text), width * lines
-    if len(line) > most - lines:
-        half = most // 2 - lines
+    """Return a label on at most `lines` lines of `width` characters, without its middle where it is too long."""
+    line, room = _short(text), width * lines
+    if len(line) > room - lines:
+        half = room // 2 - lines
         line = f"{line[:half]}…{line[1 - half :]}" if len(line) > 2 * half else line
     parts = wrap(line, width)
     if len(parts) > lines:
@@ -388,8 +464,8 @@ def _folded(text: str, width: int, lines: int = 2) -> str:
     return "\n".join(parts) or line
 
 
-def _name_below(panels: Sequence[Axes], columns: int) -> None:
-    """Write numbers below the lowest panel of each column: the last row may not fill."""
+def _number_lowest(panels: Sequence[Axes], columns: int) -> None:
+    """Write the x axis's numbers below the lowest panel of each column: the last row may have fewer panels."""
     for axes in panels[-columns:]:
         axes.tick_params(axis="x", labelbottom=True)
 

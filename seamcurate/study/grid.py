@@ -1,150 +1,181 @@
-"""Policies against reward models: where better ones stop helping, and whether each keeps its quality on other data.
+"""Where better policies or reward models stop helping (SEAM §2).
 
-saturation   policy, reward, seed, quality      SEAM §2; `policy` and `reward` are steps or pairs trained on
-sanity       model, data, seed, quality         SEAM App. C, Fig. 6
+saturation   policy, reward, seed, quality      `policy` and `reward` are steps or pairs trained on
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from seamcurate.errors import StudyError
-from seamcurate.step import finite
-from seamcurate.study import figure, results
-from seamcurate.study.results import Data, Finding
-from seamcurate.study.statistics import NOTHING, BySeed, Interval, difference, mean, percent, shown
+from seamcurate.study import figure, sources
+from seamcurate.study.results import Study, StudyResult, result, tabulate
+from seamcurate.study.sources import StudySource
+from seamcurate.study.statistics import NOTHING, BySeed, Difference, Doubles, Interval, difference, mean, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SIGNED = "+.3f"
 _LEVELS = 100
-_HOME = {"policy": "sft", "reward": "preference"}
+_COLUMNS = {
+    "policy": "SFT steps of the policy",
+    "reward": "the reward model: its name, or the pairs it was trained on",
+    "seeds": "runs averaged",
+    "quality": "mean over seeds",
+}
 
 
-def saturation(*sources: Data) -> Finding:
-    """Show quality over a grid of policies and reward models, and compare each axis' lower half's gain with the upper's.
+@dataclass(frozen=True)
+class Halves:
+    """What one axis gains from its first level to the middle one, and from there to the last."""
+
+    first: float
+    middle: float
+    last: float
+    early: Interval
+    late: Interval
+    slowdown: Interval
+    """How much more quality gains in the first half than in the second, within a seed."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Quality over policies and reward models."""
+
+    cells: Mapping[tuple[float, float], BySeed]
+    """Quality by seed of each pair of a policy and a reward model."""
+    by_policy: Mapping[float, BySeed]
+    """Averages over the reward models that every policy was trained with; empty where there is none."""
+    by_reward: Mapping[float, BySeed]
+    policies: Sequence[float]
+    rewards: Sequence[float]
+    halves: Mapping[str, Halves | None]
+    """By axis of three levels or more; None where no level of the other axis has runs with all of its levels."""
+
+    @property
+    def means(self) -> dict[tuple[float, float], Interval]:
+        """Each cell's mean over seeds, by policy, then reward model."""
+        return {cell: mean(list(by_seed.values())) for cell, by_seed in sorted(self.cells.items())}
+
+
+def saturation(*tables: StudySource) -> StudyResult:
+    """Show quality over a grid of policies and reward models, and compare the gain in each axis' two halves.
 
     Columns: `policy` (SFT steps), `reward` (preference pairs), `seed`, `quality` of the policy after RL. An axis
     saturates when quality gains from its first level to the middle one, is not shown to gain from there to the last, and
-    the second gain is shown to be the smaller. Levels are averaged within a seed over what of the other axis has runs with
-    all of them, then compared by t intervals paired by seed: one seed has no verdict.
+    the second gain is shown to be the smaller. Levels are averaged within a seed over the levels of the other axis that
+    have runs with all of them, then compared by t intervals paired by seed: one seed has no verdict.
 
     Raises:
         StudyError: The sources cannot be read, or both axes have fewer than three levels.
     """
+    grid = measure(_read(tables))
+    return result("saturation", _table(grid), _figure(grid), _finding(grid))
+
+
+def _read(tables: Sequence[StudySource]) -> dict[tuple[float, float], BySeed]:
     study = "saturation"
-    table = results.read(study, sources, ["policy", "reward", "seed", "quality"])
+    table = sources.read(study, tables, ["policy", "reward", "seed", "quality"])
     for axis in ("policy", "reward"):
-        results.numbers(study, table, axis)
-    runs = {(float(p), float(r)): by for (p, r), by in results.by_seed(study, table, ["policy", "reward"]).items()}
-    policies, rewards = sorted({p for p, _ in runs}), sorted({r for _, r in runs})
-    if max(len(policies), len(rewards)) > _LEVELS:
+        sources.numbers(study, table, axis)
+    runs = sources.by_seed(study, table, ["policy", "reward"])
+    cells: dict[tuple[float, float], BySeed] = {(float(p), float(r)): by_seed for (p, r), by_seed in runs.items()}
+    levels = [len({cell[axis] for cell in cells}) for axis in (0, 1)]
+    if max(levels) > _LEVELS:
         raise StudyError(
             f"{study}: an axis has more than {_LEVELS} levels; give each policy and reward model one of a few"
         )
-    if len(policies) < 3 and len(rewards) < 3:
+    if max(levels) < 3:
         raise StudyError(f"{study}: both axes have fewer than three levels; train more policies or reward models")
-    cells = [(p, r, mean(list(by.values()))) for (p, r), by in sorted(runs.items())]
-    out = results.tabulate(
-        {"policy": [p for p, _, _ in cells], "reward": [r for _, r, _ in cells], "seeds": [c.n for _, _, c in cells]},
-        {"quality": [c for _, _, c in cells]},
+    return cells
+
+
+def measure(cells: Mapping[tuple[float, float], BySeed]) -> Grid:
+    """Average quality along both axes, and compare the gains of their halves."""
+    policies, rewards = sorted({policy for policy, _ in cells}), sorted({reward for _, reward in cells})
+    # A level without a run in the best cells would look worse than the others for that reason alone.
+    complete_policies = [p for p in policies if all((p, r) in cells for r in rewards)]
+    complete_rewards = [r for r in rewards if all((p, r) in cells for p in policies)]
+    by_reward = {r: _averaged([cells[p, r] for p in complete_policies]) for r in rewards if complete_policies}
+    by_policy = {p: _averaged([cells[p, r] for r in complete_rewards]) for p in policies if complete_rewards}
+    halves = {}
+    if len(rewards) > 2:
+        halves["reward model"] = _halves(by_reward) if by_reward else None
+    if len(policies) > 2:
+        halves["policy"] = _halves(by_policy) if by_policy else None
+    return Grid(cells, by_policy, by_reward, policies, rewards, halves)
+
+
+def _averaged(runs: Sequence[BySeed]) -> BySeed:
+    """Average over runs within each seed that all runs have; if none is in all, within each seed of any."""
+    shared = set.intersection(*(set(by_seed) for by_seed in runs)) or set.union(*(set(by_seed) for by_seed in runs))
+    return {seed: float(np.mean([by_seed[seed] for by_seed in runs if seed in by_seed])) for seed in sorted(shared)}
+
+
+def _halves(levels: Mapping[float, BySeed]) -> Halves:
+    axis = list(levels)
+    first, middle, last = axis[0], axis[(len(axis) - 1) // 2], axis[-1]
+    early, late = difference(levels[middle], levels[first]), difference(levels[last], levels[middle])
+    slowdown = _slowdown(levels[first], levels[middle], levels[last])
+    return Halves(first, middle, last, early.interval, late.interval, slowdown.interval)
+
+
+def _slowdown(first: BySeed, middle: BySeed, last: BySeed) -> Difference:
+    shared = sorted(set(first) & set(middle) & set(last))
+    if not shared:
+        return Difference(NOTHING, math.nan, "none")
+    return difference(
+        {seed: middle[seed] - first[seed] for seed in shared}, {seed: last[seed] - middle[seed] for seed in shared}
     )
-    values = np.full((len(policies), len(rewards)), math.nan)
-    for p, r, cell in cells:
-        values[policies.index(p), rewards.index(r)] = cell.estimate
-    names = [list(map(_level, levels)) for levels in (policies, rewards)]
-    # A level that lacks the best cells would look worse than the others for that alone.
-    whole_policies = [p for p in policies if all((p, r) in runs for r in rewards)]
-    whole_rewards = [r for r in rewards if all((p, r) in runs for p in policies)]
-    by_reward = {r: _averaged([runs[p, r] for p in whole_policies]) for r in rewards if whole_policies}
-    by_policy = {p: _averaged([runs[p, r] for r in whole_rewards]) for p in policies if whole_rewards}
-    drawn = figure.heat(
+
+
+def _table(grid: Grid) -> pa.Table:
+    means = grid.means
+    columns: dict[str, Sequence[object]] = {
+        "policy": [policy for policy, _ in means],
+        "reward": [reward for _, reward in means],
+        "seeds": [interval.n for interval in means.values()],
+    }
+    return tabulate(_COLUMNS, columns, {"quality": list(means.values())})
+
+
+def _figure(grid: Grid) -> Figure:
+    values: Doubles = np.full((len(grid.policies), len(grid.rewards)), math.nan)
+    for (policy, reward), interval in grid.means.items():
+        values[grid.policies.index(policy), grid.rewards.index(reward)] = interval.estimate
+    return figure.heat(
         values,
-        names[0],
-        names[1],
+        [_level(policy) for policy in grid.policies],
+        [_level(reward) for reward in grid.rewards],
         ("reward model (preference pairs)", "policy (SFT steps)", "quality after RL (gold measure)", "quality"),
         {
-            "By reward model": ("preference pairs", [_marginal(by_reward)]),
-            "By policy": ("SFT steps", [_marginal(by_policy)]),
+            "By reward model": ("preference pairs", [_curve(grid.by_reward)]),
+            "By policy": ("SFT steps", [_curve(grid.by_policy)]),
         },
-        f"Left: means of {results.seeds(runs.values())}. Right: averaged over what of the other axis has runs with all "
+        f"Left: means of {sources.seed_count(grid.cells.values())}. Right: averaged over what of the other axis has runs with all "
         "levels; bands: 95 % Student intervals over seeds.",
     )
-    lines = [
-        _halves(title, levels)
-        for title, levels, named in (("reward model", by_reward, rewards), ("policy", by_policy, policies))
-        if len(named) > 2
-    ]
-    return Finding(study, out, drawn, "; ".join(lines))
 
 
-def sanity(*sources: Data) -> Finding:
-    """Compare how policies and reward models do on the data they were trained for with how they do on the other data.
-
-    Columns: `model` (`policy` or `reward`), `data` (`sft`, `preference`, `rl`), `seed`, `quality` (a policy's
-    rating or a reward model's accuracy, above 0). The home of a policy is `sft`, that of a reward model `preference`.
-
-    Raises:
-        StudyError: The sources cannot be read, or a model was not measured at home and elsewhere.
-    """
-    study = "sanity"
-    table = results.read(study, sources, ["model", "data", "seed", "quality"])
-    results.chosen(study, "model", results.names(study, table, "model"), list(_HOME))
-    for key in ("model", "data"):
-        folded = pa.array([name.lower() for name in results.names(study, table, key)], pa.string())
-        table = table.set_column(table.column_names.index(key), key, folded)
-    runs = {(model, data): by for (model, data), by in results.by_seed(study, table, ["model", "data"]).items()}
-    rows, kept = [], []
-    for (model, data), by in runs.items():
-        home = runs.get((model, _HOME[model]))
-        if home is None or min(home.values()) <= 0:
-            raise StudyError(f"{study}: the {model} has no quality above 0 on {_HOME[model]!r}, its own data; add it")
-        shared = sorted(set(by) & set(home))
-        ratios = mean([by[s] / home[s] for s in shared]) if shared else _ratio(by, home)
-        if finite(ratios.estimate) is None:
-            raise StudyError(f"{study}: the {model}'s quality on {_HOME[model]!r} is too near 0 to divide by")
-        rows.append((model, data, mean(list(by.values())), ratios))
-        if data != _HOME[model]:
-            kept.append((model, data, ratios))
-    if not kept:
-        raise StudyError(f"{study}: no model was measured on other data than its own; add `rl` rows")
-    out = results.tabulate(
-        {"model": [r[0] for r in rows], "data": [r[1] for r in rows], "seeds": [r[2].n for r in rows]},
-        {"quality": [r[2] for r in rows], "of_home": [r[3] for r in rows]},
-    )
-    panels = {
-        f"{model.capitalize()} model": [
-            figure.Dot(data, ratio._replace(n=quality.n), data == _HOME[model])
-            for m, data, quality, ratio in rows
-            if m == model
-        ]
-        for model in dict.fromkeys(r[0] for r in rows)
-    }
-    drawn = figure.dots(
-        panels,
-        "quality relative to the model's own data (1 = as good)",
-        "Dots: mean ratio within a seed; bars: 95 % Student intervals. Hollow: the model's own data.",
-        (1.0, "own data"),
-        "seeds",
-    )
-    parts = [f"the {model} model keeps {percent(ratio)} of its quality on {data}" for model, data, ratio in kept]
-    ordered = sorted(kept, key=lambda k: k[2].estimate)
-    lost = [(model, data) for model, data, ratio in ordered if ratio.high < 1]
-    verdict = "no loss is told apart from none"
-    if lost:
-        verb = "most is lost by" if lost[0] == ordered[0][:2] else "a loss is shown by"
-        verdict = f"{verb} the {lost[0][0]} model on {lost[0][1]}"
-    return Finding(study, out, drawn, f"{', '.join(parts)}: {verdict}")
+def _curve(levels: Mapping[float, BySeed]) -> figure.Curve:
+    return figure.Curve("", list(range(len(levels))), [mean(list(by_seed.values())) for by_seed in levels.values()])
 
 
-def _halves(axis: str, levels: dict[float, BySeed]) -> str:
-    if not levels:
-        return f"{axis}: no level of the other axis has runs with all of its levels; fill the grid"
-    names = list(levels)
-    first, middle, last = names[0], names[(len(names) - 1) // 2], names[-1]
-    early = difference(levels[middle], levels[first]).interval
-    late = difference(levels[last], levels[middle]).interval
+def _finding(grid: Grid) -> str:
+    return "; ".join(f"{axis}: {_verdict(halves)}" for axis, halves in grid.halves.items())
+
+
+def _verdict(halves: Halves | None) -> str:
+    if halves is None:
+        return "no level of the other axis has runs with all of its levels; fill the grid"
+    early, late = halves.early, halves.late
     if math.isnan(early.low) or math.isnan(late.low):
         verdict = "one seed does not tell whether quality saturates"
     elif late.above_zero:
@@ -152,22 +183,14 @@ def _halves(axis: str, levels: dict[float, BySeed]) -> str:
     elif early.above_zero and late.below_zero:
         verdict = "quality falls after its rise"
     elif early.above_zero:
-        # That a gain is not shown does not show that there is none: it has to be smaller than the first.
-        slower = _slower(levels[first], levels[middle], levels[last])
-        verdict = "quality saturates" if slower.above_zero else "quality rises, and is not shown to saturate"
+        # A gain that is not shown may exist all the same: to saturate, it has to be shown to be smaller than the first.
+        verdict = "quality saturates" if halves.slowdown.above_zero else "quality rises, and is not shown to saturate"
     else:
         verdict = "quality falls" if early.below_zero else "quality is not shown to rise"
     return (
-        f"{axis}: {verdict}: {shown(early, _SIGNED)} from {_level(first)} to {_level(middle)}, "
-        f"{shown(late, _SIGNED)} from there to {_level(last)}"
+        f"{verdict}: {shown(early, _SIGNED)} from {_level(halves.first)} to {_level(halves.middle)}, "
+        f"{shown(late, _SIGNED)} from there to {_level(halves.last)}"
     )
-
-
-def _slower(first: BySeed, middle: BySeed, last: BySeed) -> Interval:
-    """Return how much more quality gains from first to middle than from middle to last, within a seed."""
-    shared = sorted(set(first) & set(middle) & set(last))
-    second = {seed: last[seed] - middle[seed] for seed in shared}
-    return difference({seed: middle[seed] - first[seed] for seed in shared}, second).interval if shared else NOTHING
 
 
 def _level(value: float) -> str:
@@ -175,15 +198,10 @@ def _level(value: float) -> str:
     return f"{value:,.0f}" if value.is_integer() else f"{value:,g}"
 
 
-def _averaged(runs: list[BySeed]) -> BySeed:
-    """Average over runs within each seed that all of them have; without one, over what there is."""
-    shared = set.intersection(*(set(by) for by in runs)) or set.union(*(set(by) for by in runs))
-    return {seed: float(np.mean([by[seed] for by in runs if seed in by])) for seed in sorted(shared)}
-
-
-def _marginal(levels: dict[float, BySeed]) -> figure.Curve:
-    return figure.Curve("", list(range(len(levels))), [mean(list(by.values())) for by in levels.values()])
-
-
-def _ratio(by: BySeed, home: BySeed) -> Interval:
-    return Interval(float(np.mean(list(by.values())) / np.mean(list(home.values()))), math.nan, math.nan, 0)
+SATURATION = Study(
+    "saturation",
+    "where better policies and reward models stop improving quality",
+    "policy, reward, seed, quality",
+    _COLUMNS,
+    saturation,
+)

@@ -2,218 +2,229 @@
 
     selection     method, seed, quality           SEAM §5, Fig. 2 and 3
     augmentation  method, seed, quality           SEAM App. G, Fig. 7
-    filter-rate   method, rate, seed, quality     SEAM App. H.1, Fig. 8
     query-type    method, seed, quality           RER Table 4, `random T(x)`
 
-A row is one trained policy; `quality` is whatever gold measure judged it, high = better. Methods called `random`,
-`length`, `longest`, `shortest`, `repetition` or …`_shuffled` are rulers: a gain that they make too is said to be.
+A row is one trained policy; `quality` is any gold measure of it, high = better. Methods called `random`, `length`,
+`longest`, `shortest`, `repetition` or …`_shuffled` are baselines and controls: a finding names those that gain as much.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from seamcurate.errors import StudyError
-from seamcurate.study import figure, results, ruler
-from seamcurate.study.results import Data, Finding
-from seamcurate.study.statistics import LEVEL, NOTHING, BySeed, Difference, difference, holm, mean, shown
+from seamcurate.study import baselines, figure, sources
+from seamcurate.study.results import Study, StudyResult, result, tabulate
+from seamcurate.study.sources import StudySource
+from seamcurate.study.statistics import (
+    LEVEL,
+    NOTHING,
+    BySeed,
+    Difference,
+    Interval,
+    difference,
+    differences,
+    mean,
+    shown,
+)
 from seamcurate.text import brief
 
-_SIGNED = "+.3f"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIGNED = "+.3f"
+_COLUMNS = {
+    "method": "how the data were chosen",
+    "seeds": "runs averaged",
+    "seeds_compared": "seeds the difference to the baseline rests on",
+    "p_holm": "two-sided p of the difference to the baseline, adjusted for all methods (Holm)",
+    "test": "what the p-value is by",
+    "quality": "mean over seeds",
+    "above_baseline": "mean quality minus the baseline's, over the seeds compared (interval adjusted by Holm's factor, as p_holm is)",
+}
 
 
-def selection(*sources: Data, baseline: str = "full") -> Finding:
+@dataclass(frozen=True)
+class Comparison:
+    """Methods against a baseline method."""
+
+    baseline: str
+    runs: Mapping[str, BySeed]
+    """Quality by seed of each method, the best mean first."""
+    means: Mapping[str, Interval]
+    gaps: Mapping[str, Difference]
+    """Each other method's difference to the baseline; p-values and intervals are adjusted for how many there are."""
+    best: str
+    """The method that the finding is about."""
+    margins: Mapping[str, baselines.Margin]
+    """How far the best method lies above each simple baseline and control among the methods."""
+
+
+def selection(*tables: StudySource, baseline: str = "full") -> StudyResult:
     """Compare policies trained on selections of the RL data with one trained on all of it.
 
     Columns: `method` (`full`, `random`, `perplexity`, `seam_gpt`, `rip`, `seam_shuffled` …), `seed`, `quality`.
-    Intervals are of one difference each; a method is said to lie above or below where its p is under .05 after Holm.
+    Differences to the baseline are paired by seed. Their p-values are adjusted for all methods (Holm), and their
+    intervals by the same factor, so that an interval excludes 0 exactly where p is under .05.
 
     Args:
-        sources: Tables of runs.
-        baseline: The method the others are held against.
+        tables: Tables of runs.
+        baseline: The method the others are compared with.
 
     Raises:
         StudyError: The sources cannot be read, or there is no run of the baseline.
     """
-    return _compare("selection", sources, baseline, "Policy quality by selection of the RL data")
+    return _study("selection", tables, baseline, "Policy quality by selection of the RL data")
 
 
-def augmentation(*sources: Data, baseline: str = "none") -> Finding:
+def augmentation(*tables: StudySource, baseline: str = "none") -> StudyResult:
     """Compare models augmented at the low-SEAM rows, at random rows, at all rows and not at all.
 
     Columns: `method` (`none`, `random`, `all`, `seam` …), `seed`, `quality`. See `selection`.
     """
-    return _compare("augmentation", sources, baseline, "Policy quality by augmentation")
+    return _study("augmentation", tables, baseline, "Policy quality by augmentation")
 
 
-def query_type(*sources: Data, baseline: str = "random") -> Finding:
+def query_type(*tables: StudySource, baseline: str = "random") -> StudyResult:
     """Compare RER by the query's type with RER by a random one.
 
     Columns: `method` (`predicted`, `random` …), `seed`, `quality`: a win rate, a share of relevant sentences or a
     ROUGE-L. See `selection`.
     """
-    return _compare("query-type", sources, baseline, "Policy quality by where the query type comes from")
+    return _study("query-type", tables, baseline, "Policy quality by where the query type comes from")
 
 
-def filter_rate(*sources: Data, baseline: str = "full") -> Finding:
-    """Show how quality goes with the share of rows filtered out, and where it peaks.
-
-    Columns: `method`, `rate` (share of rows dropped; 0 is the full data), `seed`, `quality`.
-
-    Args:
-        sources: Tables of runs.
-        baseline: The method whose runs are the full data's, whatever their rate.
-
-    Raises:
-        StudyError: The sources cannot be read, or no method was run at three rates above 0.
-    """
-    study = "filter-rate"
-    table = results.read(study, sources, ["method", "rate", "seed", "quality"])
-    rates = results.numbers(study, table, "rate")
-    if rates.min() < 0 or rates.max() >= 1:
-        raise StudyError(f"{study}: rates lie in [0, 1), the share of rows dropped; divide per cent by 100")
-    found: dict[str, dict[float, BySeed]] = {}
-    full: dict[float, float] = {}
-    for (method, rate), runs in results.by_seed(study, table, ["method", "rate"]).items():
-        if method == baseline or float(rate) == 0:
-            full = {**runs, **full}
-        else:
-            found.setdefault(method, {})[float(rate)] = runs
-    swept = {method: dict(sorted(by.items())) for method, by in found.items() if len(by) >= 3}
-    if not swept:
-        raise StudyError(f"{study}: no method has runs at three rates above 0; sweep .1, .2, .3, .4, .6, .8")
-    keys = [(method, rate, runs) for method, by in swept.items() for rate, runs in by.items()]
-    if full:
-        keys.insert(0, (baseline, 0.0, full))
-    means = {(method, rate): mean(list(runs.values())) for method, rate, runs in keys}
-    above = [difference(runs, full).interval if full and rate else NOTHING for _, rate, runs in keys]
-    out = results.tabulate(
-        {
-            "method": [method for method, _, _ in keys],
-            "rate": [rate for _, rate, _ in keys],
-            "seeds": [len(runs) for _, _, runs in keys],
-        },
-        {"quality": list(means.values()), "above_full": above},
-    )
-    curves = [
-        figure.Curve(
-            method,
-            [*([0.0] if full else []), *by],
-            [*([means[baseline, 0.0]] if full else []), *(means[method, rate] for rate in by)],
-            ruler.of_method(method) is not None,
-        )
-        for method, by in swept.items()
-    ]
-    drawn = figure.curves(
-        {"Policy quality by filter rate": curves},
-        "share of the RL data filtered out",
-        "quality (gold reward)",
-        f"Mean of {results.seeds([runs for _, _, runs in keys])}; bands: 95 % Student intervals. Dashed grey: rulers and controls.",
-        marks=sorted({rate for by in swept.values() for rate in by} | ({0.0} if full else set())),
-    )
-    return Finding(study, out, drawn, _peak(swept, full))
+def _study(study: str, tables: Sequence[StudySource], baseline: str, title: str) -> StudyResult:
+    comparison = measure(_read(study, tables, baseline), baseline)
+    return result(study, _table(comparison), _figure(comparison, title), _finding(comparison))
 
 
-def _peak(swept: Mapping[str, Mapping[float, BySeed]], full: BySeed) -> str:
-    tops = {method: max(by, key=lambda rate: mean(list(by[rate].values())).estimate) for method, by in swept.items()}
-    best = _best({method: by[tops[method]] for method, by in swept.items()})
-    by, top = swept[best], tops[best]
-    first, *_, last = by
-    parts = []
-    if first != top:
-        rise = difference(by[top], by[first]).interval
-        verb = "rises" if rise.above_zero else "does not demonstrably rise"
-        parts.append(f"{verb} from {first:g} ({shown(rise, _SIGNED)})")
-    if last != top:
-        fall = difference(by[last], by[top]).interval
-        verb = "falls" if fall.below_zero else "does not demonstrably fall"
-        parts.append(f"{verb} to {last:g} ({shown(fall, _SIGNED)})")
-    line = f"{best}: quality peaks at rate {top:g}, {shown(mean(list(by[top].values())))}"
-    line += f"; it {' and '.join(parts)}" if parts else ""
-    if full:
-        gap = difference(by[top], full)
-        line += f"; against the full data {shown(gap.interval, _SIGNED)} ({_tested(gap)}, the best of {len(by)} rates)"
-    there = {method: rates[top] for method, rates in swept.items() if top in rates}
-    return line + _beside(there, best)
-
-
-def _compare(study: str, sources: Sequence[Data], baseline: str, title: str) -> Finding:
-    table = results.read(study, sources, ["method", "seed", "quality"])
-    runs = {method: by for (method,), by in results.by_seed(study, table, ["method"]).items()}
+def _read(study: str, tables: Sequence[StudySource], baseline: str) -> dict[str, BySeed]:
+    table = sources.read(study, tables, ["method", "seed", "quality"])
+    runs: dict[str, BySeed] = {method: by for (method,), by in sources.by_seed(study, table, ["method"]).items()}
     if baseline not in runs or len(runs) < 2:
         raise StudyError(
             f"{study}: the runs are of {brief(', '.join(runs), 200)}; two methods are compared, one of them the baseline "
             f"{baseline!r}: name another as baseline, or add its runs"
         )
-    others = [method for method in runs if method != baseline]
-    gaps = {method: difference(runs[method], runs[baseline]) for method in others}
-    adjusted = dict(zip(others, holm([gaps[method].p for method in others]), strict=True))
-    ordered = sorted(runs, key=lambda method: -mean(list(runs[method].values())).estimate)
-    means = {method: mean(list(runs[method].values())) for method in ordered}
-    probabilities = [adjusted.get(method, math.nan) for method in ordered]
-    compared = {method: gaps[method].interval.n for method in others}
-    out = results.tabulate(
-        {
-            "method": ordered,
-            "seeds": [len(runs[method]) for method in ordered],
-            "seeds_compared": [compared.get(method) for method in ordered],
-            "p_holm": [None if math.isnan(p) else p for p in probabilities],
-            "test": [gaps[method].test if method in gaps else None for method in ordered],
-        },
-        {
-            "quality": list(means.values()),
-            "above_baseline": [gaps[m].interval if m in gaps else NOTHING for m in ordered],
-        },
+    return runs
+
+
+def measure(runs: Mapping[str, BySeed], baseline: str) -> Comparison:
+    """Compare each method with the baseline, and the best one with the simple baselines too."""
+    means = {method: mean(list(by_seed.values())) for method, by_seed in runs.items()}
+    ordered = sorted(runs, key=lambda method: -means[method].estimate)
+    others = {method: by_seed for method, by_seed in runs.items() if method != baseline}
+    best = best_method(others)
+    return Comparison(
+        baseline,
+        {method: runs[method] for method in ordered},
+        {method: means[method] for method in ordered},
+        differences(others, runs[baseline]),
+        best,
+        margins(others, best),
     )
-    hollow = {m: m == baseline or ruler.of_method(m) is not None for m in ordered}
-    # Beside the differences stands how many seeds each rests on.
-    above = {m: gaps[m].interval if m in gaps else NOTHING._replace(n=means[m].n) for m in ordered}
-    drawn = figure.dots(
+
+
+def _table(comparison: Comparison) -> pa.Table:
+    gaps = [comparison.gaps.get(method) for method in comparison.runs]
+    columns: dict[str, Sequence[object]] = {
+        "method": list(comparison.runs),
+        "seeds": [len(by_seed) for by_seed in comparison.runs.values()],
+        "seeds_compared": [None if gap is None else gap.interval.n for gap in gaps],
+        "p_holm": [None if gap is None or math.isnan(gap.p) else gap.p for gap in gaps],
+        "test": [None if gap is None else gap.test for gap in gaps],
+    }
+    above = [NOTHING if gap is None else gap.interval for gap in gaps]
+    return tabulate(_COLUMNS, columns, {"quality": list(comparison.means.values()), "above_baseline": above})
+
+
+def _figure(comparison: Comparison, title: str) -> Figure:
+    baseline, means = comparison.baseline, comparison.means
+    hollow = {method: method == baseline or baselines.of_method(method) is not None for method in means}
+    # The baseline has no difference, but a number of seeds in the column of counts.
+    above = {method: gap.interval for method, gap in comparison.gaps.items()}
+    above[baseline] = NOTHING._replace(n=means[baseline].n)
+    adjusted = f", adjusted for {len(comparison.gaps)} differences (Holm)" if len(comparison.gaps) > 1 else ""
+    return figure.dots(
         {
-            "quality (gold measure)": [figure.Dot(m, means[m], hollow[m]) for m in ordered],
-            f"quality above {baseline}": [figure.Dot(m, above[m], hollow[m]) for m in ordered],
+            "quality (gold measure)": [figure.Dot(method, means[method], hollow[method]) for method in means],
+            f"quality above {baseline}": [figure.Dot(method, above[method], hollow[method]) for method in means],
         },
         "",
-        f"{title}. Left: means of {results.seeds(runs.values())}; right: differences, paired where seeds match. Bars: "
-        "95 % Student intervals. Hollow: baseline, rulers and controls.",
+        f"{title}. Left: means of {sources.seed_count(comparison.runs.values())}; right: differences, paired where seeds match"
+        f"{adjusted}. Bars: 95 % Student intervals. Hollow: baseline, rulers and controls.",
         (0.0, baseline),
         "seeds",
         own_axes=True,
     )
-    best = _best({method: runs[method] for method in others})
-    gap = gaps[best]._replace(p=adjusted[best])
-    told = gap.p < 1 - LEVEL
-    verb = "not told apart from" if not told else "above" if gap.interval.estimate > 0 else "below"
-    line = (
-        f"{best} reaches {shown(means[best])}, {verb} {baseline} by {shown(gap.interval, _SIGNED)} "
-        f"({_tested(gap)}{', Holm over ' + str(len(others)) if len(others) > 1 else ''})"
+
+
+def _finding(comparison: Comparison) -> str:
+    best, gap = comparison.best, comparison.gaps[comparison.best]
+    verb = "not told apart from"
+    if gap.p < 1 - LEVEL:
+        verb = "above" if gap.interval.estimate > 0 else "below"
+    holm = f", Holm over {len(comparison.gaps)}" if len(comparison.gaps) > 1 else ""
+    return (
+        f"{best} reaches {shown(comparison.means[best])}, {verb} {comparison.baseline} by {shown(gap.interval, SIGNED)} "
+        f"({tested(gap)}{holm}){baselines.caveat(comparison.margins)}"
     )
-    return Finding(study, out, drawn, line + _beside({m: runs[m] for m in others if m != baseline}, best))
 
 
-def _best(runs: Mapping[str, BySeed]) -> str:
-    """Return the best of SEAM's own methods; without one, of those in earnest; without one, of all."""
-    earnest = [method for method in runs if ruler.of_method(method) is None] or list(runs)
-    seam = [method for method in earnest if method.lower().removeprefix("augment_").startswith("seam")] or earnest
+def best_method(runs: Mapping[str, BySeed]) -> str:
+    """Return the best of SEAM's own methods; without one, of those that are no baseline; without one, of all."""
+    proper = [method for method in runs if baselines.of_method(method) is None] or list(runs)
+    seam = [method for method in proper if method.lower().removeprefix("augment_").startswith("seam")] or proper
     return max(seam, key=lambda method: mean(list(runs[method].values())).estimate)
 
 
-def _beside(runs: Mapping[str, BySeed], best: str) -> str:
-    """Hold the best method against the rulers among the methods."""
-    gaps = {}
+def margins(runs: Mapping[str, BySeed], best: str) -> dict[str, baselines.Margin]:
+    """Return how far the best method lies above each simple baseline and control among the methods."""
+    by_kind: dict[str, baselines.Margin] = {}
     for method in runs:
-        kind = ruler.of_method(method)
+        kind = baselines.of_method(method)
         if kind is not None and method != best:
-            reached = mean(list(runs[method].values()))
-            gaps[kind if kind not in gaps else method] = ruler.Gap(
-                f"{method} {shown(reached)}", difference(runs[best], runs[method]).interval
-            )
-    return ruler.caveat(gaps)
+            quality = shown(mean(list(runs[method].values())))
+            above = difference(runs[best], runs[method]).interval
+            by_kind[kind if kind not in by_kind else method] = baselines.Margin(f"{method} {quality}", above)
+    return by_kind
 
 
-def _tested(gap: Difference) -> str:
+def tested(gap: Difference) -> str:
+    """Say by what test a difference has which p, and over how many seeds."""
     if math.isnan(gap.p):
         return "too few seeds to test"
-    p = "p < .001" if gap.p < 0.001 else f"p = {gap.p:.3f}"
+    # A p just below .05 keeps the digits that show on which side of it p lies.
+    digits = 3 if gap.p >= 0.05 or gap.p < 0.0495 else 6
+    p = "p < .001" if gap.p < 0.001 else f"p = {gap.p:.{digits}f}"
     return f"{gap.test}, {p}, {gap.interval.n} seeds"
+
+
+_READS = "method, seed, quality"
+SELECTION = Study(
+    "selection",
+    "whether selecting RL data trains a better policy than all of it",
+    _READS,
+    _COLUMNS,
+    selection,
+)
+AUGMENTATION = Study(
+    "augmentation",
+    "whether augmenting low-SEAM rows trains better models than random rows, all rows or none",
+    _READS,
+    _COLUMNS,
+    augmentation,
+)
+QUERY_TYPE = Study(
+    "query-type",
+    "whether RER by the predicted query type trains a better policy than by a random one",
+    _READS,
+    _COLUMNS,
+    query_type,
+)

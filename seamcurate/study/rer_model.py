@@ -1,7 +1,7 @@
 """RER as a reward model of pairs, so that it is judged as the others are (RER Table 5).
 
-Pairs come without a reference, so a closed-ended query's relevance is QR in place of AR; within one prompt F's scale
-decides nothing, since it maps 0 to 0.
+Pairs come without a reference, so the relevance of a response to a closed-ended query is QR in place of AR. The scale of
+F does not matter within one prompt, because F maps 0 to 0.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ class RerModel:
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self._open = query_type.fit(embedder)
+        self._open_probabilities = query_type.fit(embedder)
 
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
         """Score each response to its prompt."""
-        asked = [prompt_text(prompt) for prompt in prompts]
-        queries = self._embedder.embed(asked).astype(np.float64)
-        answers = self._embedder.embed([text for group in responses for text in group]).astype(np.float64)
-        scored, place = [], 0
-        for query, probability, group in zip(queries, self._open(asked), responses, strict=True):
-            row: list[float | None] = []
-            for text in group:
-                relevance, place = float(query @ answers[place]), place + 1
-                repetition = repetition_penalty(text)
-                if probability >= 0.5:
-                    row.append(finite(rer_open(length_incentive(text), repetition, relevance)))
-                else:
-                    row.append(finite(rer_closed(repetition, rescale(relevance))))
-            scored.append(row)
-        return scored
+        texts = [prompt_text(prompt) for prompt in prompts]
+        queries = self._embedder.embed(texts).astype(np.float64)  # (prompts, dimensions)
+        answers = iter(self._embedder.embed([text for group in responses for text in group]).astype(np.float64))
+        return [
+            [_rer(text, float(query @ next(answers)), probability >= 0.5) for text in group]
+            for query, probability, group in zip(queries, self._open_probabilities(texts), responses, strict=True)
+        ]
+
+
+def _rer(text: str, relevance: float, open_ended: bool) -> float | None:
+    repetition = repetition_penalty(text)
+    if open_ended:
+        return finite(rer_open(length_incentive(text), repetition, relevance))
+    return finite(rer_closed(repetition, rescale(relevance)))

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from seamcurate import FakeModel, cli, study, tables
 from seamcurate.errors import SeamcurateError, StudyError
-from seamcurate.study import figure, results, texts
+from seamcurate.study import figure, sources, texts
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 NAN, INF = float("nan"), float("inf")
@@ -156,9 +156,15 @@ CASES = [
 ]
 
 
-def run(name: str, given: pa.Table, **more: Any) -> study.Finding:
+def note(drawn: Any) -> str:
+    """Return what a figure says of its marks, on one line."""
+    [text] = [text.get_text() for text in drawn.texts if text.get_gid() != "finding" and text.get_position()[1] < 0]
+    return " ".join(text.split())
+
+
+def run(name: str, given: pa.Table, **more: Any) -> study.StudyResult:
     options = STUDIES[name][1] | more
-    return study.STUDIES[name.partition(" ")[0]](given, **options)
+    return study.find(name.partition(" ")[0]).run(given, **options)
 
 
 @pytest.mark.parametrize(("name", "column", "case"), CASES)
@@ -256,7 +262,7 @@ def test_more_than_a_page_holds_is_in_the_table_and_said() -> None:
     runs = [{"method": m, "seed": 0, "quality": 0.0} for m in ["full", *(f"m{i}" for i in range(250))]]
     found = study.selection(table(runs))
     assert found.table.num_rows == 251 and [len(axes.get_yticks()) for axes in found.figure.axes] == [100, 100]
-    told = " ".join(found.figure.texts[-1].get_text().split())
+    told = note(found.figure)
     assert told.endswith("The first 100 of 251 lines; the table has them all.")
     drawn = study.monotonicity(table([row | {"proxy": f"p{i}"} for i in range(60) for row in PROXIES[:8]]))
     assert drawn.table.num_rows == 60 and len(drawn.figure.axes) == figure._PANELS
@@ -311,16 +317,16 @@ def test_texts_come_out_of_every_kind_of_file_as_they_went_in(tmp_path: Path) ->
         csv.writer(handle, quoting=csv.QUOTE_ALL).writerows([["prompt", "response"], *(r.values() for r in rows)])
     tables.write(pa.Table.from_pylist(rows).to_reader(), "csv", tmp_path / "ours.csv")
     for name in ("a.jsonl", "a.parquet", "a.csv", "ours.csv"):
-        read = results.read("study", [tmp_path / name], ["prompt", "response"])
+        read = sources.read("study", [tmp_path / name], ["prompt", "response"])
         assert read["prompt"].to_pylist() == read["response"].to_pylist() == GIVEN, name
     (tmp_path / "b.csv").write_text('response,method,quality\n007,1.50,1\n,,\n"",x,2\n1e999,y,\n')
-    read = results.read("study", [tmp_path / "b.csv"], ["response"]).to_pydict()
+    read = sources.read("study", [tmp_path / "b.csv"], ["response"]).to_pydict()
     assert read["response"] == ["007", None, "", "1e999"] and read["quality"] == [1, None, 2, None]
     (tmp_path / "c.csv").write_text("response,n\n007,007\n")
-    assert results.read("study", [tmp_path / "c.csv"], ["response"]).to_pylist() == [{"response": "007", "n": 7}]
+    assert sources.read("study", [tmp_path / "c.csv"], ["response"]).to_pylist() == [{"response": "007", "n": 7}]
     # A column may first come in a later line.
     (tmp_path / "b.jsonl").write_text('{"response": "a"}\n\n{"response": "b", "query_type": "open"}')
-    assert results.read("study", [tmp_path / "b.jsonl"], [])["query_type"].to_pylist() == [None, "open"]
+    assert sources.read("study", [tmp_path / "b.jsonl"], [])["query_type"].to_pylist() == [None, "open"]
 
 
 TAKEN = {
@@ -339,7 +345,7 @@ def test_each_line_of_json_is_taken_or_named_by_its_row(tmp_path: Path) -> None:
         if case.outcome == "aside" and "response" not in case.name:
             file.write_bytes(b'{"response": "r", "prompt": "p", "n": 1}\n' + case.given + b'\n{"response": "s"}')
             try:
-                taken = len(results.read("study", [file], []))
+                taken = len(sources.read("study", [file], []))
             except SeamcurateError as caught:
                 said = str(caught)
                 assert "a.jsonl is no readable" in said and ("row 1" in said or "column" in said), (case.name, said)
@@ -357,7 +363,7 @@ def test_a_file_is_read_whole_or_refused_in_one_line(case: Case, tmp_path: Path)
     for name, content in case.given.items():
         (tmp_path / name).write_bytes(content)
         try:
-            read = results.read("study", [tmp_path / name], ["prompt"])
+            read = sources.read("study", [tmp_path / name], ["prompt"])
         except SeamcurateError as caught:
             assert "\n" not in str(caught) and name in str(caught) and len(str(caught)) < 400
         else:
@@ -424,7 +430,7 @@ _LETTERS = st.text("ab cd,E\n\u00e9", max_size=30)
 def test_rouge_is_the_librarys(one: str, other: str) -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
-    split = texts._words()
+    split = texts.stemmer()
     theirs = RougeScorer(["rougeL"], use_stemmer=True).score(other, one)["rougeL"].fmeasure
     assert texts.rouge_l(split(one), split(other)) == pytest.approx(theirs)
 
@@ -432,7 +438,7 @@ def test_rouge_is_the_librarys(one: str, other: str) -> None:
 def test_rouge_is_the_librarys_on_real_words() -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer, split, draw = RougeScorer(["rougeL"], use_stemmer=True), texts._words(), random.Random(0)
+    scorer, split, draw = RougeScorer(["rougeL"], use_stemmer=True), texts.stemmer(), random.Random(0)
     some = [w for w in NAMES if w.isascii()]
     for _ in range(60):
         one, other = (" ".join(draw.choices(some, k=6)) for _ in range(2))

@@ -75,18 +75,18 @@ def test_reward_models_are_named_after_their_folders(decoder_reward_folder, poli
     assert {row["set"] for row in rows} == {"golden", "contrast"}
 
 
-@pytest.mark.parametrize("name", sorted(study.STUDIES))
+@pytest.mark.parametrize("name", sorted(row.name for row in study.STUDIES))
 def test_every_study_names_a_missing_column_and_an_empty_table_in_one_line(name, tmp_path):
     wrong = pa.table({"colour": ["red"]})
     with pytest.raises(StudyError) as error:
-        study.STUDIES[name](wrong, wrong)
+        study.find(name).run(wrong, wrong)
     assert "\n" not in str(error.value) and name in str(error.value)
     assert ("no column" in str(error.value) and "it has colour" in str(error.value)) or "is none" in str(error.value)
     with pytest.raises(StudyError) as error:
-        study.STUDIES[name](pa.table({}), pa.table({}))
+        study.find(name).run(pa.table({}), pa.table({}))
     assert "the table holds no rows" in str(error.value) or "the table is none" in str(error.value)
     with pytest.raises(StudyError, match=rf"{name}: .*nowhere\.parquet is no store, no file|nowhere\.parquet is none"):
-        study.STUDIES[name](tmp_path / "nowhere.parquet", tmp_path / "nowhere.parquet")
+        study.find(name).run(tmp_path / "nowhere.parquet", tmp_path / "nowhere.parquet")
 
 
 def test_values_that_are_none_or_no_numbers_stop_a_study_at_their_row(tmp_path):

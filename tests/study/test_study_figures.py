@@ -146,5 +146,5 @@ def test_cells_of_a_heat_map_hold_their_numbers_however_large_or_small():
 
 def test_one_seed_is_said_to_have_no_interval():
     for name in ("selection, one seed", "selection"):
-        note = " ".join(DRAWN[name]().figure.texts[-1].get_text().split())
+        note = " ".join(" ".join(text.get_text().split()) for text in DRAWN[name]().figure.texts)
         assert ("1 seed, which has no interval" in note) == (name != "selection")

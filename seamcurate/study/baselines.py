@@ -1,6 +1,6 @@
-"""Rulers: what length, repetition or chance would have found, so that no score is believed for what they explain.
+"""Simple baselines: what length, repetition or chance reach, so that no score gets credit for what they explain.
 
-A finding which "pick the longest" also makes is said to be one, in the finding's own line.
+One rule: a finding that "pick the longest" reaches too says so in its own line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from seamcurate import words
 from seamcurate.study.statistics import Doubles, Interval
 
-SAYS = {
+DESCRIPTIONS = {
     "length": "picking the longest",
     "repetition": "picking the least repetitive",
     "random": "chance",
@@ -30,17 +30,17 @@ _METHODS = {
 }
 
 
-class Gap(NamedTuple):
-    """What a ruler reaches, and how far the score lies above it."""
+class Margin(NamedTuple):
+    """What a baseline reaches, and how far the score lies above it."""
 
     reached: str
     above: Interval
 
 
 def scores(texts: Sequence[str]) -> dict[str, Doubles]:
-    """Score responses by each ruler, high = preferred: words, distinct trigrams / trigrams, and all the same.
+    """Score responses by each baseline, high = preferred: words, distinct trigrams / trigrams, and 0 for all.
 
-    Equal scores count one half wherever they are compared, which is what a coin would get on average.
+    Wherever two scores are compared and are equal, they count one half, which is what a coin gets on average.
     """
     column = pa.array(texts, pa.large_string())
     return {
@@ -51,22 +51,22 @@ def scores(texts: Sequence[str]) -> dict[str, Doubles]:
 
 
 def of_method(method: str) -> str | None:
-    """Return which ruler, or negative control, a method of a results table is; None for a method in earnest."""
+    """Return which baseline or negative control a method of a results table is; None where it is neither."""
     name = method.lower().removeprefix("augment_")
     return "shuffled" if "shuffled" in name else _METHODS.get(name)
 
 
-def caveat(gaps: Mapping[str, Gap]) -> str:
-    """Return what a finding must add: the rulers that the score is not shown to lie above; else nothing."""
-    also = [
-        f"{SAYS.get(name, name)} {_does(gap.above)} ({gap.reached})"
-        for name, gap in gaps.items()
-        if not gap.above.above_zero
+def caveat(margins: Mapping[str, Margin]) -> str:
+    """Return what a finding must add: the baselines that the score is not shown to exceed; else nothing."""
+    reservations = [
+        f"{DESCRIPTIONS.get(name, name)} {_verb(margin.above)} ({margin.reached})"
+        for name, margin in margins.items()
+        if not margin.above.above_zero
     ]
-    return f"; but {', '.join(also)}" if also else ""
+    return f"; but {', '.join(reservations)}" if reservations else ""
 
 
-def _does(above: Interval) -> str:
+def _verb(above: Interval) -> str:
     if math.isnan(above.low):
         return "is not told apart from it"
     return "does better" if above.below_zero else "does as well"
