@@ -152,15 +152,17 @@ def _rouge(answers: Answers) -> dict[str, Doubles]:
 
     def score(texts: Sequence[str]) -> Doubles:
         pairs = zip(map(split, texts), references, strict=True)
-        return 100 * np.array([max(rouge_l(words, reference) for reference in own) for words, own in pairs])
+        return 100 * np.array(
+            [max(rouge_l(words, reference) for reference in row_references) for words, row_references in pairs]
+        )
 
     rouge = {"response": score(answers.responses)}
     if answers.inputs is not None:
         pairs = zip(answers.inputs, answers.responses, strict=True)
         rouge["echo"] = score([" ".join(given.split()[: len(answer.split())]) for given, answer in pairs])
-    others = _swapped(answers)
-    missing = np.array([other is None for other in others])
-    rouge["other"] = np.where(missing, np.nan, score([other or "" for other in others]))
+    swapped = _swapped(answers)
+    missing = np.array([answer is None for answer in swapped])
+    rouge["other"] = np.where(missing, np.nan, score([answer or "" for answer in swapped]))
     return rouge
 
 
@@ -170,8 +172,8 @@ def _swapped(answers: Answers) -> list[str | None]:
     for i, key in enumerate(zip(answers.models, answers.tasks, strict=True)):
         rows.setdefault(key, []).append(i)
     swapped: list[str | None] = [None] * len(answers.responses)
-    for own in rows.values():
-        for i, following in zip(own, own[1:] + own[:1], strict=True):
+    for task_rows in rows.values():
+        for i, following in zip(task_rows, task_rows[1:] + task_rows[:1], strict=True):
             swapped[i] = answers.responses[following] if following != i else None
     return swapped
 
@@ -180,14 +182,16 @@ def _mean(values: Doubles) -> Interval:
     return bootstrap_mean(values[np.isfinite(values)])
 
 
-def _cost(answers: Answers, scores: Doubles, before: list[int], after: list[int]) -> Interval:
+def _cost(answers: Answers, scores: Doubles, baseline_rows: list[int], model_rows: list[int]) -> Interval:
     """Return baseline minus model, paired by instance if instances have ids, else in their order."""
     if answers.instances is None:
-        if len(before) != len(after):
-            raise StudyError(f"tax: models answered {len(before)} and {len(after)} instances; add `instance_id`")
-        return bootstrap_mean(scores[before] - scores[after])
-    row_of = {answers.instances[i]: i for i in after}
-    pairs = [(i, row_of[answers.instances[i]]) for i in before if answers.instances[i] in row_of]
+        if len(baseline_rows) != len(model_rows):
+            raise StudyError(
+                f"tax: models answered {len(baseline_rows)} and {len(model_rows)} instances; add `instance_id`"
+            )
+        return bootstrap_mean(scores[baseline_rows] - scores[model_rows])
+    row_of = {answers.instances[i]: i for i in model_rows}
+    pairs = [(i, row_of[answers.instances[i]]) for i in baseline_rows if answers.instances[i] in row_of]
     if not pairs:
         raise StudyError("tax: the models share no instance_id; let them answer the same instances")
     return bootstrap_mean(np.array([scores[i] - scores[j] for i, j in pairs]))
@@ -227,16 +231,16 @@ def _figure(scores: Sequence[Score], baseline: str | None) -> Figure:
 
 
 def _finding(scores: Sequence[Score], baseline: str | None) -> str:
-    others = [score for score in scores if score.model != baseline] or list(scores)
-    line = f"ROUGE-L {', '.join(f'{s.model} {_response(s)}' for s in others)}"
+    compared = [score for score in scores if score.model != baseline] or list(scores)
+    line = f"ROUGE-L {', '.join(f'{s.model} {_response(s)}' for s in compared)}"
     if baseline is not None:
         reference = next(score for score in scores if score.model == baseline)
-        taxes = ", ".join(f"{score.model} {shown(score.tax, '+.1f')}" for score in others)
+        taxes = ", ".join(f"{score.model} {shown(score.tax, '+.1f')}" for score in compared)
         verdicts = [f"{score.model} pays" for score in scores if score.tax.above_zero]
         verdicts += [f"{score.model} gains" for score in scores if score.tax.below_zero]
         line = f"against {baseline} at {_response(reference)} ROUGE-L the tax is {taxes}"
         line += f": {', '.join(verdicts)}" if verdicts else ": not told apart from none"
-    best = max(others, key=lambda score: score.rouge["response"].estimate)
+    best = max(compared, key=lambda score: score.rouge["response"].estimate)
     return line + baselines.caveat(best.margins)
 
 

@@ -156,7 +156,7 @@ def _mean_by_prompt(values: Doubles, prompts: Sequence[str] | None) -> Interval:
     valid = np.isfinite(values)
     if not valid.any():
         return NOTHING
-    groups = None if prompts is None else [prompt for prompt, keep in zip(prompts, valid, strict=True) if keep]
+    groups = None if prompts is None else [prompt for prompt, is_valid in zip(prompts, valid, strict=True) if is_valid]
     return bootstrap_mean(values[valid], groups)
 
 
@@ -196,7 +196,7 @@ def _figure(groups: Sequence[Group]) -> Figure:
 
 
 def _label(group: Group) -> str:
-    return ", ".join(part for part in (group.model, group.query_type) if part != "all") or "all"
+    return ", ".join(name for name in (group.model, group.query_type) if name != "all") or "all"
 
 
 def _finding(groups: Sequence[Group]) -> str:
@@ -207,13 +207,11 @@ def _finding(groups: Sequence[Group]) -> str:
 
 
 def _description(model: str, by_type: Mapping[str, Group]) -> str:
-    whole = by_type.get("all") or next(iter(by_type.values()))
+    overall = by_type.get("all") or next(iter(by_type.values()))
     name = "responses" if model == "all" else model
-    line = (
-        f"{name}: {shown(whole.mean('words'), '.0f')} words, 4-gram repetition {shown(whole.mean('repetition'), '.3f')}"
-    )
-    if "relevant" in whole.measures:
-        line += f", {shown(whole.mean('relevant'), '.1f', 100, ' %')} of sentences relevant"
+    line = f"{name}: {shown(overall.mean('words'), '.0f')} words, 4-gram repetition {shown(overall.mean('repetition'), '.3f')}"
+    if "relevant" in overall.measures:
+        line += f", {shown(overall.mean('relevant'), '.1f', 100, ' %')} of sentences relevant"
     kinds = [by_type[kind] for kind in ("closed", "open") if kind in by_type and "self_bleu" in by_type[kind].measures]
     if len(kinds) == 2:
         closed, open_ended = (group.mean("self_bleu") for group in kinds)
@@ -225,8 +223,8 @@ def _description(model: str, by_type: Mapping[str, Group]) -> str:
         line += (
             f", Self-BLEU of closed queries {shown(closed, '.2f')} {verb} that of open ones {shown(open_ended, '.2f')}"
         )
-    elif "self_bleu" in whole.measures:
-        line += f", Self-BLEU {shown(whole.mean('self_bleu'), '.2f')}"
+    elif "self_bleu" in overall.measures:
+        line += f", Self-BLEU {shown(overall.mean('self_bleu'), '.2f')}"
     return line
 
 

@@ -160,38 +160,27 @@ def dots(
     """
     panels, note = _shortened(panels, note)
     columns = len(panels) if own_axes else _columns(panels)
-    rows = math.ceil(len(panels) / columns)
-    width = 36 if columns < 3 else 20
-    labels = {title: [_folded(dot.label, width) for dot in dots] for title, dots in panels.items()}
-    titles = {title: _folded(title, _TITLES[min(columns, 4)], 3) for title in panels}
-    # Inches of a row of dots, taller where a label takes two lines, and of the titles' further lines.
-    row_height = 0.34 if any("\n" in label for names in labels.values() for label in names) else 0.24
-    title_height = 0.14 * max(title.count("\n") for title in titles.values())
-    heights = [len(dots) + 0.4 for dots in panels.values()][::columns]
-    figure = _figure(row_height * sum(heights) + (1.1 if own_axes else 0.9 + (0.28 + title_height) * rows))
-    grid = figure.subplots(
-        rows, columns, sharex=not own_axes, sharey=columns > 1, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )
-    used = _used(grid, len(panels))
-    for axes, title in zip(used, panels, strict=True):
-        compared = line if axes is used[-1] or not own_axes else None
-        _dot_panel(axes, panels[title], labels[title], compared, axes is used[-1] or not own_axes)
+    figure, used = _dot_grid(panels, columns, own_axes)
+    last = used[-1]
+    for axes, (title, panel) in zip(used, panels.items(), strict=True):
+        compared = axes is last or not own_axes
+        _dot_panel(axes, panel, 36 if columns < 3 else 20, line if compared else None, counted=compared)
         if own_axes:
             axes.set_xlabel(fill(_short(title), 22 if columns < 4 else 18))
             axes.locator_params(axis="x", nbins=3 if len(panels) > 2 else 5)
         else:
-            axes.set_title(titles[title])
-    _count(used[-1] if own_axes else grid[0, -1], -0.95, unit)
+            axes.set_title(_panel_title(title, columns))
+    _count(last if own_axes else used[min(columns, len(used)) - 1], -0.95, unit)
     _number_lowest(used, columns)
     if line is not None:
-        used[-1].annotate(
+        last.annotate(
             _short(line[1]), (line[0], 0), xycoords=("data", "axes fraction"), xytext=(3, 1),
             textcoords="offset points", fontsize=7, color=GREY, va="bottom",
         )  # fmt: skip
     if columns > 1 and not own_axes:
         figure.supxlabel(_short(x_label), fontsize=8)
     elif not own_axes:
-        used[-1].set_xlabel(_short(x_label))
+        last.set_xlabel(_short(x_label))
     return _noted(figure, note)
 
 
@@ -249,7 +238,7 @@ def curves(
         note += f" The first {_PANELS} of {total:,}; the table has them all."
     columns = min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
-    titles = {title: _folded(title, _TITLES[columns], 3) for title in panels}
+    titles = {title: _panel_title(title, columns) for title in panels}
     labels = [_short(curve.label) for curve in next(iter(panels.values()))]
     # As many names in a line of the legend as fit the page.
     names_in_line = min(len(labels), 4, max(1, _LEGEND // (max(map(len, labels), default=0) + 10)))
@@ -324,12 +313,12 @@ def heat(
         bar.ax.xaxis.set_major_formatter("{x:.3g}")
         bar.locator = MaxNLocator(4)
         bar.update_ticks()
-    first = mosaic[next(iter(sides))]
+    upper = mosaic[next(iter(sides))]
     for (title, (label, panel)), names in zip(sides.items(), (columns, rows), strict=True):
         axes = mosaic[title]
-        if axes is not first:
+        if axes is not upper:
             # Before anything is drawn: shared later, the axes would keep the first one's limits and cut off the rest.
-            axes.sharey(first)
+            axes.sharey(upper)
         for i, curve in enumerate(panel):
             _curve(axes, curve, COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)])
         _name_ticks(axes, range(len(names)), names, 24, 15)
@@ -373,8 +362,27 @@ def _used(grid: npt.NDArray[np.object_], count: int) -> list[Axes]:
     return list(grid.flat[:count])
 
 
+def _dot_grid(panels: Mapping[str, Sequence[Dot]], columns: int, own_axes: bool) -> tuple[Figure, list[Axes]]:
+    """Make a figure with axes for each panel, as high as its rows of dots need."""
+    rows = math.ceil(len(panels) / columns)
+    labels = [_folded(dot.label, 36 if columns < 3 else 20) for dots in panels.values() for dot in dots]
+    # Inches of a row of dots, which is taller where a label takes two lines, and of the titles' further lines.
+    row_height = 0.34 if any("\n" in label for label in labels) else 0.24
+    title_height = 0.14 * max(_panel_title(title, columns).count("\n") for title in panels)
+    heights = [len(dots) + 0.4 for dots in panels.values()][::columns]
+    figure = _figure(row_height * sum(heights) + (1.1 if own_axes else 0.9 + (0.28 + title_height) * rows))
+    grid = figure.subplots(
+        rows, columns, sharex=not own_axes, sharey=columns > 1, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    return figure, _used(grid, len(panels))
+
+
+def _panel_title(title: str, columns: int) -> str:
+    return _folded(title, _TITLES[min(columns, 4)], 3)
+
+
 def _dot_panel(
-    axes: Axes, dots: Sequence[Dot], labels: Sequence[str], line: tuple[float, str] | None, counted: bool
+    axes: Axes, dots: Sequence[Dot], label_width: int, line: tuple[float, str] | None, counted: bool
 ) -> None:
     if line is not None:
         axes.axvline(line[0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
@@ -382,7 +390,7 @@ def _dot_panel(
         _dot(axes, y, dot)
         if counted:
             _count(axes, y, f"{dot.value.n:,}")
-    axes.set_yticks(range(len(dots)), labels)
+    axes.set_yticks(range(len(dots)), [_folded(dot.label, label_width) for dot in dots])
     axes.set_ylim(len(dots) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
@@ -395,15 +403,15 @@ def _count(axes: Axes, y: float, text: str) -> None:
     axes.text(1.015, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7, color="#555555")
 
 
-def _name_ticks(axes: Axes, positions: Sequence[float], names: Sequence[str], room: int, most: int) -> None:
+def _name_ticks(axes: Axes, positions: Sequence[float], names: Sequence[str], room: int, steps: int) -> None:
     """Name positions on the x axis, aslant where the names are longer together than `room` characters.
 
     A position keeps its tick and loses its name where it is nearer to the last named one than 1 / `most` of the axis.
     """
-    step, last, labels = (max(positions) - min(positions)) / most, -math.inf, []
+    step, named, labels = (max(positions) - min(positions)) / steps, -math.inf, []
     for position, name in zip(positions, names, strict=True):
-        labels.append(name if position - last >= step else "")
-        last = position if labels[-1] else last
+        labels.append(name if position - named >= step else "")
+        named = position if labels[-1] else named
     axes.set_xticks(positions, labels)
     if sum(map(len, labels)) > room:
         axes.tick_params(axis="x", labelrotation=45)

@@ -43,8 +43,10 @@ class Sweep:
     @property
     def runs(self) -> dict[tuple[str, float], BySeed]:
         """Each method's runs at each rate, those of the full data first."""
-        full = {(self.baseline, 0.0): self.full} if self.full else {}
-        return full | {(method, rate): run for method, rates in self.methods.items() for rate, run in rates.items()}
+        full_data = {(self.baseline, 0.0): self.full} if self.full else {}
+        return full_data | {
+            (method, rate): run for method, rates in self.methods.items() for rate, run in rates.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,16 @@ def _read(tables: Sequence[StudySource], baseline: str) -> Sweep:
     if rates.min() < 0 or rates.max() >= 1:
         raise StudyError(f"{study}: rates lie in [0, 1), the share of rows dropped; divide per cent by 100")
     methods: dict[str, dict[float, BySeed]] = {}
-    full: dict[float, float] = {}
+    full_data: dict[float, float] = {}
     for (method, rate), by_seed in sources.by_seed(study, table, ["method", "rate"]).items():
         if method == baseline or float(rate) == 0:
-            full = {**by_seed, **full}
+            full_data = {**by_seed, **full_data}
         else:
             methods.setdefault(method, {})[float(rate)] = by_seed
     swept = {method: dict(sorted(by_rate.items())) for method, by_rate in methods.items() if len(by_rate) >= 3}
     if not swept:
         raise StudyError(f"{study}: no method has runs at three rates above 0; sweep .1, .2, .3, .4, .6, .8")
-    return Sweep(baseline, full, swept)
+    return Sweep(baseline, full_data, swept)
 
 
 def measure(sweep: Sweep) -> Peak:
@@ -107,15 +109,15 @@ def measure(sweep: Sweep) -> Peak:
     }
     best = best_method({method: by_rate[peaks[method]] for method, by_rate in sweep.methods.items()})
     by_rate, rate = sweep.methods[best], peaks[best]
-    first, *_, last = by_rate
+    lowest, *_, highest = by_rate
     at_rate = {method: runs[rate] for method, runs in sweep.methods.items() if rate in runs}
     return Peak(
         best,
         rate,
         mean(list(by_rate[rate].values())),
         list(by_rate),
-        difference(by_rate[rate], by_rate[first]).interval if first != rate else None,
-        difference(by_rate[last], by_rate[rate]).interval if last != rate else None,
+        difference(by_rate[rate], by_rate[lowest]).interval if lowest != rate else None,
+        difference(by_rate[highest], by_rate[rate]).interval if highest != rate else None,
         difference(by_rate[rate], sweep.full) if sweep.full else None,
         margins(at_rate, best),
     )
@@ -128,19 +130,19 @@ def _table(sweep: Sweep) -> pa.Table:
         "rate": [rate for _, rate in runs],
         "seeds": [len(by_seed) for by_seed in runs.values()],
     }
-    above = [
+    gains = [
         difference(by_seed, sweep.full).interval if sweep.full and rate else NOTHING
         for (_, rate), by_seed in runs.items()
     ]
     quality = [mean(list(by_seed.values())) for by_seed in runs.values()]
-    return tabulate(_COLUMNS, columns, {"quality": quality, "above_full": above})
+    return tabulate(_COLUMNS, columns, {"quality": quality, "above_full": gains})
 
 
 def _figure(sweep: Sweep) -> Figure:
-    full = {0.0: sweep.full} if sweep.full else {}
+    full_data = {0.0: sweep.full} if sweep.full else {}
     curves = []
     for method, by_rate in sweep.methods.items():
-        runs = {**full, **by_rate}
+        runs = {**full_data, **by_rate}
         means = [mean(list(by_seed.values())) for by_seed in runs.values()]
         curves.append(figure.Curve(method, list(runs), means, baselines.of_method(method) is not None))
     return figure.curves(

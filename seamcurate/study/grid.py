@@ -99,18 +99,25 @@ def _read(tables: Sequence[StudySource]) -> dict[tuple[float, float], BySeed]:
 
 def measure(cells: Mapping[tuple[float, float], BySeed]) -> Grid:
     """Average quality along both axes, and compare the gains of their halves."""
-    policies, rewards = sorted({policy for policy, _ in cells}), sorted({reward for _, reward in cells})
-    # A level without a run in the best cells would look worse than the others for that reason alone.
-    complete_policies = [p for p in policies if all((p, r) in cells for r in rewards)]
-    complete_rewards = [r for r in rewards if all((p, r) in cells for p in policies)]
-    by_reward = {r: _averaged([cells[p, r] for p in complete_policies]) for r in rewards if complete_policies}
-    by_policy = {p: _averaged([cells[p, r] for r in complete_rewards]) for p in policies if complete_rewards}
+    policies, by_policy = _by_level(cells)
+    rewards, by_reward = _by_level({(reward, policy): by_seed for (policy, reward), by_seed in cells.items()})
     halves = {}
     if len(rewards) > 2:
         halves["reward model"] = _halves(by_reward) if by_reward else None
     if len(policies) > 2:
         halves["policy"] = _halves(by_policy) if by_policy else None
     return Grid(cells, by_policy, by_reward, policies, rewards, halves)
+
+
+def _by_level(cells: Mapping[tuple[float, float], BySeed]) -> tuple[list[float], dict[float, BySeed]]:
+    """Return the levels of a cell's first axis, and the average of each over the levels of the other axis.
+
+    Only levels of the other axis that have runs with all levels count: a level without a run in the best cells would look
+    worse than the others for that reason alone.
+    """
+    levels, others = sorted({level for level, _ in cells}), sorted({other for _, other in cells})
+    complete = [other for other in others if all((level, other) in cells for level in levels)]
+    return levels, {level: _averaged([cells[level, other] for other in complete]) for level in levels if complete}
 
 
 def _averaged(runs: Sequence[BySeed]) -> BySeed:
@@ -121,18 +128,18 @@ def _averaged(runs: Sequence[BySeed]) -> BySeed:
 
 def _halves(levels: Mapping[float, BySeed]) -> Halves:
     axis = list(levels)
-    first, middle, last = axis[0], axis[(len(axis) - 1) // 2], axis[-1]
-    early, late = difference(levels[middle], levels[first]), difference(levels[last], levels[middle])
-    slowdown = _slowdown(levels[first], levels[middle], levels[last])
-    return Halves(first, middle, last, early.interval, late.interval, slowdown.interval)
+    lowest, middle, highest = axis[0], axis[(len(axis) - 1) // 2], axis[-1]
+    early, late = difference(levels[middle], levels[lowest]), difference(levels[highest], levels[middle])
+    slowdown = _slowdown(levels[lowest], levels[middle], levels[highest])
+    return Halves(lowest, middle, highest, early.interval, late.interval, slowdown.interval)
 
 
-def _slowdown(first: BySeed, middle: BySeed, last: BySeed) -> Difference:
-    shared = sorted(set(first) & set(middle) & set(last))
+def _slowdown(lowest: BySeed, middle: BySeed, highest: BySeed) -> Difference:
+    shared = sorted(set(lowest) & set(middle) & set(highest))
     if not shared:
         return Difference(NOTHING, math.nan, "none")
     return difference(
-        {seed: middle[seed] - first[seed] for seed in shared}, {seed: last[seed] - middle[seed] for seed in shared}
+        {seed: middle[seed] - lowest[seed] for seed in shared}, {seed: highest[seed] - middle[seed] for seed in shared}
     )
 
 

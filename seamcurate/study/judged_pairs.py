@@ -66,31 +66,34 @@ def of_models(
     names: tuple[str, str],
     human: Doubles,
     rewards: Mapping[str, RewardModel],
-    by: str | None,
+    subset_column: str | None,
 ) -> Pairs:
     """Let reward models judge the pairs of a table, whose two columns `names` hold the responses."""
     _check_rows(study, table)
     if not rewards:
         raise StudyError(f"{study}: no reward model; name one, or give a table with its verdicts")
-    first, second = (sources.texts(study, table, name) for name in names)
+    responses_a, responses_b = (sources.texts(study, table, name) for name in names)
     prompts = sources.prompts(study, table)
     if "context" in table.column_names:
         contexts = sources.texts(study, table, "context", missing="")
         prompts = [f"{c}\n\n{p}" if c and isinstance(p, str) else p for c, p in zip(contexts, prompts, strict=True)]
     models = {
-        name: _right(_gaps(f"{study}: {name}", model, prompts, first, second), human) for name, model in rewards.items()
+        name: _right(_gaps(f"{study}: {name}", model, prompts, responses_a, responses_b), human)
+        for name, model in rewards.items()
     }
-    subsets = _subsets(study, table, by)
-    return Pairs([prompt_text(prompt) for prompt in prompts], subsets, models, _baselines(first, second, human))
+    subsets = _subsets(study, table, subset_column)
+    return Pairs(
+        [prompt_text(prompt) for prompt in prompts], subsets, models, _baselines(responses_a, responses_b, human)
+    )
 
 
 def of_verdicts(
-    study: str, table: pa.Table, texts: tuple[str, str], above: Doubles, human: Doubles, by: str | None
+    study: str, table: pa.Table, texts: tuple[str, str], gaps: Doubles, human: Doubles, subset_column: str | None
 ) -> Pairs:
     """Align the verdicts of several reward models: the nth verdict on a prompt is on the same pair for each of them."""
     _check_rows(study, table)
     names, prompts = sources.names(study, table, "reward"), sources.names(study, table, "prompt_id")
-    right, subsets = _right(above, human), _subsets(study, table, by)
+    right, subsets = _right(gaps, human), _subsets(study, table, subset_column)
     rows_of: dict[str, dict[tuple[str, int], int]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for i, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
@@ -104,8 +107,8 @@ def of_verdicts(
     rows = list(first_rows.values())
     simple = {"random": np.full(len(rows), 0.5)}
     if set(texts) <= set(table.column_names):
-        first, second = (sources.texts(study, table.take(rows), name) for name in texts)
-        simple = _baselines(first, second, human[rows])
+        responses_a, responses_b = (sources.texts(study, table.take(rows), name) for name in texts)
+        simple = _baselines(responses_a, responses_b, human[rows])
     return Pairs([prompts[i] for i in rows], [subsets[i] for i in rows], models, simple)
 
 
@@ -121,38 +124,42 @@ def _check_rows(study: str, table: pa.Table) -> None:
 
 
 def _gaps(
-    label: str, model: RewardModel, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    label: str, model: RewardModel, prompts: Sequence[Prompt], responses_a: Sequence[str], responses_b: Sequence[str]
 ) -> Doubles:
     """Return by how much a model scores the first response above the second; NaN where it cannot score both."""
     gaps = np.full(len(prompts), np.nan)
     with bar(label, len(prompts), "pairs") as advance:
         for start in range(0, len(prompts), _BATCH):
             batch = slice(start, start + _BATCH)
-            responses = [list(pair) for pair in zip(first[batch], second[batch], strict=True)]
+            responses = [list(pair) for pair in zip(responses_a[batch], responses_b[batch], strict=True)]
             for i, rewards in enumerate(model.rewards(prompts[batch], responses), start):
-                a, b = (finite(reward) for reward in rewards)
-                gaps[i] = math.nan if a is None or b is None else a - b
+                reward_a, reward_b = (finite(reward) for reward in rewards)
+                gaps[i] = math.nan if reward_a is None or reward_b is None else reward_a - reward_b
             advance(len(responses))
     return gaps
 
 
-def _subsets(study: str, table: pa.Table, by: str | None) -> list[str]:
-    if by is None:
+def _subsets(study: str, table: pa.Table, subset_column: str | None) -> list[str]:
+    if subset_column is None:
         return [OVERALL] * len(table)
-    if by not in table.column_names:
-        raise StudyError(f"{study}: no column {by!r} to divide by; there are {', '.join(table.column_names)}")
-    subsets = sources.names(study, table, by)
+    if subset_column not in table.column_names:
+        raise StudyError(
+            f"{study}: no column {subset_column!r} to divide by; there are {', '.join(table.column_names)}"
+        )
+    subsets = sources.names(study, table, subset_column)
     if OVERALL in subsets:
-        raise StudyError(f"{study}: {by} has the value {OVERALL!r}, which stands for all pairs; call it something else")
+        raise StudyError(
+            f"{study}: {subset_column} has the value {OVERALL!r}, which stands for all pairs; call it something else"
+        )
     return subsets
 
 
-def _right(above: Doubles, human: Doubles) -> Doubles:
+def _right(gaps: Doubles, human: Doubles) -> Doubles:
     """Turn how far the first response scores above the second, and people's verdict (±1), into 1, ½, 0 or NaN."""
-    right: Doubles = (np.sign(above) * human + 1) / 2
+    right: Doubles = (np.sign(gaps) * human + 1) / 2
     return right
 
 
-def _baselines(first: list[str], second: list[str], human: Doubles) -> dict[str, Doubles]:
-    scores, others = baselines.scores(first), baselines.scores(second)
-    return {name: _right(scores[name] - others[name], human) for name in scores}
+def _baselines(responses_a: list[str], responses_b: list[str], human: Doubles) -> dict[str, Doubles]:
+    scores_a, scores_b = baselines.scores(responses_a), baselines.scores(responses_b)
+    return {name: _right(scores_a[name] - scores_b[name], human) for name in scores_a}

@@ -202,9 +202,10 @@ def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, Likelihood]]:
         answers.setdefault(name, {}).setdefault(row, []).append((total / max(length, 1.0), length))
     return {
         name: {
-            row: Likelihood(*(float(np.mean(column)) for column in zip(*own, strict=True))) for row, own in by.items()
+            row: Likelihood(*(float(np.mean(column)) for column in zip(*row_answers, strict=True)))
+            for row, row_answers in rows_of_set.items()
         }
-        for name, by in answers.items()
+        for name, rows_of_set in answers.items()
     }
 
 
@@ -223,32 +224,32 @@ def measure(sets: Sets) -> Likelihoods:
 
 
 def _contrast(sets: Sets, means: Mapping[str, Interval], order: Sequence[str]) -> Contrast:
-    first, last = order[0], order[-1]
-    likelier = _likelier(sets, means, first, last)
-    tops = [name for name in order if name == first or not _likelier(sets, means, first, name)]
-    bottoms = [name for name in order if name == last or not _likelier(sets, means, name, last)]
-    shared = sorted(set(sets[first]) & set(sets[last]))
+    likeliest, unlikeliest = order[0], order[-1]
+    likelier = _likelier(sets, means, likeliest, unlikeliest)
+    tops = [name for name in order if name == likeliest or not _likelier(sets, means, likeliest, name)]
+    bottoms = [name for name in order if name == unlikeliest or not _likelier(sets, means, name, unlikeliest)]
+    shared = sorted(set(sets[likeliest]) & set(sets[unlikeliest]))
     if not shared:
         return Contrast(likelier, tops, bottoms, 0, None, None)
     # (rows,): how much likelier a token of the first set is, and how many tokens longer its answers are.
-    above, longer = np.array([np.subtract(sets[first][row], sets[last][row]) for row in shared]).T
-    equal = _at_equal_length(above, longer)
-    return Contrast(likelier, tops, bottoms, len(shared), bootstrap_mean(above), equal)
+    gaps, longer = np.array([np.subtract(sets[likeliest][row], sets[unlikeliest][row]) for row in shared]).T
+    equal = _at_equal_length(gaps, longer)
+    return Contrast(likelier, tops, bottoms, len(shared), bootstrap_mean(gaps), equal)
 
 
-def _likelier(sets: Sets, means: Mapping[str, Interval], one: str, other: str) -> bool:
+def _likelier(sets: Sets, means: Mapping[str, Interval], name: str, reference: str) -> bool:
     """Say whether a set is shown to be likelier than another, on the rows that have both if those are enough."""
-    shared = sorted(set(sets[one]) & set(sets[other]))
+    shared = sorted(set(sets[name]) & set(sets[reference]))
     if shared:
-        between = bootstrap_mean(np.array([sets[one][row].logprob - sets[other][row].logprob for row in shared]))
-        if not math.isnan(between.low):
-            return between.above_zero
-    return means[one].low > means[other].high
+        gap = bootstrap_mean(np.array([sets[name][row].logprob - sets[reference][row].logprob for row in shared]))
+        if not math.isnan(gap.low):
+            return gap.above_zero
+    return means[name].low > means[reference].high
 
 
-def _at_equal_length(above: Doubles, longer: Doubles) -> Interval:
-    """Return the difference where lengths are equal: the intercept of `above` on `longer`, by least squares."""
-    moments = np.stack([above, longer, above * longer, longer**2], axis=1)  # (rows, 4)
+def _at_equal_length(gaps: Doubles, longer: Doubles) -> Interval:
+    """Return the difference where lengths are equal: the intercept of `gaps` on `longer`, by least squares."""
+    moments = np.stack([gaps, longer, gaps * longer, longer**2], axis=1)  # (rows, 4)
 
     def intercept(means: Doubles) -> Doubles:
         """Return the intercept for the mean moments (…, 4)."""
@@ -258,7 +259,7 @@ def _at_equal_length(above: Doubles, longer: Doubles) -> Interval:
         at_zero: Doubles = y - x * slope
         return at_zero
 
-    return percentiles(float(intercept(moments.mean(axis=0))), intercept(resampled(moments)), len(above))
+    return percentiles(float(intercept(moments.mean(axis=0))), intercept(resampled(moments)), len(gaps))
 
 
 def _table(likelihoods: Likelihoods) -> pa.Table:
@@ -297,13 +298,13 @@ def _finding(likelihoods: Likelihoods) -> str:
     contrast = likelihoods.contrast
     if contrast is None:
         return line
-    first, *_, last = likelihoods.means
-    order = f"{first} is not told apart from {last}"
+    likeliest, *_, unlikeliest = likelihoods.means
+    order = f"{likeliest} is not told apart from {unlikeliest}"
     if contrast.shown:
         order = f"{' and '.join(contrast.tops)} likeliest, {' and '.join(contrast.bottoms)} least likely"
     line = f"{order}: {line}"
     if contrast.difference is not None:
-        line += f"; {shown(contrast.difference, '+.2f')} between {first} and {last} on {contrast.rows:,} rows with both"
+        line += f"; {shown(contrast.difference, '+.2f')} between {likeliest} and {unlikeliest} on {contrast.rows:,} rows with both"
     margins = {}
     if contrast.shown and contrast.at_equal_length is not None:
         equal = contrast.at_equal_length

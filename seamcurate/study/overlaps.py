@@ -155,9 +155,9 @@ def _read(stores: Sequence[StudySource], by: str, rate: float) -> LowRows:
         name: lowest(column, size, by.startswith("seam_"), i)
         for i, (name, column) in enumerate(zip(names, values[:, scored], strict=True))
     }
-    empty = next((name for name, members in models.items() if not members.any()), None)
-    if empty is not None:
-        raise StudyError(f"{study}: no row of {empty} has {by} below 0: nothing was misjudged there")
+    empty_store = next((name for name, members in models.items() if not members.any()), None)
+    if empty_store is not None:
+        raise StudyError(f"{study}: no row of {empty_store} has {by} below 0: nothing was misjudged there")
     return LowRows(by, rate, models, _picked(tables[0].filter(pa.array(scored)), size))
 
 
@@ -206,12 +206,12 @@ def measure(low: LowRows) -> Overlaps:
     all_pairs = pairs + [(model, kind) for kind in low.baselines for model in low.models]
     shared = _Shared({**low.models, **low.baselines}, all_pairs)
     overlaps = [shared.overlap(i) for i in range(len(all_pairs))]
-    between = list(range(len(pairs)))
+    model_pairs = list(range(len(pairs)))
     margins = {}
     for kind, description in _BASELINES.items():
         with_kind = [i for i, (_, second) in enumerate(all_pairs) if second == kind]
-        above = shared.difference(between, with_kind)
-        margins[description] = baselines.Margin(percent(shared.mean(with_kind)), above)
+        gap = shared.difference(model_pairs, with_kind)
+        margins[description] = baselines.Margin(percent(shared.mean(with_kind)), gap)
     return Overlaps(
         low.by,
         low.rate,
@@ -219,7 +219,7 @@ def measure(low: LowRows) -> Overlaps:
         list(low.models),
         overlaps[: len(pairs)],
         overlaps[len(pairs) :],
-        shared.mean(between),
+        shared.mean(model_pairs),
         float(np.mean([pair.chance for pair in overlaps[: len(pairs)]])),
         margins,
     )
@@ -232,12 +232,12 @@ class _Shared:
         self._sets, self._pairs = sets, pairs
         self.rows = len(next(iter(sets.values())))
         # (rows, pairs): 1 where a row is in both sets, and half the number of sets that it is in.
-        both = np.stack([sets[a] & sets[b] for a, b in pairs], axis=1).astype(np.float64)
-        size = np.stack([(sets[a].astype(np.float64) + sets[b]) / 2 for a, b in pairs], axis=1)
-        draws = resampled(np.concatenate([both, size], axis=1))
+        in_both = np.stack([sets[model] & sets[partner] for model, partner in pairs], axis=1).astype(np.float64)
+        size = np.stack([(sets[model].astype(np.float64) + sets[partner]) / 2 for model, partner in pairs], axis=1)
+        draws = resampled(np.concatenate([in_both, size], axis=1))
         with np.errstate(invalid="ignore"):
             self._draws = draws[:, : len(pairs)] / draws[:, len(pairs) :]  # (draws, pairs)
-        self._shares = both.sum(axis=0) / size.sum(axis=0)  # (pairs,)
+        self._shares = in_both.sum(axis=0) / size.sum(axis=0)  # (pairs,)
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
@@ -245,20 +245,28 @@ class _Shared:
 
     def overlap(self, index: int) -> Overlap:
         """Return what one pair has in common."""
-        first, second = self._pairs[index]
-        a, b = float(self._sizes[first]), float(self._sizes[second])
-        common = int((self._sets[first] & self._sets[second]).sum())
-        p = beyond_chance(common, int(a), int(b), self.rows)
-        return Overlap(first, second, int(a), int(b), self.mean([index]), 2 * a * b / self.rows / (a + b), p)
+        model, partner = self._pairs[index]
+        size_first, size_second = float(self._sizes[model]), float(self._sizes[partner])
+        common = int((self._sets[model] & self._sets[partner]).sum())
+        p = beyond_chance(common, int(size_first), int(size_second), self.rows)
+        return Overlap(
+            model,
+            partner,
+            int(size_first),
+            int(size_second),
+            self.mean([index]),
+            2 * size_first * size_second / self.rows / (size_first + size_second),
+            p,
+        )
 
     def mean(self, pairs: Sequence[int]) -> Interval:
         """Return the mean overlap of some of the pairs."""
         return percentiles(float(self._shares[pairs].mean()), self._draws[:, pairs].mean(axis=1), self.rows)
 
-    def difference(self, pairs: Sequence[int], others: Sequence[int]) -> Interval:
+    def difference(self, pairs: Sequence[int], reference_pairs: Sequence[int]) -> Interval:
         """Return how far the mean overlap of some pairs lies above that of others."""
-        draws = self._draws[:, pairs].mean(axis=1) - self._draws[:, others].mean(axis=1)
-        return percentiles(float(self._shares[pairs].mean() - self._shares[others].mean()), draws, self.rows)
+        draws = self._draws[:, pairs].mean(axis=1) - self._draws[:, reference_pairs].mean(axis=1)
+        return percentiles(float(self._shares[pairs].mean() - self._shares[reference_pairs].mean()), draws, self.rows)
 
 
 def _table(overlaps: Overlaps) -> pa.Table:
@@ -297,8 +305,8 @@ def _figure(overlaps: Overlaps) -> Figure:
 
 def _finding(overlaps: Overlaps) -> str:
     pairs = overlaps.between_models
-    more = pairs[0].beyond_chance if len(pairs) == 1 else overlaps.mean.low > overlaps.chance
-    verb = "share" if more else "are not shown to share more than chance:"
+    beyond_chance = pairs[0].beyond_chance if len(pairs) == 1 else overlaps.mean.low > overlaps.chance
+    verb = "share" if beyond_chance else "are not shown to share more than chance:"
     names = " and ".join(overlaps.stores) if len(pairs) == 1 else f"{len(overlaps.stores)} stores"
     line = f"{names} {verb} {percent(overlaps.mean)} of their lowest {100 * overlaps.rate:g} % by {overlaps.by}"
     line += f" on average of {len(pairs)} pairs" if len(pairs) > 1 else ""
@@ -332,34 +340,49 @@ class CountedOverlaps:
 def _read_counts(tables: Sequence[StudySource]) -> Counts:
     study = "overlap"
     table = sources.read(study, tables, ["first", "second", "seed", *_COUNTS])
-    first, second, seeds = (sources.names(study, table, name) for name in ("first", "second", "seed"))
+    first_models, second_models, seeds = (sources.names(study, table, name) for name in ("first", "second", "seed"))
     values = {name: sources.numbers(study, table, name) for name in _COUNTS}
     if any((column % 1 != 0).any() or (column > 2**53).any() for column in values.values()):
         raise StudyError(f"{study}: {', '.join(_COUNTS)} are counts of rows; check the table")
-    rows, low, other, both = values.values()
-    fits = (both >= 0) & (both <= np.minimum(low, other)) & (np.maximum(low, other) <= rows) & (low + other > 0)
+    rows, sizes_first, sizes_second, shared = values.values()
+    fits = (
+        (shared >= 0)
+        & (shared <= np.minimum(sizes_first, sizes_second))
+        & (np.maximum(sizes_first, sizes_second) <= rows)
+        & (sizes_first + sizes_second > 0)
+    )
     if not fits.all():
         raise StudyError(f"{study}: a pair shares more rows than are low, or none are low; check the table")
-    return Counts(first, second, seeds, {name: table[name].to_pylist() for name in _COUNTS[:3]}, values)
+    return Counts(first_models, second_models, seeds, {name: table[name].to_pylist() for name in _COUNTS[:3]}, values)
 
 
 def measure_counts(counts: Counts) -> CountedOverlaps:
     """Return the overlap of each pair, with Wilson's interval, and their mean over seeds."""
     pairs = []
-    for first, second, rows, low, other, both in zip(
+    for model, other_model, rows, size_first, size_second, shared in zip(
         counts.first, counts.second, *(column.tolist() for column in counts.values.values()), strict=True
     ):
-        size = (low + other) / 2
+        size = (size_first + size_second) / 2
         # A set of one row and an empty one have a mean size of half a row, which has no interval.
-        share = wilson(both / size, max(1, round(size)))
-        p = beyond_chance(int(both), int(low), int(other), int(rows))
-        pairs.append(Overlap(first, second, int(low), int(other), share, 2 * low * other / rows / (low + other), p))
+        share = wilson(shared / size, max(1, round(size)))
+        p = beyond_chance(int(shared), int(size_first), int(size_second), int(rows))
+        pairs.append(
+            Overlap(
+                model,
+                other_model,
+                int(size_first),
+                int(size_second),
+                share,
+                2 * size_first * size_second / rows / (size_first + size_second),
+                p,
+            )
+        )
     shares = np.array([pair.share.estimate for pair in pairs])
     by_seed = [float(shares[[s == seed for s in counts.seeds]].mean()) for seed in set(counts.seeds)]
     average = pairs[0].share if len(pairs) == 1 else mean(sorted(by_seed))._replace(estimate=float(shares.mean()))
-    several = len(set(counts.seeds)) > 1
+    many_seeds = len(set(counts.seeds)) > 1
     labels = [
-        f"{pair.first} – {pair.second}" + (f", seed {seed}" if several else "")
+        f"{pair.first} – {pair.second}" + (f", seed {seed}" if many_seeds else "")
         for pair, seed in zip(pairs, counts.seeds, strict=True)
     ]
     return CountedOverlaps(pairs, labels, average, float(np.mean([pair.chance for pair in pairs])))
@@ -390,10 +413,10 @@ def _counts_figure(counted: CountedOverlaps) -> Figure:
 
 
 def _counts_finding(counted: CountedOverlaps) -> str:
-    above, count = sum(pair.beyond_chance for pair in counted.pairs), len(counted.pairs)
+    beyond, count = sum(pair.beyond_chance for pair in counted.pairs), len(counted.pairs)
     return (
         f"models share {percent(counted.mean)} of their lowest rows on average of {count} pairs, "
-        f"{100 * counted.chance:.1f} % by chance; {above} of {count} pairs share more than chance"
+        f"{100 * counted.chance:.1f} % by chance; {beyond} of {count} pairs share more than chance"
     )
 
 

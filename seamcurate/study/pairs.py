@@ -140,17 +140,17 @@ def preference(
     """
     study = "preference"
     table = sources.read(study, tables, [])
-    within = by if by in table.column_names else None
+    subset_column = by if by in table.column_names else None
     if {"reward", "score_chosen"} <= set(table.column_names):
         table = sources.read(study, tables, ["reward", "prompt_id", "score_chosen", "score_rejected"])
         gap = sources.numbers(study, table, "score_chosen") - sources.numbers(study, table, "score_rejected")
-        pairs = judged_pairs.of_verdicts(study, table, ("chosen", "rejected"), gap, np.ones(len(table)), within)
+        pairs = judged_pairs.of_verdicts(study, table, ("chosen", "rejected"), gap, np.ones(len(table)), subset_column)
     else:
         table = judged_pairs.sampled(study, sources.read(study, tables, ["prompt", "chosen", "rejected"]), rows)
         names = ("chosen", "rejected")
-        pairs = judged_pairs.of_models(study, table, names, np.ones(len(table)), rewards or {}, within)
+        pairs = judged_pairs.of_models(study, table, names, np.ones(len(table)), rewards or {}, subset_column)
     shares = measure(study, pairs, wrong=False)
-    drawing = _figure(shares, "pairs on which the chosen response scores higher (%)", within)
+    drawing = _figure(shares, "pairs on which the chosen response scores higher (%)", subset_column)
     return result(study, _table(shares, "accuracy", _PREFERENCE_COLUMNS), drawing, _preference_finding(shares))
 
 
@@ -160,24 +160,17 @@ def measure(study: str, pairs: Pairs, wrong: bool) -> Shares:
     Raises:
         StudyError: A reward model gave no pair a reward.
     """
-    rows = []
+    rows: list[Share] = []
     for subset in [OVERALL, *sorted(set(pairs.subsets) - {OVERALL})]:
-        inside = np.array([subset in (OVERALL, other) for other in pairs.subsets])
-        prompts = [prompt for prompt, member in zip(pairs.prompts, inside, strict=True) if member]
-        for kind, scorers in (("model", pairs.models), ("ruler", pairs.baselines)):
-            for scorer, right in scorers.items():
-                values, groups = judged_pairs.decided(right[inside], prompts)
-                if len(values):
-                    interval = share(1.0 - values if wrong else values, groups)
-                    rows.append(Share(scorer, kind, subset, len(values), len(set(prompts)), interval))
-                elif kind == "model" and subset == OVERALL:
-                    raise StudyError(
-                        f"{study}: {scorer} gave no pair a reward; its window may be too short for the prompts"
-                    )
+        rows += _subset_shares(pairs, subset, wrong)
+    overall = {row.scorer: row for row in rows if row.kind == "model" and row.subset == OVERALL}
+    for scorer in pairs.models:
+        if scorer not in overall:
+            raise StudyError(f"{study}: {scorer} gave no pair a reward; its window may be too short for the prompts")
     return Shares(
         rows,
-        {row.scorer: row.share for row in rows if row.kind == "model" and row.subset == OVERALL},
-        {row.scorer: row.pairs for row in rows if row.kind == "model" and row.subset == OVERALL},
+        {scorer: row.share for scorer, row in overall.items()},
+        {scorer: row.pairs for scorer, row in overall.items()},
         {scorer: _margins(pairs, right) for scorer, right in pairs.models.items()},
         len(pairs.prompts),
         Counter(pairs.subsets),
@@ -186,11 +179,25 @@ def measure(study: str, pairs: Pairs, wrong: bool) -> Shares:
     )
 
 
-def _margins(pairs: Pairs, own: Doubles) -> dict[str, baselines.Margin]:
+def _subset_shares(pairs: Pairs, subset: str, wrong: bool) -> list[Share]:
+    """Measure each scorer on one subset; a scorer that gave it no score has no row."""
+    inside = np.array([subset in (OVERALL, pair_subset) for pair_subset in pairs.subsets])
+    prompts = [prompt for prompt, member in zip(pairs.prompts, inside, strict=True) if member]
+    rows = []
+    for kind, scorers in (("model", pairs.models), ("ruler", pairs.baselines)):
+        for scorer, right in scorers.items():
+            values, groups = judged_pairs.decided(right[inside], prompts)
+            if len(values):
+                interval = share(1.0 - values if wrong else values, groups)
+                rows.append(Share(scorer, kind, subset, len(values), len(set(prompts)), interval))
+    return rows
+
+
+def _margins(pairs: Pairs, model_right: Doubles) -> dict[str, baselines.Margin]:
     return {
         kind: baselines.Margin(
             percent(share(*judged_pairs.decided(right, pairs.prompts))) + " right",
-            bootstrap_mean(*judged_pairs.decided(own - right, pairs.prompts)),
+            bootstrap_mean(*judged_pairs.decided(model_right - right, pairs.prompts)),
         )
         for kind, right in pairs.baselines.items()
     }
@@ -213,7 +220,7 @@ def _table(shares: Shares, measure_name: str, meanings: Mapping[str, str]) -> pa
     return tabulate(meanings, columns, {measure_name: [row.share for row in shares.rows]})
 
 
-def _figure(shares: Shares, label: str, by: str | None) -> Figure:
+def _figure(shares: Shares, label: str, subset_column: str | None) -> Figure:
     largest = {OVERALL, *(subset for subset, _ in Counter(shares.sizes).most_common(_PANELS))}
     panels: dict[str, list[figure.Dot]] = {}
     for row in shares.rows:
@@ -225,30 +232,30 @@ def _figure(shares: Shares, label: str, by: str | None) -> Figure:
             panels.setdefault(title, []).append(dot)
     note = f"Bars: 95 % intervals ({'bootstrap over prompts' if shares.several else 'Wilson'}). Hollow: rulers."
     if len(shares.sizes) > _PANELS:
-        note += f" The largest {_PANELS} of {len(shares.sizes)} values of {by}; the table has them all."
+        note += f" The largest {_PANELS} of {len(shares.sizes)} values of {subset_column}; the table has them all."
     return figure.dots(panels, label, note, (50.0, "coin"), "pairs")
 
 
 def _mismatch_finding(shares: Shares, ties: int) -> str:
-    first, last = next(iter(shares.overall)), next(reversed(shares.overall))
-    count = _pair_count(shares, last, "decided pairs", ties)
-    line = f"{last} disagrees with people on {percent(shares.overall[last])} of {count}"
+    smallest, largest = next(iter(shares.overall)), next(reversed(shares.overall))
+    count = _pair_count(shares, largest, "decided pairs", ties)
+    line = f"{largest} disagrees with people on {percent(shares.overall[largest])} of {count}"
     if shares.change is not None:
         change = shares.change
         verb = "falls" if change.below_zero else "grows" if change.above_zero else "does not demonstrably change"
         line += (
-            f"; from {first} to {last} the mismatch {verb} "
-            f"({percent(change, True)}, from {percent(shares.overall[first])})"
+            f"; from {smallest} to {largest} the mismatch {verb} "
+            f"({percent(change, True)}, from {percent(shares.overall[smallest])})"
         )
-    return line + baselines.caveat(shares.margins[last])
+    return line + baselines.caveat(shares.margins[largest])
 
 
 def _preference_finding(shares: Shares) -> str:
     best = max(shares.overall, key=lambda scorer: shares.overall[scorer].estimate)
     count = _pair_count(shares, best, "pairs")
     line = f"{best} prefers the chosen response on {percent(shares.overall[best])} of {count}"
-    others = [f"{scorer} {percent(interval)}" for scorer, interval in shares.overall.items() if scorer != best]
-    line += f"; {', '.join(others)}" if others else ""
+    further = [f"{scorer} {percent(interval)}" for scorer, interval in shares.overall.items() if scorer != best]
+    line += f"; {', '.join(further)}" if further else ""
     subsets = [r for r in shares.rows if r.scorer == best and r.kind == "model" and r.subset != OVERALL]
     if len(subsets) > 1:
         worst = min(subsets, key=lambda row: row.share.estimate)
@@ -256,12 +263,12 @@ def _preference_finding(shares: Shares) -> str:
     return line + baselines.caveat(shares.margins[best])
 
 
-def _pair_count(shares: Shares, scorer: str, what: str, ties: int = 0) -> str:
+def _pair_count(shares: Shares, scorer: str, noun: str, ties: int = 0) -> str:
     """Say how many pairs a model's share is of, how many were left out, and why."""
     count = shares.counts[scorer]
     reasons = {"ties": ties, "without a reward": shares.total - count}
     left_out = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items() if number)
-    return f"{count:,} {what}{f' ({left_out} left out)' if left_out else ''}"
+    return f"{count:,} {noun}{f' ({left_out} left out)' if left_out else ''}"
 
 
 MISMATCH = Study(

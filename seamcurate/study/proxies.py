@@ -213,20 +213,20 @@ def _length_margin(proxies: Mapping[str, Proxy], best: str, length_proxy: str | 
         return None
     if length_proxy is not None:
         length, label = proxies[length_proxy].spearman, length_proxy
-        above = difference(proxy.ranks, proxies[length_proxy].ranks).interval
+        gap = difference(proxy.ranks, proxies[length_proxy].ranks).interval
     elif proxy.length_spearman is not None:
         length, label = proxy.length_spearman, "Spearman"
-        above = difference(proxy.ranks, proxy.length_ranks).interval
+        gap = difference(proxy.ranks, proxy.length_ranks).interval
     else:
         return None
     reached = f"{label} {shown(length, '.2f')}"
-    return baselines.Margin(reached, _separated(above, proxy.spearman, length) if proxy.rises else above)
+    return baselines.Margin(reached, _separated(gap, proxy.spearman, length) if proxy.rises else gap)
 
 
-def _separated(gap: Interval, one: Interval, other: Interval) -> Interval:
+def _separated(gap: Interval, proxy: Interval, length: Interval) -> Interval:
     """Give a difference without an interval the gap between the two correlations' own intervals, if they do not meet."""
-    low = one.estimate if math.isnan(one.low) else one.low
-    high = other.estimate if math.isnan(other.high) else other.high
+    low = proxy.estimate if math.isnan(proxy.low) else proxy.low
+    high = length.estimate if math.isnan(length.high) else length.high
     return gap._replace(low=low - high, high=gap.estimate) if math.isnan(gap.low) and low > high else gap
 
 
@@ -283,8 +283,8 @@ def _finding(monotonic: Monotonicity) -> str:
         # Checkpoints of a run depend on each other: two rewards that both merely drift look related in it.
         verdict = "rises with the gold reward" + (" in one run" if len(proxy.ranks) == 1 else "")
     line = f"{best} {verdict}: Spearman {shown(proxy.spearman, '.2f')} over {proxy.checkpoints} checkpoints"
-    others = [f"{name} {shown(other.spearman, '.2f')}" for name, other in proxies.items() if name != best]
-    line += f"; {', '.join(others)}" if others else ""
+    further = [f"{name} {shown(compared.spearman, '.2f')}" for name, compared in proxies.items() if name != best]
+    line += f"; {', '.join(further)}" if further else ""
     if monotonic.by_length:
         line += "; but this proxy is length itself"
     return line + baselines.caveat({"length": monotonic.margin} if monotonic.margin else {})

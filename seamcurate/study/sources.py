@@ -220,7 +220,7 @@ def by_seed(
     for key, seed, number in zip(zip(*columns, strict=True), seeds.tolist(), values.tolist(), strict=True):
         own_runs = runs.setdefault(key, {})
         if seed in own_runs:
-            described = ", ".join(f"{name} {brief(part, 60)}" for name, part in zip(keys, key, strict=True))
+            described = ", ".join(f"{name} {brief(label, 60)}" for name, label in zip(keys, key, strict=True))
             raise StudyError(
                 f"{study}: two rows for {described}, seed {seed:g}; keep one, or give each run its own seed"
             )

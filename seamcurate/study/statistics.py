@@ -151,17 +151,17 @@ def share(right: Doubles, groups: Sequence[Hashable]) -> Interval:
     return bootstrap_share(right, groups)
 
 
-def difference(of: BySeed, to: BySeed, level: float = LEVEL) -> Difference:
-    """Return `of` minus `to` with its interval and test: paired by seed where two or more seeds match.
+def difference(runs: BySeed, reference: BySeed, level: float = LEVEL) -> Difference:
+    """Return runs minus reference runs with their interval and test: paired by seed where two or more seeds match.
 
     The interval excludes 0 exactly where p < 1 − level. Paired differences that are all equal have no variance for a t
     test; a sign test gives them p = 2 · ½ⁿ, and they have no interval where that is not below 1 − level. Differences
     within rounding error are 0.
     """
-    shared = sorted(set(of) & set(to))
+    shared = sorted(set(runs) & set(reference))
     if len(shared) >= 2:
-        return _paired(np.array([[of[seed], to[seed]] for seed in shared]), level)
-    return _welch(np.array(list(of.values())), np.array(list(to.values())), level)
+        return _paired(np.array([[runs[seed], reference[seed]] for seed in shared]), level)
+    return _welch(np.array(list(runs.values())), np.array(list(reference.values())), level)
 
 
 def _paired(values: Doubles, level: float) -> Difference:
@@ -181,36 +181,36 @@ def _paired(values: Doubles, level: float) -> Difference:
     return Difference(interval if significant else interval._replace(low=math.nan, high=math.nan), p, "sign test")
 
 
-def _welch(a: Doubles, b: Doubles, level: float) -> Difference:
+def _welch(sample: Doubles, reference: Doubles, level: float) -> Difference:
     """Test two samples of unequal variance (Welch 1947)."""
     from scipy import stats
 
-    gap, n = float(a.mean() - b.mean()), min(len(a), len(b))
-    if n < 2 or a.std() + b.std() <= _ROUNDING * float(np.abs([*a, *b]).max()):
+    gap, n = float(sample.mean() - reference.mean()), min(len(sample), len(reference))
+    if n < 2 or sample.std() + reference.std() <= _ROUNDING * float(np.abs([*sample, *reference]).max()):
         return Difference(Interval(gap, math.nan, math.nan, n), math.nan, "none")
     # Not scipy's own test: it warns where all runs of one side are equal.
-    variances = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    freedom = sum(variances) ** 2 / (variances[0] ** 2 / (len(a) - 1) + variances[1] ** 2 / (len(b) - 1))
+    variances = sample.var(ddof=1) / len(sample), reference.var(ddof=1) / len(reference)
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / (len(sample) - 1) + variances[1] ** 2 / (len(reference) - 1))
     error = math.sqrt(sum(variances))
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     p = 2 * float(stats.t.sf(abs(gap) / error, freedom))
     return Difference(Interval(gap, gap - half, gap + half, n), p, "Welch t")
 
 
-def differences(runs: Mapping[str, BySeed], to: BySeed) -> dict[str, Difference]:
+def differences(runs: Mapping[str, BySeed], reference: BySeed) -> dict[str, Difference]:
     """Return each method's difference to one baseline, p-values and intervals adjusted for how many there are.
 
     Holm's procedure multiplies a p-value by some factor k. The interval of the same difference has the confidence level
     1 − .05 / k, so that it excludes 0 exactly where the adjusted p is below .05; it is never narrower than one of 95 %.
     """
-    single = {method: difference(by_seed, to) for method, by_seed in runs.items()}
+    single = {method: difference(by_seed, reference) for method, by_seed in runs.items()}
     adjusted = dict(zip(single, holm([gap.p for gap in single.values()]), strict=True))
     wide = {}
     for method, by_seed in runs.items():
         p = single[method].p
         factor = adjusted[method] / p if p > 0 else len(runs)
         level = LEVEL if math.isnan(factor) else 1 - (1 - LEVEL) / factor
-        wide[method] = difference(by_seed, to, level)._replace(p=adjusted[method])
+        wide[method] = difference(by_seed, reference, level)._replace(p=adjusted[method])
     return wide
 
 
@@ -240,12 +240,12 @@ def spearman(x: Sequence[float] | Doubles, y: Sequence[float] | Doubles) -> floa
     """
     from scipy.stats import rankdata
 
-    first, second = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    both = np.isfinite(first) & np.isfinite(second)
-    first, second = first[both], second[both]
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    x_values, y_values = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    complete = np.isfinite(x_values) & np.isfinite(y_values)
+    x_values, y_values = x_values[complete], y_values[complete]
+    if len(x_values) < 3 or np.ptp(x_values) == 0 or np.ptp(y_values) == 0:
         return math.nan
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    return float(np.corrcoef(rankdata(x_values), rankdata(y_values))[0, 1])
 
 
 def correlation(r: float, n: int, ranks: bool) -> Interval:
@@ -256,11 +256,11 @@ def correlation(r: float, n: int, ranks: bool) -> Interval:
     return Interval(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), n)
 
 
-def beyond_chance(both: int, first: int, second: int, n: int) -> float:
-    """Return the probability that two random sets of these sizes out of `n` share at least `both` (hypergeometric)."""
+def beyond_chance(shared: int, size_first: int, size_second: int, n: int) -> float:
+    """Return the probability that two random sets of these sizes out of `n` share at least `shared` rows (hypergeometric)."""
     from scipy import stats
 
-    return float(stats.hypergeom.sf(both - 1, n, first, second))
+    return float(stats.hypergeom.sf(shared - 1, n, size_first, size_second))
 
 
 def shown(interval: Interval, form: str = ".3f", times: float = 1.0, unit: str = "") -> str:

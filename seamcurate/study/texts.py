@@ -37,7 +37,7 @@ def bleu(candidate: Sequence[str], references: Sequence[Sequence[str]], n: int =
             return 0.0
         log_precision += math.log((matches or 0.1) / max(sum(candidate_grams.values()), 1)) / n
     length = len(candidate)
-    nearest = min((len(reference) for reference in references), key=lambda other: (abs(other - length), other))
+    nearest = min((len(reference) for reference in references), key=lambda size: (abs(size - length), size))
     return math.exp(log_precision + min(0.0, 1 - nearest / length))
 
 

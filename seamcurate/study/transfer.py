@@ -72,7 +72,9 @@ def _read(tables: Sequence[StudySource]) -> _Runs:
     for key in ("model", "data"):
         lowered = pa.array([name.lower() for name in sources.names(study, table, key)], pa.string())
         table = table.set_column(table.column_names.index(key), key, lowered)
-    return {(model, data): by for (model, data), by in sources.by_seed(study, table, ["model", "data"]).items()}
+    return {
+        (model, data): by_seed for (model, data), by_seed in sources.by_seed(study, table, ["model", "data"]).items()
+    }
 
 
 def measure(runs: _Runs) -> list[Transfer]:

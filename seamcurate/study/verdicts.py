@@ -51,8 +51,8 @@ def read_judge(file: str | Path) -> LanguageModelConfig:
         config = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         judge: LanguageModelConfig = TypeAdapter(LanguageModelConfig).validate_python(config)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise StudyError(f"judge {file}: {first['msg']}; write it as {{openai_server: NAME, base_url: …}}") from error
+        problem = error.errors(include_url=False)[0]
+        raise StudyError(f"judge {file}: {problem['msg']}; write it as {{openai_server: NAME, base_url: …}}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(f"judge {file} cannot be read: {first_line(error)}") from error
     return judge
@@ -145,10 +145,10 @@ class _Answer(NamedTuple):
 
 def _conversation(template: str, question: _Question) -> Conversation[tuple[str | None, str | None]]:
     """Ask for a verdict; return it, or the reason why there is none."""
-    first, second = question.response, question.baseline_response
+    answer_a, answer_b = question.response, question.baseline_response
     if question.position == "second":
-        first, second = second, first
-    answer = read((yield Request(prompts.render(template, question.prompt, first, other=second), _SCHEMA)))
+        answer_a, answer_b = answer_b, answer_a
+    answer = read((yield Request(prompts.render(template, question.prompt, answer_a, other=answer_b), _SCHEMA)))
     letter = verdict(answer.text) if answer.whole else None
     if letter is None:
         return None, answer.reason

@@ -129,20 +129,22 @@ def _preferences(study: str, table: pa.Table) -> dict[str, Doubles]:
     """Return what each simple baseline would say of each row's two responses, if the table has their texts."""
     if not {"response", "baseline_response"} <= set(table.column_names):
         return {}
-    own, other = (baselines.scores(sources.texts(study, table, name)) for name in ("response", "baseline_response"))
-    return {kind: (np.sign(own[kind] - other[kind]) + 1) / 2 for kind in own}
+    model_scores, baseline_scores = (
+        baselines.scores(sources.texts(study, table, name)) for name in ("response", "baseline_response")
+    )
+    return {kind: (np.sign(model_scores[kind] - baseline_scores[kind]) + 1) / 2 for kind in model_scores}
 
 
 def measure(verdicts: Verdicts) -> dict[str, WinRate]:
     """Measure each model's win rate, and what the simple baselines' would be."""
     rates = {}
-    for model, both in verdicts.models.items():
-        judged, simple = both.mean(axis=1), verdicts.baselines[model]  # (prompts,)
+    for model, scores in verdicts.models.items():
+        judged, simple = scores.mean(axis=1), verdicts.baselines[model]  # (prompts,)
         shares = {kind: bootstrap_share(values) for kind, values in simple.items()}
         rates[model] = WinRate(
             bootstrap_share(judged),
-            float((both[:, 0] == both[:, 1]).mean()),
-            bootstrap_mean(both[:, 0] - both[:, 1]),
+            float((scores[:, 0] == scores[:, 1]).mean()),
+            bootstrap_mean(scores[:, 0] - scores[:, 1]),
             shares,
             {
                 kind: baselines.Margin(percent(shares[kind]), bootstrap_mean(judged - values))
@@ -192,7 +194,7 @@ def _finding(rates: Mapping[str, WinRate], silent: int) -> str:
     rate = rates[best].rate
     verb = "beats" if rate.low > 0.5 else "loses to" if rate.high < 0.5 else "is not told apart from"
     line = f"{best} {verb} the baseline: {percent(rate)} of {rate.n:,} prompts"
-    line += "".join(f"; {model} {percent(other.rate)}" for model, other in rates.items() if model != best)
+    line += "".join(f"; {model} {percent(rate_of.rate)}" for model, rate_of in rates.items() if model != best)
     line += f"; {silent:,} prompts have no verdict" if silent else ""
     line += f"; the judge says the same in both positions on {100 * rates[best].same:.0f} %"
     return line + (baselines.caveat(rates[best].margins) if rate.low > 0.5 else "")
