@@ -33,6 +33,17 @@ class Verbs(typer.core.TyperGroup):
         return super().resolve_command(context, arguments)
 
 
+class StudyCommand(typer.core.TyperCommand):
+    """A command whose help lists the table of studies."""
+
+    def format_epilog(self, context: Any, formatter: Any) -> None:
+        """Write a line for each study."""
+        from seamcurate.study import STUDIES
+
+        with formatter.section("Studies"):
+            formatter.write_dl([(study.name, f"{study.meaning} (reads {study.reads})") for study in STUDIES])
+
+
 app = typer.Typer(
     cls=Verbs,
     help="Find the prompts a reward model gets wrong, and make splits that trainers load.",
@@ -67,9 +78,10 @@ def about(
 for verb in (
     *(scoring.demo, scoring.run, scoring.plan, scoring.columns, scoring.sql, scoring.why, scoring.check),
     *(publishing.export, publishing.explore, publishing.report, publishing.push, publishing.reproduce),
-    *(publishing.diff, publishing.study),
+    publishing.diff,
 ):
     app.command()(verb)
+app.command(cls=StudyCommand)(publishing.study)
 app.command(cls=configured_by("seamcurate.train:Answering"))(training.answer)
 app.command()(publishing.compare)
 

@@ -178,7 +178,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="Study: saturation, mismatch, selection, filter-rate, overlap, likelihood, augmentation, sanity, monotonicity, responses, winrate, preference, tax or query-type.",
+            help="Name of a study; the list is below.",
             show_default=False,
         ),
     ],
