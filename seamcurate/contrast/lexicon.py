@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from seamcurate.data.formats import sha256
 from seamcurate.errors import StepError, first_line
 from seamcurate.models.vectors import normalised
+from seamcurate.storage.hashes import sha256
 
 _FILES = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 _ENDINGS = {
@@ -189,10 +189,13 @@ def identity(path: str) -> str:
     lexicon = Path(path)
     if not lexicon.exists():
         raise StepError(f"lexicon {path} is not there; check the path")
-    if lexicon.is_file():
-        return sha256(lexicon)
-    names = sorted(file.name for pos in _FILES for file in lexicon.glob(f"*{pos}*") if file.is_file())
-    return hashlib.sha256("".join(name + sha256(lexicon / name) for name in names).encode()).hexdigest()
+    try:
+        if lexicon.is_file():
+            return sha256(lexicon)
+        names = sorted(file.name for pos in _FILES for file in lexicon.glob(f"*{pos}*") if file.is_file())
+        return hashlib.sha256("".join(name + sha256(lexicon / name) for name in names).encode()).hexdigest()
+    except OSError as error:
+        raise StepError(f"lexicon {path} cannot be read: {error.strerror}; check the file") from error
 
 
 def stop_words() -> frozenset[str]:

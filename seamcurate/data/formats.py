@@ -483,16 +483,10 @@ def saved_files(folder: Path, split: str) -> list[Path]:
         raise SourceError(f"{folder} is no save_to_disk folder; name one, or .arrow files") from error
 
 
-def sha256(path: Path) -> str:
-    """Hash a file; one that has not changed is not read again."""
+def source_sha256(path: Path) -> str:
+    """Return the hash of a source's file; see `hashes.sha256`."""
     with _reading(path):
-        state = path.stat()
-        return _sha256_of(path, state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _sha256_of(path: Path, size: int, modified: int) -> str:
-    return hashes.sha256(path)
+        return hashes.sha256(path)
 
 
 @contextmanager

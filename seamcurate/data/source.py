@@ -114,7 +114,7 @@ class Source(BaseModel):
         fields: dict[str, JsonValue] = self.model_dump(mode="json", exclude=exclude)
         if self.hub is not None:
             return {"hub": self.hub, "commit": formats.hub_commit(self.hub, self.revision), **fields}
-        files: list[JsonValue] = [[path.name, formats.sha256(path)] for path in self._files()]
+        files: list[JsonValue] = [[path.name, formats.source_sha256(path)] for path in self._files()]
         if self.csv is not None:
             fields["csv_types"] = formats.CSV_TYPES
         elif self.jsonl is None and formats.has_durations(self._files(), self._read_schema):

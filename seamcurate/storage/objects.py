@@ -15,7 +15,6 @@ import hashlib
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,9 @@ from typing import TypeAlias
 
 from seamcurate.errors import DamagedError, StoreError
 from seamcurate.progress import bar
-from seamcurate.storage import scratch
+from seamcurate.storage import atomic, hashes, scratch
 from seamcurate.storage.bucket import Bucket, Refused, Seen, modified, opened, told, version
+from seamcurate.storage.cache import cache_folder
 
 LISTED = ".sha256"
 """The list of a folder's files with their hashes, as `sha256sum -c` reads it. Of objects it is put last: without it
@@ -228,16 +228,14 @@ class ObjectPath:
         with self._syncing(place):
             files, here = self._list() or {}, read_list(place)
             for name in [name for name in files if here.get(name) != files[name]]:
-                beside = _beside(place / name)
-                beside.parent.mkdir(parents=True, exist_ok=True)
-                (self / name)._download(beside)
-                if _digest(beside) != files[name]:
-                    raise DamagedError(f"{self / name} was altered after it was written; {_ANEW}")
-                os.replace(beside, place / name)
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                with atomic.replacing(place / name) as temporary:
+                    (self / name)._download(temporary)
+                    if hashes.read_sha256(temporary) != files[name]:
+                        raise DamagedError(f"{self / name} was altered after it was written; {_ANEW}")
             if any(here.get(name) != files[name] for name in files) or not (place / LISTED).exists():
-                beside = _beside(place / LISTED)
-                beside.write_bytes(_list({**here, **files}))
-                os.replace(beside, place / LISTED)
+                with atomic.replacing(place / LISTED) as temporary:
+                    temporary.write_bytes(_list({**here, **files}))
         return place
 
     @contextmanager
@@ -322,9 +320,8 @@ class ObjectPath:
         file = self._home / self.bucket.seen[self.key].version / self.name
         self._drop_versions(file.parent)
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-        beside.write_bytes(content)
-        os.replace(beside, file)
+        with atomic.replacing(file) as temporary:
+            temporary.write_bytes(content)
         return file
 
 
@@ -459,12 +456,6 @@ def downloaded(folder: ObjectPath) -> Iterator[Path]:
         made.remove()
 
 
-def cache_folder() -> Path:
-    """Return where local copies of objects lie: `SEAMCURATE_CACHE`, or the user's cache folder."""
-    own = os.environ.get("SEAMCURATE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seamcurate"
-
-
 @contextmanager
 def _writing(path: ObjectPath) -> Iterator[None]:
     try:
@@ -493,21 +484,10 @@ def read_list(folder: Path) -> dict[str, str]:
     return _names((folder / LISTED).read_bytes()) if (folder / LISTED).exists() else {}
 
 
-def _beside(file: Path) -> Path:
-    return file.with_name(f".{file.name}.tmp")
-
-
 def _link(file: str, to: str) -> None:
     """Put a file in another place too, without a copy where that can be."""
-    beside = _beside(Path(to))
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(file, beside)
-    except OSError:
-        shutil.copy(file, beside)
-    os.replace(beside, to)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    with atomic.replacing(Path(to)) as temporary:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copy(file, temporary)

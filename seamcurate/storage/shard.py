@@ -18,12 +18,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seamcurate.errors import DamagedError, StoreError
+from seamcurate.storage import atomic, hashes
 from seamcurate.storage.objects import LISTED, ObjectPath, Place, local
 
 _MAKER, _NUMBER, _MADE_OF = b"seamcurate.maker", b"seamcurate.shard", b"seamcurate.made_of"
@@ -35,7 +35,6 @@ _Key = tuple[int, int, int, str, int]
 _verified: dict[Path, _Key] = {}
 _bounding: set[Path] = set()
 """Verified files with statistics of fractions."""
-_hashes: dict[Path, tuple[_Key, str]] = {}
 _FORGET_FROM = 4096
 _forget_at = _FORGET_FROM
 
@@ -233,7 +232,7 @@ def seal_folder(folder: Path) -> None:
     for name in there.keys() - known.keys():
         with there[name].open("rb") as handle:
             os.fsync(handle.fileno())
-        known[name] = f"{file_hash(there[name])}  {name}"
+        known[name] = f"{hashes.read_sha256(there[name])}  {name}"
     now = "".join(known[name] for name in sorted(known))
     if now != listed:
         replace(file, now.encode())
@@ -250,7 +249,7 @@ def verify_folder(folder: Path) -> None:
     except FileNotFoundError as error:
         raise DamagedError(f"{folder} has no list of its files' hashes; {cure(folder)}") from error
     files = {f"{file.relative_to(folder)}\n": file for file in _files(folder)}
-    there = "".join(f"{file_hash(files[name])}  {name}" for name in sorted(files))
+    there = "".join(f"{hashes.read_sha256(files[name])}  {name}" for name in sorted(files))
     if there != listed:
         names = {line.partition("  ")[2] for line in {*there.splitlines()} ^ {*listed.splitlines()}}
         raise DamagedError(
@@ -266,34 +265,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts))
 
 
-def file_hash(path: Path) -> str:
-    """Return a file's SHA-256; one seen unchanged before is not read again."""
-    key = _key(path, "", 0)
-    if path not in _hashes or _hashes[path][0] != key:
-        with path.open("rb") as handle:
-            _hashes[path] = key, hashlib.file_digest(handle, "sha256").hexdigest()
-    return _hashes[path][1]
-
-
 def replace(path: Place, content: bytes | bytearray) -> None:
     """Put a file in its place whole: written beside it, synced, renamed; an object by one request."""
     if isinstance(path, ObjectPath):
         return path.put(content)
-    # Not by the process number: two machines that share the folder may have the same.
-    beside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with beside.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(beside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        atomic.write(path, content)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise StoreError(
             f"{path} cannot be written: {error.strerror}; what was there before is untouched: mend that and run the same again"
         ) from error

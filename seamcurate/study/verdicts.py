@@ -6,7 +6,6 @@ becomes NULL, with the reply as its reason.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from seamcurate.errors import StudyError, first_line
 from seamcurate.models import Conversation, LanguageModelConfig, Request, calls
 from seamcurate.models.reply import field, last_first, read
 from seamcurate.models.template import prompt_text
-from seamcurate.storage import objects
+from seamcurate.storage import atomic, objects
 from seamcurate.study import sources
 from seamcurate.study.sources import StudySource
 from seamcurate.text import brief
@@ -107,9 +106,8 @@ def compare(
             "baseline_response": [question.baseline_response for question in questions],
         }
     )
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, file)
+    with atomic.replacing(file) as temporary:
+        pq.write_table(table, temporary)
     return sum(outcome is None for outcome, _ in replies)
 
 

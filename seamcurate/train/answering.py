@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 from seamcurate.errors import TrainError
 from seamcurate.models import weights
 from seamcurate.progress import bar
-from seamcurate.storage import objects
+from seamcurate.storage import atomic, objects
 from seamcurate.train import data as rows_of
 from seamcurate.train import rollout, training
 from seamcurate.train.data import Data
@@ -87,8 +86,6 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
             for sample, text in enumerate(texts[one.row])
         ]
     )
-    beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    with objects.writing(place):
-        pq.write_table(table, beside)
-        os.replace(beside, place)
+    with objects.writing(place), atomic.replacing(place) as temporary:
+        pq.write_table(table, temporary)
     return len(table)

@@ -27,6 +27,7 @@ from seamcurate.errors import TrainError
 from seamcurate.progress import note
 from seamcurate.step import digest
 from seamcurate.storage import objects, shard
+from seamcurate.storage.hashes import read_sha256
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -162,7 +163,7 @@ class Workplace:
     def _seal(self, checkpoint: Path) -> None:
         # Of several processes each writes its own state of randomness, maybe later than this.
         files = [f for f in checkpoint.iterdir() if not f.name.startswith((STATE, "rng_state_"))]
-        hashes = {f.name: shard.file_hash(f) for f in files if f.is_file()}
+        hashes = {f.name: read_sha256(f) for f in files if f.is_file()}
         state: dict[str, Any] = {"inputs": self._inputs, "files": hashes, **self.state}
         shard.replace(checkpoint / STATE, json.dumps({**state, "digest": digest(state)}).encode())
 
@@ -218,7 +219,7 @@ def _whole(checkpoint: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         whole = state.pop("digest") == digest(state)
         hashes = state.pop("files")
-        whole = whole and all(shard.file_hash(checkpoint / name) == one for name, one in hashes.items())
+        whole = whole and all(read_sha256(checkpoint / name) == one for name, one in hashes.items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return state if whole else None

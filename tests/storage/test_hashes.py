@@ -17,7 +17,7 @@ def digested(tmp_path, monkeypatch):
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hashes, "_LARGE", 4)
     monkeypatch.setattr(hashes, "_SETTLED", -1.0)
-    monkeypatch.setattr(hashes, "_digest", lambda file: read.append(file.name) or real(file))
+    monkeypatch.setattr(hashes, "_digest", lambda file, state: read.append(file.name) or real(file, state))
     return read
 
 
