@@ -38,7 +38,7 @@ from seamcurate.select import split as splits
 from seamcurate.select import views
 from seamcurate.select.split import Augment
 from seamcurate.step import MESSAGES
-from seamcurate.storage import objects, shard
+from seamcurate.storage import atomic, objects, shard
 from seamcurate.store.store import Store, beside, load_json
 from seamcurate.text import counted
 from seamcurate.trainers import (
@@ -850,24 +850,19 @@ def _in_place(out: Path) -> Iterator[Path]:
         raise ExportError(f"{out} is called as the reward file in it; name another folder, or another split")
     if out.exists() and not all(map(_ours, out.iterdir())):
         raise ExportError(f"{out} holds other files than an export; name another folder")
-    beside, doomed = (out.with_name(f".{out.name}.{what}tmp") for what in ("", "old."))
+    beside = out.with_name(f".{out.name}.tmp")
     try:
-        for left in (beside, doomed):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         yield beside
         for file in beside.rglob("*"):
             with suppress(IsADirectoryError), file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        # Renamed away whole first: a kill leaves one export or none, never a part of one.
-        if out.exists():
-            out.rename(doomed)
-        beside.rename(out)
+        atomic.replace_folder(out, beside)
     except OSError as error:
         raise ExportError(f"{out} cannot be written: {error.strerror or error}; mend that and export again") from error
     finally:
-        for left in (beside, doomed):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _ours(file: Path) -> bool:

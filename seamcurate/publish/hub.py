@@ -31,6 +31,7 @@ from seamcurate.publish.export import Exported, export
 from seamcurate.run import recipe
 from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
+from seamcurate.storage import atomic
 from seamcurate.storage.objects import local
 from seamcurate.store.store import Store, save_json
 from seamcurate.text import brief
@@ -134,8 +135,7 @@ def prepare(
         lacking, notes = _only_here(text, Path(path).parent)
         told = card.readme(loaded, known, verdicts, card.About(repo_id, licences, parts, lacking, figures))
         (beside / "README.md").write_text(told, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        atomic.replace_folder(folder, beside)
     if not figures:
         notes.append('the card has no figures: pip install "seamcurate[study]" draws them')
     if not licences:

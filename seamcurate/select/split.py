@@ -28,7 +28,7 @@ from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.select import dependencies, views
 from seamcurate.select.connection import Answer, Connection, TooLargeError
 from seamcurate.step import digest
-from seamcurate.storage import objects, shard
+from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local
 from seamcurate.store.store import Store, filename, record_file, save_record
 from seamcurate.text import brief, counted, suggestion
@@ -479,13 +479,8 @@ def make(store: Store, name: str, split: Split) -> Made:
         del ledger, scored, undecided
         shard.give_back()
         if replaceable and isinstance(folder, Path) and isinstance(target, Path):
-            # The old folder is renamed before it is removed: a removal that is interrupted must not leave a record
-            # without its ledger.
-            old_folder = folder.with_name(f".{name}.old.tmp")
-            if folder.exists():
-                folder.rename(old_folder)
-            target.rename(folder)
-            objects.remove_tree(old_folder)
+            # A removal that is interrupted must not leave a record without its ledger.
+            atomic.replace_folder(folder, target)
         recorded = record
     elif recorded["format"] != split.format:
         # The same rows in another format: the ledger stays.

@@ -42,7 +42,7 @@ from pydantic import JsonValue
 from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, StoreError
 from seamcurate.progress import note
 from seamcurate.step import Step, digest
-from seamcurate.storage import lock, objects, shard
+from seamcurate.storage import atomic, lock, objects, shard
 from seamcurate.storage.objects import Place
 from seamcurate.text import suggestion
 
@@ -383,9 +383,7 @@ class Store:
         for layer, _ in changed:
             # Renamed away whole first: a removal that is cut short must not leave shards under a new record.
             if isinstance(layer.path, Path) and not layer.path.is_symlink():
-                doomed = layer.path.with_name(f".{layer.path.name}.{os.getpid()}.tmp")
-                layer.path.rename(doomed)
-                shutil.rmtree(doomed)
+                atomic.remove_folder(layer.path)
             else:
                 objects.remove_tree(layer.path)
         for layer in layers:
