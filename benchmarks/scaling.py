@@ -82,9 +82,9 @@ def add_columns(step: Any, folder: Path) -> None:
     from seamcurate.run.local import compute, here
 
     store = Store(folder / "store")
-    (layer,) = store.lay([step()])
-    store.claim([layer])
-    compute(layer, store, store.shards, "", here)
+    (output,) = store.plan([step()])
+    store.claim([output])
+    compute(output, store, store.shards, "", here)
 
 
 def embed_corpus(folder: Path) -> None:
@@ -93,9 +93,9 @@ def embed_corpus(folder: Path) -> None:
 
     corpus = Store(folder / "store" / "corpus")
     ingest(Source(parquet=str(folder / "corpus.parquet")), corpus, None, False, "corpus")
-    (layer,) = corpus.lay([Embed(encoder=FakeModel())])
-    corpus.claim([layer])
-    compute(layer, corpus, corpus.shards, "", here)
+    (output,) = corpus.plan([Embed(encoder=FakeModel())])
+    corpus.claim([output])
+    compute(output, corpus, corpus.shards, "", here)
     Store(folder / "store").update(corpus="corpus")
 
 

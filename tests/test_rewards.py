@@ -26,7 +26,7 @@ from seamcurate.publish.export import export, rer_reward, to_openrlhf, to_trl, t
 from seamcurate.rewards import ModelReward, RerReward, for_openrlhf, for_verl
 from seamcurate.score.rer import cut
 from seamcurate.select import split as splits
-from seamcurate.storage.shard import seal_folder
+from seamcurate.storage.shard import write_checksums
 from seamcurate.words import drop_repeats
 
 ENCODER = FakeModel(path="encoder")
@@ -451,7 +451,7 @@ def test_f_maps_from_the_range_that_was_measured(tmp_path):
     shutil.rmtree(store.path / "columns/rer/_shared")
     file.parent.mkdir()
     file.write_text('{"range": [0.1, 0.9], "cosines": false}')
-    seal_folder(file.parent)
+    write_checksums(file.parent)
     assert rer_reward(recipe, store)[1].startswith("F was fitted by an earlier version")
 
 

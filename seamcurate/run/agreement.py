@@ -20,7 +20,7 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.select import split as splits
 from seamcurate.step import Step, digest
 from seamcurate.storage import objects
-from seamcurate.store.store import Layer, Store, numbers
+from seamcurate.store.store import StepOutput, Store, numbers
 
 _REPLACE = "run the recipe first, with --replace, or name the store that it made"
 
@@ -30,10 +30,10 @@ class Difference(NamedTuple):
 
     text: str
     """What it is, and how it differs."""
-    cure: str = "run the recipe first"
+    hint: str = "run the recipe first"
 
     def __str__(self) -> str:
-        return f"{self.text}; {self.cure}"
+        return f"{self.text}; {self.hint}"
 
 
 def require(recipe: Recipe, store: Store) -> None:
@@ -48,7 +48,7 @@ def require(recipe: Recipe, store: Store) -> None:
     found = list(differences(recipe, store.open()))
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise StaleError(f"{store.path} does not hold what the recipe makes: {found[0].text}{more}; {found[0].cure}")
+        raise StaleError(f"{store.path} does not hold what the recipe makes: {found[0].text}{more}; {found[0].hint}")
 
 
 def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
@@ -63,21 +63,21 @@ def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
         return
     steps, corpus = recipe.ready(), store.corpus_store
     try:
-        there, layers = lay(steps, store, corpus)
+        there, outputs = plan_steps(steps, store, corpus)
     except ModelError as error:
         raise ModelError(f"whether {store.path} was made by this recipe cannot be told: {error}") from error
     except StoreError as error:
         yield Difference(str(error))
         return
-    changed = [(corpus, layer, what) for layer, what in (corpus.changed(there) if corpus is not None else ())]
-    changed += [(store, layer, what) for layer, what in store.changed(layers)]
-    for of, layer, what in changed:
+    changed = [(corpus, output, what) for output, what in (corpus.changed(there) if corpus is not None else ())]
+    changed += [(store, output, what) for output, what in store.changed(outputs)]
+    for of, output, what in changed:
         where = "of the corpus " if of is corpus else ""
-        yield Difference(f"step {layer.step.name} {where}was made by another configuration: {what}", _REPLACE)
+        yield Difference(f"step {output.step.name} {where}was made by another configuration: {what}", _REPLACE)
     if changed:
         return
-    lacking = [layer.step.name for layer in there if corpus is not None and numbers(layer.path) != corpus.shards]
-    lacking += [layer.step.name for layer in layers if numbers(layer.path) != store.shards]
+    lacking = [output.step.name for output in there if corpus is not None and numbers(output.path) != corpus.shards]
+    lacking += [output.step.name for output in outputs if numbers(output.path) != store.shards]
     for name in lacking:
         yield Difference(f"it lacks columns of step {name}")
     if lacking:
@@ -91,12 +91,12 @@ def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
             yield Difference(f"split {name}: {why}")
 
 
-def lay(steps: Sequence[Step], store: Store, corpus: Store | None) -> tuple[list[Layer], list[Layer]]:
-    """Work out the fingerprints of a recipe's steps over the corpus and over the rows; see `Store.lay`."""
+def plan_steps(steps: Sequence[Step], store: Store, corpus: Store | None) -> tuple[list[StepOutput], list[StepOutput]]:
+    """Work out the fingerprints of a recipe's steps over the corpus and over the rows; see `Store.plan`."""
     if corpus is None:
-        return [], store.lay(steps)
-    there = corpus.lay(corpus_steps(steps))
-    return there, store.lay(steps, {name: layer for layer in there for name in layer.step.adds.names})
+        return [], store.plan(steps)
+    there = corpus.plan(corpus_steps(steps))
+    return there, store.plan(steps, {name: output for output in there for name in output.step.adds.names})
 
 
 def corpus_steps(steps: Sequence[Step]) -> list[Step]:

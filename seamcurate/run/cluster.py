@@ -30,7 +30,7 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.step import Step
 from seamcurate.storage import lock, objects
 from seamcurate.storage.objects import Place
-from seamcurate.store.store import Layer, Store, beside, filename
+from seamcurate.store.store import StepOutput, Store, beside, filename
 
 _TRIES = 3
 """Workers that may die of one shard before the run stops: Ray would try for ever."""
@@ -114,19 +114,19 @@ def _knock(address: str) -> None:
         ) from error
 
 
-def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
+def _spread(output: StepOutput, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
     """Compute shards in the cluster's workers; see `run.Spread`."""
     import ray
     import ray.data
 
     # Where nothing is cleared away when a run begins, a killed one's counts are still there.
-    _clear(objects.find(layer.path, ".*.tries.tmp"))
+    _clear(objects.find(output.path, ".*.tries.tmp"))
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     workers = max(1, gpus or int(there.get("CPU", 0)))
     results = ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards)).map(
         _Worker,
-        fn_constructor_args=(layer.step, layer.fingerprint, str(store.path), lock.ticket(store.path), Path.cwd()),
+        fn_constructor_args=(output.step, output.fingerprint, str(store.path), lock.ticket(store.path), Path.cwd()),
         # One at a time, so that none waits behind another on one worker while the next is idle.
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1),
         num_cpus=1,
@@ -142,10 +142,10 @@ def _spread(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> 
                 raise _failure(row)
             yield int(row["rows"])
         # What killed workers left half-written; the living are done.
-        _clear([*objects.find(layer.path, ".*.tmp"), *shared.glob(".*.tmp")])
+        _clear([*objects.find(output.path, ".*.tmp"), *shared.glob(".*.tmp")])
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"step {layer.step.name}: a worker cannot work: {first_line(error)}; every node needs this seamcurate, "
+            f"step {output.step.name}: a worker cannot work: {first_line(error)}; every node needs this seamcurate, "
             "what was finished is kept"
         ) from error
 
@@ -156,7 +156,7 @@ def _clear(files: Sequence[Place]) -> None:
 
 
 class _Worker:
-    """Compute shards of one layer, in a process of the cluster.
+    """Compute shards of one output, in a process of the cluster.
 
     Ray takes the step there, pickled as its class's name and its fields, one defined in the script itself as code.
     What goes wrong comes back as a value, since Ray would wrap it.
@@ -179,7 +179,7 @@ class _Worker:
     def _rows(self, number: int) -> int:
         with self._tried(number):
             # Not in __init__: what fails there kills the worker instead of coming back.
-            self.work = self.work or worker(self.layer, self.store, self._shared())
+            self.work = self.work or worker(self.output, self.store, self._shared())
             return sum(self.work(number))
 
     @cached_property
@@ -196,23 +196,23 @@ class _Worker:
         return store
 
     @cached_property
-    def layer(self) -> Layer:
+    def output(self) -> StepOutput:
         """Return what is computed, as this node sees it."""
-        return Layer(self.step, self.store.path / "columns" / self.step.name, self.fingerprint, {})
+        return StepOutput(self.step, self.store.path / "columns" / self.step.name, self.fingerprint, {})
 
     def _shared(self) -> Path:
-        return objects.local_folder(beside(self.layer.path, "shared"), self.fingerprint)
+        return objects.local_folder(beside(self.output.path, "shared"), self.fingerprint)
 
     @contextmanager
     def _tried(self, number: int) -> Iterator[None]:
         """Count the workers that died of a shard, in a file that only they leave behind."""
-        file = self.layer.path / f".{filename(number)}.tries.tmp"
+        file = self.output.path / f".{filename(number)}.tries.tmp"
         before = file.read_bytes() if file.exists() else b""
         try:
             file.write_bytes(before + b".")
         except OSError as error:
             raise StoreError(
-                f"{file} cannot be written: {error.strerror}; what was finished is kept: mend that and run the same again"
+                f"{file} cannot be written: {error.strerror}; what was finished is kept: fix that and run the same again"
             ) from error
         try:
             if len(before) >= _TRIES:

@@ -31,10 +31,10 @@ from seamcurate.store.store import (
     beside,
     filename,
     load_json,
-    makers,
     numbers,
     own_record,
     record_file,
+    shard_fingerprints,
     step_record,
 )
 from seamcurate.text import counted
@@ -52,12 +52,12 @@ class Finding(NamedTuple):
 
     path: Place
     wrong: str
-    cure: str
+    hint: str
     doomed: bool = False
     """Whether a run may remove it, to make it anew."""
 
     def __str__(self) -> str:
-        return f"{self.path} {self.wrong}; {self.cure}"
+        return f"{self.path} {self.wrong}; {self.hint}"
 
 
 class Checked(NamedTuple):
@@ -70,7 +70,7 @@ class Checked(NamedTuple):
 def check(store: Store, recipe: Recipe | None = None) -> Checked:
     """Verify a store, its corpus and its bought answers from end to end, reading every file once.
 
-    Every shard against its seal and its columns' fingerprint; rows and rejected rows against the ranges they were read
+    Every shard against its checksum and its columns' fingerprint; rows and rejected rows against the ranges they were read
     from; columns and ledgers against the rows; what steps prepared, and JSON files, against their hashes; answers
     against theirs; which columns and splits are out of date; and, given a recipe, whether the store holds what it makes.
 
@@ -101,8 +101,8 @@ def check(store: Store, recipe: Recipe | None = None) -> Checked:
 
 
 def _against_recipe(store: Store, recipe: Recipe) -> Iterator[Finding]:
-    for text, cure in agreement.differences(recipe, store):
-        yield Finding(store.path, f"does not hold what the recipe makes: {text}", cure)
+    for text, hint in agreement.differences(recipe, store):
+        yield Finding(store.path, f"does not hold what the recipe makes: {text}", hint)
 
 
 def _corpus(store: Store) -> list[Finding]:
@@ -131,19 +131,19 @@ def _drop_unlisted(copy: Path) -> None:
 def _of_objects(found: Checked, copy: Path, there: ObjectPath) -> Checked:
     """Tell what a check of a copy found of the objects themselves, which a run neither looks over nor restores."""
     findings = []
-    for path, wrong, cure, _ in found.findings:
+    for path, wrong, hint, _ in found.findings:
         at, inside = path, isinstance(path, Path) and path.is_relative_to(copy)
         if inside and isinstance(path, Path):
             at = there / str(path.relative_to(copy))
-        if inside and cure == _SOURCE:
-            cure = _SOURCE_THERE
-        elif inside and cure == _AGAIN and path.exists():
-            cure = _THERE
-        findings.append(Finding(at, wrong.replace(str(copy), str(there)), cure.replace(str(copy), str(there))))
+        if inside and hint == _SOURCE:
+            hint = _SOURCE_THERE
+        elif inside and hint == _AGAIN and path.exists():
+            hint = _THERE
+        findings.append(Finding(at, wrong.replace(str(copy), str(there)), hint.replace(str(copy), str(there))))
     return Checked(findings, found.summary.replace(str(copy), str(there)))
 
 
-def mend(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> None:
+def repair(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> None:
     """Remove what is damaged of some steps' columns and some splits, a line each, so that a run makes it anew.
 
     On object storage nothing is looked for: all would have to be downloaded, and what is read is verified then.
@@ -163,7 +163,7 @@ def mend(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> 
             note(f"{finding.path} {finding.wrong}: it is made anew")
 
 
-def mend_record(store: Store) -> None:
+def repair_record(store: Store) -> None:
     """Remove a store.json that is damaged: a run writes it anew, after holding the rows against their source."""
     for finding in _record(store) if isinstance(store.path, Path) else ():
         _remove(_at(store) / "store.json")
@@ -196,16 +196,16 @@ def _record(store: Store) -> Iterator[Finding]:
 
 def _rows(store: Store) -> Iterator[Finding]:
     """Find shards of rows and rejected rows that are not what was read from the source."""
-    recorded = store.row_seals
+    recorded = store.row_checksums
     for kind in ("rows", "rejected"):
         seals, there = recorded.get(kind, []), numbers(_at(store) / kind)
         expected = range(max(len(seals), max([*store.shards, *there], default=-1) + 1))
         files = [_at(store) / kind / filename(number) for number in expected]
-        wrong = _verified([(file, store.row_makers[kind], number) for number, file in enumerate(files)])
+        wrong = _verified([(file, store.row_fingerprints[kind], number) for number, file in enumerate(files)])
         for number, (file, error) in enumerate(zip(files, wrong, strict=True)):
             if error is not None:
                 yield _finding(file, error, _SOURCE, doomed=False)
-            elif number < len(seals) and shard.marks(file).seal != seals[number]:
+            elif number < len(seals) and shard.footer(file).checksum != seals[number]:
                 yield Finding(file, "is not the one that was read from the source", _SOURCE)
 
 
@@ -218,11 +218,11 @@ def _columns(store: Store, folder: Path) -> Iterator[Finding]:
         yield _finding(file, error)
         return
     if not record:
-        if makers(folder) and not file.exists():
+        if shard_fingerprints(folder) and not file.exists():
             yield Finding(file, "is missing", "run its recipe again: its shards are taken over where they fit")
         return
     made = str(record["fingerprint"])
-    if len(there) > 1 and (others := makers(folder)) and made not in others and len(others) == 1:
+    if len(there) > 1 and (others := shard_fingerprints(folder)) and made not in others and len(others) == 1:
         yield Finding(file, "belongs to other columns than the shards beside it", _AGAIN, doomed=True)
         return
     files = [folder / filename(number) for number in there]
@@ -280,10 +280,10 @@ def _verified(jobs: list[tuple[Path, str, int]]) -> list[DamagedError | None]:
         return list(pool.map(wrong, jobs))
 
 
-def _finding(path: Path, error: DamagedError, cure: str = _AGAIN, doomed: bool = True) -> Finding:
+def _finding(path: Path, error: DamagedError, hint: str = _AGAIN, doomed: bool = True) -> Finding:
     # An error is a sentence of its own: what is damaged, how, and what to do.
     wrong = str(error).partition("; ")[0].removeprefix(str(path)).strip(" /")
-    return Finding(path, wrong, cure, doomed)
+    return Finding(path, wrong, hint, doomed)
 
 
 def _remove(path: Path) -> None:
@@ -338,7 +338,9 @@ def _strays(store: Store) -> Iterator[Finding]:
     for folder in _filled(at / "columns"):
         written = {record_file(folder, "step.json").name, *(beside(folder, n).name for n in ("shared", "facts.json"))}
         with suppress(DamagedError):
-            if not folder.is_dir() or (not step_record(folder) and not (makers(folder) and not _recorded(folder))):
+            if not folder.is_dir() or (
+                not step_record(folder) and not (shard_fingerprints(folder) and not _recorded(folder))
+            ):
                 strays.append(folder)
                 continue
         strays += _others(folder, written)
@@ -397,7 +399,7 @@ def _ranges(store: Store) -> Iterator[Finding]:
 
 
 def _ids(store: Store, kind: str, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    table = shard.read(_at(store) / kind / filename(number), store.row_makers[kind], number, ["row_id"])
+    table = shard.read(_at(store) / kind / filename(number), store.row_fingerprints[kind], number, ["row_id"])
     ids: np.ndarray[tuple[int], np.dtype[np.int64]] = table["row_id"].to_numpy()
     return ids
 

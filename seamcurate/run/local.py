@@ -30,11 +30,20 @@ from seamcurate.select import split as splits
 from seamcurate.step import Averages, Step
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place
-from seamcurate.store.store import Layer, Store, beside, filename, makers, record_file, shard_files, step_record
+from seamcurate.store.store import (
+    StepOutput,
+    Store,
+    beside,
+    filename,
+    record_file,
+    shard_files,
+    shard_fingerprints,
+    step_record,
+)
 from seamcurate.text import brief, counted
 
-Spread: TypeAlias = Callable[[Layer, Store, Path, Sequence[int]], Iterator[int]]
-"""Compute shards of a layer, given what it prepared, and put each into the store; yields rows done, as they are."""
+Spread: TypeAlias = Callable[[StepOutput, Store, Path, Sequence[int]], Iterator[int]]
+"""Compute shards of an output, given what it prepared, and put each into the store; yields rows done, as they are."""
 
 _LOOKED_AT = 128
 
@@ -92,35 +101,35 @@ def run(
     steps, store = recipe.ready(), Store(path)
     buys = any(map(_buys, steps))
     with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext() as bought:
-        integrity.mend_record(store)
+        integrity.repair_record(store)
         corpus = _corpus(recipe, store, replace, append)
         read = ingest(recipe.rows, store, limit, replace, "reading rows", append)
-        integrity.mend(store, [step.name for step in steps], recipe.splits)
+        integrity.repair(store, [step.name for step in steps], recipe.splits)
         if corpus is None:
-            _, layers = agreement.lay(steps, store, None)
-            store.claim(layers, replace, append)
+            _, outputs = agreement.plan_steps(steps, store, None)
+            store.claim(outputs, replace, append)
             splits.check(store, recipe.splits)
-            _check_devices([(layer, store) for layer in layers], spread)
+            _check_devices([(output, store) for output in outputs], spread)
             computed = 0
         else:
             with corpus.hold():
-                integrity.mend(corpus, [step.name for step in agreement.corpus_steps(steps)])
-                there, layers = agreement.lay(steps, store, corpus)
+                integrity.repair(corpus, [step.name for step in agreement.corpus_steps(steps)])
+                there, outputs = agreement.plan_steps(steps, store, corpus)
                 corpus.claim(there, replace, append)
-                store.claim(layers, replace, append)
+                store.claim(outputs, replace, append)
                 splits.check(store, recipe.splits)
-                _check_devices([(layer, corpus) for layer in there], spread)
-                _check_devices([(layer, store) for layer in layers], spread)
-                computed = sum(compute(layer, corpus, corpus.shards, "corpus ", spread) for layer in there)
+                _check_devices([(output, corpus) for output in there], spread)
+                _check_devices([(output, store) for output in outputs], spread)
+                computed = sum(compute(output, corpus, corpus.shards, "corpus ", spread) for output in there)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []
-        for layer in layers:
-            planned = _planned(layer, store, shards, steps)
+        for output in outputs:
+            planned = _planned(output, store, shards, steps)
             before = bought.spent if bought else Spent()
-            computed += compute(layer, store, shards, "", spread)
+            computed += compute(output, store, shards, "", spread)
             if bought and planned is not None and (now := bought.spent.minus(before)).calls:
-                spent.append(f"{layer.step.name}: {now}; planned were {planned}")
-        lines = [line for layer in layers for line in told(store, layer)] + spent
+                spent.append(f"{output.step.name}: {now}; planned were {planned}")
+        lines = [line for output in outputs for line in told(store, output)] + spent
         if len(shards) == len(store.shards):
             lines += [line for split in splits.make_all(store, recipe.splits) for line in split.lines]
         elif recipe.splits:
@@ -143,8 +152,12 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
     """
     identity = source.identity()
     about = store.about
-    fingerprint = agreement.first_fingerprint(identity, makers(store.path / "rows"))
-    known = about.get("source") == identity if "rows" in about else not makers(store.path / "rows") - {fingerprint}
+    fingerprint = agreement.first_fingerprint(identity, shard_fingerprints(store.path / "rows"))
+    known = (
+        about.get("source") == identity
+        if "rows" in about
+        else not shard_fingerprints(store.path / "rows") - {fingerprint}
+    )
     if not known:
         grown = agreement.grew(about.get("source"), identity)
         if append and grown:
@@ -163,7 +176,7 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
     if store.about.get("complete"):
         if there != list(range(len(there))) or len(there) != store.about.get("shards"):
             raise StoreError(f"{store.path}/rows lacks a shard; {_LOST.format(store.path)}")
-        _seal_rows(store)
+        _record_checksums(store)
         return 0
     stop = None if limit is None else _shard_count(limit, source.shard_rows)
     first = next((i for i, number in enumerate(there) if number != i), len(there))
@@ -171,7 +184,7 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         # It was the source's last one, and more may follow by now.
         first -= 1
     if stop is not None and first >= stop:
-        _seal_rows(store)
+        _record_checksums(store)
         return 0
     read: int = 0
     with bar(label, None) as advance:
@@ -182,24 +195,24 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
                 read += chunk.rows.num_rows
             advance(chunk.rows.num_rows + chunk.rejected.num_rows)
             if stop is not None and chunk.number + 1 >= stop:
-                _seal_rows(store)
+                _record_checksums(store)
                 return read
     if len(store) == 0:
         raise SourceError(
             f"every source row was set aside; see {store.path}/rejected, the first reason: {_first_reason(store)}"
         )
-    _seal_rows(store, complete=True, shards=len(store.shards))
+    _record_checksums(store, complete=True, shards=len(store.shards))
     return read
 
 
 def _other_source(store: Store, before: JsonValue, after: JsonValue, append: bool, grown: bool) -> str:
     changed = agreement.source_change(before, after)
-    cure = "run with --replace to read it anew, or name another store"
+    hint = "run with --replace to read it anew, or name another store"
     if grown:
-        cure = f"run with --append to read what is new alone, {cure.removeprefix('run ')}"
+        hint = f"run with --append to read what is new alone, {hint.removeprefix('run ')}"
     elif append:
-        cure = f"--append takes new files that come after those that were read, which must be as they were; {cure}"
-    return f"{store.path} holds the rows of another source, or its source changed since: {changed}; {cure}"
+        hint = f"--append takes new files that come after those that were read, which must be as they were; {hint}"
+    return f"{store.path} holds the rows of another source, or its source changed since: {changed}; {hint}"
 
 
 def _has_rows(store: Store) -> bool:
@@ -237,7 +250,7 @@ def _grow(source: Source, store: Store, identity: JsonValue) -> None:
     note(
         f"{agreement.source_change(store.about.get('source'), identity)}: what is there of {counted(full, 'full shard')} stays"
     )
-    seals: dict[str, JsonValue] = {kind: [*seals[:full]] for kind, seals in store.row_seals.items()}
+    seals: dict[str, JsonValue] = {kind: [*seals[:full]] for kind, seals in store.row_checksums.items()}
     store.update(source=identity, complete=False, seals=seals)
 
 
@@ -247,8 +260,8 @@ def _holds(store: Store, chunk: Chunk) -> bool:
         file = store.path / kind / filename(chunk.number)
         if not file.exists():
             return False
-        content = shard.sealed(file, table.schema, [table], store.row_makers[kind], chunk.number)
-        if shard.seal(content, file) != shard.marks(file).seal:
+        content = shard.encode(file, table.schema, [table], store.row_fingerprints[kind], chunk.number)
+        if shard.checksum(content, file) != shard.footer(file).checksum:
             return False
     return True
 
@@ -271,12 +284,12 @@ def _chunks(source: Source, store: Store, first: int) -> Iterator[Chunk]:
     return source.chunks(first, before, _ids(store, range(first)) if source.id else ())
 
 
-def _seal_rows(store: Store, **values: JsonValue) -> None:
-    """Write down the seals of the rows' shards: from now on columns are computed from them."""
+def _record_checksums(store: Store, **values: JsonValue) -> None:
+    """Write down the checksums of the rows' shards: from now on columns are computed from them."""
     if isinstance(store.path, Path):
         shards = store.shards
         values["seals"] = {
-            kind: [shard.marks(store.path / kind / filename(number)).seal for number in shards]
+            kind: [shard.footer(store.path / kind / filename(number)).checksum for number in shards]
             for kind in ("rows", "rejected")
         }
     store.update(**values)
@@ -288,7 +301,7 @@ def _restore(source: Source, store: Store) -> None:
     Raises:
         DamagedError: It does not.
     """
-    damaged, seals = integrity.damaged_rows(store), store.row_seals
+    damaged, seals = integrity.damaged_rows(store), store.row_checksums
     sealed = len(seals.get("rows", []))
     lost = {int(file.stem): wrong for file, wrong in damaged.items() if int(file.stem) < sealed}
     for found, wrong in damaged.items():
@@ -303,8 +316,8 @@ def _restore(source: Source, store: Store) -> None:
         if chunk.number in lost:
             for kind, table in (("rejected", chunk.rejected), ("rows", chunk.rows)):
                 file = store.path / kind / filename(chunk.number)
-                content = shard.sealed(file, table.schema, [table], store.row_makers[kind], chunk.number)
-                if shard.seal(content, file) != seals[kind][chunk.number]:
+                content = shard.encode(file, table.schema, [table], store.row_fingerprints[kind], chunk.number)
+                if shard.checksum(content, file) != seals[kind][chunk.number]:
                     wrong = lost[chunk.number]
                     raise DamagedError(f"{wrong}, and its source gives other bytes now; {_LOST.format(store.path)}")
                 if file in damaged:
@@ -318,68 +331,68 @@ def _restore(source: Source, store: Store) -> None:
         raise DamagedError(f"{wrong}, and its source has no such rows now; {_LOST.format(store.path)}")
 
 
-def compute(layer: Layer, store: Store, shards: Sequence[int], where: str, spread: Spread) -> int:
-    """Compute the shards a layer lacks and, once all are there, its facts; returns how many were computed."""
+def compute(output: StepOutput, store: Store, shards: Sequence[int], where: str, spread: Spread) -> int:
+    """Compute the shards an output lacks and, once all are there, its facts; returns how many were computed."""
     wanted = set(shards)
-    missing = [number for number in store.missing(layer) if number in wanted]
-    step, facts = layer.step, beside(layer.path, "facts.json")
-    if missing or not objects.is_folder(beside(layer.path, "shared")):
+    missing = [number for number in store.missing(output) if number in wanted]
+    step, facts = output.step, beside(output.path, "facts.json")
+    if missing or not objects.is_folder(beside(output.path, "shared")):
         # They are of all shards that were there: a kill before the new ones are summed up must not leave them.
         facts.unlink(missing_ok=True)
-        with _making(layer):
-            shared = _prepared(layer, store)
+        with _making(output):
+            shared = _prepared(output, store)
         total = sum(map(store.count, missing))
         with bar(f"{where}{step.name}", total) as advance:
             # Bought answers and the limit on their price are kept by one process.
-            for rows in (spread if missing and not _buys(step) else here)(layer, store, shared, missing):
+            for rows in (spread if missing and not _buys(step) else here)(output, store, shared, missing):
                 advance(rows)
     # Arrow keeps what it was given for its next table; the next step has none as large.
     shard.give_back()
-    if not facts.exists() and not store.missing(layer):
-        shared = objects.local_folder(beside(layer.path, "shared"), layer.fingerprint)
-        store.add_facts(layer, step.facts(_own_columns(store, layer), shared))
+    if not facts.exists() and not store.missing(output):
+        shared = objects.local_folder(beside(output.path, "shared"), output.fingerprint)
+        store.add_facts(output, step.facts(_own_columns(store, output), shared))
     return len(missing)
 
 
-def _prepared(layer: Layer, store: Store) -> Path:
+def _prepared(output: StepOutput, store: Store) -> Path:
     """Return what a step prepared once for all shards, prepared now where it is not there."""
-    kept = beside(layer.path, "shared")
+    kept = beside(output.path, "shared")
     if objects.is_folder(kept):
-        return objects.local_folder(kept, layer.fingerprint)
-    made = (layer.path if isinstance(layer.path, Path) else store.scratch / layer.step.name) / ".shared.tmp"
+        return objects.local_folder(kept, output.fingerprint)
+    made = (output.path if isinstance(output.path, Path) else store.scratch / output.step.name) / ".shared.tmp"
     made.mkdir(parents=True)
-    layer.step.prepare(store, made)
-    shard.seal_folder(made)
-    return objects.keep_folder(made, kept, layer.fingerprint)
+    output.step.prepare(store, made)
+    shard.write_checksums(made)
+    return objects.keep_folder(made, kept, output.fingerprint)
 
 
 @contextmanager
-def _making(layer: Layer) -> Iterator[None]:
+def _making(output: StepOutput) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         # The disk is full, as a rule.
         raise StoreError(
-            f"{beside(layer.path, 'shared')} cannot be made: {error.strerror or error}; mend that and run the same again"
+            f"{beside(output.path, 'shared')} cannot be made: {error.strerror or error}; fix that and run the same again"
         ) from error
 
 
-def here(layer: Layer, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
+def here(output: StepOutput, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
     """Compute shards in this process, one after the other; see `Spread`."""
-    work = worker(layer, store, shared)
+    work = worker(output, store, shared)
     for number in shards:
         yield from work(number)
 
 
-def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator[int]]:
-    """Load a layer's step; returns what computes one shard, puts it into the store and yields rows done."""
-    step = layer.step
-    with _making(layer):
+def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], Iterator[int]]:
+    """Load an output's step; returns what computes one shard, puts it into the store and yields rows done."""
+    step = output.step
+    with _making(output):
         transform = step.load(shared)
         # A step may measure its model when it is loaded first.
-        shard.seal_folder(shared)
+        shard.write_checksums(shared)
     # What loading measured belongs to all that follow.
-    objects.keep_folder(shared, beside(layer.path, "shared"), layer.fingerprint)
+    objects.keep_folder(shared, beside(output.path, "shared"), output.fingerprint)
     read = store.reader(step.inputs)
 
     def work(number: int) -> Iterator[int]:
@@ -390,7 +403,7 @@ def worker(layer: Layer, store: Store, shared: Path) -> Callable[[int], Iterator
             part = rows.slice(start, step.rows_per_call)
             parts.append(_columns(step, number, part, transform(part)))
             yield part.num_rows
-        store.add(layer, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
+        store.add(output, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
 
     return work
 
@@ -429,11 +442,11 @@ def _check_lists(step: Step, rows: pa.Table) -> None:
             )
 
 
-def _check_devices(layers: Sequence[tuple[Layer, Store]], spread: Spread) -> None:
+def _check_devices(outputs: Sequence[tuple[StepOutput, Store]], spread: Spread) -> None:
     """Refuse, before any model is loaded, a device that is not on this machine, where there is something to compute."""
-    for layer, store in layers if spread is here else ():
-        if store.missing(layer):
-            for _, value in layer.step:
+    for output, store in outputs if spread is here else ():
+        if store.missing(output):
+            for _, value in output.step:
                 if isinstance(value, LocalModel):
                     value.check_device()
 
@@ -442,11 +455,11 @@ def _buys(step: Step) -> bool:
     return any(isinstance(value, OpenAIServer) for _, value in step)
 
 
-def _planned(layer: Layer, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
-    """Estimate what an endpoint will be asked for a layer's missing shards; None for a step that asks none."""
+def _planned(output: StepOutput, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
+    """Estimate what an endpoint will be asked for an output's missing shards; None for a step that asks none."""
     wanted = set(shards)
-    missing = [number for number in store.missing(layer) if number in wanted]
-    if not missing or not _buys(layer.step):
+    missing = [number for number in store.missing(output) if number in wanted]
+    if not missing or not _buys(output.step):
         return None
     rows = store.table(missing[0], ("prompt", "response")).slice(0, _LOOKED_AT)
     response = _mean_length(rows["response"].to_pylist())
@@ -454,7 +467,7 @@ def _planned(layer: Layer, store: Store, shards: Sequence[int], steps: Sequence[
     averages = Averages(
         _mean_length([prompt_text(p) for p in rows["prompt"].to_pylist()]), response, response, made, response
     )
-    work = layer.step.work(averages)
+    work = output.step.work(averages)
     if work is None:
         return None
     return expected(work, sum(map(store.count, missing)))
@@ -464,9 +477,9 @@ def _mean_length(texts: Sequence[str | None]) -> float:
     return sum(len(text or "") for text in texts) / max(1, len(texts))
 
 
-def told(store: Store, layer: Layer) -> Iterator[str]:
-    """Yield what a layer's facts say to a person."""
-    facts = store.facts(layer.step.name)
+def told(store: Store, output: StepOutput) -> Iterator[str]:
+    """Yield what an output's facts say to a person."""
+    facts = store.facts(output.step.name)
     if "summary" in facts:
         yield str(facts["summary"])
     warnings = facts.get("warnings", [])
@@ -475,9 +488,9 @@ def told(store: Store, layer: Layer) -> Iterator[str]:
         yield f"warning: {warning}"
 
 
-def _own_columns(store: Store, layer: Layer) -> Iterator[pa.Table]:
+def _own_columns(store: Store, output: StepOutput) -> Iterator[pa.Table]:
     for number in store.shards:
-        yield shard.read(layer.path / filename(number), layer.fingerprint, number)
+        yield shard.read(output.path / filename(number), output.fingerprint, number)
 
 
 def _corpus(recipe: Recipe, store: Store, replace: bool, append: bool) -> Store | None:
@@ -501,7 +514,7 @@ def _corpus(recipe: Recipe, store: Store, replace: bool, append: bool) -> Store 
     store.update(corpus="corpus")
     corpus = Store(store.path / "corpus")
     with corpus.hold():
-        integrity.mend_record(corpus)
+        integrity.repair_record(corpus)
         ingest(recipe.corpus, corpus, None, replace, "reading corpus", append)
     return corpus
 
@@ -523,7 +536,7 @@ def _rejected(store: Store) -> int:
 
 def _first_reason(store: Store) -> str:
     for file in shard_files(store.path / "rejected"):
-        reasons = shard.read(file, store.row_makers["rejected"], int(file.stem), ["reason"])["reason"].to_pylist()
+        reasons = shard.read(file, store.row_fingerprints["rejected"], int(file.stem), ["reason"])["reason"].to_pylist()
         if reasons:
             return str(reasons[0])
     return "none"

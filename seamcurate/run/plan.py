@@ -168,10 +168,10 @@ def _check_filters(
         if corpus is not None:
             beside = _empty(Path(folder) / "store" / "corpus", corpus)
             empty.update(corpus="corpus")
-        there, layers = agreement.lay(planned, empty, beside)
+        there, outputs = agreement.plan_steps(planned, empty, beside)
         if beside is not None:
             beside.claim(there)
-        empty.claim(layers)
+        empty.claim(outputs)
         split.check(empty, recipe.splits)
 
 

@@ -292,11 +292,11 @@ def basis(store: Store, name: str, split: Split) -> Basis:
     sql, values = _bound(store, name, split)
     sources = _reads(sql, values)
     reads: dict[str, JsonValue] = {"inputs": _fingerprints(store)}
-    checksums = [store.seals()]
+    checksums = [store.columns_checksum()]
     corpus = store.corpus_store if sources.views & {"corpus", "candidates"} else None
     if corpus is not None:
         reads["corpus"] = _fingerprints(corpus)
-        checksums.append(corpus.seals())
+        checksums.append(corpus.columns_checksum())
     records = store.split_records() if sources.splits != frozenset() else {}
     ledgers = [
         split_name
@@ -305,7 +305,7 @@ def basis(store: Store, name: str, split: Split) -> Basis:
     ]
     if sources.splits != frozenset():
         reads["ledger"] = {ledger: records[ledger]["fingerprint"] for ledger in ledgers}
-        checksums += [shard.marks(store.path / "splits" / ledger / "ledger.parquet").seal for ledger in ledgers]
+        checksums += [shard.footer(store.path / "splits" / ledger / "ledger.parquet").checksum for ledger in ledgers]
     fingerprint = digest({"sql": sql, "values": values, **reads})
     made_of = "" if "" in checksums else checksums[0] if len(checksums) == 1 else digest([*checksums])
     return Basis(sql, values, ledgers, reads, fingerprint, made_of)
@@ -515,9 +515,9 @@ def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _state(store: Store, name: str) -> JsonValue:
-    """Return what another run would change in a split and its columns; see `Store.seals`."""
+    """Return what another run would change in a split and its columns; see `Store.columns_checksum`."""
     record = store.split_record(name)
-    return [record.get("fingerprint"), record.get("made_of"), _fingerprints(store), store.seals()]
+    return [record.get("fingerprint"), record.get("made_of"), _fingerprints(store), store.columns_checksum()]
 
 
 class _Ledger(NamedTuple):

@@ -269,7 +269,7 @@ def _verified_files(
     The views read exactly these files. A later listing could be longer, while a run adds files.
     """
     jobs: dict[str, list[tuple[Place, str, int]]] = {}  # for each folder: file, fingerprint, number of the shard
-    for kind, fingerprint in store.row_makers.items():
+    for kind, fingerprint in store.row_fingerprints.items():
         if kind in kinds:
             shard_numbers: Iterable[int] = numbers(store.path / kind)
             if kind == "rows" and isinstance(count := store.about.get("shards"), int) and store.about.get("complete"):

@@ -189,14 +189,14 @@ class ObjectPath:
             self.bucket.footers[self.key] = (self.bucket.seen[self.key].version, content)
         return content
 
-    def put_folder(self, made: Path, maker: str) -> Path:
+    def put_folder(self, made: Path, fingerprint: str) -> Path:
         """Put those of a folder's files that are not there yet, then the list of all; returns the local copy.
 
         What is there already is never put again: of several that add the same file, the first is heard.
 
         Args:
             made: The folder, with its list.
-            maker: What decides its content: what another made there is another folder.
+            fingerprint: What decides its content: what another made there is another folder.
         """
         there, here = self._list(), read_list(made)
         known = dict(there or {})
@@ -211,20 +211,20 @@ class ObjectPath:
                 known[name] = (self / name)._add((made / name).read_bytes())
         if known != there:
             (self / LISTED).write_bytes(_list(known))
-        place = self._home / maker
+        place = self._home / fingerprint
         if made != place:
             with self._syncing(place):
                 shutil.copytree(made, place, copy_function=_link, dirs_exist_ok=True)
             shutil.rmtree(made)
         return place
 
-    def copy_folder(self, maker: str) -> Path:
+    def copy_folder(self, fingerprint: str) -> Path:
         """Return a local copy of a folder that was put; what is added to it there stays.
 
         Raises:
             DamagedError: A file is missing, or not the one that was put.
         """
-        place = self._home / maker
+        place = self._home / fingerprint
         with self._syncing(place):
             files, here = self._list() or {}, read_list(place)
             for name in [name for name in files if here.get(name) != files[name]]:
@@ -382,15 +382,15 @@ def is_folder(folder: Place) -> bool:
     return folder.exists() if isinstance(folder, Path) else (folder / LISTED).exists()
 
 
-def local_folder(folder: Place, maker: str) -> Path:
-    """Return a folder of this machine with the files: the folder itself, or a copy of what its maker put."""
-    return folder if isinstance(folder, Path) else folder.copy_folder(maker)
+def local_folder(folder: Place, fingerprint: str) -> Path:
+    """Return a folder of this machine with the files: the folder itself, or a copy of what its fingerprint put."""
+    return folder if isinstance(folder, Path) else folder.copy_folder(fingerprint)
 
 
-def keep_folder(made: Path, folder: Place, maker: str) -> Path:
+def keep_folder(made: Path, folder: Place, fingerprint: str) -> Path:
     """Keep a listed folder whole, renamed into its place or put; return where its files are to be read from."""
     if not isinstance(folder, Path):
-        return folder.put_folder(made, maker)
+        return folder.put_folder(made, fingerprint)
     if made != folder:
         made.rename(folder)
     return folder
@@ -422,7 +422,7 @@ def writing(out: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         reason = os.strerror(error.errno)
-        raise StoreError(f"{error.filename or out} cannot be written: {reason}; mend that, or name another") from error
+        raise StoreError(f"{error.filename or out} cannot be written: {reason}; fix that, or name another") from error
 
 
 @contextmanager

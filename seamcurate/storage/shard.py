@@ -1,6 +1,6 @@
 """One shard: a Parquet file that is whole or not there, and that knows whose it is.
 
-It is written beside its place, synced and renamed into it. Its footer names the maker's fingerprint and the
+It is written beside its place, synced and renamed into it. Its footer names the fingerprint's fingerprint and the
 shard's number, and carries the SHA-256 of the whole file, computed with that one field zeroed; so a flipped bit,
 a truncated file, a neighbour's shard or an older configuration's is found when it is read. It also names the seals
 of the columns' shards it was made from, so that one made from others than are there now is found too. A folder of
@@ -26,10 +26,16 @@ from seamcurate.errors import DamagedError, StoreError
 from seamcurate.storage import atomic, hashes
 from seamcurate.storage.objects import LISTED, ObjectPath, Place, local
 
-_MAKER, _NUMBER, _MADE_OF = b"seamcurate.maker", b"seamcurate.shard", b"seamcurate.made_of"
-_SEAL = b"seamcurate.sha256"
-_SEALED = re.compile(re.escape(_SEAL) + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
-_OPEN = b"0" * 64
+# Keys of a shard's Parquet metadata. They are bytes of the file format: stores made before have them.
+_FINGERPRINT = b"seamcurate.maker"
+"""The fingerprint of the columns that the shard belongs to."""
+_NUMBER = b"seamcurate.shard"
+_INPUT_CHECKSUMS = b"seamcurate.made_of"
+"""As JSON, the checksums of the columns' shards that the values were computed from, by folder."""
+_CHECKSUM = b"seamcurate.sha256"
+"""The SHA-256 of the whole file, computed with these 64 hexadecimal digits as zeros."""
+_CHECKSUM_FIELD = re.compile(re.escape(_CHECKSUM) + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
+_ZEROS = b"0" * 64
 
 _Key = tuple[int, int, int, str, int]
 _verified: dict[Path, _Key] = {}
@@ -47,23 +53,25 @@ def give_back() -> None:
         trim(0)
 
 
-def write(path: Place, table: pa.Table, maker: str, number: int, made_of: Mapping[str, str] | None = None) -> None:
-    """Write a table as shard `number` of the columns whose fingerprint is `maker`; see `sealed`."""
-    replace(path, sealed(path, table.schema, [table], maker, number, made_of))
+def write(
+    path: Place, table: pa.Table, fingerprint: str, number: int, input_checksums: Mapping[str, str] | None = None
+) -> None:
+    """Write a table as shard `number` of the columns whose fingerprint is `fingerprint`; see `encode`."""
+    replace(path, encode(path, table.schema, [table], fingerprint, number, input_checksums))
 
 
-def write_parts(path: Place, schema: pa.Schema, parts: Iterable[pa.Table], maker: str, number: int) -> None:
+def write_parts(path: Place, schema: pa.Schema, parts: Iterable[pa.Table], fingerprint: str, number: int) -> None:
     """Write tables of one schema as one shard, a row group each."""
-    replace(path, sealed(path, schema, parts, maker, number))
+    replace(path, encode(path, schema, parts, fingerprint, number))
 
 
-def sealed(
+def encode(
     path: Place,
     schema: pa.Schema,
     parts: Iterable[pa.Table],
-    maker: str,
+    fingerprint: str,
     number: int,
-    made_of: Mapping[str, str] | None = None,
+    input_checksums: Mapping[str, str] | None = None,
 ) -> bytearray:
     """Return what `path` is to hold: tables of one schema as one sealed shard, a row group each.
 
@@ -71,9 +79,9 @@ def sealed(
         path: Where it will lie, for messages.
         schema: The tables' schema.
         parts: The tables.
-        maker: Their columns' fingerprint.
+        fingerprint: Their columns' fingerprint.
         number: The shard's number.
-        made_of: Seals of the shards its values were computed from, by their columns' folder.
+        input_checksums: Seals of the shards its values were computed from, by their columns' folder.
     """
     sink = pa.BufferOutputStream()
     # Numbers are split by bytes or by differences: half the size of what zstd makes of them as they are.
@@ -90,55 +98,59 @@ def sealed(
     ) as writer:
         for table in parts:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
-        said = {_MAKER: maker, _NUMBER: str(number)}
-        if made_of:
-            said[_MADE_OF] = json.dumps(made_of, sort_keys=True)
-        writer.add_key_value_metadata({**said, _SEAL: _OPEN.decode()})
+        said = {_FINGERPRINT: fingerprint, _NUMBER: str(number)}
+        if input_checksums:
+            said[_INPUT_CHECKSUMS] = json.dumps(input_checksums, sort_keys=True)
+        writer.add_key_value_metadata({**said, _CHECKSUM: _ZEROS.decode()})
     whole = bytearray(sink.getvalue())
-    start, end = _seal_span(whole, path)
+    start, end = _checksum_span(whole, path)
     whole[start:end] = hashlib.sha256(whole).hexdigest().encode()
     return whole
 
 
-def seal(content: bytes | bytearray, path: Place) -> str:
+def checksum(content: bytes | bytearray, path: Place) -> str:
     """Return the seal of a shard's content."""
-    start, end = _seal_span(content, path)
+    start, end = _checksum_span(content, path)
     return content[start:end].decode()
 
 
-class Marks(NamedTuple):
+class Footer(NamedTuple):
     """What a shard's footer says of it."""
 
-    maker: str
+    fingerprint: str
     number: str
-    seal: str
+    checksum: str
     """The file's hash with this field zeroed."""
-    made_of: dict[str, str]
+    input_checksums: dict[str, str]
     """Seals of the columns' shards it was made from, by their folder."""
 
 
-def marks(path: Place) -> Marks:
+def footer(path: Place) -> Footer:
     """Read what a shard says of itself, unverified.
 
     Raises:
         DamagedError: See `metadata`.
     """
     found = metadata(path).metadata or {}
-    maker, number, seal = (found.get(key, b"").decode("utf-8", "replace") for key in (_MAKER, _NUMBER, _SEAL))
+    fingerprint, number, seal = (
+        found.get(key, b"").decode("utf-8", "replace") for key in (_FINGERPRINT, _NUMBER, _CHECKSUM)
+    )
     try:
-        made_of = {str(folder): str(one) for folder, one in json.loads(found.get(_MADE_OF, b"{}")).items()}
+        input_checksums = {
+            str(folder): str(one) for folder, one in json.loads(found.get(_INPUT_CHECKSUMS, b"{}")).items()
+        }
     except (ValueError, AttributeError) as error:
-        raise DamagedError(f"{path} is no readable shard: it was altered; {cure(path)}") from error
-    return Marks(maker, number, seal, made_of)
+        raise DamagedError(f"{path} is no readable shard: it was altered; {hint(path)}") from error
+    return Footer(fingerprint, number, seal, input_checksums)
 
 
-def read(path: Place, maker: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read(path: Place, fingerprint: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a shard's columns, those of the named that it has, after verifying the file.
 
     Raises:
         DamagedError: The file is missing, altered, another shard's or another configuration's.
     """
-    with pq.ParquetFile(verify(path, maker, number)) as file:
+    with pq.ParquetFile(verify(path, fingerprint, number)) as file:
         table = file.read(None if columns is None else list(columns), use_threads=False)
     # A name is also taken for the beginning of a dotted one.
     return table if columns is None else table.select([name for name in columns if name in table.column_names])
@@ -156,7 +168,7 @@ def metadata(path: Place) -> pq.FileMetaData:
         raise _unreadable(path, error) from error
 
 
-def verify(path: Place, maker: str, number: int) -> Path:
+def verify(path: Place, fingerprint: str, number: int) -> Path:
     """Check a shard's checksum, fingerprint and number; a file seen unchanged before is not hashed again.
 
     Returns the file, or the local copy of the object.
@@ -169,31 +181,31 @@ def verify(path: Place, maker: str, number: int) -> Path:
     try:
         if isinstance(path, ObjectPath) and (copy := path.kept()) is not None:
             try:
-                return _verify(copy, path, maker, number)
+                return _verify(copy, path, fingerprint, number)
             except DamagedError:
                 # It may be the copy that was altered.
                 path.forget()
-        return _verify(local(path), path, maker, number)
+        return _verify(local(path), path, fingerprint, number)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _verify(file: Path, path: Place, maker: str, number: int) -> Path:
-    key = _key(file, maker, number)
+def _verify(file: Path, path: Place, fingerprint: str, number: int) -> Path:
+    key = _key(file, fingerprint, number)
     if _verified.get(file) == key:
         return file
     content = file.read_bytes()
-    start, end = _seal_span(content, path)
+    start, end = _checksum_span(content, path)
     whole = memoryview(content)
     computed = hashlib.sha256(whole[:start])
-    computed.update(_OPEN)
+    computed.update(_ZEROS)
     computed.update(whole[end:])
     if computed.hexdigest().encode() != content[start:end]:
-        raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {cure(path)}")
+        raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {hint(path)}")
     footer = pq.read_metadata(pa.BufferReader(pa.py_buffer(content)))
     found = footer.metadata or {}
-    if found.get(_MAKER) != maker.encode() or found.get(_NUMBER) != str(number).encode():
-        raise DamagedError(f"{path} belongs to another shard or another configuration; {cure(path)}")
+    if found.get(_FINGERPRINT) != fingerprint.encode() or found.get(_NUMBER) != str(number).encode():
+        raise DamagedError(f"{path} belongs to another shard or another configuration; {hint(path)}")
     _remember(file, key)
     (_bounding.add if _bounds_fractions(footer) else _bounding.discard)(file)
     return file
@@ -210,20 +222,20 @@ def _remember(path: Path, key: tuple[int, int, int, str, int]) -> None:
     _verified[path] = key
 
 
-def verified(path: Place, maker: str, number: int) -> bool:
+def verified(path: Place, fingerprint: str, number: int) -> bool:
     """Tell whether a shard was verified before and is unchanged since."""
     file = path if isinstance(path, Path) else path.kept()
     if file is None or not file.exists() or (file is path and file.is_symlink()):
         return False
-    return _verified.get(file) == _key(file, maker, number)
+    return _verified.get(file) == _key(file, fingerprint, number)
 
 
-def _key(path: Path, maker: str, number: int) -> _Key:
+def _key(path: Path, fingerprint: str, number: int) -> _Key:
     state = path.stat()
-    return state.st_size, state.st_mtime_ns, state.st_ino, maker, number
+    return state.st_size, state.st_mtime_ns, state.st_ino, fingerprint, number
 
 
-def seal_folder(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """List the hashes of a folder's files beside them, once all of them are on the disk; one listed stays as it is."""
     file = folder / LISTED
     listed = file.read_text(encoding="utf-8") if file.exists() else None
@@ -247,14 +259,14 @@ def verify_folder(folder: Path) -> None:
     try:
         listed = (folder / LISTED).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError as error:
-        raise DamagedError(f"{folder} has no list of its files' hashes; {cure(folder)}") from error
+        raise DamagedError(f"{folder} has no list of its files' hashes; {hint(folder)}") from error
     files = {f"{file.relative_to(folder)}\n": file for file in _files(folder)}
     there = "".join(f"{hashes.read_sha256(files[name])}  {name}" for name in sorted(files))
     if there != listed:
         names = {line.partition("  ")[2] for line in {*there.splitlines()} ^ {*listed.splitlines()}}
         raise DamagedError(
             f"{folder} is not what was made: {', '.join(sorted(names)) or LISTED} altered, missing or not listed; "
-            f"{cure(folder)}"
+            f"{hint(folder)}"
         )
 
 
@@ -273,7 +285,7 @@ def replace(path: Place, content: bytes | bytearray) -> None:
         atomic.write(path, content)
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written: {error.strerror}; what was there before is untouched: mend that and run the same again"
+            f"{path} cannot be written: {error.strerror}; what was there before is untouched: fix that and run the same again"
         ) from error
 
 
@@ -315,7 +327,7 @@ def _encoding(kind: pa.DataType) -> str | None:
     return "DELTA_BINARY_PACKED" if pa.types.is_int32(kind) or pa.types.is_int64(kind) else None
 
 
-def cure(path: Place) -> str:
+def hint(path: Place) -> str:
     """Say what to do about a damaged file of a store."""
     # A run looks for damage only where it need not download all to find it.
     return f"{'' if isinstance(path, Path) else 'delete it and '}run the recipe again to make it anew"
@@ -324,15 +336,17 @@ def cure(path: Place) -> str:
 def _unreadable(path: Place, error: Exception) -> StoreError:
     """Tell a file that is gone or broken from one that this user, or this moment, cannot read."""
     if isinstance(error, FileNotFoundError):
-        return DamagedError(f"{path} is missing; {cure(path)}")
+        return DamagedError(f"{path} is missing; {hint(path)}")
     if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
-        return StoreError(f"{path} cannot be read: {error.strerror}; mend that and run the same again")
-    return DamagedError(f"{path} cannot be read: it was altered or cut short, or the disk fails; {cure(path)}")
+        return StoreError(f"{path} cannot be read: {error.strerror}; fix that and run the same again")
+    return DamagedError(f"{path} cannot be read: it was altered or cut short, or the disk fails; {hint(path)}")
 
 
-def _seal_span(content: bytes | bytearray, path: Place) -> tuple[int, int]:
-    place = content.rfind(_SEAL)
-    found = _SEALED.match(content, place) if place >= 0 else None
+def _checksum_span(content: bytes | bytearray, path: Place) -> tuple[int, int]:
+    place = content.rfind(_CHECKSUM)
+    found = _CHECKSUM_FIELD.match(content, place) if place >= 0 else None
     if found is None:
-        raise DamagedError(f"{path} is no sealed shard: it was cut short or not written by seamcurate; {cure(path)}")
+        raise DamagedError(
+            f"{path} is no shard with a checksum: it was cut short or not written by seamcurate; {hint(path)}"
+        )
     return found.span(1)

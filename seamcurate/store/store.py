@@ -58,7 +58,7 @@ _HASH = "sha256"
 _SAID = b'\n "sha256": "'
 
 
-class Layer(NamedTuple):
+class StepOutput(NamedTuple):
     """One step's columns in a store: where they lie and under which fingerprint."""
 
     step: Step
@@ -174,15 +174,15 @@ class Store:
         return None if now == about.get("rows") else now
 
     @property
-    def row_makers(self) -> dict[str, str]:
+    def row_fingerprints(self) -> dict[str, str]:
         """Return the fingerprints in the shards of `rows` and of `rejected`, which have the same numbers."""
         about = self.about
         rows = str(about.get("rows", ""))
         return {"rows": rows, "rejected": rows if about.get("format") == 1 else f"{rows} rejected"}
 
     @property
-    def row_seals(self) -> dict[str, list[str]]:
-        """Return the seals of the shards of `rows` and `rejected` as they were read from the source."""
+    def row_checksums(self) -> dict[str, list[str]]:
+        """Return the checksums of the shards of `rows` and `rejected` as they were read from the source."""
         found = self.about.get("seals") or {}
         assert isinstance(found, dict)
         return {kind: [str(one) for one in seals] for kind, seals in found.items() if isinstance(seals, list)}
@@ -221,12 +221,12 @@ class Store:
         facts = load_json(file)
         made = facts.pop("fingerprint", None)
         if made is not None and made != step_record(path).get("fingerprint"):
-            raise DamagedError(f"{file} belongs to another configuration; {shard.cure(path)}")
+            raise DamagedError(f"{file} belongs to another configuration; {shard.hint(path)}")
         return facts
 
-    def add_facts(self, layer: Layer, facts: Mapping[str, JsonValue]) -> None:
-        """Keep a layer's finished columns in numbers."""
-        save_record(beside(layer.path, "facts.json"), {**facts, "fingerprint": layer.fingerprint})
+    def add_facts(self, output: StepOutput, facts: Mapping[str, JsonValue]) -> None:
+        """Keep an output's finished columns in numbers."""
+        save_record(beside(output.path, "facts.json"), {**facts, "fingerprint": output.fingerprint})
 
     def noise(self, column: str) -> dict[str, float]:
         """Return the measured noise of what a column's step added, by column; empty where none was measured."""
@@ -296,12 +296,12 @@ class Store:
                     found[folder] = f"its input {spoiled!r} is out of date"
         return found
 
-    # ── laying out steps ─────────────────────────────────────────────────────────────────────────────────
+    # ── planning steps ─────────────────────────────────────────────────────────────────────────────────
 
-    def lay(self, steps: Sequence[Step], corpus: Mapping[str, Layer] | None = None) -> list[Layer]:
+    def plan(self, steps: Sequence[Step], corpus: Mapping[str, StepOutput] | None = None) -> list[StepOutput]:
         """Work out every step's fingerprint before anything is computed.
 
-        `corpus` maps the columns that steps add to the corpus to their layers there. Where a model's prompts hold today's
+        `corpus` maps the columns that steps add to the corpus to their outputs there. Where a model's prompts hold today's
         date, it is the date that the step's columns were begun with, else that of the store's first such columns: rewards
         are compared with each other.
 
@@ -320,15 +320,15 @@ class Store:
         taken = {name.lower(): name for name in source}
         known |= source
         there = self._corpus_columns(corpus or {})
-        layers: list[Layer] = []
+        outputs: list[StepOutput] = []
         for undated in steps:
             self._check_inputs(undated, source)
             before = [records[undated.name]] if undated.name in records else []
             step = undated.dated(_first_day(before) or day)
             record = self._record(step, known, lineage, there)
-            layer = Layer(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
+            output = StepOutput(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
-                other = [done.step.name for done in layers if field.name in done.step.adds.names]
+                other = [done.step.name for done in outputs if field.name in done.step.adds.names]
                 if own := taken.get(field.name.lower()):
                     raise StepError(
                         f"step {step.name} adds {field.name!r}, which the source has too; "
@@ -336,60 +336,60 @@ class Store:
                     )
                 if other:
                     raise StepError(f"steps {other[0]} and {step.name} both add {field.name!r}; leave one out")
-                known[field.name] = layer.fingerprint
+                known[field.name] = output.fingerprint
                 lineage[field.name] = _lineage(record)
-            layers.append(layer)
-        return layers
+            outputs.append(output)
+        return outputs
 
-    def changed(self, layers: Sequence[Layer]) -> list[tuple[Layer, str]]:
-        """Return the layers whose folder holds columns of another configuration, each with what differs."""
+    def changed(self, outputs: Sequence[StepOutput]) -> list[tuple[StepOutput, str]]:
+        """Return the outputs whose folder holds columns of another configuration, each with what differs."""
         changed = []
-        for layer in layers:
-            there = step_record(layer.path)
-            if there and there["fingerprint"] != layer.fingerprint:
-                changed.append((layer, _difference(there, layer.record)))
-            elif not there and any(made != layer.fingerprint for made in makers(layer.path)):
-                changed.append((layer, "its _step.json is lost"))
+        for output in outputs:
+            there = step_record(output.path)
+            if there and there["fingerprint"] != output.fingerprint:
+                changed.append((output, _difference(there, output.record)))
+            elif not there and any(made != output.fingerprint for made in shard_fingerprints(output.path)):
+                changed.append((output, "its _step.json is lost"))
         return changed
 
-    def claim(self, layers: Sequence[Layer], replace: bool = False, append: bool = False) -> None:
-        """Make the layers' folders, refusing columns of another configuration.
+    def claim(self, outputs: Sequence[StepOutput], replace: bool = False, append: bool = False) -> None:
+        """Make the outputs' folders, refusing columns of another configuration.
 
         Columns that only read fewer rows, or a smaller corpus, go for the new ones once a source has grown by `append`.
 
         Raises:
             StaleError: Other columns are there; the message names what changed and the two ways out.
         """
-        changed = self.changed(layers)
+        changed = self.changed(outputs)
         # A folder without a finished shard holds nothing that anybody would miss.
-        kept = [(layer, what) for layer, what in changed if numbers(layer.path)]
-        grew = [layer for layer, _ in kept if _only_grew(step_record(layer.path), layer.record)]
+        kept = [(output, what) for output, what in changed if numbers(output.path)]
+        grew = [output for output, _ in kept if _only_grew(step_record(output.path), output.record)]
         corpus = self.corpus_store
         if not replace and grew and (append or self.grown or (corpus and corpus.grown)):
-            kept = [(layer, what) for layer, what in kept if layer not in grew]
+            kept = [(output, what) for output, what in kept if output not in grew]
             if not kept:
                 note(
-                    f"{', '.join(layer.step.name for layer in grew)}: computed anew for all rows, as "
+                    f"{', '.join(output.step.name for output in grew)}: computed anew for all rows, as "
                     f"{'the corpus grew' if corpus and corpus.grown else 'it reads all of them and there are more now'}"
                 )
         if kept and not replace:
-            layer, what = kept[0]
+            output, what = kept[0]
             others = f" (and {len(kept) - 1} more that follow from it)" if len(kept) > 1 else ""
-            way = "--append or --replace" if layer in grew else "--replace"
+            way = "--append or --replace" if output in grew else "--replace"
             raise StaleError(
-                f"{layer.path} was made by another configuration: {what}{others}; "
+                f"{output.path} was made by another configuration: {what}{others}; "
                 f"run with {way} to compute it anew, or keep it and name another store"
             )
-        for layer, _ in changed:
+        for output, _ in changed:
             # Renamed away whole first: a removal that is cut short must not leave shards under a new record.
-            if isinstance(layer.path, Path) and not layer.path.is_symlink():
-                atomic.remove_folder(layer.path)
+            if isinstance(output.path, Path) and not output.path.is_symlink():
+                atomic.remove_folder(output.path)
             else:
-                objects.remove_tree(layer.path)
-        for layer in layers:
-            layer.path.mkdir(parents=True, exist_ok=True)
-            if not step_record(layer.path):
-                save_record(layer.path / "_step.json", layer.record)
+                objects.remove_tree(output.path)
+        for output in outputs:
+            output.path.mkdir(parents=True, exist_ok=True)
+            if not step_record(output.path):
+                save_record(output.path / "_step.json", output.record)
 
     def identity(self, step: Step) -> dict[str, JsonValue]:
         """Return all that decides a step's values here, its inputs apart."""
@@ -457,7 +457,7 @@ class Store:
             "fingerprint": digest({"identity": identity, "inputs": inputs, "corpus": corpus}),
         }
 
-    def _corpus_columns(self, added: Mapping[str, Layer]) -> dict[str, tuple[str, dict[str, JsonValue]]]:
+    def _corpus_columns(self, added: Mapping[str, StepOutput]) -> dict[str, tuple[str, dict[str, JsonValue]]]:
         corpus = self.corpus_store
         if corpus is None:
             return {}
@@ -472,57 +472,57 @@ class Store:
                 entry = (_whole(str(record["fingerprint"]), grown), {**_lineage(record), "rows": rows})
                 found |= {field.name: entry for field in record_schema(record)}
         return found | {
-            name: (_whole(layer.fingerprint, grown), {**_lineage(layer.record), "rows": rows})
-            for name, layer in added.items()
+            name: (_whole(output.fingerprint, grown), {**_lineage(output.record), "rows": rows})
+            for name, output in added.items()
         }
 
     # ── shards ───────────────────────────────────────────────────────────────────────────────────────────
 
     def add_rows(self, number: int, rows: pa.Table, rejected: pa.Table) -> None:
         """Write one shard of rows, and the rows set aside from it."""
-        made = self.row_makers
+        made = self.row_fingerprints
         for kind, table in (("rejected", rejected), ("rows", rows)):
             # Not its parents: a store that vanished meanwhile is not begun anew in the middle.
             (self.path / kind).mkdir(exist_ok=True)
             shard.write(self.path / kind / filename(number), table, made[kind], number)
 
-    def made_of(self, inputs: Sequence[str], number: int) -> dict[str, str]:
-        """Return the seals of the columns' shards that hold some inputs, by folder; the source's own are not among them."""
+    def input_checksums(self, inputs: Sequence[str], number: int) -> dict[str, str]:
+        """Return the checksums of the columns' shards that hold some inputs, by folder; the source's own are not among them."""
         owner = {f.name: folder for folder, record in self.records().items() for f in record_schema(record)}
         folders = sorted({owner[name] for name in inputs if name in owner})
-        return {folder: shard.marks(self.path / "columns" / folder / filename(number)).seal for folder in folders}
+        return {folder: shard.footer(self.path / "columns" / folder / filename(number)).checksum for folder in folders}
 
-    def missing(self, layer: Layer) -> list[int]:
-        """List the shards a layer still lacks, or has of other inputs than are there now."""
-        done = set(numbers(layer.path))
+    def missing(self, output: StepOutput) -> list[int]:
+        """List the shards an output still lacks, or has of other inputs than are there now."""
+        done = set(numbers(output.path))
         if isinstance(self.path, Path):
             # On object storage each footer would be a request.
-            done = {number for number in done if not self.changed_inputs(layer.path / filename(number))}
+            done = {number for number in done if not self.changed_inputs(output.path / filename(number))}
         return [number for number in self.shards if number not in done]
 
     def changed_inputs(self, file: Place) -> list[str]:
         """Name the columns' folders whose shard of that number is another one than a shard was computed from."""
-        made_of = shard.marks(file).made_of
+        made_of = shard.footer(file).input_checksums
         inputs = {folder: self.path / "columns" / folder / file.name for folder in made_of}
-        return [name for name, path in inputs.items() if path.exists() and shard.marks(path).seal != made_of[name]]
+        return [name for name, path in inputs.items() if path.exists() and shard.footer(path).checksum != made_of[name]]
 
-    def add(self, layer: Layer, number: int, rows: pa.Table, added: pa.Table) -> None:
-        """Write one shard of a layer: the rows' ids and what the step returned.
+    def add(self, output: StepOutput, number: int, rows: pa.Table, added: pa.Table) -> None:
+        """Write one shard of an output: the rows' ids and what the step returned.
 
         Raises:
             StepError: The step returned other columns, or another number of rows, than it declared.
         """
-        if added.num_rows != rows.num_rows or added.schema.names != layer.step.adds.names:
+        if added.num_rows != rows.num_rows or added.schema.names != output.step.adds.names:
             raise StepError(
-                f"step {layer.step.name}, shard {number}: returned {added.num_rows} rows of "
-                f"{added.schema.names} for {rows.num_rows} rows of {layer.step.adds.names}"
+                f"step {output.step.name}, shard {number}: returned {added.num_rows} rows of "
+                f"{added.schema.names} for {rows.num_rows} rows of {output.step.adds.names}"
             )
-        columns = [rows["row_id"].combine_chunks(), *added.cast(layer.step.adds).columns]
-        schema = pa.schema([pa.field("row_id", pa.int64()), *layer.step.adds])
-        table, made_of = pa.table(columns, schema=schema), self.made_of(layer.step.inputs, number)
-        shard.write(layer.path / filename(number), table, layer.fingerprint, number, made_of)
+        columns = [rows["row_id"].combine_chunks(), *added.cast(output.step.adds).columns]
+        schema = pa.schema([pa.field("row_id", pa.int64()), *output.step.adds])
+        table, made_of = pa.table(columns, schema=schema), self.input_checksums(output.step.inputs, number)
+        shard.write(output.path / filename(number), table, output.fingerprint, number, made_of)
 
-    def seals(self) -> str:
+    def columns_checksum(self) -> str:
         """Return one hash of all columns' shards: another one when any was computed anew to other values.
 
         On object storage, where each footer would be a request, it is empty.
@@ -531,7 +531,7 @@ class Store:
             return ""
         folders = [self.path / "columns" / name for name in sorted(self.records())]
         files = [folder / filename(number) for folder in folders for number in numbers(folder)]
-        return digest([[f"{file.parent.name}/{file.name}", shard.marks(file).seal] for file in files])
+        return digest([[f"{file.parent.name}/{file.name}", shard.footer(file).checksum] for file in files])
 
     def reader(self, columns: Sequence[str], partial: bool = False) -> Callable[[int], pa.Table]:
         """Return what reads columns of one shard, `row_id` first; candidates of a contrast set come with their texts.
@@ -757,7 +757,7 @@ def _is_foreign(file: Place) -> bool:
         with suppress(DamagedError):
             record = load_json(file, name)
             # A record that was put in another's place has other shards beside it.
-            made = makers(file.parent) or {shard.marks(file.parent / "ledger.parquet").maker}
+            made = shard_fingerprints(file.parent) or {shard.footer(file.parent / "ledger.parquet").fingerprint}
             return record.get("fingerprint") in made
     return False
 
@@ -772,12 +772,12 @@ def _records(folder: Place, name: str) -> dict[str, dict[str, JsonValue]]:
     return {name: record for name, record in records.items() if record}
 
 
-def makers(folder: Place) -> set[str]:
+def shard_fingerprints(folder: Place) -> set[str]:
     """Return the fingerprints that a folder's shards name, those apart that cannot be read."""
     found = set()
     for number in numbers(folder):
         with suppress(DamagedError):
-            found.add(shard.marks(folder / filename(number)).maker)
+            found.add(shard.footer(folder / filename(number)).fingerprint)
     return found
 
 
@@ -797,15 +797,15 @@ def load_json(path: Place, folder: str | None = None) -> dict[str, JsonValue]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise DamagedError(f"{path} is not readable as JSON; {shard.cure(path)}") from error
+        raise DamagedError(f"{path} is not readable as JSON; {shard.hint(path)}") from error
     if not isinstance(value, dict):
-        raise DamagedError(f"{path} holds no JSON object; {shard.cure(path)}")
+        raise DamagedError(f"{path} holds no JSON object; {shard.hint(path)}")
     said, (whole, mark, end) = value.pop(_HASH, None), content.rpartition(_SAID)
     # A hash whose own name was altered is no lack of one.
     last = next(reversed(value.items()), ("", None))
     unnamed = said is None and len(last[0]) == len(_HASH) and isinstance(last[1], str) and len(last[1]) == 64
     if unnamed or (said is not None and mark + end != _said(path, whole, folder)):
-        raise DamagedError(f"{path} was altered after it was written: its hash does not match; {shard.cure(path)}")
+        raise DamagedError(f"{path} was altered after it was written: its hash does not match; {shard.hint(path)}")
     return value
 
 
@@ -841,7 +841,7 @@ def _told(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise StoreError(
-            f"{error.filename or path} cannot be used: {error.strerror}; what was finished is kept: mend that and run the same again"
+            f"{error.filename or path} cannot be used: {error.strerror}; what was finished is kept: fix that and run the same again"
         ) from error
 
 

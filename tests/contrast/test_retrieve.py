@@ -294,7 +294,7 @@ def test_a_disk_that_has_no_room_for_an_index_is_said_in_one_line(recipe, tmp_pa
     monkeypatch.setattr(faiss, "write_index", lambda index, file: write(index, "/dev/full"))
     made = recipe(steps=(Retrieve(band=(0.5, 0.9), index="hnsw"),), splits={})
     with pytest.raises(
-        StoreError, match=r"shared cannot be made: FAISS cannot write its index: .*mend that and run"
+        StoreError, match=r"shared cannot be made: FAISS cannot write its index: .*fix that and run"
     ) as said:
         run_local(made, tmp_path / "store")
     assert "\n" not in str(said.value)

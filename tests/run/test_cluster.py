@@ -402,8 +402,8 @@ def test_without_ray_the_error_says_what_to_install(watched, tmp_path, monkeypat
 def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
     made = watched()
     run_local(made, tmp_path / "store")
-    layer = Store(tmp_path / "store").lay(made.ready())[0]
-    failed = cluster._Worker(layer.step, layer.fingerprint, str(tmp_path / "elsewhere"), "", tmp_path)({"shard": 0})
+    output = Store(tmp_path / "store").plan(made.ready())[0]
+    failed = cluster._Worker(output.step, output.fingerprint, str(tmp_path / "elsewhere"), "", tmp_path)({"shard": 0})
     with pytest.raises(StoreError, match=r"elsewhere is not there on .*: a run on Ray needs the store"):
         raise cluster._failure(failed)
 
@@ -411,8 +411,8 @@ def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
 def test_a_disk_that_is_full_where_a_worker_is_says_so_in_one_line(watched, tmp_path):
     made = watched()
     run_local(made, tmp_path / "store")
-    layer = Store(tmp_path / "store").lay(made.ready())[0]
-    full = layer._replace(step=layer.step.model_copy(update={"fails": "disk"}))
+    output = Store(tmp_path / "store").plan(made.ready())[0]
+    full = output._replace(step=output.step.model_copy(update={"fails": "disk"}))
     failed = cluster._Worker(full.step, full.fingerprint, str(tmp_path / "store"), "", tmp_path)({"shard": 0})
-    with pytest.raises(StoreError, match=r"watched/_shared cannot be made: No space left on device; mend that and run"):
+    with pytest.raises(StoreError, match=r"watched/_shared cannot be made: No space left on device; fix that and run"):
         raise cluster._failure(failed)

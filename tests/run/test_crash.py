@@ -254,7 +254,7 @@ def small_disk(bench):
 def test_a_full_disk_is_said_in_one_line_and_the_rerun_completes(bench, small_disk, kilobytes):
     small_disk(kilobytes * 1024)
     assert bench.children.run(*bench.commands) == 2, bench.children.said.read_text()
-    _said(bench, "mend that and")
+    _said(bench, "fix that and")
     done = bench.interrupted()
     if (bench.store / "store.json").exists():
         assert {finding.wrong for finding in check(Store(bench.store)).findings} <= {"is missing"}

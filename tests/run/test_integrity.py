@@ -217,7 +217,7 @@ def test_two_files_that_were_swapped_are_both_named_and_put_right(made, one, oth
 
 
 def test_rows_that_were_set_aside_are_never_read_as_rows(made):
-    """Also where no seal of them is written down, as before the last one is read and on object storage."""
+    """Also where no checksum of them is written down, as before the last one is read and on object storage."""
     made.copy()
     shutil.copy(made.store / "rejected/00001.parquet", made.store / "rows/00001.parquet")
     with pytest.raises(DamagedError, match=r"rows/00001\.parquet belongs to another shard or another configuration"):
@@ -436,13 +436,15 @@ def test_damage_seen_midway_stops_the_step_that_reads_it_and_the_next_run_mends_
     file = made.store / "columns/rewards_contrast/00001.parquet"
     real = Store.add
 
-    def add(self, layer, number, rows, added):
-        real(self, layer, number, rows, added)
-        if layer.step.name == "seam_contrast" and number == 0:
+    def add(self, output, number, rows, added):
+        real(self, output, number, rows, added)
+        if output.step.name == "seam_contrast" and number == 0:
             damage(file, "bit", random.Random(0))
 
     monkeypatch.setattr(Store, "add", add)
-    with pytest.raises(DamagedError, match=r"rewards_contrast/00001\.parquet (was altered|is no sealed shard)"):
+    with pytest.raises(
+        DamagedError, match=r"rewards_contrast/00001\.parquet (was altered|is no shard with a checksum)"
+    ):
         made.run()
     monkeypatch.undo()
     assert [one.name for one in (made.store / "columns/seam_contrast").glob("0*.parquet")] == ["00000.parquet"]
@@ -543,4 +545,4 @@ def test_a_store_of_the_first_format_is_read_and_goes_on(made):
         (folder / ".sha256").unlink()
     assert query(Store(made.store), "SELECT reason FROM rejected")["reason"].to_pylist() == ["prompt is blank"]
     assert made.run().computed == 0
-    assert check(Store(made.store)).findings == [] and Store(made.store).row_seals["rejected"]
+    assert check(Store(made.store)).findings == [] and Store(made.store).row_checksums["rejected"]

@@ -46,7 +46,7 @@ from seamcurate.errors import (
     StepError,
     StoreError,
 )
-from seamcurate.run.integrity import mend
+from seamcurate.run.integrity import repair
 
 pytestmark = pytest.mark.slow
 
@@ -110,8 +110,8 @@ from seamcurate.store.store import Store
 
 real, store, shards = Store.add, Path(sys.argv[2]), int(sys.argv[3])
 
-def add(self, layer, number, rows, added):
-    real(self, layer, number, rows, added)
+def add(self, output, number, rows, added):
+    real(self, output, number, rows, added)
     if len(list(store.glob("**/columns/*/0*.parquet"))) >= shards:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -146,7 +146,9 @@ def test_a_killed_run_goes_on_where_it_stopped(files, tmp_path, shards):
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_run_killed_while_reading_rows_goes_on_and_is_the_same(files, tmp_path, shards):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    dying = DYING.replace("Store.add", "Store.add_rows").replace("layer, number, rows, added", "number, rows, rejected")
+    dying = DYING.replace("Store.add", "Store.add_rows").replace(
+        "output, number, rows, added", "number, rows, rejected"
+    )
     dying = dying.replace("**/columns/*/0*.parquet", "rows/0*.parquet")
     command = [sys.executable, "-c", dying, str(tmp_path / "recipe.yaml"), str(tmp_path / "store"), str(shards)]
     assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == -signal.SIGKILL
@@ -308,7 +310,7 @@ def test_a_lost_row_shard_is_not_passed_over(recipe, tmp_path):
     before = contents(tmp_path / "store")
     (tmp_path / "store/rows/00001.parquet").unlink()
     with pytest.raises(DamagedError, match=r"rows.00001\.parquet is missing"):
-        mend(Store(tmp_path / "store"), [])
+        repair(Store(tmp_path / "store"), [])
     assert run_local(recipe(), tmp_path / "store").computed == 0
     assert contents(tmp_path / "store") == before
 

@@ -633,7 +633,7 @@ def folder_of(folder, **files):
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_text(content)
-    shard.seal_folder(folder)
+    shard.write_checksums(folder)
     return folder
 
 
@@ -648,7 +648,7 @@ def test_what_several_add_to_a_folder_is_what_the_first_added_for_all(bucket, tm
     assert one != other and files_of(one) == files_of(other)
     for folder, content in ((other, "theirs"), (one, "ours")):
         (folder / "noise").write_text(content)
-        shard.seal_folder(folder)
+        shard.write_checksums(folder)
     known, real = there._list(), type(there)._list
     there.put_folder(other, "maker")
     # As seen before the other's list was put.
