@@ -1,6 +1,6 @@
-"""Who works on a store at s3://: an object `.lock` that only one run can put, renewed while it lives.
+"""The lock of a store at s3://: an object `.lock` that only one run can create, renewed while the run is alive.
 
-One rule: before anything is written, the lock is still there, of this run or of the one that this process works for.
+One rule: before each write, a process checks that the lock still belongs to its run.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from seamcurate.errors import BusyError, SeamcurateError, StoreError
-from seamcurate.storage.bucket import Refused, told
+from seamcurate.storage.bucket import Refused, server_errors
 from seamcurate.storage.objects import ObjectPath, Place
 
 LEASE_SECONDS = 90.0
-"""A lock that was not renewed for so long is nobody's."""
+"""Seconds after its last renewal at which a lock ends, so that the lock of a run that died does not stay for ever."""
 
 
 @contextmanager
 def hold(store: ObjectPath) -> Iterator[None]:
-    """Keep other runs off a store by a lock that only one can put, and that ends when it is no longer renewed.
+    """Hold a store's lock, and renew it in a thread, until the block ends.
 
     Raises:
-        BusyError: Another run holds it; or, when something is written later, another has taken it meanwhile.
+        BusyError: Another run holds it; or, raised by a later write, another run has taken it meanwhile.
     """
     lock = _Lock(store / ".lock")
     lock.take()
-    done = threading.Event()
+    ended = threading.Event()
 
-    def keep() -> None:
-        while not done.wait(LEASE_SECONDS / 4):
-            # What cannot be renewed now is tried again, and looked at before anything is written.
+    def renew_until_ended() -> None:
+        while not ended.wait(LEASE_SECONDS / 4):
+            # A failed renewal is tried again; before each write, `check` renews the lock or raises.
             with suppress(SeamcurateError):
                 lock.renew()
 
-    thread = threading.Thread(target=keep, daemon=True, name="renews the store's lock")
+    thread = threading.Thread(target=renew_until_ended, daemon=True, name="renews the store's lock")
     thread.start()
     store.bucket.locks.append(lock)
     try:
         yield
     finally:
         store.bucket.locks.remove(lock)
-        done.set()
-        # One that waits for a server that is gone may wait on: without the lock it changes nothing.
+        ended.set()
+        # The thread may still wait for a server that does not answer; it can only renew a lock that has ended.
         thread.join(5)
-        # Where the server is gone, the lock ends by itself.
+        # If the server does not answer, the lock ends after LEASE_SECONDS.
         with suppress(SeamcurateError):
             lock.release()
 
 
 def ticket(store: Place) -> str:
-    """Return what another process needs to `join` this one in a store that it holds; nothing for a folder."""
+    """Return the token with which another process can `join` this run; empty for a store in a folder."""
     if isinstance(store, Path):
         return ""
     inside = (store / "").key
@@ -67,117 +67,126 @@ def ticket(store: Place) -> str:
 
 
 def join(store: Place, ticket: str) -> None:
-    """Write to a store for the process that gave a ticket, as long as that one holds it: each write looks first."""
+    """Let this process write to a store for the run that gave the ticket, for as long as that run holds the lock."""
     if not isinstance(store, Path):
         store.bucket.locks.append(_Joined(store / ".lock", ticket))
 
 
 class _Lock:
-    """An object that names who works on a store."""
+    """A lock object: it names its owner, and is changed by conditional requests alone."""
 
-    def __init__(self, at: ObjectPath, token: str = "") -> None:
-        self.at, self.inside, self.token = at, at.key.removesuffix(".lock"), token or uuid.uuid4().hex
+    def __init__(self, path: ObjectPath, token: str = "") -> None:
+        self.path, self.inside, self.token = path, path.key.removesuffix(".lock"), token or uuid.uuid4().hex
         self._owner = f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}"
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._etag, self._renewed, self._lost = "", 0.0, False
-        self._turn = threading.Lock()
+        self._mutex = threading.Lock()
 
     def take(self) -> None:
-        """Put the lock where there is none, or where its owner has given no sign of life for its lease."""
+        """Create the lock, or take over one that was not renewed within its lease."""
         try:
             self._put(IfNoneMatch="*")
         except Refused:
-            there, etag, silent = self._read()
-            if there.get("token") == self.token:
-                # The answer to our first request was lost, and it was repeated.
+            record, etag, silent = self._read()
+            if record.get("token") == self.token:
+                # boto3 repeats a request whose answer was lost: the first one created the lock, the second was refused.
                 self._etag = etag
-            elif silent <= float(str(there.get("lease", LEASE_SECONDS))):
-                raise BusyError(self._busy(there, silent)) from None
+            elif silent <= float(str(record.get("lease", LEASE_SECONDS))):
+                raise BusyError(self._busy(record, silent)) from None
             else:
                 try:
+                    # If two runs take over the same ended lock, the server lets one of them through.
                     self._put(IfMatch=etag)
                 except (Refused, FileNotFoundError):
-                    there, _, silent = self._read()
-                    raise BusyError(self._busy(there, silent)) from None
+                    record, _, silent = self._read()
+                    raise BusyError(self._busy(record, silent)) from None
         try:
+            # The lock exists now, so that a server that honours If-None-Match must refuse this.
             self._put(IfNoneMatch="*")
         except Refused:
             return
         self.release()
         raise StoreError(
-            f"{self.at.parent}: its server takes no notice of If-None-Match, so two runs could not be kept apart; "
+            f"{self.path.parent}: its server takes no notice of If-None-Match, so two runs could not be kept apart; "
             "run into a folder and copy it there"
         )
 
     def renew(self) -> None:
-        """Show that the run is alive; notes when another has taken the lock."""
-        with self._turn:
+        """Renew the lock; note whether another run has taken it."""
+        with self._mutex:
             try:
                 self._put(IfMatch=self._etag)
             except (Refused, FileNotFoundError):
-                # Ours all the same, if the answer to a request that was repeated got lost.
-                there, etag, _ = self._read()
-                if there.get("token") == self.token:
+                # The lock is still ours if boto3 repeated a renewal whose answer was lost.
+                record, etag, _ = self._read()
+                if record.get("token") == self.token:
                     self._etag = etag
                 else:
                     self._lost = True
 
     def check(self) -> None:
-        """Raise BusyError if the lock is no longer ours; renews one that was not renewed for long."""
+        """Renew the lock if half its lease has passed; raise BusyError if it is no longer ours."""
         if time.time() - self._renewed > LEASE_SECONDS / 2:
             self.renew()
         if self._lost:
             raise self._gone()
 
     def release(self) -> None:
-        """Take the lock away, if it is ours."""
-        with suppress(Refused, FileNotFoundError), told(str(self.at)):
-            bucket = self.at.bucket
-            bucket.client.delete_object(Bucket=bucket.name, Key=self.at.key, IfMatch=self._etag)
+        """Delete the lock, if it is ours."""
+        with suppress(Refused, FileNotFoundError), server_errors(str(self.path)):
+            bucket = self.path.bucket
+            bucket.client.delete_object(Bucket=bucket.name, Key=self.path.key, IfMatch=self._etag)
 
     def _put(self, **condition: str) -> None:
-        now = datetime.now(UTC).isoformat()
-        record = {"owner": self._owner, "since": self._since, "token": self.token, "lease": LEASE_SECONDS, "seen": now}
-        bucket, sent = self.at.bucket, time.time()
-        with told(str(self.at)):
-            done = bucket.client.put_object(
-                Bucket=bucket.name, Key=self.at.key, Body=json.dumps(record).encode(), **condition
+        time_sent = datetime.now(UTC).isoformat()
+        record = {
+            "owner": self._owner,
+            "since": self._since,
+            "token": self.token,
+            "lease": LEASE_SECONDS,
+            "seen": time_sent,
+        }
+        bucket, started = self.path.bucket, time.time()
+        with server_errors(str(self.path)):
+            response = bucket.client.put_object(
+                Bucket=bucket.name, Key=self.path.key, Body=json.dumps(record).encode(), **condition
             )
-        self._etag, self._renewed = done["ETag"], sent
+        # The time before the request: the server's lease began no earlier.
+        self._etag, self._renewed = response["ETag"], started
 
     def _read(self) -> tuple[dict[str, object], str, float]:
-        """Return what the lock says, its version, and for how many seconds of the server's clock it has said so."""
-        bucket = self.at.bucket
+        """Return the lock's record, its version (ETag), and its age in seconds by the server's clock."""
+        bucket = self.path.bucket
         try:
-            with told(str(self.at)):
-                found = bucket.client.get_object(Bucket=bucket.name, Key=self.at.key)
-                there = json.loads(found["Body"].read())
+            with server_errors(str(self.path)):
+                response = bucket.client.get_object(Bucket=bucket.name, Key=self.path.key)
+                record = json.loads(response["Body"].read())
         except FileNotFoundError:
             return {}, "", 0.0
         except ValueError as error:
-            raise BusyError(f"{self.at} is no lock that seamcurate wrote; delete it if no run is at work") from error
-        said = found["ResponseMetadata"]["HTTPHeaders"].get("date")
-        now = parsedate_to_datetime(said) if said else datetime.now(UTC)
-        return there, found["ETag"], (now - found["LastModified"]).total_seconds()
+            raise BusyError(f"{self.path} is no lock that seamcurate wrote; delete it if no run is at work") from error
+        server_date = response["ResponseMetadata"]["HTTPHeaders"].get("date")
+        server_time = parsedate_to_datetime(server_date) if server_date else datetime.now(UTC)
+        return record, response["ETag"], (server_time - response["LastModified"]).total_seconds()
 
     def _gone(self) -> BusyError:
         return BusyError(
-            f"{self.at.parent}: another run took the lock after this one gave no sign for {LEASE_SECONDS:g} s; "
+            f"{self.path.parent}: another run took the lock after this one gave no sign for {LEASE_SECONDS:g} s; "
             "nothing more is written: run again when it is done"
         )
 
-    def _busy(self, there: dict[str, object], silent: float) -> str:
-        who = f"{there.get('owner', 'unknown')}, since {there.get('since', 'now')}"
+    def _busy(self, record: dict[str, object], silent: float) -> str:
+        owner = f"{record.get('owner', 'unknown')}, since {record.get('since', 'now')}"
         return (
-            f"another run works on {self.at.parent} ({who}, last sign {silent:.0f} s ago); wait for it, or stop it first: "
-            f"the lock of one that died ends {there.get('lease', LEASE_SECONDS)} s after its last sign"
+            f"another run works on {self.path.parent} ({owner}, last sign {silent:.0f} s ago); wait for it, or stop it first: "
+            f"the lock of one that died ends {record.get('lease', LEASE_SECONDS)} s after its last sign"
         )
 
 
 class _Joined(_Lock):
-    """The lock of another process that this one works for."""
+    """The lock of the run that this process works for; only that run renews it."""
 
     def check(self) -> None:
-        """Raise BusyError if that process holds it no more."""
+        """Raise BusyError if that run no longer holds it."""
         if self._read()[0].get("token") != self.token:
             raise self._gone()

@@ -1,11 +1,11 @@
-"""Objects of an S3 server where a store expects files: whole or not there, as renamed files are.
+"""Objects of an S3 server in the place of a store's files: an object is whole or absent, as a renamed file is.
 
     s3://bucket/prefix/rows/00000.parquet      an object, put whole by one request
     s3://bucket/prefix/columns/x/_shared/      a folder made elsewhere; its `.sha256`, put last, lists its files
 
-One rule: what is read as a file is a local copy, kept by the object's version (its ETag), so that an object is
-downloaded once, and what was verified is what is read. Endpoint, region and keys come from the environment as boto3
-reads it, never from a name.
+One rule: an object is read from a local copy, which is stored under the object's version (its ETag). So an object is
+downloaded once, and the bytes that were verified are the bytes that are read. Endpoint, region and keys come from the
+environment, as boto3 reads it, never from an address.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ from typing import TypeAlias
 from seamcurate.errors import DamagedError, StoreError
 from seamcurate.progress import bar
 from seamcurate.storage import atomic, hashes, scratch
-from seamcurate.storage.bucket import Bucket, Refused, Seen, modified, opened, told, version
+from seamcurate.storage.bucket import Bucket, ObjectState, Refused, modified, open_bucket, server_errors, version
 from seamcurate.storage.cache import cache_folder
 
 LISTED = ".sha256"
-"""The list of a folder's files with their hashes, as `sha256sum -c` reads it. Of objects it is put last: without it
-the folder is not there."""
+"""The name of the list of a folder's files with their hashes, as `sha256sum -c` reads it. On S3 it is put last: a folder
+without it counts as absent."""
 
 _FOOTER = 65_536
+"""Bytes from the end of a Parquet object that are fetched first: nearly every footer is shorter."""
 _AT_ONCE = 8
+"""Downloads at the same time."""
 _TRIES = 3
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
-"""Made a path, an address has lost one of its slashes."""
+"""An address such as `s3://bucket`. One that went through `Path` has lost one of its two slashes."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class ObjectPath:
-    """An object, or what the keys of several begin with; it has of `pathlib.Path` what stores use."""
+    """The path of an object, or a prefix of several; it has the methods of `pathlib.Path` that a store uses."""
 
     def __init__(self, bucket: Bucket, key: str, listed: bool = False) -> None:
         self.bucket, self.key, self._listed = bucket, key, listed
@@ -64,42 +66,44 @@ class ObjectPath:
 
     @property
     def parent(self) -> ObjectPath:
-        """Return what the object lies in."""
+        """Return the prefix that the object lies under."""
         return ObjectPath(self.bucket, self.key.rpartition("/")[0])
 
     def resolve(self) -> ObjectPath:
-        """Return itself: there are no links."""
+        """Return the same path: objects have no links."""
         return self
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: a folder is there as soon as something lies in it."""
+        """Do nothing: S3 has no folders, only keys with a common prefix."""
 
     def exists(self) -> bool:
         """Tell whether the object is there now."""
-        return next(self.bucket.keys(self.key, most=1), None) == self.key
+        return next(self.bucket.keys(self.key, limit=1), None) == self.key
 
     def is_file(self) -> bool:
         """Tell whether the object is there now."""
         return self.exists()
 
-    def stat(self) -> Seen:
-        """Describe the object as it is now.
+    def stat(self) -> ObjectState:
+        """Return the object's current size, time and version.
 
         Raises:
             FileNotFoundError: It is not there.
         """
         if not self.exists():
             raise FileNotFoundError(str(self))
-        return self.bucket.seen[self.key]
+        return self.bucket.states[self.key]
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
         """Iterate over the objects below this one whose names match part by part, in order."""
-        parts = pattern.split("/")
-        fixed = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
-        start = "".join(f"{part}/" for part in [self.key, *parts[:fixed]] if part)
-        for key in self.bucket.keys(start, "/" if fixed + 1 == len(parts) else ""):
+        patterns = pattern.split("/")
+        fixed_parts = next(i for i, pattern_part in enumerate(patterns) if re.search(r"[*?\[]", pattern_part))
+        start = "".join(f"{pattern_part}/" for pattern_part in [self.key, *patterns[:fixed_parts]] if pattern_part)
+        for key in self.bucket.keys(start, "/" if fixed_parts + 1 == len(patterns) else ""):
             names = key.removeprefix(start).split("/")
-            if len(names) == len(parts) - fixed and all(map(fnmatch.fnmatchcase, names, parts[fixed:])):
+            if len(names) == len(patterns) - fixed_parts and all(
+                map(fnmatch.fnmatchcase, names, patterns[fixed_parts:])
+            ):
                 yield ObjectPath(self.bucket, key, listed=True)
 
     def read_bytes(self) -> bytes:
@@ -115,36 +119,36 @@ class ObjectPath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes) -> None:
-        """Put the object whole, and keep no copy."""
+        """Put the object, without a local copy."""
         self.put(content, copy=False)
 
     def put(self, content: bytes | bytearray, copy: bool = True) -> None:
-        """Put the object whole, and keep a copy if it is soon to be read.
+        """Put the object, and with `copy` a local copy of it for the step that reads it next.
 
         Raises:
-            BusyError: Another run holds the store by now.
+            BusyError: Another run holds the store's lock by now.
             StoreError: The server did not take it.
         """
         self._may_change()
-        with told(str(self)):
-            done = self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=bytes(content))
-        self.bucket.seen[self.key] = Seen(version(done), len(content), time.time_ns())
-        # What was just made is read by the next step; where there is no room for it, it is downloaded then.
+        with server_errors(str(self)):
+            response = self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=bytes(content))
+        self.bucket.states[self.key] = ObjectState(version(response), len(content), time.time_ns())
+        # If the cache has no room for the copy, the object is downloaded when it is read.
         if copy:
             with suppress(OSError):
                 self._keep(content)
 
     def unlink(self, missing_ok: bool = True) -> None:
-        """Take the object away; one that is not there is no error."""
+        """Delete the object; an absent object is no error."""
         self._may_change()
-        self.bucket.seen.pop(self.key, None)
-        with told(str(self)):
+        self.bucket.states.pop(self.key, None)
+        with server_errors(str(self)):
             self.bucket.client.delete_object(Bucket=self.bucket.name, Key=self.key)
 
     def remove_tree(self) -> None:
-        """Take away all that lies below: first what says that a folder is whole, last what says whose it is.
+        """Delete all objects below: lists of checksums first, records of steps last.
 
-        Killed in between, a step's folder is left as one that lacks shards.
+        If the process is killed in between, what is left looks like a step's folder that lacks shards.
         """
         keys = list(self.bucket.keys(f"{self.key}/"))
         names = {key: PurePosixPath(key).name for key in keys}
@@ -152,138 +156,140 @@ class ObjectPath:
             ObjectPath(self.bucket, key).unlink()
 
     def kept(self) -> Path | None:
-        """Return the local copy, if there is one of the object's last known version."""
-        seen = self.bucket.seen.get(self.key)
-        file = self._home / seen.version / self.name if seen else None
-        return file if file is not None and file.exists() else None
+        """Return the local copy of the object's last known version; None where there is none."""
+        state = self.bucket.states.get(self.key)
+        local_copy = self._home / state.version / self.name if state else None
+        return local_copy if local_copy is not None and local_copy.exists() else None
 
     def copy(self) -> Path:
-        """Return a local copy of the object as it was last listed, put or read.
+        """Return a local copy of the object in its last known version, downloaded if need be.
 
         Raises:
             FileNotFoundError: It is not there.
-            StoreError: The server does not give it, or the cache's disk does not take it.
+            StoreError: The server refuses it, or the cache's disk is full or read-only.
         """
-        there = self.kept()
-        if there is not None:
-            return there
+        local_copy = self.kept()
+        if local_copy is not None:
+            return local_copy
         content = self._get()
         with _writing(self):
             return self._keep(content)
 
     def forget(self) -> None:
-        """Drop the local copy, so that the object is downloaded again."""
+        """Delete the local copies, so that the object is downloaded again."""
         shutil.rmtree(self._home, ignore_errors=True)
-        self.bucket.seen.pop(self.key, None)
+        self.bucket.states.pop(self.key, None)
 
     def footer(self) -> bytes:
-        """Return the end of a Parquet file, which says what is in it."""
-        there, seen = self.kept(), self.bucket.seen.get(self.key)
-        if there is not None:
-            return there.read_bytes()
+        """Return the last bytes of a Parquet object, which hold its footer: its schema and metadata."""
+        local_copy, state = self.kept(), self.bucket.states.get(self.key)
+        if local_copy is not None:
+            return local_copy.read_bytes()
         version, content = self.bucket.footers.get(self.key, ("", b""))
-        if seen is None or seen.version != version:
+        if state is None or state.version != version:
             content = self._get(Range=f"bytes=-{_FOOTER}")
+            # A Parquet file ends with the footer's length (4 bytes, little endian) and the magic bytes PAR1.
             if int.from_bytes(content[-8:-4], "little") + 8 > len(content):
                 content = self._get()
-            self.bucket.footers[self.key] = (self.bucket.seen[self.key].version, content)
+            self.bucket.footers[self.key] = (self.bucket.states[self.key].version, content)
         return content
 
-    def put_folder(self, made: Path, fingerprint: str) -> Path:
-        """Put those of a folder's files that are not there yet, then the list of all; returns the local copy.
+    def put_folder(self, folder: Path, fingerprint: str) -> Path:
+        """Put a folder's files that the server does not have yet, then the list of all files; return the local copy.
 
-        What is there already is never put again: of several that add the same file, the first is heard.
+        A file that the server has is never put again: if two workers write the same file, the first write wins.
 
         Args:
-            made: The folder, with its list.
-            fingerprint: What decides its content: what another made there is another folder.
+            folder: The folder, with its list of checksums.
+            fingerprint: The fingerprint of its content; local copies under other fingerprints are removed.
         """
-        there, here = self._list(), read_list(made)
-        known = dict(there or {})
-        for name in sorted(here.keys() - known.keys()):
-            if there is None:
-                # Left by one that was killed before its list was put: it is put anew.
+        stored, local_files = self._list(), read_list(folder)
+        listed = dict(stored or {})
+        for name in sorted(local_files.keys() - listed.keys()):
+            if stored is None:
+                # Without a list, the server's files were left by a process that was killed: they are overwritten.
                 self._may_change()
-                with told(str(self / name)), (made / name).open("rb") as handle:
+                with server_errors(str(self / name)), (folder / name).open("rb") as handle:
                     self.bucket.client.upload_fileobj(handle, self.bucket.name, (self / name).key)
-                known[name] = here[name]
+                listed[name] = local_files[name]
             else:
-                known[name] = (self / name)._add((made / name).read_bytes())
-        if known != there:
-            (self / LISTED).write_bytes(_list(known))
-        place = self._home / fingerprint
-        if made != place:
-            with self._syncing(place):
-                shutil.copytree(made, place, copy_function=_link, dirs_exist_ok=True)
-            shutil.rmtree(made)
-        return place
+                listed[name] = (self / name)._add((folder / name).read_bytes())
+        if listed != stored:
+            (self / LISTED).write_bytes(_list(listed))
+        copy = self._home / fingerprint
+        if folder != copy:
+            with self._syncing(copy):
+                shutil.copytree(folder, copy, copy_function=_link, dirs_exist_ok=True)
+            shutil.rmtree(folder)
+        return copy
 
     def copy_folder(self, fingerprint: str) -> Path:
-        """Return a local copy of a folder that was put; what is added to it there stays.
+        """Return a local copy of a folder that was put; files that exist only in the copy stay.
 
         Raises:
             DamagedError: A file is missing, or not the one that was put.
         """
-        place = self._home / fingerprint
-        with self._syncing(place):
-            files, here = self._list() or {}, read_list(place)
-            for name in [name for name in files if here.get(name) != files[name]]:
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                with atomic.replacing(place / name) as temporary:
+        copy = self._home / fingerprint
+        with self._syncing(copy):
+            stored, local_files = self._list() or {}, read_list(copy)
+            for name in [name for name in stored if local_files.get(name) != stored[name]]:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                with atomic.replacing(copy / name) as temporary:
                     (self / name)._download(temporary)
-                    if hashes.read_sha256(temporary) != files[name]:
+                    if hashes.read_sha256(temporary) != stored[name]:
                         raise DamagedError(f"{self / name} was altered after it was written; {_ANEW}")
-            if any(here.get(name) != files[name] for name in files) or not (place / LISTED).exists():
-                with atomic.replacing(place / LISTED) as temporary:
-                    temporary.write_bytes(_list({**here, **files}))
-        return place
+            if any(local_files.get(name) != stored[name] for name in stored) or not (copy / LISTED).exists():
+                with atomic.replacing(copy / LISTED) as temporary:
+                    temporary.write_bytes(_list({**local_files, **stored}))
+        return copy
 
     @contextmanager
-    def _syncing(self, place: Path) -> Iterator[None]:
-        """Let one process of this machine after the other change the local copy; those of other makers go."""
+    def _syncing(self, copy: Path) -> Iterator[None]:
+        """Lock the local copies of a folder against other processes of this machine; remove those of other fingerprints."""
         import fcntl
 
         with _writing(self):
             self._home.mkdir(parents=True, exist_ok=True)
             with (self._home / ".lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not place.exists():
-                    self._drop_versions(place)
-                    place.mkdir()
+                if not copy.exists():
+                    self._drop_versions(copy)
+                    copy.mkdir()
                 yield
 
     @property
     def scratch(self) -> Path:
-        """Return the folder of this machine where what belongs here is built before it is put."""
+        """Return the folder of this machine in which files are built before they are put here."""
         return self._home / "scratch"
 
     @property
     def _home(self) -> Path:
-        """Return where the local copies of this object's versions lie."""
-        whose = f"{self.bucket.client.meta.endpoint_url}\n{self.bucket.name}\n{self.key}"
-        return cache_folder() / hashlib.sha256(whose.encode()).hexdigest()[:32]
+        """Return the folder with the local copies of this object's versions."""
+        identity = f"{self.bucket.client.meta.endpoint_url}\n{self.bucket.name}\n{self.key}"
+        return cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
-    def _download(self, to: Path) -> None:
+    def _download(self, target: Path) -> None:
         try:
-            with told(str(self)):
-                self.bucket.client.download_file(self.bucket.name, self.key, str(to))
+            with server_errors(str(self)):
+                self.bucket.client.download_file(self.bucket.name, self.key, str(target))
         except FileNotFoundError as error:
             raise DamagedError(f"{self} is missing; {_ANEW}") from error
 
     def _list(self) -> dict[str, str] | None:
-        """Return the names of a folder's files with their hashes; None where it was not put whole."""
+        """Return the hashes of a folder's files by name; None where the folder has no list, and so counts as absent."""
         try:
-            found = _names((self / LISTED).read_bytes())
+            files = _names((self / LISTED).read_bytes())
         except FileNotFoundError:
             return None
-        if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in found):
+        if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in files):
             raise DamagedError(f"{self / LISTED} names files outside its folder; {_ANEW}")
-        return found
+        return files
 
     def _add(self, content: bytes) -> str:
-        """Put the object where there is none; returns the hash of the one that is there then."""
+        """Put the object unless it exists; return the hash of the object that the server has then."""
         self._may_change()
-        with suppress(Refused), told(str(self)):
+        # The server refuses all but the first of several workers, without a moment in which two could both see no object.
+        with suppress(Refused), server_errors(str(self)):
             self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=content, IfNoneMatch="*")
         return hashlib.sha256(self._get()).hexdigest()
 
@@ -292,32 +298,34 @@ class ObjectPath:
             if self.key.startswith(lock.inside):
                 lock.check()
 
-    def _get(self, **part: str) -> bytes:
+    def _get(self, **byte_range: str) -> bytes:
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
-        for left in reversed(range(_TRIES)):
-            with told(str(self)):
-                found = self.bucket.client.get_object(Bucket=self.bucket.name, Key=self.key, **part)
+        for tries_left in reversed(range(_TRIES)):
+            with server_errors(str(self)):
+                response = self.bucket.client.get_object(Bucket=self.bucket.name, Key=self.key, **byte_range)
                 try:
-                    content: bytes = found["Body"].read()
+                    content: bytes = response["Body"].read()
                 except (HTTPClientError, IncompleteReadError):
-                    # boto3 repeats requests, but not what breaks off in the middle of an answer.
-                    if not left:
+                    # boto3 repeats a failed request, but not one whose answer breaks off in the middle.
+                    if not tries_left:
                         raise
                     continue
-            self.bucket.seen[self.key] = Seen(version(found), len(content), modified(found["LastModified"]))
+            self.bucket.states[self.key] = ObjectState(
+                version(response), len(content), modified(response["LastModified"])
+            )
             return content
         raise AssertionError
 
-    def _drop_versions(self, but: Path) -> None:
-        # What is of this version, another process may be about to read.
-        for old in self._home.iterdir() if self._home.exists() else ():
-            if old != but and old.is_dir():
-                shutil.rmtree(old, ignore_errors=True)
+    def _drop_versions(self, current: Path) -> None:
+        # The current version stays: another process may be about to read it.
+        for version_folder in self._home.iterdir() if self._home.exists() else ():
+            if version_folder != current and version_folder.is_dir():
+                shutil.rmtree(version_folder, ignore_errors=True)
 
     def _keep(self, content: bytes | bytearray) -> Path:
-        """Write a local copy of the last known version; older ones go."""
-        file = self._home / self.bucket.seen[self.key].version / self.name
+        """Write a local copy of the last known version, and remove older versions."""
+        file = self._home / self.bucket.states[self.key].version / self.name
         self._drop_versions(file.parent)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(file) as temporary:
@@ -326,19 +334,19 @@ class ObjectPath:
 
 
 Place: TypeAlias = Path | ObjectPath
-"""Where something of a store lies: on this machine, or on object storage."""
+"""The path of a store's file or folder: on this machine, or on object storage."""
 
 
-def place(where: str | Place) -> Place:
-    """Return where a name points: into a folder, or to object storage for `s3://bucket/prefix`.
+def place(location: str | Place) -> Place:
+    """Return the path that a text names: an object's for `s3://bucket/prefix`, a file's for anything else.
 
     Raises:
         StoreError: It is another kind of address, or boto3 is not installed.
     """
-    address = None if isinstance(where, ObjectPath) else _ADDRESS.match(str(where))
-    if isinstance(where, ObjectPath) or address is None:
-        return Path(where) if isinstance(where, str) else where
-    name, _, key = str(where)[address.end() :].partition("/")
+    address = None if isinstance(location, ObjectPath) else _ADDRESS.match(str(location))
+    if isinstance(location, ObjectPath) or address is None:
+        return Path(location) if isinstance(location, str) else location
+    name, _, key = str(location)[address.end() :].partition("/")
     if address[1] != "s3":
         raise StoreError(f"{address[1]}:// is not supported: a store is a folder, or s3://bucket/prefix")
     if not _BUCKET.fullmatch(name):
@@ -347,12 +355,12 @@ def place(where: str | Place) -> Place:
             "and keys come from the environment, never from the address"
         )
     environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    return ObjectPath(opened(name, tuple(sorted(environment.items()))), key.strip("/"))
+    return ObjectPath(open_bucket(name, tuple(sorted(environment.items()))), key.strip("/"))
 
 
-def beside(base: Place, where: str) -> Place:
-    """Return where a name points that a store at `base` keeps: an address or absolute path, or one inside it."""
-    return place(where) if where.startswith(("s3://", "/")) else base / where
+def beside(base: Place, address: str) -> Place:
+    """Return the path that a record of the store at `base` names: an address, an absolute path, or one inside the store."""
+    return place(address) if address.startswith(("s3://", "/")) else base / address
 
 
 def find(folder: Place, pattern: str) -> Sequence[Place]:
@@ -361,14 +369,14 @@ def find(folder: Place, pattern: str) -> Sequence[Place]:
 
 
 def local(path: Place) -> Path:
-    """Return a file of this machine with the content: the file itself, or a copy of the object."""
+    """Return a path on this machine: that of the file itself, or of a local copy of the object."""
     return path if isinstance(path, Path) else path.copy()
 
 
 def remove_tree(folder: Place) -> None:
-    """Take away a folder, or all objects below; of a folder that is a link, what lies in it, records last."""
+    """Delete a folder, or all objects below a prefix; of a link to a folder, only the contents, records last."""
     if isinstance(folder, Path) and folder.is_symlink():
-        # It leads to another disk, where the next one is to lie too.
+        # A user links a folder to another disk: the link stays, so that the next columns are written there too.
         for entry in sorted(folder.iterdir() if folder.is_dir() else (), key=lambda entry: entry.suffix == ".json"):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     elif isinstance(folder, Path):
@@ -378,69 +386,72 @@ def remove_tree(folder: Place) -> None:
 
 
 def is_folder(folder: Place) -> bool:
-    """Tell whether a folder that was kept whole is there."""
+    """Tell whether a folder that `keep_folder` stored is there."""
     return folder.exists() if isinstance(folder, Path) else (folder / LISTED).exists()
 
 
 def local_folder(folder: Place, fingerprint: str) -> Path:
-    """Return a folder of this machine with the files: the folder itself, or a copy of what its fingerprint put."""
+    """Return a folder on this machine: the folder itself, or a local copy of what was put under its fingerprint."""
     return folder if isinstance(folder, Path) else folder.copy_folder(fingerprint)
 
 
-def keep_folder(made: Path, folder: Place, fingerprint: str) -> Path:
-    """Keep a listed folder whole, renamed into its place or put; return where its files are to be read from."""
+def keep_folder(new_folder: Path, folder: Place, fingerprint: str) -> Path:
+    """Store a folder that has a list of checksums, by a rename or by `put_folder`; return the path to read it from."""
     if not isinstance(folder, Path):
-        return folder.put_folder(made, fingerprint)
-    if made != folder:
-        made.rename(folder)
+        return folder.put_folder(new_folder, fingerprint)
+    if new_folder != folder:
+        new_folder.rename(folder)
     return folder
 
 
-def folder(where: str | Place, verb: str) -> Path:
-    """Return a folder or file of this machine, for what is written to no other place.
+def folder(address: str | Place, verb: str) -> Path:
+    """Return a path on this machine for output that can be written to files alone.
 
     Raises:
         StoreError: It is an address.
     """
-    if isinstance(where, ObjectPath) or _ADDRESS.match(str(where)):
-        there = re.sub(r":/+", "://", str(where), count=1)
-        raise StoreError(f"{verb} writes to a folder of this machine, not to {there}; write to one and copy it there")
-    return Path(where)
+    if isinstance(address, ObjectPath) or _ADDRESS.match(str(address)):
+        url = re.sub(r":/+", "://", str(address), count=1)
+        raise StoreError(f"{verb} writes to a folder of this machine, not to {url}; write to one and copy it there")
+    return Path(address)
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Say in one line that what was asked for cannot be written.
+def writing(target: Path) -> Iterator[None]:
+    """Turn an error of the operating system while writing `target` into one line.
 
     Raises:
-        StoreError: Its folder is not there, its disk is full or read-only, or it is something else.
+        StoreError: Its folder is missing, its disk is full or read-only, or a folder has its name.
     """
     try:
         yield
     except OSError as error:
-        # What DuckDB says while its answer is read comes as an OSError without a number.
+        # DuckDB reports its own errors as an OSError without a number; they are no problem of this file.
         if error.errno is None:
             raise
         reason = os.strerror(error.errno)
-        raise StoreError(f"{error.filename or out} cannot be written: {reason}; fix that, or name another") from error
+        raise StoreError(
+            f"{error.filename or target} cannot be written: {reason}; fix that, or name another"
+        ) from error
 
 
 @contextmanager
 def downloaded(folder: ObjectPath) -> Iterator[Path]:
-    """Keep all that lies below in a folder of this machine for a while, past every copy; locks and the like apart.
+    """Yield a temporary folder with all objects below a prefix, downloaded past the cache; locks are left out.
 
     Raises:
-        StoreError: An object is none of a store's, the server does not give it, or the disk does not take it.
+        StoreError: An object is not part of a store, the server refuses it, or the disk is full.
     """
     keys = [key.removeprefix(f"{folder.key}/" if folder.key else "") for key in folder.bucket.keys(f"{folder.key}/")]
     names = [name for name in keys if not name.endswith(("/", ".tmp")) and PurePosixPath(name).name != ".lock"]
+    # A key may hold what would lead a path out of the temporary folder.
     for name in names:
         if {"", ".", ".."} & set(name.split("/")) or "\\" in name or "\0" in name:
             raise StoreError(f"{folder / name} is no object of a store; delete it, or move the store")
     with _writing(folder):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        made = scratch.make(cache_folder())
-    copy = made.path / "store"
+        temporary = scratch.make(cache_folder())
+    copy = temporary.path / "store"
     try:
         with (
             _writing(folder),
@@ -453,7 +464,7 @@ def downloaded(folder: ObjectPath) -> Iterator[Path]:
                 advance(1)
         yield copy
     finally:
-        made.remove()
+        temporary.remove()
 
 
 @contextmanager
@@ -469,9 +480,9 @@ def _writing(path: ObjectPath) -> Iterator[None]:
 _ANEW = f"delete that folder's {LISTED} and run the recipe again to make it anew"
 
 
-def _names(listed: bytes) -> dict[str, str]:
-    """Read a list of files: their hashes by their names."""
-    lines = listed.decode("utf-8", "replace").splitlines()
+def _names(content: bytes) -> dict[str, str]:
+    """Parse a list of files: hashes by file name."""
+    lines = content.decode("utf-8", "replace").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -480,13 +491,13 @@ def _list(files: Mapping[str, str]) -> bytes:
 
 
 def read_list(folder: Path) -> dict[str, str]:
-    """Read a folder's list of files: their hashes by their names; empty where there is none."""
+    """Read a folder's list of files: hashes by file name; empty where it has no list."""
     return _names((folder / LISTED).read_bytes()) if (folder / LISTED).exists() else {}
 
 
-def _link(file: str, to: str) -> None:
-    """Put a file in another place too, without a copy where that can be."""
-    with atomic.replacing(Path(to)) as temporary:
+def _link(file: str, target: str) -> None:
+    """Give a file a second path: by a hard link, or by a copy where the file system has no links."""
+    with atomic.replacing(Path(target)) as temporary:
         try:
             os.link(file, temporary)
         except OSError:

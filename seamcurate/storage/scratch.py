@@ -1,6 +1,7 @@
-"""Temporary folders that outlive no process for long: what a killed one left, the next one clears away.
+"""Temporary folders; those that killed processes left are removed by the next process.
 
-One rule: whoever uses a folder holds a lock on a file in it, which the system lets go of however a process ends.
+One rule: the process that uses a folder holds a lock on a file in it. The system releases the lock however the process
+ends.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from typing import NamedTuple
 
 _PREFIX = "seamcurate-"
 _LOCK = ".in-use-by-seamcurate"
-"""Without this file a folder is not one of these, whatever it is called."""
+"""The name of the locked file. A folder without it is never removed, whatever the folder's name is."""
 
 
 class Scratch(NamedTuple):
-    """A folder of this process alone."""
+    """A temporary folder of this process."""
 
     path: Path
     remove: Callable[[], None]
 
 
 def make(inside: Path | None = None) -> Scratch:
-    """Make a temporary folder for its owner's eyes alone, and clear those of processes that are gone.
+    """Make a temporary folder that only its owner may read, and remove those of processes that have ended.
 
     Args:
-        inside: Where; by default where the system has its temporary folders.
+        inside: The folder to make it in; by default the system's folder for temporary files.
     """
     inside = inside or Path(tempfile.gettempdir())
-    for left in inside.glob(f"{_PREFIX}*/{_LOCK}"):
+    for lock_file in inside.glob(f"{_PREFIX}*/{_LOCK}"):
         with suppress(OSError):
-            _remove(left.parent, _held(left))
+            _remove(lock_file.parent, _held(lock_file))
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=inside))
-        # Another process may have taken it for one that was left, before it was locked.
+        # Between mkdtemp and the lock, another process may take the folder for an abandoned one and remove it: try again.
         with suppress(BlockingIOError, FileNotFoundError):
             (folder / _LOCK).touch(mode=0o600)
             lock = _held(folder / _LOCK)
@@ -46,11 +47,11 @@ def make(inside: Path | None = None) -> Scratch:
 
 
 def _held(file: Path) -> int:
-    """Lock a file of this user's; it is let go of with the descriptor.
+    """Lock a file of this user and return its descriptor; closing the descriptor releases the lock.
 
     Raises:
         BlockingIOError: A living process holds it.
-        FileNotFoundError: It was removed meanwhile.
+        FileNotFoundError: It was removed, or replaced, before it was locked.
         PermissionError: It is another user's.
     """
     import fcntl
@@ -60,6 +61,7 @@ def _held(file: Path) -> int:
         if os.fstat(lock).st_uid != os.getuid():
             raise PermissionError(str(file))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The path may name another file by now than the one that was opened and locked.
         if not os.path.samestat(file.stat(), os.fstat(lock)):
             raise FileNotFoundError(str(file))
     except BaseException:
@@ -69,7 +71,7 @@ def _held(file: Path) -> int:
 
 
 def _remove(folder: Path, lock: int) -> None:
-    # The lock last: until then nobody else takes the folder for one that was left.
+    # The lock is released last: until then no other process takes the folder for an abandoned one.
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         os.close(lock)

@@ -1,10 +1,10 @@
-"""One shard: a Parquet file that is whole or not there, and that knows whose it is.
+"""One shard: a Parquet file that is whole or absent, and whose footer says what it is.
 
-It is written beside its place, synced and renamed into it. Its footer names the fingerprint's fingerprint and the
-shard's number, and carries the SHA-256 of the whole file, computed with that one field zeroed; so a flipped bit,
-a truncated file, a neighbour's shard or an older configuration's is found when it is read. It also names the seals
-of the columns' shards it was made from, so that one made from others than are there now is found too. A folder of
-other files has a list of their hashes, as `sha256sum -c` reads it.
+It is written under a temporary name, synced and renamed. Its footer names the fingerprint of its columns and the shard's
+number, and holds the SHA-256 of the whole file, computed with that one field as zeros. So a reader notices a flipped
+bit, a truncated file, a neighbour's shard and a shard of an older configuration. The footer also names the checksums of
+the shards that the values were computed from, so that a shard computed from other inputs than the present ones is
+noticed. A folder of other files has a list of their hashes, as `sha256sum -c` reads it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ _ZEROS = b"0" * 64
 _Key = tuple[int, int, int, str, int]
 _verified: dict[Path, _Key] = {}
 _bounding: set[Path] = set()
-"""Verified files with statistics of fractions."""
+"""Verified files that hold statistics of floating-point columns; see `with_statistics`."""
 _FORGET_FROM = 4096
+"""Verified files from which on those that were deleted since are forgotten."""
 _forget_at = _FORGET_FROM
 
 
 def give_back() -> None:
-    """Give freed memory back to the machine: allocators keep what they were given, each for its own next use."""
+    """Return freed memory to the system: allocators keep it for their own next use, which other allocators cannot take."""
     pa.default_memory_pool().release_unused()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
@@ -60,31 +61,31 @@ def write(
     replace(path, encode(path, table.schema, [table], fingerprint, number, input_checksums))
 
 
-def write_parts(path: Place, schema: pa.Schema, parts: Iterable[pa.Table], fingerprint: str, number: int) -> None:
+def write_parts(path: Place, schema: pa.Schema, tables: Iterable[pa.Table], fingerprint: str, number: int) -> None:
     """Write tables of one schema as one shard, a row group each."""
-    replace(path, encode(path, schema, parts, fingerprint, number))
+    replace(path, encode(path, schema, tables, fingerprint, number))
 
 
 def encode(
     path: Place,
     schema: pa.Schema,
-    parts: Iterable[pa.Table],
+    tables: Iterable[pa.Table],
     fingerprint: str,
     number: int,
     input_checksums: Mapping[str, str] | None = None,
 ) -> bytearray:
-    """Return what `path` is to hold: tables of one schema as one sealed shard, a row group each.
+    """Return the bytes of one shard with its checksum: tables of one schema, a row group each.
 
     Args:
-        path: Where it will lie, for messages.
+        path: The shard's path, for messages.
         schema: The tables' schema.
-        parts: The tables.
-        fingerprint: Their columns' fingerprint.
+        tables: The tables.
+        fingerprint: The fingerprint of their columns.
         number: The shard's number.
-        input_checksums: Seals of the shards its values were computed from, by their columns' folder.
+        input_checksums: Checksums of the shards that the values were computed from, by column folder.
     """
     sink = pa.BufferOutputStream()
-    # Numbers are split by bytes or by differences: half the size of what zstd makes of them as they are.
+    # Floats are split into streams of bytes, integers into differences: zstd makes half the size of them so.
     leaves = {path: kind for field in schema for path, kind in _leaves(field.name, field.type)}
     encodings = {path: encoding for path, kind in leaves.items() if (encoding := _encoding(kind))}
     texts = [path for path in leaves if path not in encodings]
@@ -96,71 +97,73 @@ def encode(
         column_encoding=encodings,
         write_statistics=with_statistics(schema),
     ) as writer:
-        for table in parts:
+        for table in tables:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
-        said = {_FINGERPRINT: fingerprint, _NUMBER: str(number)}
+        metadata = {_FINGERPRINT: fingerprint, _NUMBER: str(number)}
         if input_checksums:
-            said[_INPUT_CHECKSUMS] = json.dumps(input_checksums, sort_keys=True)
-        writer.add_key_value_metadata({**said, _CHECKSUM: _ZEROS.decode()})
-    whole = bytearray(sink.getvalue())
-    start, end = _checksum_span(whole, path)
-    whole[start:end] = hashlib.sha256(whole).hexdigest().encode()
-    return whole
+            metadata[_INPUT_CHECKSUMS] = json.dumps(input_checksums, sort_keys=True)
+        writer.add_key_value_metadata({**metadata, _CHECKSUM: _ZEROS.decode()})
+    content = bytearray(sink.getvalue())
+    # The field holds zeros while the hash is computed, and the hash afterwards; `_verify` computes it the same way.
+    start, end = _checksum_span(content, path)
+    content[start:end] = hashlib.sha256(content).hexdigest().encode()
+    return content
 
 
 def checksum(content: bytes | bytearray, path: Place) -> str:
-    """Return the seal of a shard's content."""
+    """Return the checksum that a shard's bytes hold."""
     start, end = _checksum_span(content, path)
     return content[start:end].decode()
 
 
 class Footer(NamedTuple):
-    """What a shard's footer says of it."""
+    """What a shard's footer says about the shard."""
 
     fingerprint: str
     number: str
     checksum: str
-    """The file's hash with this field zeroed."""
+    """SHA-256 of the file with this field as zeros."""
     input_checksums: dict[str, str]
-    """Seals of the columns' shards it was made from, by their folder."""
+    """Checksums of the shards that the values were computed from, by column folder."""
 
 
 def footer(path: Place) -> Footer:
-    """Read what a shard says of itself, unverified.
+    """Read a shard's footer without verifying the file.
 
     Raises:
         DamagedError: See `metadata`.
     """
-    found = metadata(path).metadata or {}
-    fingerprint, number, seal = (
-        found.get(key, b"").decode("utf-8", "replace") for key in (_FINGERPRINT, _NUMBER, _CHECKSUM)
+    metadata_bytes = metadata(path).metadata or {}
+    fingerprint, number, own_checksum = (
+        metadata_bytes.get(key, b"").decode("utf-8", "replace") for key in (_FINGERPRINT, _NUMBER, _CHECKSUM)
     )
     try:
         input_checksums = {
-            str(folder): str(one) for folder, one in json.loads(found.get(_INPUT_CHECKSUMS, b"{}")).items()
+            str(folder): str(checksum)
+            for folder, checksum in json.loads(metadata_bytes.get(_INPUT_CHECKSUMS, b"{}")).items()
         }
     except (ValueError, AttributeError) as error:
         raise DamagedError(f"{path} is no readable shard: it was altered; {hint(path)}") from error
-    return Footer(fingerprint, number, seal, input_checksums)
+    return Footer(fingerprint, number, own_checksum, input_checksums)
 
 
 def read(path: Place, fingerprint: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a shard's columns, those of the named that it has, after verifying the file.
+    """Verify a shard and read its columns; a named column that it lacks is left out.
 
     Raises:
         DamagedError: The file is missing, altered, another shard's or another configuration's.
     """
     with pq.ParquetFile(verify(path, fingerprint, number)) as file:
         table = file.read(None if columns is None else list(columns), use_threads=False)
-    # A name is also taken for the beginning of a dotted one.
+    # The reader takes a name for the prefix of dotted names too, and so may return more columns than were named.
     return table if columns is None else table.select([name for name in columns if name in table.column_names])
 
 
 def metadata(path: Place) -> pq.FileMetaData:
-    """Read what a shard's footer says, unverified.
+    """Read a shard's Parquet metadata without verifying the file.
 
     Raises:
-        DamagedError: The file is missing, or no Parquet file any more.
+        DamagedError: The file is missing or no Parquet file.
     """
     try:
         return pq.read_metadata(path if isinstance(path, Path) else pa.BufferReader(path.footer()))
@@ -169,9 +172,9 @@ def metadata(path: Place) -> pq.FileMetaData:
 
 
 def verify(path: Place, fingerprint: str, number: int) -> Path:
-    """Check a shard's checksum, fingerprint and number; a file seen unchanged before is not hashed again.
+    """Verify a shard's checksum, fingerprint and number; return the file, or the local copy of the object.
 
-    Returns the file, or the local copy of the object.
+    A file that this process has verified and that has not changed since is not hashed again.
 
     Raises:
         DamagedError: See `read`.
@@ -183,7 +186,7 @@ def verify(path: Place, fingerprint: str, number: int) -> Path:
             try:
                 return _verify(copy, path, fingerprint, number)
             except DamagedError:
-                # It may be the copy that was altered.
+                # The damage may be in the local copy: download the object again.
                 path.forget()
         return _verify(local(path), path, fingerprint, number)
     except OSError as error:
@@ -196,34 +199,34 @@ def _verify(file: Path, path: Place, fingerprint: str, number: int) -> Path:
         return file
     content = file.read_bytes()
     start, end = _checksum_span(content, path)
-    whole = memoryview(content)
-    computed = hashlib.sha256(whole[:start])
+    view = memoryview(content)
+    computed = hashlib.sha256(view[:start])
     computed.update(_ZEROS)
-    computed.update(whole[end:])
+    computed.update(view[end:])
     if computed.hexdigest().encode() != content[start:end]:
         raise DamagedError(f"{path} was altered after it was written: its checksum does not match; {hint(path)}")
-    footer = pq.read_metadata(pa.BufferReader(pa.py_buffer(content)))
-    found = footer.metadata or {}
-    if found.get(_FINGERPRINT) != fingerprint.encode() or found.get(_NUMBER) != str(number).encode():
+    file_metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(content)))
+    metadata_bytes = file_metadata.metadata or {}
+    if metadata_bytes.get(_FINGERPRINT) != fingerprint.encode() or metadata_bytes.get(_NUMBER) != str(number).encode():
         raise DamagedError(f"{path} belongs to another shard or another configuration; {hint(path)}")
     _remember(file, key)
-    (_bounding.add if _bounds_fractions(footer) else _bounding.discard)(file)
+    (_bounding.add if _bounds_fractions(file_metadata) else _bounding.discard)(file)
     return file
 
 
 def _remember(path: Path, key: tuple[int, int, int, str, int]) -> None:
-    """Note a verified file; whenever twice as many are noted, those that are gone are forgotten."""
+    """Remember a verified file; forget deleted files each time the number of files has doubled."""
     global _forget_at
     if len(_verified) >= _forget_at:
-        for gone in [noted for noted in list(_verified) if not noted.exists()]:
-            _verified.pop(gone, None)
-            _bounding.discard(gone)
+        for deleted in [file for file in list(_verified) if not file.exists()]:
+            _verified.pop(deleted, None)
+            _bounding.discard(deleted)
         _forget_at = max(_FORGET_FROM, 2 * len(_verified))
     _verified[path] = key
 
 
 def verified(path: Place, fingerprint: str, number: int) -> bool:
-    """Tell whether a shard was verified before and is unchanged since."""
+    """Tell whether this process has verified a shard and it is unchanged since."""
     file = path if isinstance(path, Path) else path.kept()
     if file is None or not file.exists() or (file is path and file.is_symlink()):
         return False
@@ -236,34 +239,34 @@ def _key(path: Path, fingerprint: str, number: int) -> _Key:
 
 
 def write_checksums(folder: Path) -> None:
-    """List the hashes of a folder's files beside them, once all of them are on the disk; one listed stays as it is."""
+    """Sync a folder's files to the disk and list their hashes in the folder; a listed file keeps its listed hash."""
     file = folder / LISTED
-    listed = file.read_text(encoding="utf-8") if file.exists() else None
-    known = {line.partition("  ")[2]: line for line in (listed or "").splitlines(keepends=True)}
-    there = {f"{one.relative_to(folder)}\n": one for one in _files(folder)}
-    for name in there.keys() - known.keys():
-        with there[name].open("rb") as handle:
+    old_list = file.read_text(encoding="utf-8") if file.exists() else None
+    lines = {line.partition("  ")[2]: line for line in (old_list or "").splitlines(keepends=True)}
+    files = {f"{path.relative_to(folder)}\n": path for path in _files(folder)}
+    for name in files.keys() - lines.keys():
+        with files[name].open("rb") as handle:
             os.fsync(handle.fileno())
-        known[name] = f"{hashes.read_sha256(there[name])}  {name}"
-    now = "".join(known[name] for name in sorted(known))
-    if now != listed:
-        replace(file, now.encode())
+        lines[name] = f"{hashes.read_sha256(files[name])}  {name}"
+    new_list = "".join(lines[name] for name in sorted(lines))
+    if new_list != old_list:
+        replace(file, new_list.encode())
 
 
 def verify_folder(folder: Path) -> None:
-    """Check every file of a folder against the list beside them; one seen unchanged before is not hashed again.
+    """Check every file of a folder against the folder's list; an unchanged file is hashed once in each process.
 
     Raises:
         DamagedError: A file is altered, missing or not listed; or there is no list.
     """
     try:
-        listed = (folder / LISTED).read_text(encoding="utf-8", errors="replace")
+        expected = (folder / LISTED).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError as error:
         raise DamagedError(f"{folder} has no list of its files' hashes; {hint(folder)}") from error
     files = {f"{file.relative_to(folder)}\n": file for file in _files(folder)}
-    there = "".join(f"{hashes.read_sha256(files[name])}  {name}" for name in sorted(files))
-    if there != listed:
-        names = {line.partition("  ")[2] for line in {*there.splitlines()} ^ {*listed.splitlines()}}
+    current = "".join(f"{hashes.read_sha256(files[name])}  {name}" for name in sorted(files))
+    if current != expected:
+        names = {line.partition("  ")[2] for line in {*current.splitlines()} ^ {*expected.splitlines()}}
         raise DamagedError(
             f"{folder} is not what was made: {', '.join(sorted(names)) or LISTED} altered, missing or not listed; "
             f"{hint(folder)}"
@@ -271,14 +274,17 @@ def verify_folder(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    # What is being written when somebody looks, or was when it was killed, is none of them.
+    # A name that begins with a dot is a temporary file, or a desktop's; a step's own files begin with none.
     files = (file for file in folder.rglob("*") if file.is_file())
-    # Nor is what a desktop lays into every folder: a step's files begin with no dot.
-    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    return sorted(f for f in files if not any(n.startswith(".") for n in f.relative_to(folder).parts))
 
 
 def replace(path: Place, content: bytes | bytearray) -> None:
-    """Put a file in its place whole: written beside it, synced, renamed; an object by one request."""
+    """Write a file whole and synced, see `atomic.write`; or put an object by one request.
+
+    Raises:
+        StoreError: It cannot be written; the earlier content is unchanged.
+    """
     if isinstance(path, ObjectPath):
         return path.put(content)
     try:
@@ -290,17 +296,17 @@ def replace(path: Place, content: bytes | bytearray) -> None:
 
 
 def with_statistics(schema: pa.Schema) -> list[str]:
-    """Name the Parquet columns that may have their least and greatest value written beside them: all but fractions.
+    """Name the Parquet columns that get statistics (least and greatest value): all but those of floating-point numbers.
 
-    These would leave NaN out, and a reader that trusts them (duckdb/duckdb#25521) loses rows with NaN or takes them for
-    small ones, as the row groups happen to lie.
+    Statistics leave NaN out. A reader that trusts them (duckdb/duckdb#25521) loses rows with NaN, or takes NaN for a
+    small number, depending on the row groups.
     """
     leaves = (leaf for field in schema for leaf in _leaves(field.name, field.type))
     return [path for path, kind in leaves if not pa.types.is_floating(kind)]
 
 
 def bounds_fractions(path: Place) -> bool:
-    """Tell whether a verified shard has the least and greatest value of a column of fractions beside it: one of before."""
+    """Tell whether a verified shard has statistics of floating-point columns, as older versions wrote them."""
     return (path if isinstance(path, Path) else path.kept()) in _bounding
 
 
@@ -328,13 +334,13 @@ def _encoding(kind: pa.DataType) -> str | None:
 
 
 def hint(path: Place) -> str:
-    """Say what to do about a damaged file of a store."""
-    # A run looks for damage only where it need not download all to find it.
+    """Return what to do about a damaged file of a store."""
+    # A run looks for damage in a folder alone: on object storage it would have to download everything.
     return f"{'' if isinstance(path, Path) else 'delete it and '}run the recipe again to make it anew"
 
 
 def _unreadable(path: Place, error: Exception) -> StoreError:
-    """Tell a file that is gone or broken from one that this user, or this moment, cannot read."""
+    """Return the error of an unreadable file: damage if it is missing or broken, else a problem such as permissions."""
     if isinstance(error, FileNotFoundError):
         return DamagedError(f"{path} is missing; {hint(path)}")
     if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
@@ -343,10 +349,10 @@ def _unreadable(path: Place, error: Exception) -> StoreError:
 
 
 def _checksum_span(content: bytes | bytearray, path: Place) -> tuple[int, int]:
-    place = content.rfind(_CHECKSUM)
-    found = _CHECKSUM_FIELD.match(content, place) if place >= 0 else None
-    if found is None:
+    position = content.rfind(_CHECKSUM)
+    match = _CHECKSUM_FIELD.match(content, position) if position >= 0 else None
+    if match is None:
         raise DamagedError(
             f"{path} is no shard with a checksum: it was cut short or not written by seamcurate; {hint(path)}"
         )
-    return found.span(1)
+    return match.span(1)
