@@ -39,7 +39,7 @@ from seamcurate.select import views
 from seamcurate.select.split import Augment
 from seamcurate.step import MESSAGES
 from seamcurate.storage import atomic, objects, shard
-from seamcurate.store.store import Store, beside, load_json
+from seamcurate.store.store import Store, load_json, step_file
 from seamcurate.text import counted
 from seamcurate.trainers import (
     PROMPT_FORM,
@@ -341,7 +341,7 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
     whole = next((step for step in steps if isinstance(step, Rer)), None)
     if whole is None:
         return None, "the recipe computes no rer"
-    shared = beside(store.path / "columns" / whole.name, "shared")
+    shared = step_file(store.path / "columns" / whole.name, "shared")
     if isinstance(shared, Path) and shared.exists():
         shard.verify_folder(shared)
     record = load_json(shared / "range.json")

@@ -30,7 +30,7 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.step import Step
 from seamcurate.storage import lock, objects
 from seamcurate.storage.objects import Place
-from seamcurate.store.store import StepOutput, Store, beside, filename
+from seamcurate.store.store import StepOutput, Store, filename, step_file
 
 _TRIES = 3
 """Workers that may die of one shard before the run stops: Ray would try for ever."""
@@ -201,7 +201,7 @@ class _Worker:
         return StepOutput(self.step, self.store.path / "columns" / self.step.name, self.fingerprint, {})
 
     def _shared(self) -> Path:
-        return objects.local_folder(beside(self.output.path, "shared"), self.fingerprint)
+        return objects.local_folder(step_file(self.output.path, "shared"), self.fingerprint)
 
     @contextmanager
     def _tried(self, number: int) -> Iterator[None]:

@@ -28,13 +28,13 @@ from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import ObjectPath, Place
 from seamcurate.store.store import (
     Store,
-    beside,
     filename,
     load_json,
     numbers,
     own_record,
     record_file,
     shard_fingerprints,
+    step_file,
     step_record,
 )
 from seamcurate.text import counted
@@ -233,7 +233,7 @@ def _columns(store: Store, folder: Path) -> Iterator[Finding]:
             yield _finding(path, wrong)
         elif number not in rows:
             yield Finding(path, "belongs to no shard of the rows", _AGAIN, doomed=True)
-    shared, facts = folder / beside(folder, "shared").name, folder / beside(folder, "facts.json").name
+    shared, facts = folder / step_file(folder, "shared").name, folder / step_file(folder, "facts.json").name
     if shared.exists():
         try:
             shard.verify_folder(shared)
@@ -336,7 +336,10 @@ def _strays(store: Store) -> Iterator[Finding]:
     at = _at(store)
     strays = [file for kind in ("rows", "rejected") for file in _others(at / kind, set())]
     for folder in _filled(at / "columns"):
-        written = {record_file(folder, "step.json").name, *(beside(folder, n).name for n in ("shared", "facts.json"))}
+        written = {
+            record_file(folder, "step.json").name,
+            *(step_file(folder, n).name for n in ("shared", "facts.json")),
+        }
         with suppress(DamagedError):
             if not folder.is_dir() or (
                 not step_record(folder) and not (shard_fingerprints(folder) and not _recorded(folder))

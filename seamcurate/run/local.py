@@ -33,11 +33,11 @@ from seamcurate.storage.objects import Place
 from seamcurate.store.store import (
     StepOutput,
     Store,
-    beside,
     filename,
     record_file,
     shard_files,
     shard_fingerprints,
+    step_file,
     step_record,
 )
 from seamcurate.text import brief, counted
@@ -271,7 +271,7 @@ def _drop_columns(store: Store, number: int) -> None:
     for file in objects.find(store.path / "columns", f"*/{filename(number)}"):
         lost = not record_file(file.parent, "step.json").exists()
         if lost or step_record(file.parent):
-            beside(file.parent, "facts.json").unlink(missing_ok=True)
+            step_file(file.parent, "facts.json").unlink(missing_ok=True)
             file.unlink(missing_ok=True)
 
 
@@ -335,8 +335,8 @@ def compute(output: StepOutput, store: Store, shards: Sequence[int], where: str,
     """Compute the shards an output lacks and, once all are there, its facts; returns how many were computed."""
     wanted = set(shards)
     missing = [number for number in store.missing(output) if number in wanted]
-    step, facts = output.step, beside(output.path, "facts.json")
-    if missing or not objects.is_folder(beside(output.path, "shared")):
+    step, facts = output.step, step_file(output.path, "facts.json")
+    if missing or not objects.is_folder(step_file(output.path, "shared")):
         # They are of all shards that were there: a kill before the new ones are summed up must not leave them.
         facts.unlink(missing_ok=True)
         with _making(output):
@@ -349,14 +349,14 @@ def compute(output: StepOutput, store: Store, shards: Sequence[int], where: str,
     # Arrow keeps what it was given for its next table; the next step has none as large.
     shard.give_back()
     if not facts.exists() and not store.missing(output):
-        shared = objects.local_folder(beside(output.path, "shared"), output.fingerprint)
+        shared = objects.local_folder(step_file(output.path, "shared"), output.fingerprint)
         store.add_facts(output, step.facts(_own_columns(store, output), shared))
     return len(missing)
 
 
 def _prepared(output: StepOutput, store: Store) -> Path:
     """Return what a step prepared once for all shards, prepared now where it is not there."""
-    kept = beside(output.path, "shared")
+    kept = step_file(output.path, "shared")
     if objects.is_folder(kept):
         return objects.local_folder(kept, output.fingerprint)
     made = (output.path if isinstance(output.path, Path) else store.scratch / output.step.name) / ".shared.tmp"
@@ -373,7 +373,7 @@ def _making(output: StepOutput) -> Iterator[None]:
     except OSError as error:
         # The disk is full, as a rule.
         raise StoreError(
-            f"{beside(output.path, 'shared')} cannot be made: {error.strerror or error}; fix that and run the same again"
+            f"{step_file(output.path, 'shared')} cannot be made: {error.strerror or error}; fix that and run the same again"
         ) from error
 
 
@@ -392,7 +392,7 @@ def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], It
         # A step may measure its model when it is loaded first.
         shard.write_checksums(shared)
     # What loading measured belongs to all that follow.
-    objects.keep_folder(shared, beside(output.path, "shared"), output.fingerprint)
+    objects.keep_folder(shared, step_file(output.path, "shared"), output.fingerprint)
     read = store.reader(step.inputs)
 
     def work(number: int) -> Iterator[int]:

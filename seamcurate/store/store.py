@@ -1,22 +1,23 @@
-"""A store: a folder of row shards, with the columns that steps added beside them.
+"""A store: a folder of row shards, with the columns that steps add in folders of their own.
 
     my-store/
       store.json                         where the rows come from, their fingerprint, where the corpus is
       rows/00000.parquet                 row_id, prompt, response, reference, every other source column
-      rejected/00000.parquet             rows set aside, each with its reason
+      rejected/00000.parquet             rejected rows, each with its reason
       columns/<name>/_step.json          configuration, fingerprints of inputs, columns, own fingerprint
       columns/<name>/00000.parquet       row_id and the added columns
       columns/<name>/_shared/            what the step prepared once for all shards, with a list of hashes
-      columns/<name>/_facts.json         the finished columns in numbers
+      columns/<name>/_facts.json         summary numbers of the finished columns
       splits/<name>/_split.json          the filter, its parameters, fingerprints of what it reads, own fingerprint
       splits/<name>/ledger.parquet       one row per source row: kept or dropped, and what decided it
       corpus/                            the retrieval corpus, a store like any other
 
 One rule: a file that exists is complete. A fingerprint is the hash of a configuration, of its models' weights and
-of the fingerprints of its inputs; columns under another fingerprint than the one asked for are never mixed.
+of the fingerprints of its inputs; columns of different fingerprints are never mixed.
 
-A shard is a file that is named as `filename` names it; any other file is none of a store's. What lies beside shards begins
-with `_`, which readers of Parquet folders pass over. Stores up to format 2 have the same names without it, and keep them.
+A shard is a file with a name that `filename` returns; a store ignores all other files. The files beside shards have names
+that begin with `_`, which readers of Parquet folders ignore. Stores up to format 2 have these names without `_`, and keep
+them.
 """
 
 from __future__ import annotations
@@ -47,25 +48,26 @@ from seamcurate.storage.objects import Place
 from seamcurate.text import suggestion
 
 FORMAT = 3
-"""In format 1, rejected rows have the fingerprint of the rows; up to 2, what lies beside shards has no `_` before its name."""
+"""In format 1, shards of rejected rows have the fingerprint of the rows. Up to format 2, files beside shards have no `_`."""
 _SHARD = re.compile(r"\d{5,}\.parquet")
 _STEP_KEYS = {"step", "name", "config", "identity", "inputs", "corpus", "ancestry", "schema", "fingerprint"}
 _SPLIT_KEYS = {"filter", "parameters", "format", "fingerprint", "kept", "dropped", "lines"}
 _GROWN = "+"
-"""Stands between the fingerprint of a column and that of the source that grew since."""
+"""Stands between the fingerprint of a column and that of a source to which files were added; see `Store.grown`."""
 _EXTENT = ("over_shards", "over_source")
-_HASH = "sha256"
-_SAID = b'\n "sha256": "'
+"""Keys of an identity that say how many rows were read, and nothing else."""
+_CHECKSUM = "sha256"
+_CHECKSUM_LINE = b'\n "sha256": "'
 
 
 class StepOutput(NamedTuple):
-    """One step's columns in a store: where they lie and under which fingerprint."""
+    """The columns that one step adds to a store: their folder and their fingerprint."""
 
     step: Step
     path: Place
     fingerprint: str
     record: dict[str, JsonValue]
-    """What _step.json says, or will say."""
+    """The content of _step.json."""
 
 
 class Column(NamedTuple):
@@ -78,20 +80,48 @@ class Column(NamedTuple):
     shards: int
     meaning: str
     stale: str | None
-    """Why the column must not be used, if so."""
+    """The reason why the column is out of date; None where it is up to date."""
 
 
 class Store:
-    """Open a store, or the folder one is to be made in; `s3://bucket/prefix` is one too."""
+    """Open a store, or name the folder in which one is to be made.
+
+    A store is what `run_local` writes: the rows of a source, and the columns that steps add to them. Nothing is read until
+    a method asks for it, and nothing is written by reading.
+
+    Args:
+        path: A folder, or `s3://bucket/prefix` (needs `seamcurate[s3]`; endpoint and keys come from the environment).
+
+    Raises:
+        StoreError: The path is another kind of address. Methods that read raise it where there is no store.
+        DamagedError: A method reads a file that was altered after it was written.
+
+    Example:
+        >>> import tempfile
+        >>> import pyarrow as pa, pyarrow.parquet as pq
+        >>> from seamcurate import FakeModel, Models, Recipe, Reward, Source, Store, run_local
+        >>> folder = tempfile.mkdtemp()
+        >>> rows = pa.table({"prompt": ["2 + 2?", "3 + 3?"], "response": ["4", "6"]})
+        >>> pq.write_table(rows, f"{folder}/rows.parquet")
+        >>> source = Source(parquet=f"{folder}/rows.parquet", response="response")
+        >>> report = run_local(Recipe(rows=source, steps=[Reward(reward=FakeModel())]), f"{folder}/store")
+        >>> store = Store(f"{folder}/store")
+        >>> len(store)
+        2
+        >>> [column.name for column in store.columns()]
+        ['row_id', 'prompt', 'response', 'reference', 'reward']
+        >>> store.table(0, ["prompt", "reward"]).column_names  # one shard; the row's id comes first
+        ['row_id', 'prompt', 'reward']
+    """
 
     def __init__(self, path: str | Place) -> None:
         self.path = objects.place(path)
         self._fetch = lru_cache(maxsize=64)(lambda number: self._corpus_responses(number))
 
-    # ── what is there ────────────────────────────────────────────────────────────────────────────────────
+    # ── rows and records ────────────────────────────────────────────────────────────────────────────────────
 
     def open(self) -> Store:
-        """Return itself when a store is there.
+        """Return the store itself, once it is known to be one.
 
         Raises:
             StoreError: There is none, it was written by a newer seamcurate, or its store.json is lost.
@@ -102,19 +132,19 @@ class Store:
                     f"{self.path}/store.json is missing; run the store's recipe again to have it made anew"
                 )
             raise StoreError(f"{self.path} is no store; {self._instead}")
-        if (there := self.about.get("format")) not in range(1, FORMAT + 1):
-            raise StoreError(f"{self.path} has format {there}; this seamcurate reads 1 to {FORMAT}")
+        if (stored_format := self.about.get("format")) not in range(1, FORMAT + 1):
+            raise StoreError(f"{self.path} has format {stored_format}; this seamcurate reads 1 to {FORMAT}")
         return self
 
     @property
     def _instead(self) -> str:
-        """Say what to name in place of a folder that is no store."""
+        """Return a hint for a path that is no store."""
         if self.path.is_file():
             return "it is a file: name the folder that `seamcurate run` made, and the recipe, where there is one, before it"
         if isinstance(self.path, Path):
-            for around in list(self.path.absolute().parents)[:2]:
-                if (around / "store.json").is_file():
-                    return f"it is a folder of the store {around}: name that"
+            for parent in list(self.path.absolute().parents)[:2]:
+                if (parent / "store.json").is_file():
+                    return f"it is a folder of the store {parent}: name that"
         return f"make one with `seamcurate run RECIPE {self.path}`"
 
     @property
@@ -125,16 +155,16 @@ class Store:
     def update(self, **values: JsonValue) -> None:
         """Set keys of store.json."""
         self.path.mkdir(parents=True, exist_ok=True)
-        before = self.about
-        after = {"format": FORMAT, **before, **values}
-        if after != before:
-            save_record(self.path / "store.json", after)
+        recorded = self.about
+        updated = {"format": FORMAT, **recorded, **values}
+        if updated != recorded:
+            save_record(self.path / "store.json", updated)
 
     @property
     def corpus_store(self) -> Store | None:
         """Return the retrieval corpus, if the store has one."""
-        where = self.about.get("corpus")
-        return Store(objects.beside(self.path, where)) if isinstance(where, str) else None
+        address = self.about.get("corpus")
+        return Store(objects.beside(self.path, address)) if isinstance(address, str) else None
 
     @property
     def shards(self) -> list[int]:
@@ -143,15 +173,15 @@ class Store:
 
     @property
     def stored_schema(self) -> pa.Schema:
-        """Return the schema of the last row shard, which knows every source column so far; what all rows have, of none."""
-        last = self.shards[-1:]
-        if not last:
+        """Return the schema of the last row shard, which has every source column so far; without shards, `row_id` and `prompt`."""
+        last_shard = self.shards[-1:]
+        if not last_shard:
             return pa.schema([("row_id", pa.int64()), ("prompt", pa.string())])
-        return shard.metadata(self.path / "rows" / filename(last[0])).schema.to_arrow_schema()
+        return shard.metadata(self.path / "rows" / filename(last_shard[0])).schema.to_arrow_schema()
 
     @property
     def schema(self) -> pa.Schema:
-        """Return the rows' schema; `response` and `reference` are in it, NULL, where the source has none."""
+        """Return the rows' schema. It has `response` and `reference` also where the source has none: they are NULL then."""
         schema = self.stored_schema
         for name in ("response", "reference"):
             if name not in schema.names:
@@ -160,32 +190,36 @@ class Store:
 
     @property
     def rows_fingerprint(self) -> str:
-        """Return what identifies the rows' source."""
+        """Return the fingerprint of the rows' source."""
         return str(self.about.get("rows", ""))
 
     @property
     def grown(self) -> str | None:
-        """Return what identifies the source now, where files were added to it after its rows were read; None else.
+        """Return the source's present fingerprint if files were added after its first rows were read; else None.
 
-        The fingerprint of the rows stays that of the first files, so that what was computed of their rows stays too.
+        The fingerprint of the rows stays that of the first files, so that columns computed from them stay valid.
         """
-        about = self.about
-        now = digest(about["source"]) if about.get("source") is not None else None
-        return None if now == about.get("rows") else now
+        record = self.about
+        source_fingerprint = digest(record["source"]) if record.get("source") is not None else None
+        return None if source_fingerprint == record.get("rows") else source_fingerprint
 
     @property
     def row_fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints in the shards of `rows` and of `rejected`, which have the same numbers."""
-        about = self.about
-        rows = str(about.get("rows", ""))
-        return {"rows": rows, "rejected": rows if about.get("format") == 1 else f"{rows} rejected"}
+        """Return the fingerprints of the shards of `rows` and of `rejected`: they differ, as their shards have the same numbers."""
+        record = self.about
+        rows = str(record.get("rows", ""))
+        return {"rows": rows, "rejected": rows if record.get("format") == 1 else f"{rows} rejected"}
 
     @property
     def row_checksums(self) -> dict[str, list[str]]:
         """Return the checksums of the shards of `rows` and `rejected` as they were read from the source."""
-        found = self.about.get("seals") or {}
-        assert isinstance(found, dict)
-        return {kind: [str(one) for one in seals] for kind, seals in found.items() if isinstance(seals, list)}
+        recorded = self.about.get("seals") or {}
+        assert isinstance(recorded, dict)
+        return {
+            kind: [str(checksum) for checksum in checksums]
+            for kind, checksums in recorded.items()
+            if isinstance(checksums, list)
+        }
 
     def __len__(self) -> int:
         return sum(map(self.count, self.shards))
@@ -195,10 +229,10 @@ class Store:
         return int(shard.metadata(self.path / "rows" / filename(number)).num_rows)
 
     def records(self) -> dict[str, dict[str, JsonValue]]:
-        """Return each column folder's record by folder name; folders that are none of a step's are left out.
+        """Return the record of each step's folder by the folder's name; other folders are left out.
 
         Raises:
-            DamagedError: A record is not what was written.
+            DamagedError: A record was altered after it was written.
         """
         return _records(self.path / "columns", "step.json")
 
@@ -207,181 +241,188 @@ class Store:
         return _records(self.path / "splits", "split.json")
 
     def split_record(self, name: str) -> dict[str, JsonValue]:
-        """Return a split's record; empty where the split was not made."""
+        """Return a split's record; empty where there is no such split."""
         return own_record(record_file(self.path / "splits" / name, "split.json"))
 
     def facts(self, name: str) -> dict[str, JsonValue]:
-        """Return the finished columns of a folder in numbers.
+        """Return the summary numbers of a folder's finished columns; empty while they are not finished.
 
         Raises:
-            DamagedError: They are not what was written, or of other columns.
+            DamagedError: They were altered, or belong to other columns.
         """
         path = self.path / "columns" / name
-        file = beside(path, "facts.json")
+        file = step_file(path, "facts.json")
         facts = load_json(file)
-        made = facts.pop("fingerprint", None)
-        if made is not None and made != step_record(path).get("fingerprint"):
+        fingerprint = facts.pop("fingerprint", None)
+        if fingerprint is not None and fingerprint != step_record(path).get("fingerprint"):
             raise DamagedError(f"{file} belongs to another configuration; {shard.hint(path)}")
         return facts
 
     def add_facts(self, output: StepOutput, facts: Mapping[str, JsonValue]) -> None:
-        """Keep an output's finished columns in numbers."""
-        save_record(beside(output.path, "facts.json"), {**facts, "fingerprint": output.fingerprint})
+        """Write the summary numbers of an output's finished columns."""
+        save_record(step_file(output.path, "facts.json"), {**facts, "fingerprint": output.fingerprint})
 
     def noise(self, column: str) -> dict[str, float]:
-        """Return the measured noise of what a column's step added, by column; empty where none was measured."""
+        """Return the measured noise of a column and of those its step adds with it; empty where none was measured."""
         for folder, record in self.records().items():
             if column in record_schema(record).names:
                 path = self.path / "columns" / folder
-                # Until the column is finished, the step's own file is all there is.
-                found = self.facts(folder).get("noise") or load_json(beside(path, "shared") / "noise.json")
-                assert isinstance(found, dict)
-                return {name: float(str(value)) for name, value in found.items()}
+                # The facts are written once the column is finished; until then the step's own file has the noise.
+                noise = self.facts(folder).get("noise") or load_json(step_file(path, "shared") / "noise.json")
+                assert isinstance(noise, dict)
+                return {name: float(str(value)) for name, value in noise.items()}
         return {}
 
     def columns(self) -> list[Column]:
         """List every column: the source's, then each step's."""
         shards = len(self.shards)
-        listed = [
+        columns = [
             Column(field.name, field.type, "source", shards, shards, _meaning(field), None) for field in self.schema
         ]
         stale = self.stale()
         for folder, record in self.records().items():
-            done = len(numbers(self.path / "columns" / folder))
+            shards_done = len(numbers(self.path / "columns" / folder))
             days = "".join(f"; prompts dated {day}" for day in sorted(_days(record)))
             for field in record_schema(record):
                 meaning = _meaning(field) + days
-                listed.append(Column(field.name, field.type, folder, done, shards, meaning, stale.get(folder)))
-        return listed
+                columns.append(Column(field.name, field.type, folder, shards_done, shards, meaning, stale.get(folder)))
+        return columns
 
     @property
     def day(self) -> datetime.date:
-        """Return the date that prompts hold where a chat template writes today's: that of the first columns, else today."""
+        """Return the date for chat templates that write today's date: that of the store's first columns, or else today."""
         return _first_day(self.records().values()) or datetime.date.today()
 
     def fingerprints(self) -> dict[str, str]:
-        """Return, for each column, the fingerprint of what made it."""
-        made = dict.fromkeys(self.schema.names, self.rows_fingerprint)
+        """Return the fingerprint of each column."""
+        fingerprints = dict.fromkeys(self.schema.names, self.rows_fingerprint)
         for record in self.records().values():
-            made |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
-        return made
+            fingerprints |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
+        return fingerprints
 
     def stale(self) -> dict[str, str]:
-        """Return the folders whose inputs have since been made anew, each with what changed."""
-        records, found = self.records(), {}
+        """Return the folders that are out of date, each with the input that changed since."""
+        records, reasons = self.records(), {}
         corpus = self.corpus_store
-        here = self.fingerprints()
+        row_columns = self.fingerprints()
         extent = corpus.grown if corpus is not None else None
-        there = (
-            {name: _whole(made, extent) for name, made in corpus.fingerprints().items()} if corpus is not None else {}
+        corpus_columns = (
+            {name: _grown_fingerprint(recorded, extent) for name, recorded in corpus.fingerprints().items()}
+            if corpus is not None
+            else {}
         )
         grown = self.grown
         for folder, record in records.items():
             identity = record["identity"]
             if isinstance(identity, dict) and "over_shards" in identity and identity.get("over_source") != grown:
-                found[folder] = "it reads all rows, and there are more now"
-            for made, now in ((record["inputs"], here), (record["corpus"], there)):
-                assert isinstance(made, dict)
-                for name, fingerprint in made.items():
-                    if now.get(name) != fingerprint:
-                        found[folder] = f"its input {name!r} was made anew"
-        # Stale inputs make stale outputs, however many steps lie between.
+                reasons[folder] = "it reads all rows, and there are more now"
+            for recorded, current in ((record["inputs"], row_columns), (record["corpus"], corpus_columns)):
+                assert isinstance(recorded, dict)
+                for name, fingerprint in recorded.items():
+                    if current.get(name) != fingerprint:
+                        reasons[folder] = f"its input {name!r} was made anew"
+        # A stale input makes its step's columns stale: one pass for each step reaches the end of the longest chain.
         owner = {field.name: folder for folder, record in records.items() for field in record_schema(record)}
         for _ in records:
             for folder, record in records.items():
                 inputs = record["inputs"]
                 assert isinstance(inputs, dict)
-                spoiled = next((name for name in inputs if owner.get(name) in found), None)
-                if folder not in found and spoiled is not None:
-                    found[folder] = f"its input {spoiled!r} is out of date"
-        return found
+                spoiled = next((name for name in inputs if owner.get(name) in reasons), None)
+                if folder not in reasons and spoiled is not None:
+                    reasons[folder] = f"its input {spoiled!r} is out of date"
+        return reasons
 
     # ── planning steps ─────────────────────────────────────────────────────────────────────────────────
 
     def plan(self, steps: Sequence[Step], corpus: Mapping[str, StepOutput] | None = None) -> list[StepOutput]:
-        """Work out every step's fingerprint before anything is computed.
+        """Return the output of each step, with its fingerprint, before anything is computed.
 
-        `corpus` maps the columns that steps add to the corpus to their outputs there. Where a model's prompts hold today's
-        date, it is the date that the step's columns were begun with, else that of the store's first such columns: rewards
-        are compared with each other.
+        If a model's chat template writes today's date, the date is the one that the step's columns were begun with, or
+        else that of the store's first such columns: rewards under different dates could not be compared.
+
+        Args:
+            steps: The steps in the order in which they run.
+            corpus: The outputs over the corpus, by each column that they add.
 
         Raises:
-            StepError: A step reads a column that nothing before it adds, or adds one that is there already.
+            StepError: A step reads a column that neither the source nor an earlier step has, or adds one that exists.
         """
-        known: dict[str, str] = {}
+        fingerprints: dict[str, str] = {}
         lineage: dict[str, dict[str, JsonValue]] = {}
         stale, records, day = self.stale(), self.records(), self.day
         for folder, record in records.items():
             if folder not in stale:
-                known |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
+                fingerprints |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
                 lineage |= {field.name: _lineage(record) for field in record_schema(record)}
         source = dict.fromkeys(self.schema.names, self.rows_fingerprint)
-        # SQL ignores case, and so must what it will see beside each other.
-        taken = {name.lower(): name for name in source}
-        known |= source
-        there = self._corpus_columns(corpus or {})
+        # SQL ignores case: two names that differ in case alone would be one column in a view.
+        source_names = {name.lower(): name for name in source}
+        fingerprints |= source
+        corpus_columns = self._corpus_columns(corpus or {})
         outputs: list[StepOutput] = []
-        for undated in steps:
-            self._check_inputs(undated, source)
-            before = [records[undated.name]] if undated.name in records else []
-            step = undated.dated(_first_day(before) or day)
-            record = self._record(step, known, lineage, there)
+        for step_before_date in steps:
+            self._check_inputs(step_before_date, source)
+            earlier_record = [records[step_before_date.name]] if step_before_date.name in records else []
+            step = step_before_date.dated(_first_day(earlier_record) or day)
+            record = self._record(step, fingerprints, lineage, corpus_columns)
             output = StepOutput(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
-                other = [done.step.name for done in outputs if field.name in done.step.adds.names]
-                if own := taken.get(field.name.lower()):
+                other_steps = [done.step.name for done in outputs if field.name in done.step.adds.names]
+                if source_column := source_names.get(field.name.lower()):
                     raise StepError(
                         f"step {step.name} adds {field.name!r}, which the source has too; "
-                        f"give `rows` a `rename: {{{own}: source_{own}}}`"
+                        f"give `rows` a `rename: {{{source_column}: source_{source_column}}}`"
                     )
-                if other:
-                    raise StepError(f"steps {other[0]} and {step.name} both add {field.name!r}; leave one out")
-                known[field.name] = output.fingerprint
+                if other_steps:
+                    raise StepError(f"steps {other_steps[0]} and {step.name} both add {field.name!r}; leave one out")
+                fingerprints[field.name] = output.fingerprint
                 lineage[field.name] = _lineage(record)
             outputs.append(output)
         return outputs
 
     def changed(self, outputs: Sequence[StepOutput]) -> list[tuple[StepOutput, str]]:
-        """Return the outputs whose folder holds columns of another configuration, each with what differs."""
+        """Return the outputs whose folder holds columns of another configuration, each with the difference in words."""
         changed = []
         for output in outputs:
-            there = step_record(output.path)
-            if there and there["fingerprint"] != output.fingerprint:
-                changed.append((output, _difference(there, output.record)))
-            elif not there and any(made != output.fingerprint for made in shard_fingerprints(output.path)):
+            stored = step_record(output.path)
+            if stored and stored["fingerprint"] != output.fingerprint:
+                changed.append((output, _difference(stored, output.record)))
+            elif not stored and any(
+                fingerprint != output.fingerprint for fingerprint in shard_fingerprints(output.path)
+            ):
                 changed.append((output, "its _step.json is lost"))
         return changed
 
     def claim(self, outputs: Sequence[StepOutput], replace: bool = False, append: bool = False) -> None:
-        """Make the outputs' folders, refusing columns of another configuration.
+        """Make the outputs' folders and write their records; refuse columns of another configuration.
 
-        Columns that only read fewer rows, or a smaller corpus, go for the new ones once a source has grown by `append`.
+        With `append`, columns that differ only in reading fewer rows, or a smaller corpus, are replaced.
 
         Raises:
-            StaleError: Other columns are there; the message names what changed and the two ways out.
+            StaleError: A folder holds other columns; the message names what changed and the two ways out.
         """
         changed = self.changed(outputs)
-        # A folder without a finished shard holds nothing that anybody would miss.
-        kept = [(output, what) for output, what in changed if numbers(output.path)]
-        grew = [output for output, _ in kept if _only_grew(step_record(output.path), output.record)]
+        # A folder without a finished shard holds no work that could be lost.
+        refused = [(output, difference) for output, difference in changed if numbers(output.path)]
+        grew = [output for output, _ in refused if _only_grew(step_record(output.path), output.record)]
         corpus = self.corpus_store
         if not replace and grew and (append or self.grown or (corpus and corpus.grown)):
-            kept = [(output, what) for output, what in kept if output not in grew]
-            if not kept:
+            refused = [(output, difference) for output, difference in refused if output not in grew]
+            if not refused:
                 note(
                     f"{', '.join(output.step.name for output in grew)}: computed anew for all rows, as "
                     f"{'the corpus grew' if corpus and corpus.grown else 'it reads all of them and there are more now'}"
                 )
-        if kept and not replace:
-            output, what = kept[0]
-            others = f" (and {len(kept) - 1} more that follow from it)" if len(kept) > 1 else ""
-            way = "--append or --replace" if output in grew else "--replace"
+        if refused and not replace:
+            output, difference = refused[0]
+            more_steps = f" (and {len(refused) - 1} more that follow from it)" if len(refused) > 1 else ""
+            options = "--append or --replace" if output in grew else "--replace"
             raise StaleError(
-                f"{output.path} was made by another configuration: {what}{others}; "
-                f"run with {way} to compute it anew, or keep it and name another store"
+                f"{output.path} was made by another configuration: {difference}{more_steps}; "
+                f"run with {options} to compute it anew, or keep it and name another store"
             )
         for output, _ in changed:
-            # Renamed away whole first: a removal that is cut short must not leave shards under a new record.
+            # Whole: a removal that is interrupted must not leave old shards under a new record.
             if isinstance(output.path, Path) and not output.path.is_symlink():
                 atomic.remove_folder(output.path)
             else:
@@ -392,7 +433,7 @@ class Store:
                 save_record(output.path / "_step.json", output.record)
 
     def identity(self, step: Step) -> dict[str, JsonValue]:
-        """Return all that decides a step's values here, its inputs apart."""
+        """Return what decides a step's values in this store, except its inputs: they have fingerprints of their own."""
         identity = step.identity()
         if step.reads_all_rows:
             identity["over_shards"] = len(self.shards)
@@ -401,7 +442,7 @@ class Store:
         return identity
 
     def _check_inputs(self, step: Step, source: Mapping[str, str]) -> None:
-        """Refuse a source's column in place of one that a step makes, unless it could be one."""
+        """Refuse a source's column that has the name of a step's column but not its type."""
         name = f"worse_{getattr(step, 'variant', '')}"
         kind = self.schema.field(name).type if name in source and name in step.inputs else None
         if kind is not None and not sample_sets({name: kind}):
@@ -410,39 +451,39 @@ class Store:
                 f"not list<struct<response: string>>; give `rows` a `rename: {{{name}: source_{name}}}`, or convert it"
             )
         for name in step.inputs:
-            wanted = _wanted(name, self.schema.field(name).type) if name in source else ""
-            if wanted:
+            expected = _expected_type(name, self.schema.field(name).type) if name in source else ""
+            if expected:
                 raise StepError(
-                    f"step {step.name} reads {name!r} as {wanted}, and the source's column is "
+                    f"step {step.name} reads {name!r} as {expected}, and the source's column is "
                     f"{self.schema.field(name).type!s:.80}; give `rows` a `rename: {{{name}: source_{name}}}`, or convert it"
                 )
 
     def _record(
         self,
         step: Step,
-        known: Mapping[str, str],
+        fingerprints: Mapping[str, str],
         lineage: Mapping[str, dict[str, JsonValue]],
-        there: Mapping[str, tuple[str, dict[str, JsonValue]]],
+        corpus_columns: Mapping[str, tuple[str, dict[str, JsonValue]]],
     ) -> dict[str, JsonValue]:
         for name in step.inputs:
-            if name not in known:
+            if name not in fingerprints:
                 raise StepError(
                     f"step {step.name} reads column {name!r}, which neither the source nor an earlier step has; "
-                    f"there are: {', '.join(sorted(known))}"
+                    f"there are: {', '.join(sorted(fingerprints))}"
                 )
         for name in step.corpus_inputs:
-            if name not in there:
+            if name not in corpus_columns:
                 raise StepError(
                     f"step {step.name} reads column {name!r} of a corpus; give the recipe a `corpus` with it"
                 )
         identity = self.identity(step)
-        inputs: dict[str, JsonValue] = {name: known[name] for name in step.inputs}
-        corpus: dict[str, JsonValue] = {name: there[name][0] for name in step.corpus_inputs}
+        inputs: dict[str, JsonValue] = {name: fingerprints[name] for name in step.inputs}
+        corpus: dict[str, JsonValue] = {name: corpus_columns[name][0] for name in step.corpus_inputs}
         ancestry: dict[str, JsonValue] = {}
         for name in step.inputs:
             ancestry |= lineage.get(name, {"rows": self.rows_fingerprint})
         for name in step.corpus_inputs:
-            ancestry |= {f"corpus {key}": value for key, value in there[name][1].items()}
+            ancestry |= {f"corpus {key}": value for key, value in corpus_columns[name][1].items()}
         schema = base64.b64encode(step.adds.serialize().to_pybytes()).decode()
         return {
             "step": type(step).__name__,
@@ -462,49 +503,53 @@ class Store:
         if corpus is None:
             return {}
         grown = corpus.grown
-        rows = _whole(corpus.rows_fingerprint, grown)
-        found: dict[str, tuple[str, dict[str, JsonValue]]] = {
+        rows = _grown_fingerprint(corpus.rows_fingerprint, grown)
+        columns: dict[str, tuple[str, dict[str, JsonValue]]] = {
             name: (rows, {"rows": rows}) for name in corpus.schema.names
         }
         stale = corpus.stale()
         for folder, record in corpus.records().items():
             if folder not in stale:
-                entry = (_whole(str(record["fingerprint"]), grown), {**_lineage(record), "rows": rows})
-                found |= {field.name: entry for field in record_schema(record)}
-        return found | {
-            name: (_whole(output.fingerprint, grown), {**_lineage(output.record), "rows": rows})
+                entry = (_grown_fingerprint(str(record["fingerprint"]), grown), {**_lineage(record), "rows": rows})
+                columns |= {field.name: entry for field in record_schema(record)}
+        return columns | {
+            name: (_grown_fingerprint(output.fingerprint, grown), {**_lineage(output.record), "rows": rows})
             for name, output in added.items()
         }
 
     # ── shards ───────────────────────────────────────────────────────────────────────────────────────────
 
     def add_rows(self, number: int, rows: pa.Table, rejected: pa.Table) -> None:
-        """Write one shard of rows, and the rows set aside from it."""
-        made = self.row_fingerprints
+        """Write one shard of rows and the shard of its rejected rows."""
+        fingerprints = self.row_fingerprints
         for kind, table in (("rejected", rejected), ("rows", rows)):
-            # Not its parents: a store that vanished meanwhile is not begun anew in the middle.
+            # Without parents: if the store's folder was deleted meanwhile, this must fail, not begin a new store midway.
             (self.path / kind).mkdir(exist_ok=True)
-            shard.write(self.path / kind / filename(number), table, made[kind], number)
+            shard.write(self.path / kind / filename(number), table, fingerprints[kind], number)
 
     def input_checksums(self, inputs: Sequence[str], number: int) -> dict[str, str]:
-        """Return the checksums of the columns' shards that hold some inputs, by folder; the source's own are not among them."""
+        """Return the checksums of the shards that hold these inputs, by column folder; the source's rows are left out."""
         owner = {f.name: folder for folder, record in self.records().items() for f in record_schema(record)}
         folders = sorted({owner[name] for name in inputs if name in owner})
         return {folder: shard.footer(self.path / "columns" / folder / filename(number)).checksum for folder in folders}
 
     def missing(self, output: StepOutput) -> list[int]:
-        """List the shards an output still lacks, or has of other inputs than are there now."""
-        done = set(numbers(output.path))
+        """List the shards that an output lacks, or that were computed from other input shards than the present ones."""
+        numbers_done = set(numbers(output.path))
         if isinstance(self.path, Path):
-            # On object storage each footer would be a request.
-            done = {number for number in done if not self.changed_inputs(output.path / filename(number))}
-        return [number for number in self.shards if number not in done]
+            # On object storage, each footer would cost a request.
+            numbers_done = {
+                number for number in numbers_done if not self.changed_inputs(output.path / filename(number))
+            }
+        return [number for number in self.shards if number not in numbers_done]
 
     def changed_inputs(self, file: Place) -> list[str]:
-        """Name the columns' folders whose shard of that number is another one than a shard was computed from."""
-        made_of = shard.footer(file).input_checksums
-        inputs = {folder: self.path / "columns" / folder / file.name for folder in made_of}
-        return [name for name, path in inputs.items() if path.exists() and shard.footer(path).checksum != made_of[name]]
+        """Name the column folders whose present shard is another one than `file` was computed from."""
+        recorded = shard.footer(file).input_checksums
+        inputs = {folder: self.path / "columns" / folder / file.name for folder in recorded}
+        return [
+            name for name, path in inputs.items() if path.exists() and shard.footer(path).checksum != recorded[name]
+        ]
 
     def add(self, output: StepOutput, number: int, rows: pa.Table, added: pa.Table) -> None:
         """Write one shard of an output: the rows' ids and what the step returned.
@@ -519,13 +564,13 @@ class Store:
             )
         columns = [rows["row_id"].combine_chunks(), *added.cast(output.step.adds).columns]
         schema = pa.schema([pa.field("row_id", pa.int64()), *output.step.adds])
-        table, made_of = pa.table(columns, schema=schema), self.input_checksums(output.step.inputs, number)
-        shard.write(output.path / filename(number), table, output.fingerprint, number, made_of)
+        table, checksums = pa.table(columns, schema=schema), self.input_checksums(output.step.inputs, number)
+        shard.write(output.path / filename(number), table, output.fingerprint, number, checksums)
 
     def columns_checksum(self) -> str:
-        """Return one hash of all columns' shards: another one when any was computed anew to other values.
+        """Return one hash of all columns' shards, which changes when any of them gets other values.
 
-        On object storage, where each footer would be a request, it is empty.
+        It is empty on object storage, where each footer would cost a request.
         """
         if not isinstance(self.path, Path):
             return ""
@@ -534,20 +579,20 @@ class Store:
         return digest([[f"{file.parent.name}/{file.name}", shard.footer(file).checksum] for file in files])
 
     def reader(self, columns: Sequence[str], partial: bool = False) -> Callable[[int], pa.Table]:
-        """Return what reads columns of one shard, `row_id` first; candidates of a contrast set come with their texts.
+        """Return a function that reads columns of one shard; `row_id` comes first, candidates come with their texts.
 
         Args:
             columns: Their names.
-            partial: Take a column that is not yet computed for a shard as NULL.
+            partial: Read a column that is not yet computed for a shard as NULL.
 
         Raises:
-            StoreError: A column is not there or stale; or, when a shard is read, not yet computed for it.
+            StoreError: There is no such column, or it is out of date; or, raised by the function, it is not yet computed.
         """
-        wanted = [name for name in columns if name != "row_id"]
+        requested = [name for name in columns if name != "row_id"]
         records, stale, schema, stored = self.records(), self.stale(), self.schema, self.stored_schema.names
         kinds = {f.name: (folder, f.type) for folder, record in records.items() for f in record_schema(record)}
         added: dict[str, list[str]] = {}
-        for name in wanted:
+        for name in requested:
             folder, _ = kinds.get(name, (None, None))
             if folder is None and name not in schema.names:
                 raise StoreError(f"{self.path} has no column {name!r}{suggestion(name, [*kinds, *schema.names])}")
@@ -555,28 +600,28 @@ class Store:
                 raise StaleError(f"column {name!r} is out of date: {stale[folder]}; run its recipe with --replace")
             if folder is not None:
                 added.setdefault(folder, []).append(name)
-        source = [name for name in stored if name in wanted and name not in kinds]
-        maker = self.rows_fingerprint
+        source = [name for name in stored if name in requested and name not in kinds]
+        fingerprint = self.rows_fingerprint
 
         def read(number: int) -> pa.Table:
-            rows = shard.read(self.path / "rows" / filename(number), maker, number, ["row_id", *source])
-            found = {name: rows[name] for name in rows.column_names}
+            rows = shard.read(self.path / "rows" / filename(number), fingerprint, number, ["row_id", *source])
+            values = {name: rows[name] for name in rows.column_names}
             for folder, names in added.items():
                 file = self.path / "columns" / folder / filename(number)
                 if file.exists():
-                    part = shard.read(file, str(records[folder]["fingerprint"]), number, names)
-                    found |= {name: part[name] for name in names}
+                    shard_columns = shard.read(file, str(records[folder]["fingerprint"]), number, names)
+                    values |= {name: shard_columns[name] for name in names}
                 elif not partial:
                     raise StoreError(
                         f"column {names[0]!r} is not yet computed for shard {number}; run its recipe first"
                     )
-            for name in wanted:
-                if name not in found:
+            for name in requested:
+                if name not in values:
                     kind = kinds[name][1] if name in kinds else schema.field(name).type
-                    found[name] = pa.chunked_array([pa.nulls(rows.num_rows, kind)])
-                elif sample_sets({name: found[name].type}):
-                    found[name] = self._with_texts(found[name].combine_chunks())
-            return pa.table({name: found[name] for name in ("row_id", *wanted)})
+                    values[name] = pa.chunked_array([pa.nulls(rows.num_rows, kind)])
+                elif sample_sets({name: values[name].type}):
+                    values[name] = self._with_texts(values[name].combine_chunks())
+            return pa.table({name: values[name] for name in ("row_id", *requested)})
 
         return read
 
@@ -595,7 +640,7 @@ class Store:
             yield from store.rows(columns)
 
     def _with_texts(self, sets: pa.ListArray) -> pa.ListArray:
-        """Add to each candidate that only names a corpus row that row's response."""
+        """Add the response of the corpus row to each candidate that only has the row's id."""
         if "response" in [sets.type.value_type.field(i).name for i in range(sets.type.value_type.num_fields)]:
             return sets
         items = sets.flatten()
@@ -613,20 +658,21 @@ class Store:
         if len(ids) == 0:
             return pa.array([], pa.string())
         size = int(str(corpus.about["shard_rows"]))
-        wanted = pc.divide(ids, size).to_numpy()
-        # Shard by shard, then back into place: whatever is done to all texts once a shard costs the square of the corpus.
-        order = np.argsort(wanted, kind="stable")
-        found, starts = np.unique(wanted[order], return_index=True)
-        parts = []
-        for number, here in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+        shard_numbers = pc.divide(ids, size).to_numpy()
+        # Ids are sorted by shard, looked up shard by shard, and put back in order at the end. To touch all texts once for
+        # each shard would cost the square of the corpus.
+        order = np.argsort(shard_numbers, kind="stable")
+        numbers_found, starts = np.unique(shard_numbers[order], return_index=True)
+        texts = []
+        for number, positions in zip(numbers_found.tolist(), np.split(order, starts[1:]), strict=True):
             stored = self._fetch(number)
-            places = pc.index_in(ids.take(pa.array(here)), value_set=stored["row_id"].combine_chunks())
-            if places.null_count:
+            indices = pc.index_in(ids.take(pa.array(positions)), value_set=stored["row_id"].combine_chunks())
+            if indices.null_count:
                 raise StoreError(f"corpus {corpus.path}, shard {number}: a row a contrast set names is not there")
-            parts.append(stored["response"].combine_chunks().take(places))
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return pa.concat_arrays(parts).take(pa.array(back))
+            texts.append(stored["response"].combine_chunks().take(indices))
+        inverse = np.empty(len(order), np.int64)
+        inverse[order] = np.arange(len(order))
+        return pa.concat_arrays(texts).take(pa.array(inverse))
 
     @cached_property
     def _corpus_responses(self) -> Callable[[int], pa.Table]:
@@ -638,7 +684,7 @@ class Store:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other runs off this store, and clear away what a killed one left half-written.
+        """Lock this store against other runs until the block ends, and remove what a killed run left half-written.
 
         Raises:
             BusyError: Another run holds it.
@@ -651,21 +697,21 @@ class Store:
             return
         import fcntl
 
-        with _told(self.path):
+        with _disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / ".lock").open("a") as held:
+            with (self.path / ".lock").open("a") as lock_file:
                 try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
                 patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp", "*/*/_shared/.*.tmp")
-                for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
-                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+                for leftover in [leftover for pattern in patterns for leftover in self.path.glob(pattern)]:
+                    shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
                 yield
 
     @property
     def scratch(self) -> Path:
-        """Return the folder of this machine for what is built before it is kept: the store's own where it has one."""
+        """Return the folder on this machine in which files are built: the store's own, or the cache's for s3://."""
         if not isinstance(self.path, Path):
             self.path.scratch.mkdir(parents=True, exist_ok=True)
             return self.path.scratch
@@ -673,7 +719,7 @@ class Store:
 
 
 def sample_sets(kinds: Mapping[str, pa.DataType]) -> list[str]:
-    """Name the variants of the columns that hold sets of worse answers; a source may call its own columns alike."""
+    """Name the variants of the `worse_…` columns that hold sets of worse answers; the type tells them from a source's own."""
     return [
         name.removeprefix("worse_")
         for name, kind in kinds.items()
@@ -689,12 +735,12 @@ def sample_sets(kinds: Mapping[str, pa.DataType]) -> list[str]:
 
 
 def filename(number: int) -> str:
-    """Name the file of a shard."""
+    """Return the file name of a shard."""
     return f"{number:05d}.parquet"
 
 
 def numbers(folder: Place) -> list[int]:
-    """List the shard numbers in a folder, in order: of its files that `filename` could have named, links apart."""
+    """List the numbers of a folder's shards in order: files with a name that `filename` returns, without links."""
     if isinstance(folder, Path):
         try:
             with os.scandir(folder) as entries:
@@ -703,8 +749,8 @@ def numbers(folder: Place) -> list[int]:
             return []
     else:
         names = [file.name for file in folder.glob("[0-9]*.parquet")]
-    found = {name: int(name.partition(".")[0]) for name in names if _SHARD.fullmatch(name)}
-    return sorted(number for name, number in found.items() if filename(number) == name)
+    numbers_by_name = {name: int(name.partition(".")[0]) for name in names if _SHARD.fullmatch(name)}
+    return sorted(number for name, number in numbers_by_name.items() if filename(number) == name)
 
 
 def shard_files(folder: Place) -> list[Place]:
@@ -713,13 +759,13 @@ def shard_files(folder: Place) -> list[Place]:
 
 
 def record_file(folder: Place, name: str) -> Place:
-    """Return where a folder's record lies: `_step.json` or `_split.json`, or the same without `_` up to format 2."""
+    """Return the path of a folder's record: `_step.json` or `_split.json`, or the name without `_` up to format 2."""
     new, old = folder / f"_{name}", folder / name
     return old if not new.exists() and old.exists() else new
 
 
-def beside(folder: Place, name: str) -> Place:
-    """Return where something else than the record lies beside a folder's column shards; see `record_file`."""
+def step_file(folder: Place, name: str) -> Place:
+    """Return the path of another file beside a step's shards (`facts.json`, `shared`), named as its record is."""
     new = record_file(folder, "step.json").name.startswith("_")
     return folder / (f"_{name}" if new else name)
 
@@ -730,42 +776,42 @@ def step_record(folder: Place) -> dict[str, JsonValue]:
 
 
 def own_record(file: Place) -> dict[str, JsonValue]:
-    """Read a folder's record; empty where there is none, or one that was not written for this folder.
+    """Read a folder's record; empty where there is none, or where it was written for another folder.
 
     Raises:
-        DamagedError: It was written for this folder, and is not what was written.
+        DamagedError: It was written for this folder, and altered afterwards.
     """
-    wanted = _STEP_KEYS if file.name.endswith("step.json") else _SPLIT_KEYS
+    keys = _STEP_KEYS if file.name.endswith("step.json") else _SPLIT_KEYS
     try:
         record = load_json(file)
     except DamagedError:
         if _is_foreign(file):
             return {}
         raise
-    return record if wanted <= record.keys() else {}
+    return record if keys <= record.keys() else {}
 
 
 def _is_foreign(file: Place) -> bool:
-    """Tell whether an unreadable record is none of a store's, or lies in a copy of another folder."""
+    """Tell whether an unreadable record is not a store's, or lies in a copy of another folder."""
     if not numbers(file.parent) and not (file.parent / "ledger.parquet").exists():
         return True
-    siblings = {one.parent.name for one in objects.find(file.parent.parent, f"*/{file.name}")}
+    siblings = {record_path.parent.name for record_path in objects.find(file.parent.parent, f"*/{file.name}")}
     with suppress(ValueError):
         if isinstance(value := json.loads(file.read_bytes()), dict):
             siblings.add(str(value.get("name")))
     for name in siblings - {file.parent.name}:
         with suppress(DamagedError):
             record = load_json(file, name)
-            # A record that was put in another's place has other shards beside it.
-            made = shard_fingerprints(file.parent) or {shard.footer(file.parent / "ledger.parquet").fingerprint}
-            return record.get("fingerprint") in made
+            # In a copied folder the shards belong to the record; a record that was moved here alone has other shards.
+            fingerprints = shard_fingerprints(file.parent) or {shard.footer(file.parent / "ledger.parquet").fingerprint}
+            return record.get("fingerprint") in fingerprints
     return False
 
 
 def _records(folder: Place, name: str) -> dict[str, dict[str, JsonValue]]:
     files: dict[str, Place] = {}
     for file in objects.find(folder, f"*/*{name}"):
-        # In order, `_step.json` comes before `step.json`.
+        # The files are sorted: `_step.json` comes before `step.json` and wins.
         if file.name in (f"_{name}", name) and not file.parent.name.startswith("."):
             files.setdefault(file.parent.name, file)
     records = {name: own_record(file) for name, file in files.items()}
@@ -773,23 +819,23 @@ def _records(folder: Place, name: str) -> dict[str, dict[str, JsonValue]]:
 
 
 def shard_fingerprints(folder: Place) -> set[str]:
-    """Return the fingerprints that a folder's shards name, those apart that cannot be read."""
-    found = set()
+    """Return the fingerprints that a folder's readable shards name."""
+    fingerprints = set()
     for number in numbers(folder):
         with suppress(DamagedError):
-            found.add(shard.footer(folder / filename(number)).fingerprint)
-    return found
+            fingerprints.add(shard.footer(folder / filename(number)).fingerprint)
+    return fingerprints
 
 
 def load_json(path: Place, folder: str | None = None) -> dict[str, JsonValue]:
-    """Read a JSON object, or an empty one where there is no file; the hash that `save_record` wrote is left out.
+    """Read a JSON object without the checksum that `save_record` added; empty where there is no file.
 
     Args:
         path: The file.
-        folder: The name of the folder that it was written for; by default that of its own.
+        folder: The name of the folder that it was written for; by default that of the folder it lies in.
 
     Raises:
-        DamagedError: It is no JSON object, or not what was written.
+        DamagedError: It is no JSON object, or was altered after it was written.
     """
     try:
         content = path.read_bytes()
@@ -800,44 +846,52 @@ def load_json(path: Place, folder: str | None = None) -> dict[str, JsonValue]:
         raise DamagedError(f"{path} is not readable as JSON; {shard.hint(path)}") from error
     if not isinstance(value, dict):
         raise DamagedError(f"{path} holds no JSON object; {shard.hint(path)}")
-    said, (whole, mark, end) = value.pop(_HASH, None), content.rpartition(_SAID)
-    # A hash whose own name was altered is no lack of one.
-    last = next(reversed(value.items()), ("", None))
-    unnamed = said is None and len(last[0]) == len(_HASH) and isinstance(last[1], str) and len(last[1]) == 64
-    if unnamed or (said is not None and mark + end != _said(path, whole, folder)):
+    checksum, (body, marker, end) = value.pop(_CHECKSUM, None), content.rpartition(_CHECKSUM_LINE)
+    # If a flipped bit renamed the key "sha256", the record must not pass for one of a version that wrote no checksum.
+    last_item = next(reversed(value.items()), ("", None))
+    renamed = (
+        checksum is None
+        and len(last_item[0]) == len(_CHECKSUM)
+        and isinstance(last_item[1], str)
+        and len(last_item[1]) == 64
+    )
+    if renamed or (checksum is not None and marker + end != _record_end(path, body, folder)):
         raise DamagedError(f"{path} was altered after it was written: its hash does not match; {shard.hint(path)}")
     return value
 
 
 def save_record(path: Place, value: Mapping[str, JsonValue]) -> None:
-    """Write a JSON object of a store whole, with the hash of its content and its place as the last key."""
-    whole = _text(value).encode().removesuffix(b"\n}\n") + b","
-    shard.replace(path, whole + _said(path, whole))
+    """Write a JSON object whole; its last key is a checksum over its content and its path in the store."""
+    body = _json_text(value).encode().removesuffix(b"\n}\n") + b","
+    shard.replace(path, body + _record_end(path, body))
 
 
-def _said(path: Place, whole: bytes, folder: str | None = None) -> bytes:
-    """Write the end of a record: its hash, with its folder's and its own name; a store's own name may change."""
+def _record_end(path: Place, body: bytes, folder: str | None = None) -> bytes:
+    """Return the last line of a record: the checksum over the names of its folder and file, and its content.
+
+    The folder of store.json is the store itself, which the user may rename: its name is left out.
+    """
     folder = folder or path.parent.name.removeprefix(".").removesuffix(".tmp")
-    place = path.name if path.name == "store.json" else f"{folder}/{path.name}"
-    return b'%s%s"\n}\n' % (_SAID, hashlib.sha256(place.encode() + b"\n" + whole).hexdigest().encode())
+    path_in_store = path.name if path.name == "store.json" else f"{folder}/{path.name}"
+    return b'%s%s"\n}\n' % (_CHECKSUM_LINE, hashlib.sha256(path_in_store.encode() + b"\n" + body).hexdigest().encode())
 
 
 def save_json(path: Place, value: Mapping[str, JsonValue]) -> None:
     """Write a JSON object whole."""
-    shard.replace(path, _text(value).encode())
+    shard.replace(path, _json_text(value).encode())
 
 
-def _text(value: Mapping[str, JsonValue]) -> str:
+def _json_text(value: Mapping[str, JsonValue]) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Say in one line what a disk cannot do."""
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one line."""
     try:
         yield
     except OSError as error:
-        # Without a number it is no answer of the system's.
+        # An OSError without a number is not from the operating system.
         if error.errno is None:
             raise
         raise StoreError(
@@ -855,7 +909,7 @@ def _meaning(field: pa.Field) -> str:
 
 
 def _days(record: Mapping[str, JsonValue]) -> set[str]:
-    """Return the dates that the prompts of a step's models hold."""
+    """Return the dates in the configuration of a step's models, which their chat templates write into prompts."""
     config = record["config"]
     assert isinstance(config, dict)
     return {str(value["date"]) for value in config.values() if isinstance(value, dict) and value.get("date")}
@@ -872,61 +926,65 @@ def _lineage(record: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     return {**ancestry, str(record["name"]): identity}
 
 
-def _difference(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> str:
-    """Say in a few words what changed between two steps' records, however far upstream."""
-    before, after = _lineage(there), _lineage(asked)
-    found = []
-    for step in {**before, **after}:
-        old, new = before.get(step), after.get(step)
-        if old == new:
+def _difference(stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue]) -> str:
+    """Return in words what changed between two steps' records, however far upstream."""
+    stored_steps, planned_steps = _lineage(stored), _lineage(planned)
+    differences = []
+    for step in {**stored_steps, **planned_steps}:
+        stored_identity, planned_identity = stored_steps.get(step), planned_steps.get(step)
+        if stored_identity == planned_identity:
             continue
         if step.endswith("rows"):
-            found.append(f"the {'corpus' if step.startswith('corpus') else 'source'} rows changed")
-        elif isinstance(old, dict) and isinstance(new, dict):
-            found += [
-                f"{step}.{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}"
-                for key in {**old, **new}
-                if old.get(key) != new.get(key)
+            differences.append(f"the {'corpus' if step.startswith('corpus') else 'source'} rows changed")
+        elif isinstance(stored_identity, dict) and isinstance(planned_identity, dict):
+            differences += [
+                f"{step}.{key}: {json.dumps(stored_identity.get(key))} → {json.dumps(planned_identity.get(key))}"
+                for key in {**stored_identity, **planned_identity}
+                if stored_identity.get(key) != planned_identity.get(key)
             ]
         else:
-            found.append(f"step {step} is {'new' if old is None else 'gone'} upstream")
-    return "; ".join(found) or "its inputs were made anew"
+            differences.append(f"step {step} is {'new' if stored_identity is None else 'gone'} upstream")
+    return "; ".join(differences) or "its inputs were made anew"
 
 
-def _whole(fingerprint: str, grown: str | None) -> str:
-    """Return the fingerprint of a whole column, which a source that grew changes; see `Store.grown`."""
+def _grown_fingerprint(fingerprint: str, grown: str | None) -> str:
+    """Return the fingerprint of a column over all rows: one that changes when the source grows; see `Store.grown`."""
     return fingerprint if grown is None else f"{fingerprint}{_GROWN}{grown}"
 
 
-def _only_grew(there: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> bool:
-    """Tell whether all that differs between two steps' records is how many rows, or how large a corpus, was read."""
-    if not there:
+def _only_grew(stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue]) -> bool:
+    """Tell whether two steps' records differ only in how many rows, or how large a corpus, the step read."""
+    if not stored:
         return False
-    before, after = _lineage(there), _lineage(asked)
-    for step in {**before, **after}:
-        old, new = before.get(step), after.get(step)
-        if isinstance(old, str) and isinstance(new, str):
-            if old.partition(_GROWN)[0] != new.partition(_GROWN)[0]:
+    stored_steps, planned_steps = _lineage(stored), _lineage(planned)
+    for step in {**stored_steps, **planned_steps}:
+        stored_identity, planned_identity = stored_steps.get(step), planned_steps.get(step)
+        if isinstance(stored_identity, str) and isinstance(planned_identity, str):
+            if stored_identity.partition(_GROWN)[0] != planned_identity.partition(_GROWN)[0]:
                 return False
-        elif isinstance(old, dict) and isinstance(new, dict):
-            if any(old.get(key) != new.get(key) for key in {**old, **new} if key not in _EXTENT):
+        elif isinstance(stored_identity, dict) and isinstance(planned_identity, dict):
+            if any(
+                stored_identity.get(key) != planned_identity.get(key)
+                for key in {**stored_identity, **planned_identity}
+                if key not in _EXTENT
+            ):
                 return False
-        elif old != new:
+        elif stored_identity != planned_identity:
             return False
-    return before != after
+    return stored_steps != planned_steps
 
 
-def _wanted(name: str, kind: pa.DataType) -> str:
-    """Say what a column of this name holds where a step makes it; nothing where the type is such a one."""
-    is_ = pa.types
+def _expected_type(name: str, kind: pa.DataType) -> str:
+    """Return in words the type that a step's column of this name has; empty where `kind` is of that type."""
+    types = pa.types
 
-    def number(one: pa.DataType) -> bool:
-        return bool(is_.is_integer(one) or is_.is_floating(one) or is_.is_boolean(one))
+    def number(type_: pa.DataType) -> bool:
+        return bool(types.is_integer(type_) or types.is_floating(type_) or types.is_boolean(type_))
 
     if name == "reward" or name.startswith("rer_"):
         return "" if number(kind) else "a number"
     if name.startswith(("rewards_", "logprobs_", "tokens_")):
-        return "" if is_.is_list(kind) and number(kind.value_type) else "a list of numbers"
+        return "" if types.is_list(kind) and number(kind.value_type) else "a list of numbers"
     if name.startswith("query_type"):
-        return "" if is_.is_string(kind) else "text"
+        return "" if types.is_string(kind) else "text"
     return ""

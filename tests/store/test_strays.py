@@ -16,7 +16,7 @@ from conftest import questions
 from seamcurate import FakeModel, Models, Project, Random, Recipe, Reward, Source, Split, Store, check, query, run_local
 from seamcurate.explore.session import Session
 from seamcurate.publish.export import export
-from seamcurate.store.store import beside, load_json, numbers, save_record
+from seamcurate.store.store import load_json, numbers, save_record, step_file
 
 STRAYS = {
     "rows/00000 (1).parquet": "rows/00000.parquet",
@@ -203,6 +203,6 @@ def test_a_store_of_format_2_is_read_and_nothing_of_it_is_computed_again(folder,
     split = {"train": Split(filter="SELECT row_id FROM rows WHERE row_id < 3")}
     other = recipe(folder, models=Models(reward=FakeModel(), encoder=FakeModel(path="9")), splits=split)
     assert run_local(other, store, replace=True).computed == 1 + 3
-    assert beside(store / "columns/reward", "facts.json").name == "facts.json"
-    assert beside(store / "columns/projection", "facts.json").name == "_facts.json"
+    assert step_file(store / "columns/reward", "facts.json").name == "facts.json"
+    assert step_file(store / "columns/projection", "facts.json").name == "_facts.json"
     assert check(Store(store), other).findings == [] and Store(store).about["format"] == 2
