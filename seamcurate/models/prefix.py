@@ -1,13 +1,12 @@
-"""Many responses scored after one shared prompt: the hot path, and nothing else lives here.
+"""Score many responses after one shared prompt. This is the hot path, and nothing else lives here.
 
-The prompts and responses of several rows lie end to end in one sequence, a *pack*, without any padding. A response
-sees its own prompt and itself, and positions count as if each pair stood alone: every token is read once, and no
-score depends on what lies beside it. A prompt whose responses fill more than one pack is not read again, its keys
-and values are kept.
+The prompts and responses of several rows stand end to end in one sequence, a *pack*, without padding. A response attends to
+its own prompt and to itself, and positions count as if each pair stood alone: every token is read once, and no score depends
+on the rest of the pack. When a prompt's responses fill more than one pack, its keys and values are cached for the next.
 
-Whether a model can be read this way is measured when it is loaded, against each pair alone. A model that gives other
-numbers (recurrent layers, biased or capped attention) is read in padded batches of whole pairs, and one whose numbers
-move with its neighbours there too, pair by pair.
+Whether a model can be read this way is measured when it is loaded, against each pair read alone. A model that gives other
+numbers (recurrent layers, biased or capped attention) is read in padded batches of whole pairs, and a model whose numbers
+move with the other pairs of a batch is read pair by pair.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ if TYPE_CHECKING:
 NAME = "seamcurate_shared_prefix"
 """What the attention is called in transformers' table of attention functions."""
 _TRIAL = f"{NAME}_trial"
-"""The same, while a model is tried out: transformers then also says which masks the model asks for."""
+"""Its name while a model is tried out: transformers then also tells which masks the model asks for."""
 
 
 class Parts(NamedTuple):
-    """A model taken apart."""
+    """A model as two modules."""
 
     body: torch.nn.Module
     """Tokens → hidden states."""
@@ -51,47 +50,56 @@ class Group(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A run of tokens that attends to itself and, where it does not hold it, to its prompt; counted over keys."""
+    """A run of tokens that attends to itself, and to its prompt where the prompt is not part of the run."""
 
     start: int
+    """Its first key; keys count from the first token of a cached prompt, where there is one."""
     end: int
+    """The key after its last."""
     prompt: tuple[int, int] | None
+    """Where the prompt starts and ends; None where the run is a prompt, or holds its own."""
 
 
 class Target(NamedTuple):
-    """Where one response lies among the rows of hidden states that a pack gives."""
+    """A response to score, and where its tokens are among the rows of hidden states that a pack gives."""
 
     group: int
+    """The number of its group."""
     response: int
+    """Its number in the group."""
     before: int
-    """The row that predicts its first token."""
+    """The row that predicts its first token: the last one of the prompt."""
     start: int
+    """The row of its first token."""
     end: int
+    """The row after its last token."""
 
 
 class Pack(NamedTuple):
-    """What one forward pass reads: spans end to end, or, without spans, padded pairs."""
+    """What one forward pass reads: spans end to end in one sequence, or, without spans, padded pairs."""
 
     ids: list[list[int]]
+    """Token ids, sequences × tokens; a pack of spans is one sequence."""
     positions: list[int]
+    """The position of each token, as if its pair stood alone."""
     spans: list[Span]
     lengths: list[int]
-    """How much of each padded pair is no padding."""
+    """How many tokens of each padded pair are no padding."""
     targets: list[Target]
     answers: list[list[int]]
     """The responses' ids, in the order of `targets`."""
     groups: list[Group]
-    """The same prompts and responses, to be laid out again when memory runs out."""
-    kept: int
-    """Tokens of a prompt that an earlier pack read; keys begin with them, and rows with its last one."""
+    """The same prompts and responses, from which smaller packs are made when memory runs out."""
+    cached: int
+    """Tokens of a prompt that an earlier pack read: keys start with all of them, rows with the last of them."""
     continues: Span | None
-    """The prompt whose other responses are in the next pack."""
+    """The prompt whose other responses are in the next pack; its keys and values are cached."""
 
 
 Outputs: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
-"""Rows of hidden states → logits or scores of these rows."""
+"""Indices of rows of hidden states → logits (rows × vocabulary) or scores (rows × 1) of these rows."""
 Read: TypeAlias = "Callable[[Outputs, Pack], torch.Tensor]"
-"""What to make of a pack: one value a response, in the order of its targets."""
+"""A pack → one value for each response, in the order of its targets."""
 
 
 class PrefixReader:
@@ -103,7 +111,7 @@ class PrefixReader:
         budget: Tokens a forward pass holds at most; None chooses by the device.
 
     Attributes:
-        shared: Whether prompts are shared.
+        shared: Whether responses share their prompt's tokens in a pack.
         longest_batched: Pairs of up to so many tokens share batches; longer ones are read alone.
     """
 
@@ -113,24 +121,24 @@ class PrefixReader:
         self.head: torch.nn.Module | None = None if parts is None else parts.head
         self.budget = budget or automatic_budget(model)
         self._own = _attentions(model)
-        self._set = False
-        """Whether the model calls the attention over packs now, in place of its own."""
+        self._is_set = False
+        """Whether the model calls the attention over packs at present, in place of its own."""
         self._name = NAME
         self._attention = PrefixAttention()
         self._fitted = False
         self._unread: list[int] = []
-        """Tokens of each prompt and response that alone did not fit in memory."""
+        """Lengths, in tokens, of the pairs that did not fit in memory even alone."""
         self.shared = parts is not None and self._agrees()
         self.longest_batched = probe.longest_alike(model.config) if self._batches_agree() else 0
         probe.forget_lengths(model)
 
     def score(self, groups: Iterable[Group], read: Read) -> list[list[float | None]]:
-        """Return what `read` makes of each response, a list a group; None where it alone does not fit in memory.
+        """Return the value that `read` gives each response, a list a group; None where the pair alone exceeds memory.
 
-        `groups` is consumed a pack at a time, so that texts are tokenized while a GPU works on those before.
+        `groups` is consumed a pack at a time, so that texts are tokenized while a GPU works on earlier ones.
 
         Raises:
-            ModelError: No prompt and response has fitted in the device's memory yet.
+            ModelError: No pair has fitted in the device's memory yet.
         """
         import torch
 
@@ -149,7 +157,7 @@ class PrefixReader:
                     results += self._run(pack, read)
                 values = torch.cat([values.double() for _, values in results]).tolist() if results else []
         finally:
-            self._leave()
+            self._reset()
         self._fitted = self._fitted or bool(results)
         if self._unread and not self._fitted:
             raise ModelError(
@@ -167,7 +175,8 @@ class PrefixReader:
         if not self.shared:
             yield from padded_packs(numbered, self.budget, self.longest_batched)
             return
-        # A sliding window would part a response from the start of its prompt: the model's own attention knows how.
+        # A sliding window hides the start of a long prompt from its response, and packs know no windows: pairs longer than
+        # the window are read by the model's own attention.
         limit = min(self._attention.window, self.longest_batched)
         long: list[tuple[int, Group]] = []
 
@@ -183,7 +192,7 @@ class PrefixReader:
         yield from padded_packs(iter(long), self.budget, self.longest_batched)
 
     def _shared(self, groups: Iterator[tuple[int, Group]]) -> Iterator[Pack]:
-        """Lay groups end to end; what a pack has no room for goes on in the next, with its prompt kept."""
+        """Pack groups end to end; responses that do not fit go into the next pack, after their cached prompt."""
         layout = _Layout(0)
         for number, group in groups:
             if layout.answers and layout.size + len(group.prompt) + len(group.responses[0]) > self.budget:
@@ -193,22 +202,22 @@ class PrefixReader:
             for j, response in enumerate(group.responses):
                 if layout.answers and layout.size + len(response) > self.budget:
                     yield layout.pack(continues=True)
-                    # Kept, unless memory ran out and the pack was read in smaller ones.
-                    layout = _Layout(len(group.prompt) if self._attention.kept else 0)
+                    # The prompt is cached, unless memory ran out and the pack was read in smaller ones.
+                    layout = _Layout(len(group.prompt) if self._attention.cache else 0)
                     layout.prompt(group)
                 layout.response(number, j, response)
         if layout.answers:
             yield layout.pack()
 
     def _run(self, pack: Pack, read: Read) -> list[tuple[list[Target], torch.Tensor]]:
-        """Read a pack; where memory runs out, read it again in smaller ones."""
+        """Read a pack; where memory runs out, read its groups again in smaller packs."""
         import torch
 
         try:
             return [(pack.targets, read(self._outputs(pack), pack))]
         except torch.OutOfMemoryError:
-            size = sum(map(len, pack.ids)) + pack.kept
-        # Outside the handler: the exception holds on to the tensors that were too much.
+            size = sum(map(len, pack.ids)) + pack.cached
+        # Outside the handler: the exception keeps the tensors alive that were too much.
         self._attention.forget()
         freed(self.model.device)
         if len(pack.answers) == 1:
@@ -228,7 +237,7 @@ class PrefixReader:
         return results
 
     def _outputs(self, pack: Pack) -> Outputs:
-        """Run the model on a pack."""
+        """Run the model on a pack; the head runs later, on the rows that are asked for, as logits are the larger tensor."""
         import torch
 
         device = self.model.device
@@ -236,18 +245,20 @@ class PrefixReader:
         if pack.spans:
             inputs = {"input_ids": ids, "position_ids": moved([pack.positions], device)}
         else:
-            is_token = torch.arange(ids.shape[1], device=device) < moved(pack.lengths, device)[:, None]
+            is_token = (
+                torch.arange(ids.shape[1], device=device) < moved(pack.lengths, device)[:, None]
+            )  # (pairs, longest)
             inputs = {"input_ids": ids, "attention_mask": is_token.long()}
         with self._using(pack):
             if self.body is None:
                 logits = self.model(**accepted(self.model, use_cache=False, **inputs)).logits.flatten(0, 1)
                 return lambda rows: logits[rows]
             hidden = self.body(**accepted(self.body, use_cache=False, **inputs)).last_hidden_state.flatten(0, 1)
-        if pack.kept:
+        if pack.cached:
             hidden = torch.cat([self._attention.last, hidden])
         if pack.continues is not None:
-            # Row 0 is the kept prompt's last token where there is one, so rows follow keys at a fixed distance.
-            last_row = max(0, pack.continues.end - 1 - pack.kept + (pack.kept > 0))
+            # Where a prompt is cached, row 0 is its last token, so that rows follow keys at a fixed distance.
+            last_row = max(0, pack.continues.end - 1 - pack.cached + (pack.cached > 0))
             self._attention.last = hidden[last_row : last_row + 1].clone()
         head = self.head
         assert head is not None
@@ -255,14 +266,14 @@ class PrefixReader:
 
     @contextmanager
     def _using(self, pack: Pack) -> Iterator[None]:
-        """Have transformers call the attention this pack needs."""
+        """Let transformers call the attention that this pack needs."""
         if not pack.spans:
             self._restore()
             yield
             return
-        if not self._set:
-            # Before: a model of several parts may have set some when it refuses one.
-            self._set = True
+        if not self._is_set:
+            # Noted before the call: a model of several parts may have changed some when it refuses the next.
+            self._is_set = True
             self.model.set_attn_implementation(self._name)
         self._attention.begin(pack)
         token = _READING.set(self._attention)
@@ -272,7 +283,7 @@ class PrefixReader:
             _READING.reset(token)
 
     def _agrees(self) -> bool:
-        """Tell whether packs give this model's own hidden states, on a few short groups of made-up tokens."""
+        """Tell whether packs give the model's own hidden states, measured on a few short groups of arbitrary tokens."""
         import torch
 
         _register()
@@ -289,7 +300,7 @@ class PrefixReader:
                 for flex in (True, False) if self.model.device.type == "cuda" else (False,):
                     self._attention.flex = flex
                     agree = []
-                    # The small budget makes a prompt go on in a second and a third pack.
+                    # The small budget makes a prompt continue in a second and a third pack.
                     for self.budget in (9, 1000):
                         agree.append(
                             probe.close(self._ends(self._shared(iter(enumerate(groups)))), plain, self.model.dtype)
@@ -300,11 +311,11 @@ class PrefixReader:
             return False
         finally:
             self.head, self.budget, self._name = head, budget, NAME
-            self._leave()
+            self._reset()
         return False
 
     def _batches_agree(self) -> bool:
-        """Tell whether padded batches give what each pair gives alone; made-up tokens of unlike lengths."""
+        """Tell whether padded batches give what each pair gives alone, measured on two pairs of unlike lengths."""
         import torch
 
         ids = probe.tokens(self.model, 22)
@@ -317,7 +328,7 @@ class PrefixReader:
             return False
 
     def _ends(self, packs: Iterator[Pack]) -> torch.Tensor:
-        """Return what the model gives at the last token of each response."""
+        """Return the model's output at the last token of each response, (responses, width), sorted by group and response."""
         import torch
 
         def last_hidden(outputs: Outputs, pack: Pack) -> torch.Tensor:
@@ -329,26 +340,28 @@ class PrefixReader:
         }
         return torch.stack([rows[key] for key in sorted(rows)])
 
-    def _leave(self) -> None:
-        """Leave the model as it was found."""
+    def _reset(self) -> None:
+        """Return the model to its own attention, and drop the cache."""
         self._attention.forget()
         self._restore()
 
     def _restore(self) -> None:
-        if self._set:
+        if self._is_set:
             self.model.set_attn_implementation(self._own)
-            self._set = False
+            self._is_set = False
 
 
 def padded_packs(groups: Iterator[tuple[int, Group]], budget: int, longest_batched: float = math.inf) -> Iterator[Pack]:
-    """Lay each pair out on its own, in batches of like lengths padded on the right; longer than `longest_batched`, alone."""
+    """Make packs of whole pairs: batches of similar lengths, padded on the right; longer than `longest_batched`, alone."""
     pairs = [(number, j, group.prompt, r) for number, group in groups for j, r in enumerate(group.responses)]
     for batch in batches([len(prompt) + len(response) for _, _, prompt, response in pairs], budget, longest_batched):
         longest = len(pairs[batch[0]][2]) + len(pairs[batch[0]][3])
         ids, targets = [], []
         for row, (number, j, prompt, response) in enumerate(pairs[i] for i in batch):
+            # Rows count over the batch as one sequence: (pairs, longest) is flattened.
             start = row * longest + len(prompt)
             targets.append(Target(number, j, start - 1, start, start + len(response)))
+            # Padding repeats the last token, which every model has an embedding for; nothing attends to it.
             ids.append(prompt + response + [response[-1]] * (longest - len(prompt) - len(response)))
         pairs_as_groups = [Group(pairs[i][2], [pairs[i][3]]) for i in batch]
         lengths = [len(prompt) + len(response) for prompt, (response,) in pairs_as_groups]
@@ -358,10 +371,10 @@ def padded_packs(groups: Iterator[tuple[int, Group]], budget: int, longest_batch
 
 
 class _Layout:
-    """A pack in the making; `kept` tokens of the first prompt were read before."""
+    """A pack under construction, after `cached` tokens of its first prompt that an earlier pack read."""
 
     def __init__(self, cached: int) -> None:
-        self.kept = cached
+        self.cached = cached
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.spans: list[Span] = []
@@ -375,37 +388,38 @@ class _Layout:
         return len(self.ids)
 
     def prompt(self, group: Group) -> None:
-        """Begin a group; its prompt is laid down unless it was kept."""
-        start = self.kept + self.size
-        if self.kept and not self.groups:
-            self.open = Span(0, self.kept, None)
+        """Begin a group; append its prompt unless it is cached."""
+        start = self.cached + self.size
+        if self.cached and not self.groups:
+            self.open = Span(0, self.cached, None)
         else:
             self.open = Span(start, start + len(group.prompt), None)
-            self._lay(group.prompt, 0)
-            # One response to one prompt is a single run of tokens.
+            self._append(group.prompt, 0)
+            # A prompt with one response is part of the response's own span.
             if len(group.responses) > 1:
                 self.spans.append(self.open)
         self.groups.append(Group(group.prompt, []))
         self._alone = len(group.responses) == 1
 
     def response(self, number: int, index: int, ids: list[int]) -> None:
-        """Lay down one response of the group that was begun last."""
+        """Append one response of the group that was begun last."""
         assert self.open is not None
-        start = self.kept + self.size
+        start = self.cached + self.size
         self.spans.append(
             Span(self.open.start, start + len(ids), None)
             if self._alone
             else Span(start, start + len(ids), (self.open.start, self.open.end))
         )
-        shift = (1 if self.kept else 0) - self.kept
+        # From keys to rows: of a cached prompt, rows hold the last token alone.
+        shift = (1 if self.cached else 0) - self.cached
         predicting_row = max(0, self.open.end - 1 + shift)
         self.targets.append(Target(number, index, predicting_row, start + shift, start + shift + len(ids)))
-        self._lay(ids, self.open.end - self.open.start)
+        self._append(ids, self.open.end - self.open.start)
         self.groups[-1].responses.append(ids)
         self.answers.append(ids)
 
     def pack(self, continues: bool = False) -> Pack:
-        """Return what was laid down."""
+        """Return the finished pack."""
         return Pack(
             [self.ids],
             self.positions,
@@ -414,39 +428,39 @@ class _Layout:
             self.targets,
             self.answers,
             [group for group in self.groups if group.responses],
-            self.kept,
+            self.cached,
             self.open if continues else None,
         )
 
-    def _lay(self, ids: list[int], position: int) -> None:
+    def _append(self, ids: list[int], position: int) -> None:
         self.ids += ids
         self.positions += range(position, position + len(ids))
 
 
 class _Unsupported(Exception):
-    """The model asks something of attention that packs do not give."""
+    """The model asks for a kind of attention that packs do not have."""
 
 
 _REFUSALS = (_Unsupported, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
-"""What a model raises that cannot be read the way it is tried."""
+"""What a model may raise when it cannot be read in packs."""
 
 
 class PrefixAttention:
-    """Attention over a pack, called by transformers in place of its own.
+    """Attend over a pack; transformers calls this in place of its own attention.
 
-    On a CPU each span is one call of scaled dot product attention; on CUDA all of them are one call of
-    FlexAttention, which skips every block in which nobody sees anybody.
+    On a CPU each span is one call of scaled dot product attention. On CUDA all spans are one call of FlexAttention, which
+    skips every block of queries and keys in which no query attends to a key.
     """
 
     def __init__(self) -> None:
         self.flex = False
         self.window: float = math.inf
-        """The smallest sliding window any layer asked for."""
+        """The smallest sliding window that any layer asked for, in tokens."""
         self.calls = 0
-        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """Keys and values, by layer, of the prompt that goes on in the next pack."""
+        self.cache: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Cached keys and values of the prompt that continues in the next pack, by layer: (1, heads, tokens, width)."""
         self.last: torch.Tensor
-        """That prompt's last hidden state, 1 × width."""
+        """That prompt's last hidden state, (1, width)."""
         self._pack: Pack
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
         self._block_mask: BlockMask | None = None
@@ -455,12 +469,12 @@ class PrefixAttention:
         """Get ready for a forward pass over a pack."""
         self._pack, self._masks, self._block_mask = pack, {}, None
         self.calls = 0
-        if not pack.kept:
-            self.kept = {}
+        if not pack.cached:
+            self.cache = {}
 
     def forget(self) -> None:
-        """Let go of everything kept."""
-        self.kept, self._masks, self._block_mask = {}, {}, None
+        """Drop the cache and all masks."""
+        self.cache, self._masks, self._block_mask = {}, {}, None
 
     def __call__(
         self,
@@ -471,23 +485,26 @@ class PrefixAttention:
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """Attend; tensors are 1 × heads × tokens × width, the result 1 × tokens × heads × width."""
+        """Return (1, tokens, heads, width) for queries, keys and values of (1, heads, tokens, width)."""
         import torch
 
         self.calls += 1
         if window is not None:
             self.window = min(self.window, window)
-        if self._pack.kept:
-            before_key, before_value = self.kept[id(module)]
+        if self._pack.cached:
+            before_key, before_value = self.cache[id(module)]
+            # (1, heads, cached + tokens, width)
             key, value = torch.cat([before_key, key], 2), torch.cat([before_value, value], 2)
         if self._pack.continues is not None:
             start, end, _ = self._pack.continues
-            self.kept[id(module)] = key[:, :, start:end].clone(), value[:, :, start:end].clone()
+            self.cache[id(module)] = key[:, :, start:end].clone(), value[:, :, start:end].clone()
         if self.flex:
             return self._flexed(query, key, value, scaling)
         attended = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+        # Grouped-query attention: several heads of queries share one head of keys.
         grouped = query.shape[1] != key.shape[1]
-        shift = self._pack.kept
+        # Spans count over keys; queries start after the cached ones.
+        shift = self._pack.cached
         for start, end, prompt in self._pack.spans:
             keys, values, mask = key[:, :, start:end], value[:, :, start:end], None
             if prompt is not None:
@@ -506,7 +523,10 @@ class PrefixAttention:
         return attended
 
     def _mask(self, prompt: int, length: int, like: torch.Tensor) -> torch.Tensor:
-        """Let a response see its whole prompt, and of itself what came before; made once for all layers."""
+        """Return a mask (response, prompt + response), shared by all layers: 0 where a query attends, −∞ elsewhere.
+
+        A response attends to its whole prompt, and to its own tokens up to the present one.
+        """
         import torch
 
         if (prompt, length) not in self._masks:
@@ -522,15 +542,19 @@ class PrefixAttention:
 
         on_gpu = query.device.type == "cuda"
         if self._block_mask is None:
-            run, sees, position = (moved(numbers, query.device) for numbers in self._runs(key.shape[2]))
-            shift = self._pack.kept
+            span, prompt_span, position = (
+                moved(numbers, query.device) for numbers in self._spans_of_keys(key.shape[2])
+            )
+            shift = self._pack.cached
 
-            def seen(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            def attends(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
                 query_key = q + shift
-                return ((run[k] == run[query_key]) | (run[k] == sees[query_key])) & (position[k] <= position[query_key])
+                return ((span[k] == span[query_key]) | (span[k] == prompt_span[query_key])) & (
+                    position[k] <= position[query_key]
+                )
 
             self._block_mask = create_block_mask(
-                seen, None, None, query.shape[2], key.shape[2], device=str(query.device), _compile=on_gpu
+                attends, None, None, query.shape[2], key.shape[2], device=str(query.device), _compile=on_gpu
             )
         attended = _flex(on_gpu)(
             query, key, value, block_mask=self._block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
@@ -538,18 +562,18 @@ class PrefixAttention:
         assert isinstance(attended, torch.Tensor)
         return attended.transpose(1, 2).contiguous()
 
-    def _runs(self, count: int) -> tuple[list[int], list[int], list[int]]:
-        """Return, for each key, its run, the run of its prompt, and its place in the order of positions."""
-        cached = self._pack.kept
-        run, sees = [0] * count, [-1] * count
+    def _spans_of_keys(self, count: int) -> tuple[list[int], list[int], list[int]]:
+        """Return, for each key, the number of its span, the number of its prompt's span or −1, and its position."""
+        cached = self._pack.cached
+        span, prompt_span = [0] * count, [-1] * count
         position = [*range(cached), *self._pack.positions]
         number = {(0, cached): 0}
         for n, (start, end, prompt) in enumerate(self._pack.spans, 1):
             number[start, end] = n
-            run[start:end] = [n] * (end - start)
+            span[start:end] = [n] * (end - start)
             if prompt is not None:
-                sees[start:end] = [number[prompt]] * (end - start)
-        return run, sees, position
+                prompt_span[start:end] = [number[prompt]] * (end - start)
+        return span, prompt_span, position
 
 
 _READING: ContextVar[PrefixAttention] = ContextVar("reading")
@@ -557,7 +581,7 @@ _READING: ContextVar[PrefixAttention] = ContextVar("reading")
 
 @cache
 def _register() -> None:
-    """Put the attention into transformers' tables."""
+    """Enter the attention into transformers' tables of attention functions and masks."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     def attend(
@@ -580,7 +604,7 @@ def _register() -> None:
         return _READING.get()(module, query, key, value, scaling, sliding_window), None
 
     def mask(*args: object, local_size: int | None = None, **further_arguments: object) -> None:
-        # A window, or a chunk, that the model keeps in its mask and does not tell the attention.
+        # Some models give a window, or a chunk, to the mask and not to the attention.
         if local_size is not None:
             reading = _READING.get()
             reading.window = min(reading.window, local_size)
@@ -599,16 +623,17 @@ def _flex(compiled: bool) -> Any:
 
 
 def _attentions(model: PreTrainedModel) -> dict[str, str]:
-    """Return what attention a model and each of its parts calls, as transformers sets it."""
+    """Return the name of the attention that a model and each of its parts calls, as transformers stores it."""
     parts = {"": model.config} | {key: getattr(model.config, key, None) for key in model.config.sub_configs}
     names = {key: getattr(config, "_attn_implementation", None) for key, config in parts.items()}
     return {key: name for key, name in names.items() if name is not None}
 
 
 def output_head(model: PreTrainedModel, head: object) -> Parts | None:
-    """Take a model apart, if `head` alone turns its body's hidden states into its outputs, measured on a few tokens.
+    """Return a model as body and head, if `head` alone turns the body's hidden states into the model's outputs.
 
-    Some models scale or cap their logits behind it; they, and heads that are no module, give None.
+    Whether it does is measured on a few tokens: some models scale or cap their logits after the head. They give None, and so
+    does a head that is no module.
     """
     import torch
 
@@ -620,7 +645,7 @@ def output_head(model: PreTrainedModel, head: object) -> Parts | None:
         for body in _bodies(model):
             try:
                 recomputed = head(body(**accepted(body, input_ids=ids, use_cache=False)).last_hidden_state)[0].float()
-                # A classifier gives one row, its last token's.
+                # A classifier gives one row, the last token's; a language model gives a row for each token.
                 if probe.close(recomputed[-len(expected) :], expected, model.dtype):
                     return Parts(body, head)
             except _REFUSALS:
@@ -629,7 +654,7 @@ def output_head(model: PreTrainedModel, head: object) -> Parts | None:
 
 
 def _bodies(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
-    """Yield what may give a model's hidden states: its base, or in a model of text and images the part for text."""
+    """Yield the modules that may give a model's hidden states: its base, or the text part of a model of text and images."""
     import torch
 
     candidates = [model.base_model, getattr(model, "model", None)]
