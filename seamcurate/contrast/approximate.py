@@ -1,8 +1,8 @@
-"""Approximate search by FAISS, for corpora of millions: what it proposes is checked exactly, what it misses is measured.
+"""Approximate search by FAISS, for corpora of millions: its proposals are checked exactly, its misses are measured.
 
-A band needs everything above its floor, and the best k of FAISS may all lie above its ceiling: a query whose results
-all reach the floor is searched again, deeper; one that FAISS can search no deeper is searched exactly. Vectors are indexed
-part by part, and what each part proposes is merged, so that neither making nor searching needs memory for all of them.
+FAISS returns the nearest vectors, and all of them may lie above the band's ceiling. A query whose results all reach the
+floor is therefore searched again, deeper; where FAISS can search no deeper, it is searched exactly. The index has parts of a
+gigabyte of vectors, whose proposals are merged, so that neither building nor searching holds all vectors in memory.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 Kind = Literal["ivf", "hnsw"]
 _PART = 2**30
-"""Bytes of vectors in one index."""
+"""Bytes of vectors in one part of the index."""
 _FOUND = 2**21
-"""Results held at once, however deep the search: 24 MiB."""
+"""Results in memory at once, however deep the search: 24 MiB."""
 _GPU_DEPTH = 2048
-"""The most results FAISS gives on a GPU, where it has no range search either."""
+"""The most results that FAISS returns on a GPU, where it has no range search either."""
 
 
 class Approximate:
-    """FAISS indices beside the vectors they were made from.
+    """Search vectors by the FAISS indices that were built from them.
 
     Args:
-        folder: Where `build` left it.
-        exact: The same vectors, to check what FAISS proposes.
-        effort: Lists probed (`ivf`) or candidates kept while searching (`hnsw`), in each of them.
+        folder: The folder that `build` wrote the indices to.
+        exact: The same vectors, by which proposals are checked.
+        effort: Lists probed (`ivf`) or candidates held while searching (`hnsw`), in each part.
     """
 
     def __init__(self, folder: Path, exact: Band, effort: int) -> None:
@@ -45,7 +45,7 @@ class Approximate:
         on_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
         self._parts: list[Any] = []
         for file in sorted(folder.glob("*.faiss")):
-            # Mapped, lists and graphs stay on disk: of each search only what it looks at is read.
+            # A mapped index stays on disk: a search reads the lists or nodes that it visits.
             mapped = faiss.IO_FLAG_MMAP_IFC if file.name.startswith("hnsw") else faiss.IO_FLAG_MMAP
             index = faiss.read_index(str(file), 0 if on_gpu else mapped)
             if hasattr(index, "nprobe"):
@@ -59,7 +59,7 @@ class Approximate:
         self._effort = effort
 
     def search(self, queries: Floats, k: int, leave_out: LeaveOut) -> list[Hits]:
-        """Return about what `Band.search` returns; see `recall`."""
+        """Return most of what `Band.search` returns; `recall` measures how much."""
         results: list[Hits] = [Hits(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
         open_rows = np.arange(len(queries))
         depth = min(max(128, 4 * k), self.deepest)
@@ -83,7 +83,7 @@ class Approximate:
     def _proposed(
         self, queries: Floats, depth: int, deeper: npt.NDArray[np.bool_]
     ) -> Iterator[tuple[Positions, Positions]]:
-        """Yield what each part of the index finds, and note in `deeper` which queries may have more there."""
+        """Yield the proposals of each part of the index, and mark in `deeper` the queries that may have more in it."""
         start = 0
         for index in self._parts:
             if hasattr(index, "hnsw"):
@@ -93,7 +93,7 @@ class Approximate:
             for offset in range(0, len(queries), batch_size):
                 scores, labels = index.search(queries[offset : offset + batch_size], min(depth, size))
                 near = (labels >= 0) & (scores >= self.exact.low - SLACK)
-                # Where everything found reaches the floor, there may be more that does.
+                # Where the last result still reaches the floor, further ones may.
                 batch_deeper = deeper[offset : offset + batch_size]
                 batch_deeper |= near[:, -1] & (depth < size)
                 rows, columns = np.nonzero(near & ~batch_deeper[:, None])
@@ -102,15 +102,15 @@ class Approximate:
 
 
 def _of(queries: Positions, leave_out: LeaveOut) -> LeaveOut:
-    """Ask `leave_out` about some of its queries, counted from the first of these."""
+    """Return `leave_out` for a part of the queries, which are numbered from 0 in it."""
     return lambda rows, positions: leave_out(queries[rows], positions)
 
 
 def build(folder: Path, kind: Kind) -> None:
-    """Make FAISS indices of the vectors in a folder, a gigabyte of these each, and leave them there.
+    """Write FAISS indices of the vectors in a folder into it, one for each gigabyte of vectors.
 
     Raises:
-        OSError: One cannot be written.
+        OSError: An index cannot be written.
     """
     faiss = load_faiss()
     vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
@@ -134,7 +134,7 @@ def build(folder: Path, kind: Kind) -> None:
 
 
 def recall(results: list[Hits], exact: list[Hits]) -> float:
-    """Return the share of what exact search finds that another search found too; 1 where there is nothing to find."""
+    """Return the share of exact search's hits that another search also has; 1 where exact search has none."""
     exact_count = sum(len(row.positions) for row in exact)
     shared_count = sum(
         len(np.intersect1d(hits.positions, exact_hits.positions))

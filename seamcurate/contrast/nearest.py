@@ -1,9 +1,9 @@
-"""Exact search for the nearest vectors inside a cosine band; nothing here knows of texts or files of rows.
+"""Exact search for the nearest vectors inside a cosine band. This module knows vectors, and neither texts nor rows.
 
-Almost every vector is ruled out by a bound: the cosine of two unit vectors is at most the product over their first
-principal components plus the product of the lengths of what remains. With that length as one more component, the
-bound is a single matrix product over a third of the components. What it lets through is multiplied out in double
-precision, so that an edge of the band depends neither on a batch nor on a machine.
+A bound rules almost every vector out: the cosine of two unit vectors is at most the product over their first principal
+components plus the product of the lengths of their remainders (Cauchy–Schwarz). With that length as one more component, the
+bound is a single matrix product over a third of the components. The pairs that it lets through are multiplied in double
+precision, so that the edges of the band depend neither on a batch nor on a machine.
 """
 
 from __future__ import annotations
@@ -28,35 +28,39 @@ LeaveOut: TypeAlias = Callable[[Positions, Positions], npt.NDArray[np.bool_]]
 """Queries and positions of vectors, pairwise or broadcast → which of these pairs are no candidates."""
 
 SLACK = 1e-4
-"""How far a product in single precision may be off."""
+"""The largest error of a product in single precision."""
 _PAIRS = 2**22
-"""Products held at once: 16 MiB."""
+"""Products in memory at once: 16 MiB of single precision."""
 _ROWS = 2**15
-"""Vectors held at once, however few the queries."""
+"""Vectors in memory at once, however few the queries."""
 _SAMPLE = 8192
+"""Vectors by which the bound is chosen."""
 _RUN = 64
+"""Products in a row that are skipped together when none reaches its floor."""
 
 
 class Hits(NamedTuple):
-    """What was found for one query, highest cosine first."""
+    """One query's nearest vectors inside the band, highest cosine first."""
 
     positions: Positions
+    """Their rows in `vectors.npy`."""
     cosines: Doubles
+    """Their cosines with the query, in double precision."""
 
 
 class Band:
-    """Vectors laid out on disk for one band, memory-mapped and read a block at a time: they may exceed the memory.
+    """Vectors on disk, prepared for one band; they are memory-mapped and read in blocks, and may exceed the memory.
 
     vectors.npy    float32, count × dimensions, length 1
     bound.npy      float32, count × (components + 1): principal components, and the length of the rest
-    rotation.npy   float32, dimensions × components; absent, with bound.npy, where a bound would rule out too little
+    rotation.npy   float32, dimensions × components; this and bound.npy are absent where a bound would rule out too little
     """
 
     def __init__(self, folder: Path, band: tuple[float, float]) -> None:
         import torch
 
         self.low, self.high = band
-        # For reading only: a map that could be written to is refused where it exceeds the machine's memory.
+        # Read-only: a writable map is refused where it exceeds the machine's memory.
         self.vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         self._rotation: Floats | None = None
         self._scanned = self.vectors
@@ -74,8 +78,8 @@ class Band:
     def search(self, queries: Floats, k: int, leave_out: LeaveOut) -> list[Hits]:
         """Return each query's `k` nearest vectors inside the band, fewer where there are fewer.
 
-        Memory is bounded by a block of the corpus, however crowded the band: once a query has its k, only what is
-        nearer still is looked at.
+        Memory is bounded by a block of the corpus, however crowded the band: once a query has `k` vectors, only nearer ones are
+        considered.
 
         Args:
             queries: float32, queries × dimensions, length 1.
@@ -91,8 +95,9 @@ class Band:
             for start in range(0, len(self.vectors), block):
                 scanned = self._block(start, start + block)
                 floors = torch.from_numpy(best.floors - SLACK).to(self._device, torch.float32)
-                rows, positions = _above(product(turned_queries, scanned), floors)
+                rows, positions = _above(product(turned_queries, scanned), floors)  # products: (queries, block)
                 positions += start
+                # Where the bound lets more than 2 % through, the whole product costs less than so many look-ups.
                 if len(rows) > 0.02 * len(queries) * len(scanned):
                     rows, positions = self._crowded(queries, start, start + len(scanned), best, k, leave_out)
                 self._check(queries, rows, positions, best, leave_out)
@@ -101,13 +106,15 @@ class Band:
     def _crowded(
         self, queries: Floats, start: int, end: int, best: _Best, k: int, leave_out: LeaveOut
     ) -> tuple[Positions, Positions]:
-        """Narrow a block the bound does not: by the whole product, to what may be among each query's `k` nearest."""
+        """Return the pairs of a block that may be among each query's `k` nearest, by the whole product, not the bound."""
         import torch
 
         cosines = product(torch.from_numpy(queries), _read(self.vectors[start:end])).numpy()
         positions = np.arange(start, end)
+        # All arrays below are (queries, block).
         left_out = leave_out(np.arange(len(queries))[:, None], positions[None, :])
         cosines[left_out | (cosines > self.high + SLACK)] = -2
+        # Single precision may be off at both edges: a floor may only be raised by pairs that are surely inside.
         surely_inside = np.where(cosines <= self.high - SLACK, cosines, -2)
         if k < surely_inside.shape[1]:
             kth = -np.partition(-surely_inside, k - 1, axis=1)[:, k - 1]
@@ -120,17 +127,18 @@ class Band:
     def check(
         self, queries: Floats, proposals: Iterable[tuple[Positions, Positions]], k: int, leave_out: LeaveOut
     ) -> list[Hits]:
-        """Return, of pairs somebody proposes lot by lot, each query's `k` nearest inside the band; see `search`."""
+        """Return each query's `k` nearest inside the band, of pairs that are proposed in batches; see `search`."""
         best = _Best(len(queries), k, self.low)
         for rows, positions in proposals:
             self._check(queries, rows, positions, best, leave_out)
         return best.hits()
 
     def _check(self, queries: Floats, rows: Positions, positions: Positions, best: _Best, leave_out: LeaveOut) -> None:
-        """Multiply pairs out in double precision and keep those inside the band."""
+        """Compute the cosines of pairs in double precision, and add those inside the band."""
         for start in range(0, len(rows), 8192):
             batch_rows, batch_positions = rows[start : start + 8192], positions[start : start + 8192]
             batch_queries = queries[batch_rows].astype(np.float64)
+            # (pairs, dimensions) twice → (pairs,)
             cosines = np.einsum("nd,nd->n", batch_queries, self.vectors[batch_positions].astype(np.float64))
             inside = (cosines >= self.low) & (cosines <= self.high)
             inside[inside] = ~leave_out(batch_rows[inside], batch_positions[inside])
@@ -148,7 +156,7 @@ class Band:
 
 
 class _Best:
-    """The nearest of each query so far, and the cosine a further one must reach."""
+    """Each query's nearest vectors so far, and its floor: the cosine that a further vector must reach."""
 
     def __init__(self, queries: int, k: int, low: float) -> None:
         self.k = k
@@ -157,14 +165,14 @@ class _Best:
         self._held = 0
 
     def add(self, rows: Positions, positions: Positions, cosines: Doubles) -> None:
-        """Take in pairs; now and then all but the k nearest of each query are forgotten."""
+        """Add pairs; from time to time all but each query's `k` nearest are dropped."""
         self._parts.append((rows, positions, cosines))
         self._held += len(rows)
         if self._held > 2 * self.k * len(self.floors) + 100_000:
             self._settle()
 
     def hits(self) -> list[Hits]:
-        """Return what is left, by query."""
+        """Return each query's nearest vectors."""
         rows, positions, cosines = self._settle()
         ends = np.searchsorted(rows, np.arange(len(self.floors) + 1))
         return [Hits(positions[start:end], cosines[start:end]) for start, end in pairwise(ends)]
@@ -172,8 +180,10 @@ class _Best:
     def _settle(self) -> tuple[Positions, Positions, Doubles]:
         no_pairs = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
         rows, positions, cosines = (np.concatenate(parts) for parts in zip(*(self._parts or [no_pairs]), strict=True))
+        # By query, then by cosine from high to low, then by position: ties have one order on every machine.
         order = np.lexsort((positions, -cosines, rows))
         rows, positions, cosines = rows[order], positions[order], cosines[order]
+        # The rank of each pair within its query.
         rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
         is_kth = rank == self.k - 1
         self.floors[rows[is_kth]] = cosines[is_kth]
@@ -184,10 +194,10 @@ class _Best:
 
 
 def build(folder: Path, count: int, blocks: Iterable[Floats], low: float) -> None:
-    """Lay vectors out in a folder for `Band`.
+    """Write vectors, and the bound over them, into a folder for `Band`.
 
     Args:
-        folder: Where to.
+        folder: The folder to write to.
         count: How many vectors there are.
         blocks: float32, rows × dimensions, length 1; together `count` rows.
         low: The floor of the band, which decides how many components the bound needs.
@@ -204,9 +214,9 @@ def build(folder: Path, count: int, blocks: Iterable[Floats], low: float) -> Non
 
 
 def write(path: Path, count: int, blocks: Iterable[npt.NDArray[np.generic]]) -> None:
-    """Write blocks of `count` rows together as one .npy file.
+    """Write blocks of rows, `count` in all, as one .npy file.
 
-    Not through a memory map: where the disk is full, writing to one kills the process.
+    It is written without a memory map: on a full disk, a write to a map kills the process.
     """
     written = 0
     with path.open("wb") as file:
@@ -221,12 +231,17 @@ def write(path: Path, count: int, blocks: Iterable[npt.NDArray[np.generic]]) -> 
 
 
 def rotation(sample: Floats, low: float) -> Floats | None:
-    """Return the principal components a bound should use, dimensions × components; None where none would pay.
+    """Return the principal components that a bound should use, dimensions × components; None where no bound would pay.
 
-    More components let fewer vectors through but cost more each; looking one vector up costs about forty products.
+    More components let fewer vectors pass but cost more for each vector; looking one vector up costs about forty products.
+
+    Args:
+        sample: float32, vectors × dimensions, length 1.
+        low: The floor of the band.
     """
     width = sample.shape[1]
     _, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
+    # eigh sorts from the smallest: the first principal component comes last.
     axes = np.ascontiguousarray(axes[:, ::-1], np.float32)
     rows, columns = (sample[:: max(1, len(sample) // size)] @ axes for size in (256, 4096))
     costs = {width: float(width)}
@@ -235,7 +250,7 @@ def rotation(sample: Floats, low: float) -> Floats | None:
             np.sqrt(np.maximum(1 - (turned[:, :components] ** 2).sum(1), 0)) for turned in (rows, columns)
         )
         bounds = rows[:, :components] @ columns[:, :components].T + np.outer(row_rest, column_rest)
-        # Vectors of the sample meet themselves there: a query rarely meets itself.
+        # Vectors of the sample meet themselves here, which a query rarely does.
         passing_share = max(0.0, float((bounds >= low - SLACK).mean()) - 1 / len(columns))
         costs[components] = components + 1 + 40 * width * passing_share
     best = min(costs, key=lambda components: costs[components])
@@ -243,7 +258,7 @@ def rotation(sample: Floats, low: float) -> Floats | None:
 
 
 def bounded(vectors: Floats, axes: Floats) -> Floats:
-    """Return the components along `axes`, and the length of what remains, rounded up."""
+    """Return vectors × (components + 1): the components along `axes`, and the length of the remainder, rounded up."""
     import torch
 
     rows, turn = torch.from_numpy(np.ascontiguousarray(vectors)), torch.from_numpy(axes)
@@ -254,19 +269,24 @@ def bounded(vectors: Floats, axes: Floats) -> Floats:
 
 
 def _read(vectors: Floats) -> torch.Tensor:
-    """Copy what is mapped: torch warns of arrays it could not write to."""
+    """Copy mapped vectors into a tensor: torch warns of arrays that are read-only."""
     import torch
 
     return torch.from_numpy(np.array(vectors))
 
 
 def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Positions, Positions]:
-    """Return where products reach their row's floor; runs of products without one are skipped whole."""
+    """Return the rows and columns where products reach their row's floor; runs that hold none are skipped at once.
+
+    Args:
+        cosines: Upper bounds of the cosines, queries × block.
+        floors: The least cosine that counts, by query.
+    """
     import torch
 
     count, width = cosines.shape
     even_width = width // _RUN * _RUN
-    run_of = cosines[:, :even_width].reshape(count, -1, _RUN)
+    run_of = cosines[:, :even_width].reshape(count, -1, _RUN)  # (queries, runs, run)
     rows, run = torch.nonzero(run_of.amax(2) >= floors[:, None], as_tuple=True) if even_width else _none(cosines)
     matches, column = (
         torch.nonzero(run_of[rows, run] >= floors[rows, None], as_tuple=True) if even_width else _none(cosines)
