@@ -1,9 +1,9 @@
-"""Every answer bought from an endpoint, kept the moment it arrives and never bought twice; and what was spent.
+"""Store every answer that is bought from an endpoint, so that none is bought twice, and count what was spent.
 
-Answers lie in one SQLite file of a store, `calls/calls.sqlite`, by the hash of what decides them: the model's name, the
-messages, the parameters. An answer is on disk before anything is made of it, so that a kill costs only the calls in
-the air. Each carries its hash: one that was altered since is taken for none, and bought anew if it is asked for.
-On object storage each is an object, `calls/replies/KEY.json`, and the file is a copy for one run.
+A store has its answers in one SQLite file, `calls/calls.sqlite`, by the hash of what decides an answer: the model's name, the
+messages, the parameters. An answer is on disk before anything is computed from it, so that a kill loses only the calls that
+are under way. Each has a checksum: an answer that was altered is ignored, and bought again when it is asked for. On object
+storage each answer is an object, `calls/replies/KEY.json`, and the SQLite file is a copy for one run.
 """
 
 from __future__ import annotations
@@ -36,28 +36,29 @@ CREATE TABLE IF NOT EXISTS batches(id TEXT PRIMARY KEY, keys TEXT);
 """
 
 
-CURE = "put a copy of it back, or move it away and buy anew what is asked for again"
+HINT = "put a copy of it back, or move it away and buy anew what is asked for again"
+"""What to do about a damaged file of answers."""
 
 
 class Spent(NamedTuple):
-    """What calls took."""
+    """What calls cost."""
 
     calls: int = 0
-    """Answered by the endpoint; those that were kept from before are not counted."""
+    """Calls that the endpoint answered; answers from earlier runs are not counted."""
     tokens_in: int = 0
     tokens_out: int = 0
     usd: float | None = 0.0
-    """None where the model has no price."""
+    """US dollars; None where the model has no price."""
 
     def plus(self, spent: Spent) -> Spent:
-        """Add up."""
+        """Return the sum of both."""
         usd = None if self.usd is None or spent.usd is None else self.usd + spent.usd
         return Spent(
             self.calls + spent.calls, self.tokens_in + spent.tokens_in, self.tokens_out + spent.tokens_out, usd
         )
 
     def minus(self, earlier: Spent) -> Spent:
-        """Take what was spent before away."""
+        """Return what was spent since `earlier`."""
         usd = None if self.usd is None or earlier.usd is None else self.usd - earlier.usd
         return Spent(
             self.calls - earlier.calls, self.tokens_in - earlier.tokens_in, self.tokens_out - earlier.tokens_out, usd
@@ -69,7 +70,7 @@ class Spent(NamedTuple):
 
 
 def expected(work: Work, rows: int) -> Spent:
-    """Estimate what a step's work comes to over some rows: tokens by characters, dollars by the recipe's prices."""
+    """Estimate what a step's work costs over some rows: tokens from characters, dollars from the recipe's prices."""
     model = work.model
     assert isinstance(model, Backend)
     counted = model.count_tokens(["x" * 4000]) / 4000
@@ -81,11 +82,11 @@ class Calls:
     """The answers of one store, or of this process where there is none.
 
     Args:
-        folder: Where the file lies; None keeps answers in memory.
-        max_usd: What may be spent through this object.
+        folder: The folder with the file; None holds answers in memory.
+        max_usd: The most that may be spent through this object, in US dollars.
 
     Attributes:
-        spent: What was.
+        spent: What has been spent through this object.
     """
 
     def __init__(self, folder: Place | None = None, max_usd: float | None = None) -> None:
@@ -98,16 +99,16 @@ class Calls:
             folder.mkdir(parents=True, exist_ok=True)
             path = self._path = str(folder / "calls.sqlite")
         try:
-            # Each answer is committed on its own; WAL makes that one write and one sync.
-            # In a notebook calls are made in another thread, while this one waits for it.
+            # Each answer is committed on its own; a write-ahead log (WAL) makes that one write and one sync.
+            # In a notebook another thread makes the calls, while this one waits.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
-            self._db.create_function("seal", -1, _seal, deterministic=True)
+            self._db.create_function("checksum", -1, _checksum, deterministic=True)
             if "seal" not in [column[1] for column in self._db.execute("PRAGMA table_info(replies)")]:
-                # What was kept before answers had one is believed.
-                self._db.executescript(f"BEGIN; ALTER TABLE replies ADD seal TEXT; {_SEAL_ALL}; COMMIT;")
+                # A file from before answers had checksums is trusted.
+                self._db.executescript(f"BEGIN; ALTER TABLE replies ADD seal TEXT; {_ADD_CHECKSUMS}; COMMIT;")
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
 
@@ -116,37 +117,37 @@ class Calls:
         self._db.close()
 
     def get(self, key: str, failed: bool = False) -> Reply | None:
-        """Return a kept answer; one that failed only if asked for."""
+        """Return a stored answer, or None; failures only where `failed` says so."""
         if self._objects is not None:
-            for line in self._objects.bring(key):
-                self._keep(line)
+            for stored in self._objects.bring(key):
+                self._keep(stored)
         rows = self._run("SELECT * FROM replies WHERE key = ? AND (? OR failure IS NULL)", (key, failed))
         if not rows:
             return None
         (row,) = rows
-        line, seal = Line(*row[:-1]), row[-1]
-        if seal != _seal(*line):
+        stored, checksum = StoredReply(*row[:-1]), row[-1]
+        if checksum != _checksum(*stored):
             note(f"{self._path}: answer {key} was altered after it was written: it is bought anew")
             return None
-        return Reply(line.text, line.finish, line.model or "", line.failure)
+        return Reply(stored.text, stored.finish, stored.model or "", stored.failure)
 
     def put(self, key: str, reply: Reply, cost: Spent) -> None:
-        """Keep an answer and count what it took.
+        """Store an answer and count its cost.
 
         Raises:
-            StoreError: The file cannot be written: going on would mean to buy what cannot be kept.
+            StoreError: The file cannot be written: going on would buy answers that cannot be stored.
         """
         self.spent = self.spent.plus(cost)
-        line = Line(key, reply.model, reply.text, reply.finish, reply.failure, cost.tokens_in, cost.tokens_out)
+        stored = StoredReply(key, reply.model, reply.text, reply.finish, reply.failure, cost.tokens_in, cost.tokens_out)
         if self._objects is not None:
             try:
-                self._objects.keep(line)
+                self._objects.keep(stored)
             except StoreError as error:
                 raise StoreError(f"an answer cannot be kept: {error}; nothing more is bought") from error
-        self._keep(line)
+        self._keep(stored)
 
     def count(self, cost: Spent) -> None:
-        """Count what a reply took that nothing could be read from."""
+        """Count the cost of a reply that could not be read."""
         self.spent = self.spent.plus(cost)
 
     def forget_failures(self) -> None:
@@ -155,8 +156,8 @@ class Calls:
             self._objects.forget_failures()
         self._run("DELETE FROM replies WHERE failure IS NOT NULL")
 
-    def _keep(self, line: Line) -> None:
-        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*line, _seal(*line)))
+    def _keep(self, stored: StoredReply) -> None:
+        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*stored, _checksum(*stored)))
 
     def _run(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -165,17 +166,17 @@ class Calls:
             raise _unusable(self._path, error) from error
 
     def must_wait(self, usd: float | None) -> bool:
-        """Tell whether a call fits the limit, but not beside those in the air."""
+        """Tell whether a call fits the limit, though not beside those that are under way."""
         if self.max_usd is None or usd is None or self.spent.usd is None:
             return False
         return self.spent.usd + usd <= self.max_usd < self.spent.usd + self._reserved + usd
 
     @contextmanager
     def reserve(self, usd: float | None) -> Iterator[None]:
-        """Hold back what calls may cost at most while they are made.
+        """Reserve the most that calls may cost while they are under way.
 
         Raises:
-            BudgetError: It might be more than is left, or nobody knows what it costs.
+            BudgetError: They might cost more than is left, or their price is unknown.
         """
         if self.max_usd is None:
             yield
@@ -202,44 +203,44 @@ class Calls:
         return {batch: json.loads(keys) for batch, keys in self._run("SELECT id, keys FROM batches")}
 
     def submitted(self, batch: str, keys: Sequence[str]) -> None:
-        """Note a batch, so that a restart polls it and does not submit it again."""
+        """Record a batch, so that a restart polls it and does not submit it again."""
         if self._objects is not None:
             return self._objects.submitted(batch, keys)
         self._run("INSERT OR REPLACE INTO batches VALUES (?, ?)", (batch, json.dumps(list(keys))))
 
     def collected(self, batch: str) -> None:
-        """Take a batch off the list."""
+        """Remove a batch whose answers are stored."""
         if self._objects is not None:
             return self._objects.collected(batch)
         self._run("DELETE FROM batches WHERE id = ?", (batch,))
 
 
-_SEAL_ALL = "UPDATE replies SET seal = seal(key, model, text, finish, failure, tokens_in, tokens_out)"
+_ADD_CHECKSUMS = "UPDATE replies SET seal = checksum(key, model, text, finish, failure, tokens_in, tokens_out)"
 
 
-def _seal(*values: object) -> str:
-    """Hash a row of `replies`."""
+def _checksum(*values: object) -> str:
+    """Return the hash of a row of `replies`; the file format calls it `seal`."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def examine(file: Path) -> tuple[int, list[str]]:
-    """Return how many answers a file holds and what is wrong with it, reading all of it and writing nothing.
+    """Return how many answers a file holds and what is wrong with it; all of it is read, and nothing written.
 
     Args:
         file: `calls.sqlite` of a store.
     """
-    # Without a log beside it nobody writes, and a disk that cannot be written is no hindrance.
+    # Without a log beside the file nobody writes to it, and it can be read from a read-only disk.
     mode_suffix = "" if file.with_name(f"{file.name}-wal").exists() else "&immutable=1"
     problems: list[str] = []
     count = 0
     try:
         with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro{mode_suffix}", uri=True)) as db:
             problems += [f"is damaged: {line}" for (line,) in db.execute("PRAGMA integrity_check(3)") if line != "ok"]
-            for *row, seal in db.execute(
+            for *row, checksum in db.execute(
                 "SELECT key, model, text, finish, failure, tokens_in, tokens_out, seal FROM replies"
             ):
                 count += 1
-                if seal != _seal(*row):
+                if checksum != _checksum(*row):
                     problems.append(f"holds an answer that was altered, {row[0]}")
     except sqlite3.Error as error:
         problems.append(f"cannot be read: {error}")
@@ -247,14 +248,14 @@ def examine(file: Path) -> tuple[int, list[str]]:
 
 
 def _unusable(path: str, error: sqlite3.Error) -> StoreError:
-    """Tell what the disk cannot do from what is wrong with the file."""
+    """Return an error whose hint tells a disk that fails from a file that is damaged."""
     disk = isinstance(error, sqlite3.OperationalError)
-    cure = "nothing more is bought: mend that and run the same again" if disk else CURE
-    return StoreError(f"{path} cannot be used: {error}; {cure}")
+    hint = "nothing more is bought: repair that and run the same again" if disk else HINT
+    return StoreError(f"{path} cannot be used: {error}; {hint}")
 
 
-class Line(NamedTuple):
-    """An answer as it is kept."""
+class StoredReply(NamedTuple):
+    """An answer as it is stored: a row of `replies` without its checksum."""
 
     key: str
     model: str | None
@@ -265,55 +266,55 @@ class Line(NamedTuple):
     tokens_out: int
 
 
-def read_line(content: bytes, key: str) -> Line | None:
-    """Read an answer that is kept as an object; None where it was altered since."""
+def read_object(content: bytes, key: str) -> StoredReply | None:
+    """Read an answer that is stored as an object; None where it was altered."""
     try:
         fields = json.loads(content)
-        # What was kept before answers had a seal is believed.
-        line = Line(**{name: fields[name] for name in Line._fields})
-        return line if line.key == key and fields.get("seal", _seal(*line)) == _seal(*line) else None
+        # An object from before answers had checksums is trusted.
+        stored = StoredReply(**{name: fields[name] for name in StoredReply._fields})
+        return stored if stored.key == key and fields.get("seal", _checksum(*stored)) == _checksum(*stored) else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 class _Objects:
-    """A store's answers on object storage: an object each, so that none waits for others to be safe."""
+    """A store's answers on object storage: one object each, so that an answer is safe without waiting for others."""
 
     def __init__(self, folder: ObjectPath) -> None:
         self._folder = folder
         self._waiting: dict[str, ObjectPath] | None = None
-        """The answers of earlier runs that this one has not asked for yet; listed when first asked."""
+        """The answers of earlier runs that this run has not asked for yet; listed at the first question."""
 
     def begin(self) -> Path:
-        """Return an empty folder for the copy that is asked instead."""
+        """Return an empty folder for the run's copy."""
         objects.remove_tree(self._folder.scratch)
         return self._folder.scratch
 
-    def bring(self, key: str) -> Iterator[Line]:
-        """Yield an answer the first time that it is asked for."""
+    def bring(self, key: str) -> Iterator[StoredReply]:
+        """Yield an answer the first time that it is asked for, so that the copy then has it."""
         if self._waiting is None:
-            # Of a failure and the answer to the same request, the answer comes later and is taken.
+            # A failure and an answer to the same request have one key: the later entry, the answer, wins.
             files = [*self._folder.glob("failures/*.json"), *self._folder.glob("replies/*.json")]
             self._waiting = {file.stem: file for file in files}
         file = self._waiting.pop(key, None)
         if file is not None:
-            line = read_line(ObjectPath(file.bucket, file.key).read_bytes(), key)
-            if line is None:
+            stored = read_object(ObjectPath(file.bucket, file.key).read_bytes(), key)
+            if stored is None:
                 note(f"{file} was altered after it was written: it is bought anew")
             else:
-                yield line
+                yield stored
 
-    def keep(self, line: Line) -> None:
-        """Put an answer."""
-        kind = "replies" if line.failure is None else "failures"
-        (self._folder / kind / f"{line.key}.json").write_bytes(
-            json.dumps({**line._asdict(), "seal": _seal(*line)}).encode()
+    def keep(self, stored: StoredReply) -> None:
+        """Write an answer."""
+        kind = "replies" if stored.failure is None else "failures"
+        (self._folder / kind / f"{stored.key}.json").write_bytes(
+            json.dumps({**stored._asdict(), "seal": _checksum(*stored)}).encode()
         )
         if self._waiting is not None:
-            self._waiting.pop(line.key, None)
+            self._waiting.pop(stored.key, None)
 
     def forget_failures(self) -> None:
-        """Take away the answers that failed."""
+        """Remove the answers that failed."""
         self._waiting = None
         (self._folder / "failures").remove_tree()
 
@@ -323,11 +324,11 @@ class _Objects:
         return {record["id"]: record["keys"] for record in records}
 
     def submitted(self, batch: str, keys: Sequence[str]) -> None:
-        """Put a batch."""
+        """Record a batch."""
         self._batch(batch).put(json.dumps({"id": batch, "keys": list(keys)}).encode())
 
     def collected(self, batch: str) -> None:
-        """Take a batch away."""
+        """Remove a batch."""
         self._batch(batch).unlink()
 
     def _batch(self, batch: str) -> ObjectPath:
@@ -339,7 +340,7 @@ _CURRENT: ContextVar[Calls | None] = ContextVar("calls", default=None)
 
 @contextmanager
 def kept(folder: Place, max_usd: float | None = None) -> Iterator[Calls]:
-    """Have every model loaded inside keep its answers in a folder, and spend at most so much."""
+    """Let every model that is loaded inside store its answers in a folder, and spend at most `max_usd` dollars."""
     calls = Calls(folder, max_usd)
     token = _CURRENT.set(calls)
     try:
@@ -350,5 +351,5 @@ def kept(folder: Place, max_usd: float | None = None) -> Iterator[Calls]:
 
 
 def current() -> Calls:
-    """Return where answers are kept now; a new place in memory where nothing was said."""
+    """Return where answers are stored at present: what `kept` set, else memory."""
     return _CURRENT.get() or Calls()

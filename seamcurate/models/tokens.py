@@ -293,11 +293,11 @@ def _rendered(
     try:
         return rendered.result(_SECONDS)
     except TimeoutError as error:
-        raise ModelError(f"{template_name} is not done with a row after {_SECONDS:g} seconds; {_CURE}") from error
+        raise ModelError(f"{template_name} is not done with a row after {_SECONDS:g} seconds; {_HINT}") from error
     except Exception as error:
         if isinstance(error, TemplateError) and not isinstance(error, TemplateSyntaxError):
             raise
-        raise ModelError(f"{template_name} fails: {type(error).__name__}: {brief(str(error), 200)}; {_CURE}") from error
+        raise ModelError(f"{template_name} fails: {type(error).__name__}: {brief(str(error), 200)}; {_HINT}") from error
 
 
-_CURE = "correct it, or take another model"
+_HINT = "correct it, or take another model"

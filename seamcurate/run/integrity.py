@@ -447,12 +447,12 @@ def _answers(store: Store) -> Iterator[Finding]:
     if file.exists():
         kept, wrong = calls.examine(file)
         for line in wrong:
-            yield Finding(file, line, calls.CURE)
+            yield Finding(file, line, calls.HINT)
     # As they are kept on object storage.
     for reply in sorted((file.parent / "replies").glob("*.json")):
         kept += 1
-        if calls.read_line(reply.read_bytes(), reply.stem) is None:
-            yield Finding(reply, "is an answer that was altered", calls.CURE)
+        if calls.read_object(reply.read_bytes(), reply.stem) is None:
+            yield Finding(reply, "is an answer that was altered", calls.HINT)
     asked = [
         folder
         for folder, record in store.records().items()
