@@ -1,4 +1,4 @@
-"""Sequences in batches that fit: of like lengths, padded on the right, smaller where memory runs out."""
+"""Batches of sequences that fit in memory: of similar lengths, padded on the right, smaller where memory runs out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Batches:
-    """Batches of at most so many padded tokens.
+    """Read sequences in batches of at most `budget` padded tokens.
 
     Attributes:
-        budget: The tokens; halved for good whenever a device's memory runs out.
+        budget: Tokens of a batch, padding included; halved for good whenever a device's memory runs out.
         longest_batched: Sequences of up to so many tokens share batches; longer ones are read alone.
     """
 
@@ -30,12 +30,12 @@ class Batches:
         self._fitted = False
 
     def read(self, lengths: Sequence[int], read: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
-        """Yield each batch of indices, longest sequences first, with what `read` makes of it.
+        """Yield each batch of indices, longest sequences first, with the result of `read` for it.
 
-        A sequence that alone does not fit in the device's memory, where others do, is in none; how many is told.
+        A sequence that exceeds the device's memory by itself is in no batch; a warning says how many there are.
 
         Raises:
-            ModelError: None has fitted yet.
+            ModelError: No sequence has fitted yet.
         """
         import torch
 
@@ -59,7 +59,7 @@ class Batches:
                 yield batch, answer
                 remaining = remaining[len(batch) :]
                 continue
-            # Outside the handler: the exception holds on to the tensors that were too much.
+            # Outside the handler: the exception keeps the tensors alive that were too much.
             if len(batch) > 1:
                 self.budget = min(self.budget, size) // 2
             freed(self.device)
@@ -67,7 +67,7 @@ class Batches:
 
 
 def left_out(count: int, longest: int, device: torch.device) -> None:
-    """Tell how many texts a device's memory had no room for, each alone."""
+    """Warn of the number of texts that exceed a device's memory, each by itself."""
     if count:
         note(
             f"warning: {count:,} texts of up to {longest:,} tokens do not fit in the memory of {device}, each alone: NULL; "
@@ -76,7 +76,7 @@ def left_out(count: int, longest: int, device: torch.device) -> None:
 
 
 def batches(lengths: Sequence[int], budget: int, longest_batched: float = math.inf) -> Iterator[list[int]]:
-    """Cut indices into batches of like lengths, longest first, each at most `budget` padded tokens (or one row).
+    """Yield batches of indices, of similar lengths, longest first, each of at most `budget` padded tokens or one row.
 
     Rows of more than `longest_batched` tokens are each a batch.
     """
@@ -91,7 +91,7 @@ def batches(lengths: Sequence[int], budget: int, longest_batched: float = math.i
 
 
 def padded(sequences: list[list[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Pad on the right; returns `input_ids` and `attention_mask`, batch × longest."""
+    """Pad on the right; return `input_ids` and `attention_mask`, batch × longest."""
     import torch
 
     longest = max(len(s) for s in sequences)
@@ -101,7 +101,7 @@ def padded(sequences: list[list[int]], pad: int, device: torch.device) -> dict[s
 
 
 def accepted(module: torch.nn.Module, **inputs: Any) -> dict[str, Any]:
-    """Return the inputs that a module's forward pass takes: some models have no mask, or no cache to switch off."""
+    """Return those inputs that a module's forward pass takes: some models have no mask, or no cache to switch off."""
     taken = inspect.signature(module.forward).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         return inputs
@@ -109,7 +109,7 @@ def accepted(module: torch.nn.Module, **inputs: Any) -> dict[str, Any]:
 
 
 def automatic_budget(model: PreTrainedModel) -> int:
-    """Choose how many tokens a forward pass holds: what a cache holds on a CPU, part of what is free on a GPU."""
+    """Choose how many tokens a forward pass holds: what fits a CPU's cache, or a part of a GPU's free memory."""
     import torch
 
     if model.device.type != "cuda":
@@ -119,13 +119,14 @@ def automatic_budget(model: PreTrainedModel) -> int:
     inner = getattr(config, "intermediate_size", None)
     # Some configurations have a size for each layer.
     inner = max(inner, default=0) if isinstance(inner, list | tuple) else inner
+    # Numbers held for each token: about twelve hidden states and four inner ones. Two fifths of the free memory are used.
     width = 12 * hidden + 4 * int(inner or 4 * hidden)
     free = int(torch.cuda.mem_get_info(model.device)[0])
     return min(max(2 * free // (5 * width * int(model.dtype.itemsize)), 2048), 65_536)
 
 
 def moved(values: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """Make a tensor on a device; for a GPU from pinned memory, without waiting for the copy."""
+    """Return values as a tensor on a device; to a GPU they go from pinned memory, without waiting for the copy."""
     import torch
 
     tensor = torch.tensor(values)
@@ -133,7 +134,7 @@ def moved(values: Sequence[Any], device: torch.device) -> torch.Tensor:
 
 
 def freed(device: torch.device) -> None:
-    """Give a GPU's unused memory back, so that smaller tensors find room."""
+    """Return a GPU's cached memory, so that smaller tensors find room."""
     import torch
 
     if device.type == "cuda":

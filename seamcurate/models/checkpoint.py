@@ -1,6 +1,6 @@
-"""A folder's weights, put into a model: whole ones, or an adapter's merged in memory into the base it was trained on.
+"""Load a folder's weights into a model: whole weights, or an adapter's, merged in memory into its base.
 
-Its one rule: nothing that the folder should have decided is left as it was drawn.
+One rule: no weight that the folder should have decided stays randomly initialised.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def open_model(
         auto: The class of transformers that loads this kind of model.
         path: A folder, or a Hub id.
         revision: A Hub branch, tag or commit.
-        dtype: What to compute in; None leaves it to transformers.
+        dtype: The precision to compute in; None leaves it to transformers.
         trust_remote_code: Whether Python code that comes with the weights may run.
         options: Further options of `from_pretrained`.
 
@@ -71,7 +71,7 @@ def _loaded(
 
 
 class _Adapter:
-    """An adapter's folder, and what its weights are called and shaped."""
+    """An adapter's folder, with the names and shapes of its weights."""
 
     def __init__(self, path: str, folder: Path, base: weights.Base) -> None:
         self.folder, self.name = folder, f"{path} holds an adapter of {base.path}"
@@ -99,7 +99,7 @@ class _Adapter:
             }
 
     def outputs(self) -> dict[str, object]:
-        """Return how many outputs a classifier has that the adapter holds the head of: its base may have none."""
+        """Return the number of outputs of a classifier whose head the adapter holds: its base may have no head."""
         output_counts = [
             shape[0] for name, shape in sorted(self.shapes.items()) if name.split(".")[0] in _HEADS and len(shape) == 2
         ]
@@ -109,7 +109,7 @@ class _Adapter:
         """Return the base with the adapter added to its weights.
 
         Raises:
-            ModelError: It is of another kind of model, or cannot be merged.
+            ModelError: The adapter is of another kind of model, or cannot be merged.
         """
         import peft
 
@@ -120,7 +120,7 @@ class _Adapter:
                 warnings.simplefilter("ignore")
                 wrapped = peft.get_peft_model(model, self.config)
                 read = wrapped.load_adapter(str(self.folder), "default", torch_device=str(model.device))
-                # peft saves embeddings that were resized and trained a second time, under this name.
+                # peft saves embeddings that were resized and trained twice, the second time under this name.
                 unknown = [name for name in read.unexpected_keys if ".modules_to_save." not in name]
                 if strange := [*unknown, *read.missing_keys]:
                     raise ModelError(
@@ -135,7 +135,7 @@ class _Adapter:
         return merged.eval()
 
     def _fit(self, model: PreTrainedModel) -> None:
-        """Give the base as many tokens as the adapter was trained with, where tokens were added."""
+        """Resize the base's embeddings to the adapter's, where tokens were added in training."""
         for name, embedding in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
             if embedding is None:
                 continue

@@ -1,7 +1,7 @@
-"""How requests travel to an endpoint: a deadline for the whole reply, a limit on its size, nothing sent to another host.
+"""Limits on requests to an endpoint: a deadline for the whole reply, a limit on its size, nothing sent to another host.
 
-The HTTP is the `openai` client's; here its limits are drawn. What arrived of a reply before a limit is handed on as it
-is and marked, because it may have been paid for: the client would repeat the request, and nobody would count it.
+The `openai` client does the HTTP; this module sets its limits. A reply that meets a limit is handed on as far as it arrived,
+and marked: it may have been paid for, and the client would repeat the request without counting it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REPLY_BYTES = 16 * 2**20
-"""Of one reply at most: thousands of tokens with twenty log-probabilities each fit."""
+"""The most bytes of one reply: thousands of tokens with twenty log-probabilities each fit."""
 BROKEN, ENDLESS = "seamcurate_broken", "seamcurate_endless"
-"""Keys of a response's extensions: why it is not whole, and whether asking again would end the same."""
+"""Keys of a response's extensions: why it is incomplete, and whether another request would end the same way."""
 _FILE_BYTES_PER_SECOND = 64 * 1024
-"""A file's deadline grows by its size, as long as it moves this fast."""
+"""The least speed of a file: its deadline grows with its size."""
 _FILE_BYTES_PER_ANSWER = 2**20
 _REDIRECTS = 5
 _TURNS = 20
-"""Turns of the event loop in which what has arrived is read."""
+"""Turns of the event loop after a deadline, in which bytes that arrived in time are read."""
 _ENCODINGS = ("", "identity", "gzip", "deflate")
-"""These expand a thousandfold at most, so that a chunk of them fits into memory."""
+"""Encodings that expand at most a thousandfold, so that a decoded chunk fits in memory."""
 _OF_BODY = ("content-encoding", "content-length", "transfer-encoding")
 
 
 class BrokenError(Exception):
-    """A reply did not arrive whole; `endless` where asking again would end the same."""
+    """A reply did not arrive completely; `endless` where another request would end the same way."""
 
     def __init__(self, reason: str, endless: bool = False) -> None:
         super().__init__(reason)
@@ -40,11 +40,11 @@ class BrokenError(Exception):
 
 
 def connect(seconds: float, **options: Any) -> AsyncOpenAI:
-    """Make a client of the `openai` package that keeps the limits.
+    """Return a client of the `openai` package that keeps the limits.
 
     Args:
         seconds: For a whole reply, from the request to its last byte.
-        options: What `AsyncOpenAI` takes.
+        options: Options of `AsyncOpenAI`.
     """
     import openai
 
@@ -66,7 +66,7 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
                 async for chunk in _within(response, lambda received: deadline, seconds, REPLY_BYTES):
                     body += chunk
             except BrokenError as error:
-                # Completions alone are bought; anything else may be asked for again.
+                # Only completions cost money; other requests may be repeated.
                 if response.is_success and not request.url.path.endswith("/chat/completions"):
                     raise http.ReadError(str(error), request=request) from None
                 marks |= {BROKEN: str(error), ENDLESS: error.endless}
@@ -78,7 +78,7 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
             )
 
         async def _head(self, request: Any, options: dict[str, Any]) -> Any:
-            """Return a response whose body is still to come, after redirects within one origin."""
+            """Return a response before its body is read; only redirects within one origin are followed."""
             options["follow_redirects"] = False
             for redirects in range(_REDIRECTS + 1):
                 response = await super().send(request, stream=True, **options)
@@ -89,15 +89,15 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
                 request = coming
             return response
 
-    # The deadline stands in place of the client's own timeouts, which begin anew with each byte.
+    # The deadline replaces the client's own timeouts, which start again with each byte.
     return openai.AsyncOpenAI(timeout=None, http_client=Client(timeout=None), **options)
 
 
 async def lines(response: Any, seconds: float, answers: int) -> AsyncIterator[str]:
-    """Yield the lines of a batch's file as it arrives, no more than one in memory.
+    """Yield the lines of a batch's file as it arrives, with one line in memory at a time.
 
     Args:
-        response: As the `openai` client streams it.
+        response: The response that the `openai` client streams.
         seconds: For the file, and one more for each 64 KiB.
         answers: How many lines are expected.
 
@@ -109,7 +109,7 @@ async def lines(response: Any, seconds: float, answers: int) -> AsyncIterator[st
     async for chunk in _within(
         response, lambda received: start + seconds + received / _FILE_BYTES_PER_SECOND, seconds, limit
     ):
-        # Not splitlines: JSON may hold other ends of a line than this one.
+        # Not splitlines: JSON strings may contain other line separators.
         *complete_lines, tail = (tail + chunk).split(b"\n")
         for line in complete_lines:
             yield line.decode("utf-8", "replace")
@@ -150,15 +150,15 @@ def _http() -> Any:
 
 
 async def _by(deadline: float, coming: Awaitable[T]) -> T:
-    """Wait for something until a deadline.
+    """Wait for an awaitable until a deadline.
 
     Raises:
-        TimeoutError: It did not come.
+        TimeoutError: It was not done by then.
     """
     task = asyncio.ensure_future(coming)
     try:
         await asyncio.wait([task], timeout=max(0, deadline - _now()))
-        # What arrived while this process was busy came in time, though it is read late: it was paid for.
+        # Bytes that arrived while this process was busy came in time, though they are read late: they were paid for.
         for _ in range(_TURNS):
             if task.done():
                 return await task

@@ -1,4 +1,4 @@
-"""A masked language model: which words it would write in a word's place. For attacks alone."""
+"""A masked language model, for attacks: the words that it would write in another word's place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MaskedModel:
 
     Args:
         path: A folder, or a Hugging Face Hub id.
-        count: How many words to name.
+        count: How many words `likely` returns for each span.
 
     Raises:
         ModelError: It cannot be loaded, was trained as something else, or its tokenizer does not say where tokens stand.
@@ -42,7 +42,7 @@ class MaskedModel:
         self.limit = weights.window(self.model, self.tokenizer)
         tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
         begins = any(token.startswith(_BPE_SPACE) for token in tokens)
-        # Whole words alone: what begins one in a byte-level vocabulary, what does not go on in WordPiece's.
+        # Only whole words: in a byte-level vocabulary the tokens with a space before them, in WordPiece's those without ##.
         self.words = [token.removeprefix(_BPE_SPACE) for token in tokens]
         is_whole_word = [
             word.isalpha() and token.startswith(_BPE_SPACE) == begins
@@ -51,7 +51,7 @@ class MaskedModel:
         self.barred = torch.tensor([not is_whole for is_whole in is_whole_word], device=self.model.device)
 
     def likely(self, texts: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[list[str]]:
-        """Return, for each text, the words likeliest where its span is, the likeliest first; none beyond the window."""
+        """Return the likeliest words in place of each text's span, likeliest first; none where the window cuts the span."""
         import torch
 
         encoded = self.tokenizer(
@@ -67,7 +67,7 @@ class MaskedModel:
         def read(batch: list[int]) -> list[list[str]]:
             inputs = padded([ids[i] for i in batch], self.tokenizer.pad_token_id or 0, self.model.device)
             logits = self.model(**inputs).logits.float()
-            # A word of several tokens: what they would be on average.
+            # Where a word has several tokens, their logits are averaged: (batch, vocabulary).
             span_logits = torch.stack([logits[row, positions[i]].mean(0) for row, i in enumerate(batch)])
             word_logits = span_logits.masked_fill(
                 self.barred[: span_logits.shape[1]], -torch.inf

@@ -1,6 +1,6 @@
-"""What a loaded model's answers depend on beside the text: later tokens, the texts beside it, how long a text is.
+"""Probe what a loaded model's answers depend on besides the text: later tokens, other texts of the batch, a text's length.
 
-Measured on a few made-up tokens where a few show it, read from the configuration where it takes thousands.
+It is measured on a few arbitrary tokens where a few show it, and read from the configuration where it takes thousands.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _LENGTH = 12
 _BY_LENGTH = ("longrope", "su", "dynamic")
-"""Rotary embeddings that turn positions by another angle once a text is longer than the model was first trained for."""
+"""Rotary embeddings that use another angle for texts longer than the model was first trained on."""
 
 
 def tokens(model: PreTrainedModel, count: int, start: int = 0) -> list[int]:
-    """Return `count` ids that the model has embeddings for, none of them special to it."""
+    """Return `count` ids of tokens that the model has embeddings for, none of them special."""
     size = vocabulary(model)
     special = {
         value
@@ -35,7 +35,7 @@ def tokens(model: PreTrainedModel, count: int, start: int = 0) -> list[int]:
 
 
 def vocabulary(model: PreTrainedModel) -> int:
-    """Return how many tokens the model has embeddings for; as good as endless where it makes them by hashing."""
+    """Return how many tokens the model has embeddings for; 2³¹ where it makes them by hashing and has no table."""
     try:
         return int(model.get_input_embeddings().weight.shape[0])
     except NotImplementedError:
@@ -48,10 +48,10 @@ def is_readable(model: PreTrainedModel, ids: list[int]) -> bool:
 
 
 def check_causal(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose prediction of a token moves with the tokens after it: a sum of those is no likelihood.
+    """Refuse a model that predicts a token from the tokens after it: the sum of such predictions is no likelihood.
 
     Raises:
-        ModelError: It does, or gives the same tokens two answers.
+        ModelError: A prediction changes with later tokens, or from one reading to the next.
     """
     import torch
 
@@ -72,7 +72,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
 
 
 def close(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether two readings of the same tokens differ by rounding alone; what is not a number equals itself."""
+    """Tell whether two readings of the same tokens differ only by rounding; NaN equals NaN."""
     import torch
 
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
@@ -81,7 +81,7 @@ def close(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
 
 
 def longest_alike(config: PreTrainedConfig) -> float:
-    """Return up to how many tokens positions are turned by one angle; beyond, texts of one batch change each other."""
+    """Return the longest text, in tokens, whose rotary angles are fixed; beyond, texts of one batch change each other."""
     lengths = [math.inf]
     for model_config in (config, config.get_text_config()):
         for settings in _rotary(
@@ -98,10 +98,10 @@ def longest_alike(config: PreTrainedConfig) -> float:
 
 
 def forget_lengths(model: PreTrainedModel) -> None:
-    """Have `dynamic` rotary embeddings begin each reading anew, in place: they go on with the longest text they read."""
+    """Reset `dynamic` rotary embeddings before each reading, in place: they remember the longest text that they read."""
 
     def begin(module: Any, _: object) -> None:
-        # What an angle is counted from is a buffer in some releases of transformers, an attribute in others.
+        # The base of the angles is a buffer in some releases of transformers, and an attribute in others.
         for name in [*vars(module), *(name for name, _ in module.named_buffers(recurse=False))]:
             if name.endswith("original_inv_freq"):
                 current_name = name.replace("original_inv_freq", "inv_freq")
@@ -116,18 +116,18 @@ def forget_lengths(model: PreTrainedModel) -> None:
 
 
 def tell_alone(name: str) -> None:
-    """Say that a model's scores move with the texts beside them, and what is done about it."""
+    """Say that a model's scores depend on the other texts of a batch, and that each text is read alone."""
     note(f"{name}: a score moves with the texts it is read beside, so that each is read alone, which is slower")
 
 
 def tell_longer(name: str, limit: float, window: int) -> None:
-    """Say from which length on texts are read alone, where the window has longer ones."""
+    """Say above which length texts are read alone, where the window admits longer ones."""
     if limit < window:
         note(f"{name}: counts positions otherwise beyond {limit:,.0f} tokens; longer texts are read alone")
 
 
 def _rotary(settings: object) -> Iterator[dict[str, Any]]:
-    """Yield the settings of rotary embeddings, which some models have by kind of layer."""
+    """Yield the settings of rotary embeddings; some models have one for each kind of layer."""
     if isinstance(settings, dict):
         if "rope_type" in settings or "type" in settings:
             yield settings

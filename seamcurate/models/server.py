@@ -1,9 +1,9 @@
 """A language model behind any OpenAI-compatible endpoint: hosted, vLLM, SGLang, llama.cpp.
 
-Servers differ, and some ignore what they are asked for without a word: what comes back is checked, never assumed.
-Requests that fail are repeated by the `openai` client, which waits as long as the server says; what still fails is
-the row's reason, unless it is the endpoint's own fault, which stops the run with everything answered kept.
-Every reply that arrived counts as paid, readable or not; one that names no price counts at the most it can have cost.
+Servers differ, and some silently ignore parts of a request: replies are checked, and nothing is assumed. The `openai` client
+repeats requests that fail, and waits as long as the server says. What still fails becomes the row's reason, unless the
+endpoint itself is at fault: that stops the run, and every answer so far is stored. Every reply that arrived counts as paid,
+readable or not; a reply that names no tokens counts at the most that it can have cost.
 """
 
 from __future__ import annotations
@@ -37,22 +37,24 @@ T = TypeVar("T")
 
 OPENAI = "https://api.openai.com/v1"
 _GARBLED = 5
-"""Times that something other than a completion may come back before the row is set aside: it may have been paid for."""
+"""How often a row may get something other than a completion before it is given up: each may have been paid for."""
 _IN_A_ROW = 8
-"""Failures after which it is the endpoint's fault."""
+"""Failed requests in a row from which the endpoint is taken to be at fault."""
 _CHARACTERS_PER_TOKEN = 4.0
+"""The average of English text, for estimates."""
 _BATCH_REQUESTS, _BATCH_BYTES = 50_000, 150_000_000
-"""What one batch may hold, by OpenAI's limits of 50,000 requests and 200 MB."""
+"""The most that one batch holds, within OpenAI's limits of 50,000 requests and 200 MB."""
 _INTENDED = "intended-"
+"""Prefix of the id of a batch that is about to be submitted: a run that is killed then may or may not have submitted it."""
 _LIMITS = ("max_tokens", "max_completion_tokens")
-"""The two names of the limit on an answer's length; OpenAI's newer models take the second alone, others the first."""
+"""The two names of the limit on an answer's length: OpenAI's newer models take only the second, most servers the first."""
 _ABOUT_SCHEMA = re.compile(r"response_?format|json_?schema|schema|structured|grammar|guided", re.IGNORECASE)
 _UNKNOWN = re.compile(
     r"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|extra|instead",
     re.IGNORECASE,
 )
 _OTHERS_PROMPT = 10_000_000
-"""Tokens of a request that this run has not seen, at most; no model reads as many."""
+"""The most tokens that a request of an earlier run can have had; no model reads as many."""
 
 
 class OpenAIServer(Backend):
@@ -79,30 +81,30 @@ class OpenAIServer(Backend):
     key: ClassVar[str] = "openai_server"
 
     base_url: str = OPENAI
-    """Where it answers. Not part of a fingerprint: an answer is kept by the model's name."""
+    """The endpoint's address. Not part of a fingerprint: an answer is stored by the model's name."""
     api_key: str = "OPENAI_API_KEY"
-    """The *name* of the environment variable that holds the key; without one none is sent."""
+    """The *name* of the environment variable that holds the key; where it is not set, no key is sent."""
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = None
     max_tokens: int = Field(default=4096, ge=1)
-    """Tokens of one answer at most."""
+    """The most tokens of one answer."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    """The same, sent by this name: for endpoints that refuse `max_tokens`; it takes precedence."""
+    """The same limit under the name that endpoints want which refuse `max_tokens`; it takes precedence."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keys of the request's body, such as `reasoning_effort`."""
     structured: bool = True
-    """Send the JSON schema of the answer; for servers that refuse one, false. A refusal is noticed, too."""
+    """Send the JSON schema of the answer. False is for servers that refuse one; a refusal is also noticed."""
     concurrency: int = Field(default=16, ge=1)
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
     timeout: float = Field(default=120, gt=0)
-    """Seconds for a whole reply. Without a byte until then a request is repeated; a reply that began is given up."""
+    """Seconds for a whole reply. A request without a byte until then is repeated; a reply that began is given up."""
     retries: int = Field(default=8, ge=0)
     batch: bool = False
-    """Ask through the Batch API: for half the price, within a day."""
+    """Use the Batch API: half the price, and answers within a day."""
     poll_seconds: float = Field(default=60, gt=0)
-    """How often a batch is asked after."""
+    """Seconds between two looks at a batch."""
     usd_per_million_input: float | None = Field(default=None, ge=0)
     usd_per_million_output: float | None = Field(default=None, ge=0)
     batch_discount: float = Field(default=0.5, ge=0, le=1)
@@ -117,14 +119,14 @@ class OpenAIServer(Backend):
     @field_validator("api_key")
     @classmethod
     def _a_name(cls, name: str) -> str:
-        # Not repeated in the message: it may be the key itself.
+        # The message does not repeat the value: it may be the key itself.
         if not name.replace("_", "a").isalnum() or len(name) > 64 or name != name.upper():
             raise ValueError("api_key is the NAME of an environment variable in capitals, never the key")
         return name
 
     def identity(self) -> JsonValue:
         """Return the model's name and the parameters that decide its answers."""
-        # The limit's name decides nothing.
+        # Which of its two names the limit is sent by does not change an answer.
         return {
             self.key: self.path,
             **{name: getattr(self, name) for name in ("temperature", "top_p", "seed", "extra", "structured")},
@@ -132,7 +134,7 @@ class OpenAIServer(Backend):
         }
 
     def load(self) -> LanguageModel:
-        """Get ready to ask; nothing is asked yet.
+        """Read the key from the environment; nothing is asked yet.
 
         Raises:
             ModelError: The hosted endpoint is meant and no key is in the environment.
@@ -140,7 +142,7 @@ class OpenAIServer(Backend):
         return _Endpoint(self)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
-        """Guess: nobody here has the server's tokenizer."""
+        """Estimate tokens from characters: the server's tokenizer is not known here."""
         return round(sum(map(len, texts)) / _CHARACTERS_PER_TOKEN)
 
     def price(self, tokens_in: float, tokens_out: float) -> float | None:
@@ -160,7 +162,7 @@ class _Ceiling(NamedTuple):
 
 
 class _UnreadError(Exception):
-    """What came back is no answer, though it may have been paid for."""
+    """A reply is no answer, though it may have been paid for; `asks_again` where another request may bring one."""
 
     def __init__(self, reason: str, cost: Spent, asks_again: bool = True) -> None:
         super().__init__(reason)
@@ -187,7 +189,7 @@ class _Pace:
 
 
 class _Endpoint:
-    """What `OpenAIServer.load` returns."""
+    """The language model that `OpenAIServer.load` returns."""
 
     def __init__(self, config: OpenAIServer) -> None:
         self.config, self.calls = config, current()
@@ -200,13 +202,13 @@ class _Endpoint:
         self.requests, self.tokens = _Pace(config.requests_per_minute), _Pace(config.tokens_per_minute)
         self.pending: dict[str, asyncio.Future[Reply]] = {}
         self.failures = 0
-        """In a row, whatever the row."""
+        """Requests in a row that failed, over all rows."""
         by_newer_name = config.base_url == OPENAI or config.max_completion_tokens is not None
         self.limit_name = _LIMITS[1 if by_newer_name else 0]
         self.structured = config.structured
-        """Whether schemas are sent: until the endpoint refuses one."""
+        """Whether schemas are sent; false once the endpoint refuses one."""
         self.ceilings: dict[str, _Ceiling] = {}
-        """Of each request in a batch, by its key."""
+        """The ceiling of each request in a batch, by its key."""
 
     def converse(self, conversations: Sequence[Callable[[], Conversation[T]]]) -> list[T]:
         """Hold conversations, `concurrency` at a time, or as batches; see `LanguageModel`.
@@ -248,7 +250,7 @@ class _Endpoint:
         return [results[number] for number in range(len(conversations))]
 
     def _client(self) -> AsyncOpenAI:
-        # An empty key is refused by the client, and local servers want none.
+        # The client refuses an empty key, and local servers need none.
         return connection.connect(
             self.config.timeout,
             base_url=self.config.base_url,
@@ -283,7 +285,7 @@ class _Endpoint:
         return digest({"model": identity, "messages": messages, "schema": schema, "draw": request.draw})
 
     def _bought(self, request: Request, failed: bool) -> Reply | None:
-        """Return the answer that was bought before; one to the same messages without a schema is one, too."""
+        """Return the stored answer to a request, or to the same messages without a schema."""
         reply = self.calls.get(self._key(request), failed)
         if reply is None and request.schema is not None:
             reply = self.calls.get(self._key(request, without_schema=True))
@@ -293,11 +295,11 @@ class _Endpoint:
         return self.config.count_tokens([turn["content"] for turn in request.messages])
 
     def _ceiling(self, request: Request) -> _Ceiling:
-        """Bound what a request can cost: no tokenizer makes more tokens than there are bytes."""
+        """Return the most that a request can cost: no tokenizer makes more tokens than a text has bytes."""
         texts = [turn["content"] for turn in request.messages]
         if request.schema is not None and self.config.structured:
             texts.append(json.dumps(request.schema))
-        # What a template puts around a message is a few tokens.
+        # A chat template adds a few tokens around each message.
         tokens_in = sum(len(text.encode("utf-8", "replace")) + 16 for text in texts)
         extra = self.config.extra
         limits = [value for name in _LIMITS if isinstance(value := extra.get(name), int)]
@@ -307,7 +309,7 @@ class _Endpoint:
         return _Ceiling(tokens_in, tokens_out, self.config.price(tokens_in, tokens_out))
 
     async def _answer(self, client: AsyncOpenAI, request: Request) -> Reply:
-        """Return a kept answer, wait for the same request already made, or buy it."""
+        """Return the stored answer, wait for the same request where it is under way, or buy the answer."""
         key = self._key(request)
         if (reply := self._bought(request, failed=self.config.batch)) is not None:
             return reply
@@ -323,7 +325,7 @@ class _Endpoint:
             raise
         except BaseException as error:
             pending.set_exception(error)
-            # Whoever waits raises it too; nobody need.
+            # Others that wait raise it too; reading it here keeps asyncio from warning where no one waits.
             pending.exception()
             raise
 
@@ -333,12 +335,12 @@ class _Endpoint:
         size, ceiling = self._size(request), self._ceiling(request)
         limit_names = {self.limit_name}
         unreadable_count = broken_count = 0
-        # One row may be at fault; as many in a row as are asked at once are not.
+        # A row may be at fault by itself; twice as many rows as are asked at once are not.
         failures_allowed = max(_IN_A_ROW, 2 * self.config.concurrency)
         while True:
             await self.requests.take(1)
             await self.tokens.take(size + ceiling.tokens_out)
-            # What is held back for calls in the air is mostly given back.
+            # Most of what is reserved for calls under way is given back when they arrive.
             while self.calls.must_wait(ceiling.usd):
                 await asyncio.sleep(0.02)
             body = self._body(request)
@@ -358,7 +360,7 @@ class _Endpoint:
                 self.calls.count(self._cost(None, size, ceiling))
                 failure, broken_count = f"the endpoint answered with {error}", broken_count + 1
                 if error.endless:
-                    # Never a row's fault, and each was paid for.
+                    # A reply without end is never the row's fault, and each was paid for.
                     failures_allowed = _IN_A_ROW
                     break
                 if broken_count > self.config.retries:
@@ -394,7 +396,7 @@ class _Endpoint:
         return Reply("", "", self.config.path, failure)
 
     def _adapts(self, error: APIStatusError, body: Mapping[str, object], limit_names: set[str]) -> bool:
-        """Change what the endpoint refuses by name, and tell whether that was possible."""
+        """Change the parameter that the endpoint refuses by name; return whether there was one to change."""
         if error.status_code not in (400, 422):
             return False
         model, message = f"openai_server {self.config.path}", self._without_key(f"{error} {error.param or ''}", 2000)
@@ -419,7 +421,7 @@ class _Endpoint:
         return True
 
     def _received(self, response: Any, size: int, ceiling: _Ceiling) -> tuple[Reply, Spent]:
-        """Read a response, believing nothing of it."""
+        """Read a response; return the reply and what it cost."""
         if (reason := response.extensions.get(connection.BROKEN)) is not None:
             raise connection.BrokenError(reason, response.extensions[connection.ENDLESS])
         try:
@@ -431,10 +433,10 @@ class _Endpoint:
         return self._checked(value, size, ceiling)
 
     def _checked(self, body: object, size: int, ceiling: _Ceiling) -> tuple[Reply, Spent]:
-        """Take a completion apart.
+        """Read a completion; return the reply and what it cost.
 
         Raises:
-            _UnreadError: It is none, or an error in the place of one.
+            _UnreadError: It is no completion, or an error in the place of one.
         """
         cost = self._cost(body, size, ceiling, wire.text_of(body))
         try:
@@ -444,18 +446,18 @@ class _Endpoint:
         return Reply(text, finish, name or self.config.path), cost
 
     def _cost(self, body: object, size: int, ceiling: _Ceiling, text: str | None = None) -> Spent:
-        """Return what a reply cost by its own word, within what is possible; what it does not name costs the most."""
+        """Return what a reply cost: the tokens that it names, within the ceiling; tokens it does not name cost the ceiling."""
         tokens_in, tokens_out = wire.token_counts(body, ceiling.tokens_in, ceiling.tokens_out)
         usd = self.config.price(
             ceiling.tokens_in if tokens_in is None else tokens_in,
             ceiling.tokens_out if tokens_out is None else tokens_out,
         )
-        # The tokens in a report are guessed, where the dollars are the most.
+        # Tokens that are not named are estimated for reports, while dollars count at the ceiling.
         written = min(self.config.count_tokens([text or ""]), ceiling.tokens_out)
         return Spent(1, size if tokens_in is None else tokens_in, written if tokens_out is None else tokens_out, usd)
 
     def _error_line(self, error: OpenAIError) -> str:
-        """Return an error's first line without the key, which some servers repeat."""
+        """Return an error's first line, without the key."""
         line = first_line(error)
         status = getattr(error, "status_code", None)
         body = getattr(error, "body", None)
@@ -487,7 +489,7 @@ class _Endpoint:
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────────
 
     def ahead(self, conversations: Iterable[Callable[[], Conversation[T]]]) -> None:
-        """Have every request answered that the conversations come to, a round of batches after another."""
+        """Get the answer to every request of the conversations, one round of batches after another."""
         if self.config.batch:
             _run(self._ahead(conversations))
 
@@ -495,7 +497,7 @@ class _Endpoint:
         async with self._client() as client:
             with self._refusing():
                 if self._pending():
-                    # Of what an earlier run submitted, nobody knows any more what it can cost.
+                    # The ceilings of what an earlier run submitted are computed again.
                     for start in conversations:
                         if (request := self._missing(start)) is not None:
                             self.ceilings[self._key(request)] = self._ceiling(request)
@@ -506,7 +508,7 @@ class _Endpoint:
     async def _submit_missing(
         self, client: AsyncOpenAI, conversations: Iterable[Callable[[], Conversation[T]]]
     ) -> bool:
-        """Submit what is not kept yet; tells whether there was anything."""
+        """Submit the next request of each conversation whose answer is not stored; return whether there was one."""
         keys: set[str] = set()
         lines: dict[str, str] = {}
         size, cost = 0, 0.0
@@ -553,7 +555,7 @@ class _Endpoint:
         intent = _INTENDED + tag
         batch: Batch | None = None
         if intent in self.calls.batches():
-            # A run that was killed here may have submitted it.
+            # A run that was killed between the two lines below may have submitted the batch.
             async for listed in client.batches.list():
                 if (listed.metadata or {}).get("seamcurate") == tag:
                     batch = listed
@@ -576,7 +578,7 @@ class _Endpoint:
         return {batch: keys for batch, keys in self.calls.batches().items() if not batch.startswith(_INTENDED)}
 
     async def _collect(self, client: AsyncOpenAI) -> None:
-        """Wait for every batch that was submitted and keep its answers."""
+        """Wait for every batch that was submitted, and store its answers."""
         waiting = self._pending()
         while waiting:
             for batch_id, keys in list(waiting.items()):
@@ -604,7 +606,7 @@ class _Endpoint:
             self.calls.put(key, Reply("", "", self.config.path, failure), Spent(usd=self.config.price(0, 0)))
 
     async def _keep_file(self, client: AsyncOpenAI, batch: Batch, file: str, missing: set[str]) -> None:
-        """Keep the answers in a batch's file as it arrives; begin again where it breaks off."""
+        """Store the answers of a batch's file as it arrives; start the download again where it breaks off."""
         for attempt in range(self.config.retries + 1):
             try:
                 async with client.files.with_streaming_response.content(file) as response:
@@ -620,7 +622,7 @@ class _Endpoint:
                     ) from error
 
     def _keep_line(self, line: str, keys: set[str]) -> str:
-        """Keep one line's answer, or why there is none; returns whose it is."""
+        """Store one line's answer, or the reason why there is none; return the request's key."""
         try:
             value = json.loads(line)
             key, response, error = str(value["custom_id"]), value.get("response") or {}, value.get("error")
@@ -645,7 +647,7 @@ class _Endpoint:
         return key
 
     def _option(self, message: str) -> str:
-        """Name the option that answers a refusal, which a batch cannot try out."""
+        """Name the option that avoids a refusal: in a batch, nothing can be tried out."""
         if self.config.structured and _ABOUT_SCHEMA.search(message):
             return "; set `structured: false`"
         if self.limit_name == _LIMITS[0] and _LIMITS[1] in message:
@@ -672,6 +674,6 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
-    # In a notebook a loop is running already, and there is one a thread.
+    # In a notebook a loop runs already, and a thread can have only one: the coroutine gets a thread of its own.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
