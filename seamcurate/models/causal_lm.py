@@ -43,7 +43,7 @@ class CausalLM(PromptedModel):
     key: ClassVar[str] = "causal_lm"
     kind: ClassVar[str] = "a language model"
     max_response_tokens: int = 512
-    """Longer responses are cut here and scored without the end-of-sequence token."""
+    """Longer responses are cut to this length and scored without the end-of-sequence token."""
 
     def load(self) -> Policy:
         """Load tokenizer and weights.
@@ -108,7 +108,7 @@ class _LoadedCausalLM:
         return rows.regroup(scored)
 
     def _sums(self, outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
-        """Sum each response's log-probabilities; logits are made a slice at a time, their softmax in float32."""
+        """Return the sum of each response's log-probabilities; logits are computed in slices, their softmax in float32."""
         import torch
 
         device = self.model.device
@@ -117,11 +117,13 @@ class _LoadedCausalLM:
         row_tensor = moved(rows, device)
         logprobs = []
         for start in range(0, len(rows), self._slice):
+            # (slice, vocabulary)
             logits = outputs(row_tensor[start : start + self._slice]).float()
             logprobs.append(
                 -torch.nn.functional.cross_entropy(logits, target[start : start + self._slice], reduction="none")
             )
         lengths = moved([len(answer) for answer in pack.answers], device)
+        # The response that each position belongs to; sums are in double precision.
         owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(rows))
         return torch.zeros(len(lengths), dtype=torch.float64, device=device).index_add_(
             0, owner, torch.cat(logprobs).double()
@@ -129,6 +131,6 @@ class _LoadedCausalLM:
 
     @property
     def _slice(self) -> int:
-        """Return how many positions have their logits at once: 16 MiB of them on a CPU, 512 MiB on a GPU."""
+        """Return how many positions have their logits in memory at once: 16 MiB on a CPU, 512 MiB on a GPU."""
         room = 2**22 if self.model.device.type == "cpu" else 2**27
         return max(64, room // probe.vocabulary(self.model))

@@ -30,27 +30,27 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class LocalModel(Backend):
-    """What the three local kinds share: where the weights come from and where they run."""
+    """Hold the settings that all local models share: the source of the weights, and the device they run on."""
 
     kind: ClassVar[str]
-    """What its weights were trained as, in words."""
+    """What its weights were trained as, for messages."""
     texts: ClassVar[dict[str, JsonValue]] = {}
-    """How texts become ids, where that is decided here and not by the model's library: part of the fingerprint."""
+    """The version of the rules by which texts become ids, where this package decides them: part of the fingerprint."""
 
     revision: str | None = None
-    """A Hub branch, tag or commit; it is pinned to the commit and recorded. Not for folders."""
+    """A Hub branch, tag or commit; the commit is pinned and recorded. Not for folders."""
     dtype: Precision = "auto"
     """bfloat16 on a GPU that has it, else float32."""
     device: str = "auto"
-    """`cuda`, `cuda:1`, `mps`, `cpu`; by default the first of these that is there. Never part of a fingerprint."""
+    """`cuda`, `cuda:1`, `mps`, `cpu`; by default the first of these that the machine has. Never part of a fingerprint."""
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens a forward pass holds at most: memory and speed, never a score. Not part of a fingerprint. By default
-    chosen by the device. Halved whenever a GPU's memory runs out."""
+    """The most tokens of a forward pass: it decides memory and speed, never a score, and is not part of a fingerprint. The
+    default follows the device. It is halved whenever a GPU's memory runs out."""
     trust_remote_code: bool = False
-    """Whether Python code that comes with the weights may run; recorded."""
+    """Whether Python code that comes with the weights may run; it is recorded."""
 
     def identity(self) -> JsonValue:
-        """Return the weights' content hash or Hub commit, the resolved dtype and what else moves a score."""
+        """Return everything that decides a score: the weights' hash or Hub commit, the resolved dtype, the settings."""
         moves = self.model_dump(mode="json") | {
             self.key: weights.identity(self.path, self.revision),
             "dtype": weights.precision(self.dtype, self.device),
@@ -89,7 +89,7 @@ class LocalModel(Backend):
     def open_weights(
         self, auto: type[Any], truncation: str | None = None, unread: tuple[str, ...] = ()
     ) -> tuple[Any, Any]:
-        """Load tokenizer and model; refuses weights that lack any, but for those whose names begin as `unread` say."""
+        """Load tokenizer and model; refuse missing weights, except those whose names start with one of `unread`."""
         self.fetch_folder()
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
@@ -104,15 +104,15 @@ class LocalModel(Backend):
 
 
 class PromptedModel(LocalModel, FormSettings):
-    """What policies and reward models share: how prompts and responses become the text they read."""
+    """Hold the settings that policies and reward models share: how prompts and responses become the text they read."""
 
     texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
 
     def identity(self) -> JsonValue:
-        """Return what `LocalModel.identity` does, with the form where one is set.
+        """Return everything that decides a score, the form included where one is set.
 
         Raises:
-            ModelError: The form, its arguments or its date need a chat template that is not there.
+            ModelError: The form, its arguments or its date need a chat template, and there is none.
         """
         moves = super().identity()
         assert isinstance(moves, dict)
@@ -121,7 +121,7 @@ class PromptedModel(LocalModel, FormSettings):
         return {key: value for key, value in moves.items() if value or key not in ("form", "template", "date")}
 
     def prompt_form(self, tokenizer: PreTrainedTokenizerBase | None = None, ends: Sequence[int] | None = None) -> Form:
-        r"""Return how prompts become the text that the model reads; what is not given is read from its files.
+        r"""Return how prompts become the text that the model reads; settings that are missing come from its files.
 
         Args:
             tokenizer: The model's own.
@@ -139,7 +139,7 @@ class PromptedModel(LocalModel, FormSettings):
         return tokens.form_of(tokenizer or self.tokenizer(), self, ends)
 
     def dated(self, day: datetime.date) -> Self:
-        """Return the model with `day` as the date that its chat template writes; itself where it has one or writes none."""
+        """Return the model with `day` as its chat template's date; itself where a date is set or none is written."""
         if self.date is not None or not self._writes_date:
             return self
         return self.model_copy(update={"date": day})
@@ -165,9 +165,9 @@ class PromptedModel(LocalModel, FormSettings):
 def open_tokenizer(
     folder: Path, state: tuple[tuple[str, int, int], ...], trust_remote_code: bool, truncation: str | None
 ) -> Any:
-    """Open a tokenizer once a process for each side that texts are cut at, as long as its files are as they are.
+    """Open a tokenizer once in a process for each truncation side, as long as its files stay the same.
 
-    One that was used leaves its cache of words behind when it is dropped, hundreds of kilobytes each (tokenizers 0.23).
+    A tokenizer that is dropped after use leaks its cache of words, hundreds of kilobytes each (tokenizers 0.23).
     """
     from transformers import AutoTokenizer
 
@@ -182,7 +182,7 @@ def files_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep transformers' own bars off while weights are read: a step shows one bar, its own."""
+    """Hide transformers' own progress bars while weights are read: a step shows one bar, its own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -208,13 +208,13 @@ def check_whole(model: str, kind: str, missing: Iterable[str], unused: tuple[str
     """
     if missing_names := sorted(name for name in missing if not name.startswith(unused)):
         raise ModelError(
-            f"{model} has no {missing_names[0]}, which would be drawn by lot; give a model that was trained as {kind}"
+            f"{model} has no {missing_names[0]}, which would be initialised at random; give a model that was trained as {kind}"
         )
 
 
 @contextmanager
 def model_errors(model: str) -> Iterator[None]:
-    """Say in one line why a model's files cannot be read: of damaged ones, libraries raise whatever they like."""
+    """Turn errors into a ModelError of one line: for damaged files, libraries raise errors of any type."""
     try:
         yield
     except ModelError:

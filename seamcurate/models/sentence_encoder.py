@@ -52,9 +52,9 @@ class SentenceEncoder(LocalModel):
     normalise: bool = True
     """Scale embeddings to length 1, so that a dot product is a cosine."""
     pooling: Literal["default", "mean", "cls", "pooler"] = "default"
-    """`default` is what the model's own configuration says; SimCSE wants `pooler`, Contriever `mean`."""
+    """`default` follows the model's own configuration; SimCSE needs `pooler`, Contriever `mean`."""
     max_tokens: int | None = None
-    """Longer texts are cut. Default: what the model's configuration says."""
+    """Longer texts are cut to this length. Default: the limit in the model's configuration."""
     truncation: Literal["right", "left"] = "right"
     """Which end of a long text is cut."""
 
@@ -64,7 +64,7 @@ class SentenceEncoder(LocalModel):
 
 
 _KEPT: dict[tuple[object, ...], Any] = {}
-"""What sentence-transformers opened first for the same files, side and length: all its models read by that one too."""
+"""The first tokenizer that sentence-transformers opened for the same files, side and length: later models share it."""
 
 
 class _LoadedEncoder:
@@ -85,7 +85,7 @@ class _LoadedEncoder:
                     )
                 quicken(self.model)
                 first_module = self.model[0]
-                # Its tokenizer was in `tokenizer` up to 5; in 6 that is what it finds in `processor`.
+                # sentence-transformers has its tokenizer in `tokenizer` up to version 5, and in `processor` in version 6.
                 attribute = "processor" if "processor" in vars(first_module) else "tokenizer"
                 key = (folder, files_state(folder), config.trust_remote_code, config.truncation, config.max_tokens)
                 setattr(first_module, attribute, _KEPT.setdefault(key, getattr(first_module, attribute)))
@@ -105,14 +105,14 @@ class _LoadedEncoder:
             self.batches.longest_batched = self._longest_batched(f"sentence_encoder {config.path}")
 
     def _longest_batched(self, name: str) -> float:
-        """Return up to how many tokens texts may share a batch, measured on two of unlike lengths.
+        """Return the longest text, in tokens, that may share a batch, measured on two texts of unlike lengths.
 
         Raises:
             ModelError: The model gives the same text another embedding each time.
         """
         import torch
 
-        # sentence-transformers' models may begin with a table of words, which has no neighbours.
+        # A sentence-transformers model may start with a table of words, in which no text affects another.
         reader = getattr(self.model[0], "auto_model", None) if self.backbone is None else self.backbone
         if reader is None:
             return math.inf
@@ -149,7 +149,7 @@ class _LoadedEncoder:
         import torch
 
         while True:
-            # sentence-transformers sorts by length itself; the batch is sized for the longest text it may meet.
+            # sentence-transformers sorts by length itself; the batch size allows for the longest possible text.
             size = max(1, self.batches.budget // self.limit) if self.limit <= self.batches.longest_batched else 1
             try:
                 encoded: npt.NDArray[np.float32] = self.model.encode(
@@ -180,6 +180,7 @@ class _LoadedEncoder:
             elif self.config.pooling == "cls":
                 pooled = output.last_hidden_state[:, 0]
             else:
+                # (texts, tokens, 1) against hidden states of (texts, tokens, width): the mean over tokens that are no padding.
                 mask = inputs["attention_mask"][:, :, None].to(output.last_hidden_state.dtype)
                 pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
             result: npt.NDArray[np.float32] = pooled.float().cpu().numpy()
@@ -200,7 +201,7 @@ class _LoadedEncoder:
 
 @contextmanager
 def _whole(config: SentenceEncoder, folder: Path) -> Iterator[Path]:
-    """Give sentence-transformers a folder with whole weights: for an adapter, one where it is merged into its base."""
+    """Yield a folder with whole weights for sentence-transformers: for an adapter, a temporary one with it merged."""
     if weights.base(config.path, config.revision) is None:
         yield folder
         return

@@ -47,9 +47,9 @@ class SequenceClassifier(PromptedModel):
     key: ClassVar[str] = "sequence_classifier"
     kind: ClassVar[str] = "a reward model"
     max_tokens: int | None = None
-    """Prompt and response together; the response's end is cut to fit. Default: the model's window, at most 2,048."""
+    """Tokens of prompt and response together; the response's end is cut to fit. Default: the model's window, at most 2,048."""
     pair: bool = False
-    """Give prompt and response as two segments, as encoder reward models such as OpenAssistant's expect."""
+    """Read prompt and response as two segments, as encoder reward models such as OpenAssistant's expect."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -62,7 +62,7 @@ class SequenceClassifier(PromptedModel):
         return not self.pair and super()._writes_date
 
     def load(self) -> RewardModel:
-        """Load tokenizer and weights; refuses a model with more than one output."""
+        """Load tokenizer and weights; refuse a model with more than one output."""
         from transformers import AutoModelForSequenceClassification
 
         tokenizer, model = self.open_weights(AutoModelForSequenceClassification)
@@ -82,7 +82,7 @@ class _LoadedClassifier:
         self.limit = min(config.max_tokens or 2048, window)
         self.own_pad = _own_pad(model)
         self.batches = Batches(config.batch_tokens or automatic_budget(model), model.device)
-        # A decoder's score is read at one token, so that its prompts can be shared; an encoder reads both ways.
+        # A decoder's score is read at one token, so that prompts can be shared; in an encoder each token sees all others.
         parts = prefix.output_head(model, getattr(model, "score", None))
         self.reader = None
         if parts is not None and not config.pair:
@@ -95,7 +95,7 @@ class _LoadedClassifier:
         probe.tell_longer(name, self.batches.longest_batched, self.limit)
 
     def _longest_batched(self, name: str) -> float:
-        """Return up to how many tokens texts may share a batch, measured on two of unlike lengths.
+        """Return the longest text, in tokens, that may share a batch, measured on two texts of unlike lengths.
 
         Raises:
             ModelError: The model gives the same text another score each time.
@@ -140,7 +140,7 @@ class _LoadedClassifier:
                     (i, ids) for i, ids in enumerate(rest) if ids and readable and probe.is_readable(self.model, ids)
                 ]
                 fits.append([i for i, _ in readable_ids])
-                # The token that a score is read at must be a response's own: after an empty one there may be padding only.
+                # The score must be read at a token of the response itself: an empty response may be followed by padding only.
                 start = min([len(shared_ids), *(self._last(shared_ids + ids) for _, ids in readable_ids)])
                 yield prefix.Group(shared_ids[:start], [shared_ids[start:] + ids for _, ids in readable_ids])
 
@@ -158,7 +158,7 @@ class _LoadedClassifier:
         return scored
 
     def _last(self, ids: list[int]) -> int:
-        """Return the place transformers reads a decoder's score at: the last token that is not padding."""
+        """Return the token at which transformers reads a decoder's score: the last one that is not padding."""
         return next((i for i in reversed(range(len(ids))) if ids[i] != self.own_pad), len(ids) - 1)
 
     def _each(self, rows: Distinct) -> list[list[float | None]]:
@@ -185,7 +185,7 @@ class _LoadedClassifier:
         return tokens.reward_ids(self.tokenizer, prompt, response, self.limit, self.form)
 
     def _score(self, sequences: list[list[int]]) -> list[float]:
-        """Read sequences as one batch."""
+        """Return the scores of sequences that are read as one batch."""
         inputs = padded(sequences, self._pad(sequences), self.model.device)
         if self.config.pair and _segment_kinds(self.model) > 1:
             inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
@@ -193,12 +193,12 @@ class _LoadedClassifier:
         return scores
 
     def _pad(self, sequences: list[list[int]]) -> int:
-        """Return an id to pad with; decoder heads read the last token that is not it, so it must not be in the batch."""
+        """Return the padding id; decoder heads read the last token that differs from it, so no sequence may contain it."""
         if self.own_pad is not None:
             return self.own_pad
         used = {token for sequence in sequences for token in sequence}
         pad = next(i for i in range(len(used) + 1) if i not in used)
-        # Which of the two a model of several parts reads differs.
+        # Models of several parts differ in which of the two they read.
         for config in (self.model.config, self.model.config.get_text_config()):
             config.pad_token_id = pad
         return pad
@@ -215,14 +215,14 @@ class _LoadedClassifier:
 
 
 def _own_pad(model: PreTrainedModel) -> int | None:
-    """Return the padding id of a model or its part for text; None where there is none that it has an embedding for."""
+    """Return the padding id of a model or its text part; None where it has none, or no embedding for it."""
     named = (getattr(config, "pad_token_id", None) for config in (model.config, model.config.get_text_config()))
     pad = next((pad for pad in named if pad is not None), None)
     return int(pad) if pad is not None and 0 <= pad < probe.vocabulary(model) else None
 
 
 def _segment_kinds(model: PreTrainedModel) -> int:
-    """Return how many kinds of segments a model tells apart; 1 for RoBERTa and its like, and where there are none."""
+    """Return how many segment types a model has; 1 for RoBERTa and its kind, and for models without segments."""
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         return 1
     return int(getattr(model.config, "type_vocab_size", 1) or 1)

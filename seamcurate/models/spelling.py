@@ -1,8 +1,8 @@
-"""Special tokens spelled in texts: what a person or a row wrote stays text, and the template's own stay tokens.
+"""Special tokens that are spelled in texts: those of a row or a person stay text, those of the template stay tokens.
 
-A tokenizer finds `<|im_end|>` wherever it stands, so a row could close its own turn and open the assistant's. Where a
-text spells a special token, it is marked before the template is rendered, and tokenized by a twin of the tokenizer
-in which special tokens have other, unguessable spellings. All other texts take the tokenizer's own way, untouched.
+A tokenizer recognises `<|im_end|>` anywhere, so a row could close its own turn and open the assistant's. A text that spells a
+special token is therefore marked before the template is rendered, and tokenized by a twin of the tokenizer in which special
+tokens have other, unguessable spellings. All other texts go through the tokenizer itself, unchanged.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 _PRIVATE = 0xF0000
 _OURS, _THEIRS = ("".join(chr(_PRIVATE + secrets.randbelow(0xFFFE)) for _ in range(8)) for _ in range(2))
-"""What begins a template's own special token, and one that a text spelled: drawn anew, so that no text can have it."""
+"""Prefixes of a template's own special token, and of one spelled in a text; random in each process, so no text has them."""
 _MARK = re.compile(_THEIRS + r"(\d{4})")
 
 
 class Spelling:
-    """The special tokens of one tokenizer, and how texts that spell them are read."""
+    """The special tokens of one tokenizer, and a way to read texts that spell them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
         added = self._backend.get_added_tokens_decoder() if self._backend is not None else {}
         listed = {str(token.content) for token in added.values() if token.special}
-        # The longest first: one may begin another.
+        # The longest first: one token may be the start of another.
         self.tokens = sorted(filter(None, listed), key=lambda token: (-len(token), token))
         self._begin = tuple({token[:2] for token in self.tokens})
         self._any = re.compile("|".join(map(re.escape, self.tokens)) or r"(?!)")
@@ -47,19 +47,19 @@ class Spelling:
         return self._any.sub(lambda match: _THEIRS + self._number[match[0]], text)
 
     def turn(self, turn: Message) -> Message:
-        """Return a turn with its role and content hidden."""
+        """Return a turn with the special tokens in its role and content marked."""
         return {**turn, "role": self.hidden(turn["role"]), "content": self.hidden(turn["content"])}
 
     def prompt(self, prompt: Prompt) -> Prompt:
-        """Return a prompt with all its texts hidden."""
+        """Return a prompt with the special tokens in all its texts marked."""
         return self.hidden(prompt) if isinstance(prompt, str) else [self.turn(turn) for turn in prompt]
 
     def encode(self, text: str, pair: str | None = None, framed: bool = False) -> tuple[list[int], list[int | None]]:
-        """Tokenize marked text: the ids, and which of the two texts each is of.
+        """Tokenize marked text; return the ids, and for each the number of its text, 0 or 1, or None.
 
-        `framed` adds what the tokenizer puts around texts, as [CLS] and [SEP].
+        `framed` adds the tokens that the tokenizer puts around texts, such as [CLS] and [SEP].
         """
-        # transformers takes an empty second text for none.
+        # transformers treats an empty second text as none.
         second = self._respelled(pair) if pair else None
         encoding = self._renamed().encode(self._respelled(text), second, add_special_tokens=framed)
         return [self._ids.get(token, token) for token in encoding.ids], list(encoding.sequence_ids)
@@ -78,7 +78,7 @@ class Spelling:
             for token in definition["added_tokens"]:
                 token["content"] = names.get(token["content"], token["content"])
             model = definition["model"]
-            # A special token may be a piece that plain text would match too; byte pairs come by merges alone.
+            # Plain text may match the piece of a special token too; byte-pair encoding builds pieces by merges only.
             if isinstance(model["vocab"], list):
                 model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
             elif model["type"] != "BPE" or model.get("ignore_merges"):
@@ -102,7 +102,7 @@ _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, Spelling] = WeakKeyDictionary
 
 
 def spelling(tokenizer: PreTrainedTokenizerBase) -> Spelling:
-    """Return the special tokens of a tokenizer, read once; none of one in plain Python, which has no twin."""
+    """Return the special tokens of a tokenizer, read once; a tokenizer in plain Python has no twin, and gives none."""
     if (special_tokens := _KNOWN.get(tokenizer)) is None:
         special_tokens = _KNOWN[tokenizer] = Spelling(tokenizer)
     return special_tokens

@@ -34,11 +34,11 @@ _DECIDED = {
     *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
     *("sanitize_control_tokens", CLOCK),
 }
-"""Arguments of `apply_chat_template` that scoring sets by itself."""
+"""Arguments of `apply_chat_template` that scoring sets itself."""
 
 
 class FormSettings(BaseModel):
-    """What a recipe, or a trainer's options, say about how prompts become text; `tokens.form_of` resolves the defaults."""
+    """How prompts become text, as a recipe or a trainer's options set it; `tokens.form_of` resolves the defaults."""
 
     form: str | None = None
     r"""`chat` is the tokenizer's chat template; `plain` is "Question: …\n\nAnswer:", and the answer after a space; `bare` is
@@ -88,7 +88,7 @@ class Form(NamedTuple):
 
     @property
     def chat(self) -> bool:
-        """Tell whether a chat template renders the prompt; it then writes every special token itself."""
+        """Tell whether a chat template renders the prompt, and with it every special token."""
         return self.name == "chat"
 
     def prompt(self, prompt: Prompt) -> str:
@@ -121,7 +121,7 @@ class Form(NamedTuple):
         return f" {response}" if self._spaced else response
 
     def generated(self, text: str) -> str:
-        """Take off what is the form's, not the response's, from a text that a policy generated after the prompt."""
+        """Return the response in a text that a policy generated: without the space that belongs to the form."""
         return text.removeprefix(" ") if self._spaced else text
 
     @property
@@ -140,7 +140,7 @@ def dated(source: str, day: datetime.date) -> str:
     """Write a day into a chat template wherever it reads the clock; its times of day become midnight.
 
     Raises:
-        ModelError: It reads the clock in another way than by a format in quotes.
+        ModelError: The template calls the clock with something other than a format in quotes.
     """
     midnight = datetime.datetime.combine(day, datetime.time())
     source = _CALL.sub(lambda match: repr(midnight.strftime(ast.literal_eval(match[1]))), source)
@@ -173,5 +173,5 @@ def plain_response(response: str) -> str:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """Return what an encoder or a person reads: the text itself, or all turns' contents, a line each."""
+    """Return a prompt as an encoder or a person reads it: the text itself, or all turns' contents, a line each."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

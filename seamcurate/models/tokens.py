@@ -1,9 +1,9 @@
-"""Token ids of prompts and responses: one place, so that training and scoring read the same ids.
+"""Token ids of prompts and responses. Training and scoring take them from here, so that both read the same ids.
 
-A policy continues the generation prompt that the chat template writes, rendered once and tokenized without special tokens (a
-second BOS changes every score); the response is tokenized on its own after it, and the token that closes a turn ends it
-unless it was cut. A reward model reads the ids of the whole chat as the template renders it, answer included. A special
-token that a text spells is text, see `spelling`.
+A policy continues the generation prompt that the chat template writes. The prompt is rendered once and tokenized without
+special tokens (a second BOS changes every score); the response is tokenized by itself after it, and ends in the token that
+closes a turn unless it was cut. A reward model reads the ids of the whole chat as the template renders it, answer included. A
+special token that is spelled in a text is text, see `spelling`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 REVISION = 3
-"""Raised whenever the same text would give other ids; 2: special tokens that a text spells are text; 3: a reward model
-reads the ids of the whole chat, and a policy's response ends as its model ends turns."""
+"""Increased whenever the same text would give other ids. 2: special tokens that are spelled in a text are text. 3: a reward
+model reads the ids of the whole chat, and a policy's response ends as its model ends turns."""
 
 
 _SECONDS = 10.0
-"""Within which a chat template renders a row; it is a program of whoever made the model, and may loop."""
+"""Seconds that a chat template may take for a row: it is a program that comes with the model, and may loop."""
 _ANSWER = "\U000ffff0"
-"""Stands for a response, to see what a form writes around it; no text begins with it."""
+"""A placeholder for a response, which shows what a form writes around it; no text starts with it."""
 _TRAINED = "seamcurate_form"
 """The key of a tokenizer's configuration that says in which form `train` trained the model."""
 
@@ -44,8 +44,9 @@ def form_of(
     """Resolve how prompts and responses become text for a tokenizer.
 
     Args:
-        tokenizer: The model's.
-        settings: What is set of it; a template that writes a date writes today's where none is set.
+        tokenizer: The model's own.
+        settings: The form, its arguments and its date, as far as they are set; a template that writes a date writes today's
+            where none is set.
         ends: The ids that the model's generation configuration ends answers by.
 
     Raises:
@@ -96,7 +97,7 @@ def _closing(tokenizer: PreTrainedTokenizerBase, form: Form, ends: Sequence[int]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: Form | None = None) -> list[int]:
-    """Return the ids that a policy continues; outside of chat templates with the BOS that the tokenizer itself would add."""
+    """Return the ids that a policy continues; without a chat template they start with the BOS that the tokenizer adds."""
     form = form or form_of(tokenizer)
     return _with_start(tokenizer, form, _ids(tokenizer, _before(tokenizer, form, prompt)))
 
@@ -108,7 +109,7 @@ def policy_group(
     limit: int,
     form: Form | None = None,
 ) -> tuple[list[int], list[list[int]], list[bool]]:
-    """Return the prompt's ids, each response's, and whether joint tokenization would have given other ids.
+    """Return the prompt's ids, each response's ids, and whether tokenizing both together would give other ids.
 
     The prompt is rendered and tokenized once for all its responses.
     """
@@ -144,11 +145,11 @@ def reward_group(
     limit: int,
     form: Form | None = None,
 ) -> tuple[list[int], list[list[int] | None]]:
-    """Return the ids a reward model reads: what all responses share, and what follows for each, its end cut to fit.
+    """Return the ids that a reward model reads: the part that all responses share, and the rest for each response.
 
-    Together they are the ids of the whole text: of the chat template applied to all turns and the response, in other
-    forms with what the tokenizer puts around texts. What closes a response stays when its end is cut: a decoder's reward
-    is read there. None stands for a response to a prompt that alone fills the window.
+    Together they are the ids of the whole text: of the chat template applied to all turns and the response, or, in other
+    forms, of the text with the tokens that the tokenizer puts around it. A long response loses its end, but keeps the tokens
+    that close it, where a decoder's reward is read. None stands for a response whose prompt fills the window by itself.
     """
     form = form or form_of(tokenizer)
     hidden = spelling(tokenizer)
@@ -162,7 +163,7 @@ def reward_group(
     pattern, *wholes = (_framed(tokenizer, form, ids) for ids in _all_ids(tokenizer, texts))
     fitting = [_cut(ids, pattern, limit) for ids in wholes]
     cut_ids = [ids for ids in fitting if ids is not None]
-    # Of each response something must be left to read.
+    # Of each response at least one token must remain to be read.
     shared = min([_alike(pattern, ids) for ids in wholes] + [len(ids) - 1 for ids in cut_ids], default=len(pattern))
     return pattern[:shared], [None if ids is None else ids[shared:] for ids in fitting]
 
@@ -170,13 +171,13 @@ def reward_group(
 def reward_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int, form: Form | None = None
 ) -> list[int] | None:
-    """Return the ids a reward model reads for one response, see `reward_group`."""
+    """Return the ids that a reward model reads for one response, see `reward_group`."""
     shared, (rest,) = reward_group(tokenizer, prompt, [response], limit, form)
     return None if rest is None else shared + rest
 
 
 def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, limit: int) -> list[int] | None:
-    """Return prompt and response as the two segments some encoder reward models were trained on; None as above."""
+    """Return prompt and response as two segments, as some encoder reward models were trained; None where there is no room."""
     hidden = spelling(tokenizer)
     question, answer = hidden.hidden(prompt_text(prompt)), hidden.hidden(response)
     if marked(question) or marked(answer):
@@ -184,7 +185,7 @@ def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, 
     else:
         encoded = tokenizer(question, answer, verbose=False)
         ids, segments = list(encoded["input_ids"]), encoded.sequence_ids(0)
-    # Cut by segment, not by the tokenizer: its truncation would follow `truncation_side` and keep that setting.
+    # Cut here and not by the tokenizer, whose truncation depends on its `truncation_side` and changes its settings.
     answer_positions = [i for i, segment in enumerate(segments) if segment == 1]
     room = limit - (len(ids) - len(answer_positions))
     if room < 1:
@@ -194,7 +195,7 @@ def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, 
 
 
 def _before(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: Prompt) -> str:
-    """Render what a policy continues; special tokens that the prompt spells are marked."""
+    """Render the text that a policy continues; special tokens that are spelled in the prompt are marked."""
     hidden_prompt = spelling(tokenizer).prompt(prompt)
     if not form.chat:
         return form.prompt(hidden_prompt)
@@ -203,7 +204,7 @@ def _before(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: Prompt) -> s
 
 
 def _with_start(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) -> list[int]:
-    """Put BOS before a text that no chat template made, where the tokenizer itself would and the text does not."""
+    """Put BOS before a text without a chat template, where the tokenizer would and the text does not start with it."""
     start = tokenizer.bos_token_id
     if form.chat or start is None or ids[:1] == [start] or list(tokenizer("a")["input_ids"])[:1] != [start]:
         return ids
@@ -211,7 +212,7 @@ def _with_start(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) 
 
 
 def _framed(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) -> list[int]:
-    """Put around a reward model's whole text what marks its begin and its end."""
+    """Put the tokens that mark start and end around a reward model's whole text."""
     if form.chat:
         return ids
     start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
@@ -221,14 +222,14 @@ def _framed(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) -> l
 
 
 def _ended(ids: list[int], limit: int, end: int | None) -> list[int]:
-    """Cut a response to `limit` ids; `end` closes it when nothing was cut."""
+    """Cut a response to `limit` ids; where nothing is cut, `end` closes it."""
     if len(ids) >= limit:
         return ids[:limit]
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _cut(ids: list[int], pattern: list[int], limit: int) -> list[int] | None:
-    """Cut a response's end to fit; `pattern` shows what stands around it. None where the prompt leaves no room."""
+    """Cut a response's end to fit; `pattern` has the same ids around it. None where the prompt leaves no room."""
     if len(ids) <= limit:
         return ids
     start = _alike(ids, pattern)
@@ -239,7 +240,7 @@ def _cut(ids: list[int], pattern: list[int], limit: int) -> list[int] | None:
 
 
 def _alike(ids: Sequence[int], other_ids: Sequence[int]) -> int:
-    """Return how many ids two sequences begin with alike."""
+    """Return the length of the common start of two sequences."""
     pairs = zip(ids, other_ids, strict=False)
     return next(
         (i for i, (left_id, right_id) in enumerate(pairs) if left_id != right_id), min(len(ids), len(other_ids))
@@ -249,19 +250,19 @@ def _alike(ids: Sequence[int], other_ids: Sequence[int]) -> int:
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if marked(text):
         return spelling(tokenizer).encode(text)[0]
-    # What is too long for the window is cut or left out by the callers: no warning is needed.
+    # The callers cut or leave out what is too long for the window: no warning is needed.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Tokenize many texts in one call, which a fast tokenizer spreads over the cores."""
+    """Tokenize many texts in one call, which a fast tokenizer distributes over the cores."""
     if any(map(marked, texts)):
         return [_ids(tokenizer, text) for text in texts]
     return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """Return what a chat template raises for a chat it has no form for: two users in a row, a system's turn."""
+    """Return the errors that a chat template raises for a chat that it cannot render: two user turns in a row, a system turn."""
     from jinja2 import TemplateError
 
     return (TemplateError,)
@@ -273,8 +274,8 @@ def _rendered(
     """Render a row's chats by the tokenizer's chat template.
 
     Raises:
-        TemplateError: The template has no form for them.
-        ModelError: It fails, or is not done in time.
+        TemplateError: The template cannot render such a chat.
+        ModelError: The template fails, or takes too long.
     """
     from jinja2 import TemplateError, TemplateSyntaxError
 
@@ -287,7 +288,7 @@ def _rendered(
         except BaseException as error:
             rendered.set_exception(error)
 
-    # Not in an executor, for whose threads Python waits when it ends.
+    # Not in an executor: Python waits for an executor's threads when it exits.
     threading.Thread(target=render, daemon=True).start()
     template_name = f"the chat template of {tokenizer.name_or_path}"
     try:

@@ -1,6 +1,6 @@
-"""Where weights lie, what they are, and where they run. The same weights have one identity in any folder.
+"""Locate weights, identify them, and choose their device. The same weights have one identity in any folder.
 
-Only safetensors are ever read: a folder that holds nothing but pickled weights is refused.
+Only safetensors are read: a folder that has only pickled weights is refused.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja", "chat_template.json", "tokenizer_config.json")
-"""Where a tokenizer's chat templates lie."""
+"""The files that may hold a tokenizer's chat templates."""
 FILES = (
     *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.json", "*/*.safetensors"),
     "additional_chat_templates/*.jinja",
 )
-"""What a model is made of on disk or on the Hub; pickled weights are not among it."""
+"""The files of a model, on disk or on the Hub; pickled weights are not among them."""
 NO_PART = ("training.json", "README.md")
-"""What lies beside a model's files and decides none of its answers."""
+"""Files beside a model's own that do not decide its answers."""
 ADAPTER = "adapter_config.json"
-"""The file that PEFT writes beside an adapter's weights; it names the base."""
+"""The file that PEFT writes beside an adapter's weights; it names the base model."""
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -42,7 +42,7 @@ class Base(NamedTuple):
 
 
 def check(path: str, revision: str | None) -> None:
-    """Look whether a model is there, without reading or fetching its weights.
+    """Refuse a model that does not exist, without reading or fetching weights.
 
     Raises:
         ModelError: It is neither a folder with safetensors nor a repository that the Hub knows.
@@ -55,7 +55,7 @@ def check(path: str, revision: str | None) -> None:
 
 
 def identity(path: str, revision: str | None) -> str:
-    """Hash a local folder's files, or name a Hub repository's commit; an adapter's identity holds its base's too."""
+    """Return the hash of a local folder's files, or a Hub repository's commit; an adapter's includes its base's."""
     fingerprint = _own_identity(path, revision)
     base_model = base(path, revision)
     return fingerprint if base_model is None else f"{fingerprint} on {_own_identity(*base_model)}"
@@ -70,7 +70,7 @@ def _own_identity(path: str, revision: str | None) -> str:
             raise ModelError(f"{path} holds no .safetensors weights; save them with save_pretrained(…)")
         total = hashlib.sha256()
         for file in files:
-            # An adapter's configuration says where its base lies, which decides nothing; what the base is does.
+            # An adapter's configuration has its base's path, which does not decide an answer; the base's weights do.
             content = _settings(file) if file.name == ADAPTER else hashes.sha256(file)
             total.update(f"{file.relative_to(local)}\0{content}\n".encode())
         return f"sha256:{total.hexdigest()[:32]}"
@@ -80,11 +80,11 @@ def _own_identity(path: str, revision: str | None) -> str:
 def base(path: str, revision: str | None) -> Base | None:
     """Return the model that an adapter folder, or an adapter on the Hub, was trained on; None for whole weights.
 
-    A relative folder is looked for from the working folder, as PEFT does, then beside and in the adapter's folder. An
-    adapter on the Hub names its base by a Hub id.
+    A relative path is tried from the working folder, as PEFT does, then beside the adapter's folder, then in it. An adapter on
+    the Hub names its base by a Hub id.
 
     Raises:
-        ModelError: The base is not there, is an adapter itself, or whole weights lie beside the adapter.
+        ModelError: The base does not exist, is an adapter itself, or whole weights stand beside the adapter.
     """
     local = Path(path).expanduser()
     on_hub = not local.is_dir()
@@ -150,7 +150,7 @@ def _adapter_settings(file: Path) -> dict[str, object]:
 
 
 def _settings(file: Path) -> str:
-    """Return all but where the base lies, in an order of its own."""
+    """Return an adapter's settings without its base's path, in sorted order."""
     settings = _adapter_settings(file)
     own_settings = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
     return json.dumps(own_settings, sort_keys=True)
@@ -188,7 +188,7 @@ def check_device(name: str) -> None:
     """Refuse a device that is not on this machine.
 
     Raises:
-        ModelError: It is not there, or no device has such a name.
+        ModelError: The device does not exist here, or no device has such a name.
     """
     import torch
 
@@ -211,7 +211,7 @@ def check_device(name: str) -> None:
 
 
 def device(name: str) -> str:
-    """Resolve `auto` to cuda, mps or cpu, whichever is there first."""
+    """Resolve `auto` to the first of cuda, mps and cpu that this machine has."""
     import torch
 
     if name != "auto":
@@ -240,7 +240,7 @@ def torch_dtype(name: str, device_name: str) -> torch.dtype:
 def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the model can read at once.
 
-    A table of positions that starts behind the padding index, as RoBERTa's, has less room than its configuration says.
+    Where positions count from the padding index on, as RoBERTa's do, this is less than the configuration says.
     """
     import torch
 
@@ -326,18 +326,18 @@ def answer_ends(path: str, revision: str | None) -> tuple[int, ...]:
 
 
 def model_ends(model: PreTrainedModel) -> tuple[int, ...]:
-    """Return the ids that a loaded model's generation configuration ends answers by; a model's own code may have none."""
+    """Return the ids that end answers by a loaded model's generation configuration; a model with its own code may have none."""
     return _as_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
 
 
 def _as_ids(value: object) -> tuple[int, ...]:
-    """Return token ids that a configuration gives as one number, as a list, or not at all."""
+    """Return token ids from a configuration's value: one number, a list, or nothing."""
     values = value if isinstance(value, list) else [value]
     return tuple(token for token in values if isinstance(token, int))
 
 
 def _object(file: Path) -> dict[str, object]:
-    """Read a JSON object; nothing where there is none, of which loading the model then tells."""
+    """Read a JSON object; empty where the file is missing or damaged, which loading the model then reports."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -210,7 +210,9 @@ def test_weights_that_would_be_drawn_by_lot_are_refused(
         (SentenceEncoder(path=str(masked_folder), pooling="pooler").load, "an encoder", r"pooler.dense.\w+"),
         (lambda: MaskedModel(str(encoder_reward_folder), 3), "a masked language model", r"cls.\S+"),
     ):
-        with pytest.raises(ModelError, match=f"has no {lacking}, which would be drawn by lot; .* trained as {kind}$"):
+        with pytest.raises(
+            ModelError, match=f"has no {lacking}, which would be initialised at random; .* trained as {kind}$"
+        ):
             load()
     # A pooler that nothing is computed by may be lacking.
     assert SentenceEncoder(path=str(masked_folder), pooling="mean").load().embed(["a"]).shape[0] == 1
