@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _BASELINES = {"echo": "echoing the input", "other": "the answer to another instance"}
 _COLUMNS = {
     "model": "the model measured",
-    "kind": "what is measured, or which ruler or control",
+    "kind": "response, or the simple baselines echo (of the input) and other (another instance's answer)",
     "instances": "instances answered",
     "tasks": "different tasks",
     "rouge_l": "ROUGE-L's F measure, 0 to 100, the best over references",
@@ -224,7 +224,7 @@ def _figure(scores: Sequence[Score], baseline: str | None) -> Figure:
     return figure.dots(
         {"Following instructions on other tasks": dots},
         "ROUGE-L (0 to 100)",
-        "Bars: 95 % bootstrap intervals over instances. Hollow: rulers.",
+        "Bars: 95 % bootstrap intervals over instances. Hollow: simple baselines.",
         line,
         "instances",
     )

@@ -149,7 +149,7 @@ def _figure(sweep: Sweep) -> Figure:
         {"Policy quality by filter rate": curves},
         "share of the RL data filtered out",
         "quality (gold reward)",
-        f"Mean of {sources.seed_count(sweep.runs.values())}; bands: 95 % Student intervals. Dashed grey: rulers and controls.",
+        f"Mean of {sources.seed_count(sweep.runs.values())}; bands: 95 % Student intervals. Dashed grey: simple baselines and controls.",
         marks=sorted({rate for curve in curves for rate in curve.x}),
     )
 

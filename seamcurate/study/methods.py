@@ -158,7 +158,7 @@ def _figure(comparison: Comparison, title: str) -> Figure:
         },
         "",
         f"{title}. Left: means of {sources.seed_count(comparison.runs.values())}; right: differences, paired where seeds match"
-        f"{adjusted}. Bars: 95 % Student intervals. Hollow: baseline, rulers and controls.",
+        f"{adjusted}. Bars: 95 % Student intervals. Hollow: the baseline, simple baselines and controls.",
         (0.0, baseline),
         "seeds",
         own_axes=True,

@@ -50,7 +50,7 @@ _COLUMNS = {
     "first": "one model of the pair",
     "second": "the other model of the pair",
     "seed": "the run's seed",
-    "kind": "what is measured, or which ruler or control",
+    "kind": "models for two models; ruler for a model and a simple baseline",
     "rows": "rows measured",
     "lowest_first": "rows of the first model's lowest set",
     "lowest_second": "rows of the second model's lowest set",
@@ -290,7 +290,7 @@ def _figure(overlaps: Overlaps) -> Figure:
             figure.Dot(f"{pair.first} – {pair.second}", in_percent(pair.share), False, 100 * pair.chance)
             for pair in overlaps.between_models
         ],
-        "With rulers": [
+        "With simple baselines": [
             figure.Dot(f"{pair.first} – {_BASELINES[pair.second]}", in_percent(pair.share), True, 100 * pair.chance)
             for pair in overlaps.with_baselines
         ],

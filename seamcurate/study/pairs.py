@@ -32,7 +32,7 @@ _PANELS = 11
 """Subsets a figure shows beside all pairs."""
 _COLUMNS = {
     "reward": "the reward model: its name, or the pairs it was trained on",
-    "kind": "what is measured, or which ruler or control",
+    "kind": "model, or ruler for a simple baseline",
     "subset": "part of the pairs; all for all",
     "pairs": "pairs with a verdict",
     "prompts": "different prompts",
@@ -230,7 +230,9 @@ def _figure(shares: Shares, label: str, subset_column: str | None) -> Figure:
             title = "All pairs" if row.subset == OVERALL else row.subset
             dot = figure.Dot(name, in_percent(row.share)._replace(n=row.pairs), baseline)
             panels.setdefault(title, []).append(dot)
-    note = f"Bars: 95 % intervals ({'bootstrap over prompts' if shares.several else 'Wilson'}). Hollow: rulers."
+    note = (
+        f"Bars: 95 % intervals ({'bootstrap over prompts' if shares.several else 'Wilson'}). Hollow: simple baselines."
+    )
     if len(shares.sizes) > _PANELS:
         note += f" The largest {_PANELS} of {len(shares.sizes)} values of {subset_column}; the table has them all."
     return figure.dots(panels, label, note, (50.0, "coin"), "pairs")

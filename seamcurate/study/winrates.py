@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 _COLUMNS = {
     "model": "the model measured",
-    "kind": "what is measured, or which ruler or control",
+    "kind": "model, or ruler for a simple baseline",
     "prompts": "different prompts",
     "same_in_both_positions": "share of prompts with one verdict in both positions",
     "win_rate": "(wins + ½ ties) / all, over both positions",
@@ -179,7 +179,7 @@ def _figure(rates: Mapping[str, WinRate]) -> Figure:
     return figure.dots(
         {"Win rate against the baseline": dots},
         "(wins + ½ ties) / all, both positions (%)",
-        "Bars: 95 % bootstrap intervals over prompts. Hollow: what a ruler would prefer.",
+        "Bars: 95 % bootstrap intervals over prompts. Hollow: what a simple baseline would prefer.",
         (50.0, "even"),
         "prompts",
     )
