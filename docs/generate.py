@@ -34,6 +34,7 @@ from seamcurate.run.recipe import STEPS
 from seamcurate.select import views
 from seamcurate.step import Step
 from seamcurate.store import store as stores
+from seamcurate.study import STUDIES
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run `python docs/generate.py`. -->"
@@ -97,6 +98,8 @@ def docstring(value: object) -> str:
     lines = (inspect.getdoc(value) or "").splitlines()
     while lines:
         line = lines.pop(0)
+        if not line.strip():
+            continue  # a blank line ends a paragraph, and begins none
         if (section := _SECTION.fullmatch(line)) is None:
             indented = line.startswith("    ")
             block = [line]
@@ -109,7 +112,7 @@ def docstring(value: object) -> str:
                 block.append(lines.pop(0))
             if indented:
                 parts.append("```text\n" + textwrap.dedent("\n".join(block)) + "\n```")
-            elif line.strip():
+            else:
                 parts.append(_paragraph(block))
             continue
         body: list[str] = [section[2]] if section[2] else []
@@ -780,6 +783,26 @@ def view_page() -> str:
     )
 
 
+# ── Studies ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def study_page() -> str:
+    """Return the page of the studies, from their table."""
+    rows = [
+        [f"[`{study.name}`](#{slug(study.name)})", sentence(study.meaning), prose(study.reads)] for study in STUDIES
+    ]
+    parts = [
+        f"## {study.name}\n\n{docstring(study.run)}\n\n"
+        + table(["column", "meaning"], [[code(name), sentence(meaning)] for name, meaning in study.columns.items()])
+        for study in STUDIES
+    ]
+    introduction = (
+        "`seamcurate study NAME` prints a study's table and its finding; `--out` writes both, and the figure. Intervals "
+        "have 95 % confidence: a column NAME that has one is followed by NAME_low and NAME_high."
+    )
+    return page("Studies", introduction, table(["study", "what it asks", "reads"], rows), *parts)
+
+
 # ── Errors ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -951,6 +974,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "recipe.md": recipe,
     "columns.md": columns,
     "views.md": view_page,
+    "studies.md": study_page,
     "errors.md": error_page,
     "file-format.md": file_format,
 }

@@ -178,7 +178,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="Name of a study; the list is below.",
+            help="Name of a study; `seamcurate study --help` lists them.",
             show_default=False,
         ),
     ],
