@@ -30,12 +30,12 @@ class Actor(torch.nn.Module):
             self.head = torch.nn.Linear(width, 1, device=policy.device)
             torch.nn.init.zeros_(self.head.weight)
             torch.nn.init.zeros_(self.head.bias)
-        part: Any
-        for part in self.modules():
-            if isinstance(part, torch.nn.Dropout):
-                part.p = 0.0
-            if isinstance(getattr(part, "attention_dropout", None), float):
-                part.attention_dropout = 0.0
+        module: Any
+        for module in self.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
         self.eval()
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,16 +43,16 @@ class Actor(torch.nn.Module):
 
         A token's value is that of the state before it: what is still to come when it is chosen.
         """
-        read = _read(ids, mask)
-        kept = ids.shape[1] - context + 1
-        out = self.policy(**read, logits_to_keep=kept, output_hidden_states=self.head is not None)
-        logprobs = _picked(out.logits[:, -kept:-1], ids[:, context:], self.temperature)
+        arguments = _model_arguments(ids, mask)
+        token_count = ids.shape[1] - context + 1
+        output = self.policy(**arguments, logits_to_keep=token_count, output_hidden_states=self.head is not None)
+        logprobs = _token_logprobs(output.logits[:, -token_count:-1], ids[:, context:], self.temperature)
         if self.head is not None:
-            values = self.head(out.hidden_states[-1][:, -kept:-1].float())
+            values = self.head(output.hidden_states[-1][:, -token_count:-1].float())
         else:
             critic = self.critic.get_base_model() if _is_adapted(self.critic) else self.critic
-            hidden = getattr(critic, critic.base_model_prefix)(**read).last_hidden_state
-            values = critic.score(hidden[:, -kept:-1])
+            hidden = getattr(critic, critic.base_model_prefix)(**arguments).last_hidden_state
+            values = critic.score(hidden[:, -token_count:-1])
         return logprobs, values.squeeze(-1).float()
 
 
@@ -60,14 +60,14 @@ def reference_logprobs(
     policy: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, context: int, temperature: float
 ) -> torch.Tensor:
     """Return the log-probabilities of the tokens from `context` on, adapters switched off where there are any."""
-    kept = ids.shape[1] - context + 1
-    read: Any = policy
+    token_count = ids.shape[1] - context + 1
+    model: Any = policy
     if _is_adapted(policy):
-        with read.disable_adapter():
-            logits = read(**_read(ids, mask), logits_to_keep=kept).logits
+        with model.disable_adapter():
+            logits = model(**_model_arguments(ids, mask), logits_to_keep=token_count).logits
     else:
-        logits = read(**_read(ids, mask), logits_to_keep=kept).logits
-    return _picked(logits[:, -kept:-1], ids[:, context:], temperature)
+        logits = model(**_model_arguments(ids, mask), logits_to_keep=token_count).logits
+    return _token_logprobs(logits[:, -token_count:-1], ids[:, context:], temperature)
 
 
 def check_critic(critic: PreTrainedModel, name: str) -> None:
@@ -85,12 +85,12 @@ def _is_adapted(model: PreTrainedModel) -> bool:
     return isinstance(model, PeftModel)
 
 
-def _read(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+def _model_arguments(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
     """Return what a model is called with; positions count from each row's first token, not from its padding."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
 
 
-def _picked(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
+def _token_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
     scaled = logits.float() / temperature
     return scaled.gather(-1, ids[..., None]).squeeze(-1) - scaled.logsumexp(-1)

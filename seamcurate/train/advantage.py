@@ -24,8 +24,8 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, mask: Tensor, estimator: Es
 def token_rewards(kl: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Return -kl_coef · KL per token, and the score on top of the last token that the policy wrote."""
     rewards = -kl_coef * kl
-    last = mask.long().sum(1, keepdim=True) - 1
-    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+    last_token = mask.long().sum(1, keepdim=True) - 1
+    return rewards.scatter_add(1, last_token, scores[:, None].to(rewards.dtype))
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -35,10 +35,10 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """
     values = values * mask
     advantages = values.new_zeros(values.shape)
-    later, value_later = values.new_zeros(len(values)), values.new_zeros(len(values))
+    next_advantage, next_value = values.new_zeros(len(values)), values.new_zeros(len(values))
     for t in range(values.shape[1] - 1, -1, -1):
-        later = (rewards[:, t] + gamma * value_later - values[:, t] + gamma * lam * later) * mask[:, t]
-        advantages[:, t], value_later = later, values[:, t]
+        next_advantage = (rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * next_advantage) * mask[:, t]
+        advantages[:, t], next_value = next_advantage, values[:, t]
     return advantages, advantages + values
 
 
@@ -68,20 +68,20 @@ class Loss(NamedTuple):
 
 
 def policy_loss(
-    logprobs: Tensor, before: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
 ) -> tuple[Loss, Tensor]:
     """Return max(-A ρ, -A clip(ρ, 1 ± cliprange)) per token (Schulman 2017, eq. 7), and log ρ = new - old."""
-    change = (logprobs - before) * mask
-    ratio = change.exp()
-    free, held = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return Loss(free.maximum(held) * mask, (held > free) * mask), change
+    log_ratio = (logprobs - old_logprobs) * mask
+    ratio = log_ratio.exp()
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return Loss(unclipped.maximum(clipped) * mask, (clipped > unclipped) * mask), log_ratio
 
 
-def value_loss(values: Tensor, before: Tensor, returns: Tensor, mask: Tensor, cliprange: float) -> Loss:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float) -> Loss:
     """Return ½ max((V - R)², (clip(V, V_old ± cliprange) - R)²) per token."""
-    free = (values - returns) ** 2
-    held = (before + (values - before).clamp(-cliprange, cliprange) - returns) ** 2
-    return Loss(0.5 * free.maximum(held) * mask, (held > free) * mask)
+    unclipped = (values - returns) ** 2
+    clipped = (old_values + (values - old_values).clamp(-cliprange, cliprange) - returns) ** 2
+    return Loss(0.5 * unclipped.maximum(clipped) * mask, (clipped > unclipped) * mask)
 
 
 class ScoreScale:
@@ -96,9 +96,9 @@ class ScoreScale:
         if not count:
             return
         total = self.count + count
-        apart = mean - self.mean
-        self.squares += squares + apart**2 * self.count * count / total
-        self.mean += apart * count / total
+        distance = mean - self.mean
+        self.squares += squares + distance**2 * self.count * count / total
+        self.mean += distance * count / total
         self.count = total
 
     def scale(self, scores: Tensor) -> Tensor:

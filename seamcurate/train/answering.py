@@ -13,11 +13,11 @@ from seamcurate.progress import bar
 from seamcurate.storage import atomic, objects
 from seamcurate.train import data as rows_of
 from seamcurate.train import rollout, training
-from seamcurate.train.data import Data
+from seamcurate.train.data import TrainingData
 from seamcurate.train.options import Answering, Training
 
 
-def answer(model: str | Path, data: Data, out: str | Path, config: Answering = Answering()) -> int:
+def answer(model: str | Path, data: TrainingData, out: str | Path, config: Answering = Answering()) -> int:
     """Write a policy's answers to prompts as Parquet: the rows' own columns, `model`, `sample` and `response`.
 
     Args:
@@ -35,12 +35,12 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
     """
     import torch
 
-    place = objects.folder(out, "answer").expanduser()
-    if place.is_dir():
+    file = objects.folder(out, "answer").expanduser()
+    if file.is_dir():
         raise TrainError(f"{out} is a folder; name the Parquet file to write")
-    asked = rows_of.prompts(data)
-    with objects.writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    rows = rows_of.prompts(data)
+    with objects.writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     options = Training(learning_rate=1.0, lora=False, revision=config.revision)
     training.identity(model, options)
     with training.quiet():
@@ -48,44 +48,48 @@ def answer(model: str | Path, data: Data, out: str | Path, config: Answering = A
         form = training.prompt_form(tokenizer, config, policy)
         policy.to(weights.device("auto")).eval()
         policy.generation_config = rollout.sampling(policy.generation_config)
-        room = weights.window(policy, tokenizer) - config.max_new_tokens
-        every = rollout.numbered(tokenizer, form, asked)
-        fitting = [one for one in every if 0 < len(one.ids) <= room]
-        if not fitting:
+        most_tokens = weights.window(policy, tokenizer) - config.max_new_tokens
+        tokenized = rollout.tokenized(tokenizer, form, rows)
+        prompts = [prompt for prompt in tokenized if 0 < len(prompt.ids) <= most_tokens]
+        if not prompts:
             raise TrainError(
-                f"none of {len(asked)} prompts leaves room for {config.max_new_tokens} tokens of answer; "
+                f"none of {len(rows)} prompts leaves room for {config.max_new_tokens} tokens of answer; "
                 "lower max_new_tokens"
             )
-        training.said_skipped("answer", len(every) - len(fitting), f"less than {config.max_new_tokens} tokens")
+        training.note_skipped("answer", len(tokenized) - len(prompts), f"less than {config.max_new_tokens} tokens")
         # Prompts of like lengths are read together; the table has them in their order.
-        todo = sorted((one for one in fitting for _ in range(config.samples)), key=lambda one: len(one.ids))
+        queue = sorted(
+            (prompt for prompt in prompts for _ in range(config.samples)), key=lambda prompt: len(prompt.ids)
+        )
         texts: dict[int, list[str]] = {}
-        with bar("answer", len(todo), "answers") as advance, torch.random.fork_rng():
+        with bar("answer", len(queue), "answers") as advance, torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            for start in range(0, len(todo), config.batch_size):
-                some = todo[start : start + config.batch_size]
-                ids = [one.ids for one in some]
+            for start in range(0, len(queue), config.batch_size):
+                batch = queue[start : start + config.batch_size]
+                ids = [prompt.ids for prompt in batch]
                 length, temperature = config.max_new_tokens, config.temperature
-                found = rollout.respond(policy, tokenizer, ids, length, temperature, (), form)
-                for one, text in zip(some, found.texts, strict=True):
-                    texts.setdefault(one.row, []).append(text)
-                advance(len(some))
+                responses = rollout.respond(policy, tokenizer, ids, length, temperature, (), form)
+                for prompt, text in zip(batch, responses.texts, strict=True):
+                    texts.setdefault(prompt.row, []).append(text)
+                advance(len(batch))
     name = Path(str(model)).name
     table = pa.Table.from_pylist(
         [
             {
                 **{
-                    key: value for key, value in one.asked.columns.items() if key not in ("model", "sample", "response")
+                    key: value
+                    for key, value in prompt.source.columns.items()
+                    if key not in ("model", "sample", "response")
                 },
-                "prompt": one.prompt,
+                "prompt": prompt.prompt,
                 "model": name,
                 "sample": sample,
                 "response": text,
             }
-            for one in fitting
-            for sample, text in enumerate(texts[one.row])
+            for prompt in prompts
+            for sample, text in enumerate(texts[prompt.row])
         ]
     )
-    with objects.writing(place), atomic.replacing(place) as temporary:
-        pq.write_table(table, temporary)
+    with objects.writing(file), atomic.replacing(file) as scratch:
+        pq.write_table(table, scratch)
     return len(table)

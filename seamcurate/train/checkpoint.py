@@ -25,8 +25,8 @@ def restore(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
             parameter.copy_(weights[name])
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in load_file(checkpoint / "optimizer.safetensors").items():
-        place, _, kind = name.partition(".")
-        state.setdefault(int(place), {})[kind] = value
+        number, _, kind = name.partition(".")
+        state.setdefault(int(number), {})[kind] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -35,5 +35,5 @@ def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    for place, moments in optimizer.state_dict()["state"].items():
-        yield from ((f"{place}.{kind}", value.contiguous()) for kind, value in moments.items())
+    for number, moments in optimizer.state_dict()["state"].items():
+        yield from ((f"{number}.{kind}", value.contiguous()) for kind, value in moments.items())

@@ -27,7 +27,7 @@ from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Data: TypeAlias = "str | Path | Dataset"
+TrainingData: TypeAlias = "str | Path | Dataset"
 """A Parquet or JSONL file, a folder of Parquet files such as an exported split, or a `datasets.Dataset`."""
 
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     answers: tuple[str, ...]
 
 
-def rows(data: Data, answers: Sequence[Sequence[str]]) -> list[Row]:
+def rows(data: TrainingData, answers: Sequence[Sequence[str]]) -> list[Row]:
     """Read `prompt` and, of each group of column names, the first that is there.
 
     `messages` are whole chats, and so is the first answer's column where there is no `prompt`: what stands before the
@@ -48,28 +48,28 @@ def rows(data: Data, answers: Sequence[Sequence[str]]) -> list[Row]:
         TrainError: The data are not there, lack a column, hold no rows, or hold one that is neither text nor chat.
     """
     name = title(data)
-    read: list[Row] = []
+    rows_read: list[Row] = []
     for (column, *columns), table in _tables(data, name, answers):
-        for first, *given in table:
-            where = f"{name}, row {len(read)}"
-            whole = column not in ("prompt", SOURCE_PROMPT)
-            prompt = _before(first, column, where) if whole else _prompt(first, where)
+        for prompt_value, *answer_values in table:
+            position = f"{name}, row {len(rows_read)}"
+            is_chat = column not in ("prompt", SOURCE_PROMPT)
+            prompt = _chat_prompt(prompt_value, column, position) if is_chat else _prompt(prompt_value, position)
             if column == SOURCE_PROMPT:
-                given = _unformed(dict(zip(columns, given, strict=True)))
-            read.append(Row(prompt, tuple(_answer(value, prompt, where) for value in given)))
-    if not read:
+                answer_values = _raw_answers(dict(zip(columns, answer_values, strict=True)))
+            rows_read.append(Row(prompt, tuple(_answer(value, prompt, position) for value in answer_values)))
+    if not rows_read:
         raise TrainError(f"{name} holds no rows; check the filter that made it")
-    return read
+    return rows_read
 
 
-class Asked(NamedTuple):
+class PromptRow(NamedTuple):
     """A prompt to train on by reward, and what else its row holds, for the reward to read."""
 
     prompt: Prompt
     columns: dict[str, object]
 
 
-def prompts(data: Data, needed: Sequence[str] = ()) -> list[Asked]:
+def prompts(data: TrainingData, needed: Sequence[str] = ()) -> list[PromptRow]:
     """Read `prompt` and every other column, as GRPO's and PPO's rewards are given them.
 
     Args:
@@ -80,19 +80,19 @@ def prompts(data: Data, needed: Sequence[str] = ()) -> list[Asked]:
         TrainError: See `rows`; also a column of `needed` is missing.
     """
     name = title(data)
-    read: list[Asked] = []
-    for names, table in _whole(data, name):
+    rows_read: list[PromptRow] = []
+    for names, table in _records(data, name):
         _columns(names, name, [("prompt",), *((column,) for column in needed)])
         for record in table:
-            where = f"{name}, row {len(read)}"
+            position = f"{name}, row {len(rows_read)}"
             columns = {key: record.get(key) for key in names if key not in ("prompt", *_FORMED)}
             # Rewards, too, are to read what the source has.
             prompt = record.get(SOURCE_PROMPT if set(_FORMED) <= set(names) else "prompt")
-            read.append(Asked(_prompt(prompt, where), columns))
-    if not read:
+            rows_read.append(PromptRow(_prompt(prompt, position), columns))
+    if not rows_read:
         raise TrainError(f"{name} holds no rows; check the filter that made it")
-    known = {key for row in read for key in row.columns}
-    return [Asked(row.prompt, {key: row.columns.get(key) for key in sorted(known)}) for row in read]
+    names_of_all = {key for row in rows_read for key in row.columns}
+    return [PromptRow(row.prompt, {key: row.columns.get(key) for key in sorted(names_of_all)}) for row in rows_read]
 
 
 class HasPrompt(Protocol):
@@ -107,58 +107,62 @@ class HasPrompt(Protocol):
 Prompted = TypeVar("Prompted", bound=HasPrompt)
 
 
-def title(data: Data) -> str:
+def title(data: TrainingData) -> str:
     """Name the data in messages and records: the file or folder without its place, which decides nothing."""
     return Path(data).name if isinstance(data, (str, Path)) else "the Dataset"
 
 
-def held_out(given: list[Prompted], count: int, seed: int) -> tuple[list[Prompted], list[Prompted]]:
+def held_out(rows: list[Prompted], count: int, seed: int) -> tuple[list[Prompted], list[Prompted]]:
     """Divide rows into those to train on and at least `count`, at most a tenth, to measure on.
 
     A prompt is on one side only: a row beside its twin would measure memory.
     """
     by_prompt: dict[str, list[int]] = {}
-    for i, row in enumerate(given):
+    for i, row in enumerate(rows):
         by_prompt.setdefault(prompt_text(row.prompt), []).append(i)
     prompts = list(by_prompt)
     random.Random(seed).shuffle(prompts)
-    out: set[int] = set()
+    held_out_rows: set[int] = set()
     for prompt in prompts:
-        if len(out) < count and len(out) + len(by_prompt[prompt]) <= len(given) // 10:
-            out.update(by_prompt[prompt])
-    return [r for i, r in enumerate(given) if i not in out], [given[i] for i in sorted(out)]
+        if len(held_out_rows) < count and len(held_out_rows) + len(by_prompt[prompt]) <= len(rows) // 10:
+            held_out_rows.update(by_prompt[prompt])
+    return [r for i, r in enumerate(rows) if i not in held_out_rows], [rows[i] for i in sorted(held_out_rows)]
 
 
 _FORMED = (PROMPT_FORM, SOURCE_PROMPT)
 """Columns of an export whose prompts were written out as text."""
 
 
-def _unformed(given: dict[str, object]) -> list[object]:
+def _raw_answers(row: dict[str, object]) -> list[object]:
     """Return a row's answers without what its form put before them."""
-    form = Form(str(given.pop(PROMPT_FORM)))
+    form = Form(str(row.pop(PROMPT_FORM)))
     formed = ("completion", "chosen", "rejected")
-    return [form.generated(v) if isinstance(v, str) and column in formed else v for column, v in given.items()]
+    return [form.generated(v) if isinstance(v, str) and column in formed else v for column, v in row.items()]
 
 
-def _tables(data: Data, name: str, wanted: Sequence[Sequence[str]]) -> list[tuple[list[str], list[list[object]]]]:
+def _tables(
+    data: TrainingData, name: str, needed: Sequence[Sequence[str]]
+) -> list[tuple[list[str], list[list[object]]]]:
     """Return the rows of each file, or line: what holds the prompt, and the wanted columns; and the columns' names."""
     if not isinstance(data, (str, Path)):
-        columns = _with_prompt(data.column_names, name, wanted)
+        columns = _with_prompt(data.column_names, name, needed)
         return [(columns, [[row[c] for c in columns] for row in data.select_columns(list(dict.fromkeys(columns)))])]
-    found = []
+    tables = []
     for file in _files(data):
         if file.suffix in {".jsonl", ".json"}:
             records = _jsonl(file)
-            chosen = [_with_prompt(list(record), f"{file.name}, line {number}", wanted) for number, record in records]
-            pairs = zip(records, chosen, strict=True)
-            found += [(columns, [[record[c] for c in columns]]) for (_, record), columns in pairs]
+            columns_of_records = [
+                _with_prompt(list(record), f"{file.name}, line {number}", needed) for number, record in records
+            ]
+            pairs = zip(records, columns_of_records, strict=True)
+            tables += [(columns, [[record[c] for c in columns]]) for (_, record), columns in pairs]
         else:
-            columns = _with_prompt(_names(file), file.name, wanted)
-            found.append((columns, [[record[c] for c in columns] for record in _parquet(file, columns)]))
-    return found
+            columns = _with_prompt(_names(file), file.name, needed)
+            tables.append((columns, [[record[c] for c in columns] for record in _parquet(file, columns)]))
+    return tables
 
 
-def _whole(data: Data, name: str) -> Iterator[tuple[list[str], Iterable[Mapping[str, object]]]]:
+def _records(data: TrainingData, name: str) -> Iterator[tuple[list[str], Iterable[Mapping[str, object]]]]:
     """Yield each file's column names and its rows."""
     if not isinstance(data, (str, Path)):
         yield data.column_names, data
@@ -190,9 +194,9 @@ def _without_files(folder: Path) -> str:
         return (
             "is a store; export its splits (seamcurate export RECIPE STORE --to trl --out splits), and give splits/NAME"
         )
-    below = sorted({file.parent.relative_to(folder).as_posix() for file in folder.glob("*/*.parquet")})
-    if below:
-        return f"holds folders with data, and no .parquet files itself; give one of them: {', '.join(below[:8])}"
+    folders = sorted({file.parent.relative_to(folder).as_posix() for file in folder.glob("*/*.parquet")})
+    if folders:
+        return f"holds folders with data, and no .parquet files itself; give one of them: {', '.join(folders[:8])}"
     return "holds no .parquet files; give the folder of one split, or one file"
 
 
@@ -203,10 +207,10 @@ def _names(file: Path) -> list[str]:
 
 def _parquet(file: Path, columns: Sequence[str]) -> list[dict[str, object]]:
     with _readable(file):
-        found: list[dict[str, object]] = pq.read_table(
+        records: list[dict[str, object]] = pq.read_table(
             file, columns=list(dict.fromkeys(columns)), partitioning=None
         ).to_pylist()
-    return found
+    return records
 
 
 @contextmanager
@@ -236,27 +240,27 @@ def _jsonl(file: Path) -> list[tuple[int, dict[str, object]]]:
     return values
 
 
-def _with_prompt(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]]) -> list[str]:
-    columns = _columns(there, name, wanted)
-    if set(_FORMED) <= set(there) and columns[0] != "messages":
+def _with_prompt(names: Sequence[str], name: str, needed: Sequence[Sequence[str]]) -> list[str]:
+    columns = _columns(names, name, needed)
+    if set(_FORMED) <= set(names) and columns[0] != "messages":
         return [SOURCE_PROMPT, *columns, PROMPT_FORM]
-    return ["prompt" if "prompt" in there and columns[0] != "messages" else columns[0], *columns]
+    return ["prompt" if "prompt" in names and columns[0] != "messages" else columns[0], *columns]
 
 
-def _columns(there: Sequence[str], name: str, wanted: Sequence[Sequence[str]]) -> list[str]:
-    found: list[str] = []
-    other = _other_format(there, wanted)
-    if other is not None:
-        raise TrainError(f"{name} is no data to fine-tune on: {_way_out(('completion',), other)}")
-    for names in wanted:
-        column = next((c for c in names if c in there), None)
+def _columns(present: Sequence[str], name: str, needed: Sequence[Sequence[str]]) -> list[str]:
+    columns: list[str] = []
+    export_columns = _other_format(present, needed)
+    if export_columns is not None:
+        raise TrainError(f"{name} is no data to fine-tune on: {_hint(('completion',), export_columns)}")
+    for names in needed:
+        column = next((c for c in names if c in present), None)
         if column is None:
-            asked = " or ".join(f"`{c}`" for c in names)
+            alternatives = " or ".join(f"`{c}`" for c in names)
             raise TrainError(
-                f"{name} has no column {asked}; it has {', '.join(there) or 'none'}: {_way_out(names, there)}"
+                f"{name} has no column {alternatives}; it has {', '.join(present) or 'none'}: {_hint(names, present)}"
             )
-        found.append(column)
-    return found
+        columns.append(column)
+    return columns
 
 
 _FORMATS = {"chosen": "preferences", "label": "unpaired", "completion": "sft", "prompt": "prompts"}
@@ -264,70 +268,70 @@ _FORMATS = {"chosen": "preferences", "label": "unpaired", "completion": "sft", "
 _READ_BY = {"preferences": "reward", "sft": "sft", "prompts": "ppo, grpo or rloo"}
 
 
-def _other_format(there: Sequence[str], wanted: Sequence[Sequence[str]]) -> Sequence[str] | None:
+def _other_format(present: Sequence[str], needed: Sequence[Sequence[str]]) -> Sequence[str] | None:
     """Return the telling columns of exported pairs where single answers are wanted: beside pairs, `response` is repeated."""
-    single = any("completion" in names for names in wanted)
-    if single and "completion" not in there and {"chosen", "rejected", "candidate_variant"} <= set(there):
+    single = any("completion" in names for names in needed)
+    if single and "completion" not in present and {"chosen", "rejected", "candidate_variant"} <= set(present):
         return ("chosen",)
     # An unpaired export says of each answer whether it is a good one; fine-tuning would learn the others too.
-    if single and {"completion", "label", "candidate_variant"} <= set(there):
+    if single and {"completion", "label", "candidate_variant"} <= set(present):
         return ("label",)
     return None
 
 
-def _way_out(wanted: Sequence[str], there: Sequence[str]) -> str:
+def _hint(needed: Sequence[str], present: Sequence[str]) -> str:
     """Say what to do about data without a wanted column: another format of the split, another trainer, another name."""
-    near = next(filter(None, (suggestion(name, there) for name in wanted)), "")
-    held = next((format for column, format in _FORMATS.items() if column in there), None)
-    needed = next((format for column, format in _FORMATS.items() if column in wanted), None)
+    hint = next(filter(None, (suggestion(name, present) for name in needed)), "")
+    export_format = next((format for column, format in _FORMATS.items() if column in present), None)
+    needed_format = next((format for column, format in _FORMATS.items() if column in needed), None)
     # Any data have prompts; those of a split have the rows' ids too.
-    stranger = held == "prompts" and "row_id" not in there
-    if near or held is None or stranger or needed in (None, held, "prompts"):
-        return f"rename one of these{near}"
-    read_by = f", which `train {_READ_BY[held]}` reads" if held in _READ_BY else ""
-    return f"its format is {held}{read_by}; give the split `format: {needed}` in the recipe and export it again"
+    is_no_split = export_format == "prompts" and "row_id" not in present
+    if hint or export_format is None or is_no_split or needed_format in (None, export_format, "prompts"):
+        return f"rename one of these{hint}"
+    read_by = f", which `train {_READ_BY[export_format]}` reads" if export_format in _READ_BY else ""
+    return f"its format is {export_format}{read_by}; give the split `format: {needed_format}` in the recipe and export it again"
 
 
-def _prompt(value: object, where: str) -> Prompt:
+def _prompt(value: object, position: str) -> Prompt:
     if isinstance(value, str):
         return value
     turns = read_turns(value)
     if not turns:
         raise TrainError(
-            f"{where}: the prompt is neither text nor chat messages but {_shown(value)}; leave such rows out"
+            f"{position}: the prompt is neither text nor chat messages but {_brief_value(value)}; leave such rows out"
         )
     return turns
 
 
-def _before(value: object, column: str, where: str) -> Prompt:
+def _chat_prompt(value: object, column: str, position: str) -> Prompt:
     """Return what is asked in a whole chat."""
     turns = read_turns(value)
     if not turns or len(turns) < 2:
         raise TrainError(
-            f"{where}: there is no column `prompt`, and `{column}` is no chat that begins with it but {_shown(value)}; "
+            f"{position}: there is no column `prompt`, and `{column}` is no chat that begins with it but {_brief_value(value)}; "
             "put what comes before the answer into `prompt`"
         )
     return turns[:-1]
 
 
-def _answer(value: object, prompt: Prompt, where: str) -> str:
+def _answer(value: object, prompt: Prompt, position: str) -> str:
     """Return an answer's text; of messages, the one assistant turn, be it after a copy of the prompt or alone."""
     if isinstance(value, str):
         return value
     turns = read_turns(value)
     if not turns:
         raise TrainError(
-            f"{where}: an answer is neither text nor chat messages but {_shown(value)}; leave such rows out"
+            f"{position}: an answer is neither text nor chat messages but {_brief_value(value)}; leave such rows out"
         )
-    *before, last = turns
-    if last["role"] != "assistant" or (before and before != as_turns(prompt)):
+    *earlier_turns, answer_turn = turns
+    if answer_turn["role"] != "assistant" or (earlier_turns and earlier_turns != as_turns(prompt)):
         roles = ", ".join(turn["role"] for turn in turns)
         raise TrainError(
-            f"{where}: an answer in messages is one assistant turn after the prompt, not ({roles}); "
+            f"{position}: an answer in messages is one assistant turn after the prompt, not ({roles}); "
             "move the turns before it into `prompt`"
         )
-    return last["content"]
+    return answer_turn["content"]
 
 
-def _shown(value: object) -> str:
+def _brief_value(value: object) -> str:
     return "null" if value is None else f"{value!r:.60}"

@@ -19,7 +19,7 @@ from seamcurate.errors import TrainError
 from seamcurate.train import advantage
 from seamcurate.train.advantage import ScoreScale
 from seamcurate.train.kl import KLController
-from seamcurate.train.rollout import Judge, Question, Responses, respond
+from seamcurate.train.rollout import CheckedReward, Responses, TokenizedPrompt, respond
 from seamcurate.words import repetition
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ class Learner:
         reference: PreTrainedModel | None,
         tokenizer: PreTrainedTokenizerBase,
         form: Form,
-        judge: Judge,
+        reward: CheckedReward,
         config: PPOTraining,
         accelerator: Accelerator,
-        gold: Judge | None = None,
+        gold: CheckedReward | None = None,
     ) -> None:
         import torch
 
-        self.tokenizer, self.form, self.judge, self.gold = tokenizer, form, judge, gold
+        self.tokenizer, self.form, self.reward, self.gold = tokenizer, form, reward, gold
         self.config, self.accelerator = config, accelerator
         self.actor = actor.to(accelerator.device)
         self.reference: PreTrainedModel = actor.policy if reference is None else reference.to(accelerator.device)
@@ -95,7 +95,7 @@ class Learner:
             "responses_not_scored": self.not_scored,
         }
 
-    def update(self, step: int, questions: Sequence[Question]) -> dict[str, float | None]:
+    def update(self, step: int, prompts: Sequence[TokenizedPrompt]) -> dict[str, float | None]:
         """Sample a response to each prompt and learn from them; returns the update's metrics, named as TRL's.
 
         Raises:
@@ -111,38 +111,38 @@ class Learner:
         coefficient = self.kl.coefficient
         self.actor.eval()
         with self._precision():
-            experience = self._experience(step, questions, means)
+            experience = self._experience(step, prompts, means)
             self.actor.train(self.config.gradient_checkpointing)
             self._learn(step, experience, means)
-        found = means.gathered()
-        responses = len(questions) * self.accelerator.num_processes
+        metrics = means.gathered()
+        responses = len(prompts) * self.accelerator.num_processes
         self.answered += responses
-        self.kl_now = found["objective/kl"]
+        self.kl_now = metrics["objective/kl"]
         assert self.kl_now is not None
         self.kl.update(self.kl_now, responses)
-        return found | {
+        return metrics | {
             "kl_coef": coefficient,
             "lr": rate,
             "episode": step * responses,
             "eps": self.answered / (time.monotonic() - self.started),
         }
 
-    def measure(self, questions: Sequence[Question], when: str) -> dict[str, float | None]:
+    def measure(self, prompts: Sequence[TokenizedPrompt], moment: str) -> dict[str, float | None]:
         """Return the mean raw score of responses to held-out prompts, sampled from the same seed each time."""
         self._seed("measure")
         self.actor.eval()
         means = Means()
-        mine = questions[self.accelerator.process_index :: self.accelerator.num_processes]
+        own_prompts = prompts[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
-        for start in range(0, len(mine), size):
-            batch = mine[start : start + size]
+        for start in range(0, len(own_prompts), size):
+            batch = own_prompts[start : start + size]
             with self._precision():
                 responses = self._respond(batch)
-            means.add("scores", self.judge.score(batch, responses.texts, when))
+            means.add("scores", self.reward.score(batch, responses.texts, moment))
             if self.gold is not None:
-                means.add("gold", self.gold.score(batch, responses.texts, when))
+                means.add("gold", self.gold.score(batch, responses.texts, moment))
             self._describe(responses, means)
-            for name, value in self.judge.features().items():
+            for name, value in self.reward.features().items():
                 means.add(f"reward/{name}", [value], len(batch))
         return {f"eval/{name.removeprefix('val/')}": value for name, value in means.gathered().items()}
 
@@ -154,13 +154,15 @@ class Learner:
         merged: PreTrainedModel = policy.merge_and_unload() if isinstance(policy, PeftModel) else policy
         return merged
 
-    def _experience(self, step: int, questions: Sequence[Question], means: Means) -> Experience:
+    def _experience(self, step: int, prompts: Sequence[TokenizedPrompt], means: Means) -> Experience:
         import torch
 
         config = self.config
-        responses = self._respond(questions)
-        given = self.judge.score(questions, responses.texts, f"at update {step}")
-        raw = torch.tensor([float("nan") if one is None else one for one in given], device=self.accelerator.device)
+        responses = self._respond(prompts)
+        scores_given = self.reward.score(prompts, responses.texts, f"at update {step}")
+        raw = torch.tensor(
+            [float("nan") if score is None else score for score in scores_given], device=self.accelerator.device
+        )
         scored = ~raw.isnan()
         scores = self._scaled(raw, responses)
         logprobs, reference, values = self._read(responses)
@@ -177,10 +179,10 @@ class Learner:
         means.add("objective/kl", kl.sum(1).tolist())
         means.add("objective/entropy", (-logprobs * written).sum(1).tolist())
         means.add("objective/non_score_reward", penalty.tolist())
-        means.add("objective/scores", given)
+        means.add("objective/scores", scores_given)
         means.add("objective/rlhf_reward", (penalty + scores)[scored].tolist())
         self._describe(responses, means)
-        for name, value in self.judge.features().items():
+        for name, value in self.reward.features().items():
             means.add(f"reward/{name}", [value])
         left_out = self._summed((~scored).sum())
         self.not_scored += int(left_out)
@@ -192,64 +194,64 @@ class Learner:
         config = self.config
         count = len(experience.mask)
         for epoch in range(config.num_ppo_epochs):
-            for place, chosen in enumerate(torch.randperm(count).chunk(config.num_mini_batches)):
-                mini = chosen.to(experience.mask.device)
+            for number, indices in enumerate(torch.randperm(count).chunk(config.num_mini_batches)):
+                mini_batch = indices.to(experience.mask.device)
                 # Every token of the mini batch weighs the same, however it is cut and spread over processes.
-                total = self._summed(experience.mask[mini].sum()) / self.accelerator.num_processes
+                total = self._summed(experience.mask[mini_batch].sum()) / self.accelerator.num_processes
                 if not total:
                     continue
                 sums: list[Tensor] = []
-                parts = torch.split(mini, config.per_device_train_batch_size)
-                for number, part in enumerate(parts):
-                    last = number == len(parts) - 1
-                    with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                        loss, more = self._loss(experience, part)
+                forward_batches = torch.split(mini_batch, config.per_device_train_batch_size)
+                for position, forward_batch in enumerate(forward_batches):
+                    is_last = position == len(forward_batches) - 1
+                    with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                        loss, statistics = self._loss(experience, forward_batch)
                         self.accelerator.backward(loss / total)
-                    sums.append(more)
-                    if epoch == place == number == 0:
-                        means.add("val/first_ratio_error", [more[-1].item()])
-                whole = torch.stack(sums)[:, :-1].sum(0) / total
-                if not whole.isfinite().all():
+                    sums.append(statistics)
+                    if epoch == number == position == 0:
+                        means.add("val/first_ratio_error", [statistics[-1].item()])
+                batch_means = torch.stack(sums)[:, :-1].sum(0) / total
+                if not batch_means.isfinite().all():
                     raise TrainError(f"the loss at update {step} is no finite number; lower learning_rate")
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 names = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg")
-                for name, value in zip((*names, "val/clipfrac_avg", "val/ratio"), whole.tolist(), strict=True):
+                for name, value in zip((*names, "val/clipfrac_avg", "val/ratio"), batch_means.tolist(), strict=True):
                     means.add(name, [value])
 
-    def _loss(self, experience: Experience, part: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, experience: Experience, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed loss of some responses, and the sums of what is logged about them, detached."""
         import torch
 
-        config, responses, mask = self.config, experience.responses, experience.mask[part]
-        logprobs, values = self.model(responses.ids[part], responses.mask[part], responses.context)
-        policy, change = advantage.policy_loss(
-            logprobs, experience.logprobs[part], experience.advantages[part], mask, config.cliprange
+        config, responses, mask = self.config, experience.responses, experience.mask[indices]
+        logprobs, values = self.model(responses.ids[indices], responses.mask[indices], responses.context)
+        policy, log_ratio = advantage.policy_loss(
+            logprobs, experience.logprobs[indices], experience.advantages[indices], mask, config.cliprange
         )
         value = advantage.value_loss(
-            values, experience.values[part], experience.returns[part], mask, config.cliprange_value
+            values, experience.values[indices], experience.returns[indices], mask, config.cliprange_value
         )
         loss = policy.loss.sum() + config.vf_coef * value.loss.sum()
         with torch.no_grad():
-            ratio = change.exp()
-            told = [
+            ratio = log_ratio.exp()
+            statistics = [
                 policy.loss.sum(),
                 value.loss.sum(),
-                0.5 * (change**2).sum(),
+                0.5 * (log_ratio**2).sum(),
                 policy.clipped.sum(),
                 value.clipped.sum(),
                 (ratio * mask).sum(),
                 (ratio - 1).abs().max(),
             ]
-            return loss, torch.stack(told)
+            return loss, torch.stack(statistics)
 
-    def _respond(self, questions: Sequence[Question]) -> Responses:
+    def _respond(self, prompts: Sequence[TokenizedPrompt]) -> Responses:
         config = self.config
         try:
             return respond(
                 self.actor.policy,
                 self.tokenizer,
-                [q.ids for q in questions],
+                [q.ids for q in prompts],
                 config.response_length,
                 config.temperature,
                 config.stop_strings,
@@ -267,17 +269,17 @@ class Learner:
         config = self.config
         scores = raw
         if config.score_normalise:
-            every = self.accelerator.gather(raw).double().cpu()
-            every = every[~every.isnan()]
-            if len(every):
-                mean = float(every.mean())
-                self.scale.update(len(every), mean, float(((every - mean) ** 2).sum()))
+            all_scores = self.accelerator.gather(raw).double().cpu()
+            all_scores = all_scores[~all_scores.isnan()]
+            if len(all_scores):
+                mean = float(all_scores.mean())
+                self.scale.update(len(all_scores), mean, float(((all_scores - mean) ** 2).sum()))
             scores = self.scale.scale(scores)
         if config.score_clip is not None:
             scores = scores.clamp(-config.score_clip, config.score_clip)
         if config.missing_eos_penalty is not None:
-            cut = scores.new_tensor([not ended for ended in responses.ended])
-            scores = scores - config.missing_eos_penalty * cut
+            was_cut = scores.new_tensor([not ended for ended in responses.ended])
+            scores = scores - config.missing_eos_penalty * was_cut
         return scores.nan_to_num()
 
     def _read(self, responses: Responses) -> tuple[Tensor, Tensor, Tensor]:
@@ -287,15 +289,15 @@ class Learner:
         from seamcurate.train.actor import reference_logprobs
 
         context, size = responses.context, self.config.per_device_train_batch_size
-        found: list[tuple[Tensor, ...]] = []
+        outputs: list[tuple[Tensor, ...]] = []
         with torch.no_grad():
             for start in range(0, len(responses.ids), size):
                 ids, mask = responses.ids[start : start + size], responses.mask[start : start + size]
                 logprobs, values = self.actor(ids, mask, context)
-                other = reference_logprobs(self.reference, ids, mask, context, self.config.temperature)
-                found.append((logprobs, other, values))
-        logprobs, other, values = (torch.cat(part) for part in zip(*found, strict=True))
-        return logprobs, other, values
+                reference = reference_logprobs(self.reference, ids, mask, context, self.config.temperature)
+                outputs.append((logprobs, reference, values))
+        logprobs, reference, values = (torch.cat(column) for column in zip(*outputs, strict=True))
+        return logprobs, reference, values
 
     def _describe(self, responses: Responses, means: Means) -> None:
         means.add("val/response_length", responses.written.sum(1).tolist())
@@ -313,11 +315,11 @@ class Learner:
         total: Tensor = self.accelerator.reduce(value, "sum")
         return total
 
-    def _seed(self, what: str) -> None:
+    def _seed(self, purpose: str) -> None:
         from transformers import set_seed
 
-        named = f"{self.config.seed} {what} {self.accelerator.process_index}"
-        set_seed(int.from_bytes(hashlib.sha256(named.encode()).digest()[:4]))
+        seed_text = f"{self.config.seed} {purpose} {self.accelerator.process_index}"
+        set_seed(int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:4]))
 
 
 class Means:
@@ -328,17 +330,17 @@ class Means:
 
     def add(self, name: str, values: Iterable[float | None], weight: float = 1.0) -> None:
         """Add values, each as much as `weight` of others."""
-        there = [value for value in values if value is not None]
+        numbers = [value for value in values if value is not None]
         total, count = self.sums.get(name, (0.0, 0.0))
-        self.sums[name] = total + weight * sum(there), count + weight * len(there)
+        self.sums[name] = total + weight * sum(numbers), count + weight * len(numbers)
 
     def gathered(self) -> dict[str, float | None]:
         """Return each name's mean, None where there was no value; a process need not know the names of the others."""
         from accelerate.utils import gather_object
 
-        parts: list[dict[str, tuple[float, float]]] = gather_object([self.sums])
+        all_sums: list[dict[str, tuple[float, float]]] = gather_object([self.sums])
         means: dict[str, float | None] = {}
-        for name in sorted({name for part in parts for name in part}):
-            total, count = (sum(values) for values in zip(*(part.get(name, (0, 0)) for part in parts), strict=True))
+        for name in sorted({name for sums in all_sums for name in sums}):
+            total, count = (sum(values) for values in zip(*(sums.get(name, (0, 0)) for sums in all_sums), strict=True))
             means[name] = total / count if count else None
         return means

@@ -17,9 +17,9 @@ from seamcurate.models import weights
 from seamcurate.models.template import Form
 from seamcurate.progress import bar
 from seamcurate.train import rollout, training
-from seamcurate.train.data import Data
+from seamcurate.train.data import TrainingData
 from seamcurate.train.options import PPOTraining
-from seamcurate.train.rollout import Judge, Question, Reward, drawn
+from seamcurate.train.rollout import CheckedReward, RewardCallable, TokenizedPrompt, shuffled_rows
 from seamcurate.train.workplace import BOARD, Workplace
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 def ppo(
     model: str | Path,
-    reward: Reward,
-    data: Data,
+    reward: RewardCallable,
+    data: TrainingData,
     out: str | Path,
     config: PPOTraining = PPOTraining(),
-    gold: Reward | None = None,
+    gold: RewardCallable | None = None,
 ) -> dict[str, JsonValue]:
     """Train a causal language model to answer prompts so that a reward rises, held near where it began by a KL penalty.
 
@@ -64,38 +64,40 @@ def ppo(
             loss is none, or `out` holds something else.
     """
     work = training.prepare(out)
-    judge = Judge(reward)
-    judged = None if gold is None else Judge(gold)
-    asked = rollout.read(data, (*judge.columns, *(judged.columns if judged else ())), config)
-    start = training.identity(model, config)
-    own = config.model_copy(update={"revision": None})
+    checked_reward = CheckedReward(reward)
+    gold_reward = None if gold is None else CheckedReward(gold)
+    rows = rollout.read(data, (*checked_reward.columns, *(gold_reward.columns if gold_reward else ())), config)
+    model_identity = training.identity(model, config)
+    value_model_config = config.model_copy(update={"revision": None})
     with training.quiet():
         from accelerate import Accelerator
 
-        tokenizer, opened = training.open_policy(model, config)
+        tokenizer, policy = training.open_policy(model, config)
         config = training.pinned(config, tokenizer, work.out)
-        form = training.prompt_form(tokenizer, config, opened)
-        window, length = weights.window(opened, tokenizer), config.response_length
-        kept, tested, counts = rollout.questions("ppo", tokenizer, form, asked, config, window, length)
+        form = training.prompt_form(tokenizer, config, policy)
+        window, response_length = weights.window(policy, tokenizer), config.response_length
+        prompts, held_out, counts = rollout.prompt_sets("ppo", tokenizer, form, rows, config, window, response_length)
         inputs: dict[str, JsonValue] = {
             **training.inputs(
                 "ppo",
-                start,
+                model_identity,
                 data,
                 config.model_copy(update={"value_model": None}),
-                [[(q.ids, q.asked.columns) for q in part] for part in (kept, tested)],
+                [[(q.ids, q.source.columns) for q in prompts_of_set] for prompts_of_set in (prompts, held_out)],
             ),
-            "reward": judge.identity,
-            "gold": None if judged is None else judged.identity,
-            "value_model": None if config.value_model is None else training.identity(config.value_model, own),
+            "reward": checked_reward.identity,
+            "gold": None if gold_reward is None else gold_reward.identity,
+            "value_model": None
+            if config.value_model is None
+            else training.identity(config.value_model, value_model_config),
         }
-        if (done := training.finished(work, inputs)) is not None:
-            return done
+        if (finished := training.finished(work, inputs)) is not None:
+            return finished
         # Of itself, accelerate makes processes on a CPU one group only where its environment says so.
         accelerator = Accelerator(cpu=weights.device("auto") == "cpu")
-        generation = opened.generation_config
-        learner = _learner(opened, tokenizer, form, judge, judged, config, accelerator)
-        result = _train(learner, kept, tested, work, inputs)
+        generation = policy.generation_config
+        learner = _learner(policy, tokenizer, form, checked_reward, gold_reward, config, accelerator)
+        result = _train(learner, prompts, held_out, work, inputs)
         record: dict[str, JsonValue] = {**inputs, **counts, **result}
         if work.first:
             trained = learner.merged()
@@ -106,11 +108,11 @@ def ppo(
 
 
 def _learner(
-    opened: PreTrainedModel,
+    policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     form: Form,
-    judge: Judge,
-    gold: Judge | None,
+    reward: CheckedReward,
+    gold: CheckedReward | None,
     config: PPOTraining,
     accelerator: Accelerator,
 ) -> Learner:
@@ -122,32 +124,34 @@ def _learner(
     from seamcurate.train.actor import Actor, check_critic
     from seamcurate.train.learner import Learner
 
-    opened.generation_config = rollout.sampling(opened.generation_config)
-    reference = None if config.lora else copy.deepcopy(opened).eval().requires_grad_(False)
+    policy.generation_config = rollout.sampling(policy.generation_config)
+    reference = None if config.lora else copy.deepcopy(policy).eval().requires_grad_(False)
     critic = None
     if config.value_model is not None:
-        own = config.model_copy(update={"revision": None})
-        if training.open_tokenizer(config.value_model, own).get_vocab() != tokenizer.get_vocab():
+        value_model_config = config.model_copy(update={"revision": None})
+        if training.open_tokenizer(config.value_model, value_model_config).get_vocab() != tokenizer.get_vocab():
             raise TrainError(
                 f"value_model {config.value_model} has another tokenizer than the policy, whose ids it would read; "
                 "give one trained from the policy, or none"
             )
-        head, _ = training.open_model(config.value_model, AutoModelForSequenceClassification, own, num_labels=1)
-        check_critic(head, str(config.value_model))
-        critic = training.adapted(head, "SEQ_CLS", own)
-    policy = training.adapted(opened, "CAUSAL_LM", config)
+        value_model, _ = training.open_model(
+            config.value_model, AutoModelForSequenceClassification, value_model_config, num_labels=1
+        )
+        check_critic(value_model, str(config.value_model))
+        critic = training.adapted(value_model, "SEQ_CLS", value_model_config)
+    policy = training.adapted(policy, "CAUSAL_LM", config)
     if config.gradient_checkpointing:
-        for part in (policy, critic):
-            if part is not None:
-                part.gradient_checkpointing_enable({"use_reentrant": False})
+        for model in (policy, critic):
+            if model is not None:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
     actor = Actor(policy, critic, config.temperature)
-    return Learner(actor, reference, tokenizer, form, judge, config, accelerator, gold)
+    return Learner(actor, reference, tokenizer, form, reward, config, accelerator, gold)
 
 
 def _train(
     learner: Learner,
-    kept: list[Question],
-    tested: list[Question],
+    prompts: list[TokenizedPrompt],
+    held_out: list[TokenizedPrompt],
     work: Workplace,
     inputs: dict[str, JsonValue],
 ) -> dict[str, JsonValue]:
@@ -155,22 +159,22 @@ def _train(
     from contextlib import ExitStack
 
     config, accelerator = learner.config, learner.accelerator
-    local = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    batch = local * accelerator.num_processes
-    episodes = config.total_episodes or math.ceil(config.num_train_epochs * len(kept))
+    batch_per_process = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    batch = batch_per_process * accelerator.num_processes
+    episodes = config.total_episodes or math.ceil(config.num_train_epochs * len(prompts))
     updates = config.max_steps if config.max_steps > 0 else math.ceil(episodes / batch)
-    done, checkpoint = work.begin(inputs)
+    updates_done, checkpoint = work.begin(inputs)
     if checkpoint is not None:
         learner.resume(checkpoint, work.state)
     accelerator.wait_for_everyone()
     board = None
     with ExitStack() as stack:
         if work.first:
-            advance = stack.enter_context(bar("ppo", updates - done, "updates"))
+            advance = stack.enter_context(bar("ppo", updates - updates_done, "updates"))
             if config.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
-                writer = SummaryWriter(str(work.folder / BOARD), purge_step=done + 1)
+                writer = SummaryWriter(str(work.folder / BOARD), purge_step=updates_done + 1)
                 board = stack.enter_context(writer)
 
         def log(step: int, metrics: dict[str, float | None]) -> None:
@@ -180,33 +184,33 @@ def _train(
                     if value is not None:
                         board.add_scalar(name, value, step)
 
-        before: Any = work.state.get("before", {})
-        if tested and not done:
-            before = learner.measure(tested, "before the first update")
-            log(0, before)
-        after = before
-        for step in range(done + 1, updates + 1):
-            chosen = list(drawn(len(kept), (step - 1) * batch, batch, config.seed))
-            mine = chosen[accelerator.process_index * local :][:local]
-            metrics = learner.update(step, [kept[i] for i in mine])
+        means_before: Any = work.state.get("before", {})
+        if held_out and not updates_done:
+            means_before = learner.measure(held_out, "before the first update")
+            log(0, means_before)
+        means_after = means_before
+        for step in range(updates_done + 1, updates + 1):
+            row_numbers = list(shuffled_rows(len(prompts), (step - 1) * batch, batch, config.seed))
+            own_row_numbers = row_numbers[accelerator.process_index * batch_per_process :][:batch_per_process]
+            metrics = learner.update(step, [prompts[i] for i in own_row_numbers])
             if step % config.logging_steps == 0 or step == updates:
                 log(step, metrics)
-            if tested and (step == updates or (config.eval_steps and step % config.eval_steps == 0)):
-                after = learner.measure(tested, f"after update {step}")
-                log(step, after)
+            if held_out and (step == updates or (config.eval_steps and step % config.eval_steps == 0)):
+                means_after = learner.measure(held_out, f"after update {step}")
+                log(step, means_after)
             if work.first:
                 if config.save_steps and step % config.save_steps == 0 and step < updates:
-                    work.state = {"before": before, **learner.state()}
+                    work.state = {"before": means_before, **learner.state()}
                     work.save(step, learner.save)
                 advance(1)
     return {
         "updates": updates,
         "episodes": updates * batch,
         "responses_not_scored": learner.not_scored,
-        "reward_before": before.get("eval/scores"),
-        "reward_after": after.get("eval/scores"),
-        "gold_before": before.get("eval/gold"),
-        "gold_after": after.get("eval/gold"),
+        "reward_before": means_before.get("eval/scores"),
+        "reward_after": means_after.get("eval/scores"),
+        "gold_before": means_before.get("eval/gold"),
+        "gold_after": means_after.get("eval/gold"),
         "kl": learner.kl_now,
         "kl_coef": learner.kl.coefficient,
     }

@@ -16,7 +16,7 @@ from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
 from seamcurate.models.template import Form
 from seamcurate.train import training
-from seamcurate.train.data import Data, Row
+from seamcurate.train.data import Row, TrainingData
 from seamcurate.train.options import RewardTraining
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ COLUMNS = (("chosen",), ("rejected",))
 
 
 def reward(
-    model: str | Path, data: Data, out: str | Path, config: RewardTraining = RewardTraining()
+    model: str | Path, data: TrainingData, out: str | Path, config: RewardTraining = RewardTraining()
 ) -> dict[str, JsonValue]:
     """Train a one-output sequence classifier on `prompt`, `chosen` and `rejected`, text or chat messages.
 
@@ -41,8 +41,8 @@ def reward(
         TrainError: A column or the model is missing, no row fits, or `out` holds something else.
     """
     work = training.prepare(out)
-    rows, measured = training.read(data, COLUMNS, config)
-    start = training.identity(model, config)
+    rows, held_out_rows = training.read(data, COLUMNS, config)
+    model_identity = training.identity(model, config)
     with training.quiet():
         from datasets import Dataset
         from transformers import AutoModelForSequenceClassification
@@ -57,36 +57,38 @@ def reward(
                 f"the tokenizer of {model} has neither a padding nor an end-of-sequence token; "
                 "set tokenizer.pad_token and save it there"
             )
-        opened, _ = training.open_model(model, AutoModelForSequenceClassification, config, num_labels=1)
+        classifier, _ = training.open_model(model, AutoModelForSequenceClassification, config, num_labels=1)
         # TRL would switch dropout off after the adapters are put on, theirs too.
-        disable_dropout_in_model(opened)
-        limit = min(config.max_length, weights.window(opened, tokenizer))
-        kept, tested, counts = training.encode("reward", rows, measured, limit, partial(_encoded, tokenizer, form))
-        inputs = training.inputs("reward", start, data, config, [kept, tested])
-        if (done := training.finished(work, inputs)) is not None:
-            return done
+        disable_dropout_in_model(classifier)
+        most_tokens = min(config.max_length, weights.window(classifier, tokenizer))
+        training_ids, held_out_ids, counts = training.encode(
+            "reward", rows, held_out_rows, most_tokens, partial(_encoded, tokenizer, form)
+        )
+        inputs = training.inputs("reward", model_identity, data, config, [training_ids, held_out_ids])
+        if (finished := training.finished(work, inputs)) is not None:
+            return finished
         _, checkpoint = work.begin(inputs)
         trainer = RewardTrainer(
-            model=training.adapted(opened, "SEQ_CLS", config),
+            model=training.adapted(classifier, "SEQ_CLS", config),
             args=RewardConfig(**training.arguments(config, str(work.folder)), max_length=None, disable_dropout=False),
             train_dataset=Dataset.from_list(
-                [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in kept]
+                [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in training_ids]
             ),
             processing_class=tokenizer,
         )
-        before = _measures(margins(trainer.model, tested, tokenizer.pad_token_id))
-        lengths = [max(len(chosen), len(rejected)) for chosen, rejected in kept]
+        measures_before = _measures(margins(trainer.model, held_out_ids, tokenizer.pad_token_id))
+        lengths = [max(len(chosen), len(rejected)) for chosen, rejected in training_ids]
         result = training.fit(trainer, "reward", config, work, checkpoint, lengths)
         trained = training.merged(trainer)
-        after = _measures(margins(trained, tested, tokenizer.pad_token_id))
+        measures_after = _measures(margins(trained, held_out_ids, tokenizer.pad_token_id))
         record: dict[str, JsonValue] = {
             **inputs,
             **counts,
             **result,
-            "loss_before": before[0],
-            "loss_after": after[0],
-            "accuracy_before": before[1],
-            "accuracy": after[1],
+            "loss_before": measures_before[0],
+            "loss_after": measures_after[0],
+            "accuracy_before": measures_before[1],
+            "accuracy": measures_after[1],
         }
         training.save(trained, tokenizer, work, record)
     return record
@@ -97,25 +99,25 @@ def margins(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]], pa
     import torch
 
     model.eval()
-    flat = [ids for pair in pairs for ids in pair]
-    scores = [0.0] * len(flat)
+    all_ids = [ids for pair in pairs for ids in pair]
+    scores = [0.0] * len(all_ids)
     # Beside a backbone in bfloat16 the head that is trained is in float32.
-    mixed = torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
-    with torch.inference_mode(), mixed:
-        for batch in batches([len(ids) for ids in flat], 8192):
-            logits = model(**padded([flat[i] for i in batch], pad, model.device)).logits[:, 0]
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    with torch.inference_mode(), autocast:
+        for batch in batches([len(ids) for ids in all_ids], 8192):
+            logits = model(**padded([all_ids[i] for i in batch], pad, model.device)).logits[:, 0]
             for i, score in zip(batch, logits.float().tolist(), strict=True):
                 scores[i] = score
     return [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
 
 
-def _measures(above: list[float]) -> tuple[float | None, float | None]:
+def _measures(margins: list[float]) -> tuple[float | None, float | None]:
     """Return the mean logistic loss and the accuracy that margins amount to."""
     import numpy as np
 
-    if not above:
+    if not margins:
         return None, None
-    values = np.asarray(above)
+    values = np.asarray(margins)
     return float(np.logaddexp(0, -values).mean()), float((values > 0).mean())
 
 

@@ -1,4 +1,4 @@
-"""What a policy answers, and how a reward finds it: rows in their order, responses with their text, scores that were checked."""
+"""Sampling responses to prompts, and scoring them by a reward: prompts in order, responses as text, checked scores."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ from seamcurate.models.template import Form
 from seamcurate.progress import bar
 from seamcurate.train import data as rows_of
 from seamcurate.train import training
-from seamcurate.train.data import Asked, Data
+from seamcurate.train.data import PromptRow, TrainingData
 from seamcurate.train.options import Training
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Reward: TypeAlias = Callable[..., Sequence[float | None]]
+RewardCallable: TypeAlias = Callable[..., Sequence[float | None]]
 """As TRL's GRPO and RLOO call one: `reward(prompts=…, completions=…, **columns)`, each a list with one entry a response."""
 
 
-class Question(NamedTuple):
-    """A row to train on: its number in the data, its content, and its prompt's ids."""
+class TokenizedPrompt(NamedTuple):
+    """A row to train on: its number in the data, the row itself, and the token ids of its prompt."""
 
     row: int
-    asked: Asked
+    source: PromptRow
     ids: list[int]
 
     @property
     def prompt(self) -> Prompt:
         """The prompt as the data have it."""
-        return self.asked.prompt
+        return self.source.prompt
 
 
-class Questions(NamedTuple):
-    """What a policy is trained on and measured on, and how many rows gave it."""
+class PromptSets(NamedTuple):
+    """Prompts to train on, prompts to measure on, and how many rows they come from."""
 
-    kept: list[Question]
-    tested: list[Question]
+    training: list[TokenizedPrompt]
+    held_out: list[TokenizedPrompt]
     counts: dict[str, JsonValue]
 
 
 class Responses(NamedTuple):
-    """What a policy answered to a batch of prompts, padded on the left before the prompt and on the right after the end."""
+    """Responses to a batch of prompts, padded on the left before the prompt and on the right after the response."""
 
     ids: Tensor
     """Token ids, batch × (context + response)."""
     mask: Tensor
-    """1 on what is read, of the same shape."""
+    """1 on tokens that a model reads, 0 on padding; of the same shape."""
     context: int
-    """Where responses start."""
+    """Offset at which responses start: the length of the longest prompt in tokens."""
     written: Tensor
     """1 on response tokens, EOS included, float, batch × response."""
     ended: list[bool]
-    """Whether it came to an end: EOS, another end of the model's, or a stop string, not the limit."""
+    """Whether a response ended by itself, by EOS, another end token of the model or a stop string, and not at the limit."""
     texts: list[str]
-    """As a reward reads it: without special tokens, cut before a stop string."""
+    """Text of a response as a reward reads it: without special tokens, cut before a stop string."""
 
 
-def drawn(count: int, start: int, size: int, seed: int) -> Iterator[int]:
-    """Yield `size` row numbers of an endless stream of shuffled epochs over `count` rows, from its place `start` on."""
+def shuffled_rows(count: int, start: int, size: int, seed: int) -> Iterator[int]:
+    """Yield `size` row numbers, from offset `start`, of an endless stream of shuffled epochs over `count` rows."""
     order: list[int] = []
     epoch = -1
-    for place in range(start, start + size):
-        if place // count != epoch:
-            epoch = place // count
+    for offset in range(start, start + size):
+        if offset // count != epoch:
+            epoch = offset // count
             order = list(range(count))
             random.Random(f"{seed} {epoch}").shuffle(order)
-        yield order[place % count]
+        yield order[offset % count]
 
 
 def respond(
@@ -89,64 +89,72 @@ def respond(
     """Sample one response of at most `length` tokens to each prompt.
 
     Args:
-        policy: What answers.
-        tokenizer: Its own.
-        prompts: Their ids.
-        length: Tokens.
-        temperature: Of sampling.
+        policy: Model that answers.
+        tokenizer: Tokenizer of the policy.
+        prompts: Token ids of each prompt.
+        length: Most tokens of a response.
+        temperature: Sampling temperature.
         stop_strings: Literal strings that end a response.
-        form: The one the prompts are in; None: the tokenizer's own.
+        form: Form of the prompts; without it, the one saved with the tokenizer.
     """
     import torch
     from transformers import GenerationConfig
 
     form = form or tokens.form_of(tokenizer)
     ends = _ends(policy, tokenizer)
-    # What stands on padding is never read: the attention mask says so, whatever its id.
-    fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # The attention mask keeps the model from reading padding, whatever its id.
+    padding_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     context = max(len(ids) for ids in prompts)
-    before = torch.tensor([[fill] * (context - len(ids)) + ids for ids in prompts], device=policy.device)
+    # Both (batch, context), padded on the left.
+    padded_prompts = torch.tensor([[padding_id] * (context - len(ids)) + ids for ids in prompts], device=policy.device)
     mask = torch.tensor([[0] * (context - len(ids)) + [1] * len(ids) for ids in prompts], device=policy.device)
-    options = GenerationConfig(
+    generation_config = GenerationConfig(
         max_new_tokens=length,
         do_sample=True,
         temperature=temperature,
         top_k=0,
         top_p=1.0,
         eos_token_id=ends,
-        pad_token_id=fill,
+        pad_token_id=padding_id,
         use_cache=True,
     )
-    stops: dict[str, Any] = {"stop_strings": list(stop_strings), "tokenizer": tokenizer} if stop_strings else {}
+    stop_options: dict[str, Any] = {"stop_strings": list(stop_strings), "tokenizer": tokenizer} if stop_strings else {}
     generate: Any = policy.generate
     with torch.no_grad():
-        ids = generate(input_ids=before, attention_mask=mask, generation_config=options, **stops)
-    read = [_ended(tokenizer, row, ends, stop_strings, form) for row in ids[:, context:].tolist()]
-    lengths = torch.tensor([length for length, _, _ in read], device=policy.device)
+        ids = generate(
+            input_ids=padded_prompts, attention_mask=mask, generation_config=generation_config, **stop_options
+        )
+    responses = [_ended(tokenizer, row, ends, stop_strings, form) for row in ids[:, context:].tolist()]
+    # (batch,), then ids (batch, context + longest response) and is_written (batch, longest response).
+    lengths = torch.tensor([length for length, _, _ in responses], device=policy.device)
     ids = ids[:, : context + int(lengths.max())]
-    written = torch.arange(ids.shape[1] - context, device=policy.device)[None] < lengths[:, None]
+    is_written = torch.arange(ids.shape[1] - context, device=policy.device)[None] < lengths[:, None]
     return Responses(
         ids=ids,
-        mask=torch.cat([mask, written.long()], 1),
+        mask=torch.cat([mask, is_written.long()], 1),
         context=context,
-        written=written.float(),
-        ended=[ended for _, ended, _ in read],
-        texts=[text for _, _, text in read],
+        written=is_written.float(),
+        ended=[ended for _, ended, _ in responses],
+        texts=[text for _, _, text in responses],
     )
 
 
-def sampling(own: GenerationConfig) -> GenerationConfig:
+def sampling(model_config: GenerationConfig) -> GenerationConfig:
     """Return a model's generation configuration without its habits, but with its special tokens.
 
     Its habits (top_p, repetition_penalty) would sample from another policy than the one that is trained.
     """
-    return type(own)(eos_token_id=own.eos_token_id, bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id)
+    return type(model_config)(
+        eos_token_id=model_config.eos_token_id,
+        bos_token_id=model_config.bos_token_id,
+        pad_token_id=model_config.pad_token_id,
+    )
 
 
 def _ends(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return what ends a response, as in TRL: EOS, and what else the model ends its turns by (Gemma: `<end_of_turn>`)."""
-    own = policy.generation_config.eos_token_id
-    return [tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())]
+    """Return the ids that end a response, as in TRL: EOS, and those that end the model's turns (Gemma: `<end_of_turn>`)."""
+    model_ends = policy.generation_config.eos_token_id
+    return [tokenizer.eos_token_id, *([model_ends] if isinstance(model_ends, int) else model_ends or ())]
 
 
 def _ended(
@@ -155,10 +163,10 @@ def _ended(
     """Return how many of the ids are the response, whether it ended, and its text."""
 
     def text_of(count: int) -> str:
-        found = tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return form.generated(str(found))
+        decoded = tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return form.generated(str(decoded))
 
-    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    end = next((offset for offset, token in enumerate(ids) if token in ends), None)
     ended, length = end is not None, len(ids) if end is None else end + 1
     text = text_of(length)
     cuts = [text.index(stop) for stop in stop_strings if stop in text]
@@ -169,52 +177,52 @@ def _ended(
     return length, True, text[: min(cuts)]
 
 
-class Judge:
-    """A reward as training calls it: what it gives is checked, and what goes wrong says where."""
+class CheckedReward:
+    """A reward as training calls it: its scores are checked, and an error says which rows it was scoring."""
 
-    def __init__(self, reward: Reward) -> None:
+    def __init__(self, reward: RewardCallable) -> None:
         self.reward = reward
-        named: Any = reward
-        self.name = str(getattr(named, "__name__", type(reward).__name__))
-        self.columns: tuple[str, ...] = tuple(getattr(named, "columns", ()))
+        described: Any = reward
+        self.name = str(getattr(described, "__name__", type(reward).__name__))
+        self.columns: tuple[str, ...] = tuple(getattr(described, "columns", ()))
 
     @property
     def identity(self) -> str:
-        """What tells this reward from another in a training's record: its own word, how it shows itself, or its name."""
-        shown = str(getattr(self.reward, "identity", repr(self.reward)))
-        return self.name if " at 0x" in shown else shown
+        """Text by which a training's record tells this reward from another: its `identity`, its `repr`, or its name."""
+        text = str(getattr(self.reward, "identity", repr(self.reward)))
+        return self.name if " at 0x" in text else text
 
-    def score(self, questions: Sequence[Question], texts: Sequence[str], when: str) -> list[float | None]:
+    def score(self, prompts: Sequence[TokenizedPrompt], texts: Sequence[str], moment: str) -> list[float | None]:
         """Return a finite score for each response, None where the reward does not apply.
 
         Raises:
             TrainError: The reward raised, or gave too few scores, or one that is no finite number.
         """
-        names = questions[0].asked.columns
-        columns = {name: [q.asked.columns[name] for q in questions] for name in names}
+        names = prompts[0].source.columns
+        columns = {name: [q.source.columns[name] for q in prompts] for name in names}
         completions = [
-            text if isinstance(q.asked.prompt, str) else [Message(role="assistant", content=text)]
-            for q, text in zip(questions, texts, strict=True)
+            text if isinstance(q.source.prompt, str) else [Message(role="assistant", content=text)]
+            for q, text in zip(prompts, texts, strict=True)
         ]
-        rows = ", ".join(str(q.row) for q in questions[:8]) + (", …" if len(questions) > 8 else "")
+        rows = ", ".join(str(q.row) for q in prompts[:8]) + (", …" if len(prompts) > 8 else "")
         try:
-            given = self.reward(prompts=[q.asked.prompt for q in questions], completions=completions, **columns)
-            scores = list(given)
+            returned = self.reward(prompts=[q.source.prompt for q in prompts], completions=completions, **columns)
+            scores = list(returned)
         except Exception as error:
-            raise TrainError(f"reward {self.name} failed {when} on rows {rows}: {typed_line(error)}") from error
+            raise TrainError(f"reward {self.name} failed {moment} on rows {rows}: {typed_line(error)}") from error
         if len(scores) != len(texts):
             raise TrainError(
-                f"reward {self.name} gave {len(scores)} scores for {len(texts)} responses {when} on rows {rows}; "
+                f"reward {self.name} gave {len(scores)} scores for {len(texts)} responses {moment} on rows {rows}; "
                 "return one for each, None where it does not apply"
             )
-        return [self._number(score, q.row, when) for score, q in zip(scores, questions, strict=True)]
+        return [self._number(score, q.row, moment) for score, q in zip(scores, prompts, strict=True)]
 
     def features(self) -> dict[str, float]:
-        """Return what the reward tells of its last call; nothing where it tells nothing."""
-        tells: Callable[[], dict[str, float]] | None = getattr(self.reward, "features", None)
-        return {} if tells is None else tells()
+        """Return the features of the reward's last call by name; empty where the reward has none."""
+        features: Callable[[], dict[str, float]] | None = getattr(self.reward, "features", None)
+        return {} if features is None else features()
 
-    def _number(self, score: object, row: int, when: str) -> float | None:
+    def _number(self, score: object, row: int, moment: str) -> float | None:
         if score is None:
             return None
         try:
@@ -223,100 +231,105 @@ class Judge:
             number = math.nan
         if not math.isfinite(number):
             raise TrainError(
-                f"reward {self.name} gave {score!r:.60} {when} for row {row}; "
+                f"reward {self.name} gave {score!r:.60} {moment} for row {row}; "
                 "return a finite number, or None where it does not apply"
             )
         return number
 
 
 RESERVED = ("prompts", "completions")
-"""What a reward is given beside the columns."""
+"""Keyword arguments of a reward that no column may be named as."""
 
 
-def read(data: Data, columns: Sequence[str], config: Training) -> tuple[list[Asked], list[Asked] | None]:
-    """Return the rows to train on and, where they are apart, those to measure on.
+def read(
+    data: TrainingData, columns: Sequence[str], config: Training
+) -> tuple[list[PromptRow], list[PromptRow] | None]:
+    """Return the rows to train on, and the rows of `eval_data` to measure on, None without it.
 
     Args:
-        data: Where the rows are.
-        columns: Columns that rewards cannot do without.
-        config: Names the rows to measure on.
+        data: Rows to train on.
+        columns: Columns that the rewards need.
+        config: Names `eval_data`.
 
     Raises:
-        TrainError: The data lack a column, or have one that rewards are given anyway.
+        TrainError: The data lack a column, or have one of `RESERVED`.
     """
-    return _asked(data, columns), None if config.eval_data is None else _asked(config.eval_data, columns)
+    return _read_rows(data, columns), None if config.eval_data is None else _read_rows(config.eval_data, columns)
 
 
-def questions(
+def prompt_sets(
     trainer: str,
     tokenizer: PreTrainedTokenizerBase,
     form: Form,
-    asked: tuple[list[Asked], list[Asked] | None],
+    row_sets: tuple[list[PromptRow], list[PromptRow] | None],
     config: Training,
     window: int,
     length: int,
-) -> Questions:
+) -> PromptSets:
     """Return the prompts that leave room for an answer.
 
     Args:
-        trainer: Its name, for what is said of prompts that are skipped.
-        tokenizer: The policy's.
-        form: How its prompts become text.
-        asked: What `read` returned.
-        config: Says how many to hold out where none are apart, and how many tokens prompt and answer may have.
-        window: How many the policy can read.
-        length: Tokens of an answer.
+        trainer: Name of the trainer, for the note about skipped prompts.
+        tokenizer: Tokenizer of the policy.
+        form: How prompts become text.
+        row_sets: Rows to train on, and rows to measure on or None, as `read` returns them.
+        config: Its `eval_rows` are held out where there are no rows to measure on; its `max_length` bounds prompt and
+            answer together.
+        window: Tokens that the policy can read.
+        length: Most tokens of an answer.
 
     Raises:
         TrainError: No prompt leaves room.
     """
-    rows, measured = numbered(tokenizer, form, asked[0]), []
-    if asked[1] is not None:
-        measured = numbered(tokenizer, form, asked[1])
+    rows, held_out = tokenized(tokenizer, form, row_sets[0]), []
+    if row_sets[1] is not None:
+        held_out = tokenized(tokenizer, form, row_sets[1])
     else:
-        rows, measured = rows_of.held_out(rows, config.eval_rows, config.seed)
-    whole = min(config.max_length, window)
-    kept, tested = ([q for q in some if 0 < len(q.ids) <= whole - length] for some in (rows, measured))
-    if not kept:
+        rows, held_out = rows_of.held_out(rows, config.eval_rows, config.seed)
+    most_tokens = min(config.max_length, window)
+    fitting, fitting_held_out = (
+        [q for q in prompts if 0 < len(q.ids) <= most_tokens - length] for prompts in (rows, held_out)
+    )
+    if not fitting:
         raise TrainError(
-            f"none of {len(rows)} prompts leaves room for a response of {length} tokens in {whole}; "
+            f"none of {len(rows)} prompts leaves room for a response of {length} tokens in {most_tokens}; "
             + (
                 "ask for shorter responses, or raise max_length"
                 if config.max_length < window
                 else "ask for shorter responses"
             )
         )
-    skipped = len(rows) + len(measured) - len(kept) - len(tested)
-    training.said_skipped(trainer, skipped, f"less than {length} of {whole} tokens")
+    skipped = len(rows) + len(held_out) - len(fitting) - len(fitting_held_out)
+    training.note_skipped(trainer, skipped, f"less than {length} of {most_tokens} tokens")
     counts: dict[str, JsonValue] = {
         "rows": len(rows),
-        "rows_used": len(kept),
-        "rows_skipped": len(rows) - len(kept),
-        "rows_held_out": len(tested),
+        "rows_used": len(fitting),
+        "rows_skipped": len(rows) - len(fitting),
+        "rows_held_out": len(fitting_held_out),
     }
-    return Questions(kept, tested, counts)
+    return PromptSets(fitting, fitting_held_out, counts)
 
 
-def _asked(data: Data, columns: Sequence[str]) -> list[Asked]:
-    asked = rows_of.prompts(data, columns)
-    if taken := [name for name in RESERVED if name in asked[0].columns]:
+def _read_rows(data: TrainingData, columns: Sequence[str]) -> list[PromptRow]:
+    rows = rows_of.prompts(data, columns)
+    if reserved := [name for name in RESERVED if name in rows[0].columns]:
         raise TrainError(
-            f"{rows_of.title(data)} has a column `{taken[0]}`, which rewards are given beside it; rename the column"
+            f"{rows_of.title(data)} has a column `{reserved[0]}`, which rewards are given beside it; rename the column"
         )
-    return asked
+    return rows
 
 
-def numbered(tokenizer: PreTrainedTokenizerBase, form: Form, asked: list[Asked]) -> list[Question]:
-    """Return the rows with their prompts' ids, each with its place among all.
+def tokenized(tokenizer: PreTrainedTokenizerBase, form: Form, rows: list[PromptRow]) -> list[TokenizedPrompt]:
+    """Return the rows with the token ids of their prompts and their numbers.
 
     Raises:
         TrainError: The chat template refuses one.
     """
-    found: list[Question] = []
-    with bar("tokenize", len(asked)) as advance:
-        for row, one in enumerate(asked):
-            with training.rendered(one.prompt):
-                ids = tokens.prompt_ids(tokenizer, one.prompt, form)
-            found.append(Question(row, one, ids))
+    tokenized_prompts: list[TokenizedPrompt] = []
+    with bar("tokenize", len(rows)) as advance:
+        for row, prompt_row in enumerate(rows):
+            with training.rendered(prompt_row.prompt):
+                ids = tokens.prompt_ids(tokenizer, prompt_row.prompt, form)
+            tokenized_prompts.append(TokenizedPrompt(row, prompt_row, ids))
             advance(1)
-    return found
+    return tokenized_prompts

@@ -16,7 +16,7 @@ from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
 from seamcurate.models.template import Form
 from seamcurate.train import training
-from seamcurate.train.data import Data, Row
+from seamcurate.train.data import Row, TrainingData
 from seamcurate.train.options import SFTTraining
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 COLUMNS = (("completion", "response", "messages"),)
 
 
-def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SFTTraining()) -> dict[str, JsonValue]:
+def sft(
+    model: str | Path, data: TrainingData, out: str | Path, config: SFTTraining = SFTTraining()
+) -> dict[str, JsonValue]:
     """Fine-tune a causal language model on `prompt` and `completion` (or `response`), text or chat messages, or on `messages`.
 
     Of `messages`, as of a `completion` without a `prompt`, the last turn is what is learnt.
@@ -39,37 +41,42 @@ def sft(model: str | Path, data: Data, out: str | Path, config: SFTTraining = SF
         TrainError: A column, the model or EOS is missing, no row fits, or `out` holds something else.
     """
     work = training.prepare(out)
-    rows, measured = training.read(data, COLUMNS, config)
-    start = training.identity(model, config)
+    rows, held_out_rows = training.read(data, COLUMNS, config)
+    model_identity = training.identity(model, config)
     with training.quiet():
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
-        tokenizer, opened = training.open_policy(model, config)
+        tokenizer, policy = training.open_policy(model, config)
         config = training.pinned(config, tokenizer, work.out)
-        form = training.prompt_form(tokenizer, config, opened)
-        limit = min(config.max_length, weights.window(opened, tokenizer))
-        kept, tested, counts = training.encode("sft", rows, measured, limit, partial(_encoded, tokenizer, form))
-        inputs = training.inputs("sft", start, data, config, [kept, tested])
-        if (done := training.finished(work, inputs)) is not None:
-            return done
+        form = training.prompt_form(tokenizer, config, policy)
+        most_tokens = min(config.max_length, weights.window(policy, tokenizer))
+        training_ids, held_out_ids, counts = training.encode(
+            "sft", rows, held_out_rows, most_tokens, partial(_encoded, tokenizer, form)
+        )
+        inputs = training.inputs("sft", model_identity, data, config, [training_ids, held_out_ids])
+        if (finished := training.finished(work, inputs)) is not None:
+            return finished
         _, checkpoint = work.begin(inputs)
         trainer = SFTTrainer(
-            model=training.adapted(opened, "CAUSAL_LM", config),
+            model=training.adapted(policy, "CAUSAL_LM", config),
             args=SFTConfig(**training.arguments(config, str(work.folder)), max_length=None, completion_only_loss=True),
             train_dataset=Dataset.from_list(
                 [
-                    {"input_ids": before + after, "completion_mask": [0] * len(before) + [1] * len(after)}
-                    for before, after in kept
+                    {
+                        "input_ids": prompt_ids + completion_ids,
+                        "completion_mask": [0] * len(prompt_ids) + [1] * len(completion_ids),
+                    }
+                    for prompt_ids, completion_ids in training_ids
                 ]
             ),
             processing_class=tokenizer,
         )
-        loss_before = completion_loss(trainer.model, tested)
-        lengths = [len(before) + len(after) for before, after in kept]
+        loss_before = completion_loss(trainer.model, held_out_ids)
+        lengths = [len(prompt_ids) + len(completion_ids) for prompt_ids, completion_ids in training_ids]
         result = training.fit(trainer, "sft", config, work, checkpoint, lengths)
         trained = training.merged(trainer)
-        loss_after = completion_loss(trained, tested)
+        loss_after = completion_loss(trained, held_out_ids)
         record = {**inputs, **counts, **result, "loss_before": loss_before, "loss_after": loss_after}
         training.save(trained, tokenizer, work, record)
     return record
@@ -83,16 +90,16 @@ def completion_loss(model: PreTrainedModel, rows: list[tuple[list[int], list[int
         return None
     model.eval()
     total, count = 0.0, 0
-    joined = [before + after for before, after in rows]
+    row_ids = [prompt_ids + completion_ids for prompt_ids, completion_ids in rows]
     with torch.inference_mode():
-        for batch in batches([len(ids) for ids in joined], 8192):
-            logits = model(**padded([joined[i] for i in batch], 0, model.device)).logits
-            for place, i in enumerate(batch):
-                before, after = rows[i]
-                picked = logits[place, len(before) - 1 : len(joined[i]) - 1].float()
-                target = torch.tensor(after, device=picked.device)
-                total += float(torch.nn.functional.cross_entropy(picked, target, reduction="sum"))
-                count += len(after)
+        for batch in batches([len(ids) for ids in row_ids], 8192):
+            logits = model(**padded([row_ids[i] for i in batch], 0, model.device)).logits
+            for position, i in enumerate(batch):
+                prompt_ids, completion_ids = rows[i]
+                logits_before = logits[position, len(prompt_ids) - 1 : len(row_ids[i]) - 1].float()
+                target = torch.tensor(completion_ids, device=logits_before.device)
+                total += float(torch.nn.functional.cross_entropy(logits_before, target, reduction="sum"))
+                count += len(completion_ids)
     return total / count
 
 
@@ -100,6 +107,8 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase, form: Form, row: Row, limit: int
 ) -> tuple[tuple[list[int], list[int]], bool] | None:
     """Return a row's (prompt ids, completion ids), and whether the completion was cut."""
-    before, whole = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], sys.maxsize, form)
-    after = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], max(0, limit - len(before)), form)[1]
-    return ((before, after), len(after) < len(whole)) if before and after else None
+    prompt_ids, uncut_ids = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], sys.maxsize, form)
+    completion_ids = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], max(0, limit - len(prompt_ids)), form)[1]
+    return (
+        ((prompt_ids, completion_ids), len(completion_ids) < len(uncut_ids)) if prompt_ids and completion_ids else None
+    )

@@ -1,4 +1,4 @@
-"""What the trainers share: opening a model, one quiet run of a TRL trainer, and a folder that is whole.
+"""What the trainers share: opening a model, one quiet run of a TRL trainer, and saving a whole model folder.
 
 The same model, rows and options give the same weights, so a finished folder is returned and never trained again.
 """
@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
-def read(given: data.Data, answers: Sequence[Sequence[str]], config: Training) -> tuple[list[data.Row], list[data.Row]]:
+def read(
+    training_data: data.TrainingData, answers: Sequence[Sequence[str]], config: Training
+) -> tuple[list[data.Row], list[data.Row]]:
     """Return the rows to train on and the rows to measure on."""
-    rows = data.rows(given, answers)
+    rows = data.rows(training_data, answers)
     if config.eval_data is not None:
         return rows, data.rows(config.eval_data, answers)
     return data.held_out(rows, config.eval_rows, config.seed)
@@ -46,13 +48,13 @@ def read(given: data.Data, answers: Sequence[Sequence[str]], config: Training) -
 
 def prepare(out: str | Path) -> Workplace:
     """Refuse to write over anything but an empty folder or a finished training, or to start without the libraries."""
-    place = objects.folder(out, "train").expanduser()
+    folder = objects.folder(out, "train").expanduser()
     for library in ("accelerate", "peft", "trl"):
         if importlib.util.find_spec(library) is None:
             raise TrainError(f'training needs {library}, which is not installed; pip install "seamcurate[train]"')
-    if place.exists() and not ((place / RECORD).is_file() or (place.is_dir() and not any(place.iterdir()))):
-        raise TrainError(f"{place} exists and is no finished training; give another folder, or delete it")
-    return Workplace(place)
+    if folder.exists() and not ((folder / RECORD).is_file() or (folder.is_dir() and not any(folder.iterdir()))):
+        raise TrainError(f"{folder} exists and is no finished training; give another folder, or delete it")
+    return Workplace(folder)
 
 
 Encoded = TypeVar("Encoded")
@@ -62,53 +64,57 @@ Options = TypeVar("Options", bound=Training)
 def encode(
     trainer: str,
     rows: Sequence[data.Row],
-    measured: Sequence[data.Row],
+    held_out_rows: Sequence[data.Row],
     limit: int,
-    one: Callable[[data.Row, int], tuple[Encoded, bool] | None],
+    encode_row: Callable[[data.Row, int], tuple[Encoded, bool] | None],
 ) -> tuple[list[Encoded], list[Encoded], dict[str, JsonValue]]:
     """Return the ids of the rows to train on and to measure on that fit into `limit` tokens, and how many did.
 
     Args:
-        trainer: Its name, for what is said of rows that are skipped.
-        rows: To train on.
-        measured: To measure on.
-        limit: Tokens.
-        one: Returns a row's ids and whether they were cut to fit; None where the prompt alone does not fit.
+        trainer: Name of the trainer, for the note about skipped rows.
+        rows: Rows to train on.
+        held_out_rows: Rows to measure on.
+        limit: Most tokens of a row.
+        encode_row: Returns a row's ids and whether they were cut to fit; None where the prompt alone does not fit.
 
     Raises:
         TrainError: No row to train on fits, or the chat template refuses one.
     """
-    found = []
-    with bar("tokenize", len(rows) + len(measured)) as advance:
-        for some in (rows, measured):
+    sets_of_ids = []
+    with bar("tokenize", len(rows) + len(held_out_rows)) as advance:
+        for set_of_rows in (rows, held_out_rows):
             encoded = []
-            for row in some:
+            for row in set_of_rows:
                 with rendered(row.prompt):
-                    ids = one(row, limit)
+                    ids = encode_row(row, limit)
                 if ids is not None:
                     encoded.append(ids)
                 advance(1)
-            found.append(encoded)
-    kept, tested = found
-    if not kept:
+            sets_of_ids.append(encoded)
+    training_ids, held_out_ids = sets_of_ids
+    if not training_ids:
         raise TrainError(
             f"none of {len(rows)} prompts leaves room for an answer in {limit} tokens; "
             "raise max_length if the model reads more, or give shorter prompts"
         )
-    said_skipped(trainer, len(rows) + len(measured) - len(kept) - len(tested), f"no token of {limit} for an answer")
+    note_skipped(
+        trainer,
+        len(rows) + len(held_out_rows) - len(training_ids) - len(held_out_ids),
+        f"no token of {limit} for an answer",
+    )
     counts: dict[str, JsonValue] = {
         "rows": len(rows),
-        "rows_used": len(kept),
-        "rows_cut": sum(cut for _, cut in kept),
-        "rows_skipped": len(rows) - len(kept),
-        "rows_held_out": len(tested),
+        "rows_used": len(training_ids),
+        "rows_cut": sum(cut for _, cut in training_ids),
+        "rows_skipped": len(rows) - len(training_ids),
+        "rows_held_out": len(held_out_ids),
     }
-    return [ids for ids, _ in kept], [ids for ids, _ in tested], counts
+    return [ids for ids, _ in training_ids], [ids for ids, _ in held_out_ids], counts
 
 
 @contextmanager
 def rendered(prompt: Prompt) -> Iterator[None]:
-    """Say which chat a template has no form for: a system's turn, two of one role in a row."""
+    """Name the prompt that a chat template refuses, such as one with a system turn, or with two turns of one role in a row."""
     from jinja2 import TemplateError
 
     try:
@@ -120,10 +126,10 @@ def rendered(prompt: Prompt) -> Iterator[None]:
         ) from error
 
 
-def said_skipped(trainer: str, skipped: int, left: str) -> None:
-    """Say how many prompts are too long; of several processes, the first does."""
+def note_skipped(trainer: str, skipped: int, reason: str) -> None:
+    """Note how many prompts are too long; of several processes, the first does."""
     if skipped and os.environ.get("RANK", "0") == "0":
-        note(f"{trainer}: {counted(skipped, 'prompt')} skipped for leaving {left}")
+        note(f"{trainer}: {counted(skipped, 'prompt')} skipped for leaving {reason}")
 
 
 def identity(model: str | Path, config: Training) -> str:
@@ -141,7 +147,7 @@ def open_tokenizer(model: str | Path, config: Training) -> PreTrainedTokenizerBa
     """Load the tokenizer of the model to start from."""
     from transformers import AutoTokenizer
 
-    with _told(model):
+    with _model_errors(model):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             weights.tokenizer_folder(str(model), config.revision), trust_remote_code=False
         )
@@ -161,16 +167,16 @@ def prompt_form(
     """Return how prompts become text; a form that is set is saved with the tokenizer, so that scoring reads it too.
 
     Args:
-        tokenizer: The model's.
-        settings: The trainer's options.
-        policy: What is trained, where it writes answers and so ends them.
+        tokenizer: Tokenizer of the model.
+        settings: Options of the trainer.
+        policy: Model that is trained, where it writes answers and so ends them.
 
     Raises:
         TrainError: The form, or its arguments, need a chat template that the tokenizer does not have.
     """
-    ends = () if policy is None else weights.model_ends(policy)
+    end_ids = () if policy is None else weights.model_ends(policy)
     try:
-        form = tokens.form_of(tokenizer, settings, ends)
+        form = tokens.form_of(tokenizer, settings, end_ids)
     except ModelError as error:
         raise TrainError(str(error)) from error
     if settings.form or settings.template:
@@ -195,10 +201,10 @@ def open_policy(model: str | Path, config: Training) -> tuple[PreTrainedTokenize
     opened, lacking = open_model(model, AutoModelForCausalLM, config)
     if lacking:
         raise TrainError(
-            f"model {model} is no causal language model: it has no {lacking[0]}, which would be drawn by lot; "
+            f"model {model} is no causal language model: it has no {lacking[0]}, which would be initialised at random; "
             "give a policy, not a reward model or an encoder"
         )
-    with _told(model):
+    with _model_errors(model):
         probe.check_causal(opened.eval(), f"model {model}")
     return tokenizer, opened
 
@@ -206,19 +212,19 @@ def open_policy(model: str | Path, config: Training) -> tuple[PreTrainedTokenize
 def open_model(
     model: str | Path, auto: type[Any], config: Training, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load the weights to start from; returns the names of those it lacks too, which are drawn by the seed."""
+    """Load the weights to start from, and return the names of those it lacks, which are initialised by the seed."""
     import torch
     from transformers import set_seed
 
     # Adapters leave the weights as they are, so half the bytes do; full training needs the small steps of float32.
     dtype = weights.torch_dtype("auto", "auto") if config.lora else torch.float32
     set_seed(config.seed)
-    with _told(model):
+    with _model_errors(model):
         return checkpoint.open_model(auto, str(model), config.revision, dtype, **options)
 
 
 def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], config: Training) -> PreTrainedModel:
-    """Wrap the model in LoRA adapters, where asked for; what is newly drawn beside its backbone trains in full."""
+    """Wrap the model in LoRA adapters if `lora` is set; a newly initialised head beside its backbone trains in full."""
     if not config.lora:
         return model
     from peft import LoraConfig, get_peft_model
@@ -227,8 +233,8 @@ def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], confi
 
     heads = [
         name
-        for name, part in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in part.parameters())
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
     ]
     adapters = LoraConfig(
         r=config.lora_r,
@@ -247,7 +253,7 @@ def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], confi
 
 
 def arguments(config: Training, scratch: str) -> dict[str, Any]:
-    """Return what TRL's own configurations are told."""
+    """Return the arguments of TRL's own configuration."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -322,20 +328,20 @@ def fit(
         trainer.add_callback(Progress())
         trainer.add_callback(work.callback())
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    # transformers' own mean knows nothing of what was before a stop.
+    # transformers' own mean covers only the updates since the last start.
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     mean = sum(losses) / len(losses) if losses else result.training_loss
     return {"steps": result.global_step, "train_loss": mean}
 
 
 class _ByLength:
-    """Draw rows so that a batch holds like lengths and the batches come in random order, anew each epoch."""
+    """Order rows so that a batch holds rows of similar length and batches come in random order, another one each epoch."""
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
         self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of this epoch next, also after a stop."""
+        """Use the order of this epoch next, also after a stop."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -351,13 +357,15 @@ class _ByLength:
         order = list(range(len(self.lengths)))
         draw.shuffle(order)
         # Sorted whole, the same rows would meet in every epoch.
-        pool = 50 * self.batch
-        pooled = [sorted(order[i : i + pool], key=self.lengths.__getitem__) for i in range(0, len(order), pool)]
-        order = [i for part in pooled for i in part]
-        whole = len(order) // self.batch * self.batch
-        batches = [order[i : i + self.batch] for i in range(0, whole, self.batch)]
+        pool_size = 50 * self.batch
+        sorted_pools = [
+            sorted(order[i : i + pool_size], key=self.lengths.__getitem__) for i in range(0, len(order), pool_size)
+        ]
+        order = [i for pool in sorted_pools for i in pool]
+        whole_batches_end = len(order) // self.batch * self.batch
+        batches = [order[i : i + self.batch] for i in range(0, whole_batches_end, self.batch)]
         draw.shuffle(batches)
-        return [i for batch in batches for i in batch] + order[whole:]
+        return [i for batch in batches for i in batch] + order[whole_batches_end:]
 
 
 @contextmanager
@@ -366,18 +374,18 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
     import huggingface_hub.constants
-    from transformers.utils import logging as chatter
+    from transformers.utils import logging as transformers_logging
 
     # Read once at import, and somebody may have imported it before.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    level, bars, data_bars = (
-        chatter.get_verbosity(),
-        chatter.is_progress_bar_enabled(),
+    level, bars_enabled, data_bars_disabled = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
         datasets.are_progress_bars_disabled(),
     )
     loggers = [(logger, logger.level) for logger in map(logging.getLogger, ("trl", "peft", "accelerate"))]
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for logger, _ in loggers:
         logger.setLevel(logging.ERROR)
@@ -386,19 +394,19 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        chatter.set_verbosity(level)
-        if bars:
-            chatter.enable_progress_bar()
-        if not data_bars:
+        transformers_logging.set_verbosity(level)
+        if bars_enabled:
+            transformers_logging.enable_progress_bar()
+        if not data_bars_disabled:
             datasets.enable_progress_bars()
-        for logger, before in loggers:
-            logger.setLevel(before)
+        for logger, logger_level in loggers:
+            logger.setLevel(logger_level)
 
 
 def inputs(
-    trainer: str, model: str, given: data.Data, config: Training, tokenized: Sequence[Sequence[object]]
+    trainer: str, model: str, training_data: data.TrainingData, config: Training, tokenized: Sequence[Sequence[object]]
 ) -> dict[str, JsonValue]:
-    """Return all that decides the trained weights; no folder's place is in it."""
+    """Return everything that decides the trained weights; the paths of folders are left out."""
     ids = hashlib.sha256()
     for rows in tokenized:
         for row in rows:
@@ -408,32 +416,32 @@ def inputs(
     return {
         "trainer": trainer,
         "model": model,
-        "data": data.title(given),
+        "data": data.title(training_data),
         "tokens": f"sha256:{ids.hexdigest()[:32]}",
         "config": options,
     }
 
 
-def finished(work: Workplace, asked: dict[str, JsonValue]) -> dict[str, JsonValue] | None:
-    """Return the record of a training that was done already, None where there is none.
+def finished(work: Workplace, inputs: dict[str, JsonValue]) -> dict[str, JsonValue] | None:
+    """Return the record of a training that is finished already, None where there is none.
 
     Raises:
         TrainError: The folder holds a training of something else, or its record cannot be read.
     """
-    out = work.out
-    if not (out / RECORD).is_file():
+    folder = work.out
+    if not (folder / RECORD).is_file():
         return None
     try:
-        record: dict[str, JsonValue] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        record: dict[str, JsonValue] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if not isinstance(record, dict):
             raise ValueError(f"a {type(record).__name__}")
     except (OSError, ValueError) as error:
         raise TrainError(
-            f"{out / RECORD} is damaged ({brief(str(error), 80)}), so that nobody knows what is in {out.name}; "
+            f"{folder / RECORD} is damaged ({brief(str(error), 80)}), so that nobody knows what is in {folder.name}; "
             "give another folder, or delete it"
         ) from error
-    if other := differences(record, asked):
-        raise TrainError(f"{out} holds a training with {', '.join(other)}; give another folder, or delete it")
+    if changes := differences(record, inputs):
+        raise TrainError(f"{folder} holds a training with {', '.join(changes)}; give another folder, or delete it")
     work.remove()
     return record
 
@@ -441,27 +449,27 @@ def finished(work: Workplace, asked: dict[str, JsonValue]) -> dict[str, JsonValu
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Workplace, record: dict[str, JsonValue]
 ) -> None:
-    """Write a plain model folder with the training's logs, rename it into its place, and remove the workplace.
+    """Write a plain model folder with the training's logs, rename it to `out`, and remove the workplace.
 
     Of several processes, the first does it.
     """
     if not work.first:
         return
-    out = work.out
+    folder = work.out
     # In the workplace, so that what a kill leaves is cleared with it.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=work.folder) as scratch:
-        beside = Path(scratch) / out.name
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-        for more in work.kept():
-            if more.is_dir():
-                shutil.copytree(more, beside / more.name)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=work.folder) as scratch:
+        new_folder = Path(scratch) / folder.name
+        model.save_pretrained(new_folder)
+        tokenizer.save_pretrained(new_folder)
+        for log_file in work.kept():
+            if log_file.is_dir():
+                shutil.copytree(log_file, new_folder / log_file.name)
             else:
-                shutil.copyfile(more, beside / more.name)
-        (beside / RECORD).write_text(json.dumps(record, indent=2, sort_keys=False) + "\n", encoding="utf-8")
-        if out.is_dir():
-            out.rmdir()
-        os.replace(beside, out)
+                shutil.copyfile(log_file, new_folder / log_file.name)
+        (new_folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(new_folder, folder)
     work.remove()
 
 
@@ -474,12 +482,12 @@ def merged(trainer: Trainer) -> PreTrainedModel:
 
 
 @contextmanager
-def _told(model: str | Path) -> Iterator[None]:
-    """Raise what transformers says of a folder it cannot load as one line."""
+def _model_errors(model: str | Path) -> Iterator[None]:
+    """Raise an error of transformers about a folder it cannot load as one line."""
     try:
         yield
-    # Of damaged files, libraries raise whatever they like.
+    # Libraries raise errors of any kind for damaged files.
     except Exception as error:
-        plain = isinstance(error, ModelError | OSError | ValueError | RuntimeError)
-        reason = first_line(error) if plain else typed_line(error)
+        is_plain = isinstance(error, ModelError | OSError | ValueError | RuntimeError)
+        reason = first_line(error) if is_plain else typed_line(error)
         raise TrainError(f"model {model} cannot be loaded: {reason}") from error

@@ -64,10 +64,10 @@ class Workplace:
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.state: dict[str, JsonValue] = {}
         self._inputs: dict[str, JsonValue] = {}
-        strange = [f.name for f in _entries(self.folder) if not f.name.startswith(_OURS)]
-        if strange:
+        foreign_names = [f.name for f in _entries(self.folder) if not f.name.startswith(_OURS)]
+        if foreign_names:
             raise TrainError(
-                f"{self.folder} is needed for checkpoints and holds {strange[0]}; move it, or give another folder"
+                f"{self.folder} is needed for checkpoints and holds {foreign_names[0]}; move it, or give another folder"
             )
 
     def begin(self, inputs: Mapping[str, JsonValue]) -> tuple[int, Path | None]:
@@ -79,14 +79,14 @@ class Workplace:
         """
         self._inputs = {**inputs, "number of processes": self.processes}
         newest, damaged = None, []
-        for found in reversed(_checkpoints(self.folder)):
-            if (state := _whole(found)) is None:
-                damaged.append(found)
+        for candidate in reversed(_checkpoints(self.folder)):
+            if (state := _read_checkpoint(candidate)) is None:
+                damaged.append(candidate)
                 continue
-            newest = found
-            if other := differences(state.pop("inputs"), self._inputs):
+            newest = candidate
+            if changes := differences(state.pop("inputs"), self._inputs):
                 raise TrainError(
-                    f"{newest} is of a training with {', '.join(other)}; "
+                    f"{newest} is of a training with {', '.join(changes)}; "
                     f"give another folder, or delete {self.folder.name} to start anew"
                 )
             self.state = state
@@ -95,49 +95,49 @@ class Workplace:
         if self.first:
             with objects.writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            for half in damaged:
-                note(f"{half} is half-written or damaged; going on without it")
-                shutil.rmtree(half)
-            for half in self.folder.glob(".*"):
-                shutil.rmtree(half) if half.is_dir() else half.unlink()
+            for leftover in damaged:
+                note(f"{leftover} is half-written or damaged; going on without it")
+                shutil.rmtree(leftover)
+            for leftover in self.folder.glob(".*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             self._forget(step)
         return step, newest
 
-    def _forget(self, after: int) -> None:
+    def _forget(self, last_step: int) -> None:
         """Drop what was logged after a step."""
         log = self.folder / LOG
-        kept: list[str] = []
-        for line in log.read_text(encoding="utf-8").splitlines() if after and log.is_file() else []:
+        lines: list[str] = []
+        for line in log.read_text(encoding="utf-8").splitlines() if last_step and log.is_file() else []:
             try:
-                if json.loads(line)["step"] <= after:
-                    kept.append(f"{line}\n")
+                if json.loads(line)["step"] <= last_step:
+                    lines.append(f"{line}\n")
             except ValueError:
                 # A line that a kill cut short.
                 break
-        shard.replace(log, "".join(kept).encode())
-        for board in (BOARD, RUNS) if not after else ():
+        shard.replace(log, "".join(lines).encode())
+        for board in (BOARD, RUNS) if not last_step else ():
             shutil.rmtree(self.folder / board, ignore_errors=True)
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
         """Add a line to the log; a number that is none is null."""
         if not self.first:
             return
-        kept = {key: value for key, value in values.items() if isinstance(value, int | float | str | None)}
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in kept.items()}
+        loggable = {key: value for key, value in values.items() if isinstance(value, int | float | str | None)}
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in loggable.items()}
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": step, **plain}) + "\n")
+            log.write(json.dumps({"step": step, **finite}) + "\n")
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Have a checkpoint written beside its place, rename it into it, and keep of those before only the last."""
         name = f"checkpoint-{step}"
-        before = _checkpoints(self.folder)
+        earlier = _checkpoints(self.folder)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=self.folder) as scratch:
-            beside = Path(scratch) / name
-            beside.mkdir()
-            write(beside)
-            self._seal(beside)
-            os.replace(beside, self.folder / name)
-        for old in before[:-1]:
+            new_checkpoint = Path(scratch) / name
+            new_checkpoint.mkdir()
+            write(new_checkpoint)
+            self._write_state(new_checkpoint)
+            os.replace(new_checkpoint, self.folder / name)
+        for old in earlier[:-1]:
             shutil.rmtree(old)
 
     def callback(self) -> TrainerCallback:
@@ -156,11 +156,11 @@ class Workplace:
 
             def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 if work.first:
-                    work._seal(work.folder / f"checkpoint-{state.global_step}")
+                    work._write_state(work.folder / f"checkpoint-{state.global_step}")
 
         return Writer()
 
-    def _seal(self, checkpoint: Path) -> None:
+    def _write_state(self, checkpoint: Path) -> None:
         # Of several processes each writes its own state of randomness, maybe later than this.
         files = [f for f in checkpoint.iterdir() if not f.name.startswith((STATE, "rng_state_"))]
         hashes = {f.name: read_sha256(f) for f in files if f.is_file()}
@@ -173,7 +173,7 @@ class Workplace:
         for file in sorted(self.folder.glob(f"{RUNS}/**/events.out.tfevents.*")):
             board.mkdir(exist_ok=True)
             file.rename(board / file.name)
-        return [place for place in (self.folder / LOG, board) if place.exists()]
+        return [path for path in (self.folder / LOG, board) if path.exists()]
 
     def remove(self) -> None:
         """Remove everything, the training being finished."""
@@ -181,54 +181,56 @@ class Workplace:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def first_day(out: str | Path) -> datetime.date:
+def first_day(folder: str | Path) -> datetime.date:
     """Return the date that chat templates write in a training into `out`: the one it began with, else today's.
 
     A training that goes on another day then renders its prompts alike, and its reward model's.
     """
-    out = Path(out).expanduser()
-    newest = [folder / STATE for folder in _checkpoints(out.parent / f"{out.name}.training")[-1:]]
-    for file in (out / RECORD, *newest):
+    folder = Path(folder).expanduser()
+    newest = [checkpoint / STATE for checkpoint in _checkpoints(folder.parent / f"{folder.name}.training")[-1:]]
+    for file in (folder / RECORD, *newest):
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             inputs = record.get("inputs", record)
             # A reward shows itself as text, its model's settings as JSON in it.
-            shown = json.dumps(inputs["config"]) + str(inputs.get("reward")) + str(inputs.get("gold"))
+            text = json.dumps(inputs["config"]) + str(inputs.get("reward")) + str(inputs.get("gold"))
         except (OSError, ValueError, LookupError, AttributeError, TypeError):
             continue
-        if found := re.search(r'"date": "(\d{4}-\d\d-\d\d)"', shown):
-            return datetime.date.fromisoformat(found[1])
+        if match := re.search(r'"date": "(\d{4}-\d\d-\d\d)"', text):
+            return datetime.date.fromisoformat(match[1])
     return datetime.date.today()
 
 
-def differences(record: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> list[str]:
+def differences(record: Mapping[str, JsonValue], inputs: Mapping[str, JsonValue]) -> list[str]:
     """Say in which inputs a record is not what is asked for; where the data lie is none of them."""
-    before, now = record.get("config"), asked["config"]
-    if isinstance(before, dict) and isinstance(now, dict):
+    recorded_config, config = record.get("config"), inputs["config"]
+    if isinstance(recorded_config, dict) and isinstance(config, dict):
         # An option that is newer than the record has its default there.
-        changed = [(key, before.get(key), value) for key, value in now.items() if before.get(key) != value]
+        changed = [
+            (key, recorded_config.get(key), value) for key, value in config.items() if recorded_config.get(key) != value
+        ]
         if changed:
             return [f"{key} {old} instead of {new}" for key, old, new in changed]
-        asked = {key: value for key, value in asked.items() if key != "config"}
-    return [f"another {key}" for key, value in asked.items() if key != "data" and record.get(key) != value]
+        inputs = {key: value for key, value in inputs.items() if key != "config"}
+    return [f"another {key}" for key, value in inputs.items() if key != "data" and record.get(key) != value]
 
 
-def _whole(checkpoint: Path) -> dict[str, Any] | None:
+def _read_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
     """Return what a checkpoint keeps beside its files; None where one is missing or other than it was written."""
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        whole = state.pop("digest") == digest(state)
+        is_whole = state.pop("digest") == digest(state)
         hashes = state.pop("files")
-        whole = whole and all(read_sha256(checkpoint / name) == one for name, one in hashes.items())
+        is_whole = is_whole and all(read_sha256(checkpoint / name) == file_hash for name, file_hash in hashes.items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return state if whole else None
+    return state if is_whole else None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest last."""
-    found = [f for f in _entries(folder) if f.name.startswith("checkpoint-")]
-    return sorted(found, key=lambda f: int(f.name.rpartition("-")[2]))
+    checkpoints = [f for f in _entries(folder) if f.name.startswith("checkpoint-")]
+    return sorted(checkpoints, key=lambda f: int(f.name.rpartition("-")[2]))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from seamcurate.train import advantage
 from seamcurate.train.actor import Actor, reference_logprobs
 from seamcurate.train.kl import KLController
 from seamcurate.train.ppo import PPOTraining, ppo
-from seamcurate.train.rollout import Judge, drawn, respond
+from seamcurate.train.rollout import CheckedReward, respond, shuffled_rows
 from seamcurate.words import repetition
 
 pytestmark = pytest.mark.slow
@@ -130,9 +130,9 @@ def test_the_kl_coefficient_follows_its_target() -> None:
 
 
 def test_an_endless_stream_holds_every_row_once_an_epoch_and_can_be_entered_anywhere() -> None:
-    whole = list(drawn(7, 0, 28, seed=3))
+    whole = list(shuffled_rows(7, 0, 28, seed=3))
     assert all(sorted(whole[i : i + 7]) == list(range(7)) for i in range(0, 28, 7))
-    assert list(drawn(7, 5, 11, seed=3)) == whole[5:16]
+    assert list(shuffled_rows(7, 5, 11, seed=3)) == whole[5:16]
     assert whole[:7] != whole[7:14]
 
 
@@ -747,14 +747,14 @@ def test_a_reward_is_known_by_how_it_shows_itself() -> None:
         def __call__(self, **given: Any) -> list[float | None]:
             return []
 
-    assert Judge(share_of_e).identity == "share_of_e"
-    assert Judge(Settings([1, 2])).identity == "(1, 2)"
-    assert Judge(NeedsReference()).identity == "NeedsReference"
+    assert CheckedReward(share_of_e).identity == "share_of_e"
+    assert CheckedReward(Settings([1, 2])).identity == "(1, 2)"
+    assert CheckedReward(NeedsReference()).identity == "NeedsReference"
 
     class Weights(NeedsReference):
         identity = "sha256:abc"
 
-    assert Judge(Weights()).identity == "sha256:abc"
+    assert CheckedReward(Weights()).identity == "sha256:abc"
 
 
 TWO = """

@@ -20,9 +20,9 @@ from test_train import start
 from seamcurate.models import tokens
 from seamcurate.train import learner as learning
 from seamcurate.train.actor import Actor
-from seamcurate.train.data import Asked
+from seamcurate.train.data import PromptRow
 from seamcurate.train.ppo import PPOTraining
-from seamcurate.train.rollout import Judge, Question, Responses
+from seamcurate.train.rollout import CheckedReward, Responses, TokenizedPrompt
 
 
 def _installed() -> bool:
@@ -232,8 +232,8 @@ def ours(folder: Path, rollouts: Sequence[Rollout], patch: pytest.MonkeyPatch, w
         score_clip=None,
         response_length=LENGTH,
     )
-    judge = Judge(lambda **given: next(scored).scores)
-    questions = [Question(i, Asked("", {}), ids) for i, ids in enumerate(prompts)]
+    judge = CheckedReward(lambda **given: next(scored).scores)
+    questions = [TokenizedPrompt(i, PromptRow("", {}), ids) for i, ids in enumerate(prompts)]
     actor = Actor(policy, value, config.temperature)
     form = tokens.form_of(tokenizer)
     learner = learning.Learner(actor, reference, tokenizer, form, judge, config, Accelerator())

@@ -283,7 +283,9 @@ def test_a_chat_that_the_template_refuses_is_named(name: str, tmp_path: Path) ->
 def test_a_reward_model_is_no_policy_to_start_from(name: str, model: Path, tmp_path: Path) -> None:
     data = parquet(tmp_path / "d.parquet", rows())
     train("reward", model, data, tmp_path / "rm")
-    message = "rm is no causal language model: it has no lm_head.weight, which would be drawn by lot; give a policy"
+    message = (
+        "rm is no causal language model: it has no lm_head.weight, which would be initialised at random; give a policy"
+    )
     refused(message, name, tmp_path / "rm", data, tmp_path)
 
 
