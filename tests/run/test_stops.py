@@ -149,7 +149,7 @@ def test_scoring_by_real_models_stops(work, recipe, tmp_path, policy_folder, enc
 @slow
 @pytest.mark.parametrize("trainer", ["sft", "ppo", "grpo"])
 def test_training_stops(trainer, tmp_path):
-    from test_train import parquet, start
+    from training import parquet, start
 
     model = start(tmp_path / "model", CHAT_TEMPLATE if trainer == "grpo" else None)
     data = parquet(tmp_path / "d.parquet", questions(24))

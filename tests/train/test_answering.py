@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow.parquet as pq
 import pytest
-from test_train import answered, chat, parquet, plain  # noqa: F401
+from training import answered, chat, parquet, plain  # noqa: F401
 
 from seamcurate import study
 from seamcurate.errors import StoreError, TrainError

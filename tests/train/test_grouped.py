@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
-from test_train import CHAT, answered, parquet, start, stop_after
+from training import CHAT, answered, parquet, start, stop_after
 
 from seamcurate.cli.training import print_training
 from seamcurate.errors import TrainError

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from test_train import THINGS, chat, parquet, plain, start, turns  # noqa: F401
+from training import THINGS, chat, parquet, plain, start, turns  # noqa: F401
 from transformers import GenerationConfig
 
 from seamcurate.errors import StudyError, TrainError
@@ -759,7 +759,7 @@ def test_a_reward_is_known_by_how_it_shows_itself() -> None:
 
 TWO = """
 import os, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from test_ppo import *
 from seamcurate.train import learner
 learner.respond = always_the_same

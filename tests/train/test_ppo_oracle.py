@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import start
+from training import start
 
 from seamcurate.models import tokens
 from seamcurate.train import learner as learning

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_train import CHAT, THINGS, parquet, start
+from training import CHAT, THINGS, parquet, start
 
 from seamcurate.errors import StoreError, TrainError
 from seamcurate.models import SequenceClassifier, weights
