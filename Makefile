@@ -6,7 +6,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo explorer test test-architectures test-attack test-clients test-ppo smoke-lowest check format lock clean python
+.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo smoke-lowest check format lock clean python
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -26,6 +26,18 @@ test-room-%: .venv/installed
 # What is of no room: the command line, hostile inputs, examples, docs.
 test-whole: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(sort $(wildcard tests/test_*.py))
+
+# What a person runs while editing: no slow test, no other processes, no browser. Two processes, which take about as long.
+FAST := -m "not (slow or process or browser or architectures)"
+FAST_ROOMS := contrast data explore models run select storage store
+
+test-fast: test-fast-1 test-fast-2
+
+test-fast-1: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST) $(FAST_ROOMS:%=tests/%)
+
+test-fast-2: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST) $(FAST_ROOMS:%=--ignore=tests/%)
 
 # A tiny model of every family of transformers, scored as plain calls score it. One thread: the models are too small for two.
 test-architectures: .venv/installed

@@ -88,6 +88,8 @@ from seamcurate.select.split import Augment
 from seamcurate.train import Answering
 from seamcurate.train import answer as write_answers
 
+pytestmark = pytest.mark.slow
+
 FILTERS = Path(__file__).parents[1] / "recipes"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 

@@ -111,6 +111,7 @@ def with_code(policy_folder, tmp_path) -> tuple[Path, Path]:
     return folder, mark
 
 
+@pytest.mark.slow
 def test_code_that_comes_with_weights_runs_only_where_it_is_asked_for(with_code, tmp_path, monkeypatch, capsys):
     from seamcurate.train import SFTTraining, sft
 
@@ -252,6 +253,7 @@ def test_a_chat_template_that_loops_for_long_ends_the_command_in_one_line(decode
     )
 
 
+@pytest.mark.slow
 def test_a_link_in_a_store_s_place_for_a_shard_is_not_followed(recipe, tmp_path):
     run_local(recipe(splits={}), tmp_path / "mine")
     shutil.copytree(tmp_path / "mine", tmp_path / "theirs")

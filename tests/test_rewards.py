@@ -29,6 +29,8 @@ from seamcurate.select import split as splits
 from seamcurate.storage.shard import write_checksums
 from seamcurate.words import drop_repeats
 
+pytestmark = pytest.mark.slow
+
 ENCODER = FakeModel(path="encoder")
 HOSTILE = [
     "\0nothing\0",

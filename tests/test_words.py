@@ -27,6 +27,7 @@ def check(texts, kind):
     assert words.distinct_trigrams(column, kind).tolist() == [repetition_penalty(text, kind) for text in known]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=150)
 @given(texts=st.lists(st.none() | REPETITIVE | st.text(st.characters(exclude_categories=["Cs"])), max_size=12))
@@ -40,6 +41,7 @@ def test_texts_do_not_run_into_each_other_across_parts(monkeypatch, kind):
     check(["word", "word", "", None, "word word word word", " ", "!", "!" * 100, "a b c a b c"] * 70, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_code_point_is_of_the_kind_it_has_in_one_text(kind):
     texts = [f"a{chr(code)}b" for code in range(0x110000) if not 0xD800 <= code < 0xE000]
@@ -64,6 +66,7 @@ def test_combining_marks_belong_to_their_word_as_in_nltk(text, count):
     assert len(words.split(text)) == count == words.counts(pa.array([text]))[0]
 
 
+@pytest.mark.slow
 def test_words_are_nltks():
     tokenize = pytest.importorskip("nltk.tokenize", reason="nltk is not installed")
     texts = [*SCRIPTS, "It's 3.14 -- ok?\x1c\u2028end", "a_b\u203fc 10½ " + "".join(map(chr, range(0x300, 0x1000)))]

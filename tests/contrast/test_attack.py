@@ -165,6 +165,7 @@ def options(rows, method, masked_folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pwws", "textfooler", "ga", "bert_attack"])
 def test_every_attack_runs_on_real_models_and_meets_the_contract(
     rows, method, masked_folder, policy_folder, decoder_reward_folder, encoder_reward_folder
@@ -198,6 +199,7 @@ def test_every_attack_runs_on_real_models_and_meets_the_contract(
     assert sum(any(row["hacked_adv"]) for row in made) >= 3
 
 
+@pytest.mark.slow
 def test_a_rows_attack_does_not_depend_on_the_rows_beside_it(rows, masked_folder, monkeypatch):
     fake = FakeModel(path="5")
     found = []

@@ -131,6 +131,7 @@ def test_a_template_of_ones_own_is_part_of_what_the_step_is(tmp_path):
         Generate(template=str(tmp_path / "none.txt"))
 
 
+@pytest.mark.slow
 def test_both_sets_meet_the_same_contract_and_compare_in_one_query(tmp_path):
     rows = [
         {"prompt": f"how do I sort list {i}", "response": f"call sort on list {i} {'x' * (i % 3)}"} for i in range(60)

@@ -475,6 +475,7 @@ def test_an_id_is_taken_once_and_only_by_a_good_row(tmp_path: Path) -> None:
 # Properties.
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     lines=st.lists(line.filter(lambda line: b"\n" not in line and line.strip()), max_size=12),
@@ -491,6 +492,7 @@ def test_whatever_the_lines_hold_each_comes_out_once_and_resuming_changes_nothin
             assert pq.read_table(Path(folder) / "out.parquet").num_rows == len(chunk.rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(cells=st.lists(st.tuples(cell, cell, cell), min_size=1, max_size=12), size=st.integers(1, 5))
 def test_whatever_bytes_parquet_holds_each_row_comes_out_once(cells: list[tuple[bytes | None, ...]], size: int) -> None:
@@ -730,6 +732,7 @@ def test_real_prompts_come_out_whole(tmp_path: Path) -> None:
     assert table["origin"].to_pylist() == original["origin"].to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_line_that_a_small_file_unpacks_to_without_end_is_one_rejected_row_and_is_never_held(
     kind, tmp_path, monkeypatch

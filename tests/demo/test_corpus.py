@@ -76,6 +76,7 @@ def test_the_folder_of_a_killed_harvest_is_cleared_by_the_next(tmp_path: Path, m
     assert not left[0].exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     docs_corpus.make_data(tmp_path / "again")
     docs_corpus.make_data(tmp_path / "other", seed=1)

@@ -69,6 +69,7 @@ def ask(session):
 # ── the server ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_nothing_is_answered_without_the_token(session):
     wrong = Client(session, **{served.HEADER: "another"})
     for method, path in [
@@ -85,6 +86,7 @@ def test_nothing_is_answered_without_the_token(session):
     assert Client(session)("GET", "/?token=%C3%A9").status_code == 403
 
 
+@pytest.mark.slow
 def test_another_host_or_origin_is_refused(session):
     for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
         answer = Client(session, **headers)("POST", "/api/sql", json={"sql": "SELECT 1"})
@@ -157,6 +159,7 @@ def test_a_query_that_takes_too_long_is_stopped(finished):
     assert short.ask("SELECT 1 AS one").to_pylist() == [{"one": 1}]
 
 
+@pytest.mark.slow
 def test_a_query_that_takes_more_memory_than_it_may_is_answered_from_disk(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     small = Session(finished, seconds=300, memory="64MB")
@@ -195,6 +198,7 @@ def test_answers_are_downloaded_whole(ask, finished):
     assert csv.text == "row_id\n0\n1\n" and "attachment" in csv.headers["content-disposition"]
 
 
+@pytest.mark.slow
 def test_a_filter_is_one_that_a_recipe_takes(ask, recipe, tmp_path):
     text = ask("POST", "/api/filter", json={"sql": "SELECT row_id FROM rows WHERE seam_contrast < 0;"}).text
     (tmp_path / "chosen.sql").write_text(text)
@@ -208,6 +212,7 @@ def test_a_filter_is_one_that_a_recipe_takes(ask, recipe, tmp_path):
     assert "row_id" in ask("POST", "/api/filter", json={"sql": "SELECT prompt FROM rows"}).json()["error"]
 
 
+@pytest.mark.slow
 def test_a_filter_reads_only_what_a_run_has(finished):
     ask = Client(Session(finished, other=finished))
     for view in ("scores", "other.rows"):
@@ -219,6 +224,7 @@ def test_a_filter_reads_only_what_a_run_has(finished):
     assert ask("POST", "/api/filter", json={"sql": own}).status_code == 200
 
 
+@pytest.mark.slow
 def test_every_numeric_column_has_a_chart_whose_bins_hold_its_rows(session, finished):
     numeric = {c.name for c in finished.columns() if pa.types.is_floating(c.kind) or pa.types.is_integer(c.kind)}
     assert {chart.column.name for chart in session.charts} == {
@@ -272,6 +278,7 @@ def test_an_opened_row_is_what_the_views_say_of_it(session, finished):
         row(session, 4000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "nulls"), [("above", False), ("below", True)])
 def test_the_benchs_recipe_line_makes_the_same_cut(session, recipe, tmp_path, keep, nulls):
     import yaml
@@ -335,6 +342,7 @@ def test_words_that_differ_are_marked_and_what_is_not_compared_is_not(golden, an
         assert [part["text"].strip() for part in parts if part["same"] is False] == marked
 
 
+@pytest.mark.slow
 def test_columns_appear_while_a_run_fills_the_store(recipe, tmp_path):
     run_local(recipe(steps=(Retrieve(k=5, band=(0.5, 0.9)),), splits={}), tmp_path / "store", limit=20)
     session = Session(Store(tmp_path / "store"))
@@ -347,6 +355,7 @@ def test_columns_appear_while_a_run_fills_the_store(recipe, tmp_path):
     assert "seam_contrast" in [chart.column.name for chart in session.charts] and not session.changed()
 
 
+@pytest.mark.slow
 def test_a_second_store_is_there_to_compare_with(finished):
     both = Session(finished, other=finished)
     answer = Client(both)("GET", "/api/whole").json()
@@ -356,6 +365,7 @@ def test_a_second_store_is_there_to_compare_with(finished):
     assert both.ask(joined).num_rows == both.ask("SELECT 1 FROM rows WHERE reward IS NOT NULL").num_rows > 0
 
 
+@pytest.mark.slow
 def test_charts_are_there_before_files_that_no_chart_needs_are_verified(recipe, tmp_path):
     run_local(recipe(), tmp_path / "store")
     store = Store(tmp_path / "store")
@@ -378,6 +388,7 @@ def test_charts_are_there_before_files_that_no_chart_needs_are_verified(recipe, 
     assert "00000.parquet" in Client(Session(store))("GET", "/api/overview").json()["error"]
 
 
+@pytest.mark.slow
 def test_two_columns_are_compared_by_their_worst_rows_and_by_their_places(recipe, finished, tmp_path):
     make = recipe().models.model_copy(update={"reward": FakeModel(path="another")})
     run_local(recipe(models=make), tmp_path / "other")
@@ -431,6 +442,7 @@ def bare(tmp_path) -> Store:
     return Store(tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_a_store_without_scores_and_with_odd_names_is_explored(bare):
     session, ask = Session(bare), Client(Session(bare))
     odd = next(chart.column.name for chart in session.charts if "quoted" in chart.column.name)
@@ -455,6 +467,7 @@ def test_a_folder_without_a_store_is_named(tmp_path):
         Session(Store(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     made, *figures = report(finished, tmp_path / "report.html", tmp_path / "figures")
@@ -483,6 +496,7 @@ def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
     assert [one.read_bytes() for one in again] == [one.read_bytes() for one in (made, *figures)]
 
 
+@pytest.mark.slow
 def test_a_report_shows_the_map_of_its_rows(bare, tmp_path):
     steps = (Project(encoder=FakeModel(path="encoder")), LengthIncentive())
     run_local(Recipe(rows=Source(parquet=str(bare.path.parent / "rows.parquet")), steps=steps), bare.path)
@@ -493,6 +507,7 @@ def test_a_report_shows_the_map_of_its_rows(bare, tmp_path):
     assert '<h2>Map</h2><div class="card light">' in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_figures_end_where_the_values_do(finished, tmp_path):
     from seamcurate.explore import figure
 

@@ -70,6 +70,7 @@ def alike(sequences: list[list[int]]) -> int:
     )
 
 
+@pytest.mark.slow
 def test_a_reward_model_reads_what_every_template_of_trl_makes_of_the_whole_chat(tokenizer):
     trl = pytest.importorskip("trl", reason="trainers are not installed")
     read = 0

@@ -145,6 +145,7 @@ def test_what_train_writes_into_a_tokenizer_is_its_form(decoder_reward_folder, t
     assert CausalLM(path=str(tmp_path / "trained"), form="chat").prompt_form().chat
 
 
+@pytest.mark.slow
 def test_a_form_travels_with_what_is_trained_in_it(policy_folder, tmp_path, monkeypatch):
     """Scoring, the next trainer and its rewards read the same ids, and nobody has to say the form again."""
     trl = pytest.importorskip("trl", reason="trainers are not installed")

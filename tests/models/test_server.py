@@ -24,6 +24,8 @@ from seamcurate import Generate, OpenAIServer, Recipe, Source, Store, plan, quer
 from seamcurate.errors import BudgetError, ModelError
 from seamcurate.models import Request, calls
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-canary-0123456789"
 
 

@@ -94,6 +94,7 @@ def recipe(dating: dict[str, Path], rows: Path, **models: object) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_a_store_has_one_date_whatever_the_days_it_is_made_on(dating, on, tmp_path):
     rows = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist(questions(6)), rows)
@@ -153,6 +154,7 @@ def test_an_adapter_without_a_tokenizer_has_its_bases_template_and_ends(dating, 
     assert model.prompt_form() == CausalLM(path=str(dating["policy"]), date=DAY).prompt_form()
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_the_date_it_began_with(dating, on, tmp_path):
     pytest.importorskip("trl", reason="trainers are not installed")
     from seamcurate import rewards

@@ -48,6 +48,7 @@ def dropped(folder):
     }
 
 
+@pytest.mark.slow
 def test_pairs_are_a_rows_nearest_neighbours_with_where_they_come_from(store, tmp_path):
     sft, preferences = to_augmented(store, "train", tmp_path / "out", Augment(samples=2))
     rows, corpus = source(store)
@@ -85,6 +86,7 @@ def test_pairs_are_a_rows_nearest_neighbours_with_where_they_come_from(store, tm
     assert (sft.rows, preferences.rows) == (len(expected_sft), len(expected_preferences)) and sft.rows > 10
 
 
+@pytest.mark.slow
 def test_every_row_gives_pairs_or_is_told_of_with_its_reason(store, tmp_path):
     done = to_augmented(store, "train", tmp_path / "out")
     reasons, (rows, _) = dropped(tmp_path / "out"), source(store)
@@ -99,6 +101,7 @@ def test_every_row_gives_pairs_or_is_told_of_with_its_reason(store, tmp_path):
     assert {i for (i, kind), why in reasons.items() if kind == "preferences" and why == "it has no candidate"} == none
 
 
+@pytest.mark.slow
 def test_only_the_rows_the_split_keeps_are_augmented(store, tmp_path):
     to_augmented(store, "lowest", tmp_path / "out")
     kept = {i for part in splits.kept(store, "lowest", []) for i in part["row_id"].to_pylist()}
@@ -107,6 +110,7 @@ def test_only_the_rows_the_split_keeps_are_augmented(store, tmp_path):
     assert given | {i for i, _ in dropped(tmp_path / "out")} == kept
 
 
+@pytest.mark.slow
 def test_both_kinds_of_preference_and_trainers_names(store, tmp_path):
     sft, preferences = to_augmented(store, "train", tmp_path / "out", Augment(samples=1, pairs="both"), "openrlhf")
     assert sft.columns[:2] == ["input", "output"] and preferences.columns[:3] == ["prompt", "chosen", "rejected"]
@@ -120,6 +124,7 @@ def test_both_kinds_of_preference_and_trainers_names(store, tmp_path):
         to_augmented(store, "train", tmp_path / "verl", to="verl")
 
 
+@pytest.mark.slow
 def test_no_evaluation_question_ever_comes_out(store, tmp_path):
     rows, corpus = source(store)
     row = next(row for row in rows if len(row["worse_contrast"]) > 1)
@@ -268,6 +273,7 @@ def test_bytes_that_are_no_text_beside_a_question_leave_it_guarded(four, tmp_pat
     assert kept_out(four, tmp_path, Source(csv=str(tmp_path / "held.csv"))) == {0}
 
 
+@pytest.mark.slow
 def test_written_answers_make_preferences_and_nothing_to_fine_tune_on(files, tmp_path):
     made = Recipe(
         rows=Source(parquet=str(files[0]), response="response"),
@@ -284,6 +290,7 @@ def test_written_answers_make_preferences_and_nothing_to_fine_tune_on(files, tmp
         to_augmented(Store(tmp_path / "store"), "train", tmp_path / "adv", Augment(variant="adv"))
 
 
+@pytest.mark.slow
 def test_both_data_sets_go_straight_into_the_trainers(store, tmp_path, policy_folder, decoder_reward_folder):
     from seamcurate.train import RewardTraining, SFTTraining, reward, sft
 
@@ -300,6 +307,7 @@ def test_both_data_sets_go_straight_into_the_trainers(store, tmp_path, policy_fo
     assert loaded.num_rows == len(table(tmp_path / "out" / "sft"))
 
 
+@pytest.mark.slow
 def test_only_an_earlier_augmentation_is_replaced(store, tmp_path):
     to_augmented(store, "train", tmp_path / "out")
     to_augmented(store, "lowest", tmp_path / "out", Augment(samples=1))

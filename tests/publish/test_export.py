@@ -114,6 +114,7 @@ def test_another_format_of_the_same_rows_is_what_is_exported(store, tmp_path):
     assert to_trl(store, "same", tmp_path / "out").columns[:2] == ["prompt", "completion"]
 
 
+@pytest.mark.slow
 def test_chat_prompts_get_chat_answers(chat, tmp_path):
     for form in ("prompts", "sft", "preferences"):
         splits.make(chat, form, Split(filter="SELECT row_id FROM rows", format=form))
@@ -143,6 +144,7 @@ def test_token_ids_for_trls_own_ppo_are_the_policys(store, tmp_path, policy_fold
         to_trl(store, "ids", tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_openrlhf_reads_input_label_and_datasource(store, tmp_path):
     to_openrlhf(store, "train", tmp_path / "out")
     features, rows = loaded(tmp_path / "out", tmp_path)
@@ -375,6 +377,7 @@ def test_a_recipes_splits_are_exported_a_folder_each(store, recipe, tmp_path):
         list(export(recipe(splits={}), store, "trl", tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_shards_are_read_a_few_at_a_time_in_the_source_s_order_also_where_one_has_no_row(tmp_path, monkeypatch):
     from seamcurate import Random, query
     from seamcurate.publish import export as module

@@ -34,6 +34,8 @@ from seamcurate.publish import reproduce as reproduction
 from seamcurate.publish.export import Exported
 from seamcurate.trainers import Shape
 
+pytestmark = pytest.mark.slow
+
 try:
     from huggingface_hub.utils._http import close_session
 except ImportError:  # before 1.0

@@ -25,6 +25,8 @@ from seamcurate.train import data as rows_of
 from seamcurate.train.reward import COLUMNS as PAIRS
 from seamcurate.train.sft import COLUMNS as ANSWERS
 
+pytestmark = pytest.mark.slow
+
 trl = pytest.importorskip("trl")
 
 EVERY = "SELECT row_id FROM rows"

@@ -35,6 +35,8 @@ from seamcurate.run.agreement import require
 from seamcurate.select import split as splits
 from seamcurate.select.why import why
 
+pytestmark = pytest.mark.slow
+
 ALL = "SELECT row_id FROM rows"
 
 

@@ -29,6 +29,8 @@ from seamcurate import (
 from seamcurate.errors import SourceError, StaleError, StoreError
 from seamcurate.publish.export import export
 
+pytestmark = pytest.mark.slow
+
 FAKE = Models(policy=FakeModel(), reward=FakeModel(), encoder=FakeModel())
 STEPS = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5))
 ALL = "SELECT row_id FROM rows"

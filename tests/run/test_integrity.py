@@ -41,6 +41,8 @@ from seamcurate.models import Reply, calls
 from seamcurate.storage import shard
 from seamcurate.store.store import load_json
 
+pytestmark = pytest.mark.slow
+
 KEEP = "SELECT row_id, seam_contrast < 0 AS keep, seam_contrast AS value FROM rows"
 EVERY = "SEAMCURATE_EVERY_DAMAGE" in os.environ
 DAMAGES = ("bit", "cut", "empty", "lost")

@@ -158,6 +158,7 @@ NINE = [", ".join([f"*{letter}"] * 9) for letter in "abcdef"]
 BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [{nine}]\n" for name, nine in zip("bcdefg", NINE, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

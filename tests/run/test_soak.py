@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import soak
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("SEAMCURATE_SOAK_SECONDS", "6"))
 
 

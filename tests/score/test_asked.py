@@ -108,6 +108,7 @@ def store(tmp_path, steps, monkeypatch=None, replies=None):
     return Store(tmp_path / "store"), run_local(recipe, tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_a_share_of_the_rows_is_asked_about_and_the_classifier_is_held_against_it(tmp_path, monkeypatch):
     def replies(messages):
         return "hm" if "question 7" in messages[0]["content"] else "OPEN-ENDED"
@@ -128,6 +129,7 @@ def test_a_share_of_the_rows_is_asked_about_and_the_classifier_is_held_against_i
     assert any("replies could not be read" in line for line in report.lines)
 
 
+@pytest.mark.slow
 def test_the_share_of_answers_that_are_not_worse_stands_beside_the_column(tmp_path, monkeypatch):
     def replies(messages):
         golden = "answer 1" in messages[1]["content"]

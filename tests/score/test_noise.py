@@ -61,6 +61,7 @@ def measured(policy_folder, decoder_reward_folder, tmp_path_factory):
     return Store(folder / "store")
 
 
+@pytest.mark.slow
 def test_real_models_in_single_precision_move_by_less_than_a_ten_thousandth(measured):
     for column in ("reward", "rewards_contrast", "logprobs_contrast"):
         assert 0 <= measured.noise(column)[column] <= 1e-4
@@ -113,6 +114,7 @@ def test_a_threshold_inside_the_noise_is_warned_about(measured, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_fake_model_has_no_noise(finished):
     assert finished.noise("rewards_contrast") == {"rewards_contrast": 0.0}
     assert FakeModel().rewards(["a"], [["b"]])

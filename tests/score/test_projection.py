@@ -20,6 +20,7 @@ def clusters(count: int, each: int, seed: int) -> np.ndarray:
     return unit((centres[:, None] + 0.5 * noise).reshape(-1, 64).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_like_prompts_lie_together_and_new_ones_beside_them():
     landmarks, new = clusters(6, 25, 1), clusters(6, 10, 2)
     places = layout(landmarks)

@@ -79,6 +79,7 @@ def test_examples_keep_the_lines_of_code() -> None:
     assert code == ["What is the output of this program?\n\nx = [1, 2, 3]\ny = x\ny.append(4)\nprint(len(x))"]
 
 
+@pytest.mark.slow
 def test_the_same_encoder_gives_the_same_probabilities_again() -> None:
     first, again = (query_type.fit(FakeModel())(OPEN + CLOSED) for _ in range(2))
     assert first.dtype == np.float64
@@ -100,10 +101,12 @@ def test_the_length_of_embeddings_does_not_matter() -> None:
     np.testing.assert_allclose(short, long, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_cross_validation_agrees_with_the_labels(minilm: Embedder) -> None:
     assert query_type.agreement(minilm) >= 0.85
 
 
+@pytest.mark.slow
 def test_unseen_queries_like_the_papers_are_told_apart(open_ended: Scorer) -> None:
     assert [text for text, p in zip(OPEN, open_ended(OPEN), strict=True) if p <= 0.5] == []
     assert [text for text, p in zip(CLOSED, open_ended(CLOSED), strict=True) if p > 0.5] == []
@@ -114,6 +117,7 @@ def test_a_real_encoder_gives_one_text_one_probability(open_ended: Scorer) -> No
     np.testing.assert_allclose(open_ended(OPEN + CLOSED)[: len(OPEN)], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_does_not_normalise_gives_the_same(minilm_path: str, open_ended: Scorer) -> None:
     raw = SentenceEncoder(path=minilm_path, normalise=False).load()
     np.testing.assert_allclose(query_type.fit(raw)(OPEN), open_ended(OPEN), atol=1e-4)

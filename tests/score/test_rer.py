@@ -68,6 +68,7 @@ def test_stop_strings_are_literal_and_the_first_one_cuts():
     assert cut("a.b", (".*",)) == "a.b"
 
 
+@pytest.mark.slow
 @given(st.text(), st.text(min_size=1, max_size=3))
 def test_cutting_never_leaves_the_stop_string(text, stop):
     assert stop not in cut(text, (stop,))
@@ -231,6 +232,7 @@ def test_references_that_are_the_responses_themselves_have_a_range(tmp_path):
     assert json.loads((tmp_path / "range.json").read_text())["range"][0] == pytest.approx(0.15)
 
 
+@pytest.mark.slow
 def test_query_types_come_with_their_probability(tmp_path):
     step = QueryType(encoder=FakeModel())
     step.prepare(Rows(), tmp_path)

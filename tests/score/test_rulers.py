@@ -162,6 +162,7 @@ def test_reliability_is_r2_within_bands_of_equally_many_rows(tmp_path):
         step.prepare(Rows(reward=[1.0], votes=["many"]), tmp_path)
 
 
+@pytest.mark.slow
 def test_all_run_in_a_recipe_and_agree_with_the_candidates(recipe, files, tmp_path):
     table = pq.read_table(files[0])
     votes = pa.array([i % 7 for i in range(table.num_rows)])

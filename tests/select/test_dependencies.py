@@ -55,6 +55,7 @@ def test_splits_are_told_apart_by_constants_alone(sql, splits):
     assert found is not None and found.splits == splits
 
 
+@pytest.mark.slow
 def test_a_join_reads_no_less_than_it_is_said_to():
     """The answer over the whole ledger is the one over the splits that are said to be read, whatever the join."""
     lines = "(1, 'a', true), (1, 'b', false), (2, 'b', true), (4, 'a', true), (5, 'b', true)"

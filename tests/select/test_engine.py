@@ -19,6 +19,8 @@ from seamcurate.select import connection as connections
 from seamcurate.select import split, views
 from seamcurate.select.connection import TooLargeError
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = "SELECT levenshtein(repeat('a', 600000), repeat('b', 600000)) AS row_id"
 LARGE = {
     "a list": "SELECT len(range(400000000)) AS row_id",

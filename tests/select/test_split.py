@@ -135,6 +135,7 @@ def test_a_plain_select_keeps_what_it_returns(tmp_path):
     assert {r["rule"] for r in found} == {"Only the good ones", "not returned by Only the good ones"}
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     scores=st.lists(st.one_of(st.none(), st.floats(-5, 0), st.sampled_from([math.nan, 0.0])), min_size=1, max_size=30),

@@ -33,6 +33,7 @@ def test_every_question_opens_with_itself_and_is_answered(name, finished):
     assert answer or name == "set_aside.sql"
 
 
+@pytest.mark.slow
 def test_every_question_is_answered_on_a_store_of_the_readmes_steps(recipe, tmp_path):
     steps = tuple(step for step in recipe().steps if not step.name.startswith("baseline"))
     run_local(recipe(steps=steps), tmp_path / "store")
@@ -66,6 +67,7 @@ def test_the_ledger_tells_of_every_row(finished, rows):
     assert sum(row["prompts"] for row in asked(finished, "what_dropped_them.sql")) == len(rows)
 
 
+@pytest.mark.slow
 def test_two_reward_models_part_where_another_store_says_so(finished, recipe, tmp_path):
     models = Models(
         policy=FakeModel(path="policy"), reward=FakeModel(path="another"), encoder=FakeModel(path="encoder")

@@ -18,6 +18,8 @@ from seamcurate.cli import app
 from seamcurate.errors import QueryError
 from seamcurate.select import guard, split, views
 
+pytestmark = pytest.mark.slow
+
 SECRET = "the-canary-that-no-answer-may-hold"
 
 ATTEMPTS = {

@@ -71,6 +71,7 @@ def test_the_corpus_is_joined_by_the_id_a_candidate_names(store):
     assert query(store, "SELECT count(*) AS n FROM corpus").to_pylist() == [{"n": 200}]
 
 
+@pytest.mark.slow
 def test_columns_not_yet_computed_are_null(recipe, tmp_path):
     run_local(recipe(splits={}), tmp_path / "store")
     for file in (tmp_path / "store/columns/rer").glob("0*.parquet"):
@@ -133,6 +134,7 @@ def test_sql_that_is_no_text_is_refused(store):
         query(store, "SELECT '\udc80'")
 
 
+@pytest.mark.slow
 def test_a_wrong_name_says_what_there_is(store):
     with pytest.raises(
         QueryError, match=r'Referenced column "seam_contrst" not found.*Candidate bindings: "seam_contrast"'
@@ -177,6 +179,7 @@ def test_chat_prompts_stay_messages(recipe, tmp_path):
     assert roles == [{"last": "how do I sort the list"}, {"last": "merge"}]
 
 
+@pytest.mark.slow
 def test_a_query_over_candidates_larger_than_its_memory_is_answered_from_disk(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "temporary").mkdir()
@@ -197,6 +200,7 @@ def test_a_query_over_candidates_larger_than_its_memory_is_answered_from_disk(st
     assert before == {file: file.stat().st_size for file in store.path.rglob("*")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_a_sorted_answer_larger_than_its_memory_is_written_whole_in_every_form(store, tmp_path, form):
     sql = "SELECT md5(i.range || ' ' || row_id) AS t, row_id FROM rows, range(30000) AS i ORDER BY t"

@@ -108,6 +108,7 @@ def lay(store: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_files_that_are_no_shards_are_named_by_a_check_and_change_nothing(folder, tmp_path):
     store = Store(folder / "store")
     asked = "SELECT * FROM rows ORDER BY row_id", "SELECT * FROM ledger ORDER BY row_id", "SELECT * FROM rejected"
@@ -140,6 +141,7 @@ def test_a_link_in_a_shard_s_place_is_not_read_and_the_shard_is_made_again(folde
     assert not file.is_symlink() and (folder / "elsewhere.parquet").exists() and check(store).findings == []
 
 
+@pytest.mark.slow
 def test_a_folder_on_a_larger_disk_is_written_to_there(folder, tmp_path):
     store, disk = folder / "store", tmp_path / "disk"
     for name in ("rows", "columns/reward", "columns/projection/_shared", "splits/train"):
@@ -188,6 +190,7 @@ def as_format_2(store: Path) -> None:
     save_record(store / "store.json", load_json(store / "store.json") | {"format": 2})
 
 
+@pytest.mark.slow
 def test_a_store_of_format_2_is_read_and_nothing_of_it_is_computed_again(folder, tmp_path):
     store = folder / "store"
     before = query(Store(store), "SELECT * FROM rows ORDER BY row_id")

@@ -26,6 +26,8 @@ from seamcurate import FakeModel, cli, study, tables
 from seamcurate.errors import SeamcurateError, StudyError
 from seamcurate.study import figure, sources, texts
 
+pytestmark = pytest.mark.slow
+
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 NAN, INF = float("nan"), float("inf")
 GIVEN = [case.given for case in TEXTS]

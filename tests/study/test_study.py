@@ -21,6 +21,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_study_writes_table_two_figures_and_its_line(tmp_path):
     file = tmp_path / "runs.jsonl"
     file.write_text("\n".join(map(json.dumps, RUNS)))
@@ -54,6 +55,7 @@ def test_sources_are_files_folders_and_tables_end_to_end(tmp_path):
     assert len(lines) == 1
 
 
+@pytest.mark.slow
 def test_options_reach_the_study_that_takes_them(finished):
     assert "above full" in study.run("selection", [pa.Table.from_pylist(RUNS)], baseline="full").line
     assert study.run("overlap", [finished, finished], rate=0.5).line.startswith("store (1) and store (2) share 100.0 %")
@@ -67,6 +69,7 @@ def test_options_reach_the_study_that_takes_them(finished):
         study.run("select", [])
 
 
+@pytest.mark.slow
 def test_reward_models_are_named_after_their_folders(decoder_reward_folder, policy_folder, finished):
     rows = [{"prompt": f"sort {i}", "chosen": "sort the list", "rejected": "close a file"} for i in range(4)]
     found = study.run("preference", [pa.Table.from_pylist(rows)], rewards=[str(decoder_reward_folder)], max_tokens=64)

@@ -105,6 +105,7 @@ def written(drawn):
     return [(text, text.get_window_extent()) for text in texts if text.get_visible() and text.get_text().strip()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_lies_on_another_and_none_leaves_the_page(name):
     drawn = DRAWN[name]().figure
@@ -122,6 +123,7 @@ def test_no_text_lies_on_another_and_none_leaves_the_page(name):
     assert right - left < 1.05 * figure._WIDTH * drawn.dpi
 
 
+@pytest.mark.slow
 def test_each_column_of_panels_has_numbers_below_it():
     for name in ("monotonicity", "preference"):
         drawn = DRAWN[name]().figure

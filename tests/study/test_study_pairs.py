@@ -33,6 +33,7 @@ def pairs(labels, longer="a"):
     )
 
 
+@pytest.mark.slow
 def test_mismatch_is_the_share_of_decided_pairs_judged_otherwise():
     found = study.mismatch(
         pairs(["a"] * 6 + ["b"] * 2 + ["tie"] * 3), rewards={"small": Longest(), "large": Shortest()}, by="source"

@@ -22,6 +22,7 @@ def runs(effects, **columns):
     )
 
 
+@pytest.mark.slow
 def test_selection_holds_the_best_seam_against_full_data_paired_by_seed():
     found = study.selection(runs({"full": 0, "random": 0, "seam_gpt": 0.1, "rip": 0.2, "seam_contrast": 0.05}))
     rows = {row["method"]: row for row in found.table.to_pylist()}

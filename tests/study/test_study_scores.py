@@ -26,6 +26,7 @@ def made(folder, name, scores, **columns):
     return folder / name
 
 
+@pytest.mark.slow
 def test_overlap_is_the_share_of_lowest_rows_that_two_stores_have_in_common(tmp_path):
     first = [-float(i) for i in range(40)]
     # Its lowest eight are rows 32 to 39; the other's 34 to 39 and 0, 1.
@@ -75,6 +76,7 @@ def test_rows_that_nothing_misjudges_are_never_low(tmp_path):
         study.overlap(one, made(tmp_path, "three", [0.0] * 40), by="seam_x")
 
 
+@pytest.mark.slow
 def test_three_stores_are_three_pairs_and_other_rows_are_refused(tmp_path, finished):
     scores = [-float(i) for i in range(20)]
     stores = [made(tmp_path, name, scores) for name in ("one", "two", "three")]
@@ -138,6 +140,7 @@ def test_answers_of_the_policy_are_a_set_beside_the_stores_of_the_same_rows(fini
         study.likelihood(tmp_path / "answers.parquet")
 
 
+@pytest.mark.slow
 def test_a_store_made_of_answers_is_scored_as_any_other(recipe, tmp_path):
     rows = [{**row, "sample": i} for i, row in enumerate(questions(15))]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "answers.parquet")

@@ -31,6 +31,7 @@ def test_bleu_of_a_worked_example():
     assert texts.bleu(["zebra"], [["cat"]]) == 0.0 and texts.bleu(reference, [reference]) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_bleu_is_nltks():
     bleu_score = pytest.importorskip("nltk.translate.bleu_score", reason="nltk is not installed")
     smooth = bleu_score.SmoothingFunction().method1
@@ -62,6 +63,7 @@ def answers(closed_alike):
     return pa.Table.from_pylist(rows)
 
 
+@pytest.mark.slow
 def test_responses_are_described_by_query_type():
     found = study.responses(answers(closed_alike=True))
     rows = {row["query_type"]: row for row in found.table.to_pylist()}
@@ -74,6 +76,7 @@ def test_responses_are_described_by_query_type():
     assert " below that of open ones" in study.responses(answers(closed_alike=False)).line
 
 
+@pytest.mark.slow
 def test_responses_compare_models_and_read_stores(finished):
     rows = [{"model": m, "response": t} for m, t in (("LI", "a b c d " * 10), ("RER", "a b c d"))]
     found = study.responses(pa.Table.from_pylist(rows))

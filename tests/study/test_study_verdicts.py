@@ -45,6 +45,7 @@ def prefers(word: str):
     return answer
 
 
+@pytest.mark.slow
 def test_a_judge_that_looks_at_the_answers_is_heard_in_both_positions_and_bought_once(tmp_path):
     own, base = (
         answers(tmp_path / "ppo.parquet", "good", samples=2),
@@ -122,6 +123,7 @@ def test_the_last_verdict_counts(text, said):
     assert verdict(text) == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["[1,", "[" * 5000, f"openai_server: {'9' * 5000}"], ids=["cut", "deep", "digits"])
 def test_a_judges_file_that_no_yaml_reader_takes_is_told_in_one_line(tmp_path, text):
     (tmp_path / "judge.yaml").write_text(text)

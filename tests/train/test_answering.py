@@ -10,6 +10,8 @@ from seamcurate import study
 from seamcurate.errors import StoreError, TrainError
 from seamcurate.train import Answering, SFTTraining, answer, sft
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def learnt(plain, tmp_path_factory):  # noqa: F811
