@@ -79,23 +79,23 @@ def read_rows(folder: Path) -> None:
 
 def add_columns(step: Any, folder: Path) -> None:
     from seamcurate import Store
-    from seamcurate.run.local import compute, here
+    from seamcurate.run.local import compute, in_process
 
     store = Store(folder / "store")
     (output,) = store.plan([step()])
     store.claim([output])
-    compute(output, store, store.shards, "", here)
+    compute(output, store, store.shards, "", in_process)
 
 
 def embed_corpus(folder: Path) -> None:
     from seamcurate import Embed, FakeModel, Source, Store
-    from seamcurate.run.local import compute, here, ingest
+    from seamcurate.run.local import compute, in_process, ingest
 
     corpus = Store(folder / "store" / "corpus")
     ingest(Source(parquet=str(folder / "corpus.parquet")), corpus, None, False, "corpus")
     (output,) = corpus.plan([Embed(encoder=FakeModel())])
     corpus.claim([output])
-    compute(output, corpus, corpus.shards, "", here)
+    compute(output, corpus, corpus.shards, "", in_process)
     Store(folder / "store").update(corpus="corpus")
 
 

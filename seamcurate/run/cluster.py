@@ -64,7 +64,7 @@ def run_ray(
         SeamcurateError: Whatever `run_local` raises, in a worker or here.
     """
     with _connected(address):
-        return run(recipe, path, limit, replace, max_usd, _spread, append)
+        return run(recipe, path, limit, replace, max_usd, _execute, append)
 
 
 @contextmanager
@@ -88,9 +88,9 @@ def _connected(address: str) -> Iterator[None]:
     if address not in ("local", "auto"):
         _knock(address)
     # Nothing but shard numbers travels, so that the object store stays near the least that Ray takes.
-    made = {"include_dashboard": False, "object_store_memory": 2**27} if address == "local" else {}
+    local_options = {"include_dashboard": False, "object_store_memory": 2**27} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **made)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local_options)
     except Exception as error:
         raise ClusterError(
             f"no Ray cluster at {address!r}: {first_line(error)}; start one by `ray start --head`, or give local"
@@ -114,16 +114,16 @@ def _knock(address: str) -> None:
         ) from error
 
 
-def _spread(output: StepOutput, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
-    """Compute shards in the cluster's workers; see `run.Spread`."""
+def _execute(output: StepOutput, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
+    """Compute shards in the cluster's workers; see `run.Executor`."""
     import ray
     import ray.data
 
     # Where nothing is cleared away when a run begins, a killed one's counts are still there.
     _clear(objects.find(output.path, ".*.tries.tmp"))
-    there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
-    workers = max(1, gpus or int(there.get("CPU", 0)))
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    workers = max(1, gpus or int(resources.get("CPU", 0)))
     results = ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards)).map(
         _Worker,
         fn_constructor_args=(output.step, output.fingerprint, str(store.path), lock.ticket(store.path), Path.cwd()),
@@ -151,8 +151,8 @@ def _spread(output: StepOutput, store: Store, shared: Path, shards: Sequence[int
 
 
 def _clear(files: Sequence[Place]) -> None:
-    for left in files:
-        left.unlink(missing_ok=True)
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 class _Worker:
@@ -207,15 +207,15 @@ class _Worker:
     def _tried(self, number: int) -> Iterator[None]:
         """Count the workers that died of a shard, in a file that only they leave behind."""
         file = self.output.path / f".{filename(number)}.tries.tmp"
-        before = file.read_bytes() if file.exists() else b""
+        deaths = file.read_bytes() if file.exists() else b""
         try:
-            file.write_bytes(before + b".")
+            file.write_bytes(deaths + b".")
         except OSError as error:
             raise StoreError(
                 f"{file} cannot be written: {error.strerror}; what was finished is kept: fix that and run the same again"
             ) from error
         try:
-            if len(before) >= _TRIES:
+            if len(deaths) >= _TRIES:
                 raise ClusterError(
                     f"step {self.step.name}, shard {number}: {_TRIES} workers died of it, of memory perhaps; "
                     "make shards (`shard_rows`) or the model's batches smaller, what was finished is kept"

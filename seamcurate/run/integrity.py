@@ -47,7 +47,7 @@ _THERE = "delete it there and run its recipe again"
 _SOURCE_THERE = "put a copy of it back, or delete it and store.json there and run its recipe again"
 
 
-class Finding(NamedTuple):
+class Problem(NamedTuple):
     """One thing that is wrong with a store."""
 
     path: Place
@@ -60,14 +60,14 @@ class Finding(NamedTuple):
         return f"{self.path} {self.wrong}; {self.hint}"
 
 
-class Checked(NamedTuple):
+class CheckResult(NamedTuple):
     """What a check came to."""
 
-    findings: list[Finding]
+    findings: list[Problem]
     summary: str
 
 
-def check(store: Store, recipe: Recipe | None = None) -> Checked:
+def check(store: Store, recipe: Recipe | None = None) -> CheckResult:
     """Verify a store, its corpus and its bought answers from end to end, reading every file once.
 
     Every shard against its checksum and its columns' fingerprint; rows and rejected rows against the ranges they were read
@@ -96,21 +96,21 @@ def check(store: Store, recipe: Recipe | None = None) -> Checked:
                 findings += _against_recipe(store, recipe)
     files = [file for file in _at(store).rglob("*") if file.is_file() and file.name != ".lock"]
     size = sum(file.stat().st_size for file in files)
-    found = counted(len(findings), "finding") if findings else "whole"
-    return Checked(findings, f"{store.path}: {counted(len(files), 'file')}, {size / 1e6:,.1f} MB: {found}")
+    verdict = counted(len(findings), "finding") if findings else "whole"
+    return CheckResult(findings, f"{store.path}: {counted(len(files), 'file')}, {size / 1e6:,.1f} MB: {verdict}")
 
 
-def _against_recipe(store: Store, recipe: Recipe) -> Iterator[Finding]:
+def _against_recipe(store: Store, recipe: Recipe) -> Iterator[Problem]:
     for text, hint in agreement.differences(recipe, store):
-        yield Finding(store.path, f"does not hold what the recipe makes: {text}", hint)
+        yield Problem(store.path, f"does not hold what the recipe makes: {text}", hint)
 
 
-def _corpus(store: Store) -> list[Finding]:
+def _corpus(store: Store) -> list[Problem]:
     corpus = store.corpus_store
     if corpus is None:
         return []
     if not (corpus.path / "store.json").is_file():
-        return [Finding(corpus.path / "store.json", "is missing, and with it the store's corpus", _AGAIN)]
+        return [Problem(corpus.path / "store.json", "is missing, and with it the store's corpus", _AGAIN)]
     if not isinstance(corpus.path, Path):
         return check(corpus).findings
     return [*_record(corpus)] or [*_whole(corpus, [])]
@@ -118,29 +118,31 @@ def _corpus(store: Store) -> list[Finding]:
 
 def _drop_unlisted(copy: Path) -> None:
     """Remove what a killed run had put of prepared folders whose list it had not: it is put again."""
-    for folder in [one for one in copy.rglob("*shared") if one.parent.parent.name == "columns"]:
+    for folder in [path for path in copy.rglob("*shared") if path.parent.parent.name == "columns"]:
         if not (folder / objects.LISTED).exists():
             shutil.rmtree(folder)
             continue
-        listed = objects.read_list(folder)
-        for file in [one for one in folder.rglob("*") if one.is_file() and one.name != objects.LISTED]:
-            if str(file.relative_to(folder)) not in listed:
+        listed_names = objects.read_list(folder)
+        for file in [path for path in folder.rglob("*") if path.is_file() and path.name != objects.LISTED]:
+            if str(file.relative_to(folder)) not in listed_names:
                 file.unlink()
 
 
-def _of_objects(found: Checked, copy: Path, there: ObjectPath) -> Checked:
+def _of_objects(result: CheckResult, copy: Path, store_path: ObjectPath) -> CheckResult:
     """Tell what a check of a copy found of the objects themselves, which a run neither looks over nor restores."""
     findings = []
-    for path, wrong, hint, _ in found.findings:
-        at, inside = path, isinstance(path, Path) and path.is_relative_to(copy)
+    for path, wrong, hint, _ in result.findings:
+        location, inside = path, isinstance(path, Path) and path.is_relative_to(copy)
         if inside and isinstance(path, Path):
-            at = there / str(path.relative_to(copy))
+            location = store_path / str(path.relative_to(copy))
         if inside and hint == _SOURCE:
             hint = _SOURCE_THERE
         elif inside and hint == _AGAIN and path.exists():
             hint = _THERE
-        findings.append(Finding(at, wrong.replace(str(copy), str(there)), hint.replace(str(copy), str(there))))
-    return Checked(findings, found.summary.replace(str(copy), str(there)))
+        findings.append(
+            Problem(location, wrong.replace(str(copy), str(store_path)), hint.replace(str(copy), str(store_path)))
+        )
+    return CheckResult(findings, result.summary.replace(str(copy), str(store_path)))
 
 
 def repair(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> None:
@@ -155,19 +157,19 @@ def repair(store: Store, steps: Collection[str], splits: Collection[str] = ()) -
         return
     for finding in _rows(store):
         raise DamagedError(str(finding))
-    found = [one for name in sorted(steps) for one in _columns(store, _at(store) / "columns" / name)]
-    found += [one for name in sorted(splits) for one in _split(store, _at(store) / "splits" / name)]
-    for finding in found:
-        if finding.doomed and isinstance(finding.path, Path):
-            _remove(finding.path)
-            note(f"{finding.path} {finding.wrong}: it is made anew")
+    problems = [problem for name in sorted(steps) for problem in _columns(store, _at(store) / "columns" / name)]
+    problems += [problem for name in sorted(splits) for problem in _split(store, _at(store) / "splits" / name)]
+    for damage in problems:
+        if damage.doomed and isinstance(damage.path, Path):
+            _remove(damage.path)
+            note(f"{damage.path} {damage.wrong}: it is made anew")
 
 
 def repair_record(store: Store) -> None:
     """Remove a store.json that is damaged: a run writes it anew, after holding the rows against their source."""
-    for finding in _record(store) if isinstance(store.path, Path) else ():
+    for problem in _record(store) if isinstance(store.path, Path) else ():
         _remove(_at(store) / "store.json")
-        note(f"{finding.path} {finding.wrong}: it is made anew")
+        note(f"{problem.path} {problem.wrong}: it is made anew")
 
 
 def damaged_rows(store: Store) -> dict[Path, str]:
@@ -187,74 +189,79 @@ def _at(store: Store) -> Path:
 # ── files against their hashes ───────────────────────────────────────────────────────────────────────────
 
 
-def _record(store: Store) -> Iterator[Finding]:
+def _record(store: Store) -> Iterator[Problem]:
     try:
         load_json(_at(store) / "store.json")
     except DamagedError as error:
-        yield _finding(_at(store) / "store.json", error)
+        yield _problem(_at(store) / "store.json", error)
 
 
-def _rows(store: Store) -> Iterator[Finding]:
+def _rows(store: Store) -> Iterator[Problem]:
     """Find shards of rows and rejected rows that are not what was read from the source."""
     recorded = store.row_checksums
     for kind in ("rows", "rejected"):
-        seals, there = recorded.get(kind, []), numbers(_at(store) / kind)
-        expected = range(max(len(seals), max([*store.shards, *there], default=-1) + 1))
+        seals, stored = recorded.get(kind, []), numbers(_at(store) / kind)
+        expected = range(max(len(seals), max([*store.shards, *stored], default=-1) + 1))
         files = [_at(store) / kind / filename(number) for number in expected]
         wrong = _verified([(file, store.row_fingerprints[kind], number) for number, file in enumerate(files)])
         for number, (file, error) in enumerate(zip(files, wrong, strict=True)):
             if error is not None:
-                yield _finding(file, error, _SOURCE, doomed=False)
+                yield _problem(file, error, _SOURCE, doomed=False)
             elif number < len(seals) and shard.footer(file).checksum != seals[number]:
-                yield Finding(file, "is not the one that was read from the source", _SOURCE)
+                yield Problem(file, "is not the one that was read from the source", _SOURCE)
 
 
-def _columns(store: Store, folder: Path) -> Iterator[Finding]:
+def _columns(store: Store, folder: Path) -> Iterator[Problem]:
     """Find what is damaged of a step's columns."""
-    there, rows, file = numbers(folder), store.shards, folder / record_file(folder, "step.json").name
+    stored, rows, file = numbers(folder), store.shards, folder / record_file(folder, "step.json").name
     try:
         record = own_record(file)
     except DamagedError as error:
-        yield _finding(file, error)
+        yield _problem(file, error)
         return
     if not record:
         if shard_fingerprints(folder) and not file.exists():
-            yield Finding(file, "is missing", "run its recipe again: its shards are taken over where they fit")
+            yield Problem(file, "is missing", "run its recipe again: its shards are taken over where they fit")
         return
-    made = str(record["fingerprint"])
-    if len(there) > 1 and (others := shard_fingerprints(folder)) and made not in others and len(others) == 1:
-        yield Finding(file, "belongs to other columns than the shards beside it", _AGAIN, doomed=True)
+    fingerprint = str(record["fingerprint"])
+    if (
+        len(stored) > 1
+        and (fingerprints := shard_fingerprints(folder))
+        and fingerprint not in fingerprints
+        and len(fingerprints) == 1
+    ):
+        yield Problem(file, "belongs to other columns than the shards beside it", _AGAIN, doomed=True)
         return
-    files = [folder / filename(number) for number in there]
+    files = [folder / filename(number) for number in stored]
     for number, path, wrong in zip(
-        there, files, _verified([*zip(files, [made] * len(files), there, strict=True)]), strict=True
+        stored, files, _verified([*zip(files, [fingerprint] * len(files), stored, strict=True)]), strict=True
     ):
         if wrong is not None:
-            yield _finding(path, wrong)
+            yield _problem(path, wrong)
         elif number not in rows:
-            yield Finding(path, "belongs to no shard of the rows", _AGAIN, doomed=True)
+            yield Problem(path, "belongs to no shard of the rows", _AGAIN, doomed=True)
     shared, facts = folder / step_file(folder, "shared").name, folder / step_file(folder, "facts.json").name
     if shared.exists():
         try:
             shard.verify_folder(shared)
         except DamagedError as error:
-            yield _finding(shared, error)
-    elif there:
-        yield Finding(shared, "is missing", _AGAIN)
+            yield _problem(shared, error)
+    elif stored:
+        yield Problem(shared, "is missing", _AGAIN)
     try:
         store.facts(folder.name)
     except DamagedError as error:
-        yield _finding(facts, error)
+        yield _problem(facts, error)
         return
-    lacking, summed = sorted({*rows} - {*there}), facts.exists()
+    missing, has_facts = sorted({*rows} - {*stored}), facts.exists()
     # Facts are of finished columns alone.
-    if summed and lacking:
-        yield Finding(folder / filename(lacking[0]), "is missing", _AGAIN)
-    if there and not lacking and not summed:
-        yield Finding(facts, "is missing", _AGAIN)
+    if has_facts and missing:
+        yield Problem(folder / filename(missing[0]), "is missing", _AGAIN)
+    if stored and not missing and not has_facts:
+        yield Problem(facts, "is missing", _AGAIN)
 
 
-def _split(store: Store, folder: Path) -> Iterator[Finding]:
+def _split(store: Store, folder: Path) -> Iterator[Problem]:
     if not folder.exists():
         return
     try:
@@ -263,7 +270,7 @@ def _split(store: Store, folder: Path) -> Iterator[Finding]:
             raise DamagedError(f"{folder}/_split.json is missing")
         shard.verify(folder / "ledger.parquet", str(record["fingerprint"]), 0)
     except DamagedError as error:
-        yield _finding(folder, error)
+        yield _problem(folder, error)
 
 
 def _verified(jobs: list[tuple[Path, str, int]]) -> list[DamagedError | None]:
@@ -280,10 +287,10 @@ def _verified(jobs: list[tuple[Path, str, int]]) -> list[DamagedError | None]:
         return list(pool.map(wrong, jobs))
 
 
-def _finding(path: Path, error: DamagedError, hint: str = _AGAIN, doomed: bool = True) -> Finding:
+def _problem(path: Path, error: DamagedError, hint: str = _AGAIN, doomed: bool = True) -> Problem:
     # An error is a sentence of its own: what is damaged, how, and what to do.
     wrong = str(error).partition("; ")[0].removeprefix(str(path)).strip(" /")
-    return Finding(path, wrong, hint, doomed)
+    return Problem(path, wrong, hint, doomed)
 
 
 def _remove(path: Path) -> None:
@@ -294,48 +301,48 @@ def _remove(path: Path) -> None:
 # ── files against each other ─────────────────────────────────────────────────────────────────────────────
 
 
-def _unknown(findings: list[Finding]) -> bool:
+def _unknown(findings: list[Problem]) -> bool:
     """Tell whether what is wrong leaves nothing to hold other files against."""
     return any(
-        one.path.name in ("store.json", "_step.json", "step.json") or one.path.parent.name == "rows"
-        for one in findings
-        if one.wrong != _STRAY
+        problem.path.name in ("store.json", "_step.json", "step.json") or problem.path.parent.name == "rows"
+        for problem in findings
+        if problem.wrong != _STRAY
     )
 
 
-def _whole(store: Store, corpus: list[Finding]) -> Iterator[Finding]:
+def _whole(store: Store, corpus: list[Problem]) -> Iterator[Problem]:
     """Find everything that is wrong with one store, given what is wrong with its corpus."""
     rows = [*_rows(store)]
     yield from rows
     yield from _strays(store)
-    folders = sorted(one for one in (_at(store) / "columns").glob("[!.]*") if one.is_dir())
+    folders = sorted(path for path in (_at(store) / "columns").glob("[!.]*") if path.is_dir())
     damaged = [finding for folder in folders for finding in _columns(store, folder)]
     yield from damaged
-    splits = sorted(one for one in (_at(store) / "splits").glob("[!.]*") if _is_split(one))
+    splits = sorted(path for path in (_at(store) / "splits").glob("[!.]*") if _is_split(path))
     broken = [finding for folder in splits for finding in _split(store, folder)]
     yield from broken
     bad = {finding.path for finding in (*rows, *damaged, *broken)}
     if rows or _unknown([*corpus, *damaged]):
         return
     if store.about.get("complete") and len(store.shards) != store.about.get("shards"):
-        yield Finding(_at(store) / "rows", f"has {len(store.shards)} shards of {store.about.get('shards')}", _SOURCE)
+        yield Problem(_at(store) / "rows", f"has {len(store.shards)} shards of {store.about.get('shards')}", _SOURCE)
     yield from _ranges(store)
     yield from _against_rows(store, bad)
-    for name, why in store.stale().items():
-        yield Finding(_at(store) / "columns" / name, f"is out of date: {why}", "run its recipe with --replace")
+    for name, reason in store.stale().items():
+        yield Problem(_at(store) / "columns" / name, f"is out of date: {reason}", "run its recipe with --replace")
     if not broken and not damaged:
-        for name, why in split.stale(store).items():
-            yield Finding(_at(store) / "splits" / name, f"is out of date: {why}", "run its recipe again")
+        for name, reason in split.stale(store).items():
+            yield Problem(_at(store) / "splits" / name, f"is out of date: {reason}", "run its recipe again")
     for folder in splits:
         if folder not in bad:
             yield from _ledger(store, folder)
 
 
-def _strays(store: Store) -> Iterator[Finding]:
+def _strays(store: Store) -> Iterator[Problem]:
     """Find what lies in a store's folders and is none of its files: a sync client's copies, a desktop's, links."""
-    at = _at(store)
-    strays = [file for kind in ("rows", "rejected") for file in _others(at / kind, set())]
-    for folder in _filled(at / "columns"):
+    root = _at(store)
+    strays = [file for kind in ("rows", "rejected") for file in _others(root / kind, set())]
+    for folder in _filled(root / "columns"):
         written = {
             record_file(folder, "step.json").name,
             *(step_file(folder, n).name for n in ("shared", "facts.json")),
@@ -347,31 +354,31 @@ def _strays(store: Store) -> Iterator[Finding]:
                 strays.append(folder)
                 continue
         strays += _others(folder, written)
-    for folder in _filled(at / "splits"):
+    for folder in _filled(root / "splits"):
         if not _is_split(folder):
             strays.append(folder)
         else:
             strays += _others(folder, {record_file(folder, "split.json").name, "ledger.parquet"})
     for stray in strays:
         link = stray.is_symlink() and not stray.is_dir()
-        yield Finding(stray, _STRAY, _LINK if link else "move it elsewhere, or delete it")
+        yield Problem(stray, _STRAY, _LINK if link else "move it elsewhere, or delete it")
 
 
 def _entries(folder: Path) -> list[Path]:
     """List what lies in a folder, but for what a run is writing or was when it was killed."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [one for one in entries if not (one.name.startswith(".") and one.suffix == ".tmp")]
+    return [path for path in entries if not (path.name.startswith(".") and path.suffix == ".tmp")]
 
 
 def _filled(folder: Path) -> list[Path]:
     """List what lies in a folder but for empty folders, which a killed run leaves."""
-    return [one for one in _entries(folder) if not one.is_dir() or _entries(one)]
+    return [path for path in _entries(folder) if not path.is_dir() or _entries(path)]
 
 
 def _others(folder: Path, written: Collection[str]) -> list[Path]:
     """List what lies in a folder of shards, but for these and what is written beside them."""
-    there = {filename(number) for number in numbers(folder)}
-    return [one for one in _entries(folder) if one.name not in there and one.name not in written]
+    shard_names = {filename(number) for number in numbers(folder)}
+    return [path for path in _entries(folder) if path.name not in shard_names and path.name not in written]
 
 
 def _recorded(folder: Path) -> bool:
@@ -389,16 +396,16 @@ def _is_split(folder: Path) -> bool:
         return True
 
 
-def _ranges(store: Store) -> Iterator[Finding]:
+def _ranges(store: Store) -> Iterator[Problem]:
     """Find shards whose rows and rejected rows are not one range of the source."""
     # A run that failed before its first row wrote no size down, and no shard.
     size = int(str(store.about.get("shard_rows", 0)))
     for number in store.shards:
         file = _at(store) / "rows" / filename(number)
         ids = _ids(store, "rows", number)
-        every = np.sort(np.concatenate([ids, _ids(store, "rejected", number)]))
-        if (np.diff(ids) <= 0).any() or not np.array_equal(every, np.arange(len(every)) + number * size):
-            yield Finding(file, "and the rejected rows of that number are not one range of the source", _SOURCE)
+        all_ids = np.sort(np.concatenate([ids, _ids(store, "rejected", number)]))
+        if (np.diff(ids) <= 0).any() or not np.array_equal(all_ids, np.arange(len(all_ids)) + number * size):
+            yield Problem(file, "and the rejected rows of that number are not one range of the source", _SOURCE)
 
 
 def _ids(store: Store, kind: str, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -407,7 +414,7 @@ def _ids(store: Store, kind: str, number: int) -> np.ndarray[tuple[int], np.dtyp
     return ids
 
 
-def _against_rows(store: Store, bad: Collection[Place]) -> Iterator[Finding]:
+def _against_rows(store: Store, bad: Collection[Place]) -> Iterator[Problem]:
     """Find column shards of other rows, or made from other inputs, than are there."""
     records = store.records()
     for number in store.shards:
@@ -416,47 +423,47 @@ def _against_rows(store: Store, bad: Collection[Place]) -> Iterator[Finding]:
             file = _at(store) / "columns" / folder / filename(number)
             if file in bad or not file.exists():
                 continue
-            made = str(record["fingerprint"])
-            if not shard.read(file, made, number, ["row_id"])["row_id"].equals(ids):
-                yield Finding(file, "is of other rows than are there", "delete it and run its recipe again")
+            fingerprint = str(record["fingerprint"])
+            if not shard.read(file, fingerprint, number, ["row_id"])["row_id"].equals(ids):
+                yield Problem(file, "is of other rows than are there", "delete it and run its recipe again")
             sources: list[str] = []
             # A damaged one is named already.
             with suppress(DamagedError):
                 sources = store.changed_inputs(file)
             for source in sources:
-                yield Finding(file, f"was computed from another shard of {source} than is there", _AGAIN)
+                yield Problem(file, f"was computed from another shard of {source} than is there", _AGAIN)
 
 
-def _ledger(store: Store, folder: Path) -> Iterator[Finding]:
+def _ledger(store: Store, folder: Path) -> Iterator[Problem]:
     record, file = store.split_record(folder.name), folder / "ledger.parquet"
     ledger = shard.read(file, str(record["fingerprint"]), 0)
     ids = pa.chunked_array([chunk for n in store.shards for chunk in store.table(n, ["row_id"])["row_id"].chunks])
     if not ledger["row_id"].equals(ids):
-        yield Finding(file, "is of other rows than are there", _AGAIN)
-    said = (ledger["kept"].to_numpy().sum(), ledger["split"].unique().to_pylist())
-    if said != (record["kept"], [folder.name]):
-        yield Finding(
+        yield Problem(file, "is of other rows than are there", _AGAIN)
+    counts = (ledger["kept"].to_numpy().sum(), ledger["split"].unique().to_pylist())
+    if counts != (record["kept"], [folder.name]):
+        yield Problem(
             file, "is not the ledger that its _split.json tells of", f"delete {folder} and run its recipe again"
         )
 
 
-def _answers(store: Store) -> Iterator[Finding]:
+def _answers(store: Store) -> Iterator[Problem]:
     """Find what is wrong with the bought answers."""
     file = _at(store) / "calls" / "calls.sqlite"
-    kept = 0
+    count = 0
     if file.exists():
-        kept, wrong = calls.examine(file)
+        count, wrong = calls.examine(file)
         for line in wrong:
-            yield Finding(file, line, calls.HINT)
+            yield Problem(file, line, calls.HINT)
     # As they are kept on object storage.
     for reply in sorted((file.parent / "replies").glob("*.json")):
-        kept += 1
+        count += 1
         if calls.read_object(reply.read_bytes(), reply.stem) is None:
-            yield Finding(reply, "is an answer that was altered", calls.HINT)
-    asked = [
+            yield Problem(reply, "is an answer that was altered", calls.HINT)
+    folders = [
         folder
         for folder, record in store.records().items()
         if "openai_server" in json.dumps(record["identity"]) and numbers(_at(store) / "columns" / folder)
     ]
-    if asked and not kept:
-        yield Finding(file, f"holds no answer, and {asked[0]} was made of some", "put a copy of it back, or buy anew")
+    if folders and not count:
+        yield Problem(file, f"holds no answer, and {folders[0]} was made of some", "put a copy of it back, or buy anew")

@@ -42,7 +42,7 @@ from seamcurate.store.store import (
 )
 from seamcurate.text import brief, counted
 
-Spread: TypeAlias = Callable[[StepOutput, Store, Path, Sequence[int]], Iterator[int]]
+Executor: TypeAlias = Callable[[StepOutput, Store, Path, Sequence[int]], Iterator[int]]
 """Compute shards of an output, given what it prepared, and put each into the store; yields rows done, as they are."""
 
 _LOOKED_AT = 128
@@ -83,7 +83,7 @@ def run_local(
     Raises:
         SeamcurateError: See `seamcurate.errors`; what was finished before stays.
     """
-    return run(recipe, path, limit, replace, max_usd, here, append)
+    return run(recipe, path, limit, replace, max_usd, in_process, append)
 
 
 def run(
@@ -92,10 +92,10 @@ def run(
     limit: int | None,
     replace: bool,
     max_usd: float | None,
-    spread: Spread,
+    executor: Executor,
     append: bool = False,
 ) -> Report:
-    """Run a recipe, its shards computed by `spread`; see `run_local` for the rest."""
+    """Run a recipe, its shards computed by `executor`; see `run_local` for the rest."""
     if append and replace:
         raise StoreError("--append keeps the rows before and --replace reads them anew; give one of them")
     steps, store = recipe.ready(), Store(path)
@@ -109,27 +109,27 @@ def run(
             _, outputs = agreement.plan_steps(steps, store, None)
             store.claim(outputs, replace, append)
             splits.check(store, recipe.splits)
-            _check_devices([(output, store) for output in outputs], spread)
+            _check_devices([(output, store) for output in outputs], executor)
             computed = 0
         else:
             with corpus.hold():
                 integrity.repair(corpus, [step.name for step in agreement.corpus_steps(steps)])
-                there, outputs = agreement.plan_steps(steps, store, corpus)
-                corpus.claim(there, replace, append)
+                corpus_outputs, outputs = agreement.plan_steps(steps, store, corpus)
+                corpus.claim(corpus_outputs, replace, append)
                 store.claim(outputs, replace, append)
                 splits.check(store, recipe.splits)
-                _check_devices([(output, corpus) for output in there], spread)
-                _check_devices([(output, store) for output in outputs], spread)
-                computed = sum(compute(output, corpus, corpus.shards, "corpus ", spread) for output in there)
+                _check_devices([(output, corpus) for output in corpus_outputs], executor)
+                _check_devices([(output, store) for output in outputs], executor)
+                computed = sum(compute(output, corpus, corpus.shards, "corpus ", executor) for output in corpus_outputs)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []
         for output in outputs:
             planned = _planned(output, store, shards, steps)
-            before = bought.spent if bought else Spent()
-            computed += compute(output, store, shards, "", spread)
-            if bought and planned is not None and (now := bought.spent.minus(before)).calls:
-                spent.append(f"{output.step.name}: {now}; planned were {planned}")
-        lines = [line for output in outputs for line in told(store, output)] + spent
+            spent_before = bought.spent if bought else Spent()
+            computed += compute(output, store, shards, "", executor)
+            if bought and planned is not None and (difference := bought.spent.minus(spent_before)).calls:
+                spent.append(f"{output.step.name}: {difference}; planned were {planned}")
+        lines = [line for output in outputs for line in summary_lines(store, output)] + spent
         if len(shards) == len(store.shards):
             lines += [line for split in splits.make_all(store, recipe.splits) for line in split.lines]
         elif recipe.splits:
@@ -151,15 +151,15 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         DamagedError: A shard is damaged, and the source does not give its bytes again.
     """
     identity = source.identity()
-    about = store.about
+    record = store.about
     fingerprint = agreement.first_fingerprint(identity, shard_fingerprints(store.path / "rows"))
-    known = (
-        about.get("source") == identity
-        if "rows" in about
+    same_source = (
+        record.get("source") == identity
+        if "rows" in record
         else not shard_fingerprints(store.path / "rows") - {fingerprint}
     )
-    if not known:
-        grown = agreement.grew(about.get("source"), identity)
+    if not same_source:
+        grown = agreement.grew(record.get("source"), identity)
         if append and grown:
             _grow(source, store, identity)
         # Without a row there is nothing that anybody would miss.
@@ -168,27 +168,27 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
                 objects.remove_tree(store.path / folder)
             store.update(rows=None)
         else:
-            raise StaleError(_other_source(store, about.get("source"), identity, append, grown))
+            raise StaleError(_other_source(store, record.get("source"), identity, append, grown))
     if store.about.get("rows") is None:
         store.update(rows=fingerprint, source=identity, shard_rows=source.shard_rows, complete=False, seals={})
     _restore(source, store)
-    there = store.shards
+    stored = store.shards
     if store.about.get("complete"):
-        if there != list(range(len(there))) or len(there) != store.about.get("shards"):
+        if stored != list(range(len(stored))) or len(stored) != store.about.get("shards"):
             raise StoreError(f"{store.path}/rows lacks a shard; {_LOST.format(store.path)}")
         _record_checksums(store)
         return 0
     stop = None if limit is None else _shard_count(limit, source.shard_rows)
-    first = next((i for i, number in enumerate(there) if number != i), len(there))
-    if first and not _full(store, first - 1):
+    first_missing = next((i for i, number in enumerate(stored) if number != i), len(stored))
+    if first_missing and not _full(store, first_missing - 1):
         # It was the source's last one, and more may follow by now.
-        first -= 1
-    if stop is not None and first >= stop:
+        first_missing -= 1
+    if stop is not None and first_missing >= stop:
         _record_checksums(store)
         return 0
     read: int = 0
     with bar(label, None) as advance:
-        for chunk in _chunks(source, store, first):
+        for chunk in _chunks(source, store, first_missing):
             if not _holds(store, chunk):
                 _drop_columns(store, chunk.number)
                 store.add_rows(chunk.number, chunk.rows, chunk.rejected)
@@ -205,8 +205,8 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
     return read
 
 
-def _other_source(store: Store, before: JsonValue, after: JsonValue, append: bool, grown: bool) -> str:
-    changed = agreement.source_change(before, after)
+def _other_source(store: Store, recorded: JsonValue, current: JsonValue, append: bool, grown: bool) -> str:
+    changed = agreement.source_change(recorded, current)
     hint = "run with --replace to read it anew, or name another store"
     if grown:
         hint = f"run with --append to read what is new alone, {hint.removeprefix('run ')}"
@@ -237,20 +237,20 @@ def _grow(source: Source, store: Store, identity: JsonValue) -> None:
     Raises:
         StaleError: A column has another type in the new files.
     """
-    full = next((i for i, n in enumerate(store.shards) if n != i or not _full(store, n)), len(store.shards))
-    for chunk in _chunks(source, store, full) if full else ():
-        before, after = store.stored_schema, chunk.rows.schema
-        for field in before:
-            if field.name in after.names and after.field(field.name).type != field.type:
+    full_shards = next((i for i, n in enumerate(store.shards) if n != i or not _full(store, n)), len(store.shards))
+    for chunk in _chunks(source, store, full_shards) if full_shards else ():
+        old_schema, new_schema = store.stored_schema, chunk.rows.schema
+        for field in old_schema:
+            if field.name in new_schema.names and new_schema.field(field.name).type != field.type:
                 raise StaleError(
-                    f"{store.path}: column {field.name!r} is {after.field(field.name).type} in the new files, and "
+                    f"{store.path}: column {field.name!r} is {new_schema.field(field.name).type} in the new files, and "
                     f"{field.type} in those before; convert it, or run with --replace to read all of them anew"
                 )
         break
     note(
-        f"{agreement.source_change(store.about.get('source'), identity)}: what is there of {counted(full, 'full shard')} stays"
+        f"{agreement.source_change(store.about.get('source'), identity)}: what is there of {counted(full_shards, 'full shard')} stays"
     )
-    seals: dict[str, JsonValue] = {kind: [*seals[:full]] for kind, seals in store.row_checksums.items()}
+    seals: dict[str, JsonValue] = {kind: [*seals[:full_shards]] for kind, seals in store.row_checksums.items()}
     store.update(source=identity, complete=False, seals=seals)
 
 
@@ -280,8 +280,8 @@ _LOST = "put a copy of it back, or delete {}/store.json to read the source again
 
 def _chunks(source: Source, store: Store, first: int) -> Iterator[Chunk]:
     """Read a source from a shard on, given the shards before it."""
-    before = shard.metadata(store.path / "rows" / filename(first - 1)).schema.to_arrow_schema() if first else None
-    return source.chunks(first, before, _ids(store, range(first)) if source.id else ())
+    schema = shard.metadata(store.path / "rows" / filename(first - 1)).schema.to_arrow_schema() if first else None
+    return source.chunks(first, schema, _ids(store, range(first)) if source.id else ())
 
 
 def _record_checksums(store: Store, **values: JsonValue) -> None:
@@ -304,13 +304,13 @@ def _restore(source: Source, store: Store) -> None:
     damaged, seals = integrity.damaged_rows(store), store.row_checksums
     sealed = len(seals.get("rows", []))
     lost = {int(file.stem): wrong for file, wrong in damaged.items() if int(file.stem) < sealed}
-    for found, wrong in damaged.items():
-        if int(found.stem) >= sealed:
+    for damaged_file, wrong in damaged.items():
+        if int(damaged_file.stem) >= sealed:
             if store.about.get("complete"):
                 raise DamagedError(f"{wrong}; {_LOST.format(store.path)}")
             # Nothing was computed from it yet: it is read as if it had never been.
             for kind in ("rows", "rejected"):
-                (store.path / kind / found.name).unlink(missing_ok=True)
+                (store.path / kind / damaged_file.name).unlink(missing_ok=True)
             note(f"{wrong}: it is read anew")
     for chunk in _chunks(source, store, min(lost)) if lost else ():
         if chunk.number in lost:
@@ -331,10 +331,10 @@ def _restore(source: Source, store: Store) -> None:
         raise DamagedError(f"{wrong}, and its source has no such rows now; {_LOST.format(store.path)}")
 
 
-def compute(output: StepOutput, store: Store, shards: Sequence[int], where: str, spread: Spread) -> int:
+def compute(output: StepOutput, store: Store, shards: Sequence[int], label_prefix: str, executor: Executor) -> int:
     """Compute the shards an output lacks and, once all are there, its facts; returns how many were computed."""
-    wanted = set(shards)
-    missing = [number for number in store.missing(output) if number in wanted]
+    requested = set(shards)
+    missing = [number for number in store.missing(output) if number in requested]
     step, facts = output.step, step_file(output.path, "facts.json")
     if missing or not objects.is_folder(step_file(output.path, "shared")):
         # They are of all shards that were there: a kill before the new ones are summed up must not leave them.
@@ -342,9 +342,9 @@ def compute(output: StepOutput, store: Store, shards: Sequence[int], where: str,
         with _making(output):
             shared = _prepared(output, store)
         total = sum(map(store.count, missing))
-        with bar(f"{where}{step.name}", total) as advance:
+        with bar(f"{label_prefix}{step.name}", total) as advance:
             # Bought answers and the limit on their price are kept by one process.
-            for rows in (spread if missing and not _buys(step) else here)(output, store, shared, missing):
+            for rows in (executor if missing and not _buys(step) else in_process)(output, store, shared, missing):
                 advance(rows)
     # Arrow keeps what it was given for its next table; the next step has none as large.
     shard.give_back()
@@ -356,14 +356,14 @@ def compute(output: StepOutput, store: Store, shards: Sequence[int], where: str,
 
 def _prepared(output: StepOutput, store: Store) -> Path:
     """Return what a step prepared once for all shards, prepared now where it is not there."""
-    kept = step_file(output.path, "shared")
-    if objects.is_folder(kept):
-        return objects.local_folder(kept, output.fingerprint)
-    made = (output.path if isinstance(output.path, Path) else store.scratch / output.step.name) / ".shared.tmp"
-    made.mkdir(parents=True)
-    output.step.prepare(store, made)
-    shard.write_checksums(made)
-    return objects.keep_folder(made, kept, output.fingerprint)
+    stored = step_file(output.path, "shared")
+    if objects.is_folder(stored):
+        return objects.local_folder(stored, output.fingerprint)
+    temporary = (output.path if isinstance(output.path, Path) else store.scratch / output.step.name) / ".shared.tmp"
+    temporary.mkdir(parents=True)
+    output.step.prepare(store, temporary)
+    shard.write_checksums(temporary)
+    return objects.keep_folder(temporary, stored, output.fingerprint)
 
 
 @contextmanager
@@ -377,11 +377,11 @@ def _making(output: StepOutput) -> Iterator[None]:
         ) from error
 
 
-def here(output: StepOutput, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
-    """Compute shards in this process, one after the other; see `Spread`."""
-    work = worker(output, store, shared)
+def in_process(output: StepOutput, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
+    """Compute shards in this process, one after the other; see `Executor`."""
+    compute_shard = worker(output, store, shared)
     for number in shards:
-        yield from work(number)
+        yield from compute_shard(number)
 
 
 def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], Iterator[int]]:
@@ -395,17 +395,17 @@ def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], It
     objects.keep_folder(shared, step_file(output.path, "shared"), output.fingerprint)
     read = store.reader(step.inputs)
 
-    def work(number: int) -> Iterator[int]:
+    def compute_shard(number: int) -> Iterator[int]:
         rows = read(number)
         _check_lists(step, rows)
-        parts = []
+        added = []
         for start in range(0, rows.num_rows, step.rows_per_call):
-            part = rows.slice(start, step.rows_per_call)
-            parts.append(_columns(step, number, part, transform(part)))
-            yield part.num_rows
-        store.add(output, number, rows, pa.concat_tables(parts) if parts else step.adds.empty_table())
+            batch = rows.slice(start, step.rows_per_call)
+            added.append(_columns(step, number, batch, transform(batch)))
+            yield batch.num_rows
+        store.add(output, number, rows, pa.concat_tables(added) if added else step.adds.empty_table())
 
-    return work
+    return compute_shard
 
 
 def _columns(step: Step, number: int, rows: pa.Table, added: object) -> pa.Table:
@@ -414,19 +414,21 @@ def _columns(step: Step, number: int, rows: pa.Table, added: object) -> pa.Table
     Raises:
         StepError: It gave no pyarrow Table, other columns, another number of rows, or values of other types.
     """
-    where = f"step {step.name}, shard {number}"
+    location = f"step {step.name}, shard {number}"
     if not isinstance(added, pa.Table):
-        raise StepError(f"{where}: returned a {type(added).__name__}, not a pyarrow Table; return its .to_arrow(), say")
+        raise StepError(
+            f"{location}: returned a {type(added).__name__}, not a pyarrow Table; return its .to_arrow(), say"
+        )
     if added.num_rows != rows.num_rows or added.column_names != step.adds.names:
         raise StepError(
-            f"{where}: returned {added.num_rows} rows of {added.column_names} for {rows.num_rows} rows of "
+            f"{location}: returned {added.num_rows} rows of {added.column_names} for {rows.num_rows} rows of "
             f"{step.adds.names}; return these columns, a value for each row"
         )
     try:
         return added.cast(step.adds)
     except pa.ArrowException as error:
         raise StepError(
-            f"{where}: returned values of other types than it declares: {brief(str(error), 200)}"
+            f"{location}: returned values of other types than it declares: {brief(str(error), 200)}"
         ) from error
 
 
@@ -442,9 +444,9 @@ def _check_lists(step: Step, rows: pa.Table) -> None:
             )
 
 
-def _check_devices(outputs: Sequence[tuple[StepOutput, Store]], spread: Spread) -> None:
+def _check_devices(outputs: Sequence[tuple[StepOutput, Store]], executor: Executor) -> None:
     """Refuse, before any model is loaded, a device that is not on this machine, where there is something to compute."""
-    for output, store in outputs if spread is here else ():
+    for output, store in outputs if executor is in_process else ():
         if store.missing(output):
             for _, value in output.step:
                 if isinstance(value, LocalModel):
@@ -457,15 +459,15 @@ def _buys(step: Step) -> bool:
 
 def _planned(output: StepOutput, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
     """Estimate what an endpoint will be asked for an output's missing shards; None for a step that asks none."""
-    wanted = set(shards)
-    missing = [number for number in store.missing(output) if number in wanted]
+    requested = set(shards)
+    missing = [number for number in store.missing(output) if number in requested]
     if not missing or not _buys(output.step):
         return None
     rows = store.table(missing[0], ("prompt", "response")).slice(0, _LOOKED_AT)
     response = _mean_length(rows["response"].to_pylist())
-    made = next((step.k for step in steps if isinstance(step, Generate | Retrieve)), 0)
+    candidates = next((step.k for step in steps if isinstance(step, Generate | Retrieve)), 0)
     averages = Averages(
-        _mean_length([prompt_text(p) for p in rows["prompt"].to_pylist()]), response, response, made, response
+        _mean_length([prompt_text(p) for p in rows["prompt"].to_pylist()]), response, response, candidates, response
     )
     work = output.step.work(averages)
     if work is None:
@@ -477,7 +479,7 @@ def _mean_length(texts: Sequence[str | None]) -> float:
     return sum(len(text or "") for text in texts) / max(1, len(texts))
 
 
-def told(store: Store, output: StepOutput) -> Iterator[str]:
+def summary_lines(store: Store, output: StepOutput) -> Iterator[str]:
     """Yield what an output's facts say to a person."""
     facts = store.facts(output.step.name)
     if "summary" in facts:
@@ -497,8 +499,8 @@ def _corpus(recipe: Recipe, store: Store, replace: bool, append: bool) -> Store 
     if recipe.corpus is None:
         return store.corpus_store
     if recipe.corpus.store is not None:
-        given = recipe.corpus.model_fields_set - {"store", "split", "shard_rows"}
-        unused = [name for name in sorted(given) if getattr(recipe.corpus, name) not in (name, None, {})]
+        settings = recipe.corpus.model_fields_set - {"store", "split", "shard_rows"}
+        unused = [name for name in sorted(settings) if getattr(recipe.corpus, name) not in (name, None, {})]
         if unused:
             raise SourceError(
                 f"corpus: {unused[0]} has no effect on a store, which is taken as it is; leave it out, or name the "

@@ -39,7 +39,7 @@ _SAMPLE_CORPUS = 2_000
 _EMBEDDED_AT_ONCE = 256
 
 
-class Line(NamedTuple):
+class StepEstimate(NamedTuple):
     """One step of a plan."""
 
     step: str
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     rows: int
     rejected: int
     corpus: int
-    lines: list[Line]
+    lines: list[StepEstimate]
     notes: list[str]
 
 
@@ -96,14 +96,14 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         if isinstance(step, Attack):
             candidates["adv"] = step.k
         if isinstance(step, Retrieve) and corpus is not None:
-            probed, none = _coverage(step, sample, corpus, _embedded(store, step))
+            probed, share_without = _coverage(step, sample, corpus, _embedded(store, step))
             mean = probed["candidates_mean"]
             assert isinstance(mean, float)
             candidates["contrast"] = mean
             notes.append(
-                f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {none:.0%} of rows"
+                f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {share_without:.0%} of rows"
             )
-            if none > 0.5:
+            if share_without > 0.5:
                 notes += [f"warning: {line}" for line in coverage.advice(probed, step.band)]
     averages = Averages(
         prompt=_mean([prompt_text(p) for p in sample.prompts]),
@@ -116,10 +116,12 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     ratios: dict[str, float] = {}
     lines = []
     if corpus is not None:
-        whole = averages._replace(prompt=_mean([prompt_text(p) for p in corpus.prompts]))
-        for step in {needed.name: needed for one in steps for needed in one.on_corpus}.values():
-            done = store.corpus_store if store.about else None
-            lines.append(_line(step, corpus.rows - _done(done, step), whole, texts, ratios, "corpus "))
+        corpus_averages = averages._replace(prompt=_mean([prompt_text(p) for p in corpus.prompts]))
+        for step in {needed.name: needed for row_step in steps for needed in row_step.on_corpus}.values():
+            corpus_store = store.corpus_store if store.about else None
+            lines.append(
+                _line(step, corpus.rows - _done(corpus_store, step), corpus_averages, texts, ratios, "corpus ")
+            )
     for step in steps:
         variant = str(getattr(step, "variant", "contrast"))
         of_these = averages._replace(candidates=candidates.get(variant, 0.0))
@@ -160,19 +162,19 @@ def _check_filters(
     """
     if store.about:
         added = {name for step in steps for name in step.adds.names} | set(rows.names)
-        known = [pa.field(c.name, c.kind) for c in store.columns() if c.stale is None and c.name not in added]
-        rows = pa.schema([*rows, *known])
+        stored_columns = [pa.field(c.name, c.kind) for c in store.columns() if c.stale is None and c.name not in added]
+        rows = pa.schema([*rows, *stored_columns])
     planned = [_without_weights(step) for step in steps]
     with TemporaryDirectory() as folder:
-        empty, beside = _empty(Path(folder) / "store", rows), None
+        planned_store, corpus_store = _empty(Path(folder) / "store", rows), None
         if corpus is not None:
-            beside = _empty(Path(folder) / "store" / "corpus", corpus)
-            empty.update(corpus="corpus")
-        there, outputs = agreement.plan_steps(planned, empty, beside)
-        if beside is not None:
-            beside.claim(there)
-        empty.claim(outputs)
-        split.check(empty, recipe.splits)
+            corpus_store = _empty(Path(folder) / "store" / "corpus", corpus)
+            planned_store.update(corpus="corpus")
+        corpus_outputs, outputs = agreement.plan_steps(planned, planned_store, corpus_store)
+        if corpus_store is not None:
+            corpus_store.claim(corpus_outputs)
+        planned_store.claim(outputs)
+        split.check(planned_store, recipe.splits)
 
 
 def _empty(path: Path, schema: pa.Schema) -> Store:
@@ -192,17 +194,19 @@ def _without_weights(step: Step) -> Step:
 
 
 def _line(
-    step: Step, rows: int, averages: Averages, texts: Sequence[str], ratios: dict[str, float], where: str = ""
-) -> Line:
-    work = step.work(averages)
-    if work is None or not isinstance(work.model, Backend):
-        return Line(where + step.name, rows, "", 0, 0, 0, None)
-    model = f"{work.model.key} {work.model.path}"
+    step: Step, rows: int, averages: Averages, texts: Sequence[str], ratios: dict[str, float], prefix: str = ""
+) -> StepEstimate:
+    model_work = step.work(averages)
+    if model_work is None or not isinstance(model_work.model, Backend):
+        return StepEstimate(prefix + step.name, rows, "", 0, 0, 0, None)
+    model = f"{model_work.model.key} {model_work.model.path}"
     if model not in ratios:
-        ratios[model] = work.model.count_tokens(texts) / max(1, sum(map(len, texts)))
-    read, written = (round(characters * ratios[model] * rows) for characters in (work.characters, work.answer))
-    calls, usd = round(work.sequences * rows), work.model.price(read, written)
-    return Line(where + step.name, rows, model, calls, read, written, usd)
+        ratios[model] = model_work.model.count_tokens(texts) / max(1, sum(map(len, texts)))
+    read, written = (
+        round(characters * ratios[model] * rows) for characters in (model_work.characters, model_work.answer)
+    )
+    calls, usd = round(model_work.sequences * rows), model_work.model.price(read, written)
+    return StepEstimate(prefix + step.name, rows, model, calls, read, written, usd)
 
 
 def _done(store: Store | None, step: Step) -> int:
@@ -238,8 +242,10 @@ def _look(source: Source, label: str, size: int) -> _Sample:
                 rows, rejected, schema = rows + table.num_rows, rejected + set_aside, table.schema
                 advance(table.num_rows + set_aside)
 
-    kept = evenly(texts(), size)
-    return _Sample(rows, rejected, [p for p, _, _ in kept], [r for _, r, _ in kept], [r for _, _, r in kept], schema)
+    sample = evenly(texts(), size)
+    return _Sample(
+        rows, rejected, [p for p, _, _ in sample], [r for _, r, _ in sample], [r for _, _, r in sample], schema
+    )
 
 
 class _Watched:
@@ -268,24 +274,24 @@ def _coverage(
     """
     assert step.encoder is not None
     embedder = _Watched(step.encoder.load())
-    queries, known = embed(embedder, sample.prompts)
-    if not known.any():
+    queries, finite = embed(embedder, sample.prompts)
+    if not finite.any():
         raise ModelError(
-            f"none of {len(known)} prompts has an embedding that is finite; name another encoder, or `dtype: float32`"
+            f"none of {len(finite)} prompts has an embedding that is finite; name another encoder, or `dtype: float32`"
         )
-    queries, own, scale = queries[known], retrieve.keys(sample.prompts)[known], 1.0
+    queries, query_keys, scale = queries[finite], retrieve.keys(sample.prompts)[finite], 1.0
     if embedded is not None:
         tables = list(embedded.rows(["prompt", "embedding"]))
         width = dimensions(table["embedding"] for table in tables) or queries.shape[1]
         vectors = np.concatenate([as_matrix(table["embedding"], width) for table in tables if table.num_rows])
-        others = np.concatenate([retrieve.keys(table["prompt"].to_pylist()) for table in tables])
+        corpus_keys = np.concatenate([retrieve.keys(table["prompt"].to_pylist()) for table in tables])
     else:
         vectors, _ = embed(embedder, corpus.prompts)
-        others, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
-    found = coverage.probe(queries, own, vectors, others, step.band, step.k, scale)
-    none, doubled = found["share_none"], found["share_none_twice_the_corpus"]
-    assert isinstance(none, float) and isinstance(doubled, float)
-    return found, none * (doubled / none) ** np.log2(scale) if none else 0.0
+        corpus_keys, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
+    probed = coverage.probe(queries, query_keys, vectors, corpus_keys, step.band, step.k, scale)
+    share_none, doubled = probed["share_none"], probed["share_none_twice_the_corpus"]
+    assert isinstance(share_none, float) and isinstance(doubled, float)
+    return probed, share_none * (doubled / share_none) ** np.log2(scale) if share_none else 0.0
 
 
 def _embedded(store: Store, step: Retrieve) -> Store | None:

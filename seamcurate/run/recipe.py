@@ -127,15 +127,15 @@ class Recipe(BaseModel):
             roles = {
                 role: getattr(self.models, role) for role in Models.model_fields if role in type(step).model_fields
             }
-            missing = {
+            model_by_role = {
                 role: model for role, model in roles.items() if model is not None and getattr(step, role) is None
             }
-            made = step.model_copy(update=missing)
-            lacking = next((role for role in roles if getattr(made, role) is None), None)
-            if lacking is not None:
-                raise RecipeError(no_model(lacking, step.name))
-            if made not in filled:
-                filled.append(made)
+            filled_step = step.model_copy(update=model_by_role)
+            missing_role = next((role for role in roles if getattr(filled_step, role) is None), None)
+            if missing_role is not None:
+                raise RecipeError(no_model(missing_role, step.name))
+            if filled_step not in filled:
+                filled.append(filled_step)
         return filled
 
 
@@ -158,10 +158,10 @@ def _reason(file: Path, error: OSError | UnicodeDecodeError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
     if file.is_dir():
-        what = "a store" if (file / "store.json").is_file() else "a folder"
-        return f"it is {what}; a recipe is a YAML file, and is named before the store"
-    beside = [one.name for one in file.parent.glob("*.y*ml") if suggestion(file.stem, [one.stem])]
-    return f"{error.strerror}{suggestion(file.name, beside)}"
+        kind = "a store" if (file / "store.json").is_file() else "a folder"
+        return f"it is {kind}; a recipe is a YAML file, and is named before the store"
+    similar = [path.name for path in file.parent.glob("*.y*ml") if suggestion(file.stem, [path.stem])]
+    return f"{error.strerror}{suggestion(file.name, similar)}"
 
 
 def loads(text: str, folder: Path = Path(), name: str = "recipe") -> Recipe:
@@ -171,11 +171,13 @@ def loads(text: str, folder: Path = Path(), name: str = "recipe") -> Recipe:
     try:
         return _recipe(value, folder)
     except _Refused as refused:
-        at = refused.at
-        while at and at not in lines:
-            at = at[:-1]
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in refused.at).lstrip(".")
-        raise RecipeError(f"{name}:{lines.get(at, 1)}: {key + ': ' if key else ''}{refused}") from refused
+        location = refused.at
+        while location and location not in lines:
+            location = location[:-1]
+        key = "".join(
+            f"[{key_part}]" if isinstance(key_part, int) else f".{key_part}" for key_part in refused.at
+        ).lstrip(".")
+        raise RecipeError(f"{name}:{lines.get(location, 1)}: {key + ': ' if key else ''}{refused}") from refused
 
 
 def parsed(text: str, name: str = "recipe", lines: dict[Path_, int] | None = None) -> object:
@@ -202,15 +204,15 @@ def parsed(text: str, name: str = "recipe", lines: dict[Path_, int] | None = Non
 def _hint(text: str, number: int) -> str:
     """Say what to do about a line that YAML does not take."""
     line = (text.splitlines() or [""])[min(number, len(text.splitlines())) - 1 : number]
-    return "; indent with spaces, not tabs" if any("\t" in part for part in line) else ""
+    return "; indent with spaces, not tabs" if any("\t" in character for character in line) else ""
 
 
 class _Refused(Exception):
     """A value at a path of the recipe cannot be taken."""
 
-    def __init__(self, at: Path_, message: str, line: int = 1) -> None:
+    def __init__(self, location: Path_, message: str, line: int = 1) -> None:
         super().__init__(message)
-        self.at, self.line = at, line
+        self.at, self.line = location, line
 
 
 def _recipe(value: object, folder: Path) -> Recipe:
@@ -232,10 +234,10 @@ def _recipe(value: object, folder: Path) -> Recipe:
     models = _checked(Models, _with_folders(value.get("models") or {}, folder), ("models",))
     steps = _steps(value.get("steps") or [], folder)
     splits = {}
-    listed = value.get("splits") or {}
-    if not isinstance(listed, dict):
+    split_texts = value.get("splits") or {}
+    if not isinstance(split_texts, dict):
         raise _Refused(("splits",), "splits is a mapping of names to {filter: …}")
-    for name, split in listed.items():
+    for name, split in split_texts.items():
         try:
             if isinstance(split, dict) and isinstance(split.get("filter"), str):
                 split = {**split, "filter": read_filter(split["filter"], folder)}
@@ -255,11 +257,11 @@ def _placed(split: Split, folder: Path) -> Split:
     return split.model_copy(update={"augment": split.augment.model_copy(update={"evaluation": evaluation})})
 
 
-def _steps(listed: object, folder: Path) -> list[Step]:
-    if not isinstance(listed, list):
+def _steps(items: object, folder: Path) -> list[Step]:
+    if not isinstance(items, list):
         raise _Refused(("steps",), "steps is a list, such as `- retrieve: {k: 30}`")
     steps: list[Step] = []
-    for i, item in enumerate(listed):
+    for i, item in enumerate(items):
         if isinstance(item, str):
             item = {item: {}}
         if not isinstance(item, dict) or len(item) != 1:
@@ -268,29 +270,29 @@ def _steps(listed: object, folder: Path) -> list[Step]:
         maker = STEPS.get(name)
         if maker is None:
             raise _Refused(("steps", i, name), f"unknown step; there are: {', '.join(STEPS)}{suggestion(name, STEPS)}")
-        made = _checked(maker, _with_folders(config or {}, folder), ("steps", i, name))
-        steps += made if isinstance(made, tuple) else (made,)
+        created = _checked(maker, _with_folders(config or {}, folder), ("steps", i, name))
+        steps += created if isinstance(created, tuple) else (created,)
     return steps
 
 
-def _checked(kind: Any, value: object, at: Path_) -> Any:
+def _checked(kind: Any, value: object, location: Path_) -> Any:
     """Validate a value as a model class or as the arguments of a function, naming the key that is wrong."""
     if not isinstance(value, dict):
-        raise _Refused(at, f"expected a mapping, found {type(value).__name__}")
+        raise _Refused(location, f"expected a mapping, found {type(value).__name__}")
     try:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind.model_validate(value)
         return validate_call(config=ConfigDict(hide_input_in_errors=True))(kind)(**value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        loc = tuple(part for part in first["loc"] if part not in _TAGS)
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        problem = error.errors(include_url=False)[0]
+        loc = tuple(key for key in problem["loc"] if key not in _TAGS)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
             keys = _keys(kind, loc[:-1])
             message = f"unknown key; there are: {', '.join(keys)}{suggestion(loc[-1], keys)}"
-        elif first["type"] != "value_error" and loc:
-            message = f"{message[0].lower()}{message[1:]}, found {str(first['input'])[:60]!r}"
-        raise _Refused((*at, *loc), message) from error
+        elif problem["type"] != "value_error" and loc:
+            message = f"{message[0].lower()}{message[1:]}, found {str(problem['input'])[:60]!r}"
+        raise _Refused((*location, *loc), message) from error
 
 
 _TAGS = {"causal_lm", "sequence_classifier", "sentence_encoder", "openai_server", "fake"}
@@ -313,10 +315,10 @@ def _with_folders(value: object, folder: Path) -> object:
     """Point what lies in the recipe's folder there: models, templates, lexicons; any other path is as it was given."""
     if isinstance(value, dict):
         return {
-            key: str(folder / one)
-            if isinstance(one, str) and _lies_in(folder, key, one)
-            else _with_folders(one, folder)
-            for key, one in value.items()
+            key: str(folder / inner)
+            if isinstance(inner, str) and _lies_in(folder, key, inner)
+            else _with_folders(inner, folder)
+            for key, inner in value.items()
         }
     return value
 
@@ -333,22 +335,22 @@ _LARGEST, _DEEPEST = 100_000, 50
 """Keys and values of a recipe, and how deep they lie: ten lines of aliases of aliases make more than memory holds."""
 
 
-def _plain(node: yaml.Node | None, at: Path_, lines: dict[Path_, int]) -> Any:
+def _plain(node: yaml.Node | None, location: Path_, lines: dict[Path_, int]) -> Any:
     """Turn YAML nodes into plain values, noting each key's line; a key given twice is refused."""
     if node is None:
         return {}
-    if len(lines) > _LARGEST or len(at) > _DEEPEST:
-        raise _Refused(at, "aliases (*) make it too large, or it is too deep", node.start_mark.line + 1)
-    lines.setdefault(at, node.start_mark.line + 1)
+    if len(lines) > _LARGEST or len(location) > _DEEPEST:
+        raise _Refused(location, "aliases (*) make it too large, or it is too deep", node.start_mark.line + 1)
+    lines.setdefault(location, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
-            if key in found:
-                raise _Refused((*at, key), f"key {key!r} is given twice", key_node.start_mark.line + 1)
-            lines[(*at, key)] = key_node.start_mark.line + 1
-            found[key] = _plain(value_node, (*at, key), lines)
-        return found
+            if key in values:
+                raise _Refused((*location, key), f"key {key!r} is given twice", key_node.start_mark.line + 1)
+            lines[(*location, key)] = key_node.start_mark.line + 1
+            values[key] = _plain(value_node, (*location, key), lines)
+        return values
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(one, (*at, i), lines) for i, one in enumerate(node.value)]
+        return [_plain(child, (*location, i), lines) for i, child in enumerate(node.value)]
     return yaml.SafeLoader("").construct_object(node)
