@@ -32,7 +32,7 @@ ATTACKED = pa.list_(pa.struct([("response", pa.string()), ("similarity", pa.floa
 _NEIGHBOURS: dict[Method, int] = {"pwws": 0, "textfooler": 50, "ga": 50, "bert_attack": 48}
 _SIMILARITY: dict[Method, float] = {"pwws": -1.0, "textfooler": 0.7, "ga": -1.0, "bert_attack": 0.2}
 _USUAL_QUERIES: dict[Method, float] = {"pwws": 8.0, "textfooler": 5.0, "ga": 60.0, "bert_attack": 3.0}
-"""Queries a word of the attacked answer takes, roughly."""
+"""Queries for each word of the attacked answer, on average, for estimates."""
 
 
 class Attack(Step):
@@ -63,17 +63,17 @@ class Attack(Step):
     method: Method = "pwws"
     k: int = Field(default=30, ge=1)
     start: str = "response"
-    """The column of worse answers to perturb: texts, or a set such as `worse_contrast`, whose first one is taken."""
+    """The column of answers to perturb: texts, or a sample set such as `worse_contrast`, whose first answer is taken."""
     query_budget: int = Field(default=2000, ge=1)
-    """Texts of a row the reward model is asked about at most."""
+    """The most texts that the reward model scores for a row."""
     seed: int = 0
     reward: RewardingModel | None = None
     encoder: EncoderModel | None = None
-    """Measures how near each perturbation is; TextFooler and BERT-Attack also choose by it."""
+    """Measures the similarity of each perturbation; TextFooler and BERT-Attack also select by it."""
     wordnet: str | None = None
     """WordNet's files, or Parquet with word, pos, synonym: PWWS's synonyms, TextFooler's parts of speech, antonyms."""
     antonyms: str | None = None
-    """Parquet with word, other, relation: pairs whose relation is `antonym` never stand for each other."""
+    """Parquet with word, other, relation: words whose relation is `antonym` never replace each other."""
     vectors: str | None = None
     """Word vectors as text: the neighbours of TextFooler and GA."""
     masked_model: str | None = None
@@ -103,12 +103,12 @@ class Attack(Step):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Read the instruction, its golden response and what is to be perturbed."""
+        """Read the instruction, its golden response, and the answer to perturb."""
         return tuple(dict.fromkeys(("prompt", "response", self.start)))
 
     @property
     def adds(self) -> pa.Schema:
-        """Add the set, what was done to each of it, and what is to be said of it."""
+        """Add the attacked answers, their edits, and the reason when there are fewer than `k`."""
         return pa.schema(
             [
                 column("worse_adv", ATTACKED, f"up to {self.k} perturbations by {self.method}, best reward first"),
@@ -121,7 +121,7 @@ class Attack(Step):
         )
 
     def work(self, rows: Averages) -> Work:
-        """Ask for a reward a query."""
+        """Estimate one reward a query."""
         queries = min(self.query_budget, _USUAL_QUERIES[self.method] * rows.response / 6)
         return Work(self.reward, queries, queries * (rows.prompt + rows.response))
 
@@ -154,11 +154,11 @@ class Attack(Step):
                 reasons.append(reason)
                 if reason is None and start is not None and goal[0] is not None:
                     attempts[i] = Attempt(start, goal[0], self.query_budget)
-                    # Its own seed a row, whatever stands beside it.
+                    # Each row has its own seed, so that its result does not depend on other rows.
                     running[i] = search(self.method, attempts[i], lexicons, _seed(self.seed, start))
             reasons = _run(running, prompts, models, reasons)
             for i, attempt in attempts.items():
-                # A crossing of two changed texts can be the text itself again, and a change can be a correction.
+                # Crossing two changed texts can restore the original, and a change can arrive at the golden response.
                 for text in (starts[i], golden[i]):
                     attempt.seen.pop(text or "", None)
             return self._table(attempts, reasons, models.encoder)
@@ -166,7 +166,7 @@ class Attack(Step):
         return attack
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """State how many rows were hacked, by how many queries."""
+        """Count the rows whose attack succeeded, and the queries."""
         rows = attacked = fooled_before = hacked = queries = 0
         for table in columns:
             rows += table.num_rows
@@ -265,7 +265,7 @@ class _Row(NamedTuple):
 def _run(
     running: dict[int, Search], prompts: Sequence[Prompt], models: _Models, reasons: Sequence[str | None]
 ) -> list[str | None]:
-    """Let all searches go on until each has ended, asking each model for all of them at once."""
+    """Run all searches to their end; each model answers the questions of all searches in one batch."""
     outcomes = list(reasons)
     waiting: dict[int, Ask] = {}
 
@@ -282,7 +282,7 @@ def _run(
             kind: [row for row, ask in waiting.items() if ask.kind == kind]
             for kind in ("rewards", "embeddings", "words")
         }
-        # The smallest model first: what it lets through then shares the reward model's batch.
+        # The smallest model first: texts that pass it then share one batch of the reward model.
         for kind in ("words", "embeddings", "rewards"):
             if rows := kinds[kind]:
                 answers = _answers(kind, rows, waiting, prompts, models)
@@ -310,7 +310,7 @@ def _answers(
         ]
     vectors = normalised(models.encoder.embed([text for group in texts for text in group]))
     ends = np.cumsum([len(group) for group in texts])[:-1]
-    # What is searched for is near the first text: without its embedding nothing can be.
+    # Candidates are compared with the first text: without its embedding none can be.
     return [group if np.isfinite(group[0]).all() else None for group in np.split(vectors, ends)]
 
 
@@ -321,7 +321,7 @@ _UNANSWERED = {
 
 
 def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, column: str) -> str | None:
-    """Say why a row cannot be attacked, if so."""
+    """Return why a row cannot be attacked, or None."""
     if start is None or not start.strip():
         return f"there is no answer in {column} to perturb"
     if not goal or goal[0] is None:

@@ -26,7 +26,7 @@ from seamcurate.text import counted
 GENERATED = pa.list_(pa.struct([("response", pa.string())]))
 
 _SAME = 0.9
-"""Share of common word triples from which two answers are taken for one."""
+"""The share of common word triples from which two answers count as the same."""
 _NUMBERED = re.compile(r"^\s*(?:\*\*)?(?:answer\s+)?\d{1,3}\s*[.):](?:\*\*)?\s+", re.MULTILINE | re.IGNORECASE)
 _WORDS = re.compile(r"\w+")
 _KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
@@ -42,7 +42,7 @@ _TEXT_KEYS = (
     "sentence",
     "value",
 )
-"""Words in the key of an object's text, the surest first."""
+"""Words in the key of an object's text, the most reliable first."""
 _LABEL_KEYS = frozenset(
     [
         "id",
@@ -89,12 +89,12 @@ _LABEL_KEYS = frozenset(
         "reasoning",
     ]
 )
-"""Last words in the keys of what is said about a text."""
+"""Last words of the keys whose values describe a text."""
 _NOT_WORSE = ("correct", "original", "golden", "reference", "given")
 
 
 class SampleSet(NamedTuple):
-    """One row's set, and why it is missing or smaller than asked for."""
+    """One row's answers, and why there are none or fewer than `k`."""
 
     answers: list[str] | None
     reason: str | None
@@ -123,7 +123,7 @@ class Generate(Step):
     """`one` call a row asks for all answers as JSON; `each` asks for one answer `k` times, and needs a temperature."""
     generator: LanguageModelConfig | None = None
     template: prompts.Template = ""
-    """A file of your own in place of the paper's prompt; see `seamcurate.prompts`."""
+    """A file with another prompt in place of the paper's; see `seamcurate.prompts`."""
 
     revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 256
@@ -140,7 +140,7 @@ class Generate(Step):
 
     @property
     def adds(self) -> pa.Schema:
-        """Add the set, and what is to be said of it."""
+        """Add the answers, and the reason when there are fewer than `k`."""
         return pa.schema(
             [
                 column("worse_gpt", GENERATED, f"up to {self.k} answers a language model wrote to be worse"),
@@ -149,7 +149,7 @@ class Generate(Step):
         )
 
     def work(self, rows: Averages) -> Work:
-        """Ask once a row, or once an answer; a worse answer is about as long as the golden one."""
+        """Estimate one call a row, or one an answer; a worse answer is about as long as the golden one."""
         calls = 1 if self.calls == "one" else self.k
         template_length = len("".join(turn["content"] for turn in prompts.render(self._template)))
         return Work(
@@ -157,11 +157,11 @@ class Generate(Step):
         )
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Have an endpoint that answers in batches asked for all rows at once."""
+        """Ask an endpoint that answers in batches for all rows at once."""
         self._model().ahead(prompts.Conversations(data, self.inputs, self._starts))
 
     def load(self, shared: Path) -> Transform:
-        """Get ready to ask."""
+        """Load the generator."""
         model = self._model()
 
         def generate(rows: pa.Table) -> pa.Table:
@@ -180,7 +180,7 @@ class Generate(Step):
         return generate
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Count answers, rows without, and rows with fewer than asked for."""
+        """Count answers, rows without answers, and rows with fewer than `k`."""
         rows = answers = missing = short = 0
         for table in columns:
             lengths = pc.list_value_length(table["worse_gpt"])
@@ -209,7 +209,7 @@ class Generate(Step):
         return [partial(self._conversation, prompt, golden) for prompt, golden in pairs]
 
     def _conversation(self, prompt: Prompt, golden: str | None) -> Conversation[SampleSet]:
-        """Ask for one row's set."""
+        """Ask for one row's answers."""
         if golden is None or not golden.strip():
             return SampleSet(None, "there is no golden response to make worse")
         messages = prompts.render(self._template, prompt_text(prompt), golden, self.k)
@@ -225,7 +225,7 @@ class Generate(Step):
         return SampleSet(answers, "; ".join(filter(None, [f"{len(answers)} of {self.k}", str(distinct), trouble])))
 
     def _at_once(self, messages: list[Message], distinct: _Distinct) -> Conversation[str]:
-        """Ask for all, and once more for what is missing; returns what went wrong last."""
+        """Ask for all answers in one call, and once more for missing ones; return the last problem in words."""
         answer = read((yield Request(messages, _schema(self.k))))
         trouble = _trouble(answer)
         if answer.finish not in ("stop", "length"):
@@ -249,7 +249,7 @@ class Generate(Step):
         return trouble
 
     def _each(self, messages: list[Message], distinct: _Distinct) -> Conversation[str]:
-        """Ask for one answer at a time; a few more times where answers repeat each other."""
+        """Ask for one answer a call, with a fifth more calls for repeated answers; return the last problem in words."""
         trouble = ""
         for draw in range(self.k + max(1, self.k // 5)):
             answer = read((yield Request(messages, draw=draw)))
@@ -262,7 +262,7 @@ class Generate(Step):
 
 
 class _Distinct:
-    """Answers that differ from the golden response and from each other by more than spelling."""
+    """Collect answers that differ from the golden response and from each other by more than spelling."""
 
     def __init__(self, golden: str) -> None:
         self.golden = _gist(golden)
@@ -271,9 +271,9 @@ class _Distinct:
         self.copies = self.repeated = self.empty = 0
 
     def add(self, answers: Iterable[str]) -> None:
-        """Take what is new."""
+        """Add the answers that are new."""
         for answer in answers:
-            # A reply that was cut inside an escaped emoji holds half of it, which no file can.
+            # A reply that was cut inside an escaped emoji has half a surrogate pair, which no file can hold.
             text = answer.encode("utf-8", "replace").decode().strip()
             gist = _gist(text)
             if not text:
@@ -292,7 +292,7 @@ class _Distinct:
 
 
 def listed(text: str, complete: bool = True) -> list[str]:
-    """Find the answers in what a model wrote: JSON, whole or cut short, else a numbered list, else paragraphs.
+    """Return the answers in a model's reply: from JSON, complete or cut, else a numbered list, else paragraphs.
 
     Args:
         text: Without thinking.
@@ -312,13 +312,13 @@ def listed(text: str, complete: bool = True) -> list[str]:
         return [piece.strip() for piece in numbered[1:-1] if piece.strip()] if not numbered[0].strip() else []
     inside = [_strings(value) for place, value in values if _is_set(body, place, value)]
     if any(inside):
-        # A format that is repeated before the answers is no longer than they are.
+        # A reply may repeat the requested format before the answers; the longest list is the answers.
         return max(reversed(inside), key=len)
     parts = _NUMBERED.split(body)
     if len(parts) < 3:
         parts = re.split(r"\n\s*\n", body)
         parts = parts if parts[0].rstrip().endswith(":") else ["", *parts]
-    # Before the first number stands what introduces the list.
+    # The text before the first number introduces the list.
     return [piece.strip() for piece in parts[1:] if piece.strip()] if len(parts) > 2 else []
 
 
@@ -342,7 +342,7 @@ def _strings(value: JsonValue) -> list[str]:
     inner = [inner_value for key, inner_value in value.items() if isinstance(inner_value, dict) and _is_text_key(key)]
     if len(value) == 1 and inner:
         return _strings(inner[0])
-    # Several texts under names that say nothing of them are a set, and else an object is one answer.
+    # Several texts under keys that are no labels are several answers; any other object is one answer.
     numbered = all(_KEY_WORDS.findall(key)[-1:] and _KEY_WORDS.findall(key)[-1].isdigit() for key in value)
     if numbered or (
         all(isinstance(inner_value, str) for inner_value in value.values()) and not any(map(_is_label_key, value))
@@ -357,7 +357,7 @@ def _texts(elements: list[JsonValue]) -> list[str]:
 
 
 def _text(answer: dict[str, JsonValue]) -> str | None:
-    """Return the text of an answer that came as an object: by its key, else the only one that no key calls a label."""
+    """Return the text of an answer that is an object: by a key that names a text, else the only text that is no label."""
     texts = {key: value for key, value in answer.items() if isinstance(value, str) and not _is_label_key(key)}
     for word in _TEXT_KEYS:
         for key, value in texts.items():
@@ -378,7 +378,7 @@ def _is_text_key(key: str) -> bool:
 
 
 def _is_label_key(key: str) -> bool:
-    """Tell whether a key names what is said about an answer: `answer_type`, `correct_answer`, `id`."""
+    """Tell whether a key's value describes an answer and is none: `answer_type`, `correct_answer`, `id`."""
     words = [word for word in _words(key) if not word.isdigit()]
     if not words:
         return False
@@ -401,7 +401,7 @@ def _schema(count: int) -> dict[str, JsonValue]:
 
 
 def _trouble(answer: Answer) -> str:
-    """Say in a few words what an answer lacks; nothing if it is fine."""
+    """Say in a few words what is wrong with an answer; nothing where it is fine."""
     if answer.finish == "length":
         return "cut short by max_tokens"
     if answer.finish == "content_filter":

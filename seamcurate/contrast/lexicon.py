@@ -1,6 +1,6 @@
-"""What word-level attacks know of words, from files the user points to: synonyms, antonyms, neighbours, stop words.
+"""Read lexicons for word-level attacks from the user's files: synonyms, antonyms, neighbours, stop words.
 
-Nothing is ever downloaded: where something is missing, the error says which attack needs it and where it is to be had.
+Nothing is downloaded. Where a file is missing, the error says which attack needs it and where to get it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class WordNet:
             raise StepError(f"lexicon {path}: {first_line(error)}; {WHERE_WORDNET}") from error
 
     def synonyms(self, word: str) -> list[str]:
-        """Return single words of the same meaning as some meaning of this one, sorted; never an antonym."""
+        """Return the single words that share a meaning with this one, sorted; never an antonym."""
         lower = word.lower()
         candidates = self._folder.synonyms(lower) if self._folder else self._listed(lower)
         return sorted(
@@ -80,7 +80,7 @@ class WordNet:
 
 
 class _Files:
-    """WordNet's `index.*`, `data.*` and `*.exc`."""
+    """Read WordNet's own files: `index.*`, `data.*` and `*.exc`."""
 
     def __init__(self, folder: Path) -> None:
         self.index: dict[str, dict[str, list[int]]] = {}
@@ -119,7 +119,7 @@ class _Files:
                 yield from ((pos, offset) for offset in self.index[pos][base])
 
     def _bases(self, word: str, pos: str) -> list[str]:
-        """Return the dictionary forms a word may be a form of."""
+        """Return the dictionary forms of a word: from the exceptions, else by the rules of detachment."""
         index, exceptions = self.index[pos], self.exceptions[pos].get(word)
         bases = [form for form in [word, *(exceptions or [])] if form in index]
         if exceptions is None:
@@ -136,7 +136,7 @@ class _Files:
         end = self.data[pos].index(b"\n", offset)
         parts = self.data[pos][offset:end].split(b"|")[0].decode().split()
         count = int(parts[3], 16)
-        # An adjective's marker of position, as in galore(ip), is no part of the word.
+        # An adjective's marker of position, as in galore(ip), does not belong to the word.
         lemmas = tuple(parts[4 + 2 * i].split("(")[0] for i in range(count))
         start = 4 + 2 * count
         names = {mark: name for name, mark in _FILES.items()} | {"s": "adj"}
@@ -145,7 +145,7 @@ class _Files:
 
 
 class Vectors:
-    """Word vectors, as GloVe and counter-fitted PARAGRAM are published: a word and its numbers a line."""
+    """Read word vectors in the text form of GloVe and counter-fitted PARAGRAM: a word and its numbers on each line."""
 
     def __init__(self, path: str) -> None:
         words: list[str] = []
@@ -155,7 +155,7 @@ class Vectors:
                 for line in file:
                     word, _, numbers = line.rstrip().partition(" ")
                     row = np.array(numbers.split(" "), np.float32)
-                    # word2vec's text form begins with its size.
+                    # word2vec's text form starts with a line of its size.
                     if len(row) > 1:
                         words.append(word)
                         rows.append(row)
@@ -174,7 +174,7 @@ class Vectors:
         return None if row is None or other_row is None else float(self._matrix[row] @ self._matrix[other_row])
 
     def _nearest(self, word: str, count: int) -> list[str]:
-        """Return the words nearest to one, the nearest first; none if it is unknown."""
+        """Return the words nearest to a word, nearest first; none if the word is unknown."""
         row = self._place.get(word)
         if row is None:
             return []
@@ -185,7 +185,7 @@ class Vectors:
 
 
 def identity(path: str) -> str:
-    """Hash a lexicon's file, or a folder's files."""
+    """Return the hash of a lexicon's file, or of a folder's files."""
     lexicon = Path(path)
     if not lexicon.exists():
         raise StepError(f"lexicon {path} is not there; check the path")

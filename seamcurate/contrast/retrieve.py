@@ -1,7 +1,7 @@
 """SEAM_Contrast's sample set: golden responses of near, but different, instructions (SEAM §4.2, App. F.3).
 
-The k corpus instructions of highest cosine inside the band, never one from outside it: exactly, by `nearest`, or for
-corpora of many millions through an approximate FAISS index whose recall is measured and reported.
+The `k` corpus instructions of highest cosine inside the band are found exactly, by `nearest`, or, for corpora of many
+millions, by an approximate FAISS index whose recall is measured and reported. None is ever outside the band.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from seamcurate.models.vectors import as_matrix, dimensions, embedded, not_finit
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
-"""A contrast set names corpus rows; their texts are joined when it is read."""
+"""A contrast set holds numbers of corpus rows; the views join their texts."""
 
 _PROBED = 256
-"""Rows whose whole neighbourhood is looked at to describe coverage."""
+"""Rows in the sample by which coverage is described."""
 
 
 class Embed(Step):
@@ -126,10 +126,10 @@ class Retrieve(Step):
     band: tuple[float, float] = (0.80, 0.90)
     encoder: EncoderModel | None = None
     index: Literal["exact", "ivf", "hnsw"] = "exact"
-    """`ivf` and `hnsw` are FAISS's: faster on many millions, and they miss some; how many is measured and reported."""
+    """`ivf` and `hnsw` are FAISS's: faster on many millions of rows, and not exact; their recall is measured and reported."""
     effort: int = Field(default=64, ge=1)
-    """How far they look in each gigabyte of vectors: lists probed, or candidates kept while searching. `exact` has no
-    use for it."""
+    """The depth of an approximate search in each gigabyte of vectors: lists probed (`ivf`), or candidates held while searching
+    (`hnsw`). `exact` ignores it."""
 
     revision: ClassVar[int] = 3
     rows_per_call: ClassVar[int] = 1024
@@ -159,16 +159,16 @@ class Retrieve(Step):
 
     @property
     def on_corpus(self) -> tuple[Step, ...]:
-        """Have the corpus embedded by the same encoder first."""
+        """Require the corpus to be embedded by the same encoder first."""
         return (Embed(encoder=self.encoder),)
 
     @property
     def corpus_inputs(self) -> tuple[str, ...]:
-        """Read the corpus's texts, to leave equal ones out, and its embeddings."""
+        """Read the corpus's texts, to exclude equal ones, and its embeddings."""
         return ("prompt", "response", "embedding")
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Lay the corpus's vectors out for the search and describe how many rows the band will serve."""
+        """Write the corpus's vectors for the search, and measure on a sample how many rows the band serves."""
         count = sum(table.num_rows for table in data.corpus(()))
         if count == 0:
             raise StepError("step worse_contrast: the corpus has no rows to retrieve from")
@@ -241,7 +241,7 @@ class Retrieve(Step):
         return retrieve
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Count candidates per row; below one half served, say what a wider band or larger corpus would give."""
+        """Count candidates a row; where fewer than half of the rows have any, say what a wider band or corpus would give."""
         counts = np.concatenate(
             [pc.list_value_length(t["worse_contrast"]).to_numpy() for t in columns] or [np.zeros(0, np.int64)]
         )
@@ -286,13 +286,13 @@ def nothing(queries: nearest.Positions, positions: nearest.Positions) -> npt.NDA
 
 
 def keys(texts: Sequence[Prompt | None]) -> Keys:
-    """Hash texts, case and white space aside, to 64 bits: equal texts have equal keys."""
+    """Return a 64-bit hash of each text: texts that are equal, case and white space aside, have equal keys."""
     folded = (" ".join(prompt_text(text).casefold().split()) if text is not None else "\0" for text in texts)
     digests = (hashlib.blake2b(f.encode("utf-8", "surrogatepass"), digest_size=8).digest() for f in folded)
     return np.frombuffer(b"".join(digests), np.uint64).copy()
 
 
 def _mapped(shared: Path, name: str) -> npt.NDArray[Any]:
-    """Open one number a corpus row, of which there may be more than memory holds."""
+    """Map a file with one value for each corpus row; it may exceed the memory."""
     values: npt.NDArray[Any] = np.load(shared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     return values

@@ -1,8 +1,8 @@
-"""The searches of word-level attacks, each a coroutine: it asks, is told, and goes on, so that many share one model.
+"""The searches of word-level attacks. Each is a coroutine that yields questions to a model, so that many share one batch.
 
-PWWS (Ren 2019), TextFooler (Jin 2020), BERT-Attack (Li 2020) and the genetic algorithm of Wang 2019, as TextAttack
-0.3.11 puts them together: the same words, the same order of trying, the same constraints. Word lists, sentence
-encoder and masked model are the user's.
+PWWS (Ren 2019), TextFooler (Jin 2020), BERT-Attack (Li 2020) and the genetic algorithm of Wang 2019 are composed as in
+TextAttack 0.3.11: the same words, the same order, the same constraints. The user provides word lists, sentence encoder and
+masked model.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ Method: TypeAlias = Literal["pwws", "textfooler", "bert_attack", "ga"]
 
 
 class Ask(NamedTuple):
-    """What a search needs to know next: rewards or embeddings of texts, or what a masked model would write."""
+    """A question of a search: the rewards or embeddings of texts, or the words that a masked model would write."""
 
     kind: Literal["rewards", "embeddings", "words"]
     texts: list[str]
     span: tuple[int, int] = (0, 0)
-    """For `words`: where in the text the word stands, in characters."""
+    """For `words`: the start and end of the word in the text, in characters."""
 
 
 Search: TypeAlias = Generator[Ask, Any, str]
-"""Returns the text it ended with."""
+"""A coroutine that yields questions, is sent the answers, and returns the text that it ended with."""
 
 _OUTER = "'-_*@"
 _WORD = re.compile(rf"[\w{re.escape(_OUTER)}˗`×]+")
-"""TextAttack's words: these marks belong to a word inside it, not around it."""
+"""TextAttack's words: these marks belong to a word when they are inside it, not when they surround it."""
 _UNKNOWN = "[UNK]"
 
 
 class Text:
-    """A text's words, and what stands between them."""
+    """A text's words, and the gaps around them: one gap more than words."""
 
     def __init__(self, text: str) -> None:
         self.words: list[str] = []
@@ -56,11 +56,11 @@ class Text:
         self.gaps.append(text[end:])
 
     def written(self, words: Sequence[str]) -> str:
-        """Put other words into the same places."""
+        """Return the text with other words in the same positions."""
         return "".join(gap + word for gap, word in zip(self.gaps, words, strict=False)) + self.gaps[-1]
 
     def without(self, words: Sequence[str], position: int) -> str:
-        """Leave one word out, and one of the spaces beside it unless nothing follows."""
+        """Return the text without one word, and without one of the spaces beside it unless the word is the last."""
         gaps = list(self.gaps)
         if position == 0:
             gaps[1] = gaps[1].removeprefix(" ")
@@ -70,7 +70,7 @@ class Text:
         return "".join(gap + word for gap, word in zip(gaps, shown, strict=False)) + gaps[-1]
 
     def span(self, words: Sequence[str], position: int) -> tuple[int, int]:
-        """Return where a word stands, in characters."""
+        """Return where a word starts and ends, in characters."""
         start = sum(map(len, self.gaps[: position + 1])) + sum(map(len, words[:position]))
         return start, start + len(words[position])
 
@@ -85,21 +85,22 @@ class Text:
 
 
 class Lexicons(NamedTuple):
-    """What words may stand for each other."""
+    """Hold the sources of replacement words, and their limits."""
 
     wordnet: WordNet | None
     vectors: Vectors | None
     stop_words: frozenset[str]
     neighbours: int
-    """How many of the nearest words, or of a masked model's, are tried."""
+    """How many of the nearest words, or of a masked model's words, are tried."""
     min_similarity: float
+    """The least cosine between the sentence embeddings of a text and its change."""
 
 
 class Attempt:
-    """One row's attack: what was asked, what it found, and when to stop.
+    """One row's attack: the queries, the rewards, and the budget.
 
     Attributes:
-        seen: Reward of every text that the constraints allow, as it was queried.
+        seen: The reward of every queried text that the constraints allow, in the order of the queries.
         start: R(I∘text) − R(I∘r⁺) before any change.
         queries: Texts the reward model was asked about, probes and repetitions included, as TextAttack counts them.
     """
@@ -130,12 +131,12 @@ class Attempt:
         return np.array([self._known[text] for text in texts]) - self.threshold
 
     def changeable(self, stop_words: frozenset[str]) -> list[int]:
-        """Return the places of words that may be changed."""
+        """Return the positions of words that may be changed."""
         return [i for i, word in enumerate(self.original) if word not in stop_words]
 
 
 def search(method: Method, attempt: Attempt, lexicons: Lexicons, seed: int) -> Search:
-    """Look for a text whose reward exceeds the threshold; what is found stands in `attempt.seen`."""
+    """Search for a text whose reward exceeds the threshold; every candidate is added to `attempt.seen`."""
     if method == "ga":
         return (yield from _genetic(attempt, _nearest_words(lexicons, "ga"), lexicons, random.Random(seed)))
     if method == "pwws":
@@ -145,13 +146,13 @@ def search(method: Method, attempt: Attempt, lexicons: Lexicons, seed: int) -> S
     return (yield from _greedy(attempt, _masked_words(lexicons), lexicons, "unknown"))
 
 
-# Which words may stand in a place: a coroutine from (attempt, words, place) to the changed word lists.
+# Which words may replace a word: a coroutine from (attempt, words, position) to the changed lists of words.
 
 Swaps: TypeAlias = Callable[[Attempt, list[str], int], Generator[Ask, Any, list[list[str]]]]
 
 
 def _synonyms(lexicons: Lexicons) -> Swaps:
-    """WordNet's synonyms, without further constraint (PWWS)."""
+    """Replace a word by WordNet's synonyms, without further constraint (PWWS)."""
     wordnet = lexicons.wordnet
     assert wordnet is not None
 
@@ -163,7 +164,7 @@ def _synonyms(lexicons: Lexicons) -> Swaps:
 
 
 def _nearest_words(lexicons: Lexicons, method: Literal["textfooler", "ga"]) -> Swaps:
-    """Neighbours among word vectors: near enough, and for TextFooler of the same part of speech and in a like sentence."""
+    """Replace a word by near word vectors; TextFooler also demands the same part of speech and a similar sentence."""
     vectors, wordnet = lexicons.vectors, lexicons.wordnet
     assert vectors is not None
 
@@ -189,16 +190,16 @@ def _nearest_words(lexicons: Lexicons, method: Literal["textfooler", "ga"]) -> S
 
 
 _WINDOW = 15
-"""TextFooler compares so many words around a change, and no text that has fewer."""
+"""TextFooler compares this many words around a change, and does not compare shorter texts."""
 
 
 def _masked_words(lexicons: Lexicons) -> Swaps:
-    """Ask a masked language model what it would write in a word's place; two fifths of the words at most (BERT-Attack)."""
+    """Replace a word by what a masked language model would write; at most two fifths of the words change (BERT-Attack)."""
 
     def swaps(attempt: Attempt, words: list[str], position: int) -> Generator[Ask, Any, list[list[str]]]:
         (likely_words,) = yield Ask("words", [attempt.text.written(words)], attempt.text.span(words, position))
         opposite = lexicons.wordnet.antonyms(words[position]) if lexicons.wordnet else set()
-        # In capitals where the word was, for uncased models; the sentence encoder then decides.
+        # Uncased models write in lower case: a replacement takes the word's case before the sentence encoder compares texts.
         allowed = [
             _in_case(candidate, words[position]) for candidate in likely_words if candidate.lower() not in opposite
         ]
@@ -212,7 +213,7 @@ def _masked_words(lexicons: Lexicons) -> Swaps:
 
 
 def _changed(attempt: Attempt, words: list[str], position: int, words_to_try: Sequence[str]) -> list[list[str]]:
-    """Put each other word in the place, in the order of the texts that come of it, as TextAttack tries them."""
+    """Return the words with each replacement in the position, sorted by their texts, as TextAttack tries them."""
     candidates = [
         [*words[:position], word, *words[position + 1 :]]
         for word in dict.fromkeys(words_to_try)
@@ -231,7 +232,7 @@ def _few_changes(attempt: Attempt, changed: list[list[str]], share: float) -> li
 
 
 def _alike(texts: list[str], changed: list[list[str]], min_similarity: float) -> Generator[Ask, Any, list[list[str]]]:
-    """Keep what the sentence encoder finds near the first text."""
+    """Return the changes whose sentence embedding is near that of the first text."""
     reference, *vectors = yield Ask("embeddings", texts)
     return [
         candidate
@@ -241,7 +242,7 @@ def _alike(texts: list[str], changed: list[list[str]], min_similarity: float) ->
 
 
 def _same_part(wordnet: WordNet | None, word: str, other_word: str) -> bool:
-    """Tell whether two words share a part of speech; nouns and verbs may stand for each other, unknown words for all."""
+    """Tell whether two words share a part of speech; nouns may replace verbs and verbs nouns, unknown words any word."""
     if wordnet is None:
         return True
     parts, other_parts = wordnet.parts_of_speech(word), wordnet.parts_of_speech(other_word)
@@ -256,18 +257,18 @@ def _in_case(word: str, like: str) -> str:
     return word.capitalize() if like[:1].isupper() and like[1:].islower() else word
 
 
-# How they are tried.
+# In which order words are replaced.
 
 
 def _greedy(
     attempt: Attempt, swaps: Swaps, lexicons: Lexicons, ranking: Literal["saliency", "delete", "unknown"]
 ) -> Search:
-    """Change word after word, the weightiest first, each to what raises the reward most, until it exceeds the goal."""
+    """Change one word after another, the most important first, each to the word that raises the reward most."""
     text, current = attempt.text, list(attempt.original)
     positions = attempt.changeable(lexicons.stop_words)
     (best,) = yield from attempt.score([text.written(current)], probes=True)
     attempt.start = float(best)
-    # No more than will be asked about: a long answer would be written out once for each of its words.
+    # Only as many probes as the budget allows: a long answer has one probe text for each of its words.
     probed = positions[: attempt.budget - attempt.queries]
     if ranking == "delete":
         probes = [text.without(current, position) for position in probed]
@@ -281,7 +282,7 @@ def _greedy(
                 break
             if changed := (yield from swaps(attempt, current, position)):
                 gains[i] = (yield from attempt.score([text.written(candidate) for candidate in changed])).max()
-        # In single precision, as torch's.
+        # In single precision, as TextAttack computes it with torch.
         salient = np.exp((weights - weights.max(initial=-np.inf)).astype(np.float32))
         weights = salient / salient.sum() * gains[: len(salient)]
     for position in [positions[i] for i in (-weights).argsort()]:
@@ -302,7 +303,7 @@ class _Member(NamedTuple):
     words: list[str]
     score: float
     left: list[int]
-    """How often each word may still be replaced."""
+    """How often each word may still be replaced, by position."""
 
 
 _POPULATION, _GENERATIONS, _TEMPERATURE, _REPLACEMENTS = 60, 20, 0.3, 5
@@ -310,13 +311,13 @@ _POPULATION, _GENERATIONS, _TEMPERATURE, _REPLACEMENTS = 60, 20, 0.3, 5
 
 
 def _genetic(attempt: Attempt, swaps: Swaps, lexicons: Lexicons, draw: random.Random) -> Search:
-    """Let a population of changed texts cross and mutate, the fitter the likelier, until one exceeds the goal."""
+    """Let changed texts cross and mutate, fitter ones more often, until one exceeds the goal (Wang 2019)."""
     text, positions = attempt.text, attempt.changeable(lexicons.stop_words)
     (start,) = yield from attempt.score([text.written(attempt.original)], probes=True)
     attempt.start = float(start)
 
     def mutated(member: _Member, fixed_position: int | None = None) -> Generator[Ask, Any, _Member]:
-        """Replace one word by what raises the reward most: the given one, or one drawn by how often it may be."""
+        """Replace the word that raises the reward most: at `fixed_position`, or at random, weighted by replacements left."""
         weights = [member.left[position] if position in allowed else 0 for position in range(len(member.words))]
         while any(weights) and not attempt.over:
             position = fixed_position if fixed_position is not None else draw.choices(range(len(weights)), weights)[0]
