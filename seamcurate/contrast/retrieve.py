@@ -71,7 +71,7 @@ class Embed(Step):
         return pa.schema([column("embedding", pa.list_(pa.float32()), "the prompt's sentence embedding, length 1")])
 
     def work(self, rows: Averages) -> Work:
-        """Ask for one embedding a row."""
+        """Estimate one embedding a row."""
         return Work(self.encoder, 1, rows.prompt)
 
     def load(self, shared: Path) -> Transform:
@@ -203,7 +203,7 @@ class Retrieve(Step):
         (shared / "coverage.json").write_text(json.dumps(probed))
 
     def work(self, rows: Averages) -> Work:
-        """Ask for one embedding a row."""
+        """Estimate one embedding a row."""
         return Work(self.encoder, 1, rows.prompt)
 
     def load(self, shared: Path) -> Transform:
