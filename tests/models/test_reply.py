@@ -44,7 +44,9 @@ READERS = {
         (None,),
     ),
     "compare": (
-        lambda: verdicts._conversation("{question} {answer} {other}", "How?", "Like this.", "No.", "first"),
+        lambda: verdicts._conversation(
+            "{question} {answer} {other}", verdicts._Question("m", "0", "How?", "Like this.", "No.", "first")
+        ),
         "Both sort. [[A]]",
         'I am to write "[[B]]" if B is better.',
         ("win", None),
