@@ -74,8 +74,8 @@ from seamcurate import (
 )
 from seamcurate.errors import SeamcurateError
 from seamcurate.models.protocols import Likelihood
-from seamcurate.publish import card, export, hub
 from seamcurate.publish import diff as comparison
+from seamcurate.publish import export, hub, markdown
 from seamcurate.run import plan as estimate
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.rer import Rer
@@ -848,7 +848,7 @@ def test_csv_is_read_back_as_it_was_written(rows: list[tuple[str | None, str | N
 @settings(max_examples=200, deadline=None)
 @given(text=valid_text)
 def test_no_text_breaks_out_of_a_cell_of_the_card(text: str) -> None:
-    cell = card._cell(text)
+    cell = markdown.cell(text)
     assert "\n" not in cell and "\r" not in cell and "`" not in cell and "<" not in cell and "](" not in cell
     for pipe in re.finditer(r"(\\*)\|", cell):
         assert len(pipe[1]) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -20,7 +20,6 @@ OtherStore = Annotated[
     str | None,
     typer.Option(help="Second store to compare with; SQL reads it as other.rows, other.candidates and so on."),
 ]
-TrainerName = Literal["trl", "openrlhf", "verl"]
 MaxUsd = Annotated[
     float | None, typer.Option(min=0, help="US dollars to spend on endpoints at most; the command stops before more.")
 ]

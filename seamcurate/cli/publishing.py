@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seamcurate.cli.arguments import MaxUsd, OtherStore, RecipeFile, RepoId, StoreFolder, TrainerName, check_order
+from seamcurate.cli.arguments import MaxUsd, OtherStore, RecipeFile, RepoId, StoreFolder, check_order
+from seamcurate.publish.formats import Trainer
 
 if TYPE_CHECKING:
     from seamcurate.publish.reproduce import Endpoint
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def export(
     recipe: RecipeFile,
     store: StoreFolder,
-    to: Annotated[TrainerName, typer.Option(help="Trainer that loads the files.", show_default=False)],
+    to: Annotated[Trainer, typer.Option(help="Trainer that loads the files.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write to: one folder in it for each split.", show_default=False)],
 ) -> None:
     """Write a recipe's splits as a trainer loads them.
@@ -77,7 +78,7 @@ def push(
     recipe: RecipeFile,
     store: StoreFolder,
     repo_id: RepoId,
-    to: Annotated[TrainerName, typer.Option(help="Trainer that loads the files.")] = "trl",
+    to: Annotated[Trainer, typer.Option(help="Trainer that loads the files.")] = "trl",
     license: Annotated[
         list[str] | None, typer.Option(help="Licence of the source. Repeat the option for more.")
     ] = None,
@@ -93,7 +94,7 @@ def push(
     Example: seamcurate push recipe.yaml my-store my-org/my-prompts --dry-run
     """
     from seamcurate.publish import hub
-    from seamcurate.publish.card import megabytes
+    from seamcurate.publish.markdown import megabytes
     from seamcurate.store.store import Store
     from seamcurate.text import counted
 

@@ -19,6 +19,7 @@ from seamcurate.errors import RecipeError
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
 from seamcurate.publish.export import export
+from seamcurate.publish.formats import TRAINERS
 from seamcurate.run import recipe
 from seamcurate.run.local import run_local
 from seamcurate.select import views
@@ -105,7 +106,7 @@ def run(
     loaded = recipe.load(file)
     report = run_local(loaded, folder)
     store = Store(folder)
-    for trainer in ("trl", "openrlhf", "verl"):
+    for trainer in TRAINERS:
         list(export(loaded, store, trainer, folder / "export" / trainer))
     lines = [
         *_story(store, policy, judge),

@@ -47,8 +47,8 @@ PROVENANCE = pa.schema(
 DROPPED = pa.schema([("row_id", pa.int64()), ("data", pa.string()), ("reason", pa.string())])
 
 
-class Part(NamedTuple):
-    """What the kept rows of a shard gave."""
+class ShardPairs(NamedTuple):
+    """The pairs that the kept rows of a shard gave."""
 
     rows: int
     pairs: pa.Table
@@ -66,7 +66,7 @@ class _Candidate(NamedTuple):
     instruction: Prompt | None
 
 
-def parts(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[Part]:
+def shards(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[ShardPairs]:
     """Make the pairs of one kind, a shard of the source at a time; the nearest neighbours of a row come first.
 
     Prompts are as the rows have them, answers are text.
@@ -108,7 +108,7 @@ def parts(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[Pa
             taken.update(c.source_row_id for c in chosen if c.source_row_id is not None)
             for candidate in chosen:
                 pairs += _pairs(kind, row, candidate, augment, of_chat, split)
-        yield Part(len(rows), pa.Table.from_pylist(pairs, schema), pa.Table.from_pylist(dropped, DROPPED), short)
+        yield ShardPairs(len(rows), pa.Table.from_pylist(pairs, schema), pa.Table.from_pylist(dropped, DROPPED), short)
 
 
 def _candidates(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 from seamcurate.errors import HubError
-from seamcurate.publish import card, hub
+from seamcurate.publish import facts, hub
 from seamcurate.select import views
 from seamcurate.select.split import stale
 from seamcurate.storage import shard
@@ -119,7 +119,7 @@ def _side(place: str | Path) -> _Side:
         store = Store(place).open()
         records = store.split_records()
         names = sorted(records)
-        known = card.facts(store, names, "", version("seamcurate"))
+        known = facts.facts(store, names, "", version("seamcurate"))
         ledgers = {name: store.path / "splits" / name / "ledger.parquet" for name in names}
         prints = {name: str(record["fingerprint"]) for name, record in records.items()}
         outdated = [f"{place}: split {name} is out of date: {why}" for name, why in stale(store).items()]

@@ -26,8 +26,10 @@ from seamcurate.data.formats import hub_commit
 from seamcurate.data.source import Source
 from seamcurate.errors import HubError, SeamcurateError
 from seamcurate.progress import bar, note
-from seamcurate.publish import card
+from seamcurate.publish import card, facts, measures
 from seamcurate.publish.export import Exported, export
+from seamcurate.publish.formats import Trainer
+from seamcurate.publish.snippet import Configuration
 from seamcurate.run import recipe
 from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
@@ -35,7 +37,7 @@ from seamcurate.storage import atomic
 from seamcurate.storage.objects import local
 from seamcurate.store.store import Store, save_json
 from seamcurate.text import brief
-from seamcurate.trainers import REWARD_FILE, Trainer
+from seamcurate.trainers import REWARD_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -55,7 +57,7 @@ _WAITS = (1.0, 4.0, 15.0)
 _LONGEST_WAIT = 60.0
 _LARGEST_FACTS = 2**26
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
-_ANEW = ("run the same command later", "run the same command again")
+_RUN_AGAIN = ("run the same command later", "run the same command again")
 _TRANSPORTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
 
@@ -110,72 +112,72 @@ def prepare(
     """
     _check_name(repo_id)
     loaded, text = recipe.load(path), Path(path).read_text(encoding="utf-8")
-    beside, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
+    temporary, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
     with store.hold():
-        written = list(export(pinned or loaded, store, trainer, beside / "data"))
-        for file in (beside / "data").glob(f"*/{REWARD_FILE}"):
-            file.write_text(_anywhere(file.read_text(encoding="utf-8")), encoding="utf-8")
-        for part in ("ledger", "figures"):
-            (beside / part).mkdir()
-        parts = [_part(done, loaded, beside / "data") for done in written]
-        verdicts, figures = [], {}
+        exports = list(export(pinned or loaded, store, trainer, temporary / "data"))
+        for file in (temporary / "data").glob(f"*/{REWARD_FILE}"):
+            file.write_text(_without_folders(file.read_text(encoding="utf-8")), encoding="utf-8")
+        for name in ("ledger", "figures"):
+            (temporary / name).mkdir()
+        configurations = [_configuration(exported, loaded, temporary / "data") for exported in exports]
+        splits, figures = [], {}
         for name in loaded.splits:
             shutil.copyfile(
-                local(store.path / "splits" / name / "ledger.parquet"), beside / "ledger" / f"{name}.parquet"
+                local(store.path / "splits" / name / "ledger.parquet"), temporary / "ledger" / f"{name}.parquet"
             )
-            verdicts.append(card.measure(store, name))
-            if card.draw(verdicts[-1], beside / "figures" / f"{name}.png"):
+            splits.append(measures.measure(store, name))
+            if measures.draw(splits[-1], temporary / "figures" / f"{name}.png"):
                 figures[name] = f"figures/{name}.png"
-        known = card.facts(store, loaded.splits, trainer, version("seamcurate"))
-        (beside / RECIPE).write_text(text, encoding="utf-8")
+        known = facts.facts(store, loaded.splits, trainer, version("seamcurate"))
+        (temporary / RECIPE).write_text(text, encoding="utf-8")
         for name, content in _named_files(text, Path(path).parent).items():
-            (beside / name).parent.mkdir(parents=True, exist_ok=True)
-            (beside / name).write_text(content, encoding="utf-8")
-        save_json(beside / FACTS, known)
-        lacking, notes = _only_here(text, Path(path).parent)
-        told = card.readme(loaded, known, verdicts, card.About(repo_id, licences, parts, lacking, figures))
-        (beside / "README.md").write_text(told, encoding="utf-8")
-        atomic.replace_folder(folder, beside)
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_text(content, encoding="utf-8")
+        save_json(temporary / FACTS, known)
+        missing, notes = _only_here(text, Path(path).parent)
+        readme = card.readme(loaded, known, splits, card.About(repo_id, licences, configurations, missing, figures))
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
+        atomic.replace_folder(folder, temporary)
     if not figures:
         notes.append('the card has no figures: pip install "seamcurate[study]" draws them')
     if not licences:
         notes.append("the card says `license: unknown`: give --license, or take rows from a Hub data set that has one")
-    return Prepared(folder, told, _sizes(folder), notes)
+    return Prepared(folder, readme, _sizes(folder), notes)
 
 
-def _anywhere(code: str) -> str:
+def _without_folders(code: str) -> str:
     """Return a reward file that names a model's folder by its last part: where it lies on this machine is nobody's business."""
     return re.sub(r"('sentence_encoder': )'/[^']*/([^/']+)'", r"\1'\2'", code)
 
 
-def _part(done: Exported, loaded: Recipe, data: Path) -> card.Part:
+def _configuration(exported: Exported, loaded: Recipe, data: Path) -> Configuration:
     """Describe what an export wrote; a split that is written in several formats has a folder for each."""
-    inside = done.folder.relative_to(data).parts
-    form = loaded.splits[inside[0]].format if len(inside) == 1 else inside[-1]
-    shards = list(done.folder.glob("train-*.parquet"))
+    path = exported.folder.relative_to(data).parts
+    form = loaded.splits[path[0]].format if len(path) == 1 else path[-1]
+    shards = list(exported.folder.glob("train-*.parquet"))
     size, schema = sum(file.stat().st_size for file in shards), pq.read_schema(shards[0])
-    return card.Part("-".join(inside), inside[0], form, "/".join(inside), done.rows, size, schema, done.shape)
+    return Configuration("-".join(path), path[0], form, "/".join(path), exported.rows, size, schema, exported.shape)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    wanted = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in wanted}
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
     # Whatever else an export lays beside its shards is for this machine.
     return {name: size for name, size in sizes.items() if not name.startswith("data/") or _OURS.fullmatch(name)}
 
 
 def _named_files(text: str, folder: Path) -> dict[str, str]:
     """Read the filters and prompt templates that a recipe names, by their paths in it."""
-    found: dict[str, str] = {}
+    contents: dict[str, str] = {}
     for key, value in strings(yaml.safe_load(text)):
         if key == "filter" and split.is_file_name(value):
-            found[value.strip()] = split.read_filter(value, folder)
+            contents[value.strip()] = split.read_filter(value, folder)
         elif key == "template" and (folder / value).is_file():
-            found[value] = (folder / value).read_text(encoding="utf-8")
-    for name in found:
+            contents[value] = (folder / value).read_text(encoding="utf-8")
+    for name in contents:
         if escapes(name) or name in (RECIPE, FACTS, "README.md"):
             raise HubError(f"the recipe names {name!r}, which cannot be published beside it; put it into its folder")
-    return found
+    return contents
 
 
 def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
@@ -183,11 +185,11 @@ def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
-        for name, one in value.items():
-            yield from strings(one, str(name))
+        for name, inner in value.items():
+            yield from strings(inner, str(name))
     elif isinstance(value, list):
-        for one in value:
-            yield from strings(one, key)
+        for inner in value:
+            yield from strings(inner, key)
 
 
 def escapes(name: str) -> bool:
@@ -240,16 +242,16 @@ def push(
     """
     with asking(repo_id, sending=True):
         api = _api(repo_id, writing=True)
-        there = _newest(api, repo_id, public)
+        newest = _newest(api, repo_id, public)
         carried = licences or _licences(api, recipe.load(path))
     prepared = prepare(path, store, repo_id, trainer, carried)
     with asking(repo_id, sending=True):
-        head = there or _again(lambda: _made(api, repo_id, public))
+        head = newest or _retry(lambda: _create(api, repo_id, public))
         remote = {file.path: file for file in tree(api, repo_id, head)}
         changed = [name for name in prepared.files if not same(prepared.folder / name, remote.get(name))]
         removed = [name for name in remote if _OURS.fullmatch(name) and name not in prepared.files]
         if changed or removed:
-            head = _sent(api, repo_id, head, prepared, changed, removed)
+            head = _send(api, repo_id, head, prepared, changed, removed)
     url = f"{api.endpoint}/datasets/{repo_id}"
     return Pushed(url, head, changed, removed, len(prepared.files) - len(changed), prepared.notes)
 
@@ -284,12 +286,12 @@ def _newest(api: HfApi, repo_id: str, public: bool) -> str | None:
     return str(info.sha)
 
 
-def _made(api: HfApi, repo_id: str, public: bool) -> str:
+def _create(api: HfApi, repo_id: str, public: bool) -> str:
     api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True)
     return str(api.dataset_info(repo_id).sha)
 
 
-def _sent(
+def _send(
     api: HfApi, repo_id: str, head: str, prepared: Prepared, changed: Sequence[str], removed: Sequence[str]
 ) -> str:
     """Send files one by one, then commit them; returns the commit."""
@@ -308,10 +310,10 @@ def _sent(
             nonlocal tried
             if tried:
                 # The commit may have been made, and only its answer lost.
-                now = str(api.dataset_info(repo_id).sha)
-                there = {file.path: file for file in tree(api, repo_id, now)} if now != head else {}
-                if there and all(same(prepared.folder / name, there.get(name)) for name in changed):
-                    return now
+                newest = str(api.dataset_info(repo_id).sha)
+                remote = {file.path: file for file in tree(api, repo_id, newest)} if newest != head else {}
+                if remote and all(same(prepared.folder / name, remote.get(name)) for name in changed):
+                    return newest
             tried = True
             return str(
                 api.create_commit(
@@ -323,19 +325,19 @@ def _sent(
                 ).oid
             )
 
-        return _again(commit)
+        return _retry(commit)
 
 
 def _licences(api: HfApi, loaded: Recipe) -> list[str]:
     """Return the licences of the Hub data sets whose texts a push carries on."""
-    pairs = any(one.format in ("preferences", "unpaired") for one in loaded.splits.values())
-    found: list[str] = []
+    pairs = any(chosen.format in ("preferences", "unpaired") for chosen in loaded.splits.values())
+    licences: list[str] = []
     for source in (loaded.rows, *((loaded.corpus,) if loaded.corpus and pairs else ())):
         if isinstance(source, Source) and source.hub is not None:
             data = api.dataset_info(source.hub, revision=hub_commit(source.hub, source.revision)).card_data
-            given = data.get("license") if data else None
-            found += given if isinstance(given, list) else [str(given)] if given else []
-    return list(dict.fromkeys(found))
+            licence = data.get("license") if data else None
+            licences += licence if isinstance(licence, list) else [str(licence)] if licence else []
+    return list(dict.fromkeys(licences))
 
 
 # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -363,7 +365,7 @@ class Repository(NamedTuple):
             return Path(api.hf_hub_download(self.repo_id, name, repo_type="dataset", revision=self.commit))
 
     def facts(self) -> dict[str, JsonValue]:
-        """Read what decided the data set; see `card.facts`.
+        """Read what decided the data set; see `publish.facts`.
 
         Raises:
             HubError: There are none, or only a newer seamcurate can read them.
@@ -373,7 +375,7 @@ class Repository(NamedTuple):
             known = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise HubError(f"{self.repo_id}: {FACTS} is not readable as JSON") from error
-        if not isinstance(known, dict) or known.get("format") != card.FORMAT:
+        if not isinstance(known, dict) or known.get("format") != facts.FORMAT:
             raise HubError(f"{self.repo_id}: {FACTS} was written by a newer seamcurate; upgrade yours")
         return known
 
@@ -399,15 +401,16 @@ def tree(api: HfApi, repo_id: str, commit: str) -> Iterator[RepoFile]:
             yield entry
 
 
-def same(here: Path, there: RepoFile | None) -> bool:
-    """Tell whether a file here has the content the Hub names by its hash."""
-    if there is None or here.stat().st_size != there.size:
+def same(file: Path, remote: RepoFile | None) -> bool:
+    """Tell whether a file here has the content that the Hub names by its hash."""
+    if remote is None or file.stat().st_size != remote.size:
         return False
-    content = hashlib.sha256() if there.lfs else hashlib.sha1(b"blob %d\0" % there.size, usedforsecurity=False)
-    with here.open("rb") as handle:
-        while part := handle.read(2**20):
-            content.update(part)
-    return content.hexdigest() == (there.lfs.sha256 if there.lfs else there.blob_id)
+    # The Hub hashes large files by SHA-256, and others as git does.
+    content = hashlib.sha256() if remote.lfs else hashlib.sha1(b"blob %d\0" % remote.size, usedforsecurity=False)
+    with file.open("rb") as handle:
+        while block := handle.read(2**20):
+            content.update(block)
+    return content.hexdigest() == (remote.lfs.sha256 if remote.lfs else remote.blob_id)
 
 
 def compared(name: str) -> bool:
@@ -417,7 +420,10 @@ def compared(name: str) -> bool:
 
 @contextmanager
 def asking(repo_id: str, sending: bool = False) -> Iterator[None]:
-    """Turn whatever the client raises into one line without a token in it; what was `sending` says what becomes of that."""
+    """Turn whatever the client raises into one line without a token in it.
+
+    With `sending`, the line also says that files that have arrived are not sent again.
+    """
     try:
         yield
     except Exception as error:
@@ -427,16 +433,16 @@ def asking(repo_id: str, sending: bool = False) -> Iterator[None]:
 
 
 def _fail(repo_id: str, error: Exception, sending: bool) -> NoReturn:
-    said = _said(error)
-    if sending and said.endswith(_ANEW):
-        said += ": what has arrived is not sent again"
+    message = _error_message(error)
+    if sending and message.endswith(_RUN_AGAIN):
+        message += ": what has arrived is not sent again"
     # Not chained: a client's own message may quote the request, and so the token.
-    raise HubError(f"{repo_id}: {said}") from None
+    raise HubError(f"{repo_id}: {message}") from None
 
 
-def _said(error: Exception) -> str:
-    for one in _causes(error):
-        kind, status = type(one).__name__, _status(one)
+def _error_message(error: Exception) -> str:
+    for cause in _causes(error):
+        kind, status = type(cause).__name__, _status(cause)
         if kind in ("RepositoryNotFoundError", "GatedRepoError"):
             return "no such data set, or no access to it; check the name, and that you are logged in (`hf auth login`)"
         if kind == "RevisionNotFoundError":
@@ -448,8 +454,8 @@ def _said(error: Exception) -> str:
         if status is not None and status >= 500:
             return f"the Hub fails (status {status}); run the same command later"
         if status is not None:
-            return f"the Hub refuses (status {status}): {_redacted(getattr(one, 'server_message', None) or 'no reason given')}"
-        if _broke(one):
+            return f"the Hub refuses (status {status}): {_redacted(getattr(cause, 'server_message', None) or 'no reason given')}"
+        if _is_broken_connection(cause):
             return "the connection to the Hub broke; check the network and run the same command again"
     return f"{type(error).__name__}: {_redacted(str(error))}"
 
@@ -483,19 +489,20 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _broke(error: BaseException) -> bool:
+def _is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in _TRANSPORTS
 
 
-def _again(work: Callable[[], T]) -> T:
+def _retry(work: Callable[[], T]) -> T:
     """Do what huggingface_hub does not repeat; wait as long as the Hub says, or longer each time."""
     for wait in _WAITS:
         try:
             return work()
         except Exception as error:
-            status = next((found for one in _causes(error) if (found := _status(one)) is not None), None)
-            transient = status in _TRANSIENT if status is not None else any(map(_broke, _causes(error)))
-            seconds = max(wait, _asked_wait(error))
+            statuses = (_status(cause) for cause in _causes(error))
+            status = next((status for status in statuses if status is not None), None)
+            transient = status in _TRANSIENT if status is not None else any(map(_is_broken_connection, _causes(error)))
+            seconds = max(wait, _wait_asked_for(error))
             if not transient or seconds > _LONGEST_WAIT:
                 raise
             note(f"the Hub {f'answered {status}' if status else 'hung up'}; trying again in {seconds:.0f} s")
@@ -503,12 +510,13 @@ def _again(work: Callable[[], T]) -> T:
     return work()
 
 
-def _asked_wait(error: Exception) -> float:
-    for one in _causes(error):
-        headers = getattr(getattr(one, "response", None), "headers", None)
-        asked = str(headers.get("retry-after", "")) if isinstance(headers, Mapping) else ""
-        if asked.isdigit():
-            return float(asked)
+def _wait_asked_for(error: Exception) -> float:
+    """Return the seconds that the Hub's answer asks to wait; 0 where it asks for none."""
+    for cause in _causes(error):
+        headers = getattr(getattr(cause, "response", None), "headers", None)
+        seconds = str(headers.get("retry-after", "")) if isinstance(headers, Mapping) else ""
+        if seconds.isdigit():
+            return float(seconds)
     return 0.0
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -32,6 +32,7 @@ from seamcurate.models.local import LocalModel
 from seamcurate.models.server import OPENAI
 from seamcurate.progress import note
 from seamcurate.publish import hub
+from seamcurate.publish.formats import TRAINERS
 from seamcurate.publish.hub import Repository
 from seamcurate.run import recipe
 from seamcurate.run.local import Report, run_local
@@ -42,7 +43,6 @@ from seamcurate.step import Step
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store
 from seamcurate.text import brief, clean, counted
-from seamcurate.trainers import Trainer
 
 _LARGEST = 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -146,7 +146,7 @@ def reproduce(
     allow(asked(loaded), repo_id, endpoints, keys, ask)
     at_commits = pinned(loaded, known)
     report = run_local(at_commits, path, max_usd=max_usd)
-    trainer = next((one for one in get_args(Trainer) if one == known.get("trainer")), None)
+    trainer = next((name for name in TRAINERS if name == known.get("trainer")), None)
     if trainer is None:
         raise HubError(f"{repo_id} was written for a trainer that this seamcurate does not know; upgrade it")
     made = hub.prepare(folder / hub.RECIPE, store, repo_id, trainer, pinned=at_commits)

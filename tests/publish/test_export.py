@@ -28,12 +28,12 @@ from seamcurate import (
     to_verl,
 )
 from seamcurate.errors import ExportError, RecipeError
-from seamcurate.publish import export as export_module
+from seamcurate.publish import split_view
 from seamcurate.publish.export import export
+from seamcurate.publish.formats import TRAINERS
 from seamcurate.rewards import RerReward
 from seamcurate.run.plan import plan
 from seamcurate.select import split as splits
-from seamcurate.trainers import RESERVED
 
 ALL = "SELECT row_id FROM rows WHERE row_id < 30"
 SCORES = {
@@ -75,7 +75,7 @@ def test_trl_prompts_are_the_kept_rows_with_every_score_as_a_scalar(store, tmp_p
     assert done.rows == len(rows) == 32 and done.columns == list(features)
     assert [r["row_id"] for r in rows] == sorted(r["row_id"] for r in rows)
     assert not [name for name, kind in features.items() if not isinstance(kind, Value)]
-    assert set(features) & RESERVED["trl"]["prompts"] == {"prompt"}
+    assert set(features) & TRAINERS["trl"].reserved["prompts"] == {"prompt"}
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ EVERY = "SELECT row_id FROM rows"
 TO = {"trl": to_trl, "openrlhf": to_openrlhf, "verl": to_verl}
 
 
-@pytest.mark.parametrize(("trainer", "form"), [(t, f) for t, forms in RESERVED.items() for f in forms])
+@pytest.mark.parametrize(("trainer", "form"), [(t, f) for t, row in TRAINERS.items() for f in row.reserved])
 def test_columns_that_a_trainer_keeps_for_itself_are_renamed_and_that_is_said(tmp_path, trainer, form):
-    kept = RESERVED[trainer][form] - {"prompt"}
+    kept = TRAINERS[trainer].reserved[form] - {"prompt"}
     row = {"prompt": "a", "response": "b", **{name: f"of {name}" for name in (*kept, "topic")}}
     row["worse_contrast"] = [{"response": "c", "similarity": 0.5, "source_row_id": 1}]
     store = rows_store(tmp_path, [row], Split(filter=EVERY, format=form))
@@ -332,7 +332,7 @@ def test_a_format_without_a_loader_is_refused(store, tmp_path, to, form, message
 def test_the_sql_of_an_export_could_read_no_file_whatever_it_came_to(store, tmp_path, monkeypatch):
     (tmp_path / "secret.txt").write_text("a secret")
     stolen = f"SELECT content AS stolen FROM read_text('{tmp_path}/secret.txt')"
-    monkeypatch.setattr(export_module._View, "sql", lambda self, asked, schema: stolen)
+    monkeypatch.setattr(split_view.SplitView, "_sql", lambda self, asked, schema: stolen)
     with pytest.raises(duckdb.PermissionException, match="disabled by configuration"):
         to_verl(store, "train", tmp_path / "out")
 
@@ -380,7 +380,6 @@ def test_a_recipes_splits_are_exported_a_folder_each(store, recipe, tmp_path):
 @pytest.mark.slow
 def test_shards_are_read_a_few_at_a_time_in_the_source_s_order_also_where_one_has_no_row(tmp_path, monkeypatch):
     from seamcurate import Random, query
-    from seamcurate.publish import export as module
 
     lines = (
         [f'{{"prompt": "p{i}"}}' for i in range(40)] + ["no json"] * 10 + [f'{{"prompt": "q{i}"}}' for i in range(30)]
@@ -394,7 +393,7 @@ def test_shards_are_read_a_few_at_a_time_in_the_source_s_order_also_where_one_ha
     store = Store(tmp_path / "store")
     kept = query(store, "SELECT row_id, prompt, baseline_random FROM rows WHERE baseline_random > 0.3 ORDER BY row_id")
     for shards in (1, 3, 100):
-        monkeypatch.setattr(module, "_SHARDS", shards)
+        monkeypatch.setattr(split_view, "_SHARDS", shards)
         to_trl(store, "train", tmp_path / f"out-{shards}")
         rows = loaded(tmp_path / f"out-{shards}", tmp_path / str(shards))[1]
         assert [(r["row_id"], r["prompt"], r["baseline_random"]) for r in rows] == [

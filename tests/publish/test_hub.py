@@ -28,11 +28,12 @@ from huggingface_hub import constants
 
 from seamcurate import CausalLM, FakeModel, Models, Perplexity, Recipe, Source, Store, run_local
 from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StaleError, StoreError
-from seamcurate.publish import card, hub
+from seamcurate.publish import card, hub, measures
 from seamcurate.publish import diff as comparison
 from seamcurate.publish import reproduce as reproduction
 from seamcurate.publish.export import Exported
-from seamcurate.trainers import Shape
+from seamcurate.publish.shape import Shape
+from seamcurate.publish.snippet import Configuration
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ splits:
   pairs: {filter: filters/some.sql, format: preferences}
 """
 SOME = "-- only some of them\nSELECT row_id FROM rows WHERE row_id < $below\n-- default below = 10\n"
-DRAW = card.draw
+DRAW = measures.draw
 CANARY = "hf_canaryCANARYcanaryCANARYcanary"
 
 
@@ -99,7 +100,7 @@ def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(hub, "_WAITS", (0.01, 0.02, 0.03))
         # As where matplotlib is not installed: drawing takes longer than all the rest, and one test has it back.
-        monkeypatch.setattr(card, "draw", lambda *anything: False)
+        monkeypatch.setattr(measures, "draw", lambda *anything: False)
         monkeypatch.setenv("HF_TOKEN", CANARY)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         close_session()
@@ -164,7 +165,7 @@ def test_the_facts_hold_revisions_meanings_and_fingerprints_but_no_folder_of_thi
 
 def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(card, "draw", DRAW)
+    monkeypatch.setattr(measures, "draw", DRAW)
     hub.push(work.recipe, work.store, "me/curated", licences=["cc-by-4.0"])
     card_text = text(there, "README.md")
     front = yaml.safe_load(card_text.split("---")[1])
@@ -178,8 +179,8 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
         {"config_name": "pairs", "data_files": [{"split": "train", "path": "data/pairs/train-*.parquet"}]},
     ]
     assert "| drop the lowest 20 % by seam_contrast | 32 | 8 |" in card_text
-    measured = card.measure(work.store, "train")
-    words = {one.name: one for one in measured.rulers}["words of the response"]
+    measured = measures.measure(work.store, "train")
+    words = {one.name: one for one in measured.baselines}["words of the response"]
     assert f"from {words.all:.4g} to {words.kept:.4g}" in card_text
     for ruler in ("words of the prompt", "distinct trigrams of the response", "a random number"):
         assert f"| {ruler} | " in card_text
@@ -190,7 +191,7 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
 
 
 def test_the_card_names_every_file_that_verl_is_to_read(work, monkeypatch):
-    monkeypatch.setattr("seamcurate.publish.export._ROWS_PER_FILE", 10)
+    monkeypatch.setattr("seamcurate.publish.files._ROWS_PER_FILE", 10)
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     prepared = hub.prepare(work.recipe, work.store, "me/curated", trainer="verl")
     (named,) = re.findall(r"'data\.train_files=\[(\S+)\]' ", prepared.card)
@@ -215,12 +216,12 @@ def test_duckdb_finds_every_score_in_what_is_pushed_as_a_plain_column(work):
 
 
 def test_rulers_are_measured_over_the_rows_themselves(work):
-    measured = card.measure(work.store, "train")
+    measured = measures.measure(work.store, "train")
     (ledger,) = [pq.read_table(work.store.path / "splits/train/ledger.parquet")]
     answers = pq.read_table(work.recipe.parent / "rows.parquet")["response"].to_pylist()
     lengths = [len(answer.split()) for answer in answers]
     kept = [n for n, keep in zip(lengths, ledger["kept"].to_pylist(), strict=True) if keep]
-    ruler = {one.name: one for one in measured.rulers}["words of the response"]
+    ruler = {one.name: one for one in measured.baselines}["words of the response"]
     assert (ruler.all, ruler.kept) == (pytest.approx(sum(lengths) / 40), pytest.approx(sum(kept) / 32))
     assert measured.score == "seam_contrast" and measured.kept == 32
 
@@ -230,8 +231,8 @@ def test_a_split_written_in_two_formats_is_two_configurations(work, tmp_path):
     folder.mkdir(parents=True)
     file, rows = folder / "train-00000-of-00001.parquet", pa.table({"prompt": ["a"], "completion": ["b"]})
     pq.write_table(rows, file)
-    part = hub._part(Exported(folder, 7, [], shape=Shape("sft")), Recipe.load(work.recipe), tmp_path / "data")
-    assert part == card.Part(
+    part = hub._configuration(Exported(folder, 7, [], shape=Shape("sft")), Recipe.load(work.recipe), tmp_path / "data")
+    assert part == Configuration(
         "train-sft", "train", "sft", "train/sft", 7, file.stat().st_size, rows.schema, Shape("sft")
     )
     told = "\n".join(card.loading("me/curated", [part], "trl"))
@@ -249,7 +250,7 @@ def test_the_card_loads_each_format_in_its_form(trainer):
         if trainer != "verl" or name == "prompts"
     ]
     for shape in shapes:
-        part = card.Part("p", "p", shape.format, "p", 7, 7, pa.schema([]), shape)
+        part = Configuration("p", "p", shape.format, "p", 7, 7, pa.schema([]), shape)
         told = "\n".join(card.loading("me/curated", [part], trainer))
         if trainer == "verl":
             assert ("custom_chat_template" in told) == (not shape.chat)
@@ -273,7 +274,7 @@ def test_the_reward_file_is_published_and_names_no_folder_of_this_machine(work, 
     assert "`seamcurate_reward.py`" in prepared.card and "trl grpo --model_name_or_path POLICY" in prepared.card
     rows = load_dataset(str(prepared.folder), "train", split="train", cache_dir=str(tmp_path / "cache"))
     assert len(rows) == 32
-    assert hub._anywhere("{'sentence_encoder': '/home/me/minilm',\n 'stop': ['/a/b']}") == (
+    assert hub._without_folders("{'sentence_encoder': '/home/me/minilm',\n 'stop': ['/a/b']}") == (
         "{'sentence_encoder': 'minilm',\n 'stop': ['/a/b']}"
     )
 
@@ -317,8 +318,8 @@ def test_the_card_describes_each_field_of_the_files_and_no_other(trainer, splits
 def test_spearman_by_hand():
     # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5.
     a, b = np.array([1.0, 2, 2, 9, np.nan]), np.array([10.0, 20, 30, 40, 50])
-    assert card.spearman(a, b) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
-    assert np.isnan(card.spearman(a, np.ones(5)))
+    assert measures.spearman(a, b) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+    assert np.isnan(measures.spearman(a, np.ones(5)))
 
 
 def test_a_dry_run_asks_nothing_and_gives_card_and_sizes(work, monkeypatch):
@@ -381,7 +382,7 @@ def test_only_what_changed_travels_and_a_split_that_is_gone_is_removed(work, the
 
 
 def test_a_push_that_stopped_sends_only_what_is_missing(work, there, monkeypatch):
-    monkeypatch.setattr("seamcurate.publish.export._ROWS_PER_FILE", 7)
+    monkeypatch.setattr("seamcurate.publish.files._ROWS_PER_FILE", 7)
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     there.faults.append(Fault("PUT /lfs", 400, after=2))
     with pytest.raises(HubError, match="the Hub refuses"):
@@ -442,13 +443,13 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(work, there):
 
 
 def test_a_commit_in_between_is_not_overwritten(work, there, monkeypatch):
-    real = hub._sent
+    real = hub._send
 
     def late(api, repo_id, *rest):
         there.add(repo_id, {"README.md": b"somebody else's"})
         return real(api, repo_id, *rest)
 
-    monkeypatch.setattr(hub, "_sent", late)
+    monkeypatch.setattr(hub, "_send", late)
     with pytest.raises(HubError, match="somebody else committed meanwhile"):
         hub.push(work.recipe, work.store, "me/curated")
     assert text(there, "README.md") == "somebody else's"

@@ -1,0 +1,109 @@
+"""Files of an export: Parquet shards, and a folder that is put in place whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seamcurate.errors import ExportError
+from seamcurate.publish.reward_file import EARLIER_REWARD_FILE, HEAD
+from seamcurate.storage import atomic, objects
+from seamcurate.trainers import REWARD_FILE, REWARD_MODULE
+
+_ROWS_PER_FILE = 500_000
+ROWS_PER_GROUP = 8_192
+"""Rows of a row group: bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
+
+
+def _has_bounds(kind: pa.DataType) -> bool:
+    # Of fractions, NaN would be left out: see `shard.with_statistics`.
+    return bool(pa.types.is_primitive(kind)) and not pa.types.is_floating(kind)
+
+
+def write_shards(tables: Iterable[pa.Table], folder: Path) -> int:
+    """Write tables as `train-00000-of-00003.parquet` …, the names `load_dataset` takes for a train split."""
+    files: list[Path] = []
+    written = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for table in tables:
+            while table.num_rows:
+                if writer is None:
+                    files.append(folder / f"{len(files)}.parquet")
+                    # Texts hardly repeat, and zstd finds what does; nobody looks a row up by its text's bounds.
+                    bounded = [field.name for field in table.schema if _has_bounds(field.type)]
+                    writer = pq.ParquetWriter(
+                        files[-1], table.schema, compression="zstd", use_dictionary=False, write_statistics=bounded
+                    )
+                head = table.slice(0, len(files) * _ROWS_PER_FILE - written)
+                writer.write_table(head, row_group_size=4 * ROWS_PER_GROUP)
+                table, written = table.slice(head.num_rows), written + head.num_rows
+                if written == len(files) * _ROWS_PER_FILE:
+                    writer.close()
+                    writer = None
+    finally:
+        if writer is not None:
+            writer.close()
+    for number, file in enumerate(files):
+        file.rename(folder / f"train-{number:05d}-of-{len(files):05d}.parquet")
+    return written
+
+
+def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Fetch the next table while the last is being written."""
+    with ThreadPoolExecutor(1) as thread:
+        next_table = thread.submit(next, tables, None)
+        while (table := next_table.result()) is not None:
+            next_table = thread.submit(next, tables, None)
+            yield table
+
+
+@contextmanager
+def in_place(out: Path) -> Iterator[Path]:
+    """Write into a folder beside `out` and rename it into place; only an earlier export is ever replaced."""
+    out = objects.folder(out, "export")
+    if out.name == REWARD_MODULE:
+        # `datasets` and OpenRLHF take a file that is called as its folder for a script that loads it.
+        raise ExportError(f"{out} is called as the reward file in it; name another folder, or another split")
+    if out.exists() and not all(map(_is_of_an_export, out.iterdir())):
+        raise ExportError(f"{out} holds other files than an export; name another folder")
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            with suppress(IsADirectoryError), file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        atomic.replace_folder(out, temporary)
+    except OSError as error:
+        raise ExportError(
+            f"{out} cannot be written: {error.strerror or error}; repair that and export again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_of_an_export(file: Path) -> bool:
+    if file.is_dir() and file.name in ("sft", "preferences"):
+        return all(map(_is_of_an_export, file.iterdir()))
+    if file.name in (REWARD_FILE, EARLIER_REWARD_FILE):
+        return file.read_bytes().startswith(HEAD.encode())
+    # Python keeps what it compiled of the reward file beside it.
+    return (
+        file.name in ("__pycache__", "dropped.parquet")
+        or re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) is not None
+    )
+
+
+def shard_count(folder: Path) -> int:
+    """Count an export's Parquet files."""
+    return len(list(folder.glob("train-*.parquet")))

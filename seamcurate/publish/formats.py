@@ -1,0 +1,128 @@
+"""The table of trainer formats: how a split is written for each trainer, and how the trainer is started on it.
+
+One rule: whatever differs between trainers is a value or a function of a row. The command line, exports, reward files,
+cards and the manual read the rows. To add a trainer, write its functions in a module beside `trl.py`, and add a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from seamcurate.publish import openrlhf, trl, verl
+from seamcurate.publish.shape import Shape
+from seamcurate.publish.snippet import Configuration, Snippet, shell_line
+
+if TYPE_CHECKING:
+    from seamcurate.publish.split_view import SplitView
+    from seamcurate.rewards import RerReward
+
+
+class TrainerFormat(NamedTuple):
+    """How a trainer wants an export."""
+
+    title: str
+    """Its name in messages and on cards."""
+    reserved: Mapping[str, frozenset[str]]
+    """Names that it reads, or passes to rewards, for itself, by the split formats that it loads."""
+    columns: Callable[[SplitView, RerReward | None], dict[str, str]]
+    """Write what each exported column is in SQL, or refuse a split format that the trainer has no loader for."""
+    reward_function: Callable[[str], str]
+    """Write the function that it calls in a reward file, given the policy's end-of-sequence token."""
+    reward_use: str
+    """How it is started with a reward file, for the file's first line."""
+    commands: Callable[[Shape, str, str, str, str], list[list[str]]]
+    """Write the commands that train on an export, given its folder, a policy, a reward model and a folder for the result."""
+    snippets: Callable[[str, Configuration], Iterator[Snippet]]
+    """Write the loading lines of a card, given the repository's id."""
+    meanings: Mapping[str, str]
+    """What the columns of its formats mean that the store has not, or by another name."""
+    pairs: Mapping[str, str] | None = {}
+    """The names of `prompt` and `completion` in pairs for fine-tuning; None: it loads no pairs."""
+    token_ids: bool = False
+    """Whether it loads prompts as token ids."""
+    ground_truth: tuple[str, str] | None = None
+    """The column with the answer that a reward by rule looks for, and what messages call it."""
+    scores_in: str = ""
+    """The struct column whose fields are the scores; empty: each score is a column."""
+    omits: frozenset[str] = frozenset()
+    """Columns of the store that its format has by another name."""
+    template_arguments: str = ""
+    """The column with the arguments of the policy's chat template, where answers are rendered with it."""
+    writes_start: bool = False
+    """Whether prompts begin with the policy's beginning-of-sequence token, as the trainer adds none by itself."""
+    always_chats: bool = False
+    """Whether it applies a chat template to every prompt, so that text is written as one user turn."""
+    picture: str = ""
+    """Text in a chat that it takes for the place of a picture."""
+
+
+TRAINERS: dict[str, TrainerFormat] = {
+    "trl": TrainerFormat(
+        title="TRL",
+        reserved=trl.RESERVED,
+        columns=trl.columns,
+        reward_function=trl.reward_function,
+        reward_use=trl.REWARD_USE,
+        commands=trl.commands,
+        snippets=trl.snippets,
+        meanings=trl.MEANINGS,
+        token_ids=True,
+        template_arguments="chat_template_kwargs",
+    ),
+    "openrlhf": TrainerFormat(
+        title="OpenRLHF",
+        reserved=openrlhf.RESERVED,
+        columns=openrlhf.columns,
+        reward_function=openrlhf.reward_function,
+        reward_use=openrlhf.REWARD_USE,
+        commands=openrlhf.commands,
+        snippets=openrlhf.snippets,
+        meanings=openrlhf.MEANINGS,
+        pairs={"prompt": "input", "completion": "output"},
+        ground_truth=("label", "label"),
+        writes_start=True,
+        picture="<image>",
+    ),
+    "verl": TrainerFormat(
+        title="verl",
+        reserved=verl.RESERVED,
+        columns=verl.columns,
+        reward_function=verl.reward_function,
+        reward_use=verl.REWARD_USE,
+        commands=verl.commands,
+        snippets=verl.snippets,
+        meanings=verl.MEANINGS,
+        pairs=None,
+        ground_truth=("reward_model", "ground truth"),
+        scores_in=verl.SCORES,
+        omits=frozenset({"row_id"}),
+        always_chats=True,
+    ),
+}
+"""Each trainer's format, by the name that `export --to` and `push --to` take."""
+
+if TYPE_CHECKING:
+    Trainer: TypeAlias = str
+else:
+    # A type checker cannot read the table; pydantic and the command line can.
+    Trainer = Literal[tuple(TRAINERS)]
+
+
+def commands(trainer: Trainer, shape: Shape, folder: str, policy: str, reward: str, out: str = "trained") -> list[str]:
+    """Write the shell commands that train on an export, one for each kind of training that its format is for.
+
+    Args:
+        trainer: Whose commands.
+        shape: What was exported.
+        folder: The export's folder.
+        policy: The policy's folder or Hub id.
+        reward: A reward model's, for prompts without a reward file.
+        out: The folder for the trained model.
+
+    Example:
+        >>> commands("trl", Shape("sft", "chat"), "splits/sft", "my-org/base", "")
+        ['trl sft --model_name_or_path my-org/base --dataset_name splits/sft --output_dir trained',
+         'seamcurate train sft --model my-org/base --data splits/sft --out trained']
+    """
+    return [shell_line(words) for words in TRAINERS[trainer].commands(shape, folder.rstrip("/"), policy, reward, out)]

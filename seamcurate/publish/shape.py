@@ -1,0 +1,57 @@
+"""The shape of an export: what decides how a trainer is started on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from seamcurate.trainers import SOURCE_PROMPT
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+
+class Shape(NamedTuple):
+    """What decides how a trainer is started on an export."""
+
+    format: str
+    """prompts, sft, preferences or unpaired."""
+    form: str | None = None
+    """The form of the prompts: `chat`, or how they were written out as text; None: text as the source has it."""
+    arguments: Mapping[str, JsonValue] = {}
+    """Arguments of the policy's chat template."""
+    start: str = ""
+    """The policy's beginning-of-sequence token, where its tokenizer puts one before text."""
+    reward: bool = False
+    """Whether a reward file lies beside the rows."""
+    shards: int = 1
+    """How many Parquet files hold the rows."""
+
+    @property
+    def chat(self) -> bool:
+        """Tell whether the prompts are chats."""
+        return self.form == "chat"
+
+
+def described(shape: Shape) -> str:
+    """Describe the form of an export's prompts in a sentence.
+
+    Example:
+        >>> described(Shape("sft", "chat"))
+        'Prompts are chats, for the chat template of the policy.'
+    """
+    if shape.form is None:
+        return "Prompts are text, as the source has them."
+    if shape.chat:
+        arguments = f" with {json.dumps(dict(shape.arguments))}" if shape.arguments else ""
+        return f"Prompts are chats, for the chat template of the policy{arguments}."
+    return (
+        f"Prompts are written out as text in the form {shape.form!r}, as the policy was scored; answers follow them. "
+        f"`{SOURCE_PROMPT}` is the prompt as the source has it."
+    )
+
+
+def shard_names(count: int, folder: str) -> list[str]:
+    """Return the paths of an export's Parquet files."""
+    return [f"{folder}/train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]

@@ -1,0 +1,216 @@
+"""A split and its store as the trainers' SQL sees them: what there is, under which names, and the rows it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from seamcurate.errors import ExportError, StaleError
+from seamcurate.models import CausalLM, PolicyModel, RewardingModel, SequenceClassifier
+from seamcurate.publish import written
+from seamcurate.publish.files import ROWS_PER_GROUP
+from seamcurate.publish.formats import TRAINERS, Trainer, commands
+from seamcurate.publish.shape import Shape
+from seamcurate.publish.snippet import POLICY, REWARD_MODEL
+from seamcurate.rewards import RerReward
+from seamcurate.select import split as splits
+from seamcurate.select import views
+from seamcurate.store.store import Store
+from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT, free_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duckdb import DuckDBPyConnection
+
+FormModel = PolicyModel | RewardingModel | None
+"""The model in whose form prompts are exported."""
+
+_OF_CANDIDATES = ("variant", "rank", "reward", "similarity")
+_SHARDS = 4
+"""Shards that are read together: a query has a cost of its own, and so has a row group."""
+
+
+class SplitView:
+    """A split as a trainer's SQL sees it: `b` is a row that the split keeps, `c` a candidate of the row."""
+
+    def __init__(self, store: Store, split: str, to: Trainer, policy: FormModel) -> None:
+        record = store.open().split_record(split)
+        if not record:
+            names = sorted(store.split_records())
+            raise ExportError(
+                f"no split {split!r} in {store.path}; there are: {', '.join(names) or 'none; run its recipe first'}"
+            )
+        if reason := splits.stale(store).get(split):
+            raise StaleError(f"split {split} of {store.path} is out of date: {reason}; run its recipe first")
+        self.store, self.split, self.format = store, split, str(record["format"])
+        self.trainer, self._to = TRAINERS[to], to
+        self.rows_kept = int(str(record["kept"]))
+        self.notes: list[str] = []
+        listed = [column for column in store.columns() if column.stale is None]
+        self.kinds = {column.name: column.kind for column in listed}
+        self.of_source = {column.name for column in listed if column.made_by == "source"}
+        self.chat = not pa.types.is_string(self.kinds["prompt"])
+        if self.format in ("sft", "preferences", "unpaired") and "response" not in store.stored_schema.names:
+            raise ExportError(
+                f"split {split}: format {self.format!r} needs golden responses; the source maps no `response`"
+            )
+        # `end` is the policy's end-of-sequence token, `start` its beginning-of-sequence token.
+        self.form, self.end, start, self.model = None, "", "", None
+        if isinstance(policy, CausalLM | SequenceClassifier):
+            tokenizer = policy.tokenizer()
+            self.form, self.model = policy.prompt_form(tokenizer), policy
+            start = written.start_token(tokenizer, self.form)
+            if isinstance(policy, CausalLM) and self.form.end is not None:
+                self.end = str(tokenizer.convert_ids_to_tokens(self.form.end))
+        name = self.form.name if self.form else "chat" if self.chat else None
+        arguments = self.form.arguments if self.form else {}
+        self.shape = Shape(self.format, name, arguments, start)
+        self.notes.append(written.form_note(self.form, self.model, self.chat))
+
+    # ── SQL that the trainers' columns are made of ──
+
+    @property
+    def ground_truth(self) -> str:
+        """Write the answer that a reward by rule looks for: a row's reference, or else its golden response."""
+        answers = [f"nullif(b.{name}, '')" for name in ("reference", "response") if name in self.kinds]
+        return f"coalesce({', '.join(answers)})" if answers else "NULL::VARCHAR"
+
+    @property
+    def prompt_text(self) -> str:
+        """Write the prompt as the text an encoder reads; see `models.template.prompt_text`."""
+        return "array_to_string([turn.content FOR turn IN b.prompt], chr(10))" if self.chat else "b.prompt"
+
+    @staticmethod
+    def quoted(name: str) -> str:
+        """Write a column's name as SQL."""
+        return views.quoted(name)
+
+    @staticmethod
+    def sql_text(value: str) -> str:
+        """Write a text as SQL."""
+        return "'" + value.replace("'", "''") + "'"
+
+    def source_has_text(self, name: str) -> bool:
+        """Tell whether the source has a text column of this name."""
+        return name in self.of_source and pa.types.is_string(self.kinds[name])
+
+    def struct_fields(self, name: str) -> list[str]:
+        """Return the names of a struct column's fields; none where there is no such column."""
+        kind = self.kinds.get(name)
+        return [field.name for field in kind] if kind is not None and pa.types.is_struct(kind) else []
+
+    def all_text(self, name: str) -> bool:
+        """Tell whether every field of a struct column is text."""
+        return all(pa.types.is_string(field.type) for field in self.kinds[name])
+
+    def plain_columns(self, core: Iterable[str], used: Collection[str] = ()) -> dict[str, str]:
+        """Name every scalar column that travels along, and note which had to be renamed or left out.
+
+        Args:
+            core: The names of the trainer's format itself.
+            used: Columns that the format holds already, by another name.
+        """
+        reserved = {name.lower() for name in core} | {name.lower() for name in self.trainer.reserved[self.format]}
+        reserved |= {PROMPT_FORM, SOURCE_PROMPT}
+        if self.pairs:
+            reserved |= {f"candidate_{name}" for name in _OF_CANDIDATES}
+        # The prompt is a part of every format.
+        left_out = {"prompt", *used, *self.trainer.omits}
+        taken = reserved | {name.lower() for name in self.kinds}
+        columns: dict[str, str] = {}
+        renamed: list[str] = []
+        nested: list[str] = []
+        for name, kind in self.kinds.items():
+            if name in left_out:
+                continue
+            if pa.types.is_nested(kind):
+                nested += [name] if name in self.of_source else []
+                continue
+            free = name
+            if name.lower() in reserved:
+                free = free_name(name, taken)
+                taken.add(free.lower())
+                renamed.append(f"{name} as {free}")
+            columns[free] = f"b.{views.quoted(name)}"
+        if renamed:
+            self.notes.append(
+                f"{self.trainer.title} keeps names of columns for itself; exported are {', '.join(renamed)}"
+            )
+        if nested:
+            self.notes.append(f"left out, for only plain columns are exported: {', '.join(nested)}")
+        if self.pairs:
+            columns |= {f"candidate_{name}": f"c.{name}" for name in _OF_CANDIDATES}
+        return columns
+
+    # ── rows ──
+
+    @property
+    def pairs(self) -> bool:
+        """Tell whether there is a line per candidate, not per row."""
+        return self.format in ("preferences", "unpaired")
+
+    def read(self, select: dict[str, str]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield how many rows of some shards the split keeps, and their lines, in the source's order."""
+        structs = ("prompt", "reward_model", "extra_info")
+        names = [name for name, kind in self.kinds.items() if name in structs or not pa.types.is_nested(kind)]
+        if self.pairs:
+            names += [name for name in self.kinds if name.startswith(("worse_", "rewards_"))]
+        kept = splits.kept(self.store, self.split, names)
+        # Tables are all that this SQL sees: no file, and so no view of the store.
+        with views.in_memory(threads=1) as connection:
+            while tables := list(islice(kept, _SHARDS)):
+                rows = pa.concat_tables(tables, promote_options="permissive")
+                if rows.num_rows:
+                    yield rows.num_rows, self._lines(connection, rows, select)
+
+    def _lines(self, connection: DuckDBPyConnection, rows: pa.Table, select: dict[str, str]) -> pa.Table:
+        # A line a row: columns that travel as they are need no query.
+        columns: dict[str, pa.ChunkedArray] = {}
+        if not self.pairs:
+            spelled = {f"b.{word}": name for name in rows.column_names for word in (name, views.quoted(name))}
+            columns = {name: rows[spelled[value]] for name, value in select.items() if value in spelled}
+        queried = {name: value for name, value in select.items() if name not in columns}
+        if queried:
+            connection.register("kept", rows)
+            answer = connection.sql(self._sql(queried, rows.schema)).to_arrow_table(ROWS_PER_GROUP)
+            columns |= {name: answer[name] for name in queried}
+        return pa.table({name: columns[name] for name in select})
+
+    def _sql(self, select: dict[str, str], schema: pa.Schema) -> str:
+        """Write the query over a shard's kept rows: for a line each, or a line per candidate."""
+        values = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
+        if not self.pairs:
+            return f"SELECT {values} FROM kept AS b"
+        columns = "row_id, variant, rank, response, reward, similarity"
+        golden = "SELECT row_id, 'golden' AS variant, 0 AS rank, response, NULL, NULL, true AS label FROM kept"
+        worse = f"SELECT {columns}, false AS label FROM ({views.candidates(dict(zip(schema.names, schema.types, strict=True)), 'kept')})"
+        candidates = worse if self.format == "preferences" else f"{golden} UNION ALL {worse}"
+        return (
+            f"SELECT {values} FROM kept AS b JOIN ({candidates}) AS c({columns}, label) ON c.row_id = b.row_id "
+            "ORDER BY b.row_id, c.variant, c.rank"
+        )
+
+    def in_form(self, table: pa.Table) -> pa.Table:
+        """Write a table's prompts and answers in the form that was scored, with the columns that belong to the form."""
+        return written.in_form(table, self.trainer, self.form, self.shape)
+
+    # ── the export's reward and commands ──
+
+    def require(self, reward: RerReward) -> RerReward:
+        """Return the reward if the rows have the columns that it reads."""
+        missing = [name for name in reward.columns if name not in self.kinds]
+        if missing:
+            raise ExportError(
+                f"split {self.split}: reward {reward.reward} needs the column {missing[0]}; run a recipe with `rer` first"
+            )
+        return reward
+
+    def commands(self, shape: Shape, folder: Path) -> tuple[str, ...]:
+        """Write the commands that train on an export, with the recipe's own policy where it names one."""
+        policy = self.model.path if isinstance(self.model, CausalLM) else POLICY
+        model = policy if shape.format == "preferences" else REWARD_MODEL
+        return tuple(commands(self._to, shape, str(folder), policy, model))

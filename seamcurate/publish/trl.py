@@ -1,0 +1,165 @@
+"""TRL's formats: the columns, the commands and the Python that train on an export.
+
+What is reserved was read in TRL's own code, and a test with TRL itself holds it against that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from seamcurate.publish import openrlhf, verl
+from seamcurate.publish.shape import Shape
+from seamcurate.publish.snippet import POLICY, REWARD_MODEL, Snippet, download, load_dataset
+from seamcurate.trainers import REWARD_FILE, REWARD_MODULE
+
+if TYPE_CHECKING:
+    from seamcurate.publish.snippet import Configuration
+    from seamcurate.publish.split_view import SplitView
+    from seamcurate.rewards import RerReward
+
+# `trl.data_utils.is_conversational` looks at any one of the first five to tell text from chats.
+_EVERY_FORMAT = frozenset(
+    {"prompt", "completion", "chosen", "rejected", "messages", "image", "images", "tools", "chat_template_kwargs"}
+)
+RESERVED = {
+    "prompts": _EVERY_FORMAT
+    | {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+    | {"environment", "environments"},
+    "sft": _EVERY_FORMAT
+    | {"text", "conversations", "input_ids", "labels", "seq_lengths", "completion_mask", "assistant_masks"},
+    "preferences": _EVERY_FORMAT
+    | {"margin", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
+    | {"ref_chosen_logps", "ref_rejected_logps"},
+    "unpaired": _EVERY_FORMAT
+    | {"label", "prompt_ids", "completion_ids", "KL_completion_ids", "ref_logps", "ref_KL_logps"},
+}
+
+MEANINGS = {
+    "completion": "the answer to learn, or the one that `label` is about",
+    "label": "whether the completion is the golden response",
+    "input_ids": "the prompt, in tokens of the policy's tokenizer",
+    "chat_template_kwargs": "arguments of the policy's chat template, as it was scored",
+}
+
+REWARD_USE = (
+    f"`seamcurate train ppo --reward {REWARD_FILE}`; or with its folder on PYTHONPATH `from {REWARD_MODULE} import rer`, "
+    f"or `trl grpo --reward_funcs {REWARD_MODULE}.rer`"
+)
+
+_PYTHON = {
+    "prompts": """
+from trl import GRPOConfig, GRPOTrainer  # RLOOConfig and RLOOTrainer read the same
+
+args = GRPOConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+# A reward model's name, or a function of prompts, completions and every other column.
+GRPOTrainer(model="…", reward_funcs="…", args=args, train_dataset=rows).train()
+""",
+    "sft": """
+from trl import SFTConfig, SFTTrainer
+
+args = SFTConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+SFTTrainer(model="…", args=args, train_dataset=rows.select_columns(["prompt", "completion"])).train()
+""",
+    "preferences": """
+from trl import DPOConfig, DPOTrainer  # RewardConfig and RewardTrainer read the same
+
+args = DPOConfig("trained")  # without a GPU: bf16=False, use_cpu=True
+DPOTrainer(model="…", args=args, train_dataset=rows.select_columns(["prompt", "chosen", "rejected"])).train()
+""",
+    "unpaired": """
+from trl.experimental.kto import KTOTrainer
+
+KTOTrainer(model="…", train_dataset=rows.select_columns(["prompt", "completion", "label"])).train()
+""",
+    "prompt_ids": """
+from trl.experimental.ppo import PPOTrainer  # TRL 1.12 and before; the models must share this tokenizer
+
+PPOTrainer(args=…, processing_class=…, model=…, ref_model=…, reward_model=…, value_model=…, train_dataset=rows).train()
+""",
+}
+
+
+def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
+    """Write what each column of a split's format is in SQL: the format's own first, then every plain column."""
+    own = {
+        "prompts": {"prompt": "b.prompt"},
+        "sft": {"prompt": "b.prompt", "completion": "b.response"},
+        "preferences": {"prompt": "b.prompt", "chosen": "b.response", "rejected": "c.response"},
+        "unpaired": {"prompt": "b.prompt", "completion": "c.response", "label": "c.label"},
+    }[view.format]
+    return own | view.plain_columns(own)
+
+
+def reward_function(end: str) -> str:
+    """Write the function that TRL calls in a reward file."""
+    return (
+        "\n\ndef rer(prompts, completions, **columns):\n"
+        "    return rewards.for_trl(REWARD, prompts, completions, columns)\n"
+    )
+
+
+def commands(shape: Shape, folder: str, policy: str, reward: str, out: str) -> list[list[str]]:
+    """Write the commands that train by TRL, and those that train by seamcurate's own trainers."""
+    return [
+        *([*words, "--output_dir", out] for words in _own_commands(shape, folder, policy, reward)),
+        *([*words, "--out", out] for words in _seamcurate_commands(shape, folder, policy, reward)),
+    ]
+
+
+def _own_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]:
+    data = ["--model_name_or_path", policy, "--dataset_name", folder]
+    if shape.format == "prompts":
+        # A reward file is imported by its name, from a folder that Python knows.
+        python_path = [f"PYTHONPATH={folder}"] if shape.reward else []
+        rewarded = (
+            ["--reward_funcs", f"{REWARD_MODULE}.rer"] if shape.reward else ["--reward_model_name_or_path", reward]
+        )
+        arguments = ["--chat_template_kwargs", json.dumps(dict(shape.arguments))] if shape.arguments else []
+        return [[*python_path, "trl", "grpo", *data, *rewarded, *arguments]]
+    if shape.format == "preferences":
+        return [["trl", "dpo", *data], ["trl", "reward", "--model_name_or_path", reward, "--dataset_name", folder]]
+    return [["trl", {"sft": "sft", "unpaired": "kto"}[shape.format], *data]]
+
+
+def _seamcurate_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]:
+    kinds = {"prompts": "grpo", "sft": "sft", "preferences": "reward"}
+    if shape.format not in kinds:
+        return []
+    words = ["seamcurate", "train", kinds[shape.format], "--model", policy, "--data", folder]
+    if shape.format == "prompts":
+        words += ["--reward", f"{folder}/{REWARD_FILE}" if shape.reward else reward]
+    if shape.form not in (None, "chat"):
+        words += ["--form", shape.form]
+    if shape.arguments:
+        words += ["--template", json.dumps(dict(shape.arguments))]
+    return [words]
+
+
+def snippets(repo_id: str, configuration: Configuration) -> Iterator[Snippet]:
+    """Yield how a data set in TRL's format is loaded by TRL, and by OpenRLHF and verl, which name its columns otherwise."""
+    shape, rows = configuration.shape, f"rows/data/{configuration.folder}"
+    yield Snippet("TRL", "python", load_dataset(repo_id, configuration) + _python(shape))
+    if shape.reward:
+        (words, *_) = commands(shape, rows, POLICY, REWARD_MODEL, "trained")
+        yield Snippet(f"TRL, rewarded by RER (`{REWARD_FILE}`)", "shell", download(repo_id, words))
+    if shape.format in openrlhf.RESERVED:
+        keys = openrlhf.Keys(prompt="prompt", answer="completion", label="")
+        (*_, words) = openrlhf.commands(shape._replace(reward=False), rows, POLICY, REWARD_MODEL, "trained", keys)
+        yield Snippet("OpenRLHF", "shell", download(repo_id, words))
+    if shape.format == "prompts":
+        conversion = verl.CONVERSION.format(split=configuration.split)
+        yield Snippet("verl", "python", load_dataset(repo_id, configuration) + conversion)
+        yield Snippet("verl, on that file", "shell", verl.command_on("rows.parquet", shape))
+
+
+def _python(shape: Shape) -> str:
+    """Write the Python that trains on an export by TRL."""
+    code = _PYTHON[shape.format]
+    if not shape.arguments:
+        return code
+    arguments = repr(dict(shape.arguments))
+    return code.replace('GRPOConfig("trained")', f'GRPOConfig("trained", chat_template_kwargs={arguments})').replace(
+        '"])', '", "chat_template_kwargs"])'
+    )
