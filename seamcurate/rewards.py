@@ -1,6 +1,6 @@
 """Rewards as trainers call them: TRL's and our PPO's, OpenRLHF's, verl's. One configuration, one number everywhere.
 
-The formulas are `white_box`'s; what a completion earns here is what its row would have in the column `rer`, with two
+The formulas are those of `seamcurate.score.rer`; what a completion earns here is what its row would have in the column `rer`, with two
 differences, by which no repetition of an answer scores above that answer. What an answer says again right away counts once:
 LI and the relevances are those of the answer without its repeats, while RP sets its distinct trigrams against all of them.
 A relevance below F's zero, and a negative QR, is 0: RP would shrink it, and an answer would gain by repeating itself.
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -31,12 +31,13 @@ from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClas
 from seamcurate.models.template import Form, prompt_text
 from seamcurate.score.rer import (
     AR_RANGE,
+    FEATURES,
+    LENGTH,
     Combine,
     Rer,
+    RerFeature,
     combined,
     cut,
-    length_incentive,
-    novelty,
     relevance,
 )
 from seamcurate.step import finite
@@ -46,22 +47,23 @@ from seamcurate.words import Words, drop_repeats
 if TYPE_CHECKING:
     from seamcurate.models import Embedder
 
-Rewarded: TypeAlias = Literal["rer", "li", "rp", "qr", "ar", "li_rp", "li_rp_qr"]
-"""RER whole, or the features of an ablation (RER Table 2): LI, RP, QR, AR and their combinations."""
 Numbers: TypeAlias = list[float | None]
 
-_LI, _RP, _QR, _AR = "rer_length", "rer_repetition", "rer_query_relevance", "rer_reference_relevance"
-_FEATURES: dict[Rewarded, tuple[str, ...]] = {
-    "rer": (_LI, _RP, _QR, _AR),
-    "li": (_LI,),
-    "rp": (_RP,),
-    "qr": (_QR,),
-    "ar": (_AR,),
-    "li_rp": (_LI, _RP),
-    "li_rp_qr": (_LI, _RP, _QR),
-}
-"""What each reward is made of, by the names of its columns."""
+_NAMES = dict.fromkeys(name for feature in FEATURES for name in feature.rewards)
+_REWARDS: dict[str, tuple[RerFeature, ...]] = dict(
+    sorted(
+        ((name, tuple(feature for feature in FEATURES if name in feature.rewards)) for name in _NAMES),
+        # RER whole, then the ablations, fewer features first.
+        key=lambda reward: (reward[0] != "rer", len(reward[1])),
+    )
+)
+"""What each reward is made of: RER whole, or the features of an ablation (RER Table 2)."""
 
+if TYPE_CHECKING:
+    Rewarded: TypeAlias = str
+else:
+    # A type checker cannot read the table of features; pydantic can.
+    Rewarded = Literal[tuple(_REWARDS)]
 
 REVISION = 2
 """Raised whenever the same configuration would give other rewards: a training's record names it."""
@@ -121,7 +123,7 @@ class RerReward(BaseModel):
         if self.reward == "rer":
             typed = ("query_type",) if self.query_type == "column" else ()
             return typed if self.fallback else (*typed, "reference")
-        return ("reference",) if self.reward == "ar" else ()
+        return ("reference",) if any(feature.relevance_to == "reference" for feature in _REWARDS[self.reward]) else ()
 
     def load(self) -> RewardFunction:
         """Load the encoder, if the reward has a relevance in it.
@@ -132,7 +134,7 @@ class RerReward(BaseModel):
         return self._loaded()
 
     def _loaded(self) -> _Rer:
-        if not {_QR, _AR} & set(_FEATURES[self.reward]):
+        if not any(feature.relevance_to for feature in _REWARDS[self.reward]):
             return _Rer(self, None)
         if self.encoder is None:
             raise ModelError(f"reward {self.reward} has no encoder; give it `encoder: {{sentence_encoder: …}}`")
@@ -165,7 +167,7 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
     """
     day = day or datetime.date.today()
     kind: type[BaseModel] = RerReward
-    if named in get_args(Rewarded):
+    if named in _REWARDS:
         return RerReward.model_validate({"reward": named}).load()
     if not named.endswith((".yaml", ".yml", ".py")):
         return ModelReward(reward=SequenceClassifier(path=named).dated(day)).load()
@@ -265,47 +267,43 @@ class _Rer:
         for kind in kinds:
             if kind not in ("open", "closed", None):
                 raise TrainError(f"query_type is open, closed or null, not {kind!r:.40}; see the column `query_type`")
-        features: dict[str, Numbers] = {}
-        wanted = _FEATURES[config.reward]
-        # Stop strings cut LI and RP only, as in the authors' code.
-        texts, related = [cut(text, config.stop) for text in completions], list(completions)
-        whole = texts
-        if config.reward == "rer":
-            texts, related = [drop_repeats(text) for text in texts], [drop_repeats(text) for text in related]
-        if _LI in wanted or config.min_tokens:
-            features[_LI] = [length_incentive(text, config.words) for text in texts]
-        if _RP in wanted:
-            features[_RP] = [
-                novelty(text, all_of_it, config.words) for text, all_of_it in zip(texts, whole, strict=True)
-            ]
-        others = {_QR: prompts, _AR: references}
-        features |= self._relevances({name: others[name] for name in wanted if name in others}, related)
-        nothing: Numbers = [None] * len(texts)
-        columns = [features.get(name, nothing) for name in (_LI, _RP, _QR, _AR)]
-        self._last = {name: features[name] for name in wanted}
-        rewards = [self._reward(*row) for row in zip(*columns, kinds, strict=True)]
+        repeat_free = drop_repeats if config.reward == "rer" else str
+        whole, whole_cut = list(completions), [cut(text, config.stop) for text in completions]
+        texts, texts_cut = [repeat_free(text) for text in whole], [repeat_free(text) for text in whole_cut]
+        chosen = _REWARDS[config.reward]
+        columns: dict[str, Numbers] = {}
+        for feature in FEATURES:
+            if feature.formula is None or not (feature in chosen or (feature.column == LENGTH and config.min_tokens)):
+                continue
+            pairs = zip(texts_cut, whole_cut, strict=True) if feature.cut_at_stop else zip(texts, whole, strict=True)
+            columns[feature.column] = [feature.formula(text, all_text, config.words) for text, all_text in pairs]
+        others = {"prompt": prompts, "reference": references}
+        relevances = {feature.column: others[feature.relevance_to] for feature in chosen if feature.relevance_to}
+        columns |= self._relevances(relevances, texts)
+        self._last = {feature.column: columns[feature.column] for feature in chosen}
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        rewards = [self._reward(row, kind) for row, kind in zip(rows, kinds, strict=True)]
         return _Scored(rewards, self._last)
 
-    def _reward(
-        self,
-        length: float | None,
-        repetition: float | None,
-        query: float | None,
-        reference: float | None,
-        kind: str | None,
-    ) -> float | None:
-        config = self._config
+    def _reward(self, values: Mapping[str, float | None], kind: str | None) -> float | None:
+        """Return one completion's reward from its features by column."""
+        config, length = self._config, values.get(LENGTH)
+        chosen = _REWARDS[config.reward]
         if config.reward == "rer":
+            # A relevance below F's zero, and a negative QR, is that zero: RP would shrink it.
             zero = 0.0 if kind == "open" else config.source[0]
-            query, reference = (None if value is None else max(value, zero) for value in (query, reference))
-            score = self._rer.score(config.source, length, repetition, query, reference, kind)
+            guarded = {
+                feature.column: max(value, zero) if feature.relevance_to and value is not None else value
+                for feature in chosen
+                for value in (values[feature.column],)
+            }
+            score = self._rer.score(config.source, guarded, kind)
             return score if score is None or length else 0.0
         if length is not None and round(length * 100) < config.min_tokens:
             return 0.0
-        by_name = {_LI: length, _RP: repetition, _QR: query, _AR: reference}
-        values = [by_name[name] for name in _FEATURES[config.reward]]
-        known = [value for value in values if value is not None]
-        return combined(known, config.combine) if len(known) == len(values) else None
+        factors = [values[feature.column] for feature in chosen]
+        known = [value for value in factors if value is not None]
+        return combined(known, config.combine) if len(known) == len(factors) else None
 
     def _relevances(self, others: Mapping[str, Sequence[str | None]], texts: Sequence[str]) -> dict[str, Numbers]:
         """Return M(other)·M(text) by feature; every distinct text is embedded once."""
@@ -445,7 +443,8 @@ def _kept(reward: RerReward) -> _Rer:
 
 def _logged(scored: _Scored) -> dict[str, Numbers]:
     """Return what every row has, since both trainers want the same keys for each; and who was not rewarded."""
-    logs = {name: values for name, values in scored.features.items() if name != _AR}
+    optional = {feature.column for feature in FEATURES if feature.relevance_to == "reference"}
+    logs = {name: values for name, values in scored.features.items() if name not in optional}
     return {**logs, "rer_not_applicable": [float(value is None) for value in scored.rewards]}
 
 

@@ -121,8 +121,7 @@ def commands(trainer: Trainer, shape: Shape, folder: str, policy: str, reward: s
         out: The folder for the trained model.
 
     Example:
-        >>> commands("trl", Shape("sft", "chat"), "splits/sft", "my-org/base", "")
-        ['trl sft --model_name_or_path my-org/base --dataset_name splits/sft --output_dir trained',
-         'seamcurate train sft --model my-org/base --data splits/sft --out trained']
+        >>> commands("trl", Shape("unpaired"), "splits/kto", "my-org/base", "")
+        ['trl kto --model_name_or_path my-org/base --dataset_name splits/kto --output_dir trained']
     """
     return [shell_line(words) for words in TRAINERS[trainer].commands(shape, folder.rstrip("/"), policy, reward, out)]

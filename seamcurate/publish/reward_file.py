@@ -8,7 +8,7 @@ from pathlib import Path
 from seamcurate.publish.formats import TRAINERS, Trainer
 from seamcurate.rewards import RerReward
 from seamcurate.run.recipe import Recipe
-from seamcurate.score.rer import F_ZERO, LengthIncentive, QueryRelevance, ReferenceRelevance, RepetitionPenalty, Rer
+from seamcurate.score.rer import F_ZERO, FEATURES, RelevanceFeature, Rer, TextFeature
 from seamcurate.storage import shard
 from seamcurate.store.store import Store, load_json, step_file
 
@@ -45,21 +45,17 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
     if whole.fit == "quantiles" and record.get("zero") != F_ZERO[whole.fit]:
         return None, "F was fitted by an earlier version, whose zero paid for repetition; run the recipe with --replace"
     # A column may come from the source instead of a step; then nothing tells how it was made.
-    parts = {type(step): step for step in steps}
-    length, repetition = parts.get(LengthIncentive), parts.get(RepetitionPenalty)
-    query, reference = parts.get(QueryRelevance), parts.get(ReferenceRelevance)
-    if not (
-        isinstance(length, LengthIncentive)
-        and isinstance(repetition, RepetitionPenalty)
-        and isinstance(query, QueryRelevance)
-        and isinstance(reference, ReferenceRelevance)
-    ):
-        return None, "the recipe does not compute all four features of rer"
-    if length.stop != repetition.stop or length.words != repetition.words:
+    steps_by_type = {type(step): step for step in steps}
+    features = [steps_by_type.get(feature.step) for feature in FEATURES if "rer" in feature.rewards]
+    if None in features:
+        return None, "the recipe does not compute all features of rer"
+    texts = [feature for feature in features if isinstance(feature, TextFeature)]
+    relevances = [feature for feature in features if isinstance(feature, RelevanceFeature)]
+    if any((text.stop, text.words) != (texts[0].stop, texts[0].words) for text in texts):
         return None, "its features are not made of the same text: give them the same `words` and `stop`"
-    if query.encoder != reference.encoder:
-        return None, "its two relevances have not the same encoder"
-    encoder = query.encoder
+    if any(relevance.encoder != relevances[0].encoder for relevance in relevances):
+        return None, "its relevances have not the same encoder"
+    encoder = relevances[0].encoder
     if encoder is not None and Path(encoder.path).is_dir():
         encoder = encoder.model_copy(update={"path": str(Path(encoder.path).resolve())})
     low, high = (float(str(end)) for end in measured)
@@ -71,7 +67,7 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
         source=(low, high),
         fallback=whole.fallback,
         min_tokens=whole.min_tokens,
-        words=length.words,
-        stop=length.stop,
+        words=texts[0].words,
+        stop=texts[0].stop,
     )
     return reward, ""

@@ -27,16 +27,7 @@ from seamcurate.models.roles import ROLES, no_model
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.baseline import Perplexity, Random
 from seamcurate.score.projection import Project
-from seamcurate.score.rer import (
-    LengthIncentive,
-    OtherRelevance,
-    QueryRelevance,
-    QueryType,
-    ReferenceRelevance,
-    RepetitionPenalty,
-    Rer,
-    rer,
-)
+from seamcurate.score.rer import FEATURES, OtherRelevance, QueryType, Rer, rer
 from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.select.split import Augment, Split, read_filter
@@ -54,10 +45,7 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "policy_logprobs": PolicyLogprobs,
     "seam_score": Seam,
     "rer": rer,
-    "length_incentive": LengthIncentive,
-    "repetition_penalty": RepetitionPenalty,
-    "query_relevance": QueryRelevance,
-    "reference_relevance": ReferenceRelevance,
+    **{feature.recipe_name: feature.step for feature in FEATURES},
     "other_relevance": OtherRelevance,
     "query_type": QueryType,
     "rer_score": Rer,

@@ -3,16 +3,18 @@
     RER = LI · RP · QR        open-ended queries
     RER = RP · F(AR)          closed-ended queries
 
-Each feature is a step and a column of its own; each formula is one pure function here.
+Each formula is one pure function here, and each feature is a step and a column of its own. One rule: `FEATURES` is the
+table of features. The steps of `rer`, the score, rewards, reward files and what a recipe may name are read from it. To add
+a feature, write its step, a subclass of `TextFeature` or `RelevanceFeature`, and add a row.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +39,6 @@ AR_RANGE = (0.0, 3.5)
 """Contriever's dot products between answers, as the RER authors' code maps them."""
 F_ZERO = {"paper": "the authors'", "quantiles": "median of other questions"}
 """What F's zero was by each `fit`; stands beside the measured range."""
-_ROW = ("rer_length", "rer_repetition", "rer_query_relevance", "rer_reference_relevance", "query_type")
-"""What a row's RER is made of."""
 _OTHERS, _MEASURED = 64, 1024
 """References and rows that show what AR comes to by chance: enough for a median, and no second embedding of every row."""
 _ROUNDING = 1e-5
@@ -100,8 +100,8 @@ def relevance(left: Floats, right: Floats) -> list[float]:
     return products
 
 
-class LengthIncentive(Step):
-    """Add `rer_length`."""
+class TextFeature(Step):
+    """Add a feature of the response's text alone, by the formula of its row in `FEATURES`."""
 
     revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 4096
@@ -110,82 +110,69 @@ class LengthIncentive(Step):
     stop: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        """Name the folder after the column."""
-        return "rer_length"
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Read the response."""
-        return ("response",)
-
-    @property
-    def adds(self) -> pa.Schema:
-        """Add LI."""
-        return pa.schema([column("rer_length", pa.float64(), f"LI: words of the response / 100 ({self.words})")])
-
-    def load(self, shared: Path) -> Transform:
-        """Return the arithmetic."""
-        return _per_response("rer_length", self.stop, lambda texts: counts(texts, self.words) / 100)
-
-
-class RepetitionPenalty(Step):
-    """Add `rer_repetition`."""
-
-    revision: ClassVar[int] = 2
-    rows_per_call: ClassVar[int] = 4096
-
-    words: Words = "wordpunct"
-    stop: tuple[str, ...] = ()
+    def feature(self) -> RerFeature:
+        """Return the table's row of this step."""
+        return feature_of(self)
 
     @property
     def name(self) -> str:
         """Name the folder after the column."""
-        return "rer_repetition"
+        return self.feature.column
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Read the response."""
-        return ("response",)
+        return self.feature.reads
 
     @property
     def adds(self) -> pa.Schema:
-        """Add RP."""
-        meaning = f"RP: unique trigrams / trigrams of the response ({self.words}); 1 = no repetition"
-        return pa.schema([column("rer_repetition", pa.float64(), meaning)])
+        """Add the feature."""
+        return pa.schema([column(self.name, pa.float64(), self.feature.meaning.format(words=self.words))])
 
     def load(self, shared: Path) -> Transform:
         """Return the arithmetic."""
-        return _per_response("rer_repetition", self.stop, lambda texts: distinct_trigrams(texts, self.words))
+        feature, words = self.feature, self.words
+
+        def of_column(texts: pa.StringArray) -> npt.NDArray[np.float64]:
+            if feature.column_formula is not None:
+                return feature.column_formula(texts, words)
+            assert feature.formula is not None
+            values = ((text or "") for text in texts.to_pylist())
+            return np.array([feature.formula(text, text, words) for text in values], np.float64)
+
+        return _per_response(self.name, self.stop if feature.cut_at_stop else (), of_column)
 
 
-class QueryRelevance(Step):
-    """Add `rer_query_relevance`, of the whole response: stop strings cut LI and RP only, as in the authors' code."""
+class RelevanceFeature(Step):
+    """Add the dot product of two embeddings, the response's and another text's, by its row in `FEATURES`."""
 
     encoder: EncoderModel | None = None
 
     rows_per_call: ClassVar[int] = 256
 
     @property
+    def feature(self) -> RerFeature:
+        """Return the table's row of this step."""
+        return feature_of(self)
+
+    @property
     def name(self) -> str:
         """Name the folder after the column."""
-        return "rer_query_relevance"
+        return self.feature.column
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Read query and response."""
-        return ("prompt", "response")
+        """Read the other text and the response."""
+        return self.feature.reads
 
     @property
     def adds(self) -> pa.Schema:
-        """Add QR."""
-        return pa.schema(
-            [column("rer_query_relevance", pa.float64(), "QR: dot product of query and response embeddings")]
-        )
+        """Add the feature."""
+        return pa.schema([column(self.name, pa.float64(), self.feature.meaning)])
 
     def work(self, rows: Averages) -> Work:
         """Ask for two embeddings a row."""
-        return Work(self.encoder, 2, rows.prompt + rows.response)
+        return Work(self.encoder, 2, getattr(rows, self.feature.relevance_to) + rows.response)
 
     def identity(self) -> dict[str, JsonValue]:
         """Return the configuration; what was made without stop strings when they cut the response here is the same."""
@@ -193,43 +180,161 @@ class QueryRelevance(Step):
 
     def load(self, shared: Path) -> Transform:
         """Load the encoder."""
-        return _relevance(self.name, self.encoder, "prompt")
+        return _relevance(self.name, self.encoder, self.feature.relevance_to)
 
 
-class ReferenceRelevance(Step):
-    """Add `rer_reference_relevance`, of the whole response: stop strings cut LI and RP only, as in the authors' code."""
+class LengthIncentive(TextFeature):
+    """Add `rer_length`: LI, the number of words of the response / 100 (RER §3.2).
 
-    encoder: EncoderModel | None = None
+    NULL without a response. `stop` cuts the response at the first of these strings.
 
-    rows_per_call: ClassVar[int] = 256
+    Example:
+        >>> import pyarrow as pa
+        >>> step = LengthIncentive()
+        >>> step.load(None)(pa.table({"response": ["It is blue.", None]})).to_pydict()
+        {'rer_length': [0.04, None]}
+    """
+
+
+class RepetitionPenalty(TextFeature):
+    """Add `rer_repetition`: RP, unique trigrams / trigrams of the response's words (RER §3.2).
+
+    1 = no repetition, also for fewer than three words. NULL without a response.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> RepetitionPenalty().load(None)(pa.table({"response": ["a b c a b c"]})).to_pydict()
+        {'rer_repetition': [0.75]}
+    """
+
+
+class QueryRelevance(RelevanceFeature):
+    """Add `rer_query_relevance`: QR, the dot product of the embeddings of query and response (RER §3.2).
+
+    It reads the whole response: stop strings cut LI and RP only, as in the authors' code.
+
+    Raises:
+        ModelError: No encoder is named, or it cannot be loaded.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel
+        >>> step = QueryRelevance(encoder=FakeModel(path="encoder"))
+        >>> rows = pa.table({"prompt": ["What is blue?"], "response": ["The sky."]})
+        >>> step.load(None)(rows).column_names
+        ['rer_query_relevance']
+    """
+
+
+class ReferenceRelevance(RelevanceFeature):
+    """Add `rer_reference_relevance`: AR, the dot product of the embeddings of reference and response (RER §3.2).
+
+    It reads the whole response: stop strings cut LI and RP only, as in the authors' code. NULL without a reference.
+
+    Raises:
+        ModelError: No encoder is named, or it cannot be loaded.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel
+        >>> step = ReferenceRelevance(encoder=FakeModel(path="encoder"))
+        >>> step.load(None)(pa.table({"reference": [None], "response": ["The sky."]})).to_pydict()
+        {'rer_reference_relevance': [None]}
+    """
+
+
+class RerFeature(NamedTuple):
+    """A feature of RER: a row of `FEATURES`."""
+
+    column: str
+    recipe_name: str
+    """Its step's name in a recipe."""
+    step: type[TextFeature] | type[RelevanceFeature]
+    meaning: str
+    """What the column means; `{words}` stands for the way words are counted."""
+    formula: Callable[[str, str, Words], float] | None
+    """Score a text as a reward does: the text without its immediate repeats, the whole text, the way words are counted;
+    None: it is a relevance."""
+    column_formula: Callable[[pa.StringArray, Words], npt.NDArray[np.float64]] | None
+    """Score a column of texts at once; None: text by text."""
+    relevance_to: str
+    """The text that the response's embedding is compared with: `prompt` or `reference`; empty: none."""
+    cut_at_stop: bool
+    """Whether it reads the response up to the first stop string, or whole."""
+    rescaled: bool
+    """Whether F maps it to the range of LI before it enters RER."""
+    branches: tuple[Literal["open", "closed"], ...]
+    """The types of queries in whose RER it is a factor."""
+    rewards: tuple[str, ...]
+    """The rewards it is a factor of: `rer`, and ablations (RER Table 2)."""
 
     @property
-    def name(self) -> str:
-        """Name the folder after the column."""
-        return "rer_reference_relevance"
+    def reads(self) -> tuple[str, ...]:
+        """Name the columns that it reads."""
+        return (self.relevance_to, "response") if self.relevance_to else ("response",)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Read reference and response."""
-        return ("reference", "response")
 
-    @property
-    def adds(self) -> pa.Schema:
-        """Add AR."""
-        meaning = "AR: dot product of reference and response embeddings; NULL without a reference"
-        return pa.schema([column("rer_reference_relevance", pa.float64(), meaning)])
+FEATURES: tuple[RerFeature, ...] = (
+    RerFeature(
+        column="rer_length",
+        recipe_name="length_incentive",
+        step=LengthIncentive,
+        meaning="LI: words of the response / 100 ({words})",
+        formula=lambda text, whole, words: length_incentive(text, words),
+        column_formula=lambda texts, words: counts(texts, words) / 100,
+        relevance_to="",
+        cut_at_stop=True,
+        rescaled=False,
+        branches=("open",),
+        rewards=("rer", "li", "li_rp", "li_rp_qr"),
+    ),
+    RerFeature(
+        column="rer_repetition",
+        recipe_name="repetition_penalty",
+        step=RepetitionPenalty,
+        meaning="RP: unique trigrams / trigrams of the response ({words}); 1 = no repetition",
+        formula=lambda text, whole, words: novelty(text, whole, words),
+        column_formula=lambda texts, words: distinct_trigrams(texts, words),
+        relevance_to="",
+        cut_at_stop=True,
+        rescaled=False,
+        branches=("open", "closed"),
+        rewards=("rer", "rp", "li_rp", "li_rp_qr"),
+    ),
+    RerFeature(
+        column="rer_query_relevance",
+        recipe_name="query_relevance",
+        step=QueryRelevance,
+        meaning="QR: dot product of query and response embeddings",
+        formula=None,
+        column_formula=None,
+        relevance_to="prompt",
+        cut_at_stop=False,
+        rescaled=False,
+        branches=("open",),
+        rewards=("rer", "qr", "li_rp_qr"),
+    ),
+    RerFeature(
+        column="rer_reference_relevance",
+        recipe_name="reference_relevance",
+        step=ReferenceRelevance,
+        meaning="AR: dot product of reference and response embeddings; NULL without a reference",
+        formula=None,
+        column_formula=None,
+        relevance_to="reference",
+        cut_at_stop=False,
+        rescaled=True,
+        branches=("closed",),
+        rewards=("rer", "ar"),
+    ),
+)
+LENGTH, QUERY_RELEVANCE = FEATURES[0].column, FEATURES[2].column
+"""Columns with a part of their own: LI counts a response's words, and QR may stand in for AR."""
 
-    def work(self, rows: Averages) -> Work:
-        """Ask for two embeddings a row."""
-        return Work(self.encoder, 2, rows.reference + rows.response)
 
-    def identity(self) -> dict[str, JsonValue]:
-        """Return the configuration; what was made without stop strings when they cut the response here is the same."""
-        return {**super().identity(), "stop": []}
-
-    def load(self, shared: Path) -> Transform:
-        """Load the encoder."""
-        return _relevance(self.name, self.encoder, "reference")
+def feature_of(step: Step) -> RerFeature:
+    """Return the table's row of a step."""
+    return next(feature for feature in FEATURES if feature.step is type(step))
 
 
 class OtherRelevance(Step):
@@ -422,7 +527,7 @@ class Rer(Step):
     def inputs(self) -> tuple[str, ...]:
         """Read the features and the query type."""
         fitted = ("rer_other_relevance",) if self.fit == "quantiles" else ()
-        return (*_ROW, *fitted)
+        return (*(feature.column for feature in FEATURES if feature.branches), "query_type", *fitted)
 
     @property
     def reads_all_rows(self) -> bool:
@@ -459,40 +564,50 @@ class Rer(Step):
         low, high = json.loads((shared / "range.json").read_text())["range"]
 
         def add(rows: pa.Table) -> pa.Table:
-            lists = [rows[name].to_pylist() for name in _ROW]
             # Features and types that a source brings along may be anything.
-            *features, kinds = lists
-            odd = next((kind for kind in kinds if kind not in ("open", "closed", None)), None)
-            if odd is not None:
+            kinds = rows["query_type"].to_pylist()
+            unknown = next((kind for kind in kinds if kind not in ("open", "closed", None)), None)
+            if unknown is not None:
                 raise StepError(
-                    f"step rer: query_type is open, closed or null, not {odd!r:.40}; mend the source's column"
+                    f"step rer: query_type is open, closed or null, not {unknown!r:.40}; mend the source's column"
                 )
-            each = zip(*([finite(value) for value in feature] for feature in features), kinds, strict=True)
-            scores = [finite(self.score((low, high), *values)) for values in each]
+            names = [feature.column for feature in FEATURES if feature.branches]
+            columns = [[finite(value) for value in rows[name].to_pylist()] for name in names]
+            scores = [
+                finite(self.score((low, high), dict(zip(names, values, strict=True)), kind))
+                for *values, kind in zip(*columns, kinds, strict=True)
+            ]
             return pa.table({"rer": pa.array(scores, pa.float64())})
 
         return add
 
-    def score(
-        self,
-        source: tuple[float, float],
-        length: float | None,
-        repetition: float | None,
-        query: float | None,
-        reference: float | None,
-        kind: str | None,
-    ) -> float | None:
-        """Return one row's RER from its features and query type, F mapping from `source`; None where one lacks."""
-        if length is None or repetition is None or kind is None:
+    def score(self, source: tuple[float, float], values: Mapping[str, float | None], kind: str | None) -> float | None:
+        """Return one row's RER, or None where its branch lacks a feature.
+
+        Args:
+            source: The range that F maps AR from.
+            values: The row's features by column.
+            kind: The query's type, open or closed.
+        """
+        if kind is None or any(
+            values[feature.column] is None for feature in FEATURES if feature.branches and not feature.relevance_to
+        ):
             return None
-        if round(length * 100) < self.min_tokens:
+        length = values[LENGTH]
+        if length is not None and round(length * 100) < self.min_tokens:
             return 0.0
-        if kind == "open":
-            return None if query is None else rer_open(length, repetition, query, self.combine)
-        relevance = query if reference is None and self.fallback else reference
-        if relevance is None:
-            return None
-        return rer_closed(repetition, rescale(relevance, self.max_response_tokens, source, self.clip), self.combine)
+        factors = []
+        for feature in FEATURES:
+            if kind not in feature.branches:
+                continue
+            value = values[feature.column]
+            if feature.rescaled:
+                value = values[QUERY_RELEVANCE] if value is None and self.fallback else value
+                value = None if value is None else rescale(value, self.max_response_tokens, source, self.clip)
+            if value is None:
+                return None
+            factors.append(value)
+        return combined(factors, self.combine)
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count rows without a score, and warn where F's constants do not fit the encoder."""
@@ -529,11 +644,12 @@ def rer(
     asked: bool = False,
 ) -> tuple[Step, ...]:
     """Return the steps of RER in order: four features, what `fit: quantiles` measures F by, the query type, the reward."""
+    options: dict[str, Any] = {"words": words, "stop": stop, "encoder": encoder}
     return (
-        LengthIncentive(words=words, stop=stop),
-        RepetitionPenalty(words=words, stop=stop),
-        QueryRelevance(encoder=encoder),
-        ReferenceRelevance(encoder=encoder),
+        *(
+            feature.step(**{key: value for key, value in options.items() if key in feature.step.model_fields})
+            for feature in FEATURES
+        ),
         *((OtherRelevance(encoder=encoder),) if fit == "quantiles" else ()),
         QueryType(encoder=encoder, asked=asked),
         Rer(
