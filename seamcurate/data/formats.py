@@ -1,7 +1,7 @@
-"""How files and the Hub become Arrow tables or lines, whatever is wrong with a row in them.
+"""Files and Hub data sets as Arrow tables or lines, with a reason for each row that cannot be read.
 
-One rule: what is wrong with one row is raised as `Reject`, to be kept with that row; what is wrong with a whole file
-or column is a `SourceError` that names it.
+One rule: a mistake in one row is raised as `Reject`, and its text is kept with the row; a mistake in a whole file or
+column is a `SourceError` that names it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from seamcurate.errors import SourceError, typed_line
 from seamcurate.storage import hashes
 
 LONGEST_ROW_SHOWN = 10_000
-# An unclosed quote swallows what follows it: this bounds what one costs. It is far beyond any prompt.
+# An unclosed quote swallows the text after it: this bounds the memory that one takes. It is far longer than any prompt.
 LONGEST_CSV_FIELD = 1 << 24
-# A line of a small .gz may be as long as the disk is large.
+# A small .gz file can unpack to a line that fills the memory.
 LONGEST_LINE = 1 << 26
 # Parquet writers and SQL engines recurse over types.
 DEEPEST = 32
@@ -51,7 +51,7 @@ _Reader = Callable[[Path, int, int], Generator[pa.Table, None, int]]
 
 
 class Reject(Exception):
-    """One row cannot be taken; the message is the reason kept with it."""
+    """One row cannot be read; the message is the reason that is kept with the row."""
 
 
 class Row(NamedTuple):
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
     cells: dict[str, object]
     doubt: str | None
-    """What may be wrong with the text in it."""
+    """A possible fault in the row's text, such as invalid UTF-8; None where there is none."""
 
 
 class _CsvLine(NamedTuple):
@@ -68,7 +68,7 @@ class _CsvLine(NamedTuple):
     error: str | None
 
 
-Line: TypeAlias = bytes | _CsvLine
+SourceLine: TypeAlias = bytes | _CsvLine
 
 
 def word(value: object) -> str:
@@ -77,21 +77,21 @@ def word(value: object) -> str:
     return words.get(type(value), "null")
 
 
-def not_utf8(column: pa.ChunkedArray, where: str) -> list[int]:
-    """Find the rows whose text is not UTF-8, which Parquet readers do not look at."""
+def not_utf8(column: pa.ChunkedArray, location: str) -> list[int]:
+    """Return the indices of rows whose text is not UTF-8; Parquet readers do not check it."""
     try:
         column.validate(full=True)
         return []
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
-            raise SourceError(f"{where} is damaged: {typed_line(error)}; write the file again") from error
-    found = []
+            raise SourceError(f"{location} is damaged: {typed_line(error)}; write the file again") from error
+    indices = []
     for index in range(len(column)):
         try:
             column.take([index]).validate(full=True)
         except pa.ArrowInvalid:
-            found.append(index)
-    return found
+            indices.append(index)
+    return indices
 
 
 def json_text(value: object) -> str:
@@ -104,34 +104,34 @@ def json_text(value: object) -> str:
 
 
 def legible(text: bytes) -> str:
-    """Decode bytes, those that are not UTF-8 spelled out."""
+    """Decode bytes; bytes that are not UTF-8 become escaped."""
     return text.decode("utf-8", "backslashreplace")[:LONGEST_ROW_SHOWN]
 
 
-# Types: one plain Arrow type for each of the several that mean the same.
+# Types: one Arrow type for each group of types with the same meaning.
 
 
 def plain(kind: pa.DataType, text: pa.DataType) -> pa.DataType:
     """Undo dictionaries, views, extensions and 64-bit offsets; `text` is what strings become."""
-    is_ = pa.types
+    types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return plain(kind.storage_type, text)
-    if is_.is_dictionary(kind) or is_.is_run_end_encoded(kind):
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return plain(kind.value_type, text)
-    if is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind):
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return text
-    if is_.is_large_binary(kind) or is_.is_binary_view(kind):
+    if types.is_large_binary(kind) or types.is_binary_view(kind):
         return pa.binary()
-    if is_.is_list(kind) or is_.is_large_list(kind) or is_.is_list_view(kind) or is_.is_large_list_view(kind):
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
         return pa.list_(plain(kind.value_type, text))
-    if is_.is_fixed_size_list(kind):
+    if types.is_fixed_size_list(kind):
         return pa.list_(plain(kind.value_type, text), kind.list_size)
-    if is_.is_map(kind):
+    if types.is_map(kind):
         return pa.map_(plain(kind.key_type, text), plain(kind.item_type, text))
-    if is_.is_struct(kind):
+    if types.is_struct(kind):
         return pa.struct([(field.name, plain(field.type, text)) for field in kind])
     # SQL has no numbers of 16 bits.
-    return pa.float32() if is_.is_float16(kind) else kind
+    return pa.float32() if types.is_float16(kind) else kind
 
 
 def column_field(field: pa.Field) -> pa.Field:
@@ -151,7 +151,7 @@ def has_durations(files: Sequence[Path], read_schema: Callable[[Path], pa.Schema
 
 
 def unstorable(kind: pa.DataType) -> str:
-    """Say why no shard that SQL reads can hold a type; nothing where one can."""
+    """Return why SQL or Parquet cannot hold a type; empty where they can."""
     if pa.types.is_duration(kind):
         return f"holds a {kind} inside, which SQL has no column for: make it a number of seconds"
     if pa.types.is_union(kind) or pa.types.is_interval(kind) or pa.types.is_decimal256(kind):
@@ -175,7 +175,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         pieces = [piece.dictionary.cast(kind).take(piece.indices) for piece in column.chunks]
         return pa.chunked_array(pieces, kind)
     if pa.types.is_duration(column.type) and not pa.types.is_duration(kind):
-        # By its unit: a count of it says nothing.
+        # To seconds: the same count means other times in other units.
         counts = column.cast(pa.int64()).cast(pa.float64(), safe=False)
         return pc.divide(counts, float(_PER_SECOND[column.type.unit]))
     if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
@@ -191,22 +191,22 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return exactly the columns of `schema`, NULL where missing."""
-    known = set(rows.column_names)
+    names_present = set(rows.column_names)
     columns = [
-        _cast(rows[name], kind) if name in known else pa.nulls(len(rows), kind)
+        _cast(rows[name], kind) if name in names_present else pa.nulls(len(rows), kind)
         for name, kind in zip(schema.names, schema.types, strict=True)
     ]
     return pa.table(columns, schema=schema)
 
 
 def typed(values: list[object], running: pa.DataType | None) -> tuple[pa.Array | None, list[str | None]]:
-    """Convert JSON values to the running type, or find their own; say of each that does not fit why not."""
+    """Convert JSON values to the column's type so far, or find their type; return a reason for each misfit."""
 
     def widened(kind: pa.DataType | None, cells: list[object]) -> pa.DataType:
-        found = _widened(kind, pa.array(cells).type, first=running is None)
-        if why := unstorable(found):
-            raise TypeError(why)
-        return found
+        widened_type = _widened(kind, pa.array(cells).type, first_chunk=running is None)
+        if reason := unstorable(widened_type):
+            raise TypeError(reason)
+        return widened_type
 
     try:
         kind = solid(widened(running, values))
@@ -218,37 +218,37 @@ def typed(values: list[object], running: pa.DataType | None) -> tuple[pa.Array |
             widest = widened(widest, [value])
     kind, fitting = solid(widest), list[object]()
     for value in values:
-        found = "mixed types or a number beyond 64 bits"
+        type_name = "mixed types or a number beyond 64 bits"
         try:
-            found = f"{pa.array([value]).type!s:.80}"
+            type_name = f"{pa.array([value]).type!s:.80}"
             widened(widest, [value])
             fitting.append(None if kind is None else pa.array([value], kind)[0].as_py())
             misfits.append(None)
         except _NO_FIT:
             fitting.append(None)
-            misfits.append(f"expected {'one type' if kind is None else kind!s:.80}, found {found}")
+            misfits.append(f"expected {'one type' if kind is None else kind!s:.80}, found {type_name}")
     return (None if kind is None else pa.array(fitting, kind)), misfits
 
 
-def _widened(kind: pa.DataType | None, found: pa.DataType, first: bool) -> pa.DataType:
+def _widened(kind: pa.DataType | None, other_type: pa.DataType, first_chunk: bool) -> pa.DataType:
     """Return the type that holds both, or raise TypeError; only the first chunk may turn integers to doubles."""
-    if kind is None or pa.types.is_null(kind) or kind == found:
-        return found
-    if pa.types.is_null(found):
+    if kind is None or pa.types.is_null(kind) or kind == other_type:
+        return other_type
+    if pa.types.is_null(other_type):
         return kind
-    if {kind, found} == {pa.int64(), pa.float64()} and (first or kind == pa.float64()):
+    if {kind, other_type} == {pa.int64(), pa.float64()} and (first_chunk or kind == pa.float64()):
         return pa.float64()
-    if pa.types.is_list(kind) and pa.types.is_list(found):
-        return pa.list_(_widened(kind.value_type, found.value_type, first))
-    if pa.types.is_struct(kind) and pa.types.is_struct(found):
+    if pa.types.is_list(kind) and pa.types.is_list(other_type):
+        return pa.list_(_widened(kind.value_type, other_type.value_type, first_chunk))
+    if pa.types.is_struct(kind) and pa.types.is_struct(other_type):
         types = {field.name: field.type for field in kind}
-        types.update((field.name, _widened(types.get(field.name), field.type, first)) for field in found)
+        types.update((field.name, _widened(types.get(field.name), field.type, first_chunk)) for field in other_type)
         return pa.struct(types.items())
-    raise TypeError(f"{found} does not fit {kind}")
+    raise TypeError(f"{other_type} does not fit {kind}")
 
 
 def solid(kind: pa.DataType | None) -> pa.DataType | None:
-    """Leave out what has shown no value yet: a later one decides its type, and Parquet has no empty struct."""
+    """Return a type without fields that had no value yet: a later value decides their type, and Parquet has no empty struct."""
     if kind is None or pa.types.is_null(kind):
         return None
     if pa.types.is_list(kind):
@@ -266,15 +266,15 @@ def solid(kind: pa.DataType | None) -> pa.DataType | None:
 
 def _bytes_lines(path: Path) -> Iterator[bytes]:
     with _reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        first = True
+        at_start = True
         while line := file.readline(LONGEST_LINE + 1):
-            yield line.removeprefix(codecs.BOM_UTF8) if first else line
-            first, whole = False, line
-            while len(whole) > LONGEST_LINE and not whole.endswith(b"\n"):
-                whole = file.readline(LONGEST_LINE + 1) or b"\n"
+            yield line.removeprefix(codecs.BOM_UTF8) if at_start else line
+            at_start, rest = False, line
+            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                rest = file.readline(LONGEST_LINE + 1) or b"\n"
 
 
-def json_lines(path: Path) -> Iterator[Line]:
+def json_lines(path: Path) -> Iterator[SourceLine]:
     """Iterate over the lines of a JSONL file that are not blank."""
     return filter(None, map(bytes.strip, _bytes_lines(path)))
 
@@ -317,33 +317,35 @@ def surrogate(value: object) -> bool:
 def _deep(value: object) -> bool:
     level: list[Any] = [value]
     for _ in range(DEEPEST):
-        parts = chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
-        level = [part for part in parts if isinstance(part, dict | list)]
+        children = chain.from_iterable(
+            container.values() if isinstance(container, dict) else container for container in level
+        )
+        level = [child for child in children if isinstance(child, dict | list)]
     return bool(level)
 
 
-def csv_lines(path: Path) -> Iterator[Line]:
+def csv_lines(path: Path) -> Iterator[SourceLine]:
     """Iterate over the records of a CSV file, each with its header."""
     csv.field_size_limit(LONGEST_CSV_FIELD)
-    first, header = "", list[str]()
+    first_line_text, header = "", list[str]()
 
     def text() -> Iterator[str]:
-        nonlocal first
+        nonlocal first_line_text
         for line in _bytes_lines(path):
             decoded = line.decode("utf-8", "surrogateescape")
-            first = first or decoded
+            first_line_text = first_line_text or decoded
             yield decoded
 
     # Not strict, an unclosed quote would make one row of all that follows, and `"a"b` would be read as `ab`.
     reader = csv.reader(text(), strict=True)
     while True:
-        fields, error, first = [], None, ""
+        fields, error, first_line_text = [], None, ""
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as broken:
-            fields, error = [first], str(broken).replace("unexpected end of data", "a quote is never closed")
+            fields, error = [first_line_text], str(broken).replace("unexpected end of data", "a quote is never closed")
         if header and fields:
             yield _CsvLine(header, fields, error)
         elif fields:
@@ -372,14 +374,14 @@ def csv_shown(line: _CsvLine) -> object:
 
 
 class _Cells:
-    """What the cells of one CSV column have been so far."""
+    """Counts of the kinds of cells in one CSV column."""
 
     def __init__(self) -> None:
         self.numbers = self.fractions = self.truths = self.texts = 0
         self.largest = 0
 
     def add(self, cell: str) -> None:
-        """Look at one cell that is not empty."""
+        """Count one cell that is not empty."""
         cell = cell.strip()
         if _WHOLE.fullmatch(cell):
             self.numbers += 1
@@ -394,13 +396,13 @@ class _Cells:
         else:
             self.texts += 1
 
-    def kind(self, asked: str | None) -> pa.DataType | None:
-        """Return the type that holds all of them as they are written, or the one asked for; None for text."""
-        if asked == "boolean":
+    def kind(self, declared: str | None) -> pa.DataType | None:
+        """Return the declared type, or the one that holds all cells without loss; None for text."""
+        if declared == "boolean":
             return pa.bool_()
-        if asked == "number":
+        if declared == "number":
             return pa.float64() if self.fractions or self.largest >= 2**63 else pa.int64()
-        if self.texts or asked == "text" or bool(self.truths) == bool(self.numbers):
+        if self.texts or declared == "text" or bool(self.truths) == bool(self.numbers):
             return None
         if self.truths:
             return None if self.fractions else pa.bool_()
@@ -409,16 +411,16 @@ class _Cells:
         return pa.int64() if self.largest < 2**63 else None
 
 
-def csv_types(files: Sequence[Path], asked: Mapping[str, str], texts: Collection[str]) -> dict[str, pa.DataType]:
-    """Decide by all cells of all files which columns are numbers or truths; every other one is text.
+def csv_types(files: Sequence[Path], declared: Mapping[str, str], texts: Collection[str]) -> dict[str, pa.DataType]:
+    """Decide by all cells of all files which columns are numbers or booleans; every other column is text.
 
     Args:
         files: The CSV files.
-        asked: Columns of which somebody said what they are: text, number or boolean.
-        texts: Columns that are text whatever is in them.
+        declared: The types that the user gave to columns: text, number or boolean.
+        texts: Columns that are text whatever their cells hold.
 
     Raises:
-        SourceError: A column that is asked for is in none of the files.
+        SourceError: A declared column is in none of the files.
     """
     columns: dict[str, _Cells] = {}
     for path in files:
@@ -427,18 +429,18 @@ def csv_types(files: Sequence[Path], asked: Mapping[str, str], texts: Collection
                 continue
             for name, cell in zip(line.header, line.fields, strict=True):
                 cells = columns.get(name) or columns.setdefault(name, _Cells())
-                # One text settles a column, as a rule after its first row.
-                if cell and not (cells.texts and asked.get(name) != "number") and name not in texts:
+                # One cell of text settles a column: the others need no parsing. For most columns that is the first row.
+                if cell and not (cells.texts and declared.get(name) != "number") and name not in texts:
                     cells.add(cell)
-    for name in asked:
+    for name in declared:
         if columns and name not in columns:
             raise SourceError(f"{files[0]}: no column {name!r} for types; it has {', '.join(columns)}")
-    kinds = {name: cells.kind(asked.get(name)) for name, cells in columns.items() if name not in texts}
+    kinds = {name: cells.kind(declared.get(name)) for name, cells in columns.items() if name not in texts}
     return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
 def csv_value(cell: object, kind: pa.DataType | None) -> object:
-    """Return a cell as its column's type has it, or as it is written where it is none of that."""
+    """Return a cell as a value of its column's type, or its text where it is no such value."""
     if kind is None or not isinstance(cell, str):
         return cell
     text = cell.strip()
@@ -461,11 +463,11 @@ def matches(pattern: str, kind: str) -> list[Path]:
         raise SourceError(f"{pattern} is a folder; name the files in it, say {pattern.rstrip('/')}/*.{kind}")
     if path.exists() and not path.is_dir():
         return [path]
-    places = path.glob("*.parquet") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    found = [place for place in places if place.is_file()]
-    if not found:
+    candidates = path.glob("*.parquet") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    files = [file for file in candidates if file.is_file()]
+    if not files:
         raise SourceError(f"{pattern}: no such file, and nothing that matches; check the path")
-    return found
+    return files
 
 
 def saved_files(folder: Path, split: str) -> list[Path]:
@@ -525,15 +527,15 @@ def file_tables(files: list[Path], read: _Reader, skip: int, size: int) -> Itera
             skip = yield from read(path, skip, size)
 
 
-def conformed(tables: Iterable[pa.Table], fields: pa.Schema, where: str) -> Iterator[pa.Table]:
+def conformed(tables: Iterable[pa.Table], fields: pa.Schema, location: str) -> Iterator[pa.Table]:
     """Cast tables to one schema."""
-    with _reading(where):
+    with _reading(location):
         for table in tables:
             yield conform(table, fields)
 
 
 def with_inner(
-    fields: pa.Schema, tables: Iterable[pa.Table], names: Sequence[str], where: str
+    fields: pa.Schema, tables: Iterable[pa.Table], names: Sequence[str], location: str
 ) -> tuple[pa.Schema, Iterator[pa.Table]]:
     """Add fields inside columns, named with dots, as columns of their own; a null parent has null fields.
 
@@ -543,12 +545,12 @@ def with_inner(
     paths = {name: name.split(".") for name in names}
     for name, (column, *path) in paths.items():
         kind = fields.field(column).type
-        for part in path:
-            there = [field.name for field in kind] if pa.types.is_struct(kind) else []
-            if part not in there:
-                has = f"it has {', '.join(there)}" if there else f"{kind} has no fields"
-                raise SourceError(f"{where}: no field {part!r} of {name!r}; {has}")
-            kind = kind.field(part).type
+        for field_name in path:
+            field_names = [field.name for field in kind] if pa.types.is_struct(kind) else []
+            if field_name not in field_names:
+                available = f"it has {', '.join(field_names)}" if field_names else f"{kind} has no fields"
+                raise SourceError(f"{location}: no field {field_name!r} of {name!r}; {available}")
+            kind = kind.field(field_name).type
         fields = fields.append(pa.field(name, kind))
 
     def widened() -> Iterator[pa.Table]:
@@ -562,14 +564,14 @@ def with_inner(
 
 def with_inner_cells(cells: dict[str, object], names: Sequence[str]) -> dict[str, object]:
     """Add fields inside a line's objects, named with dots, as cells of their own, where they are there."""
-    found = dict(cells) if names else cells
+    widened = dict(cells) if names else cells
     for name in names:
         value: object = cells
-        for part in name.split("."):
-            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+        for field_name in name.split("."):
+            value = value.get(field_name, _ABSENT) if isinstance(value, dict) else _ABSENT
         if value is not _ABSENT:
-            found[name] = value
-    return found
+            widened[name] = value
+    return widened
 
 
 _ABSENT = object()
@@ -577,14 +579,14 @@ _ABSENT = object()
 
 def regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
     """Cut tables of any size into tables of `size` rows."""
-    held: pa.Table | None = None
+    pending: pa.Table | None = None
     for table in tables:
-        held = table if held is None else pa.concat_tables([held, table])
-        while held.num_rows >= size:
-            yield held.slice(0, size)
-            held = held.slice(size)
-    if held is not None and held.num_rows:
-        yield held
+        pending = table if pending is None else pa.concat_tables([pending, table])
+        while pending.num_rows >= size:
+            yield pending.slice(0, size)
+            pending = pending.slice(size)
+    if pending is not None and pending.num_rows:
+        yield pending
 
 
 def parquet_tables(path: Path, skip: int, size: int) -> Generator[pa.Table, None, int]:
@@ -670,10 +672,10 @@ def _asking(hub: str) -> Iterator[None]:
         ) from error
     # The client and its transports share no root error.
     except Exception as error:
-        what = f"{typed_line(error)}; check the name, the network and your login"
+        reason = f"{typed_line(error)}; check the name, the network and your login"
         if type(error).__name__ == "RepositoryNotFoundError":
-            what = "no such data set, or no access to it; check the name, or log in with `hf auth login`"
-        raise SourceError(f"Hub data set {hub}: {what}") from error
+            reason = "no such data set, or no access to it; check the name, or log in with `hf auth login`"
+        raise SourceError(f"Hub data set {hub}: {reason}") from error
 
 
 def hub_tables(
@@ -693,13 +695,13 @@ def hub_tables(
             revision=commit,
             streaming=True,
         ).with_format("arrow")
-        known = rows.features.arrow_schema if rows.features else next(iter(rows.iter(1)), pa.table({})).schema
-    fields = pa.schema([column_field(field) for field in known])
+        schema = rows.features.arrow_schema if rows.features else next(iter(rows.iter(1)), pa.table({})).schema
+    fields = pa.schema([column_field(field) for field in schema])
 
     def tables() -> Iterator[pa.Table]:
         with _asking(hub):
             for table in rows.skip(skip).iter(size):
-                if new := set(table.column_names) - set(known.names):
+                if new := set(table.column_names) - set(schema.names):
                     raise SourceError(f"Hub data set {hub}: columns {new} are not in its first file; convert it")
                 yield table
 

@@ -1,7 +1,7 @@
 """Rows from the Hub, Parquet, JSONL, CSV, Arrow or another store, as prompt, response and reference.
 
 One rule: each row that is read comes out once, as a row or as a rejected row with its reason, and its `row_id`
-is its place in the source whatever became of the rows before it.
+is its position in the source, whether or not the rows before it were rejected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seamcurate.store.store import shard_files
 from seamcurate.text import suggestion
 
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
-"""A row that was read and not taken: where it was, why not, and the row as JSON text."""
+"""The schema of rejected rows: the position in the source, the reason, and the row as JSON text."""
 
 KINDS = ("hub", "parquet", "jsonl", "csv", "arrow", "store")
 ROLES = ("system", "user", "assistant", "tool")
@@ -43,19 +43,54 @@ class Chunk(NamedTuple):
     rows: pa.Table
     """row_id, prompt, then response, reference and id where there are any, then every other source column."""
     rejected: pa.Table
-    """The rows not taken, as REJECTED."""
+    """The rejected rows, with the schema REJECTED."""
     schema: pa.Schema
-    """The schema of all rows so far; hand it back, with the ids taken, to go on after this chunk."""
+    """The schema of all rows so far; pass it to `Source.chunks`, with the ids so far, to go on after this chunk."""
 
 
 class Source(BaseModel):
-    """Name where rows are, and which of their columns are what.
+    """Name where rows come from, and which of their columns hold prompt, response and reference.
 
-    `prompt`, `response`, `reference`, `messages` and `id` name a column, or a field inside one, with dots between.
+    Exactly one of `hub`, `parquet`, `jsonl`, `csv`, `arrow` and `store` says where the rows are. `prompt`, `response`,
+    `reference`, `messages` and `id` each name a column, or a field inside one, with dots between. All other columns are
+    kept under their own names, or those that `rename` gives them. A row that cannot be read is rejected with its reason,
+    and does not stop the reading.
+
+    Args:
+        hub: A data set on the Hugging Face Hub.
+        parquet: A Parquet file, a folder of them, a pattern, or a list of these; `jsonl` and `csv` take no folder.
+        jsonl: The same for files with one JSON object a line, which may end in `.gz`.
+        csv: The same for CSV files with a header.
+        arrow: An Arrow file, a pattern, or a folder written by `datasets` with `save_to_disk`.
+        store: Another store: its rows, without its columns.
+        data_dir: For `hub`: the folder in the repository.
+        name: For `hub`: the configuration of the data set.
+        split: For `hub` and `save_to_disk` folders: the split.
+        revision: For `hub`: a branch, tag or commit; the commit is part of the rows' fingerprint.
+        prompt: The column with the prompt: text, or a list of chat turns.
+        response: The column with the golden response.
+        reference: The column with the reference answer.
+        messages: The column with a whole chat, whose last turn is the response; in place of `prompt` and `response`.
+        id: The column with an id of text; of rows with the same id, the first is kept.
+        rename: New names of columns, by their names in the source.
+        types: For `csv`: text, number or boolean, for columns whose cells leave it open.
+        shard_rows: Rows in one shard, the unit of work and of resuming.
+
+    Raises:
+        ValueError: The fields contradict each other (as pydantic's ValidationError).
+        SourceError: A method reads the source, and a file or a column is missing, or cannot hold what it should.
 
     Example:
-        >>> Source(parquet="math.parquet", reference="reward_model.ground_truth").reference
-        'reward_model.ground_truth'
+        >>> import json, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "math.jsonl"
+        >>> lines = [{"question": "2 + 2?", "answer": {"value": "4"}}, {"question": "", "answer": {"value": "6"}}]
+        >>> _ = file.write_text("".join(json.dumps(line) + chr(10) for line in lines))
+        >>> source = Source(jsonl=str(file), prompt="question", reference="answer.value")
+        >>> chunk = next(source.chunks())
+        >>> chunk.rows.select(["row_id", "prompt", "reference"]).to_pylist()
+        [{'row_id': 0, 'prompt': '2 + 2?', 'reference': '4'}]
+        >>> chunk.rejected["reason"].to_pylist()
+        ['prompt is blank']
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,14 +112,14 @@ class Source(BaseModel):
     id: str | None = None
     rename: dict[str, str] = {}
     types: dict[str, Literal["text", "number", "boolean"]] = {}
-    """For csv: what columns are, where their cells do not say it rightly."""
+    """For csv: the types of columns, where their cells alone would give another one."""
     shard_rows: int = Field(default=4096, ge=1, le=10**9)
 
     @model_validator(mode="after")
     def _unambiguous(self) -> Source:
-        given = [kind for kind in KINDS if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise ValueError(f"rows come from one of {', '.join(KINDS)}, not {' and '.join(given) or 'none'}")
+        kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"rows come from one of {', '.join(KINDS)}, not {' and '.join(kinds) or 'none'}")
         if self.hub is None and (self.data_dir or self.name or self.revision):
             raise ValueError("data_dir, name and revision are for hub only: leave them out")
         if self.csv is None and self.types:
@@ -103,10 +138,10 @@ class Source(BaseModel):
 
     @property
     def _where(self) -> str:
-        place: str | list[str] = getattr(self, self._kind)
-        if isinstance(place, list):
-            return ", ".join(place)
-        return f"Hub data set {place}" if self.hub is not None else place
+        paths: str | list[str] = getattr(self, self._kind)
+        if isinstance(paths, list):
+            return ", ".join(paths)
+        return f"Hub data set {paths}" if self.hub is not None else paths
 
     def identity(self) -> JsonValue:
         """Return what decides the rows: contents, mapping and shard size, but not the folder they lie in."""
@@ -122,18 +157,18 @@ class Source(BaseModel):
         return {self._kind: files, **fields}
 
     def resolved(self, base: Path) -> Source:
-        """Return the same source with relative local paths taken from `base`, a recipe's folder say."""
+        """Return the same source with relative paths made absolute from `base`, such as the folder of a recipe."""
         if self.hub is not None or (self.store or "").startswith("s3://"):
             return self
 
-        def absolute(place: str) -> str:
-            if re.match(r"[a-z0-9]+://", place):
-                raise SourceError(f"{place} is no file of this machine; copy it here, or name a `store` at s3://")
-            return str(base.absolute() / Path(place).expanduser())
+        def absolute(path: str) -> str:
+            if re.match(r"[a-z0-9]+://", path):
+                raise SourceError(f"{path} is no file of this machine; copy it here, or name a `store` at s3://")
+            return str(base.absolute() / Path(path).expanduser())
 
-        place: str | list[str] = getattr(self, self._kind)
-        found = absolute(place) if isinstance(place, str) else [absolute(each) for each in place]
-        return self.model_copy(update={self._kind: found})
+        paths: str | list[str] = getattr(self, self._kind)
+        absolute_paths = absolute(paths) if isinstance(paths, str) else [absolute(path) for path in paths]
+        return self.model_copy(update={self._kind: absolute_paths})
 
     def files(self) -> list[Path]:
         """List the files of this machine that hold the rows; none where they come from the Hub.
@@ -144,19 +179,20 @@ class Source(BaseModel):
         return [] if self.hub is not None else self._files()
 
     def chunks(self, first: int = 0, schema: pa.Schema | None = None, seen: Collection[str] = ()) -> Iterator[Chunk]:
-        """Read from chunk `first` on; `schema` and the ids `seen` are those of the chunks before it.
+        """Read chunks from number `first` on; `schema` and the ids `seen` are those of the chunks before it.
 
-        Raises SourceError where the source cannot be read as asked.
+        Raises:
+            SourceError: A file or column is missing, unreadable, or of a type that cannot be what it is mapped to.
         """
-        taken, empty = set(seen), first == 0
+        ids, no_rows = set(seen), first == 0
         by_line = self.jsonl is not None or self.csv is not None
         for read in self._line_reads(first, schema) if by_line else self._table_reads(first):
-            rows, reasons, empty = read.rows, read.reasons, False
+            rows, reasons, no_rows = read.rows, read.reasons, False
             if self.id is not None and "id" in rows.column_names:
-                for position, own in zip(rows["row_id"].to_pylist(), rows["id"].to_pylist(), strict=True):
-                    if own in taken:
-                        reasons[position] = f"duplicate id {own!r:.80}"
-                    taken.add(own)
+                for position, row_id_text in zip(rows["row_id"].to_pylist(), rows["id"].to_pylist(), strict=True):
+                    if row_id_text in ids:
+                        reasons[position] = f"duplicate id {row_id_text!r:.80}"
+                    ids.add(row_id_text)
                 rows = _without(rows, reasons)
             bad = sorted(reasons)
             columns = [
@@ -166,7 +202,7 @@ class Source(BaseModel):
             ]
             rejected = pa.table(columns, schema=REJECTED)
             yield Chunk(read.number, formats.conform(rows, read.schema), rejected, read.schema)
-        if empty:
+        if no_rows:
             raise SourceError(f"{self._where}: no rows; name a source that has some")
 
     def _files(self) -> list[Path]:
@@ -179,13 +215,13 @@ class Source(BaseModel):
             if not files:
                 raise SourceError(f"{self.store}: no shards in its rows; name the folder of a store")
             return files
-        place: str | list[str] = getattr(self, self._kind)
-        patterns = [place] if isinstance(place, str) else place
-        found = {path for pattern in patterns for path in formats.matches(pattern, self._kind)}
-        return sorted(found, key=str)
+        paths: str | list[str] = getattr(self, self._kind)
+        patterns = [paths] if isinstance(paths, str) else paths
+        files_found = {path for pattern in patterns for path in formats.matches(pattern, self._kind)}
+        return sorted(files_found, key=str)
 
     def _inner(self, names: Collection[str]) -> list[str]:
-        """Return which mapped columns are fields inside another column, such as `reward_model.ground_truth`."""
+        """Return the mapped names that are fields inside a column, such as `reward_model.ground_truth`."""
         mapped = [self.prompt, self.response, self.reference, self.messages, self.id]
         return [
             name
@@ -194,31 +230,39 @@ class Source(BaseModel):
         ]
 
     def _plan(self, names: Sequence[str], schema: pa.Schema | None = None) -> _Plan:
-        """Decide which source column becomes which; a running schema has decided part of it already."""
-        known = [] if schema is None else schema.names
-        # Rows without any column decide nothing.
-        decided = "prompt" in known or not names
-        has = f"it has {', '.join(names)}"
-        asked = {"response": self.response, "reference": self.reference, "id": self.id}
+        """Map source columns to columns of the store; for the columns of an earlier chunk's schema that is decided."""
+        decided_names = [] if schema is None else schema.names
+        # A chunk whose rows have no column at all decides nothing.
+        decided = "prompt" in decided_names or not names
+        available = f"it has {', '.join(names)}"
+        requested = {"response": self.response, "reference": self.reference, "id": self.id}
         for target in ("reference",) if self.messages is not None else ("response", "reference"):
-            if asked[target] is None and target not in self.rename and target in (known if decided else names):
-                asked[target] = target
+            if (
+                requested[target] is None
+                and target not in self.rename
+                and target in (decided_names if decided else names)
+            ):
+                requested[target] = target
         mapped = {"prompt": self.prompt} if self.messages is None else {"messages": self.messages}
-        mapped.update((target, column) for target, column in asked.items() if column is not None)
+        mapped.update((target, column) for target, column in requested.items() if column is not None)
         for target, column in () if decided else mapped.items():
             if column not in names:
-                raise SourceError(f"{self._where}: no column {column!r} for {target}; {has}{suggestion(column, names)}")
+                raise SourceError(
+                    f"{self._where}: no column {column!r} for {target}; {available}{suggestion(column, names)}"
+                )
         claimed = {"row_id", "prompt", "response", "reference", *(["id"] if self.id is not None else [])}
-        spelled = {name.lower(): name for name in known}
+        spelled = {name.lower(): name for name in decided_names}
         sides = {self.rename.get(name, name): name for name in names if name not in mapped.values()}
-        # A line of JSON may bring a column late: one that would then clash may be renamed before it is seen.
-        late = {name.lower() for name in (*claimed, *names)} if self.jsonl is not None else set()
+        # In JSONL a column may first appear in a later line: a `rename` that keeps such a column from clashing is no error.
+        later_names = {name.lower() for name in (*claimed, *names)} if self.jsonl is not None else set()
         for column in [*self.rename, *(name for name in sides.values() if name not in self.rename)]:
             output = self.rename.get(column, column)
             if column in mapped.values():
                 raise SourceError(f"{self._where}: {column!r} is mapped already; take it out of rename")
-            if not decided and column not in names and column.lower() not in late:
-                raise SourceError(f"{self._where}: no column {column!r} to rename; {has}{suggestion(column, names)}")
+            if not decided and column not in names and column.lower() not in later_names:
+                raise SourceError(
+                    f"{self._where}: no column {column!r} to rename; {available}{suggestion(column, names)}"
+                )
             if not output or "\0" in output:
                 raise SourceError(
                     f"{self._where}: a column is called {output!r:.80}, which SQL cannot name; "
@@ -233,7 +277,7 @@ class Source(BaseModel):
         return _Plan(mapped, sides)
 
     def _values(self, row: dict[str, object], plan: _Plan, kind: pa.DataType | None) -> dict[str, object]:
-        """Return the mapped values of one row as they are kept, or raise formats.Reject."""
+        """Return the mapped values of one row as the store has them, or raise formats.Reject."""
         values: dict[str, object] = {}
         if self.messages is not None:
             turns = _turns(row.get(self.messages), "messages")
@@ -251,13 +295,13 @@ class Source(BaseModel):
                 blank = value is None or (isinstance(value, str) and not value.strip())
                 values[target] = None if blank else _text(value, target)
             elif target == "id":
-                whole = isinstance(value, int) and not isinstance(value, bool)
-                values[target] = _text(str(value) if whole else value, target)
+                is_integer = isinstance(value, int) and not isinstance(value, bool)
+                values[target] = _text(str(value) if is_integer else value, target)
         return values
 
-    def _table_reads(self, first: int) -> Iterator[_Read]:
-        """Read what says its columns before its rows, a chunk's rows at once: Parquet, Arrow and the Hub."""
-        skip = first * self.shard_rows
+    def _table_reads(self, first_chunk: int) -> Iterator[_Read]:
+        """Read sources that declare their columns before their rows, a chunk at a time: Parquet, Arrow and the Hub."""
+        skip = first_chunk * self.shard_rows
         if self.hub is not None:
             fields, tables = formats.hub_tables(
                 self.hub, self.revision, self.name, self.data_dir, self.split, skip, self.shard_rows
@@ -277,20 +321,22 @@ class Source(BaseModel):
         for target, column in plan.mapped.items():
             _check_type(fields.field(column).type, target, f"{self._where}: column {column!r}")
         for column in plan.sides.values():
-            if why := formats.unstorable(fields.field(column).type):
-                raise SourceError(f"{self._where}: column {column!r} {why}; convert it, or leave it out of the file")
+            if reason := formats.unstorable(fields.field(column).type):
+                raise SourceError(f"{self._where}: column {column!r} {reason}; convert it, or leave it out of the file")
         chats = {column for column in plan.mapped.values() if pa.types.is_list(fields.field(column).type)}
         chat = self.messages is not None or self.prompt in chats
         types = {"row_id": pa.int64(), "prompt": MESSAGES if chat else pa.string()}
         for target in ("response", "reference", "id"):
             if target in plan.mapped or (target == "response" and self.messages is not None):
                 types[target] = pa.string()
-        types.update((side, formats.solid(fields.field(column).type)) for side, column in plan.sides.items())
-        said = {side: fields.field(column).metadata for side, column in plan.sides.items()}
-        schema = pa.schema(
-            [pa.field(name, kind, metadata=said.get(name)) for name, kind in types.items() if kind is not None]
+        types.update(
+            (column_name, formats.solid(fields.field(column).type)) for column_name, column in plan.sides.items()
         )
-        for number, block in enumerate(formats.regrouped(tables, self.shard_rows), first):
+        metadata = {column_name: fields.field(column).metadata for column_name, column in plan.sides.items()}
+        schema = pa.schema(
+            [pa.field(name, kind, metadata=metadata.get(name)) for name, kind in types.items() if kind is not None]
+        )
+        for number, block in enumerate(formats.regrouped(tables, self.shard_rows), first_chunk):
             yield self._table_read(number, block, plan, schema, by_row=bool(chats))
 
     def _table_read(self, number: int, block: pa.Table, plan: _Plan, schema: pa.Schema, by_row: bool) -> _Read:
@@ -302,7 +348,7 @@ class Source(BaseModel):
         readable = pa.array([start + index not in reasons for index in range(len(block))], pa.bool_())
         rows = block.filter(readable) if reasons else block
         columns = {"row_id": pa.array(range(start, start + len(block)), pa.int64()).filter(readable)}
-        # Good text is taken by the column; only what may not be good is looked at by the row.
+        # Speed: whole columns of text are taken at once, and only rows that may be rejected are looked at one by one.
         doubtful = pa.chunked_array([pa.repeat(by_row, len(rows))])
         for target, column in () if by_row else plan.mapped.items():
             text = rows[column].cast(pa.string())
@@ -314,8 +360,8 @@ class Source(BaseModel):
             columns[target] = text
         values: list[dict[str, object]] = []
         mapped = rows.select(list(set(plan.mapped.values()))).filter(doubtful).to_pylist()
-        places = columns["row_id"].filter(doubtful.combine_chunks()).to_pylist()
-        for position, row in zip(places, mapped, strict=True):
+        row_ids = columns["row_id"].filter(doubtful.combine_chunks()).to_pylist()
+        for position, row in zip(row_ids, mapped, strict=True):
             try:
                 values.append(self._values(row, plan, schema.field("prompt").type))
             except formats.Reject as reject:
@@ -323,8 +369,8 @@ class Source(BaseModel):
                 reasons[position] = str(reject)
         for target in ("prompt", "response", "reference", "id"):
             if by_row and target in schema.names:
-                columns[target] = pa.array([each.get(target) for each in values], schema.field(target).type)
-        columns.update((side, rows[column]) for side, column in plan.sides.items())
+                columns[target] = pa.array([row_values.get(target) for row_values in values], schema.field(target).type)
+        columns.update((column_name, rows[column]) for column_name, column in plan.sides.items())
 
         def show(position: int) -> str:
             row = block.slice(position - start, 1)
@@ -334,13 +380,13 @@ class Source(BaseModel):
 
         return _Read(number, _without(pa.table(columns), reasons), reasons, show, schema)
 
-    def _line_reads(self, first: int, schema: pa.Schema | None) -> Iterator[_Read]:
-        """Read what may have another mistake in every line, a row at a time: JSONL and CSV."""
+    def _line_reads(self, first_chunk: int, schema: pa.Schema | None) -> Iterator[_Read]:
+        """Read sources in which each line may have another mistake, a row at a time: JSONL and CSV."""
         open_lines = formats.json_lines if self.jsonl is not None else formats.csv_lines
         files = self._files()
         kinds = self._csv_types(files) if self.csv is not None else {}
-        lines = islice(chain.from_iterable(map(open_lines, files)), first * self.shard_rows, None)
-        for number in count(first):
+        lines = islice(chain.from_iterable(map(open_lines, files)), first_chunk * self.shard_rows, None)
+        for number in count(first_chunk):
             block = list(islice(lines, self.shard_rows))
             if not block:
                 return
@@ -363,7 +409,7 @@ class Source(BaseModel):
         return formats.csv_types(files, self.types, texts)
 
     def _line_read(
-        self, number: int, lines: list[formats.Line], schema: pa.Schema | None, kinds: Mapping[str, pa.DataType]
+        self, number: int, lines: list[formats.SourceLine], schema: pa.Schema | None, kinds: Mapping[str, pa.DataType]
     ) -> _Read:
         start, reasons, rows = number * self.shard_rows, dict[int, str](), dict[int, formats.Row]()
         for position, line in enumerate(lines, start):
@@ -391,17 +437,17 @@ class Source(BaseModel):
         for target in next(iter(good.values()), ()):
             cells = [values[target] for values in good.values()]
             columns[target] = pa.array(cells, kind if target == "prompt" else pa.string())
-        for side, column in plan.sides.items() if good else ():
-            running = types.get(side) or kinds.get(column)
+        for column_name, column in plan.sides.items() if good else ():
+            running = types.get(column_name) or kinds.get(column)
             cells = [rows[position].cells.get(column) for position in good]
             if self.csv is not None:
                 cells = [formats.csv_value(cell, running) for cell in cells]
             array, misfits = formats.typed(cells, running)
             for position, misfit in zip(good, misfits, strict=True):
                 if misfit is not None:
-                    reasons.setdefault(position, f"wrong type in column {side}: {misfit}")
+                    reasons.setdefault(position, f"wrong type in column {column_name}: {misfit}")
             if array is not None:
-                columns[side] = array
+                columns[column_name] = array
         types.update((name, array.type) for name, array in columns.items())
 
         def show(position: int) -> str:
@@ -419,7 +465,7 @@ class _Plan(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A chunk before its ids were compared with those of others."""
+    """A chunk before its ids were compared with those of other chunks."""
 
     number: int
     rows: pa.Table
@@ -431,8 +477,8 @@ class _Read(NamedTuple):
 def _without(rows: pa.Table, reasons: Collection[int]) -> pa.Table:
     if not reasons:
         return rows
-    taken = [position not in reasons for position in rows["row_id"].to_pylist()]
-    return rows.filter(pa.array(taken, pa.bool_()))
+    accepted = [position not in reasons for position in rows["row_id"].to_pylist()]
+    return rows.filter(pa.array(accepted, pa.bool_()))
 
 
 # Values: what is text, what is a chat.
@@ -465,7 +511,7 @@ def _prompt(value: object, kind: pa.DataType | None) -> str | _Turns:
 
 
 def _turns(value: object, name: str) -> _Turns:
-    """Spell a chat as every trainer does; keys besides role and content are dropped."""
+    """Return a chat's turns with the keys `role` and `content`, as trainers expect them; other keys are dropped."""
     if value is None:
         raise formats.Reject(f"{name} is null")
     if not isinstance(value, list):
@@ -476,12 +522,12 @@ def _turns(value: object, name: str) -> _Turns:
     for number, turn in enumerate(value, 1):
         if not isinstance(turn, dict):
             raise formats.Reject(f"turn {number} of {name} is not a message")
-        said, content = turn.get("role"), turn.get("content")
-        if said is None:
-            said, content = turn.get("from"), turn.get("value")
-        role = SHAREGPT_ROLES.get(said, said) if isinstance(said, str) else said
+        role_name, content = turn.get("role"), turn.get("content")
+        if role_name is None:
+            role_name, content = turn.get("from"), turn.get("value")
+        role = SHAREGPT_ROLES.get(role_name, role_name) if isinstance(role_name, str) else role_name
         if not isinstance(role, str) or role not in ROLES:
-            raise formats.Reject(f"unknown role {said!r:.40}")
+            raise formats.Reject(f"unknown role {role_name!r:.40}")
         if not isinstance(content, str):
             raise formats.Reject(f"turn {number} of {name} is not text but {formats.word(content)}")
         turns.append({"role": role, "content": content})
@@ -489,11 +535,11 @@ def _turns(value: object, name: str) -> _Turns:
 
 
 def _check_type(kind: pa.DataType, target: str, column: str) -> None:
-    """Refuse a whole column that can never be what it is mapped to."""
+    """Refuse a column whose type no row of the mapped column could have."""
     item = kind.value_type if pa.types.is_list(kind) else None
     names = {field.name for field in item} if item is not None and pa.types.is_struct(item) else set()
     chat = names >= {"role", "content"} or names >= {"from", "value"}
     text = pa.types.is_string(kind) and target != "messages"
-    whole = pa.types.is_integer(kind) and target == "id"
-    if not (chat and target != "id") and not text and not whole and not pa.types.is_null(kind):
+    is_integer = pa.types.is_integer(kind) and target == "id"
+    if not (chat and target != "id") and not text and not is_integer and not pa.types.is_null(kind):
         raise SourceError(f"{column} is {kind}, which cannot be the {target}; map another column")

@@ -1,7 +1,7 @@
-"""Whether a store holds what a recipe makes: rows, corpus, steps with their models, and splits, by their fingerprints.
+"""Agreement of a store with a recipe: rows, corpus, steps with their models, and splits, by their fingerprints.
 
-One rule: nothing is computed, and nothing of a store is written. A run asks the same questions part by part before it
-goes on; whatever hands a store's rows on to others asks them all at once.
+One rule: nothing is computed or written. A run compares part by part as it goes on; exports and publications compare
+everything at once.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _REPLACE = "run the recipe first, with --replace, or name the store that it made
 
 
 class Difference(NamedTuple):
-    """One thing that a recipe makes and a store does not hold."""
+    """One difference between what a recipe makes and what a store holds."""
 
     text: str
-    """What it is, and how it differs."""
+    """The part that differs, and how."""
     hint: str = "run the recipe first"
 
     def __str__(self) -> str:
@@ -39,11 +39,11 @@ class Difference(NamedTuple):
 def require(recipe: Recipe, store: Store) -> None:
     """Refuse a store that does not hold what a recipe makes.
 
-    Where a source is no longer here, its name and mapping are compared, and a line says so.
+    If a source's files are gone, only its name and mapping are compared, and a line says so.
 
     Raises:
-        StaleError: It holds something else, or lacks something; the message names it and the way out.
-        ModelError: A model is not there, so nobody can tell whether it is the one that was run.
+        StaleError: The store holds something else, or lacks something; the message names it and what to do.
+        ModelError: A model is missing, so that it cannot be compared with the one that was run.
     """
     missing = list(differences(recipe, store.open()))
     if missing:
@@ -54,7 +54,7 @@ def require(recipe: Recipe, store: Store) -> None:
 
 
 def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
-    """Yield what a recipe makes and a store does not hold, upstream first; what only follows from it is left out.
+    """Yield the differences between a recipe and a store, upstream first; those that only follow from others are left out.
 
     Raises:
         ModelError: See `require`.
@@ -99,7 +99,7 @@ def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
 
 
 def plan_steps(steps: Sequence[Step], store: Store, corpus: Store | None) -> tuple[list[StepOutput], list[StepOutput]]:
-    """Work out the fingerprints of a recipe's steps over the corpus and over the rows; see `Store.plan`."""
+    """Return the outputs of a recipe's steps over the corpus, and over the rows; see `Store.plan`."""
     if corpus is None:
         return [], store.plan(steps)
     corpus_outputs = corpus.plan(corpus_steps(steps))
@@ -120,7 +120,7 @@ def corpus_steps(steps: Sequence[Step]) -> list[Step]:
 
 
 def _sources(recipe: Recipe, store: Store) -> Iterator[Difference]:
-    """Yield how the rows and the corpus that a recipe names differ from those of the store."""
+    """Yield the differences between a recipe's rows and corpus and those of the store."""
     pairs = [("rows", recipe.rows, store)]
     corpus = store.corpus_store
     if recipe.corpus is not None:
@@ -154,7 +154,7 @@ def _sources(recipe: Recipe, store: Store) -> Iterator[Difference]:
 
 
 def source_change(recorded: JsonValue, current: JsonValue) -> str:
-    """Say in a few words how a source differs from the one whose rows were read."""
+    """Return in words how a source differs from the one whose rows were read."""
     if not isinstance(recorded, dict) or not isinstance(current, dict):
         return "its description"
     keys = [key for key in {**recorded, **current} if recorded.get(key) != current.get(key)]
@@ -170,7 +170,7 @@ def source_change(recorded: JsonValue, current: JsonValue) -> str:
 
 
 def grew(recorded: JsonValue, current: JsonValue) -> bool:
-    """Tell whether a source has all the files it had, as they were, and new ones after them alone."""
+    """Tell whether a source has all its earlier files unchanged, and new ones after them."""
     if not isinstance(recorded, dict) or not isinstance(current, dict) or recorded.keys() != current.keys():
         return False
     keys = [key for key in recorded if recorded[key] != current[key]]
@@ -179,7 +179,7 @@ def grew(recorded: JsonValue, current: JsonValue) -> bool:
 
 
 def first_fingerprint(identity: JsonValue, shard_fingerprints: Collection[str]) -> str:
-    """Return the fingerprint that a source's rows have: that of the files which were read first.
+    """Return the fingerprint of a source's rows: that of the files that were read first.
 
     Args:
         identity: What the source is now.
@@ -222,7 +222,7 @@ def _files(value: JsonValue) -> dict[str, str]:
 
 
 def _without_contents(source: Source, recorded: JsonValue) -> str | None:
-    """Compare all of a source but what its files hold; returns what differs."""
+    """Compare a source without the contents of its files; return the difference in words, or None."""
     recorded_fields = recorded if isinstance(recorded, dict) else {}
     fields: dict[str, JsonValue] = source.model_dump(mode="json", exclude={*KINDS, "revision"})
     if source.hub is not None:
@@ -235,7 +235,7 @@ def _without_contents(source: Source, recorded: JsonValue) -> str | None:
         names = _files(recorded_fields.get(kind))
         if not names:
             return kind
-        # What a folder held is not known once it is gone.
+        # A name without a dot is a folder: which files it held is unknown once it is gone.
         for name in names:
             if not any(fnmatchcase(name, pattern) or "." not in pattern for pattern in patterns):
                 return f"{kind}: {name} → {', '.join(patterns)}"

@@ -1,13 +1,13 @@
-"""A recipe over a Ray cluster: the same steps on the same store, its missing shards computed by many workers.
+"""A recipe on a Ray cluster: the same steps on the same store, with missing shards computed by many workers.
 
-Only where shards are computed differs from a local run. Workers, one a GPU, or one a core where the cluster has no
+One rule: a run on a cluster differs from a local one only in where shards are computed. Workers, one a GPU, or one a core where the cluster has no
 GPU, load a step and compute shards, which they read from and write to the store: it lies at `s3://`, where each node
 has its own copies and its own keys in its environment, or in a folder that all nodes see. So must the models' paths.
-All else stays in the process that was started: the store's lock, reading rows, preparing a step, asking endpoints (so
+Everything else stays in the process that was started: the store's lock, reading rows, preparing a step, asking endpoints (so
 that answers are bought once and a limit in dollars holds), summing up, splits.
 
-Whoever reaches a cluster's ports runs what he likes on its nodes, unless the cluster asks for a token, as the one that
-`local` starts does: a cluster that was started without must stand where no stranger reaches it (CVE-2023-48022).
+Anyone who can reach a cluster's ports can run code on its nodes (CVE-2023-48022), unless the cluster asks for a token.
+The cluster that `local` starts asks for one; a cluster without a token needs a network that no stranger can reach.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from seamcurate.storage.objects import Place
 from seamcurate.store.store import StepOutput, Store, filename, step_file
 
 _TRIES = 3
-"""Workers that may die of one shard before the run stops: Ray would try for ever."""
+"""Workers that may die while computing one shard before the run stops; Ray alone would try for ever."""
 _PATIENCE = 5.0
-"""Seconds within which an address answers; Ray itself tries for minutes."""
+"""Seconds within which an address must answer; Ray itself tries for minutes."""
 
 
 def run_ray(
@@ -50,18 +50,25 @@ def run_ray(
     """Run a recipe on a Ray cluster; a session that this process has with one already is used and kept.
 
     Args:
-        recipe: What to make.
-        path: The store; on several machines, at `s3://` or in a folder that all of them share.
+        recipe: The rows, steps and splits to make.
+        path: The store; on several machines, at `s3://` or in a folder that all of them see by the same path.
         address: `local` for a cluster on this machine that lasts as long as the run and answers this run alone,
             `auto` for the one this machine belongs to, or its HOST:PORT.
-        limit: See `run_local`, as for the rest.
-        replace: The same.
-        max_usd: The same.
-        append: The same.
+        limit: Stop at the shard that holds this many rows; see `run_local`.
+        replace: Replace columns that another configuration made; see `run_local`.
+        max_usd: The most US dollars that this run may spend on endpoints; see `run_local`.
+        append: Read files that were added to the source; see `run_local`.
+
+    Returns:
+        The report that `run_local` returns.
 
     Raises:
-        ClusterError: Ray is not installed, no cluster answers, or a shard takes its workers with it.
-        SeamcurateError: Whatever `run_local` raises, in a worker or here.
+        ClusterError: Ray is not installed, no cluster answers, or workers die while computing a shard.
+        SeamcurateError: Whatever `run_local` raises, in a worker or in this process.
+
+    Example:
+        >>> from seamcurate import Recipe, run_ray
+        >>> run_ray(Recipe.load("recipe.yaml"), "s3://bucket/store", address="auto")  # doctest: +SKIP
     """
     with _connected(address):
         return run(recipe, path, limit, replace, max_usd, _execute, append)
@@ -141,7 +148,7 @@ def _execute(output: StepOutput, store: Store, shared: Path, shards: Sequence[in
             if row["failure"]:
                 raise _failure(row)
             yield int(row["rows"])
-        # What killed workers left half-written; the living are done.
+        # Living workers are done by now: what remains was left half-written by workers that were killed.
         _clear([*objects.find(output.path, ".*.tmp"), *shared.glob(".*.tmp")])
     except ray.exceptions.RayError as error:
         raise ClusterError(
@@ -163,7 +170,7 @@ class _Worker:
     """
 
     def __init__(self, step: Step, fingerprint: str, store: str, ticket: str, folder: Path) -> None:
-        # What is relative is so to where the run was started.
+        # Relative paths are relative to the folder in which the run was started.
         with suppress(OSError):
             os.chdir(folder)
         self.step, self.fingerprint, self.where, self.ticket = step, fingerprint, store, ticket
@@ -178,7 +185,7 @@ class _Worker:
 
     def _rows(self, number: int) -> int:
         with self._tried(number):
-            # Not in __init__: what fails there kills the worker instead of coming back.
+            # Not in __init__: an error there kills the worker instead of coming back as a value.
             self.work = self.work or worker(self.output, self.store, self._shared())
             return sum(self.work(number))
 
@@ -197,7 +204,7 @@ class _Worker:
 
     @cached_property
     def output(self) -> StepOutput:
-        """Return what is computed, as this node sees it."""
+        """Return the output to compute, with its path as this node sees it."""
         return StepOutput(self.step, self.store.path / "columns" / self.step.name, self.fingerprint, {})
 
     def _shared(self) -> Path:
@@ -205,7 +212,7 @@ class _Worker:
 
     @contextmanager
     def _tried(self, number: int) -> Iterator[None]:
-        """Count the workers that died of a shard, in a file that only they leave behind."""
+        """Count the workers that died while computing a shard: each leaves a byte in a file, which a living one deletes."""
         file = self.output.path / f".{filename(number)}.tries.tmp"
         deaths = file.read_bytes() if file.exists() else b""
         try:
@@ -226,7 +233,7 @@ class _Worker:
 
 
 def _failure(row: Mapping[str, str]) -> Exception:
-    """Return what a worker told of as the exception it was: ours or Python's own, else as one that names it."""
+    """Return the exception that a worker reported: one of ours or Python's own, else a RuntimeError that names it."""
     name, message = row["failure"], row["message"]
     kind = getattr(errors, name, None) or getattr(builtins, name, None)
     try:

@@ -1,7 +1,7 @@
-"""Whether a store is what was written: every file against its hash, and the files against each other.
+"""Integrity of a store: every file is checked against its checksum, and the files against each other.
 
-One rule: what is found is named, and what to do is said. A run looks first, removes what it can make anew, and makes it
-as it makes anything that is missing; nothing in the store was computed from it, since what is read is verified.
+One rule: each problem names a file and what to do about it. A run looks for problems first, removes the files that it can
+make anew, and makes them as it makes any missing file. Nothing was computed from them, since every read is verified.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Problem(NamedTuple):
     wrong: str
     hint: str
     doomed: bool = False
-    """Whether a run may remove it, to make it anew."""
+    """Whether a run may remove the file to make it anew."""
 
     def __str__(self) -> str:
         return f"{self.path} {self.wrong}; {self.hint}"
 
 
 class CheckResult(NamedTuple):
-    """What a check came to."""
+    """The result of a check: problems, and a summary in one line."""
 
     findings: list[Problem]
     summary: str
@@ -70,14 +70,38 @@ class CheckResult(NamedTuple):
 def check(store: Store, recipe: Recipe | None = None) -> CheckResult:
     """Verify a store, its corpus and its bought answers from end to end, reading every file once.
 
+    These are checked:
+
     Every shard against its checksum and its columns' fingerprint; rows and rejected rows against the ranges they were read
     from; columns and ledgers against the rows; what steps prepared, and JSON files, against their hashes; answers
     against theirs; which columns and splits are out of date; and, given a recipe, whether the store holds what it makes.
 
-    What lies on object storage is downloaded for it, whatever copies there are, and checked as a folder.
+    A store on object storage is downloaded, past the local copies, and checked as a folder.
+
+    Args:
+        store: The store.
+        recipe: The recipe that the store is compared with, if any.
+
+    Returns:
+        The problems (`findings`, empty for a whole store), each with a file, what is wrong and what to do, and a summary.
 
     Raises:
-        StoreError: There is no store, or it cannot be read, or this machine's disk does not take it.
+        StoreError: There is no store, or it cannot be read, or the disk has no room to download it.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import pyarrow as pa, pyarrow.parquet as pq
+        >>> from seamcurate import FakeModel, Recipe, Reward, Source, Store, check, run_local
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> pq.write_table(pa.table({"prompt": ["2 + 2?"], "response": ["4"]}), folder / "rows.parquet")
+        >>> source = Source(parquet=str(folder / "rows.parquet"), response="response")
+        >>> report = run_local(Recipe(rows=source, steps=[Reward(reward=FakeModel())]), folder / "store")
+        >>> check(Store(folder / "store")).findings
+        []
+        >>> shard = folder / "store" / "columns" / "reward" / "00000.parquet"
+        >>> _ = shard.write_bytes(shard.read_bytes()[:-1])
+        >>> [problem.path.name for problem in check(Store(folder / "store")).findings]
+        ['00000.parquet']
     """
     if not isinstance(store.path, Path):
         if not (store.path / "store.json").is_file():
@@ -89,7 +113,7 @@ def check(store: Store, recipe: Recipe | None = None) -> CheckResult:
     if not findings:
         findings = _corpus(store.open())
         findings += _whole(store, findings)
-        # What was bought for is told by the steps' records.
+        # Only readable records say which steps bought answers.
         if not _unknown(findings):
             findings += _answers(store)
             if recipe is not None:
@@ -117,7 +141,7 @@ def _corpus(store: Store) -> list[Problem]:
 
 
 def _drop_unlisted(copy: Path) -> None:
-    """Remove what a killed run had put of prepared folders whose list it had not: it is put again."""
+    """Remove files of prepared folders that no list names: a killed run put them, and the next run puts them again."""
     for folder in [path for path in copy.rglob("*shared") if path.parent.parent.name == "columns"]:
         if not (folder / objects.LISTED).exists():
             shutil.rmtree(folder)
@@ -129,7 +153,7 @@ def _drop_unlisted(copy: Path) -> None:
 
 
 def _of_objects(result: CheckResult, copy: Path, store_path: ObjectPath) -> CheckResult:
-    """Tell what a check of a copy found of the objects themselves, which a run neither looks over nor restores."""
+    """Return a downloaded copy's problems as those of the objects, which a run neither checks nor restores."""
     findings = []
     for path, wrong, hint, _ in result.findings:
         location, inside = path, isinstance(path, Path) and path.is_relative_to(copy)
@@ -146,12 +170,12 @@ def _of_objects(result: CheckResult, copy: Path, store_path: ObjectPath) -> Chec
 
 
 def repair(store: Store, steps: Collection[str], splits: Collection[str] = ()) -> None:
-    """Remove what is damaged of some steps' columns and some splits, a line each, so that a run makes it anew.
+    """Remove damaged files of these steps' columns and splits, and print a line for each, so that a run makes them anew.
 
-    On object storage nothing is looked for: all would have to be downloaded, and what is read is verified then.
+    A store on object storage is left alone: all of it would have to be downloaded, and each read verifies its shard.
 
     Raises:
-        DamagedError: A shard of the rows is damaged, which their source alone could restore.
+        DamagedError: A shard of the rows is damaged, which only the source can restore.
     """
     if not isinstance(store.path, Path):
         return
@@ -166,14 +190,14 @@ def repair(store: Store, steps: Collection[str], splits: Collection[str] = ()) -
 
 
 def repair_record(store: Store) -> None:
-    """Remove a store.json that is damaged: a run writes it anew, after holding the rows against their source."""
+    """Remove a damaged store.json: the run compares the rows with their source and writes it anew."""
     for problem in _record(store) if isinstance(store.path, Path) else ():
         _remove(_at(store) / "store.json")
         note(f"{problem.path} {problem.wrong}: it is made anew")
 
 
 def damaged_rows(store: Store) -> dict[Path, str]:
-    """Return the shards of rows and rejected rows that are damaged or gone, each with what is wrong."""
+    """Return the damaged or missing shards of rows and rejected rows, each with what is wrong."""
     if not isinstance(store.path, Path):
         return {}
     return {
@@ -212,7 +236,7 @@ def _rows(store: Store) -> Iterator[Problem]:
 
 
 def _columns(store: Store, folder: Path) -> Iterator[Problem]:
-    """Find what is damaged of a step's columns."""
+    """Find damaged and missing files of a step's columns."""
     stored, rows, file = numbers(folder), store.shards, folder / record_file(folder, "step.json").name
     try:
         record = own_record(file)
@@ -274,7 +298,7 @@ def _split(store: Store, folder: Path) -> Iterator[Problem]:
 
 
 def _verified(jobs: list[tuple[Path, str, int]]) -> list[DamagedError | None]:
-    """Verify shards side by side; returns what is wrong with each."""
+    """Verify shards in parallel; return the error of each, or None."""
 
     def wrong(job: tuple[Path, str, int]) -> DamagedError | None:
         try:
@@ -294,7 +318,7 @@ def _problem(path: Path, error: DamagedError, hint: str = _AGAIN, doomed: bool =
 
 
 def _remove(path: Path) -> None:
-    # What a kill leaves of a folder is as damaged as it was.
+    # Not atomic: if the process is killed midway, the rest of the folder is found damaged the next time.
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -302,7 +326,7 @@ def _remove(path: Path) -> None:
 
 
 def _unknown(findings: list[Problem]) -> bool:
-    """Tell whether what is wrong leaves nothing to hold other files against."""
+    """Tell whether a problem is with the rows or a record, so that other files cannot be compared with them."""
     return any(
         problem.path.name in ("store.json", "_step.json", "step.json") or problem.path.parent.name == "rows"
         for problem in findings
@@ -311,7 +335,7 @@ def _unknown(findings: list[Problem]) -> bool:
 
 
 def _whole(store: Store, corpus: list[Problem]) -> Iterator[Problem]:
-    """Find everything that is wrong with one store, given what is wrong with its corpus."""
+    """Find all problems of one store, given those of its corpus."""
     rows = [*_rows(store)]
     yield from rows
     yield from _strays(store)
@@ -339,7 +363,7 @@ def _whole(store: Store, corpus: list[Problem]) -> Iterator[Problem]:
 
 
 def _strays(store: Store) -> Iterator[Problem]:
-    """Find what lies in a store's folders and is none of its files: a sync client's copies, a desktop's, links."""
+    """Find files in a store's folders that are not the store's: copies of a sync client, a desktop's files, links."""
     root = _at(store)
     strays = [file for kind in ("rows", "rejected") for file in _others(root / kind, set())]
     for folder in _filled(root / "columns"):
@@ -365,18 +389,18 @@ def _strays(store: Store) -> Iterator[Problem]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List what lies in a folder, but for what a run is writing or was when it was killed."""
+    """List a folder's files and folders, without temporary ones of a running or killed run."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in entries if not (path.name.startswith(".") and path.suffix == ".tmp")]
 
 
 def _filled(folder: Path) -> list[Path]:
-    """List what lies in a folder but for empty folders, which a killed run leaves."""
+    """List a folder's files and folders, without the empty folders that a killed run leaves."""
     return [path for path in _entries(folder) if not path.is_dir() or _entries(path)]
 
 
 def _others(folder: Path, written: Collection[str]) -> list[Path]:
-    """List what lies in a folder of shards, but for these and what is written beside them."""
+    """List files in a folder of shards that are neither shards nor `written` beside them."""
     shard_names = {filename(number) for number in numbers(folder)}
     return [path for path in _entries(folder) if path.name not in shard_names and path.name not in written]
 
@@ -386,7 +410,7 @@ def _recorded(folder: Path) -> bool:
 
 
 def _is_split(folder: Path) -> bool:
-    """Tell whether a folder is a split's own, damaged or not."""
+    """Tell whether a folder is a split's, damaged or not."""
     if not folder.is_dir():
         return False
     record = record_file(folder, "split.json")
@@ -398,7 +422,7 @@ def _is_split(folder: Path) -> bool:
 
 def _ranges(store: Store) -> Iterator[Problem]:
     """Find shards whose rows and rejected rows are not one range of the source."""
-    # A run that failed before its first row wrote no size down, and no shard.
+    # A run that failed before its first row recorded no shard size, and wrote no shard.
     size = int(str(store.about.get("shard_rows", 0)))
     for number in store.shards:
         file = _at(store) / "rows" / filename(number)
@@ -415,7 +439,7 @@ def _ids(store: Store, kind: str, number: int) -> np.ndarray[tuple[int], np.dtyp
 
 
 def _against_rows(store: Store, bad: Collection[Place]) -> Iterator[Problem]:
-    """Find column shards of other rows, or made from other inputs, than are there."""
+    """Find column shards that belong to other rows, or were computed from other inputs, than the present ones."""
     records = store.records()
     for number in store.shards:
         ids = store.table(number, ["row_id"])["row_id"]
@@ -427,7 +451,7 @@ def _against_rows(store: Store, bad: Collection[Place]) -> Iterator[Problem]:
             if not shard.read(file, fingerprint, number, ["row_id"])["row_id"].equals(ids):
                 yield Problem(file, "is of other rows than are there", "delete it and run its recipe again")
             sources: list[str] = []
-            # A damaged one is named already.
+            # A damaged shard is reported already.
             with suppress(DamagedError):
                 sources = store.changed_inputs(file)
             for source in sources:
@@ -448,14 +472,14 @@ def _ledger(store: Store, folder: Path) -> Iterator[Problem]:
 
 
 def _answers(store: Store) -> Iterator[Problem]:
-    """Find what is wrong with the bought answers."""
+    """Find problems of the bought answers."""
     file = _at(store) / "calls" / "calls.sqlite"
     count = 0
     if file.exists():
         count, wrong = calls.examine(file)
         for line in wrong:
             yield Problem(file, line, calls.HINT)
-    # As they are kept on object storage.
+    # On object storage, each answer is a file.
     for reply in sorted((file.parent / "replies").glob("*.json")):
         count += 1
         if calls.read_object(reply.read_bytes(), reply.stem) is None:

@@ -1,6 +1,7 @@
-"""Make what a recipe asks for and a store lacks; or say what that would take.
+"""Run a recipe in this process: read the rows, compute each step's missing shards, make the splits.
 
-One unit of work: (step, shard) → one file. What is there is never made again, so running again is resuming.
+One rule: the unit of work is (step, shard) → one file. A finished file is never computed again, so to run again is to
+resume.
 """
 
 from __future__ import annotations
@@ -43,22 +44,24 @@ from seamcurate.store.store import (
 from seamcurate.text import brief, counted
 
 Executor: TypeAlias = Callable[[StepOutput, Store, Path, Sequence[int]], Iterator[int]]
-"""Compute shards of an output, given what it prepared, and put each into the store; yields rows done, as they are."""
+"""A function that computes shards of an output, given its prepared folder, writes each to the store, and yields the
+numbers of rows done as it goes: `in_process`, or the workers of a cluster."""
 
 _LOOKED_AT = 128
+"""Rows whose mean length estimates the price of a step."""
 
 
 class Report(NamedTuple):
-    """What a run left behind."""
+    """The result of a run."""
 
     rows: int
     rejected: int
     read: int
-    """Rows read from the source by this run; the others were there."""
+    """Rows that this run read from the source; earlier runs read the others."""
     computed: int
-    """Shards computed by this run; the others were there."""
+    """Shards that this run computed; earlier runs computed the others."""
     lines: list[str]
-    """What a person should know: coverage, misjudgement, splits, warnings."""
+    """Lines for a person: coverage, misjudgement, splits, warnings."""
 
 
 def run_local(
@@ -69,19 +72,39 @@ def run_local(
     max_usd: float | None = None,
     append: bool = False,
 ) -> Report:
-    """Run a recipe in this process.
+    """Run a recipe in this process; shards that an earlier run finished are not computed again.
 
     Args:
-        recipe: What to make.
-        path: The store, made if it is not there.
+        recipe: The rows, steps and splits to make.
+        path: The store, a folder or `s3://bucket/prefix`; it is made if it does not exist.
         limit: Stop at the shard that holds this many rows; a later run goes on from there.
-        replace: Compute anew, instead of refusing, what another configuration made. Bought answers stay.
-        max_usd: What this run may spend on endpoints; it stops before, and a later one goes on from there.
-        append: Take new files of the source, after those that were read, for more rows: what is there of the rows before
-            stays. A step that reads all rows, or a corpus that grew, is computed anew, with all that follows from it.
+        replace: Replace columns that another configuration made, instead of refusing. Bought answers stay.
+        max_usd: The most US dollars that this run may spend on endpoints. It stops before; a later run goes on from there.
+        append: Read files that were added to the source after those that were read. Columns of the earlier rows stay,
+            except those of steps that read all rows or a corpus that grew: these are computed anew, with all that follow.
+
+    Returns:
+        A report: `rows` in the store, `rejected` rows, rows `read` and shards `computed` by this run, and `lines` for a
+        person.
 
     Raises:
-        SeamcurateError: See `seamcurate.errors`; what was finished before stays.
+        SeamcurateError: A source, model, step or filter cannot be used, or the store belongs to another recipe; see
+            `seamcurate.errors`. What was finished before stays.
+
+    Example:
+        >>> import tempfile
+        >>> import pyarrow as pa, pyarrow.parquet as pq
+        >>> from seamcurate import FakeModel, Recipe, Reward, Source, run_local
+        >>> folder = tempfile.mkdtemp()
+        >>> rows = pa.table({"prompt": ["2 + 2?", "3 + 3?"], "response": ["4", "6"]})
+        >>> pq.write_table(rows, f"{folder}/rows.parquet")
+        >>> source = Source(parquet=f"{folder}/rows.parquet", response="response")
+        >>> recipe = Recipe(rows=source, steps=[Reward(reward=FakeModel())])
+        >>> report = run_local(recipe, f"{folder}/store")
+        >>> report.rows, report.rejected, report.read, report.computed
+        (2, 0, 2, 1)
+        >>> run_local(recipe, f"{folder}/store").computed  # all is there already
+        0
     """
     return run(recipe, path, limit, replace, max_usd, in_process, append)
 
@@ -95,7 +118,7 @@ def run(
     executor: Executor,
     append: bool = False,
 ) -> Report:
-    """Run a recipe, its shards computed by `executor`; see `run_local` for the rest."""
+    """Run a recipe with an executor that computes its shards; see `run_local` for the other arguments."""
     if append and replace:
         raise StoreError("--append keeps the rows before and --replace reads them anew; give one of them")
     steps, store = recipe.ready(), Store(path)
@@ -141,14 +164,14 @@ def run(
 
 
 def ingest(source: Source, store: Store, limit: int | None, replace: bool, label: str, append: bool = False) -> int:
-    """Read a source into row shards, going on where an earlier run stopped; returns how many rows were read.
+    """Read a source into row shards from where an earlier run stopped; return how many rows were read.
 
-    Files that come after those that were read keep the rows before them as they are: of the old shards, only the last
-    one is read again where it was not full.
+    Files that are added after those that were read leave the earlier rows unchanged: of the old shards, only the last one
+    is read again, if it was not full.
 
     Raises:
         StaleError: The store holds the rows of another source, or the source changed since.
-        DamagedError: A shard is damaged, and the source does not give its bytes again.
+        DamagedError: A shard is damaged, and the source no longer gives the same bytes.
     """
     identity = source.identity()
     record = store.about
@@ -162,7 +185,7 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         grown = agreement.grew(record.get("source"), identity)
         if append and grown:
             _grow(source, store, identity)
-        # Without a row there is nothing that anybody would miss.
+        # A store without rows holds no work that could be lost.
         elif replace or not _has_rows(store):
             for folder in ("rows", "rejected"):
                 objects.remove_tree(store.path / folder)
@@ -181,7 +204,7 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
     stop = None if limit is None else _shard_count(limit, source.shard_rows)
     first_missing = next((i for i, number in enumerate(stored) if number != i), len(stored))
     if first_missing and not _full(store, first_missing - 1):
-        # It was the source's last one, and more may follow by now.
+        # The last shard was not full when the source ended; the source may have more rows by now.
         first_missing -= 1
     if stop is not None and first_missing >= stop:
         _record_checksums(store)
@@ -223,7 +246,7 @@ def _has_rows(store: Store) -> bool:
 
 
 def _full(store: Store, number: int) -> bool:
-    """Tell whether a shard has as many rows of the source, those set aside included, as it can have."""
+    """Tell whether a shard is full: its rows and rejected rows together are `shard_rows`."""
     try:
         rejected = shard.metadata(store.path / "rejected" / filename(number)).num_rows
         return bool(store.count(number) + rejected >= int(str(store.about["shard_rows"])))
@@ -232,7 +255,7 @@ def _full(store: Store, number: int) -> bool:
 
 
 def _grow(source: Source, store: Store, identity: JsonValue) -> None:
-    """Take a source that has more files than were read for the store's own.
+    """Record a source with added files as the source of the store's rows.
 
     Raises:
         StaleError: A column has another type in the new files.
@@ -255,7 +278,7 @@ def _grow(source: Source, store: Store, identity: JsonValue) -> None:
 
 
 def _holds(store: Store, chunk: Chunk) -> bool:
-    """Tell whether a chunk of the source is in the store as it is now."""
+    """Tell whether the store has exactly this chunk of the source."""
     for kind, table in (("rejected", chunk.rejected), ("rows", chunk.rows)):
         file = store.path / kind / filename(chunk.number)
         if not file.exists():
@@ -267,7 +290,7 @@ def _holds(store: Store, chunk: Chunk) -> bool:
 
 
 def _drop_columns(store: Store, number: int) -> None:
-    """Remove what was computed from a shard that has more rows now, and what sums it up."""
+    """Remove the columns and facts that were computed from a shard which now has more rows."""
     for file in objects.find(store.path / "columns", f"*/{filename(number)}"):
         lost = not record_file(file.parent, "step.json").exists()
         if lost or step_record(file.parent):
@@ -285,7 +308,7 @@ def _chunks(source: Source, store: Store, first: int) -> Iterator[Chunk]:
 
 
 def _record_checksums(store: Store, **values: JsonValue) -> None:
-    """Write down the checksums of the rows' shards: from now on columns are computed from them."""
+    """Record the checksums of the rows' shards in store.json, before columns are computed from them."""
     if isinstance(store.path, Path):
         shards = store.shards
         values["seals"] = {
@@ -296,10 +319,10 @@ def _record_checksums(store: Store, **values: JsonValue) -> None:
 
 
 def _restore(source: Source, store: Store) -> None:
-    """Read damaged or lost shards of rows again, if the source gives the same bytes as it did.
+    """Restore damaged or lost shards of rows from the source, if it still gives the same bytes.
 
     Raises:
-        DamagedError: It does not.
+        DamagedError: The source gives other bytes, or no such rows.
     """
     damaged, seals = integrity.damaged_rows(store), store.row_checksums
     sealed = len(seals.get("rows", []))
@@ -308,7 +331,7 @@ def _restore(source: Source, store: Store) -> None:
         if int(damaged_file.stem) >= sealed:
             if store.about.get("complete"):
                 raise DamagedError(f"{wrong}; {_LOST.format(store.path)}")
-            # Nothing was computed from it yet: it is read as if it had never been.
+            # No column was computed from it yet: it can be read anew.
             for kind in ("rows", "rejected"):
                 (store.path / kind / damaged_file.name).unlink(missing_ok=True)
             note(f"{wrong}: it is read anew")
@@ -332,21 +355,21 @@ def _restore(source: Source, store: Store) -> None:
 
 
 def compute(output: StepOutput, store: Store, shards: Sequence[int], label_prefix: str, executor: Executor) -> int:
-    """Compute the shards an output lacks and, once all are there, its facts; returns how many were computed."""
+    """Compute an output's missing shards and, once it has all, its facts; return how many shards were computed."""
     requested = set(shards)
     missing = [number for number in store.missing(output) if number in requested]
     step, facts = output.step, step_file(output.path, "facts.json")
     if missing or not objects.is_folder(step_file(output.path, "shared")):
-        # They are of all shards that were there: a kill before the new ones are summed up must not leave them.
+        # The facts sum up the earlier shards: if the run is killed midway, they must not stand beside new ones.
         facts.unlink(missing_ok=True)
         with _making(output):
             shared = _prepared(output, store)
         total = sum(map(store.count, missing))
         with bar(f"{label_prefix}{step.name}", total) as advance:
-            # Bought answers and the limit on their price are kept by one process.
+            # A step that asks an endpoint stays in this process, which keeps the bought answers and the limit in dollars.
             for rows in (executor if missing and not _buys(step) else in_process)(output, store, shared, missing):
                 advance(rows)
-    # Arrow keeps what it was given for its next table; the next step has none as large.
+    # Arrow keeps freed memory for its next table; the next step may need it elsewhere.
     shard.give_back()
     if not facts.exists() and not store.missing(output):
         shared = objects.local_folder(step_file(output.path, "shared"), output.fingerprint)
@@ -355,7 +378,7 @@ def compute(output: StepOutput, store: Store, shards: Sequence[int], label_prefi
 
 
 def _prepared(output: StepOutput, store: Store) -> Path:
-    """Return what a step prepared once for all shards, prepared now where it is not there."""
+    """Return the folder that a step prepares once for all shards; prepare it if it does not exist."""
     stored = step_file(output.path, "shared")
     if objects.is_folder(stored):
         return objects.local_folder(stored, output.fingerprint)
@@ -371,27 +394,27 @@ def _making(output: StepOutput) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # The disk is full, as a rule.
+        # Most often the disk is full.
         raise StoreError(
             f"{step_file(output.path, 'shared')} cannot be made: {error.strerror or error}; fix that and run the same again"
         ) from error
 
 
 def in_process(output: StepOutput, store: Store, shared: Path, shards: Sequence[int]) -> Iterator[int]:
-    """Compute shards in this process, one after the other; see `Executor`."""
+    """Compute shards in this process, one after another; see `Executor`."""
     compute_shard = worker(output, store, shared)
     for number in shards:
         yield from compute_shard(number)
 
 
 def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], Iterator[int]]:
-    """Load an output's step; returns what computes one shard, puts it into the store and yields rows done."""
+    """Load an output's step; return a function that computes one shard, writes it and yields the numbers of rows done."""
     step = output.step
     with _making(output):
         transform = step.load(shared)
-        # A step may measure its model when it is loaded first.
+        # A step may measure its model's noise when it is first loaded, and leave the result in the folder.
         shard.write_checksums(shared)
-    # What loading measured belongs to all that follow.
+    # All later workers must use the same measurement.
     objects.keep_folder(shared, step_file(output.path, "shared"), output.fingerprint)
     read = store.reader(step.inputs)
 
@@ -409,10 +432,10 @@ def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], It
 
 
 def _columns(step: Step, number: int, rows: pa.Table, added: object) -> pa.Table:
-    """Return what a step's transform gave for rows as the columns that the step declares.
+    """Check the table that a step's transform returned for rows, and cast it to the columns that the step declares.
 
     Raises:
-        StepError: It gave no pyarrow Table, other columns, another number of rows, or values of other types.
+        StepError: It is no pyarrow Table, or has other columns, another number of rows, or values of other types.
     """
     location = f"step {step.name}, shard {number}"
     if not isinstance(added, pa.Table):
@@ -433,7 +456,7 @@ def _columns(step: Step, number: int, rows: pa.Table, added: object) -> pa.Table
 
 
 def _check_lists(step: Step, rows: pa.Table) -> None:
-    """Refuse a row whose lists are not of the same candidates, as those that a source brings along may be."""
+    """Refuse rows whose lists have different lengths: each list has one value for each candidate of the row."""
     lists = [name for name in step.inputs if name.startswith(("worse_", "rewards_", "logprobs_", "tokens_"))]
     counts = [pc.fill_null(pc.list_value_length(rows[name]), 0).to_numpy() for name in lists]
     for name, count in zip(lists[1:], counts[1:], strict=True):
@@ -445,7 +468,7 @@ def _check_lists(step: Step, rows: pa.Table) -> None:
 
 
 def _check_devices(outputs: Sequence[tuple[StepOutput, Store]], executor: Executor) -> None:
-    """Refuse, before any model is loaded, a device that is not on this machine, where there is something to compute."""
+    """Refuse a device that this machine lacks, before any model is loaded, for outputs with missing shards."""
     for output, store in outputs if executor is in_process else ():
         if store.missing(output):
             for _, value in output.step:
@@ -458,7 +481,7 @@ def _buys(step: Step) -> bool:
 
 
 def _planned(output: StepOutput, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
-    """Estimate what an endpoint will be asked for an output's missing shards; None for a step that asks none."""
+    """Estimate the calls to an endpoint for an output's missing shards; None for a step that asks none."""
     requested = set(shards)
     missing = [number for number in store.missing(output) if number in requested]
     if not missing or not _buys(output.step):
@@ -480,7 +503,7 @@ def _mean_length(texts: Sequence[str | None]) -> float:
 
 
 def summary_lines(store: Store, output: StepOutput) -> Iterator[str]:
-    """Yield what an output's facts say to a person."""
+    """Yield the lines of an output's facts that a person should read."""
     facts = store.facts(output.step.name)
     if "summary" in facts:
         yield str(facts["summary"])
@@ -526,7 +549,7 @@ def _shard_count(limit: int, size: int) -> int:
 
 
 def _ids(store: Store, shards: Sequence[int]) -> set[str]:
-    """Return the ids of rows that are stored; a shard of which every row was set aside may have no such column."""
+    """Return the ids of stored rows; a shard of which every row was rejected may have no such column."""
     folder, maker = store.path / "rows", store.rows_fingerprint
     tables = (shard.read(folder / filename(number), maker, number, ["id"]) for number in shards)
     return {str(value) for table in tables for column in table.columns for value in column.to_pylist()}

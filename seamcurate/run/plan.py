@@ -1,7 +1,7 @@
-"""What a run would take, before it is started: rows, model calls, tokens, and how many rows the band will serve.
+"""The cost of a run before it starts: rows, model calls, tokens, and the share of rows that the band serves.
 
-Nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample. What a run would refuse, a
-model that is not there or a filter that cannot be answered, is refused before anything is embedded.
+One rule: nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample. A missing model or a
+filter that SQL cannot answer is refused before anything is embedded.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ class StepEstimate(NamedTuple):
 
     step: str
     rows: int
-    """Rows still to be computed, as far as the store is known; all of them otherwise."""
+    """Rows still to be computed; all rows where there is no store yet."""
     model: str
     calls: int
-    """Sequences or texts the model is asked about."""
+    """Sequences or texts that the model reads."""
     tokens: int
     written: int
     """Tokens a language model writes."""
     usd: float | None
-    """None where nobody asks for money, or the recipe gives no prices."""
+    """US dollars; None for a local model, or where the recipe has no prices."""
 
 
 class Plan(NamedTuple):
-    """What a run would take."""
+    """The estimated cost of a run."""
 
     rows: int
     rejected: int
@@ -76,10 +76,30 @@ class _Sample(NamedTuple):
 
 
 def plan(recipe: Recipe, path: str | Place) -> Plan:
-    """Count a recipe's rows and estimate the calls and tokens of its steps.
+    """Count a recipe's rows and estimate the model calls and tokens of its steps, without writing anything.
+
+    Args:
+        recipe: The recipe.
+        path: The store that it would be run into. Steps that are finished there count no rows.
+
+    Returns:
+        The plan: `rows` and `rejected` (counted), `corpus` (rows of the corpus), `lines` (one for each step: rows, calls,
+        tokens read and written, US dollars where the recipe has prices) and `notes`.
 
     Raises:
-        SeamcurateError: The same errors about sources and models that a run would meet first.
+        SeamcurateError: The errors about sources, models and filters that a run would raise first.
+
+    Example:
+        >>> import tempfile
+        >>> import pyarrow as pa, pyarrow.parquet as pq
+        >>> from seamcurate import FakeModel, Models, Recipe, Reward, Source, plan
+        >>> folder = tempfile.mkdtemp()
+        >>> rows = pa.table({"prompt": ["2 + 2?", "3 + 3?"], "response": ["4", "6"]})
+        >>> pq.write_table(rows, f"{folder}/rows.parquet")
+        >>> source = Source(parquet=f"{folder}/rows.parquet", response="response")
+        >>> estimate = plan(Recipe(rows=source, steps=[Reward(reward=FakeModel())]), f"{folder}/store")
+        >>> estimate.rows, [(line.step, line.rows, line.calls) for line in estimate.lines]
+        (2, [('reward', 2, 2)])
     """
     store, steps = Store(path), recipe.ready()
     _check_models(steps)
@@ -153,12 +173,12 @@ def _check_models(steps: Sequence[Step]) -> None:
 def _check_filters(
     recipe: Recipe, store: Store, steps: Sequence[Step], rows: pa.Schema, corpus: pa.Schema | None
 ) -> None:
-    """Ask a store without rows, whose columns are the source's and the steps', what a run asks before it computes.
+    """Check the steps and filters against a temporary store that has their columns and no rows.
 
     Raises:
         QueryError: A filter cannot be answered.
-        RecipeError: It names a column that there will not be, or lacks a parameter.
-        StepError: A step reads a column that nothing adds.
+        RecipeError: A filter names a column that no step adds, or lacks a parameter.
+        StepError: A step reads a column that neither the source nor an earlier step has.
     """
     if store.about:
         added = {name for step in steps for name in step.adds.names} | set(rows.names)
@@ -187,7 +207,7 @@ def _empty(path: Path, schema: pa.Schema) -> Store:
 
 
 def _without_weights(step: Step) -> Step:
-    """Return a step whose configuration is known without a look at its models' files."""
+    """Return a step with fake models: its configuration does not depend on files of weights."""
     files = ("wordnet", "antonyms", "vectors", "masked_model") if isinstance(step, Attack) else ()
     models = {key: FakeModel() for key, value in step if isinstance(value, Backend)}
     return step.model_copy(update={**models, **dict.fromkeys(files)})
@@ -210,7 +230,7 @@ def _line(
 
 
 def _done(store: Store | None, step: Step) -> int:
-    """Count rows a store has already computed for this very configuration."""
+    """Count the rows that a store has computed for this configuration."""
     if store is None:
         return 0
     record = store.records().get(step.name)
@@ -220,7 +240,7 @@ def _done(store: Store | None, step: Step) -> int:
 
 
 def _look(source: Source, label: str, size: int) -> _Sample:
-    """Count a source's rows, keeping an even sample of at most `size`."""
+    """Count a source's rows, and take an evenly spaced sample of at most `size` rows."""
     if source.store is not None and Store(source.store).about:
         tables = Store(source.store).rows(["prompt", "response"])
         counted = ((table, 0) for table in tables)
@@ -249,7 +269,7 @@ def _look(source: Source, label: str, size: int) -> _Sample:
 
 
 class _Watched:
-    """An encoder that shows how far it is."""
+    """An encoder with a progress bar."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
@@ -267,10 +287,11 @@ class _Watched:
 def _coverage(
     step: Retrieve, sample: _Sample, corpus: _Sample, embedded: Store | None
 ) -> tuple[dict[str, JsonValue], float]:
-    """Probe the band with a sample of the rows; returns what was found and the share of rows without a candidate.
+    """Probe the band with a sample of the rows; return the probe and the share of rows without a candidate.
 
-    Against the corpus's own embeddings where a run has made them, else against a sample of the corpus: its mean
-    scales with the corpus, and each doubling up to the whole is taken to serve as the sample's last one did.
+    The rows are compared with the corpus's embeddings if a run has made them, else with a sample of the corpus. From a
+    sample, the mean number of candidates scales with the size of the corpus, and the share of rows without a candidate
+    is assumed to shrink with each doubling of the corpus as it did with the last doubling within the sample.
     """
     assert step.encoder is not None
     embedder = _Watched(step.encoder.load())
@@ -295,7 +316,7 @@ def _coverage(
 
 
 def _embedded(store: Store, step: Retrieve) -> Store | None:
-    """Return the corpus if a run has embedded all of it with this step's encoder."""
+    """Return the corpus if it is fully embedded with this step's encoder; else None."""
     corpus = store.corpus_store
     if corpus is None or not corpus.about.get("complete"):
         return None

@@ -66,7 +66,25 @@ Path_: TypeAlias = tuple[str | int, ...]
 
 
 class Models(BaseModel):
-    """The models that steps take by role when they name none of their own."""
+    """Name the models that steps use by role, where a step names none of its own.
+
+    Args:
+        policy: The language model whose probabilities SEAM asks for.
+        reward: The reward model.
+        encoder: The model that embeds texts.
+        base: The language model for perplexity.
+        generator: The language model that writes worse answers, at an endpoint.
+        judge: The language model that answers questions about rows, at an endpoint.
+
+    Raises:
+        ValueError: A model cannot take the role (as pydantic's ValidationError).
+
+    Example:
+        >>> from seamcurate import FakeModel, Models, Recipe, Reward, Source
+        >>> recipe = Recipe(rows=Source(jsonl="rows.jsonl"), models=Models(reward=FakeModel()), steps=[Reward()])
+        >>> recipe.ready()[0].reward.key
+        'fake'
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -79,7 +97,32 @@ class Models(BaseModel):
 
 
 class Recipe(BaseModel):
-    """Say what is computed over which rows, and which splits come of it."""
+    """Describe a computation as one value: rows, corpus, models, steps and splits.
+
+    `run_local` and `run_ray` run it, `plan` estimates its cost, `check` compares a store with it. YAML files have the same
+    keys; see `load`.
+
+    Args:
+        rows: Where the rows come from.
+        corpus: Where the retrieval corpus comes from, for steps that need one.
+        models: The models by role, for steps that name none of their own.
+        steps: The steps in the order in which they run.
+        splits: Filters by the names of the splits that they make.
+
+    Raises:
+        ValueError: A key is unknown or a value cannot be taken (as pydantic's ValidationError).
+
+    Example:
+        >>> from seamcurate import FakeModel, Models, Random, Recipe, Reward, Source, Split
+        >>> recipe = Recipe(
+        ...     rows=Source(parquet="rows.parquet", response="answer"),
+        ...     models=Models(reward=FakeModel()),
+        ...     steps=[Reward(), Random()],
+        ...     splits={"train": Split(filter="SELECT row_id FROM rows WHERE reward > 0")},
+        ... )
+        >>> [step.name for step in recipe.ready()]
+        ['reward', 'baseline_random']
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -105,7 +148,7 @@ class Recipe(BaseModel):
         return load(path)
 
     def ready(self) -> list[Step]:
-        """Return the steps with their models filled in by role, each once.
+        """Return the steps, each once, with the recipe's models where a step names none.
 
         Raises:
             RecipeError: A step needs a model that neither it nor the recipe names.
