@@ -125,7 +125,7 @@ class ToyTraining(SFTTraining):
 def test_a_field_added_to_a_trainings_options_is_an_option_of_its_command():
     toy, given = typer.Typer(), []
 
-    @toy.command(cls=configured_by(f"{__name__}:ToyTraining", without=["lora_dropout"]))
+    @toy.command(cls=configured_by(f"{__name__}:ToyTraining", excluded=["lora_dropout"]))
     def train(context: typer.Context, model: str) -> None:
         given.append((model, context.obj))
 

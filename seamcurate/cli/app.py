@@ -88,7 +88,7 @@ app.command()(publishing.compare)
 trainers.command("sft", cls=configured_by("seamcurate.train:SFTTraining"))(training.train_sft)
 trainers.command("reward", cls=configured_by("seamcurate.train:RewardTraining"))(training.train_reward)
 # PPO's passes run without dropout.
-ppo_options = configured_by("seamcurate.train:PPOTraining", without=["lora_dropout"])
+ppo_options = configured_by("seamcurate.train:PPOTraining", excluded=["lora_dropout"])
 trainers.command("ppo", cls=ppo_options)(training.train_ppo)
 trainers.command("grpo", cls=configured_by("seamcurate.train:GroupTraining"))(training.train_grpo)
 trainers.command("rloo", cls=configured_by("seamcurate.train:GroupTraining"))(training.train_rloo)
@@ -118,9 +118,9 @@ def main() -> None:
             raise
         if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
             # pydantic's, of an option's value; not imported for its name alone.
-            first = error.errors(include_url=False)[0]
-            option = "".join(f" --{part}".replace("_", "-") for part in first["loc"][:1])
-            note(f"error:{option} {first['msg'].removeprefix('Value error, ')}")
+            problem = error.errors(include_url=False)[0]
+            option = "".join(f" --{field}".replace("_", "-") for field in problem["loc"][:1])
+            note(f"error:{option} {problem['msg'].removeprefix('Value error, ')}")
             sys.exit(2)
         note(f"internal error: {typed_line(error)} (SEAMCURATE_TRACEBACK=1 shows where)")
         sys.exit(1)

@@ -18,7 +18,9 @@ RepoId = Annotated[
 ]
 OtherStore = Annotated[
     str | None,
-    typer.Option(help="Second store to compare with; SQL reads it as other.rows, other.candidates and so on."),
+    typer.Option(
+        "--other", help="Second store to compare with; SQL reads it as other.rows, other.candidates and so on."
+    ),
 ]
 MaxUsd = Annotated[
     float | None, typer.Option(min=0, help="US dollars to spend on endpoints at most; the command stops before more.")

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
-def configured_by(settings: str, without: Collection[str] = ()) -> type[typer.core.TyperCommand]:
+def configured_by(settings: str, excluded: Collection[str] = ()) -> type[typer.core.TyperCommand]:
     """Return a kind of command that takes the fields of a pydantic class as options, and has its value as `context.obj`.
 
     The class is imported when the command itself is used, not by `seamcurate --help`.
 
     Args:
         settings: Where the class is, as `module:Class`.
-        without: Fields that no option sets.
+        excluded: Fields that no option sets.
     """
 
     class Configured(typer.core.TyperCommand):
@@ -36,15 +36,15 @@ def configured_by(settings: str, without: Collection[str] = ()) -> type[typer.co
 
         @staticmethod
         def options() -> Callable[..., None]:
-            return options(pkgutil.resolve_name(settings), without)
+            return options(pkgutil.resolve_name(settings), excluded)
 
         def get_params(self, ctx: Any) -> list[Any]:
             if self.added is None:
                 typed = typer.Typer(add_completion=False)
                 typed.command()(self.options())
                 self.added = list(typer.main.get_command(typed).params)
-            *own, help_option = super().get_params(ctx)
-            return [*own, *self.added, help_option]
+            *own_options, help_option = super().get_params(ctx)
+            return [*own_options, *self.added, help_option]
 
         def invoke(self, ctx: Any) -> Any:
             fields = pkgutil.resolve_name(settings).model_fields
@@ -55,14 +55,14 @@ def configured_by(settings: str, without: Collection[str] = ()) -> type[typer.co
     return Configured
 
 
-def options(settings: type[BaseModel], without: Collection[str] = ()) -> Callable[..., None]:
+def options(settings: type[BaseModel], excluded: Collection[str] = ()) -> Callable[..., None]:
     """Return a function with a parameter for each field, which typer reads: type, default, and the docstring as help."""
 
     def typed(**values: object) -> None: ...
 
     parameters = []
     for name, field in settings.model_fields.items():
-        if name in without:
+        if name in excluded:
             continue
         kind, default, flags = field.annotation, field.default, []
         base = _base(field)

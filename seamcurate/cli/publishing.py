@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 def export(
     recipe: RecipeFile,
     store: StoreFolder,
-    to: Annotated[Trainer, typer.Option(help="Trainer that loads the files.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder to write to: one folder in it for each split.", show_default=False)],
+    trainer: Annotated[Trainer, typer.Option("--to", help="Trainer that loads the files.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder to write to: one folder in it for each split.", show_default=False)
+    ],
 ) -> None:
     """Write a recipe's splits as a trainer loads them.
 
@@ -32,17 +34,17 @@ def export(
     from seamcurate.store.store import Store
 
     check_order("export", recipe, store)
-    for line in exporting.export(recipes.load(recipe), Store(store).open(), to, out):
+    for line in exporting.export(recipes.load(recipe), Store(store).open(), trainer, folder):
         print(f"{line.folder}: {text.counted(line.rows, 'row')}; columns {text.clean(', '.join(line.columns))}")
-        for told in line.note.splitlines():
-            print(f"  {text.clean(told)}")
+        for note in line.note.splitlines():
+            print(f"  {text.clean(note)}")
         for command in line.commands:
             print(f"  $ {command}")
 
 
 def explore(
     store: StoreFolder,
-    other: OtherStore = None,
+    second_store: OtherStore = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the page on this machine; 0 takes a free one.")
     ] = 0,
@@ -55,12 +57,12 @@ def explore(
     from seamcurate import explore as explorer
     from seamcurate.store.store import Store
 
-    explorer.serve(Store(store).open(), port, browser, Store(other).open() if other else None)
+    explorer.serve(Store(store).open(), port, browser, Store(second_store).open() if second_store else None)
 
 
 def report(
     store: StoreFolder,
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    file: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as PNG and SVG.")] = None,
 ) -> None:
     """Write what the explorer shows as one HTML file to send to somebody.
@@ -70,15 +72,15 @@ def report(
     from seamcurate.explore import report as write
     from seamcurate.store.store import Store
 
-    for file in write(Store(store).open(), out, figures):
-        print(file)
+    for path in write(Store(store).open(), file, figures):
+        print(path)
 
 
 def push(
     recipe: RecipeFile,
     store: StoreFolder,
     repo_id: RepoId,
-    to: Annotated[Trainer, typer.Option(help="Trainer that loads the files.")] = "trl",
+    trainer: Annotated[Trainer, typer.Option("--to", help="Trainer that loads the files.")] = "trl",
     license: Annotated[
         list[str] | None, typer.Option(help="Licence of the source. Repeat the option for more.")
     ] = None,
@@ -100,16 +102,18 @@ def push(
 
     check_order("push", recipe, store)
     if dry_run:
-        made = hub.prepare(recipe, Store(store), repo_id, to, license or ())
-        print(made.card)
-        for name, size in made.files.items():
+        preview = hub.prepare(recipe, Store(store), repo_id, trainer, license or ())
+        print(preview.card)
+        for name, size in preview.files.items():
             print(f"{megabytes(size):>10}  {name}")
-        notes = made.notes
+        notes = preview.notes
     else:
-        done = hub.push(recipe, Store(store), repo_id, to, public, license or ())
-        changed = f"{counted(len(done.sent), 'file')} sent, {len(done.removed)} removed, {done.unchanged} were there"
-        print(f"{done.url} at {done.commit}: {changed if done.sent or done.removed else 'nothing had changed'}")
-        notes = done.notes
+        upload = hub.push(recipe, Store(store), repo_id, trainer, public, license or ())
+        changed = (
+            f"{counted(len(upload.sent), 'file')} sent, {len(upload.removed)} removed, {upload.unchanged} were there"
+        )
+        print(f"{upload.url} at {upload.commit}: {changed if upload.sent or upload.removed else 'nothing had changed'}")
+        notes = upload.notes
     for line in notes:
         print(line)
 
@@ -142,13 +146,13 @@ def reproduce(
 
     Example: seamcurate reproduce my-org/my-prompts --store again
     """
-    from seamcurate.publish import reproduce as reproduction
+    from seamcurate.publish import reproduce as reproducing
 
     ask = _allowed if sys.stdin.isatty() and sys.stderr.isatty() else None
-    made = reproduction.reproduce(repo_id, store, revision, files, endpoints, max_usd, key or (), ask)
-    for line in made.lines():
+    reproduction = reproducing.reproduce(repo_id, store, revision, files, endpoints, max_usd, key or (), ask)
+    for line in reproduction.lines():
         print(line)
-    if not made.identical:
+    if not reproduction.identical:
         sys.exit(1)
 
 
@@ -187,8 +191,9 @@ def study(
         list[str],
         typer.Argument(metavar="STORE…", help="Stores, or tables of results in Parquet or JSONL.", show_default=False),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write the table, the figure as PNG and SVG, and the finding to.")
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write the table, the figure as PNG and SVG, and the finding to."),
     ] = None,
     reward: Annotated[
         list[str] | None, typer.Option(help="Reward model to judge pairs by. Repeat the option for more.")
@@ -196,7 +201,7 @@ def study(
     encoder: Annotated[str | None, typer.Option(help="Encoder, which adds RER to the reward models.")] = None,
     policy: Annotated[str | None, typer.Option(help="Policy that scores, for the study likelihood.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens that the reward models read at most.")] = None,
-    by: Annotated[str | None, typer.Option(help="Column that ranks rows, or divides pairs.")] = None,
+    column: Annotated[str | None, typer.Option("--by", help="Column that ranks rows, or divides pairs.")] = None,
     rate: Annotated[float | None, typer.Option(help="Share of rows that counts as low, for the study overlap.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Method that the others are compared with.")] = None,
     rows: Annotated[
@@ -210,21 +215,21 @@ def study(
     from seamcurate import study as studies
     from seamcurate import tables, text
 
-    found = studies.run(
+    result = studies.run(
         name,
         sources,
-        out,
+        folder,
         rewards=reward or (),
         encoder=encoder,
         policy=policy,
         max_tokens=max_tokens,
-        by=by,
+        by=column,
         rate=rate,
         baseline=baseline,
         rows=rows,
     )
-    tables.write(found.table.to_reader(), "table", None)
-    print(text.one_line(found.line))
+    tables.write(result.table.to_reader(), "table", None)
+    print(text.one_line(result.line))
 
 
 def compare(
@@ -241,7 +246,7 @@ def compare(
             help="YAML file that configures the judge: {openai_server: NAME, base_url: …}.", show_default=False
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.", show_default=False)],
+    file: Annotated[Path, typer.Option("--out", help="Parquet file to write.", show_default=False)],
     rows: Annotated[
         int | None, typer.Option(min=1, help="Answers to judge, the first ones. Without it, all of them.")
     ] = None,
@@ -254,8 +259,8 @@ def compare(
     from seamcurate import study as studies
     from seamcurate.text import counted
 
-    silent = studies.compare(answers, baseline, studies.read_judge(judge), out, rows=rows, max_usd=max_usd)
+    silent = studies.compare(answers, baseline, studies.read_judge(judge), file, rows=rows, max_usd=max_usd)
     print(
-        f"{out}: written"
+        f"{file}: written"
         + (f"; {counted(silent, 'reply holds', 'replies hold')} no verdict, see its column `reason`" if silent else "")
     )

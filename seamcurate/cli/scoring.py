@@ -67,9 +67,9 @@ def run(
         report = run_local(loaded, store, limit, replace, max_usd, append)
     else:
         report = run_ray(loaded, store, ray, limit, replace, max_usd, append)
-    done = [f"{report.read:,} read"] if report.read else []
-    done += [f"{counted(report.computed, 'shard')} computed"] if report.computed else []
-    print(f"{store}: {counted(report.rows, 'row')}, {', '.join(done) or 'everything was there'}")
+    parts = [f"{report.read:,} read"] if report.read else []
+    parts += [f"{counted(report.computed, 'shard')} computed"] if report.computed else []
+    print(f"{store}: {counted(report.rows, 'row')}, {', '.join(parts) or 'everything was there'}")
     for line in report.lines:
         print(f"  {line}")
 
@@ -84,8 +84,8 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
     from seamcurate.run import recipe as recipes
 
     check_order("plan", recipe, store)
-    made = estimate.plan(recipes.load(recipe), store)
-    print(f"{text.counted(made.rows, 'row')} ({made.rejected:,} set aside), corpus of {made.corpus:,}")
+    planned = estimate.plan(recipes.load(recipe), store)
+    print(f"{text.counted(planned.rows, 'row')} ({planned.rejected:,} set aside), corpus of {planned.corpus:,}")
     rows = [
         [
             line.step,
@@ -96,10 +96,10 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
             "" if line.usd is None else f"{line.usd:,.2f}",
             line.model,
         ]
-        for line in made.lines
+        for line in planned.lines
     ]
     tables.show(["step", "rows to do", "calls", "tokens in", "out", "$", "model"], rows, right=(1, 2, 3, 4, 5))
-    for line in made.notes:
+    for line in planned.notes:
         print(line)
 
 
@@ -147,8 +147,10 @@ def sql(
     format: Annotated[
         Literal["table", "csv", "jsonl", "parquet"], typer.Option(help="Format of the answer.")
     ] = "table",
-    out: Annotated[Path | None, typer.Option(help="File to write the answer to instead of standard output.")] = None,
-    other: OtherStore = None,
+    file: Annotated[
+        Path | None, typer.Option("--out", help="File to write the answer to instead of standard output.")
+    ] = None,
+    second_store: OtherStore = None,
     seconds: Annotated[float, typer.Option(min=0, help="Seconds after which the query stops.")] = 600,
     memory: Annotated[
         str | None,
@@ -166,10 +168,12 @@ def sql(
     if re.match(r"\s*(select|with|from)\s|.*\.sql\s*$", store, re.IGNORECASE):
         raise QueryError(f'the store comes first, as in `seamcurate sql {query} "{text.brief(store, 60)}"`')
     with (
-        views.connect(Store(store).open(), other=Store(other).open() if other else None, memory=memory) as connection,
+        views.connect(
+            Store(store).open(), other=Store(second_store).open() if second_store else None, memory=memory
+        ) as connection,
         views.limited(connection, seconds, "ask for fewer rows or columns, or give more --seconds"),
     ):
-        tables.write(views.run(connection, views.text(query)), format, out)
+        tables.write(views.run(connection, views.text(query)), format, file)
 
 
 def why(
@@ -206,9 +210,9 @@ def check(
     from seamcurate.run import recipe as recipes
     from seamcurate.store.store import Store
 
-    made = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
-    for finding in made.findings:
+    result = integrity.check(Store(store), recipes.load(recipe) if recipe else None)
+    for finding in result.findings:
         print(text.clean(str(finding)))
-    print(made.summary)
-    if made.findings:
+    print(result.summary)
+    if result.findings:
         sys.exit(2)

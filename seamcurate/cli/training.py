@@ -36,7 +36,7 @@ GoldReward = Annotated[
         help="Second reward, named as --reward is. It is measured on held-out prompts and never learned from."
     ),
 ]
-ModelFolder = Annotated[Path, typer.Option(help="Folder to write the trained model to.", show_default=False)]
+ModelFolder = Annotated[Path, typer.Option("--out", help="Folder to write the trained model to.", show_default=False)]
 
 
 def train_sft(
@@ -49,7 +49,7 @@ def train_sft(
             show_default=False,
         ),
     ],
-    out: ModelFolder,
+    folder: ModelFolder,
 ) -> None:
     """Fine-tune a causal language model on prompts and answers.
 
@@ -57,7 +57,7 @@ def train_sft(
     """
     from seamcurate.train import sft
 
-    print_training(out, sft(model, data, out, context.obj))
+    print_training(folder, sft(model, data, folder, context.obj))
 
 
 def train_reward(
@@ -70,7 +70,7 @@ def train_reward(
             show_default=False,
         ),
     ],
-    out: ModelFolder,
+    folder: ModelFolder,
 ) -> None:
     """Train a reward model on preferences.
 
@@ -78,7 +78,7 @@ def train_reward(
     """
     from seamcurate.train import reward
 
-    print_training(out, reward(model, data, out, context.obj))
+    print_training(folder, reward(model, data, folder, context.obj))
 
 
 def train_ppo(
@@ -86,7 +86,7 @@ def train_ppo(
     model: BaseModelFolder,
     data: Prompts,
     reward: RewardName,
-    out: ModelFolder,
+    folder: ModelFolder,
     gold: GoldReward = None,
 ) -> None:
     """Train a policy by PPO against a reward model, or against RER.
@@ -95,7 +95,7 @@ def train_ppo(
     """
     from seamcurate.train import ppo
 
-    _train_by_reward(ppo, context.obj, model, data, reward, out, gold)
+    _train_by_reward(ppo, context.obj, model, data, reward, folder, gold)
 
 
 def train_grpo(
@@ -103,7 +103,7 @@ def train_grpo(
     model: BaseModelFolder,
     data: Prompts,
     reward: RewardName,
-    out: ModelFolder,
+    folder: ModelFolder,
     gold: GoldReward = None,
 ) -> None:
     """Train a policy by GRPO: each answer against the others to its prompt.
@@ -112,7 +112,7 @@ def train_grpo(
     """
     from seamcurate.train import grpo
 
-    _train_by_reward(grpo, context.obj, model, data, reward, out, gold)
+    _train_by_reward(grpo, context.obj, model, data, reward, folder, gold)
 
 
 def train_rloo(
@@ -120,7 +120,7 @@ def train_rloo(
     model: BaseModelFolder,
     data: Prompts,
     reward: RewardName,
-    out: ModelFolder,
+    folder: ModelFolder,
     gold: GoldReward = None,
 ) -> None:
     """Train a policy by RLOO: the baseline of an answer is the mean reward of the others to its prompt.
@@ -129,7 +129,7 @@ def train_rloo(
     """
     from seamcurate.train import rloo
 
-    _train_by_reward(rloo, context.obj, model, data, reward, out, gold)
+    _train_by_reward(rloo, context.obj, model, data, reward, folder, gold)
 
 
 def _train_by_reward(
@@ -138,16 +138,16 @@ def _train_by_reward(
     model: str,
     data: Path,
     reward: str,
-    out: Path,
+    folder: Path,
     gold: str | None,
 ) -> None:
     """Train against a reward that is named; a reward model's chat template writes the training's date too."""
     from seamcurate import rewards
     from seamcurate.train.workplace import first_day
 
-    day = config.date or first_day(out)
+    day = config.date or first_day(folder)
     gold_reward = None if gold is None else rewards.read(gold, day)
-    print_training(out, trainer(model, rewards.read(reward, day), data, out, config, gold_reward))
+    print_training(folder, trainer(model, rewards.read(reward, day), data, folder, config, gold_reward))
 
 
 def answer(
@@ -160,7 +160,7 @@ def answer(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.", show_default=False)],
+    file: Annotated[Path, typer.Option("--out", help="Parquet file to write.", show_default=False)],
 ) -> None:
     """Write what a policy answers to prompts, for the studies responses, tax and winrate.
 
@@ -169,14 +169,14 @@ def answer(
     from seamcurate.text import counted
     from seamcurate.train import answer as write
 
-    print(f"{out}: {counted(write(model, data, out, context.obj), 'answer')}")
+    print(f"{file}: {counted(write(model, data, file, context.obj), 'answer')}")
 
 
 _NOT_SCORED = ("responses_not_scored", "answers_without_a_reward")
 """The keys under which PPO, and GRPO and RLOO, record how many answers had no reward."""
 
 
-def print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
+def print_training(folder: Path, record: Mapping[str, JsonValue]) -> None:
     """Print what a training came to; of several processes, the first does."""
     if os.environ.get("RANK", "0") != "0":
         return
@@ -188,7 +188,7 @@ def print_training(out: Path, record: Mapping[str, JsonValue]) -> None:
     not_scored = next((n for key in _NOT_SCORED if isinstance(n := record.get(key), int) and n), 0)
     left_out = f"; {not_scored:,} answers had no reward and were left out" if not_scored else ""
     print(
-        f"{out}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}"
+        f"{folder}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}"
         f"{left_out}{_equal_groups(record)}"
     )
 
