@@ -49,8 +49,9 @@ class Attack(Step):
 
     Example:
         >>> import tempfile
-        >>> import pyarrow.parquet as pq
-        >>> from seamcurate import FakeModel
+        >>> from pathlib import Path
+        >>> import pyarrow as pa, pyarrow.parquet as pq
+        >>> from seamcurate import Attack, FakeModel
         >>> scratch = tempfile.TemporaryDirectory()
         >>> wordnet = scratch.name + "/synonyms.parquet"
         >>> pq.write_table(pa.table({"word": ["quick"], "pos": ["a"], "synonym": ["fast"]}), wordnet)

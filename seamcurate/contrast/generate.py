@@ -111,7 +111,9 @@ class Generate(Step):
         BudgetError: While it runs, where the next call might cost more than is left.
 
     Example:
-        >>> from seamcurate import FakeModel
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel, Generate
         >>> add = Generate(k=2, generator=FakeModel()).load(Path())
         >>> table = add(pa.table({"prompt": ["What is a set?"], "response": ["A collection of distinct things."]}))
         >>> table.column_names, [len(answers) for answers in table["worse_gpt"].to_pylist()]

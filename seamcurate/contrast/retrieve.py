@@ -43,7 +43,9 @@ class Embed(Step):
         ModelError: By `load`, where no encoder is named or it cannot be loaded.
 
     Example:
-        >>> from seamcurate import FakeModel
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import Embed, FakeModel
         >>> add = Embed(encoder=FakeModel(dimensions=4)).load(Path())
         >>> table = add(pa.table({"prompt": ["What is a set?", "What is a list?"]}))
         >>> [len(vector) for vector in table["embedding"].to_pylist()]
@@ -109,7 +111,8 @@ class Retrieve(Step):
 
     Example:
         >>> import json, tempfile
-        >>> from seamcurate import FakeModel, Recipe, Source, query, run_local
+        >>> from pathlib import Path
+        >>> from seamcurate import FakeModel, Recipe, Retrieve, Source, query, run_local
         >>> scratch = tempfile.TemporaryDirectory()
         >>> folder = Path(scratch.name)
         >>> topics = ["a red apple", "a green apple", "an old ship"]

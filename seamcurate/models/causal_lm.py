@@ -28,13 +28,13 @@ class CausalLM(PromptedModel):
         ModelError: By `load`, where the files are damaged or lack weights, or each token sees the tokens after it.
 
     Example:
+        >>> from seamcurate import CausalLM, FakeModel
         >>> policy = CausalLM(path="my-org/sft-7b", dtype="bfloat16")
         >>> policy.load().logprobs(["What is a set?"], [["A collection.", "A dog."]])  # doctest: +SKIP
         [[Likelihood(logprob=-9.1, tokens=4, boundary=False), Likelihood(logprob=-21.7, tokens=4, boundary=False)]]
 
         Without weights, and in the same form:
 
-        >>> from seamcurate import FakeModel
         >>> ((likelihood, _),) = FakeModel().load().logprobs(["What is a set?"], [["A collection.", "A dog."]])
         >>> likelihood.tokens, likelihood.logprob < 0
         (3, True)

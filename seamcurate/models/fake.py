@@ -28,6 +28,7 @@ class FakeModel(Backend):
     are tokens, and embeddings of texts that share words are near each other.
 
     Example:
+        >>> from seamcurate import FakeModel
         >>> model = FakeModel(path="1").load()
         >>> ((reward, other_reward),) = model.rewards(["What is a set?"], [["A collection.", "A dog."]])
         >>> -2 <= reward < 2 and reward != other_reward

@@ -36,13 +36,13 @@ class SentenceEncoder(LocalModel):
         ModelError: By `load`, where the files are damaged or lack weights, or the same text is embedded in two ways.
 
     Example:
+        >>> from seamcurate import FakeModel, SentenceEncoder
         >>> encoder = SentenceEncoder(path="facebook/contriever", pooling="mean", normalise=False)
         >>> encoder.load().embed(["What is a set?"]).shape  # doctest: +SKIP
         (1, 768)
 
         Without weights, and in the same form:
 
-        >>> from seamcurate import FakeModel
         >>> FakeModel(dimensions=8).load().embed(["What is a set?", "What is a list?"]).shape
         (2, 8)
     """

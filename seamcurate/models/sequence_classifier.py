@@ -33,13 +33,13 @@ class SequenceClassifier(PromptedModel):
         ModelError: By `load`, where the files are damaged or lack weights, or the model has more than one output.
 
     Example:
+        >>> from seamcurate import FakeModel, SequenceClassifier
         >>> reward = SequenceClassifier(path="my-org/reward-7b", max_tokens=1024)
         >>> reward.load().rewards(["What is a set?"], [["A collection.", "A dog."]])  # doctest: +SKIP
         [[2.31, -0.87]]
 
         Without weights, and in the same form:
 
-        >>> from seamcurate import FakeModel
         >>> [[-2 <= value < 2 for value in row] for row in FakeModel().load().rewards(["p", "q"], [["a", "b"], ["c"]])]
         [[True, True], [True]]
     """

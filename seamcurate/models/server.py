@@ -68,6 +68,7 @@ class OpenAIServer(Backend):
         ModelError: By `load`, where OpenAI's own endpoint is meant and no key is in the environment.
 
     Example:
+        >>> from seamcurate import OpenAIServer
         >>> server = OpenAIServer(
         ...     path="Qwen/Qwen3-8B", base_url="http://localhost:8000/v1", temperature=0.7,
         ...     usd_per_million_input=0.25, usd_per_million_output=2.0,
