@@ -38,6 +38,8 @@ from seamcurate.study import STUDIES
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run `python docs/generate.py`. -->"
+UNFORMATTED = "<!-- fmt: off -->"
+"""Lets ruff leave the examples as they stand in the docstrings."""
 
 
 # ── Markdown ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -70,7 +72,9 @@ def code(text: str) -> str:
 
 def page(title: str, *parts: str) -> str:
     """Return a page of Markdown."""
-    return "\n\n".join([f"# {title}", NOTE, *(piece.strip("\n") for piece in parts if piece.strip())]) + "\n"
+    return (
+        "\n\n".join([f"# {title}", NOTE, UNFORMATTED, *(piece.strip("\n") for piece in parts if piece.strip())]) + "\n"
+    )
 
 
 def sentence(text: str) -> str:
