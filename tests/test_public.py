@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import doctest
-import importlib
 import io
+import sys
 
 import pytest
 
@@ -17,8 +17,9 @@ MISSING = pytest.mark.xfail(strict=False, reason="the examples are being written
 
 def examples(name: str) -> list[doctest.DocTest]:
     """Return the examples of a name's own docstring and, of a class, of its methods."""
-    module = importlib.import_module(f"seamcurate.{seamcurate._MODULES[name]}")
-    return [test for test in doctest.DocTestFinder().find(getattr(seamcurate, name), name, module) if test.examples]
+    value = getattr(seamcurate, name)
+    module = sys.modules[value.__module__]
+    return [test for test in doctest.DocTestFinder().find(value, name, module) if test.examples]
 
 
 @MISSING
