@@ -15,7 +15,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +137,38 @@ class Work(NamedTuple):
     characters: float
     answer: float = 0.0
     """Characters that the model generates."""
+
+
+class SampleSet(NamedTuple):
+    """A kind of worse answers: a row of `SAMPLE_SETS`."""
+
+    name: str
+    """Its variant: the set is the column `worse_{name}`, and its scores end in `_{name}`."""
+    step: str
+    """The recipe's name of the step that makes it."""
+    meaning: str
+    instructions: bool = False
+    """Whether its answers have instructions I* of their own, and so make pairs to fine-tune on."""
+
+
+SAMPLE_SETS: tuple[SampleSet, ...] = (
+    SampleSet("contrast", "retrieve", "answers to similar questions of the corpus", instructions=True),
+    SampleSet("gpt", "generate", "answers that a language model wrote to be worse"),
+    SampleSet("adv", "attack", "perturbations of a worse answer that the reward model rewards best"),
+)
+"""SEAM's sets of worse answers (SEAM §4.1). To add one, write the step that adds `worse_{name}`, and add a row."""
+
+
+def sample_set(variant: str) -> SampleSet:
+    """Return the table's row of a variant."""
+    return next(kind for kind in SAMPLE_SETS if kind.name == variant)
+
+
+if TYPE_CHECKING:
+    Variant: TypeAlias = str
+else:
+    # A type checker cannot read the table; pydantic can.
+    Variant = Literal[tuple(kind.name for kind in SAMPLE_SETS)]
 
 
 class Step(BaseModel):

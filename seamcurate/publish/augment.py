@@ -27,7 +27,7 @@ from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.select import split as splits
 from seamcurate.select.split import Augment
-from seamcurate.step import MESSAGES
+from seamcurate.step import MESSAGES, sample_set
 from seamcurate.store.store import Store
 from seamcurate.text import counted
 
@@ -90,7 +90,7 @@ def shards(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[S
     for table in splits.kept(store, split, ["prompt", "response", name]):
         rows = table.to_pylist()
         ids = {c["source_row_id"] for row in rows for c in row[name] or [] if "source_row_id" in c}
-        own = instructions(sorted(ids)) if augment.variant == "contrast" else {}
+        own = instructions(sorted(ids)) if sample_set(augment.variant).instructions else {}
         leaked = {i for i, leak in zip(own, leaks(list(own.values())), strict=True) if leak}
         pairs: list[dict[str, object]] = []
         dropped: list[dict[str, object]] = []

@@ -29,6 +29,7 @@ from seamcurate.rewards import RerReward
 from seamcurate.run import agreement
 from seamcurate.run.recipe import Recipe
 from seamcurate.select.split import Augment
+from seamcurate.step import sample_set
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store
 from seamcurate.text import counted
@@ -153,7 +154,9 @@ def to_augmented(
         raise ExportError(
             f"split {split}: {view.trainer.title} trains from prompts, and `augment` makes pairs; export to {loaders}"
         )
-    kinds: list[augmentation.Kind] = ["sft", "preferences"] if augment.variant == "contrast" else ["preferences"]
+    kinds: list[augmentation.Kind] = (
+        ["sft", "preferences"] if sample_set(augment.variant).instructions else ["preferences"]
+    )
     exports: list[Exported] = []
     dropped: list[pa.Table] = []
     with in_place(out) as folder:

@@ -21,8 +21,7 @@ from seamcurate import prompts
 from seamcurate.models import Conversation, LanguageModelConfig, Request, roles
 from seamcurate.models.reply import field, is_denied, last_first, read
 from seamcurate.models.template import prompt_text
-from seamcurate.score.seam import Variant
-from seamcurate.step import Averages, Data, Step, Transform, Work, column
+from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column
 from seamcurate.text import counted
 
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]")

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,10 @@ import pyarrow.compute as pc
 from pydantic import Field, JsonValue
 
 from seamcurate.errors import StepError
-from seamcurate.step import Data, Step, Transform, column, finite
+from seamcurate.step import Data, Step, Transform, Variant, column, finite
 from seamcurate.words import Words, split
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
-Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
 
 _SAMPLED = 2048
 _CURVE = 129

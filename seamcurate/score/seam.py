@@ -22,10 +22,9 @@ from pydantic import Field, JsonValue
 from seamcurate.errors import StepError
 from seamcurate.models import Policy, PolicyModel, RewardingModel, roles
 from seamcurate.score import noise
-from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
+from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
 from seamcurate.text import counted
 
-Variant: TypeAlias = Literal["contrast", "gpt", "adv"]
 PER_TOKEN = "logprob_per_token"
 """What the noise of a mean log-probability is called: no column, but what SEAM's weight is made of."""
 Doubles: TypeAlias = npt.NDArray[np.float64]

@@ -27,7 +27,7 @@ from seamcurate.data.source import Source
 from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.select import dependencies, views
 from seamcurate.select.connection import Answer, Connection, TooLargeError
-from seamcurate.step import digest
+from seamcurate.step import Variant, digest, sample_set
 from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local
 from seamcurate.store.store import Store, filename, record_file, save_record
@@ -64,7 +64,7 @@ class Augment(BaseModel):
 
     samples: int = Field(default=5, ge=1)
     """How many pairs each row adds to each of the two data sets; they are made of its nearest candidates."""
-    variant: Literal["contrast", "gpt", "adv"] = "contrast"
+    variant: Variant = "contrast"
     """The sample set of the candidates. Only `contrast` has instructions I* of its own, and so pairs for fine-tuning."""
     pairs: Literal["golden", "both"] = "golden"
     """Preference pairs: `golden` is (I: r ≻ r*); `both` adds (I*: r* ≻ r)."""
@@ -73,7 +73,7 @@ class Augment(BaseModel):
 
     @model_validator(mode="after")
     def _has_instructions(self) -> Augment:
-        if self.pairs == "both" and self.variant != "contrast":
+        if self.pairs == "both" and not sample_set(self.variant).instructions:
             raise ValueError(
                 f"pairs: both needs other instructions, which only variant contrast has, not {self.variant}"
             )
