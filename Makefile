@@ -6,7 +6,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo smoke-lowest check format lock clean python
+.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo smoke-lowest docs-reference check format lock clean python
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -62,6 +62,10 @@ smoke-lowest: .venv-lowest/installed
 # The data set and reward classes of verl and OpenRLHF, run on exports.
 test-clients: .venv-clients/installed
 	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/publish/test_clients.py
+
+# The reference pages, written from the code; the tests hold them equal.
+docs-reference: .venv/installed
+	$(BIN)/python docs/generate.py
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
