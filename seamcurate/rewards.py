@@ -86,10 +86,17 @@ class RewardFunction(Protocol):
 
 
 class RerReward(BaseModel):
-    """Configure RER, or one of its ablations, as a reward; the fields mean what those of `rer` do.
+    """Configure RER, or one of its ablations, as a reward of trainers; the fields mean what those of `rer` do.
 
     RER never pays for repetition: see the module. An answer without a word, stop strings cut, gets 0, the least there is.
     Rows whose branch lacks something get no reward: closed-ended ones without a reference, unless `fallback`.
+
+    Example:
+        Seven words and a full stop earn a length incentive of .08.
+
+        >>> from seamcurate import RerReward
+        >>> RerReward(reward="li").load()(["What is a set?"], ["A set is a collection of things."])
+        [0.08]
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -142,7 +149,14 @@ class RerReward(BaseModel):
 
 
 class ModelReward(BaseModel):
-    """Configure a reward model as a reward."""
+    """Configure a reward model as a reward of trainers; `load` returns the function they call.
+
+    Example:
+        >>> from seamcurate import FakeModel, ModelReward
+        >>> reward = ModelReward(reward=FakeModel()).load()
+        >>> len(reward(["What is a set?"], ["A collection."]))
+        1
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

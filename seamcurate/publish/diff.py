@@ -103,6 +103,10 @@ def diff(before: str | Path, after: str | Path) -> Difference:
     Raises:
         HubError: A data set cannot be read, or was not pushed by seamcurate.
         StoreError: A folder is no store.
+
+    Example:
+        >>> from seamcurate import diff
+        >>> print(*diff("store-of-monday", "store-of-friday").lines(), sep=chr(10))  # doctest: +SKIP
     """
     one, two = _side(before), _side(after)
     inputs = changed_inputs(one.known, two.known)

@@ -239,6 +239,11 @@ def push(
 
     Raises:
         HubError: No token, no right, no connection, a conflict, a limit; the message says what to do.
+
+    Example:
+        >>> from seamcurate import Store, push
+        >>> push("recipe.yaml", Store("my-store"), "my-org/my-prompts").url  # doctest: +SKIP
+        'https://huggingface.co/datasets/my-org/my-prompts'
     """
     with asking(repo_id, sending=True):
         api = _api(repo_id, writing=True)

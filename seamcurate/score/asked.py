@@ -115,7 +115,21 @@ class _Asked(Step):
 
 
 class AskQueryType(_Asked):
-    """Add `query_type_asked`, by RER's prompt (Fig. 8); `query_type: {asked: true}` takes it over."""
+    """Add `query_type_asked`, by RER's prompt (Fig. 8); `query_type: {asked: true}` takes it over.
+
+    A reply that names neither type is NULL, with what came back in `query_type_asked_reason`.
+
+    Raises:
+        ModelError: No language model is named, or it cannot be asked at all.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import AskQueryType, FakeModel
+        >>> add = AskQueryType(judge=FakeModel()).load(Path())
+        >>> add(pa.table({"row_id": [0], "prompt": ["Write a poem."]}))["query_type_asked"][0].as_py() in ("open", "closed")
+        True
+    """
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -153,7 +167,20 @@ class AskQueryType(_Asked):
 class Judge(_Asked):
     """Add ratings of 1 to 10, by SEAM's judge prompt (App. E), of golden responses and some of their candidates.
 
-    What it is for: a set of worse answers must be worse, and the share that is not is reported beside it.
+    What it is for: a set of worse answers must be worse, and the share that is not is reported beside it. `share` of the
+    rows is judged, chosen by their ids; the others are NULL, as is an answer whose reply holds no rating.
+
+    Raises:
+        ModelError: No language model is named, or it cannot be asked at all.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel, Judge
+        >>> row = {"row_id": 0, "prompt": "What is a set?", "response": "A collection.", "worse_contrast": [{"response": "A map."}]}
+        >>> rated = Judge(judge=FakeModel(), share=1.0).load(Path())(pa.Table.from_pylist([row])).to_pylist()[0]
+        >>> 1 <= rated["judged_golden_contrast"] <= 10, len(rated["judged_contrast"])
+        (True, 1)
     """
 
     variant: Variant = "contrast"
@@ -233,7 +260,22 @@ class Judge(_Asked):
 
 
 class RelevantSentences(_Asked):
-    """Add `relevant_sentences`: the share of the golden response's sentences that keep to the query (RER, Fig. 12)."""
+    """Add `relevant_sentences`: the share of the golden response's sentences that keep to the query (RER, Fig. 12).
+
+    A reply that marks no sentence is NULL, with what came back in `relevant_sentences_reason`.
+
+    Raises:
+        ModelError: No language model is named, or it cannot be asked at all.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel, RelevantSentences
+        >>> row = {"row_id": 0, "prompt": "What is a set?", "response": "A collection."}
+        >>> add = RelevantSentences(judge=FakeModel()).load(Path())
+        >>> 0 <= add(pa.Table.from_pylist([row]))["relevant_sentences"][0].as_py() <= 1
+        True
+    """
 
     @property
     def inputs(self) -> tuple[str, ...]:

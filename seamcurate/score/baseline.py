@@ -17,7 +17,21 @@ from seamcurate.step import Averages, Data, Step, Transform, Work, column, finit
 
 
 class Perplexity(Step):
-    """Add `baseline_perplexity`: the golden response's perplexity under a base model (SEAM App. E.4)."""
+    """Add `baseline_perplexity`: the golden response's perplexity under a base model, exp(−logP / tokens) (SEAM App. E.4).
+
+    NULL without a response and where the prompt fills the model's window.
+
+    Raises:
+        ModelError: By `load`, where no base model is named or it cannot be loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel, Perplexity
+        >>> add = Perplexity(base=FakeModel()).load(Path())
+        >>> add(pa.table({"prompt": ["What is a set?"], "response": ["A collection."]}))["baseline_perplexity"][0].as_py() > 1
+        True
+    """
 
     base: PolicyModel | None = None
 
@@ -70,7 +84,16 @@ class Perplexity(Step):
 
 
 class Random(Step):
-    """Add `baseline_random`: a seeded uniform number per row, the same on every machine."""
+    """Add `baseline_random`: a seeded uniform number in [0, 1) for each row, the same on every machine.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import Random
+        >>> add = Random().load(Path())
+        >>> [round(number, 3) for number in add(pa.table({"row_id": [0, 1]}))["baseline_random"].to_pylist()]
+        [0.135, 0.221]
+    """
 
     seed: int = 0
 

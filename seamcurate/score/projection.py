@@ -36,7 +36,16 @@ _WARMTH = 0.02
 class Project(Step):
     """Add `projection_x` and `projection_y`: t-SNE of a sample's prompts, every row beside the landmarks it is like.
 
-    Principal components would be cheaper and keep fewer neighbours: of the demo's corpus a sixteenth, against half.
+    Principal components would be cheaper and keep fewer neighbours: of the demo's corpus a sixteenth, against half. A row
+    whose embedding is not finite is NULL.
+
+    Raises:
+        ModelError: No encoder is named, or it cannot be loaded.
+
+    Example:
+        >>> from seamcurate import Project
+        >>> Project(landmarks=500).adds.names
+        ['projection_x', 'projection_y']
     """
 
     encoder: EncoderModel | None = None

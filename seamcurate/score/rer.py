@@ -338,9 +338,18 @@ def feature_of(step: Step) -> RerFeature:
 
 
 class OtherRelevance(Step):
-    """Add `rer_other_relevance`: how near the response comes to the references of other rows' questions.
+    """Add `rer_other_relevance`: how near the response lies to the references of other rows' questions.
 
-    Its median over the rows is what AR comes to by chance: the zero of F with `rer: {fit: quantiles}`.
+    Its median over the rows is what AR comes to by chance: the zero of F with `rer: {fit: quantiles}`. It is measured on a
+    sample of the rows and NULL elsewhere.
+
+    Raises:
+        ModelError: No encoder is named, or it cannot be loaded.
+
+    Example:
+        >>> from seamcurate import OtherRelevance
+        >>> OtherRelevance().inputs
+        ('prompt', 'reference', 'response')
     """
 
     encoder: EncoderModel | None = None
@@ -419,7 +428,22 @@ class OtherRelevance(Step):
 
 
 class QueryType(Step):
-    """Add `query_type`, by a classifier fitted here to labelled examples in the encoder's space."""
+    """Add `query_type`, open or closed, by a classifier fitted here to labelled examples in the encoder's space.
+
+    `query_type_open` is its probability that the query is open-ended. How often it is right is measured on held-out
+    examples and kept in the column's facts.
+
+    Raises:
+        ModelError: No encoder is named, or it cannot be loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel, QueryType
+        >>> add = QueryType(encoder=FakeModel()).load(Path())
+        >>> add(pa.table({"prompt": ["Write a poem about the sea."]}))["query_type"][0].as_py() in ("open", "closed")
+        True
+    """
 
     encoder: EncoderModel | None = None
     asked: bool = False
@@ -506,9 +530,15 @@ def _unknown(count: int) -> str:
 
 
 class Rer(Step):
-    """Add `rer`, from the features and the query type.
+    """Add `rer`: LI · RP · QR for open-ended queries, RP · F(AR) for closed-ended ones (RER §3.2).
 
-    A closed-ended row without a reference is NULL, unless `fallback` takes QR in place of AR.
+    It needs no model of its own: it reads the four features and the query type. A closed-ended row without a reference is
+    NULL, unless `fallback` takes QR in place of AR.
+
+    Example:
+        >>> from seamcurate import Rer
+        >>> Rer(fit="quantiles", fallback="query_relevance").inputs[-2:]
+        ('query_type', 'rer_other_relevance')
     """
 
     rows_per_call: ClassVar[int] = 4096
@@ -643,7 +673,15 @@ def rer(
     min_tokens: int = 0,
     asked: bool = False,
 ) -> tuple[Step, ...]:
-    """Return the steps of RER in order: four features, what `fit: quantiles` measures F by, the query type, the reward."""
+    """Return the steps of RER in order: four features, what `fit: quantiles` measures F by, the query type, the reward.
+
+    Each option goes to the steps that have it; see `Rer`, `LengthIncentive`, `QueryRelevance` and `QueryType`.
+
+    Example:
+        >>> from seamcurate import rer
+        >>> [step.name for step in rer(min_tokens=1)][-2:]
+        ['query_type', 'rer']
+    """
     options: dict[str, Any] = {"words": words, "stop": stop, "encoder": encoder}
     return (
         *(

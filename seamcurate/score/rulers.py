@@ -92,10 +92,19 @@ def _lines(x: Doubles, y: Doubles, at: Doubles, nearest: int, robust: Doubles) -
 
 
 class Rip(Step):
-    """Add what R.I.P. keeps prompts by: the rejected answer's reward and length, and the gap (2501.18578).
+    """Add what R.I.P. chooses prompts by: the rejected answer's reward and length, and the gap (arXiv:2501.18578 §3).
 
-    Rejected is the lowest-rewarded candidate, the first of equals. The paper keeps prompts whose rejected answer has a
-    high reward and is long, and whose gap is small.
+    The rejected answer is the candidate of lowest reward. Its length is counted in words. NULL where nothing was rewarded.
+    It keeps prompts whose rejected answer is good and long and whose gap is small.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import Rip
+        >>> worse = [{"response": "A list of things."}, {"response": "A map."}]
+        >>> row = {"reward": 0.5, "worse_contrast": worse, "rewards_contrast": [0.9, 0.1]}
+        >>> Rip().load(Path())(pa.Table.from_pylist([row])).to_pylist()[0]
+        {'baseline_rejected_reward_contrast': 0.1, 'baseline_rejected_length_contrast': 3, 'baseline_reward_gap_contrast': 0.8}
     """
 
     revision: ClassVar[int] = 2
@@ -147,7 +156,19 @@ class Rip(Step):
 
 
 class RewardSpread(Step):
-    """Add how far candidates' rewards spread, and how far above their mean the golden one lies."""
+    """Add how far the candidates' rewards spread, and how far above their mean the golden one lies.
+
+    The spread is the population standard deviation (arXiv:2503.15477: where rewards vary little, there is little to learn);
+    the margin is the golden reward minus the candidates' mean (arXiv:2403.07708). NULL below two candidates with a reward.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import RewardSpread
+        >>> row = {"reward": 0.75, "rewards_contrast": [1.0, 0.0]}
+        >>> RewardSpread().load(Path())(pa.Table.from_pylist([row])).to_pylist()[0]
+        {'baseline_reward_spread_contrast': 0.5, 'baseline_reward_margin_contrast': 0.25}
+    """
 
     rows_per_call: ClassVar[int] = 4096
 
@@ -189,9 +210,17 @@ class RewardSpread(Step):
 
 
 class LengthCalibrated(Step):
-    """Add misjudgement by rewards from which what length alone earns is subtracted (2409.17407).
+    """Add misjudgement by rewards from which what length alone earns is subtracted (arXiv:2409.17407).
 
     The curve of reward over length in characters is LOWESS over a sample of all golden responses and candidates.
+
+    Raises:
+        StepError: By `prepare`, where fewer than three answers have a reward, or all have one length.
+
+    Example:
+        >>> from seamcurate import LengthCalibrated
+        >>> LengthCalibrated(fraction=0.5).adds.names
+        ['baseline_calibrated_misjudgement_contrast', 'baseline_calibrated_misjudged_contrast']
     """
 
     rows_per_call: ClassVar[int] = 4096
@@ -274,9 +303,19 @@ class LengthCalibrated(Step):
 
 
 class RewardReliability(Step):
-    """Add how well the reward tells the truth among golden responses rewarded alike (PF-PPO 2409.06957).
+    """Add how well the reward tells the truth among golden responses rewarded alike (PF-PPO, arXiv:2409.06957).
 
-    Rows are put into bands of equally many by their golden reward; a band's reliability is R² of truth on reward.
+    Rows are put into `bands` of equally many by their golden reward. A band's reliability is R² of the column `truth` on the
+    reward, NULL below three rows or where one of the two does not vary.
+
+    Raises:
+        StepError: By `prepare`, where no row has a reward.
+
+    Example:
+        >>> from seamcurate import RewardReliability
+        >>> step = RewardReliability(truth="votes", bands=5)
+        >>> step.inputs, step.adds.names
+        (('reward', 'votes'), ['baseline_reward_band', 'baseline_reward_reliability'])
     """
 
     rows_per_call: ClassVar[int] = 4096

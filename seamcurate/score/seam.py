@@ -54,13 +54,39 @@ def discrepancy(weights: Sequence[float], misjudgements: Sequence[float], k: int
     """Return Σ w·ε over the candidates (SEAM Eq. 2), at least 0; high is bad.
 
     With `k` the sum is scaled to mean·k, so that rows with fewer candidates than `k` compare.
+
+    Args:
+        weights: The likelihood weight of each candidate, in [0, 1].
+        misjudgements: ε of each candidate in the same order: its reward minus the golden one's, at least 0.
+        k: How many candidates to scale to.
+
+    Example:
+        >>> from seamcurate import discrepancy
+        >>> discrepancy([0.5, 0.25], [2.0, 0.0]), discrepancy([0.5, 0.25], [2.0, 0.0], k=30)
+        (1.0, 15.0)
     """
     total = math.fsum(w * e for w, e in zip(weights, misjudgements, strict=True))
     return total if k is None else total / len(weights) * k
 
 
 class Reward(Step):
-    """Add `reward`: the reward model's score of the golden response."""
+    """Add `reward`: the reward model's score of the golden response, R(I∘r) of SEAM Eq. 2.
+
+    The score has the model's own unit. It is NULL without a response, where the prompt fills the model's window, and where
+    the score is not finite.
+
+    Raises:
+        ModelError: By `load`, where no reward model is named or it cannot be loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel, Reward
+        >>> add = Reward(reward=FakeModel()).load(Path())
+        >>> rewards = add(pa.table({"prompt": ["What is a set?"] * 2, "response": ["A collection.", None]}))["reward"]
+        >>> [reward is None for reward in rewards.to_pylist()]
+        [False, True]
+    """
 
     reward: RewardingModel | None = None
 
@@ -101,7 +127,22 @@ class Reward(Step):
 
 
 class Rewards(Step):
-    """Add `rewards_<variant>`: the reward model's score of each candidate."""
+    """Add `rewards_<variant>`: the reward model's score of each candidate, R(I∘r*) of SEAM Eq. 2.
+
+    A row gets a list in the order of `worse_<variant>`. A score is NULL where the candidate does not fit the model's window
+    or the score is not finite.
+
+    Raises:
+        ModelError: By `load`, where no reward model is named or it cannot be loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel, Rewards
+        >>> rows = pa.table({"prompt": ["What is a set?"], "worse_contrast": [[{"response": "A list."}, {"response": "A map."}]]})
+        >>> [len(rewards) for rewards in Rewards(reward=FakeModel()).load(Path())(rows)["rewards_contrast"].to_pylist()]
+        [2]
+    """
 
     variant: Variant = "contrast"
     reward: RewardingModel | None = None
@@ -153,7 +194,23 @@ class Rewards(Step):
 
 
 class PolicyLogprobs(Step):
-    """Add each candidate's log-probability under the policy, by default only of those misjudged."""
+    """Add each candidate's log-probability under the policy, by default only of those misjudged.
+
+    `logprobs_<variant>` is log P(r*|I) in nats, summed over `tokens_<variant>` tokens. A candidate that the reward model
+    puts below the golden response adds 0 to SEAM whatever its likelihood, so that it is not read: NULL.
+
+    Raises:
+        ModelError: By `load`, where no policy is named or it cannot be loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import FakeModel, PolicyLogprobs
+        >>> worse = [{"response": "A list."}, {"response": "A map."}]
+        >>> row = {"prompt": "What is a set?", "worse_contrast": worse, "reward": 0.5, "rewards_contrast": [0.9, 0.1]}
+        >>> PolicyLogprobs(policy=FakeModel()).load(Path())(pa.Table.from_pylist([row]))["tokens_contrast"].to_pylist()
+        [[3, None]]
+    """
 
     variant: Variant = "contrast"
     policy: PolicyModel | None = None
@@ -244,10 +301,25 @@ class PolicyLogprobs(Step):
 
 
 class Seam(Step):
-    """Add SEAM and what it is made of; `seam_<variant>` is minus the discrepancy, so that **low is bad**.
+    """Add SEAM and what it is made of; `seam_<variant>` is minus the discrepancy (SEAM Eq. 2), so that **low is bad**.
 
     NULL when the set is empty or nothing in it could be scored. A candidate whose reward, or whose needed
     likelihood, is unknown is left out of the mean, not taken as 0.
+
+    Raises:
+        StepError: By `prepare`, where `normalise` is asked for and the golden rewards do not vary.
+
+    Example:
+        A candidate of two tokens with log-probability −2 has the weight exp(−2 / 2) = .37; its reward is .4 above the
+        golden response's.
+
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> from seamcurate import Seam
+        >>> row = {"reward": 0.5, "rewards_contrast": [0.9, 0.1], "logprobs_contrast": [-2.0, None], "tokens_contrast": [2, None]}
+        >>> scored = Seam(k=2).load(Path())(pa.Table.from_pylist([row])).to_pylist()[0]
+        >>> round(scored["seam_contrast"], 3), scored["misjudged_contrast"]
+        (-0.147, 0.5)
     """
 
     variant: Variant = "contrast"
@@ -433,7 +505,16 @@ def seam(
     k: int = 30,
     normalise: bool = False,
 ) -> tuple[Step, ...]:
-    """Return the steps of one SEAM variant in order: rewards, likelihoods, score."""
+    """Return the steps of one SEAM variant in order: rewards, likelihoods, score.
+
+    Each option goes to the steps that have it; see `Reward`, `Rewards`, `PolicyLogprobs` and `Seam`. Models that are left out
+    are those of the recipe.
+
+    Example:
+        >>> from seamcurate import seam
+        >>> [step.name for step in seam("adv")]
+        ['reward', 'rewards_adv', 'logprobs_adv', 'seam_adv']
+    """
     return (
         Reward(reward=reward),
         Rewards(variant=variant, reward=reward),
