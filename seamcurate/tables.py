@@ -23,7 +23,7 @@ from seamcurate.errors import QueryError
 from seamcurate.storage import objects
 from seamcurate.text import brief, clean, counted, one_line
 
-Form = Literal["table", "csv", "jsonl", "parquet"]
+TableFormat = Literal["table", "csv", "jsonl", "parquet"]
 
 SQL_TYPE = b"sql"
 """Metadata key of a field: its SQL type, where Arrow's type does not determine it."""
@@ -31,7 +31,7 @@ _QUOTED = re.compile(r'[",\r\n]|^\s|\s$')
 _SHOWN_ROWS = 50
 
 
-class Batches(Protocol):
+class BatchReader(Protocol):
     """An answer: its schema, and its rows in record batches."""
 
     schema: pa.Schema
@@ -58,7 +58,7 @@ def show(
     console.print(table)
 
 
-def write(reader: Batches, form: Form, out: Path | None) -> None:
+def write(reader: BatchReader, form: TableFormat, out: Path | None) -> None:
     """Write an answer in one of the forms, to a file or to standard output.
 
     Raises:
@@ -82,7 +82,7 @@ def write(reader: Batches, form: Form, out: Path | None) -> None:
                 _lines(reader, "jsonl" if form == "jsonl" else "csv", handle)
 
 
-def _table(reader: Batches) -> None:
+def _table(reader: BatchReader) -> None:
     rows: list[list[object]] = []
     total = 0
     for batch in reader:
@@ -98,7 +98,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
-def _parquet(reader: Batches, sink: pa.PythonFile | str) -> None:
+def _parquet(reader: BatchReader, sink: pa.PythonFile | str) -> None:
     """Write Parquet; SQL's wide whole numbers, such as sums, become int64, or an error where one does not fit."""
     wide = [i for i, field in enumerate(reader.schema) if SQL_TYPE in (field.metadata or {})]
     kinds = [pa.int64() if i in wide else field.type for i, field in enumerate(reader.schema)]
@@ -128,7 +128,7 @@ def _narrow(column: pa.Array, name: str) -> pa.Array:
         ) from error
 
 
-def _lines(reader: Batches, form: Literal["csv", "jsonl"], handle: TextIO) -> None:
+def _lines(reader: BatchReader, form: Literal["csv", "jsonl"], handle: TextIO) -> None:
     names = reader.schema.names
     if form == "jsonl":
         for batch in reader:

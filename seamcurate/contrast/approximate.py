@@ -21,7 +21,7 @@ from seamcurate.errors import StepError
 if TYPE_CHECKING:
     from seamcurate.contrast.nearest import Positions
 
-Kind = Literal["ivf", "hnsw"]
+IndexKind = Literal["ivf", "hnsw"]
 _PART = 2**30
 """Bytes of vectors in one part of the index."""
 _FOUND = 2**21
@@ -106,7 +106,7 @@ def _of(queries: Positions, leave_out: LeaveOut) -> LeaveOut:
     return lambda rows, positions: leave_out(queries[rows], positions)
 
 
-def build(folder: Path, kind: Kind) -> None:
+def build(folder: Path, kind: IndexKind) -> None:
     """Write FAISS indices of the vectors in a folder into it, one for each gigabyte of vectors.
 
     Raises:

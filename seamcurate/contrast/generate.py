@@ -93,7 +93,7 @@ _LABEL_KEYS = frozenset(
 _NOT_WORSE = ("correct", "original", "golden", "reference", "given")
 
 
-class SampleSet(NamedTuple):
+class WrittenAnswers(NamedTuple):
     """One row's answers, and why there are none or fewer than `k`."""
 
     answers: list[str] | None
@@ -206,14 +206,14 @@ class Generate(Step):
     def _model(self) -> LanguageModel:
         return roles.load(self.generator, "generator", self.name)
 
-    def _starts(self, rows: pa.Table) -> list[Callable[[], Conversation[SampleSet]]]:
+    def _starts(self, rows: pa.Table) -> list[Callable[[], Conversation[WrittenAnswers]]]:
         pairs = zip(rows["prompt"].to_pylist(), rows["response"].to_pylist(), strict=True)
         return [partial(self._conversation, prompt, golden) for prompt, golden in pairs]
 
-    def _conversation(self, prompt: Prompt, golden: str | None) -> Conversation[SampleSet]:
+    def _conversation(self, prompt: Prompt, golden: str | None) -> Conversation[WrittenAnswers]:
         """Ask for one row's answers."""
         if golden is None or not golden.strip():
-            return SampleSet(None, "there is no golden response to make worse")
+            return WrittenAnswers(None, "there is no golden response to make worse")
         messages = prompts.render(self._template, prompt_text(prompt), golden, self.k)
         distinct = _Distinct(golden)
         trouble = (
@@ -221,10 +221,10 @@ class Generate(Step):
         )
         answers = distinct.answers[: self.k]
         if not answers:
-            return SampleSet(None, trouble or f"no usable answer: {distinct}")
+            return WrittenAnswers(None, trouble or f"no usable answer: {distinct}")
         if len(answers) == self.k:
-            return SampleSet(answers, None)
-        return SampleSet(answers, "; ".join(filter(None, [f"{len(answers)} of {self.k}", str(distinct), trouble])))
+            return WrittenAnswers(answers, None)
+        return WrittenAnswers(answers, "; ".join(filter(None, [f"{len(answers)} of {self.k}", str(distinct), trouble])))
 
     def _at_once(self, messages: list[Message], distinct: _Distinct) -> Conversation[str]:
         """Ask for all answers in one call, and once more for missing ones; return the last problem in words."""

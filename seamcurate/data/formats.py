@@ -54,7 +54,7 @@ class Reject(Exception):
     """One row cannot be read; the message is the reason that is kept with the row."""
 
 
-class Row(NamedTuple):
+class ParsedLine(NamedTuple):
     """One line's values by column."""
 
     cells: dict[str, object]
@@ -279,7 +279,7 @@ def json_lines(path: Path) -> Iterator[SourceLine]:
     return filter(None, map(bytes.strip, _bytes_lines(path)))
 
 
-def json_row(line: bytes) -> Row:
+def json_row(line: bytes) -> ParsedLine:
     """Parse one line as an object, or raise Reject."""
     if len(line) > LONGEST_LINE:
         raise Reject(f"line is longer than {LONGEST_LINE >> 20} MB")
@@ -302,7 +302,7 @@ def json_row(line: bytes) -> Row:
         raise Reject(f"line is not a JSON object but {word(cells)}")
     if doubt and surrogate("".join(cells)):
         raise Reject(f"{doubt} in a column name")
-    return Row(cells, doubt)
+    return ParsedLine(cells, doubt)
 
 
 def surrogate(value: object) -> bool:
@@ -357,14 +357,14 @@ def csv_lines(path: Path) -> Iterator[SourceLine]:
                 raise SourceError(f"{path} has no header in UTF-8; name the columns in its first line")
 
 
-def csv_row(line: _CsvLine) -> Row:
+def csv_row(line: _CsvLine) -> ParsedLine:
     """Take one record as a row, empty fields as None, or raise Reject."""
     if line.error is not None:
         raise Reject(f"line is not CSV: {line.error}")
     if len(line.fields) != len(line.header):
         raise Reject(f"row has {len(line.fields)} fields, header has {len(line.header)}")
     doubt = "invalid UTF-8" if surrogate("".join(line.fields)) else None
-    return Row({name: field or None for name, field in zip(line.header, line.fields, strict=True)}, doubt)
+    return ParsedLine({name: field or None for name, field in zip(line.header, line.fields, strict=True)}, doubt)
 
 
 def csv_shown(line: _CsvLine) -> object:

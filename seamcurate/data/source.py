@@ -411,7 +411,7 @@ class Source(BaseModel):
     def _line_read(
         self, number: int, lines: list[formats.SourceLine], schema: pa.Schema | None, kinds: Mapping[str, pa.DataType]
     ) -> _Read:
-        start, reasons, rows = number * self.shard_rows, dict[int, str](), dict[int, formats.Row]()
+        start, reasons, rows = number * self.shard_rows, dict[int, str](), dict[int, formats.ParsedLine]()
         for position, line in enumerate(lines, start):
             try:
                 row = formats.json_row(line) if isinstance(line, bytes) else formats.csv_row(line)

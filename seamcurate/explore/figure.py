@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from seamcurate.explore.session import Chart, Group
+from seamcurate.explore.session import Chart, LabelColumn
 from seamcurate.text import brief, clean, one_line
 
 BLUE, GREY, SOFT = "#1f6fb2", "#b9b4a6", "#5b636e"
@@ -19,7 +19,7 @@ _SIDE, _FOOT, _HEAD = 12, 22, 26
 _LABELS, _LONGEST, _LINE = 8, 18, 20
 
 
-class Shape(NamedTuple):
+class Bar(NamedTuple):
     """A bar; or, where it is round, a dot in the middle of that bar."""
 
     x: float
@@ -47,7 +47,7 @@ class Figure(NamedTuple):
     title: str
     width: int
     height: int
-    shapes: list[Shape]
+    shapes: list[Bar]
     labels: list[Label]
     ground: bool = True
     """Whether the shapes stand on a line."""
@@ -67,7 +67,7 @@ def histogram(chart: Chart, counts: Sequence[int]) -> Figure:
     width, height = 320, 110
     highest, step = max(1, *counts, 1), (width - 2 * _SIDE) / chart.bins
     bars = [
-        Shape(
+        Bar(
             _SIDE + i * step + 0.5, height - size, max(0.5, step - 1), size, BLUE,
             f"{number(edge(chart, i))} to {number(edge(chart, i + 1))}: {n:,}",
         )
@@ -80,7 +80,7 @@ def histogram(chart: Chart, counts: Sequence[int]) -> Figure:
     return Figure(chart.column.name, width, height, bars, labels)
 
 
-def bars(group: Group) -> Figure:
+def bars(group: LabelColumn) -> Figure:
     """Describe how many rows have each of a column's most frequent labels."""
     width, (left, right) = 320, (132, 52)
     shown = group.values[:_LABELS]
@@ -90,7 +90,7 @@ def bars(group: Group) -> Figure:
         name = "no value" if value is None else value
         line_top = 4 + i * _LINE
         size = max(1.0, rows / longest * (width - left - right))
-        shapes.append(Shape(left, line_top + 3, size, _LINE - 8, BLUE, f"{brief(name, 80)}: {rows:,}"))
+        shapes.append(Bar(left, line_top + 3, size, _LINE - 8, BLUE, f"{brief(name, 80)}: {rows:,}"))
         labels.append(Label(_SIDE, brief(name, _LONGEST), "start", line_top + 13))
         labels.append(Label(width - _SIDE, f"{rows:,}", "end", line_top + 13))
     if (hidden := len(group.values) - len(shown)) > 0:
@@ -117,7 +117,7 @@ def scatter(x_chart: Chart, y_chart: Chart, colour: Chart | None, points: Sequen
     low = math.inf if colour is not None and colour.worst != "low" else -math.inf
     ordered = sorted(points, key=lambda p: low if p.value is None else p.value, reverse=low < 0)
     shapes = [
-        Shape(
+        Bar(
             _SIDE + share(x_chart, p.x) * (width - 2 * _SIDE) - dot / 2, 6 + (1 - share(y_chart, p.y)) * (height - 12) - dot / 2,
             dot, dot, tone(p.value), "" if p.value is None else f"{number(p.value)}, {p.rows:,}", round=dot < 8,
         )

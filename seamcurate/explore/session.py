@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from seamcurate.select import views
-from seamcurate.select.connection import Answer, Connection, EndedError, TooLargeError
+from seamcurate.select.connection import Connection, EndedError, QueryResult, TooLargeError
 from seamcurate.storage.objects import find
 from seamcurate.store.store import Column, Store, numbers, sample_sets
 
@@ -47,7 +47,7 @@ class Chart(NamedTuple):
     """Which end of the values is bad, where the column's meaning says so."""
 
 
-class Group(NamedTuple):
+class LabelColumn(NamedTuple):
     """A column of labels, which are short and repeat, with its values, the most frequent first."""
 
     column: Column
@@ -94,7 +94,7 @@ class Session:
         return self._current().charts
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[LabelColumn]:
         """List every column of labels."""
         return self._current().groups
 
@@ -141,7 +141,7 @@ class Session:
     @contextmanager
     def reading(
         self, sql: str, parameters: Mapping[str, JsonValue] | None = None, seconds: float | None = None
-    ) -> Iterator[Answer]:
+    ) -> Iterator[QueryResult]:
         """Answer one SELECT as a stream that ends with the context; see `ask`."""
         with self.cursor(seconds) as cursor, closing(views.run(cursor, sql, parameters)) as answer:
             yield answer
@@ -191,7 +191,7 @@ class _Opened(NamedTuple):
     state: list[tuple[str, str, int]]
     columns: list[Column]
     charts: list[Chart]
-    groups: list[Group]
+    groups: list[LabelColumn]
     rows: int
     others: list[Chart]
     complete: bool
@@ -218,7 +218,7 @@ def _open(store: Store, memory: str) -> _Opened:
     connection.execute("DROP VIEW rows")
     ((rows,),) = connection.execute("SELECT count(*) FROM scores").fetchall()
     charts = [chart for c in numeric if (chart := _chart(connection, c, rows))]
-    groups = [Group(c, _values(connection, c.name)) for c in grouped]
+    groups = [LabelColumn(c, _values(connection, c.name)) for c in grouped]
     return _Opened(connection, state, columns, charts, groups, rows, [], False)
 
 

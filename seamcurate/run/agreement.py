@@ -25,7 +25,7 @@ from seamcurate.store.store import StepOutput, Store, numbers
 _REPLACE = "run the recipe first, with --replace, or name the store that it made"
 
 
-class Difference(NamedTuple):
+class Disagreement(NamedTuple):
     """One difference between what a recipe makes and what a store holds."""
 
     text: str
@@ -53,7 +53,7 @@ def require(recipe: Recipe, store: Store) -> None:
         )
 
 
-def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
+def differences(recipe: Recipe, store: Store) -> Iterator[Disagreement]:
     """Yield the differences between a recipe and a store, upstream first; those that only follow from others are left out.
 
     Raises:
@@ -69,7 +69,7 @@ def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
     except ModelError as error:
         raise ModelError(f"whether {store.path} was made by this recipe cannot be told: {error}") from error
     except StoreError as error:
-        yield Difference(str(error))
+        yield Disagreement(str(error))
         return
     changed = [
         (corpus, output, difference)
@@ -78,7 +78,9 @@ def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
     changed += [(store, output, difference) for output, difference in store.changed(outputs)]
     for changed_store, output, difference in changed:
         location = "of the corpus " if changed_store is corpus else ""
-        yield Difference(f"step {output.step.name} {location}was made by another configuration: {difference}", _REPLACE)
+        yield Disagreement(
+            f"step {output.step.name} {location}was made by another configuration: {difference}", _REPLACE
+        )
     if changed:
         return
     incomplete = [
@@ -86,7 +88,7 @@ def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
     ]
     incomplete += [output.step.name for output in outputs if numbers(output.path) != store.shards]
     for name in incomplete:
-        yield Difference(f"it lacks columns of step {name}")
+        yield Disagreement(f"it lacks columns of step {name}")
     if incomplete:
         return
     for name, split in recipe.splits.items():
@@ -95,7 +97,7 @@ def differences(recipe: Recipe, store: Store) -> Iterator[Difference]:
         except RecipeError as error:
             reason = str(error)
         if reason is not None:
-            yield Difference(f"split {name}: {reason}")
+            yield Disagreement(f"split {name}: {reason}")
 
 
 def plan_steps(steps: Sequence[Step], store: Store, corpus: Store | None) -> tuple[list[StepOutput], list[StepOutput]]:
@@ -119,13 +121,13 @@ def corpus_steps(steps: Sequence[Step]) -> list[Step]:
 # ── sources ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _sources(recipe: Recipe, store: Store) -> Iterator[Difference]:
+def _sources(recipe: Recipe, store: Store) -> Iterator[Disagreement]:
     """Yield the differences between a recipe's rows and corpus and those of the store."""
     pairs = [("rows", recipe.rows, store)]
     corpus = store.corpus_store
     if recipe.corpus is not None:
         if corpus is None or not corpus.about:
-            yield Difference("it has no corpus")
+            yield Disagreement("it has no corpus")
             return
         if recipe.corpus.store is None:
             pairs.append(("corpus", recipe.corpus, corpus))
@@ -136,7 +138,7 @@ def _sources(recipe: Recipe, store: Store) -> Iterator[Difference]:
                     f"corpus {named_corpus.path} is not there; put it back, or name the store that it is now"
                 )
             if named_corpus.about.get("source") != corpus.about.get("source"):
-                yield Difference(f"corpus: {corpus.path} → {named_corpus.path}, of other rows", _REPLACE)
+                yield Disagreement(f"corpus: {corpus.path} → {named_corpus.path}, of other rows", _REPLACE)
     for title, source, source_store in pairs:
         recorded = source_store.about.get("source")
         try:
@@ -148,9 +150,9 @@ def _sources(recipe: Recipe, store: Store) -> Iterator[Difference]:
         else:
             difference = None if identity == recorded else source_change(recorded, identity)
         if difference is not None:
-            yield Difference(f"{title}: {difference}", _REPLACE)
+            yield Disagreement(f"{title}: {difference}", _REPLACE)
         elif not source_store.about.get("complete"):
-            yield Difference(f"it does not hold all {title} yet", "run the recipe first, without --limit")
+            yield Disagreement(f"it does not hold all {title} yet", "run the recipe first, without --limit")
 
 
 def source_change(recorded: JsonValue, current: JsonValue) -> str:

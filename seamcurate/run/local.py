@@ -325,10 +325,10 @@ def _restore(source: Source, store: Store) -> None:
         DamagedError: The source gives other bytes, or no such rows.
     """
     damaged, seals = integrity.damaged_rows(store), store.row_checksums
-    sealed = len(seals.get("rows", []))
-    lost = {int(file.stem): wrong for file, wrong in damaged.items() if int(file.stem) < sealed}
+    recorded = len(seals.get("rows", []))
+    lost = {int(file.stem): wrong for file, wrong in damaged.items() if int(file.stem) < recorded}
     for damaged_file, wrong in damaged.items():
-        if int(damaged_file.stem) >= sealed:
+        if int(damaged_file.stem) >= recorded:
             if store.about.get("complete"):
                 raise DamagedError(f"{wrong}; {_LOST.format(store.path)}")
             # No column was computed from it yet: it can be read anew.

@@ -79,24 +79,24 @@ class Connection:
         ):
             pass
 
-    def ask(self, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> Answer:
+    def ask(self, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> QueryResult:
         """Answer one SELECT over the views.
 
         Raises:
             QueryError: The text is not one SELECT over the views, or it cannot be answered.
         """
-        return Answer(self._engine.question(frames.ASK, {"sql": sql, "parameters": dict(parameters or {})}, self))
+        return QueryResult(self._engine.question(frames.ASK, {"sql": sql, "parameters": dict(parameters or {})}, self))
 
     def execute(
         self, sql: str, parameters: Mapping[str, JsonValue] | None = None, attached: pa.Table | None = None
-    ) -> Answer:
+    ) -> QueryResult:
         """Execute a statement of this package, which may read the table `attached`.
 
         Raises:
             QueryError: The statement cannot be executed.
         """
         request = {"sql": sql, "parameters": dict(parameters or {})}
-        return Answer(self._engine.question(frames.EXECUTE, request, self, attached))
+        return QueryResult(self._engine.question(frames.EXECUTE, request, self, attached))
 
     def check(self, sql: str) -> list[str]:
         """Refuse SQL that is not one SELECT over the views; return the views it reads. Nothing is run.
@@ -127,7 +127,7 @@ class Connection:
         self.close()
 
 
-class Answer:
+class QueryResult:
     """Iterate over an answer's record batches as they arrive; the schema arrives first."""
 
     def __init__(self, messages: Generator[tuple[bytes, bytearray]]) -> None:

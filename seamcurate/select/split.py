@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from seamcurate.data.source import Source
 from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.select import dependencies, views
-from seamcurate.select.connection import Answer, Connection, TooLargeError
+from seamcurate.select.connection import Connection, QueryResult, TooLargeError
 from seamcurate.step import Variant, digest, sample_set
 from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local
@@ -671,7 +671,7 @@ def _named(split: str) -> Iterator[None]:
         raise QueryError(f"split {split}: {error}") from error
 
 
-def _read(answer: Answer) -> Iterator[pa.RecordBatch]:
+def _read(answer: QueryResult) -> Iterator[pa.RecordBatch]:
     """Iterate over an answer in larger batches: DuckDB's are so small that handling each costs more than the query."""
     held: list[pa.RecordBatch] = []
     for batch in answer:

@@ -25,7 +25,7 @@ from pydantic import JsonValue
 
 from seamcurate.errors import QueryError
 from seamcurate.select import frames
-from seamcurate.select.connection import Answer, Connection, start
+from seamcurate.select.connection import Connection, QueryResult, start
 from seamcurate.storage import shard
 from seamcurate.storage.objects import Place, local
 from seamcurate.store.store import Store, filename, numbers, record_schema, sample_sets
@@ -173,7 +173,7 @@ def _views(store: Store, schema: str, ledgers: Collection[str] | None = None) ->
     return statements, allowed
 
 
-def run(connection: Connection, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> Answer:
+def run(connection: Connection, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> QueryResult:
     """Answer one SELECT as a stream of Arrow batches.
 
     Raises:

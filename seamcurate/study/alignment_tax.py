@@ -55,7 +55,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Score:
+class ModelScore:
     """How one model does, beside simple baselines on the same instances."""
 
     model: str
@@ -128,7 +128,7 @@ def _instances(study: str, table: pa.Table, models: list[str], tasks: list[str])
     return instances
 
 
-def measure(answers: Answers, baseline: str | None) -> list[Score]:
+def measure(answers: Answers, baseline: str | None) -> list[ModelScore]:
     """Score each model's responses and the simple baselines, and what each model loses against the baseline model."""
     rouge = _rouge(answers)
     scores = []
@@ -141,7 +141,7 @@ def measure(answers: Answers, baseline: str | None) -> list[Score]:
             for kind, interval in means.items()
             if kind != "response"
         }
-        scores.append(Score(model, len({answers.tasks[i] for i in rows}), means, cost, margins))
+        scores.append(ModelScore(model, len({answers.tasks[i] for i in rows}), means, cost, margins))
     return scores
 
 
@@ -197,7 +197,7 @@ def _cost(answers: Answers, scores: Doubles, baseline_rows: list[int], model_row
     return bootstrap_mean(np.array([scores[i] - scores[j] for i, j in pairs]))
 
 
-def _table(scores: Sequence[Score]) -> pa.Table:
+def _table(scores: Sequence[ModelScore]) -> pa.Table:
     rows = [(score, kind, interval) for score in scores for kind, interval in score.rouge.items()]
     columns: dict[str, Sequence[object]] = {
         "model": [score.model for score, _, _ in rows],
@@ -212,7 +212,7 @@ def _table(scores: Sequence[Score]) -> pa.Table:
     return tabulate(_COLUMNS, columns, intervals)
 
 
-def _figure(scores: Sequence[Score], baseline: str | None) -> Figure:
+def _figure(scores: Sequence[ModelScore], baseline: str | None) -> Figure:
     dots = [
         figure.Dot(
             score.model if kind == "response" else f"{score.model}: {_BASELINES[kind]}", interval, kind != "response"
@@ -230,7 +230,7 @@ def _figure(scores: Sequence[Score], baseline: str | None) -> Figure:
     )
 
 
-def _finding(scores: Sequence[Score], baseline: str | None) -> str:
+def _finding(scores: Sequence[ModelScore], baseline: str | None) -> str:
     compared = [score for score in scores if score.model != baseline] or list(scores)
     line = f"ROUGE-L {', '.join(f'{s.model} {_response(s)}' for s in compared)}"
     if baseline is not None:
@@ -244,7 +244,7 @@ def _finding(scores: Sequence[Score], baseline: str | None) -> str:
     return line + baselines.caveat(best.margins)
 
 
-def _response(score: Score) -> str:
+def _response(score: ModelScore) -> str:
     return shown(score.rouge["response"], ".1f")
 
 

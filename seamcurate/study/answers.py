@@ -43,7 +43,7 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Responses:
+class ResponseTable:
     """The responses of a table, row by row."""
 
     texts: Sequence[str]
@@ -62,7 +62,7 @@ class Measure(NamedTuple):
     mean: Interval
 
 
-class Group(NamedTuple):
+class AnswerGroup(NamedTuple):
     """The responses of one model to one kind of query."""
 
     model: str
@@ -90,7 +90,7 @@ def responses(*tables: StudySource) -> StudyResult:
     return result("responses", _table(groups), _figure(groups), _finding(groups))
 
 
-def _read(tables: Sequence[StudySource]) -> Responses:
+def _read(tables: Sequence[StudySource]) -> ResponseTable:
     study = "responses"
     table = sources.read(study, tables, ["response"], named="model")
     table = table.filter(pc.is_valid(table["response"]))
@@ -105,7 +105,7 @@ def _read(tables: Sequence[StudySource]) -> Responses:
     has_prompts = "prompt" in table.column_names
     prompts = [prompt_text(prompt) for prompt in sources.prompts(study, table)] if has_prompts else None
     relevant = _shares(study, table, "relevant_sentences") if "relevant_sentences" in table.column_names else None
-    return Responses(answers, models, kinds, prompts, relevant)
+    return ResponseTable(answers, models, kinds, prompts, relevant)
 
 
 def _shares(study: str, table: pa.Table, name: str) -> Doubles:
@@ -120,7 +120,7 @@ def _shares(study: str, table: pa.Table, name: str) -> Doubles:
     return values
 
 
-def measure(responses: Responses) -> list[Group]:
+def measure(responses: ResponseTable) -> list[AnswerGroup]:
     """Average each measure over the responses of each model, by query type and over all of them."""
     values = {
         "words": words.counts(pa.array(responses.texts, pa.large_string())).astype(np.float64),
@@ -136,10 +136,10 @@ def measure(responses: Responses) -> list[Group]:
             rows.setdefault((model, "all"), []).append(i)
     first_row = {model: responses.models.index(model) for model in set(responses.models)}
     ordered = sorted(rows, key=lambda key: (first_row[key[0]], key[1] != "all", key[1]))
-    return [Group(*key, len(rows[key]), _measures(responses, values, rows[key])) for key in ordered]
+    return [AnswerGroup(*key, len(rows[key]), _measures(responses, values, rows[key])) for key in ordered]
 
 
-def _measures(responses: Responses, values: Mapping[str, Doubles], rows: Sequence[int]) -> dict[str, Measure]:
+def _measures(responses: ResponseTable, values: Mapping[str, Doubles], rows: Sequence[int]) -> dict[str, Measure]:
     prompts = None if responses.prompts is None else [responses.prompts[i] for i in rows]
     measures = {name: Measure(column[rows], _mean_by_prompt(column[rows], prompts)) for name, column in values.items()}
     if prompts is not None:
@@ -160,12 +160,12 @@ def _mean_by_prompt(values: Doubles, prompts: Sequence[str] | None) -> Interval:
     return bootstrap_mean(values[valid], groups)
 
 
-def _measured(groups: Sequence[Group]) -> list[str]:
+def _measured(groups: Sequence[AnswerGroup]) -> list[str]:
     """Return the measures that at least one group has."""
     return [name for name in _MEASURES if any(name in group.measures for group in groups)]
 
 
-def _table(groups: Sequence[Group]) -> pa.Table:
+def _table(groups: Sequence[AnswerGroup]) -> pa.Table:
     columns: dict[str, Sequence[object]] = {
         "model": [group.model for group in groups],
         "query_type": [group.query_type for group in groups],
@@ -174,7 +174,7 @@ def _table(groups: Sequence[Group]) -> pa.Table:
     return tabulate(_COLUMNS, columns, {name: [group.mean(name) for group in groups] for name in _measured(groups)})
 
 
-def _figure(groups: Sequence[Group]) -> Figure:
+def _figure(groups: Sequence[AnswerGroup]) -> Figure:
     if len(groups) == 1:
         [group] = groups
         panels = {_MEASURES[name]: figure.Histogram(*group.measures[name]) for name in _measured(groups)}
@@ -195,18 +195,18 @@ def _figure(groups: Sequence[Group]) -> Figure:
     )
 
 
-def _label(group: Group) -> str:
+def _label(group: AnswerGroup) -> str:
     return ", ".join(name for name in (group.model, group.query_type) if name != "all") or "all"
 
 
-def _finding(groups: Sequence[Group]) -> str:
-    by_model: dict[str, dict[str, Group]] = {}
+def _finding(groups: Sequence[AnswerGroup]) -> str:
+    by_model: dict[str, dict[str, AnswerGroup]] = {}
     for group in groups:
         by_model.setdefault(group.model, {})[group.query_type] = group
     return "; ".join(_description(model, by_type) for model, by_type in by_model.items())
 
 
-def _description(model: str, by_type: Mapping[str, Group]) -> str:
+def _description(model: str, by_type: Mapping[str, AnswerGroup]) -> str:
     overall = by_type.get("all") or next(iter(by_type.values()))
     name = "responses" if model == "all" else model
     line = f"{name}: {shown(overall.mean('words'), '.0f')} words, 4-gram repetition {shown(overall.mean('repetition'), '.3f')}"

@@ -16,7 +16,7 @@ from seamcurate.study import baselines, figure, sources
 from seamcurate.study.methods import SIGNED, best_method, margins, tested
 from seamcurate.study.results import Study, StudyResult, result, tabulate
 from seamcurate.study.sources import StudySource
-from seamcurate.study.statistics import NOTHING, BySeed, Difference, Interval, difference, mean, shown
+from seamcurate.study.statistics import NOTHING, BySeed, Interval, MethodGap, difference, mean, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ class Peak:
     """The peak minus the first rate; None where that is the peak."""
     fall: Interval | None
     """The last rate minus the peak; None where that is the peak."""
-    above_full: Difference | None
+    above_full: MethodGap | None
     margins: Mapping[str, baselines.Margin]
 
 

@@ -17,7 +17,7 @@ from seamcurate.errors import StudyError
 from seamcurate.study import figure, sources
 from seamcurate.study.results import Study, StudyResult, result, tabulate
 from seamcurate.study.sources import StudySource
-from seamcurate.study.statistics import NOTHING, BySeed, Difference, Doubles, Interval, difference, mean, shown
+from seamcurate.study.statistics import NOTHING, BySeed, Doubles, Interval, MethodGap, difference, mean, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,10 +134,10 @@ def _halves(levels: Mapping[float, BySeed]) -> Halves:
     return Halves(lowest, middle, highest, early.interval, late.interval, slowdown.interval)
 
 
-def _slowdown(lowest: BySeed, middle: BySeed, highest: BySeed) -> Difference:
+def _slowdown(lowest: BySeed, middle: BySeed, highest: BySeed) -> MethodGap:
     shared = sorted(set(lowest) & set(middle) & set(highest))
     if not shared:
-        return Difference(NOTHING, math.nan, "none")
+        return MethodGap(NOTHING, math.nan, "none")
     return difference(
         {seed: middle[seed] - lowest[seed] for seed in shared}, {seed: highest[seed] - middle[seed] for seed in shared}
     )

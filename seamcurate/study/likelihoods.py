@@ -40,7 +40,7 @@ _COLUMNS = {
 }
 
 
-class Likelihood(NamedTuple):
+class SetLikelihood(NamedTuple):
     """The answers of one set to one row: means over the answers."""
 
     logprob: float
@@ -51,7 +51,7 @@ class Likelihood(NamedTuple):
 
 RowKey: TypeAlias = tuple[int, str]
 """Which source a row belongs to, and its id there."""
-Sets: TypeAlias = Mapping[str, Mapping[RowKey, Likelihood]]
+Sets: TypeAlias = Mapping[str, Mapping[RowKey, SetLikelihood]]
 """Likelihoods by set and row."""
 
 
@@ -106,7 +106,7 @@ def likelihood(*stores: StudySource, policy: Policy | None = None) -> StudyResul
 
 def _read(stores: Sequence[StudySource], policy: Policy | None) -> Sets:
     study = "likelihood"
-    sets: dict[str, dict[RowKey, Likelihood]] = {}
+    sets: dict[str, dict[RowKey, SetLikelihood]] = {}
     last_store = 0
     for i, source in enumerate(stores):
         row_source = i
@@ -189,7 +189,7 @@ def _scored_table(
     )
 
 
-def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, Likelihood]]:
+def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, SetLikelihood]]:
     """Average each row's log-probability per token and length, by set."""
     sets, rows = sources.names(study, table, "set"), sources.names(study, table, "row_id")
     sums, lengths = sources.numbers(study, table, "logprob"), sources.numbers(study, table, "n_tokens")
@@ -202,7 +202,7 @@ def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, Likelihood]]:
         answers.setdefault(name, {}).setdefault(row, []).append((total / max(length, 1.0), length))
     return {
         name: {
-            row: Likelihood(*(float(np.mean(column)) for column in zip(*row_answers, strict=True)))
+            row: SetLikelihood(*(float(np.mean(column)) for column in zip(*row_answers, strict=True)))
             for row, row_answers in rows_of_set.items()
         }
         for name, rows_of_set in answers.items()

@@ -25,8 +25,8 @@ from seamcurate.study.statistics import (
     LEVEL,
     NOTHING,
     BySeed,
-    Difference,
     Interval,
+    MethodGap,
     difference,
     differences,
     mean,
@@ -57,7 +57,7 @@ class Comparison:
     runs: Mapping[str, BySeed]
     """Quality by seed of each method, the best mean first."""
     means: Mapping[str, Interval]
-    gaps: Mapping[str, Difference]
+    gaps: Mapping[str, MethodGap]
     """Each other method's difference to the baseline; p-values and intervals are adjusted for how many there are."""
     best: str
     """The method that the finding is about."""
@@ -196,7 +196,7 @@ def margins(runs: Mapping[str, BySeed], best: str) -> dict[str, baselines.Margin
     return by_kind
 
 
-def tested(gap: Difference) -> str:
+def tested(gap: MethodGap) -> str:
     """Say by what test a difference has which p, and over how many seeds."""
     if math.isnan(gap.p):
         return "too few seeds to test"

@@ -50,7 +50,7 @@ NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 """The interval of a value that could not be estimated."""
 
 
-class Difference(NamedTuple):
+class MethodGap(NamedTuple):
     """How far one method lies above another over seeds."""
 
     interval: Interval
@@ -151,7 +151,7 @@ def share(right: Doubles, groups: Sequence[Hashable]) -> Interval:
     return bootstrap_share(right, groups)
 
 
-def difference(runs: BySeed, reference: BySeed, level: float = LEVEL) -> Difference:
+def difference(runs: BySeed, reference: BySeed, level: float = LEVEL) -> MethodGap:
     """Return runs minus reference runs with their interval and test: paired by seed where two or more seeds match.
 
     The interval excludes 0 exactly where p < 1 − level. Paired differences that are all equal have no variance for a t
@@ -164,7 +164,7 @@ def difference(runs: BySeed, reference: BySeed, level: float = LEVEL) -> Differe
     return _welch(np.array(list(runs.values())), np.array(list(reference.values())), level)
 
 
-def _paired(values: Doubles, level: float) -> Difference:
+def _paired(values: Doubles, level: float) -> MethodGap:
     """Test paired values, seeds × 2."""
     from scipy import stats
 
@@ -173,31 +173,31 @@ def _paired(values: Doubles, level: float) -> Difference:
     gaps[np.abs(gaps) <= rounding] = 0.0
     interval = mean(gaps, level)
     if not gaps.any():
-        return Difference(interval, 1.0, "paired t")
+        return MethodGap(interval, 1.0, "paired t")
     if np.ptp(gaps) > rounding:
-        return Difference(interval, float(stats.ttest_1samp(gaps, 0.0).pvalue), "paired t")
+        return MethodGap(interval, float(stats.ttest_1samp(gaps, 0.0).pvalue), "paired t")
     p = 2.0 ** (1 - len(gaps))
     significant = p <= 1 - level
-    return Difference(interval if significant else interval._replace(low=math.nan, high=math.nan), p, "sign test")
+    return MethodGap(interval if significant else interval._replace(low=math.nan, high=math.nan), p, "sign test")
 
 
-def _welch(sample: Doubles, reference: Doubles, level: float) -> Difference:
+def _welch(sample: Doubles, reference: Doubles, level: float) -> MethodGap:
     """Test two samples of unequal variance (Welch 1947)."""
     from scipy import stats
 
     gap, n = float(sample.mean() - reference.mean()), min(len(sample), len(reference))
     if n < 2 or sample.std() + reference.std() <= _ROUNDING * float(np.abs([*sample, *reference]).max()):
-        return Difference(Interval(gap, math.nan, math.nan, n), math.nan, "none")
+        return MethodGap(Interval(gap, math.nan, math.nan, n), math.nan, "none")
     # Not scipy's own test: it warns where all runs of one side are equal.
     variances = sample.var(ddof=1) / len(sample), reference.var(ddof=1) / len(reference)
     freedom = sum(variances) ** 2 / (variances[0] ** 2 / (len(sample) - 1) + variances[1] ** 2 / (len(reference) - 1))
     error = math.sqrt(sum(variances))
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     p = 2 * float(stats.t.sf(abs(gap) / error, freedom))
-    return Difference(Interval(gap, gap - half, gap + half, n), p, "Welch t")
+    return MethodGap(Interval(gap, gap - half, gap + half, n), p, "Welch t")
 
 
-def differences(runs: Mapping[str, BySeed], reference: BySeed) -> dict[str, Difference]:
+def differences(runs: Mapping[str, BySeed], reference: BySeed) -> dict[str, MethodGap]:
     """Return each method's difference to one baseline, p-values and intervals adjusted for how many there are.
 
     Holm's procedure multiplies a p-value by some factor k. The interval of the same difference has the confidence level

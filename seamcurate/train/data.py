@@ -31,14 +31,14 @@ TrainingData: TypeAlias = "str | Path | Dataset"
 """A Parquet or JSONL file, a folder of Parquet files such as an exported split, or a `datasets.Dataset`."""
 
 
-class Row(NamedTuple):
+class TrainingRow(NamedTuple):
     """A prompt and what answers it: one completion, or a chosen and a rejected response."""
 
     prompt: Prompt
     answers: tuple[str, ...]
 
 
-def rows(data: TrainingData, answers: Sequence[Sequence[str]]) -> list[Row]:
+def rows(data: TrainingData, answers: Sequence[Sequence[str]]) -> list[TrainingRow]:
     """Read `prompt` and, of each group of column names, the first that is there.
 
     `messages` are whole chats, and so is the first answer's column where there is no `prompt`: what stands before the
@@ -48,7 +48,7 @@ def rows(data: TrainingData, answers: Sequence[Sequence[str]]) -> list[Row]:
         TrainError: The data are not there, lack a column, hold no rows, or hold one that is neither text nor chat.
     """
     name = title(data)
-    rows_read: list[Row] = []
+    rows_read: list[TrainingRow] = []
     for (column, *columns), table in _tables(data, name, answers):
         for prompt_value, *answer_values in table:
             position = f"{name}, row {len(rows_read)}"
@@ -56,7 +56,7 @@ def rows(data: TrainingData, answers: Sequence[Sequence[str]]) -> list[Row]:
             prompt = _chat_prompt(prompt_value, column, position) if is_chat else _prompt(prompt_value, position)
             if column == SOURCE_PROMPT:
                 answer_values = _raw_answers(dict(zip(columns, answer_values, strict=True)))
-            rows_read.append(Row(prompt, tuple(_answer(value, prompt, position) for value in answer_values)))
+            rows_read.append(TrainingRow(prompt, tuple(_answer(value, prompt, position) for value in answer_values)))
     if not rows_read:
         raise TrainError(f"{name} holds no rows; check the filter that made it")
     return rows_read

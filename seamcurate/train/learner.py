@@ -19,7 +19,7 @@ from seamcurate.errors import TrainError
 from seamcurate.train import advantage
 from seamcurate.train.advantage import ScoreScale
 from seamcurate.train.kl import KLController
-from seamcurate.train.rollout import CheckedReward, Responses, TokenizedPrompt, respond
+from seamcurate.train.rollout import CheckedReward, ResponseBatch, TokenizedPrompt, respond
 from seamcurate.words import repetition
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Experience(NamedTuple):
     """A batch of responses and what an update learns from it; tensors are responses × tokens."""
 
-    responses: Responses
+    responses: ResponseBatch
     mask: Tensor
     """1 on tokens to learn from: all that were written, less the responses that have no score."""
     logprobs: Tensor
@@ -245,7 +245,7 @@ class Learner:
             ]
             return loss, torch.stack(statistics)
 
-    def _respond(self, prompts: Sequence[TokenizedPrompt]) -> Responses:
+    def _respond(self, prompts: Sequence[TokenizedPrompt]) -> ResponseBatch:
         config = self.config
         try:
             return respond(
@@ -264,7 +264,7 @@ class Learner:
                 "the policy's probabilities are no finite numbers any more; lower learning_rate"
             ) from error
 
-    def _scaled(self, raw: Tensor, responses: Responses) -> Tensor:
+    def _scaled(self, raw: Tensor, responses: ResponseBatch) -> Tensor:
         """Return the scores as they are learnt from; 0 stands for none."""
         config = self.config
         scores = raw
@@ -282,7 +282,7 @@ class Learner:
             scores = scores - config.missing_eos_penalty * was_cut
         return scores.nan_to_num()
 
-    def _read(self, responses: Responses) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, responses: ResponseBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probabilities, the reference's, and values, in parts that fit as training's do."""
         import torch
 
@@ -299,7 +299,7 @@ class Learner:
         logprobs, reference, values = (torch.cat(column) for column in zip(*outputs, strict=True))
         return logprobs, reference, values
 
-    def _describe(self, responses: Responses, means: Means) -> None:
+    def _describe(self, responses: ResponseBatch, means: Means) -> None:
         means.add("val/response_length", responses.written.sum(1).tolist())
         means.add("val/ended", [float(ended) for ended in responses.ended])
         means.add("val/repetition", [repetition(text) for text in responses.texts])

@@ -16,7 +16,7 @@ from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
 from seamcurate.models.template import Form
 from seamcurate.train import training
-from seamcurate.train.data import Row, TrainingData
+from seamcurate.train.data import TrainingData, TrainingRow
 from seamcurate.train.options import RewardTraining
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _measures(margins: list[float]) -> tuple[float | None, float | None]:
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, form: Form, row: Row, limit: int
+    tokenizer: PreTrainedTokenizerBase, form: Form, row: TrainingRow, limit: int
 ) -> tuple[tuple[list[int], list[int]], bool] | None:
     """Return a row's (chosen ids, rejected ids), and whether one was cut."""
     chosen, rejected = (tokens.reward_ids(tokenizer, row.prompt, answer, limit, form) for answer in row.answers)

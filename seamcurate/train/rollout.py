@@ -48,7 +48,7 @@ class PromptSets(NamedTuple):
     counts: dict[str, JsonValue]
 
 
-class Responses(NamedTuple):
+class ResponseBatch(NamedTuple):
     """Responses to a batch of prompts, padded on the left before the prompt and on the right after the response."""
 
     ids: Tensor
@@ -85,7 +85,7 @@ def respond(
     temperature: float,
     stop_strings: Sequence[str],
     form: Form | None = None,
-) -> Responses:
+) -> ResponseBatch:
     """Sample one response of at most `length` tokens to each prompt.
 
     Args:
@@ -129,7 +129,7 @@ def respond(
     lengths = torch.tensor([length for length, _, _ in responses], device=policy.device)
     ids = ids[:, : context + int(lengths.max())]
     is_written = torch.arange(ids.shape[1] - context, device=policy.device)[None] < lengths[:, None]
-    return Responses(
+    return ResponseBatch(
         ids=ids,
         mask=torch.cat([mask, is_written.long()], 1),
         context=context,

@@ -16,7 +16,7 @@ from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
 from seamcurate.models.template import Form
 from seamcurate.train import training
-from seamcurate.train.data import Row, TrainingData
+from seamcurate.train.data import TrainingData, TrainingRow
 from seamcurate.train.options import SFTTraining
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def completion_loss(model: PreTrainedModel, rows: list[tuple[list[int], list[int
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, form: Form, row: Row, limit: int
+    tokenizer: PreTrainedTokenizerBase, form: Form, row: TrainingRow, limit: int
 ) -> tuple[tuple[list[int], list[int]], bool] | None:
     """Return a row's (prompt ids, completion ids), and whether the completion was cut."""
     prompt_ids, uncut_ids = tokens.policy_ids(tokenizer, row.prompt, row.answers[0], sys.maxsize, form)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def read(
     training_data: data.TrainingData, answers: Sequence[Sequence[str]], config: Training
-) -> tuple[list[data.Row], list[data.Row]]:
+) -> tuple[list[data.TrainingRow], list[data.TrainingRow]]:
     """Return the rows to train on and the rows to measure on."""
     rows = data.rows(training_data, answers)
     if config.eval_data is not None:
@@ -63,10 +63,10 @@ Options = TypeVar("Options", bound=Training)
 
 def encode(
     trainer: str,
-    rows: Sequence[data.Row],
-    held_out_rows: Sequence[data.Row],
+    rows: Sequence[data.TrainingRow],
+    held_out_rows: Sequence[data.TrainingRow],
     limit: int,
-    encode_row: Callable[[data.Row, int], tuple[Encoded, bool] | None],
+    encode_row: Callable[[data.TrainingRow, int], tuple[Encoded, bool] | None],
 ) -> tuple[list[Encoded], list[Encoded], dict[str, JsonValue]]:
     """Return the ids of the rows to train on and to measure on that fit into `limit` tokens, and how many did.
 

@@ -22,7 +22,7 @@ from seamcurate.study import (
     winrates,
 )
 from seamcurate.study.judged_pairs import Pairs
-from seamcurate.study.likelihoods import Likelihood
+from seamcurate.study.likelihoods import SetLikelihood
 from seamcurate.study.proxies import Checkpoint
 
 
@@ -138,8 +138,8 @@ def test_counted_overlaps_are_averaged_within_a_seed_first():
 def test_likelihoods_are_ordered_and_compared_at_equal_lengths():
     rows = range(20)
     sets = {
-        "attacked": {(0, str(i)): Likelihood(-3.0 - 0.1 * (i % 4), 10.0 + i % 4) for i in rows},
-        "golden": {(0, str(i)): Likelihood(-3.0, 10.0) for i in rows},
+        "attacked": {(0, str(i)): SetLikelihood(-3.0 - 0.1 * (i % 4), 10.0 + i % 4) for i in rows},
+        "golden": {(0, str(i)): SetLikelihood(-3.0, 10.0) for i in rows},
     }
     measured = likelihoods.measure(sets)
     assert list(measured.means) == ["golden", "attacked"] and measured.tokens == {"golden": 10, "attacked": 11.5}
@@ -201,7 +201,7 @@ def test_a_win_rate_averages_both_positions():
 
 def test_responses_are_measured_by_model_and_query_type_and_over_all():
     measured = answers.measure(
-        answers.Responses(
+        answers.ResponseTable(
             ["a b", "a b c d", "a b", "e f g h i j"],
             ["m"] * 4,
             ["open", "closed", "open", "closed"],
@@ -245,9 +245,9 @@ def test_the_tax_is_paired_by_instance():
 
 def test_a_single_group_is_drawn_as_a_distribution():
     values = {"words": answers.Measure(np.array([1.0, 2, 3, 3]), answers.bootstrap_mean(np.array([1.0, 2, 3, 3])))}
-    drawing = answers._figure([answers.Group("all", "all", 4, values)])
+    drawing = answers._figure([answers.AnswerGroup("all", "all", 4, values)])
     bars = [bar for bar in drawing.axes[0].patches if bar.get_height() >= 1]
     assert sum(bar.get_height() for bar in bars) == 4 and drawing.axes[0].get_xlabel() == "words a response"
-    alone = likelihoods.measure({"golden": {(0, str(i)): Likelihood(-1.0 - i, 10.0) for i in range(8)}})
+    alone = likelihoods.measure({"golden": {(0, str(i)): SetLikelihood(-1.0 - i, 10.0) for i in range(8)}})
     drawing = likelihoods._figure(alone)
     assert len(drawing.axes[0].patches) > 2 and "n = 8" in " ".join(text.get_text() for text in drawing.texts)

@@ -60,7 +60,7 @@ def test_gaps_that_are_all_the_same_are_tested_by_their_signs():
 
 def test_what_rounding_leaves_of_equal_values_is_no_difference():
     same = statistics.difference({1: 0.1 + 0.2, 2: 0.1 + 0.2}, {1: 0.3, 2: 0.3})
-    assert same == statistics.Difference(Interval(0.0, 0.0, 0.0, 2), 1.0, "paired t")
+    assert same == statistics.MethodGap(Interval(0.0, 0.0, 0.0, 2), 1.0, "paired t")
     # What is small as a whole is not rounding.
     small = statistics.difference({1: 1.1e-13, 2: 1.3e-13, 3: 1.2e-13}, dict.fromkeys((1, 2, 3), 1e-14))
     assert small.test == "paired t" and small.p == pytest.approx(

@@ -22,7 +22,7 @@ from seamcurate.train import learner as learning
 from seamcurate.train.actor import Actor
 from seamcurate.train.data import PromptRow
 from seamcurate.train.ppo import PPOTraining
-from seamcurate.train.rollout import CheckedReward, Responses, TokenizedPrompt
+from seamcurate.train.rollout import CheckedReward, ResponseBatch, TokenizedPrompt
 
 
 def _installed() -> bool:
@@ -197,11 +197,11 @@ def ours(folder: Path, rollouts: Sequence[Rollout], patch: pytest.MonkeyPatch, w
     told: dict[str, torch.Tensor] = {}
     own = learning.advantage.whiten
 
-    def replayed(*given: object) -> Responses:
+    def replayed(*given: object) -> ResponseBatch:
         rollout = next(answered)
         lengths = [len(ids) for ids in rollout.responses]
         written = torch.tensor([[1] * n + [0] * (LENGTH - n) for n in lengths])
-        return Responses(
+        return ResponseBatch(
             ids=torch.tensor([ids + rollout.padded(i) for i, ids in enumerate(before)]),
             mask=torch.cat([(torch.tensor(before) != pad).long(), written], 1),
             context=context,

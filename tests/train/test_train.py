@@ -19,7 +19,7 @@ from seamcurate.errors import TrainError
 from seamcurate.models import CausalLM, SequenceClassifier, tokens
 from seamcurate.models.weights import identity
 from seamcurate.train import RewardTraining, SFTTraining, reward, sft
-from seamcurate.train.data import Row, held_out, rows
+from seamcurate.train.data import TrainingRow, held_out, rows
 
 pytestmark = pytest.mark.slow
 
@@ -229,7 +229,7 @@ def test_rows_come_from_files_folders_and_datasets_alike(tmp_path: Path) -> None
     from datasets import Dataset
 
     given = answered(6)
-    expected = [Row(str(r["prompt"]), (str(r["response"]),)) for r in given]
+    expected = [TrainingRow(str(r["prompt"]), (str(r["response"]),)) for r in given]
     lines = tmp_path / "d.jsonl"
     lines.write_text("".join(json.dumps(r) + "\n" for r in given))
     shards = tmp_path / "split"
@@ -252,11 +252,11 @@ def test_what_stands_before_a_chats_last_turn_is_its_prompt(tmp_path: Path) -> N
         (["completion", "response", "messages"], {"completion": before + good}),
     ]
     for names, row in chats:
-        assert rows(parquet(tmp_path / "d.parquet", [row]), [names]) == [Row(before, ("Here.",))]
-        assert rows(_write(tmp_path / "d.jsonl", json.dumps(row)), [names]) == [Row(before, ("Here.",))]
+        assert rows(parquet(tmp_path / "d.parquet", [row]), [names]) == [TrainingRow(before, ("Here.",))]
+        assert rows(_write(tmp_path / "d.jsonl", json.dumps(row)), [names]) == [TrainingRow(before, ("Here.",))]
     pairs = [["chosen"], ["rejected"]]
     implicit = {"chosen": before + good, "rejected": before + bad}
-    assert rows(parquet(tmp_path / "p.parquet", [implicit]), pairs) == [Row(before, ("Here.", "Who knows"))]
+    assert rows(parquet(tmp_path / "p.parquet", [implicit]), pairs) == [TrainingRow(before, ("Here.", "Who knows"))]
     with pytest.raises(
         TrainError, match=r"d.parquet, row 0: an answer in messages is one assistant turn after the prompt"
     ):
@@ -270,7 +270,7 @@ def test_what_stands_before_a_chats_last_turn_is_its_prompt(tmp_path: Path) -> N
 
 
 def test_a_held_out_prompt_is_never_trained_on() -> None:
-    given = [Row(f"q{i % 20}", (f"a{i}",)) for i in range(100)]
+    given = [TrainingRow(f"q{i % 20}", (f"a{i}",)) for i in range(100)]
     kept, out = held_out(given, 7, seed=1)
     assert sorted(kept + out) == sorted(given)
     assert 7 <= len(out) <= 10
