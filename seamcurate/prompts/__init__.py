@@ -1,8 +1,8 @@
-"""What language models are asked, as files to read and to replace.
+"""Prompt templates for language models, as text files that a recipe can replace.
 
-A template is text with `{question}`, `{answer}`, `{other}` and `{count}` in it; what stands above a line `---` is the system's
-message, what stands below the user's. `worse_answers` is SEAM's Prompt 2 (App. F.1) and `judge` its Prompt 1 (App. E);
-`query_type` and `relevant_sentences` are RER's Figures 8 and 12; `better_answer` is MT-Bench's for pairs.
+A template is text with the placeholders `{question}`, `{answer}`, `{other}` and `{count}`. The text above a line `---` is
+the system's message, the text below it the user's. `worse_answers` is SEAM's Prompt 2 (App. F.1) and `judge` its Prompt 1
+(App. E); `query_type` and `relevant_sentences` are RER's Figures 8 and 12; `better_answer` is MT-Bench's prompt for pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seamcurate.step import Data
 
 T = TypeVar("T")
 
-_BLANK = re.compile(r"\{(question|answer|other|count)\}")
+_PLACEHOLDER = re.compile(r"\{(question|answer|other|count)\}")
 
 
 def bundled(name: str) -> str:
@@ -30,18 +30,18 @@ def bundled(name: str) -> str:
 
 
 def render(template: str, question: str = "", answer: str = "", count: int = 0, other: str = "") -> list[Message]:
-    """Fill a template in; text that is filled in is never looked at for blanks again."""
+    """Fill a template in; a placeholder inside the inserted text stays as it is."""
     values = {"question": question, "answer": answer, "other": other, "count": str(count)}
     parts = re.split(r"^---\n", template.strip(), maxsplit=1, flags=re.MULTILINE)
     roles = ("system", "user") if len(parts) == 2 else ("user",)
     return [
-        Message(role=role, content=_BLANK.sub(lambda found: values[found[1]], part).strip())
-        for role, part in zip(roles, parts, strict=True)
+        Message(role=role, content=_PLACEHOLDER.sub(lambda match: values[match[1]], text).strip())
+        for role, text in zip(roles, parts, strict=True)
     ]
 
 
 class Conversations(Generic[T]):
-    """The conversations about every row, started anew as often as anybody iterates."""
+    """The conversations about every row; each iteration starts them again."""
 
     def __init__(
         self, data: Data, columns: Sequence[str], starts: Callable[[pa.Table], list[Callable[[], Conversation[T]]]]
@@ -54,6 +54,7 @@ class Conversations(Generic[T]):
 
 
 def _read(template: str) -> str:
+    """Return the text of a `.txt` file, or the template itself where it is no path."""
     if "\n" in template or not template.endswith(".txt"):
         return template
     try:
@@ -63,4 +64,4 @@ def _read(template: str) -> str:
 
 
 Template = Annotated[str, AfterValidator(_read)]
-"""A `.txt` file, or the text itself; kept as the text, so that changing the file is changing the step."""
+"""The path of a `.txt` file, or the text itself. The field holds the text, so that a changed file changes the fingerprint."""

@@ -1,7 +1,7 @@
-"""What a language model is asked about rows: the query's type, how good answers are, which sentences are relevant.
+"""Steps that ask a language model about each row: the query's type, how good answers are, which sentences are relevant.
 
-Each step asks through the same kept, limited and paid-for calls as `contrast.generate`; a reply that cannot be read
-leaves NULL, and the text that came back beside it.
+The steps call the language model as `contrast.generate` does: through the same stored replies and the same limits. A
+reply that cannot be read leaves NULL in the column; a second column holds the reason.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from seamcurate.text import counted
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]")
 _DASH = r"[-\u2010-\u2015_\s]*"
 _LABEL = re.compile(rf"\b(?:(open|closed?){_DASH}ended|(OE)|(CE|constrained))\b", re.IGNORECASE)
-_ALONE = re.compile(r"\W*(?:(?:answer|type|label|verdict)\W+)?(?:(open)|(closed))\W*", re.IGNORECASE)
+_BARE_LABEL = re.compile(r"\W*(?:(?:answer|type|label|verdict)\W+)?(?:(open)|(closed))\W*", re.IGNORECASE)
 _SENTENCES = re.compile(r"(?<=[.!?;])\s+|\n+")
 _UNSURE = re.compile(
     r"\b(?:whether|if|unsure|unclear|might|may|could|perhaps|possibly|hard to|not (?:\w+ly|quite|just|always|sure|clear))\b[^,;:]*\Z",
     re.IGNORECASE,
 )
-"""Words after which a label is not asserted."""
+"""Words of doubt: the reply does not assert a label that follows one of them in the same clause."""
 _SENTENCE = re.compile(
     r"^\s*[-*•\d.)]*\s*.+:\s*\**\(?\s*((?:not\s+)?(?:irrelevant|relevant))\s*\)?\**\W*$", re.IGNORECASE
 )
@@ -48,38 +48,38 @@ def _object(**properties: JsonValue) -> dict[str, JsonValue]:
     }
 
 
-_TYPED = _object(query_type={"type": "string", "enum": ["OPEN-ENDED", "CLOSED-ENDED"]})
-_RATED = _object(explanation={"type": "string"}, rating={"type": "integer", "enum": list(range(1, 11))})
-_MARKED = _object(
+_TYPE_SCHEMA = _object(query_type={"type": "string", "enum": ["OPEN-ENDED", "CLOSED-ENDED"]})
+_RATING_SCHEMA = _object(explanation={"type": "string"}, rating={"type": "integer", "enum": list(range(1, 11))})
+_SENTENCES_SCHEMA = _object(
     sentences={
         "type": "array",
         "items": _object(sentence={"type": "string"}, relevancy={"type": "string", "enum": ["Relevant", "Irrelevant"]}),
     }
 )
-"""What servers that follow schemas answer in; what the published prompts ask for is read all the same."""
+"""JSON schemas of the replies, for servers that enforce them; the form the published prompts ask for is read as well."""
 
 Values = tuple[object, ...]
 """One row's values of the added columns."""
 
 
 class _Asked(Step):
-    """Ask about each row, or about a share of them chosen by their ids."""
+    """Ask a language model about each row, or about a share of the rows that their ids decide."""
 
     judge: LanguageModelConfig | None = None
     template: prompts.Template = ""
-    """A file of your own in place of the published prompt; see `seamcurate.prompts`."""
+    """Path of a `.txt` file that replaces the published prompt; see `seamcurate.prompts`."""
     share: float = Field(default=1.0, gt=0, le=1)
-    """Of the rows, how many are asked about; the others are NULL."""
+    """Share of the rows that the language model is asked about; the other rows are NULL."""
 
     revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 256
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Have an endpoint that answers in batches asked for all rows at once."""
+        """Send the requests of all rows together, where the endpoint answers in batches."""
         self._model().ahead(prompts.Conversations(data, self.inputs, self._starts))
 
     def load(self, shared: Path) -> Transform:
-        """Get ready to ask."""
+        """Load the language model."""
         model = self._model()
 
         def ask(rows: pa.Table) -> pa.Table:
@@ -96,28 +96,33 @@ class _Asked(Step):
     def _starts(self, rows: pa.Table) -> list[Callable[[], Conversation[Values]]]:
         columns = [rows[name].to_pylist() for name in self.inputs]
         return [
-            partial(self._conversation, *row) if _chosen(row_id, self.share) else self._unasked
+            partial(self._conversation, *row) if _is_sampled(row_id, self.share) else self._no_conversation
             for row_id, *row in zip(rows["row_id"].to_pylist(), *columns, strict=True)
         ]
 
-    def _unasked(self) -> Conversation[Values]:
+    def _no_conversation(self) -> Conversation[Values]:
         return (None,) * len(self.adds)
+        # The unreachable `yield` makes this function a generator, as every conversation is.
         yield
 
     def _model(self) -> Any:
         return roles.load(self.judge, "judge", self.name)
 
     def _work(self, template: str, calls: float, characters: float, answer: float) -> Work:
-        asked = len("".join(turn["content"] for turn in prompts.render(template)))
+        template_length = len("".join(turn["content"] for turn in prompts.render(template)))
         return Work(
-            self.judge, self.share * calls, self.share * calls * (asked + characters), self.share * calls * answer
+            self.judge,
+            self.share * calls,
+            self.share * calls * (template_length + characters),
+            self.share * calls * answer,
         )
 
 
 class AskQueryType(_Asked):
-    """Add `query_type_asked`, by RER's prompt (Fig. 8); `query_type: {asked: true}` takes it over.
+    """Add `query_type_asked`: open or closed, as a language model answers RER's prompt (Fig. 8).
 
-    A reply that names neither type is NULL, with what came back in `query_type_asked_reason`.
+    `query_type: {asked: true}` copies the value into `query_type`. A reply that names neither type gives NULL, and
+    `query_type_asked_reason` shows what came back.
 
     Raises:
         ModelError: No language model is named, or it cannot be asked at all.
@@ -138,7 +143,7 @@ class AskQueryType(_Asked):
 
     @property
     def adds(self) -> pa.Schema:
-        """Add the type, or what came back in its place."""
+        """Add the type, and what came back instead of one."""
         return pa.schema(
             [
                 column("query_type_asked", pa.string(), "open or closed, as a language model sees the query"),
@@ -147,19 +152,19 @@ class AskQueryType(_Asked):
         )
 
     def work(self, rows: Averages) -> Work:
-        """Ask once a row, for a word."""
+        """Ask once a row for an answer of one word."""
         return self._work(self._template, 1, rows.prompt, 15)
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the types."""
-        return _counted(columns, "query_type_asked", "query_type_asked_reason")
+        return _reply_facts(columns, "query_type_asked", "query_type_asked_reason")
 
     @property
     def _template(self) -> str:
         return self.template or prompts.bundled("query_type")
 
     def _conversation(self, prompt: Any) -> Conversation[Values]:
-        answer = read((yield Request(prompts.render(self._template, _spoken(prompt)), _TYPED)))
+        answer = read((yield Request(prompts.render(self._template, _conversation_text(prompt)), _TYPE_SCHEMA)))
         kind = query_type(answer.text) if answer.whole else None
         return kind, None if kind else answer.reason
 
@@ -167,8 +172,9 @@ class AskQueryType(_Asked):
 class Judge(_Asked):
     """Add ratings of 1 to 10, by SEAM's judge prompt (App. E), of golden responses and some of their candidates.
 
-    What it is for: a set of worse answers must be worse, and the share that is not is reported beside it. `share` of the
-    rows is judged, chosen by their ids; the others are NULL, as is an answer whose reply holds no rating.
+    The ratings check a sample set: its answers should be worse than the golden response, and the step reports the share
+    that is not. The judge rates a `share` of the rows, which their ids decide; the other rows are NULL. An answer whose
+    reply holds no rating is NULL too.
 
     Raises:
         ModelError: No language model is named, or it cannot be asked at all.
@@ -185,7 +191,7 @@ class Judge(_Asked):
 
     variant: Variant = "contrast"
     candidates: int = Field(default=3, ge=1)
-    """How many of a row's candidates are rated: the first of them."""
+    """How many candidates of a row are rated, from the first on."""
     share: float = Field(default=0.05, gt=0, le=1)
 
     @property
@@ -200,7 +206,7 @@ class Judge(_Asked):
 
     @property
     def adds(self) -> pa.Schema:
-        """Add the ratings, or what came back in their place."""
+        """Add the ratings, and what came back instead of one."""
         v = self.variant
         return pa.schema(
             [
@@ -213,23 +219,26 @@ class Judge(_Asked):
         )
 
     def work(self, rows: Averages) -> Work:
-        """Ask once an answer, for a short explanation and a rating."""
-        rated = min(self.candidates, rows.candidates)
-        return self._work(self._template, 1 + rated, rows.prompt + max(rows.response, rows.candidate), 600)
+        """Ask once an answer for a short explanation and a rating."""
+        candidates = min(self.candidates, rows.candidates)
+        return self._work(self._template, 1 + candidates, rows.prompt + max(rows.response, rows.candidate), 600)
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """State the share of candidates rated no worse than the golden response."""
         rated = no_worse = unread = 0
         for table in columns:
-            golden, others = table[f"judged_golden_{self.variant}"], table[f"judged_{self.variant}"].combine_chunks()
-            against = golden.combine_chunks().take(pc.list_parent_indices(others))
-            compared = pc.greater_equal(others.flatten(), against)
-            rated += len(compared) - compared.null_count
-            no_worse += pc.sum(compared).as_py() or 0
+            golden = table[f"judged_golden_{self.variant}"].combine_chunks()
+            candidates = table[f"judged_{self.variant}"].combine_chunks()
+            # One golden rating a candidate: (all candidates,), as the flattened ratings are.
+            golden_by_candidate = golden.take(pc.list_parent_indices(candidates))
+            is_no_worse = pc.greater_equal(candidates.flatten(), golden_by_candidate)
+            # A comparison with a missing rating is null.
+            rated += len(is_no_worse) - is_no_worse.null_count
+            no_worse += pc.sum(is_no_worse).as_py() or 0
             unread += len(table) - table[f"judged_reason_{self.variant}"].null_count
         share = no_worse / rated if rated else None
-        found = "no candidate was rated" if share is None else f"{share:.0%} rated no worse than the golden response"
-        summary = f"worse_{self.variant}, judged: of {rated:,} candidates {found}"
+        verdict = "no candidate was rated" if share is None else f"{share:.0%} rated no worse than the golden response"
+        summary = f"worse_{self.variant}, judged: of {rated:,} candidates {verdict}"
         warnings: list[JsonValue] = []
         if unread:
             warnings.append(
@@ -245,24 +254,24 @@ class Judge(_Asked):
     def _template(self) -> str:
         return self.template or prompts.bundled("judge")
 
-    def _conversation(self, prompt: Any, golden: str | None, given: Any) -> Conversation[Values]:
-        answers = [one["response"] for one in given or []][: self.candidates]
+    def _conversation(self, prompt: Any, golden: str | None, worse: Any) -> Conversation[Values]:
+        answers = [candidate["response"] for candidate in worse or []][: self.candidates]
         if golden is None or not answers:
             return None, None, None
         ratings: list[float | None] = []
-        trouble = None
+        reason = None
         for answer in [golden, *answers]:
-            judged = read((yield Request(prompts.render(self._template, prompt_text(prompt), answer), _RATED)))
-            ratings.append(rating(judged.text) if judged.whole else None)
+            reply = read((yield Request(prompts.render(self._template, prompt_text(prompt), answer), _RATING_SCHEMA)))
+            ratings.append(rating(reply.text) if reply.whole else None)
             if ratings[-1] is None:
-                trouble = judged.reason
-        return ratings[0], ratings[1:], trouble
+                reason = reply.reason
+        return ratings[0], ratings[1:], reason
 
 
 class RelevantSentences(_Asked):
-    """Add `relevant_sentences`: the share of the golden response's sentences that keep to the query (RER, Fig. 12).
+    """Add `relevant_sentences`: the share of the golden response's sentences that a judge marks as relevant (RER, Fig. 12).
 
-    A reply that marks no sentence is NULL, with what came back in `relevant_sentences_reason`.
+    A reply that marks no sentence gives NULL, and `relevant_sentences_reason` shows what came back.
 
     Raises:
         ModelError: No language model is named, or it cannot be asked at all.
@@ -284,7 +293,7 @@ class RelevantSentences(_Asked):
 
     @property
     def adds(self) -> pa.Schema:
-        """Add the share, or what came back in its place."""
+        """Add the share, and what came back instead of one."""
         return pa.schema(
             [
                 column("relevant_sentences", pa.float64(), "share of the response's sentences a judge finds relevant"),
@@ -293,12 +302,12 @@ class RelevantSentences(_Asked):
         )
 
     def work(self, rows: Averages) -> Work:
-        """Ask once a row; the judge repeats every sentence."""
+        """Ask once a row for an answer that repeats every sentence."""
         return self._work(self._template, 1, rows.prompt + rows.response, 1.3 * rows.response)
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the rows that were judged."""
-        return _counted(columns, "relevant_sentences", "relevant_sentences_reason")
+        return _reply_facts(columns, "relevant_sentences", "relevant_sentences_reason")
 
     @property
     def _template(self) -> str:
@@ -307,71 +316,73 @@ class RelevantSentences(_Asked):
     def _conversation(self, prompt: Any, response: str | None) -> Conversation[Values]:
         if response is None or not response.strip():
             return None, None
-        answer = read((yield Request(prompts.render(self._template, prompt_text(prompt), response), _MARKED)))
+        answer = read((yield Request(prompts.render(self._template, prompt_text(prompt), response), _SENTENCES_SCHEMA)))
         share = relevant_share(answer.text) if answer.whole else None
         return share, None if share is not None else answer.reason
 
 
 def query_type(text: str) -> str | None:
-    """Read a query's type from an answer: OPEN-ENDED, OPENENDED, OE, CLOSED-ENDED, CONSTRAINED, CE; None is neither.
+    """Read a query's type from a reply: OPEN-ENDED, OPENENDED, OE, CLOSED-ENDED, CONSTRAINED or CE; None without a type.
 
-    The last sentence that names a type decides. A type that it denies is the other one, and one that names both, asks or
-    wonders decides nothing.
+    The last sentence that names a type decides. A denied type counts as the opposite type. A sentence that names both
+    types, asks a question or expresses doubt gives None.
     """
-    named = field(text, "query_type")
-    text = named if isinstance(named, str) else text
-    if (alone := _ALONE.fullmatch(text)) is not None:
-        return "open" if alone[1] else "closed"
+    json_value = field(text, "query_type")
+    text = json_value if isinstance(json_value, str) else text
+    if (bare_label := _BARE_LABEL.fullmatch(text)) is not None:
+        return "open" if bare_label[1] else "closed"
     for sentence in reversed(_SENTENCES.split(text)):
         kinds = set[str]()
         for label in _LABEL.finditer(sentence):
             kind = "open" if (label[1] or "").lower() == "open" or label[2] else "closed"
-            before = sentence[: label.start()]
-            if is_denied(before):
+            preceding_text = sentence[: label.start()]
+            if is_denied(preceding_text):
                 kinds.add("closed" if kind == "open" else "open")
             else:
-                kinds |= {"open", "closed"} if _UNSURE.search(before) else {kind}
+                kinds |= {"open", "closed"} if _UNSURE.search(preceding_text) else {kind}
         if kinds:
-            asks = sentence.rstrip(" \"'*)”’").endswith("?")
-            return None if asks or len(kinds) > 1 else kinds.pop()
+            is_question = sentence.rstrip(" \"'*)”’").endswith("?")
+            return None if is_question or len(kinds) > 1 else kinds.pop()
     return None
 
 
 def rating(text: str) -> float | None:
-    """Read `[[rating]]` from a judge's answer, the last one, or its `rating`; None where there is none of 1 to 10."""
-    named = field(text, "rating")
-    if isinstance(named, int | float) and not isinstance(named, bool):
-        value: float | None = float(named)
+    """Read a judge's rating from its reply: the JSON field `rating`, else the last `[[rating]]`; None outside 1 to 10."""
+    json_value = field(text, "rating")
+    if isinstance(json_value, int | float) and not isinstance(json_value, bool):
+        value: float | None = float(json_value)
     else:
-        value = next((float(found[1]) for found in last_first(_RATING, text)), None)
+        value = next((float(match[1]) for match in last_first(_RATING, text)), None)
     return value if value is not None and 1 <= value <= 10 else None
 
 
 def relevant_share(text: str) -> float | None:
-    """Read the share of sentences marked relevant; None where no line marks one."""
-    listed = field(text, "sentences")
-    if isinstance(listed, list):
-        words = [one.get("relevancy") for one in listed if isinstance(one, dict)]
+    """Read the share of sentences marked relevant from a judge's reply; None where the reply marks no sentence."""
+    json_value = field(text, "sentences")
+    if isinstance(json_value, list):
+        words = [entry.get("relevancy") for entry in json_value if isinstance(entry, dict)]
         marks = [word.lower() for word in words if isinstance(word, str)]
     else:
-        marks = [found[1].lower() for line in text.splitlines() if (found := _SENTENCE.match(line))]
+        marks = [match[1].lower() for line in text.splitlines() if (match := _SENTENCE.match(line))]
     relevant = [" ".join(mark.split()) in ("relevant", "not irrelevant") for mark in marks]
     return sum(relevant) / len(relevant) if relevant else None
 
 
-def _spoken(prompt: Any) -> str:
-    """Write a prompt as a conversation, whose last query is asked about."""
+def _conversation_text(prompt: Any) -> str:
+    """Write a prompt as a conversation: RER's prompt asks about its last query."""
     if isinstance(prompt, str):
         return f"user: {prompt}"
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
-def _chosen(row_id: int, share: float) -> bool:
-    # Multiplied by a constant of Knuth's: rows in any order of ids are chosen evenly, and always the same ones.
+def _is_sampled(row_id: int, share: float) -> bool:
+    # Knuth's multiplicative hash spreads the ids evenly, so that every range of ids has about the same share of sampled rows.
+    # A row of the same id is always sampled, or never.
     return (row_id * 2654435761 + 0x9E3779B9) % 2**32 < share * 2**32
 
 
-def _counted(columns: Iterable[pa.Table], name: str, reason: str) -> dict[str, JsonValue]:
+def _reply_facts(columns: Iterable[pa.Table], name: str, reason: str) -> dict[str, JsonValue]:
+    """Count the rows with a value, and the replies that could not be read."""
     answered = unread = 0
     for table in columns:
         answered += len(table) - table[name].null_count

@@ -1,4 +1,4 @@
-"""Rulers: simple columns every score is held against before it is believed."""
+"""Baselines: simple columns that a score is compared with before anybody trusts it."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Perplexity(Step):
         return Work(self.base, 1, rows.prompt + rows.response)
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Keep a few rows to measure the noise floor by."""
+        """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, "response")
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """State the noise floor."""
+        """Return the noise floor."""
         return noise.facts(shared)
 
     def load(self, shared: Path) -> Transform:
@@ -69,7 +69,7 @@ class Perplexity(Step):
 
         def perplexities(prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
             return [
-                [None if one is None else perplexity(one.logprob, one.tokens) for one in row]
+                [None if answer is None else perplexity(answer.logprob, answer.tokens) for answer in row]
                 for row in model.logprobs(prompts, answers)
             ]
 
@@ -104,7 +104,7 @@ class Random(Step):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Read nothing but the row's id."""
+        """Read no column but `row_id`, which every step gets."""
         return ()
 
     @property
@@ -115,10 +115,11 @@ class Random(Step):
         )
 
     def load(self, shared: Path) -> Transform:
-        """Return the hash."""
+        """Return a function that hashes each row's seed and id to a number."""
 
         def draw(rows: pa.Table) -> pa.Table:
             texts = (f"{self.seed}-{row_id}".encode() for row_id in rows["row_id"].to_pylist())
+            # The first 53 of 64 bits: a double holds them exactly, so that every machine gives the same number.
             bits = (int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 11 for text in texts)
             return pa.table({"baseline_random": pa.array([b / 2**53 for b in bits], pa.float64())})
 

@@ -1,7 +1,8 @@
-"""The noise floor of a model's scores: how far the same text's score moves with what it is scored beside.
+"""The noise floor of a model's scores: how much the score of one text depends on the texts in its batch.
 
-A few rows are scored whole, in reverse, in small lots, and their first answers one by one; the largest difference is kept beside the
-column. A threshold that cuts closer than that cuts by chance.
+A few rows are scored all together, in reverse order, in small batches, and each row's first answer alone. The largest
+difference between two scores of the same answer is stored beside the column. A threshold finer than this difference
+selects rows by chance.
 """
 
 from __future__ import annotations
@@ -23,86 +24,91 @@ Texts: TypeAlias = list[tuple[Prompt, list[str]]]
 """Prompts, each with its answers."""
 Scores: TypeAlias = tuple[float, ...]
 Score: TypeAlias = Callable[[Sequence[Prompt], Responses], Sequence[Sequence[Scores | None]]]
-"""What each prompt's answers are scored: one number a column."""
+"""Score the answers of each prompt; each answer gets one number a column, or None without a score."""
 
 _ROWS = 4
+"""Rows that the noise is measured on."""
 _ANSWERS = 3
+"""Answers of a row that are scored, at most."""
 
 
 def sample(data: Data, shared: Path, answers: str) -> None:
-    """Keep the first few rows that have answers, to be measured when the model is loaded.
+    """Store the first few rows that have answers; `measure` scores them when the model is loaded.
 
     Args:
-        data: Where the rows are.
+        data: The rows.
         shared: The step's folder.
         answers: The column of golden responses, or of candidates.
     """
-    found: Texts = []
+    rows: Texts = []
     for table in data.rows(("prompt", answers)):
-        for prompt, given in zip(table["prompt"].to_pylist(), table[answers].to_pylist(), strict=True):
-            texts = [given] if isinstance(given, str) else [one["response"] for one in given or []]
+        for prompt, value in zip(table["prompt"].to_pylist(), table[answers].to_pylist(), strict=True):
+            texts = [value] if isinstance(value, str) else [candidate["response"] for candidate in value or []]
             if texts:
-                found.append((prompt, texts[:_ANSWERS]))
-            if len(found) == _ROWS:
+                rows.append((prompt, texts[:_ANSWERS]))
+            if len(rows) == _ROWS:
                 break
-        if len(found) == _ROWS:
+        if len(rows) == _ROWS:
             break
-    (shared / "sample.json").write_text(json.dumps(found))
+    (shared / "sample.json").write_text(json.dumps(rows))
 
 
 def measure(shared: Path, columns: Sequence[str], score: Score) -> None:
-    """Measure each column's largest difference over the sample and leave it in the folder, unless it is there."""
-    file, kept = shared / "noise.json", shared / "sample.json"
-    if file.exists() or not kept.exists():
+    """Measure each column's largest difference over the sample and write it to the folder, unless the file exists."""
+    noise_file, sample_file = shared / "noise.json", shared / "sample.json"
+    if noise_file.exists() or not sample_file.exists():
         return
-    texts: Texts = [(prompt, answers) for prompt, answers in json.loads(kept.read_text())]
-    found = dict(zip(columns, _largest(texts, score, len(columns)), strict=True))
-    beside = file.with_name(f".noise.{uuid4().hex}.tmp")
-    beside.write_text(json.dumps(found))
+    texts: Texts = [(prompt, answers) for prompt, answers in json.loads(sample_file.read_text())]
+    noise_by_column = dict(zip(columns, _largest(texts, score, len(columns)), strict=True))
+    temporary = noise_file.with_name(f".noise.{uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(noise_by_column))
     try:
-        # Of workers that measure at once the first is heard: what was listed as whole must not change.
-        os.link(beside, file)
+        # If two workers measure at the same time, the first write wins: a file listed as complete must not change.
+        os.link(temporary, noise_file)
     except FileExistsError:
         pass
     except OSError:
         # A file system without hard links.
-        os.replace(beside, file)
+        os.replace(temporary, noise_file)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def plain(score: Callable[[Sequence[Prompt], Responses], Sequence[Sequence[float | None]]]) -> Score:
-    """Wrap what scores each answer by a single number."""
+    """Wrap a function that gives each answer a single number."""
     return lambda prompts, answers: [
-        [None if one is None else (one,) for one in row] for row in score(prompts, answers)
+        [None if value is None else (value,) for value in row] for row in score(prompts, answers)
     ]
 
 
 def facts(shared: Path) -> dict[str, JsonValue]:
-    """Return what was measured, by column, as a step's facts state it."""
+    """Return the measured noise by column, as a step's facts hold it."""
     file = shared / "noise.json"
     return {"noise": json.loads(file.read_text())} if file.exists() else {}
 
 
 def _largest(texts: Texts, score: Score, width: int) -> Scores:
-    whole = _scored([texts], score)
-    backwards = [(prompt, answers[::-1]) for prompt, answers in texts[::-1]]
-    lots = [texts[start : start + 3] for start in range(0, len(texts), 3)]
+    """Return the largest difference between two scores of the same answer, one for each of `width` columns."""
+    joint_scores = _scored([texts], score)
+    reversed_texts = [(prompt, answers[::-1]) for prompt, answers in texts[::-1]]
+    batches = [texts[start : start + 3] for start in range(0, len(texts), 3)]
+    # Where the first answer of each row lies in `joint_scores`.
     firsts = [0, *accumulate(len(answers) for _, answers in texts)][:-1]
     single = _scored([[(prompt, answers[:1])] for prompt, answers in texts], score)
-    compared = [
-        *zip(whole, _scored([backwards], score)[::-1], strict=True),
-        *zip(whole, _scored(lots, score), strict=True),
-        *zip([whole[i] for i in firsts], single, strict=True),
+    score_pairs = [
+        *zip(joint_scores, _scored([reversed_texts], score)[::-1], strict=True),
+        *zip(joint_scores, _scored(batches, score), strict=True),
+        *zip([joint_scores[i] for i in firsts], single, strict=True),
     ]
-    pairs = [(a, b) for a, b in compared if a is not None and b is not None]
-    # What is not finite becomes NULL in the column: it has no noise.
-    sound = [[(a[i], b[i]) for a, b in pairs if None not in (finite(a[i]), finite(b[i]))] for i in range(width)]
-    moved = [[abs(a - b) for a, b in each] for each in sound]
-    return tuple(max(differences, default=0.0) for differences in moved)
+    pairs = [(a, b) for a, b in score_pairs if a is not None and b is not None]
+    # A score that is not finite becomes NULL in the column, so that it has no noise.
+    finite_pairs = [[(a[i], b[i]) for a, b in pairs if None not in (finite(a[i]), finite(b[i]))] for i in range(width)]
+    return tuple(max((abs(a - b) for a, b in column_pairs), default=0.0) for column_pairs in finite_pairs)
 
 
-def _scored(lots: Sequence[Texts], score: Score) -> list[Scores | None]:
-    """Score lot by lot; returns all scores in order."""
-    rows = (row for lot in lots for row in score([prompt for prompt, _ in lot], [answers for _, answers in lot]))
-    return [one for row in rows for one in row]
+def _scored(batches: Sequence[Texts], score: Score) -> list[Scores | None]:
+    """Score batch by batch; return all scores in order."""
+    rows = (
+        row for batch in batches for row in score([prompt for prompt, _ in batch], [answers for _, answers in batch])
+    )
+    return [scores for row in rows for scores in row]

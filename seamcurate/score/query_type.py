@@ -1,6 +1,6 @@
-"""Open-ended or closed-ended: the offline classifier of queries, labelled examples and a linear boundary.
+"""The offline classifier of queries, open-ended or closed-ended: logistic regression on embeddings of labelled examples.
 
-Its one rule: a text's answer depends on the text, the encoder and the examples, never on the texts beside it.
+Its one rule: a text's type depends on the text, the encoder and the examples, never on the other texts of its batch.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from seamcurate.models.vectors import normalised
 Vectors = npt.NDArray[np.float64]
 
 _INVERSE_REGULARISATION = 10.0
-"""Of .1 to 300, within .01 of the least ten-fold log loss for MiniLM and for its raw CLS vectors alike."""
+"""Chosen from .1 to 300: its ten-fold log loss is within .01 of the least, for MiniLM and for its raw CLS vectors alike."""
 
 
 def examples() -> list[tuple[str, str]]:
-    """Read the labelled queries: (query, `open` or `closed`), those of RER's Figure 9 first in each half."""
+    """Read the labelled queries as (query, `open` or `closed`); each half begins with those of RER's Figure 9."""
     text = importlib.resources.files("seamcurate.score").joinpath("query_types.csv").read_text(encoding="utf-8")
     return [(row["query"], row["query_type"]) for row in csv.DictReader(io.StringIO(text))]
 
 
 def fit(embedder: Embedder) -> Callable[[Sequence[str]], Vectors]:
-    """Fit the boundary to the examples; what is returned gives P(open-ended) per text (RER, 3.2)."""
+    """Fit the boundary to the examples; return a function that gives P(open-ended) of each text (RER §3.2)."""
     vectors, is_open = _embedded(embedder)
     probability = _boundary(vectors, is_open)
 
@@ -41,7 +41,7 @@ def fit(embedder: Embedder) -> Callable[[Sequence[str]], Vectors]:
 
 
 def agreement(embedder: Embedder) -> float:
-    """Return the share of examples that ten-fold cross-validation labels as the person did."""
+    """Return the share of examples that ten-fold cross-validation labels as a person did."""
     from sklearn.model_selection import StratifiedKFold
 
     vectors, is_open = _embedded(embedder)
@@ -64,7 +64,7 @@ def _embedded(embedder: Embedder) -> tuple[Vectors, npt.NDArray[np.bool_]]:
 
 
 def _directions(embedder: Embedder, texts: Sequence[str]) -> Vectors:
-    """Embed at length 1, so that one encoder gives one answer, whether it normalises or not."""
+    """Embed texts as unit vectors, so that an encoder gives the same types whether it normalises or not."""
     return normalised(embedder.embed(texts).astype(np.float64))
 
 
@@ -72,15 +72,15 @@ def _boundary(vectors: Vectors, is_open: npt.NDArray[np.bool_]) -> Callable[[Vec
     """Fit P(open | vector) by logistic regression on vectors centred and scaled to a total variance of 1."""
     from sklearn.linear_model import LogisticRegression
 
-    # Some encoders fill only a narrow cone: unscaled, the penalty would weigh more there.
+    # Some encoders fill only a narrow cone: without the scaling, the penalty would weigh more for them.
     centre, spread = vectors.mean(axis=0), np.sqrt(vectors.var(axis=0).sum())
     scaled = (vectors - centre) / spread
     model = LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=1000).fit(scaled, is_open)
     weights, bias = model.coef_[0] / spread, model.intercept_[0]
 
-    def probability(others: Vectors) -> Vectors:
+    def probability(embeddings: Vectors) -> Vectors:
         # A sum per row: a matrix product rounds differently with the number of rows.
-        p: Vectors = 1 / (1 + np.exp(-(((others - centre) * weights).sum(axis=1) + bias)))
+        p: Vectors = 1 / (1 + np.exp(-(((embeddings - centre) * weights).sum(axis=1) + bias)))
         return p
 
     return probability

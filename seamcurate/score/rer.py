@@ -4,8 +4,8 @@
     RER = RP · F(AR)          closed-ended queries
 
 Each formula is one pure function here, and each feature is a step and a column of its own. One rule: `FEATURES` is the
-table of features. The steps of `rer`, the score, rewards, reward files and what a recipe may name are read from it. To add
-a feature, write its step, a subclass of `TextFeature` or `RelevanceFeature`, and add a row.
+table of features. The steps of `rer`, the score, rewards, reward files and the names that a recipe may use are read from
+it. To add a feature, write its step, a subclass of `TextFeature` or `RelevanceFeature`, and add a row.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ from seamcurate.words import Words, counts, distinct_trigrams, split
 Combine: TypeAlias = Literal["product", "sum"]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-_ASKED = "language model"
+_LANGUAGE_MODEL = "language model"
+"""The value of `query_type_by` where a language model gave the type."""
 AR_RANGE = (0.0, 3.5)
-"""Contriever's dot products between answers, as the RER authors' code maps them."""
+"""The range of Contriever's dot products between answers, as in the RER authors' code."""
 F_ZERO = {"paper": "the authors'", "quantiles": "median of other questions"}
-"""What F's zero was by each `fit`; stands beside the measured range."""
-_OTHERS, _MEASURED = 64, 1024
-"""References and rows that show what AR comes to by chance: enough for a median, and no second embedding of every row."""
+"""Where F's zero comes from, by `fit`; stored beside the measured range."""
+_REFERENCES, _SAMPLED_ROWS = 64, 1024
+"""References and rows that AR by chance is measured on: enough for a median, without embedding every row again."""
 _ROUNDING = 1e-5
-"""A relative difference of dot products that single precision may make of one."""
+"""Relative difference between two dot products that single precision alone may cause."""
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
     """Cut a response at the first of the stop strings, taken literally."""
-    ends = [place for place in (text.find(s) for s in stop) if place >= 0]
+    ends = [offset for offset in (text.find(s) for s in stop) if offset >= 0]
     return text[: min(ends)] if ends else text
 
 
@@ -61,13 +62,14 @@ def repetition_penalty(text: str, words: Words = "wordpunct") -> float:
     return novelty(text, text, words)
 
 
-def novelty(part: str, whole: str, words: Words = "wordpunct") -> float:
-    """Return unique trigrams of a part of a text / trigrams of the whole; 1 for a whole of fewer than three words.
+def novelty(excerpt: str, full_text: str, words: Words = "wordpunct") -> float:
+    """Return unique trigrams of an excerpt / trigrams of the full text; 1 for a full text of fewer than three words.
 
-    Of a text that is its own part this is RP. A part without its repeats makes it fall with every word that is repeated.
+    This is RP where the excerpt is the full text. Where the excerpt is the text without its repeats, each repeated word
+    lowers the value.
     """
-    some, count = split(part, words), len(split(whole, words)) - 2
-    return max(len(set(zip(some, some[1:], some[2:], strict=False))), 1) / count if count > 0 else 1.0
+    tokens, count = split(excerpt, words), len(split(full_text, words)) - 2
+    return max(len(set(zip(tokens, tokens[1:], tokens[2:], strict=False))), 1) / count if count > 0 else 1.0
 
 
 def rescale(
@@ -95,7 +97,7 @@ def rer_closed(repetition: float, rescaled: float, combine: Combine = "product")
 
 
 def relevance(left: Floats, right: Floats) -> list[float]:
-    """Return M(a)·M(b) for each row of two sets of embeddings, rows × dimensions, in double precision."""
+    """Return M(a)·M(b) for each row of two sets of embeddings, each (rows, dimensions), in double precision."""
     products: list[float] = np.einsum("nd,nd->n", left.astype(np.float64), right.astype(np.float64)).tolist()
     return products
 
@@ -111,7 +113,7 @@ class TextFeature(Step):
 
     @property
     def feature(self) -> RerFeature:
-        """Return the table's row of this step."""
+        """Return the row of `FEATURES` that describes this step."""
         return feature_of(self)
 
     @property
@@ -130,7 +132,7 @@ class TextFeature(Step):
         return pa.schema([column(self.name, pa.float64(), self.feature.meaning.format(words=self.words))])
 
     def load(self, shared: Path) -> Transform:
-        """Return the arithmetic."""
+        """Return a function that computes the feature of each row."""
         feature, words = self.feature, self.words
 
         def of_column(texts: pa.StringArray) -> npt.NDArray[np.float64]:
@@ -144,7 +146,7 @@ class TextFeature(Step):
 
 
 class RelevanceFeature(Step):
-    """Add the dot product of two embeddings, the response's and another text's, by its row in `FEATURES`."""
+    """Add the dot product of two embeddings, the response's and a second text's; the row in `FEATURES` names that text."""
 
     encoder: EncoderModel | None = None
 
@@ -152,7 +154,7 @@ class RelevanceFeature(Step):
 
     @property
     def feature(self) -> RerFeature:
-        """Return the table's row of this step."""
+        """Return the row of `FEATURES` that describes this step."""
         return feature_of(self)
 
     @property
@@ -162,7 +164,7 @@ class RelevanceFeature(Step):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Read the other text and the response."""
+        """Read the second text and the response."""
         return self.feature.reads
 
     @property
@@ -175,7 +177,7 @@ class RelevanceFeature(Step):
         return Work(self.encoder, 2, getattr(rows, self.feature.relevance_to) + rows.response)
 
     def identity(self) -> dict[str, JsonValue]:
-        """Return the configuration; what was made without stop strings when they cut the response here is the same."""
+        """Return the configuration with an empty `stop`, a former field: columns computed with it empty are still valid."""
         return {**super().identity(), "stop": []}
 
     def load(self, shared: Path) -> Transform:
@@ -253,24 +255,24 @@ class RerFeature(NamedTuple):
     meaning: str
     """What the column means; `{words}` stands for the way words are counted."""
     formula: Callable[[str, str, Words], float] | None
-    """Score a text as a reward does: the text without its immediate repeats, the whole text, the way words are counted;
-    None: it is a relevance."""
+    """Score one text for a reward, given the text without its immediate repeats, the full text and the way to count words;
+    None for a relevance."""
     column_formula: Callable[[pa.StringArray, Words], npt.NDArray[np.float64]] | None
-    """Score a column of texts at once; None: text by text."""
+    """Score a column of texts at once; None: score text by text."""
     relevance_to: str
-    """The text that the response's embedding is compared with: `prompt` or `reference`; empty: none."""
+    """The text that the response is compared with, `prompt` or `reference`; empty for a feature of the response alone."""
     cut_at_stop: bool
-    """Whether it reads the response up to the first stop string, or whole."""
+    """Whether the feature reads the response only up to the first stop string."""
     rescaled: bool
     """Whether F maps it to the range of LI before it enters RER."""
     branches: tuple[Literal["open", "closed"], ...]
-    """The types of queries in whose RER it is a factor."""
+    """The query types for which the feature is a factor of RER."""
     rewards: tuple[str, ...]
-    """The rewards it is a factor of: `rer`, and ablations (RER Table 2)."""
+    """The rewards that the feature is a factor of: `rer`, and ablations (RER Table 2)."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Name the columns that it reads."""
+        """Return the columns that the feature reads."""
         return (self.relevance_to, "response") if self.relevance_to else ("response",)
 
 
@@ -280,7 +282,7 @@ FEATURES: tuple[RerFeature, ...] = (
         recipe_name="length_incentive",
         step=LengthIncentive,
         meaning="LI: words of the response / 100 ({words})",
-        formula=lambda text, whole, words: length_incentive(text, words),
+        formula=lambda text, full_text, words: length_incentive(text, words),
         column_formula=lambda texts, words: counts(texts, words) / 100,
         relevance_to="",
         cut_at_stop=True,
@@ -293,7 +295,7 @@ FEATURES: tuple[RerFeature, ...] = (
         recipe_name="repetition_penalty",
         step=RepetitionPenalty,
         meaning="RP: unique trigrams / trigrams of the response ({words}); 1 = no repetition",
-        formula=lambda text, whole, words: novelty(text, whole, words),
+        formula=lambda text, full_text, words: novelty(text, full_text, words),
         column_formula=lambda texts, words: distinct_trigrams(texts, words),
         relevance_to="",
         cut_at_stop=True,
@@ -329,19 +331,19 @@ FEATURES: tuple[RerFeature, ...] = (
     ),
 )
 LENGTH, QUERY_RELEVANCE = FEATURES[0].column, FEATURES[2].column
-"""Columns with a part of their own: LI counts a response's words, and QR may stand in for AR."""
+"""Columns that the code treats apart: LI gives the number of words of a response, and QR may replace AR."""
 
 
 def feature_of(step: Step) -> RerFeature:
-    """Return the table's row of a step."""
+    """Return the row of `FEATURES` that describes a step."""
     return next(feature for feature in FEATURES if feature.step is type(step))
 
 
 class OtherRelevance(Step):
-    """Add `rer_other_relevance`: how near the response lies to the references of other rows' questions.
+    """Add `rer_other_relevance`: the relevance of the response to the references of other questions.
 
-    Its median over the rows is what AR comes to by chance: the zero of F with `rer: {fit: quantiles}`. It is measured on a
-    sample of the rows and NULL elsewhere.
+    It is a median of dot products. Its own median over the rows is AR by chance, which `rer: {fit: quantiles}` takes as
+    the zero of F. The step measures a sample of the rows; the other rows are NULL.
 
     Raises:
         ModelError: No encoder is named, or it cannot be loaded.
@@ -363,75 +365,78 @@ class OtherRelevance(Step):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Read the response, and what tells another question from the row's own."""
+        """Read the response, and the prompt and reference by which the row's own question is left out."""
         return ("prompt", "reference", "response")
 
     @property
     def reads_all_rows(self) -> bool:
-        """The other rows come from all over the source."""
+        """The references are sampled from all rows."""
         return True
 
     @property
     def adds(self) -> pa.Schema:
         """Add the median of the dot products."""
         meaning = (
-            f"median dot product of the response and up to {_OTHERS} other questions' references; "
-            f"measured on {_MEASURED:,} rows at most, NULL elsewhere"
+            f"median dot product of the response and up to {_REFERENCES} other questions' references; "
+            f"measured on {_SAMPLED_ROWS:,} rows at most, NULL elsewhere"
         )
         return pa.schema([column("rer_other_relevance", pa.float64(), meaning)])
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Choose the other rows, evenly among those with a reference, and the rows whose responses are held to them."""
-        known = (
+        """Sample the references evenly from the rows that have one, and the rows whose responses are compared with them."""
+        questions = (
             (prompt_text(prompt), reference)
             for table in data.rows(("prompt", "reference"))
             for prompt, reference in zip(table["prompt"].to_pylist(), table["reference"].to_pylist(), strict=True)
             if reference is not None
         )
-        (shared / "others.json").write_text(json.dumps(evenly(known, _OTHERS)))
+        (shared / "others.json").write_text(json.dumps(evenly(questions, _REFERENCES)))
         ids = (row_id for table in data.rows(()) for row_id in table["row_id"].to_pylist())
-        (shared / "measured.json").write_text(json.dumps(evenly(ids, _MEASURED)))
+        (shared / "measured.json").write_text(json.dumps(evenly(ids, _SAMPLED_ROWS)))
 
     def work(self, rows: Averages) -> Work:
         """Ask for one embedding a row."""
         return Work(self.encoder, 1, rows.response)
 
     def load(self, shared: Path) -> Transform:
-        """Load the encoder and embed the other rows' references."""
+        """Load the encoder and embed the sampled references."""
         embedder = roles.load(self.encoder, "encoder", self.name)
-        others = json.loads((shared / "others.json").read_text())
-        measured = set(json.loads((shared / "measured.json").read_text()))
+        questions = json.loads((shared / "others.json").read_text())
+        sampled_ids = set(json.loads((shared / "measured.json").read_text()))
         vectors = None
-        if others:
-            every = embedder.embed([reference for _, reference in others]).astype(np.float64)
-            sound: npt.NDArray[np.bool_] = np.all(np.isfinite(every), axis=1)
-            others, vectors = [other for other, one in zip(others, sound, strict=True) if one], every[sound]
-        prompts, references = (np.array([_folded(other[i]) for other in others], object) for i in (0, 1))
+        if questions:
+            # (references, dimensions)
+            embeddings = embedder.embed([reference for _, reference in questions]).astype(np.float64)
+            is_finite: npt.NDArray[np.bool_] = np.all(np.isfinite(embeddings), axis=1)
+            questions = [question for question, usable in zip(questions, is_finite, strict=True) if usable]
+            vectors = embeddings[is_finite]
+        prompts, references = (np.array([_folded(question[i]) for question in questions], object) for i in (0, 1))
 
         def score(rows: pa.Table) -> pa.Table:
             texts = [rows[name].to_pylist() for name in ("prompt", "reference", "response")]
-            places = [i for i, row_id in enumerate(rows["row_id"].to_pylist()) if row_id in measured]
-            known = [(i, *(column[i] for column in texts)) for i in places if texts[-1][i] is not None]
+            positions = [i for i, row_id in enumerate(rows["row_id"].to_pylist()) if row_id in sampled_ids]
+            samples = [(i, *(column[i] for column in texts)) for i in positions if texts[-1][i] is not None]
             scores: list[float | None] = [None] * len(rows)
-            if vectors is not None and known:
-                answers = embedder.embed([response for *_, response in known]).astype(np.float64)
-                if odd := int((~np.isfinite(answers).all(axis=1)).sum()):
-                    note(_relevance_unknown(self.name, odd))
-                for (i, prompt, reference, _), answer in zip(known, answers, strict=True):
-                    other = (prompts != _folded(prompt_text(prompt))) & (references != _folded(reference or ""))
-                    if other.any():
+            if vectors is not None and samples:
+                # (samples, dimensions)
+                answers = embedder.embed([response for *_, response in samples]).astype(np.float64)
+                if null_count := int((~np.isfinite(answers).all(axis=1)).sum()):
+                    note(_relevance_unknown(self.name, null_count))
+                for (i, prompt, reference, _), answer in zip(samples, answers, strict=True):
+                    differs = (prompts != _folded(prompt_text(prompt))) & (references != _folded(reference or ""))
+                    if differs.any():
                         # A sum per reference: a matrix product rounds differently with the number of rows.
-                        scores[i] = finite(float(np.median((vectors[other] * answer).sum(axis=1))))
+                        scores[i] = finite(float(np.median((vectors[differs] * answer).sum(axis=1))))
             return pa.table({self.name: pa.array(scores, pa.float64())})
 
         return score
 
 
 class QueryType(Step):
-    """Add `query_type`, open or closed, by a classifier fitted here to labelled examples in the encoder's space.
+    """Add `query_type`, open or closed, by a classifier of the query's embedding, fitted to labelled examples (RER §3.2).
 
-    `query_type_open` is its probability that the query is open-ended. How often it is right is measured on held-out
-    examples and kept in the column's facts.
+    `query_type_open` is the classifier's probability that the query is open-ended. Its accuracy on held-out examples is
+    measured and stored in the column's facts.
 
     Raises:
         ModelError: No encoder is named, or it cannot be loaded.
@@ -447,29 +452,29 @@ class QueryType(Step):
 
     encoder: EncoderModel | None = None
     asked: bool = False
-    """Take `query_type_asked` where a language model gave one, and measure the classifier against it."""
+    """Use `query_type_asked` where a language model gave a type, and measure how often the classifier agrees with it."""
 
     rows_per_call: ClassVar[int] = 256
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Read the query, and what a language model said of it."""
+        """Read the query; with `asked` also the type that a language model gave."""
         return ("prompt", "query_type_asked") if self.asked else ("prompt",)
 
     @property
     def adds(self) -> pa.Schema:
-        """Add the type and how sure the classifier is; with `asked` also who decided."""
-        by = column("query_type_by", pa.string(), "language model or classifier: who decided query_type")
+        """Add the type and the classifier's probability; with `asked` also the source of the type."""
+        decided_by = column("query_type_by", pa.string(), "language model or classifier: who decided query_type")
         return pa.schema(
             [
                 column("query_type", pa.string(), "open or closed: may the answer be anything, or is it constrained?"),
                 column("query_type_open", pa.float64(), "the classifier's probability that the query is open-ended"),
-                *([by] if self.asked else []),
+                *([decided_by] if self.asked else []),
             ]
         )
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Measure how often the classifier agrees with examples it has not seen."""
+        """Measure the classifier's accuracy on held-out examples."""
         share = classifier.agreement(roles.load(self.encoder, "encoder", self.name))
         (shared / "agreement.json").write_text(json.dumps(share))
 
@@ -486,54 +491,56 @@ class QueryType(Step):
         probability = classifier.fit(roles.load(self.encoder, "encoder", self.name))
 
         def classify(rows: pa.Table) -> pa.Table:
-            opens = probability([prompt_text(p) for p in rows["prompt"].to_pylist()])
-            sure = [finite(float(p)) for p in opens]
-            kinds = pa.array([None if p is None else "open" if p >= 0.5 else "closed" for p in sure], pa.string())
-            found = [kinds, pa.array(sure, pa.float64())]
+            estimates = probability([prompt_text(p) for p in rows["prompt"].to_pylist()])
+            probabilities = [finite(float(p)) for p in estimates]
+            types = [None if p is None else "open" if p >= 0.5 else "closed" for p in probabilities]
+            kinds = pa.array(types, pa.string())
+            columns = [kinds, pa.array(probabilities, pa.float64())]
             if self.asked:
-                asked = rows["query_type_asked"].combine_chunks()
-                found = [pc.coalesce(asked, kinds), found[1], pc.if_else(asked.is_null(), "classifier", _ASKED)]
-            return pa.table(found, schema=self.adds)
+                replies = rows["query_type_asked"].combine_chunks()
+                decided_by = pc.if_else(replies.is_null(), "classifier", _LANGUAGE_MODEL)
+                columns = [pc.coalesce(replies, kinds), columns[1], decided_by]
+            return pa.table(columns, schema=self.adds)
 
         return classify
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Count the types and state the classifier's agreement."""
+        """Count the types, and return how often the classifier agrees with the labels and with the language model."""
         agreement = float(json.loads((shared / "agreement.json").read_text()))
-        opens = closed = null = asked = agreed = 0
+        opens = closed = null = replies = agreements = 0
         for table in columns:
             is_open = pc.equal(table["query_type"], "open")
-            found = int(pc.sum(is_open).as_py() or 0)
-            unknown = table["query_type"].null_count
-            opens, closed, null = opens + found, closed + table.num_rows - unknown - found, null + unknown
+            open_count, null_count = int(pc.sum(is_open).as_py() or 0), table["query_type"].null_count
+            opens, null = opens + open_count, null + null_count
+            closed += table.num_rows - null_count - open_count
             if self.asked:
-                by = pc.equal(table["query_type_by"], _ASKED)
+                by_model = pc.equal(table["query_type_by"], _LANGUAGE_MODEL)
                 agrees = pc.equal(is_open, pc.greater_equal(table["query_type_open"], 0.5))
-                asked += int(pc.sum(by).as_py() or 0)
-                agreed += int(pc.sum(pc.and_(by, agrees)).as_py() or 0)
-        told = f"local classifier, right on {agreement:.0%} of held-out examples"
-        if asked:
-            told += f"; it agrees with the language model on {agreed / asked:.0%} of {asked:,} rows, which it decided"
+                replies += int(pc.sum(by_model).as_py() or 0)
+                agreements += int(pc.sum(pc.and_(by_model, agrees)).as_py() or 0)
+        accuracy = f"local classifier, right on {agreement:.0%} of held-out examples"
+        if replies:
+            accuracy += f"; it agrees with the language model on {agreements / replies:.0%} of {replies:,} rows, which it decided"
         return {
             "open": opens,
             "closed": closed,
             "agreement_on_held_out_examples": agreement,
-            "agreement_with_language_model": agreed / asked if asked else None,
-            "asked": asked,
-            "summary": f"query types: {opens:,} open, {closed:,} closed ({told})",
-            **({"null": null, "warnings": [_unknown(null)]} if null else {}),
+            "agreement_with_language_model": agreements / replies if replies else None,
+            "asked": replies,
+            "summary": f"query types: {opens:,} open, {closed:,} closed ({accuracy})",
+            **({"null": null, "warnings": [_null_warning(null)]} if null else {}),
         }
 
 
-def _unknown(count: int) -> str:
+def _null_warning(count: int) -> str:
     return f"{counted(count, 'row has', 'rows have')} an embedding that is not finite: query_type is NULL"
 
 
 class Rer(Step):
     """Add `rer`: LI · RP · QR for open-ended queries, RP · F(AR) for closed-ended ones (RER §3.2).
 
-    It needs no model of its own: it reads the four features and the query type. A closed-ended row without a reference is
-    NULL, unless `fallback` takes QR in place of AR.
+    The step loads no model: it reads the four features and the query type. A closed-ended row without a reference is
+    NULL, unless `fallback` puts QR in the place of AR.
 
     Example:
         >>> from seamcurate import Rer
@@ -547,11 +554,11 @@ class Rer(Step):
     combine: Combine = "product"
     clip: bool = False
     fit: Literal["paper", "quantiles"] = "paper"
-    """Where F's input range comes from: the authors' [0, 3.5] for Contriever; or from the median AR of answers to other
-    rows' questions, which is `rer_other_relevance`, to the 99th percentile of AR."""
+    """Where F's input range comes from. `paper`: the authors' [0, 3.5] for Contriever. `quantiles`: from the median of
+    `rer_other_relevance`, the relevance to other questions' references, to the 99th percentile of AR."""
     fallback: Literal["query_relevance"] | None = None
     min_tokens: int = Field(default=0, ge=0)
-    """Responses of fewer words get 0: without it an empty answer to a closed-ended query earns F(AR(""))."""
+    """Responses of fewer words get 0; with 0, an empty answer to a closed-ended query gets F(AR(""))."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -571,35 +578,36 @@ class Rer(Step):
         return pa.schema([column("rer", pa.float64(), meaning)])
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Find the range F maps from, and whether the authors' constants can be meant for this encoder."""
-        known = _known(data, "rer_reference_relevance")
+        """Find the range that F maps from, and check whether the authors' constants can fit this encoder."""
+        relevances = _finite_values(data, "rer_reference_relevance")
         low, high = AR_RANGE
         if self.fit == "quantiles":
-            others = _known(data, "rer_other_relevance")
-            why = "" if len(known) else "no row has a reference"
-            if not why and not len(others):
-                why = "all rows have one question or one reference"
-            if not why:
-                low, high = float(np.median(others)), float(np.quantile(known, 0.99))
+            other_relevances = _finite_values(data, "rer_other_relevance")
+            reason = "" if len(relevances) else "no row has a reference"
+            if not reason and not len(other_relevances):
+                reason = "all rows have one question or one reference"
+            if not reason:
+                low, high = float(np.median(other_relevances)), float(np.quantile(relevances, 0.99))
                 if high - low <= _ROUNDING * max(abs(low), abs(high)):
-                    why = "responses are no nearer to their own references than to those of other questions"
-            if why:
-                raise StepError(f"step rer: {why}, so `fit: quantiles` has no range to measure; use `fit: paper`")
-        cosines = len(known) > 0 and bool(np.abs(known).max() <= 1.001) and self.fit == "paper"
+                    reason = "responses are no nearer to their own references than to those of other questions"
+            if reason:
+                raise StepError(f"step rer: {reason}, so `fit: quantiles` has no range to measure; use `fit: paper`")
+        # Unit vectors give dot products within [-1, 1]; the margin allows for rounding.
+        cosines = len(relevances) > 0 and bool(np.abs(relevances).max() <= 1.001) and self.fit == "paper"
         measured = {"range": [low, high], "cosines": cosines, "zero": F_ZERO[self.fit]}
         (shared / "range.json").write_text(json.dumps(measured))
 
     def load(self, shared: Path) -> Transform:
-        """Return the arithmetic."""
+        """Return a function that computes RER of each row."""
         low, high = json.loads((shared / "range.json").read_text())["range"]
 
         def add(rows: pa.Table) -> pa.Table:
-            # Features and types that a source brings along may be anything.
+            # The source may bring these columns itself, with any values.
             kinds = rows["query_type"].to_pylist()
             unknown = next((kind for kind in kinds if kind not in ("open", "closed", None)), None)
             if unknown is not None:
                 raise StepError(
-                    f"step rer: query_type is open, closed or null, not {unknown!r:.40}; mend the source's column"
+                    f"step rer: query_type is open, closed or null, not {unknown!r:.40}; correct the source's column"
                 )
             names = [feature.column for feature in FEATURES if feature.branches]
             columns = [[finite(value) for value in rows[name].to_pylist()] for name in names]
@@ -641,11 +649,11 @@ class Rer(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count rows without a score, and warn where F's constants do not fit the encoder."""
-        found = json.loads((shared / "range.json").read_text())
+        measured = json.loads((shared / "range.json").read_text())
         missing = sum(table["rer"].null_count for table in columns)
-        facts: dict[str, JsonValue] = {"null": missing, "F_maps_from": found["range"]}
+        facts: dict[str, JsonValue] = {"null": missing, "F_maps_from": measured["range"]}
         warnings: list[JsonValue] = []
-        if found["cosines"]:
+        if measured["cosines"]:
             warnings.append(
                 "rer: AR lies in [-1, 1], as normalised embeddings give it, but F's [0, 3.5] was fitted to Contriever's "
                 "unnormalised dot products: use `rer: {fit: quantiles}`, or an encoder with `normalise: false`"
@@ -673,7 +681,7 @@ def rer(
     min_tokens: int = 0,
     asked: bool = False,
 ) -> tuple[Step, ...]:
-    """Return the steps of RER in order: four features, what `fit: quantiles` measures F by, the query type, the reward.
+    """Return the steps of RER in order: the four features, with `fit: quantiles` the relevance by chance, the query type, RER.
 
     Each option goes to the steps that have it; see `Rer`, `LengthIncentive`, `QueryRelevance` and `QueryType`.
 
@@ -704,7 +712,7 @@ def rer(
 def _per_response(
     name: str, stop: Sequence[str], formula: Callable[[pa.StringArray], npt.NDArray[np.float64]]
 ) -> Transform:
-    """Score every response by a formula over the whole column, NULL where there is none."""
+    """Score every response by a formula over the whole column; NULL without a response."""
 
     def score(rows: pa.Table) -> pa.Table:
         texts = rows["response"].combine_chunks()
@@ -717,10 +725,11 @@ def _per_response(
 
 
 def _folded(text: str) -> str:
+    """Return a text in lower case with single spaces: two spellings of one question are the same."""
     return " ".join(text.casefold().split())
 
 
-def _known(data: Data, name: str) -> npt.NDArray[np.float64]:
+def _finite_values(data: Data, name: str) -> npt.NDArray[np.float64]:
     """Return the finite values of a column."""
     parts = [table[name].to_numpy().astype(np.float64) for table in data.rows((name,))]
     values: npt.NDArray[np.float64] = np.concatenate(parts or [np.zeros(0)])
@@ -732,21 +741,22 @@ def _relevance_unknown(name: str, count: int) -> str:
     return f"warning: {name}: {counted(count, 'row has', 'rows have')} an embedding that is not finite: NULL"
 
 
-def _relevance(name: str, encoder: EncoderModel | None, other: str) -> Transform:
-    """Score M(other)·M(response), NULL where either is."""
+def _relevance(name: str, encoder: EncoderModel | None, text_column: str) -> Transform:
+    """Score M(text)·M(response), NULL where either text is NULL."""
     embedder = roles.load(encoder, "encoder", name)
 
     def score(rows: pa.Table) -> pa.Table:
-        pairs = list(zip(rows[other].to_pylist(), rows["response"].to_pylist(), strict=True))
-        known = [i for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
+        pairs = list(zip(rows[text_column].to_pylist(), rows["response"].to_pylist(), strict=True))
+        complete = [i for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
         scores: list[float | None] = [None] * len(pairs)
-        if known:
-            left = embedder.embed([prompt_text(pairs[i][0]) for i in known])
-            right = embedder.embed([pairs[i][1] for i in known])
-            for i, value in zip(known, relevance(left, right), strict=True):
+        if complete:
+            # Both (complete pairs, dimensions)
+            left = embedder.embed([prompt_text(pairs[i][0]) for i in complete])
+            right = embedder.embed([pairs[i][1] for i in complete])
+            for i, value in zip(complete, relevance(left, right), strict=True):
                 scores[i] = finite(value)
-            if odd := sum(scores[i] is None for i in known):
-                note(_relevance_unknown(name, odd))
+            if null_count := sum(scores[i] is None for i in complete):
+                note(_relevance_unknown(name, null_count))
         return pa.table({name: pa.array(scores, pa.float64())})
 
     return score

@@ -1,7 +1,7 @@
-"""Rulers of later work: what other papers choose prompts by, as columns to hold SEAM and RER against.
+"""Baselines of later work: the scores by which other papers choose prompts, as columns to compare SEAM and RER with.
 
-They read the rewards that SEAM's steps computed and ask no model. Each formula is one pure function here; what a row
-has nothing for is NULL.
+They read the rewards that SEAM's steps computed and load no model. Each formula is one pure function here. A row that
+lacks an input of the formula is NULL.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from seamcurate.words import Words, split
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
-_SAMPLED = 2048
-_CURVE = 129
+_SAMPLED_POINTS = 2048
+"""Least number of answers that the curve of reward over length is fitted to, where the data hold as many."""
+_CURVE_POINTS = 129
+"""Quantiles of length at which the curve is stored."""
 
 
 def reward_gap(golden: float | None, candidates: Sequence[float]) -> float:
@@ -45,7 +47,7 @@ def reward_margin(golden: float, candidates: Sequence[float]) -> float:
 
 def mean_misjudgement(golden: float, candidates: Sequence[float]) -> float:
     """Return the mean of max(R(r*) − R(r), 0): SEAM's ε without a likelihood."""
-    return math.fsum(max(one - golden, 0.0) for one in candidates) / len(candidates)
+    return math.fsum(max(reward - golden, 0.0) for reward in candidates) / len(candidates)
 
 
 def determination(rewards: Doubles, truth: Doubles) -> float | None:
@@ -55,47 +57,49 @@ def determination(rewards: Doubles, truth: Doubles) -> float | None:
     return float(np.corrcoef(rewards, truth)[0, 1]) ** 2
 
 
-def lowess(x: Doubles, y: Doubles, at: Doubles, fraction: float = 2 / 3, iterations: int = 3) -> Doubles:
-    """Smooth y over x by locally weighted lines, and return the curve's values `at` (Cleveland 1979).
+def lowess(x: Doubles, y: Doubles, grid: Doubles, fraction: float = 2 / 3, iterations: int = 3) -> Doubles:
+    """Smooth y over x by locally weighted lines, and return the curve's values on a grid of x (Cleveland 1979).
 
-    Each line is fitted to the nearest `fraction` of the points, weighted by tricube; after each of `iterations` points
-    far off the curve lose weight by bisquare.
+    Each line is fitted to the nearest `fraction` of the points, with tricube weights. Each of the `iterations` lowers the
+    weights of points far off the curve, by bisquare.
     """
     nearest = min(len(x), max(2, math.ceil(fraction * len(x))))
     robust = np.ones(len(x))
     for _ in range(iterations):
-        places, back = np.unique(x, return_inverse=True)
-        off = np.abs(y - _lines(x, y, places, nearest, robust)[back])
-        scale = 6 * float(np.median(off))
-        # More than half of the points lie on the curve: there is no scale to tell the others' distance by.
+        distinct, index = np.unique(x, return_inverse=True)
+        residuals = np.abs(y - _lines(x, y, distinct, nearest, robust)[index])
+        scale = 6 * float(np.median(residuals))
+        # More than half of the points lie on the curve: the median gives no scale for the residuals of the other points.
         if scale <= 1e-12 * max(1.0, float(np.abs(y).max())):
             break
-        robust = (1 - np.minimum(off / scale, 1) ** 2) ** 2
-    return _lines(x, y, at, nearest, robust)
+        robust = (1 - np.minimum(residuals / scale, 1) ** 2) ** 2
+    return _lines(x, y, grid, nearest, robust)
 
 
-def _lines(x: Doubles, y: Doubles, at: Doubles, nearest: int, robust: Doubles) -> Doubles:
-    values = np.empty(len(at))
-    for i, place in enumerate(at):
-        far = np.abs(x - place)
-        width = np.partition(far, nearest - 1)[nearest - 1]
-        near = (1 - np.minimum(far / width, 1) ** 3) ** 3 if width > 0 else (far == 0).astype(np.float64)
-        weights = near * robust
+def _lines(x: Doubles, y: Doubles, grid: Doubles, nearest: int, robust: Doubles) -> Doubles:
+    """Return the value of one weighted line at each point of the grid, given each data point's robustness weight."""
+    values = np.empty(len(grid))
+    for i, centre in enumerate(grid):
+        distances = np.abs(x - centre)
+        # The distance of the farthest point that the line is fitted to.
+        width = np.partition(distances, nearest - 1)[nearest - 1]
+        tricube = (1 - np.minimum(distances / width, 1) ** 3) ** 3 if width > 0 else (distances == 0).astype(np.float64)
+        weights = tricube * robust
         if weights.sum() == 0:
-            weights = near if near.sum() > 0 else (far <= width).astype(np.float64)
+            weights = tricube if tricube.sum() > 0 else (distances <= width).astype(np.float64)
         weights = weights / weights.sum()
         x_mean, y_mean = weights @ x, weights @ y
         spread = weights @ (x - x_mean) ** 2
         slope = (weights * (x - x_mean)) @ (y - y_mean) / spread if spread > 1e-12 * max(1.0, x_mean**2) else 0.0
-        values[i] = y_mean + slope * (place - x_mean)
+        values[i] = y_mean + slope * (centre - x_mean)
     return values
 
 
 class Rip(Step):
-    """Add what R.I.P. chooses prompts by: the rejected answer's reward and length, and the gap (arXiv:2501.18578 §3).
+    """Add the scores by which R.I.P. chooses prompts: the rejected answer's reward and length, and the gap (arXiv:2501.18578 §3).
 
-    The rejected answer is the candidate of lowest reward. Its length is counted in words. NULL where nothing was rewarded.
-    It keeps prompts whose rejected answer is good and long and whose gap is small.
+    The rejected answer is the candidate of lowest reward; its length is counted in words. A row in which no candidate has
+    a reward is NULL. R.I.P. keeps prompts whose rejected answer is good and long and whose gap is small.
 
     Example:
         >>> from pathlib import Path
@@ -138,25 +142,25 @@ class Rip(Step):
         )
 
     def load(self, shared: Path) -> Transform:
-        """Return the arithmetic."""
+        """Return a function that computes the three columns."""
 
         def add(rows: pa.Table) -> pa.Table:
-            found: list[tuple[float | None, int | None, float | None]] = []
+            baselines: list[tuple[float | None, int | None, float | None]] = []
             for golden, worse, rewards in zip(*(rows[name].to_pylist() for name in self.inputs), strict=True):
-                known = [(reward, i) for i, reward in enumerate(map(finite, rewards or [])) if reward is not None]
-                if not known:
-                    found.append((None, None, None))
+                ranked = [(reward, i) for i, reward in enumerate(map(finite, rewards or [])) if reward is not None]
+                if not ranked:
+                    baselines.append((None, None, None))
                     continue
-                lowest, place = min(known)
-                length = len(split(worse[place]["response"], self.words))
-                found.append((lowest, length, reward_gap(finite(golden), [reward for reward, _ in known])))
-            return _table(found, self.adds)
+                lowest, position = min(ranked)
+                length = len(split(worse[position]["response"], self.words))
+                baselines.append((lowest, length, reward_gap(finite(golden), [reward for reward, _ in ranked])))
+            return _table(baselines, self.adds)
 
         return add
 
 
 class RewardSpread(Step):
-    """Add how far the candidates' rewards spread, and how far above their mean the golden one lies.
+    """Add the spread of the candidates' rewards, and the margin of the golden reward over their mean.
 
     The spread is the population standard deviation (arXiv:2503.15477: where rewards vary little, there is little to learn);
     the margin is the golden reward minus the candidates' mean (arXiv:2403.07708). NULL below two candidates with a reward.
@@ -196,21 +200,21 @@ class RewardSpread(Step):
         )
 
     def load(self, shared: Path) -> Transform:
-        """Return the arithmetic."""
+        """Return a function that computes spread and margin."""
 
         def add(rows: pa.Table) -> pa.Table:
-            found: list[tuple[float | None, float | None]] = []
+            baselines: list[tuple[float | None, float | None]] = []
             for golden, rewards in zip(*(rows[name].to_pylist() for name in self.inputs), strict=True):
-                known = [reward for reward in map(finite, rewards or []) if reward is not None]
-                margin = reward_margin(golden, known) if known and finite(golden) is not None else None
-                found.append((reward_spread(known), margin))
-            return _table(found, self.adds)
+                candidates = [reward for reward in map(finite, rewards or []) if reward is not None]
+                margin = reward_margin(golden, candidates) if candidates and finite(golden) is not None else None
+                baselines.append((reward_spread(candidates), margin))
+            return _table(baselines, self.adds)
 
         return add
 
 
 class LengthCalibrated(Step):
-    """Add misjudgement by rewards from which what length alone earns is subtracted (arXiv:2409.17407).
+    """Add misjudgement by calibrated rewards: the reward expected from length alone is subtracted (arXiv:2409.17407).
 
     The curve of reward over length in characters is LOWESS over a sample of all golden responses and candidates.
 
@@ -227,7 +231,7 @@ class LengthCalibrated(Step):
 
     variant: Variant = "contrast"
     fraction: float = Field(default=2 / 3, gt=0, le=1)
-    """The share of the sample each line is fitted to; Cleveland's default."""
+    """The share of the sample that each line of LOWESS is fitted to; the default is Cleveland's."""
 
     @property
     def name(self) -> str:
@@ -261,52 +265,54 @@ class LengthCalibrated(Step):
         """Fit the curve of reward over length."""
         points = np.zeros((0, 2))
         step = 1
-        seen = 0
+        point_count = 0
         for table in data.rows(self.inputs):
             rows = zip(*(table[name].to_pylist() for name in self.inputs), strict=True)
             new = np.array([point for row in rows for point in _points(*row)]).reshape(-1, 2)
-            # Every step-th of all points; the step doubles when there are too many.
-            points, seen = np.concatenate([points, new[-seen % step :: step]]), seen + len(new)
-            while len(points) > 2 * _SAMPLED:
+            # Every step-th of all points is sampled; the step doubles when the sample grows too large.
+            points = np.concatenate([points, new[-point_count % step :: step]])
+            point_count += len(new)
+            while len(points) > 2 * _SAMPLED_POINTS:
                 points, step = points[::2], step * 2
         if len(points) < 3 or np.ptp(points[:, 0]) == 0:
             raise StepError(f"step {self.name}: fewer than three rewards, or answers all of one length; leave it out")
         x, y = points.T
-        at = np.unique(np.quantile(x, np.linspace(0, 1, _CURVE)))
-        curve = lowess(x, y, at, self.fraction)
-        (shared / "curve.json").write_text(json.dumps({"length": at.tolist(), "reward": curve.tolist()}))
+        grid = np.unique(np.quantile(x, np.linspace(0, 1, _CURVE_POINTS)))
+        curve = lowess(x, y, grid, self.fraction)
+        (shared / "curve.json").write_text(json.dumps({"length": grid.tolist(), "reward": curve.tolist()}))
 
     def load(self, shared: Path) -> Transform:
-        """Return the arithmetic."""
+        """Return a function that computes misjudgement after calibration."""
         curve = json.loads((shared / "curve.json").read_text())
 
         def add(rows: pa.Table) -> pa.Table:
-            found: list[tuple[float | None, float | None]] = []
+            baselines: list[tuple[float | None, float | None]] = []
             for row in zip(*(rows[name].to_pylist() for name in self.inputs), strict=True):
+                # (answers, 2): length and reward
                 points = np.array(_points(*row)).reshape(-1, 2)
-                # Beyond the longest and shortest answer sampled, the curve stays level.
+                # np.interp holds the curve level beyond the shortest and the longest answer of the sample.
                 calibrated = (points[:, 1] - np.interp(points[:, 0], curve["length"], curve["reward"])).tolist()
                 if row[0] is None or finite(row[1]) is None or len(calibrated) < 2:
-                    found.append((None, None))
+                    baselines.append((None, None))
                     continue
                 golden, *candidates = calibrated
-                above = sum(one > golden for one in candidates) / len(candidates)
-                found.append((mean_misjudgement(golden, candidates), above))
-            return _table(found, self.adds)
+                misjudged = sum(reward > golden for reward in candidates) / len(candidates)
+                baselines.append((mean_misjudgement(golden, candidates), misjudged))
+            return _table(baselines, self.adds)
 
         return add
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Say how much length alone earns."""
+        """Return the curve, and the range of rewards that length alone explains."""
         curve = json.loads((shared / "curve.json").read_text())
         return {"curve": curve, "reward_of_length": max(curve["reward"]) - min(curve["reward"])}
 
 
 class RewardReliability(Step):
-    """Add how well the reward tells the truth among golden responses rewarded alike (PF-PPO, arXiv:2409.06957).
+    """Add the reward's reliability: how well it predicts the truth among golden responses of similar reward (PF-PPO, arXiv:2409.06957).
 
-    Rows are put into `bands` of equally many by their golden reward. A band's reliability is R² of the column `truth` on the
-    reward, NULL below three rows or where one of the two does not vary.
+    The rows are sorted into `bands` of equal size by their golden reward. A band's reliability is R² of the column `truth`
+    on the reward; it is NULL below three rows or where one of the two does not vary.
 
     Raises:
         StepError: By `prepare`, where no row has a reward.
@@ -321,7 +327,7 @@ class RewardReliability(Step):
     rows_per_call: ClassVar[int] = 4096
 
     truth: str
-    """A column of numbers that the reward should tell: votes, a person's or a judge's rating of the golden response."""
+    """A column of numbers that the reward should predict: votes, or a person's or a judge's rating of the golden response."""
     bands: int = Field(default=10, ge=1)
 
     @property
@@ -336,7 +342,7 @@ class RewardReliability(Step):
 
     @property
     def reads_all_rows(self) -> bool:
-        """Bands are made of all rows."""
+        """The edges of the bands are quantiles over all rows."""
         return True
 
     @property
@@ -350,40 +356,43 @@ class RewardReliability(Step):
         )
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Measure each band."""
+        """Measure the reliability of each band."""
         parts = [self._numbers(table) for table in data.rows(self.inputs)]
         rewards, truth = np.concatenate([*parts, np.zeros((2, 0))], axis=1)
-        known = np.isfinite(rewards)
-        if not known.any():
+        has_reward = np.isfinite(rewards)
+        if not has_reward.any():
             raise StepError(f"step {self.name}: no row has a reward")
-        edges = np.quantile(rewards[known], np.linspace(0, 1, self.bands + 1))[1:-1]
-        both = known & np.isfinite(truth)
-        band = np.searchsorted(edges, rewards[both], side="right")
-        found = [determination(rewards[both][band == i], truth[both][band == i]) for i in range(self.bands)]
+        edges = np.quantile(rewards[has_reward], np.linspace(0, 1, self.bands + 1))[1:-1]
+        complete = has_reward & np.isfinite(truth)
+        rewards, truth = rewards[complete], truth[complete]
+        # (rows,): each row's band, from 0
+        band = np.searchsorted(edges, rewards, side="right")
+        reliabilities = [determination(rewards[band == i], truth[band == i]) for i in range(self.bands)]
         counts = np.bincount(band, minlength=self.bands).tolist()
-        (shared / "bands.json").write_text(json.dumps({"edges": edges.tolist(), "r2": found, "rows": counts}))
+        (shared / "bands.json").write_text(json.dumps({"edges": edges.tolist(), "r2": reliabilities, "rows": counts}))
 
     def load(self, shared: Path) -> Transform:
-        """Return the look-up."""
+        """Return a function that looks up each row's band and its reliability."""
         measured = json.loads((shared / "bands.json").read_text())
 
         def add(rows: pa.Table) -> pa.Table:
             rewards = self._numbers(rows)[0]
             bands = np.searchsorted(measured["edges"], rewards, side="right").tolist()
-            found = [
-                (band + 1, measured["r2"][band]) if known else (None, None)
-                for band, known in zip(bands, np.isfinite(rewards), strict=True)
+            baselines = [
+                (band + 1, measured["r2"][band]) if has_reward else (None, None)
+                for band, has_reward in zip(bands, np.isfinite(rewards), strict=True)
             ]
-            return _table(found, self.adds)
+            return _table(baselines, self.adds)
 
         return add
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """State every band's reliability."""
+        """Return the edges, the reliability and the size of each band."""
         measured: dict[str, JsonValue] = json.loads((shared / "bands.json").read_text())
         return measured
 
     def _numbers(self, table: pa.Table) -> Doubles:
+        """Return golden rewards and truth as (2, rows)."""
         kind = table[self.truth].type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise StepError(f"step {self.name}: column {self.truth!r} holds {kind}, not numbers; name another `truth`")
@@ -396,10 +405,12 @@ def _points(
 ) -> list[tuple[int, float]]:
     """Return (characters, reward) of the golden response and each candidate, where both are known."""
     answers = [(response, golden), *((c["response"], r) for c, r in zip(worse or [], rewards or [], strict=True))]
-    known = ((text, finite(reward)) for text, reward in answers if text is not None)
-    return [(len(text), reward) for text, reward in known if reward is not None]
+    pairs = ((text, finite(reward)) for text, reward in answers if text is not None)
+    return [(len(text), reward) for text, reward in pairs if reward is not None]
 
 
 def _table(rows: Sequence[Sequence[float | None]], schema: pa.Schema) -> pa.Table:
-    lists = zip(*rows, strict=True) if rows else [()] * len(schema)
-    return pa.table([pa.array(values, field.type) for values, field in zip(lists, schema, strict=True)], schema=schema)
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    return pa.table(
+        [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
+    )

@@ -1,7 +1,7 @@
 """SEAM: how much a reward model's misjudgements matter to a policy, per prompt (SEAM §4, Eq. 2).
 
-Rewards come first: a candidate the reward model ranks below the golden response has misjudgement 0 and adds
-nothing, so the policy reads only the others. What was skipped is NULL, never 0.
+Rewards come first: a candidate that the reward model ranks below the golden response has misjudgement 0 and adds
+nothing, so the policy scores only the other candidates. A likelihood that was not computed is NULL, never 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, colu
 from seamcurate.text import counted
 
 PER_TOKEN = "logprob_per_token"
-"""What the noise of a mean log-probability is called: no column, but what SEAM's weight is made of."""
+"""The key of the noise of a mean log-probability: it is no column, but SEAM's weight is computed from it."""
 Doubles: TypeAlias = npt.NDArray[np.float64]
 Weighting: TypeAlias = Literal["geometric", "logprob", "raw", "uniform"]
 
@@ -37,7 +37,7 @@ def misjudgement(golden: float, worse: float) -> float:
 
 
 def weight(logprob: Doubles, tokens: Doubles, likelihood: Weighting) -> Doubles:
-    """Turn candidates' log-probabilities into their weights; what is not known is NaN in both.
+    """Return candidates' weights from their log-probabilities; a candidate of unknown log-probability, NaN, has weight NaN.
 
     `geometric` is the per-token geometric mean, exp(logP/len). `logprob` is −logP/len, the length penalty of
     SEAM §4.2 taken literally: it gives *unlikely* answers more weight. `raw` is P and underflows; `uniform` is 1.
@@ -106,7 +106,7 @@ class Reward(Step):
         return Work(self.reward, 1, rows.prompt + rows.response)
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Keep a few rows to measure the noise floor by."""
+        """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, "response")
 
     def load(self, shared: Path) -> Transform:
@@ -168,7 +168,7 @@ class Rewards(Step):
         return Work(self.reward, rows.candidates, rows.candidates * (rows.prompt + rows.candidate))
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Keep a few rows to measure the noise floor by."""
+        """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, f"worse_{self.variant}")
 
     def load(self, shared: Path) -> Transform:
@@ -194,10 +194,10 @@ class Rewards(Step):
 
 
 class PolicyLogprobs(Step):
-    """Add each candidate's log-probability under the policy, by default only of those misjudged.
+    """Add each candidate's log-probability under the policy, by default of misjudged candidates only.
 
     `logprobs_<variant>` is log P(r*|I) in nats, summed over `tokens_<variant>` tokens. A candidate that the reward model
-    puts below the golden response adds 0 to SEAM whatever its likelihood, so that it is not read: NULL.
+    ranks below the golden response adds 0 to SEAM whatever its likelihood: the policy does not score it, and it is NULL.
 
     Raises:
         ModelError: By `load`, where no policy is named or it cannot be loaded.
@@ -215,7 +215,7 @@ class PolicyLogprobs(Step):
     variant: Variant = "contrast"
     policy: PolicyModel | None = None
     likelihoods: Literal["misjudged", "all"] = "misjudged"
-    """`all` is for diagnosis: a candidate that is not misjudged adds 0 to SEAM whatever its likelihood."""
+    """Candidates that are scored. `all` is for diagnosis: one that is not misjudged adds 0 to SEAM whatever its likelihood."""
 
     @property
     def name(self) -> str:
@@ -229,14 +229,14 @@ class PolicyLogprobs(Step):
 
     @property
     def adds(self) -> pa.Schema:
-        """Add log-probability, length and whether the boundary was crossed, per candidate."""
-        which = "misjudged candidates only" if self.likelihoods == "misjudged" else "all candidates"
+        """Add log-probability, length and whether joint tokenization would differ, per candidate."""
+        scope = "misjudged candidates only" if self.likelihoods == "misjudged" else "all candidates"
         return pa.schema(
             [
                 column(
                     f"logprobs_{self.variant}",
                     pa.list_(pa.float64()),
-                    f"log P(r*|I), natural, summed over tokens; {which}, NULL elsewhere and where the prompt does not fit",
+                    f"log P(r*|I), natural, summed over tokens; {scope}, NULL elsewhere and where the prompt does not fit",
                 ),
                 column(
                     f"tokens_{self.variant}",
@@ -252,15 +252,15 @@ class PolicyLogprobs(Step):
         )
 
     def work(self, rows: Averages) -> Work:
-        """Ask for at most one likelihood a candidate; how many are misjudged is not known before."""
+        """Ask for at most one likelihood a candidate: only the rewards will tell how many are misjudged."""
         return Work(self.policy, rows.candidates, rows.candidates * (rows.prompt + rows.candidate))
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Keep a few rows to measure the noise floor by."""
+        """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, f"worse_{self.variant}")
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """State the noise floor."""
+        """Return the noise floor."""
         return noise.facts(shared)
 
     def load(self, shared: Path) -> Transform:
@@ -272,25 +272,32 @@ class PolicyLogprobs(Step):
             sets = rows[f"worse_{self.variant}"].to_pylist()
             golden = rows["reward"].to_pylist()
             rewards = rows[f"rewards_{self.variant}"].to_pylist()
-            wanted = [self._wanted(g, r, w) for g, r, w in zip(golden, rewards, sets, strict=True)]
-            groups = [[worse[i]["response"] for i in want] for worse, want in zip(sets, wanted, strict=True)]
-            scored = model.logprobs(rows["prompt"].to_pylist(), groups)
+            # Positions of the candidates that the policy scores, by row.
+            positions = [self._positions(g, r, w) for g, r, w in zip(golden, rewards, sets, strict=True)]
+            groups = [[worse[i]["response"] for i in row] for worse, row in zip(sets, positions, strict=True)]
+            likelihoods = model.logprobs(rows["prompt"].to_pylist(), groups)
             columns: dict[str, list[list[float | int | bool | None] | None]] = {name: [] for name in self.adds.names}
-            for worse, want, row in zip(sets, wanted, scored, strict=True):
-                found = {i: one for i, one in zip(want, row, strict=True) if one and finite(one.logprob) is not None}
-                for part, name in enumerate(self.adds.names):
+            for worse, row_positions, row in zip(sets, positions, likelihoods, strict=True):
+                by_position = {
+                    i: entry
+                    for i, entry in zip(row_positions, row, strict=True)
+                    if entry and finite(entry.logprob) is not None
+                }
+                # The fields of a likelihood are in the order of the columns.
+                for field, name in enumerate(self.adds.names):
                     if worse is None:
                         columns[name].append(None)
                         continue
-                    entries = [found.get(i) for i in range(len(worse))]
-                    columns[name].append([entry[part] if entry is not None else None for entry in entries])
+                    entries = [by_position.get(i) for i in range(len(worse))]
+                    columns[name].append([entry[field] if entry is not None else None for entry in entries])
             return pa.table({f.name: pa.array(columns[f.name], f.type) for f in self.adds})
 
         return score
 
-    def _wanted(
+    def _positions(
         self, golden: float | None, rewards: list[float | None] | None, worse: list[dict[str, object]] | None
     ) -> list[int]:
+        """Return the positions of the candidates of one row that the policy scores."""
         if worse is None:
             return []
         if self.likelihoods == "all":
@@ -301,13 +308,13 @@ class PolicyLogprobs(Step):
 
 
 class Seam(Step):
-    """Add SEAM and what it is made of; `seam_<variant>` is minus the discrepancy (SEAM Eq. 2), so that **low is bad**.
+    """Add SEAM and its parts; `seam_<variant>` is minus the discrepancy (SEAM Eq. 2), so that **low is bad**.
 
-    NULL when the set is empty or nothing in it could be scored. A candidate whose reward, or whose needed
-    likelihood, is unknown is left out of the mean, not taken as 0.
+    A row is NULL when its set is empty or no candidate in it could be scored. A candidate whose reward is unknown, or
+    whose likelihood is needed and unknown, is left out of the mean; it does not count as 0.
 
     Raises:
-        StepError: By `prepare`, where `normalise` is asked for and the golden rewards do not vary.
+        StepError: By `prepare`, where `normalise` is set and the golden rewards do not vary.
 
     Example:
         A candidate of two tokens with log-probability −2 has the weight exp(−2 / 2) = .37; its reward is .4 above the
@@ -325,7 +332,7 @@ class Seam(Step):
     variant: Variant = "contrast"
     likelihood: Weighting = "geometric"
     k: int = Field(default=30, ge=1)
-    """Rows are scaled to this many candidates: mean·k."""
+    """The number of candidates that each row's discrepancy is scaled to: mean·k."""
     rows_per_call: ClassVar[int] = 4096
 
     normalise: bool = False
@@ -349,7 +356,7 @@ class Seam(Step):
 
     @property
     def adds(self) -> pa.Schema:
-        """Add the score, its parts and how much it rests on."""
+        """Add the score, its parts and the number of candidates it rests on."""
         v = self.variant
         return pa.schema(
             [
@@ -383,7 +390,7 @@ class Seam(Step):
         )
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Note the noise of what is read; measure the golden rewards' spread, when asked to normalise by it."""
+        """Store the noise of the inputs, and with `normalise` the standard deviation of the golden rewards."""
         floors = {**data.noise("reward"), **data.noise(f"rewards_{self.variant}"), **data.noise(self.inputs[2])}
         (shared / "inputs_noise.json").write_text(json.dumps(floors))
         if not self.normalise:
@@ -397,7 +404,7 @@ class Seam(Step):
         (shared / "spread.json").write_text(json.dumps(spread))
 
     def load(self, shared: Path) -> Transform:
-        """Return the arithmetic; no model is needed."""
+        """Return a function that computes SEAM; it loads no model."""
         spread = float(json.loads((shared / "spread.json").read_text())) if self.normalise else 1.0
 
         def score(rows: pa.Table) -> pa.Table:
@@ -410,59 +417,62 @@ class Seam(Step):
         lengths = pc.fill_null(pc.list_value_length(sets), 0).to_numpy(zero_copy_only=False)
         golden = _numbers(rows["reward"].combine_chunks())
         rewards, logprobs, counts = (_numbers(rows[name].combine_chunks().flatten()) for name in self.inputs[1:])
-        # Rewards a source brings along may be anything: what cannot be compared is unknown.
+        # The source may bring its own rewards, with any values: those that cannot be compared are unknown, NaN.
+        # All arrays are flat, (all candidates,); `ends` holds each row's end in them.
         with np.errstate(over="ignore", invalid="ignore"):
-            misjudged = _known(np.maximum(rewards - np.repeat(golden, lengths), 0.0) / spread)
-            weights = _known(weight(logprobs, counts, self.likelihood))
+            misjudged = _finite_or_nan(np.maximum(rewards - np.repeat(golden, lengths), 0.0) / spread)
+            weights = _finite_or_nan(weight(logprobs, counts, self.likelihood))
         # ε = 0 makes the term 0 whatever w is; ε > 0 without w is an unknown term.
-        known = (misjudged == 0) | ((misjudged > 0) & ~np.isnan(weights))
-        terms = np.where(known & (misjudged > 0), weights * misjudged, 0.0).tolist()
+        is_known = (misjudged == 0) | ((misjudged > 0) & ~np.isnan(weights))
+        terms = np.where(is_known & (misjudged > 0), weights * misjudged, 0.0).tolist()
         ends = np.concatenate([[0], np.cumsum(lengths)])
+        # Candidates of each row that have a term, and those of them that are misjudged: (rows,)
         scored, wrong = (
-            np.diff(np.concatenate([[0], np.cumsum(mask)])[ends]) for mask in (known, known & (misjudged > 0))
+            np.diff(np.concatenate([[0], np.cumsum(mask)])[ends]) for mask in (is_known, is_known & (misjudged > 0))
         )
-        some = scored > 0
+        has_score = scored > 0
         sums = [math.fsum(terms[start:end]) for start, end in pairwise(ends)]
-        total = np.where(some, np.array(sums) / np.maximum(scored, 1) * self.k, np.nan)
-        # A set without a golden reward to hold it against has no ε and no w.
-        lists = pa.array(np.isnan(golden) | (lengths == 0))
+        total = np.where(has_score, np.array(sums) / np.maximum(scored, 1) * self.k, np.nan)
+        # A set without a golden reward to compare with has no ε and no w.
+        is_missing = pa.array(np.isnan(golden) | (lengths == 0))
         offsets = pa.array(ends, pa.int32())
-        made = [
-            pa.array(0.0 - total, mask=~some),
-            pa.array(total, mask=~some),
-            pa.array(wrong / np.maximum(scored, 1), mask=~some),
+        arrays = [
+            pa.array(0.0 - total, mask=~has_score),
+            pa.array(total, mask=~has_score),
+            pa.array(wrong / np.maximum(scored, 1), mask=~has_score),
             pa.array(scored, pa.int32(), mask=sets.is_null().to_numpy(zero_copy_only=False)),
             *(
-                pa.ListArray.from_arrays(offsets, pa.array(values, mask=np.isnan(values)), mask=lists)
+                pa.ListArray.from_arrays(offsets, pa.array(values, mask=np.isnan(values)), mask=is_missing)
                 for values in (misjudged, weights)
             ),
         ]
-        return pa.table(made, schema=self.adds)
+        return pa.table(arrays, schema=self.adds)
 
     def _noise(self, table: pa.Table, floors: dict[str, float]) -> float:
-        """Bound how far a row's score moves when every reward and likelihood moves by its own noise."""
+        """Bound the change of a row's score when every reward and likelihood changes by its own noise."""
         epsilon, w = (
             _numbers(table[f"{name}_{self.variant}"].combine_chunks().flatten())
             for name in ("misjudgements", "weights")
         )
-        of_rewards = floors.get("reward", 0.0) + floors.get(f"rewards_{self.variant}", 0.0)
+        reward_noise = floors.get("reward", 0.0) + floors.get(f"rewards_{self.variant}", 0.0)
         per_token, per_sequence = floors.get(PER_TOKEN, 0.0), floors.get(self.inputs[2], 0.0)
-        of_weight: dict[Weighting, Doubles] = {
+        weight_noise: dict[Weighting, Doubles] = {
             "geometric": w * per_token,
             "logprob": np.full_like(w, per_token),
             "raw": w * per_sequence,
             "uniform": np.zeros_like(w),
         }
-        moved = np.nan_to_num((epsilon > 0) * (w * of_rewards + epsilon * of_weight[self.likelihood]))
+        # The first-order change of each term w·ε: w·Δε + ε·Δw.
+        changes = np.nan_to_num((epsilon > 0) * (w * reward_noise + epsilon * weight_noise[self.likelihood]))
         lengths = pc.fill_null(pc.list_value_length(table[f"weights_{self.variant}"]), 0).to_numpy()
-        ends = np.concatenate([[0], np.cumsum(moved)])[np.concatenate([[0], np.cumsum(lengths)])]
+        ends = np.concatenate([[0], np.cumsum(changes)])[np.concatenate([[0], np.cumsum(lengths)])]
         counts = np.maximum(_numbers(table[f"candidates_{self.variant}"].combine_chunks()), 1)
         return float(np.nanmax(np.diff(ends) / counts * self.k, initial=0.0))
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Sum up misjudgement over all candidates, and what the inputs' noise makes of the score's."""
-        known_noise = shared / "inputs_noise.json"
-        floors = json.loads(known_noise.read_text()) if known_noise.exists() else {}
+        """Count misjudged candidates over all rows, and bound the score's noise by that of its inputs."""
+        noise_file = shared / "inputs_noise.json"
+        floors = json.loads(noise_file.read_text()) if noise_file.exists() else {}
         largest = 0.0
         total = wrong = rows = scored = unknown = 0
         for table in columns:
@@ -474,10 +484,10 @@ class Seam(Step):
             shares = _numbers(table[f"misjudged_{self.variant}"].combine_chunks())
             counts = _numbers(table[f"candidates_{self.variant}"].combine_chunks())
             largest = max(largest, self._noise(table, floors))
-            known = ~np.isnan(shares)
-            rows, scored = rows + table.num_rows, scored + int(known.sum())
-            total += int(counts[known].sum())
-            wrong += int(np.rint(shares[known] * counts[known]).sum())
+            has_score = ~np.isnan(shares)
+            rows, scored = rows + table.num_rows, scored + int(has_score.sum())
+            total += int(counts[has_score].sum())
+            wrong += int(np.rint(shares[has_score] * counts[has_score]).sum())
         rate = wrong / total if total else None
         return {
             "rows": rows,
@@ -507,8 +517,8 @@ def seam(
 ) -> tuple[Step, ...]:
     """Return the steps of one SEAM variant in order: rewards, likelihoods, score.
 
-    Each option goes to the steps that have it; see `Reward`, `Rewards`, `PolicyLogprobs` and `Seam`. Models that are left out
-    are those of the recipe.
+    Each option goes to the steps that have it; see `Reward`, `Rewards`, `PolicyLogprobs` and `Seam`. For a model that is
+    None, the steps use the one that the recipe names.
 
     Example:
         >>> from seamcurate import seam
@@ -524,9 +534,9 @@ def seam(
 
 
 def _sums(model: Policy) -> noise.Score:
-    """Score by log-probability, whole and per token."""
+    """Return a function that scores answers by their log-probability, summed and per token."""
     return lambda prompts, answers: [
-        [None if one is None else (one.logprob, one.logprob / max(one.tokens, 1)) for one in row]
+        [None if entry is None else (entry.logprob, entry.logprob / max(entry.tokens, 1)) for entry in row]
         for row in model.logprobs(prompts, answers)
     ]
 
@@ -535,17 +545,18 @@ def _left_out(name: str, candidates: int) -> str:
     return f"{name}: {counted(candidates, 'candidate is', 'candidates are')} left out, as their reward or likelihood is NULL"
 
 
-def _known(values: Doubles) -> Doubles:
-    """Return numbers with NaN for what is not finite."""
+def _finite_or_nan(values: Doubles) -> Doubles:
+    """Replace numbers that are not finite by NaN."""
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _numbers(values: pa.Array) -> Doubles:
-    """Return numbers as double precision, NaN where there is none that can be compared."""
+    """Return numbers in double precision, NaN for those that are NULL or cannot be compared."""
     return comparable(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
 
 
 def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:
+    """Count the scores of a column and its NULLs, and warn of them."""
     missing = total = 0
     for table in columns:
         values = table[name].combine_chunks()
