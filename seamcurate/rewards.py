@@ -1,13 +1,14 @@
-"""Rewards as trainers call them: TRL's and our PPO's, OpenRLHF's, verl's. One configuration, one number everywhere.
+"""Rewards as trainers call them: TRL, the project's PPO, OpenRLHF and verl. One configuration gives one number everywhere.
 
-The formulas are those of `seamcurate.score.rer`; what a completion earns here is what its row would have in the column `rer`, with two
-differences, by which no repetition of an answer scores above that answer. What an answer says again right away counts once:
-LI and the relevances are those of the answer without its repeats, while RP sets its distinct trigrams against all of them.
-A relevance below F's zero, and a negative QR, is 0: RP would shrink it, and an answer would gain by repeating itself.
-The ablations (`li`, `li_rp`, …) are the paper's formulas and have no such guard: they show what a feature alone pays for.
+The formulas are those of `seamcurate.score.rer`. A completion gets the reward that its row would have in the column
+`rer`, with two differences, which keep an answer from gaining by repetition. First, immediate repeats count once: LI and
+the relevances are those of the answer without its repeats, while RP divides the distinct trigrams of that text by the
+number of all trigrams. Second, a relevance below F's zero counts as that zero, and a negative QR as 0: RP would shrink a
+negative value towards 0, so that repetition would pay. The ablations (`li`, `li_rp`, …) are the paper's formulas without
+these guards: they show what a feature alone rewards.
 
-Under GRPO with rewards scaled by group, F's constants cancel; under PPO with normalised scores only the ratio between
-open-ended and closed-ended rewards is left of them.
+Under GRPO with rewards scaled by group, F's constants cancel. Under PPO with normalised scores they change only the ratio
+between open-ended and closed-ended rewards.
 """
 
 from __future__ import annotations
@@ -53,43 +54,44 @@ _NAMES = dict.fromkeys(name for feature in FEATURES for name in feature.rewards)
 _REWARDS: dict[str, tuple[RerFeature, ...]] = dict(
     sorted(
         ((name, tuple(feature for feature in FEATURES if name in feature.rewards)) for name in _NAMES),
-        # RER whole, then the ablations, fewer features first.
+        # RER first, then the ablations by their number of features.
         key=lambda reward: (reward[0] != "rer", len(reward[1])),
     )
 )
-"""What each reward is made of: RER whole, or the features of an ablation (RER Table 2)."""
+"""The features of each reward: of RER, or of an ablation (RER Table 2)."""
 
 if TYPE_CHECKING:
     Rewarded: TypeAlias = str
 else:
-    # A type checker cannot read the table of features; pydantic can.
+    # A type checker cannot read the table of features; pydantic reads it at run time.
     Rewarded = Literal[tuple(_REWARDS)]
 
 REVISION = 2
-"""Raised whenever the same configuration would give other rewards: a training's record names it."""
+"""Increase it with every change of the rewards of one configuration; the record of a training holds it."""
 
 
 class RewardFunction(Protocol):
-    """Scores completions as TRL's GRPO and RLOO, and our PPO, ask for it."""
+    """A reward function with the signature that TRL's GRPO and RLOO, and the project's PPO, call."""
 
     __name__: str
     columns: tuple[str, ...]
-    """Columns of the data that it cannot do without."""
+    """Columns of the data that the reward needs."""
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
-        """Return a reward for each completion, None where it does not apply; columns are lists as long."""
+        """Return a reward for each completion, None where it does not apply; each column is a list of the same length."""
         ...
 
     def features(self) -> dict[str, float]:
-        """Return the means, over the last call, of what its rewards were made of."""
+        """Return the mean of each feature over the completions of the last call."""
         ...
 
 
 class RerReward(BaseModel):
     """Configure RER, or one of its ablations, as a reward of trainers; the fields mean what those of `rer` do.
 
-    RER never pays for repetition: see the module. An answer without a word, stop strings cut, gets 0, the least there is.
-    Rows whose branch lacks something get no reward: closed-ended ones without a reference, unless `fallback`.
+    RER never rewards repetition: see the module. An answer that has no word before the first stop string gets 0, the
+    lowest reward. A row whose branch lacks a feature gets no reward: without `fallback`, a closed-ended row without a
+    reference.
 
     Example:
         Seven words and a full stop earn a length incentive of .08.
@@ -102,15 +104,15 @@ class RerReward(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: EncoderModel | None = None
-    """Needed by every reward with a relevance in it."""
+    """The encoder of the relevances; every reward with a relevance needs it."""
     reward: Rewarded = "rer"
     query_type: Literal["column", "random"] = "column"
-    """Take T(x) from the column of that name, or by lot, drawn from the prompt: RER's ablation (Table 4)."""
+    """Read T(x) from the column `query_type`, or choose it at random, seeded by the prompt: RER's ablation (Table 4)."""
     max_response_tokens: int = Field(default=512, ge=1)
     combine: Combine = "product"
     clip: bool = False
     source: tuple[float, float] = AR_RANGE
-    """The range F maps AR from: the authors' for Contriever, or what `rer: {fit: quantiles}` measured."""
+    """The range that F maps AR from: the authors' for Contriever, or the one that `rer: {fit: quantiles}` measured."""
     fallback: Literal["query_relevance"] | None = None
     min_tokens: int = Field(default=0, ge=0)
     """Completions of fewer words get 0."""
@@ -126,17 +128,17 @@ class RerReward(BaseModel):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Name the columns of the data that the reward cannot do without."""
+        """Return the columns of the data that the reward needs."""
         if self.reward == "rer":
-            typed = ("query_type",) if self.query_type == "column" else ()
-            return typed if self.fallback else (*typed, "reference")
+            type_column = ("query_type",) if self.query_type == "column" else ()
+            return type_column if self.fallback else (*type_column, "reference")
         return ("reference",) if any(feature.relevance_to == "reference" for feature in _REWARDS[self.reward]) else ()
 
     def load(self) -> RewardFunction:
-        """Load the encoder, if the reward has a relevance in it.
+        """Load the encoder, if the reward has a relevance.
 
         Raises:
-            ModelError: It has, and no encoder is named or it cannot be loaded.
+            ModelError: The reward has a relevance, and no encoder is named or it cannot be loaded.
         """
         return self._loaded()
 
@@ -163,21 +165,21 @@ class ModelReward(BaseModel):
     reward: RewardingModel
 
     def load(self) -> RewardFunction:
-        """Load the reward model; a date that its chat template writes is today's, and part of what it shows itself as."""
+        """Load the reward model; its chat template writes today's date, which is part of the function's `repr`."""
         return _Model(self.reward.dated(datetime.date.today()))
 
 
 def read(named: str, day: datetime.date | None = None) -> RewardFunction:
-    """Load the reward that a command names.
+    """Load the reward that an option of a command names.
 
     Args:
         named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`; a
-            `seamcurate_reward.py` that `export` wrote, which is read and not run; an ablation that needs no encoder (`li`, `rp`, `li_rp`); else a
-            reward model, by its folder or Hub id.
-        day: What a reward model's chat template writes as today's date; None: today.
+            `seamcurate_reward.py` that `export` wrote, whose code is read and not run; an ablation that needs no encoder
+            (`li`, `rp`, `li_rp`); or the folder or Hub id of a reward model.
+        day: The date that a reward model's chat template writes as today's; None for today.
 
     Raises:
-        TrainError: The file cannot be read, or says something that is no reward.
+        TrainError: The file cannot be read, or describes no reward.
     """
     day = day or datetime.date.today()
     kind: type[BaseModel] = RerReward
@@ -190,36 +192,39 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
         raise TrainError(f"reward {named} is not there: an export's reward file is called {REWARD_FILE}; give {newer}")
     try:
         text = Path(named).read_text(encoding="utf-8")
-        fields = _written(text) if named.endswith(".py") else yaml.safe_load(text)
+        fields = _configuration_in(text) if named.endswith(".py") else yaml.safe_load(text)
         if isinstance(fields, dict) and SequenceClassifier.key in fields:
             kind = SequenceClassifier
             return ModelReward(reward=SequenceClassifier.model_validate(fields).dated(day)).load()
         return RerReward.model_validate(fields).load()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        at = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise TrainError(f"reward {named}: {at}: {first['msg']}; it has {', '.join(kind.model_fields)}") from error
+        details = error.errors(include_url=False)[0]
+        field_path = ".".join(str(key) for key in details["loc"]) or "the file"
+        raise TrainError(
+            f"reward {named}: {field_path}: {details['msg']}; it has {', '.join(kind.model_fields)}"
+        ) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TrainError(f"reward {named} cannot be read: {first_line(error)}") from error
 
 
-def _written(code: str) -> object:
+def _configuration_in(code: str) -> object:
     """Return the configuration in an exported reward file; its code is not run."""
     try:
-        assigned = {
-            str(getattr(one.targets[0], "id", "")): one.value
-            for one in ast.parse(code).body
-            if isinstance(one, ast.Assign)
+        assignments = {
+            str(getattr(statement.targets[0], "id", "")): statement.value
+            for statement in ast.parse(code).body
+            if isinstance(statement, ast.Assign)
         }
-        call = assigned["REWARD"]
-        assert isinstance(call, ast.Call) and isinstance(call.args[0], ast.Dict)
-        return ast.literal_eval(call.args[0])
+        # REWARD = rewards.RerReward.model_validate({…})
+        expression = assignments["REWARD"]
+        assert isinstance(expression, ast.Call) and isinstance(expression.args[0], ast.Dict)
+        return ast.literal_eval(expression.args[0])
     except (KeyError, AssertionError, IndexError, SyntaxError, ValueError) as error:
         raise OSError("it is no reward file that `seamcurate export` wrote") from error
 
 
 class _Scored(NamedTuple):
-    """The rewards of a call, and every feature they were made of."""
+    """The rewards of a call, and the features that they were computed from."""
 
     rewards: Numbers
     features: dict[str, Numbers]
@@ -242,8 +247,8 @@ class _Rer:
         self._last: dict[str, Numbers] = {}
 
     def __repr__(self) -> str:
-        made = json.dumps(None if self._config.encoder is None else self._config.encoder.identity(), sort_keys=True)
-        return f"{self._config.model_copy(update={'encoder': None})!r} of {made}, revision {REVISION}"
+        encoder = json.dumps(None if self._config.encoder is None else self._config.encoder.identity(), sort_keys=True)
+        return f"{self._config.model_copy(update={'encoder': None})!r} of {encoder}, revision {REVISION}"
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
         count = len(completions)
@@ -257,15 +262,15 @@ class _Rer:
         )
         log = columns.get("log_metric")
         if callable(log):
-            # TRL hands its own logger over.
+            # TRL passes its own logger as this column.
             for name, mean in self.features().items():
                 log(name, mean)
         return scored.rewards
 
     def features(self) -> dict[str, float]:
         """Return the mean of each feature over the rows of the last call that have it."""
-        known = {name: [v for v in values if v is not None] for name, values in self._last.items()}
-        return {name: sum(values) / len(values) for name, values in known.items() if values}
+        numbers = {name: [v for v in values if v is not None] for name, values in self._last.items()}
+        return {name: sum(values) / len(values) for name, values in numbers.items() if values}
 
     def scored(
         self,
@@ -274,27 +279,29 @@ class _Rer:
         kinds: Sequence[str | None],
         references: Sequence[str | None],
     ) -> _Scored:
-        """Score completions; None stands for what is not known of a row."""
+        """Score completions; None stands for a type or a reference that a row lacks."""
         config = self._config
         if config.query_type == "random":
-            kinds = [_drawn(prompt) for prompt in prompts]
+            kinds = [_random_type(prompt) for prompt in prompts]
         for kind in kinds:
             if kind not in ("open", "closed", None):
                 raise TrainError(f"query_type is open, closed or null, not {kind!r:.40}; see the column `query_type`")
         repeat_free = drop_repeats if config.reward == "rer" else str
-        whole, whole_cut = list(completions), [cut(text, config.stop) for text in completions]
-        texts, texts_cut = [repeat_free(text) for text in whole], [repeat_free(text) for text in whole_cut]
-        chosen = _REWARDS[config.reward]
+        answers, answers_cut = list(completions), [cut(text, config.stop) for text in completions]
+        texts, texts_cut = [repeat_free(text) for text in answers], [repeat_free(text) for text in answers_cut]
+        factors = _REWARDS[config.reward]
         columns: dict[str, Numbers] = {}
         for feature in FEATURES:
-            if feature.formula is None or not (feature in chosen or (feature.column == LENGTH and config.min_tokens)):
+            if feature.formula is None or not (feature in factors or (feature.column == LENGTH and config.min_tokens)):
                 continue
-            pairs = zip(texts_cut, whole_cut, strict=True) if feature.cut_at_stop else zip(texts, whole, strict=True)
-            columns[feature.column] = [feature.formula(text, all_text, config.words) for text, all_text in pairs]
-        others = {"prompt": prompts, "reference": references}
-        relevances = {feature.column: others[feature.relevance_to] for feature in chosen if feature.relevance_to}
-        columns |= self._relevances(relevances, texts)
-        self._last = {feature.column: columns[feature.column] for feature in chosen}
+            pairs = (
+                zip(texts_cut, answers_cut, strict=True) if feature.cut_at_stop else zip(texts, answers, strict=True)
+            )
+            columns[feature.column] = [feature.formula(text, answer, config.words) for text, answer in pairs]
+        sources = {"prompt": prompts, "reference": references}
+        compared_texts = {feature.column: sources[feature.relevance_to] for feature in factors if feature.relevance_to}
+        columns |= self._relevances(compared_texts, texts)
+        self._last = {feature.column: columns[feature.column] for feature in factors}
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         rewards = [self._reward(row, kind) for row, kind in zip(rows, kinds, strict=True)]
         return _Scored(rewards, self._last)
@@ -302,42 +309,45 @@ class _Rer:
     def _reward(self, values: Mapping[str, float | None], kind: str | None) -> float | None:
         """Return one completion's reward from its features by column."""
         config, length = self._config, values.get(LENGTH)
-        chosen = _REWARDS[config.reward]
+        features = _REWARDS[config.reward]
         if config.reward == "rer":
-            # A relevance below F's zero, and a negative QR, is that zero: RP would shrink it.
+            # RP would shrink a negative value towards 0, so that repetition would pay: the lowest relevance is F's zero, or
+            # 0 for QR.
             zero = 0.0 if kind == "open" else config.source[0]
             guarded = {
                 feature.column: max(value, zero) if feature.relevance_to and value is not None else value
-                for feature in chosen
+                for feature in features
                 for value in (values[feature.column],)
             }
             score = self._rer.score(config.source, guarded, kind)
             return score if score is None or length else 0.0
         if length is not None and round(length * 100) < config.min_tokens:
             return 0.0
-        factors = [values[feature.column] for feature in chosen]
-        known = [value for value in factors if value is not None]
-        return combined(known, config.combine) if len(known) == len(factors) else None
+        factors = [value for feature in features if (value := values[feature.column]) is not None]
+        return combined(factors, config.combine) if len(factors) == len(features) else None
 
-    def _relevances(self, others: Mapping[str, Sequence[str | None]], texts: Sequence[str]) -> dict[str, Numbers]:
-        """Return M(other)·M(text) by feature; every distinct text is embedded once."""
-        if self._embedder is None or not others:
+    def _relevances(
+        self, compared_texts: Mapping[str, Sequence[str | None]], texts: Sequence[str]
+    ) -> dict[str, Numbers]:
+        """Return M(compared text)·M(text) by feature; every distinct text is embedded once."""
+        if self._embedder is None or not compared_texts:
             return {}
-        given = [text for column in others.values() for text in column if text is not None]
-        place = {text: i for i, text in enumerate(dict.fromkeys([*given, *texts]))}
-        if not place:
-            return {name: [] for name in others}
-        vectors = self._embedder.embed(list(place))
-        found: dict[str, Numbers] = {}
-        for name, column in others.items():
-            known = [(i, place[other], place[texts[i]]) for i, other in enumerate(column) if other is not None]
+        present = [text for column in compared_texts.values() for text in column if text is not None]
+        index = {text: i for i, text in enumerate(dict.fromkeys([*present, *texts]))}
+        if not index:
+            return {name: [] for name in compared_texts}
+        # (distinct texts, dimensions)
+        vectors = self._embedder.embed(list(index))
+        relevances: dict[str, Numbers] = {}
+        for name, column in compared_texts.items():
+            pairs = [(i, index[text], index[texts[i]]) for i, text in enumerate(column) if text is not None]
             values: Numbers = [None] * len(texts)
-            if known:
-                rows, left, right = (list(part) for part in zip(*known, strict=True))
+            if pairs:
+                rows, left, right = (list(indices) for indices in zip(*pairs, strict=True))
                 for i, value in zip(rows, relevance(vectors[left], vectors[right]), strict=True):
                     values[i] = finite(value)
-            found[name] = values
-        return found
+            relevances[name] = values
+        return relevances
 
 
 class _Model:
@@ -353,23 +363,23 @@ class _Model:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
         prompts, completions = _as_scored(prompts, completions, columns)
-        # A group's completions follow each other, and share their prompt's forward pass.
+        # The completions of a group follow each other, so that they share the forward pass of their prompt.
         groups = [
             (prompt, [prompt_text(completion) for _, completion in rows])
             for prompt, rows in groupby(zip(prompts, completions, strict=True), key=lambda row: row[0])
         ]
-        scored = self._model.rewards([prompt for prompt, _ in groups], [texts for _, texts in groups])
-        return [reward for rewards in scored for reward in rewards]
+        by_group = self._model.rewards([prompt for prompt, _ in groups], [texts for _, texts in groups])
+        return [reward for rewards in by_group for reward in rewards]
 
     def features(self) -> dict[str, float]:
-        """Return nothing: a reward model gives no reasons."""
+        """Return an empty mapping: a reward model has no features."""
         return {}
 
 
 def _as_scored(
     prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, object]
 ) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
-    """Return prompts and completions as steps score them, where an export wrote them out in a form."""
+    """Return prompts and completions as steps score them; an export may have written them in a trainer's form."""
     forms, sources = columns.get(PROMPT_FORM), columns.get(SOURCE_PROMPT)
     if not isinstance(forms, Sequence) or not isinstance(sources, Sequence):
         return prompts, completions
@@ -381,16 +391,16 @@ def _as_scored(
 
 # ── what an exported reward file calls ───────────────────────────────────────────────────────────────────────
 
-_ONE_AT_A_TIME = threading.Lock()
-"""verl and OpenRLHF call from many threads, and neither tokenizers nor `features` are made for that."""
+_CALL_LOCK = threading.Lock()
+"""verl and OpenRLHF call from many threads, but tokenizers and `features` are not thread-safe."""
 
 
 def for_trl(
     reward: RerReward, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, object]
 ) -> Numbers:
-    """Answer TRL's `reward(prompts, completions, **columns)`; the encoder is loaded by the first call."""
-    with _ONE_AT_A_TIME:
-        return _kept(reward)(prompts, completions, **columns)
+    """Answer TRL's `reward(prompts, completions, **columns)`; the first call loads the encoder."""
+    with _CALL_LOCK:
+        return _loaded_reward(reward)(prompts, completions, **columns)
 
 
 def for_openrlhf(
@@ -398,26 +408,26 @@ def for_openrlhf(
 ) -> dict[str, object]:
     """Answer OpenRLHF's `reward_func(queries, prompts, labels)` with float32 tensors, one value per query.
 
-    A row without a reward gets 0, as from TRL, and is counted in the log `rer_not_applicable`.
+    A row without a reward gets 0, as TRL gives it, and the log `rer_not_applicable` counts it.
 
     Args:
-        reward: What to compute; its encoder is loaded by the first call.
-        end: The policy's end-of-sequence token, which OpenRLHF leaves in the query; cut off once where it stands.
+        reward: The configuration of the reward; the first call loads its encoder.
+        end: The policy's end-of-sequence token, which OpenRLHF leaves at the query's end; it is cut off once.
         queries: Prompt and response as one text.
         prompts: The prompts as the policy read them, chat template included.
         labels: JSON of the row's own prompt, query_type, reference and the prompt's form: the exported column `reward_label`.
 
     Raises:
-        TrainError: A label is no such JSON, or a query does not begin with (the end of) its prompt.
+        TrainError: A label is not such JSON, or a query does not begin with its prompt or with the end of its prompt.
     """
     import torch
 
     rows = [_label(label) for label in labels]
     answers = [_answer(query, prompt, end) for query, prompt in zip(queries, prompts, strict=True)]
-    own, kinds, references, forms = zip(*rows, strict=True) if rows else ((), (), (), ())
+    source_prompts, kinds, references, forms = zip(*rows, strict=True) if rows else ((), (), (), ())
     answers = [Form(form).generated(text) if form else text for form, text in zip(forms, answers, strict=True)]
-    with _ONE_AT_A_TIME:
-        scored = _kept(reward).scored([text or "" for text in own], answers, kinds, references)
+    with _CALL_LOCK:
+        scored = _loaded_reward(reward).scored([text or "" for text in source_prompts], answers, kinds, references)
     rewards = torch.tensor([value or 0.0 for value in scored.rewards], dtype=torch.float32)
     logs = {
         name: torch.tensor([value or 0.0 for value in values], dtype=torch.float32)
@@ -431,10 +441,10 @@ def for_verl(
 ) -> dict[str, float]:
     """Answer verl's `compute_score`; `extra_info` carries the row's prompt, query_type and reference.
 
-    A row without a reward gets 0, as from TRL, and is counted in the metric `rer_not_applicable`.
+    A row without a reward gets 0, as TRL gives it, and the metric `rer_not_applicable` counts it.
 
     Raises:
-        TrainError: `extra_info` lacks one of them: the data are no export for this reward.
+        TrainError: `extra_info` lacks one of them: the data were not exported for this reward.
     """
     info = extra_info or {}
     missing = [name for name in ("prompt", *reward.columns) if name not in info]
@@ -444,26 +454,26 @@ def for_verl(
         solution = Form(form).generated(solution)
     row = {name: [info.get(name)] for name in ("prompt", "query_type", "reference")}
     prompt, kind, reference = (_texts(row, name, 1)[0] for name in row)
-    with _ONE_AT_A_TIME:
-        scored = _kept(reward).scored([prompt or ""], [solution], [kind], [reference])
+    with _CALL_LOCK:
+        scored = _loaded_reward(reward).scored([prompt or ""], [solution], [kind], [reference])
     logs = {name: values[0] or 0.0 for name, values in _logged(scored).items()}
     return {"score": scored.rewards[0] or 0.0, **logs}
 
 
 @cache
-def _kept(reward: RerReward) -> _Rer:
+def _loaded_reward(reward: RerReward) -> _Rer:
     return reward._loaded()
 
 
 def _logged(scored: _Scored) -> dict[str, Numbers]:
-    """Return what every row has, since both trainers want the same keys for each; and who was not rewarded."""
+    """Return the features that every row has, and a flag of rows without a reward: both trainers need equal keys in each row."""
     optional = {feature.column for feature in FEATURES if feature.relevance_to == "reference"}
     logs = {name: values for name, values in scored.features.items() if name not in optional}
     return {**logs, "rer_not_applicable": [float(value is None) for value in scored.rewards]}
 
 
-def _drawn(prompt: str) -> str:
-    """Return a query's type by lot: the same for the same prompt, wherever it is asked."""
+def _random_type(prompt: str) -> str:
+    """Return a query's type at random, seeded by the prompt: every process gives a prompt the same type."""
     return ("open", "closed")[hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[0] & 1]
 
 
@@ -492,9 +502,9 @@ def _label(label: str) -> tuple[str | None, str | None, str | None, str | None]:
 
 
 def _answer(query: str, prompt: str, end: str) -> str:
-    """Cut the prompt off a query; of a prompt too long for the model, OpenRLHF keeps the end."""
+    """Cut the prompt off a query; OpenRLHF keeps only the end of a prompt that is too long for the model."""
     start = next((i for i in range(len(prompt)) if query.startswith(prompt[i:])), None)
-    stop = len(prompt) - start if start is not None else _respaced(query, prompt)
+    stop = len(prompt) - start if start is not None else _prompt_end(query, prompt)
     if stop is None:
         raise TrainError(
             f"a query does not begin with its prompt {prompt!r:.40}; its tokenizer does not give text back"
@@ -503,16 +513,16 @@ def _answer(query: str, prompt: str, end: str) -> str:
     return answer.removesuffix(end) if end else answer
 
 
-def _respaced(query: str, prompt: str) -> int | None:
-    """Return where a prompt ends in a query with other white space: some tokenizers put a space after special tokens."""
-    place = 0
+def _prompt_end(query: str, prompt: str) -> int | None:
+    """Return the offset of a prompt's end in a query whose white space differs: some tokenizers put a space after special tokens."""
+    offset = 0
     for letter in prompt.rstrip():
         if letter.isspace():
             continue
-        while place < len(query) and query[place].isspace():
-            place += 1
-        if query[place : place + 1] != letter:
+        while offset < len(query) and query[offset].isspace():
+            offset += 1
+        if query[offset : offset + 1] != letter:
             return None
-        place += 1
+        offset += 1
     tail = prompt[len(prompt.rstrip()) :]
-    return place + len(tail) if query.startswith(tail, place) else place
+    return offset + len(tail) if query.startswith(tail, offset) else offset
