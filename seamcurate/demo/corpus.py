@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import random
 import re
 import subprocess
@@ -241,6 +240,7 @@ def _harvest() -> None:
     import importlib
     import inspect
     import json
+    import os
     import pkgutil
     import sys
     import warnings
