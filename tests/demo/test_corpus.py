@@ -65,9 +65,9 @@ def test_the_folder_of_a_killed_harvest_is_cleared_by_the_next(tmp_path: Path, m
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     code = (
-        "import os, signal, subprocess; from seamcurate import docs_corpus\n"
+        "import os, signal, subprocess; from seamcurate.demo import corpus\n"
         "subprocess.run = lambda *anything, **more: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "docs_corpus.docs_pairs()"
+        "corpus.docs_pairs()"
     )
     killed = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
     left = list(tmp_path.iterdir())

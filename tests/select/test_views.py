@@ -237,7 +237,7 @@ def test_one_view_spills_too_and_not_into_the_working_folder(store, tmp_path, mo
 
 def test_no_bar_is_drawn_over_an_answer_where_python_has_no_script(store):
     code = (
-        "import sys; from seamcurate import Store, views\n"
+        "import sys; from seamcurate import Store; from seamcurate.select import views\n"
         "print(views.connect(Store(sys.argv[1])).execute(\"SELECT current_setting('enable_progress_bar')\").fetchall())"
     )
     command = [sys.executable, "-c", code, str(store.path)]
