@@ -250,7 +250,7 @@ def examine(file: Path) -> tuple[int, list[str]]:
 def _unusable(path: str, error: sqlite3.Error) -> StoreError:
     """Return an error whose hint tells a disk that fails from a file that is damaged."""
     disk = isinstance(error, sqlite3.OperationalError)
-    hint = "nothing more is bought: repair that and run the same again" if disk else HINT
+    hint = "nothing more is bought: fix that and run the same again" if disk else HINT
     return StoreError(f"{path} cannot be used: {error}; {hint}")
 
 

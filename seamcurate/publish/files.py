@@ -85,9 +85,7 @@ def in_place(out: Path) -> Iterator[Path]:
                 os.fsync(handle.fileno())
         atomic.replace_folder(out, temporary)
     except OSError as error:
-        raise ExportError(
-            f"{out} cannot be written: {error.strerror or error}; repair that and export again"
-        ) from error
+        raise ExportError(f"{out} cannot be written: {error.strerror or error}; fix that and export again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
