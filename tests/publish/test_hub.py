@@ -961,10 +961,10 @@ import os, signal, sys
 from pathlib import Path
 from huggingface_hub import HfApi
 from seamcurate import Store
-from seamcurate.publish import export
+from seamcurate.publish import files
 from seamcurate.publish import hub
 
-export._ROWS_PER_FILE = 7
+files._ROWS_PER_FILE = 7
 real, calls = HfApi.preupload_lfs_files, []
 
 def dying(self, *args, **options):
