@@ -1,11 +1,12 @@
-"""New training pairs from the rows a split keeps: what policy and reward model lack where they disagree (SEAM App. G).
+"""Make new training pairs from the rows that a split keeps, where policy and reward model disagree (SEAM, App. G).
 
-The paper's strategy is Contrast Instruction whichever score chose the rows: a row's neighbours I* with their answers r*
-teach the policy (I*, r*) and the reward model (I: r ≻ r*). Answers a language model wrote or an attack made are worse
-than the golden one and have no I*: they make preference pairs, and nothing a policy should learn.
+The paper uses Contrast Instruction, whichever score selected the rows: a row with instruction I and golden response r
+has neighbours, each with an instruction I* and an answer r*. They teach the policy (I*, r*) and the reward model
+(I: r ≻ r*). Answers that a language model wrote or that an attack changed have no I*, and are worse than the golden
+response: they make preference pairs only, as a policy should not learn them.
 
-One rule: a question of the evaluation set never comes out, be it a row's own or a neighbour's; where the set cannot be
-read whole, nothing comes out.
+One rule: no pair contains a question of the evaluation set, neither the row's own question nor a neighbour's. If the
+evaluation set cannot be read completely, no pairs are made.
 """
 
 from __future__ import annotations
@@ -43,19 +44,19 @@ PROVENANCE = pa.schema(
         ("kind", pa.string()),
     ]
 )
-"""Of which row and which neighbour a pair was made, how near that is, and how: sft, golden or neighbour."""
+"""Columns of a pair that name its row, its neighbour, their similarity, and its kind: sft, golden or neighbour."""
 DROPPED = pa.schema([("row_id", pa.int64()), ("data", pa.string()), ("reason", pa.string())])
 
 
 class ShardPairs(NamedTuple):
-    """The pairs that the kept rows of a shard gave."""
+    """The pairs made from the kept rows of one shard."""
 
     rows: int
     pairs: pa.Table
     dropped: pa.Table
-    """Rows that gave no pair, each with the reason."""
+    """Rows without a pair, each with the reason."""
     short: int
-    """Rows that gave fewer pairs than asked."""
+    """Number of rows with at least one pair but fewer than `Augment.samples`."""
 
 
 class _Candidate(NamedTuple):
@@ -67,11 +68,11 @@ class _Candidate(NamedTuple):
 
 
 def shards(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[ShardPairs]:
-    """Make the pairs of one kind, a shard of the source at a time; the nearest neighbours of a row come first.
+    """Make the pairs of one kind, one shard of the source at a time; the nearest neighbours of a row come first.
 
-    Prompts are as the rows have them, answers are text.
+    Prompts have the type that they have in the store, text or chat. Answers are text.
 
-    A neighbour teaches the policy once, under the first row that has it: a later row takes its next one.
+    For `sft`, each neighbour is used once, by the first row that has it. A later row uses its next neighbour.
 
     Raises:
         ExportError: The store has no such sample set, or the corpus has chat prompts where the rows have text.
@@ -81,49 +82,50 @@ def shards(store: Store, split: str, augment: Augment, kind: Kind) -> Iterator[S
     if name not in kinds:
         raise ExportError(f"split {split}: augmentation needs the column {name}; run a recipe that makes it first")
     of_chat = not pa.types.is_string(kinds["prompt"])
-    asked = MESSAGES if of_chat else pa.string()
+    prompt_type = MESSAGES if of_chat else pa.string()
     texts = {"sft": ["completion"], "preferences": ["chosen", "rejected"]}[kind]
-    schema = pa.schema([("prompt", asked), *((text, pa.string()) for text in texts), *PROVENANCE])
-    leaks = _leaks(augment.evaluation)
+    schema = pa.schema([("prompt", prompt_type), *((text, pa.string()) for text in texts), *PROVENANCE])
+    leaks = _leak_test(augment.evaluation)
     instructions = _instructions(store)
-    taken: set[int] = set()
+    used_ids: set[int] = set()
     for table in splits.kept(store, split, ["prompt", "response", name]):
         rows = table.to_pylist()
         ids = {c["source_row_id"] for row in rows for c in row[name] or [] if "source_row_id" in c}
-        own = instructions(sorted(ids)) if sample_set(augment.variant).instructions else {}
-        leaked = {i for i, leak in zip(own, leaks(list(own.values())), strict=True) if leak}
+        neighbours = instructions(sorted(ids)) if sample_set(augment.variant).instructions else {}
+        leaked = {i for i, leak in zip(neighbours, leaks(list(neighbours.values())), strict=True) if leak}
         pairs: list[dict[str, object]] = []
         dropped: list[dict[str, object]] = []
         short = 0
         for row, leak in zip(rows, leaks([row["prompt"] for row in rows]), strict=True):
-            candidates = _candidates(row[name] or [], row["response"], own)
-            fair = [c for c in candidates if c.source_row_id not in leaked]
-            fresh = [c for c in fair if kind != "sft" or c.source_row_id not in taken]
-            reason = _reason(kind, leak, row["response"], candidates, fair, fresh)
+            candidates = _candidates(row[name] or [], row["response"], neighbours)
+            without_leaks = [c for c in candidates if c.source_row_id not in leaked]
+            unused = [c for c in without_leaks if kind != "sft" or c.source_row_id not in used_ids]
+            reason = _reason(kind, leak, row["response"], candidates, without_leaks, unused)
             if reason:
                 dropped.append({"row_id": row["row_id"], "data": kind, "reason": reason})
                 continue
-            chosen = fresh[: augment.samples]
-            short += len(chosen) < augment.samples
-            taken.update(c.source_row_id for c in chosen if c.source_row_id is not None)
-            for candidate in chosen:
+            sample = unused[: augment.samples]
+            short += len(sample) < augment.samples
+            used_ids.update(c.source_row_id for c in sample if c.source_row_id is not None)
+            for candidate in sample:
                 pairs += _pairs(kind, row, candidate, augment, of_chat, split)
         yield ShardPairs(len(rows), pa.Table.from_pylist(pairs, schema), pa.Table.from_pylist(dropped, DROPPED), short)
 
 
 def _candidates(
-    listed: Sequence[dict[str, object]], golden: str | None, instructions: dict[int, Prompt]
+    samples: Sequence[dict[str, object]], golden: str | None, instructions: dict[int, Prompt]
 ) -> list[_Candidate]:
-    """Return the candidates that say something else than the golden response, with their ranks."""
-    found = []
-    for rank, one in enumerate(listed, 1):
-        text, source, similarity = one["response"], one.get("source_row_id"), one.get("similarity")
+    """Return the samples that differ from the golden response, with their ranks from 1."""
+    candidates = []
+    for rank, sample in enumerate(samples, 1):
+        text, source, score = sample["response"], sample.get("source_row_id"), sample.get("similarity")
         if not isinstance(text, str) or not text.strip() or (golden is not None and _folded(text) == _folded(golden)):
             continue
-        place = source if isinstance(source, int) else None
-        near = similarity if isinstance(similarity, float) else None
-        found.append(_Candidate(rank, text, place, near, None if place is None else instructions.get(place)))
-    return found
+        source_row_id = source if isinstance(source, int) else None
+        similarity = score if isinstance(score, float) else None
+        instruction = None if source_row_id is None else instructions.get(source_row_id)
+        candidates.append(_Candidate(rank, text, source_row_id, similarity, instruction))
+    return candidates
 
 
 def _reason(
@@ -131,26 +133,26 @@ def _reason(
     leak: bool,
     golden: str | None,
     candidates: Sequence[_Candidate],
-    fair: Sequence[_Candidate],
-    fresh: Sequence[_Candidate],
+    without_leaks: Sequence[_Candidate],
+    unused: Sequence[_Candidate],
 ) -> str:
-    """Say why a row gives no pair; nothing when it gives some."""
+    """Return the reason why a row gives no pair; empty if it gives any."""
     if leak:
         return "its question is an evaluation question"
     if kind == "preferences" and not golden:
         return "it has no golden response"
     if not candidates:
         return "it has no candidate"
-    if not fair:
+    if not without_leaks:
         return "all its candidates answer evaluation questions"
-    return "" if fresh else "all its candidates were taken by earlier rows"
+    return "" if unused else "all its candidates were taken by earlier rows"
 
 
 def _pairs(
     kind: Kind, row: dict[str, object], candidate: _Candidate, augment: Augment, of_chat: bool, split: str
 ) -> Iterator[dict[str, object]]:
-    """Yield what one candidate makes: (I*, r*); or (I: r ≻ r*), and if asked (I*: r* ≻ r)."""
-    made = {
+    """Yield the pairs of one candidate: (I*, r*); or (I: r ≻ r*), and with `pairs: both` also (I*: r* ≻ r)."""
+    provenance = {
         "row_id": row["row_id"],
         "source_row_id": candidate.source_row_id,
         "variant": augment.variant,
@@ -159,17 +161,17 @@ def _pairs(
     }
     worse = candidate.response
     if kind == "sft":
-        yield {**made, "prompt": _instruction(candidate, of_chat, split), "completion": worse, "kind": "sft"}
+        yield {**provenance, "prompt": _instruction(candidate, of_chat, split), "completion": worse, "kind": "sft"}
         return
     golden = str(row["response"])
-    yield {**made, "prompt": row["prompt"], "chosen": golden, "rejected": worse, "kind": "golden"}
+    yield {**provenance, "prompt": row["prompt"], "chosen": golden, "rejected": worse, "kind": "golden"}
     if augment.pairs == "both":
         prompt = _instruction(candidate, of_chat, split)
-        yield {**made, "prompt": prompt, "chosen": worse, "rejected": golden, "kind": "neighbour"}
+        yield {**provenance, "prompt": prompt, "chosen": worse, "rejected": golden, "kind": "neighbour"}
 
 
 def _instruction(candidate: _Candidate, of_chat: bool, split: str) -> Prompt:
-    """Return I* in the form of the rows' own prompts."""
+    """Return I* as a chat or as text, whichever the rows' own prompts are."""
     instruction = candidate.instruction
     assert instruction is not None
     if isinstance(instruction, str):
@@ -184,7 +186,7 @@ def _folded(text: str) -> str:
 
 
 def _instructions(store: Store) -> Callable[[Sequence[int]], dict[int, Prompt]]:
-    """Return what finds corpus rows' prompts by their ids."""
+    """Return a function from ids of corpus rows to their prompts."""
     corpus = store.corpus_store
     if corpus is None:
         return lambda ids: {}
@@ -195,65 +197,66 @@ def _instructions(store: Store) -> Callable[[Sequence[int]], dict[int, Prompt]]:
         return read(number)
 
     def find(ids: Sequence[int]) -> dict[int, Prompt]:
-        found: dict[int, Prompt] = {}
-        wanted = np.asarray(ids, np.int64)
-        for number in np.unique(wanted // size).tolist():
-            table, here = shard(number), wanted[wanted // size == number]
-            places = np.searchsorted(table["row_id"].to_numpy(), here)
-            found |= zip(here.tolist(), table["prompt"].take(pa.array(places)).to_pylist(), strict=True)
-        return found
+        prompts: dict[int, Prompt] = {}
+        row_ids = np.asarray(ids, np.int64)
+        for number in np.unique(row_ids // size).tolist():
+            table, shard_ids = shard(number), row_ids[row_ids // size == number]
+            # Rejected rows leave gaps in a shard's ascending ids, so an id is no offset.
+            offsets = np.searchsorted(table["row_id"].to_numpy(), shard_ids)
+            prompts |= zip(shard_ids.tolist(), table["prompt"].take(pa.array(offsets)).to_pylist(), strict=True)
+        return prompts
 
     return find
 
 
-def _leaks(evaluation: Source | None) -> Callable[[Sequence[Prompt]], list[bool]]:
-    """Return what tells the prompts that ask an evaluation question; every user turn of a chat is a question.
+def _leak_test(evaluation: Source | None) -> Callable[[Sequence[Prompt]], list[bool]]:
+    """Return a function that marks the prompts with an evaluation question; each user turn of a chat is a question.
 
     Raises:
         ExportError: The question of an evaluation row cannot be read.
     """
     if evaluation is None:
         return lambda prompts: [False] * len(prompts)
-    asked: set[bytes] = set()
-    unread: Counter[str] = Counter()
+    question_keys: set[bytes] = set()
+    unreadable: Counter[str] = Counter()
     total = 0
     for chunk in evaluation.chunks():
-        # A chunk whose rows were all set aside may not even know what a prompt is.
+        # A chunk whose rows were all rejected may have no column `prompt`.
         for prompt in chunk.rows["prompt"].to_pylist() if chunk.rows.num_rows else ():
-            asked |= _questions(prompt)
-        # A row without a good answer is no row of a store, and its question is an evaluation question all the same.
+            question_keys |= _question_keys(prompt)
+        # A row that is rejected for its answer still holds an evaluation question.
         for rejected in chunk.rejected.to_pylist():
-            question = _set_aside(evaluation, rejected["reason"], rejected["row"])
+            question = _rejected_question(evaluation, rejected["reason"], rejected["row"])
             if question is None:
-                unread[rejected["reason"]] += 1
+                unreadable[rejected["reason"]] += 1
             else:
-                asked |= _questions(question)
+                question_keys |= _question_keys(question)
         total += chunk.rows.num_rows + chunk.rejected.num_rows
-    if unread:
+    if unreadable:
         name = next(value for kind in KINDS if (value := getattr(evaluation, kind)) is not None)
-        reasons = "; ".join(f"{count:,} × {reason:.80}" for reason, count in unread.most_common(3))
+        reasons = "; ".join(f"{count:,} × {reason:.80}" for reason, count in unreadable.most_common(3))
         raise ExportError(
-            f"evaluation {name if isinstance(name, str) else ', '.join(name)}: the questions of {unread.total():,} of "
+            f"evaluation {name if isinstance(name, str) else ', '.join(name)}: the questions of {unreadable.total():,} of "
             f"{counted(total, 'row')} cannot be read ({reasons}), so that nobody knows what to keep out; repair the file"
         )
 
-    def tell(prompts: Sequence[Prompt]) -> list[bool]:
-        return [not asked.isdisjoint(_questions(prompt)) for prompt in prompts]
+    def leaks(prompts: Sequence[Prompt]) -> list[bool]:
+        return [not question_keys.isdisjoint(_question_keys(prompt)) for prompt in prompts]
 
-    return tell
+    return leaks
 
 
-def _set_aside(evaluation: Source, reason: str, shown: str) -> Prompt | None:
-    """Return the question of a row that was set aside; None where it cannot be read."""
+def _rejected_question(evaluation: Source, reason: str, row_json: str) -> Prompt | None:
+    """Return the question of a row that the source rejected; None if it cannot be read."""
     column = evaluation.messages or evaluation.prompt
     if reason.endswith((" in prompt", " in messages")):
         return None
     try:
-        row = json.loads(shown)
+        row = json.loads(row_json)
     except ValueError:
         try:
-            # Bytes that are no UTF-8 are spelled out as \xff, which JSON does not know.
-            row = json.loads(shown.replace("\\x", "\\\\x"))
+            # Bytes that are not UTF-8 are written as \xff, an escape that JSON does not have.
+            row = json.loads(row_json.replace("\\x", "\\\\x"))
         except ValueError:
             return None
     value = row.get(column) if isinstance(row, dict) else None
@@ -270,8 +273,8 @@ def _set_aside(evaluation: Source, reason: str, shown: str) -> Prompt | None:
     return turns if any(turn["role"] == "user" and turn["content"].strip() for turn in turns) else None
 
 
-def _questions(prompt: Prompt) -> set[bytes]:
-    """Return the keys of all that a prompt asks: of the whole text, and of each user turn of a chat."""
+def _question_keys(prompt: Prompt) -> set[bytes]:
+    """Return the keys of a prompt's questions: the whole text, and each user turn of a chat."""
     turns = [] if isinstance(prompt, str) else [turn["content"] for turn in prompt if turn["role"] == "user"]
     return {key for text in (prompt_text(prompt), *turns) if (key := _question_key(text))}
 
@@ -280,20 +283,20 @@ _CLOSING = frozenset(".,;:!?…\"'`")
 
 
 def _question_key(text: str) -> bytes:
-    """Hash a question, so that case, white space, forms of one character and closing punctuation make no difference."""
+    """Hash a question after normalisation: case, white space, Unicode forms and closing punctuation do not count."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     if not folded.isascii():
-        # Characters without a shape of their own: zero-width spaces, soft hyphens, marks of direction.
+        # Category Cf is invisible: zero-width spaces, soft hyphens, marks of direction.
         folded = "".join(letter for letter in folded if unicodedata.category(letter) != "Cf")
     folded = " ".join(folded.split())
     end = len(folded)
     while end and _closes(folded[end - 1]):
         end -= 1
-    # A question of nothing but marks is itself.
+    # A question that is only punctuation keeps it, as the empty text would match every such question.
     return hashlib.blake2b((folded[:end] or folded).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _closes(letter: str) -> bool:
-    """Tell what may close a sentence, in any script; `C#` and `50 %` end in their own."""
+    """Return whether a character may close a sentence in any script; `#` and `%` belong to the text, as in `C#`."""
     kind = unicodedata.category(letter)
     return letter in _CLOSING or letter.isspace() or kind in ("Pe", "Pf") or (kind == "Po" and not letter.isascii())

@@ -1,4 +1,4 @@
-"""The card of a published data set, in Markdown: what a stranger wants to know, in that order."""
+"""The card of a published data set, in Markdown: what was kept, how to load it, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
 _POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
-"""The bounds of the Hub's size categories: a thousand, and ten times as much each."""
+"""Upper bounds of the Hub's size categories: a thousand rows, then ten times as many each."""
 _SHOWN_RULES = 20
 
 
 class About(NamedTuple):
-    """What a card needs beside the store."""
+    """What a card needs besides the recipe, the facts and the measures."""
 
     repo_id: str
     licences: Sequence[str]
-    """Licences of the source and, where its texts travel along, of the corpus; empty where unknown."""
+    """Licences of the source and, if its texts are published too, of the corpus; empty if unknown."""
     configurations: Sequence[Configuration]
     missing: Sequence[str]
-    """Files and models that the recipe names and only its author has."""
+    """Local files and models that the recipe names, and only its author has."""
     figures: Mapping[str, str]
-    """A figure's path by split."""
+    """The path of each split's figure, by the split's name."""
 
 
-def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[SplitMeasures], about: About) -> str:
-    """Write the card: YAML for the Hub, then what a stranger wants to know, in that order."""
-    rows = sum(configuration.rows for configuration in about.configurations)
-    front = {
-        "license": about.licences[0] if len(about.licences) == 1 else list(about.licences) or "unknown",
+def readme(recipe: Recipe, facts: Mapping[str, JsonValue], splits: Sequence[SplitMeasures], details: About) -> str:
+    """Write the card: YAML metadata for the Hub, then the text."""
+    rows = sum(configuration.rows for configuration in details.configurations)
+    metadata = {
+        "license": details.licences[0] if len(details.licences) == 1 else list(details.licences) or "unknown",
         "task_categories": ["text-generation"],
-        "tags": ["seamcurate", "rlhf", "reward-model", "data-curation", str(known["trainer"])],
+        "tags": ["seamcurate", "rlhf", "reward-model", "data-curation", str(facts["trainer"])],
         "size_categories": [size_category(rows)],
         "configs": [
             {
@@ -51,17 +51,17 @@ def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Spli
                 **({"default": True} if i == 0 else {}),
                 "data_files": [{"split": "train", "path": f"data/{configuration.folder}/train-*.parquet"}],
             }
-            for i, configuration in enumerate(about.configurations)
+            for i, configuration in enumerate(details.configurations)
         ],
     }
     lines = [
         "---",
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {about.repo_id.split('/')[-1]}",
+        f"# {details.repo_id.split('/')[-1]}",
         "",
-        *_summary(recipe, known, splits, about),
+        *_summary(recipe, facts, splits, details),
         "",
         "## What was dropped, and why",
         "",
@@ -69,18 +69,18 @@ def readme(recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[Spli
         "scores go with them (Spearman's rank correlation, from −1 to 1), and what the filter did to their means.",
     ]
     for split in splits:
-        lines += ["", *_split(recipe, known, split, about.figures.get(split.name))]
-    lines += ["", "## How to load it", "", *loading(about.repo_id, about.configurations, str(known["trainer"]))]
-    lines += ["", "## Columns", "", *_columns(known, about.configurations)]
-    lines += ["", "## Where it comes from", "", *_origin(recipe, known, about)]
-    lines += ["", "## How to reproduce it", "", *_reproduction(about, str(known["seamcurate"]))]
+        lines += ["", *_split(recipe, facts, split, details.figures.get(split.name))]
+    lines += ["", "## How to load it", "", *loading(details.repo_id, details.configurations, str(facts["trainer"]))]
+    lines += ["", "## Columns", "", *_columns(facts, details.configurations)]
+    lines += ["", "## Where it comes from", "", *_origin(recipe, facts, details)]
+    lines += ["", "## How to reproduce it", "", *_reproduction(details, str(facts["seamcurate"]))]
     return "\n".join(lines) + "\n"
 
 
 def _summary(
-    recipe: Recipe, known: Mapping[str, JsonValue], splits: Sequence[SplitMeasures], about: About
+    recipe: Recipe, facts: Mapping[str, JsonValue], splits: Sequence[SplitMeasures], details: About
 ) -> Iterator[str]:
-    columns, trainer = cast(dict[str, dict[str, str]], known["columns"]), TRAINERS[str(known["trainer"])]
+    columns, trainer = cast(dict[str, dict[str, str]], facts["columns"]), TRAINERS[str(facts["trainer"])]
     nested = ("list", "struct", "map")
     scores = {
         name
@@ -89,24 +89,26 @@ def _summary(
     }
     scored = [
         configuration.name
-        for configuration in about.configurations
-        if scores <= {_store_column(field, known) for field in configuration.fields}
+        for configuration in details.configurations
+        if scores <= {_store_column(field, facts) for field in configuration.fields}
     ]
     score = f"Every score is a field of `{trainer.scores_in}`" if trainer.scores_in else "Every score is a column"
-    where = "here" if len(scored) == len(about.configurations) else f"in {', '.join(f'`{name}`' for name in scored)}"
+    configurations = (
+        "here" if len(scored) == len(details.configurations) else f"in {', '.join(f'`{name}`' for name in scored)}"
+    )
     yield (
         f"{splits[0].rows:,} rows of {source_name(recipe.rows)} were scored, and SQL chose among them by the scores. "
-        f"{f'{score} {where}, and a' if scored else 'A'} ledger says of every row of the source why it stayed or went."
+        f"{f'{score} {configurations}, and a' if scored else 'A'} ledger says of every row of the source why it stayed or went."
     )
     for family, meaning in _FAMILIES.items():
         if any(name == family or name.startswith(f"{family}_") for name in columns):
             yield from ("", meaning)
     yield ""
     kept = {split.name: f"{split.kept:,} of {split.rows:,}" for split in splits}
-    lines = [[f"`{c.name}`", c.form, kept[c.split], f"{c.rows:,}", megabytes(c.bytes)] for c in about.configurations]
+    lines = [[f"`{c.name}`", c.form, kept[c.split], f"{c.rows:,}", megabytes(c.bytes)] for c in details.configurations]
     yield from table(["configuration", "format", "source rows kept", "lines", "size"], lines)
     yield ""
-    yield f"Written for {trainer.title}. {described(about.configurations[0].shape)}"
+    yield f"Written for {trainer.title}. {described(details.configurations[0].shape)}"
 
 
 _FAMILIES = {
@@ -147,14 +149,14 @@ _EXPORTED_MEANINGS = {
 }
 
 
-def _split(recipe: Recipe, known: Mapping[str, JsonValue], split: SplitMeasures, figure: str | None) -> Iterator[str]:
+def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures, figure: str | None) -> Iterator[str]:
     yield f"### `{split.name}`: {split.kept:,} of {split.rows:,} rows kept"
     yield ""
-    columns = known["columns"]
+    columns = facts["columns"]
     assert isinstance(columns, dict)
-    about = columns.get(split.score)
-    if isinstance(about, dict):
-        yield f"Decided by `{cell(split.score)}`: {cell(about['meaning'] or 'a column of the source')}."
+    column = columns.get(split.score)
+    if isinstance(column, dict):
+        yield f"Decided by `{cell(split.score)}`: {cell(column['meaning'] or 'a column of the source')}."
     parameters = ", ".join(
         f"{cell(key)} = {cell(value)}" for key, value in recipe.splits[split.name].parameters.items()
     )
@@ -194,74 +196,85 @@ def _split(recipe: Recipe, known: Mapping[str, JsonValue], split: SplitMeasures,
     yield f"The filter moved the mean of *{length.name}* from {number(length.all)} to {number(length.kept)}."
 
 
-def _columns(known: Mapping[str, JsonValue], configurations: Sequence[Configuration]) -> Iterator[str]:
-    columns, trainer = cast(dict[str, dict[str, str]], known["columns"]), TRAINERS[str(known["trainer"])]
+def _columns(facts: Mapping[str, JsonValue], configurations: Sequence[Configuration]) -> Iterator[str]:
+    columns, trainer = cast(dict[str, dict[str, str]], facts["columns"]), TRAINERS[str(facts["trainer"])]
     names_by_field: dict[tuple[str, str], list[str]] = {}
     for configuration in configurations:
         for field in configuration.fields.items():
             names_by_field.setdefault(field, []).append(configuration.name)
     meanings = {**_EXPORTED_MEANINGS, **trainer.meanings}
-    several = len(configurations) > 1
+    # A single configuration needs no column that says which configurations have the field.
+    show_configurations = len(configurations) > 1
     lines = []
     for (name, kind), names in names_by_field.items():
-        stored = _store_column(name, known)
+        stored = _store_column(name, facts)
         column = columns.get(stored, {"made_by": "export", "meaning": meanings.get(name, "")})
-        where = "all" if len(names) == len(configurations) else ", ".join(f"`{name}`" for name in names)
+        holders = "all" if len(names) == len(configurations) else ", ".join(f"`{name}`" for name in names)
         meaning = cell(column["meaning"] or _SOURCE_MEANINGS.get(stored, ""))
-        lines.append([f"`{cell(name)}`", cell(kind), *([where] if several else []), cell(column["made_by"]), meaning])
-    yield from table(["column", "type", *(["in"] if several else []), "made by", "meaning"], lines)
-    # Every format has the prompt by some name.
-    exported = {_store_column(name, known) for name, _ in names_by_field} | {"prompt"} | trainer.omits
+        lines.append(
+            [
+                f"`{cell(name)}`",
+                cell(kind),
+                *([holders] if show_configurations else []),
+                cell(column["made_by"]),
+                meaning,
+            ]
+        )
+    yield from table(["column", "type", *(["in"] if show_configurations else []), "made by", "meaning"], lines)
+    # Every format holds the prompt, whatever it calls that column.
+    exported = {_store_column(name, facts) for name, _ in names_by_field} | {"prompt"} | trainer.omits
     if absent := [f"`{cell(name)}`" for name in columns if name not in exported]:
         yield ""
         yield f"Not in the files, but in the store they were made in: {', '.join(absent)}."
 
 
-def _store_column(field: str, known: Mapping[str, JsonValue]) -> str:
-    """Name the store's column that a field of a pushed file holds; none for what only the trainer's format has."""
-    columns, scores_in = known["columns"], TRAINERS[str(known["trainer"])].scores_in
+def _store_column(field: str, facts: Mapping[str, JsonValue]) -> str:
+    """Return the store's column that a field of a published file holds; empty for a field of the trainer's format alone."""
+    columns, scores_in = facts["columns"], TRAINERS[str(facts["trainer"])].scores_in
     assert isinstance(columns, dict)
     if scores_in and field != "prompt" and not field.startswith(f"{scores_in}."):
         return ""
     name = field.removeprefix(f"{scores_in}.")
     while name not in columns and name.startswith("source_") and name != SOURCE_PROMPT:
-        # Renamed, since the trainer keeps its own name for itself.
+        # The export renamed the column, as the trainer reserves its name.
         name = name.removeprefix("source_")
     return name
 
 
-def _origin(recipe: Recipe, known: Mapping[str, JsonValue], about: About) -> Iterator[str]:
-    licence = ", ".join(about.licences) or "unknown: ask the source's authors before you use it"
-    yield f"- Rows: {source_name(recipe.rows)}{_revision(known['source'])}"
-    if known["corpus"] is not None:
+def _origin(recipe: Recipe, facts: Mapping[str, JsonValue], details: About) -> Iterator[str]:
+    licence = ", ".join(details.licences) or "unknown: ask the source's authors before you use it"
+    yield f"- Rows: {source_name(recipe.rows)}{_revision(facts['source'])}"
+    if facts["corpus"] is not None:
         corpus = source_name(recipe.corpus) if recipe.corpus else "a store's corpus"
-        yield f"- Answers to similar questions: {corpus}{_revision(known['corpus'])}"
+        yield f"- Answers to similar questions: {corpus}{_revision(facts['corpus'])}"
     yield f"- Licence, carried from the source: {licence}"
-    models = known["models"]
+    models = facts["models"]
     assert isinstance(models, dict)
     for role, identity in models.items():
         yield f"- Model, {role}: `{cell(_identity(identity))}`"
     yield "- Every setting, revision and fingerprint: `seamcurate.json`; each row's verdict: `ledger/`"
 
 
-def _reproduction(about: About, version: str) -> Iterator[str]:
-    yield from fenced("console", f'$ pip install "seamcurate[cpu]=={version}"\n$ seamcurate reproduce {about.repo_id}')
+def _reproduction(details: About, version: str) -> Iterator[str]:
+    yield from fenced(
+        "console", f'$ pip install "seamcurate[cpu]=={version}"\n$ seamcurate reproduce {details.repo_id}'
+    )
     yield ""
     yield (
         "downloads `recipe.yaml` at one commit, runs it with the revisions written down in `seamcurate.json`, and says of every file "
         "whether it came out the same. A recipe is data: reading it runs no code."
     )
-    if about.missing:
+    if details.missing:
         yield ""
         yield (
             "The recipe names what only its author has; put it into a folder and give `--files FOLDER`: "
-            + ", ".join(f"`{cell(name)}`" for name in about.missing)
+            + ", ".join(f"`{cell(name)}`" for name in details.missing)
             + "."
         )
 
 
 def loading(repo_id: str, configurations: Sequence[Configuration], trainer: str) -> Iterator[str]:
-    """Yield how each trainer loads a configuration of each format, as Markdown."""
+    """Yield the code that loads a configuration of each format, as lines of Markdown."""
     examples: dict[str, Configuration] = {}
     for configuration in configurations:
         examples.setdefault(configuration.form, configuration)
@@ -291,7 +304,7 @@ SUMMARIZE """
 
 
 def source_name(source: Source) -> str:
-    """Name a source as a stranger may know it: a Hub data set, or the files' names without their folder."""
+    """Return a source's public name: a link to a Hub data set, or the files' names without their folder."""
     if source.hub is not None:
         path = "/".join(piece for piece in (source.name, source.data_dir, source.split) if piece)
         return f"[{source.hub}](https://huggingface.co/datasets/{source.hub}) ({path})"

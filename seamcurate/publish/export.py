@@ -1,9 +1,9 @@
-"""A split as each trainer loads it: Parquet files that `datasets.load_dataset` reads without a word of code.
+"""Export a split for a trainer, as Parquet files that `datasets.load_dataset` reads without code.
 
-Prompts are written in the form that the recipe's policy was scored in: chats where it has a chat template, else text. Every
-score travels along as a plain scalar column, so that the Hub's viewer shows its histogram and a trainer's reward function
-can read it; a column whose name a trainer keeps for itself is renamed. Beside prompts of a recipe with RER lies
-`seamcurate_reward.py`, which the trainer loads as its reward: RER's configuration, and a call of `seamcurate.rewards`.
+Prompts are written in the form that the recipe's policy was scored in: as chats if it has a chat template, else as text.
+Each score is a plain scalar column, so that the Hub's viewer shows its histogram and a trainer's reward function can read
+it. A column is renamed if the trainer reserves its name. If the recipe computes RER, `seamcurate_reward.py` is written
+beside the prompts: RER's configuration and a call of `seamcurate.rewards`, which the trainer loads as its reward.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from seamcurate.trainers import REWARD_FILE
 
 
 class Exported(NamedTuple):
-    """What an export wrote."""
+    """The result of an export."""
 
     folder: Path
     rows: int
     columns: list[str]
     note: str = ""
-    """What else a person should know, a line each: the prompts' form, columns renamed or left out, the reward file."""
+    """Remarks for the user, one a line: the prompts' form, columns renamed or left out, the reward file."""
     commands: tuple[str, ...] = ()
-    """Shell commands that train on it."""
+    """Shell commands that train on the export."""
     shape: Shape = Shape("prompts")
 
 
@@ -55,16 +55,16 @@ def to_trl(
     """Write a split for TRL: prompt-only, prompt-completion, preference, unpaired preference, or token ids.
 
     Args:
-        store: Where the split was made.
-        split: Its name.
+        store: The store that has the split.
+        split: The split's name.
         out: The folder to write; `load_dataset(out)` reads it.
-        policy: The model whose form the prompts are written in. Its tokenizer makes the `input_ids` of format `prompt_ids`,
-            which TRL's own PPO (up to 1.12) reads. None: prompts stay as the source has them.
-        reward: Write a `seamcurate_reward.py` that gives it; for format `prompts`.
+        policy: The model in whose form the prompts are written. Its tokenizer makes the `input_ids` of format `prompt_ids`,
+            which TRL's PPO (up to 1.12) reads. None: prompts stay as the source has them.
+        reward: The reward that a `seamcurate_reward.py` computes; for format `prompts`. None: no such file is written.
 
     Raises:
-        ExportError: The split is not made, or keeps no row.
-        StaleError: What the split was made of has changed since, or changes meanwhile.
+        ExportError: There is no such split, or it keeps no row.
+        StaleError: The inputs of the split have changed since it was made, or change during the export.
         ModelError: The policy's tokenizer cannot be loaded.
 
     Example:
@@ -79,12 +79,13 @@ def to_openrlhf(
 ) -> Exported:
     """Write a split for OpenRLHF: `input`, `label`, `datasource`; or `prompt`, `chosen`, `rejected`.
 
-    With a `reward`, prompts have a `reward_label` too, and a `seamcurate_reward.py` beside them reads it: OpenRLHF passes a
-    reward nothing of a row but one label. The token that ends the policy's answers, which OpenRLHF leaves in a response, is
-    in it. Text begins with the policy's beginning-of-sequence token where its tokenizer would add one: OpenRLHF does not.
+    With a `reward`, prompts also have the column `reward_label`, and a `seamcurate_reward.py` beside them reads it: OpenRLHF
+    passes one label of a row to a reward function, and no other column. The file holds the policy's end-of-sequence token,
+    as OpenRLHF leaves it in responses. Text begins with the policy's beginning-of-sequence token if its tokenizer adds one,
+    as OpenRLHF adds none.
 
     Raises:
-        ExportError: See `to_trl`; also a format OpenRLHF has no loader for.
+        ExportError: See `to_trl`; also if OpenRLHF cannot load the split's format.
         ModelError: The policy's tokenizer cannot be loaded.
 
     Example:
@@ -99,12 +100,13 @@ def to_verl(
 ) -> Exported:
     """Write a split of prompts for verl: data_source, prompt, ability, reward_model, extra_info.
 
-    A source that has verl's columns keeps what they hold; `extra_info` then has the scores too. verl always applies a chat
-    template: for a policy without one, prompts are written out as one user turn, and the command sets a template that adds
-    nothing. With a `reward`, `extra_info` has the prompt's text too, and a `seamcurate_reward.py` beside the rows reads it.
+    If the source has verl's columns, their values are kept, and the scores are added to `extra_info`. verl always applies a
+    chat template: for a policy without one, each prompt is written as one user turn, and the command sets a template that
+    adds nothing. With a `reward`, `extra_info` also has the prompt's text, and a `seamcurate_reward.py` beside the rows reads
+    it.
 
     Raises:
-        ExportError: See `to_trl`; also any format but prompts.
+        ExportError: See `to_trl`; also if the split's format is not `prompts`.
         ModelError: The policy's tokenizer cannot be loaded.
 
     Example:
@@ -115,16 +117,15 @@ def to_verl(
 
 
 def _export_split(
-    to: Trainer, store: Store, split: str, out: Path, policy: FormModel, reward: RerReward | None
+    trainer: Trainer, store: Store, split: str, folder: Path, policy: FormModel, reward: RerReward | None
 ) -> Exported:
-    """Write a split for a trainer of the table."""
-    view = SplitView(store, split, to, policy)
-    trainer = view.trainer
-    if trainer.token_ids and view.format == "prompt_ids":
-        return _write_ids(view, out, policy)
-    select = trainer.columns(view, reward)
-    code = reward_file(to, view.require(reward), view.end) if reward and view.format == "prompts" else ""
-    return _write(view, out, select, code)
+    """Write a split as a trainer loads it."""
+    view = SplitView(store, split, trainer, policy)
+    if view.trainer.token_ids and view.format == "prompt_ids":
+        return _write_ids(view, folder, policy)
+    select = view.trainer.columns(view, reward)
+    code = reward_file(trainer, view.require(reward), view.end) if reward and view.format == "prompts" else ""
+    return _write(view, folder, select, code)
 
 
 def to_augmented(
@@ -135,13 +136,13 @@ def to_augmented(
     to: Trainer = "trl",
     policy: FormModel = None,
 ) -> list[Exported]:
-    """Write new pairs made of a split's rows: a folder `sft`, a folder `preferences`, and who gave none.
+    """Make new pairs from a split's rows, and write them into the folders `sft` and `preferences`.
 
-    Each pair has `row_id`, `source_row_id`, `variant`, `rank`, `similarity` and `kind`. `dropped.parquet` has, for each
-    of the two, the rows that gave no pair and why.
+    Each pair has `row_id`, `source_row_id`, `variant`, `rank`, `similarity` and `kind`. `dropped.parquet` lists, for each
+    of the two folders, the rows without a pair and the reasons.
 
     Raises:
-        ExportError: No row gives a pair, the sample set is not there, or verl is asked for: it loads prompts only.
+        ExportError: No row gives a pair, the store has no such sample set, or the trainer is verl, which loads prompts only.
 
     Example:
         >>> [exported.folder.name for exported in to_augmented(Store("my-store"), "lowest", "pairs")]  # doctest: +SKIP
@@ -186,7 +187,7 @@ def to_augmented(
 
 
 class _Tally:
-    """What a person should know of an augmentation, counted while it is written."""
+    """Counts of an augmentation's rows, added up while its pairs are written."""
 
     def __init__(self) -> None:
         self.rows, self.short, self.dropped = 0, 0, augmentation.DROPPED.empty_table()
@@ -204,6 +205,7 @@ class _Tally:
 def _pairs(
     shards: Iterable[augmentation.ShardPairs], tally: _Tally, advance: Callable[[int], None]
 ) -> Iterator[pa.Table]:
+    """Yield the pairs of each shard, and count its rows."""
     for pairs in shards:
         tally.add(pairs)
         advance(pairs.rows)
@@ -212,9 +214,9 @@ def _pairs(
 
 
 def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterator[Exported]:
-    """Write every split of a recipe for a trainer, a folder each; yields them as they are done.
+    """Write each split of a recipe into a folder of its own, and yield each result as soon as it is written.
 
-    Where the recipe computes RER, prompts come with it as a reward. Prompts are in the form of `form_model`.
+    If the recipe computes RER, a reward file is written beside the prompts. Prompts are in the form of `form_model`.
 
     Raises:
         ExportError: See `to_trl`; also a recipe without splits.
@@ -251,7 +253,7 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
 def form_model(recipe: Recipe) -> FormModel:
     """Return the model in whose form a recipe's prompts are exported: the policy, else the reward model, else the base.
 
-    The recipe's own come before those of its steps. Models that are no local ones read prompts as the source has them.
+    The models of the recipe come before those of its steps. Only local models count, as servers have no known form.
     """
     steps = recipe.ready()
     for role in ("policy", "reward", "base"):
@@ -262,13 +264,13 @@ def form_model(recipe: Recipe) -> FormModel:
     return None
 
 
-def _write(view: SplitView, out: Path, select: dict[str, str], reward_code: str = "") -> Exported:
-    """Write a split's lines, and beside them the reward file."""
+def _write(view: SplitView, location: Path, select: dict[str, str], reward_code: str = "") -> Exported:
+    """Write a split's lines to a folder, and the reward file beside them."""
     trainer = view.trainer
     column, noun = trainer.ground_truth if trainer.ground_truth and view.format == "prompts" else ("", "")
     unanswered = pictures = 0
     columns: list[str] = []
-    with in_place(out) as folder, bar(f"split {view.split} for {trainer.title}", view.rows_kept) as advance:
+    with in_place(location) as folder, bar(f"split {view.split} for {trainer.title}", view.rows_kept) as advance:
 
         def lines() -> Iterator[pa.Table]:
             nonlocal unanswered, pictures
@@ -300,11 +302,11 @@ def _write(view: SplitView, out: Path, select: dict[str, str], reward_code: str 
             f"{counted(pictures, 'turn holds', 'turns hold')} {trainer.picture}, which {trainer.title} takes for the place of "
             "a picture; leave such rows out by the filter"
         )
-    return Exported(out, written, columns, "\n".join(view.notes), view.commands(shape, out), shape)
+    return Exported(location, written, columns, "\n".join(view.notes), view.commands(shape, location), shape)
 
 
 def _without_truth(column: pa.ChunkedArray) -> int:
-    """Count the rows whose answer is not known."""
+    """Count the rows without an answer, in verl's `reward_model` or in OpenRLHF's `label`."""
     if pa.types.is_struct(column.type):
         column = pc.struct_field(column, "ground_truth")
     missing = column.null_count
@@ -314,14 +316,15 @@ def _without_truth(column: pa.ChunkedArray) -> int:
 
 
 def _turns_with(text: str, prompts: pa.ChunkedArray) -> int:
-    """Count the turns of chats that hold a text."""
+    """Count the chat turns whose content contains a text."""
     if not pa.types.is_list(prompts.type):
         return 0
     contents = pc.struct_field(pc.list_flatten(prompts), "content")
     return int(pc.sum(pc.match_substring(contents, text)).as_py() or 0)
 
 
-def _write_ids(view: SplitView, out: Path, policy: FormModel) -> Exported:
+def _write_ids(view: SplitView, location: Path, policy: FormModel) -> Exported:
+    """Write a split's prompts as token ids of the policy's tokenizer."""
     if not isinstance(policy, CausalLM):
         raise ExportError(
             f"split {view.split}: format 'prompt_ids' needs a tokenizer; give the recipe `models: {{policy: {{causal_lm: …}}}}`"
@@ -336,8 +339,8 @@ def _write_ids(view: SplitView, out: Path, policy: FormModel) -> Exported:
             ids = [tokens.prompt_ids(tokenizer, prompt, form) for prompt in table["prompt"].to_pylist()]
             yield pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))})
 
-    with in_place(out) as folder:
+    with in_place(location) as folder:
         written = write_shards(lines(), folder)
         if written == 0:
             raise ExportError(f"split {view.split} keeps no row; nothing to export")
-    return Exported(out, written, ["input_ids"], shape=view.shape)
+    return Exported(location, written, ["input_ids"], shape=view.shape)

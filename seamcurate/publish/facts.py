@@ -1,6 +1,6 @@
-"""The facts of a published data set, as JSON: all that decided it, with fingerprints.
+"""The facts of a published data set, as JSON: source, models, steps, columns and splits, with their fingerprints.
 
-One rule: nothing in the facts names a folder of this machine. Models and files are identified by their contents.
+One rule: the facts name no local folder. Models and files are identified by their contents.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from seamcurate.run.recipe import Models
 from seamcurate.store.store import Store
 
 FORMAT = 1
-"""The version of the facts; raised when an older reader would misread them."""
+"""The version of the facts. It rises when an older reader would misread them."""
 
 
 def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> dict[str, JsonValue]:
-    """Return all that decided a data set: source, corpus, models, steps, columns and splits with their fingerprints."""
+    """Return the facts of some splits of a store; `version` is that of seamcurate."""
     records = {name: store.split_record(name) for name in splits}
-    shown = ("filter", "parameters", "format", "fingerprint", "kept", "dropped")
+    split_keys = ("filter", "parameters", "format", "fingerprint", "kept", "dropped")
     corpus, fingerprints = store.corpus_store, store.fingerprints()
     step_records = steps(store)
     return {
@@ -41,12 +41,12 @@ def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> di
             for column in store.columns()
             if column.stale is None and column.name in fingerprints
         },
-        "splits": {name: {key: record[key] for key in shown} for name, record in records.items()},
+        "splits": {name: {key: record[key] for key in split_keys} for name, record in records.items()},
     }
 
 
 def steps(store: Store) -> dict[str, JsonValue]:
-    """Return each step's fingerprint, identity and inputs, the corpus' steps included."""
+    """Return each step's fingerprint, identity and inputs, by name; steps of the corpus as `corpus NAME`."""
     identities: dict[str, JsonValue] = {}
     corpus = store.corpus_store
     for prefix, holder in (("", store), *((("corpus ", corpus),) if corpus else ())):
@@ -59,7 +59,7 @@ def steps(store: Store) -> dict[str, JsonValue]:
 
 
 def models(steps: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Return the identity of each model that a step took, by the role the recipe gives it."""
+    """Return the identity of each model that a step uses, by its role in the recipe."""
     identities: dict[str, JsonValue] = {}
     for record in steps.values():
         identity = record["identity"] if isinstance(record, dict) else None

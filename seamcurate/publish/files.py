@@ -1,4 +1,4 @@
-"""Files of an export: Parquet shards, and a folder that is put in place whole."""
+"""Files of an export: Parquet shards, and a folder that replaces an earlier one in one move."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from seamcurate.trainers import REWARD_FILE, REWARD_MODULE
 
 _ROWS_PER_FILE = 500_000
 ROWS_PER_GROUP = 8_192
-"""Rows of a row group: bounded, so that no row group's text outgrows Arrow's 32-bit offsets."""
+"""Rows of a row group, few enough that its text fits Arrow's 32-bit offsets."""
 
 
 def _has_bounds(kind: pa.DataType) -> bool:
-    # Of fractions, NaN would be left out: see `shard.with_statistics`.
+    # Statistics of floating-point columns leave NaN out: see `shard.with_statistics`.
     return bool(pa.types.is_primitive(kind)) and not pa.types.is_floating(kind)
 
 
 def write_shards(tables: Iterable[pa.Table], folder: Path) -> int:
-    """Write tables as `train-00000-of-00003.parquet` …, the names `load_dataset` takes for a train split."""
+    """Write tables as `train-00000-of-00003.parquet` …, the names that `load_dataset` reads as split `train`; count rows."""
     files: list[Path] = []
     written = 0
     writer: pq.ParquetWriter | None = None
@@ -38,7 +38,7 @@ def write_shards(tables: Iterable[pa.Table], folder: Path) -> int:
             while table.num_rows:
                 if writer is None:
                     files.append(folder / f"{len(files)}.parquet")
-                    # Texts hardly repeat, and zstd finds what does; nobody looks a row up by its text's bounds.
+                    # Texts rarely repeat, and zstd compresses repetitions; bounds of a text column help no query.
                     bounded = [field.name for field in table.schema if _has_bounds(field.type)]
                     writer = pq.ParquetWriter(
                         files[-1], table.schema, compression="zstd", use_dictionary=False, write_statistics=bounded
@@ -58,7 +58,7 @@ def write_shards(tables: Iterable[pa.Table], folder: Path) -> int:
 
 
 def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Fetch the next table while the last is being written."""
+    """Read the next table while the caller writes the last one."""
     with ThreadPoolExecutor(1) as thread:
         next_table = thread.submit(next, tables, None)
         while (table := next_table.result()) is not None:
@@ -67,15 +67,15 @@ def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 @contextmanager
-def in_place(out: Path) -> Iterator[Path]:
-    """Write into a folder beside `out` and rename it into place; only an earlier export is ever replaced."""
-    out = objects.folder(out, "export")
-    if out.name == REWARD_MODULE:
-        # `datasets` and OpenRLHF take a file that is called as its folder for a script that loads it.
-        raise ExportError(f"{out} is called as the reward file in it; name another folder, or another split")
-    if out.exists() and not all(map(_is_of_an_export, out.iterdir())):
-        raise ExportError(f"{out} holds other files than an export; name another folder")
-    temporary = out.with_name(f".{out.name}.tmp")
+def in_place(location: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write to, then move it to `location`; it replaces nothing but an earlier export."""
+    folder = objects.folder(location, "export")
+    if folder.name == REWARD_MODULE:
+        # `datasets` and OpenRLHF run a file with the name of its folder as a script that loads the data.
+        raise ExportError(f"{folder} is called as the reward file in it; name another folder, or another split")
+    if folder.exists() and not all(map(_is_of_an_export, folder.iterdir())):
+        raise ExportError(f"{folder} holds other files than an export; name another folder")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -83,9 +83,11 @@ def in_place(out: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             with suppress(IsADirectoryError), file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        atomic.replace_folder(out, temporary)
+        atomic.replace_folder(folder, temporary)
     except OSError as error:
-        raise ExportError(f"{out} cannot be written: {error.strerror or error}; fix that and export again") from error
+        raise ExportError(
+            f"{folder} cannot be written: {error.strerror or error}; fix that and export again"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -95,7 +97,7 @@ def _is_of_an_export(file: Path) -> bool:
         return all(map(_is_of_an_export, file.iterdir()))
     if file.name in (REWARD_FILE, EARLIER_REWARD_FILE):
         return file.read_bytes().startswith(HEAD.encode())
-    # Python keeps what it compiled of the reward file beside it.
+    # Python writes the compiled reward file into __pycache__.
     return (
         file.name in ("__pycache__", "dropped.parquet")
         or re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) is not None

@@ -1,6 +1,6 @@
 """The table of trainer formats: how a split is written for each trainer, and how the trainer is started on it.
 
-One rule: whatever differs between trainers is a value or a function of a row. The command line, exports, reward files,
+One rule: every difference between trainers is a value or a function in a row of this table. The command line, exports, reward files,
 cards and the manual read the rows. To add a trainer, write its functions in a module beside `trl.py`, and add a row.
 """
 
@@ -24,37 +24,37 @@ class TrainerFormat(NamedTuple):
     title: str
     """Its name in messages and on cards."""
     reserved: Mapping[str, frozenset[str]]
-    """Names that it reads, or passes to rewards, for itself, by the split formats that it loads."""
+    """Column names that the trainer uses itself, by the split formats that it loads."""
     columns: Callable[[SplitView, RerReward | None], dict[str, str]]
-    """Write what each exported column is in SQL, or refuse a split format that the trainer has no loader for."""
+    """Return the SQL of each exported column, or refuse a split format that the trainer cannot load."""
     reward_function: Callable[[str], str]
     """Write the function that it calls in a reward file, given the policy's end-of-sequence token."""
     reward_use: str
-    """How it is started with a reward file, for the file's first line."""
+    """How the trainer is started with a reward file; the file's first line says it."""
     commands: Callable[[Shape, str, str, str, str], list[list[str]]]
     """Write the commands that train on an export, given its folder, a policy, a reward model and a folder for the result."""
     snippets: Callable[[str, Configuration], Iterator[Snippet]]
     """Write the loading lines of a card, given the repository's id."""
     meanings: Mapping[str, str]
-    """What the columns of its formats mean that the store has not, or by another name."""
+    """Meanings of the columns that only its formats have, or that they rename."""
     pairs: Mapping[str, str] | None = {}
-    """The names of `prompt` and `completion` in pairs for fine-tuning; None: it loads no pairs."""
+    """Its names for `prompt` and `completion` in pairs for fine-tuning; None: it loads no pairs."""
     token_ids: bool = False
     """Whether it loads prompts as token ids."""
     ground_truth: tuple[str, str] | None = None
-    """The column with the answer that a reward by rule looks for, and what messages call it."""
+    """The column with the answer that a rule-based reward looks for, and the noun for it in messages."""
     scores_in: str = ""
-    """The struct column whose fields are the scores; empty: each score is a column."""
+    """The struct column whose fields are the scores; empty: each score is a column of its own."""
     omits: frozenset[str] = frozenset()
-    """Columns of the store that its format has by another name."""
+    """Columns of the store that its format holds under another name."""
     template_arguments: str = ""
-    """The column with the arguments of the policy's chat template, where answers are rendered with it."""
+    """The column with the arguments of the policy's chat template, if the trainer reads one."""
     writes_start: bool = False
-    """Whether prompts begin with the policy's beginning-of-sequence token, as the trainer adds none by itself."""
+    """Whether the export writes the policy's beginning-of-sequence token, as the trainer adds none."""
     always_chats: bool = False
     """Whether it applies a chat template to every prompt, so that text is written as one user turn."""
     picture: str = ""
-    """Text in a chat that it takes for the place of a picture."""
+    """Text in a chat that the trainer replaces by a picture."""
 
 
 TRAINERS: dict[str, TrainerFormat] = {
@@ -109,19 +109,23 @@ else:
     Trainer = Literal[tuple(TRAINERS)]
 
 
-def commands(trainer: Trainer, shape: Shape, folder: str, policy: str, reward: str, out: str = "trained") -> list[str]:
+def commands(
+    trainer: Trainer, shape: Shape, folder: str, policy: str, reward: str, result: str = "trained"
+) -> list[str]:
     """Write the shell commands that train on an export, one for each kind of training that its format is for.
 
     Args:
-        trainer: Whose commands.
-        shape: What was exported.
+        trainer: The trainer to start.
+        shape: The shape of the export.
         folder: The export's folder.
         policy: The policy's folder or Hub id.
-        reward: A reward model's, for prompts without a reward file.
-        out: The folder for the trained model.
+        reward: The reward model's folder or Hub id, for prompts without a reward file.
+        result: The folder for the trained model.
 
     Example:
         >>> commands("trl", Shape("unpaired"), "splits/kto", "my-org/base", "")
         ['trl kto --model_name_or_path my-org/base --dataset_name splits/kto --output_dir trained']
     """
-    return [shell_line(words) for words in TRAINERS[trainer].commands(shape, folder.rstrip("/"), policy, reward, out)]
+    return [
+        shell_line(words) for words in TRAINERS[trainer].commands(shape, folder.rstrip("/"), policy, reward, result)
+    ]

@@ -1,8 +1,8 @@
-"""Splits on the Hugging Face Hub: one repository with a configuration per split, a card, the recipe and the ledger.
+"""Publish splits on the Hugging Face Hub: one repository with a configuration per split, a card, recipe and ledgers.
 
-One rule: what is to be published is first written whole beside the store, and what differs from the repository's
-newest commit then travels in one commit on top of it. So a push that died is resumed by the same push, an identical
-one makes no commit, and one that somebody else's commit came between is refused. A token is in no message of ours.
+One rule: the whole repository is first written into the store's folder. The files that differ from the repository's
+newest commit are then sent in one commit on top of it. So the same push resumes a push that broke off, an identical
+push makes no commit, and a push is refused if somebody else committed meanwhile. No message contains a token.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from seamcurate.publish import card, facts, measures
 from seamcurate.publish.export import Exported, export
 from seamcurate.publish.formats import Trainer
 from seamcurate.publish.snippet import Configuration
-from seamcurate.run import recipe
+from seamcurate.run import recipe as recipes
 from seamcurate.run.recipe import Recipe
-from seamcurate.select import split
+from seamcurate.select.split import is_file_name, read_filter
 from seamcurate.storage import atomic
 from seamcurate.storage.objects import local
 from seamcurate.store.store import Store, save_json
@@ -46,38 +46,40 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FACTS, RECIPE = "seamcurate.json", "recipe.yaml"
-_OURS = re.compile(
+_PUSHED_FILES = re.compile(
     r"data/[^/]+(/[^/]+)?/train-\d+-of-\d+\.parquet|ledger/[^/]+\.parquet|figures/[^/]+\.png"
     rf"|data/[^/]+/{re.escape(REWARD_FILE)}"
 )
-"""Files that only a push makes, and so may remove; anything else in a repository is left alone."""
+"""Files that only a push writes. A push removes those that it no longer has, and no other file of a repository."""
 _COMPARED = re.compile(r"(data|ledger)/.+\.parquet")
 _WAITS = (1.0, 4.0, 15.0)
-"""Seconds before a commit is tried again: huggingface_hub repeats every request but that one."""
+"""Seconds before a commit is tried again: huggingface_hub retries every other request itself."""
 _LONGEST_WAIT = 60.0
+"""Seconds: if the Hub asks for a longer wait, the error is raised instead."""
 _LARGEST_FACTS = 2**26
+"""Bytes."""
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 _RUN_AGAIN = ("run the same command later", "run the same command again")
 _TRANSPORTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
 
 class Prepared(NamedTuple):
-    """A repository as a push would make it, on this machine."""
+    """A repository as a push would make it, in a local folder."""
 
     folder: Path
     card: str
     files: dict[str, int]
-    """Bytes by path."""
+    """Size in bytes, by path."""
     notes: list[str]
-    """What the author should know before anybody else does."""
+    """Warnings for the author, to read before publishing."""
 
 
 class Pushed(NamedTuple):
-    """What a push did."""
+    """The result of a push."""
 
     url: str
     commit: str
-    """The newest one; the one before, where nothing had changed."""
+    """The repository's newest commit; no new one if no file had changed."""
     sent: list[str]
     removed: list[str]
     unchanged: int
@@ -95,47 +97,47 @@ def prepare(
     licences: Sequence[str] = (),
     pinned: Recipe | None = None,
 ) -> Prepared:
-    """Write a repository into `STORE/publish`: splits, ledger, recipe, facts, figures and card. Asks no network.
+    """Write a repository into `STORE/publish`: splits, ledgers, recipe, facts, figures and card, without the network.
 
     Args:
-        path: The recipe's YAML file, which is published as it stands.
-        store: Where it was run.
-        repo_id: What the card calls it.
-        trainer: Whose format the splits are written in.
-        licences: The source's; the card says `unknown` without one.
-        pinned: The recipe as it was run, where its sources and models stood at other commits than they do now.
+        path: The recipe's YAML file, which is published unchanged.
+        store: The store that the recipe was run in.
+        repo_id: The repository's id, for the card.
+        trainer: The trainer in whose format the splits are written.
+        licences: Licences of the source; without one, the card says `unknown`.
+        pinned: The recipe with the commits and dates that it was run with, if they are not those of today.
 
     Raises:
-        HubError: The repository's name is none.
+        HubError: `repo_id` is not of the form `owner/name`.
         StaleError: The store does not hold what the recipe makes.
         ExportError: A split cannot be written for the trainer.
     """
     _check_name(repo_id)
-    loaded, text = recipe.load(path), Path(path).read_text(encoding="utf-8")
+    recipe, text = recipes.load(path), Path(path).read_text(encoding="utf-8")
     temporary, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
     with store.hold():
-        exports = list(export(pinned or loaded, store, trainer, temporary / "data"))
+        exports = list(export(pinned or recipe, store, trainer, temporary / "data"))
         for file in (temporary / "data").glob(f"*/{REWARD_FILE}"):
             file.write_text(_without_folders(file.read_text(encoding="utf-8")), encoding="utf-8")
         for name in ("ledger", "figures"):
             (temporary / name).mkdir()
-        configurations = [_configuration(exported, loaded, temporary / "data") for exported in exports]
+        configurations = [_configuration(exported, recipe, temporary / "data") for exported in exports]
         splits, figures = [], {}
-        for name in loaded.splits:
+        for name in recipe.splits:
             shutil.copyfile(
                 local(store.path / "splits" / name / "ledger.parquet"), temporary / "ledger" / f"{name}.parquet"
             )
             splits.append(measures.measure(store, name))
             if measures.draw(splits[-1], temporary / "figures" / f"{name}.png"):
                 figures[name] = f"figures/{name}.png"
-        known = facts.facts(store, loaded.splits, trainer, version("seamcurate"))
+        run_facts = facts.facts(store, recipe.splits, trainer, version("seamcurate"))
         (temporary / RECIPE).write_text(text, encoding="utf-8")
         for name, content in _named_files(text, Path(path).parent).items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_text(content, encoding="utf-8")
-        save_json(temporary / FACTS, known)
+        save_json(temporary / FACTS, run_facts)
         missing, notes = _only_here(text, Path(path).parent)
-        readme = card.readme(loaded, known, splits, card.About(repo_id, licences, configurations, missing, figures))
+        readme = card.readme(recipe, run_facts, splits, card.About(repo_id, licences, configurations, missing, figures))
         (temporary / "README.md").write_text(readme, encoding="utf-8")
         atomic.replace_folder(folder, temporary)
     if not figures:
@@ -146,14 +148,14 @@ def prepare(
 
 
 def _without_folders(code: str) -> str:
-    """Return a reward file that names a model's folder by its last part: where it lies on this machine is nobody's business."""
+    """Return a reward file with only the last part of a model's folder, as a local path is private."""
     return re.sub(r"('sentence_encoder': )'/[^']*/([^/']+)'", r"\1'\2'", code)
 
 
-def _configuration(exported: Exported, loaded: Recipe, data: Path) -> Configuration:
-    """Describe what an export wrote; a split that is written in several formats has a folder for each."""
+def _configuration(exported: Exported, recipe: Recipe, data: Path) -> Configuration:
+    """Describe an export. A split that is written in several formats has a folder, and a configuration, for each."""
     path = exported.folder.relative_to(data).parts
-    form = loaded.splits[path[0]].format if len(path) == 1 else path[-1]
+    form = recipe.splits[path[0]].format if len(path) == 1 else path[-1]
     shards = list(exported.folder.glob("train-*.parquet"))
     size, schema = sum(file.stat().st_size for file in shards), pq.read_schema(shards[0])
     return Configuration("-".join(path), path[0], form, "/".join(path), exported.rows, size, schema, exported.shape)
@@ -162,16 +164,16 @@ def _configuration(exported: Exported, loaded: Recipe, data: Path) -> Configurat
 def _sizes(folder: Path) -> dict[str, int]:
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
-    # Whatever else an export lays beside its shards is for this machine.
-    return {name: size for name, size in sizes.items() if not name.startswith("data/") or _OURS.fullmatch(name)}
+    # Other files that an export writes beside its shards, such as dropped.parquet, stay local.
+    return {name: size for name, size in sizes.items() if not name.startswith("data/") or _PUSHED_FILES.fullmatch(name)}
 
 
 def _named_files(text: str, folder: Path) -> dict[str, str]:
-    """Read the filters and prompt templates that a recipe names, by their paths in it."""
+    """Return the contents of the filter and template files that a recipe names, by the path in the recipe."""
     contents: dict[str, str] = {}
     for key, value in strings(yaml.safe_load(text)):
-        if key == "filter" and split.is_file_name(value):
-            contents[value.strip()] = split.read_filter(value, folder)
+        if key == "filter" and is_file_name(value):
+            contents[value.strip()] = read_filter(value, folder)
         elif key == "template" and (folder / value).is_file():
             contents[value] = (folder / value).read_text(encoding="utf-8")
     for name in contents:
@@ -181,39 +183,39 @@ def _named_files(text: str, folder: Path) -> dict[str, str]:
 
 
 def strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text in plain data with the key it stands under."""
+    """Yield each text in plain JSON or YAML values, after the key of the mapping that it is in."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from strings(inner, str(name))
+        for name, child in value.items():
+            yield from strings(child, str(name))
     elif isinstance(value, list):
-        for inner in value:
-            yield from strings(inner, key)
+        for child in value:
+            yield from strings(child, key)
 
 
 def escapes(name: str) -> bool:
-    """Tell whether a path leads out of the folder it is taken from, as an address on object storage does."""
+    """Return whether a relative path leads out of its folder, as an address on object storage does too."""
     parts = name.replace("\\", "/").split("/")
-    # Elsewhere by address too: file:///x, s3://x, cache::x, C:/x.
+    # The last test finds addresses: file:///x, s3://x, cache::x, C:/x.
     return name.startswith(("/", "\\", "~")) or ".." in parts or bool(re.match(r"[A-Za-z][\w+.-]*:[/\\:]", name))
 
 
 def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
-    """Name the local rows and models of a recipe, and what its author should know of them."""
+    """Return the local rows and models that a recipe names, and warnings for its author."""
     kinds = {"parquet", "jsonl", "csv", "arrow", "store", "wordnet", "antonyms", "vectors"}
     models = {"causal_lm", "sequence_classifier", "sentence_encoder", "masked_model"}
-    lacking, notes = [], []
+    local_files, notes = [], []
     if re.search(r"\btrust_remote_code['\"]?\s*:\s*(true|yes|on)\b", text, re.IGNORECASE):
         notes.append("the recipe runs a model's own code (trust_remote_code): `reproduce` will refuse it")
     for key, value in strings(yaml.safe_load(text)):
         if key in kinds or (key in models and (escapes(value) or (folder / value).is_dir())):
-            lacking.append(value)
+            local_files.append(value)
         if key != "filter" and escapes(value) and "://" not in value:
             notes.append(
                 f"the recipe names {value}, outside its folder: nobody else can reproduce it, and the path is published"
             )
-    return list(dict.fromkeys(lacking)), notes
+    return list(dict.fromkeys(local_files)), notes
 
 
 # ── pushing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -227,18 +229,19 @@ def push(
     public: bool = False,
     licences: Sequence[str] = (),
 ) -> Pushed:
-    """Publish a recipe's splits as a data set on the Hub; what is there already does not travel again.
+    """Publish a recipe's splits as a data set on the Hub; files that are there already are not sent again.
 
     Args:
         path: The recipe's YAML file.
-        store: Where it was run.
-        repo_id: `owner/name`; made, private unless `public`, where it does not exist.
-        trainer: Whose format the splits are written in.
-        public: Allow everybody to see it.
-        licences: Instead of those of the Hub data sets that rows and corpus come from.
+        store: The store that the recipe was run in.
+        repo_id: The repository, `owner/name`. If it does not exist, it is created: private, unless `public`.
+        trainer: The trainer in whose format the splits are written.
+        public: Let everybody see the repository.
+        licences: Licences for the card, instead of those of the Hub data sets that rows and corpus come from.
 
     Raises:
-        HubError: No token, no right, no connection, a conflict, a limit; the message says what to do.
+        HubError: There is no token, no permission or no connection, or the Hub reports a conflict or a limit. The
+            message says what to do.
 
     Example:
         >>> from seamcurate import Store, push
@@ -248,13 +251,13 @@ def push(
     with asking(repo_id, sending=True):
         api = _api(repo_id, writing=True)
         newest = _newest(api, repo_id, public)
-        carried = licences or _licences(api, recipe.load(path))
-    prepared = prepare(path, store, repo_id, trainer, carried)
+        card_licences = licences or _licences(api, recipes.load(path))
+    prepared = prepare(path, store, repo_id, trainer, card_licences)
     with asking(repo_id, sending=True):
         head = newest or _retry(lambda: _create(api, repo_id, public))
         remote = {file.path: file for file in tree(api, repo_id, head)}
         changed = [name for name in prepared.files if not same(prepared.folder / name, remote.get(name))]
-        removed = [name for name in remote if _OURS.fullmatch(name) and name not in prepared.files]
+        removed = [name for name in remote if _PUSHED_FILES.fullmatch(name) and name not in prepared.files]
         if changed or removed:
             head = _send(api, repo_id, head, prepared, changed, removed)
     url = f"{api.endpoint}/datasets/{repo_id}"
@@ -279,7 +282,7 @@ def _check_name(repo_id: str) -> None:
 
 
 def _newest(api: HfApi, repo_id: str, public: bool) -> str | None:
-    """Return the repository's newest commit; None where there is no repository."""
+    """Return the repository's newest commit; None if there is no such repository."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -299,27 +302,27 @@ def _create(api: HfApi, repo_id: str, public: bool) -> str:
 def _send(
     api: HfApi, repo_id: str, head: str, prepared: Prepared, changed: Sequence[str], removed: Sequence[str]
 ) -> str:
-    """Send files one by one, then commit them; returns the commit."""
+    """Send files one by one, commit them, and return the commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     additions = [CommitOperationAdd(name, prepared.folder / name) for name in changed]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions, *map(CommitOperationDelete, removed)]
     with _quiet(), bar(f"sending to {repo_id}", len(additions), "files") as advance:
         for addition in additions:
-            # One at a time, so that what has arrived stays so whatever becomes of the next.
+            # One file a request: if one fails, those before it are on the Hub and are not sent again.
             api.preupload_lfs_files(repo_id, [addition], repo_type="dataset", free_memory=False)
             advance(1)
-        tried = False
+        retry = False
 
         def commit() -> str:
-            nonlocal tried
-            if tried:
-                # The commit may have been made, and only its answer lost.
+            nonlocal retry
+            if retry:
+                # The first request may have made the commit, and only its answer was lost.
                 newest = str(api.dataset_info(repo_id).sha)
                 remote = {file.path: file for file in tree(api, repo_id, newest)} if newest != head else {}
                 if remote and all(same(prepared.folder / name, remote.get(name)) for name in changed):
                     return newest
-            tried = True
+            retry = True
             return str(
                 api.create_commit(
                     repo_id,
@@ -333,11 +336,12 @@ def _send(
         return _retry(commit)
 
 
-def _licences(api: HfApi, loaded: Recipe) -> list[str]:
-    """Return the licences of the Hub data sets whose texts a push carries on."""
-    pairs = any(chosen.format in ("preferences", "unpaired") for chosen in loaded.splits.values())
+def _licences(api: HfApi, recipe: Recipe) -> list[str]:
+    """Return the licences of the Hub data sets whose texts a push publishes again."""
+    # Pairs contain answers of the corpus.
+    pairs = any(split.format in ("preferences", "unpaired") for split in recipe.splits.values())
     licences: list[str] = []
-    for source in (loaded.rows, *((loaded.corpus,) if loaded.corpus and pairs else ())):
+    for source in (recipe.rows, *((recipe.corpus,) if recipe.corpus and pairs else ())):
         if isinstance(source, Source) and source.hub is not None:
             data = api.dataset_info(source.hub, revision=hub_commit(source.hub, source.revision)).card_data
             licence = data.get("license") if data else None
@@ -345,7 +349,7 @@ def _licences(api: HfApi, loaded: Recipe) -> list[str]:
     return list(dict.fromkeys(licences))
 
 
-# ── asking ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Repository(NamedTuple):
@@ -356,10 +360,10 @@ class Repository(NamedTuple):
     files: dict[str, RepoFile]
 
     def fetch(self, name: str, largest: int | None = None) -> Path:
-        """Download one file, at this commit.
+        """Download one file of this commit, and return its local path.
 
         Raises:
-            HubError: It is not there, or larger than `largest` bytes.
+            HubError: There is no such file, or it is larger than `largest` bytes.
         """
         if name not in self.files:
             raise HubError(f"{self.repo_id} has no {name}: it was not pushed by seamcurate, or by a newer one")
@@ -370,26 +374,26 @@ class Repository(NamedTuple):
             return Path(api.hf_hub_download(self.repo_id, name, repo_type="dataset", revision=self.commit))
 
     def facts(self) -> dict[str, JsonValue]:
-        """Read what decided the data set; see `publish.facts`.
+        """Read the facts of the data set; see `publish.facts`.
 
         Raises:
-            HubError: There are none, or only a newer seamcurate can read them.
+            HubError: There are no facts, or a newer seamcurate wrote them.
         """
         file = self.fetch(FACTS, _LARGEST_FACTS)
         try:
-            known = json.loads(file.read_text(encoding="utf-8"))
+            run_facts = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise HubError(f"{self.repo_id}: {FACTS} is not readable as JSON") from error
-        if not isinstance(known, dict) or known.get("format") != facts.FORMAT:
+        if not isinstance(run_facts, dict) or run_facts.get("format") != facts.FORMAT:
             raise HubError(f"{self.repo_id}: {FACTS} was written by a newer seamcurate; upgrade yours")
-        return known
+        return run_facts
 
 
 def repository(repo_id: str, revision: str | None = None) -> Repository:
-    """Find a data set on the Hub and pin it to the commit that its revision stands for now.
+    """Return a data set of the Hub at the commit that its revision names now.
 
     Raises:
-        HubError: It is not there, or the Hub does not answer.
+        HubError: There is no such data set, or the Hub does not answer.
     """
     with asking(repo_id):
         api = _api(repo_id)
@@ -407,25 +411,25 @@ def tree(api: HfApi, repo_id: str, commit: str) -> Iterator[RepoFile]:
 
 
 def same(file: Path, remote: RepoFile | None) -> bool:
-    """Tell whether a file here has the content that the Hub names by its hash."""
+    """Return whether a local file has the content of a file on the Hub, by size and hash."""
     if remote is None or file.stat().st_size != remote.size:
         return False
-    # The Hub hashes large files by SHA-256, and others as git does.
-    content = hashlib.sha256() if remote.lfs else hashlib.sha1(b"blob %d\0" % remote.size, usedforsecurity=False)
+    # The Hub hashes large files by SHA-256, and others by SHA-1 over git's header and the content.
+    digest = hashlib.sha256() if remote.lfs else hashlib.sha1(b"blob %d\0" % remote.size, usedforsecurity=False)
     with file.open("rb") as handle:
         while block := handle.read(2**20):
-            content.update(block)
-    return content.hexdigest() == (remote.lfs.sha256 if remote.lfs else remote.blob_id)
+            digest.update(block)
+    return digest.hexdigest() == (remote.lfs.sha256 if remote.lfs else remote.blob_id)
 
 
 def compared(name: str) -> bool:
-    """Tell whether a file of a repository is what a second run must make again."""
+    """Return whether a file of a repository is one that `reproduce` compares."""
     return _COMPARED.fullmatch(name) is not None
 
 
 @contextmanager
 def asking(repo_id: str, sending: bool = False) -> Iterator[None]:
-    """Turn whatever the client raises into one line without a token in it.
+    """Turn any error of huggingface_hub into a HubError of one line, without a token.
 
     With `sending`, the line also says that files that have arrived are not sent again.
     """
@@ -441,7 +445,7 @@ def _fail(repo_id: str, error: Exception, sending: bool) -> NoReturn:
     message = _error_message(error)
     if sending and message.endswith(_RUN_AGAIN):
         message += ": what has arrived is not sent again"
-    # Not chained: a client's own message may quote the request, and so the token.
+    # Not chained: the original error may quote the request, and the token with it.
     raise HubError(f"{repo_id}: {message}") from None
 
 
@@ -499,7 +503,7 @@ def _is_broken_connection(error: BaseException) -> bool:
 
 
 def _retry(work: Callable[[], T]) -> T:
-    """Do what huggingface_hub does not repeat; wait as long as the Hub says, or longer each time."""
+    """Run a request that huggingface_hub does not retry. Wait longer each time, and at least as long as the Hub asks."""
     for wait in _WAITS:
         try:
             return work()
@@ -516,7 +520,7 @@ def _retry(work: Callable[[], T]) -> T:
 
 
 def _wait_asked_for(error: Exception) -> float:
-    """Return the seconds that the Hub's answer asks to wait; 0 where it asks for none."""
+    """Return the seconds that the Hub's answer asks to wait; 0 if it asks for none."""
     for cause in _causes(error):
         headers = getattr(getattr(cause, "response", None), "headers", None)
         seconds = str(headers.get("retry-after", "")) if isinstance(headers, Mapping) else ""
@@ -527,7 +531,7 @@ def _wait_asked_for(error: Exception) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the client's own bars away from ours."""
+    """Hide the progress bars of huggingface_hub, which would overwrite those of seamcurate."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled():

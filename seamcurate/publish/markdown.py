@@ -1,4 +1,4 @@
-"""Markdown of a card: tables, cells that nothing breaks out of, numbers and fenced code."""
+"""Markdown of a card: tables, escaped cells, numbers and fenced code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seamcurate.text import brief
 
 
 def megabytes(size: int) -> str:
-    """Write a number of bytes in megabytes, or kilobytes where they are few."""
+    """Write a number of bytes in megabytes, or in kilobytes below 0.1 MB."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
@@ -24,27 +24,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 
 def cell(value: object) -> str:
-    """Return text that breaks neither out of a table's cell nor out of a code span, and is no link, image or HTML.
+    """Escape text for a table's cell or a code span, so that it ends neither and makes no link, image or HTML.
 
-    What cannot be escaped alike inside and outside of code is put in other words: a grave accent becomes an apostrophe,
-    `](` is parted, and backslashes before a pipe, which would undo its escape, are left out.
+    No escape works both inside and outside of code. So a grave accent becomes an apostrophe, `](` gets a space, and
+    backslashes before a pipe are removed, as they would undo its escape.
     """
     text = brief(value, 300).replace("`", "'").replace("<", "&lt;").replace("](", "] (")
     return re.sub(r"\\*\|", r"\\|", text)
 
 
 def number(value: object) -> str:
-    """Write a number with four digits; a dash for what is none."""
+    """Write a number with four digits; a dash for NaN, infinity or a value that is no number."""
     return f"{value:.4g}" if isinstance(value, float | int) and np.isfinite(value) else "–"
 
 
 def signed(value: float) -> str:
-    """Write a correlation with its sign and two decimals; a dash where there is none."""
+    """Write a correlation with its sign and two decimals; a dash for NaN."""
     return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−") if np.isfinite(value) else "–"
 
 
 def fenced(language: str, code: str) -> Iterator[str]:
-    """Fence code longer than any fence inside it."""
+    """Yield the lines of a code block, with a fence that is longer than any in the code."""
     fence = "```"
     while fence in code:
         fence += "`"

@@ -1,6 +1,6 @@
-"""A split in numbers: what each rule dropped, and how far simple baselines explain its score.
+"""Measures of a split: how many rows each rule dropped, and how its score correlates with simple baselines.
 
-One rule: every number is computed from the store when the card is written; none is taken on trust.
+One rule: every number is computed from the store when the card is written.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ QUESTION, ANSWER = "words of the prompt", "words of the response"
 
 
 class Baseline(NamedTuple):
-    """Something simple that a score might measure by accident, and how far the score goes with it."""
+    """A simple measure that a score might repeat by accident, and the score's correlation with it."""
 
     name: str
     correlation: float
-    """Spearman's, over the scored rows; NaN where either is constant."""
+    """Spearman's rank correlation over the rows with a score; NaN if either is constant."""
     all: float
     """Mean over every row."""
     kept: float
@@ -45,46 +45,47 @@ class Baseline(NamedTuple):
 
 
 class SplitMeasures(NamedTuple):
-    """A split in numbers."""
+    """The measures of one split."""
 
     name: str
     form: str
     score: str
-    """The card's name for the value that decided."""
+    """The card's name for the value that the filter decides by."""
     rows: int
     kept: int
     rules: list[dict[str, object]]
     """rule, kept, dropped, threshold, and the smallest, middle and largest deciding value."""
     baselines: list[Baseline]
     scores: Floats
-    """A row's score, NaN where it has none."""
+    """Each row's score, NaN if it has none: (rows,)."""
     keeps: npt.NDArray[np.bool_]
+    """Whether the filter kept each row: (rows,)."""
     lengths: Floats
-    """A row's length in words."""
+    """Each row's length in words: (rows,)."""
 
 
 def measure(store: Store, name: str) -> SplitMeasures:
-    """Compare a split's score with length, repetition and chance, and count what each rule did.
+    """Compare a split's score with length, repetition and a random number, and count the rows of each rule.
 
-    The score is the numeric column that the filter's `by` names, or else the value the ledger decided by.
+    The score is the numeric column that the filter's parameter `by` names, or else the value in the ledger.
     """
     folder = store.path / "splits" / name
     record = store.split_record(name)
     parameters = record["parameters"]
     assert isinstance(parameters, dict)
     kinds = {column.name: column.kind for column in store.columns() if column.stale is None}
-    by = str(parameters.get("by", ""))
-    numeric = by in kinds and (pa.types.is_floating(kinds[by]) or pa.types.is_integer(kinds[by]))
+    score = str(parameters.get("by", ""))
+    numeric = score in kinds and (pa.types.is_floating(kinds[score]) or pa.types.is_integer(kinds[score]))
     answered = "response" in store.stored_schema.names
     ledger = shard.read(folder / "ledger.parquet", str(record["fingerprint"]), 0)
-    read = store.reader(["prompt", *(["response"] if answered else []), *([by] if numeric else [])], partial=True)
+    read = store.reader(["prompt", *(["response"] if answered else []), *([score] if numeric else [])], partial=True)
     columns: dict[str, list[Floats]] = {}
     for number in store.shards:
         rows = read(number)
         for title, values in _baseline_values(rows, answered).items():
             columns.setdefault(title, []).append(values)
         if numeric:
-            columns.setdefault("score", []).append(_floats(rows[by]))
+            columns.setdefault("score", []).append(_floats(rows[score]))
     values_by_title = {title: np.concatenate(shards) for title, shards in columns.items()}
     scores = values_by_title.pop("score") if numeric else _floats(ledger["value"])
     scores = np.where(np.isfinite(scores), scores, np.nan)
@@ -96,7 +97,7 @@ def measure(store: Store, name: str) -> SplitMeasures:
     return SplitMeasures(
         name,
         str(record["format"]),
-        by if numeric else "the deciding value",
+        score if numeric else "the deciding value",
         len(keeps),
         int(keeps.sum()),
         _rules(ledger),
@@ -108,7 +109,7 @@ def measure(store: Store, name: str) -> SplitMeasures:
 
 
 def _baseline_values(rows: pa.Table, answered: bool) -> dict[str, Floats]:
-    """Measure a shard's rows by each baseline."""
+    """Return each baseline's values for the rows of a shard, by the baseline's title."""
     prompts = [prompt_text(cast(Prompt, prompt)) for prompt in rows["prompt"].to_pylist()]
     values = {QUESTION: words.counts(pa.array(prompts, pa.string())).astype(np.float64)}
     if answered:
@@ -126,12 +127,12 @@ def _floats(column: pa.ChunkedArray) -> Floats:
 
 
 def _mean(values: Floats) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def _rules(ledger: pa.Table) -> list[dict[str, object]]:
-    """Count, for each rule, what it kept and dropped, and by which values."""
+    """Count the rows that each rule kept and dropped, with its threshold and the range of its values."""
     sql = (
         "SELECT rule, count(*) FILTER (kept) AS kept, count(*) FILTER (NOT kept) AS dropped, any_value(threshold) AS threshold, "
         "min(value) AS low, median(value) AS middle, max(value) AS high FROM ledger GROUP BY rule ORDER BY dropped DESC, rule"
@@ -142,8 +143,8 @@ def _rules(ledger: pa.Table) -> list[dict[str, object]]:
     return counts
 
 
-def draw(split: SplitMeasures, out: Path) -> bool:
-    """Draw score and length of the rows kept and dropped as a small PNG, where matplotlib is installed."""
+def draw(split: SplitMeasures, file: Path) -> bool:
+    """Draw histograms of score and length as a PNG file; return False if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -157,8 +158,8 @@ def draw(split: SplitMeasures, out: Path) -> bool:
     left.set_ylabel("rows")
     left.legend(frameon=False, fontsize=8)
     figure.subplots_adjust(left=0.08, right=0.98, top=0.95, bottom=0.2, wspace=0.15)
-    # Without a date and a version, the same store gives the same bytes, and no commit.
-    figure.savefig(out, metadata={"Software": None})
+    # The version of matplotlib is left out, so that the same store gives the same bytes and needs no new commit.
+    figure.savefig(file, metadata={"Software": None})
     return True
 
 

@@ -1,6 +1,6 @@
 """OpenRLHF's formats: the columns, the commands and the checks of an export.
 
-What is reserved was read in OpenRLHF's own code, and a test with OpenRLHF itself holds it against that.
+The reserved names come from OpenRLHF's code; a test compares them with an installed OpenRLHF.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Keys(NamedTuple):
     prompt: str = "input"
     answer: str = "output"
     label: str = "label"
-    """Empty where the data have none."""
+    """Empty if the rows have no label."""
 
 
 def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
-    """Write what each column of a split's format is in SQL: the format's own first, then every plain column."""
+    """Return the SQL of each exported column: those of OpenRLHF's format first, then every plain column."""
     source = f"'seamcurate/{view.split}'"
     names_source = view.source_has_text("datasource")
     if names_source:
@@ -57,11 +57,11 @@ def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
         raise ExportError(
             f"split {view.split}: OpenRLHF loads no {view.format!r} data; use format {', '.join(formats)}"
         )
-    own = formats[view.format]
+    format_columns = formats[view.format]
     if reward and view.format == "prompts":
         kind = "b.query_type" if "query_type" in view.kinds else "NULL"
         form = view.sql_text(view.form.name) if view.form and not view.form.chat else "NULL"
-        own["reward_label"] = (
+        format_columns["reward_label"] = (
             f"to_json({{'prompt': {view.prompt_text}, 'query_type': {kind}, 'reference': b.reference, 'form': {form}}})::VARCHAR"
         )
     if view.shape.arguments:
@@ -69,7 +69,8 @@ def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
             "OpenRLHF gives chat templates no arguments: make these the template's own defaults: "
             + json.dumps(dict(view.shape.arguments))
         )
-    return own | view.plain_columns(own, {"datasource"} if names_source and "datasource" in own else ())
+    taken = {"datasource"} if names_source and "datasource" in format_columns else ()
+    return format_columns | view.plain_columns(format_columns, taken)
 
 
 def reward_function(end: str) -> str:
@@ -81,10 +82,10 @@ def reward_function(end: str) -> str:
     )
 
 
-def commands(shape: Shape, folder: str, policy: str, reward: str, out: str, keys: Keys = Keys()) -> list[list[str]]:
+def commands(shape: Shape, folder: str, policy: str, reward: str, result: str, keys: Keys = Keys()) -> list[list[str]]:
     """Write the commands that train by OpenRLHF."""
     chat = ["--data.apply_chat_template"] if shape.chat else []
-    output = ["--ckpt.output_dir", out]
+    output = ["--ckpt.output_dir", result]
     if shape.format == "prompts":
         if shape.reward:
             rewarded = ["--reward.remote_url", f"{folder}/{REWARD_FILE}", "--data.label_key", "reward_label"]
@@ -96,7 +97,7 @@ def commands(shape: Shape, folder: str, policy: str, reward: str, out: str, keys
         return [[*trainer, *data, *rewarded, *chat, *output]]
     if shape.format == "sft":
         data = ["--data.dataset", folder, "--data.input_key", keys.prompt, "--data.output_key", keys.answer]
-        # Its own default would put "User: " before prompts that are written out already.
+        # OpenRLHF's default template would put "User: " before prompts that are written out already.
         data += chat or ["--data.input_template", "{}"]
         return [["python", "-m", "openrlhf.cli.train_sft", "--model.model_name_or_path", policy, *data, *output]]
     data = ["--data.dataset", folder, "--data.prompt_key", "prompt"]
@@ -108,7 +109,7 @@ def commands(shape: Shape, folder: str, policy: str, reward: str, out: str, keys
 
 
 def snippets(repo_id: str, configuration: Configuration) -> Iterator[Snippet]:
-    """Yield how OpenRLHF loads a data set in its own format."""
+    """Yield the code that trains by OpenRLHF on a data set in its own format."""
     rows = f"rows/data/{configuration.folder}"
     (*_, words) = commands(configuration.shape, rows, POLICY, REWARD_MODEL, "trained")
     yield Snippet("OpenRLHF", "shell", download(repo_id, words))

@@ -13,9 +13,9 @@ from seamcurate.storage import shard
 from seamcurate.store.store import Store, load_json, step_file
 
 EARLIER_REWARD_FILE = "reward.py"
-"""What the reward file was called before; an export still replaces one."""
+"""The earlier name of the reward file; an export still replaces such a file."""
 HEAD = '"""RER as a reward, written by `seamcurate export`'
-"""Only files that open so are ever replaced."""
+"""The first characters of every reward file. An export replaces no file that begins otherwise."""
 
 
 def reward_file(trainer: Trainer, reward: RerReward, end: str) -> str:
@@ -30,21 +30,21 @@ def reward_file(trainer: Trainer, reward: RerReward, end: str) -> str:
 
 
 def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
-    """Return RER as the recipe's steps compute it, as a reward; or None and the reason."""
+    """Return a reward with the settings of the recipe's step `rer`; or None, and the reason why there is none."""
     steps = recipe.ready()
-    whole = next((step for step in steps if isinstance(step, Rer)), None)
-    if whole is None:
+    rer = next((step for step in steps if isinstance(step, Rer)), None)
+    if rer is None:
         return None, "the recipe computes no rer"
-    shared = step_file(store.path / "columns" / whole.name, "shared")
+    shared = step_file(store.path / "columns" / rer.name, "shared")
     if isinstance(shared, Path) and shared.exists():
         shard.verify_folder(shared)
     record = load_json(shared / "range.json")
-    measured = record.get("range")
-    if not isinstance(measured, list):
+    measured_range = record.get("range")
+    if not isinstance(measured_range, list):
         return None, "the store has no rer yet; run the recipe first"
-    if whole.fit == "quantiles" and record.get("zero") != F_ZERO[whole.fit]:
+    if rer.fit == "quantiles" and record.get("zero") != F_ZERO[rer.fit]:
         return None, "F was fitted by an earlier version, whose zero paid for repetition; run the recipe with --replace"
-    # A column may come from the source instead of a step; then nothing tells how it was made.
+    # A column may come from the source instead of a step; its settings are then unknown.
     steps_by_type = {type(step): step for step in steps}
     features = [steps_by_type.get(feature.step) for feature in FEATURES if "rer" in feature.rewards]
     if None in features:
@@ -58,15 +58,15 @@ def rer_reward(recipe: Recipe, store: Store) -> tuple[RerReward | None, str]:
     encoder = relevances[0].encoder
     if encoder is not None and Path(encoder.path).is_dir():
         encoder = encoder.model_copy(update={"path": str(Path(encoder.path).resolve())})
-    low, high = (float(str(end)) for end in measured)
+    low, high = (float(str(bound)) for bound in measured_range)
     reward = RerReward(
         encoder=encoder,
-        max_response_tokens=whole.max_response_tokens,
-        combine=whole.combine,
-        clip=whole.clip,
+        max_response_tokens=rer.max_response_tokens,
+        combine=rer.combine,
+        clip=rer.clip,
         source=(low, high),
-        fallback=whole.fallback,
-        min_tokens=whole.min_tokens,
+        fallback=rer.fallback,
+        min_tokens=rer.min_tokens,
         words=texts[0].words,
         stop=texts[0].stop,
     )

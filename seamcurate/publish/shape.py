@@ -1,4 +1,4 @@
-"""The shape of an export: what decides how a trainer is started on it."""
+"""The shape of an export: the properties that decide the command of a trainer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class Shape(NamedTuple):
-    """What decides how a trainer is started on an export."""
+    """The properties of an export that decide the command of a trainer."""
 
     format: str
     """prompts, sft, preferences or unpaired."""
     form: str | None = None
-    """The form of the prompts: `chat`, or how they were written out as text; None: text as the source has it."""
+    """The form of the prompts: `chat`, or the name of a text form; None: text as in the source."""
     arguments: Mapping[str, JsonValue] = {}
     """Arguments of the policy's chat template."""
     start: str = ""
-    """The policy's beginning-of-sequence token, where its tokenizer puts one before text."""
+    """The policy's beginning-of-sequence token, if its tokenizer puts one before text."""
     reward: bool = False
     """Whether a reward file lies beside the rows."""
     shards: int = 1
@@ -30,7 +30,7 @@ class Shape(NamedTuple):
 
     @property
     def chat(self) -> bool:
-        """Tell whether the prompts are chats."""
+        """Whether the prompts are chats."""
         return self.form == "chat"
 
 

@@ -1,4 +1,4 @@
-"""Code on a card that loads a published data set, and what it needs to know of the data set."""
+"""The code on a card that loads a published data set, and the configuration that it loads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 POLICY, REWARD_MODEL = "POLICY", "REWARD_MODEL"
-"""What stands in a command for a model that the reader names."""
+"""Placeholders in a command, for the models that the reader chooses."""
 
 
 class Configuration(NamedTuple):
@@ -31,7 +31,7 @@ class Configuration(NamedTuple):
 
     @property
     def fields(self) -> dict[str, str]:
-        """Return its columns' types by name; a struct's fields stand for it."""
+        """Return the type of each column by name. A struct is listed by its fields, as `column.field`."""
         import pyarrow as pa
 
         return {
@@ -50,7 +50,7 @@ class Snippet(NamedTuple):
 
     title: str
     language: str
-    """What its Markdown fence names: python, shell or sql."""
+    """The language of its Markdown fence: python, shell or sql."""
     code: str
 
 
@@ -66,5 +66,5 @@ def download(repo_id: str, words: Sequence[str]) -> str:
 
 def shell_line(words: Sequence[str]) -> str:
     """Join a command's words for a shell."""
-    # A quoted word is no assignment to a shell.
+    # A shell reads a fully quoted word as a command, not as an assignment.
     return shlex.join(words).replace("'PYTHONPATH=", "PYTHONPATH='")

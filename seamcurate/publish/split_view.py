@@ -1,4 +1,4 @@
-"""A split and its store as the trainers' SQL sees them: what there is, under which names, and the rows it keeps."""
+"""A split as the trainers' SQL reads it: its columns, their exported names, and the rows that the split keeps."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ FormModel = PolicyModel | RewardingModel | None
 
 _OF_CANDIDATES = ("variant", "rank", "reward", "similarity")
 _SHARDS = 4
-"""Shards that are read together: a query has a cost of its own, and so has a row group."""
+"""Shards read by one query, as each query and each row group has a fixed cost."""
 
 
 class SplitView:
     """A split as a trainer's SQL sees it: `b` is a row that the split keeps, `c` a candidate of the row."""
 
-    def __init__(self, store: Store, split: str, to: Trainer, policy: FormModel) -> None:
+    def __init__(self, store: Store, split: str, trainer: Trainer, policy: FormModel) -> None:
         record = store.open().split_record(split)
         if not record:
             names = sorted(store.split_records())
@@ -47,7 +47,7 @@ class SplitView:
         if reason := splits.stale(store).get(split):
             raise StaleError(f"split {split} of {store.path} is out of date: {reason}; run its recipe first")
         self.store, self.split, self.format = store, split, str(record["format"])
-        self.trainer, self._to = TRAINERS[to], to
+        self.trainer, self._trainer_name = TRAINERS[trainer], trainer
         self.rows_kept = int(str(record["kept"]))
         self.notes: list[str] = []
         listed = [column for column in store.columns() if column.stale is None]
@@ -75,50 +75,50 @@ class SplitView:
 
     @property
     def ground_truth(self) -> str:
-        """Write the answer that a reward by rule looks for: a row's reference, or else its golden response."""
+        """The SQL of the answer that a rule-based reward looks for: a row's reference, or else its golden response."""
         answers = [f"nullif(b.{name}, '')" for name in ("reference", "response") if name in self.kinds]
         return f"coalesce({', '.join(answers)})" if answers else "NULL::VARCHAR"
 
     @property
     def prompt_text(self) -> str:
-        """Write the prompt as the text an encoder reads; see `models.template.prompt_text`."""
+        """The SQL of the prompt as the text that an encoder reads; see `models.template.prompt_text`."""
         return "array_to_string([turn.content FOR turn IN b.prompt], chr(10))" if self.chat else "b.prompt"
 
     @staticmethod
     def quoted(name: str) -> str:
-        """Write a column's name as SQL."""
+        """Quote a column's name for SQL."""
         return views.quoted(name)
 
     @staticmethod
     def sql_text(value: str) -> str:
-        """Write a text as SQL."""
+        """Quote a text for SQL."""
         return "'" + value.replace("'", "''") + "'"
 
     def source_has_text(self, name: str) -> bool:
-        """Tell whether the source has a text column of this name."""
+        """Return whether the source has a text column of this name."""
         return name in self.of_source and pa.types.is_string(self.kinds[name])
 
     def struct_fields(self, name: str) -> list[str]:
-        """Return the names of a struct column's fields; none where there is no such column."""
+        """Return the names of a struct column's fields; empty if there is no such column."""
         kind = self.kinds.get(name)
         return [field.name for field in kind] if kind is not None and pa.types.is_struct(kind) else []
 
     def all_text(self, name: str) -> bool:
-        """Tell whether every field of a struct column is text."""
+        """Return whether every field of a struct column is text."""
         return all(pa.types.is_string(field.type) for field in self.kinds[name])
 
     def plain_columns(self, core: Iterable[str], used: Collection[str] = ()) -> dict[str, str]:
-        """Name every scalar column that travels along, and note which had to be renamed or left out.
+        """Return the SQL of each scalar column that is exported, by its exported name; note which are renamed or left out.
 
         Args:
-            core: The names of the trainer's format itself.
-            used: Columns that the format holds already, by another name.
+            core: The column names of the trainer's format.
+            used: Columns that the format holds already, under another name.
         """
         reserved = {name.lower() for name in core} | {name.lower() for name in self.trainer.reserved[self.format]}
         reserved |= {PROMPT_FORM, SOURCE_PROMPT}
         if self.pairs:
             reserved |= {f"candidate_{name}" for name in _OF_CANDIDATES}
-        # The prompt is a part of every format.
+        # Every format holds the prompt itself.
         left_out = {"prompt", *used, *self.trainer.omits}
         taken = reserved | {name.lower() for name in self.kinds}
         columns: dict[str, str] = {}
@@ -150,17 +150,17 @@ class SplitView:
 
     @property
     def pairs(self) -> bool:
-        """Tell whether there is a line per candidate, not per row."""
+        """Whether the export has a line for each candidate, and not for each row."""
         return self.format in ("preferences", "unpaired")
 
     def read(self, select: dict[str, str]) -> Iterator[tuple[int, pa.Table]]:
-        """Yield how many rows of some shards the split keeps, and their lines, in the source's order."""
+        """Yield, for a few shards at a time, the number of rows that the split keeps and their lines, in the source's order."""
         structs = ("prompt", "reward_model", "extra_info")
         names = [name for name, kind in self.kinds.items() if name in structs or not pa.types.is_nested(kind)]
         if self.pairs:
             names += [name for name in self.kinds if name.startswith(("worse_", "rewards_"))]
         kept = splits.kept(self.store, self.split, names)
-        # Tables are all that this SQL sees: no file, and so no view of the store.
+        # The SQL reads these tables only; it can open no file and no view of the store.
         with views.in_memory(threads=1) as connection:
             while tables := list(islice(kept, _SHARDS)):
                 rows = pa.concat_tables(tables, promote_options="permissive")
@@ -168,11 +168,11 @@ class SplitView:
                     yield rows.num_rows, self._lines(connection, rows, select)
 
     def _lines(self, connection: DuckDBPyConnection, rows: pa.Table, select: dict[str, str]) -> pa.Table:
-        # A line a row: columns that travel as they are need no query.
+        # With one line for each row, columns that are exported unchanged need no query.
         columns: dict[str, pa.ChunkedArray] = {}
         if not self.pairs:
-            spelled = {f"b.{word}": name for name in rows.column_names for word in (name, views.quoted(name))}
-            columns = {name: rows[spelled[value]] for name, value in select.items() if value in spelled}
+            columns_by_sql = {f"b.{word}": name for name in rows.column_names for word in (name, views.quoted(name))}
+            columns = {name: rows[columns_by_sql[value]] for name, value in select.items() if value in columns_by_sql}
         queried = {name: value for name, value in select.items() if name not in columns}
         if queried:
             connection.register("kept", rows)
@@ -181,7 +181,7 @@ class SplitView:
         return pa.table({name: columns[name] for name in select})
 
     def _sql(self, select: dict[str, str], schema: pa.Schema) -> str:
-        """Write the query over a shard's kept rows: for a line each, or a line per candidate."""
+        """Return the query over the kept rows: one line for each row, or for each candidate."""
         values = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
         if not self.pairs:
             return f"SELECT {values} FROM kept AS b"
@@ -195,7 +195,7 @@ class SplitView:
         )
 
     def in_form(self, table: pa.Table) -> pa.Table:
-        """Write a table's prompts and answers in the form that was scored, with the columns that belong to the form."""
+        """Write a table's prompts and answers in the form that the policy was scored in; see `written.in_form`."""
         return written.in_form(table, self.trainer, self.form, self.shape)
 
     # ── the export's reward and commands ──
@@ -210,7 +210,7 @@ class SplitView:
         return reward
 
     def commands(self, shape: Shape, folder: Path) -> tuple[str, ...]:
-        """Write the commands that train on an export, with the recipe's own policy where it names one."""
+        """Return the commands that train on an export, with the recipe's own policy if it names one."""
         policy = self.model.path if isinstance(self.model, CausalLM) else POLICY
         model = policy if shape.format == "preferences" else REWARD_MODEL
-        return tuple(commands(self._to, shape, str(folder), policy, model))
+        return tuple(commands(self._trainer_name, shape, str(folder), policy, model))

@@ -1,6 +1,6 @@
 """TRL's formats: the columns, the commands and the Python that train on an export.
 
-What is reserved was read in TRL's own code, and a test with TRL itself holds it against that.
+The reserved names come from TRL's code; a test compares them with an installed TRL.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ PPOTrainer(args=…, processing_class=…, model=…, ref_model=…, reward_mode
 
 
 def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
-    """Write what each column of a split's format is in SQL: the format's own first, then every plain column."""
-    own = {
+    """Return the SQL of each exported column: those of TRL's format first, then every plain column."""
+    format_columns = {
         "prompts": {"prompt": "b.prompt"},
         "sft": {"prompt": "b.prompt", "completion": "b.response"},
         "preferences": {"prompt": "b.prompt", "chosen": "b.response", "rejected": "c.response"},
         "unpaired": {"prompt": "b.prompt", "completion": "c.response", "label": "c.label"},
     }[view.format]
-    return own | view.plain_columns(own)
+    return format_columns | view.plain_columns(format_columns)
 
 
 def reward_function(end: str) -> str:
@@ -100,18 +100,18 @@ def reward_function(end: str) -> str:
     )
 
 
-def commands(shape: Shape, folder: str, policy: str, reward: str, out: str) -> list[list[str]]:
+def commands(shape: Shape, folder: str, policy: str, reward: str, result: str) -> list[list[str]]:
     """Write the commands that train by TRL, and those that train by seamcurate's own trainers."""
     return [
-        *([*words, "--output_dir", out] for words in _own_commands(shape, folder, policy, reward)),
-        *([*words, "--out", out] for words in _seamcurate_commands(shape, folder, policy, reward)),
+        *([*words, "--output_dir", result] for words in _own_commands(shape, folder, policy, reward)),
+        *([*words, "--out", result] for words in _seamcurate_commands(shape, folder, policy, reward)),
     ]
 
 
 def _own_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]:
     data = ["--model_name_or_path", policy, "--dataset_name", folder]
     if shape.format == "prompts":
-        # A reward file is imported by its name, from a folder that Python knows.
+        # TRL imports a reward file by its module name, so its folder must be on PYTHONPATH.
         python_path = [f"PYTHONPATH={folder}"] if shape.reward else []
         rewarded = (
             ["--reward_funcs", f"{REWARD_MODULE}.rer"] if shape.reward else ["--reward_model_name_or_path", reward]
@@ -138,7 +138,7 @@ def _seamcurate_commands(shape: Shape, folder: str, policy: str, reward: str) ->
 
 
 def snippets(repo_id: str, configuration: Configuration) -> Iterator[Snippet]:
-    """Yield how a data set in TRL's format is loaded by TRL, and by OpenRLHF and verl, which name its columns otherwise."""
+    """Yield the code that loads a data set in TRL's format by TRL, and by OpenRLHF and verl under their column names."""
     shape, rows = configuration.shape, f"rows/data/{configuration.folder}"
     yield Snippet("TRL", "python", load_dataset(repo_id, configuration) + _python(shape))
     if shape.reward:

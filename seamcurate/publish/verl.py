@@ -1,6 +1,6 @@
 """verl's format: the columns, the commands and the chat template of an export.
 
-What is reserved was read in verl's own code, and a test with verl itself holds it against that.
+The reserved names come from verl's code; a test compares them with an installed verl.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from seamcurate.rewards import RerReward
 
 SCORES = "extra_info"
-"""The column whose fields are the scores, and whatever else a row has."""
+"""The struct column that holds the scores and the other plain columns."""
 
 RESERVED = {
     "prompts": frozenset(
@@ -27,7 +27,7 @@ RESERVED = {
         | {"num_turns", "rollout_reward_scores", "turn_scores", "tool_rewards"}
     )
 }
-"""Inside `extra_info`."""
+"""Names of fields in `extra_info` that verl uses itself."""
 
 MEANINGS = {
     "data_source": "the source's own, or the split: by it verl finds its reward function",
@@ -42,7 +42,7 @@ MEANINGS = {
 REWARD_USE = f"`reward.custom_reward_function.path={REWARD_FILE}`, whose compute_score verl takes"
 
 _VERBATIM = "{% for m in messages %}{{ m.content }}{% endfor %}"
-"""A chat template that adds nothing: verl always applies one, and an export for it may hold prompts written out as text."""
+"""A chat template that adds nothing, for prompts written out as text: verl always applies a template."""
 
 CONVERSION = """
 
@@ -63,7 +63,7 @@ rows.map(to_verl, remove_columns=rows.column_names).to_parquet("rows.parquet")
 
 
 def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
-    """Write what each of verl's five columns is in SQL; the scores are fields of `extra_info`."""
+    """Return the SQL of each of verl's five columns; the scores are fields of `extra_info`."""
     if view.format != "prompts":
         raise ExportError(f"split {view.split}: verl trains from prompts, and the split's format is {view.format!r}")
     for_reward = {"prompt": view.prompt_text} if reward else {}
@@ -86,7 +86,7 @@ def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
 
 
 def _reward_model(view: SplitView) -> str:
-    """Write verl's `reward_model`: the source's own where it has one, else the golden answer."""
+    """Return the SQL of `reward_model`: the source's column if it has one, else the reference or golden response."""
     by_rule = f"{{'style': 'rule', 'ground_truth': coalesce({view.ground_truth}, '')}}"
     names = view.struct_fields("reward_model")
     if "ground_truth" not in names:
@@ -96,10 +96,10 @@ def _reward_model(view: SplitView) -> str:
 
 
 def _extra_info(view: SplitView, for_reward: dict[str, str]) -> dict[str, str]:
-    """Name the fields of `extra_info`: what verl reads, every plain column, and the fields of the source's own."""
+    """Return the SQL of the fields of `extra_info`: verl's own, every plain column, and the source's `extra_info`."""
     source_fields = {name: f"b.extra_info.{view.quoted(name)}" for name in view.struct_fields("extra_info")}
     has_index = "index" in source_fields
-    # What verl reads of the source's is verl's; a score of ours is never replaced by the source's.
+    # Fields that verl reads keep the source's values; a column of this store is never replaced by a field of the source.
     fields = {
         name: source_fields.pop(name, value) for name, value in {"split": "'train'", "index": "b.row_id"}.items()
     } | for_reward
@@ -132,11 +132,11 @@ def template(shape: Shape) -> str:
     """Return the chat template that verl needs for prompts written out as text; nothing for chats."""
     if shape.form in (None, "chat"):
         return ""
-    # It holds no quotes, which would end those around it on the command line.
+    # The template must hold no quotes, as it is quoted on the command line.
     return f"{{{{ bos_token }}}}{_VERBATIM}" if shape.start else _VERBATIM
 
 
-def commands(shape: Shape, folder: str, policy: str, reward: str, out: str) -> list[list[str]]:
+def commands(shape: Shape, folder: str, policy: str, reward: str, result: str) -> list[list[str]]:
     """Write the command that trains by verl."""
     files = shard_names(shape.shards, folder)
     listed = files[0] if len(files) == 1 else f"[{','.join(files)}]"
@@ -147,7 +147,7 @@ def commands(shape: Shape, folder: str, policy: str, reward: str, out: str) -> l
     words += [f"+data.apply_chat_template_kwargs.{key}={json.dumps(value)}" for key, value in shape.arguments.items()]
     if shape.reward:
         words += [f"reward.custom_reward_function.path={folder}/{REWARD_FILE}"]
-    return [[*words, f"trainer.default_local_dir={out}"]]
+    return [[*words, f"trainer.default_local_dir={result}"]]
 
 
 def command_on(file: str, shape: Shape) -> str:
@@ -161,7 +161,7 @@ def command_on(file: str, shape: Shape) -> str:
 
 
 def snippets(repo_id: str, configuration: Configuration) -> Iterator[Snippet]:
-    """Yield how verl loads a data set in its own format."""
+    """Yield the code that trains by verl on a data set in its own format."""
     rows = f"rows/data/{configuration.folder}"
     (words,) = commands(configuration.shape, rows, POLICY, REWARD_MODEL, "trained")
     yield Snippet("verl", "shell", download(repo_id, words))

@@ -1,4 +1,4 @@
-"""Prompts and answers of an export, written in the form that the policy was scored in."""
+"""Write the prompts and answers of an export in the form that the policy was scored in."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def in_form(table: pa.Table, trainer: TrainerFormat, form: Form | None, shape: Shape) -> pa.Table:
-    """Write a table's prompts and answers in a form, and add the columns that belong to it.
+    """Write a table's prompts and answers in a form, and add the columns that describe the form.
 
     Args:
         table: Lines of an export, with the prompt as the source has it.
-        trainer: Whose lines they are.
-        form: What the policy was scored in; None: prompts stay as the source has them.
-        shape: The export's.
+        trainer: The trainer that loads the export.
+        form: The form that the policy was scored in; None: prompts stay as the source has them.
+        shape: The shape of the export.
     """
     prompt_index = next(i for i, name in enumerate(table.column_names) if name in ("prompt", "input"))
     prompts = table.column(prompt_index)
@@ -56,7 +56,7 @@ def in_form(table: pa.Table, trainer: TrainerFormat, form: Form | None, shape: S
 
 
 def form_note(form: Form | None, model: CausalLM | SequenceClassifier | None, chat: bool) -> str:
-    """Describe the form of the prompts for a person who exports."""
+    """Describe the form of the prompts, as a remark on the export."""
     if form is None or model is None:
         return f"prompts are {'chats' if chat else 'text'}, as the source has them: the recipe names no model of this machine or the Hub"
     if form.chat:
@@ -66,7 +66,7 @@ def form_note(form: Form | None, model: CausalLM | SequenceClassifier | None, ch
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase, form: Form) -> str:
-    """Return the token that the tokenizer puts before text, none before what a chat template renders."""
+    """Return the token that the tokenizer puts before text; empty for chats, as a chat template writes its own."""
     from seamcurate.models import tokens
 
     start = tokenizer.bos_token_id
@@ -80,11 +80,11 @@ def _with_column(table: pa.Table, index: int, column: pa.ChunkedArray) -> pa.Tab
 
 
 def _as_turns(texts: pa.ChunkedArray, role: str) -> pa.ChunkedArray:
-    """Make each text a chat of one turn."""
+    """Turn each text into a chat of one turn."""
     chats = []
     for chunk in texts.cast(pa.string()).chunks:
         turns = pa.StructArray.from_arrays([pa.repeat(pa.scalar(role), len(chunk)), chunk], ["role", "content"])
-        # One turn a chat: the offsets are 0, 1, 2 …
+        # Each chat has one turn, so that the offsets are 0, 1, 2 …
         chats.append(pa.ListArray.from_arrays(np.arange(len(chunk) + 1, dtype=np.int32), turns).cast(MESSAGES))
     return pa.chunked_array(chats, MESSAGES)
 
@@ -96,14 +96,14 @@ def _as_text(prompts: pa.ChunkedArray, form: Form, start: str) -> pa.ChunkedArra
     texts: list[str] = []
     previous: Prompt | None = None
     for prompt in prompts.to_pylist():
-        # A row's candidates share its prompt.
+        # The candidates of a row follow each other and share its prompt, so its text is written once.
         texts.append(texts[-1] if texts and prompt == previous else start + form.prompt(prompt))
         previous = prompt
     return pa.chunked_array([texts], pa.string())
 
 
 def _in_pattern(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
-    """Put each text where a pattern has `{prompt}`."""
+    """Return, for each text, the pattern with the text in place of `{prompt}`."""
     pieces = pattern.split("{prompt}")
     if pieces == ["", ""]:
         return texts
