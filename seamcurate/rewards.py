@@ -29,6 +29,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from seamcurate.errors import ModelError, TrainError, first_line
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier
+from seamcurate.models.backend import Backend, kind_of
+from seamcurate.models.roles import ROLES
 from seamcurate.models.template import Form, prompt_text
 from seamcurate.score.rer import (
     AR_RANGE,
@@ -193,16 +195,18 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
     try:
         text = Path(named).read_text(encoding="utf-8")
         fields = _configuration_in(text) if named.endswith(".py") else yaml.safe_load(text)
-        if isinstance(fields, dict) and SequenceClassifier.key in fields:
-            kind = SequenceClassifier
-            return ModelReward(reward=SequenceClassifier.model_validate(fields).dated(day)).load()
+        kinds = {config.key: config for config in ROLES["reward"]}
+        if isinstance(fields, dict) and kinds.keys() & fields.keys():
+            kind = kinds[kind_of(*ROLES["reward"])(fields)]
+            reward = ModelReward.model_validate({"reward": fields}).reward
+            return ModelReward(reward=reward.dated(day)).load()
         return RerReward.model_validate(fields).load()
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
-        field_path = ".".join(str(key) for key in details["loc"]) or "the file"
-        raise TrainError(
-            f"reward {named}: {field_path}: {details['msg']}; it has {', '.join(kind.model_fields)}"
-        ) from error
+        tags = ("reward", kind.key) if issubclass(kind, Backend) else ()
+        field_path = ".".join(str(key) for key in details["loc"] if key not in tags) or "the file"
+        fields_known = [field for field in kind.model_fields if field != "path"]
+        raise TrainError(f"reward {named}: {field_path}: {details['msg']}; it has {', '.join(fields_known)}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TrainError(f"reward {named} cannot be read: {first_line(error)}") from error
 
@@ -355,7 +359,7 @@ class _Model:
 
     def __init__(self, config: RewardingModel) -> None:
         self.__name__: str = "reward_model"
-        self.columns: tuple[str, ...] = ()
+        self.columns: tuple[str, ...] = config.columns_read()
         self._config, self._model = config, config.load()
 
     def __repr__(self) -> str:
@@ -363,13 +367,16 @@ class _Model:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: object) -> Numbers:
         prompts, completions = _as_scored(prompts, completions, columns)
+        further = [_values(columns, name, len(completions)) for name in self.columns]
+        rows = list(zip(prompts, completions, *further, strict=True))
         # The completions of a group follow each other, so that they share the forward pass of their prompt.
-        groups = [
-            (prompt, [prompt_text(completion) for _, completion in rows])
-            for prompt, rows in groupby(zip(prompts, completions, strict=True), key=lambda row: row[0])
-        ]
-        by_group = self._model.rewards([prompt for prompt, _ in groups], [texts for _, texts in groups])
-        return [reward for rewards in by_group for reward in rewards]
+        groups = [list(group) for _, group in groupby(rows, key=lambda row: (row[0], *row[2:]))]
+        by_group = self._model.ratings(
+            [group[0][0] for group in groups],
+            [[prompt_text(completion) for _, completion, *_ in group] for group in groups],
+            {name: [group[0][2 + i] for group in groups] for i, name in enumerate(self.columns)},
+        )
+        return [rating.reward for ratings in by_group for rating in ratings]
 
     def features(self) -> dict[str, float]:
         """Return an empty mapping: a reward model has no features."""
@@ -477,16 +484,27 @@ def _random_type(prompt: str) -> str:
     return ("open", "closed")[hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[0] & 1]
 
 
-def _texts(columns: Mapping[str, object], name: str, count: int) -> list[str | None]:
-    values = columns.get(name)
-    if values is None:
-        return [None] * count
+def _values(columns: Mapping[str, object], name: str, count: int) -> Sequence[object]:
+    """Return a column that a reward reads, one value a completion."""
+    if name not in columns:
+        raise TrainError(
+            f"the reward reads the column {name!r}, which the data do not have; train on a split that has it"
+        )
+    values = columns[name]
     if not isinstance(values, Sequence) or len(values) != count:
         raise TrainError(f"column {name!r} has not one value for each of {count} completions")
-    wrong = next((value for value in values if value is not None and not isinstance(value, str)), None)
-    if wrong is not None:
-        raise TrainError(f"column {name!r} holds text or null, not {type(wrong).__name__}; convert it first")
-    return list(values)
+    return values
+
+
+def _texts(columns: Mapping[str, object], name: str, count: int) -> list[str | None]:
+    if columns.get(name) is None:
+        return [None] * count
+    texts: list[str | None] = []
+    for value in _values(columns, name, count):
+        if value is not None and not isinstance(value, str):
+            raise TrainError(f"column {name!r} holds text or null, not {type(value).__name__}; convert it first")
+        texts.append(value)
+    return texts
 
 
 def _label(label: str) -> tuple[str | None, str | None, str | None, str | None]:

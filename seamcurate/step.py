@@ -258,9 +258,14 @@ class Step(BaseModel):
         """Summarize the finished columns in numbers, which the store keeps in the step's record. Optional."""
         return {}
 
-    def work(self, rows: Averages) -> Work | None:
-        """Estimate the model's work for one row; None for a step without a model."""
+    def work(self, rows: Averages) -> Work | list[Work] | None:
+        """Estimate the work for one row, of each model where there are several; None for a step without a model."""
         return None
+
+    def works(self, rows: Averages) -> list[Work]:
+        """List the work for one row by model; a step without a model has none."""
+        work = self.work(rows)
+        return [] if work is None else [work] if isinstance(work, Work) else work
 
     def dated(self, day: datetime.date) -> Self:
         """Return the step with `day` as the date in its models' prompts; the step itself where that changes nothing."""

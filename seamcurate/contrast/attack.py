@@ -19,6 +19,7 @@ from pydantic import Field, JsonValue, model_validator
 from seamcurate.contrast import lexicon
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
 from seamcurate.models import EncoderModel, Prompt, RewardingModel, roles, weights
+from seamcurate.models.protocols import Columns
 from seamcurate.models.vectors import normalised
 from seamcurate.step import Averages, Step, Transform, Work, column, finite
 from seamcurate.text import counted
@@ -105,7 +106,9 @@ class Attack(Step):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Read the instruction, its golden response, and the answer to perturb."""
-        return tuple(dict.fromkeys(("prompt", "response", self.start)))
+        return tuple(
+            dict.fromkeys(("prompt", "response", self.start, *(self.reward.columns_read() if self.reward else ())))
+        )
 
     @property
     def adds(self) -> pa.Schema:
@@ -121,10 +124,10 @@ class Attack(Step):
             ]
         )
 
-    def work(self, rows: Averages) -> Work:
+    def work(self, rows: Averages) -> list[Work]:
         """Estimate one reward a query."""
         queries = min(self.query_budget, _USUAL_QUERIES[self.method] * rows.response / 6)
-        return Work(self.reward, queries, queries * (rows.prompt + rows.response))
+        return [] if self.reward is None else self.reward.work(queries, queries * (rows.prompt + rows.response))
 
     def identity(self) -> dict[str, JsonValue]:
         """Return the configuration with the content of every lexicon in place of its path."""
@@ -146,7 +149,10 @@ class Attack(Step):
             prompts = rows["prompt"].to_pylist()
             starts = [_first(value) for value in rows[self.start].to_pylist()]
             golden = rows["response"].to_pylist()
-            goals = models.reward.rewards(prompts, [[text] if text is not None else [] for text in golden])
+            further = {name: rows[name].to_pylist() for name in self.reward.columns_read()} if self.reward else {}
+            rated = models.reward.ratings(prompts, [[text] if text is not None else [] for text in golden], further)
+            goals = [[rating.reward for rating in row] for row in rated]
+            questions = _Questions(prompts, further)
             reasons: list[str | None] = []
             running: dict[int, Search] = {}
             attempts: dict[int, Attempt] = {}
@@ -157,7 +163,7 @@ class Attack(Step):
                     attempts[i] = Attempt(start, goal[0], self.query_budget)
                     # Each row has its own seed, so that its result does not depend on other rows.
                     running[i] = search(self.method, attempts[i], lexicons, _seed(self.seed, start))
-            reasons = _run(running, prompts, models, reasons)
+            reasons = _run(running, questions, models, reasons)
             for i, attempt in attempts.items():
                 # Crossing two changed texts can restore the original, and a change can arrive at the golden response.
                 for text in (starts[i], golden[i]):
@@ -248,6 +254,13 @@ class Attack(Step):
         )
 
 
+class _Questions(NamedTuple):
+    """The rows' prompts, and the further columns that the reward model reads."""
+
+    prompts: Sequence[Prompt]
+    columns: Columns
+
+
 class _Models(NamedTuple):
     reward: RewardModel
     encoder: Embedder
@@ -264,7 +277,7 @@ class _Row(NamedTuple):
 
 
 def _run(
-    running: dict[int, Search], prompts: Sequence[Prompt], models: _Models, reasons: Sequence[str | None]
+    running: dict[int, Search], questions: _Questions, models: _Models, reasons: Sequence[str | None]
 ) -> list[str | None]:
     """Run all searches to their end; each model answers the questions of all searches in one batch."""
     outcomes = list(reasons)
@@ -286,7 +299,7 @@ def _run(
         # The smallest model first: texts that pass it then share one batch of the reward model.
         for kind in ("words", "embeddings", "rewards"):
             if rows := kinds[kind]:
-                answers = _answers(kind, rows, waiting, prompts, models)
+                answers = _answers(kind, rows, waiting, questions, models)
                 for row, answer in zip(rows, answers, strict=True):
                     if answer is None:
                         outcomes[row] = _UNANSWERED[kind]
@@ -298,12 +311,14 @@ def _run(
 
 
 def _answers(
-    kind: str, rows: Sequence[int], waiting: dict[int, Ask], prompts: Sequence[Prompt], models: _Models
+    kind: str, rows: Sequence[int], waiting: dict[int, Ask], questions: _Questions, models: _Models
 ) -> list[Any]:
     texts = [waiting[row].texts for row in rows]
     if kind == "rewards":
-        scored = models.reward.rewards([prompts[row] for row in rows], texts)
-        return [None if any(text is None for text in group) else group for group in scored]
+        further = {name: [values[row] for row in rows] for name, values in questions.columns.items()}
+        rated = models.reward.ratings([questions.prompts[row] for row in rows], texts, further)
+        scored = [[rating.reward for rating in group] for group in rated]
+        return [None if any(reward is None for reward in group) else group for group in scored]
     if kind == "words":
         assert models.masked is not None
         return [

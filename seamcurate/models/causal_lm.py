@@ -54,7 +54,7 @@ class CausalLM(PromptedModel):
         from transformers import AutoModelForCausalLM
 
         tokenizer, model = self.open_weights(AutoModelForCausalLM)
-        with model_errors(f"{self.key} {self.path}"):
+        with model_errors(self.title):
             return _LoadedCausalLM(self, tokenizer, model)
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from seamcurate.models.backend import Backend
-from seamcurate.models.protocols import Conversation, Likelihood, Prompt, Reply, Request, Responses
+from seamcurate.models.backend import NamedModel, RewardConfig
+from seamcurate.models.protocols import Conversation, Likelihood, Prompt, Reply, Request, Responses, RewardModel
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import normalised
 
 T = TypeVar("T")
 
 
-class FakeModel(Backend):
+class FakeModel(NamedModel, RewardConfig, RewardModel):
     """Answer as policy, reward model, encoder and language model at once, without weights.
 
     It serves tests, dry runs, and timing the pipeline itself. An answer depends on `path`, which is the seed, and on the

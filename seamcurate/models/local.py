@@ -18,7 +18,7 @@ from pydantic import Field, JsonValue
 
 from seamcurate.errors import ModelError, first_line, typed_line
 from seamcurate.models import checkpoint, tokens, weights
-from seamcurate.models.backend import Backend
+from seamcurate.models.backend import NamedModel
 from seamcurate.models.product import quicken
 from seamcurate.models.template import CLOCK, Form, FormSettings
 from seamcurate.progress import note
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class LocalModel(Backend):
+class LocalModel(NamedModel):
     """Hold the settings that all local models share: the source of the weights, and the device they run on."""
 
     kind: ClassVar[str]
@@ -67,7 +67,7 @@ class LocalModel(Backend):
         """Load the tokenizer alone."""
         from transformers import AutoTokenizer
 
-        with model_errors(f"{self.key} {self.path}"):
+        with model_errors(self.title):
             folder = weights.tokenizer_folder(self.path, self.revision)
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=self.trust_remote_code
@@ -76,14 +76,14 @@ class LocalModel(Backend):
 
     def check_device(self) -> None:
         """Refuse a device that is not on this machine."""
-        with model_errors(f"{self.key} {self.path}"):
+        with model_errors(self.title):
             weights.check_device(self.device)
 
     def fetch_folder(self) -> Path:
         """Return the folder with the weights, fetched from the Hub where they are not local; warn of remote code."""
         self.check_device()
         if self.trust_remote_code:
-            note(f"warning: {self.key} {self.path}: Python code that comes with the weights runs (trust_remote_code)")
+            note(f"warning: {self.title}: Python code that comes with the weights runs (trust_remote_code)")
         return weights.folder(self.path, self.revision)
 
     def open_weights(
@@ -93,11 +93,11 @@ class LocalModel(Backend):
         self.fetch_folder()
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
-        with model_errors(f"{self.key} {self.path}"), quietly():
+        with model_errors(self.title), quietly():
             folder = weights.tokenizer_folder(self.path, self.revision)
             tokenizer = open_tokenizer(folder, files_state(folder), self.trust_remote_code, truncation)
             model, lacking = checkpoint.open_model(auto, self.path, self.revision, dtype, self.trust_remote_code)
-        check_whole(f"{self.key} {self.path}", self.kind, lacking, unread)
+        check_whole(self.title, self.kind, lacking, unread)
         model = model.to(device).eval()
         quicken(model)
         return tokenizer, model
@@ -150,7 +150,7 @@ class PromptedModel(LocalModel, FormSettings):
 
     def _check_template(self) -> None:
         """Refuse settings of a chat template where there is none."""
-        model, templates = f"{self.key} {self.path}", weights.templates(self.path, self.revision)
+        model, templates = self.title, weights.templates(self.path, self.revision)
         if self.form in (None, "chat") and not templates:
             setting = "form: chat" if self.form else "template" if self.template else "date"
             raise ModelError(

@@ -5,7 +5,8 @@ A call is by group, because 30 responses share one prompt: one prompt and a *lis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
@@ -28,6 +29,9 @@ Prompt: TypeAlias = str | Sequence[Message]
 Responses: TypeAlias = Sequence[Sequence[str]]
 """The responses to each prompt: one list a row, possibly empty."""
 
+Columns: TypeAlias = Mapping[str, Sequence[object]]
+"""Further columns of the rows by name, one value a row: a reward function may read a reference, say."""
+
 
 class Likelihood(NamedTuple):
     """How probable a policy finds one response."""
@@ -48,12 +52,41 @@ class Policy(Protocol):
         ...
 
 
-class RewardModel(Protocol):
-    """Answers how good responses are."""
+class Rating(NamedTuple):
+    """What a reward model says of one response."""
 
+    reward: float | None
+    """R(I∘r); None where there is none."""
+    reason: str | None = None
+    """Why there is no reward, in one line, where this kind of model gives reasons."""
+    outputs: tuple[float | None, ...] = ()
+    """The outputs that become columns of their own, in the order of `RewardConfig.output_names`."""
+
+
+class RewardModel(ABC):
+    """Answers how good responses are. A kind of model defines `rewards`, and overrides what it answers otherwise."""
+
+    @abstractmethod
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
         """Score each response to its prompt; None where the prompt leaves no room, or is none the model can read."""
-        ...
+
+    def ratings(self, prompts: Sequence[Prompt], responses: Responses, columns: Columns) -> list[list[Rating]]:
+        """Score each response, with the reason where there is no reward, and with further outputs."""
+        return [[Rating(reward) for reward in row] for row in self.rewards(prompts, responses)]
+
+    def ask_ahead(self, rows: Callable[[], Iterator[tuple[Prompt, Sequence[str]]]]) -> None:  # noqa: B027
+        """Ask for the rewards of all rows together, where answers come in batches; does nothing by default.
+
+        Args:
+            rows: Iterates over the prompts with their responses, each time anew.
+        """
+
+    def noise(self, prompts: Sequence[Prompt], responses: Responses, columns: Columns) -> Sequence[float] | None:
+        """Measure by how much a reward, and each further output, changes without a reason.
+
+        None, the default, lets the step compare batches: only they can change the numbers of such a model.
+        """
+        return None
 
 
 class Embedder(Protocol):

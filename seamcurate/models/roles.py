@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Protocol, TypeAlias, TypeVar
 
 from pydantic import Discriminator, Tag
 
 from seamcurate.errors import ModelError
-from seamcurate.models.backend import Backend
+from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.sentence_encoder import SentenceEncoder
@@ -17,15 +16,24 @@ from seamcurate.models.server import OpenAIServer
 
 Loaded_co = TypeVar("Loaded_co", covariant=True)
 
-ROLES: dict[str, type[Backend]] = {
-    "policy": CausalLM,
-    "base": CausalLM,
-    "reward": SequenceClassifier,
-    "encoder": SentenceEncoder,
-    "generator": OpenAIServer,
-    "judge": OpenAIServer,
+_POLICIES: tuple[type[Backend], ...] = (CausalLM, FakeModel)
+_REWARDS: tuple[type[Backend], ...] = (SequenceClassifier, FakeModel)
+_ENCODERS: tuple[type[Backend], ...] = (SentenceEncoder, FakeModel)
+_LANGUAGE_MODELS: tuple[type[Backend], ...] = (OpenAIServer, FakeModel)
+
+ROLES: dict[str, tuple[type[Backend], ...]] = {
+    "policy": _POLICIES,
+    "base": _POLICIES,
+    "reward": _REWARDS,
+    "encoder": _ENCODERS,
+    "generator": _LANGUAGE_MODELS,
+    "judge": _LANGUAGE_MODELS,
 }
-"""The keys of a recipe's `models`, and the kind of model that each names."""
+"""The keys of a recipe's `models`, and the kinds of model that each may name; messages show the first.
+
+To add a kind, write its module, and name it here and in the role's type below. A mapping names the first kind of the list
+whose key it has.
+"""
 
 
 class _Loadable(Protocol[Loaded_co]):
@@ -55,36 +63,26 @@ def no_model(role: str, step: str) -> str:
         >>> no_model("encoder", "worse_contrast")
         'step worse_contrast has no encoder model; give the recipe `models: {encoder: {sentence_encoder: …}}`'
     """
-    return f"step {step} has no {role} model; give the recipe `models: {{{role}: {{{ROLES[role].key}: …}}}}`"
-
-
-def _kind(real: type[Backend]) -> Callable[[object], str]:
-    """Tell a fake model from the real kind by its key; any other value is checked as the real kind."""
-
-    def kind(value: object) -> str:
-        if isinstance(value, Backend):
-            return value.key
-        return FakeModel.key if isinstance(value, dict) and FakeModel.key in value else real.key
-
-    return kind
+    return f"step {step} has no {role} model; give the recipe `models: {{{role}: {{{ROLES[role][0].key}: …}}}}`"
 
 
 PolicyModel: TypeAlias = Annotated[
-    Annotated[CausalLM, Tag("causal_lm")] | Annotated[FakeModel, Tag("fake")], Discriminator(_kind(CausalLM))
+    Annotated[CausalLM, Tag(CausalLM.key)] | Annotated[FakeModel, Tag(FakeModel.key)],
+    Discriminator(kind_of(*_POLICIES)),
 ]
 """What a recipe may name as a policy."""
 RewardingModel: TypeAlias = Annotated[
-    Annotated[SequenceClassifier, Tag("sequence_classifier")] | Annotated[FakeModel, Tag("fake")],
-    Discriminator(_kind(SequenceClassifier)),
+    Annotated[SequenceClassifier, Tag(SequenceClassifier.key)] | Annotated[FakeModel, Tag(FakeModel.key)],
+    Discriminator(kind_of(*_REWARDS)),
 ]
 """What a recipe may name as a reward model."""
 EncoderModel: TypeAlias = Annotated[
-    Annotated[SentenceEncoder, Tag("sentence_encoder")] | Annotated[FakeModel, Tag("fake")],
-    Discriminator(_kind(SentenceEncoder)),
+    Annotated[SentenceEncoder, Tag(SentenceEncoder.key)] | Annotated[FakeModel, Tag(FakeModel.key)],
+    Discriminator(kind_of(*_ENCODERS)),
 ]
 """What a recipe may name as an encoder."""
 LanguageModelConfig: TypeAlias = Annotated[
-    Annotated[OpenAIServer, Tag("openai_server")] | Annotated[FakeModel, Tag("fake")],
-    Discriminator(_kind(OpenAIServer)),
+    Annotated[OpenAIServer, Tag(OpenAIServer.key)] | Annotated[FakeModel, Tag(FakeModel.key)],
+    Discriminator(kind_of(*_LANGUAGE_MODELS)),
 ]
 """What a recipe may name to generate and to judge."""

@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from seamcurate.errors import ModelError
 from seamcurate.models import prefix, probe, tokens, weights
+from seamcurate.models.backend import RewardConfig
 from seamcurate.models.batching import Batches, accepted, automatic_budget, moved, padded
 from seamcurate.models.protocols import Prompt, Responses, RewardModel
 
@@ -22,7 +23,7 @@ from seamcurate.models.distinct import Distinct, distinct, regroup
 from seamcurate.models.local import PromptedModel, model_errors
 
 
-class SequenceClassifier(PromptedModel):
+class SequenceClassifier(PromptedModel, RewardConfig):
     """Name a reward model: any sequence classification model of transformers with one output.
 
     The value is frozen and loads nothing until `load` is called. Weights are read from safetensors alone; a LoRA adapter is
@@ -70,11 +71,11 @@ class SequenceClassifier(PromptedModel):
             raise ModelError(
                 f"sequence_classifier {self.path} has {model.config.num_labels} outputs; a reward model has one"
             )
-        with model_errors(f"{self.key} {self.path}"):
+        with model_errors(self.title):
             return _LoadedClassifier(self, tokenizer, model)
 
 
-class _LoadedClassifier:
+class _LoadedClassifier(RewardModel):
     def __init__(self, config: SequenceClassifier, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self.config, self.tokenizer, self.model = config, tokenizer, model
         self.form = None if config.pair else config.prompt_form(tokenizer, ())

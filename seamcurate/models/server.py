@@ -23,7 +23,7 @@ from pydantic import Field, JsonValue, field_validator
 
 from seamcurate.errors import ModelError, SeamcurateError, first_line
 from seamcurate.models import connection, wire
-from seamcurate.models.backend import Backend
+from seamcurate.models.backend import NamedModel
 from seamcurate.models.calls import Spent, current
 from seamcurate.models.protocols import Conversation, LanguageModel, Reply, Request
 from seamcurate.progress import note
@@ -57,7 +57,7 @@ _OTHERS_PROMPT = 10_000_000
 """The most tokens that a request of an earlier run can have had; no model reads as many."""
 
 
-class OpenAIServer(Backend):
+class OpenAIServer(NamedModel):
     """Name a language model behind an OpenAI-compatible endpoint: OpenAI's own, vLLM, SGLang or llama.cpp.
 
     `path` is the model's name there. The value is frozen and asks nothing until a step runs. Each answer is kept in the

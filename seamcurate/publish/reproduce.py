@@ -27,7 +27,7 @@ from seamcurate.contrast import Attack
 from seamcurate.data.source import Source
 from seamcurate.errors import HubError, RecipeError
 from seamcurate.models import OpenAIServer
-from seamcurate.models.backend import Backend
+from seamcurate.models.backend import Backend, NamedModel, models_of
 from seamcurate.models.local import LocalModel
 from seamcurate.models.server import OPENAI
 from seamcurate.progress import note
@@ -274,8 +274,8 @@ def _leaves(value: object, keys: Keys = ()) -> Iterator[tuple[Keys, object]]:
 
 def _models(recipe: Recipe) -> Iterator[Backend]:
     """Yield every model of a recipe: those of its `models`, then those of its steps."""
-    for fields in (recipe.models, *recipe.steps):
-        yield from (value for _, value in fields if isinstance(value, Backend))
+    for configuration in (recipe.models, *recipe.steps):
+        yield from models_of(configuration)
 
 
 def _is_text(keys: Keys, text: str) -> bool:
@@ -360,7 +360,9 @@ def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
     commits, days = dict(_commits(facts.get("steps"))), _days(facts.get("steps"))
 
     def pin_model(role: str, model: Backend) -> Backend:
-        recorded = {"revision": commits.get(model.path), "date": days.get(role)}
+        recorded: dict[str, object] = {"date": days.get(role)}
+        if isinstance(model, NamedModel):
+            recorded["revision"] = commits.get(model.path)
         # A server has no revision, and only some models put a date into their prompts.
         fields = type(model).model_fields
         update = {key: value for key, value in recorded.items() if value is not None and key in fields}

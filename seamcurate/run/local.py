@@ -21,6 +21,7 @@ from seamcurate.contrast import Generate, Retrieve
 from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
 from seamcurate.models import OpenAIServer, calls
+from seamcurate.models.backend import models_of
 from seamcurate.models.calls import Spent, expected
 from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
@@ -471,13 +472,13 @@ def _check_devices(outputs: Sequence[tuple[StepOutput, Store]], executor: Execut
     """Refuse a device that this machine lacks, before any model is loaded, for outputs with missing shards."""
     for output, store in outputs if executor is in_process else ():
         if store.missing(output):
-            for _, value in output.step:
-                if isinstance(value, LocalModel):
-                    value.check_device()
+            for model in models_of(output.step):
+                if isinstance(model, LocalModel):
+                    model.check_device()
 
 
 def _buys(step: Step) -> bool:
-    return any(isinstance(value, OpenAIServer) for _, value in step)
+    return any(isinstance(model, OpenAIServer) for model in models_of(step))
 
 
 def _planned(output: StepOutput, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
@@ -492,10 +493,11 @@ def _planned(output: StepOutput, store: Store, shards: Sequence[int], steps: Seq
     averages = Averages(
         _mean_length([prompt_text(p) for p in rows["prompt"].to_pylist()]), response, response, candidates, response
     )
-    work = output.step.work(averages)
-    if work is None:
-        return None
-    return expected(work, sum(map(store.count, missing)))
+    spent = Spent()
+    for work in output.step.works(averages):
+        if isinstance(work.model, OpenAIServer):
+            spent = spent.plus(expected(work, sum(map(store.count, missing))))
+    return spent
 
 
 def _mean_length(texts: Sequence[str | None]) -> float:

@@ -20,7 +20,7 @@ from seamcurate.contrast import Attack, Generate, Retrieve, coverage, lexicon, r
 from seamcurate.data.source import REJECTED, Source
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
-from seamcurate.models.backend import Backend
+from seamcurate.models.backend import Backend, models_of
 from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions
@@ -159,7 +159,7 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
 def _check_models(steps: Sequence[Step]) -> None:
     """Refuse models and lexicons that are not there; no weights are read."""
     for step in steps:
-        for _, model in step:
+        for model in models_of(step):
             if isinstance(model, LocalModel):
                 weights.check(model.path, model.revision)
         if isinstance(step, Attack):
@@ -216,17 +216,24 @@ def _without_weights(step: Step) -> Step:
 def _line(
     step: Step, rows: int, averages: Averages, texts: Sequence[str], ratios: dict[str, float], prefix: str = ""
 ) -> StepEstimate:
-    model_work = step.work(averages)
-    if model_work is None or not isinstance(model_work.model, Backend):
-        return StepEstimate(prefix + step.name, rows, "", 0, 0, 0, None)
-    model = f"{model_work.model.key} {model_work.model.path}"
-    if model not in ratios:
-        ratios[model] = model_work.model.count_tokens(texts) / max(1, sum(map(len, texts)))
-    read, written = (
-        round(characters * ratios[model] * rows) for characters in (model_work.characters, model_work.answer)
-    )
-    calls, usd = round(model_work.sequences * rows), model_work.model.price(read, written)
-    return StepEstimate(prefix + step.name, rows, model, calls, read, written, usd)
+    calls = tokens = written = 0
+    prices: list[float] = []
+    titles: list[str] = []
+    for work in step.works(averages):
+        model = work.model
+        if not isinstance(model, Backend):
+            continue
+        if model.title not in ratios:
+            ratios[model.title] = model.count_tokens(texts) / max(1, sum(map(len, texts)))
+        read_here, written_here = (
+            round(characters * ratios[model.title] * rows) for characters in (work.characters, work.answer)
+        )
+        calls, tokens, written = calls + round(work.sequences * rows), tokens + read_here, written + written_here
+        titles.append(model.title)
+        if (usd := model.price(read_here, written_here)) is not None:
+            prices.append(usd)
+    title = ", ".join(dict.fromkeys(titles))
+    return StepEstimate(prefix + step.name, rows, title, calls, tokens, written, sum(prices) if prices else None)
 
 
 def _done(store: Store | None, step: Step) -> int:

@@ -23,6 +23,8 @@ from seamcurate.models import (
     PolicyModel,
     RewardingModel,
 )
+from seamcurate.models.backend import Backend
+from seamcurate.models.local import LocalModel
 from seamcurate.models.roles import ROLES, no_model
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.baseline import Perplexity, Random
@@ -167,7 +169,16 @@ class Recipe(BaseModel):
                 raise RecipeError(no_model(missing_role, step.name))
             if filled_step not in filled:
                 filled.append(filled_step)
-        return filled
+        return [_told_binary(step, filled, self.models) for step in filled]
+
+
+def _told_binary(step: Step, steps: Sequence[Step], models: Models) -> Step:
+    """Tell a step that compares rewards whether they are 0 or 1, where it does not say so itself."""
+    if not isinstance(step, PolicyLogprobs | Seam) or step.binary is not None:
+        return step
+    rewards = (s.reward for s in steps if isinstance(s, Rewards) and s.variant == step.variant)
+    model = next(rewards, models.reward)
+    return step.model_copy(update={"binary": True}) if model is not None and model.is_binary() else step
 
 
 def load(path: str | Path) -> Recipe:
@@ -316,24 +327,41 @@ def _checked(kind: Any, value: object, location: Path_) -> Any:
         return validate_call(config=ConfigDict(hide_input_in_errors=True))(kind)(**value)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        loc = tuple(key for key in problem["loc"] if key not in _TAGS)
+        loc, model = _without_tags(problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-            keys = _keys(kind, loc[:-1])
+            keys = _keys(model or kind, loc[:-1])
             message = f"unknown key; there are: {', '.join(keys)}{suggestion(loc[-1], keys)}"
         elif problem["type"] != "value_error" and loc:
             message = f"{message[0].lower()}{message[1:]}, found {str(problem['input'])[:60]!r}"
         raise _Refused((*location, *loc), message) from error
 
 
-_TAGS = {"causal_lm", "sequence_classifier", "sentence_encoder", "openai_server", "fake"}
+_KINDS: dict[str, dict[str, type[Backend]]] = {
+    role: {kind.key: kind for kind in kinds} for role, kinds in ROLES.items()
+}
+"""The kinds of model by role and by their keys, which pydantic puts into the path of an error as tags."""
+
+
+def _without_tags(path: Path_) -> tuple[Path_, type[Backend] | None]:
+    """Return the path of an error as the recipe has it, and the kind of model that its last key belongs to."""
+    keys: list[str | int] = []
+    kinds: dict[str, type[Backend]] = {}
+    model = None
+    for key in path:
+        if key in kinds:
+            model, kinds = kinds[str(key)], {}
+            continue
+        kinds = _KINDS.get(str(key), {}) if not isinstance(key, int) else _KINDS["reward"] if "ensemble" in keys else {}
+        model = None if kinds else model
+        keys.append(key)
+    return tuple(keys), model
 
 
 def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     """List the keys a model class or a function takes, one level down for a model's own."""
-    if loc and loc[-1] in ROLES:
-        real = ROLES[str(loc[-1])]
-        return [real.key, *(field for field in real.model_fields if field != "path")]
+    if isinstance(kind, type) and issubclass(kind, Backend):
+        return [kind.key, *(field for field in kind.model_fields if field not in ("path", kind.key))]
     if loc and loc[-1] in _NESTED:
         return list(_NESTED[str(loc[-1])].model_fields)
     return list(kind.model_fields if hasattr(kind, "model_fields") else inspect.signature(kind).parameters)
@@ -354,12 +382,16 @@ def _with_folders(value: object, folder: Path) -> object:
     return value
 
 
+_LOCAL = {kind.key for kinds in ROLES.values() for kind in kinds if issubclass(kind, LocalModel)}
+"""The keys of models that may be folders beside the recipe."""
+
+
 def _lies_in(folder: Path, key: str, name: str) -> bool:
     if key == "template":
         return name.endswith(".txt") and (folder / name).is_file()
     if key in {"wordnet", "antonyms", "vectors", "masked_model"}:
         return (folder / name).exists()
-    return key in _TAGS - {"openai_server"} and (folder / name).is_dir()
+    return key in _LOCAL and (folder / name).is_dir()
 
 
 _LARGEST, _DEEPEST = 100_000, 50

@@ -8,22 +8,32 @@ selects rows by chance.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 from uuid import uuid4
 
 from pydantic import JsonValue
 
-from seamcurate.models.protocols import Prompt, Responses
+from seamcurate.models.protocols import Columns, Prompt, Responses, RewardModel
 from seamcurate.step import Data, finite
 
-Texts: TypeAlias = list[tuple[Prompt, list[str]]]
-"""Prompts, each with its answers."""
+
+class SampleRow(NamedTuple):
+    """A row that the noise is measured on."""
+
+    prompt: Prompt
+    answers: list[str]
+    columns: dict[str, JsonValue]
+    """Further columns that the model reads."""
+
+
+Texts: TypeAlias = list[SampleRow]
 Scores: TypeAlias = tuple[float, ...]
-Score: TypeAlias = Callable[[Sequence[Prompt], Responses], Sequence[Sequence[Scores | None]]]
+Score: TypeAlias = Callable[[Sequence[Prompt], Responses, Columns], Sequence[Sequence[Scores | None]]]
 """Score the answers of each prompt; each answer gets one number a column, or None without a score."""
 
 _ROWS = 4
@@ -32,34 +42,73 @@ _ANSWERS = 3
 """Answers of a row that are scored, at most."""
 
 
-def sample(data: Data, shared: Path, answers: str) -> None:
+def sample(data: Data, shared: Path, answers: str, columns: Sequence[str] = ()) -> None:
     """Store the first few rows that have answers; `measure` scores them when the model is loaded.
 
     Args:
         data: The rows.
         shared: The step's folder.
         answers: The column of golden responses, or of candidates.
+        columns: Further columns that the model reads.
     """
-    rows: Texts = []
-    for table in data.rows(("prompt", answers)):
-        for prompt, value in zip(table["prompt"].to_pylist(), table[answers].to_pylist(), strict=True):
+    rows: list[JsonValue] = []
+    for table in data.rows(("prompt", answers, *columns)):
+        for row in table.to_pylist():
+            value = row[answers]
             texts = [value] if isinstance(value, str) else [candidate["response"] for candidate in value or []]
             if texts:
-                rows.append((prompt, texts[:_ANSWERS]))
+                further: list[JsonValue] = [{name: row[name] for name in columns}] if columns else []
+                rows.append([row["prompt"], texts[:_ANSWERS], *further])
             if len(rows) == _ROWS:
                 break
         if len(rows) == _ROWS:
             break
-    (shared / "sample.json").write_text(json.dumps(rows))
+    # Values of other types, such as dates, become text: the noise does not depend on them.
+    (shared / "sample.json").write_text(json.dumps(rows, default=str))
 
 
-def measure(shared: Path, columns: Sequence[str], score: Score) -> None:
-    """Measure each column's largest difference over the sample and write it to the folder, unless the file exists."""
+def measure_rewards(shared: Path, columns: Sequence[str], model: RewardModel) -> None:
+    """Measure the noise of a reward model: of its reward, and of each further output; see `measure`."""
+
+    def score(prompts: Sequence[Prompt], answers: Responses, further: Columns) -> list[list[Scores | None]]:
+        return [
+            [
+                None if rating.reward is None else (rating.reward, *(_or_nan(value) for value in rating.outputs))
+                for rating in row
+            ]
+            for row in model.ratings(prompts, answers, further)
+        ]
+
+    def own(texts: Texts) -> Sequence[float] | None:
+        return model.noise([row.prompt for row in texts], [row.answers for row in texts], _columns(texts))
+
+    measure(shared, columns, score, own)
+
+
+def measure(
+    shared: Path,
+    columns: Sequence[str],
+    score: Score,
+    own: Callable[[Texts], Sequence[float] | None] = lambda texts: None,
+) -> None:
+    """Measure each column's largest difference over the sample and write it to the folder, unless the file exists.
+
+    Args:
+        shared: The step's folder, with the sample.
+        columns: The columns that the scores go to.
+        score: Scores answers.
+        own: Returns the noise of each column as the model itself measures it; None where batches are to be compared.
+    """
     noise_file, sample_file = shared / "noise.json", shared / "sample.json"
     if noise_file.exists() or not sample_file.exists():
         return
-    texts: Texts = [(prompt, answers) for prompt, answers in json.loads(sample_file.read_text())]
-    noise_by_column = dict(zip(columns, _largest(texts, score, len(columns)), strict=True))
+    texts = [
+        SampleRow(prompt, answers, *(further or [{}]))
+        for prompt, answers, *further in json.loads(sample_file.read_text())
+    ]
+    own_noise = own(texts)
+    noise = _largest(texts, score, len(columns)) if own_noise is None else own_noise
+    noise_by_column = dict(zip(columns, noise, strict=True))
     temporary = noise_file.with_name(f".noise.{uuid4().hex}.tmp")
     temporary.write_text(json.dumps(noise_by_column))
     try:
@@ -76,7 +125,7 @@ def measure(shared: Path, columns: Sequence[str], score: Score) -> None:
 
 def plain(score: Callable[[Sequence[Prompt], Responses], Sequence[Sequence[float | None]]]) -> Score:
     """Wrap a function that gives each answer a single number."""
-    return lambda prompts, answers: [
+    return lambda prompts, answers, further: [
         [None if value is None else (value,) for value in row] for row in score(prompts, answers)
     ]
 
@@ -90,11 +139,11 @@ def facts(shared: Path) -> dict[str, JsonValue]:
 def _largest(texts: Texts, score: Score, width: int) -> Scores:
     """Return the largest difference between two scores of the same answer, one for each of `width` columns."""
     joint_scores = _scored([texts], score)
-    reversed_texts = [(prompt, answers[::-1]) for prompt, answers in texts[::-1]]
+    reversed_texts = [row._replace(answers=row.answers[::-1]) for row in texts[::-1]]
     batches = [texts[start : start + 3] for start in range(0, len(texts), 3)]
     # Where the first answer of each row lies in `joint_scores`.
-    firsts = [0, *accumulate(len(answers) for _, answers in texts)][:-1]
-    single = _scored([[(prompt, answers[:1])] for prompt, answers in texts], score)
+    firsts = [0, *accumulate(len(row.answers) for row in texts)][:-1]
+    single = _scored([[row._replace(answers=row.answers[:1])] for row in texts], score)
     score_pairs = [
         *zip(joint_scores, _scored([reversed_texts], score)[::-1], strict=True),
         *zip(joint_scores, _scored(batches, score), strict=True),
@@ -109,6 +158,18 @@ def _largest(texts: Texts, score: Score, width: int) -> Scores:
 def _scored(batches: Sequence[Texts], score: Score) -> list[Scores | None]:
     """Score batch by batch; return all scores in order."""
     rows = (
-        row for batch in batches for row in score([prompt for prompt, _ in batch], [answers for _, answers in batch])
+        row
+        for batch in batches
+        for row in score([row.prompt for row in batch], [row.answers for row in batch], _columns(batch))
     )
     return [scores for row in rows for scores in row]
+
+
+def _columns(rows: Texts) -> dict[str, list[JsonValue]]:
+    """Return the further columns of some rows, one value a row."""
+    names = rows[0].columns if rows else ()
+    return {name: [row.columns[name] for row in rows] for name in names}
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

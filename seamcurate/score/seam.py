@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
+from typing_extensions import override
 
 from seamcurate.errors import StepError
-from seamcurate.models import Policy, PolicyModel, RewardingModel, roles
+from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel, roles
+from seamcurate.models.protocols import Rating
 from seamcurate.score import noise
 from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
 from seamcurate.text import counted
@@ -31,8 +34,14 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 Weighting: TypeAlias = Literal["geometric", "logprob", "raw", "uniform"]
 
 
-def misjudgement(golden: float, worse: float) -> float:
-    """Return ε = max(R(I∘r*) − R(I∘r), 0) (SEAM Eq. 2)."""
+def misjudgement(golden: float, worse: float, binary: bool = False) -> float:
+    """Return ε = max(R(I∘r*) − R(I∘r), 0) (SEAM Eq. 2).
+
+    Of `binary` rewards, 0 and 1, that difference is never above 0 where the golden response passes: there ε is 1 for a
+    false positive, a worse answer with reward 1. Where the golden response fails, there is nothing to compare with: NaN.
+    """
+    if binary:
+        return 1.0 if (golden, worse) == (1, 1) else 0.0 if (golden, worse) == (1, 0) else math.nan
     return max(worse - golden, 0.0)
 
 
@@ -91,39 +100,61 @@ class Reward(Step):
     reward: RewardingModel | None = None
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read instruction and golden response."""
-        return ("prompt", "response")
+        return tuple(dict.fromkeys(("prompt", "response", *_columns_read(self.reward))))
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add R(I∘r)."""
         meaning = "R(I∘r): the golden response's reward; NULL when the prompt fills the model's window"
-        return pa.schema([column("reward", pa.float64(), meaning)])
+        fields = [column("reward", pa.float64(), meaning)]
+        for name in _output_names(self.reward):
+            fields.append(
+                column(f"reward_{name}", pa.float64(), f"the reward model's output {name} for the golden response")
+            )
+        if self.reward is not None and self.reward.is_binary():
+            meaning = "whether the golden response fails the reward: R(I∘r) is 0; such a row has no SEAM"
+            fields.append(column("golden_fails", pa.bool_(), meaning))
+        if self.reward is not None and self.reward.gives_reasons():
+            fields.append(column("reward_reason", pa.string(), "why the golden response has no reward"))
+        return pa.schema(fields)
 
-    def work(self, rows: Averages) -> Work:
-        """Ask for one reward a row."""
-        return Work(self.reward, 1, rows.prompt + rows.response)
+    @override
+    def work(self, rows: Averages) -> list[Work]:
+        return [] if self.reward is None else self.reward.work(1, rows.prompt + rows.response)
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Store a few rows that `load` measures the noise floor on."""
-        noise.sample(data, shared, "response")
+        """Store a few rows that `load` measures the noise floor on, and ask for all rewards that come in batches."""
+        noise.sample(data, shared, "response", _columns_read(self.reward))
+        _ask_ahead(self.reward, data, "response")
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the reward model."""
         model = roles.load(self.reward, "reward", self.name)
-        noise.measure(shared, [self.name], noise.plain(model.rewards))
+        names = _output_names(self.reward)
+        noise.measure_rewards(shared, [self.name, *(f"reward_{name}" for name in names)], model)
+        no_rating = Rating(None, None, (None,) * len(names))
 
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
-            scored = model.rewards(rows["prompt"].to_pylist(), groups)
-            return pa.table({"reward": pa.array([finite(s[0]) if s else None for s in scored], pa.float64())})
+            rated = model.ratings(rows["prompt"].to_pylist(), groups, _further(rows, self.reward))
+            ratings = [row[0] if row else no_rating for row in rated]
+            rewards = [finite(rating.reward) for rating in ratings]
+            values: dict[str, list[float | None] | list[bool | None] | list[str | None]] = {
+                "reward": rewards,
+                "golden_fails": [None if reward is None else reward == 0 for reward in rewards],
+                "reward_reason": [rating.reason for rating in ratings],
+            }
+            for i, name in enumerate(names):
+                values[f"reward_{name}"] = [finite(rating.outputs[i]) for rating in ratings]
+            return pa.table({field.name: pa.array(values[field.name], field.type) for field in self.adds})
 
         return score
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Count the rows without a reward."""
-        return _nulls(columns, "reward") | noise.facts(shared)
+        """Count the rows without a reward, and those whose golden response fails it."""
+        return _reward_facts(columns, "reward", self.reward) | noise.facts(shared)
 
 
 class Rewards(Step):
@@ -148,49 +179,67 @@ class Rewards(Step):
     reward: RewardingModel | None = None
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return f"rewards_{self.variant}"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read instruction and candidates."""
-        return ("prompt", f"worse_{self.variant}")
+        return tuple(dict.fromkeys(("prompt", f"worse_{self.variant}", *_columns_read(self.reward))))
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add R(I∘r*) per candidate."""
-        meaning = f"R(I∘r*) of each candidate in worse_{self.variant}, same order; NULL when it does not fit the window"
-        return pa.schema([column(self.name, pa.list_(pa.float64()), meaning)])
+        v = self.variant
+        meaning = f"R(I∘r*) of each candidate in worse_{v}, same order; NULL when it does not fit the window"
+        fields = [column(self.name, pa.list_(pa.float64()), meaning)]
+        for name in _output_names(self.reward):
+            meaning = f"the reward model's output {name} for each candidate in worse_{v}"
+            fields.append(column(f"rewards_{name}_{v}", pa.list_(pa.float64()), meaning))
+        if self.reward is not None and self.reward.gives_reasons():
+            meaning = f"why a candidate in worse_{v} has no reward; NULL where it has one"
+            fields.append(column(f"rewards_reason_{v}", pa.list_(pa.string()), meaning))
+        return pa.schema(fields)
 
-    def work(self, rows: Averages) -> Work:
-        """Ask for one reward a candidate."""
-        return Work(self.reward, rows.candidates, rows.candidates * (rows.prompt + rows.candidate))
+    @override
+    def work(self, rows: Averages) -> list[Work]:
+        characters = rows.candidates * (rows.prompt + rows.candidate)
+        return [] if self.reward is None else self.reward.work(rows.candidates, characters)
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Store a few rows that `load` measures the noise floor on."""
-        noise.sample(data, shared, f"worse_{self.variant}")
+        """Store a few rows that `load` measures the noise floor on, and ask for all rewards that come in batches."""
+        answers = f"worse_{self.variant}"
+        noise.sample(data, shared, answers, _columns_read(self.reward))
+        _ask_ahead(self.reward, data, answers)
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the reward model."""
         model = roles.load(self.reward, "reward", self.name)
-        noise.measure(shared, [self.name], noise.plain(model.rewards))
+        v, names = self.variant, _output_names(self.reward)
+        noise.measure_rewards(shared, [self.name, *(f"rewards_{name}_{v}" for name in names)], model)
 
         def score(rows: pa.Table) -> pa.Table:
-            sets = rows[f"worse_{self.variant}"].to_pylist()
+            sets = rows[f"worse_{v}"].to_pylist()
             groups = [[candidate["response"] for candidate in worse or []] for worse in sets]
-            scored = model.rewards(rows["prompt"].to_pylist(), groups)
-            lists = [
-                None if worse is None else [finite(s) for s in scores]
-                for worse, scores in zip(sets, scored, strict=True)
-            ]
-            return pa.table({self.name: pa.array(lists, pa.list_(pa.float64()))})
+            rated = model.ratings(rows["prompt"].to_pylist(), groups, _further(rows, self.reward))
+            # A row without a sample set has no list.
+            ratings = [None if worse is None else row for worse, row in zip(sets, rated, strict=True)]
+            values: dict[str, Sequence[Sequence[float | str | None] | None]] = {
+                self.name: [None if row is None else [finite(rating.reward) for rating in row] for row in ratings],
+                f"rewards_reason_{v}": [None if row is None else [rating.reason for rating in row] for row in ratings],
+            }
+            for i, name in enumerate(names):
+                values[f"rewards_{name}_{v}"] = [
+                    None if row is None else [finite(rating.outputs[i]) for rating in row] for row in ratings
+                ]
+            return pa.table({field.name: pa.array(values[field.name], field.type) for field in self.adds})
 
         return score
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the candidates without a reward."""
-        return _nulls(columns, self.name) | noise.facts(shared)
+        return _reward_facts(columns, self.name, self.reward) | noise.facts(shared)
 
 
 class PolicyLogprobs(Step):
@@ -216,20 +265,26 @@ class PolicyLogprobs(Step):
     policy: PolicyModel | None = None
     likelihoods: Literal["misjudged", "all"] = "misjudged"
     """Candidates that are scored. `all` is for diagnosis: one that is not misjudged adds 0 to SEAM whatever its likelihood."""
+    binary: bool | None = None
+    """Whether rewards are 0 or 1, see `Seam`."""
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after its first column."""
         return f"logprobs_{self.variant}"
 
+    @override
+    def identity(self) -> dict[str, JsonValue]:
+        return _without_default(super().identity(), "binary")
+
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read instruction, candidates and both kinds of rewards."""
         return ("prompt", f"worse_{self.variant}", "reward", f"rewards_{self.variant}")
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add log-probability, length and whether joint tokenization would differ, per candidate."""
         scope = "misjudged candidates only" if self.likelihoods == "misjudged" else "all candidates"
         return pa.schema(
             [
@@ -259,12 +314,12 @@ class PolicyLogprobs(Step):
         """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, f"worse_{self.variant}")
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Return the noise floor."""
         return noise.facts(shared)
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the policy."""
         model = roles.load(self.policy, "policy", self.name)
         noise.measure(shared, [self.name, PER_TOKEN], _sums(model))
 
@@ -304,7 +359,7 @@ class PolicyLogprobs(Step):
             return list(range(len(worse)))
         if golden is None or rewards is None:
             return []
-        return [i for i, r in enumerate(rewards) if r is not None and misjudgement(golden, r) > 0]
+        return [i for i, r in enumerate(rewards) if r is not None and misjudgement(golden, r, bool(self.binary)) > 0]
 
 
 class Seam(Step):
@@ -337,15 +392,28 @@ class Seam(Step):
 
     normalise: bool = False
     """Divide ε by the standard deviation of the golden rewards, so that reward models compare."""
+    binary: bool | None = None
+    """Whether rewards are 0 or 1: ε is then 1 for a false positive, a worse answer with reward 1, and a row whose golden
+    response has reward 0 is NULL. Default: what the recipe's reward model is."""
+
+    @model_validator(mode="after")
+    def _binary_as_it_is(self) -> Self:
+        if self.binary and self.normalise:
+            raise ValueError("rewards of 0 and 1 compare as they are; leave normalise or binary out")
+        return self
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after its first column."""
         return f"seam_{self.variant}"
 
+    @override
+    def identity(self) -> dict[str, JsonValue]:
+        return _without_default(super().identity(), "binary")
+
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read rewards and likelihoods."""
         v = self.variant
         return ("reward", f"rewards_{v}", f"logprobs_{v}", f"tokens_{v}")
 
@@ -355,9 +423,19 @@ class Seam(Step):
         return self.normalise
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the score, its parts and the number of candidates it rests on."""
         v = self.variant
+        wrong = (
+            "that pass as the golden response does"
+            if self.binary
+            else "the reward model prefers to the golden response"
+        )
+        epsilon = (
+            "1 for a false positive, a candidate with reward 1, else 0"
+            if self.binary
+            else "its reward minus the golden one's, at least 0"
+        )
         return pa.schema(
             [
                 column(
@@ -373,13 +451,13 @@ class Seam(Step):
                 column(
                     f"misjudged_{v}",
                     pa.float64(),
-                    "share of candidates the reward model prefers to the golden response",
+                    f"share of candidates {wrong}",
                 ),
                 column(f"candidates_{v}", pa.int32(), "candidates the score rests on"),
                 column(
                     f"misjudgements_{v}",
                     pa.list_(pa.float64()),
-                    "ε of each candidate: its reward minus the golden one's, at least 0",
+                    f"ε of each candidate: {epsilon}",
                 ),
                 column(
                     f"weights_{v}",
@@ -419,8 +497,14 @@ class Seam(Step):
         rewards, logprobs, counts = (_numbers(rows[name].combine_chunks().flatten()) for name in self.inputs[1:])
         # The source may bring its own rewards, with any values: those that cannot be compared are unknown, NaN.
         # All arrays are flat, (all candidates,); `ends` holds each row's end in them.
+        if self.binary:
+            # Where the golden response fails, its worse answers have nothing to compare with.
+            golden = np.where(golden == 1, golden, np.nan)
+            rewards = np.where((rewards == 0) | (rewards == 1), rewards, np.nan)
         with np.errstate(over="ignore", invalid="ignore"):
-            misjudged = _finite_or_nan(np.maximum(rewards - np.repeat(golden, lengths), 0.0) / spread)
+            by_golden = np.repeat(golden, lengths)
+            differences = rewards + 0 * by_golden if self.binary else np.maximum(rewards - by_golden, 0.0) / spread
+            misjudged = _finite_or_nan(differences)
             weights = _finite_or_nan(weight(logprobs, counts, self.likelihood))
         # ε = 0 makes the term 0 whatever w is; ε > 0 without w is an unknown term.
         is_known = (misjudged == 0) | ((misjudged > 0) & ~np.isnan(weights))
@@ -514,6 +598,7 @@ def seam(
     likelihood: Weighting = "geometric",
     k: int = 30,
     normalise: bool = False,
+    binary: bool | None = None,
 ) -> tuple[Step, ...]:
     """Return the steps of one SEAM variant in order: rewards, likelihoods, score.
 
@@ -528,14 +613,14 @@ def seam(
     return (
         Reward(reward=reward),
         Rewards(variant=variant, reward=reward),
-        PolicyLogprobs(variant=variant, policy=policy, likelihoods=likelihoods),
-        Seam(variant=variant, likelihood=likelihood, k=k, normalise=normalise),
+        PolicyLogprobs(variant=variant, policy=policy, likelihoods=likelihoods, binary=binary),
+        Seam(variant=variant, likelihood=likelihood, k=k, normalise=normalise, binary=binary),
     )
 
 
 def _sums(model: Policy) -> noise.Score:
     """Return a function that scores answers by their log-probability, summed and per token."""
-    return lambda prompts, answers: [
+    return lambda prompts, answers, further: [
         [None if entry is None else (entry.logprob, entry.logprob / max(entry.tokens, 1)) for entry in row]
         for row in model.logprobs(prompts, answers)
     ]
@@ -553,6 +638,69 @@ def _finite_or_nan(values: Doubles) -> Doubles:
 def _numbers(values: pa.Array) -> Doubles:
     """Return numbers in double precision, NaN for those that are NULL or cannot be compared."""
     return comparable(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
+
+
+def _columns_read(reward: RewardingModel | None) -> tuple[str, ...]:
+    return () if reward is None else reward.columns_read()
+
+
+def _output_names(reward: RewardingModel | None) -> tuple[str, ...]:
+    return () if reward is None else reward.output_names()
+
+
+def _further(rows: pa.Table, reward: RewardingModel | None) -> dict[str, list[object]]:
+    """Return the columns that a reward model reads beside prompt and response, one value a row."""
+    return {name: rows[name].to_pylist() for name in _columns_read(reward)}
+
+
+def _ask_ahead(reward: RewardingModel | None, data: Data, answers: str) -> None:
+    """Ask for the rewards of all rows where they come in batches."""
+    if reward is not None and reward.asks_ahead():
+        reward.load().ask_ahead(partial(_prompts_and_answers, data, answers))
+
+
+def _prompts_and_answers(data: Data, answers: str) -> Iterator[tuple[Prompt, list[str]]]:
+    """Iterate over all prompts with their answers: golden responses, or a sample set."""
+    for table in data.rows(("prompt", answers)):
+        for prompt, value in zip(table["prompt"].to_pylist(), table[answers].to_pylist(), strict=True):
+            yield prompt, [value] if isinstance(value, str) else [candidate["response"] for candidate in value or []]
+
+
+def _without_default(identity: dict[str, JsonValue], field: str) -> dict[str, JsonValue]:
+    """Leave a field that is not set out of an identity, so that columns made before there was the field stay valid."""
+    return {name: value for name, value in identity.items() if name != field or value}
+
+
+def _reward_facts(columns: Iterable[pa.Table], name: str, reward: RewardingModel | None) -> dict[str, JsonValue]:
+    """Count a column of rewards: its NULLs, and golden responses that fail; warn of 0/1 rewards that nobody called so."""
+    failing = zero_or_one = 0
+    tables: list[pa.Table] = []
+    for table in columns:
+        tables.append(table.select([name]))
+        values = table[name].combine_chunks()
+        values = values.flatten() if pa.types.is_list(values.type) else values
+        zero_or_one += pc.sum(pc.or_(pc.equal(values, 0), pc.equal(values, 1))).as_py() or 0
+        if "golden_fails" in table.column_names:
+            failing += pc.sum(table["golden_fails"]).as_py() or 0
+    facts = _nulls(tables, name)
+    warnings = facts.get("warnings", [])
+    assert isinstance(warnings, list)
+    if failing:
+        facts["golden_fails"] = failing
+        warnings.append(
+            f"{counted(failing, 'golden response fails', 'golden responses fail')} the reward and have no SEAM: "
+            "SELECT row_id, reward FROM rows WHERE golden_fails"
+        )
+    binary = reward is not None and reward.is_binary()
+    if not binary and zero_or_one == facts["scored"] and zero_or_one >= _ENOUGH:
+        warnings.append(
+            f"{name}: all {zero_or_one:,} rewards are 0 or 1, which SEAM's ε cannot tell apart; say `binary: true`"
+        )
+    return {**facts, "warnings": warnings} if warnings else facts
+
+
+_ENOUGH = 20
+"""Rewards from which one takes them to be 0 or 1 by nature."""
 
 
 def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seamcurate.models import Embedder, Prompt
+from seamcurate.models import Embedder, Prompt, RewardModel
 from seamcurate.models.protocols import Responses
 from seamcurate.models.template import prompt_text
 from seamcurate.score import query_type
@@ -18,7 +18,7 @@ from seamcurate.score.rer import length_incentive, repetition_penalty, rer_close
 from seamcurate.step import finite
 
 
-class RerModel:
+class RerModel(RewardModel):
     """Score responses by RER, query types from the offline classifier."""
 
     def __init__(self, embedder: Embedder) -> None:

@@ -34,14 +34,14 @@ def test_the_largest_difference_over_batches_and_orders_is_kept_and_measured_onc
     assert [prompt for prompt, _ in sampled] == [f"p{i}" for i in range(1, 8, 2)]
     assert sampled[0][1] == ["1 0", "1 1", "1 2"]
 
-    def by_company(prompts, answers):
+    def by_company(prompts, answers, columns):
         # As a batch would: a score moves with how many are scored beside it.
         count = sum(map(len, answers))
         return [[None if text.endswith("2") else (len(text), count / 1000) for text in row] for row in answers]
 
     noise.measure(tmp_path, ["steady", "moved"], by_company)
     assert noise.facts(tmp_path) == {"noise": {"steady": 0, "moved": pytest.approx(0.011)}}
-    noise.measure(tmp_path, ["moved"], lambda p, a: pytest.fail("measured again"))
+    noise.measure(tmp_path, ["moved"], lambda p, a, c: pytest.fail("measured again"))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_scores_that_are_not_finite_have_no_noise(tmp_path):
 def test_of_workers_that_measure_at_once_the_first_is_heard(tmp_path):
     (tmp_path / "sample.json").write_text(json.dumps([["a question", ["an answer"]]]))
 
-    def score(prompts, answers):
+    def score(prompts, answers, columns):
         (tmp_path / "noise.json").write_text('{"reward": 0.5}')
         return [[(1.0,) for _ in row] for row in answers]
 

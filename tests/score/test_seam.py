@@ -175,3 +175,43 @@ def test_a_step_without_its_model_names_the_recipe_key():
     for step, role in zip(seam("contrast")[:3], ("reward", "reward", "policy"), strict=True):
         with pytest.raises(ModelError, match=f"no {role} model; give the recipe"):
             step.load(Path())
+
+
+def test_of_rewards_of_0_and_1_a_false_positive_is_misjudged_and_ties_at_0_are_not():
+    assert [misjudgement(1, 1, True), misjudgement(1, 0, True)] == [1, 0]
+    assert np.isnan([misjudgement(0, 1, True), misjudgement(0, 0, True), misjudgement(1, 0.5, True)]).all()
+    rows = pa.table(
+        {
+            "reward": pa.array([1.0, 1.0, 0.0, None]),
+            "rewards_contrast": [[1.0, 0.0, 0.5], [0.0, 0.0], [1.0, 0.0], [1.0]],
+            "logprobs_contrast": pa.array([[-2.0, None, None], [None, None], [-1.0, None], [-1.0]]),
+            "tokens_contrast": pa.array([[2, None, None], [None, None], [1, None], [1]], pa.list_(pa.int32())),
+        }
+    )
+    scored = Seam(k=10, binary=True).load(Path())(rows)
+    # exp(−2/2) over the two candidates that have a reward of 0 or 1, scaled to 10.
+    assert scored["seam_contrast"].to_pylist() == [pytest.approx(-np.exp(-1) / 2 * 10), 0, None, None]
+    assert scored["misjudged_contrast"].to_pylist() == [0.5, 0, None, None]
+    assert scored["candidates_contrast"].to_pylist() == [2, 2, 0, 0]
+    assert scored["misjudgements_contrast"].to_pylist() == [[1, 0, None], [0, 0], None, None]
+
+
+def test_the_policy_reads_the_false_positives_of_rewards_of_0_and_1():
+    worse = [[{"response": "a"}, {"response": "b"}]] * 2
+    rows = pa.table(
+        {
+            "prompt": ["p", "q"],
+            "worse_contrast": worse,
+            "reward": [1.0, 0.0],
+            "rewards_contrast": [[1.0, 0.0], [1.0, 1.0]],
+        }
+    )
+    tokens = PolicyLogprobs(policy=FakeModel(), binary=True).load(Path())(rows)["tokens_contrast"].to_pylist()
+    assert tokens == [[2, None], [None, None]]
+
+
+def test_whether_rewards_are_0_or_1_is_no_part_of_an_identity_that_does_not_say_so():
+    assert "binary" not in Seam().identity() and "binary" not in PolicyLogprobs(policy=FakeModel()).identity()
+    assert Seam(binary=True).identity()["binary"] is True
+    with pytest.raises(ValueError, match="leave normalise or binary out"):
+        Seam(binary=True, normalise=True)
