@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue, model_validator
+from typing_extensions import override
 
 from seamcurate.contrast import lexicon
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
@@ -99,20 +100,20 @@ class Attack(Step):
         return self
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return "worse_adv"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the instruction, its golden response, and the answer to perturb."""
         return tuple(
             dict.fromkeys(("prompt", "response", self.start, *(self.reward.columns_read() if self.reward else ())))
         )
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the attacked answers, their edits, and the reason when there are fewer than `k`."""
         return pa.schema(
             [
                 column("worse_adv", ATTACKED, f"up to {self.k} perturbations by {self.method}, best reward first"),
@@ -124,11 +125,13 @@ class Attack(Step):
             ]
         )
 
+    @override
     def work(self, rows: Averages) -> list[Work]:
         """Estimate one reward a query."""
         queries = min(self.query_budget, _USUAL_QUERIES[self.method] * rows.response / 6)
         return [] if self.reward is None else self.reward.work(queries, queries * (rows.prompt + rows.response))
 
+    @override
     def identity(self) -> dict[str, JsonValue]:
         """Return the configuration with the content of every lexicon in place of its path."""
         contents = {
@@ -138,8 +141,8 @@ class Attack(Step):
         masked = None if self.masked_model is None else weights.identity(self.masked_model, None)
         return {**super().identity(), **contents, "masked_model": masked}
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the models and lexicons this attack needs."""
         # A missing model is told before lexicons of hundreds of megabytes are read.
         reward, encoder = roles.load(self.reward, "reward", self.name), roles.load(self.encoder, "encoder", self.name)
         lexicons, masked = self._lexicons()
@@ -172,6 +175,7 @@ class Attack(Step):
 
         return attack
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the rows whose attack succeeded, and the queries."""
         rows = attacked = fooled_before = hacked = queries = 0

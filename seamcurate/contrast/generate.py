@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
+from typing_extensions import override
 
 from seamcurate import prompts
 from seamcurate.models import Conversation, LanguageModel, LanguageModelConfig, Message, Prompt, Request, roles
@@ -131,18 +132,18 @@ class Generate(Step):
     rows_per_call: ClassVar[int] = 256
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return "worse_gpt"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the instruction and its golden response."""
         return ("prompt", "response")
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the answers, and the reason when there are fewer than `k`."""
         return pa.schema(
             [
                 column("worse_gpt", GENERATED, f"up to {self.k} answers a language model wrote to be worse"),
@@ -150,6 +151,7 @@ class Generate(Step):
             ]
         )
 
+    @override
     def work(self, rows: Averages) -> Work:
         """Estimate one call a row, or one an answer; a worse answer is about as long as the golden one."""
         calls = 1 if self.calls == "one" else self.k
@@ -158,12 +160,13 @@ class Generate(Step):
             self.generator, calls, calls * (template_length + rows.prompt + rows.response), self.k * (rows.response + 5)
         )
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Ask an endpoint that answers in batches for all rows at once."""
         self._model().ahead(prompts.Conversations(data, self.inputs, self._starts))
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the generator."""
         model = self._model()
 
         def generate(rows: pa.Table) -> pa.Table:
@@ -181,6 +184,7 @@ class Generate(Step):
 
         return generate
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count answers, rows without answers, and rows with fewer than `k`."""
         rows = answers = missing = short = 0

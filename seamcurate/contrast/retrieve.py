@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue, field_validator
+from typing_extensions import override
 
 from seamcurate.contrast import approximate, coverage, nearest
 from seamcurate.contrast.coverage import Keys
@@ -58,26 +59,26 @@ class Embed(Step):
     rows_per_call: ClassVar[int] = 512
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return "embedding"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the prompt."""
         return ("prompt",)
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add one vector."""
         return pa.schema([column("embedding", pa.list_(pa.float32()), "the prompt's sentence embedding, length 1")])
 
+    @override
     def work(self, rows: Averages) -> Work:
-        """Estimate one embedding a row."""
         return Work(self.encoder, 1, rows.prompt)
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the encoder."""
         embedder = roles.load(self.encoder, "encoder", self.name)
 
         def embed(rows: pa.Table) -> pa.Table:
@@ -88,8 +89,8 @@ class Embed(Step):
 
         return embed
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Count rows without an embedding."""
         null = sum(table["embedding"].null_count for table in columns)
         return {"null": null, "warnings": list(not_finite(null, "corpus row", "never retrieved"))} if null else {}
 
@@ -145,31 +146,34 @@ class Retrieve(Step):
         return band
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return "worse_contrast"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the instruction and its golden response."""
         return ("prompt", "response")
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the contrast set."""
         meaning = f"up to {self.k} answers to other instructions at cosine {self.band[0]:g} to {self.band[1]:g}, nearest first"
         return pa.schema([column("worse_contrast", CONTRAST, meaning)])
 
     @property
+    @override
     def on_corpus(self) -> tuple[Step, ...]:
         """Require the corpus to be embedded by the same encoder first."""
         return (Embed(encoder=self.encoder),)
 
     @property
+    @override
     def corpus_inputs(self) -> tuple[str, ...]:
         """Read the corpus's texts, to exclude equal ones, and its embeddings."""
         return ("prompt", "response", "embedding")
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Write the corpus's vectors for the search, and measure on a sample how many rows the band serves."""
         count = sum(table.num_rows for table in data.corpus(()))
@@ -205,12 +209,12 @@ class Retrieve(Step):
             probed["recall"] = round(approximate.recall(*answers), 4)
         (shared / "coverage.json").write_text(json.dumps(probed))
 
+    @override
     def work(self, rows: Averages) -> Work:
-        """Estimate one embedding a row."""
         return Work(self.encoder, 1, rows.prompt)
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Open the vectors and load the encoder."""
         exact = nearest.Band(shared, self.band)
         search = (exact if self.index == "exact" else approximate.Approximate(shared, exact, self.effort)).search
         ids, corpus_prompts, corpus_responses, corpus_embedded = (
@@ -243,6 +247,7 @@ class Retrieve(Step):
 
         return retrieve
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count candidates a row; where fewer than half of the rows have any, say what a wider band or corpus would give."""
         counts = np.concatenate(

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
+from typing_extensions import override
 
 from seamcurate import prompts
 from seamcurate.models import Conversation, LanguageModelConfig, Request, roles
@@ -74,12 +75,13 @@ class _Asked(Step):
     revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 256
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Send the requests of all rows together, where the endpoint answers in batches."""
         self._model().ahead(prompts.Conversations(data, self.inputs, self._starts))
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the language model."""
         model = self._model()
 
         def ask(rows: pa.Table) -> pa.Table:
@@ -137,13 +139,13 @@ class AskQueryType(_Asked):
     """
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the query."""
         return ("prompt",)
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the type, and what came back instead of one."""
         return pa.schema(
             [
                 column("query_type_asked", pa.string(), "open or closed, as a language model sees the query"),
@@ -151,18 +153,20 @@ class AskQueryType(_Asked):
             ]
         )
 
+    @override
     def work(self, rows: Averages) -> Work:
         """Ask once a row for an answer of one word."""
         return self._work(self._template, 1, rows.prompt, 15)
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Count the types."""
         return _reply_facts(columns, "query_type_asked", "query_type_asked_reason")
 
     @property
     def _template(self) -> str:
         return self.template or prompts.bundled("query_type")
 
+    @override
     def _conversation(self, prompt: Any) -> Conversation[Values]:
         answer = read((yield Request(prompts.render(self._template, _conversation_text(prompt)), _TYPE_SCHEMA)))
         kind = query_type(answer.text) if answer.whole else None
@@ -195,18 +199,18 @@ class Judge(_Asked):
     share: float = Field(default=0.05, gt=0, le=1)
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return f"judged_{self.variant}"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read instruction, golden response and candidates."""
         return ("prompt", "response", f"worse_{self.variant}")
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the ratings, and what came back instead of one."""
         v = self.variant
         return pa.schema(
             [
@@ -218,11 +222,13 @@ class Judge(_Asked):
             ]
         )
 
+    @override
     def work(self, rows: Averages) -> Work:
         """Ask once an answer for a short explanation and a rating."""
         candidates = min(self.candidates, rows.candidates)
         return self._work(self._template, 1 + candidates, rows.prompt + max(rows.response, rows.candidate), 600)
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """State the share of candidates rated no worse than the golden response."""
         rated = no_worse = unread = 0
@@ -254,6 +260,7 @@ class Judge(_Asked):
     def _template(self) -> str:
         return self.template or prompts.bundled("judge")
 
+    @override
     def _conversation(self, prompt: Any, golden: str | None, worse: Any) -> Conversation[Values]:
         answers = [candidate["response"] for candidate in worse or []][: self.candidates]
         if golden is None or not answers:
@@ -287,13 +294,13 @@ class RelevantSentences(_Asked):
     """
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the query and its response."""
         return ("prompt", "response")
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the share, and what came back instead of one."""
         return pa.schema(
             [
                 column("relevant_sentences", pa.float64(), "share of the response's sentences a judge finds relevant"),
@@ -301,18 +308,20 @@ class RelevantSentences(_Asked):
             ]
         )
 
+    @override
     def work(self, rows: Averages) -> Work:
         """Ask once a row for an answer that repeats every sentence."""
         return self._work(self._template, 1, rows.prompt + rows.response, 1.3 * rows.response)
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Count the rows that were judged."""
         return _reply_facts(columns, "relevant_sentences", "relevant_sentences_reason")
 
     @property
     def _template(self) -> str:
         return self.template or prompts.bundled("relevant_sentences")
 
+    @override
     def _conversation(self, prompt: Any, response: str | None) -> Conversation[Values]:
         if response is None or not response.strip():
             return None, None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from pydantic import JsonValue
+from typing_extensions import override
 
 from seamcurate.models import PolicyModel, Prompt, roles
 from seamcurate.models.protocols import Responses
@@ -36,35 +37,36 @@ class Perplexity(Step):
     base: PolicyModel | None = None
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return "baseline_perplexity"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read instruction and golden response."""
         return ("prompt", "response")
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add exp(−logP/len)."""
         meaning = "exp(-log P(r|I) / tokens) of the golden response under the base model; NULL when it does not fit or is not finite"
         return pa.schema([column("baseline_perplexity", pa.float64(), meaning)])
 
+    @override
     def work(self, rows: Averages) -> Work:
-        """Ask for one likelihood a row."""
         return Work(self.base, 1, rows.prompt + rows.response)
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, "response")
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        """Return the noise floor."""
         return noise.facts(shared)
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the base model."""
         model = roles.load(self.base, "base", self.name)
 
         def perplexities(prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
@@ -98,24 +100,25 @@ class Random(Step):
     seed: int = 0
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return "baseline_random"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
         """Read no column but `row_id`, which every step gets."""
         return ()
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add a number in [0, 1)."""
         return pa.schema(
             [column("baseline_random", pa.float64(), "a uniform number in [0, 1) drawn from seed and row_id")]
         )
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Return a function that hashes each row's seed and id to a number."""
 
         def draw(rows: pa.Table) -> pa.Table:
             texts = (f"{self.seed}-{row_id}".encode() for row_id in rows["row_id"].to_pylist())

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, JsonValue
+from typing_extensions import override
 
 from seamcurate.errors import StepError
 from seamcurate.models import Embedder, EncoderModel, roles
@@ -59,18 +60,18 @@ class Project(Step):
     rows_per_call: ClassVar[int] = 512
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the columns."""
         return "projection"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the prompt."""
         return ("prompt",)
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add two coordinates between -1 and 1."""
         meaning = "where the prompt lies on a map of all prompts, like ones together: "
         return pa.schema(
             [
@@ -80,10 +81,12 @@ class Project(Step):
         )
 
     @property
+    @override
     def reads_all_rows(self) -> bool:
         """The landmarks are sampled from all rows."""
         return True
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Lay out the landmarks."""
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), self.landmarks)
@@ -99,12 +102,12 @@ class Project(Step):
         share = neighbours_kept(vectors, places)
         (shared / "map.json").write_text(json.dumps({"landmarks": len(vectors), "neighbours_kept": share}))
 
+    @override
     def work(self, rows: Averages) -> Work:
-        """Ask for one embedding a row."""
         return Work(self.encoder, 1, rows.prompt)
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Open the map and load the encoder."""
         landmarks = np.load(shared / "landmarks.npy", allow_pickle=False)
         places = np.load(shared / "places.npy", allow_pickle=False)
         embedder = self._embedder()
@@ -118,6 +121,7 @@ class Project(Step):
 
         return project
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Return the share of neighbours kept, and warn of rows without a place."""
         measured: dict[str, JsonValue] = json.loads((shared / "map.json").read_text())

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
+from typing_extensions import override
 
 from seamcurate.errors import StepError
 from seamcurate.models import EncoderModel, roles
@@ -117,22 +118,22 @@ class TextFeature(Step):
         return feature_of(self)
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return self.feature.column
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the response."""
         return self.feature.reads
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the feature."""
         return pa.schema([column(self.name, pa.float64(), self.feature.meaning.format(words=self.words))])
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Return a function that computes the feature of each row."""
         feature, words = self.feature, self.words
 
         def of_column(texts: pa.StringArray) -> npt.NDArray[np.float64]:
@@ -158,30 +159,31 @@ class RelevanceFeature(Step):
         return feature_of(self)
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return self.feature.column
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the second text and the response."""
         return self.feature.reads
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the feature."""
         return pa.schema([column(self.name, pa.float64(), self.feature.meaning)])
 
+    @override
     def work(self, rows: Averages) -> Work:
-        """Ask for two embeddings a row."""
         return Work(self.encoder, 2, getattr(rows, self.feature.relevance_to) + rows.response)
 
+    @override
     def identity(self) -> dict[str, JsonValue]:
         """Return the configuration with an empty `stop`, a former field: columns computed with it empty are still valid."""
         return {**super().identity(), "stop": []}
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the encoder."""
         return _relevance(self.name, self.encoder, self.feature.relevance_to)
 
 
@@ -359,29 +361,32 @@ class OtherRelevance(Step):
     rows_per_call: ClassVar[int] = 256
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after the column."""
         return "rer_other_relevance"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
         """Read the response, and the prompt and reference by which the row's own question is left out."""
         return ("prompt", "reference", "response")
 
     @property
+    @override
     def reads_all_rows(self) -> bool:
         """The references are sampled from all rows."""
         return True
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the median of the dot products."""
         meaning = (
             f"median dot product of the response and up to {_REFERENCES} other questions' references; "
             f"measured on {_SAMPLED_ROWS:,} rows at most, NULL elsewhere"
         )
         return pa.schema([column("rer_other_relevance", pa.float64(), meaning)])
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Sample the references evenly from the rows that have one, and the rows whose responses are compared with them."""
         questions = (
@@ -394,12 +399,12 @@ class OtherRelevance(Step):
         ids = (row_id for table in data.rows(()) for row_id in table["row_id"].to_pylist())
         (shared / "measured.json").write_text(json.dumps(evenly(ids, _SAMPLED_ROWS)))
 
+    @override
     def work(self, rows: Averages) -> Work:
-        """Ask for one embedding a row."""
         return Work(self.encoder, 1, rows.response)
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the encoder and embed the sampled references."""
         embedder = roles.load(self.encoder, "encoder", self.name)
         questions = json.loads((shared / "others.json").read_text())
         sampled_ids = set(json.loads((shared / "measured.json").read_text()))
@@ -457,11 +462,13 @@ class QueryType(Step):
     rows_per_call: ClassVar[int] = 256
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
         """Read the query; with `asked` also the type that a language model gave."""
         return ("prompt", "query_type_asked") if self.asked else ("prompt",)
 
     @property
+    @override
     def adds(self) -> pa.Schema:
         """Add the type and the classifier's probability; with `asked` also the source of the type."""
         decided_by = column("query_type_by", pa.string(), "language model or classifier: who decided query_type")
@@ -473,21 +480,23 @@ class QueryType(Step):
             ]
         )
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Measure the classifier's accuracy on held-out examples."""
         share = classifier.agreement(roles.load(self.encoder, "encoder", self.name))
         (shared / "agreement.json").write_text(json.dumps(share))
 
+    @override
     def work(self, rows: Averages) -> Work:
-        """Ask for one embedding a row."""
         return Work(self.encoder, 1, rows.prompt)
 
+    @override
     def identity(self) -> dict[str, JsonValue]:
         """Return the configuration and the labelled examples, which decide the boundary."""
         return {**super().identity(), "examples": digest([list(example) for example in classifier.examples()])}
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Load the encoder and fit the classifier."""
         probability = classifier.fit(roles.load(self.encoder, "encoder", self.name))
 
         def classify(rows: pa.Table) -> pa.Table:
@@ -504,6 +513,7 @@ class QueryType(Step):
 
         return classify
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the types, and return how often the classifier agrees with the labels and with the language model."""
         agreement = float(json.loads((shared / "agreement.json").read_text()))
@@ -561,22 +571,24 @@ class Rer(Step):
     """Responses of fewer words get 0; with 0, an empty answer to a closed-ended query gets F(AR(""))."""
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the features and the query type."""
         fitted = ("rer_other_relevance",) if self.fit == "quantiles" else ()
         return (*(feature.column for feature in FEATURES if feature.branches), "query_type", *fitted)
 
     @property
+    @override
     def reads_all_rows(self) -> bool:
         """Fitting F by quantiles needs every AR."""
         return self.fit == "quantiles"
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add RER."""
         meaning = "RER: LI·RP·QR for open-ended, RP·F(AR) for closed-ended queries; NULL for closed without reference"
         return pa.schema([column("rer", pa.float64(), meaning)])
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Find the range that F maps from, and check whether the authors' constants can fit this encoder."""
         relevances = _finite_values(data, "rer_reference_relevance")
@@ -597,8 +609,8 @@ class Rer(Step):
         measured = {"range": [low, high], "cosines": cosines, "zero": F_ZERO[self.fit]}
         (shared / "range.json").write_text(json.dumps(measured))
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Return a function that computes RER of each row."""
         low, high = json.loads((shared / "range.json").read_text())["range"]
 
         def add(rows: pa.Table) -> pa.Table:
@@ -647,6 +659,7 @@ class Rer(Step):
             factors.append(value)
         return combined(factors, self.combine)
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count rows without a score, and warn where F's constants do not fit the encoder."""
         measured = json.loads((shared / "range.json").read_text())

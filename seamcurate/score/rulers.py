@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, JsonValue
+from typing_extensions import override
 
 from seamcurate.errors import StepError
 from seamcurate.step import Data, Step, Transform, Variant, column, finite
@@ -118,18 +119,18 @@ class Rip(Step):
     words: Words = "wordpunct"
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after method and variant."""
         return f"baseline_rip_{self.variant}"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the candidates and all rewards."""
         return ("reward", f"worse_{self.variant}", f"rewards_{self.variant}")
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add reward and length of the rejected answer, and the gap."""
         v = self.variant
         return pa.schema(
             [
@@ -141,8 +142,8 @@ class Rip(Step):
             ]
         )
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Return a function that computes the three columns."""
 
         def add(rows: pa.Table) -> pa.Table:
             baselines: list[tuple[float | None, int | None, float | None]] = []
@@ -179,18 +180,18 @@ class RewardSpread(Step):
     variant: Variant = "contrast"
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after its first column."""
         return f"baseline_reward_spread_{self.variant}"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read all rewards."""
         return ("reward", f"rewards_{self.variant}")
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add spread and margin."""
         v = self.variant
         return pa.schema(
             [
@@ -199,8 +200,8 @@ class RewardSpread(Step):
             ]
         )
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Return a function that computes spread and margin."""
 
         def add(rows: pa.Table) -> pa.Table:
             baselines: list[tuple[float | None, float | None]] = []
@@ -234,23 +235,24 @@ class LengthCalibrated(Step):
     """The share of the sample that each line of LOWESS is fitted to; the default is Cleveland's."""
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after its first column."""
         return f"baseline_calibrated_misjudgement_{self.variant}"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read all answers and all rewards."""
         return ("response", "reward", f"worse_{self.variant}", f"rewards_{self.variant}")
 
     @property
+    @override
     def reads_all_rows(self) -> bool:
         """The curve is fitted to all rows."""
         return True
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the mean misjudgement and the share misjudged, both after calibration."""
         v = self.variant
         return pa.schema(
             [
@@ -261,6 +263,7 @@ class LengthCalibrated(Step):
             ]
         )
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Fit the curve of reward over length."""
         points = np.zeros((0, 2))
@@ -281,8 +284,8 @@ class LengthCalibrated(Step):
         curve = lowess(x, y, grid, self.fraction)
         (shared / "curve.json").write_text(json.dumps({"length": grid.tolist(), "reward": curve.tolist()}))
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Return a function that computes misjudgement after calibration."""
         curve = json.loads((shared / "curve.json").read_text())
 
         def add(rows: pa.Table) -> pa.Table:
@@ -302,6 +305,7 @@ class LengthCalibrated(Step):
 
         return add
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Return the curve, and the range of rewards that length alone explains."""
         curve = json.loads((shared / "curve.json").read_text())
@@ -331,23 +335,24 @@ class RewardReliability(Step):
     bands: int = Field(default=10, ge=1)
 
     @property
+    @override
     def name(self) -> str:
-        """Name the folder after its main column."""
         return "baseline_reward_reliability"
 
     @property
+    @override
     def inputs(self) -> tuple[str, ...]:
-        """Read the golden reward and the truth."""
         return ("reward", self.truth)
 
     @property
+    @override
     def reads_all_rows(self) -> bool:
         """The edges of the bands are quantiles over all rows."""
         return True
 
     @property
+    @override
     def adds(self) -> pa.Schema:
-        """Add the band and its reliability."""
         return pa.schema(
             [
                 column("baseline_reward_band", pa.int32(), f"1 (lowest golden reward) to {self.bands}"),
@@ -355,6 +360,7 @@ class RewardReliability(Step):
             ]
         )
 
+    @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Measure the reliability of each band."""
         parts = [self._numbers(table) for table in data.rows(self.inputs)]
@@ -371,8 +377,8 @@ class RewardReliability(Step):
         counts = np.bincount(band, minlength=self.bands).tolist()
         (shared / "bands.json").write_text(json.dumps({"edges": edges.tolist(), "r2": reliabilities, "rows": counts}))
 
+    @override
     def load(self, shared: Path) -> Transform:
-        """Return a function that looks up each row's band and its reliability."""
         measured = json.loads((shared / "bands.json").read_text())
 
         def add(rows: pa.Table) -> pa.Table:
@@ -386,6 +392,7 @@ class RewardReliability(Step):
 
         return add
 
+    @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Return the edges, the reliability and the size of each band."""
         measured: dict[str, JsonValue] = json.loads((shared / "bands.json").read_text())
