@@ -338,8 +338,8 @@ def _send(
 
 def _licences(api: HfApi, recipe: Recipe) -> list[str]:
     """Return the licences of the Hub data sets whose texts a push publishes again."""
-    # Pairs contain answers of the corpus.
-    pairs = any(split.format in ("preferences", "unpaired") for split in recipe.splits.values())
+    # Pairs contain answers of the corpus; those of `augment` its questions, too.
+    pairs = any(split.augment or split.format in ("preferences", "unpaired") for split in recipe.splits.values())
     licences: list[str] = []
     for source in (recipe.rows, *((recipe.corpus,) if recipe.corpus and pairs else ())):
         if isinstance(source, Source) and source.hub is not None:

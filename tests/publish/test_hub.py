@@ -354,6 +354,27 @@ def test_the_licence_is_carried_from_the_hub_data_set_the_rows_come_from(work, t
     assert hub._licences(hub._api("me/rows"), loaded) == []
 
 
+@pytest.mark.parametrize(
+    ("split", "licences"),
+    [
+        ({}, ["cc-by-sa-4.0"]),
+        ({"format": "preferences"}, ["cc-by-sa-4.0", "mit"]),
+        ({"format": "unpaired"}, ["cc-by-sa-4.0", "mit"]),
+        ({"augment": {}}, ["cc-by-sa-4.0", "mit"]),
+    ],
+    ids=["prompts", "preferences", "unpaired", "augment"],
+)
+def test_the_corpuss_licence_is_carried_where_its_texts_are_published(work, there, split, licences):
+    there.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
+    there.add("me/corpus", {"README.md": b"---\nlicense: mit\n---\n"})
+    recipe = Recipe(
+        rows=Source(hub="me/rows"),
+        corpus=Source(hub="me/corpus"),
+        splits={"train": {"filter": "SELECT row_id FROM rows", **split}},
+    )
+    assert hub._licences(hub._api("me/rows"), recipe) == licences
+
+
 # Pushing again.
 
 
