@@ -96,8 +96,13 @@ _SECTION = re.compile(r"(Args|Arguments|Returns|Yields|Raises|Example|Examples|N
 _SECTION_TITLES = {"Args": "Arguments", "Examples": "Example"}
 
 
-def docstring(value: object) -> str:
-    """Return a docstring as Markdown: sections become bold titles, `name: meaning` lines a list, examples code."""
+def docstring(value: object, arguments: bool = True) -> str:
+    """Return a docstring as Markdown: sections become bold titles, `name: meaning` lines a list, examples code.
+
+    Args:
+        value: What has the docstring.
+        arguments: Write the arguments too; a page that has a table of them leaves them out.
+    """
     parts: list[str] = []
     lines = (inspect.getdoc(value) or "").splitlines()
     while lines:
@@ -122,6 +127,8 @@ def docstring(value: object) -> str:
         body: list[str] = [section[2]] if section[2] else []
         while lines and (not lines[0].strip() or lines[0].startswith("    ")):
             body.append(lines.pop(0))
+        if section[1] in ("Args", "Arguments") and not arguments:
+            continue
         parts.append(_section(section[1], textwrap.dedent("\n".join(body)).strip("\n")))
     return "\n\n".join(parts)
 
@@ -225,12 +232,22 @@ def literal(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=list)
 
 
+def argument_docs(value: object) -> dict[str, str]:
+    """Return the meaning of each argument that a docstring has under `Args:`."""
+    section = re.search(r"^Args:\n((?: {4}.*\n?)*)", inspect.getdoc(value) or "", re.MULTILINE)
+    return dict(re.findall(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", section[1] if section else "", re.MULTILINE))
+
+
 def field_docs(kind: type[BaseModel]) -> dict[str, str]:
-    """Return the docstring under each field of a model, or its `description`; a class's own before its base's."""
+    """Return the meaning of each field of a model: what its class's `Args:` say, the docstring under it, or its `description`.
+
+    A class's own come before its base's.
+    """
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not issubclass(base, BaseModel) or base is BaseModel:
             continue
+        docs |= argument_docs(base) if base.__doc__ else {}
         docs |= {name: meaning for (owner, name), meaning in OF_FIELDS.items() if owner == base.__name__}
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
@@ -258,26 +275,6 @@ OF_FIELDS = {
     ("Models", "base"): "The base model of `perplexity`.",
     ("Models", "generator"): "The language model that writes worse answers in `generate`.",
     ("Models", "judge"): "The language model that judges in `judge`, `ask_query_type` and `relevant_sentences`.",
-    ("Source", "hub"): "A data set's id on the Hugging Face Hub.",
-    ("Source", "parquet"): "A Parquet file, a pattern such as `data/*.parquet`, or a list of them.",
-    ("Source", "jsonl"): "A file of JSON lines, a pattern, or a list of them.",
-    ("Source", "csv"): "A CSV file, a pattern, or a list of them.",
-    ("Source", "arrow"): "A folder that `save_to_disk` of `datasets` wrote, or `.arrow` files.",
-    ("Source", "store"): "Another seamcurate store.",
-    ("Source", "data_dir"): "For `hub`: the folder inside the data set's repository.",
-    ("Source", "name"): "For `hub`: the data set's configuration.",
-    ("Source", "split"): "For `hub`: the split.",
-    ("Source", "revision"): "For `hub`: a branch, tag or commit.",
-    ("Source", "prompt"): "The column of prompts: texts or chats.",
-    ("Source", "response"): "The column of golden responses.",
-    ("Source", "reference"): "The column of references: what a reward for exact answers compares with, and RER's y.",
-    (
-        "Source",
-        "messages",
-    ): "The column of whole chats: the last turn is the response, the turns before it are the prompt.",
-    ("Source", "id"): "The column that identifies a row; two rows with one id are refused.",
-    ("Source", "rename"): "Other names for columns of the source.",
-    ("Source", "shard_rows"): "Rows in a shard.",
     ("FakeModel", "path"): "A seed: fakes of different seeds answer differently.",
     ("OpenAIServer", "path"): "The model's name at the endpoint.",
     ("ModelReward", "reward"): "The reward model.",
@@ -455,10 +452,11 @@ def python() -> str:
 def _public_name(name: str) -> str:
     value = getattr(seamcurate, name)
     signature = _signature(name, value)
-    parts = [f"## {name}", f"```text\n{signature}\n```", docstring(value)]
+    has_table = isinstance(value, type) and issubclass(value, BaseModel) and not issubclass(value, Step)
+    parts = [f"## {name}", f"```text\n{signature}\n```", docstring(value, arguments=not has_table)]
     if isinstance(value, type) and issubclass(value, Step) and value is not Step:
         parts.append(_links(value))
-    elif isinstance(value, type) and issubclass(value, BaseModel) and not issubclass(value, Step):
+    elif has_table:
         parts += [table(["field", "type", "default", "meaning"], fields_of(value))]
     if isinstance(value, type) and not (issubclass(value, (Step, Backend, Exception)) and value is not Step):
         methods = list(_methods(value))
@@ -581,8 +579,7 @@ def recipe() -> str:
 
 
 def _keys(title: str, kind: type[BaseModel], level: int = 2) -> str:
-    description = docstring(kind)
-    return f"{'#' * level} {title}\n\n{description}\n\n{table(_HEAD, fields(kind))}"
+    return f"{'#' * level} {title}\n\n{docstring(kind, arguments=False)}\n\n{table(_HEAD, fields(kind))}"
 
 
 def _first_line(maker: object) -> str:
@@ -593,12 +590,12 @@ def _step(key: str, maker: Callable[..., Step | tuple[Step, ...]]) -> str:
     if isinstance(maker, type):
         rows = fields(maker) or [["", "", "", "No settings."]]
         links = f"Columns: [{maker.__name__}](columns.md#{slug(maker.__name__)})."
-        return f"### {key}\n\n{docstring(maker)}\n\n{links}\n\n{table(_HEAD, rows)}"
+        return f"### {key}\n\n{docstring(maker, arguments=False)}\n\n{links}\n\n{table(_HEAD, rows)}"
     steps = maker()
     assert isinstance(steps, tuple)
     parts = dict.fromkeys(type(step) for step in every_step(maker))
     known = {name: row for kind in reversed(parts) for name, row in zip(kind.model_fields, fields(kind), strict=True)}
-    documented = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", inspect.getdoc(maker) or "", re.MULTILINE))
+    documented = argument_docs(maker)
     rows = []
     for name, parameter in inspect.signature(maker).parameters.items():
         shown = "" if parameter.default in (None, ()) else code(literal(parameter.default))
@@ -610,7 +607,7 @@ def _step(key: str, maker: Callable[..., Step | tuple[Step, ...]]) -> str:
                 raise LookupError(f"{key}.{name} has no meaning: write it under `Args:` of the function")
             rows.append([code(name), type_name(typing.get_type_hints(maker)[name]), shown, prose(sentence(meaning))])
     listed = ", ".join(f"[{kind.__name__}](columns.md#{slug(kind.__name__)})" for kind in parts)
-    return f"### {key}\n\n{docstring(maker)}\n\nStands for the steps {listed}.\n\n{table(_HEAD, rows)}"
+    return f"### {key}\n\n{docstring(maker, arguments=False)}\n\nStands for the steps {listed}.\n\n{table(_HEAD, rows)}"
 
 
 # ── Columns ──────────────────────────────────────────────────────────────────────────────────────────────

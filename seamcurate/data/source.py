@@ -57,10 +57,10 @@ class Source(BaseModel):
     and does not stop the reading.
 
     Args:
-        hub: A data set on the Hugging Face Hub.
-        parquet: A Parquet file, a folder of them, a pattern, or a list of these; `jsonl` and `csv` take no folder.
-        jsonl: The same for files with one JSON object a line, which may end in `.gz`.
-        csv: The same for CSV files with a header.
+        hub: A data set's id on the Hugging Face Hub.
+        parquet: A Parquet file, a folder of them, a pattern such as `data/*.parquet`, or a list of these.
+        jsonl: A file with one JSON object a line, which may end in `.gz`, a pattern, or a list of these.
+        csv: A CSV file with a header, a pattern, or a list of these.
         arrow: An Arrow file, a pattern, or a folder written by `datasets` with `save_to_disk`.
         store: Another store: its rows, without its columns.
         data_dir: For `hub`: the folder in the repository.
@@ -69,7 +69,7 @@ class Source(BaseModel):
         revision: For `hub`: a branch, tag or commit; the commit is part of the rows' fingerprint.
         prompt: The column with the prompt: text, or a list of chat turns.
         response: The column with the golden response.
-        reference: The column with the reference answer.
+        reference: The column with the reference answer: what exact answers are compared with, and RER's y.
         messages: The column with a whole chat, whose last turn is the response; in place of `prompt` and `response`.
         id: The column with an id of text; of rows with the same id, the first is kept.
         rename: New names of columns, by their names in the source.
