@@ -61,6 +61,7 @@ class Approximate:
     def search(self, queries: Floats, k: int, leave_out: LeaveOut) -> list[Hits]:
         """Return most of what `Band.search` returns; `recall` measures how much."""
         results: list[Hits] = [Hits(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
+        # Queries that are not settled yet, by their rows in `queries`; each round searches them four times as deep.
         open_rows = np.arange(len(queries))
         depth = min(max(128, 4 * k), self.deepest)
         while len(open_rows):
@@ -69,6 +70,7 @@ class Approximate:
             hits = self.exact.check(
                 open_queries, self._proposed(open_queries, depth, deeper), k, _of(open_rows, leave_out)
             )
+            # FAISS returns no more than that: these are searched exactly.
             if depth == self.deepest and deeper.any():
                 exact = self.exact.search(open_queries[deeper], k, _of(open_rows[deeper], leave_out))
                 for row, row_hits in zip(np.flatnonzero(deeper), exact, strict=True):
@@ -86,16 +88,19 @@ class Approximate:
         """Yield the proposals of each part of the index, and mark in `deeper` the queries that may have more in it."""
         start = 0
         for index in self._parts:
+            # A search of a graph finds no more than the candidates it holds.
             if hasattr(index, "hnsw"):
                 index.hnsw.efSearch = max(self._effort, depth)
             size = int(index.ntotal)
             batch_size = max(1, _FOUND // depth)
             for offset in range(0, len(queries), batch_size):
+                # Both (queries of the batch, depth), best first; FAISS fills what it does not find with label −1.
                 scores, labels = index.search(queries[offset : offset + batch_size], min(depth, size))
                 near = (labels >= 0) & (scores >= self.exact.low - SLACK)
                 # Where the last result still reaches the floor, further ones may.
                 batch_deeper = deeper[offset : offset + batch_size]
                 batch_deeper |= near[:, -1] & (depth < size)
+                # A query that is searched again gets its proposals then, all at once.
                 rows, columns = np.nonzero(near & ~batch_deeper[:, None])
                 yield rows + offset, labels[rows, columns] + start
             start += size
@@ -120,8 +125,10 @@ def build(folder: Path, kind: IndexKind) -> None:
         section = vectors[start : start + size]
         count = len(section)
         if kind == "ivf":
+            # FAISS's advice: about 4√n lists, and at least 39 vectors to train each on.
             lists = min(max(1, int(4 * math.sqrt(count))), max(1, count // 39))
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
+            # k-means needs no more than a few dozen vectors a list.
             index.train(np.ascontiguousarray(section[:: max(1, count // (64 * lists))]))
         else:
             index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)

@@ -69,6 +69,7 @@ class Band:
             self._scanned = np.load(folder / "bound.npy", mmap_mode="r", allow_pickle=False)
         self.components = None if self._rotation is None else self._rotation.shape[1]
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # On a GPU the scanned vectors stay in its memory, if they take less than half of what is free.
         self._resident: torch.Tensor | None = None
         if self._device.type == "cuda" and self._scanned.nbytes < torch.cuda.mem_get_info()[0] // 2:
             self._resident = torch.empty(self._scanned.shape, device=self._device)
@@ -94,6 +95,7 @@ class Band:
         with torch.inference_mode():
             for start in range(0, len(self.vectors), block):
                 scanned = self._block(start, start + block)
+                # A pair below its floor by more than the error of a product cannot be among the k nearest: (queries,).
                 floors = torch.from_numpy(best.floors - SLACK).to(self._device, torch.float32)
                 rows, positions = _above(product(turned_queries, scanned), floors)  # products: (queries, block)
                 positions += start
@@ -113,10 +115,12 @@ class Band:
         positions = np.arange(start, end)
         # All arrays below are (queries, block).
         left_out = leave_out(np.arange(len(queries))[:, None], positions[None, :])
+        # -2 lies below every cosine, so that these pairs reach no floor.
         cosines[left_out | (cosines > self.high + SLACK)] = -2
         # Single precision may be off at both edges: a floor may only be raised by pairs that are surely inside.
         surely_inside = np.where(cosines <= self.high - SLACK, cosines, -2)
         if k < surely_inside.shape[1]:
+            # (queries,): the k-th largest cosine, found without sorting the block.
             kth = -np.partition(-surely_inside, k - 1, axis=1)[:, k - 1]
             floors = np.maximum(best.floors - SLACK, kth - 2 * SLACK)
         else:
@@ -141,6 +145,7 @@ class Band:
             # (pairs, dimensions) twice → (pairs,)
             cosines = np.einsum("nd,nd->n", batch_queries, self.vectors[batch_positions].astype(np.float64))
             inside = (cosines >= self.low) & (cosines <= self.high)
+            # Only pairs inside the band are asked for: comparing texts costs more than comparing numbers.
             inside[inside] = ~leave_out(batch_rows[inside], batch_positions[inside])
             best.add(batch_rows[inside], batch_positions[inside], cosines[inside])
 
@@ -174,6 +179,7 @@ class _Best:
     def hits(self) -> list[Hits]:
         """Return each query's nearest vectors."""
         rows, positions, cosines = self._settle()
+        # Pairs are sorted by query: query i has those from ends[i] to ends[i + 1].
         ends = np.searchsorted(rows, np.arange(len(self.floors) + 1))
         return [Hits(positions[start:end], cosines[start:end]) for start, end in pairwise(ends)]
 
@@ -186,6 +192,7 @@ class _Best:
         # The rank of each pair within its query.
         rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
         is_kth = rank == self.k - 1
+        # A query with k vectors takes only nearer ones from here on.
         self.floors[rows[is_kth]] = cosines[is_kth]
         is_kept = rank < self.k
         nearest = rows[is_kept], positions[is_kept], cosines[is_kept]
@@ -240,12 +247,15 @@ def rotation(sample: Floats, low: float) -> Floats | None:
         low: The floor of the band.
     """
     width = sample.shape[1]
+    # Not centred: the bound is one of products, not of distances from the mean.
     _, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
     # eigh sorts from the smallest: the first principal component comes last.
     axes = np.ascontiguousarray(axes[:, ::-1], np.float32)
     rows, columns = (sample[:: max(1, len(sample) // size)] @ axes for size in (256, 4096))
+    # Costs in multiplications for each vector; without a bound, one whole product.
     costs = {width: float(width)}
     for components in range(32, width, 32):
+        # The length that the first components leave of each unit vector.
         row_rest, column_rest = (
             np.sqrt(np.maximum(1 - (turned[:, :components] ** 2).sum(1), 0)) for turned in (rows, columns)
         )
@@ -264,6 +274,7 @@ def bounded(vectors: Floats, axes: Floats) -> Floats:
     rows, turn = torch.from_numpy(np.ascontiguousarray(vectors)), torch.from_numpy(axes)
     with torch.inference_mode():
         components = product(rows, turn.T.contiguous())
+        # The remainder itself, not √(1 − |components|²): that difference loses its digits where little remains.
         rest = (rows - product(components, turn)).norm(dim=1, keepdim=True) + 1e-6
         return torch.cat([components, rest], 1).numpy()
 
@@ -287,10 +298,12 @@ def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Positions, Posi
     count, width = cosines.shape
     even_width = width // _RUN * _RUN
     run_of = cosines[:, :even_width].reshape(count, -1, _RUN)  # (queries, runs, run)
+    # The runs whose highest product reaches its floor, then the products inside those runs.
     rows, run = torch.nonzero(run_of.amax(2) >= floors[:, None], as_tuple=True) if even_width else _none(cosines)
     matches, column = (
         torch.nonzero(run_of[rows, run] >= floors[rows, None], as_tuple=True) if even_width else _none(cosines)
     )
+    # What is left over at the end of the block is shorter than a run.
     tail_rows, tail_columns = torch.nonzero(cosines[:, even_width:] >= floors[:, None], as_tuple=True)
     result = torch.cat([rows[matches], tail_rows]), torch.cat([run[matches] * _RUN + column, even_width + tail_columns])
     return result[0].cpu().numpy(), result[1].cpu().numpy()

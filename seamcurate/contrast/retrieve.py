@@ -83,6 +83,7 @@ class Embed(Step):
 
         def embed(rows: pa.Table) -> pa.Table:
             vectors, finite = embedded(embedder, rows["prompt"].to_pylist())
+            # One flat array with offsets is Arrow's own layout of a list column: no Python list of floats is made.
             flat = pa.array(vectors.reshape(-1), pa.float32())
             offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1])
             return pa.table({"embedding": pa.ListArray.from_arrays(offsets, flat, mask=pa.array(~finite))})
@@ -190,6 +191,7 @@ class Retrieve(Step):
                 "`dtype: float32`"
             )
         tables = (table for table in data.corpus(("embedding",)) if table.num_rows)
+        # A row without an embedding is written as zeros, so that positions stay row numbers; `embedded` leaves it out.
         nearest.build(shared, count, (as_matrix(table["embedding"], width) for table in tables), self.band[0])
         nearest.write(
             shared / "embedded.npy",
@@ -203,6 +205,7 @@ class Retrieve(Step):
         vectors, sample_keys = vectors[finite], keys(sample)[finite]
         exact = nearest.Band(shared, self.band)
         probed = coverage.probe(vectors, sample_keys, exact.vectors, _mapped(shared, "prompt_keys"), self.band, self.k)
+        # The recall of the approximate search, on the same sample: what share of the exact hits it has.
         if self.index != "exact" and len(sample_keys):
             near = approximate.Approximate(shared, exact, self.effort)
             answers = (searched.search(vectors, self.k, nothing) for searched in (near, exact))
@@ -225,6 +228,7 @@ class Retrieve(Step):
         def retrieve(rows: pa.Table) -> pa.Table:
             prompts = rows["prompt"].to_pylist()
             vectors, finite = embedded(embedder, prompts)
+            # (queries,): only rows with an embedding are searched for, so that all arrays count those rows.
             own_prompts, own_responses = keys(prompts)[finite], keys(rows["response"].to_pylist())[finite]
 
             def same(queries: nearest.Positions, positions: nearest.Positions) -> npt.NDArray[np.bool_]:
@@ -234,6 +238,7 @@ class Retrieve(Step):
                 return excluded
 
             searched = iter(search(vectors[finite], self.k, same) if finite.any() else ())
+            # One entry a row again, NULL or not.
             row_hits = [next(searched) if is_embedded else _NO_HITS for is_embedded in finite]
             offsets = np.cumsum([0, *(len(hits.positions) for hits in row_hits)])
             positions = np.concatenate([hits.positions for hits in row_hits] or [np.zeros(0, np.int64)])
@@ -254,6 +259,7 @@ class Retrieve(Step):
             [pc.list_value_length(t["worse_contrast"]).to_numpy() for t in columns] or [np.zeros(0, np.int64)]
         )
         null = int(np.isnan(counts).sum())
+        # The length of a NULL list is NULL, which numpy reads as NaN.
         counts = counts[~np.isnan(counts)]
         warnings: list[JsonValue] = [*not_finite(null, "row", "worse_contrast is NULL")]
         if not len(counts):

@@ -99,6 +99,7 @@ def rer_closed(repetition: float, rescaled: float, combine: Combine = "product")
 
 def relevance(left: Floats, right: Floats) -> list[float]:
     """Return M(a)·M(b) for each row of two sets of embeddings, each (rows, dimensions), in double precision."""
+    # Row by row: a matrix product would round differently with the number of rows.
     products: list[float] = np.einsum("nd,nd->n", left.astype(np.float64), right.astype(np.float64)).tolist()
     return products
 
@@ -414,6 +415,7 @@ class OtherRelevance(Step):
             embeddings = embedder.embed([reference for _, reference in questions]).astype(np.float64)
             is_finite: npt.NDArray[np.bool_] = np.all(np.isfinite(embeddings), axis=1)
             questions = [question for question, usable in zip(questions, is_finite, strict=True) if usable]
+            # A reference without a finite embedding would make every median NaN.
             vectors = embeddings[is_finite]
         prompts, references = (np.array([_folded(question[i]) for question in questions], object) for i in (0, 1))
 
@@ -428,6 +430,7 @@ class OtherRelevance(Step):
                 if null_count := int((~np.isfinite(answers).all(axis=1)).sum()):
                     note(_relevance_unknown(self.name, null_count))
                 for (i, prompt, reference, _), answer in zip(samples, answers, strict=True):
+                    # (references,): without the row's own question, and those of the same text or the same reference.
                     differs = (prompts != _folded(prompt_text(prompt))) & (references != _folded(reference or ""))
                     if differs.any():
                         # A sum per reference: a matrix product rounds differently with the number of rows.
@@ -508,6 +511,7 @@ class QueryType(Step):
             if self.asked:
                 replies = rows["query_type_asked"].combine_chunks()
                 decided_by = pc.if_else(replies.is_null(), "classifier", _LANGUAGE_MODEL)
+                # The language model decides where it gave a type; the classifier's probability stays beside it.
                 columns = [pc.coalesce(replies, kinds), columns[1], decided_by]
             return pa.table(columns, schema=self.adds)
 
@@ -599,6 +603,7 @@ class Rer(Step):
             if not reason and not len(other_relevances):
                 reason = "all rows have one question or one reference"
             if not reason:
+                # The largest AR of all may be an outlier, such as a response that repeats its reference.
                 low, high = float(np.median(other_relevances)), float(np.quantile(relevances, 0.99))
                 if high - low <= _ROUNDING * max(abs(low), abs(high)):
                     reason = "responses are no nearer to their own references than to those of other questions"
@@ -621,6 +626,7 @@ class Rer(Step):
                 raise StepError(
                     f"step rer: query_type is open, closed or null, not {unknown!r:.40}; correct the source's column"
                 )
+            # Four columns as lists, then a row at a time: `score` is the formula as the paper writes it.
             names = [feature.column for feature in FEATURES if feature.branches]
             columns = [[finite(value) for value in rows[name].to_pylist()] for name in names]
             scores = [
@@ -639,11 +645,13 @@ class Rer(Step):
             values: The row's features by column.
             kind: The query's type, open or closed.
         """
+        # LI and RP are known for every response: where one is NULL there is none to score, whichever the branch.
         if kind is None or any(
             values[feature.column] is None for feature in FEATURES if feature.branches and not feature.relevance_to
         ):
             return None
         length = values[LENGTH]
+        # LI is words / 100; rounding undoes the division exactly.
         if length is not None and round(length * 100) < self.min_tokens:
             return 0.0
         factors = []
@@ -746,6 +754,7 @@ def _finite_values(data: Data, name: str) -> npt.NDArray[np.float64]:
     """Return the finite values of a column."""
     parts = [table[name].to_numpy().astype(np.float64) for table in data.rows((name,))]
     values: npt.NDArray[np.float64] = np.concatenate(parts or [np.zeros(0)])
+    # NULL became NaN on the way to numpy.
     values = values[np.isfinite(values)]
     return values
 

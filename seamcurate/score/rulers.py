@@ -67,12 +67,14 @@ def lowess(x: Doubles, y: Doubles, grid: Doubles, fraction: float = 2 / 3, itera
     nearest = min(len(x), max(2, math.ceil(fraction * len(x))))
     robust = np.ones(len(x))
     for _ in range(iterations):
+        # Answers of one length share one line, which is fitted once.
         distinct, index = np.unique(x, return_inverse=True)
         residuals = np.abs(y - _lines(x, y, distinct, nearest, robust)[index])
         scale = 6 * float(np.median(residuals))
         # More than half of the points lie on the curve: the median gives no scale for the residuals of the other points.
         if scale <= 1e-12 * max(1.0, float(np.abs(y).max())):
             break
+        # Bisquare: a point six median residuals off, or farther, has no weight in the next round.
         robust = (1 - np.minimum(residuals / scale, 1) ** 2) ** 2
     return _lines(x, y, grid, nearest, robust)
 
@@ -84,11 +86,14 @@ def _lines(x: Doubles, y: Doubles, grid: Doubles, nearest: int, robust: Doubles)
         distances = np.abs(x - centre)
         # The distance of the farthest point that the line is fitted to.
         width = np.partition(distances, nearest - 1)[nearest - 1]
+        # No width where the nearest points all lie at the centre: then they alone count, alike.
         tricube = (1 - np.minimum(distances / width, 1) ** 3) ** 3 if width > 0 else (distances == 0).astype(np.float64)
         weights = tricube * robust
+        # Robustness took every neighbour's weight: the line ignores it here.
         if weights.sum() == 0:
             weights = tricube if tricube.sum() > 0 else (distances <= width).astype(np.float64)
         weights = weights / weights.sum()
+        # Least squares around the weighted means; level where all weight lies on one x.
         x_mean, y_mean = weights @ x, weights @ y
         spread = weights @ (x - x_mean) ** 2
         slope = (weights * (x - x_mean)) @ (y - y_mean) / spread if spread > 1e-12 * max(1.0, x_mean**2) else 0.0
@@ -152,6 +157,7 @@ class Rip(Step):
                 if not ranked:
                     baselines.append((None, None, None))
                     continue
+                # Of equal rewards the first candidate is the rejected one.
                 lowest, position = min(ranked)
                 length = len(split(worse[position]["response"], self.words))
                 baselines.append((lowest, length, reward_gap(finite(golden), [reward for reward, _ in ranked])))
@@ -280,6 +286,7 @@ class LengthCalibrated(Step):
         if len(points) < 3 or np.ptp(points[:, 0]) == 0:
             raise StepError(f"step {self.name}: fewer than three rewards, or answers all of one length; leave it out")
         x, y = points.T
+        # Dense where answers are many; between these points the curve is taken as straight.
         grid = np.unique(np.quantile(x, np.linspace(0, 1, _CURVE_POINTS)))
         curve = lowess(x, y, grid, self.fraction)
         (shared / "curve.json").write_text(json.dumps({"length": grid.tolist(), "reward": curve.tolist()}))
@@ -368,6 +375,7 @@ class RewardReliability(Step):
         has_reward = np.isfinite(rewards)
         if not has_reward.any():
             raise StepError(f"step {self.name}: no row has a reward")
+        # The inner edges alone: a reward beyond all of this data still lies in the first or the last band.
         edges = np.quantile(rewards[has_reward], np.linspace(0, 1, self.bands + 1))[1:-1]
         complete = has_reward & np.isfinite(truth)
         rewards, truth = rewards[complete], truth[complete]

@@ -297,6 +297,7 @@ def basis(store: Store, name: str, split: Split) -> Basis:
     if corpus is not None:
         reads["corpus"] = _fingerprints(corpus)
         checksums.append(corpus.columns_checksum())
+    # No splits: the filter reads no ledger. None: it reads some, but which is not known, so that all of them count.
     records = store.split_records() if sources.splits != frozenset() else {}
     ledgers = [
         split_name
@@ -307,6 +308,7 @@ def basis(store: Store, name: str, split: Split) -> Basis:
         reads["ledger"] = {ledger: records[ledger]["fingerprint"] for ledger in ledgers}
         checksums += [shard.footer(store.path / "splits" / ledger / "ledger.parquet").checksum for ledger in ledgers]
     fingerprint = digest({"sql": sql, "values": values, **reads})
+    # A part without a checksum lies on object storage.
     made_of = "" if "" in checksums else checksums[0] if len(checksums) == 1 else digest([*checksums])
     return Basis(sql, values, ledgers, reads, fingerprint, made_of)
 
@@ -536,6 +538,7 @@ class _Ledger(NamedTuple):
 
     def tables(self, split: str) -> Iterator[pa.Table]:
         """Yield the ledger's tables in the schema of its file, `_PART` rows at a time."""
+        # Rules are few: a row holds the index of its rule, and the texts are taken only for the part that is written.
         rules = pa.array([rule for rule, _ in self.reasons])
         thresholds = np.array([threshold for _, threshold in self.reasons])
         for start in range(0, len(self.row_ids), _PART):
@@ -605,6 +608,7 @@ def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Le
 
         row_ids, title = _row_ids(connection, files), _title(sql)
         lowest, count = int(row_ids[0]), len(row_ids)
+        # Reason 0 is that of every row which the filter does not return. None, not NaN, which equals no other NaN.
         reasons: dict[tuple[str, float | None], int] = {(f"not returned by {title}", None): 0}
         answered, kept = np.zeros(count, bool), np.zeros(count, bool)  # (source rows,), as all the arrays of the ledger
         reason, decided_by = np.zeros(count, np.int32), np.full(count, np.nan)
@@ -629,6 +633,7 @@ def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Le
             answered[index] = True
             kept[index] = batch["kept"].to_numpy(zero_copy_only=False)
             decided_by[index] = batch["value"].to_numpy(zero_copy_only=False)
+            # Rules and thresholds as whole numbers, each with the list of its distinct values.
             rule = pc.fill_null(batch["rule"], title).dictionary_encode()
             threshold, threshold_index = np.unique(
                 batch["threshold"].to_numpy(zero_copy_only=False), return_inverse=True
@@ -643,7 +648,9 @@ def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Le
                 )
                 for r, t in (divmod(int(pair), len(threshold)) for pair in pairs)
             ]
+            # From the batch's own pairs to the ledger's reasons.
             reason[index] = np.array(codes, np.int32)[pair_index]
+    # A row that is returned twice was counted twice, and marked once.
     if int(answered.sum()) != returned_rows:
         raise QueryError(f"split {name}: its filter returns some row_id more than once; make it one line per row")
     named = [(rule, math.nan if threshold is None else float(threshold)) for rule, threshold in reasons]
@@ -654,6 +661,7 @@ def _row_ids(connection: Connection, files: list[str]) -> range | npt.NDArray[np
     """Read the source rows' ids, ascending; a range where none was set aside."""
     source = views.parquet(files)
     ((low, high, count),) = connection.execute(f"SELECT min(row_id), max(row_id), count(*) FROM {source}").fetchall()
+    # A range needs no memory, and finds a row by subtraction.
     if int(str(high)) - int(str(low)) + 1 == count:
         return range(int(str(low)), int(str(high)) + 1)
     batches = connection.execute(f"SELECT row_id FROM {source}")

@@ -64,6 +64,7 @@ class MethodGap(NamedTuple):
 def wilson(share: float, n: int) -> Interval:
     """Return Wilson's score interval of a share of `n` independent trials (Wilson 1927); `share` may count halves."""
     z2 = _normal_quantile() ** 2
+    # The shares p with |share − p| ≤ z · √(p(1 − p) / n), solved for p: the interval never leaves [0, 1].
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0), n)
@@ -89,6 +90,7 @@ def resampled(values: Doubles, groups: Sequence[Hashable] | None = None, seed: i
     """
     random = np.random.default_rng(seed)
     if groups is None:
+        # Verdicts and shares take few values: kinds are (kinds, columns), counts (kinds,).
         kinds, counts = np.unique(values, axis=0, return_counts=True)
         if 4 * len(kinds) < len(values):
             # Equal rows are interchangeable, so it is enough to draw how often each kind occurs.
@@ -105,6 +107,7 @@ def resampled(values: Doubles, groups: Sequence[Hashable] | None = None, seed: i
         indices = random.integers(0, size, (min(step, _DRAWS - start), size))
         # How often each group is in each draw: (draws, groups).
         weights = np.stack([np.bincount(row, minlength=size) for row in indices]).astype(np.float64)
+        # (draws, columns): groups differ in size, so that each draw is divided by its own number of rows.
         means.append((weights @ sums) / (weights @ counts)[:, None])
     return np.concatenate(means)
 
@@ -131,6 +134,7 @@ def bootstrap_share(values: Doubles, groups: Sequence[Hashable] | None = None) -
     the interval is exact there (Clopper and Pearson 1934).
     """
     n = len(values) if groups is None else len(set(groups))
+    # The share p of which n in a row have a probability of 2.5 %: pⁿ = .025.
     bound: float = ((1 - LEVEL) / 2) ** (1 / n)
     if (values == 1).all():
         return Interval(1.0, bound, 1.0, n)
@@ -176,6 +180,7 @@ def _paired(values: Doubles, level: float) -> MethodGap:
         return MethodGap(interval, 1.0, "paired t")
     if np.ptp(gaps) > rounding:
         return MethodGap(interval, float(stats.ttest_1samp(gaps, 0.0).pvalue), "paired t")
+    # All gaps are one number: a t test divides by their variance, which is 0.
     p = 2.0 ** (1 - len(gaps))
     significant = p <= 1 - level
     return MethodGap(interval if significant else interval._replace(low=math.nan, high=math.nan), p, "sign test")
@@ -190,6 +195,7 @@ def _welch(sample: Doubles, reference: Doubles, level: float) -> MethodGap:
         return MethodGap(Interval(gap, math.nan, math.nan, n), math.nan, "none")
     # Not scipy's own test: it warns where all runs of one side are equal.
     variances = sample.var(ddof=1) / len(sample), reference.var(ddof=1) / len(reference)
+    # Welch and Satterthwaite's degrees of freedom.
     freedom = sum(variances) ** 2 / (variances[0] ** 2 / (len(sample) - 1) + variances[1] ** 2 / (len(reference) - 1))
     error = math.sqrt(sum(variances))
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
@@ -208,6 +214,7 @@ def differences(runs: Mapping[str, BySeed], reference: BySeed) -> dict[str, Meth
     wide = {}
     for method, by_seed in runs.items():
         p = single[method].p
+        # Holm's factor of this p; where p is 0, or rounded to it, the largest that it can have.
         factor = adjusted[method] / p if p > 0 else len(runs)
         level = LEVEL if math.isnan(factor) else 1 - (1 - LEVEL) / factor
         wide[method] = difference(by_seed, reference, level)._replace(p=adjusted[method])
@@ -219,6 +226,7 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     ascending = sorted((p, i) for i, p in enumerate(probabilities) if not math.isnan(p))
     adjusted, largest = list(probabilities), 0.0
     for rank, (p, i) in enumerate(ascending):
+        # Never below the one before: adjusted p-values keep the order of the raw ones.
         largest = max(largest, min(1.0, p * (len(ascending) - rank)))
         adjusted[i] = largest
     return adjusted
@@ -252,6 +260,7 @@ def correlation(r: float, n: int, ranks: bool) -> Interval:
     """Return Fisher's interval of one correlation of `n` points; for ranks with Bonett and Wright's variance (2000)."""
     if n < 4 or math.isnan(r) or abs(r) >= 1 - 1e-12:
         return Interval(r, math.nan, math.nan, n)
+    # atanh(r) is about normal with this standard error, whatever the true correlation.
     half = _normal_quantile() * math.sqrt((1 + (r * r / 2 if ranks else 0)) / (n - 3))
     return Interval(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), n)
 
@@ -260,6 +269,7 @@ def beyond_chance(shared: int, size_first: int, size_second: int, n: int) -> flo
     """Return the probability that two random sets of these sizes out of `n` share at least `shared` rows (hypergeometric)."""
     from scipy import stats
 
+    # sf is P(X > x): one less, to count `shared` itself.
     return float(stats.hypergeom.sf(shared - 1, n, size_first, size_second))
 
 

@@ -63,6 +63,7 @@ class Learner:
         self.tokenizer, self.form, self.reward, self.gold = tokenizer, form, reward, gold
         self.config, self.accelerator = config, accelerator
         self.actor = actor.to(accelerator.device)
+        # With adapters the reference is the policy with its adapters switched off: no second copy of the weights.
         self.reference: PreTrainedModel = actor.policy if reference is None else reference.to(accelerator.device)
         trained = [p for p in actor.parameters() if p.requires_grad]
         self.optimizer: Any = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
@@ -104,6 +105,7 @@ class Learner:
         if self.model is None:
             self.model, self.optimizer = self.accelerator.prepare(self.actor, self.optimizer)
         self._seed(str(step))
+        # A function of the step alone, so that a checkpoint needs no scheduler's state.
         rate = self.config.learning_rate * min(1.0, step / max(1, self.config.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -112,6 +114,7 @@ class Learner:
         self.actor.eval()
         with self._precision():
             experience = self._experience(step, prompts, means)
+            # transformers checkpoints in training mode only; nothing else depends on the mode, for there is no dropout.
             self.actor.train(self.config.gradient_checkpointing)
             self._learn(step, experience, means)
         metrics = means.gathered()
@@ -132,6 +135,7 @@ class Learner:
         self._seed("measure")
         self.actor.eval()
         means = Means()
+        # Each process measures its share; `gathered` brings the sums together.
         own_prompts = prompts[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
         for start in range(0, len(own_prompts), size):
@@ -164,9 +168,11 @@ class Learner:
             [float("nan") if score is None else score for score in scores_given], device=self.accelerator.device
         )
         scored = ~raw.isnan()
+        # From here: scores, raw and scored are (batch,); all else is (batch, longest response).
         scores = self._scaled(raw, responses)
         logprobs, reference, values = self._read(responses)
         written = responses.written
+        # A response without a score is read for its KL, and not learnt from.
         mask = written * scored[:, None]
         kl = advantage.kl_estimate(logprobs, reference, written, config.kl_estimator)
         rewards = advantage.token_rewards(kl, scores, written, self.kl.coefficient)
@@ -175,6 +181,7 @@ class Learner:
         advantages, returns = advantage.gae(rewards, values, mask, config.gamma, config.lam)
         advantages = advantage.whiten(advantages, mask, summed=self._summed)
 
+        # Sums over a response's tokens: (batch,).
         penalty = (-self.kl.coefficient * kl).sum(1)
         means.add("objective/kl", kl.sum(1).tolist())
         means.add("objective/entropy", (-logprobs * written).sum(1).tolist())
@@ -204,10 +211,12 @@ class Learner:
                 forward_batches = torch.split(mini_batch, config.per_device_train_batch_size)
                 for position, forward_batch in enumerate(forward_batches):
                     is_last = position == len(forward_batches) - 1
+                    # Gradients are exchanged between processes once for each optimizer step, with the last part.
                     with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
                         loss, statistics = self._loss(experience, forward_batch)
                         self.accelerator.backward(loss / total)
                     sums.append(statistics)
+                    # Before the first step the policy is the one that sampled: each ratio is 1, but for rounding.
                     if epoch == number == position == 0:
                         means.add("val/first_ratio_error", [statistics[-1].item()])
                 batch_means = torch.stack(sums)[:, :-1].sum(0) / total
@@ -269,6 +278,7 @@ class Learner:
         config = self.config
         scores = raw
         if config.score_normalise:
+            # All processes' scores, so that all scale alike; NaN marks a response without a score.
             all_scores = self.accelerator.gather(raw).double().cpu()
             all_scores = all_scores[~all_scores.isnan()]
             if len(all_scores):
@@ -280,6 +290,7 @@ class Learner:
         if config.missing_eos_penalty is not None:
             was_cut = scores.new_tensor([not ended for ended in responses.ended])
             scores = scores - config.missing_eos_penalty * was_cut
+        # 0 in place of NaN: even times a mask of 0, NaN would spread.
         return scores.nan_to_num()
 
     def _read(self, responses: ResponseBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,6 +72,7 @@ def shuffled_rows(count: int, start: int, size: int, seed: int) -> Iterator[int]
     for offset in range(start, start + size):
         if offset // count != epoch:
             epoch = offset // count
+            # By seed and epoch alone, so that a training taken up in the middle goes on with the same rows.
             order = list(range(count))
             random.Random(f"{seed} {epoch}").shuffle(order)
         yield order[offset % count]
@@ -166,12 +167,14 @@ def _ended(
         decoded = tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return form.generated(str(decoded))
 
+    # Behind the first end token, a batch is filled up until its longest response ends.
     end = next((offset for offset, token in enumerate(ids) if token in ends), None)
     ended, length = end is not None, len(ids) if end is None else end + 1
     text = text_of(length)
     cuts = [text.index(stop) for stop in stop_strings if stop in text]
     if not cuts:
         return length, ended, text
+    # A stop string may end inside a token, and tokens may follow it: drop the last while the rest still holds one.
     while any(stop in text_of(length - 1) for stop in stop_strings):
         length -= 1
     return length, True, text[: min(cuts)]
@@ -190,6 +193,7 @@ class CheckedReward:
     def identity(self) -> str:
         """Text by which a training's record tells this reward from another: its `identity`, its `repr`, or its name."""
         text = str(getattr(self.reward, "identity", repr(self.reward)))
+        # An address differs with every process: a training could not be taken up again.
         return self.name if " at 0x" in text else text
 
     def score(self, prompts: Sequence[TokenizedPrompt], texts: Sequence[str], moment: str) -> list[float | None]:
@@ -200,6 +204,7 @@ class CheckedReward:
         """
         names = prompts[0].source.columns
         columns = {name: [q.source.columns[name] for q in prompts] for name in names}
+        # In TRL's form: text for a text prompt, a list of messages for a chat.
         completions = [
             text if isinstance(q.source.prompt, str) else [Message(role="assistant", content=text)]
             for q, text in zip(prompts, texts, strict=True)
