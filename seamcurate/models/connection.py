@@ -48,7 +48,23 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
     """
     import openai
 
-    http = _http()
+    # The deadline replaces the client's own timeouts, which start again with each byte.
+    # Only completions cost money; other requests may be repeated.
+    http_client = limited(seconds, lambda path: path.endswith("/chat/completions"))
+    return openai.AsyncOpenAI(timeout=None, http_client=http_client, **options)
+
+
+def limited(seconds: float, marks: Callable[[str], bool], **options: Any) -> Any:
+    """Return an HTTP client, of the library below the `openai` client, that keeps the limits.
+
+    Args:
+        seconds: For a whole reply, from the request to its last byte.
+        marks: Tells, by a request's path, whether an incomplete reply is handed on with its marks; others raise `ReadError`.
+        options: Options of the library's client.
+    """
+    import openai
+
+    http = library()
 
     class Client(openai.DefaultAsyncHttpxClient):
         async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
@@ -61,20 +77,23 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
                 raise http.ReadTimeout(f"nothing came within {seconds:g} s", request=request) from None
             if stream and response.is_success:
                 return response
-            body, marks = bytearray(), dict(response.extensions)
+            body, extensions = bytearray(), dict(response.extensions)
             try:
                 async for chunk in _within(response, lambda received: deadline, seconds, REPLY_BYTES):
                     body += chunk
             except BrokenError as error:
-                # Only completions cost money; other requests may be repeated.
-                if response.is_success and not request.url.path.endswith("/chat/completions"):
+                if response.is_success and not marks(request.url.path):
                     raise http.ReadError(str(error), request=request) from None
-                marks |= {BROKEN: str(error), ENDLESS: error.endless}
+                extensions |= {BROKEN: str(error), ENDLESS: error.endless}
             finally:
                 await response.aclose()
             headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _OF_BODY]
             return http.Response(
-                response.status_code, headers=headers, content=bytes(body), request=response.request, extensions=marks
+                response.status_code,
+                headers=headers,
+                content=bytes(body),
+                request=response.request,
+                extensions=extensions,
             )
 
         async def _head(self, request: Any, options: dict[str, Any]) -> Any:
@@ -89,8 +108,18 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
                 request = coming
             return response
 
-    # The deadline replaces the client's own timeouts, which start again with each byte.
-    return openai.AsyncOpenAI(timeout=None, http_client=Client(timeout=None), **options)
+    return Client(timeout=None, **options)
+
+
+def without_key(text: str, key: str, limit: int = 300) -> str:
+    r"""Return a server's words in one line, without the key, which some servers repeat.
+
+    Example:
+        >>> without_key("no access\nfor sk-1", "sk-1")
+        'no access for …'
+    """
+    text = text.replace(key, "…") if key else text
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:limit]
 
 
 async def lines(response: Any, seconds: float, answers: int) -> AsyncIterator[str]:
@@ -132,7 +161,7 @@ async def _within(response: Any, deadline: Callable[[int], float], seconds: floa
             raise BrokenError(
                 f"a reply that did not end within {seconds:g} s; raise `timeout` if answers take longer", endless=True
             ) from None
-        except _http().HTTPError as error:
+        except library().HTTPError as error:
             raise BrokenError(f"a reply that broke off after {received:,} bytes: {error}") from None
         if chunk is None:
             return
@@ -142,7 +171,7 @@ async def _within(response: Any, deadline: Callable[[int], float], seconds: floa
         yield chunk
 
 
-def _http() -> Any:
+def library() -> Any:
     """Return the HTTP library below the `openai` client: `httpx` below its version 2, `httpx2` since 3."""
     import openai
 

@@ -19,12 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue
 
 from seamcurate.errors import ModelError, SeamcurateError, first_line
 from seamcurate.models import connection, wire
 from seamcurate.models.backend import NamedModel
 from seamcurate.models.calls import Spent, current
+from seamcurate.models.endpoint import Address, KeyName, ServerSettings
 from seamcurate.models.protocols import Conversation, LanguageModel, Reply, Request
 from seamcurate.progress import note
 from seamcurate.step import digest
@@ -57,7 +58,7 @@ _OTHERS_PROMPT = 10_000_000
 """The most tokens that a request of an earlier run can have had; no model reads as many."""
 
 
-class OpenAIServer(NamedModel):
+class OpenAIServer(ServerSettings, NamedModel):
     """Name a language model behind an OpenAI-compatible endpoint: OpenAI's own, vLLM, SGLang or llama.cpp.
 
     `path` is the model's name there. The value is frozen and asks nothing until a step runs. Each answer is kept in the
@@ -81,9 +82,9 @@ class OpenAIServer(NamedModel):
 
     key: ClassVar[str] = "openai_server"
 
-    base_url: str = OPENAI
+    base_url: Address = OPENAI
     """The endpoint's address. Not part of a fingerprint: an answer is stored by the model's name."""
-    api_key: str = "OPENAI_API_KEY"
+    api_key: KeyName = "OPENAI_API_KEY"
     """The *name* of the environment variable that holds the key; where it is not set, no key is sent."""
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -96,12 +97,8 @@ class OpenAIServer(NamedModel):
     """Further keys of the request's body, such as `reasoning_effort`."""
     structured: bool = True
     """Send the JSON schema of the answer. False is for servers that refuse one; a refusal is also noticed."""
-    concurrency: int = Field(default=16, ge=1)
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
-    timeout: float = Field(default=120, gt=0)
-    """Seconds for a whole reply. A request without a byte until then is repeated; a reply that began is given up."""
-    retries: int = Field(default=8, ge=0)
     batch: bool = False
     """Use the Batch API: half the price, and answers within a day."""
     poll_seconds: float = Field(default=60, gt=0)
@@ -109,21 +106,6 @@ class OpenAIServer(NamedModel):
     usd_per_million_input: float | None = Field(default=None, ge=0)
     usd_per_million_output: float | None = Field(default=None, ge=0)
     batch_discount: float = Field(default=0.5, ge=0, le=1)
-
-    @field_validator("base_url")
-    @classmethod
-    def _no_secret(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")) or "@" in url or "?" in url:
-            raise ValueError("base_url is http(s)://host/path; a key belongs into the environment, see `api_key`")
-        return url.rstrip("/")
-
-    @field_validator("api_key")
-    @classmethod
-    def _a_name(cls, name: str) -> str:
-        # The message does not repeat the value: it may be the key itself.
-        if not name.replace("_", "a").isalnum() or len(name) > 64 or name != name.upper():
-            raise ValueError("api_key is the NAME of an environment variable in capitals, never the key")
-        return name
 
     def identity(self) -> JsonValue:
         """Return the model's name and the parameters that decide its answers."""
@@ -657,8 +639,7 @@ class _Endpoint:
 
     def _without_key(self, text: str, limit: int = 300) -> str:
         """Return a server's words in one line, without the key, which some servers repeat."""
-        text = text.replace(self.secret, "…") if self.secret else text
-        return "".join(letter if letter.isprintable() else " " for letter in text)[:limit]
+        return connection.without_key(text, self.secret, limit)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
