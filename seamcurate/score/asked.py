@@ -20,12 +20,12 @@ from typing_extensions import override
 
 from seamcurate import prompts
 from seamcurate.models import Conversation, LanguageModelConfig, Request, roles
-from seamcurate.models.reply import field, is_denied, last_first, read
+from seamcurate.models.rating import object_schema, rating, rating_schema, scale_words
+from seamcurate.models.reply import field, is_denied, read
 from seamcurate.models.template import prompt_text
 from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column
 from seamcurate.text import counted
 
-_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]")
 _DASH = r"[-\u2010-\u2015_\s]*"
 _LABEL = re.compile(rf"\b(?:(open|closed?){_DASH}ended|(OE)|(CE|constrained))\b", re.IGNORECASE)
 _BARE_LABEL = re.compile(r"\W*(?:(?:answer|type|label|verdict)\W+)?(?:(open)|(closed))\W*", re.IGNORECASE)
@@ -40,21 +40,16 @@ _SENTENCE = re.compile(
 )
 
 
-def _object(**properties: JsonValue) -> dict[str, JsonValue]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-_TYPE_SCHEMA = _object(query_type={"type": "string", "enum": ["OPEN-ENDED", "CLOSED-ENDED"]})
-_RATING_SCHEMA = _object(explanation={"type": "string"}, rating={"type": "integer", "enum": list(range(1, 11))})
-_SENTENCES_SCHEMA = _object(
+_TYPE_SCHEMA = object_schema(query_type={"type": "string", "enum": ["OPEN-ENDED", "CLOSED-ENDED"]})
+_SCALE = (1, 10)
+"""SEAM's scale of ratings (App. E)."""
+_RATING_SCHEMA = object_schema(explanation={"type": "string"}, rating=rating_schema(_SCALE))
+_SENTENCES_SCHEMA = object_schema(
     sentences={
         "type": "array",
-        "items": _object(sentence={"type": "string"}, relevancy={"type": "string", "enum": ["Relevant", "Irrelevant"]}),
+        "items": object_schema(
+            sentence={"type": "string"}, relevancy={"type": "string", "enum": ["Relevant", "Irrelevant"]}
+        ),
     }
 )
 """JSON schemas of the replies, for servers that enforce them; the form the published prompts ask for is read as well."""
@@ -268,8 +263,9 @@ class Judge(_Asked):
         ratings: list[float | None] = []
         reason = None
         for answer in [golden, *answers]:
-            reply = read((yield Request(prompts.render(self._template, prompt_text(prompt), answer), _RATING_SCHEMA)))
-            ratings.append(rating(reply.text) if reply.whole else None)
+            messages = prompts.render(self._template, prompt_text(prompt), answer, further=scale_words(_SCALE))
+            reply = read((yield Request(messages, _RATING_SCHEMA)))
+            ratings.append(rating(reply.text, _SCALE) if reply.whole else None)
             if ratings[-1] is None:
                 reason = reply.reason
         return ratings[0], ratings[1:], reason
@@ -353,16 +349,6 @@ def query_type(text: str) -> str | None:
             is_question = sentence.rstrip(" \"'*)”’").endswith("?")
             return None if is_question or len(kinds) > 1 else kinds.pop()
     return None
-
-
-def rating(text: str) -> float | None:
-    """Read a judge's rating from its reply: the JSON field `rating`, else the last `[[rating]]`; None outside 1 to 10."""
-    json_value = field(text, "rating")
-    if isinstance(json_value, int | float) and not isinstance(json_value, bool):
-        value: float | None = float(json_value)
-    else:
-        value = next((float(match[1]) for match in last_first(_RATING, text)), None)
-    return value if value is not None and 1 <= value <= 10 else None
 
 
 def relevant_share(text: str) -> float | None:

@@ -22,7 +22,8 @@ from seamcurate import (
     rer,
     run_local,
 )
-from seamcurate.score.asked import query_type, rating, relevant_share
+from seamcurate.models.rating import rating
+from seamcurate.score.asked import query_type, relevant_share
 
 
 @pytest.mark.parametrize(

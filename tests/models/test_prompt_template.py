@@ -1,0 +1,40 @@
+"""Templates of prompts: what is filled in, and how a template is turned round."""
+
+from __future__ import annotations
+
+import doctest
+
+from seamcurate import prompts
+from seamcurate.models import prompt_template as module
+from seamcurate.models.prompt_template import bundled, render, swapped
+from seamcurate.models.rating import scale_words
+
+
+def test_the_examples_run():
+    assert doctest.testmod(module).attempted == 2 and not doctest.testmod(module).failed
+
+
+def test_the_judge_is_asked_in_the_words_of_the_paper():
+    system, user = prompts.render(bundled("judge"), "Why?", "{question} So.", further=scale_words((1, 10)))
+    # To the letter: an answer that was bought before is found by these words.
+    assert system["content"].endswith(
+        "please rate the response on a scale of 1 to 10 by strictly following this format: "
+        '"[[rating]]", for example: "Rating: [[5]]".'
+    )
+    assert user == {
+        "role": "user",
+        "content": "[Question]\nWhy?\n\n[The Start of Assistant's Answer]\n{question} So.\n[The End of Assistant's Answer]",
+    }
+
+
+def test_braces_of_a_template_s_own_stay():
+    assert render('{question}: write {"a": {b}} and {c}', "Q")[0]["content"] == 'Q: write {"a": {b}} and {c}'
+
+
+def test_the_answer_comes_before_the_question_in_the_swapped_prompt():
+    _, user = render(swapped(bundled("judge")) or "", "Why?", "So.")
+    start, end = "[The Start of Assistant's Answer]", "[The End of Assistant's Answer]"
+    assert user["content"] == f"{start}\nSo.\n{end}\n\n[Question]\nWhy?"
+    assert swapped("Rate {answer} to {question}") is None
+    assert swapped("Rate it.\n---\n{answer}") is None
+    assert swapped("Q {question}\n---\nA {answer}") == "A {answer}\n---\nQ {question}"
