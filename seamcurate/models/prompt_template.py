@@ -1,7 +1,8 @@
 """Templates of what is asked of language models: text files that come with the package, or that a recipe names.
 
 A template is text with placeholders such as `{question}` and `{answer}`. The text above a line `---` is the system's
-message, the text below it the user's.
+message, the text below it the user's. An inserted text cannot close the place that it stands in: the template's own
+delimiters, lines such as `[The End of Assistant's Answer]` and tags such as `</answer>`, lose their brackets there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,8 @@ from pydantic import AfterValidator
 from seamcurate.models.protocols import Message
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_DELIMITER = re.compile(r"^\[[^\[\]{}\n]+\]$|</?[A-Za-z][\w-]*>", re.MULTILINE)
+_WITHOUT_BRACKETS = str.maketrans("[]<>", "()()")
 
 
 def bundled(name: str) -> str:
@@ -33,7 +37,7 @@ def render(
     other: str = "",
     further: Mapping[str, str] | None = None,
 ) -> list[Message]:
-    r"""Fill a template in; a placeholder inside the inserted text stays as it is.
+    r"""Fill a template in; a placeholder inside the inserted text stays as it is, a delimiter of the template does not.
 
     Args:
         template: The template.
@@ -47,7 +51,14 @@ def render(
         >>> render("Be fair.\n---\n{question} On {low} to {high}?", "Is it so?", further={"low": "1", "high": "5"})
         [{'role': 'system', 'content': 'Be fair.'}, {'role': 'user', 'content': 'Is it so? On 1 to 5?'}]
     """
-    values = {"question": question, "answer": answer, "other": other, "count": str(count), **(further or {})}
+    texts = {"question": question, "answer": answer, "other": other}
+    delimiters = _delimiters(template)
+    if delimiters is not None:
+        texts = {
+            name: delimiters.sub(lambda match: match[0].translate(_WITHOUT_BRACKETS), text)
+            for name, text in texts.items()
+        }
+    values = {**texts, "count": str(count), **(further or {})}
     parts = re.split(r"^---\n", template.strip(), maxsplit=1, flags=re.MULTILINE)
     roles = ("system", "user") if len(parts) == 2 else ("user",)
     return [
@@ -55,6 +66,14 @@ def render(
         Message(role=role, content=_PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text).strip())
         for role, text in zip(roles, parts, strict=True)
     ]
+
+
+@lru_cache
+def _delimiters(template: str) -> re.Pattern[str] | None:
+    """Match a template's delimiters in other texts, in any case and spacing; None for a template without any."""
+    words = {" ".join(delimiter[1:-1].split()) for delimiter in _DELIMITER.findall(template)}
+    patterns = [r"\s+".join(map(re.escape, text.split())).replace("'", "['’]") for text in sorted(words)]
+    return re.compile(rf"[\[<]\s*(?:{'|'.join(patterns)})\s*[\]>]", re.IGNORECASE) if patterns else None
 
 
 def swapped(template: str) -> str | None:
