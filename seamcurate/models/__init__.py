@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.fake import FakeModel
+from seamcurate.models.language_model import LanguageModelConfig
 from seamcurate.models.protocols import (
     Conversation,
     Embedder,
@@ -16,7 +17,7 @@ from seamcurate.models.protocols import (
     Request,
     RewardModel,
 )
-from seamcurate.models.roles import EncoderModel, LanguageModelConfig, PolicyModel, RewardingModel
+from seamcurate.models.roles import EncoderModel, PolicyModel, RewardingModel
 from seamcurate.models.sentence_encoder import SentenceEncoder
 from seamcurate.models.sequence_classifier import SequenceClassifier
 from seamcurate.models.server import OpenAIServer

@@ -10,24 +10,23 @@ from seamcurate.errors import ModelError
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.fake import FakeModel
+from seamcurate.models.language_model import LANGUAGE_MODELS
 from seamcurate.models.sentence_encoder import SentenceEncoder
 from seamcurate.models.sequence_classifier import SequenceClassifier
-from seamcurate.models.server import OpenAIServer
 
 Loaded_co = TypeVar("Loaded_co", covariant=True)
 
 _POLICIES: tuple[type[Backend], ...] = (CausalLM, FakeModel)
 _REWARDS: tuple[type[Backend], ...] = (SequenceClassifier, FakeModel)
 _ENCODERS: tuple[type[Backend], ...] = (SentenceEncoder, FakeModel)
-_LANGUAGE_MODELS: tuple[type[Backend], ...] = (OpenAIServer, FakeModel)
 
 ROLES: dict[str, tuple[type[Backend], ...]] = {
     "policy": _POLICIES,
     "base": _POLICIES,
     "reward": _REWARDS,
     "encoder": _ENCODERS,
-    "generator": _LANGUAGE_MODELS,
-    "judge": _LANGUAGE_MODELS,
+    "generator": LANGUAGE_MODELS,
+    "judge": LANGUAGE_MODELS,
 }
 """The keys of a recipe's `models`, and the kinds of model that each may name; messages show the first.
 
@@ -81,8 +80,3 @@ EncoderModel: TypeAlias = Annotated[
     Discriminator(kind_of(*_ENCODERS)),
 ]
 """What a recipe may name as an encoder."""
-LanguageModelConfig: TypeAlias = Annotated[
-    Annotated[OpenAIServer, Tag(OpenAIServer.key)] | Annotated[FakeModel, Tag(FakeModel.key)],
-    Discriminator(kind_of(*_LANGUAGE_MODELS)),
-]
-"""What a recipe may name to generate and to judge."""
