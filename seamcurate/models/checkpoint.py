@@ -61,6 +61,30 @@ def open_model(
     return adapter.merged(model), [name for name in lacking if name not in adapter.shapes]
 
 
+def head_outputs(path: str, revision: str | None) -> int | None:
+    """Return the number of outputs of the head that an adapter brings; None for whole weights, or without a head."""
+    if weights.base(path, revision) is None:
+        return None
+    file = weights.folder(path, revision) / _FILE
+    return _output_count(_shapes(file)) if file.is_file() else None
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of an adapter's weights, which are not read."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as weights_file:
+        return {
+            name.removeprefix(_PREFIX): tuple(weights_file.get_slice(name).get_shape())
+            for name in weights_file.keys()  # noqa: SIM118
+        }
+
+
+def _output_count(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    counts = [shape[0] for name, shape in sorted(shapes.items()) if name.split(".")[0] in _HEADS and len(shape) == 2]
+    return counts[-1] if counts else None
+
+
 def _loaded(
     auto: type[Any], folder: Path, trust_remote_code: bool, options: Mapping[str, object]
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -90,20 +114,12 @@ class _Adapter:
                 f"{self.name} of the kind {self.config.peft_type.value}, which is part of no weights and cannot be merged; "
                 "give a model that was trained with LoRA, or whole"
             )
-        from safetensors import safe_open
-
-        with safe_open(folder / _FILE, framework="pt") as file:
-            self.shapes = {
-                name.removeprefix(_PREFIX): tuple(file.get_slice(name).get_shape())
-                for name in file.keys()  # noqa: SIM118
-            }
+        self.shapes = _shapes(folder / _FILE)
 
     def outputs(self) -> dict[str, object]:
         """Return the number of outputs of a classifier whose head the adapter holds: its base may have no head."""
-        output_counts = [
-            shape[0] for name, shape in sorted(self.shapes.items()) if name.split(".")[0] in _HEADS and len(shape) == 2
-        ]
-        return {"num_labels": output_counts[-1]} if output_counts else {}
+        count = _output_count(self.shapes)
+        return {} if count is None else {"num_labels": count}
 
     def merged(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return the base with the adapter added to its weights.

@@ -99,7 +99,7 @@ class Pack(NamedTuple):
 Outputs: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 """Indices of rows of hidden states → logits (rows × vocabulary) or scores (rows × 1) of these rows."""
 Read: TypeAlias = "Callable[[Outputs, Pack], torch.Tensor]"
-"""A pack → one value for each response, in the order of its targets."""
+"""A pack → one value for each response, or one row of values, in the order of its targets."""
 
 
 class PrefixReader:
@@ -133,7 +133,15 @@ class PrefixReader:
         probe.forget_lengths(model)
 
     def score(self, groups: Iterable[Group], read: Read) -> list[list[float | None]]:
-        """Return the value that `read` gives each response, a list a group; None where the pair alone exceeds memory.
+        """Return the value that `read` gives each response; see `score_rows`."""
+
+        def one_column(outputs: Outputs, pack: Pack) -> torch.Tensor:
+            return read(outputs, pack)[:, None]
+
+        return [[None if row is None else row[0] for row in group] for group in self.score_rows(groups, one_column)]
+
+    def score_rows(self, groups: Iterable[Group], read: Read) -> list[list[list[float] | None]]:
+        """Return the row of values that `read` gives each response, a list a group; None where the pair alone exceeds memory.
 
         `groups` is consumed a pack at a time, so that texts are tokenized while a GPU works on earlier ones.
 
@@ -165,7 +173,7 @@ class PrefixReader:
                 f"{self.model.device}; free some, or lower the model's max_tokens or max_response_tokens"
             )
         left_out(len(self._unread), max(self._unread, default=0), self.model.device)
-        scores: list[list[float | None]] = [[None] * size for size in sizes]
+        scores: list[list[list[float] | None]] = [[None] * size for size in sizes]
         for target, value in zip((p for targets, _ in results for p in targets), values, strict=True):
             scores[target.group][target.response] = value
         return scores
@@ -641,11 +649,12 @@ def output_head(model: PreTrainedModel, head: object) -> Parts | None:
         return None
     ids = torch.tensor([probe.tokens(model, 6)], device=model.device)
     with torch.inference_mode():
+        # A classifier gives one row, the last token's; a language model gives a row for each token.
         expected = model(**accepted(model, input_ids=ids, use_cache=False)).logits[0].float()
+        expected = expected if expected.dim() == 2 else expected[None]
         for body in _bodies(model):
             try:
                 recomputed = head(body(**accepted(body, input_ids=ids, use_cache=False)).last_hidden_state)[0].float()
-                # A classifier gives one row, the last token's; a language model gives a row for each token.
                 if probe.close(recomputed[-len(expected) :], expected, model.dtype):
                     return Parts(body, head)
             except _REFUSALS:

@@ -1,19 +1,20 @@
-"""Reward models: sequence classification models of transformers with one output."""
+"""Reward models: sequence classification models of transformers, of which one output is the reward."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import JsonValue, field_validator, model_validator
 
 from seamcurate.errors import ModelError
-from seamcurate.models import prefix, probe, tokens, weights
+from seamcurate.models import checkpoint, labels, prefix, probe, tokens, weights
 from seamcurate.models.backend import RewardConfig
 from seamcurate.models.batching import Batches, accepted, automatic_budget, moved, padded
-from seamcurate.models.protocols import Prompt, Responses, RewardModel
+from seamcurate.models.labels import Output
+from seamcurate.models.protocols import Columns, Prompt, Rating, Responses, RewardModel
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +25,16 @@ from seamcurate.models.local import PromptedModel, model_errors
 
 
 class SequenceClassifier(PromptedModel, RewardConfig):
-    """Name a reward model: any sequence classification model of transformers with one output.
+    """Name a reward model: an output of any sequence classification model of transformers.
 
     The value is frozen and loads nothing until `load` is called. Weights are read from safetensors alone; a LoRA adapter is
     merged, in memory, into the base that it names. A reward is the model's logit R(I∘r), as it stands: no sigmoid, no
-    normalisation. It depends neither on the batch nor on the rows beside it.
+    normalisation. It depends neither on the batch nor on the rows beside it. Of a model with several outputs `output` names
+    the one that is the reward; `outputs` get a column each. All of them come from one forward pass.
 
     Raises:
-        ModelError: By `load`, where the files are damaged or lack weights, or the model has more than one output.
+        ModelError: By `load` and `identity`, where an output does not exist, or the model has several and none is named. By
+            `load`, where the files are damaged or lack weights.
 
     Example:
         >>> from seamcurate import FakeModel, SequenceClassifier
@@ -51,6 +54,20 @@ class SequenceClassifier(PromptedModel, RewardConfig):
     """Tokens of prompt and response together; the response's end is cut to fit. Default: the model's window, at most 2,048."""
     pair: bool = False
     """Read prompt and response as two segments, as encoder reward models such as OpenAssistant's expect."""
+    output: Output | None = None
+    """The output that is the reward, by its name (`id2label` of the model's configuration) or its number, from 0. A model with
+    several outputs needs it."""
+    outputs: tuple[Output, ...] | Literal["all"] = ()
+    """Outputs that become columns beside the reward, `reward_{name}`: a list of names or numbers, or `all`."""
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _list_of_outputs(cls, value: object) -> object:
+        if value == "all":
+            return value
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"outputs is a list of names or numbers, or all, not {str(value)[:40]}")
+        return tuple(map(labels.checked, value))
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -62,22 +79,80 @@ class SequenceClassifier(PromptedModel, RewardConfig):
     def _writes_date(self) -> bool:
         return not self.pair and super()._writes_date
 
+    def identity(self) -> JsonValue:
+        """Return everything that decides a score; outputs by their numbers, where any are named.
+
+        Raises:
+            ModelError: An output does not exist, or the model's files tell of several and none is named.
+        """
+        moves = super().identity()
+        assert isinstance(moves, dict)
+        moves = {key: value for key, value in moves.items() if key not in ("output", "outputs")}
+        if self.output is not None:
+            moves["output"] = self._index(self.labels())
+        else:
+            settings = weights.configuration(self.path, self.revision)
+            if labels.are_told(settings) and weights.base(self.path, self.revision) is None:
+                self._index(labels.names_of(settings))
+        if self.outputs:
+            moves["outputs"] = list(self._indices(self.labels()))
+        return moves
+
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of all outputs in order, from the model's files; an unnamed one is its number.
+
+        No weights are loaded.
+        """
+        names = labels.names_of(weights.configuration(self.path, self.revision))
+        count = checkpoint.head_outputs(self.path, self.revision)
+        return names if count in (None, len(names)) else labels.numbered(count or 0)
+
+    def output_names(self) -> tuple[str, ...]:
+        """Name the outputs that become columns of their own."""
+        if not self.outputs:
+            return ()
+        names = self.labels()
+        columns = labels.column_names(names)
+        return tuple(columns[i] for i in self._indices(names))
+
+    def _index(self, names: Sequence[str]) -> int:
+        """Return the number of the output that is the reward."""
+        if self.output is not None:
+            return labels.index_of(self.output, names, self.title)
+        if len(names) != 1:
+            raise ModelError(
+                f"{self.title} has {len(names)} outputs; a reward model has one: name it by `output`, "
+                f"one of: {labels.listed(names)}"
+            )
+        return 0
+
+    def _indices(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Return the numbers of the outputs that become columns."""
+        return labels.indices_of(self.outputs, names, self.title)
+
     def load(self) -> RewardModel:
-        """Load tokenizer and weights; refuse a model with more than one output."""
+        """Load tokenizer and weights; refuse a model with several outputs of which none is named."""
         from transformers import AutoModelForSequenceClassification
 
         tokenizer, model = self.open_weights(AutoModelForSequenceClassification)
-        if model.config.num_labels != 1:
-            raise ModelError(
-                f"sequence_classifier {self.path} has {model.config.num_labels} outputs; a reward model has one"
-            )
+        names, count = self.labels(), model.config.num_labels
+        names = names if len(names) == count else labels.numbered(count)
+        columns = [self._index(names), *self._indices(names)]
         with model_errors(self.title):
-            return _LoadedClassifier(self, tokenizer, model)
+            return _LoadedClassifier(self, tokenizer, model, columns)
 
 
 class _LoadedClassifier(RewardModel):
-    def __init__(self, config: SequenceClassifier, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    def __init__(
+        self,
+        config: SequenceClassifier,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        columns: Sequence[int],
+    ) -> None:
         self.config, self.tokenizer, self.model = config, tokenizer, model
+        self.columns = columns
+        """The outputs that are read: the reward, then those with a column of their own."""
         self.form = None if config.pair else config.prompt_form(tokenizer, ())
         window = weights.window(model, tokenizer)
         self.limit = min(config.max_tokens or 2048, window)
@@ -123,11 +198,21 @@ class _LoadedClassifier(RewardModel):
 
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
         """Score by group; see `RewardModel`."""
+        return [[rating.reward for rating in row] for row in self.ratings(prompts, responses, {})]
+
+    def ratings(self, prompts: Sequence[Prompt], responses: Responses, columns: Columns) -> list[list[Rating]]:
+        """Score by group, further outputs in the same forward pass; see `RewardModel`."""
         rows = distinct(prompts, responses)
-        return rows.regroup(self._each(rows) if self.reader is None else self._shared(rows, self.reader))
+        no_rating = Rating(None, None, (None,) * (len(self.columns) - 1))
+        scores = self._each(rows) if self.reader is None else self._shared(rows, self.reader)
+        return rows.regroup(
+            [
+                [no_rating if outputs is None else Rating(outputs[0], None, tuple(outputs[1:])) for outputs in group]
+                for group in scores
+            ]
+        )
 
-    def _shared(self, rows: Distinct, reader: prefix.PrefixReader) -> list[list[float | None]]:
-
+    def _shared(self, rows: Distinct, reader: prefix.PrefixReader) -> list[list[list[float] | None]]:
         fits: list[list[int]] = []
 
         def groups() -> Iterator[prefix.Group]:
@@ -147,12 +232,12 @@ class _LoadedClassifier(RewardModel):
 
         def score(outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
             read = [p.start + self._last(ids) for p, ids in zip(pack.targets, pack.answers, strict=True)]
-            return outputs(moved(read, self.model.device))[:, 0].float()
+            return outputs(moved(read, self.model.device))[:, self.columns].float()
 
-        group_scores = reader.score(groups(), score)
-        scored: list[list[float | None]] = []
+        group_scores = reader.score_rows(groups(), score)
+        scored: list[list[list[float] | None]] = []
         for (_, answers), positions, values in zip(rows.groups, fits, group_scores, strict=True):
-            row: list[float | None] = [None] * len(answers)
+            row: list[list[float] | None] = [None] * len(answers)
             for i, value in zip(positions, values, strict=True):
                 row[i] = value
             scored.append(row)
@@ -162,7 +247,7 @@ class _LoadedClassifier(RewardModel):
         """Return the token at which transformers reads a decoder's score: the last one that is not padding."""
         return next((i for i in reversed(range(len(ids))) if ids[i] != self.own_pad), len(ids) - 1)
 
-    def _each(self, rows: Distinct) -> list[list[float | None]]:
+    def _each(self, rows: Distinct) -> list[list[list[float] | None]]:
         import torch
 
         flat = [(p, r) for p, answers in rows.groups for r in answers]
@@ -171,7 +256,7 @@ class _LoadedClassifier(RewardModel):
             with suppress(*tokens.refusals()):
                 if (sequence := self._ids(p, r)) is not None and probe.is_readable(self.model, sequence):
                     fits.append((i, sequence))
-        scores: list[float | None] = [None] * len(flat)
+        scores: list[list[float] | None] = [None] * len(flat)
         with torch.inference_mode():
             for batch, rewards in self.batches.read(
                 [len(sequence) for _, sequence in fits], lambda batch: self._score([fits[b][1] for b in batch])
@@ -185,12 +270,13 @@ class _LoadedClassifier(RewardModel):
             return tokens.pair_ids(self.tokenizer, prompt, response, self.limit)
         return tokens.reward_ids(self.tokenizer, prompt, response, self.limit, self.form)
 
-    def _score(self, sequences: list[list[int]]) -> list[float]:
-        """Return the scores of sequences that are read as one batch."""
+    def _score(self, sequences: list[list[int]]) -> list[list[float]]:
+        """Return the scores of sequences that are read as one batch, a number for each output that is read."""
         inputs = padded(sequences, self._pad(sequences), self.model.device)
         if self.config.pair and _segment_kinds(self.model) > 1:
             inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
-        scores: list[float] = self.model(**accepted(self.model, **inputs)).logits[:, 0].float().tolist()
+        logits = self.model(**accepted(self.model, **inputs)).logits  # (sequences, outputs of the model)
+        scores: list[list[float]] = logits[:, self.columns].float().tolist()
         return scores
 
     def _pad(self, sequences: list[list[int]]) -> int:

@@ -318,6 +318,23 @@ def _templates(local: Path) -> str:
     return "\n".join(texts)
 
 
+def configuration(path: str, revision: str | None) -> dict[str, object]:
+    """Return a model's `config.json`, an adapter's base's; empty where there is none. No weights are fetched."""
+    path, revision = base(path, revision) or (path, revision)
+    local = Path(path).expanduser()
+    return _object((local if local.is_dir() else _hub_configuration(path, _commit(path, revision))) / "config.json")
+
+
+@cache
+def _hub_configuration(path: str, commit: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, revision=commit, allow_patterns=["config.json"]))
+    except Exception as error:
+        raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
+
+
 def answer_ends(path: str, revision: str | None) -> tuple[int, ...]:
     """Return the ids that a model's generation configuration ends answers by, else its configuration; an adapter's base's."""
     local = folder(*(base(path, revision) or (path, revision)))

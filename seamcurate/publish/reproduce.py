@@ -279,10 +279,10 @@ def _models(recipe: Recipe) -> Iterator[Backend]:
 
 
 def _is_text(keys: Keys, text: str) -> bool:
-    """Return whether a value is never read as a path: SQL, its parameters, text sent to a model, a server's address."""
+    """Return whether a value is never read as a path: SQL, its parameters, a text for a model, an output's name, an address."""
     if keys[:1] == ("splits",) and len(keys) > 2 and keys[2] != "augment":
         return keys[2] != "filter" or not is_file_name(text)
-    return bool({"base_url", "stop", "form", "extra"} & set(keys)) or (
+    return bool({"base_url", "stop", "form", "extra", "output", "outputs"} & set(keys)) or (
         "template" in keys and ("\n" in text or not text.strip().endswith(".txt"))
     )
 

@@ -522,7 +522,7 @@ def test_a_padding_id_without_an_embedding_is_none(decoder_reward_folder, encode
         (tmp_path / folder.name / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
         model = SequenceClassifier(path=str(tmp_path / folder.name), dtype="float32").load()
         model.model.config.pad_token_id = pad
-        again = type(model)(model.config, model.tokenizer, model.model)
+        again = type(model)(model.config, model.tokenizer, model.model, model.columns)
         whole = SequenceClassifier(path=str(folder), dtype="float32").load().rewards(PROMPTS, RESPONSES)
         assert flat(again.rewards(PROMPTS, RESPONSES)) == pytest.approx(flat(whole), abs=1e-4)
 
