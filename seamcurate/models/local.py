@@ -8,6 +8,7 @@ once, see `prefix`; encoders read batches of texts of similar length, padded and
 from __future__ import annotations
 
 import datetime
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -48,6 +49,10 @@ class LocalModel(NamedModel):
     default follows the device. It is halved whenever a GPU's memory runs out."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the weights may run; it is recorded."""
+
+    @abstractmethod
+    def load(self) -> object:
+        """Load tokenizer and weights."""
 
     def identity(self) -> JsonValue:
         """Return everything that decides a score: the weights' hash or Hub commit, the resolved dtype, the settings."""

@@ -85,6 +85,10 @@ class Form(NamedTuple):
     """The chat template, with the date that it writes; None in all other forms."""
     end: int | None = None
     """The id of the token that closes a policy's response; None where the tokenizer has none."""
+    starts: int = 0
+    """How many BOS there are too many, -1 for one that is missing: what a server that errs would read, see `suspects`."""
+    closes: bool = True
+    """Whether a reward model reads what closes the answer; a server that reads the answer's last token does not."""
 
     @property
     def chat(self) -> bool:

@@ -99,7 +99,7 @@ def _closing(tokenizer: PreTrainedTokenizerBase, form: Form, ends: Sequence[int]
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: Form | None = None) -> list[int]:
     """Return the ids that a policy continues; without a chat template they start with the BOS that the tokenizer adds."""
     form = form or form_of(tokenizer)
-    return _with_start(tokenizer, form, _ids(tokenizer, _before(tokenizer, form, prompt)))
+    return _started(tokenizer, form, _with_start(tokenizer, form, _ids(tokenizer, _before(tokenizer, form, prompt))))
 
 
 def policy_group(
@@ -116,7 +116,7 @@ def policy_group(
     form = form or form_of(tokenizer)
     text = _before(tokenizer, form, prompt)
     text_ids = _ids(tokenizer, text)
-    prompt_ids = _with_start(tokenizer, form, text_ids)
+    prompt_ids = _started(tokenizer, form, _with_start(tokenizer, form, text_ids))
     answers = [form.response(response) for response in map(spelling(tokenizer).hidden, responses)]
     response_ids = [_ended(ids, limit, form.end) for ids in _all_ids(tokenizer, answers)]
     start = prompt_ids[: len(prompt_ids) - len(text_ids)]
@@ -160,7 +160,9 @@ def reward_group(
     else:
         prefix_text = form.prompt(hidden_prompt)
         texts = [prefix_text + form.response(answer) for answer in answers]
-    pattern, *wholes = (_framed(tokenizer, form, ids) for ids in _all_ids(tokenizer, texts))
+    pattern, *wholes = (_started(tokenizer, form, _framed(tokenizer, form, ids)) for ids in _all_ids(tokenizer, texts))
+    if not form.closes:
+        wholes = [_unclosed(ids, pattern) for ids in wholes]
     fitting = [_cut(ids, pattern, limit) for ids in wholes]
     cut_ids = [ids for ids in fitting if ids is not None]
     # Of each response at least one token must remain to be read.
@@ -209,6 +211,20 @@ def _with_start(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) 
     if form.chat or start is None or ids[:1] == [start] or list(tokenizer("a")["input_ids"])[:1] != [start]:
         return ids
     return [start, *ids]
+
+
+def _started(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) -> list[int]:
+    """Put as many further BOS before a text as the form says, or take one away."""
+    start = tokenizer.bos_token_id
+    if not form.starts or start is None:
+        return ids
+    return [start] * form.starts + ids if form.starts > 0 else ids[1:] if ids[:1] == [start] else ids
+
+
+def _unclosed(ids: list[int], pattern: list[int]) -> list[int]:
+    """Cut off what follows an answer; `pattern` has the same ids around it."""
+    start = _alike(ids, pattern)
+    return ids[: len(ids) - _alike(ids[start:][::-1], pattern[start:][::-1])]
 
 
 def _framed(tokenizer: PreTrainedTokenizerBase, form: Form, ids: list[int]) -> list[int]:

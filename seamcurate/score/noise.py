@@ -51,6 +51,11 @@ def sample(data: Data, shared: Path, answers: str, columns: Sequence[str] = ()) 
         answers: The column of golden responses, or of candidates.
         columns: Further columns that the model reads.
     """
+    store(shared / "sample.json", data, answers, columns, _ROWS, _ANSWERS)
+
+
+def store(file: Path, data: Data, answers: str, columns: Sequence[str], count: int, answer_count: int) -> None:
+    """Write the first `count` rows that have answers to a file, each with at most `answer_count` of them; see `sample`."""
     rows: list[JsonValue] = []
     for table in data.rows(("prompt", answers, *columns)):
         for row in table.to_pylist():
@@ -58,31 +63,40 @@ def sample(data: Data, shared: Path, answers: str, columns: Sequence[str] = ()) 
             texts = [value] if isinstance(value, str) else [candidate["response"] for candidate in value or []]
             if texts:
                 further: list[JsonValue] = [{name: row[name] for name in columns}] if columns else []
-                rows.append([row["prompt"], texts[:_ANSWERS], *further])
-            if len(rows) == _ROWS:
+                rows.append([row["prompt"], texts[:answer_count], *further])
+            if len(rows) == count:
                 break
-        if len(rows) == _ROWS:
+        if len(rows) == count:
             break
     # Values of other types, such as dates, become text: the noise does not depend on them.
-    (shared / "sample.json").write_text(json.dumps(rows, default=str))
+    file.write_text(json.dumps(rows, default=str))
+
+
+def stored(file: Path) -> Texts:
+    """Read the rows that `store` wrote."""
+    return [
+        SampleRow(prompt, answers, *(further or [{}])) for prompt, answers, *further in json.loads(file.read_text())
+    ]
+
+
+def rewards(model: RewardModel) -> Score:
+    """Return a function that gives each answer its reward and further outputs."""
+    return lambda prompts, answers, further: [
+        [
+            None if rating.reward is None else (rating.reward, *(_or_nan(value) for value in rating.outputs))
+            for rating in row
+        ]
+        for row in model.ratings(prompts, answers, further)
+    ]
 
 
 def measure_rewards(shared: Path, columns: Sequence[str], model: RewardModel) -> None:
     """Measure the noise of a reward model: of its reward, and of each further output; see `measure`."""
 
-    def score(prompts: Sequence[Prompt], answers: Responses, further: Columns) -> list[list[Scores | None]]:
-        return [
-            [
-                None if rating.reward is None else (rating.reward, *(_or_nan(value) for value in rating.outputs))
-                for rating in row
-            ]
-            for row in model.ratings(prompts, answers, further)
-        ]
-
     def own(texts: Texts) -> Sequence[float] | None:
         return model.noise([row.prompt for row in texts], [row.answers for row in texts], _columns(texts))
 
-    measure(shared, columns, score, own)
+    measure(shared, columns, rewards(model), own)
 
 
 def measure(
@@ -102,23 +116,24 @@ def measure(
     noise_file, sample_file = shared / "noise.json", shared / "sample.json"
     if noise_file.exists() or not sample_file.exists():
         return
-    texts = [
-        SampleRow(prompt, answers, *(further or [{}]))
-        for prompt, answers, *further in json.loads(sample_file.read_text())
-    ]
+    texts = stored(sample_file)
     own_noise = own(texts)
     noise = _largest(texts, score, len(columns)) if own_noise is None else own_noise
-    noise_by_column = dict(zip(columns, noise, strict=True))
-    temporary = noise_file.with_name(f".noise.{uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(noise_by_column))
+    keep(noise_file, dict(zip(columns, noise, strict=True)))
+
+
+def keep(file: Path, value: JsonValue) -> None:
+    """Write what a worker measured; if two workers measure at the same time, the first write wins."""
+    temporary = file.with_name(f".{file.stem}.{uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(value))
     try:
-        # If two workers measure at the same time, the first write wins: a file listed as complete must not change.
-        os.link(temporary, noise_file)
+        # A file that is listed as complete must not change.
+        os.link(temporary, file)
     except FileExistsError:
         pass
     except OSError:
         # A file system without hard links.
-        os.replace(temporary, noise_file)
+        os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -138,15 +153,15 @@ def facts(shared: Path) -> dict[str, JsonValue]:
 
 def _largest(texts: Texts, score: Score, width: int) -> Scores:
     """Return the largest difference between two scores of the same answer, one for each of `width` columns."""
-    joint_scores = _scored([texts], score)
+    joint_scores = scored([texts], score)
     reversed_texts = [row._replace(answers=row.answers[::-1]) for row in texts[::-1]]
     batches = [texts[start : start + 3] for start in range(0, len(texts), 3)]
     # Where the first answer of each row lies in `joint_scores`.
     firsts = [0, *accumulate(len(row.answers) for row in texts)][:-1]
-    single = _scored([[row._replace(answers=row.answers[:1])] for row in texts], score)
+    single = scored([[row._replace(answers=row.answers[:1])] for row in texts], score)
     score_pairs = [
-        *zip(joint_scores, _scored([reversed_texts], score)[::-1], strict=True),
-        *zip(joint_scores, _scored(batches, score), strict=True),
+        *zip(joint_scores, scored([reversed_texts], score)[::-1], strict=True),
+        *zip(joint_scores, scored(batches, score), strict=True),
         *zip([joint_scores[i] for i in firsts], single, strict=True),
     ]
     pairs = [(a, b) for a, b in score_pairs if a is not None and b is not None]
@@ -155,7 +170,7 @@ def _largest(texts: Texts, score: Score, width: int) -> Scores:
     return tuple(max((abs(a - b) for a, b in column_pairs), default=0.0) for column_pairs in finite_pairs)
 
 
-def _scored(batches: Sequence[Texts], score: Score) -> list[Scores | None]:
+def scored(batches: Sequence[Texts], score: Score) -> list[Scores | None]:
     """Score batch by batch; return all scores in order."""
     rows = (
         row

@@ -24,7 +24,7 @@ from typing_extensions import override
 from seamcurate.errors import StepError
 from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel, roles
 from seamcurate.models.protocols import Rating
-from seamcurate.score import noise
+from seamcurate.score import compared, noise
 from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
 from seamcurate.text import counted
 
@@ -127,18 +127,21 @@ class Reward(Step):
     def prepare(self, data: Data, shared: Path) -> None:
         """Store a few rows that `load` measures the noise floor on, and ask for all rewards that come in batches."""
         noise.sample(data, shared, "response", _columns_read(self.reward))
+        compared.sample(self.reward, data, shared, "response", _columns_read(self.reward))
         _ask_ahead(self.reward, data, "response")
 
     @override
     def load(self, shared: Path) -> Transform:
         model = roles.load(self.reward, "reward", self.name)
         names = _output_names(self.reward)
+        unchanged = compared.check(self.reward, model, shared, noise.rewards)
         noise.measure_rewards(shared, [self.name, *(f"reward_{name}" for name in names)], model)
         no_rating = Rating(None, None, (None,) * len(names))
 
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
             rated = model.ratings(rows["prompt"].to_pylist(), groups, _further(rows, self.reward))
+            unchanged()
             ratings = [row[0] if row else no_rating for row in rated]
             rewards = [finite(rating.reward) for rating in ratings]
             values: dict[str, list[float | None] | list[bool | None] | list[str | None]] = {
@@ -154,7 +157,7 @@ class Reward(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the rows without a reward, and those whose golden response fails it."""
-        return _reward_facts(columns, "reward", self.reward) | noise.facts(shared)
+        return _reward_facts(columns, "reward", self.reward) | noise.facts(shared) | compared.facts(shared)
 
 
 class Rewards(Step):
@@ -211,18 +214,21 @@ class Rewards(Step):
         """Store a few rows that `load` measures the noise floor on, and ask for all rewards that come in batches."""
         answers = f"worse_{self.variant}"
         noise.sample(data, shared, answers, _columns_read(self.reward))
+        compared.sample(self.reward, data, shared, answers, _columns_read(self.reward))
         _ask_ahead(self.reward, data, answers)
 
     @override
     def load(self, shared: Path) -> Transform:
         model = roles.load(self.reward, "reward", self.name)
         v, names = self.variant, _output_names(self.reward)
+        unchanged = compared.check(self.reward, model, shared, noise.rewards)
         noise.measure_rewards(shared, [self.name, *(f"rewards_{name}_{v}" for name in names)], model)
 
         def score(rows: pa.Table) -> pa.Table:
             sets = rows[f"worse_{v}"].to_pylist()
             groups = [[candidate["response"] for candidate in worse or []] for worse in sets]
             rated = model.ratings(rows["prompt"].to_pylist(), groups, _further(rows, self.reward))
+            unchanged()
             # A row without a sample set has no list.
             ratings = [None if worse is None else row for worse, row in zip(sets, rated, strict=True)]
             values: dict[str, Sequence[Sequence[float | str | None] | None]] = {
@@ -239,7 +245,7 @@ class Rewards(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the candidates without a reward."""
-        return _reward_facts(columns, self.name, self.reward) | noise.facts(shared)
+        return _reward_facts(columns, self.name, self.reward) | noise.facts(shared) | compared.facts(shared)
 
 
 class PolicyLogprobs(Step):
@@ -313,14 +319,16 @@ class PolicyLogprobs(Step):
     def prepare(self, data: Data, shared: Path) -> None:
         """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, f"worse_{self.variant}")
+        compared.sample(self.policy, data, shared, f"worse_{self.variant}")
 
     @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        return noise.facts(shared)
+        return noise.facts(shared) | compared.facts(shared)
 
     @override
     def load(self, shared: Path) -> Transform:
         model = roles.load(self.policy, "policy", self.name)
+        unchanged = compared.check(self.policy, model, shared, _per_token)
         noise.measure(shared, [self.name, PER_TOKEN], _sums(model))
 
         def score(rows: pa.Table) -> pa.Table:
@@ -331,6 +339,7 @@ class PolicyLogprobs(Step):
             positions = [self._positions(g, r, w) for g, r, w in zip(golden, rewards, sets, strict=True)]
             groups = [[worse[i]["response"] for i in row] for worse, row in zip(sets, positions, strict=True)]
             likelihoods = model.logprobs(rows["prompt"].to_pylist(), groups)
+            unchanged()
             columns: dict[str, list[list[float | int | bool | None] | None]] = {name: [] for name in self.adds.names}
             for worse, row_positions, row in zip(sets, positions, likelihoods, strict=True):
                 by_position = {
@@ -622,6 +631,14 @@ def _sums(model: Policy) -> noise.Score:
     """Return a function that scores answers by their log-probability, summed and per token."""
     return lambda prompts, answers, further: [
         [None if entry is None else (entry.logprob, entry.logprob / max(entry.tokens, 1)) for entry in row]
+        for row in model.logprobs(prompts, answers)
+    ]
+
+
+def _per_token(model: Policy) -> noise.Score:
+    """Return a function that scores answers by their log-probability per token, in nats."""
+    return lambda prompts, answers, further: [
+        [None if entry is None else (entry.logprob / max(entry.tokens, 1),) for entry in row]
         for row in model.logprobs(prompts, answers)
     ]
 
