@@ -138,7 +138,7 @@ class Attack(Step):
             name: None if path is None else lexicon.identity(path)
             for name, path in (("wordnet", self.wordnet), ("antonyms", self.antonyms), ("vectors", self.vectors))
         }
-        masked = None if self.masked_model is None else weights.identity(self.masked_model, None)
+        masked = None if self.masked_model is None else weights.identity(weights.Origin(self.masked_model))
         return {**super().identity(), **contents, "masked_model": masked}
 
     @override

@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from seamcurate.errors import ModelError, first_line
 from seamcurate.models import weights
+from seamcurate.progress import note
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_REFUSED = {"megatron_config": "has peft import a module that it names (megatron_core)"}
+"""Settings of an adapter that would run code of its author's choice, and what they do."""
 _HEADS = ("score", "classifier", "classification_head", "logits_proj", "sequence_summary", "pre_classifier")
 """What transformers calls the layers between a classifier's hidden states and its outputs."""
 
 
 def open_model(
     auto: type[Any],
-    path: str,
-    revision: str | None,
+    origin: weights.Origin,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     **options: Any,
@@ -35,8 +37,7 @@ def open_model(
 
     Args:
         auto: The class of transformers that loads this kind of model.
-        path: A folder, or a Hub id.
-        revision: A Hub branch, tag or commit.
+        origin: Where its files are.
         dtype: The precision to compute in; None leaves it to transformers.
         trust_remote_code: Whether Python code that comes with the weights may run.
         options: Further options of `from_pretrained`.
@@ -47,25 +48,24 @@ def open_model(
     Raises:
         ModelError: An adapter cannot be merged.
     """
-    folder = weights.folder(path, revision)
-    base = weights.base(path, revision)
+    path, folder, base = origin.path, weights.folder(origin), weights.base(origin)
     options |= {} if dtype is None else {"dtype": dtype}
     if base is None:
         if (folder / weights.ADAPTER).is_file():
             raise ModelError(f"{path} holds an adapter whose base is not known; {weights.MERGE}")
         return _loaded(auto, folder, trust_remote_code, options)
-    adapter = _Adapter(path, folder, base)
+    adapter = _Adapter(path, folder, base, origin.base is not None)
     if auto.__name__ == "AutoModelForSequenceClassification":
         options = adapter.outputs() | options
-    model, lacking = _loaded(auto, weights.folder(*base), trust_remote_code, options)
+    model, lacking = _loaded(auto, weights.folder(base), trust_remote_code, options)
     return adapter.merged(model), [name for name in lacking if name not in adapter.shapes]
 
 
-def head_outputs(path: str, revision: str | None) -> int | None:
+def head_outputs(origin: weights.Origin) -> int | None:
     """Return the number of outputs of the head that an adapter brings; None for whole weights, or without a head."""
-    if weights.base(path, revision) is None:
+    if weights.base(origin) is None:
         return None
-    file = weights.folder(path, revision) / _FILE
+    file = weights.folder(origin) / _FILE
     return _output_count(_shapes(file)) if file.is_file() else None
 
 
@@ -85,6 +85,21 @@ def _output_count(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return counts[-1] if counts else None
 
 
+def read_tokenizer(origin: weights.Origin, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or Hub repository, an adapter's base's where the adapter has none of its own."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder, base = weights.tokenizer_folder(origin), weights.base(origin)
+    options = {}
+    if base is not None and not (folder / "config.json").is_file():
+        # transformers chooses the tokenizer's class by the kind of model too, which an adapter's folder does not tell.
+        options["config"] = AutoConfig.from_pretrained(weights.folder(base), trust_remote_code=trust_remote_code)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, **options
+    )
+    return tokenizer
+
+
 def _loaded(
     auto: type[Any], folder: Path, trust_remote_code: bool, options: Mapping[str, object]
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -97,7 +112,7 @@ def _loaded(
 class _Adapter:
     """An adapter's folder, with the names and shapes of its weights."""
 
-    def __init__(self, path: str, folder: Path, base: weights.Base) -> None:
+    def __init__(self, path: str, folder: Path, base: weights.Origin, given: bool) -> None:
         self.folder, self.name = folder, f"{path} holds an adapter of {base.path}"
         try:
             import peft
@@ -106,7 +121,18 @@ class _Adapter:
                 f'{self.name}, which peft merges, and that is not installed; pip install "seamcurate[train]", or {weights.MERGE}'
             ) from error
         if not (folder / _FILE).is_file():
-            raise ModelError(f"{self.name} without {_FILE}; save it with save_pretrained(…), or {weights.MERGE}")
+            pickled = "adapter_model.bin"
+            also = f" (of {pickled}, which is pickled, nothing is read)" if (folder / pickled).is_file() else ""
+            raise ModelError(f"{self.name} without {_FILE}{also}; save it with save_pretrained(…), or {weights.MERGE}")
+        settings = weights.adapter_settings(folder / weights.ADAPTER)
+        for key, does in _REFUSED.items():
+            if settings.get(key):
+                raise ModelError(f"{self.name} whose {key} {does}; it is not loaded")
+        if str(settings.get("peft_type", "")).upper() == "XLORA":
+            raise ModelError(f"{self.name} of the kind XLORA, which loads adapters from elsewhere; {weights.MERGE}")
+        named = settings.get("base_model_name_or_path")
+        if given and isinstance(named, str) and Path(named).name != Path(base.path).name:
+            note(f"warning: {self.name}, as `base` says; it was trained on {named}")
         self.config = peft.PeftConfig.from_pretrained(str(folder))
         self.config.inference_mode = True
         if self.config.is_prompt_learning or self.config.is_adaption_prompt:

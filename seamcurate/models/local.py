@@ -54,14 +54,23 @@ class LocalModel(NamedModel):
     def load(self) -> object:
         """Load tokenizer and weights."""
 
+    @property
+    def origin(self) -> weights.Origin:
+        """Where its files are."""
+        return weights.Origin(self.path, self.revision)
+
+    def named_paths(self) -> list[str]:
+        """List the folders and Hub ids that a recipe names for it."""
+        return [self.path]
+
     def identity(self) -> JsonValue:
         """Return everything that decides a score: the weights' hash or Hub commit, the resolved dtype, the settings."""
         moves = self.model_dump(mode="json") | {
-            self.key: weights.identity(self.path, self.revision),
+            self.key: weights.identity(self.origin),
             "dtype": weights.precision(self.dtype, self.device),
             **self.texts,
         }
-        return {key: value for key, value in moves.items() if key not in {"revision", "device", "batch_tokens"}}
+        return {key: value for key, value in moves.items() if key not in {"revision", "base", "device", "batch_tokens"}}
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count tokens by the model's own tokenizer; the weights are not loaded."""
@@ -70,14 +79,8 @@ class LocalModel(NamedModel):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer alone."""
-        from transformers import AutoTokenizer
-
         with model_errors(self.title):
-            folder = weights.tokenizer_folder(self.path, self.revision)
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=self.trust_remote_code
-            )
-        return tokenizer
+            return checkpoint.read_tokenizer(self.origin, self.trust_remote_code)
 
     def check_device(self) -> None:
         """Refuse a device that is not on this machine."""
@@ -89,7 +92,7 @@ class LocalModel(NamedModel):
         self.check_device()
         if self.trust_remote_code:
             note(f"warning: {self.title}: Python code that comes with the weights runs (trust_remote_code)")
-        return weights.folder(self.path, self.revision)
+        return weights.folder(self.origin)
 
     def open_weights(
         self, auto: type[Any], truncation: str | None = None, unread: tuple[str, ...] = ()
@@ -99,9 +102,8 @@ class LocalModel(NamedModel):
         device = weights.device(self.device)
         dtype = weights.torch_dtype(self.dtype, self.device)
         with model_errors(self.title), quietly():
-            folder = weights.tokenizer_folder(self.path, self.revision)
-            tokenizer = open_tokenizer(folder, files_state(folder), self.trust_remote_code, truncation)
-            model, lacking = checkpoint.open_model(auto, self.path, self.revision, dtype, self.trust_remote_code)
+            tokenizer = open_tokenizer(self.origin, self.trust_remote_code, truncation)
+            model, lacking = checkpoint.open_model(auto, self.origin, dtype, self.trust_remote_code)
         check_whole(self.title, self.kind, lacking, unread)
         model = model.to(device).eval()
         quicken(model)
@@ -112,6 +114,18 @@ class PromptedModel(LocalModel, FormSettings):
     """Hold the settings that policies and reward models share: how prompts and responses become the text they read."""
 
     texts: ClassVar[dict[str, JsonValue]] = {"tokens": tokens.REVISION}
+
+    base: str | None = None
+    """What an adapter was trained on, where it does not lie where the adapter says: a folder, a Hub id, or `id@revision`."""
+
+    @property
+    def origin(self) -> weights.Origin:
+        """Where its files are."""
+        return weights.Origin(self.path, self.revision, self.base)
+
+    def named_paths(self) -> list[str]:
+        """List the folders and Hub ids that a recipe names for it."""
+        return [self.path] if self.base is None else [self.path, self.base, weights.at_revision(self.base).path]
 
     def identity(self) -> JsonValue:
         """Return everything that decides a score, the form included where one is set.
@@ -140,7 +154,7 @@ class PromptedModel(LocalModel, FormSettings):
             ModelError: The form, or its arguments, need a chat template that the tokenizer does not have.
         """
         if ends is None:
-            ends = weights.answer_ends(self.path, self.revision)
+            ends = weights.answer_ends(self.origin)
         return tokens.form_of(tokenizer or self.tokenizer(), self, ends)
 
     def dated(self, day: datetime.date) -> Self:
@@ -151,11 +165,11 @@ class PromptedModel(LocalModel, FormSettings):
 
     @property
     def _writes_date(self) -> bool:
-        return self.form in (None, "chat") and CLOCK in weights.templates(self.path, self.revision)
+        return self.form in (None, "chat") and CLOCK in weights.templates(self.origin)
 
     def _check_template(self) -> None:
         """Refuse settings of a chat template where there is none."""
-        model, templates = self.title, weights.templates(self.path, self.revision)
+        model, templates = self.title, weights.templates(self.origin)
         if self.form in (None, "chat") and not templates:
             setting = "form: chat" if self.form else "template" if self.template else "date"
             raise ModelError(
@@ -166,17 +180,19 @@ class PromptedModel(LocalModel, FormSettings):
             raise ModelError(f"{model}: its prompts hold no date; leave `date` out")
 
 
-@lru_cache(maxsize=4)
-def open_tokenizer(
-    folder: Path, state: tuple[tuple[str, int, int], ...], trust_remote_code: bool, truncation: str | None
-) -> Any:
+def open_tokenizer(origin: weights.Origin, trust_remote_code: bool, truncation: str | None) -> Any:
     """Open a tokenizer once in a process for each truncation side, as long as its files stay the same.
 
     A tokenizer that is dropped after use leaks its cache of words, hundreds of kilobytes each (tokenizers 0.23).
     """
-    from transformers import AutoTokenizer
+    return _kept_tokenizer(origin, files_state(weights.tokenizer_folder(origin)), trust_remote_code, truncation)
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+@lru_cache(maxsize=4)
+def _kept_tokenizer(
+    origin: weights.Origin, state: tuple[tuple[str, int, int], ...], trust_remote_code: bool, truncation: str | None
+) -> Any:
+    return checkpoint.read_tokenizer(origin, trust_remote_code)
 
 
 def files_state(folder: Path) -> tuple[tuple[str, int, int], ...]:

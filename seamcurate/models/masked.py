@@ -26,14 +26,12 @@ class MaskedModel:
 
     def __init__(self, path: str, count: int) -> None:
         import torch
-        from transformers import AutoModelForMaskedLM, AutoTokenizer
+        from transformers import AutoModelForMaskedLM
 
-        self.count = count
+        self.count, origin = count, weights.Origin(path)
         with model_errors(f"masked_model {path}"):
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                weights.tokenizer_folder(path, None), trust_remote_code=False
-            )
-            model, lacking = checkpoint.open_model(AutoModelForMaskedLM, path, None)
+            self.tokenizer = checkpoint.read_tokenizer(origin)
+            model, lacking = checkpoint.open_model(AutoModelForMaskedLM, origin)
         check_whole(f"masked_model {path}", "a masked language model", lacking)
         if not self.tokenizer.is_fast:
             raise ModelError(f"masked_model {path}: its tokenizer does not say where tokens stand; give a fast one")

@@ -202,20 +202,19 @@ class _LoadedEncoder:
 @contextmanager
 def _whole(config: SentenceEncoder, folder: Path) -> Iterator[Path]:
     """Yield a folder with whole weights for sentence-transformers: for an adapter, a temporary one with it merged."""
-    if weights.base(config.path, config.revision) is None:
+    if weights.base(config.origin) is None:
         yield folder
         return
     from transformers import AutoModel
 
     dtype = weights.torch_dtype(config.dtype, config.device)
-    model, lacking = checkpoint.open_model(AutoModel, config.path, config.revision, dtype, config.trust_remote_code)
+    model, lacking = checkpoint.open_model(AutoModel, config.origin, dtype, config.trust_remote_code)
     check_whole(f"sentence_encoder {config.path}", config.kind, lacking, ("pooler.",))
     with tempfile.TemporaryDirectory(prefix="seamcurate-merged-") as scratch:
         merged = Path(scratch) / "model"
         parts = shutil.ignore_patterns("adapter_*", "checkpoint-*")
         shutil.copytree(folder, merged, ignore=parts)
-        tokenizer = weights.tokenizer_folder(config.path, config.revision)
-        if tokenizer != folder:
-            open_tokenizer(tokenizer, files_state(tokenizer), config.trust_remote_code, None).save_pretrained(merged)
+        if weights.tokenizer_folder(config.origin) != folder:
+            open_tokenizer(config.origin, config.trust_remote_code, None).save_pretrained(merged)
         model.save_pretrained(merged)
         yield merged

@@ -91,8 +91,8 @@ class SequenceClassifier(PromptedModel, RewardConfig):
         if self.output is not None:
             moves["output"] = self._index(self.labels())
         else:
-            settings = weights.configuration(self.path, self.revision)
-            if labels.are_told(settings) and weights.base(self.path, self.revision) is None:
+            settings = weights.configuration(self.origin)
+            if labels.are_told(settings) and weights.base(self.origin) is None:
                 self._index(labels.names_of(settings))
         if self.outputs:
             moves["outputs"] = list(self._indices(self.labels()))
@@ -103,8 +103,8 @@ class SequenceClassifier(PromptedModel, RewardConfig):
 
         No weights are loaded.
         """
-        names = labels.names_of(weights.configuration(self.path, self.revision))
-        count = checkpoint.head_outputs(self.path, self.revision)
+        names = labels.names_of(weights.configuration(self.origin))
+        count = checkpoint.head_outputs(self.origin)
         return names if count in (None, len(names)) else labels.numbered(count or 0)
 
     def output_names(self) -> tuple[str, ...]:

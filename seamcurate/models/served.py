@@ -75,7 +75,7 @@ class Served(Backend, ServerSettings, Generic[LocalT]):
         if self.same_as is not None:
             return self.same_as
         try:
-            weights.check(self.model, None)
+            weights.check(weights.Origin(self.model))
         except ModelError as error:
             raise ModelError(
                 f"{self.title}: some rows are scored by the same weights here first, and {self.model} is not here: name them "

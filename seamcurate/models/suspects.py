@@ -31,9 +31,10 @@ def suspects(model: LocalModel) -> Iterator[Suspect]:
         yield from _spelled(model)
     if isinstance(model, SentenceEncoder):
         yield from _pooled(model)
-    base = weights.base(model.path, model.revision)
+    base = weights.base(model.origin)
     if base is not None:
-        plain = model.model_copy(update={"path": base.path, "revision": base.revision})
+        named = {"base": None} if isinstance(model, PromptedModel) else {}
+        plain = model.model_copy(update={"path": base.path, "revision": base.revision, **named})
         yield Suspect(f"the server runs {base.path} without the adapter", plain.load)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,51 +34,82 @@ ADAPTER = "adapter_config.json"
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-class Base(NamedTuple):
-    """The model that an adapter was trained on."""
+class Origin(NamedTuple):
+    """Where the files of a model are."""
 
     path: str
     """A folder, or a Hub id."""
-    revision: str | None
+    revision: str | None = None
+    """A Hub branch, tag or commit."""
+    base: str | None = None
+    """What an adapter was trained on, in place of what it names: a folder, a Hub id, or `id@revision`."""
+
+    @property
+    def local(self) -> Path:
+        """The path on this machine; a Hub id is none."""
+        return Path(self.path).expanduser()
+
+    @property
+    def title(self) -> str:
+        """The path, with the revision where there is one."""
+        return self.path if self.revision is None else f"{self.path}@{self.revision}"
 
 
-def check(path: str, revision: str | None) -> None:
-    """Refuse a model that does not exist, without reading or fetching weights.
+def at_revision(name: str) -> Origin:
+    """Read a folder, a Hub id, or a Hub id with its revision.
+
+    Example:
+        >>> at_revision("my-org/base-7b@v2").revision
+        'v2'
+    """
+    path, _, revision = name.rpartition("@")
+    return Origin(path, revision) if path and revision and not Path(name).expanduser().exists() else Origin(name)
+
+
+def check(origin: Origin) -> None:
+    """Refuse a model that does not exist, or an adapter without its base, without reading or fetching weights.
 
     Raises:
         ModelError: It is neither a folder with safetensors nor a repository that the Hub knows.
     """
-    local = Path(path).expanduser()
-    if not local.is_dir():
-        _commit(path, revision)
-    elif not any(any(local.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors")):
-        raise ModelError(f"{path} holds no .safetensors weights; save them with save_pretrained(…)")
+    if not origin.local.is_dir():
+        _commit(origin.path, origin.revision)
+    elif not any(any(origin.local.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors")):
+        raise ModelError(_no_weights(origin))
+    if (base_model := base(origin)) is not None:
+        check(base_model)
 
 
-def identity(path: str, revision: str | None) -> str:
+def _no_weights(origin: Origin) -> str:
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in origin.local.glob(pattern))
+    also = f", only {pickled[0]}, which is pickled and could run code" if pickled else ""
+    return f"{origin.path} holds no .safetensors weights{also}; save them with save_pretrained(…)"
+
+
+def identity(origin: Origin) -> str:
     """Return the hash of a local folder's files, or a Hub repository's commit; an adapter's includes its base's."""
-    fingerprint = _own_identity(path, revision)
-    base_model = base(path, revision)
-    return fingerprint if base_model is None else f"{fingerprint} on {_own_identity(*base_model)}"
+    fingerprint = _own_identity(origin)
+    base_model = base(origin)
+    return fingerprint if base_model is None else f"{fingerprint} on {_own_identity(base_model)}"
 
 
-def _own_identity(path: str, revision: str | None) -> str:
-    local = Path(path).expanduser()
+def _own_identity(origin: Origin) -> str:
+    path, local = origin.path, origin.local
     if local.is_dir():
         candidates = {f for pattern in FILES for f in local.glob(pattern) if f.is_file()}
         files = sorted(f for f in candidates if f.name not in NO_PART)
         if not any(f.suffix == ".safetensors" for f in files):
-            raise ModelError(f"{path} holds no .safetensors weights; save them with save_pretrained(…)")
+            raise ModelError(_no_weights(origin))
         total = hashlib.sha256()
         for file in files:
             # An adapter's configuration has its base's path, which does not decide an answer; the base's weights do.
             content = _settings(file) if file.name == ADAPTER else hashes.sha256(file)
             total.update(f"{file.relative_to(local)}\0{content}\n".encode())
         return f"sha256:{total.hexdigest()[:32]}"
-    return f"{path}@{_commit(path, revision)}"
+    return f"{path}@{_commit(path, origin.revision)}"
 
 
-def base(path: str, revision: str | None) -> Base | None:
+def base(origin: Origin) -> Origin | None:
     """Return the model that an adapter folder, or an adapter on the Hub, was trained on; None for whole weights.
 
     A relative path is tried from the working folder, as PEFT does, then beside the adapter's folder, then in it. An adapter on
@@ -86,41 +118,53 @@ def base(path: str, revision: str | None) -> Base | None:
     Raises:
         ModelError: The base does not exist, is an adapter itself, or whole weights stand beside the adapter.
     """
-    local = Path(path).expanduser()
-    on_hub = not local.is_dir()
-    file = _hub_adapter(path, _commit(path, revision)) if on_hub else local / ADAPTER
+    path, local, on_hub = origin.path, origin.local, not origin.local.is_dir()
+    file = _hub_adapter(path, _commit(path, origin.revision)) if on_hub else local / ADAPTER
     if file is None or not file.is_file():
+        if origin.base is not None:
+            raise ModelError(f"{path} holds no adapter ({ADAPTER}), so that it has no base; leave `base` out")
         return None
     if not on_hub and any(not f.name.startswith("adapter_") for f in local.glob("*.safetensors")):
         raise ModelError(
             f"{path} holds an adapter beside whole weights, so that either could be meant; "
             f"move {ADAPTER} and the adapter's weights, or the whole weights, to a folder of their own"
         )
-    settings = _adapter_settings(file)
-    name = settings.get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise ModelError(f"{path} holds an adapter that does not name its base (base_model_name_or_path); {MERGE}")
-    revision_name = settings.get("revision")
-    model = Base(name, revision_name if isinstance(revision_name, str) else None)
-    if not on_hub:
-        candidates = [Path(name).expanduser(), local.resolve().parent / name, local / name]
-        folders = [
-            candidate for candidate in candidates if candidate.is_dir() and candidate.resolve() != local.resolve()
-        ]
-        if folders:
-            model = Base(str(folders[0]), None)
-            if (folders[0] / ADAPTER).is_file():
-                raise ModelError(f"{path} holds an adapter of {name}, which is an adapter itself; {MERGE}")
-    elif Path(name).is_absolute() or name.startswith("."):
-        raise ModelError(f"{path} holds an adapter of {name}, a folder of whoever made it; {MERGE}")
+    settings = adapter_settings(file)
+    model = _named_base(origin, settings) if origin.base is None else at_revision(origin.base)
     try:
-        if not Path(model.path).expanduser().is_dir():
-            _commit(*model)
+        is_adapter = (
+            (model.local / ADAPTER).is_file()
+            if model.local.is_dir()
+            else _hub_adapter(model.path, _commit(model.path, model.revision)) is not None
+        )
     except ModelError as error:
         raise ModelError(
-            f"{path} holds an adapter of {name}, which is neither a folder here nor reached on the Hub; put it there, or {MERGE}"
+            f"{path} holds an adapter of {model.path}, which is neither a folder here nor reached on the Hub; put it "
+            f"there, name it by `base`, or {MERGE}"
         ) from error
+    if is_adapter:
+        raise ModelError(f"{path} holds an adapter of {model.path}, which is an adapter itself; {MERGE}")
     return model
+
+
+def _named_base(origin: Origin, settings: Mapping[str, object]) -> Origin:
+    """Return the base that an adapter's configuration names."""
+    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(name, str) or not name:
+        raise ModelError(
+            f"{origin.path} holds an adapter that does not name its base (base_model_name_or_path); name it by `base`, "
+            f"or {MERGE}"
+        )
+    if origin.local.is_dir():
+        candidates = [Path(name).expanduser(), origin.local.resolve().parent / name, origin.local / name]
+        for candidate in candidates:
+            if candidate.is_dir() and candidate.resolve() != origin.local.resolve():
+                return Origin(str(candidate))
+    elif Path(name).is_absolute() or name.startswith("."):
+        raise ModelError(
+            f"{origin.path} holds an adapter of {name}, a folder of whoever made it; name it by `base`, or {MERGE}"
+        )
+    return Origin(name, revision if isinstance(revision, str) else None)
 
 
 MERGE = (
@@ -130,28 +174,33 @@ MERGE = (
 """What to do about an adapter that cannot be loaded with its base."""
 
 
-def tokenizer_folder(path: str, revision: str | None) -> Path:
+def tokenizer_folder(origin: Origin) -> Path:
     """Return the folder with the tokenizer: an adapter's own where it has one, else its base's."""
-    own_folder = folder(path, revision)
+    own_folder = folder(origin)
     if any((own_folder / name).is_file() for name in _TOKENIZER):
         return own_folder
-    base_model = base(path, revision)
-    return own_folder if base_model is None else folder(*base_model)
+    base_model = base(origin)
+    return own_folder if base_model is None else folder(base_model)
 
 
-def _adapter_settings(file: Path) -> dict[str, object]:
+def adapter_settings(file: Path) -> dict[str, object]:
+    """Read an adapter's configuration.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError(f"a {type(settings).__name__}")
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ModelError(f"{file} cannot be read as an adapter's configuration: {error}") from error
     return settings
 
 
 def _settings(file: Path) -> str:
     """Return an adapter's settings without its base's path, in sorted order."""
-    settings = _adapter_settings(file)
+    settings = adapter_settings(file)
     own_settings = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
     return json.dumps(own_settings, sort_keys=True)
 
@@ -170,14 +219,13 @@ def _hub_adapter(repo: str, commit: str) -> Path | None:
         return None
 
 
-def folder(path: str, revision: str | None) -> Path:
+def folder(origin: Origin) -> Path:
     """Return the folder with the weights, fetched from the Hub at the pinned commit where it is not local."""
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
+    if origin.local.is_dir():
+        return origin.local
     from huggingface_hub import snapshot_download
 
-    commit = _commit(path, revision)
+    path, commit = origin.path, _commit(origin.path, origin.revision)
     try:
         return Path(snapshot_download(path, revision=commit, allow_patterns=list(FILES)))
     except Exception as error:
@@ -287,14 +335,14 @@ def _commit(repo: str, revision: str | None) -> str:
     raise ModelError(f"the Hub names no commit for {repo!r}; give models a `revision`")
 
 
-def templates(path: str, revision: str | None) -> str:
+def templates(origin: Origin) -> str:
     """Return the text of a tokenizer's chat templates, an adapter's base's where it has none; empty where there is none."""
-    local = Path(path).expanduser()
-    own_text = _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, revision))
+    path, local = origin.path, origin.local
+    own_text = _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, origin.revision))
     if own_text or any((local / name).is_file() for name in _TOKENIZER):
         return own_text
-    base_model = base(path, revision)
-    return "" if base_model is None else templates(*base_model)
+    base_model = base(origin)
+    return "" if base_model is None else templates(base_model)
 
 
 @cache
@@ -318,11 +366,13 @@ def _templates(local: Path) -> str:
     return "\n".join(texts)
 
 
-def configuration(path: str, revision: str | None) -> dict[str, object]:
+def configuration(origin: Origin) -> dict[str, object]:
     """Return a model's `config.json`, an adapter's base's; empty where there is none. No weights are fetched."""
-    path, revision = base(path, revision) or (path, revision)
-    local = Path(path).expanduser()
-    return _object((local if local.is_dir() else _hub_configuration(path, _commit(path, revision))) / "config.json")
+    whole = base(origin) or origin
+    local = whole.local
+    if not local.is_dir():
+        local = _hub_configuration(whole.path, _commit(whole.path, whole.revision))
+    return _object(local / "config.json")
 
 
 @cache
@@ -335,9 +385,9 @@ def _hub_configuration(path: str, commit: str) -> Path:
         raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
 
 
-def answer_ends(path: str, revision: str | None) -> tuple[int, ...]:
+def answer_ends(origin: Origin) -> tuple[int, ...]:
     """Return the ids that a model's generation configuration ends answers by, else its configuration; an adapter's base's."""
-    local = folder(*(base(path, revision) or (path, revision)))
+    local = folder(base(origin) or origin)
     ids = _as_ids(_object(local / "generation_config.json").get("eos_token_id"))
     return ids or _as_ids(_object(local / "config.json").get("eos_token_id"))
 

@@ -204,7 +204,7 @@ def escapes(name: str) -> bool:
 def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
     """Return the local rows and models that a recipe names, and warnings for its author."""
     kinds = {"parquet", "jsonl", "csv", "arrow", "store", "wordnet", "antonyms", "vectors"}
-    models = {"causal_lm", "sequence_classifier", "sentence_encoder", "masked_model"}
+    models = {"causal_lm", "sequence_classifier", "sentence_encoder", "masked_model", "base"}
     local_files, notes = [], []
     if re.search(r"\btrust_remote_code['\"]?\s*:\s*(true|yes|on)\b", text, re.IGNORECASE):
         notes.append("the recipe runs a model's own code (trust_remote_code): `reproduce` will refuse it")

@@ -326,7 +326,7 @@ def _confine_recipe(recipe: Recipe, name: str, roots: Sequence[Path]) -> None:
     for path in (getattr(step, key) for step in attacks for key in _LEXICONS):
         if path is not None:
             _check_inside(Path(path), name, roots)
-    models = [model.path for model in _models(recipe) if isinstance(model, LocalModel)]
+    models = [path for model in _models(recipe) if isinstance(model, LocalModel) for path in model.named_paths()]
     for path in models + [step.masked_model for step in attacks if step.masked_model is not None]:
         # A name that is no local path is a name on the Hub.
         if Path(path).expanduser().exists():
@@ -356,11 +356,15 @@ def _check_base(folder: Path, name: str) -> None:
 
 
 def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
-    """Return the recipe with the commits of its Hub data sets and models, and the dates in prompts, that the facts record."""
-    commits, days = dict(_commits(facts.get("steps"))), _days(facts.get("steps"))
+    """Return the recipe with the commits of its Hub data sets and models, adapters' bases too, and the dates in prompts.
+
+    All are those that the facts record.
+    """
+    steps = facts.get("steps")
+    commits, days, bases = dict(_commits(steps)), _days(steps), _bases(steps)
 
     def pin_model(role: str, model: Backend) -> Backend:
-        recorded: dict[str, object] = {"date": days.get(role)}
+        recorded: dict[str, object] = {"date": days.get(role), "base": bases.get(role)}
         if isinstance(model, NamedModel):
             recorded["revision"] = commits.get(model.path)
         # A server has no revision, and only some models put a date into their prompts.
@@ -392,16 +396,35 @@ def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
     )
 
 
-def _days(steps: JsonValue) -> dict[str, datetime.date]:
-    """Return, by role, the date in the prompts of the role's model; roles without a date are left out."""
-    days: dict[str, datetime.date] = {}
+def _identities(steps: JsonValue) -> Iterator[tuple[str, dict[str, JsonValue]]]:
+    """Yield each role of a step's models with the identity of the model."""
     for record in steps.values() if isinstance(steps, dict) else ():
         identity = record.get("identity") if isinstance(record, dict) else None
         for role, model in identity.items() if isinstance(identity, dict) else ():
-            if isinstance(model, dict) and "date" in model:
-                with suppress(ValueError):
-                    days[role] = datetime.date.fromisoformat(str(model["date"]))
+            if isinstance(model, dict):
+                yield role, model
+
+
+def _days(steps: JsonValue) -> dict[str, datetime.date]:
+    """Return, by role, the date in the prompts of the role's model; roles without a date are left out."""
+    days: dict[str, datetime.date] = {}
+    for role, model in _identities(steps):
+        if "date" in model:
+            with suppress(ValueError):
+                days[role] = datetime.date.fromisoformat(str(model["date"]))
     return days
+
+
+def _bases(steps: JsonValue) -> dict[str, str]:
+    """Return, by role, the Hub model and its commit that the role's adapter was merged into, as `name@commit`."""
+    bases: dict[str, str] = {}
+    for role, model in _identities(steps):
+        for text in model.values():
+            _, on, base = text.partition(" on ") if isinstance(text, str) else ("", "", "")
+            name, _, commit = base.rpartition("@")
+            if on and name and _COMMIT.fullmatch(commit):
+                bases[role] = base
+    return bases
 
 
 def _commits(value: JsonValue) -> Iterator[tuple[str, str]]:

@@ -161,10 +161,10 @@ def _check_models(steps: Sequence[Step]) -> None:
     for step in steps:
         for model in models_of(step):
             if isinstance(model, LocalModel):
-                weights.check(model.path, model.revision)
+                weights.check(model.origin)
         if isinstance(step, Attack):
             if step.masked_model is not None:
-                weights.check(step.masked_model, None)
+                weights.check(weights.Origin(step.masked_model))
             for path in (step.wordnet, step.antonyms, step.vectors):
                 if path is not None and not Path(path).exists():
                     lexicon.identity(path)

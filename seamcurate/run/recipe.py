@@ -391,7 +391,7 @@ def _lies_in(folder: Path, key: str, name: str) -> bool:
         return name.endswith(".txt") and (folder / name).is_file()
     if key in {"wordnet", "antonyms", "vectors", "masked_model"}:
         return (folder / name).exists()
-    return key in _LOCAL and (folder / name).is_dir()
+    return key in {*_LOCAL, "base"} and (folder / name).is_dir()
 
 
 _LARGEST, _DEEPEST = 100_000, 50

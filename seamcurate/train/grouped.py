@@ -87,7 +87,7 @@ def _train(
     gold_reward = None if gold is None else CheckedReward(gold)
     rows = rollout.read(data, (*checked_reward.columns, *(gold_reward.columns if gold_reward else ())), config)
     model_identity = training.identity(model, config)
-    if config.beta and not config.lora and weights.base(str(model), config.revision) is not None:
+    if config.beta and not config.lora and weights.base(weights.Origin(str(model), config.revision)) is not None:
         # TRL would read the reference policy from the folder of the base.
         raise TrainError(
             f"model {model} is an adapter, and without LoRA the KL penalty needs its whole weights in one folder; "

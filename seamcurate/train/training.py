@@ -138,20 +138,15 @@ def identity(model: str | Path, config: Training) -> str:
     if isinstance(model, Path) and not model.expanduser().is_dir():
         raise TrainError(f"model folder {name} is not there; give a folder that save_pretrained(…) wrote, or a Hub id")
     try:
-        return weights.identity(name, config.revision)
+        return weights.identity(weights.Origin(name, config.revision))
     except ModelError as error:
         raise TrainError(str(error)) from error
 
 
 def open_tokenizer(model: str | Path, config: Training) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model to start from."""
-    from transformers import AutoTokenizer
-
     with _model_errors(model):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            weights.tokenizer_folder(str(model), config.revision), trust_remote_code=False
-        )
-    return tokenizer
+        return checkpoint.read_tokenizer(weights.Origin(str(model), config.revision))
 
 
 def pinned(config: Options, tokenizer: PreTrainedTokenizerBase, out: Path) -> Options:
@@ -220,7 +215,7 @@ def open_model(
     dtype = weights.torch_dtype("auto", "auto") if config.lora else torch.float32
     set_seed(config.seed)
     with _model_errors(model):
-        return checkpoint.open_model(auto, str(model), config.revision, dtype, **options)
+        return checkpoint.open_model(auto, weights.Origin(str(model), config.revision), dtype, **options)
 
 
 def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], config: Training) -> PreTrainedModel:

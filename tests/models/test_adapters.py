@@ -11,7 +11,7 @@ import torch
 
 from seamcurate import CausalLM, SentenceEncoder, SequenceClassifier
 from seamcurate.errors import ModelError
-from seamcurate.models import weights
+from seamcurate.models import checkpoint, weights
 from seamcurate.models.masked import MaskedModel
 
 peft = pytest.importorskip("peft", reason="adapters are merged by peft")
@@ -61,6 +61,83 @@ def test_a_policy_given_as_an_adapter_is_scored_as_the_merged_model_is(adapter, 
     assert all(abs(a - b) > 0.01 for a, b in zip(scored, base, strict=True))
 
 
+def plainly_scored(base, folder, tokenizer):
+    """Score by transformers and PEFT alone, the adapter beside the base's weights, one text at a time."""
+    from transformers import AutoModelForCausalLM
+
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    scores = []
+    for prompt, answers in zip(PROMPTS, RESPONSES, strict=True):
+        for answer in answers:
+            before = tokenizer(f"Question: {prompt}\n\nAnswer:")["input_ids"]
+            ids = tokenizer(f" {answer}")["input_ids"] + [tokenizer.eos_token_id]
+            with torch.no_grad():
+                logprobs = model(torch.tensor([before + ids])).logits[0].double().log_softmax(-1)
+            rows = range(len(before) - 1, len(before) + len(ids) - 1)
+            scores.append(sum(logprobs[row, token].item() for row, token in zip(rows, ids, strict=True)))
+    return scores
+
+
+def test_a_policy_given_as_an_adapter_is_scored_as_plain_peft_scores_it(adapter, tokenizer, tmp_path):
+    folder, _ = adapter
+    ours = [
+        one.logprob for one in flat(CausalLM(path=str(folder), dtype="float32").load().logprobs(PROMPTS, RESPONSES))
+    ]
+    assert ours == pytest.approx(plainly_scored(tmp_path / "base", folder, tokenizer), abs=1e-4)
+
+
+def test_a_base_is_named_in_the_recipe_where_it_lies_elsewhere(adapter, tmp_path, capfd):
+    folder, _ = adapter
+    expected = CausalLM(path=str(folder)).load().logprobs(PROMPTS, RESPONSES)
+    identity = CausalLM(path=str(folder)).identity()
+    shutil.move(tmp_path / "base", tmp_path / "moved")
+    with pytest.raises(
+        ModelError, match=r"neither a folder here nor reached on the Hub; put it there, name it by `base`"
+    ):
+        weights.check(CausalLM(path=str(folder)).origin)
+    named = CausalLM(path=str(folder), base=str(tmp_path / "moved"))
+    assert named.load().logprobs(PROMPTS, RESPONSES) == expected
+    assert named.identity() == identity
+    assert "warning:" in (told := capfd.readouterr().err) and "as `base` says; it was trained on" in told
+    assert CausalLM(path="adapter", base="org/base@v2").named_paths() == ["adapter", "org/base@v2", "org/base"]
+    with pytest.raises(ModelError, match=r"holds no adapter .*leave `base` out"):
+        CausalLM(path=str(tmp_path / "moved"), base=str(folder)).identity()
+
+
+def test_a_base_that_is_another_model_is_refused_in_one_line(adapter, decoder_reward_folder, tokenizer, tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder, _ = adapter
+    wider = Qwen2Config.from_pretrained(tmp_path / "base", hidden_size=32)
+    Qwen2ForCausalLM(wider).save_pretrained(tmp_path / "another")
+    refused = {
+        tmp_path / "another": "another that cannot be merged in memory",
+        decoder_reward_folder: "has no lm_head.weight, which would be initialised at random",
+    }
+    for other, said in refused.items():
+        with pytest.raises(ModelError, match=said) as error:
+            CausalLM(path=str(folder), base=str(other)).load()
+        assert "\n" not in str(error.value)
+
+
+def test_an_adapters_tokenizer_is_of_the_class_that_its_bases_kind_of_model_has(encoder_reward_folder, tmp_path):
+    """The class that transformers chooses for a folder without a configuration reads other ids."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    words = json.loads((encoder_reward_folder / "tokenizer.json").read_text())
+    # What decides the ids is then the class alone.
+    (folder / "tokenizer.json").write_text(json.dumps(words | {"normalizer": None}))
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 256}')
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(encoder_reward_folder)}))
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    (whole / "adapter_config.json").unlink()
+    shutil.copy(encoder_reward_folder / "config.json", whole)
+    ours, expected = (checkpoint.read_tokenizer(weights.Origin(str(path))) for path in (folder, whole))
+    text = "SORT the List"
+    assert type(ours) is type(expected) and ours(text)["input_ids"] == expected(text)["input_ids"]
+
+
 def test_an_adapter_without_a_tokenizer_reads_by_its_bases(adapter):
     folder, merged = adapter
     for file in folder.iterdir():
@@ -72,7 +149,7 @@ def test_an_adapter_without_a_tokenizer_reads_by_its_bases(adapter):
         [one.logprob for one in flat(whole)], abs=1e-4
     )
     assert config.prompt_form() == CausalLM(path=str(merged)).prompt_form()
-    assert weights.templates(str(folder), None) == weights.templates(str(merged), None)
+    assert weights.templates(weights.Origin(str(folder))) == weights.templates(weights.Origin(str(merged)))
     assert config.count_tokens(["sort the list"]) == CausalLM(path=str(merged)).count_tokens(["sort the list"])
 
 
@@ -94,9 +171,9 @@ def test_a_base_is_found_by_the_path_its_adapter_names(adapter, named, tmp_path,
 
 def test_the_identity_of_an_adapter_holds_its_base_wherever_that_lies(adapter, tmp_path):
     folder, _ = adapter
-    identity = weights.identity(str(folder), None)
+    identity = weights.identity(weights.Origin(str(folder)))
     own, _, base = identity.partition(" on ")
-    assert base == weights.identity(str(tmp_path / "base"), None) and own.startswith("sha256:")
+    assert base == weights.identity(weights.Origin(str(tmp_path / "base"))) and own.startswith("sha256:")
     # Both elsewhere, and the base under another name: the same answers, the same identity.
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved / "lora")
@@ -104,13 +181,13 @@ def test_the_identity_of_an_adapter_holds_its_base_wherever_that_lies(adapter, t
     settings = json.loads((moved / "lora" / "adapter_config.json").read_text())
     changed = {**settings, "base_model_name_or_path": "renamed"}
     (moved / "lora" / "adapter_config.json").write_text(json.dumps(changed))
-    assert weights.identity(str(moved / "lora"), None) == identity
+    assert weights.identity(weights.Origin(str(moved / "lora"))) == identity
     # A base that was trained further answers otherwise.
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
-    assert weights.identity(str(folder), None) != identity
+    assert weights.identity(weights.Origin(str(folder))) != identity
     (moved / "lora" / "adapter_config.json").write_text(json.dumps({**changed, "lora_alpha": 1}))
-    assert weights.identity(str(moved / "lora"), None) != identity
+    assert weights.identity(weights.Origin(str(moved / "lora"))) != identity
 
 
 def test_a_reward_model_given_as_an_adapter_brings_its_head(policy_folder, tokenizer, tmp_path):
@@ -221,7 +298,7 @@ def test_an_adapter_that_cannot_be_merged_here_is_refused_in_one_line(adapter, p
     refused("names? its base .*merge_and_unload", base_model_name_or_path=None)
     refused("of gone/base, which is neither a folder here .*merge_and_unload", base_model_name_or_path="gone/base")
     shutil.copytree(folder, tmp_path / "second")
-    refused("of second, which is an adapter itself; merge", base_model_name_or_path="second")
+    refused("of .*second, which is an adapter itself; merge", base_model_name_or_path="second")
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "PROMPT_TUNING"}))
     with pytest.raises(ModelError, match=r"of the kind PROMPT_TUNING, .* cannot be merged"):
         CausalLM(path=str(folder)).load()
@@ -232,6 +309,56 @@ def test_an_adapter_that_cannot_be_merged_here_is_refused_in_one_line(adapter, p
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match=r"peft merges, and that is not installed; .*merge_and_unload"):
         CausalLM(path=str(folder)).load()
+
+
+def test_an_adapter_that_would_run_code_or_read_pickles_is_refused(adapter, tmp_path, monkeypatch):
+    folder, _ = adapter
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.py").write_text("open('ran', 'w').close()")
+    named = {"megatron_config": {"a": 1}, "megatron_core": "theirs"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | named))
+    with pytest.raises(ModelError, match="megatron_config has peft import a module that it names"):
+        CausalLM(path=str(folder)).load()
+    # PEFT follows these where it is asked to find the model's class by them, which it is not.
+    mapping = {"auto_mapping": {"base_model_class": "Theirs", "parent_library": "theirs"}, "task_type": None}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | mapping))
+    assert CausalLM(path=str(folder)).load().logprobs(PROMPTS, RESPONSES)
+    assert not (tmp_path / "ran").exists()
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "XLORA", "adapters": {"0": "a/b"}}))
+    with pytest.raises(ModelError, match="of the kind XLORA, which loads adapters from elsewhere"):
+        CausalLM(path=str(folder)).load()
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    for attempt in (lambda: weights.check(weights.Origin(str(folder))), CausalLM(path=str(folder)).identity):
+        with pytest.raises(ModelError, match=r"no \.safetensors weights, only adapter_model\.bin, which is pickled"):
+            attempt()
+    with pytest.raises(ModelError, match=r"without adapter_model\.safetensors \(of adapter_model\.bin"):
+        CausalLM(path=str(folder)).load()
+
+
+def test_a_classifiers_adapter_without_its_head_is_refused(policy_folder, tokenizer, tmp_path):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForSequenceClassification
+
+    folder, _ = adapted(
+        AutoModelForSequenceClassification,
+        policy_folder,
+        tmp_path / "reward",
+        tokenizer,
+        task="SEQ_CLS",
+        heads=["score"],
+        num_labels=1,
+    )
+    file = folder / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "score" not in name}, file)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    for heads in (["score"], None):
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"modules_to_save": heads}))
+        with pytest.raises(ModelError, match=r"score") as error:
+            SequenceClassifier(path=str(folder)).load()
+        assert "\n" not in str(error.value)
 
 
 def test_an_adapter_beside_whole_weights_is_refused(adapter, policy_folder):

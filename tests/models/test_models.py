@@ -288,7 +288,7 @@ def test_identity_follows_the_weights_not_the_folder_the_device_or_the_batch(pol
 
 def test_a_model_that_is_nowhere_is_named(monkeypatch):
     with pytest.raises(ModelError, match="model 'nobody/nothing' is no folder here, and the Hub did not answer"):
-        weights.identity("nobody/nothing", None)
+        weights.identity(weights.Origin("nobody/nothing"))
 
 
 def test_yaml_json_and_python_spell_a_model_the_same():

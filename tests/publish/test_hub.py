@@ -609,7 +609,7 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
     a, b, c, d = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
     models = {
         "policy": {"causal_lm": f"me/policy@{c}", "date": "2026-01-31"},
-        "base": {"causal_lm": f"me/base@{d}"},
+        "base": {"causal_lm": f"me/base@{d} on me/whole@{a}"},
         "reward": {"date": "yesterday"},
     }
     steps = {"x": {"identity": models}, "y": {"identity": None}}
@@ -617,6 +617,8 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
     found = reproduction.pinned(loaded, known)
     assert (found.rows.revision, found.corpus.revision, found.models.policy.revision) == (a, b, c)
     assert found.steps[0].base.revision == d and found.models.reward == loaded.models.reward
+    # An adapter is put onto the commit of its base.
+    assert (found.steps[0].base.base, found.models.policy.base) == (f"me/whole@{a}", None)
     # A date that the author's prompts held is held again, whatever the day.
     assert (str(found.models.policy.date), found.steps[0].base.date) == ("2026-01-31", None)
 
@@ -770,6 +772,8 @@ LINKED = {
     "a template": "rows: {jsonl: q.jsonl}\nsteps: [judge: {template: out.txt}]",
     "a model": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: model}}]",
     "an adapter's base": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: adapter}}]",
+    "a base that is named": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: a/b, base: model}}]",
+    "a base at a revision": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: a/b, base: model@1}}]",
 }
 
 
@@ -782,10 +786,11 @@ def test_a_link_or_a_list_that_leads_out_of_the_author_s_files_is_not_followed(r
     for name in ("out.jsonl", "out.sql", "out.txt"):
         (files / name).symlink_to(outside / "q.jsonl")
     (files / "folder").symlink_to(outside)
-    for name in ("saved", "model", "adapter"):
+    for name in ("saved", "model", "model@1", "adapter"):
         (files / name).mkdir()
     (files / "saved/state.json").write_text(json.dumps({"_data_files": [{"filename": str(outside / "secret.arrow")}]}))
     (files / "model/model.safetensors").symlink_to(outside / "weights.safetensors")
+    (files / "model@1/model.safetensors").symlink_to(outside / "weights.safetensors")
     (files / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(outside)}))
     with pytest.raises(HubError, match=r"^them/it: .*outside the recipe's folder.* not read"):
         stranger(recipe)
