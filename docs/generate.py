@@ -169,6 +169,7 @@ _SECTIONS = {
     "Step": "[step](#steps)",
     "Split": "[split](#splits)",
     "Augment": "[augment](#augment)",
+    "Order": "[order](#order)",
     "date": "date",
 }
 """Types with a section of their own on the page of recipes."""
@@ -575,6 +576,7 @@ def recipe() -> str:
         "`$rate` for the value of the key `rate`. A line `-- default rate = 0.2` in the SQL gives a default."
     )
     parts.append(_keys("augment", seamcurate.Augment, 3))
+    parts.append(_keys("order", seamcurate.Order, 3))
     return page("Recipe", introduction, *parts)
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
     from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
+    from seamcurate.select.order import Order
     from seamcurate.select.split import Augment, Split
     from seamcurate.select.views import query
     from seamcurate.step import Step, column
@@ -81,6 +82,7 @@ _WHERE = {
     "run.local": ("run_local",),
     "score.seam": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
     "data.source": ("Source",),
+    "select.order": ("Order",),
     "select.split": ("Augment", "Split"),
     "step": ("Step", "column"),
     "store.store": ("Store",),
@@ -103,6 +105,7 @@ __all__ = [
     "ModelReward",
     "Models",
     "OpenAIServer",
+    "Order",
     "OtherRelevance",
     "Perplexity",
     "PolicyLogprobs",

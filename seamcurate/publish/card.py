@@ -157,6 +157,13 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     column = columns.get(split.score)
     if isinstance(column, dict):
         yield f"Decided by `{cell(split.score)}`: {cell(column['meaning'] or 'a column of the source')}."
+    if order := recipe.splits[split.name].order:
+        form = recipe.splits[split.name].format
+        yield ""
+        yield (
+            f"The rows are in order {order.described}; rows without a value come last. A curriculum is an order, so turn shuffling "
+            f"off in the trainer: {TRAINERS[str(facts['trainer'])].unshuffled(form)}."
+        )
     parameters = ", ".join(
         f"{cell(key)} = {cell(value)}" for key, value in recipe.splits[split.name].parameters.items()
     )

@@ -175,7 +175,7 @@ def to_augmented(
             dropped.append(tally.dropped)
             columns = pq.read_schema(next((folder / kind).iterdir())).names if rows else []
             shape = view.shape._replace(format=kind, shards=shard_count(folder / kind))
-            note = "\n".join([tally.note(augment), *view.notes])
+            note = "\n".join([tally.note(augment), *view.notes, *view.order_notes(kind)])
             exports.append(Exported(out / kind, rows, columns, note, view.commands(shape, out / kind), shape))
         pq.write_table(pa.concat_tables(dropped), folder / "dropped.parquet")
         shard.give_back()
@@ -302,7 +302,8 @@ def _write(view: SplitView, location: Path, select: dict[str, str], reward_code:
             f"{counted(pictures, 'turn holds', 'turns hold')} {trainer.picture}, which {trainer.title} takes for the place of "
             "a picture; leave such rows out by the filter"
         )
-    return Exported(location, written, columns, "\n".join(view.notes), view.commands(shape, location), shape)
+    notes = [*view.notes, *view.order_notes(view.format)]
+    return Exported(location, written, columns, "\n".join(notes), view.commands(shape, location), shape)
 
 
 def _without_truth(column: pa.ChunkedArray) -> int:

@@ -19,7 +19,7 @@ FORMAT = 1
 def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> dict[str, JsonValue]:
     """Return the facts of some splits of a store; `version` is that of seamcurate."""
     records = {name: store.split_record(name) for name in splits}
-    split_keys = ("filter", "parameters", "format", "fingerprint", "kept", "dropped")
+    split_keys = ("filter", "parameters", "format", "order", "fingerprint", "kept", "dropped")
     corpus, fingerprints = store.corpus_store, store.fingerprints()
     step_records = steps(store)
     return {
@@ -41,7 +41,7 @@ def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> di
             for column in store.columns()
             if column.stale is None and column.name in fingerprints
         },
-        "splits": {name: {key: record[key] for key in split_keys} for name, record in records.items()},
+        "splits": {name: {key: record[key] for key in split_keys if key in record} for name, record in records.items()},
     }
 
 

@@ -35,6 +35,8 @@ class TrainerFormat(NamedTuple):
     """Write the commands that train on an export, given its folder, a policy, a reward model and a folder for the result."""
     snippets: Callable[[str, Configuration], Iterator[Snippet]]
     """Write the loading lines of a card, given the repository's id."""
+    unshuffled: Callable[[str], str]
+    """Say how the trainer keeps the rows in order, for an export of a split format."""
     meanings: Mapping[str, str]
     """Meanings of the columns that only its formats have, or that they rename."""
     pairs: Mapping[str, str] | None = {}
@@ -66,6 +68,7 @@ TRAINERS: dict[str, TrainerFormat] = {
         reward_use=trl.REWARD_USE,
         commands=trl.commands,
         snippets=trl.snippets,
+        unshuffled=trl.unshuffled,
         meanings=trl.MEANINGS,
         token_ids=True,
         template_arguments="chat_template_kwargs",
@@ -78,6 +81,7 @@ TRAINERS: dict[str, TrainerFormat] = {
         reward_use=openrlhf.REWARD_USE,
         commands=openrlhf.commands,
         snippets=openrlhf.snippets,
+        unshuffled=openrlhf.unshuffled,
         meanings=openrlhf.MEANINGS,
         pairs={"prompt": "input", "completion": "output"},
         ground_truth=("label", "label"),
@@ -92,6 +96,7 @@ TRAINERS: dict[str, TrainerFormat] = {
         reward_use=verl.REWARD_USE,
         commands=verl.commands,
         snippets=verl.snippets,
+        unshuffled=verl.unshuffled,
         meanings=verl.MEANINGS,
         pairs=None,
         ground_truth=("reward_model", "ground truth"),

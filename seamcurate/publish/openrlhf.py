@@ -82,6 +82,11 @@ def reward_function(end: str) -> str:
     )
 
 
+def unshuffled(form: str) -> str:
+    """Say that OpenRLHF keeps no order."""
+    return "OpenRLHF shuffles them, and has no option against that"
+
+
 def commands(shape: Shape, folder: str, policy: str, reward: str, result: str, keys: Keys = Keys()) -> list[list[str]]:
     """Write the commands that train by OpenRLHF."""
     chat = ["--data.apply_chat_template"] if shape.chat else []

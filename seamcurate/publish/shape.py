@@ -27,6 +27,8 @@ class Shape(NamedTuple):
     """Whether a reward file lies beside the rows."""
     shards: int = 1
     """How many Parquet files hold the rows."""
+    ordered: bool = False
+    """Whether the rows are in an order that the trainer is to keep."""
 
     @property
     def chat(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from seamcurate.errors import ExportError, StaleError
@@ -18,6 +19,7 @@ from seamcurate.publish.snippet import POLICY, REWARD_MODEL
 from seamcurate.rewards import RerReward
 from seamcurate.select import split as splits
 from seamcurate.select import views
+from seamcurate.select.order import Order
 from seamcurate.store.store import Store
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT, free_name
 
@@ -68,7 +70,8 @@ class SplitView:
                 self.end = str(tokenizer.convert_ids_to_tokens(self.form.end))
         name = self.form.name if self.form else "chat" if self.chat else None
         arguments = self.form.arguments if self.form else {}
-        self.shape = Shape(self.format, name, arguments, start)
+        self.order = None if record.get("order") is None else Order.model_validate(record["order"])
+        self.shape = Shape(self.format, name, arguments, start, ordered=self.order is not None)
         self.notes.append(written.form_note(self.form, self.model, self.chat))
 
     # ── SQL that the trainers' columns are made of ──
@@ -154,7 +157,7 @@ class SplitView:
         return self.format in ("preferences", "unpaired")
 
     def read(self, select: dict[str, str]) -> Iterator[tuple[int, pa.Table]]:
-        """Yield, for a few shards at a time, the number of rows that the split keeps and their lines, in the source's order."""
+        """Yield, for a few shards at a time, the number of rows that the split keeps and their lines, in the split's order."""
         structs = ("prompt", "reward_model", "extra_info")
         names = [name for name, kind in self.kinds.items() if name in structs or not pa.types.is_nested(kind)]
         if self.pairs:
@@ -175,13 +178,14 @@ class SplitView:
             columns = {name: rows[columns_by_sql[value]] for name, value in select.items() if value in columns_by_sql}
         queried = {name: value for name, value in select.items() if name not in columns}
         if queried:
-            connection.register("kept", rows)
-            answer = connection.sql(self._sql(queried, rows.schema)).to_arrow_table(ROWS_PER_GROUP)
+            place = free_name("place", {name.lower() for name in rows.column_names})
+            connection.register("kept", rows.append_column(place, pa.array(np.arange(rows.num_rows))))
+            answer = connection.sql(self._sql(queried, rows.schema, place)).to_arrow_table(ROWS_PER_GROUP)
             columns |= {name: answer[name] for name in queried}
         return pa.table({name: columns[name] for name in select})
 
-    def _sql(self, select: dict[str, str], schema: pa.Schema) -> str:
-        """Return the query over the kept rows: one line for each row, or for each candidate."""
+    def _sql(self, select: dict[str, str], schema: pa.Schema, place: str) -> str:
+        """Return the query over the kept rows: one line for each row, or for each candidate, in order of the column `place`."""
         values = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
         if not self.pairs:
             return f"SELECT {values} FROM kept AS b"
@@ -191,7 +195,7 @@ class SplitView:
         candidates = worse if self.format == "preferences" else f"{golden} UNION ALL {worse}"
         return (
             f"SELECT {values} FROM kept AS b JOIN ({candidates}) AS c({columns}, label) ON c.row_id = b.row_id "
-            "ORDER BY b.row_id, c.variant, c.rank"
+            f"ORDER BY b.{views.quoted(place)}, c.variant, c.rank"
         )
 
     def in_form(self, table: pa.Table) -> pa.Table:
@@ -199,6 +203,12 @@ class SplitView:
         return written.in_form(table, self.trainer, self.form, self.shape)
 
     # ── the export's reward and commands ──
+
+    def order_notes(self, form: str) -> list[str]:
+        """Say in which order an export's rows are, and how the trainer keeps it; nothing for the source's order."""
+        if self.order is None:
+            return []
+        return [f"rows are in order {self.order.described}; {self.trainer.unshuffled(form)}"]
 
     def require(self, reward: RerReward) -> RerReward:
         """Return the reward if the rows have the columns that it reads."""

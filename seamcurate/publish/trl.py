@@ -100,6 +100,17 @@ def reward_function(end: str) -> str:
     )
 
 
+_IN_ORDER = {"prompts": ("shuffle_dataset", False)}
+"""TRL's option that keeps the rows in order, by split format; for the others, that of transformers 5."""
+_SEQUENTIAL = ("train_sampling_strategy", "sequential")
+
+
+def unshuffled(form: str) -> str:
+    """Say how TRL keeps the rows of an export in order."""
+    name, value = _IN_ORDER.get(form, _SEQUENTIAL)
+    return f"TRL shuffles them unless its configuration has `{name}={value!r}`"
+
+
 def commands(shape: Shape, folder: str, policy: str, reward: str, result: str) -> list[list[str]]:
     """Write the commands that train by TRL, and those that train by seamcurate's own trainers."""
     return [
@@ -110,6 +121,9 @@ def commands(shape: Shape, folder: str, policy: str, reward: str, result: str) -
 
 def _own_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]:
     data = ["--model_name_or_path", policy, "--dataset_name", folder]
+    if shape.ordered:
+        name, value = _IN_ORDER.get(shape.format, _SEQUENTIAL)
+        data += [f"--{name}", str(value)]
     if shape.format == "prompts":
         # TRL imports a reward file by its module name, so its folder must be on PYTHONPATH.
         python_path = [f"PYTHONPATH={folder}"] if shape.reward else []
@@ -119,13 +133,14 @@ def _own_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[l
         arguments = ["--chat_template_kwargs", json.dumps(dict(shape.arguments))] if shape.arguments else []
         return [[*python_path, "trl", "grpo", *data, *rewarded, *arguments]]
     if shape.format == "preferences":
-        return [["trl", "dpo", *data], ["trl", "reward", "--model_name_or_path", reward, "--dataset_name", folder]]
+        return [["trl", "dpo", *data], ["trl", "reward", "--model_name_or_path", reward, *data[2:]]]
     return [["trl", {"sft": "sft", "unpaired": "kto"}[shape.format], *data]]
 
 
 def _seamcurate_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]:
     kinds = {"prompts": "grpo", "sft": "sft", "preferences": "reward"}
-    if shape.format not in kinds:
+    # seamcurate's own trainers shuffle rows in any case.
+    if shape.format not in kinds or shape.ordered:
         return []
     words = ["seamcurate", "train", kinds[shape.format], "--model", policy, "--data", folder]
     if shape.format == "prompts":
@@ -157,9 +172,12 @@ def snippets(repo_id: str, configuration: Configuration) -> Iterator[Snippet]:
 def _python(shape: Shape) -> str:
     """Write the Python that trains on an export by TRL."""
     code = _PYTHON[shape.format]
+    if shape.ordered:
+        name, value = _IN_ORDER.get(shape.format, _SEQUENTIAL)
+        code = code.replace('Config("trained"', f'Config("trained", {name}={value!r}')
     if not shape.arguments:
         return code
     arguments = repr(dict(shape.arguments))
-    return code.replace('GRPOConfig("trained")', f'GRPOConfig("trained", chat_template_kwargs={arguments})').replace(
+    return code.replace('GRPOConfig("trained"', f'GRPOConfig("trained", chat_template_kwargs={arguments}').replace(
         '"])', '", "chat_template_kwargs"])'
     )

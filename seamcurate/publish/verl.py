@@ -41,6 +41,7 @@ MEANINGS = {
 
 REWARD_USE = f"`reward.custom_reward_function.path={REWARD_FILE}`, whose compute_score verl takes"
 
+_IN_ORDER = "data.shuffle=False"
 _VERBATIM = "{% for m in messages %}{{ m.content }}{% endfor %}"
 """A chat template that adds nothing, for prompts written out as text: verl always applies a template."""
 
@@ -128,6 +129,11 @@ def reward_function(end: str) -> str:
     )
 
 
+def unshuffled(form: str) -> str:
+    """Say how verl keeps the rows of an export in order."""
+    return f"verl shuffles them unless it is given `{_IN_ORDER}`"
+
+
 def template(shape: Shape) -> str:
     """Return the chat template that verl needs for prompts written out as text; nothing for chats."""
     if shape.form in (None, "chat"):
@@ -145,6 +151,8 @@ def commands(shape: Shape, folder: str, policy: str, reward: str, result: str) -
     if chat_template := template(shape):
         words += [f"actor_rollout_ref.model.custom_chat_template='{chat_template}'"]
     words += [f"+data.apply_chat_template_kwargs.{key}={json.dumps(value)}" for key, value in shape.arguments.items()]
+    if shape.ordered:
+        words += [_IN_ORDER]
     if shape.reward:
         words += [f"reward.custom_reward_function.path={folder}/{REWARD_FILE}"]
     return [[*words, f"trainer.default_local_dir={result}"]]
@@ -154,9 +162,10 @@ def command_on(file: str, shape: Shape) -> str:
     """Write the command that trains on a file of rows turned into verl's format by `CONVERSION`."""
     chat_template = template(shape)
     option = f" \\\n    \"actor_rollout_ref.model.custom_chat_template='{chat_template}'\"" if chat_template else ""
+    in_order = f" {_IN_ORDER}" if shape.ordered else ""
     return (
         f"python -m verl.trainer.main_ppo data.train_files={file} data.val_files={file} actor_rollout_ref.model.path=POLICY"
-        f"{option} \\\n    reward.custom_reward_function.path=yours.py  # verl has no reward for this data_source: give it yours"
+        f"{in_order}{option} \\\n    reward.custom_reward_function.path=yours.py  # verl has no reward for this data_source: give it yours"
     )
 
 

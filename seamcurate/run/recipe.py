@@ -32,6 +32,7 @@ from seamcurate.score.projection import Project
 from seamcurate.score.rer import FEATURES, OtherRelevance, QueryType, Rer, rer
 from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
+from seamcurate.select.order import Order
 from seamcurate.select.split import Augment, Split, read_filter
 from seamcurate.step import Step
 from seamcurate.text import suggestion
@@ -367,7 +368,7 @@ def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     return list(kind.model_fields if hasattr(kind, "model_fields") else inspect.signature(kind).parameters)
 
 
-_NESTED: dict[str, type[BaseModel]] = {"augment": Augment, "evaluation": Source}
+_NESTED: dict[str, type[BaseModel]] = {"augment": Augment, "evaluation": Source, "order": Order}
 
 
 def _with_folders(value: object, folder: Path) -> object:

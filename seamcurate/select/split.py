@@ -26,7 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from seamcurate.data.source import Source
 from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.select import dependencies, views
+from seamcurate.select import order as orders
 from seamcurate.select.connection import Connection, QueryResult, TooLargeError
+from seamcurate.select.order import Order
 from seamcurate.step import Variant, digest, sample_set
 from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local
@@ -109,6 +111,8 @@ class Split(BaseModel):
     against each candidate), or prompt_ids (tokens, for TRL's own PPO up to 1.12)."""
     augment: Augment | None = None
     """Export new pairs made of the rows instead, as two data sets."""
+    order: Order | None = None
+    """The order in which the rows are written; by default that of the source. A trainer keeps it with shuffling off."""
 
     @field_validator("filter")
     @classmethod
@@ -214,6 +218,8 @@ def check(store: Store, splits: Mapping[str, Split]) -> None:
             bound = _bound(store, name, split)
             with _named(name):
                 _described(connection, *bound)
+                if split.order is not None:
+                    orders.check(split.order, _kinds(store))
     ordered(store, splits)
 
 
@@ -343,6 +349,8 @@ def changed(store: Store, name: str, split: Split) -> str | None:
             return f"{key}: {json.dumps(recorded.get(key))} → {json.dumps(split.parameters.get(key))}"
     if record["format"] != split.format:
         return f"format: {record['format']} → {split.format}"
+    if record.get("order") != orders.written(split.order):
+        return f"order: {_order_words(record.get('order'))} → {_order_words(orders.written(split.order))}"
     current = basis(store, name, split)
     if _is_current(record, current):
         return None
@@ -357,7 +365,8 @@ def stale(store: Store) -> dict[str, str]:
     for name, record in records.items():
         parameters = record["parameters"]
         assert isinstance(parameters, dict)
-        split = Split.model_validate({**parameters, "filter": record["filter"], "format": record["format"]})
+        written = {key: record[key] for key in ("filter", "format", "order") if key in record}
+        split = Split.model_validate({**parameters, **written})
         try:
             change = changed(store, name, split)
         except RecipeError as error:
@@ -467,6 +476,7 @@ def make(store: Store, name: str, split: Split) -> Made:
             "kept": kept,
             "dropped": dropped,
             "lines": lines,
+            **_settings(split),
         }
         replaceable = isinstance(folder, Path) and not folder.is_symlink()
         target: Place = folder
@@ -484,9 +494,10 @@ def make(store: Store, name: str, split: Split) -> Made:
             # A removal that is interrupted must not leave a record without its ledger.
             atomic.replace_folder(folder, target)
         recorded = record
-    elif recorded["format"] != split.format:
-        # The same rows in another format: the ledger stays.
-        recorded = {**recorded, "format": split.format}
+    elif recorded["format"] != split.format or recorded.get("order") != orders.written(split.order):
+        # The same rows in another format or order: the ledger stays.
+        recorded = {**recorded, "format": split.format, "order": None, **_settings(split)}
+        recorded = {key: value for key, value in recorded.items() if key != "order" or value is not None}
         save_record(record_file(folder, "split.json"), recorded)
     report = recorded["lines"]
     assert isinstance(report, list)
@@ -494,26 +505,49 @@ def make(store: Store, name: str, split: Split) -> Made:
 
 
 def kept(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Iterate over the rows a split keeps, one table a shard, `row_id` first; columns not yet computed are NULL.
+    """Iterate over the rows a split keeps, in its order, `row_id` first; columns not yet computed are NULL.
+
+    A split without an order gives one table a shard.
 
     Raises:
         StaleError: A run changed the store meanwhile.
         DamagedError: A shard or the ledger is not the file that was written.
     """
-    folder = store.path / "splits" / name
-    fingerprint, state = str(store.split_record(name)["fingerprint"]), _state(store, name)
-    kept_rows = shard.read(folder / "ledger.parquet", fingerprint, 0, ["kept"])["kept"]
+    record, state = store.split_record(name), _state(store, name)
+    file, fingerprint = store.path / "splits" / name / "ledger.parquet", str(record["fingerprint"])
+    kept_rows = shard.read(file, fingerprint, 0, ["kept"])["kept"]
+    tables = _kept(store, kept_rows, columns)
+    if record.get("order") is not None:
+        order = Order.model_validate(record["order"])
+        names = [order.column] if order.column not in (None, "row_id") else []
+        rows = pa.concat_tables(_kept(store, kept_rows, names), promote_options="permissive")
+        ranks = orders.ranks(order, rows["row_id"].to_numpy(), rows[order.column] if order.column else None)
+        tables = orders.reordered(tables, ranks)
+    yield from tables
+    if _state(store, name) != state:
+        raise StaleError(
+            f"{store.path} was changed while split {name} was read from it; wait for the run that works on it, and do "
+            "the same again"
+        )
+
+
+def _kept(store: Store, kept_rows: pa.ChunkedArray, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Iterate over the rows that a ledger keeps, in the source's order, one table a shard."""
     read, start = store.reader(columns, partial=True), 0
     for number in store.shards:
         rows = read(number)
         # The ledger's rows are the source's, in the same order.
         yield rows.filter(kept_rows.slice(start, rows.num_rows))
         start += rows.num_rows
-    if _state(store, name) != state:
-        raise StaleError(
-            f"{store.path} was changed while split {name} was read from it; wait for the run that works on it, and do "
-            "the same again"
-        )
+
+
+def _settings(split: Split) -> dict[str, JsonValue]:
+    """Return what a split's record says of its order; nothing for the source's order, as records were before."""
+    return {} if split.order is None else {"order": orders.written(split.order)}
+
+
+def _order_words(order: JsonValue) -> str:
+    return "the source's" if order is None else Order.model_validate(order).described
 
 
 def _state(store: Store, name: str) -> JsonValue:
@@ -561,11 +595,14 @@ class _Ledger(NamedTuple):
         return close
 
 
+def _kinds(store: Store) -> dict[str, pa.DataType]:
+    """Return the types of the columns that a split may name."""
+    return {column.name: column.kind for column in store.columns() if column.stale is None}
+
+
 def _bound(store: Store, name: str, split: Split) -> tuple[str, dict[str, JsonValue]]:
-    try:
-        return split.bound([column.name for column in store.columns() if column.stale is None])
-    except RecipeError as error:
-        raise RecipeError(f"split {name}: {error}") from error
+    with _named(name):
+        return split.bound([*_kinds(store)])
 
 
 def _described(connection: Connection, sql: str, values: Mapping[str, JsonValue]) -> set[str]:
@@ -673,6 +710,8 @@ def _named(split: str) -> Iterator[None]:
     """Name the split in the message of an error."""
     try:
         yield
+    except RecipeError as error:
+        raise RecipeError(f"split {split}: {error}") from error
     except TooLargeError as error:
         raise TooLargeError(f"split {split}: {error}") from error
     except QueryError as error:

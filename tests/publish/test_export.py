@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from seamcurate import (
     CausalLM,
     FakeModel,
     Models,
+    Order,
     Recipe,
     Retrieve,
     Source,
@@ -29,10 +31,11 @@ from seamcurate import (
 )
 from seamcurate.errors import ExportError, RecipeError
 from seamcurate.publish import split_view
-from seamcurate.publish.export import export
+from seamcurate.publish.export import export, to_augmented
 from seamcurate.publish.formats import TRAINERS
 from seamcurate.rewards import RerReward
 from seamcurate.run.plan import plan
+from seamcurate.select import order as orders
 from seamcurate.select import split as splits
 
 ALL = "SELECT row_id FROM rows WHERE row_id < 30"
@@ -332,7 +335,7 @@ def test_a_format_without_a_loader_is_refused(store, tmp_path, to, form, message
 def test_the_sql_of_an_export_could_read_no_file_whatever_it_came_to(store, tmp_path, monkeypatch):
     (tmp_path / "secret.txt").write_text("a secret")
     stolen = f"SELECT content AS stolen FROM read_text('{tmp_path}/secret.txt')"
-    monkeypatch.setattr(split_view.SplitView, "_sql", lambda self, asked, schema: stolen)
+    monkeypatch.setattr(split_view.SplitView, "_sql", lambda self, asked, schema, place: stolen)
     with pytest.raises(duckdb.PermissionException, match="disabled by configuration"):
         to_verl(store, "train", tmp_path / "out")
 
@@ -435,3 +438,36 @@ def test_a_split_that_no_export_could_write_is_refused_before_any_model_runs(tmp
         RecipeError, match="needs worse answers, and no step makes any; add retrieve, generate or attack"
     ):
         run_local(pairs, tmp_path / "pairs")
+
+
+@pytest.mark.parametrize(
+    ("to", "form"),
+    [(to, form) for to, trainer in TRAINERS.items() for form in trainer.reserved],
+)
+def test_every_format_keeps_the_order_of_its_split(store, tmp_path, to, form):
+    order = Order(by="reward", descending=True)
+    splits.make(store, "up", Split(filter=ALL, format=form, order=order))
+    write = {"trl": to_trl, "openrlhf": to_openrlhf, "verl": to_verl}[to]
+    done = write(store, "up", tmp_path / "out")
+    rows = loaded(tmp_path / "out", tmp_path)[1]
+    if to == "verl":
+        rows = [row["extra_info"] for row in rows]
+    # A column `reward` is renamed where the trainer keeps its name.
+    best = [row.get("reward", row.get("source_reward")) for row in rows]
+    assert len(set(best)) > 10 and best == sorted(best, reverse=True)
+    if "candidate_rank" in rows[0]:
+        places = [(row["row_id"], row["candidate_variant"], row["candidate_rank"]) for row in rows]
+        ids = list(dict.fromkeys(row_id for row_id, _, _ in places))
+        assert places == sorted(places, key=lambda place: (ids.index(place[0]), *place[1:]))
+    said = f"rows are in order by `reward`, the highest first; {TRAINERS[to].unshuffled(form)}"
+    assert said in done.note.splitlines()
+    assert not any(command.startswith("seamcurate train") for command in done.commands)
+
+
+def test_pairs_of_an_augmentation_are_in_the_order_of_their_rows(store, tmp_path):
+    splits.make(store, "up", Split(filter=ALL, augment=Augment(samples=2), order=Order(by="random", seed=4)))
+    (fine, preferences) = to_augmented(store, "up", tmp_path / "out", Augment(samples=2))
+    ids = [row["row_id"] for row in loaded(preferences.folder, tmp_path)[1]]
+    order = orders.ranks(Order(by="random", seed=4), np.arange(30), None)
+    assert [order[i] for i in ids] == sorted(order[i] for i in ids) and len(set(ids)) > 10
+    assert "train_sampling_strategy='sequential'" in fine.note

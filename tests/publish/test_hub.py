@@ -190,6 +190,25 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
     assert "seamcurate reproduce me/curated" in card_text and "`rows.parquet`, `corpus.parquet`" in card_text
 
 
+@pytest.mark.parametrize(
+    ("trainer", "told"),
+    [("trl", "shuffle_dataset=False"), ("verl", "data.shuffle=False"), ("openrlhf", "OpenRLHF shuffles them")],
+)
+def test_the_card_says_in_which_order_rows_are_and_how_a_trainer_keeps_it(work, trainer, told):
+    ordered = "by: seam_contrast, rate: 0.2, order: {by: reward, descending: true}"
+    recipe = RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", "")
+    work.recipe.write_text(recipe.replace("by: seam_contrast, rate: 0.2", ordered))
+    run_local(Recipe.load(work.recipe), work.store.path)
+    prepared = hub.prepare(work.recipe, work.store, "me/curated", trainer)
+    assert (
+        "The rows are in order by `reward`, the highest first; rows without a value come last. A curriculum is an order, so "
+        f"turn shuffling off in the trainer: {trainer if trainer == 'verl' else ''}"
+    ) in prepared.card
+    assert prepared.card.count(told) == {"trl": 2, "verl": 2, "openrlhf": 1}[trainer], prepared.card
+    facts = json.loads((prepared.folder / "seamcurate.json").read_text())
+    assert facts["splits"]["train"]["order"] == {"by": "reward", "descending": True}
+
+
 def test_the_card_names_every_file_that_verl_is_to_read(work, monkeypatch):
     monkeypatch.setattr("seamcurate.publish.files._ROWS_PER_FILE", 10)
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))

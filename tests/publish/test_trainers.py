@@ -17,7 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHAT_TEMPLATE, questions
 
-from seamcurate import CausalLM, FakeModel, Models, Recipe, SequenceClassifier, Source, Split, Store, rer, run_local
+from seamcurate import (
+    CausalLM,
+    FakeModel,
+    Models,
+    Order,
+    Random,
+    Recipe,
+    SequenceClassifier,
+    Source,
+    Split,
+    Store,
+    rer,
+    run_local,
+)
 from seamcurate.models import tokens
 from seamcurate.publish.export import export, form_model, rer_reward
 from seamcurate.rewards import ModelReward
@@ -159,6 +172,41 @@ def test_trls_trainers_read_the_ids_that_were_scored(form, chats, policies, deco
     trainer.model.generate = seen
     trainer.train()
     assert generated and all(ids in [before for before, _, _ in pairs] for ids in generated)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_trls_grpo_keeps_an_ordered_split_in_order_with_shuffling_off(shuffled, policies, tmp_path):
+    pq.write_table(pa.Table.from_pylist(questions(12)), tmp_path / "rows.parquet")
+    order = Order(by="baseline_random", descending=True)
+    recipe = Recipe(
+        rows=Source(parquet=str(tmp_path / "rows.parquet")),
+        steps=(Random(),),
+        splits={"train": Split(filter=EVERY, order=order)},
+    )
+    run_local(recipe, tmp_path / "store")
+    ((folder, *_),) = export(recipe, Store(tmp_path / "store").open(), "trl", tmp_path / "out")
+    trained = []
+
+    def reward(prompts, completions, row_id, **columns):
+        trained.extend(row_id)
+        return [float(i) for i in range(len(completions))]
+
+    config = trl.GRPOConfig(
+        str(tmp_path / "grpo"),
+        num_generations=2,
+        max_completion_length=2,
+        per_device_train_batch_size=4,
+        shuffle_dataset=shuffled,
+        **{**FAST, "max_steps": 6},
+    )
+    rows = loaded(folder, tmp_path)
+    trainer = trl.GRPOTrainer(str(policies["plain"]), reward, args=config, train_dataset=rows)
+    trainer.train()
+    kept = rows["row_id"]
+    # Each row is answered twice, one after the other.
+    assert sorted(trained) == sorted([*kept, *kept]) and trained[::2] == trained[1::2]
+    assert (trained[::2] == list(kept)) is not shuffled
+    assert rows["baseline_random"][:] == sorted(rows["baseline_random"], reverse=True)
 
 
 def test_trls_reward_trainer_reads_chats_and_text(policies, decoder_reward_folder, tmp_path):
