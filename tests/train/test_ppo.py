@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 
 from seamcurate.errors import StudyError, TrainError
 from seamcurate.models import CausalLM, tokens
-from seamcurate.models.weights import identity
+from seamcurate.models.weights import Origin, identity
 from seamcurate.train import advantage
 from seamcurate.train.actor import Actor, reference_logprobs
 from seamcurate.train.kl import KLController
@@ -298,7 +298,7 @@ def test_two_runs_give_identical_weights(lora: bool, plain: Path, tmp_path: Path
     for out in ("one", "two"):
         ppo(plain, share_of_e, data, tmp_path / out, changed(lora=lora, max_steps=2))
     assert weights(tmp_path / "one") == weights(tmp_path / "two") != weights(plain)
-    assert identity(str(tmp_path / "one"), None) == identity(str(tmp_path / "two"), None)
+    assert identity(Origin(str(tmp_path / "one"))) == identity(Origin(str(tmp_path / "two")))
 
 
 def test_small_parts_add_up_to_the_same_update(plain: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -516,7 +516,7 @@ def test_a_value_model_starts_from_a_reward_model(plain: Path, tmp_path: Path) -
     data = parquet(tmp_path / "d.parquet", QUESTIONS)
     config = changed(lora=True, value_model=tmp_path / "rm", save_steps=1, learning_rate=1e-2)
     record = ppo(plain, share_of_e, data, tmp_path / "out", config)
-    assert record["value_model"] == identity(str(tmp_path / "rm"), None)
+    assert record["value_model"] == identity(Origin(str(tmp_path / "rm")))
     assert not (tmp_path / "out/value_model").exists()
     lines = log(tmp_path / "out")
     assert lines[0]["val/first_ratio_error"] < 1e-5 and lines[-1]["objective/kl"] != 0

@@ -17,7 +17,7 @@ from training import CHAT, THINGS, answered, chat, parquet, plain, preferred, st
 
 from seamcurate.errors import TrainError
 from seamcurate.models import CausalLM, SequenceClassifier, tokens
-from seamcurate.models.weights import identity
+from seamcurate.models.weights import Origin, identity
 from seamcurate.train import RewardTraining, SFTTraining, reward, sft
 from seamcurate.train.data import TrainingRow, held_out, rows
 
@@ -159,7 +159,7 @@ def test_the_adapters_dropout_is_trained_with(
     data = parquet(tmp_path / "d.parquet", rows_of())
     for dropout in (0.0, 0.5):
         train(plain, data, tmp_path / str(dropout), config(lora_dropout=dropout, learning_rate=1e-2, max_steps=2))
-    assert identity(str(tmp_path / "0.0"), None) != identity(str(tmp_path / "0.5"), None)
+    assert identity(Origin(str(tmp_path / "0.0"))) != identity(Origin(str(tmp_path / "0.5")))
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -170,7 +170,7 @@ def test_two_runs_give_identical_weights_and_folders(lora: bool, plain: Path, tm
         reward(plain, data, tmp_path / out, config)
     files = {f.name: f.read_bytes() for f in (tmp_path / "one").iterdir()}
     assert files == {f.name: f.read_bytes() for f in (tmp_path / "two").iterdir()}
-    assert identity(str(tmp_path / "one"), None) == identity(str(tmp_path / "two"), None)
+    assert identity(Origin(str(tmp_path / "one"))) == identity(Origin(str(tmp_path / "two")))
 
 
 def test_a_finished_training_is_returned_and_another_one_refused(plain: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from training import CHAT, THINGS, parquet, start
 
 from seamcurate.errors import StoreError, TrainError
 from seamcurate.models import SequenceClassifier, weights
-from seamcurate.models.weights import identity
+from seamcurate.models.weights import Origin, identity
 from seamcurate.train import (
     GroupTraining,
     PPOTraining,
@@ -303,7 +303,7 @@ def test_adapters_train_on_a_backbone_in_bfloat16_as_they_do_on_a_gpu(
         train("reward", model, data, tmp_path / "rm", **options)
         name, options = "ppo", {**options, "value_model": tmp_path / "rm"}
     record = train(name, model, data, tmp_path / "out", **options)
-    assert identity(str(tmp_path / "out"), None) != identity(str(model), None)
+    assert identity(Origin(str(tmp_path / "out"))) != identity(Origin(str(model)))
     assert all(math.isfinite(v) for v in record.values() if isinstance(v, float))
 
 
