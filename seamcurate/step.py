@@ -262,6 +262,10 @@ class Step(BaseModel):
         """Estimate the work for one row, of each model where there are several; None for a step without a model."""
         return None
 
+    def first_work(self, rows: Averages, count: int) -> list[Work]:
+        """List the work that is done once, before the first of `count` rows, such as measuring a noise floor."""
+        return []
+
     def works(self, rows: Averages) -> list[Work]:
         """List the work for one row by model; a step without a model has none."""
         work = self.work(rows)

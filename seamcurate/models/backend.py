@@ -79,6 +79,11 @@ class NamedModel(Backend):
 class RewardConfig(Backend):
     """Name a reward model of any kind, and say what its rewards are: the columns that steps add follow from it."""
 
+    noise_rows: ClassVar[int] = 4
+    """Rows that its noise is measured on."""
+    noise_answers: ClassVar[int] = 3
+    """Answers of such a row, at most."""
+
     @abstractmethod
     def load(self) -> RewardModel:
         """Load the reward model."""
@@ -93,6 +98,15 @@ class RewardConfig(Backend):
         from seamcurate.step import Work
 
         return [Work(self, answers, characters)]
+
+    def noise_work(self, answers: float, characters: float) -> list[Work]:
+        """Estimate what `RewardModel.noise` costs beyond the rewards themselves: nothing where it asks nobody.
+
+        Args:
+            answers: How many answers of the sample.
+            characters: Of all of them, each with its prompt.
+        """
+        return []
 
     def columns_read(self) -> tuple[str, ...]:
         """Name the columns of a row that it reads beside prompt and response."""

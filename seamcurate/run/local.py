@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate.contrast import Generate, Retrieve
 from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
 from seamcurate.models import OpenAIServer, calls
@@ -148,7 +147,7 @@ def run(
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []
         for output in outputs:
-            planned = _planned(output, store, shards, steps)
+            planned = _planned(output, store, shards)
             spent_before = bought.spent if bought else Spent()
             computed += compute(output, store, shards, "", executor)
             if bought and planned is not None and (difference := bought.spent.minus(spent_before)).calls:
@@ -481,22 +480,32 @@ def _buys(step: Step) -> bool:
     return any(isinstance(model, OpenAIServer) for model in models_of(step))
 
 
-def _planned(output: StepOutput, store: Store, shards: Sequence[int], steps: Sequence[Step]) -> Spent | None:
+def _planned(output: StepOutput, store: Store, shards: Sequence[int]) -> Spent | None:
     """Estimate the calls to an endpoint for an output's missing shards; None for a step that asks none."""
-    requested = set(shards)
-    missing = [number for number in store.missing(output) if number in requested]
+    requested = sorted(shards)
+    missing = sorted(set(store.missing(output)).intersection(requested))
     if not missing or not _buys(output.step):
         return None
-    rows = store.table(missing[0], ("prompt", "response")).slice(0, _LOOKED_AT)
+    worse = [name for name in output.step.inputs if name.startswith("worse_")][:1]
+    rows = store.table(missing[0], ("prompt", "response", *worse)).slice(0, _LOOKED_AT)
     response = _mean_length(rows["response"].to_pylist())
-    candidates = next((step.k for step in steps if isinstance(step, Generate | Retrieve)), 0)
+    sets = [[candidate["response"] for candidate in row or []] for name in worse for row in rows[name].to_pylist()]
     averages = Averages(
-        _mean_length([prompt_text(p) for p in rows["prompt"].to_pylist()]), response, response, candidates, response
+        _mean_length([prompt_text(p) for p in rows["prompt"].to_pylist()]),
+        response,
+        response,
+        candidates=sum(map(len, sets)) / max(1, len(sets)),
+        candidate=_mean_length([text for texts in sets for text in texts]),
     )
+    count = sum(map(store.count, missing))
+    estimates = [(work, count) for work in output.step.works(averages)]
+    if missing == requested:
+        # What is done once is done before the first shard.
+        estimates += [(work, 1) for work in output.step.first_work(averages, len(store))]
     spent = Spent()
-    for work in output.step.works(averages):
+    for work, times in estimates:
         if isinstance(work.model, OpenAIServer):
-            spent = spent.plus(expected(work, sum(map(store.count, missing))))
+            spent = spent.plus(expected(work, times))
     return spent
 
 

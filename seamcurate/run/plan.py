@@ -71,6 +71,8 @@ class _Sample(NamedTuple):
     prompts: list[Prompt]
     responses: list[str]
     references: list[str]
+    sets: list[dict[str, list[str]]]
+    """The candidates of each row in the source's own sample sets, by column."""
     schema: pa.Schema
     """The columns of the source."""
 
@@ -110,6 +112,12 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     _check_filters(recipe, store, steps, sample.schema, corpus.schema if corpus else None)
     notes: list[str] = []
     candidates: dict[str, float] = {}
+    lengths: dict[str, float] = {}
+    for name in sorted({name for sets in sample.sets for name in sets}):
+        variant = name.removeprefix("worse_")
+        listed = [sets.get(name, []) for sets in sample.sets]
+        candidates[variant] = sum(map(len, listed)) / len(listed)
+        lengths[variant] = _mean([text for texts in listed for text in texts])
     for step in steps:
         if isinstance(step, Generate):
             candidates["gpt"] = step.k
@@ -139,15 +147,15 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         corpus_averages = averages._replace(prompt=_mean([prompt_text(p) for p in corpus.prompts]))
         for step in {needed.name: needed for row_step in steps for needed in row_step.on_corpus}.values():
             corpus_store = store.corpus_store if store.about else None
-            lines.append(
-                _line(step, corpus.rows - _done(corpus_store, step), corpus_averages, texts, ratios, "corpus ")
-            )
+            lines.append(_line(step, corpus.rows, _done(corpus_store, step), corpus_averages, texts, ratios, "corpus "))
     for step in steps:
         variant = str(getattr(step, "variant", "contrast"))
         of_these = averages._replace(candidates=candidates.get(variant, 0.0))
-        if variant != "contrast":
+        if variant in lengths:
+            of_these = of_these._replace(candidate=lengths[variant])
+        elif variant != "contrast":
             of_these = of_these._replace(candidate=averages.response)
-        lines.append(_line(step, sample.rows - _done(store if store.about else None, step), of_these, texts, ratios))
+        lines.append(_line(step, sample.rows, _done(store if store.about else None, step), of_these, texts, ratios))
     total = [line.usd for line in lines if line.usd is not None]
     if total:
         notes.append(f"about ${sum(total):,.2f} by the recipe's prices; `run --max-usd` stops before a limit")
@@ -214,26 +222,36 @@ def _without_weights(step: Step) -> Step:
 
 
 def _line(
-    step: Step, rows: int, averages: Averages, texts: Sequence[str], ratios: dict[str, float], prefix: str = ""
+    step: Step,
+    rows: int,
+    done: int,
+    averages: Averages,
+    texts: Sequence[str],
+    ratios: dict[str, float],
+    prefix: str = "",
 ) -> StepEstimate:
+    """Estimate a step's work for the rows that are not done."""
     calls = tokens = written = 0
     prices: list[float] = []
     titles: list[str] = []
-    for work in step.works(averages):
+    missing = rows - done
+    # What is done once was done before the first row.
+    first_work = [] if done or not missing else step.first_work(averages, rows)
+    for work, times in [*((work, missing) for work in step.works(averages)), *((work, 1) for work in first_work)]:
         model = work.model
         if not isinstance(model, Backend):
             continue
         if model.title not in ratios:
             ratios[model.title] = model.count_tokens(texts) / max(1, sum(map(len, texts)))
         read_here, written_here = (
-            round(characters * ratios[model.title] * rows) for characters in (work.characters, work.answer)
+            round(characters * ratios[model.title] * times) for characters in (work.characters, work.answer)
         )
-        calls, tokens, written = calls + round(work.sequences * rows), tokens + read_here, written + written_here
+        calls, tokens, written = calls + round(work.sequences * times), tokens + read_here, written + written_here
         titles.append(model.title)
         if (usd := model.price(read_here, written_here)) is not None:
             prices.append(usd)
     title = ", ".join(dict.fromkeys(titles))
-    return StepEstimate(prefix + step.name, rows, title, calls, tokens, written, sum(prices) if prices else None)
+    return StepEstimate(prefix + step.name, missing, title, calls, tokens, written, sum(prices) if prices else None)
 
 
 def _done(store: Store | None, step: Step) -> int:
@@ -256,7 +274,7 @@ def _look(source: Source, label: str, size: int) -> _Sample:
     rows = rejected = 0
     schema = pa.schema([])
 
-    def texts() -> Iterator[tuple[Prompt, str, str]]:
+    def texts() -> Iterator[tuple[Prompt, str, str, dict[str, list[str]]]]:
         nonlocal rows, rejected, schema
         with bar(label, None) as advance:
             for table, set_aside in counted:
@@ -265,14 +283,32 @@ def _look(source: Source, label: str, size: int) -> _Sample:
                     [text or "" for text in table[name].to_pylist()] if name in table.schema.names else blank
                     for name in ("response", "reference")
                 ]
-                yield from zip(table["prompt"].to_pylist(), *columns, strict=True)
+                yield from zip(table["prompt"].to_pylist(), *columns, _sets(table), strict=True)
                 rows, rejected, schema = rows + table.num_rows, rejected + set_aside, table.schema
                 advance(table.num_rows + set_aside)
 
     sample = evenly(texts(), size)
     return _Sample(
-        rows, rejected, [p for p, _, _ in sample], [r for _, r, _ in sample], [r for _, _, r in sample], schema
+        rows,
+        rejected,
+        [prompt for prompt, *_ in sample],
+        [response for _, response, *_ in sample],
+        [reference for _, _, reference, _ in sample],
+        [sets for *_, sets in sample],
+        schema,
     )
+
+
+def _sets(table: pa.Table) -> list[dict[str, list[str]]]:
+    """Return the candidates in the sample sets that a table has of its own, by row and column."""
+    names = [name for name in table.column_names if name.startswith("worse_")]
+    rows: list[dict[str, list[str]]] = [{} for _ in range(len(table))]
+    for name in names:
+        for row, candidates in zip(rows, table[name].to_pylist(), strict=True):
+            if isinstance(candidates, list):
+                texts = (candidate.get("response") for candidate in candidates if isinstance(candidate, dict))
+                row[name] = [text for text in texts if isinstance(text, str)]
+    return rows
 
 
 class _Watched:

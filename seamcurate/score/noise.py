@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from pydantic import JsonValue
 
+from seamcurate.models.backend import RewardConfig
 from seamcurate.models.protocols import Columns, Prompt, Responses, RewardModel
 from seamcurate.step import Data, finite
 
@@ -36,13 +37,10 @@ Scores: TypeAlias = tuple[float, ...]
 Score: TypeAlias = Callable[[Sequence[Prompt], Responses, Columns], Sequence[Sequence[Scores | None]]]
 """Score the answers of each prompt; each answer gets one number a column, or None without a score."""
 
-_ROWS = 4
-"""Rows that the noise is measured on."""
-_ANSWERS = 3
-"""Answers of a row that are scored, at most."""
 
-
-def sample(data: Data, shared: Path, answers: str, columns: Sequence[str] = ()) -> None:
+def sample(
+    data: Data, shared: Path, answers: str, columns: Sequence[str] = (), count: int = RewardConfig.noise_rows
+) -> None:
     """Store the first few rows that have answers; `measure` scores them when the model is loaded.
 
     Args:
@@ -50,8 +48,9 @@ def sample(data: Data, shared: Path, answers: str, columns: Sequence[str] = ()) 
         shared: The step's folder.
         answers: The column of golden responses, or of candidates.
         columns: Further columns that the model reads.
+        count: How many rows.
     """
-    store(shared / "sample.json", data, answers, columns, _ROWS, _ANSWERS)
+    store(shared / "sample.json", data, answers, columns, count, RewardConfig.noise_answers)
 
 
 def store(file: Path, data: Data, answers: str, columns: Sequence[str], count: int, answer_count: int) -> None:

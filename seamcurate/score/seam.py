@@ -124,9 +124,17 @@ class Reward(Step):
     def work(self, rows: Averages) -> list[Work]:
         return [] if self.reward is None else self.reward.work(1, rows.prompt + rows.response)
 
+    @override
+    def first_work(self, rows: Averages, count: int) -> list[Work]:
+        """Measure the noise floor."""
+        if self.reward is None:
+            return []
+        answers = min(self.reward.noise_rows, count)
+        return self.reward.noise_work(answers, answers * (rows.prompt + rows.response))
+
     def prepare(self, data: Data, shared: Path) -> None:
         """Store a few rows that `load` measures the noise floor on, and ask for all rewards that come in batches."""
-        noise.sample(data, shared, "response", _columns_read(self.reward))
+        _sample(self.reward, data, shared, "response")
         compared.sample(self.reward, data, shared, "response", _columns_read(self.reward))
         _ask_ahead(self.reward, data, "response")
 
@@ -210,10 +218,18 @@ class Rewards(Step):
         characters = rows.candidates * (rows.prompt + rows.candidate)
         return [] if self.reward is None else self.reward.work(rows.candidates, characters)
 
+    @override
+    def first_work(self, rows: Averages, count: int) -> list[Work]:
+        """Measure the noise floor."""
+        if self.reward is None:
+            return []
+        answers = min(self.reward.noise_rows, count) * min(self.reward.noise_answers, rows.candidates)
+        return self.reward.noise_work(answers, answers * (rows.prompt + rows.candidate))
+
     def prepare(self, data: Data, shared: Path) -> None:
         """Store a few rows that `load` measures the noise floor on, and ask for all rewards that come in batches."""
         answers = f"worse_{self.variant}"
-        noise.sample(data, shared, answers, _columns_read(self.reward))
+        _sample(self.reward, data, shared, answers)
         compared.sample(self.reward, data, shared, answers, _columns_read(self.reward))
         _ask_ahead(self.reward, data, answers)
 
@@ -668,6 +684,12 @@ def _output_names(reward: RewardingModel | None) -> tuple[str, ...]:
 def _further(rows: pa.Table, reward: RewardingModel | None) -> dict[str, list[object]]:
     """Return the columns that a reward model reads beside prompt and response, one value a row."""
     return {name: rows[name].to_pylist() for name in _columns_read(reward)}
+
+
+def _sample(reward: RewardingModel | None, data: Data, shared: Path, answers: str) -> None:
+    """Store the rows that the reward model's noise is measured on."""
+    if reward is not None:
+        noise.sample(data, shared, answers, reward.columns_read(), reward.noise_rows)
 
 
 def _ask_ahead(reward: RewardingModel | None, data: Data, answers: str) -> None:
