@@ -29,7 +29,7 @@ import seamcurate
 from seamcurate import errors
 from seamcurate.cli import app
 from seamcurate.data.source import REJECTED
-from seamcurate.models.backend import Backend
+from seamcurate.models.backend import Backend, NamedModel
 from seamcurate.run.recipe import STEPS
 from seamcurate.select import views
 from seamcurate.step import Step
@@ -165,6 +165,7 @@ _PLAIN_TYPES: dict[Any, str] = {
 }
 _SECTIONS = {
     "Source": "[source](#rows-and-corpus)",
+    "Criterion": "criteria of `name`, `text`, `weight` and `scale`",
     "Models": "[models](#models)",
     "Step": "[step](#steps)",
     "Split": "[split](#splits)",
@@ -198,11 +199,16 @@ def type_name(annotation: Any) -> str:
     if origin in (dict, Mapping):
         return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Backend):
-        return f"[{annotation.key}](#{slug(annotation.key)})"
+        return f"[{annotation.key}](#{slug(model_heading(annotation))})"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " or ".join(code(str(member.value)) for member in annotation)
     name = getattr(annotation, "__name__", None) or str(annotation)
     return _SECTIONS.get(name, "any value" if annotation is Any else name)
+
+
+def model_heading(kind: type[Backend]) -> str:
+    """Return the heading of a kind of model on the page of recipes: its key, told apart from a step of the same name."""
+    return f"{kind.key} as a reward model" if kind.key in STEPS else kind.key
 
 
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -323,7 +329,7 @@ def fields(kind: type[BaseModel]) -> list[list[str]]:
     docs = field_docs(kind)
     rows = []
     for name, field in kind.model_fields.items():
-        key = kind.key if issubclass(kind, Backend) and name == "path" else name
+        key = kind.key if issubclass(kind, NamedModel) and name == "path" else name
         meaning = docs.get(name)
         if meaning is None:
             meaning = (_OF_ROLES.get(name) if issubclass(kind, Step) else None) or _OF_EVERY_STEP.get(name)
@@ -469,7 +475,7 @@ def fields_of(kind: type[BaseModel]) -> list[list[str]]:
     """Return the fields of a configuration, with links to the recipe's page in place of those on this one."""
     rows = [[row[0], row[1].replace("(#", "(recipe.md#"), *row[2:]] for row in fields(kind)]
     for row in rows:
-        if issubclass(kind, Backend) and row[0] == code(kind.key):
+        if issubclass(kind, NamedModel) and row[0] == code(kind.key):
             row[0] = code("path")
     return rows
 
@@ -546,7 +552,15 @@ def _wrapped(name: str, arguments: Sequence[str], returns: str = "") -> str:
 
 # ── Recipe ───────────────────────────────────────────────────────────────────────────────────────────────
 
-_MODEL_KINDS = ("CausalLM", "SequenceClassifier", "SentenceEncoder", "OpenAIServer", "FakeModel")
+_MODEL_KINDS = (
+    "CausalLM",
+    "SequenceClassifier",
+    "JudgeModel",
+    "RubricModel",
+    "SentenceEncoder",
+    "OpenAIServer",
+    "FakeModel",
+)
 _HEAD = ["key", "type", "default", "meaning"]
 
 
@@ -561,7 +575,8 @@ def recipe() -> str:
         _keys("rows and corpus", seamcurate.Source),
         _keys("models", seamcurate.Models),
     ]
-    parts += [_keys(getattr(seamcurate, name).key, getattr(seamcurate, name), 3) for name in _MODEL_KINDS]
+    kinds = [getattr(seamcurate, name) for name in _MODEL_KINDS]
+    parts += [_keys(model_heading(kind), kind, 3) for kind in kinds]
     parts.append(
         "## steps\n\nA step is one name with its settings, such as `- retrieve: {k: 30}`. "
         "The columns of each are in [columns.md](columns.md).\n\n"

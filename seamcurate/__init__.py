@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from seamcurate.contrast import Attack, Embed, Generate, Retrieve
     from seamcurate.data.source import Source
     from seamcurate.errors import SeamcurateError
-    from seamcurate.models import CausalLM, FakeModel, OpenAIServer, SentenceEncoder, SequenceClassifier
+    from seamcurate.models import (
+        CausalLM,
+        Criterion,
+        FakeModel,
+        JudgeModel,
+        OpenAIServer,
+        RubricModel,
+        SentenceEncoder,
+        SequenceClassifier,
+    )
     from seamcurate.publish.diff import diff
     from seamcurate.publish.export import to_openrlhf, to_trl, to_verl
     from seamcurate.publish.hub import push
@@ -62,7 +71,16 @@ _WHERE = {
     "publish.export": ("to_openrlhf", "to_trl", "to_verl"),
     "publish.hub": ("push",),
     "run.integrity": ("check",),
-    "models": ("CausalLM", "FakeModel", "OpenAIServer", "SentenceEncoder", "SequenceClassifier"),
+    "models": (
+        "CausalLM",
+        "Criterion",
+        "FakeModel",
+        "JudgeModel",
+        "OpenAIServer",
+        "RubricModel",
+        "SentenceEncoder",
+        "SequenceClassifier",
+    ),
     "run.plan": ("plan",),
     "run.recipe": ("Models", "Recipe"),
     "score.rer": (
@@ -96,10 +114,12 @@ __all__ = [
     "Attack",
     "Augment",
     "CausalLM",
+    "Criterion",
     "Embed",
     "FakeModel",
     "Generate",
     "Judge",
+    "JudgeModel",
     "LengthCalibrated",
     "LengthIncentive",
     "ModelReward",
@@ -125,6 +145,7 @@ __all__ = [
     "RewardSpread",
     "Rewards",
     "Rip",
+    "RubricModel",
     "Seam",
     "SeamcurateError",
     "SentenceEncoder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.fake import FakeModel
+from seamcurate.models.judge import JudgeModel
 from seamcurate.models.language_model import LanguageModelConfig
 from seamcurate.models.protocols import (
     Conversation,
@@ -18,6 +19,7 @@ from seamcurate.models.protocols import (
     RewardModel,
 )
 from seamcurate.models.roles import EncoderModel, PolicyModel, RewardingModel
+from seamcurate.models.rubric import Criterion, RubricModel
 from seamcurate.models.sentence_encoder import SentenceEncoder
 from seamcurate.models.sequence_classifier import SequenceClassifier
 from seamcurate.models.server import OpenAIServer
@@ -25,9 +27,11 @@ from seamcurate.models.server import OpenAIServer
 __all__ = [
     "CausalLM",
     "Conversation",
+    "Criterion",
     "Embedder",
     "EncoderModel",
     "FakeModel",
+    "JudgeModel",
     "LanguageModel",
     "LanguageModelConfig",
     "Likelihood",
@@ -40,6 +44,7 @@ __all__ = [
     "Request",
     "RewardModel",
     "RewardingModel",
+    "RubricModel",
     "SentenceEncoder",
     "SequenceClassifier",
 ]

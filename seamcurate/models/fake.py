@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -104,10 +104,28 @@ class FakeModel(NamedModel, RewardConfig, RewardModel):
                 for i in range(64)
             ]
             return json.dumps({"answers": answers})
+        if isinstance(properties, dict) and properties.keys() & {"rating", "criteria"}:
+            return json.dumps(self._filled(request.schema or {}, fraction, prompt))
         kind = "OPEN-ENDED" if fraction < 0.5 else "CLOSED-ENDED"
         marks = ["Relevant" if self._unit(str(i), prompt) < 0.8 else "Irrelevant" for i in range(5)]
         sentences = "\n".join(f'- "Sentence {i}" : {mark}' for i, mark in enumerate(marks, 1))
         return f"{sentences}\nRating: [[{1 + int(10 * fraction)}]]\n{kind}"
+
+    def _filled(self, schema: dict[str, Any], fraction: float, *parts: str) -> JsonValue:
+        """Draw a value that follows a JSON schema: a choice, a number of a range, or an object of such values."""
+        if "properties" in schema:
+            return {
+                name: self._filled(inner, fraction if name == "rating" else self._unit(name, *parts), name, *parts)
+                for name, inner in schema["properties"].items()
+            }
+        if "enum" in schema:
+            choices: list[JsonValue] = schema["enum"]
+            return choices[int(fraction * len(choices))]
+        if schema["type"] == "string":
+            return "a fake's reply"
+        low, high = float(schema["minimum"]), float(schema["maximum"])
+        value = low + fraction * (high - low)
+        return round(value) if schema["type"] == "integer" else value
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count words: they are this model's tokens."""

@@ -169,12 +169,12 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _named_files(text: str, folder: Path) -> dict[str, str]:
-    """Return the contents of the filter and template files that a recipe names, by the path in the recipe."""
+    """Return the contents of the filter, template and rubric files that a recipe names, by the path in the recipe."""
     contents: dict[str, str] = {}
     for key, value in strings(yaml.safe_load(text)):
         if key == "filter" and is_file_name(value):
             contents[value.strip()] = read_filter(value, folder)
-        elif key == "template" and (folder / value).is_file():
+        elif key in ("template", "rubric") and (folder / value).is_file():
             contents[value] = (folder / value).read_text(encoding="utf-8")
     for name in contents:
         if escapes(name) or name in (RECIPE, FACTS, "README.md"):

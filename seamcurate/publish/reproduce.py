@@ -282,6 +282,8 @@ def _is_text(keys: Keys, text: str) -> bool:
     """Return whether a value is never read as a path: SQL, its parameters, a text for a model, an output's name, an address."""
     if keys[:1] == ("splits",) and len(keys) > 2 and keys[2] != "augment":
         return keys[2] != "filter" or not is_file_name(text)
+    if "rubric" in keys and keys[-1] != "rubric":
+        return True
     return bool({"base_url", "stop", "form", "extra", "output", "outputs"} & set(keys)) or (
         "template" in keys and ("\n" in text or not text.strip().endswith(".txt"))
     )
@@ -290,16 +292,18 @@ def _is_text(keys: Keys, text: str) -> bool:
 # ── where a recipe's files are ───────────────────────────────────────────────────────────────────────────
 
 _LEXICONS = ("wordnet", "antonyms", "vectors")
+_FILES = ("filter", "template", "rubric")
+"""Keys whose value may be a file beside the recipe, which is published with it."""
 
 
 def _confine(value: object, name: str, folder: Path, roots: Sequence[Path]) -> None:
-    """Refuse filters and templates that are not in the recipe's folder; copy a filter of seamcurate's own into it.
+    """Refuse filters, templates and rubrics that are not in the recipe's folder; copy a filter of seamcurate's own into it.
 
     Raises:
         HubError: The file does not exist, or is a link that leads out of the folder.
     """
     for keys, text in _leaves(value):
-        if not isinstance(text, str) or keys[-1:] not in (("filter",), ("template",)) or _is_text(keys, text):
+        if not isinstance(text, str) or not keys or keys[-1] not in _FILES or _is_text(keys, text):
             continue
         key, file = keys[-1], folder / text
         if key == "filter" and not file.is_file() and Path(text).name == text:
@@ -445,16 +449,16 @@ def _text(file: Path) -> str:
 
 
 def _download(published: Repository, text: str, value: object, folder: Path) -> None:
-    """Write the recipe, and the filters and templates that it names, into a folder."""
+    """Write the recipe, and the filters, templates and rubrics that it names, into a folder."""
     for file in list(folder.rglob("*")):
         # Writing to a link that an earlier call left here would change the file behind it.
         if file.is_symlink():
             file.unlink()
     shard.replace(folder / hub.RECIPE, text.encode())
     for keys, name in _leaves(value):
-        if not isinstance(name, str) or keys[-1:] not in (("filter",), ("template",)):
+        if not isinstance(name, str) or not keys or keys[-1] not in _FILES:
             continue
-        if name.endswith((".sql", ".txt")) and name in published.files:
+        if name.endswith((".sql", ".txt", ".yaml", ".yml")) and name in published.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shard.replace(folder / name, published.fetch(name, _LARGEST).read_bytes())
 

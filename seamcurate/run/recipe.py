@@ -390,6 +390,8 @@ _LOCAL = {kind.key for kinds in ROLES.values() for kind in kinds if issubclass(k
 def _lies_in(folder: Path, key: str, name: str) -> bool:
     if key == "template":
         return name.endswith(".txt") and (folder / name).is_file()
+    if key == "rubric":
+        return name.endswith((".yaml", ".yml")) and (folder / name).is_file()
     if key in {"wordnet", "antonyms", "vectors", "masked_model"}:
         return (folder / name).exists()
     return key in {*_LOCAL, "base"} and (folder / name).is_dir()

@@ -666,6 +666,8 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
         ("splits: {a: {filter: x.sql, augment: {evaluation: {jsonl: ../q.jsonl}}}}", "names '../q.jsonl', outside"),
         ("steps: [judge: {template: /home/me/notes.txt}]", "outside"),
         ("steps: [judge: {template: ../notes.txt}]", "outside"),
+        ("models: {reward: {rubric: /home/me/rubric.yaml, judge: {fake: j}}}", "outside"),
+        ("models: {reward: {judge: {fake: j}, template: ../notes.txt}}", "outside"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "uses YAML aliases"),
         ("[" * 5000, "nests too deeply"),
         ("rows: {parquet: [", "not readable as YAML"),
@@ -713,6 +715,7 @@ def test_a_plain_recipe_is_not_refused():
     reproduction.check("steps: [length_incentive: {stop: ['Answer:', 'and so on ..']}]", "them/it")
     reproduction.check("splits: {a: {filter: '/* all */ SELECT row_id FROM rows'}}", "them/it")
     reproduction.check("splits: {a: {filter: x.sql, by: reward, note: '~ about /all'}}", "them/it")
+    reproduction.check("models: {reward: {rubric: [{name: a, text: '/etc is named'}], judge: {fake: j}}}", "them/it")
     reproduction.check("steps: [judge: {template: '/think\\n{question}'}, length_incentive: {stop: [/end]}]", "them/it")
 
 
@@ -741,6 +744,10 @@ OUTSIDE = {
     "a template": (
         "models: {judge: {fake: j}}\nsteps: [judge: {template: mine.txt}]",
         "names the template 'mine.txt' and does not bring it",
+    ),
+    "a rubric": (
+        "models: {reward: {rubric: mine.yaml, judge: {fake: j}}}\nsteps: [reward: {}]",
+        "names the rubric 'mine.yaml' and does not bring it",
     ),
     "a policy": ("models: {base: {causal_lm: mine}}\nsteps: [perplexity: {}]", "mine lies outside"),
     "a policy by its field": ("models: {base: {path: mine}}\nsteps: [perplexity: {}]", "mine lies outside"),
@@ -771,7 +778,7 @@ OUTSIDE = {
 def test_nothing_of_the_working_folder_is_read_for_a_stranger(recipe, message, stranger, tmp_path):
     mine = tmp_path / "mine"
     (mine / "mine").mkdir()
-    for name in ("mine.sql", "mine.txt", "mine.parquet", "sub/lowest.sql"):
+    for name in ("mine.sql", "mine.txt", "mine.yaml", "mine.parquet", "sub/lowest.sql"):
         (mine / name).parent.mkdir(exist_ok=True)
         (mine / name).write_text("SELECT row_id FROM rows")
     with pytest.raises(HubError, match=f"^them/it: .*{re.escape(message)}") as caught:
@@ -789,6 +796,7 @@ LINKED = {
     "splits: {a: {filter: lowest.sql, by: x, augment: {evaluation: {jsonl: out.jsonl}}}}",
     "a filter": "rows: {jsonl: q.jsonl}\nsplits: {a: {filter: out.sql}}",
     "a template": "rows: {jsonl: q.jsonl}\nsteps: [judge: {template: out.txt}]",
+    "a rubric": "rows: {jsonl: q.jsonl}\nsteps: [reward: {reward: {rubric: out.yaml, judge: {fake: j}}}]",
     "a model": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: model}}]",
     "an adapter's base": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: adapter}}]",
     "a base that is named": "rows: {jsonl: q.jsonl}\nsteps: [perplexity: {base: {causal_lm: a/b, base: model}}]",
@@ -802,7 +810,7 @@ def test_a_link_or_a_list_that_leads_out_of_the_author_s_files_is_not_followed(r
     outside.mkdir()
     for name in ("q.jsonl", "secret.arrow", "weights.safetensors"):
         (outside / name).write_bytes(ROWS)
-    for name in ("out.jsonl", "out.sql", "out.txt"):
+    for name in ("out.jsonl", "out.sql", "out.txt", "out.yaml"):
         (files / name).symlink_to(outside / "q.jsonl")
     (files / "folder").symlink_to(outside)
     for name in ("saved", "model", "model@1", "adapter"):
@@ -856,6 +864,7 @@ def test_every_endpoint_and_the_name_of_its_key_are_shown_before_anybody_is_aske
         "rows: {jsonl: q.jsonl}\nmodels:\n"
         "  generator: {openai_server: m, base_url: 'http://169.254.169.254/latest/v1', api_key: MY_MODEL_KEY}\n"
         "  judge: {path: gpt}\n"
+        "  reward: {judge: {openai_server: r, base_url: 'http://there.example:8000/x/v1'}}\n"
         "steps: [generate: {k: 1}, ask_query_type: {judge: {openai_server: n, base_url: 'http://there.example:8000/x/v1'}}]\n"
     )
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -863,6 +872,7 @@ def test_every_endpoint_and_the_name_of_its_key_are_shown_before_anybody_is_aske
     with pytest.raises(HubError, match=r"^them/it: its endpoints were not allowed; nothing was sent$"):
         stranger(recipe, ask=lambda endpoints: shown.extend(map(str, endpoints)))
     assert shown == [
+        "r at http://there.example:8000/x/v1, without a key (OPENAI_API_KEY is not set)",
         "m at http://169.254.169.254/latest/v1 (a private or link-local address), with the key in MY_MODEL_KEY",
         "gpt at https://api.openai.com/v1, without a key (OPENAI_API_KEY is not set)",
         "n at http://there.example:8000/x/v1, without a key (OPENAI_API_KEY is not set)",
@@ -930,6 +940,19 @@ def test_a_template_takes_no_place_of_what_a_push_writes_itself(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(HubError, match="which cannot be published beside it"):
         hub._named_files(f"steps: [generate: {{template: {name}}}]", tmp_path)
+
+
+def test_a_rubric_is_published_beside_the_recipe_and_taken_from_there(stranger, tmp_path):
+    rubric = b"- {name: correct, text: It is correct.}\n"
+    text = (
+        "rows: {jsonl: q.jsonl, response: response}\nsteps: [reward: {reward: {rubric: r.yaml, judge: {fake: j}}}]\n"
+        "splits: {a: {filter: SELECT row_id FROM rows}}\n"
+    )
+    (tmp_path / "mine/r.yaml").write_bytes(rubric)
+    assert hub._named_files(text, tmp_path / "mine") == {"r.yaml": rubric.decode()}
+    stranger(text, {"r.yaml": rubric})
+    rewards = Store(tmp_path / "again").open().rows(["reward"])
+    assert {value for table in rewards for value in table["reward"].to_pylist()} <= {0, 1}
 
 
 def test_what_seamcurate_did_not_push_is_not_run(there, tmp_path):
