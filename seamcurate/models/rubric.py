@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -93,16 +93,6 @@ class Criterion(BaseModel):
         return (grade - low) / (high - low) if low <= grade <= high else None
 
 
-class _Loader(yaml.SafeLoader):
-    """Read YAML's plain values, and refuse a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            raise yaml.MarkedYAMLError(problem="a key is given twice", problem_mark=node.start_mark)
-        return mapping
-
-
 def _criteria(value: object) -> tuple[Criterion, ...]:
     """Read criteria from the path of a YAML file, or from plain values.
 
@@ -146,13 +136,25 @@ def _parsed(path: str, title: str) -> object:
         content = Path(path).read_bytes()
         if len(content) > _LARGEST:
             raise ValueError(f"{title} is larger than {_LARGEST:,} bytes")
-        # A subclass of SafeLoader: it makes plain values only.
-        return yaml.load(content, Loader=_Loader)
+        _refuse_repeated_keys(yaml.compose(content, Loader=yaml.SafeLoader))
+        return yaml.safe_load(content)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{title}:{line}: not readable as YAML: {error.problem}") from error
     except (OSError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{title} cannot be read: {first_line(error)}") from error
+
+
+def _refuse_repeated_keys(criteria: yaml.Node | None) -> None:
+    """Refuse a key that a criterion has twice: YAML would take the second value without a word."""
+    for criterion in criteria.value if isinstance(criteria, yaml.SequenceNode) else ():
+        if isinstance(criterion, yaml.MappingNode):
+            keys = [key.value for key, _ in criterion.value]
+            for i, (key, _) in enumerate(criterion.value):
+                if key.value in keys[:i]:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
+                    )
 
 
 class RubricModel(AskedReward):

@@ -304,7 +304,7 @@ def test_what_is_wrong_is_one_line_before_anything_is_asked(reward, problem):
     ("text", "problem"),
     [
         ("- {name: a, text: b", ":1: not readable as YAML: "),
-        ("- {name: a, text: b, text: c}", ":1: not readable as YAML: a key is given twice"),
+        ("- {name: a, text: b, text: c}", ":1: not readable as YAML: the key text is given twice"),
         ("", " is a list of criteria"),
         ("&a [*a]", "criterion 1 is a mapping with name, text, weight, scale, not list"),
     ],
