@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import JsonValue
+from typing_extensions import override
 
 from seamcurate.contrast import Attack, Generate, Retrieve, coverage, lexicon, retrieve
 from seamcurate.data.source import REJECTED, Source
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
-from seamcurate.models.backend import Backend, models_of
+from seamcurate.models.backend import Backend, RewardConfig, models_of
 from seamcurate.models.local import LocalModel
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions
@@ -217,8 +218,34 @@ def _empty(path: Path, schema: pa.Schema) -> Store:
 def _without_weights(step: Step) -> Step:
     """Return a step with fake models: its configuration does not depend on files of weights."""
     files = ("wordnet", "antonyms", "vectors", "masked_model") if isinstance(step, Attack) else ()
-    models = {key: FakeModel() for key, value in step if isinstance(value, Backend)}
+    models = {
+        key: _Weightless(model=value) if isinstance(value, RewardConfig) else FakeModel()
+        for key, value in step
+        if isinstance(value, Backend)
+    }
     return step.model_copy(update={**models, **dict.fromkeys(files)})
+
+
+class _Weightless(FakeModel):
+    """Stand in for a reward model of which no weights are read: the columns that it reads and adds are the model's."""
+
+    model: RewardConfig
+
+    @override
+    def columns_read(self) -> tuple[str, ...]:
+        return self.model.columns_read()
+
+    @override
+    def output_names(self) -> tuple[str, ...]:
+        return self.model.output_names()
+
+    @override
+    def gives_reasons(self) -> bool:
+        return self.model.gives_reasons()
+
+    @override
+    def is_binary(self) -> bool:
+        return self.model.is_binary()
 
 
 def _line(
