@@ -555,6 +555,7 @@ def _wrapped(name: str, arguments: Sequence[str], returns: str = "") -> str:
 _MODEL_KINDS = (
     "CausalLM",
     "SequenceClassifier",
+    "RewardFunction",
     "JudgeModel",
     "RubricModel",
     "SentenceEncoder",

@@ -28,7 +28,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from seamcurate.errors import ModelError, TrainError, first_line
-from seamcurate.models import EncoderModel, Prompt, RewardingModel, SequenceClassifier
+from seamcurate.models import EncoderModel, Prompt, RewardFunction, RewardingModel, SequenceClassifier
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.roles import ROLES
 from seamcurate.models.template import Form, prompt_text
@@ -72,7 +72,7 @@ REVISION = 2
 """Increase it with every change of the rewards of one configuration; the record of a training holds it."""
 
 
-class RewardFunction(Protocol):
+class TrainerReward(Protocol):
     """A reward function with the signature that TRL's GRPO and RLOO, and the project's PPO, call."""
 
     __name__: str
@@ -136,7 +136,7 @@ class RerReward(BaseModel):
             return type_column if self.fallback else (*type_column, "reference")
         return ("reference",) if any(feature.relevance_to == "reference" for feature in _REWARDS[self.reward]) else ()
 
-    def load(self) -> RewardFunction:
+    def load(self) -> TrainerReward:
         """Load the encoder, if the reward has a relevance.
 
         Raises:
@@ -166,16 +166,17 @@ class ModelReward(BaseModel):
 
     reward: RewardingModel
 
-    def load(self) -> RewardFunction:
+    def load(self) -> TrainerReward:
         """Load the reward model; its chat template writes today's date, which is part of the function's `repr`."""
         return _Model(self.reward.dated(datetime.date.today()))
 
 
-def read(named: str, day: datetime.date | None = None) -> RewardFunction:
+def read(named: str, day: datetime.date | None = None) -> TrainerReward:
     """Load the reward that an option of a command names.
 
     Args:
-        named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`; a
+        named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}` or
+            `{function: …}`; a reward function, `verifier.py:score`; a
             `seamcurate_reward.py` that `export` wrote, whose code is read and not run; an ablation that needs no encoder
             (`li`, `rp`, `li_rp`); or the folder or Hub id of a reward model.
         day: The date that a reward model's chat template writes as today's; None for today.
@@ -185,6 +186,8 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
     """
     day = day or datetime.date.today()
     kind: type[BaseModel] = RerReward
+    if ".py:" in named:
+        return _function(named)
     if named in _REWARDS:
         return RerReward.model_validate({"reward": named}).load()
     if not named.endswith((".yaml", ".yml", ".py")):
@@ -209,6 +212,14 @@ def read(named: str, day: datetime.date | None = None) -> RewardFunction:
         raise TrainError(f"reward {named}: {field_path}: {details['msg']}; it has {', '.join(fields_known)}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TrainError(f"reward {named} cannot be read: {first_line(error)}") from error
+
+
+def _function(named: str) -> TrainerReward:
+    """Load a reward function of the user's."""
+    try:
+        return ModelReward(reward=RewardFunction(path=named)).load()
+    except ValidationError as error:
+        raise TrainError(f"reward {named}: {error.errors(include_url=False)[0]['msg']}") from error
 
 
 def _configuration_in(code: str) -> object:

@@ -15,7 +15,7 @@ import pytest
 from conftest import write_files
 
 import seamcurate
-from seamcurate import CausalLM, SentenceEncoder, SequenceClassifier, Store, query, run_local
+from seamcurate import CausalLM, Recipe, SentenceEncoder, SequenceClassifier, Store, plan, query, run_local
 from seamcurate.errors import DamagedError, ModelError, SeamcurateError
 from seamcurate.models import tokens, weights
 from seamcurate.models.masked import MaskedModel
@@ -233,6 +233,22 @@ def test_a_chat_template_that_fails_is_named_in_one_line(template, said, tokeniz
 
 LOOPING = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 IN_A_SECOND = "from seamcurate.models import tokens; tokens._SECONDS = 1.0; from seamcurate.cli import main; main()"
+
+
+def test_a_recipe_with_a_reward_function_is_read_and_planned_without_running_it(tmp_path):
+    write_files(tmp_path)
+    mark = tmp_path / "ran"
+    (tmp_path / "verifier.py").write_text(EVIL.format(str(mark)) + "def score(completions, reference): return [1.0]\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "rows: {parquet: rows.parquet, response: response, reference: reference}\n"
+        "models: {reward: {function: 'verifier.py:score'}}\nsteps: [reward: {}]\n"
+    )
+    recipe = Recipe.load(tmp_path / "recipe.yaml")
+    assert plan(recipe, tmp_path / "store").rows == 40
+    assert [step.identity() for step in recipe.ready()] and not mark.exists()
+    # A run is what runs it, in a process of its own.
+    run_local(recipe, tmp_path / "store")
+    assert mark.read_text() == "ran" and "reward_function" not in sys.modules
 
 
 def test_a_chat_template_that_loops_for_long_ends_the_command_in_one_line(decoder_reward_folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.fake import FakeModel
+from seamcurate.models.function import RewardFunction
 from seamcurate.models.judge import JudgeModel
 from seamcurate.models.language_model import LanguageModelConfig
 from seamcurate.models.protocols import (
@@ -42,6 +43,7 @@ __all__ = [
     "Prompt",
     "Reply",
     "Request",
+    "RewardFunction",
     "RewardModel",
     "RewardingModel",
     "RubricModel",

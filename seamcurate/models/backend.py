@@ -124,6 +124,10 @@ class RewardConfig(Backend):
         """Tell whether it says why an answer has no reward."""
         return False
 
+    def summary(self) -> str | None:
+        """Say in one line what a run should tell of the model; None where there is nothing to tell."""
+        return None
+
     def is_binary(self) -> bool:
         """Tell whether every reward is 0 or 1."""
         return False

@@ -10,6 +10,7 @@ from seamcurate.errors import ModelError
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.fake import FakeModel
+from seamcurate.models.function import RewardFunction
 from seamcurate.models.judge import JudgeModel
 from seamcurate.models.language_model import LANGUAGE_MODELS
 from seamcurate.models.rubric import RubricModel
@@ -19,7 +20,7 @@ from seamcurate.models.sequence_classifier import SequenceClassifier
 Loaded_co = TypeVar("Loaded_co", covariant=True)
 
 _POLICIES: tuple[type[Backend], ...] = (CausalLM, FakeModel)
-_REWARDS: tuple[type[Backend], ...] = (SequenceClassifier, RubricModel, JudgeModel, FakeModel)
+_REWARDS: tuple[type[Backend], ...] = (SequenceClassifier, RewardFunction, RubricModel, JudgeModel, FakeModel)
 _ENCODERS: tuple[type[Backend], ...] = (SentenceEncoder, FakeModel)
 
 ROLES: dict[str, tuple[type[Backend], ...]] = {
@@ -74,6 +75,7 @@ PolicyModel: TypeAlias = Annotated[
 """What a recipe may name as a policy."""
 RewardingModel: TypeAlias = Annotated[
     Annotated[SequenceClassifier, Tag(SequenceClassifier.key)]
+    | Annotated[RewardFunction, Tag(RewardFunction.key)]
     | Annotated[RubricModel, Tag(RubricModel.key)]
     | Annotated[JudgeModel, Tag(JudgeModel.key)]
     | Annotated[FakeModel, Tag(FakeModel.key)],

@@ -25,6 +25,7 @@ from pydantic import JsonValue
 from seamcurate.data.formats import hub_commit
 from seamcurate.data.source import Source
 from seamcurate.errors import HubError, SeamcurateError
+from seamcurate.models import RewardFunction
 from seamcurate.progress import bar, note
 from seamcurate.publish import card, facts, measures
 from seamcurate.publish.export import Exported, export
@@ -209,6 +210,10 @@ def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
     if re.search(r"\btrust_remote_code['\"]?\s*:\s*(true|yes|on)\b", text, re.IGNORECASE):
         notes.append("the recipe runs a model's own code (trust_remote_code): `reproduce` will refuse it")
     for key, value in strings(yaml.safe_load(text)):
+        if key == RewardFunction.key and ".py:" in value:
+            notes.append(
+                f"the recipe runs the reward function {value}, which is not published: `reproduce` will refuse it"
+            )
         if key in kinds or (key in models and (escapes(value) or (folder / value).is_dir())):
             local_files.append(value)
         if key != "filter" and escapes(value) and "://" not in value:

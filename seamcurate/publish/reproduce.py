@@ -26,7 +26,7 @@ from pydantic import JsonValue
 from seamcurate.contrast import Attack
 from seamcurate.data.source import Source
 from seamcurate.errors import HubError, RecipeError
-from seamcurate.models import OpenAIServer
+from seamcurate.models import OpenAIServer, RewardFunction
 from seamcurate.models.backend import Backend, NamedModel, models_of
 from seamcurate.models.local import LocalModel
 from seamcurate.models.server import OPENAI
@@ -146,6 +146,7 @@ def reproduce(
         roots.append(Path(files).resolve())
     _confine(value, repo_id, folder, roots)
     recipe = recipes.loads(text, folder, f"{repo_id}/{hub.RECIPE}")
+    _refuse_functions(recipe, repo_id)
     _confine_recipe(recipe, repo_id, roots)
     allow(endpoints_of(recipe), repo_id, endpoints, keys, ask)
     pinned_recipe = pinned(recipe, facts)
@@ -313,6 +314,18 @@ def _confine(value: object, name: str, folder: Path, roots: Sequence[Path]) -> N
         if not file.is_file():
             raise HubError(f"{name}: its recipe names the {key} {text[:80]!r} and does not bring it; it is not run")
         _check_inside(file, name, roots)
+
+
+def _refuse_functions(recipe: Recipe, name: str) -> None:
+    """Refuse reward functions that are not seamcurate's own: they are code.
+
+    Raises:
+        HubError: The recipe names one.
+    """
+    for model in _models(recipe):
+        if isinstance(model, RewardFunction) and not model.bundled:
+            function = Path(model.path).name
+            raise HubError(f"{name}: its recipe asks to run the reward function {function[:80]!r}; it is not run")
 
 
 def _confine_recipe(recipe: Recipe, name: str, roots: Sequence[Path]) -> None:

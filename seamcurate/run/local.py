@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
-from seamcurate.models import OpenAIServer, calls
+from seamcurate.models import OpenAIServer, RewardFunction, calls
 from seamcurate.models.backend import models_of
 from seamcurate.models.calls import Spent, expected
 from seamcurate.models.local import LocalModel
@@ -132,7 +132,7 @@ def run(
             _, outputs = agreement.plan_steps(steps, store, None)
             store.claim(outputs, replace, append)
             splits.check(store, recipe.splits)
-            _check_devices([(output, store) for output in outputs], executor)
+            _check_models([(output, store) for output in outputs], executor)
             computed = 0
         else:
             with corpus.hold():
@@ -141,8 +141,8 @@ def run(
                 corpus.claim(corpus_outputs, replace, append)
                 store.claim(outputs, replace, append)
                 splits.check(store, recipe.splits)
-                _check_devices([(output, corpus) for output in corpus_outputs], executor)
-                _check_devices([(output, store) for output in outputs], executor)
+                _check_models([(output, corpus) for output in corpus_outputs], executor)
+                _check_models([(output, store) for output in outputs], executor)
                 computed = sum(compute(output, corpus, corpus.shards, "corpus ", executor) for output in corpus_outputs)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []
@@ -467,13 +467,17 @@ def _check_lists(step: Step, rows: pa.Table) -> None:
             )
 
 
-def _check_devices(outputs: Sequence[tuple[StepOutput, Store]], executor: Executor) -> None:
-    """Refuse a device that this machine lacks, before any model is loaded, for outputs with missing shards."""
-    for output, store in outputs if executor is in_process else ():
-        if store.missing(output):
-            for model in models_of(output.step):
-                if isinstance(model, LocalModel):
-                    model.check_device()
+def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executor) -> None:
+    """Refuse a device that this machine lacks, and a function that cannot be imported, for outputs with missing shards."""
+    incomplete = [output for output, store in outputs if store.missing(output)]
+    models = [model for output in incomplete for model in models_of(output.step)]
+    checked: list[RewardFunction] = []
+    for model in models:
+        if isinstance(model, LocalModel) and executor is in_process:
+            model.check_device()
+        if isinstance(model, RewardFunction) and model not in checked:
+            model.check()
+            checked.append(model)
 
 
 def _buys(step: Step) -> bool:

@@ -21,6 +21,7 @@ from seamcurate.models import (
     EncoderModel,
     LanguageModelConfig,
     PolicyModel,
+    RewardFunction,
     RewardingModel,
 )
 from seamcurate.models.backend import Backend
@@ -355,7 +356,8 @@ def _without_tags(path: Path_) -> tuple[Path_, type[Backend] | None]:
             continue
         kinds = _KINDS.get(str(key), {}) if not isinstance(key, int) else _KINDS["reward"] if "ensemble" in keys else {}
         model = None if kinds else model
-        keys.append(key)
+        # A model is named by the key of its kind.
+        keys.append(model.key if key == "path" and model is not None else key)
     return tuple(keys), model
 
 
@@ -376,7 +378,9 @@ def _with_folders(value: object, folder: Path) -> object:
     if isinstance(value, dict):
         return {
             key: str(folder / inner)
-            if isinstance(inner, str) and _lies_in(folder, key, inner)
+            # Of a function, always: a file in the working folder is not the one that the recipe names.
+            if isinstance(inner, str)
+            and (_lies_in(folder, key, inner) or (key == RewardFunction.key and ".py:" in inner))
             else _with_folders(inner, folder)
             for key, inner in value.items()
         }

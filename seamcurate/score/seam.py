@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -714,20 +715,28 @@ def _reward_facts(columns: Iterable[pa.Table], name: str, reward: RewardingModel
     """Count a column of rewards: its NULLs, and golden responses that fail; warn of 0/1 rewards that nobody called so."""
     failing = zero_or_one = 0
     tables: list[pa.Table] = []
+    reasons: Counter[str] = Counter()
+    reason_column = "reward_reason" if name == "reward" else f"rewards_reason_{name.removeprefix('rewards_')}"
     for table in columns:
         tables.append(table.select([name]))
+        if reason_column in table.column_names:
+            given = table[reason_column].combine_chunks()
+            given = given.flatten() if pa.types.is_list(given.type) else given
+            reasons.update(reason for reason in given.to_pylist() if reason is not None)
         values = table[name].combine_chunks()
         values = values.flatten() if pa.types.is_list(values.type) else values
         zero_or_one += pc.sum(pc.or_(pc.equal(values, 0), pc.equal(values, 1))).as_py() or 0
         if "golden_fails" in table.column_names:
             failing += pc.sum(table["golden_fails"]).as_py() or 0
-    facts = _nulls(tables, name)
+    facts = _nulls(tables, name, reasons)
+    if name == "reward" and reward is not None and (summary := reward.summary()):
+        facts["summary"] = f"{name}: {summary}"
     warnings = facts.get("warnings", [])
     assert isinstance(warnings, list)
     if failing:
         facts["golden_fails"] = failing
         warnings.append(
-            f"{counted(failing, 'golden response fails', 'golden responses fail')} the reward and have no SEAM: "
+            f"{counted(failing, 'golden response fails', 'golden responses fail')} the reward; such a row has no SEAM: "
             "SELECT row_id, reward FROM rows WHERE golden_fails"
         )
     binary = reward is not None and reward.is_binary()
@@ -742,8 +751,8 @@ _ENOUGH = 20
 """Rewards from which one takes them to be 0 or 1 by nature."""
 
 
-def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:
-    """Count the scores of a column and its NULLs, and warn of them."""
+def _nulls(columns: Iterable[pa.Table], name: str, reasons: Counter[str]) -> dict[str, JsonValue]:
+    """Count the scores of a column and its NULLs, and warn of them with the most frequent of the model's own reasons."""
     missing = total = 0
     for table in columns:
         values = table[name].combine_chunks()
@@ -752,8 +761,8 @@ def _nulls(columns: Iterable[pa.Table], name: str) -> dict[str, JsonValue]:
         missing, total = missing + values.null_count, total + len(values)
     facts: dict[str, JsonValue] = {"scored": total - missing, "null": missing}
     if missing:
-        facts["warnings"] = [
-            f"{name}: {missing:,} of {total:,} scores are NULL: no room in the window or in memory, not finite, "
-            "or a prompt that the model or its chat template cannot read"
-        ]
+        why = "no room in the window or in memory, not finite, or a prompt that the model or its chat template cannot read"
+        for reason, count in reasons.most_common(1):
+            why = f"{count:,} for this reason: {reason}"
+        facts["warnings"] = [f"{name}: {missing:,} of {total:,} scores are NULL: {why}"]
     return facts

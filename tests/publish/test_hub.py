@@ -710,6 +710,29 @@ def test_a_recipe_that_runs_a_model_s_code_is_told_of_when_it_is_pushed(asks):
     assert any("trust_remote_code" in note for note in hub._only_here(text, Path())[1]) == asks
 
 
+@pytest.mark.parametrize("place", ["models: {reward: {%s}}\nsteps: [reward: {}]", "steps: [reward: {reward: {%s}}]"])
+@pytest.mark.parametrize("function", ["verifier.py:score", "/tmp/verifier.py:score", "../verifier.py:score"])
+def test_a_stranger_s_reward_function_is_not_run(place, function, stranger, tmp_path):
+    mark = tmp_path / "ran"
+    code = f"open({str(mark)!r}, 'w')\ndef score(completions): return [1]\n".encode()
+    for folder in ("mine", "files"):
+        (tmp_path / folder / "verifier.py").write_bytes(code)
+    recipe = "rows: {jsonl: q.jsonl, response: response}\n" + place % f"function: '{function}'"
+    with pytest.raises(
+        HubError, match=r"^them/it: its recipe (asks to run the reward function|names .*outside)"
+    ) as refused:
+        stranger(recipe, {"verifier.py": code})
+    assert str(refused.value).endswith("it is not run") and "\n" not in str(refused.value)
+    assert not mark.exists()
+    assert any("`reproduce` will refuse it" in note for note in hub._only_here(recipe, Path())[1])
+
+
+def test_a_bundled_reward_function_is_seamcurate_s_own_code(stranger):
+    recipe = "rows: {jsonl: q.jsonl, response: response}\nmodels: {reward: {function: regex_match, arguments: {pattern: c}}}\n"
+    recipe += "steps: [reward: {}]\nsplits: {a: {filter: 'SELECT row_id FROM rows WHERE reward = 1'}}"
+    assert stranger(recipe).report.rows == 2
+
+
 def test_a_plain_recipe_is_not_refused():
     reproduction.check(RECIPE, "them/it")
     reproduction.check("steps: [length_incentive: {stop: ['Answer:', 'and so on ..']}]", "them/it")
