@@ -31,7 +31,7 @@ from seamcurate.run import agreement
 from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
 from seamcurate.select.split import check_formats
-from seamcurate.step import Averages, Step, digest, evenly
+from seamcurate.step import SAMPLE_SETS, Averages, Step, digest, evenly
 from seamcurate.storage.objects import Place
 from seamcurate.store.store import Store, numbers
 
@@ -120,15 +120,14 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         candidates[variant] = sum(map(len, listed)) / len(listed)
         lengths[variant] = _mean([text for texts in listed for text in texts])
     for step in steps:
-        if isinstance(step, Generate):
-            candidates["gpt"] = step.k
-        if isinstance(step, Attack):
-            candidates["adv"] = step.k
-        if isinstance(step, Retrieve) and corpus is not None:
+        sample_set = next((kind.name for kind in SAMPLE_SETS if f"worse_{kind.name}" in step.adds.names), None)
+        if sample_set and isinstance(step, Generate | Attack):
+            candidates[sample_set] = step.k
+        if sample_set and isinstance(step, Retrieve) and corpus is not None:
             probed, share_without = _coverage(step, sample, corpus, _embedded(store, step))
             mean = probed["candidates_mean"]
             assert isinstance(mean, float)
-            candidates["contrast"] = mean
+            candidates[sample_set] = mean
             notes.append(
                 f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {share_without:.0%} of rows"
             )
@@ -144,17 +143,18 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     texts = [prompt_text(p) for p in sample.prompts] + sample.responses
     ratios: dict[str, float] = {}
     lines = []
+    from_corpus = {kind.name for kind in SAMPLE_SETS if kind.instructions}
     if corpus is not None:
         corpus_averages = averages._replace(prompt=_mean([prompt_text(p) for p in corpus.prompts]))
         for step in {needed.name: needed for row_step in steps for needed in row_step.on_corpus}.values():
             corpus_store = store.corpus_store if store.about else None
             lines.append(_line(step, corpus.rows, _done(corpus_store, step), corpus_averages, texts, ratios, "corpus "))
     for step in steps:
-        variant = str(getattr(step, "variant", "contrast"))
+        variant = str(getattr(step, "variant", SAMPLE_SETS[0].name))
         of_these = averages._replace(candidates=candidates.get(variant, 0.0))
         if variant in lengths:
             of_these = of_these._replace(candidate=lengths[variant])
-        elif variant != "contrast":
+        elif variant not in from_corpus:
             of_these = of_these._replace(candidate=averages.response)
         lines.append(_line(step, sample.rows, _done(store if store.about else None, step), of_these, texts, ratios))
     total = [line.usd for line in lines if line.usd is not None]
