@@ -171,6 +171,9 @@ _SECTIONS = {
     "Split": "[split](#splits)",
     "Augment": "[augment](#augment)",
     "Order": "[order](#order)",
+    "AtMost": "[at_most](#at_most)",
+    "Balance": "[balance](#balance)",
+    "Distribution": "[shape](#shape)",
     "date": "date",
 }
 """Types with a section of their own on the page of recipes."""
@@ -593,6 +596,9 @@ def recipe() -> str:
     )
     parts.append(_keys("augment", seamcurate.Augment, 3))
     parts.append(_keys("order", seamcurate.Order, 3))
+    parts.append(_keys("at_most", seamcurate.AtMost, 3))
+    parts.append(_keys("balance", seamcurate.Balance, 3))
+    parts.append(_keys("shape", seamcurate.Distribution, 3))
     return page("Recipe", introduction, *parts)
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
     from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
     from seamcurate.select.order import Order
+    from seamcurate.select.shaping import AtMost, Balance, Distribution
     from seamcurate.select.split import Augment, Split
     from seamcurate.select.views import query
     from seamcurate.step import Step, column
@@ -103,6 +104,7 @@ _WHERE = {
     "score.seam": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
     "data.source": ("Source",),
     "select.order": ("Order",),
+    "select.shaping": ("AtMost", "Balance", "Distribution"),
     "select.split": ("Augment", "Split"),
     "step": ("Step", "column"),
     "store.store": ("Store",),
@@ -113,10 +115,13 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "AskQueryType",
+    "AtMost",
     "Attack",
     "Augment",
+    "Balance",
     "CausalLM",
     "Criterion",
+    "Distribution",
     "Embed",
     "FakeModel",
     "Generate",

@@ -17,6 +17,7 @@ from seamcurate.publish.measures import SplitMeasures
 from seamcurate.publish.shape import described
 from seamcurate.publish.snippet import Configuration, Snippet, load_dataset
 from seamcurate.run.recipe import Recipe
+from seamcurate.select import shaping
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
 _POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
@@ -157,11 +158,14 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     column = columns.get(split.score)
     if isinstance(column, dict):
         yield f"Decided by `{cell(split.score)}`: {cell(column['meaning'] or 'a column of the source')}."
+    if shaped := recipe.splits[split.name].rules:
+        yield ""
+        yield f"Of what the filter keeps, rows were dropped at random for: {cell('; '.join(map(shaping.described, shaped.values())))}."
     if order := recipe.splits[split.name].order:
         form = recipe.splits[split.name].format
         yield ""
         yield (
-            f"The rows are in order {order.described}; rows without a value come last. A curriculum is an order, so turn shuffling "
+            f"The rows are in order {cell(order.described)}; rows without a value come last. A curriculum is an order, so turn shuffling "
             f"off in the trainer: {TRAINERS[str(facts['trainer'])].unshuffled(form)}."
         )
     parameters = ", ".join(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import JsonValue
 
 from seamcurate.run.recipe import Models
+from seamcurate.select import shaping
 from seamcurate.store.store import Store
 
 FORMAT = 1
@@ -19,7 +20,7 @@ FORMAT = 1
 def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> dict[str, JsonValue]:
     """Return the facts of some splits of a store; `version` is that of seamcurate."""
     records = {name: store.split_record(name) for name in splits}
-    split_keys = ("filter", "parameters", "format", "order", "fingerprint", "kept", "dropped")
+    split_keys = ("filter", "parameters", "format", "order", *shaping.KEYS, "fingerprint", "kept", "dropped")
     corpus, fingerprints = store.corpus_store, store.fingerprints()
     step_records = steps(store)
     return {

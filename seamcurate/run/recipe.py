@@ -34,6 +34,7 @@ from seamcurate.score.rer import FEATURES, OtherRelevance, QueryType, Rer, rer
 from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.select.order import Order
+from seamcurate.select.shaping import AtMost, Balance, Distribution
 from seamcurate.select.split import Augment, Split, read_filter
 from seamcurate.step import Step
 from seamcurate.text import suggestion
@@ -370,7 +371,14 @@ def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     return list(kind.model_fields if hasattr(kind, "model_fields") else inspect.signature(kind).parameters)
 
 
-_NESTED: dict[str, type[BaseModel]] = {"augment": Augment, "evaluation": Source, "order": Order}
+_NESTED: dict[str, type[BaseModel]] = {
+    "augment": Augment,
+    "evaluation": Source,
+    "order": Order,
+    "at_most": AtMost,
+    "balance": Balance,
+    "shape": Distribution,
+}
 
 
 def _with_folders(value: object, folder: Path) -> object:

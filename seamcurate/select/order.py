@@ -5,6 +5,7 @@ One rule: the order is the same on every machine. Rows without a value come last
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -122,13 +123,15 @@ def ranks(order: Order, row_ids: npt.NDArray[np.int64], values: pa.ChunkedArray 
     return places
 
 
-def draws(row_ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
-    """Return a random number for each row that only its id and the seed decide: (rows,).
+def draws(row_ids: npt.NDArray[np.int64], seed: int, purpose: str = "order") -> npt.NDArray[np.uint64]:
+    """Return a random number for each row that only its id, the seed and the purpose decide: (rows,).
 
     Numbers of splitmix64 (Steele, Lea and Flood 2014): one row's does not depend on which other rows there are.
     """
     state = np.asarray(row_ids).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    state ^= _mixed(np.array([seed % 2**64], np.uint64))
+    # Two purposes draw apart from each other also where their seeds are the same.
+    purposes = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest())
+    state ^= _mixed(np.array([(seed ^ purposes) % 2**64], np.uint64))
     return _mixed(state)
 
 

@@ -25,10 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 from seamcurate.data.source import Source
 from seamcurate.errors import QueryError, RecipeError, StaleError
-from seamcurate.select import dependencies, views
+from seamcurate.select import dependencies, shaping, views
 from seamcurate.select import order as orders
 from seamcurate.select.connection import Connection, QueryResult, TooLargeError
 from seamcurate.select.order import Order
+from seamcurate.select.shaping import AtMost, Balance, Distribution
 from seamcurate.step import Variant, digest, sample_set
 from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local
@@ -114,6 +115,13 @@ class Split(BaseModel):
     order: Order | None = None
     """The order in which the rows are written; by default that of the source. A trainer keeps it with shuffling off."""
 
+    at_most: AtMost | None = None
+    """Keep at most so many rows of each value of a column."""
+    shape: Distribution | None = None
+    """Keep rows so that a column follows a normal distribution; applied after `at_most`."""
+    balance: Balance | None = None
+    """Keep rows so that each value of a column has its share; applied last."""
+
     @field_validator("filter")
     @classmethod
     def _sql(cls, filter: str) -> str:
@@ -129,6 +137,11 @@ class Split(BaseModel):
     def parameters(self) -> dict[str, JsonValue]:
         """Return the filter's parameters as given."""
         return dict(self.model_extra or {})
+
+    @property
+    def rules(self) -> dict[str, shaping.Rule]:
+        """Return what is dropped after the filter, by key, in the order in which it is applied."""
+        return {key: rule for key in shaping.KEYS if (rule := getattr(self, key)) is not None}
 
     def bound(self, columns: list[str]) -> tuple[str, dict[str, JsonValue]]:
         """Return the SQL with column names filled in, and the values to bind.
@@ -220,6 +233,10 @@ def check(store: Store, splits: Mapping[str, Split]) -> None:
                 _described(connection, *bound)
                 if split.order is not None:
                     orders.check(split.order, _kinds(store))
+                for rule in split.rules.values():
+                    shaping.check(rule, _kinds(store))
+                if split.balance is not None and split.balance.by in store.stored_schema.names and len(store):
+                    shaping.check_values(split.balance, _column(store, split.balance.by))
     ordered(store, splits)
 
 
@@ -313,7 +330,9 @@ def basis(store: Store, name: str, split: Split) -> Basis:
     if sources.splits != frozenset():
         reads["ledger"] = {ledger: records[ledger]["fingerprint"] for ledger in ledgers}
         checksums += [shard.footer(store.path / "splits" / ledger / "ledger.parquet").checksum for ledger in ledgers]
-    fingerprint = digest({"sql": sql, "values": values, **reads})
+    # Splits without such rules have the fingerprint that they had before there were any.
+    rules: dict[str, JsonValue] = {"rules": _rules(split)} if split.rules else {}
+    fingerprint = digest({"sql": sql, "values": values, **reads, **rules})
     # A part without a checksum lies on object storage.
     made_of = "" if "" in checksums else checksums[0] if len(checksums) == 1 else digest([*checksums])
     return Basis(sql, values, ledgers, reads, fingerprint, made_of)
@@ -349,6 +368,9 @@ def changed(store: Store, name: str, split: Split) -> str | None:
             return f"{key}: {json.dumps(recorded.get(key))} → {json.dumps(split.parameters.get(key))}"
     if record["format"] != split.format:
         return f"format: {record['format']} → {split.format}"
+    for key in shaping.KEYS:
+        if record.get(key) != (given := _rules(split).get(key)):
+            return f"{key}: {json.dumps(record.get(key))} → {json.dumps(given)}"
     if record.get("order") != orders.written(split.order):
         return f"order: {_order_words(record.get('order'))} → {_order_words(orders.written(split.order))}"
     current = basis(store, name, split)
@@ -365,7 +387,7 @@ def stale(store: Store) -> dict[str, str]:
     for name, record in records.items():
         parameters = record["parameters"]
         assert isinstance(parameters, dict)
-        written = {key: record[key] for key in ("filter", "format", "order") if key in record}
+        written = {key: record[key] for key in ("filter", "format", "order", *shaping.KEYS) if key in record}
         split = Split.model_validate({**parameters, **written})
         try:
             change = changed(store, name, split)
@@ -453,10 +475,10 @@ def make(store: Store, name: str, split: Split) -> Made:
         shard.give_back()
         scored = ~np.isnan(ledger.values)
         undecided = ledger.returned & ~scored
-        kept, valued, nulls = int(ledger.kept.sum()), int(scored.sum()), int(undecided.sum())
-        dropped, null_kept = len(ledger.kept) - kept, int((undecided & ledger.kept).sum())
+        valued, nulls = int(scored.sum()), int(undecided.sum())
+        null_kept = int((undecided & ledger.kept).sum())
         dropped_by_value = int((scored & ~ledger.kept).sum())
-        lines: list[JsonValue] = [f"split {name}: {kept:,} of {counted(kept + dropped, 'row')} kept"]
+        lines: list[JsonValue] = []
         if valued and nulls:
             lines.append(
                 f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them were kept, "
@@ -465,6 +487,13 @@ def make(store: Store, name: str, split: Split) -> Made:
         lines += _shortfall(name, current.values, dropped_by_value, valued)
         score = str(split.parameters.get("by", ""))
         lines += _within_noise(name, score, store.noise(score).get(score, 0.0), ledger)
+        for rule in split.rules.values():
+            ledger, line = _shaped(store, name, rule, ledger)
+            warning = "warning: " if line.startswith("warning: ") else ""
+            lines.append(f"{warning}split {name}: {line.removeprefix(warning)}")
+        kept = int(ledger.kept.sum())
+        dropped = len(ledger.kept) - kept
+        lines.insert(0, f"split {name}: {kept:,} of {counted(kept + dropped, 'row')} kept")
         record: dict[str, JsonValue] = {
             "name": name,
             "filter": split.filter,
@@ -542,8 +571,20 @@ def _kept(store: Store, kept_rows: pa.ChunkedArray, columns: Sequence[str]) -> I
 
 
 def _settings(split: Split) -> dict[str, JsonValue]:
-    """Return what a split's record says of its order; nothing for the source's order, as records were before."""
-    return {} if split.order is None else {"order": orders.written(split.order)}
+    """Return what a split's record says of its order and rules; nothing without them, as records were before."""
+    return {**({} if split.order is None else {"order": orders.written(split.order)}), **_rules(split)}
+
+
+def _rules(split: Split) -> dict[str, JsonValue]:
+    return {key: rule.model_dump(mode="json") for key, rule in split.rules.items()}
+
+
+def _column(store: Store, name: str) -> pa.ChunkedArray:
+    """Return a column of all rows, in the source's order."""
+    read = store.reader([name], partial=True)
+    return pa.chunked_array(
+        [chunk for number in store.shards for chunk in read(number)[name].chunks], _kinds(store)[name]
+    )
 
 
 def _order_words(order: JsonValue) -> str:
@@ -603,6 +644,22 @@ def _kinds(store: Store) -> dict[str, pa.DataType]:
 def _bound(store: Store, name: str, split: Split) -> tuple[str, dict[str, JsonValue]]:
     with _named(name):
         return split.bound([*_kinds(store)])
+
+
+def _shaped(store: Store, name: str, rule: shaping.Rule, ledger: _Ledger) -> tuple[_Ledger, str]:
+    """Return a ledger after a rule has dropped rows of it, and what the rule did in a line."""
+    kept = np.flatnonzero(ledger.kept)
+    row_ids = np.asarray(ledger.row_ids, np.int64)[kept]
+    with _named(name):
+        shaped = shaping.apply(rule, row_ids, kept, _column(store, rule.by).take(pa.array(kept)))
+    reasons = [*ledger.reasons]
+    for drop in shaped.drops:
+        if len(drop.rows):
+            ledger.kept[drop.rows] = False
+            ledger.reason[drop.rows] = len(reasons)
+            ledger.values[drop.rows] = np.nan if drop.values is None else drop.values
+            reasons.append((drop.rule, math.nan))
+    return ledger._replace(reasons=reasons), shaped.line
 
 
 def _described(connection: Connection, sql: str, values: Mapping[str, JsonValue]) -> set[str]:

@@ -201,7 +201,7 @@ def test_the_card_says_in_which_order_rows_are_and_how_a_trainer_keeps_it(work, 
     run_local(Recipe.load(work.recipe), work.store.path)
     prepared = hub.prepare(work.recipe, work.store, "me/curated", trainer)
     assert (
-        "The rows are in order by `reward`, the highest first; rows without a value come last. A curriculum is an order, so "
+        "The rows are in order by 'reward', the highest first; rows without a value come last. A curriculum is an order, so "
         f"turn shuffling off in the trainer: {trainer if trainer == 'verl' else ''}"
     ) in prepared.card
     assert prepared.card.count(told) == {"trl": 2, "verl": 2, "openrlhf": 1}[trainer], prepared.card
