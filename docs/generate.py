@@ -255,7 +255,8 @@ def field_docs(kind: type[BaseModel]) -> dict[str, str]:
     """
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        if not issubclass(base, BaseModel) or base is BaseModel:
+        # A generic class with its argument has no source of its own.
+        if not issubclass(base, BaseModel) or base is BaseModel or base.__pydantic_generic_metadata__["origin"]:
             continue
         docs |= argument_docs(base) if base.__doc__ else {}
         docs |= {name: meaning for (owner, name), meaning in OF_FIELDS.items() if owner == base.__name__}
@@ -562,6 +563,7 @@ _MODEL_KINDS = (
     "JudgeModel",
     "RubricModel",
     "SentenceEncoder",
+    "RewardServer",
     "OpenAIServer",
     "FakeModel",
 )

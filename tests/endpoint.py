@@ -64,6 +64,10 @@ class Endpoint:
         """What a batch says of itself in the end, in place of what it came to."""
         self.polls = 2
         """How often a batch says that it is not done."""
+        self.pages: dict[str, dict] = {}
+        """What GET answers, by path."""
+        self.path: str | None = None
+        """The one path that POST answers; None for any."""
         self.lock = threading.Lock()
         self.url = ""
 
@@ -117,6 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.at.file_fault(self, {})
         elif found := re.search(r"/files/([\w-]+)/content", self.path):
             self.send(200, self.at.files[found[1]], {"content-type": "application/octet-stream"})
+        elif self.path in self.at.pages:
+            self.send(200, self.at.pages[self.path])
+        else:
+            self.send(404, {"detail": "Not Found"})
 
     def _finish(self, batch: dict) -> None:
         lines = [json.loads(line) for line in self.at.files[batch["input_file_id"]].split(b"\n")]
@@ -160,6 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
                 **asked,
             }
             self.send(200, self.at.batches[name])
+        elif self.at.path not in (None, self.path):
+            self.send(404, {"detail": "Not Found"})
         else:
             self._complete(json.loads(body))
 
@@ -178,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.send(200, at.complete(asked))
             with at.lock:
-                at.paid[json.dumps(asked["messages"]) + str(asked.get("seed"))] += 1
+                at.paid[json.dumps(asked.get("messages")) + str(asked.get("seed"))] += 1
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:

@@ -19,6 +19,7 @@ from seamcurate.models.protocols import (
     Request,
     RewardModel,
 )
+from seamcurate.models.reward_server import RewardServer
 from seamcurate.models.roles import EncoderModel, PolicyModel, RewardingModel
 from seamcurate.models.rubric import Criterion, RubricModel
 from seamcurate.models.sentence_encoder import SentenceEncoder
@@ -45,6 +46,7 @@ __all__ = [
     "Request",
     "RewardFunction",
     "RewardModel",
+    "RewardServer",
     "RewardingModel",
     "RubricModel",
     "SentenceEncoder",

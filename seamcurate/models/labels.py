@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator
 
@@ -25,6 +25,23 @@ def checked(value: object) -> object:
 
 Output: TypeAlias = Annotated[int | str, BeforeValidator(checked)]
 """An output by its number, from 0, or by its name."""
+
+
+def checked_list(value: object) -> object:
+    """Refuse what is neither a list of outputs nor `all`.
+
+    Raises:
+        ValueError: It is neither, or one of the list names no output.
+    """
+    if value == "all":
+        return value
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"outputs is a list of names or numbers, or all, not {str(value)[:40]}")
+    return tuple(map(checked, value))
+
+
+Outputs: TypeAlias = Annotated[tuple[Output, ...] | Literal["all"], BeforeValidator(checked_list)]
+"""Several outputs by their numbers or names, or all of them."""
 
 _UNNAMED = re.compile(r"LABEL_(\d+)")
 """What transformers calls an output that nobody named."""

@@ -13,6 +13,7 @@ from seamcurate.models.fake import FakeModel
 from seamcurate.models.function import RewardFunction
 from seamcurate.models.judge import JudgeModel
 from seamcurate.models.language_model import LANGUAGE_MODELS
+from seamcurate.models.reward_server import RewardServer
 from seamcurate.models.rubric import RubricModel
 from seamcurate.models.sentence_encoder import SentenceEncoder
 from seamcurate.models.sequence_classifier import SequenceClassifier
@@ -20,7 +21,14 @@ from seamcurate.models.sequence_classifier import SequenceClassifier
 Loaded_co = TypeVar("Loaded_co", covariant=True)
 
 _POLICIES: tuple[type[Backend], ...] = (CausalLM, FakeModel)
-_REWARDS: tuple[type[Backend], ...] = (SequenceClassifier, RewardFunction, RubricModel, JudgeModel, FakeModel)
+_REWARDS: tuple[type[Backend], ...] = (
+    SequenceClassifier,
+    RewardServer,
+    RewardFunction,
+    RubricModel,
+    JudgeModel,
+    FakeModel,
+)
 _ENCODERS: tuple[type[Backend], ...] = (SentenceEncoder, FakeModel)
 
 ROLES: dict[str, tuple[type[Backend], ...]] = {
@@ -78,6 +86,7 @@ RewardingModel: TypeAlias = Annotated[
     | Annotated[RewardFunction, Tag(RewardFunction.key)]
     | Annotated[RubricModel, Tag(RubricModel.key)]
     | Annotated[JudgeModel, Tag(JudgeModel.key)]
+    | Annotated[RewardServer, Tag(RewardServer.key)]
     | Annotated[FakeModel, Tag(FakeModel.key)],
     Discriminator(kind_of(*_REWARDS)),
 ]

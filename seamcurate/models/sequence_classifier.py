@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import JsonValue, field_validator, model_validator
+from pydantic import JsonValue, model_validator
 
 from seamcurate.errors import ModelError
 from seamcurate.models import checkpoint, labels, prefix, probe, tokens, weights
 from seamcurate.models.backend import RewardConfig
 from seamcurate.models.batching import Batches, accepted, automatic_budget, moved, padded
-from seamcurate.models.labels import Output
+from seamcurate.models.labels import Output, Outputs
 from seamcurate.models.protocols import Columns, Prompt, Rating, Responses, RewardModel
 
 if TYPE_CHECKING:
@@ -57,17 +57,8 @@ class SequenceClassifier(PromptedModel, RewardConfig):
     output: Output | None = None
     """The output that is the reward, by its name (`id2label` of the model's configuration) or its number, from 0. A model with
     several outputs needs it."""
-    outputs: tuple[Output, ...] | Literal["all"] = ()
+    outputs: Outputs = ()
     """Outputs that become columns beside the reward, `reward_{name}`: a list of names or numbers, or `all`."""
-
-    @field_validator("outputs", mode="before")
-    @classmethod
-    def _list_of_outputs(cls, value: object) -> object:
-        if value == "all":
-            return value
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"outputs is a list of names or numbers, or all, not {str(value)[:40]}")
-        return tuple(map(labels.checked, value))
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -130,6 +121,17 @@ class SequenceClassifier(PromptedModel, RewardConfig):
         """Return the numbers of the outputs that become columns."""
         return labels.indices_of(self.outputs, names, self.title)
 
+    def positions(self, names: Sequence[str]) -> list[int]:
+        """Return the numbers of the outputs that are read: the reward, then those that become columns.
+
+        Args:
+            names: Of all outputs, in order.
+
+        Raises:
+            ModelError: There is no such output, or there are several and none is named.
+        """
+        return [self._index(names), *self._indices(names)]
+
     def load(self) -> RewardModel:
         """Load tokenizer and weights; refuse a model with several outputs of which none is named."""
         from transformers import AutoModelForSequenceClassification
@@ -137,7 +139,7 @@ class SequenceClassifier(PromptedModel, RewardConfig):
         tokenizer, model = self.open_weights(AutoModelForSequenceClassification)
         names, count = self.labels(), model.config.num_labels
         names = names if len(names) == count else labels.numbered(count)
-        columns = [self._index(names), *self._indices(names)]
+        columns = self.positions(names)
         with model_errors(self.title):
             return _LoadedClassifier(self, tokenizer, model, columns)
 
@@ -156,7 +158,7 @@ class _LoadedClassifier(RewardModel):
         self.form = None if config.pair else config.prompt_form(tokenizer, ())
         window = weights.window(model, tokenizer)
         self.limit = min(config.max_tokens or 2048, window)
-        self.own_pad = _own_pad(model)
+        self.own_pad = own_pad(model)
         self.batches = Batches(config.batch_tokens or automatic_budget(model), model.device)
         # A decoder's score is read at one token, so that prompts can be shared; in an encoder each token sees all others.
         parts = prefix.output_head(model, getattr(model, "score", None))
@@ -273,7 +275,7 @@ class _LoadedClassifier(RewardModel):
     def _score(self, sequences: list[list[int]]) -> list[list[float]]:
         """Return the scores of sequences that are read as one batch, a number for each output that is read."""
         inputs = padded(sequences, self._pad(sequences), self.model.device)
-        if self.config.pair and _segment_kinds(self.model) > 1:
+        if self.config.pair and segment_kinds(self.model) > 1:
             inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
         logits = self.model(**accepted(self.model, **inputs)).logits  # (sequences, outputs of the model)
         scores: list[list[float]] = logits[:, self.columns].float().tolist()
@@ -301,14 +303,14 @@ class _LoadedClassifier(RewardModel):
         return kinds
 
 
-def _own_pad(model: PreTrainedModel) -> int | None:
+def own_pad(model: PreTrainedModel) -> int | None:
     """Return the padding id of a model or its text part; None where it has none, or no embedding for it."""
     named = (getattr(config, "pad_token_id", None) for config in (model.config, model.config.get_text_config()))
     pad = next((pad for pad in named if pad is not None), None)
     return int(pad) if pad is not None and 0 <= pad < probe.vocabulary(model) else None
 
 
-def _segment_kinds(model: PreTrainedModel) -> int:
+def segment_kinds(model: PreTrainedModel) -> int:
     """Return how many segment types a model has; 1 for RoBERTa and its kind, and for models without segments."""
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         return 1

@@ -27,6 +27,8 @@ FILES = (
     "additional_chat_templates/*.jinja",
 )
 """The files of a model, on disk or on the Hub; pickled weights are not among them."""
+_SMALL = tuple(pattern for pattern in FILES if not pattern.endswith(".safetensors"))
+"""Those of them that hold no weights."""
 NO_PART = ("training.json", "README.md")
 """Files beside a model's own that do not decide its answers."""
 ADAPTER = "adapter_config.json"
@@ -176,11 +178,11 @@ MERGE = (
 
 def tokenizer_folder(origin: Origin) -> Path:
     """Return the folder with the tokenizer: an adapter's own where it has one, else its base's."""
-    own_folder = folder(origin)
+    own_folder = small_folder(origin)
     if any((own_folder / name).is_file() for name in _TOKENIZER):
         return own_folder
     base_model = base(origin)
-    return own_folder if base_model is None else folder(base_model)
+    return own_folder if base_model is None else small_folder(base_model)
 
 
 def adapter_settings(file: Path) -> dict[str, object]:
@@ -230,6 +232,30 @@ def folder(origin: Origin) -> Path:
         return Path(snapshot_download(path, revision=commit, allow_patterns=list(FILES)))
     except Exception as error:
         raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
+
+
+def small_folder(origin: Origin) -> Path:
+    """Return the folder with a model's configuration and tokenizer; weights are not fetched from the Hub for it."""
+    if origin.local.is_dir():
+        return origin.local
+    from huggingface_hub import snapshot_download
+
+    path, commit = origin.path, _commit(origin.path, origin.revision)
+    try:
+        return Path(snapshot_download(path, revision=commit, allow_patterns=list(_SMALL)))
+    except Exception as error:
+        raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
+
+
+def small_identity(origin: Origin) -> str:
+    """Return the hash of a folder's configuration and tokenizer, or a Hub repository's commit; weights are not read."""
+    if not origin.local.is_dir():
+        return f"{origin.path}@{_commit(origin.path, origin.revision)}"
+    files = {f for pattern in _SMALL for f in origin.local.glob(pattern) if f.is_file() and f.name not in NO_PART}
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(f"{file.relative_to(origin.local)}\0{hashes.sha256(file)}\n".encode())
+    return f"sha256:{total.hexdigest()[:32]}"
 
 
 def check_device(name: str) -> None:
@@ -387,7 +413,7 @@ def _hub_configuration(path: str, commit: str) -> Path:
 
 def answer_ends(origin: Origin) -> tuple[int, ...]:
     """Return the ids that a model's generation configuration ends answers by, else its configuration; an adapter's base's."""
-    local = folder(base(origin) or origin)
+    local = small_folder(base(origin) or origin)
     ids = _as_ids(_object(local / "generation_config.json").get("eos_token_id"))
     return ids or _as_ids(_object(local / "config.json").get("eos_token_id"))
 

@@ -29,6 +29,8 @@ from seamcurate.errors import HubError, RecipeError
 from seamcurate.models import OpenAIServer, RewardFunction
 from seamcurate.models.backend import Backend, NamedModel, models_of
 from seamcurate.models.local import LocalModel
+from seamcurate.models.roles import ROLES
+from seamcurate.models.served import Served
 from seamcurate.models.server import OPENAI
 from seamcurate.progress import note
 from seamcurate.publish import hub
@@ -83,18 +85,20 @@ class Reproduced(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """A language-model server that a recipe sends requests to, and the key that they carry."""
+    """A server of a model that a recipe sends requests to, and the key that they carry."""
 
     model: str
     url: str
     key: str
-    """The name of the environment variable that holds the key."""
+    """The name of the environment variable that holds the key; empty where none is sent."""
 
     def __str__(self) -> str:
         """Describe the model, its address and the key that a run would send."""
-        key_note = (
-            f"with the key in {self.key}" if os.environ.get(self.key) else f"without a key ({self.key} is not set)"
-        )
+        key_note = "without a key"
+        if self.key:
+            key_note = (
+                f"with the key in {self.key}" if os.environ.get(self.key) else f"{key_note} ({self.key} is not set)"
+            )
         return clean(f"{self.model} at {self.url}{_network_note(self.url)}, {key_note}")
 
 
@@ -188,8 +192,13 @@ def check(text: str, name: str) -> object:
 
 def endpoints_of(recipe: Recipe) -> list[Endpoint]:
     """List the endpoints that a recipe names, each once."""
-    servers = (model for model in _models(recipe) if isinstance(model, OpenAIServer))
-    return list(dict.fromkeys(Endpoint(server.path, server.base_url, server.api_key) for server in servers))
+    endpoints = []
+    for model in _models(recipe):
+        if isinstance(model, OpenAIServer):
+            endpoints.append(Endpoint(model.path, model.base_url, model.api_key))
+        elif isinstance(model, Served) and isinstance(model, NamedModel):
+            endpoints.append(Endpoint(model.model, model.path, model.api_key or ""))
+    return list(dict.fromkeys(endpoints))
 
 
 def allow(
@@ -279,14 +288,20 @@ def _models(recipe: Recipe) -> Iterator[Backend]:
         yield from models_of(configuration)
 
 
+_ADDRESSES = tuple((kind.key,) for kinds in ROLES.values() for kind in kinds if issubclass(kind, Served))
+"""The keys whose value is a server's address; anything else is refused there."""
+
+
 def _is_text(keys: Keys, text: str) -> bool:
     """Return whether a value is never read as a path: SQL, its parameters, a text for a model, an output's name, an address."""
     if keys[:1] == ("splits",) and len(keys) > 2 and keys[2] != "augment":
         return keys[2] != "filter" or not is_file_name(text)
     if "rubric" in keys and keys[-1] != "rubric":
         return True
-    return bool({"base_url", "stop", "form", "extra", "output", "outputs"} & set(keys)) or (
-        "template" in keys and ("\n" in text or not text.strip().endswith(".txt"))
+    return (
+        keys[-1:] in _ADDRESSES
+        or bool({"base_url", "stop", "form", "extra", "output", "outputs"} & set(keys))
+        or ("template" in keys and ("\n" in text or not text.strip().endswith(".txt")))
     )
 
 
@@ -381,6 +396,8 @@ def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
     commits, days, bases = dict(_commits(steps)), _days(steps), _bases(steps)
 
     def pin_model(role: str, model: Backend) -> Backend:
+        if isinstance(model, Served) and isinstance(model.same_as, LocalModel):
+            return model.model_copy(update={"same_as": pin_model(role, model.same_as)})
         recorded: dict[str, object] = {"date": days.get(role), "base": bases.get(role)}
         if isinstance(model, NamedModel):
             recorded["revision"] = commits.get(model.path)

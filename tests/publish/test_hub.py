@@ -906,6 +906,22 @@ def test_every_endpoint_and_the_name_of_its_key_are_shown_before_anybody_is_aske
     assert all(line in str(refused.value) for line in shown)
 
 
+def test_a_server_of_rewards_is_an_endpoint_too(stranger, monkeypatch):
+    monkeypatch.setenv("RM_KEY", "sk-canary")
+    with endpoint.serving() as server:
+        recipe = (
+            "rows: {jsonl: q.jsonl}\nmodels:\n"
+            f"  reward: {{reward_server: '{server.url}', api: vllm, model: rm, same_as: itself, api_key: RM_KEY}}\n"
+            "steps: [reward: {}]\n"
+        )
+        shown = f"rm at {server.url} \\(this machine\\), with the key in RM_KEY"
+        with pytest.raises(HubError, match=f"its recipe asks an endpoint \\({shown}\\)"):
+            stranger(recipe)
+        assert server.requests == [] and server.headers == []
+        with pytest.raises(HubError, match="outside its own folder"):
+            stranger(recipe.replace("model: rm", "model: rm, tokenizer: ../other"), endpoints=True)
+
+
 def test_a_key_goes_only_where_it_was_allowed_to(stranger, monkeypatch):
     monkeypatch.setenv("MY_MODEL_KEY", "sk-canary")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another")
