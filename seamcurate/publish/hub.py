@@ -347,11 +347,21 @@ def _licences(api: HfApi, recipe: Recipe) -> list[str]:
     pairs = any(split.augment or split.format in ("preferences", "unpaired") for split in recipe.splits.values())
     licences: list[str] = []
     for source in (recipe.rows, *((recipe.corpus,) if recipe.corpus and pairs else ())):
-        if isinstance(source, Source) and source.hub is not None:
-            data = api.dataset_info(source.hub, revision=hub_commit(source.hub, source.revision)).card_data
+        if hub_origin := _hub_origin(source):
+            data = api.dataset_info(hub_origin[0], revision=hub_origin[1]).card_data
             licence = data.get("license") if data else None
             licences += licence if isinstance(licence, list) else [str(licence)] if licence else []
     return list(dict.fromkeys(licences))
+
+
+def _hub_origin(source: Source) -> tuple[str, str] | None:
+    """Return the Hub data set and the commit that a source's rows come from, by way of a store too; None for others."""
+    if source.hub is not None:
+        return source.hub, hub_commit(source.hub, source.revision)
+    recorded = Store(source.store).about.get("source") if source.store is not None else None
+    if isinstance(recorded, dict) and "hub" in recorded:
+        return str(recorded["hub"]), str(recorded["commit"])
+    return None
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────
