@@ -258,6 +258,9 @@ def field_docs(kind: type[BaseModel]) -> dict[str, str]:
         # A generic class with its argument has no source of its own.
         if not issubclass(base, BaseModel) or base is BaseModel or base.__pydantic_generic_metadata__["origin"]:
             continue
+        if base.__pydantic_generic_metadata__["origin"] is not None:
+            # `Served[CausalLM]` has no source of its own; `Served` follows.
+            continue
         docs |= argument_docs(base) if base.__doc__ else {}
         docs |= {name: meaning for (owner, name), meaning in OF_FIELDS.items() if owner == base.__name__}
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
@@ -558,6 +561,7 @@ def _wrapped(name: str, arguments: Sequence[str], returns: str = "") -> str:
 
 _MODEL_KINDS = (
     "CausalLM",
+    "CompletionServer",
     "SequenceClassifier",
     "RewardFunction",
     "JudgeModel",

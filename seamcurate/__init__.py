@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seamcurate.errors import SeamcurateError
     from seamcurate.models import (
         CausalLM,
+        CompletionServer,
         Criterion,
         FakeModel,
         JudgeModel,
@@ -76,6 +77,8 @@ _WHERE = {
     "run.integrity": ("check",),
     "models": (
         "CausalLM",
+        "CompletionServer",
+        "Criterion",
         "Criterion",
         "FakeModel",
         "JudgeModel",
@@ -122,6 +125,7 @@ __all__ = [
     "Augment",
     "Balance",
     "CausalLM",
+    "CompletionServer",
     "Criterion",
     "Distribution",
     "Embed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from seamcurate.models.causal_lm import CausalLM
+from seamcurate.models.completion_server import CompletionServer
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.function import RewardFunction
 from seamcurate.models.judge import JudgeModel
@@ -28,6 +29,7 @@ from seamcurate.models.server import OpenAIServer
 
 __all__ = [
     "CausalLM",
+    "CompletionServer",
     "Conversation",
     "Criterion",
     "Embedder",

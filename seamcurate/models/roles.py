@@ -9,6 +9,7 @@ from pydantic import Discriminator, Tag
 from seamcurate.errors import ModelError
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.causal_lm import CausalLM
+from seamcurate.models.completion_server import CompletionServer
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.function import RewardFunction
 from seamcurate.models.judge import JudgeModel
@@ -20,7 +21,7 @@ from seamcurate.models.sequence_classifier import SequenceClassifier
 
 Loaded_co = TypeVar("Loaded_co", covariant=True)
 
-_POLICIES: tuple[type[Backend], ...] = (CausalLM, FakeModel)
+_POLICIES: tuple[type[Backend], ...] = (CausalLM, CompletionServer, FakeModel)
 _REWARDS: tuple[type[Backend], ...] = (
     SequenceClassifier,
     RewardServer,
@@ -77,7 +78,9 @@ def no_model(role: str, step: str) -> str:
 
 
 PolicyModel: TypeAlias = Annotated[
-    Annotated[CausalLM, Tag(CausalLM.key)] | Annotated[FakeModel, Tag(FakeModel.key)],
+    Annotated[CausalLM, Tag(CausalLM.key)]
+    | Annotated[CompletionServer, Tag(CompletionServer.key)]
+    | Annotated[FakeModel, Tag(FakeModel.key)],
     Discriminator(kind_of(*_POLICIES)),
 ]
 """What a recipe may name as a policy."""

@@ -7,19 +7,19 @@ here, or, where they are too large for here, as the server's own whatever is ask
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Generic, Literal, TypeAlias, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Generic, Literal, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue, ValidationError, field_validator
 
 from seamcurate.errors import ModelError
 from seamcurate.models import weights
 from seamcurate.models.backend import Backend
 from seamcurate.models.endpoint import ServerSettings
 from seamcurate.models.local import LocalModel
+from seamcurate.models.scoring_client import ScoringClient
 
 LocalT = TypeVar("LocalT", bound=LocalModel)
-Accepted: TypeAlias = Annotated[float, Field(ge=0)] | bool
 
 
 class Served(Backend, ServerSettings, Generic[LocalT]):
@@ -37,9 +37,32 @@ class Served(Backend, ServerSettings, Generic[LocalT]):
     same_as: LocalT | Literal["itself"] | None = None
     """The model here that some rows are scored by as well, before the server scores any; by default the one that `model`
     names. `itself` where the weights are too large for here: the server is then held against itself alone."""
-    accept_difference: Accepted = False
+    accept_difference: float | bool = False
     """The largest difference that is accepted beyond the noise floor, in the unit of the score (log-probabilities: nats a
     token); `true` accepts any. It is told, and kept with the column."""
+
+    @field_validator("same_as", mode="before")
+    @classmethod
+    def _is_local(cls, value: object) -> object:
+        """Read a local model here: errors about a value that may be of two types would name both of them."""
+        if not isinstance(value, dict) and (value is None or value == "itself" or isinstance(value, cls.local_kind)):
+            return value
+        key = cls.local_kind.key
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(f"the same weights here are {{{key}: …}}; `itself` holds the server against itself")
+        try:
+            return cls.local_kind.model_validate(value)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            location = "".join(f"{part}: " for part in problem["loc"])
+            raise ValueError(f"{location}{problem['msg'].removeprefix('Value error, ')}") from error
+
+    @field_validator("accept_difference", mode="before")
+    @classmethod
+    def _is_a_difference(cls, value: object) -> object:
+        if not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"a number from 0 on, or true, not {value!r:.60}")
+        return value
 
     @property
     def title(self) -> str:
@@ -59,6 +82,10 @@ class Served(Backend, ServerSettings, Generic[LocalT]):
     @abstractmethod
     def load(self) -> object:
         """Return the model that asks the server."""
+
+    def check_server(self) -> None:
+        """Refuse a server that is not there, speaks another API or serves another model, before anything is scored."""
+        self.load()
 
     def load_uncached(self) -> object | None:
         """Return the model asking without the server's prefix cache; None where the API has no word for that."""
@@ -91,3 +118,46 @@ class Served(Backend, ServerSettings, Generic[LocalT]):
         yield self
         if isinstance(self.same_as, LocalModel):
             yield self.same_as
+
+
+def listed_window(client: ScoringClient, model: str, api: str) -> int | None:
+    """Look for a model among those that a server lists under /v1/models.
+
+    Args:
+        client: Asks the server.
+        model: The model's name.
+        api: The API that the recipe names, such as `vllm`.
+
+    Returns:
+        The tokens that the server reads at once, None where it does not say.
+
+    Raises:
+        ModelError: The server is not there, lists no models, is of another kind, or serves another model.
+    """
+    where = f"{client.title} at {client.address}"
+    answer = client.look("/v1/models")
+    data = answer.value.get("data") if isinstance(answer.value, Mapping) else None
+    if answer.status in (401, 403):
+        key = client.settings.api_key
+        hint = f"put a valid key into {key}" if key else "name its key by `api_key`"
+        raise ModelError(f"{where}: /v1/models answered {answer.status}; {hint}")
+    if answer.status != 200 or not isinstance(data, list):
+        raise ModelError(
+            f"{where}: /v1/models answered {answer.status} and no list of models, so that it is no server of `api: {api}`; "
+            "check the address and `api`"
+        )
+    entries = {str(entry.get("id")): entry for entry in data if isinstance(entry, Mapping)}
+    owners = {str(entry.get("owned_by")) for entry in entries.values()}
+    if "llamacpp" in owners:
+        raise ModelError(
+            f"{where}: it is llama.cpp's server, which gives no log-probabilities of given answers; "
+            "serve the model by vLLM or SGLang, or score it here"
+        )
+    other = next((kind for kind in ("vllm", "sglang") if owners == {kind} and kind != api), None)
+    if other is not None:
+        raise ModelError(f"{where}: it is no server of `api: {api}`; say `api: {other}`")
+    if model not in entries:
+        names = ", ".join(sorted(client.shown(name, 60) for name in entries)) or "none"
+        raise ModelError(f"{where}: it serves {names}, not {model}; name that by `model`")
+    window = entries[model].get("max_model_len")
+    return window if isinstance(window, int) and window > 0 else None

@@ -23,6 +23,7 @@ from seamcurate.models import OpenAIServer, RewardFunction, calls
 from seamcurate.models.backend import models_of
 from seamcurate.models.calls import Spent, expected
 from seamcurate.models.local import LocalModel
+from seamcurate.models.served import Served
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
 from seamcurate.run import agreement, integrity
@@ -468,13 +469,16 @@ def _check_lists(step: Step, rows: pa.Table) -> None:
 
 
 def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executor) -> None:
-    """Refuse a device that this machine lacks, and a function that cannot be imported, for outputs with missing shards."""
+    """Refuse a device or server that is not there, and a function that cannot be imported, for outputs with missing shards."""
     incomplete = [output for output, store in outputs if store.missing(output)]
     models = [model for output in incomplete for model in models_of(output.step)]
     checked: list[RewardFunction] = []
     for model in models:
         if isinstance(model, LocalModel) and executor is in_process:
             model.check_device()
+        if isinstance(model, Served) and executor is in_process:
+            model.local()
+            model.check_server()
         if isinstance(model, RewardFunction) and model not in checked:
             model.check()
             checked.append(model)

@@ -23,6 +23,7 @@ from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
 from seamcurate.models.backend import Backend, RewardConfig, models_of
 from seamcurate.models.local import LocalModel
+from seamcurate.models.served import Served
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions
 from seamcurate.models.vectors import embedded as embed
@@ -166,11 +167,14 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
 
 
 def _check_models(steps: Sequence[Step]) -> None:
-    """Refuse models and lexicons that are not there; no weights are read."""
+    """Refuse models, servers and lexicons that are not there; no weights are read."""
     for step in steps:
         for model in models_of(step):
             if isinstance(model, LocalModel):
                 weights.check(model.origin)
+            if isinstance(model, Served):
+                model.local()
+                model.check_server()
         if isinstance(step, Attack):
             if step.masked_model is not None:
                 weights.check(weights.Origin(step.masked_model))

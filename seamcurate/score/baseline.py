@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from seamcurate.models import PolicyModel, Prompt, roles
 from seamcurate.models.protocols import Responses
-from seamcurate.score import noise
+from seamcurate.score import compared, noise
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
 
 
@@ -60,14 +60,16 @@ class Perplexity(Step):
     def prepare(self, data: Data, shared: Path) -> None:
         """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, "response")
+        compared.sample(self.base, data, shared, "response")
 
     @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        return noise.facts(shared)
+        return noise.facts(shared) | compared.facts(shared)
 
     @override
     def load(self, shared: Path) -> Transform:
         model = roles.load(self.base, "base", self.name)
+        unchanged = compared.check(self.base, model, shared, compared.per_token)
 
         def perplexities(prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
             return [
@@ -80,6 +82,7 @@ class Perplexity(Step):
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
             values = [finite(row[0]) if row else None for row in perplexities(rows["prompt"].to_pylist(), groups)]
+            unchanged()
             return pa.table({"baseline_perplexity": pa.array(values, pa.float64())})
 
         return score

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from seamcurate.errors import ModelError
-from seamcurate.models import Embedder, equivalence, suspects
+from seamcurate.models import Embedder, Policy, equivalence, suspects
 from seamcurate.models.equivalence import Comparison, Scores
 from seamcurate.models.local import LocalModel
 from seamcurate.models.served import Served
@@ -100,6 +100,14 @@ def facts(shared: Path) -> dict[str, JsonValue]:
         return {}
     compared = json.loads(file.read_text())["compared"]
     return {"compared": compared, "summary": compared["line"]}
+
+
+def per_token(model: Policy) -> Score:
+    """Return a function that scores answers by their log-probability per token, in nats."""
+    return lambda prompts, answers, further: [
+        [None if entry is None else (entry.logprob / max(entry.tokens, 1),) for entry in row]
+        for row in model.logprobs(prompts, answers)
+    ]
 
 
 def embeddings(embedder: Embedder) -> Score:

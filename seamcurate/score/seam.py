@@ -345,7 +345,7 @@ class PolicyLogprobs(Step):
     @override
     def load(self, shared: Path) -> Transform:
         model = roles.load(self.policy, "policy", self.name)
-        unchanged = compared.check(self.policy, model, shared, _per_token)
+        unchanged = compared.check(self.policy, model, shared, compared.per_token)
         noise.measure(shared, [self.name, PER_TOKEN], _sums(model))
 
         def score(rows: pa.Table) -> pa.Table:
@@ -648,14 +648,6 @@ def _sums(model: Policy) -> noise.Score:
     """Return a function that scores answers by their log-probability, summed and per token."""
     return lambda prompts, answers, further: [
         [None if entry is None else (entry.logprob, entry.logprob / max(entry.tokens, 1)) for entry in row]
-        for row in model.logprobs(prompts, answers)
-    ]
-
-
-def _per_token(model: Policy) -> noise.Score:
-    """Return a function that scores answers by their log-probability per token, in nats."""
-    return lambda prompts, answers, further: [
-        [None if entry is None else (entry.logprob / max(entry.tokens, 1),) for entry in row]
         for row in model.logprobs(prompts, answers)
     ]
 

@@ -16,7 +16,6 @@ from seamcurate.errors import ModelError
 from seamcurate.models import suspects
 from seamcurate.models.served import Served
 from seamcurate.score import compared, noise
-from seamcurate.score.seam import _per_token
 
 
 class Rows:
@@ -145,7 +144,7 @@ def test_each_suspect_of_a_reward_model_is_found(shared, decoder_reward_folder, 
 
 
 def test_each_suspect_of_a_policy_is_found(shared, policy):
-    assert len(found_causes(shared, policy, _per_token)) == 3
+    assert len(found_causes(shared, policy, compared.per_token)) == 3
 
 
 def found_causes(shared, model, score):
@@ -162,8 +161,8 @@ def found_causes(shared, model, score):
 def test_another_precision_is_found_and_is_no_difference_where_it_is_named(shared, policy):
     half = policy.model_copy(update={"dtype": "bfloat16"})
     with pytest.raises(ModelError, match="likely cause: the server computes in bfloat16; name it by `dtype: bfloat16`"):
-        checked(shared, policy, half.load(), _per_token)
-    found = checked(shared, half, half.load(), _per_token)
+        checked(shared, policy, half.load(), compared.per_token)
+    found = checked(shared, half, half.load(), compared.per_token)
     assert found["decision"] == "same" and found["floors"][0] > 1e-4
 
 

@@ -1,0 +1,353 @@
+"""Policies behind a server: the log-probabilities of given answers, by vLLM's `/v1/completions` or SGLang's `/generate`.
+
+One rule: token ids are sent, exactly those that a local policy reads, so that no server adds a second BOS or a template of its
+own; and each value that comes back is checked to be of the token that was asked for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple, Self, TypeAlias
+
+from pydantic import Field, JsonValue, model_validator
+
+from seamcurate.errors import ModelError
+from seamcurate.models import tokens, weights
+from seamcurate.models.backend import NamedModel
+from seamcurate.models.causal_lm import CausalLM
+from seamcurate.models.distinct import distinct
+from seamcurate.models.endpoint import Address
+from seamcurate.models.local import model_errors
+from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses
+from seamcurate.models.scoring_client import Post, RefusedError, ScoringClient, UnreadError
+from seamcurate.models.served import Served, listed_window
+from seamcurate.models.template import FormSettings
+from seamcurate.progress import note
+from seamcurate.text import counted
+
+_PROBE = ("What is a set?", "A collection of distinct things.")
+"""What a server is asked first: until a request was answered, any failure is the server's."""
+_MINUS_INFINITY = -9999.0
+"""What vLLM writes for the logarithm of 0, which JSON has no number for."""
+_ABOVE_ZERO = 1e-3
+"""By how much rounding may lift a log-probability above 0."""
+
+
+class CompletionServer(Served[CausalLM], NamedModel, FormSettings):
+    """Name a policy behind a server: vLLM or SGLang.
+
+    `path` is the server's address. The value is frozen and asks nothing until a step runs. Prompts and answers become tokens
+    here, as those of `CausalLM` do, and token ids are sent. Before the server scores a column, some rows are scored by it and
+    by the same weights here: see `same_as`. llama.cpp's server gives no log-probabilities of given answers.
+
+    Raises:
+        ModelError: By `load`, where the server is not there, speaks another API, or serves another model.
+
+    Example:
+        >>> from seamcurate import CompletionServer
+        >>> policy = CompletionServer(path="http://127.0.0.1:8000", api="vllm", model="org/sft")
+        >>> policy.title
+        'completion_server org/sft'
+        >>> policy.load().logprobs(["What is a set?"], [["A collection."]])  # doctest: +SKIP
+        [[Likelihood(logprob=-9.1, tokens=4, boundary=False)]]
+    """
+
+    key: ClassVar[str] = "completion_server"
+    local_kind: ClassVar[type[CausalLM]] = CausalLM
+
+    path: Address
+    """The server's address, such as `http://127.0.0.1:8000`, without the API's own path. Not part of a fingerprint."""
+    api: Literal["vllm", "sglang"]
+    """What the server speaks: `vllm` is /v1/completions with prompt_logprobs, `sglang` /generate with input_ids."""
+    tokenizer: str | None = None
+    """The folder, or Hub id, of the tokenizer, where `same_as: itself` leaves no weights to take it from; by default `model`."""
+    max_response_tokens: int = Field(default=512, ge=1)
+    """Longer responses are cut to this length and scored without the end-of-sequence token."""
+    concurrency: int = Field(default=32, ge=1)
+    """Requests that are under way at once, one for each response."""
+    tokens_under_way: int = Field(default=16_384, ge=1)
+    """Tokens that are under way at once: a server holds the logits of all of them, and some run out of memory by that."""
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        if self.same_as not in (None, "itself"):
+            said = [name for name in _OF_LOCAL if getattr(self, name) != type(self).model_fields[name].default]
+            if said or self.tokenizer:
+                name = (said or ["tokenizer"])[0]
+                raise ValueError(f"{name}: the tokens are those of `same_as`; set it there, and leave it out here")
+        elif self.tokenizer and self.same_as is None:
+            raise ValueError("tokenizer: is for `same_as: itself`; without that, it is that of the weights here")
+        return self
+
+    def _named(self, path: str) -> CausalLM:
+        return CausalLM(path=path, **{name: getattr(self, name) for name in _OF_LOCAL})
+
+    def texts(self) -> CausalLM:
+        """Return the local policy whose tokens are sent; its weights are not read for that."""
+        return self.local() or self._named(self.tokenizer or self.model)
+
+    def identity(self) -> JsonValue:
+        """Return what decides a likelihood: the API, the weights that the server was shown to have, and the texts."""
+        identity: dict[str, JsonValue] = {self.key: self.api, **self.weights_identity()}
+        if self.same_as == "itself":
+            texts = self.texts()
+            identity |= {"tokens": tokens.REVISION, "tokenizer": weights.small_identity(texts.origin)}
+            settings = texts.model_dump(mode="json")
+            identity |= {name: settings[name] for name in _OF_LOCAL if settings[name] is not None}
+        return identity
+
+    def dated(self, day: datetime.date) -> Self:
+        """Return the model with `day` as its chat template's date; itself where a date is set or none is written."""
+        texts = self.texts()
+        if (dated := texts.dated(day)) is texts:
+            return self
+        changed = {"date": day} if self.same_as in (None, "itself") else {"same_as": dated}
+        return self.model_copy(update=changed)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Count tokens by the model's own tokenizer; no weights are read."""
+        return self.texts().count_tokens(texts)
+
+    def check_server(self) -> None:
+        """Refuse a server that is not there or serves another model; nothing is scored."""
+        listed_window(ScoringClient(self.title, self.path, self), self.model, self.api)
+
+    def load(self) -> Policy:
+        """Open the tokenizer, and ask the server for its model and for one likelihood."""
+        return _Asked(self)
+
+    def load_uncached(self) -> Policy | None:
+        """Return the model asking without the server's prefix cache."""
+        return _Asked(self, cached=False)
+
+
+_OF_LOCAL = ("form", "template", "date", "max_response_tokens")
+"""The settings that a local policy has too: they decide which tokens are sent."""
+
+
+# ── what servers speak ──────────────────────────────────────────────────────────────────────────────────
+
+
+class _Asks(NamedTuple):
+    """One sequence on its way."""
+
+    ids: list[int]
+    """Of prompt and response."""
+    start: int
+    """Where the response starts."""
+
+
+_Values: TypeAlias = list[tuple[object, object]]
+"""The log-probability of each token of a response, with the id that the server gives for the token."""
+
+
+class _Api(NamedTuple):
+    """How one kind of server is asked."""
+
+    path: str
+    body: Callable[[str, _Asks, bool], dict[str, JsonValue]]
+    """(model, sequence, cached) → the request."""
+    values: Callable[[Mapping[str, JsonValue], _Asks], _Values]
+    """(reply, sequence) → its values."""
+    hint: str
+    """How such a server is started."""
+
+
+def _vllm_body(model: str, asks: _Asks, cached: bool) -> dict[str, JsonValue]:
+    body: dict[str, JsonValue] = {
+        "model": model,
+        "prompt": list(asks.ids),
+        # 0 further tokens at each position: those of the top k cost vLLM more than the rest of the work.
+        "prompt_logprobs": 0,
+        "max_tokens": 1,
+        "temperature": 0,
+        "add_special_tokens": False,
+    }
+    return body if cached else {**body, "cache_salt": uuid.uuid4().hex}
+
+
+def _vllm_values(reply: Mapping[str, JsonValue], asks: _Asks) -> _Values:
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    positions = choice.get("prompt_logprobs") if isinstance(choice, Mapping) else None
+    if not isinstance(positions, list):
+        raise UnreadError("no prompt_logprobs")
+    if len(positions) != len(asks.ids):
+        raise UnreadError(f"log-probabilities of {len(positions):,} tokens for {len(asks.ids):,}")
+    values: _Values = []
+    for position, token in zip(positions[asks.start :], asks.ids[asks.start :], strict=True):
+        entries = position if isinstance(position, Mapping) else {}
+        # A position may hold the likeliest token beside the one that was asked for.
+        name = str(token) if str(token) in entries or not entries else next(iter(entries))
+        entry = entries.get(name)
+        values.append((entry.get("logprob") if isinstance(entry, Mapping) else None, int(name) if entries else token))
+    return values
+
+
+def _sglang_body(model: str, asks: _Asks, cached: bool) -> dict[str, JsonValue]:
+    body: dict[str, JsonValue] = {
+        "input_ids": list(asks.ids),
+        "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+        "return_logprob": True,
+        # The first position that is asked for comes without a value: it is the prompt's last token.
+        "logprob_start_len": asks.start - 1,
+        "top_logprobs_num": 0,
+        "return_text_in_logprobs": False,
+        "stream": False,
+    }
+    return body if cached else {**body, "extra_key": uuid.uuid4().hex}
+
+
+def _sglang_values(reply: Mapping[str, JsonValue], asks: _Asks) -> _Values:
+    meta = reply.get("meta_info")
+    positions = meta.get("input_token_logprobs") if isinstance(meta, Mapping) else None
+    if not isinstance(positions, list):
+        raise UnreadError("no input_token_logprobs")
+    expected = len(asks.ids) - asks.start + 1
+    if len(positions) != expected:
+        raise UnreadError(f"log-probabilities of {len(positions) - 1:,} tokens for {expected - 1:,}")
+    pairs = [tuple(entry[:2]) if isinstance(entry, list) and len(entry) >= 2 else (None, None) for entry in positions]
+    return [(value, token) for value, token in pairs[1:]]
+
+
+_APIS: dict[str, _Api] = {
+    "vllm": _Api(
+        "/v1/completions", _vllm_body, _vllm_values, "start vLLM with `vllm serve MODEL` on a causal language model"
+    ),
+    "sglang": _Api(
+        "/generate",
+        _sglang_body,
+        _sglang_values,
+        "start SGLang with `python -m sglang.launch_server --model-path MODEL`",
+    ),
+}
+"""The servers that are known, by `api`. To add one, add a row."""
+
+
+# ── asking ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Asked:
+    """The policy that `CompletionServer.load` returns."""
+
+    def __init__(self, config: CompletionServer, cached: bool = True) -> None:
+        self.config, self.cached, self.api = config, cached, _APIS[config.api]
+        self.client = ScoringClient(config.title, config.path, config)
+        window = listed_window(self.client, config.model, config.api)
+        # One token is generated after each sequence, as servers refuse to generate none.
+        self.window = math.inf if window is None else window - 1
+        texts = config.texts()
+        self.limit = texts.max_response_tokens
+        self.tokenizer = texts.tokenizer()
+        with model_errors(config.title):
+            self.form = texts.prompt_form(self.tokenizer)
+        self.version: object = None
+        """What SGLang calls its present weights."""
+        self.told: set[str] = set()
+        self._ask_first()
+
+    def _ask_first(self) -> None:
+        """Ask for a likelihood that any server of the API gives.
+
+        Raises:
+            ModelError: It gives none.
+        """
+        try:
+            prompt_ids, (ids,), _ = tokens.policy_group(self.tokenizer, _PROBE[0], [_PROBE[1]], 16, self.form)
+        except tokens.refusals():
+            return
+        try:
+            list(self.client.post_all(self.api.path, [self._post(_Asks(prompt_ids + ids, len(prompt_ids)))]))
+        except RefusedError as error:
+            if error.status in (404, 405, 501):
+                raise ModelError(f"{error}; {self.api.hint}") from error
+            raise
+
+    def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
+        """Score by group; see `Policy`."""
+        rows = distinct(prompts, responses)
+        scored: list[list[Likelihood | None]] = []
+        likelihoods: list[tuple[int, int, int, bool]] = []
+
+        def posts() -> Iterator[Post[float]]:
+            # The responses to a prompt follow each other, so that a server which keeps prefixes reads it once.
+            for number, (prompt, answers) in enumerate(rows.groups):
+                scored.append([None] * len(answers))
+                try:
+                    prompt_ids, response_ids, crossed = tokens.policy_group(
+                        self.tokenizer, prompt, answers, self.limit, self.form
+                    )
+                except tokens.refusals():
+                    continue
+                for i, (ids, crosses) in enumerate(zip(response_ids, crossed, strict=True)):
+                    if prompt_ids and ids and len(prompt_ids) + len(ids) <= self.window:
+                        likelihoods.append((number, i, len(ids), crosses))
+                        yield self._post(_Asks(prompt_ids + ids, len(prompt_ids)))
+
+        received = self.client.post_all(self.api.path, posts(), self.config.tokens_under_way)
+        failures: list[str] = []
+        for position, result in enumerate(received):
+            number, i, count, crosses = likelihoods[position]
+            if result.value is not None:
+                scored[number][i] = Likelihood(result.value, count, crosses)
+            else:
+                failures.append(result.failure or "")
+        self._tell(failures)
+        return rows.regroup(scored)
+
+    def _tell(self, failures: Sequence[str]) -> None:
+        """Say why responses have no likelihood, each reason once."""
+        for failure in dict.fromkeys(failures):
+            if failure not in self.told and len(self.told) < 10:
+                self.told.add(failure)
+                count = counted(failures.count(failure), "response has", "responses have")
+                note(f"warning: {self.config.title}: {count} no likelihood: {failure}")
+
+    def _post(self, asks: _Asks) -> Post[float]:
+        body = self.api.body(self.config.model, asks, self.cached)
+        return Post(body, lambda reply: self._read(reply, asks), len(asks.ids))
+
+    def _read(self, reply: JsonValue, asks: _Asks) -> float:
+        """Return the sum of a response's log-probabilities.
+
+        Raises:
+            UnreadError: A value is missing, or is no number.
+            ModelError: Another model answered, or for other tokens.
+        """
+        where = f"{self.config.title} at {self.config.path}"
+        if not isinstance(reply, Mapping):
+            raise UnreadError("no object")
+        if self.config.api == "vllm" and reply.get("model") != self.config.model:
+            shown = self.client.shown(str(reply.get("model")), 60)
+            raise ModelError(f"{where}: {shown} answered; was the server started anew?")
+        self._check_version(reply, where)
+        summed = []
+        for (value, token), asked in zip(self.api.values(reply, asks), asks.ids[asks.start :], strict=True):
+            if token != asked and not (token == 0 and asked >= len(self.tokenizer) - 1):
+                # SGLang writes 0 for the last id of a vocabulary.
+                raise ModelError(f"{where}: it answered for token {token} where {asked} was sent; it reads other texts")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UnreadError(
+                    f"{value if isinstance(value, float) else 'no number'} as the log-probability of a token"
+                )
+            if value > _ABOVE_ZERO:
+                raise ModelError(
+                    f"{where}: {value:.3g} is no log-probability; start it without an option that gives logits, such as "
+                    "`--logprobs-mode raw_logits`"
+                )
+            summed.append(-math.inf if value <= _MINUS_INFINITY else float(value))
+        return math.fsum(summed)
+
+    def _check_version(self, reply: Mapping[str, JsonValue], where: str) -> None:
+        """Refuse weights that were exchanged in the middle: SGLang names those that answered."""
+        meta = reply.get("meta_info")
+        version = meta.get("weight_version") if isinstance(meta, Mapping) else None
+        if version is None:
+            return
+        self.version = version if self.version is None else self.version
+        if version != self.version:
+            shown = (self.client.shown(str(name), 60) for name in (self.version, version))
+            raise ModelError(f"{where}: its weights changed from version {' to '.join(shown)} in the middle")
