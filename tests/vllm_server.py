@@ -23,7 +23,7 @@ installed = pytest.mark.skipif(
     not PYTHON.exists(), reason=f"no vLLM is installed: {PYTHON} is missing, `make test-vllm` installs it"
 )
 """Marks tests that need the server."""
-_SECONDS = 240
+_SECONDS = 400
 """Until a server is up: it imports for 15 processor seconds."""
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -45,7 +45,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{port}", log
+        self.url, self.model, self.log = f"http://127.0.0.1:{port}", model, log
         self.command = [
             *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
             *("--model", str(model), "--served-model-name", name, "--dtype", "float32", "--enforce-eager"),
@@ -88,6 +88,18 @@ class Server:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+def running(group: int) -> list[str]:
+    """List the processes of a group that have not ended, at the latest after a few seconds."""
+    end = time.monotonic() + 5
+    while True:
+        shown = subprocess.run(["ps", "-eo", "pgid=,state=,args="], capture_output=True, text=True, check=True).stdout
+        processes = [line.split(maxsplit=2) for line in shown.splitlines()]
+        left = [args for number, state, *args in processes if int(number) == group and state != "Z"]
+        if not left or time.monotonic() > end:
+            return [" ".join(args) for args in left]
+        time.sleep(0.1)
 
 
 @contextmanager
