@@ -132,7 +132,8 @@ def columns(store: StoreFolder) -> None:
                 print(line)
     noise = {c.name: n for c in listed if (n := opened.noise(c.name).get(c.name)) is not None}
     if noise:
-        print("noise, by batch size, order and padding: " + ", ".join(f"{name} ±{n:.1g}" for name, n in noise.items()))
+        cause = "by batch size, order and padding; of a judge by draws, order and wording"
+        print(f"noise, {cause}: " + ", ".join(f"{name} ±{n:.1g}" for name, n in noise.items()))
 
 
 def sql(

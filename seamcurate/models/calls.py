@@ -112,6 +112,10 @@ class Calls:
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
 
+    def is_empty(self) -> bool:
+        """Tell whether no answer is kept; object storage is not asked, and counts as if it had some."""
+        return self._objects is None and not self._run("SELECT 1 FROM replies LIMIT 1")
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()

@@ -13,11 +13,14 @@ import json
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pydantic import Field, JsonValue
 
@@ -123,6 +126,26 @@ class OpenAIServer(ServerSettings, NamedModel):
             ModelError: The hosted endpoint is meant and no key is in the environment.
         """
         return _Endpoint(self)
+
+    def check_server(self) -> None:
+        """Refuse an address that names no machine, or one where no server listens; nothing is sent.
+
+        Raises:
+            ModelError: There is no server.
+        """
+        address = urlsplit(self.base_url)
+        if getproxies() or address.hostname is None:
+            # Only the proxy may know the machine.
+            return
+        try:
+            port = address.port or (443 if address.scheme == "https" else 80)
+            socket.create_connection((address.hostname, port), timeout=5).close()
+        except OSError as error:
+            # A slow network is for the requests to wait for.
+            if isinstance(error, ConnectionRefusedError) or error.errno == socket.EAI_NONAME:
+                raise ModelError(
+                    f"openai_server {self.path} at {self.base_url}: {error.strerror}; check base_url and that the server runs"
+                ) from error
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Estimate tokens from characters: the server's tokenizer is not known here."""

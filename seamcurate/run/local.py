@@ -133,7 +133,7 @@ def run(
             _, outputs = agreement.plan_steps(steps, store, None)
             store.claim(outputs, replace, append)
             splits.check(store, recipe.splits)
-            _check_models([(output, store) for output in outputs], executor)
+            _check_models([(output, store) for output in outputs], executor, bought)
             computed = 0
         else:
             with corpus.hold():
@@ -142,8 +142,8 @@ def run(
                 corpus.claim(corpus_outputs, replace, append)
                 store.claim(outputs, replace, append)
                 splits.check(store, recipe.splits)
-                _check_models([(output, corpus) for output in corpus_outputs], executor)
-                _check_models([(output, store) for output in outputs], executor)
+                _check_models([(output, corpus) for output in corpus_outputs], executor, bought)
+                _check_models([(output, store) for output in outputs], executor, bought)
                 computed = sum(compute(output, corpus, corpus.shards, "corpus ", executor) for output in corpus_outputs)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent = []
@@ -468,8 +468,12 @@ def _check_lists(step: Step, rows: pa.Table) -> None:
             )
 
 
-def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executor) -> None:
-    """Refuse a device or server that is not there, and a function that cannot be imported, for outputs with missing shards."""
+def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executor, bought: calls.Calls | None) -> None:
+    """Refuse a device or server that is not there, and a function that cannot be imported, for outputs with missing shards.
+
+    A language model's server is not looked for where answers are kept: these may be all that the run needs.
+    """
+    asks = bought is not None and bought.is_empty()
     incomplete = [output for output, store in outputs if store.missing(output)]
     models = [model for output in incomplete for model in models_of(output.step)]
     checked: list[RewardFunction] = []
@@ -478,6 +482,8 @@ def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executo
             model.check_device()
         if isinstance(model, Served) and executor is in_process:
             model.local()
+            model.check_server()
+        if isinstance(model, OpenAIServer) and executor is in_process and asks:
             model.check_server()
         if isinstance(model, RewardFunction) and model not in checked:
             model.check()

@@ -17,19 +17,23 @@ from seamcurate import (
     JudgeModel,
     Models,
     OpenAIServer,
+    Random,
     Recipe,
     RubricModel,
     Source,
+    Split,
     Store,
     plan,
     query,
     run_local,
     seam,
 )
-from seamcurate.errors import BudgetError, RecipeError
+from seamcurate.cli import app
+from seamcurate.errors import BudgetError, ModelError, RecipeError
 from seamcurate.models.protocols import Reply
 from seamcurate.models.reply import read
 from seamcurate.run import recipe as recipes
+from seamcurate.select.split import read_filter
 
 
 @pytest.fixture
@@ -157,6 +161,29 @@ def test_batches_hold_all_rewards_and_the_noise_of_them_at_once(at, tmp_path):
     run_local(recipe, tmp_path / "store")
     assert len(at.batches) == 2 and not at.requests
     assert query(Store(tmp_path / "store"), "SELECT reward FROM rows")["reward"].to_pylist() == [5, 5, 5]
+
+
+def test_a_server_that_is_not_there_is_one_line_before_anything_is_computed(tmp_path):
+    nobody = OpenAIServer(path="m", base_url="http://127.0.0.1:9/v1", api_key="NO_KEY")
+    recipe = judged(tmp_path, JudgeModel(judge=nobody))
+    recipe = recipe.model_copy(update={"steps": (Random(), *recipe.steps)})
+    with pytest.raises(
+        ModelError, match=r"^openai_server m at http://127\.0\.0\.1:9/v1: Connection refused; check base_url"
+    ):
+        run_local(recipe, tmp_path / "store")
+    assert not list((tmp_path / "store").glob("columns/*/*.parquet"))
+
+
+def test_a_threshold_inside_a_judges_noise_warns(tmp_path, capsys):
+    recipe = judged(tmp_path, JudgeModel(judge=FakeModel()), rows=12)
+    keep = Split(filter=read_filter("keep_above_lowest.sql", tmp_path), by="reward", rate=0.5)
+    recipe = recipe.model_copy(update={"splits": {"train": keep}, "steps": recipe.steps[:1]})
+    lines = run_local(recipe, tmp_path / "store").lines
+    noise = Store(tmp_path / "store").noise("reward")["reward"]
+    assert any(f"the threshold cuts inside the noise of reward (±{noise:.2g})" in line for line in lines)
+    with pytest.raises(SystemExit, match="0"):
+        app(["columns", str(tmp_path / "store")])
+    assert f"of a judge by draws, order and wording: reward ±{noise:.1g}" in capsys.readouterr().out
 
 
 def test_prices_are_planned_and_a_limit_holds(at, tmp_path):

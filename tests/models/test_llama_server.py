@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import AskQueryType, Generate, Models, OpenAIServer, Recipe, Source, Store, query, run_local
+from seamcurate import AskQueryType, Generate, Models, OpenAIServer, Recipe, Source, Store, plan, query, run_local
 from seamcurate.models import Request
 
 pytest.importorskip("xllamacpp", reason="no llama.cpp server is installed")
@@ -70,3 +74,53 @@ def test_answers_are_compared_by_the_command(url, tmp_path):
     assert all((row["verdict"] in ("win", "tie", "lose")) == (row["reason"] is None) for row in rows)
     assert all(row["reason"] is None or row["reason"].startswith("length: ") for row in rows)
     assert any(row["verdict"] for row in rows)
+
+
+def test_a_judge_is_the_reward_model_of_a_seam_run_that_is_killed_and_resumed(url, tmp_path):
+    rows = [
+        {
+            "prompt": f"How do I sort list {i}?",
+            "response": f"Call sorted() on list {i}.",
+            "worse_contrast": [{"response": f"Lists sort {i}."}],
+        }
+        for i in range(3)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "recipe.yaml").write_text(
+        "rows: {parquet: rows.parquet, response: response, shard_rows: 2}\n"
+        "models:\n"
+        f"  reward: {{judge: {{openai_server: tiny, base_url: '{url}', max_tokens: 200, temperature: 0.9, seed: 1, concurrency: 1}},\n"
+        "           scale: [1, 5], draws: 2}\n"
+        "  policy: {fake: p}\n"
+        "steps: [seam: {k: 1}]\n"
+    )
+    recipe, store = Recipe.load(tmp_path / "recipe.yaml"), tmp_path / "store"
+    planned = sum(line.calls for line in plan(recipe, store).lines if line.model == "openai_server tiny")
+    # Two draws of 6 answers, and of each the same two in the other order and in other words.
+    assert planned == 6 * 2 * 3
+
+    def kept() -> int:
+        try:
+            with closing(sqlite3.connect(f"file:{store}/calls/calls.sqlite?mode=ro", uri=True)) as calls:
+                return calls.execute("SELECT count(*) FROM replies").fetchone()[0]
+        except sqlite3.OperationalError:
+            # The run has not made the file, or not its table.
+            return 0
+
+    command = [sys.executable, "-m", "seamcurate.cli", "run", str(tmp_path / "recipe.yaml"), str(store)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None and kept() < 5:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
+    before = kept()
+    report = run_local(recipe, store)
+    bought = [int(line.split(": ")[1].split(" call")[0]) for line in report.lines if "planned were" in line]
+    assert 5 <= before < planned and before + sum(bought) == kept() == planned
+    ratings = query(Store(store), "SELECT * FROM rows").to_pylist()
+    for row in ratings:
+        rewards = [row["reward"], *row["rewards_contrast"]]
+        for reward, reason in zip(rewards, [row["reward_reason"], *row["rewards_reason_contrast"]], strict=True):
+            assert (reward is None) == (reason is not None) and (reward is None or 1 <= reward <= 5)
+    assert any(row["reward"] is not None for row in ratings)
+    assert Store(store).noise("reward")["reward"] >= 0

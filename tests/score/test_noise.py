@@ -74,7 +74,10 @@ def test_columns_prints_the_noise(measured, capsys):
     with pytest.raises(SystemExit, match="0"):
         app(["columns", str(measured.path)])
     shown = capsys.readouterr().out
-    assert "noise, by batch size, order and padding: " in shown and "logprobs_contrast ±" in shown
+    assert (
+        "noise, by batch size, order and padding; of a judge by draws, order and wording: " in shown
+        and "logprobs_contrast ±" in shown
+    )
 
 
 def test_the_noise_of_seam_is_bound_by_that_of_its_inputs(tmp_path):
