@@ -17,7 +17,7 @@ from seamcurate.publish.measures import SplitMeasures
 from seamcurate.publish.shape import described
 from seamcurate.publish.snippet import Configuration, Snippet, load_dataset
 from seamcurate.run.recipe import Recipe
-from seamcurate.select import shaping
+from seamcurate.select import controls, shaping
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
 _POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
@@ -158,6 +158,7 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     column = columns.get(split.score)
     if isinstance(column, dict):
         yield f"Decided by `{cell(split.score)}`: {cell(column['meaning'] or 'a column of the source')}."
+    yield from _controls(recipe, split.name)
     if shaped := recipe.splits[split.name].rules:
         yield ""
         yield f"Of what the filter keeps, rows were dropped at random for: {cell('; '.join(map(shaping.described, shaped.values())))}."
@@ -205,6 +206,21 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     yield ""
     length = next((b for b in split.baselines if b.name == measures.ANSWER), split.baselines[0])
     yield f"The filter moved the mean of *{length.name}* from {number(length.all)} to {number(length.kept)}."
+
+
+def _controls(recipe: Recipe, name: str) -> Iterator[str]:
+    """Say which splits a split is held against, or which one it is a control of."""
+    kinds = recipe.splits[name].controls
+    if kinds:
+        yield ""
+        listed = "; ".join(f"`{controls.name(name, control)}`, {controls.MEANINGS[control]}" for control in kinds)
+        yield f"Controls of the same size, to hold it against: {listed}. A filter is worth its cost where training on it beats them."
+    for parent, split in recipe.splits.items():
+        for control in split.controls:
+            if controls.name(parent, control) == name:
+                note = f" {controls.NO_MEASURE}" if control == "shuffled" else ""
+                yield ""
+                yield f"A control of `{parent}`: {controls.MEANINGS[control]}.{note}"
 
 
 def _columns(facts: Mapping[str, JsonValue], configurations: Sequence[Configuration]) -> Iterator[str]:

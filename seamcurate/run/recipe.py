@@ -35,7 +35,7 @@ from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardS
 from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution
-from seamcurate.select.split import Augment, Split, read_filter
+from seamcurate.select.split import Augment, Split, read_filter, with_controls
 from seamcurate.step import Step
 from seamcurate.text import suggestion
 from seamcurate.trainers import REWARD_MODULE
@@ -145,7 +145,10 @@ class Recipe(BaseModel):
                 raise ValueError(f"a split's name is letters, digits, _ and -, not {name!r}")
             if name == REWARD_MODULE:
                 raise ValueError(f"{name} is the name of the reward file in an export; call the split something else")
-        return splits
+        try:
+            return with_controls(splits)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

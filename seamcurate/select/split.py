@@ -25,9 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 from seamcurate.data.source import Source
 from seamcurate.errors import QueryError, RecipeError, StaleError
-from seamcurate.select import dependencies, shaping, views
+from seamcurate.select import controls, dependencies, shaping, views
 from seamcurate.select import order as orders
 from seamcurate.select.connection import Connection, QueryResult, TooLargeError
+from seamcurate.select.controls import Control
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution
 from seamcurate.step import Variant, digest, sample_set
@@ -122,6 +123,9 @@ class Split(BaseModel):
     balance: Balance | None = None
     """Keep rows so that each value of a column has its share; applied last."""
 
+    controls: tuple[Control, ...] = ()
+    """Splits of the same size beside it: `random`, and `shuffled`, by the scores of column `by` dealt out at random."""
+
     @field_validator("filter")
     @classmethod
     def _sql(cls, filter: str) -> str:
@@ -131,6 +135,12 @@ class Split(BaseModel):
     def _one_form(self) -> Split:
         if self.augment is not None and "format" in self.model_fields_set:
             raise ValueError("a split with `augment` is exported as sft and preferences; leave `format` out")
+        return self
+
+    @model_validator(mode="after")
+    def _has_scores(self) -> Split:
+        if "shuffled" in self.controls and not isinstance(self.parameters.get("by"), str):
+            raise ValueError("the control `shuffled` shuffles the column that `by` names; give `by`, or leave it out")
         return self
 
     @property
@@ -170,6 +180,39 @@ class Split(BaseModel):
                 )
         sql = _NAME.sub(lambda m: views.quoted(str(parameters[m[1]])) if m[1] in names else m[0], self.filter)
         return sql.strip().rstrip(";"), {value: parameters[value] for value in values}
+
+
+def with_controls(splits: Mapping[str, Split]) -> dict[str, Split]:
+    """Return splits with their controls after each, as splits of their own; those that are there already stay.
+
+    Raises:
+        RecipeError: Another split has the name of a control.
+
+    Example:
+        >>> list(with_controls({"train": Split(filter="SELECT row_id FROM rows", controls=["random"])}))
+        ['train', 'train-random']
+    """
+    expanded: dict[str, Split] = {}
+    for name, split in splits.items():
+        expanded.setdefault(name, split)
+        for control in dict.fromkeys(split.controls):
+            control_name, control_split = controls.name(name, control), _control(name, split, control)
+            if splits.get(control_name, control_split) != control_split:
+                raise RecipeError(
+                    f"{control_name} is the name of a control of {name}; call the other split something else"
+                )
+            expanded[control_name] = control_split
+    return expanded
+
+
+def _control(name: str, split: Split, control: Control) -> Split:
+    # The composition that the split was given is no part of what a control is to differ in.
+    composed = [rule.by for rule in (split.at_most, split.balance) if rule is not None]
+    within = {f"within_{i}": column for i, column in enumerate(dict.fromkeys(composed))}
+    score = {"score": split.parameters["by"]} if control == "shuffled" else {}
+    export = {"augment": split.augment} if split.augment is not None else {"format": split.format}
+    filter = controls.sql(control, len(within))
+    return Split.model_validate({"filter": filter, "of": name, **score, **within, **export, "order": split.order})
 
 
 class Made(NamedTuple):

@@ -209,6 +209,23 @@ def test_the_card_says_in_which_order_rows_are_and_how_a_trainer_keeps_it(work, 
     assert facts["splits"]["train"]["order"] == {"by": "reward", "descending": True}
 
 
+def test_the_card_names_the_controls_of_a_split_and_what_they_are_not(work):
+    recipe = RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", "")
+    work.recipe.write_text(recipe.replace("rate: 0.2", "rate: 0.2, controls: [random, shuffled]"))
+    run_local(Recipe.load(work.recipe), work.store.path)
+    prepared = hub.prepare(work.recipe, work.store, "me/curated")
+    for name in ("train", "train-random", "train-shuffled"):
+        assert f"### `{name}`: 32 of 40 rows kept" in prepared.card
+        assert {f"data/{name}/train-00000-of-00001.parquet", f"ledger/{name}.parquet"} <= set(prepared.files)
+    assert (
+        "Controls of the same size, to hold it against: `train-random`, as many rows, at random; `train-shuf"
+        in prepared.card
+    )
+    assert "A control of `train`: as many rows, at random.\n" in prepared.card
+    (said,) = re.findall(r"A control of `train`: the split's decisions.*", prepared.card)
+    assert said.endswith("where only the rewards of SEAM are shuffled, the likelihoods alone still rank prompts.")
+
+
 def test_the_card_names_every_file_that_verl_is_to_read(work, monkeypatch):
     monkeypatch.setattr("seamcurate.publish.files._ROWS_PER_FILE", 10)
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
