@@ -1,8 +1,9 @@
 """The command line in a child of a process that has imported everything: it starts at once and can be killed at any moment.
 
-A line on standard input is a JSON object with the children's `argv`s, `at` and `fault`: from the `at`-th renaming on,
-a child meets `kill` (before it), `killed` (after it), or `vanish` (the folder is gone). The answer is two lines:
-the child's process id when it starts, its exit code when it has ended.
+A line on standard input is a JSON object with the children's `argv`s, their `cwd`, the file of their `errors` (that of
+their output if null), `at` and `fault`: from the `at`-th renaming on, a child meets `kill` (before it), `killed` (after
+it), or `vanish` (the folder is gone). The answer is two lines: the child's process id when it starts, its exit code when
+it has ended.
 """
 
 from __future__ import annotations
@@ -25,11 +26,20 @@ class Forker:
     def __init__(self, process: subprocess.Popen[str], said: Path) -> None:
         self.process, self.said = process, said
 
-    def start(self, *argvs: Sequence[str], at: int = 0, fault: str = "kill", folder: Path | None = None) -> int:
+    def start(
+        self,
+        *argvs: Sequence[str],
+        at: int = 0,
+        fault: str = "kill",
+        folder: Path | None = None,
+        cwd: Path | None = None,
+        errors: Path | None = None,
+    ) -> int:
         """Start a child that does one command after another; returns its process id."""
-        told = {"argvs": [list(map(str, argv)) for argv in argvs], "at": at, "fault": fault, "folder": str(folder)}
+        order = {"argvs": [list(map(str, argv)) for argv in argvs], "at": at, "fault": fault, "folder": str(folder)}
+        order |= {"cwd": cwd and str(cwd), "errors": errors and str(errors)}
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(told) + "\n")
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return int(self._line())
 
@@ -46,6 +56,12 @@ class Forker:
         """Start a child and wait for it."""
         self.start(*argvs, **fault)  # type: ignore[arg-type]
         return self.wait()
+
+    def complete(self, *argv: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Do a command; returns what `subprocess.run` would, with what it said of errors apart."""
+        errors = self.said.with_suffix(".errors")
+        code = self.run(argv, cwd=cwd, errors=errors)
+        return subprocess.CompletedProcess(argv, code, self.said.read_text(), errors.read_text())
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -67,24 +83,31 @@ def forker(folder: Path) -> Iterator[Forker]:
             process.kill()
 
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
 def _main(said: str) -> None:
     from seamcurate import cli
 
     names = Path(said).with_suffix(".modules")
     for line in sys.stdin:
-        told = json.loads(line)
+        order = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            with open(said, "w") as output:  # noqa: PTH123
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-            done = _arm(told["at"], told["fault"], Path(told["folder"]))
-            for argv in told["argvs"]:
+            # Its standard input is not that of the orders.
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(os.open(said, _NEW), 1)
+            os.dup2(os.open(order["errors"], _NEW) if order["errors"] else 1, 2)
+            if order["cwd"]:
+                os.chdir(order["cwd"])
+            done = _arm(order["at"], order["fault"], Path(order["folder"]))
+            for argv in order["argvs"]:
                 sys.argv = ["seamcurate", *argv]
                 try:
                     cli.main()
                 except SystemExit as ended:
                     if ended.code:
+                        sys.stdout.flush()
                         os._exit(int(ended.code))
             sys.stdout.flush()
             names.write_text("\n".join(sys.modules))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from conftest import interrupt
+from forked import forker
 from pydantic import ConfigDict, Field
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -52,9 +53,17 @@ VERBS = (
 )
 
 
-def cli(*arguments, **options):
+def process(*arguments, **options):
+    """Run a command as a user does: by an interpreter that has imported nothing."""
     command = [sys.executable, "-m", "seamcurate.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory):
+    """A function that runs a command in a process of its own, which starts with all imports done."""
+    with forker(tmp_path_factory.mktemp("children")) as children:
+        yield children.complete
 
 
 @pytest.fixture
@@ -64,7 +73,7 @@ def recipe_file(files, tmp_path):
 
 
 def test_help_lists_every_verb():
-    shown = cli("--help")
+    shown = process("--help")
     assert shown.returncode == 0
     for verb in (*VERBS, "train"):
         assert f" {verb} " in shown.stdout
@@ -149,7 +158,7 @@ def test_a_field_added_to_a_trainings_options_is_an_option_of_its_command():
     assert given == [("m", ToyTraining()), ("m", expected)]
 
 
-def test_run_says_what_it_made_and_that_it_was_there(recipe_file, tmp_path):
+def test_run_says_what_it_made_and_that_it_was_there(cli, recipe_file, tmp_path):
     store = tmp_path / "store"
     first = cli("run", recipe_file, store)
     assert first.returncode == 0, first.stderr
@@ -158,7 +167,7 @@ def test_run_says_what_it_made_and_that_it_was_there(recipe_file, tmp_path):
     assert ": 40 rows, everything was there\n" in cli("run", recipe_file, store).stdout
 
 
-def test_a_run_of_a_recipe_without_steps_says_that_it_read_rows(tmp_path):
+def test_a_run_of_a_recipe_without_steps_says_that_it_read_rows(cli, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
     (tmp_path / "recipe.yaml").write_text("rows: {jsonl: rows.jsonl, shard_rows: 2}\n")
     ran = [
@@ -168,7 +177,7 @@ def test_a_run_of_a_recipe_without_steps_says_that_it_read_rows(tmp_path):
     assert told == ["2 rows, 2 read\n", "3 rows, 1 read\n", "3 rows, everything was there\n"]
 
 
-def test_plan_counts_rows_calls_and_tokens_and_writes_nothing(recipe_file, tmp_path):
+def test_plan_counts_rows_calls_and_tokens_and_writes_nothing(cli, recipe_file, tmp_path):
     store = tmp_path / "store"
     shown = cli("plan", recipe_file, store)
     assert shown.returncode == 0, shown.stderr
@@ -183,7 +192,7 @@ def test_plan_counts_rows_calls_and_tokens_and_writes_nothing(recipe_file, tmp_p
     assert len(done) == 9 and {line[1] for line in done} == {"0"}
 
 
-def test_sql_answers_in_every_form_and_progress_stays_off_standard_output(finished, tmp_path):
+def test_sql_answers_in_every_form_and_progress_stays_off_standard_output(cli, finished, tmp_path):
     query = "SELECT row_id, prompt, reward, worse_contrast FROM rows ORDER BY row_id LIMIT 3"
     shown = cli("sql", finished.path, query)
     assert shown.returncode == 0 and "row_id" in shown.stdout and shown.stdout.endswith("3 rows\n") and not shown.stderr
@@ -196,14 +205,14 @@ def test_sql_answers_in_every_form_and_progress_stays_off_standard_output(finish
     assert pq.read_table(tmp_path / "out.parquet").to_pylist() == lines
 
 
-def test_a_question_in_a_file_is_asked_of_two_stores(finished, tmp_path):
+def test_a_question_in_a_file_is_asked_of_two_stores(cli, finished, tmp_path):
     (tmp_path / "q.sql").write_text("SELECT count(*) AS n FROM rows JOIN other.rows USING (row_id, seam_contrast)")
     shown = cli("sql", finished.path, tmp_path / "q.sql", "--other", finished.path, "--format", "csv")
     assert shown.returncode == 0, shown.stderr
     assert int(shown.stdout.split()[1]) > 20
 
 
-def test_study_diff_and_a_dry_push_say_what_they_found(recipe_file, tmp_path):
+def test_study_diff_and_a_dry_push_say_what_they_found(cli, recipe_file, tmp_path):
     store = tmp_path / "store"
     assert cli("run", recipe_file, store).returncode == 0
     shown = cli("study", "overlap", store, store, "--out", tmp_path / "figures")
@@ -217,7 +226,7 @@ def test_study_diff_and_a_dry_push_say_what_they_found(recipe_file, tmp_path):
     assert "config_name: train" in shown.stdout and "data/train/train-00000-of-00001.parquet" in shown.stdout
 
 
-def test_a_policy_is_trained_by_reward(policy_folder, tmp_path):
+def test_a_policy_is_trained_by_reward(cli, policy_folder, tmp_path):
     rows = [{"prompt": f"Where is {i}?"} for i in range(8)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     sizes = ["--num-generations", 4, "--max-completion-length", 4, "--max-steps", 1]
@@ -231,7 +240,7 @@ def test_a_policy_is_trained_by_reward(policy_folder, tmp_path):
     assert (refused.returncode, refused.stderr) == (2, "error: --learning-rate Input should be greater than 0\n")
 
 
-def test_answers_that_a_reward_does_not_apply_to_are_told(policy_folder, tmp_path):
+def test_answers_that_a_reward_does_not_apply_to_are_told(cli, policy_folder, tmp_path):
     rows = [{"prompt": f"Where is {i}?", "query_type": "closed", "reference": None} for i in range(8)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "rer.yaml").write_text("{reward: rer, encoder: {fake: encoder}}")
@@ -255,7 +264,7 @@ def test_every_option_of_a_trainer_can_be_typed_and_has_the_same_default(method)
     assert {name: typed.get(name, "missing") or 0 for name in expected} == expected
 
 
-def test_ppos_controller_is_fixed_and_its_scores_are_raw_where_asked(policy_folder, tmp_path):
+def test_ppos_controller_is_fixed_and_its_scores_are_raw_where_asked(cli, policy_folder, tmp_path):
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"prompt": f"Where is {i}?"}) for i in range(8)))
     asked = ["--model", policy_folder, "--data", tmp_path / "d.jsonl", "--reward", "li", "--out", tmp_path / "out"]
     sizes = [
@@ -279,7 +288,7 @@ def test_ppos_controller_is_fixed_and_its_scores_are_raw_where_asked(policy_fold
     assert {line["kl_coef"] for line in logged if "kl_coef" in line} == {0.2}
 
 
-def test_columns_and_why_tell_what_is_there(finished):
+def test_columns_and_why_tell_what_is_there(cli, finished):
     shown = cli("columns", finished.path)
     assert shown.returncode == 0
     for text in ("seam_contrast", "double", "3/3", "low = bad", "coverage: "):
@@ -293,7 +302,7 @@ def test_columns_and_why_tell_what_is_there(finished):
     )
 
 
-def test_export_writes_what_it_says(recipe_file, tmp_path):
+def test_export_writes_what_it_says(cli, recipe_file, tmp_path):
     cli("run", recipe_file, tmp_path / "store")
     shown = cli("export", recipe_file, tmp_path / "store", "--to", "trl", "--out", tmp_path / "out")
     assert shown.returncode == 0 and f"{tmp_path}/out/train: 32 rows; columns prompt, " in shown.stdout
@@ -349,7 +358,7 @@ def test_export_writes_what_it_says(recipe_file, tmp_path):
         (["report", "{store}", "--figures", "{store}/store.json"], "store.json cannot be written: File exists"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_with_2(finished, tmp_path, arguments, message):
+def test_mistakes_are_one_line_and_exit_with_2(cli, finished, tmp_path, arguments, message):
     shown = cli(*(a.format(store=finished.path) for a in arguments), cwd=tmp_path)
     assert shown.returncode == 2 and not shown.stdout
     assert message.format(store=finished.path) in shown.stderr and len(shown.stderr.strip().splitlines()) == 1
@@ -360,12 +369,12 @@ def test_our_own_mistakes_are_one_line_and_exit_with_1(finished, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import seamcurate.select.views as v\ndef broken(*a, **k): raise ZeroDivisionError('oh\\nno')\nv.connect = broken\n"
     )
-    shown = cli("sql", finished.path, "SELECT 1", env=env)
+    shown = process("sql", finished.path, "SELECT 1", env=env)
     assert shown.returncode == 1
     assert shown.stderr == "internal error: ZeroDivisionError: oh (SEAMCURATE_TRACEBACK=1 shows where)\n"
 
 
-def test_control_characters_of_hostile_rows_do_not_reach_the_terminal(recipe_file, tmp_path):
+def test_control_characters_of_hostile_rows_do_not_reach_the_terminal(cli, recipe_file, tmp_path):
     rows = tmp_path / "hostile.jsonl"
     rows.write_text(json.dumps({"prompt": "\x1b[2Jsort [red]x[/red] \u202eabc", "response": "a\x07b"}) + "\n")
     text = "rows: {jsonl: hostile.jsonl}\nsteps: [random]\nsplits: {all: {filter: SELECT row_id FROM rows}}\n"
@@ -403,7 +412,7 @@ def test_ctrl_c_stops_within_two_seconds_and_says_how_to_go_on(recipe_file, tmp_
     assert took < 2
 
 
-def test_wrong_usage_exits_with_2_and_shows_how_it_is_meant():
+def test_wrong_usage_exits_with_2_and_shows_how_it_is_meant(cli):
     shown = cli("run", "only-one")
     assert shown.returncode == 2 and "Missing argument 'STORE'" in shown.stderr
     assert cli("nonsense").returncode == 2
@@ -412,7 +421,7 @@ def test_wrong_usage_exits_with_2_and_shows_how_it_is_meant():
 
 
 def test_the_version_is_printed():
-    shown = cli("--version")
+    shown = process("--version")
     assert (shown.returncode, shown.stdout) == (0, f"seamcurate {seamcurate.__version__}\n")
 
 
