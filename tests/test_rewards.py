@@ -568,3 +568,58 @@ def test_a_rewards_file_that_no_yaml_reader_takes_is_told_in_one_line(tmp_path, 
     with pytest.raises(TrainError, match=r"reward.yaml cannot be read: ") as said:
         rewards.read(str(tmp_path / "reward.yaml"))
     assert "\n" not in str(said.value)
+
+
+@pytest.fixture
+def verifier(tmp_path):
+    (tmp_path / "verifier.py").write_text(
+        "def score(completions, reference, **kwargs):\n"
+        "    assert 'trainer_state' in kwargs\n"
+        "    return [len(text) + float(right) if right else None for text, right in zip(completions, reference)]\n"
+    )
+    return f"{tmp_path / 'verifier.py'}:score"
+
+
+def test_a_function_is_a_reward_of_trainers(verifier, tmp_path):
+    named = rewards.read(verifier)
+    assert named.columns == ("reference",)
+    (tmp_path / "reward.yaml").write_text(f"{{function: '{verifier}', columns: {{reference: solution}}}}")
+    renamed = rewards.read(str(tmp_path / "reward.yaml"))
+    assert renamed.columns == ("solution",)
+    prompts, completions = ["p", "p", "q"], ["a", "bb", "c"]
+    assert named(prompts, completions, reference=["1", "1", None]) == [2, 3, None]
+    assert renamed(prompts, completions, solution=["1", "2", None]) == [2, 4, None]
+    assert '"function": "score"' in repr(named)
+    with pytest.raises(TrainError, match="the reward reads the column 'reference', which the data do not have"):
+        named(prompts, completions)
+    with pytest.raises(TrainError, match="name a file and its function"):
+        rewards.read("verifier.py:a b")
+    with pytest.raises(ModelError, match="has no function 'scored'; it defines score; did you mean"):
+        rewards.read(f"{verifier}d")
+
+
+def test_trl_s_trainer_takes_a_function_by_seamcurate_and_by_itself(verifier, policy_folder, tmp_path):
+    trl = pytest.importorskip("trl")
+    from functools import partial
+
+    from seamcurate.verifiers import number_match, regex_match
+
+    data = datasets.Dataset.from_list([{"prompt": f"sort the list {i}", "reference": str(i + 1)} for i in range(2)])
+    config = trl.GRPOConfig(
+        str(tmp_path / "out"),
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=6,
+        max_steps=1,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    functions = [rewards.read(verifier), number_match, partial(regex_match, pattern=".")]
+    trainer = trl.GRPOTrainer(str(policy_folder), functions, args=config, train_dataset=data)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["rewards/reward_model/mean"] >= 1 and 0 <= logged["rewards/regex_match/mean"] <= 1
+    assert 0 <= logged["rewards/number_match/mean"] <= 1

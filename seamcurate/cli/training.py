@@ -26,7 +26,7 @@ RewardName = Annotated[
     str,
     typer.Option(
         "--reward",
-        help="Reward to train by: a reward model's folder or Hub id; li, rp or li_rp; a YAML file that configures a reward model, or RER; or an exported seamcurate_reward.py.",
+        help="Reward to train by: a reward model's folder or Hub id; li, rp or li_rp; a reward function, verifier.py:score; a YAML file that configures a reward model or function, or RER; or an exported seamcurate_reward.py.",
         show_default=False,
     ),
 ]

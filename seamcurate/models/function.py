@@ -18,10 +18,11 @@ from seamcurate import verifiers
 from seamcurate.errors import ModelError
 from seamcurate.models import function_file
 from seamcurate.models.backend import NamedModel, RewardConfig
-from seamcurate.models.function_process import EndedError, FunctionProcess, NoAnswerError
+from seamcurate.models.function_process import EndedError, FunctionProcess, LateError, NoAnswerError
 from seamcurate.models.protocols import Columns, Prompt, Rating, Responses, RewardModel
 from seamcurate.models.template import prompt_text
-from seamcurate.step import finite
+from seamcurate.progress import note
+from seamcurate.step import digest, finite
 from seamcurate.text import brief, suggestion
 
 Signature: TypeAlias = Literal["trl", "verl", "openrlhf", "verifiers"]
@@ -297,6 +298,8 @@ class _LoadedFunction(RewardModel):
             "memory": config.memory,
         }
         self._process = FunctionProcess(settings, config.seconds)
+        # The reasons of answers that took too long.
+        self._late: dict[str, str] = {}
         # Trainers may ask from several threads, and a process answers one request at a time.
         self._lock = threading.Lock()
         try:
@@ -331,20 +334,37 @@ class _LoadedFunction(RewardModel):
     def _row(self, prompt: Prompt, answers: Sequence[str], values: Mapping[str, object]) -> list[Rating]:
         if not answers:
             return []
-        try:
-            return self._asked(prompt, answers, values)
-        except EndedError as error:
-            reason = str(error)
-            if len(answers) == 1:
-                # Something else may have ended the process, such as a machine that was short of memory for a moment.
-                with suppress(NoAnswerError):
-                    return self._asked(prompt, answers, values)
-        except NoAnswerError as error:
-            reason = str(error)
         if len(answers) == 1:
-            return [Rating(None, reason)]
+            return [self._alone(prompt, answers[0], values)]
+        # An answer that took too long once would take as long again.
+        if not any(self._key(prompt, answer, values) in self._late for answer in answers):
+            with suppress(NoAnswerError):
+                return self._asked(prompt, answers, values)
         # One answer may have failed all of them.
-        return [rating for answer in answers for rating in self._row(prompt, [answer], values)]
+        return [self._alone(prompt, answer, values) for answer in answers]
+
+    def _alone(self, prompt: Prompt, answer: str, values: Mapping[str, object]) -> Rating:
+        """Score one answer, with the reason where there is no reward."""
+        key = self._key(prompt, answer, values)
+        if key in self._late:
+            return Rating(None, self._late[key])
+        try:
+            try:
+                (rating,) = self._asked(prompt, [answer], values)
+            except EndedError:
+                # Something else may have ended the process, such as a machine that was short of memory for a moment.
+                (rating,) = self._asked(prompt, [answer], values)
+        except LateError as error:
+            if not self._late:
+                note(f"{self._config.title}: {error} for an answer; such answers have no reward")
+            self._late[key] = str(error)
+            rating = Rating(None, str(error))
+        except NoAnswerError as error:
+            rating = Rating(None, str(error))
+        return rating
+
+    def _key(self, prompt: Prompt, answer: str, values: Mapping[str, object]) -> str:
+        return digest([_plain(prompt), answer, _plain(values)])
 
     def _asked(self, prompt: Prompt, answers: Sequence[str], values: Mapping[str, object]) -> list[Rating]:
         if not self._process.runs:

@@ -49,6 +49,10 @@ class NoAnswerError(Exception):
     """The function gave no answer; the message is the reason, in one line."""
 
 
+class LateError(NoAnswerError):
+    """The function did not answer in time."""
+
+
 class EndedError(NoAnswerError):
     """The process ended by itself, or was ended from outside."""
 
@@ -146,7 +150,7 @@ class FunctionProcess:
         assert self._channel is not None and self._process is not None
         left = deadline - time.monotonic()
         if left <= 0:
-            raise NoAnswerError(f"no answer in {seconds:g} seconds")
+            raise LateError(f"no answer in {seconds:g} seconds")
         self._channel.settimeout(min(left, _LOOK_SECONDS))
         ended = self._process.poll() is not None
         received = b""

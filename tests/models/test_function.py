@@ -205,6 +205,23 @@ def test_a_hostile_function_costs_no_other_answer(tmp_path, monkeypatch):
     assert [rating.reward for rating in second] == [7, 7]
 
 
+def test_an_answer_that_takes_too_long_is_asked_once_and_told_of(tmp_path, capsys):
+    code = """
+from pathlib import Path
+def score(completions, **kwargs):
+    with Path(__file__).with_name("calls.txt").open("a") as log:
+        log.write(f"{completions}\\n")
+    while "loop" in completions: pass
+    return [1] * len(completions)
+"""
+    loaded = named(tmp_path, code, "score", seconds=0.2).load()
+    for _ in range(2):
+        assert [rating.reward for rating in loaded.ratings(["p"], [["a", "loop"]], {})[0]] == [1, None]
+    assert (tmp_path / "calls.txt").read_text().splitlines() == ["['a', 'loop']", "['a']", "['loop']", "['a']"]
+    said = capsys.readouterr().err
+    assert said.count("no answer in 0.2 seconds for an answer; such answers have no reward") == 1
+
+
 def processes():
     """List the processes of functions that this one started."""
     found = []
