@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import model_validator
 
 from seamcurate.models import prefix, probe, tokens, weights
 from seamcurate.models.batching import moved
@@ -20,8 +22,8 @@ from seamcurate.models.local import PromptedModel, model_errors
 class CausalLM(PromptedModel):
     """Name a policy: any causal language model of transformers, on disk or on the Hugging Face Hub.
 
-    The value is frozen and loads nothing until `load` is called. Weights are read from safetensors alone. A LoRA adapter
-    is merged, in memory, into the base that it names. A score is the sum of a response's log-probabilities in nats, end
+    The value is frozen and loads nothing until `load` is called. Weights are read from safetensors, or from one GGUF file.
+    A LoRA adapter is merged, in memory, into the base that it names. A score is the sum of a response's log-probabilities in nats, end
     token included; it depends neither on the batch nor on the rows beside it.
 
     Raises:
@@ -42,8 +44,30 @@ class CausalLM(PromptedModel):
 
     key: ClassVar[str] = "causal_lm"
     kind: ClassVar[str] = "a language model"
+    reads_gguf: ClassVar[bool] = True
     max_response_tokens: int = 512
     """Longer responses are cut to this length and scored without the end-of-sequence token."""
+
+    tokenizer_of: str | None = None
+    """Whose tokenizer a GGUF file is read with, in place of its own: a folder, a Hub id, or `id@revision`."""
+
+    @model_validator(mode="after")
+    def _of_gguf(self) -> Self:
+        if self.base is not None and self.origin.is_gguf:
+            raise ValueError("a GGUF file is no adapter; leave base out")
+        if self.tokenizer_of is not None and not self.origin.is_gguf:
+            raise ValueError("tokenizer_of is for a GGUF file; a folder holds its tokenizer")
+        return self
+
+    @property
+    def origin(self) -> weights.Origin:
+        """Where its files are."""
+        return weights.Origin(self.path, self.revision, self.base, self.tokenizer_of)
+
+    def named_paths(self) -> list[str]:
+        """List the folders and Hub ids that a recipe names for it."""
+        other = self.tokenizer_of
+        return [*super().named_paths(), *([] if other is None else [other, weights.at_revision(other).path])]
 
     def load(self) -> Policy:
         """Load tokenizer and weights.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seamcurate.errors import ModelError, first_line
-from seamcurate.models import weights
+from seamcurate.models import gguf_file, weights
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def open_model(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load the weights of a folder or Hub repository, an adapter's merged into its base.
+    """Load the weights of a folder, Hub repository or GGUF file, an adapter's merged into its base.
 
     Args:
         auto: The class of transformers that loads this kind of model.
@@ -49,6 +49,8 @@ def open_model(
         ModelError: An adapter cannot be merged.
     """
     path, folder, base = origin.path, weights.folder(origin), weights.base(origin)
+    if origin.is_gguf:
+        return gguf_file.open_model(auto, folder, dtype)
     options |= {} if dtype is None else {"dtype": dtype}
     if base is None:
         if (folder / weights.ADAPTER).is_file():
@@ -90,10 +92,12 @@ def read_tokenizer(origin: weights.Origin, trust_remote_code: bool = False) -> P
     from transformers import AutoConfig, AutoTokenizer
 
     folder, base = weights.tokenizer_folder(origin), weights.base(origin)
+    if gguf_file.is_gguf(folder.name):
+        return gguf_file.read_tokenizer(folder)
     options = {}
     if base is not None and not (folder / "config.json").is_file():
         # transformers chooses the tokenizer's class by the kind of model too, which an adapter's folder does not tell.
-        options["config"] = AutoConfig.from_pretrained(weights.folder(base), trust_remote_code=trust_remote_code)
+        options["config"] = AutoConfig.from_pretrained(weights.small_folder(base), trust_remote_code=trust_remote_code)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         folder, trust_remote_code=trust_remote_code, **options
     )

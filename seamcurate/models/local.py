@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import ModelError, first_line, typed_line
 from seamcurate.models import checkpoint, tokens, weights
@@ -30,11 +30,17 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+_NO_PART = frozenset({"revision", "base", "tokenizer_of", "device", "batch_tokens"})
+"""Settings that are not part of an identity: they decide no score, or what they name is identified by its content."""
+
+
 class LocalModel(NamedModel):
     """Hold the settings that all local models share: the source of the weights, and the device they run on."""
 
     kind: ClassVar[str]
     """What its weights were trained as, for messages."""
+    reads_gguf: ClassVar[bool] = False
+    """Whether a GGUF file may hold it: transformers reads no classifier's head from one, and no encoder."""
     texts: ClassVar[dict[str, JsonValue]] = {}
     """The version of the rules by which texts become ids, where this package decides them: part of the fingerprint."""
 
@@ -54,6 +60,12 @@ class LocalModel(NamedModel):
     def load(self) -> object:
         """Load tokenizer and weights."""
 
+    @model_validator(mode="after")
+    def _whole_or_gguf(self) -> Self:
+        if weights.Origin(self.path).is_gguf and not self.reads_gguf:
+            raise ValueError(f"a GGUF file is read as a policy (causal_lm); give {self.kind} as a folder, or a Hub id")
+        return self
+
     @property
     def origin(self) -> weights.Origin:
         """Where its files are."""
@@ -70,7 +82,7 @@ class LocalModel(NamedModel):
             "dtype": weights.precision(self.dtype, self.device),
             **self.texts,
         }
-        return {key: value for key, value in moves.items() if key not in {"revision", "base", "device", "batch_tokens"}}
+        return {key: value for key, value in moves.items() if key not in _NO_PART}
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count tokens by the model's own tokenizer; the weights are not loaded."""
@@ -196,8 +208,9 @@ def _kept_tokenizer(
 
 
 def files_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return the name, size and time of change of each file but the weights: equal states mean equal files."""
-    files = (file for file in folder.iterdir() if file.suffix != ".safetensors")
+    """Return the name, size and time of change of a folder's files but the weights: equal states mean equal files."""
+    # A GGUF file holds its tokenizer.
+    files = (file for file in ([folder] if folder.is_file() else folder.iterdir()) if file.suffix != ".safetensors")
     return tuple(sorted((file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seamcurate.errors import ModelError
+from seamcurate.models import gguf_file
 from seamcurate.storage import hashes
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ NO_PART = ("training.json", "README.md")
 """Files beside a model's own that do not decide its answers."""
 ADAPTER = "adapter_config.json"
 """The file that PEFT writes beside an adapter's weights; it names the base model."""
+_TOKENIZER_PARTS = (*TEMPLATES, "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -45,6 +47,13 @@ class Origin(NamedTuple):
     """A Hub branch, tag or commit."""
     base: str | None = None
     """What an adapter was trained on, in place of what it names: a folder, a Hub id, or `id@revision`."""
+    tokenizer_of: str | None = None
+    """Whose tokenizer a GGUF file is read with, in place of its own: a folder, a Hub id, or `id@revision`."""
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF file."""
+        return gguf_file.is_gguf(self.path)
 
     @property
     def local(self) -> Path:
@@ -74,7 +83,14 @@ def check(origin: Origin) -> None:
     Raises:
         ModelError: It is neither a folder with safetensors nor a repository that the Hub knows.
     """
-    if not origin.local.is_dir():
+    if origin.is_gguf:
+        if origin.local.is_file():
+            gguf_file.header(origin.local)
+        else:
+            _hub_gguf(origin)
+        if origin.tokenizer_of is not None:
+            _tokenizer_identity(at_revision(origin.tokenizer_of))
+    elif not origin.local.is_dir():
         _commit(origin.path, origin.revision)
     elif not any(any(origin.local.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors")):
         raise ModelError(_no_weights(origin))
@@ -89,10 +105,56 @@ def _no_weights(origin: Origin) -> str:
 
 
 def identity(origin: Origin) -> str:
-    """Return the hash of a local folder's files, or a Hub repository's commit; an adapter's includes its base's."""
+    """Return the hash of a local folder's files, or a Hub repository's commit; an adapter's includes its base's.
+
+    A GGUF file's includes that of the tokenizer that is read in place of its own.
+    """
+    if origin.is_gguf:
+        whole = f"sha256:{hashes.sha256(origin.local)[:32]}" if origin.local.is_file() else _hub_gguf(origin)
+        tokenizer = origin.tokenizer_of
+        return whole if tokenizer is None else f"{whole} with {_tokenizer_identity(at_revision(tokenizer))}"
     fingerprint = _own_identity(origin)
     base_model = base(origin)
     return fingerprint if base_model is None else f"{fingerprint} on {_own_identity(base_model)}"
+
+
+def _hub_gguf(origin: Origin) -> str:
+    """Return the name and commit of a GGUF file on the Hub."""
+    repo, name = gguf_file.on_hub(origin.path)
+    commit = _commit(repo, origin.revision, name)
+    if not _hub_has(repo, name, commit):
+        raise ModelError(f"{repo} at {commit[:12]} has no file {name}; see its list of files on the Hub")
+    return f"{origin.path}@{commit}"
+
+
+@cache
+def _hub_has(repo: str, name: str, commit: str) -> bool:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo, name, revision=commit), str):
+        return True
+    try:
+        return HfApi().file_exists(repo, name, revision=commit)
+    except Exception as error:
+        raise ModelError(
+            f"{repo}: the Hub did not answer for {name} ({type(error).__name__}); download it first"
+        ) from error
+
+
+def _tokenizer_identity(origin: Origin) -> str:
+    """Return the hash of the files of a tokenizer alone, or a Hub repository's commit."""
+    local = origin.local
+    if not local.is_dir():
+        return f"{origin.path}@{_commit(origin.path, origin.revision)}"
+    files = sorted({file for pattern in (*_TOKENIZER, *_TOKENIZER_PARTS) for file in local.glob(pattern)})
+    if not any(file.name in _TOKENIZER for file in files):
+        raise ModelError(
+            f"{origin.path} holds no tokenizer; give `tokenizer_of` a folder that save_pretrained(…) wrote"
+        )
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(local)}\0{hashes.sha256(file)}\n".encode())
+    return f"sha256:{total.hexdigest()[:32]}"
 
 
 def _own_identity(origin: Origin) -> str:
@@ -120,6 +182,8 @@ def base(origin: Origin) -> Origin | None:
     Raises:
         ModelError: The base does not exist, is an adapter itself, or whole weights stand beside the adapter.
     """
+    if origin.is_gguf:
+        return None
     path, local, on_hub = origin.path, origin.local, not origin.local.is_dir()
     file = _hub_adapter(path, _commit(path, origin.revision)) if on_hub else local / ADAPTER
     if file is None or not file.is_file():
@@ -177,7 +241,10 @@ MERGE = (
 
 
 def tokenizer_folder(origin: Origin) -> Path:
-    """Return the folder with the tokenizer: an adapter's own where it has one, else its base's."""
+    """Return the folder with the tokenizer: an adapter's own where it has one, else its base's; a GGUF file is its own."""
+    if origin.is_gguf:
+        other = origin.tokenizer_of
+        return folder(origin) if other is None else small_folder(at_revision(other))
     own_folder = small_folder(origin)
     if any((own_folder / name).is_file() for name in _TOKENIZER):
         return own_folder
@@ -222,7 +289,9 @@ def _hub_adapter(repo: str, commit: str) -> Path | None:
 
 
 def folder(origin: Origin) -> Path:
-    """Return the folder with the weights, fetched from the Hub at the pinned commit where it is not local."""
+    """Return the folder with the weights, or the GGUF file, fetched from the Hub at the pinned commit if not local."""
+    if origin.is_gguf:
+        return origin.local if origin.local.is_file() else _fetched_gguf(origin)
     if origin.local.is_dir():
         return origin.local
     from huggingface_hub import snapshot_download
@@ -232,6 +301,19 @@ def folder(origin: Origin) -> Path:
         return Path(snapshot_download(path, revision=commit, allow_patterns=list(FILES)))
     except Exception as error:
         raise ModelError(f"{path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})") from error
+
+
+def _fetched_gguf(origin: Origin) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repo, name = gguf_file.on_hub(origin.path)
+    commit = _hub_gguf(origin).rpartition("@")[2]
+    try:
+        return Path(hf_hub_download(repo, name, revision=commit))
+    except Exception as error:
+        raise ModelError(
+            f"{origin.path} at {commit}: cannot be fetched from the Hub ({type(error).__name__})"
+        ) from error
 
 
 def small_folder(origin: Origin) -> Path:
@@ -339,8 +421,8 @@ _POSITIONS = ("position_embeddings", "embed_positions")
 
 
 @cache
-def _commit(repo: str, revision: str | None) -> str:
-    """Pin a Hub revision to its commit; offline, to the one the local cache holds."""
+def _commit(repo: str, revision: str | None, file: str | None = None) -> str:
+    """Pin a Hub revision to its commit; offline, to the one the local cache holds, of `file` where it is given."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
@@ -350,10 +432,10 @@ def _commit(repo: str, revision: str | None) -> str:
         if commit:
             return commit
     except Exception as error:
-        for name in ("config.json", ADAPTER):
+        for name in ("config.json", ADAPTER, "tokenizer_config.json") if file is None else (file,):
             cached = try_to_load_from_cache(repo, name, revision=revision)
             if isinstance(cached, str):
-                return Path(cached).parent.name
+                return Path(cached).parents[name.count("/")].name
         raise ModelError(
             f"model {repo!r} is no folder here, and the Hub did not answer for it ({type(error).__name__}); "
             "check the name, or download it first"
@@ -363,6 +445,9 @@ def _commit(repo: str, revision: str | None) -> str:
 
 def templates(origin: Origin) -> str:
     """Return the text of a tokenizer's chat templates, an adapter's base's where it has none; empty where there is none."""
+    if origin.is_gguf:
+        other = origin.tokenizer_of
+        return gguf_file.header(folder(origin)).template if other is None else templates(at_revision(other))
     path, local = origin.path, origin.local
     own_text = _templates(local) if local.is_dir() else _hub_templates(path, _commit(path, origin.revision))
     if own_text or any((local / name).is_file() for name in _TOKENIZER):
@@ -413,6 +498,8 @@ def _hub_configuration(path: str, commit: str) -> Path:
 
 def answer_ends(origin: Origin) -> tuple[int, ...]:
     """Return the ids that a model's generation configuration ends answers by, else its configuration; an adapter's base's."""
+    if origin.is_gguf:
+        return gguf_file.header(folder(origin)).ends
     local = small_folder(base(origin) or origin)
     ids = _as_ids(_object(local / "generation_config.json").get("eos_token_id"))
     return ids or _as_ids(_object(local / "config.json").get("eos_token_id"))

@@ -205,7 +205,7 @@ def escapes(name: str) -> bool:
 def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
     """Return the local rows and models that a recipe names, and warnings for its author."""
     kinds = {"parquet", "jsonl", "csv", "arrow", "store", "wordnet", "antonyms", "vectors"}
-    models = {"causal_lm", "sequence_classifier", "sentence_encoder", "masked_model", "base"}
+    models = {"causal_lm", "sequence_classifier", "sentence_encoder", "masked_model", "base", "tokenizer_of"}
     local_files, notes = [], []
     if re.search(r"\btrust_remote_code['\"]?\s*:\s*(true|yes|on)\b", text, re.IGNORECASE):
         notes.append("the recipe runs a model's own code (trust_remote_code): `reproduce` will refuse it")
@@ -214,7 +214,7 @@ def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
             notes.append(
                 f"the recipe runs the reward function {value}, which is not published: `reproduce` will refuse it"
             )
-        if key in kinds or (key in models and (escapes(value) or (folder / value).is_dir())):
+        if key in kinds or (key in models and (escapes(value) or (folder / value).exists())):
             local_files.append(value)
         if key != "filter" and escapes(value) and "://" not in value:
             notes.append(

@@ -393,12 +393,17 @@ def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
     All are those that the facts record.
     """
     steps = facts.get("steps")
-    commits, days, bases = dict(_commits(steps)), _days(steps), _bases(steps)
+    commits, days = dict(_commits(steps)), _days(steps)
+    bases, tokenizers = _named_after("on", steps), _named_after("with", steps)
 
     def pin_model(role: str, model: Backend) -> Backend:
         if isinstance(model, Served) and isinstance(model.same_as, LocalModel):
             return model.model_copy(update={"same_as": pin_model(role, model.same_as)})
-        recorded: dict[str, object] = {"date": days.get(role), "base": bases.get(role)}
+        recorded: dict[str, object] = {
+            "date": days.get(role),
+            "base": bases.get(role),
+            "tokenizer_of": tokenizers.get(role),
+        }
         if isinstance(model, NamedModel):
             recorded["revision"] = commits.get(model.path)
         # A server has no revision, and only some models put a date into their prompts.
@@ -449,23 +454,23 @@ def _days(steps: JsonValue) -> dict[str, datetime.date]:
     return days
 
 
-def _bases(steps: JsonValue) -> dict[str, str]:
-    """Return, by role, the Hub model and its commit that the role's adapter was merged into, as `name@commit`."""
-    bases: dict[str, str] = {}
+def _named_after(word: str, steps: JsonValue) -> dict[str, str]:
+    """Return, by role, the Hub model and its commit that stand after a word in the role's model, as `name@commit`."""
+    named: dict[str, str] = {}
     for role, model in _identities(steps):
         for text in model.values():
-            _, on, base = text.partition(" on ") if isinstance(text, str) else ("", "", "")
-            name, _, commit = base.rpartition("@")
-            if on and name and _COMMIT.fullmatch(commit):
-                bases[role] = base
-    return bases
+            _, _, second = text.partition(f" {word} ") if isinstance(text, str) else ("", "", "")
+            name, _, commit = second.rpartition("@")
+            if name and _COMMIT.fullmatch(commit):
+                named[role] = second
+    return named
 
 
 def _commits(value: JsonValue) -> Iterator[tuple[str, str]]:
     """Yield the name and the commit of each Hub model in the facts; `weights.identity` writes them as `name@commit`."""
     for _, text in hub.strings(value):
-        # An adapter is written as "adapter@commit on base@commit".
-        for model in text.split(" on "):
+        # An adapter is written as "adapter@commit on base@commit", a GGUF file as "file@commit with tokenizer@commit".
+        for model in re.split(r" (?:on|with) ", text):
             path, _, commit = model.rpartition("@")
             if path and _COMMIT.fullmatch(commit):
                 yield path, commit

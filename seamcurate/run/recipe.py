@@ -25,6 +25,7 @@ from seamcurate.models import (
     RewardingModel,
 )
 from seamcurate.models.backend import Backend
+from seamcurate.models.gguf_file import is_gguf
 from seamcurate.models.local import LocalModel
 from seamcurate.models.roles import ROLES, no_model
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
@@ -409,7 +410,9 @@ def _lies_in(folder: Path, key: str, name: str) -> bool:
         return name.endswith((".yaml", ".yml")) and (folder / name).is_file()
     if key in {"wordnet", "antonyms", "vectors", "masked_model"}:
         return (folder / name).exists()
-    return key in {*_LOCAL, "base"} and (folder / name).is_dir()
+    return key in {*_LOCAL, "base", "tokenizer_of"} and (
+        (folder / name).is_dir() or (is_gguf(name) and (folder / name).is_file())
+    )
 
 
 _LARGEST, _DEEPEST = 100_000, 50

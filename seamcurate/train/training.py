@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import JsonValue
 
 from seamcurate.errors import ModelError, TrainError, first_line, typed_line
-from seamcurate.models import checkpoint, probe, tokens, weights
+from seamcurate.models import checkpoint, gguf_file, probe, tokens, weights
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import CLOCK, Form, FormSettings, prompt_text
 from seamcurate.progress import bar, note
@@ -137,6 +137,8 @@ def identity(model: str | Path, config: Training) -> str:
     name = str(model)
     if isinstance(model, Path) and not model.expanduser().is_dir():
         raise TrainError(f"model folder {name} is not there; give a folder that save_pretrained(…) wrote, or a Hub id")
+    if gguf_file.is_gguf(name):
+        raise TrainError(f"{name} is a GGUF file, which can only score; give the folder that it was made from")
     try:
         return weights.identity(weights.Origin(name, config.revision))
     except ModelError as error:

@@ -668,6 +668,10 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
     found = reproduction.pinned(loaded, known)
     assert (found.rows.revision, found.corpus.revision, found.models.policy.revision) == (a, b, c)
     assert found.steps[0].base.revision == d and found.models.reward == loaded.models.reward
+    gguf = loaded.model_copy(update={"models": Models(policy=CausalLM(path="me/gguf/x.gguf", tokenizer_of="me/x"))})
+    known["steps"] = {"x": {"identity": {"policy": {"causal_lm": f"me/gguf/x.gguf@{c} with me/x@{d}"}}}}
+    policy = reproduction.pinned(gguf, known).models.policy
+    assert (policy.revision, policy.tokenizer_of, policy.base) == (c, f"me/x@{d}", None)
     # An adapter is put onto the commit of its base.
     assert (found.steps[0].base.base, found.models.policy.base) == (f"me/whole@{a}", None)
     # A date that the author's prompts held is held again, whatever the day.
