@@ -104,14 +104,8 @@ def relevance(left: Floats, right: Floats) -> list[float]:
     return products
 
 
-class TextFeature(Step):
-    """Add a feature of the response's text alone, by the formula of its row in `FEATURES`."""
-
-    revision: ClassVar[int] = 2
-    rows_per_call: ClassVar[int] = 4096
-
-    words: Words = "wordpunct"
-    stop: tuple[str, ...] = ()
+class _Feature(Step):
+    """Add the column that a row of `FEATURES` describes."""
 
     @property
     def feature(self) -> RerFeature:
@@ -131,7 +125,17 @@ class TextFeature(Step):
     @property
     @override
     def adds(self) -> pa.Schema:
-        return pa.schema([column(self.name, pa.float64(), self.feature.meaning.format(words=self.words))])
+        return pa.schema([column(self.name, pa.float64(), self.feature.meaning.format(**dict(self)))])
+
+
+class TextFeature(_Feature):
+    """Add a feature of the response's text alone, by the formula of its row in `FEATURES`."""
+
+    revision: ClassVar[int] = 2
+    rows_per_call: ClassVar[int] = 4096
+
+    words: Words = "wordpunct"
+    stop: tuple[str, ...] = ()
 
     @override
     def load(self, shared: Path) -> Transform:
@@ -147,32 +151,12 @@ class TextFeature(Step):
         return _per_response(self.name, self.stop if feature.cut_at_stop else (), of_column)
 
 
-class RelevanceFeature(Step):
+class RelevanceFeature(_Feature):
     """Add the dot product of two embeddings, the response's and a second text's; the row in `FEATURES` names that text."""
 
     encoder: EncoderModel | None = None
 
     rows_per_call: ClassVar[int] = 256
-
-    @property
-    def feature(self) -> RerFeature:
-        """Return the row of `FEATURES` that describes this step."""
-        return feature_of(self)
-
-    @property
-    @override
-    def name(self) -> str:
-        return self.feature.column
-
-    @property
-    @override
-    def inputs(self) -> tuple[str, ...]:
-        return self.feature.reads
-
-    @property
-    @override
-    def adds(self) -> pa.Schema:
-        return pa.schema([column(self.name, pa.float64(), self.feature.meaning)])
 
     @override
     def work(self, rows: Averages) -> Work:
@@ -256,7 +240,7 @@ class RerFeature(NamedTuple):
     """Its step's name in a recipe."""
     step: type[TextFeature] | type[RelevanceFeature]
     meaning: str
-    """What the column means; `{words}` stands for the way words are counted."""
+    """What the column means; a field of the step in braces, such as `{words}`, stands for its value."""
     formula: Callable[[str, str, Words], float] | None
     """Score one text for a reward, given the text without its immediate repeats, the full text and the way to count words;
     None for a relevance."""
