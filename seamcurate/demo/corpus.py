@@ -92,12 +92,17 @@ def docs_pairs() -> list[Pair]:
     return [pairs[prompt] for prompt in sorted(pairs)]
 
 
-def make_data(folder: Path, seed: int = 0) -> dict[str, int]:
+def make_data(folder: Path, seed: int = 0, share: float = 1) -> dict[str, int]:
     """Write corpus, preferences, preferences_test and rl as Parquet files in `folder`; return their row counts.
 
     The files are split by answer, and thus by question: corpus, test pairs and RL rows share neither. The training
     preferences are about the corpus's questions, as the data of a reward model and of a policy are about one domain. The
     same seed gives the same bytes.
+
+    Args:
+        folder: The folder to write.
+        seed: Seed of the draws.
+        share: Share of the answers to use, above 0 and at most 1, for data on which a run takes as much less time.
     """
     draw = random.Random(seed)
     by_answer: dict[str, list[Pair]] = defaultdict(list)
@@ -105,12 +110,13 @@ def make_data(folder: Path, seed: int = 0) -> dict[str, int]:
         by_answer[pair["response"]].append(pair)
     answers = list(by_answer)
     draw.shuffle(answers)
-    rl = _take(answers, by_answer, RL_ROWS)
-    test = _take(answers, by_answer, TEST_ROWS)
+    del answers[round(share * len(answers)) :]
+    rl = _take(answers, by_answer, round(share * RL_ROWS))
+    test = _take(answers, by_answer, round(share * TEST_ROWS))
     corpus = _take(answers, by_answer, None)
     parts: dict[str, Sequence[Pair | Preference]] = {
         "corpus": corpus,
-        "preferences": _preferences(corpus, PREFERENCE_ROWS, draw),
+        "preferences": _preferences(corpus, round(share * PREFERENCE_ROWS), draw),
         "preferences_test": _against_random(test, draw),
         "rl": rl,
     }

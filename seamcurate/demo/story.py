@@ -67,7 +67,11 @@ _MORE = {
 
 
 def run(
-    folder: Path, variants: Sequence[str] = ("contrast",), endpoint: str | None = None, model: str | None = None
+    folder: Path,
+    variants: Sequence[str] = ("contrast",),
+    endpoint: str | None = None,
+    model: str | None = None,
+    share: float = 1,
 ) -> None:
     """Make data, models, scores, split and exports in `folder`, then print the results.
 
@@ -76,6 +80,7 @@ def run(
         variants: SEAM's sample sets: `contrast`, which is always made, `adv`, and `gpt`, which needs an endpoint.
         endpoint: The base URL of an OpenAI-compatible server.
         model: The name of the model on that server.
+        share: Share of the documentation to use, above 0 and at most 1; a folder that has its data keeps that.
 
     Raises:
         RecipeError: A variant is unknown, or lacks its endpoint.
@@ -91,7 +96,7 @@ def run(
     data, models, file = folder / "data", folder / "models", folder / "recipe.yaml"
     if not (data / "rl.parquet").is_file():
         note("reading the standard library's documentation")
-        docs_corpus.make_data(data)
+        docs_corpus.make_data(data, share=share)
     policy = load_json(models / "policy" / "training.json") or docs_corpus.make_policy(data, models / "policy")
     judge = load_json(models / "reward" / "training.json") or docs_corpus.make_reward(data, models / "reward")
     if "adv" in variants and not (data / "vectors.txt").is_file():

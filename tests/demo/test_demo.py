@@ -1,9 +1,13 @@
-"""The demo, whole and for real: it trains, scores, splits, exports and tells; a second run only tells."""
+"""The demo for real: it trains, scores, splits, exports and tells; a second run only tells.
+
+SEAMCURATE_DEMO_SHARE says which share of the documentation it uses: two fifths by default, all of it by 1.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -20,14 +24,25 @@ pytestmark = [
 ]
 
 
+SHARE = float(os.environ.get("SEAMCURATE_DEMO_SHARE", "0.4"))
+# What models reach, and how many questions have a similar one, depends on how much there is to learn from.
+POLICY_LOSS, REWARD_ACCURACY, SCORED = (5, 0.85, 0.6) if SHARE == 1 else (6, 0.75, 0.4)
+FIRST = f"""
+import pathlib, sys
+from seamcurate.demo import story
+story.run(pathlib.Path(sys.argv[1]), share={SHARE})
+"""
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """The folder, and what two runs of the demo said: the second is the command's, which finds all there."""
     folder = tmp_path_factory.mktemp("demo") / "demo-store"
-    return folder, [_run(folder), _run(folder)]
+    return folder, [_run("-c", FIRST, str(folder)), _run("-m", "seamcurate.cli", "demo", str(folder))]
 
 
-def _run(folder):
-    command = [sys.executable, "-m", "seamcurate.cli", "demo", str(folder)]
+def _run(*arguments):
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     return done
@@ -40,14 +55,14 @@ def record(folder, name):
 def test_the_models_are_real_ones(demo):
     folder, _ = demo
     policy, judge = record(folder, "policy"), record(folder, "reward")
-    assert policy["loss_after"] < 5 < 7 < policy["loss_before"]
-    assert judge["accuracy"] >= 0.85 and judge["rows_held_out"] >= 300
+    assert policy["loss_after"] < POLICY_LOSS < 7 < policy["loss_before"]
+    assert judge["accuracy"] >= REWARD_ACCURACY and judge["rows_held_out"] >= 300 * SHARE
 
 
 def test_the_reward_model_is_wrong_in_the_band_where_it_is_right_against_random_answers(demo):
     folder, _ = demo
     facts = Store(folder).facts("seam_contrast")
-    assert facts["rows"] == len(Store(folder)) >= 500 and facts["rows_scored"] > 300
+    assert facts["rows"] == len(Store(folder)) >= 500 * SHARE and facts["rows_scored"] > 500 * SHARE * SCORED
     assert 0.05 < facts["misjudged"] / facts["candidates"] < 0.5
     (row,) = query(
         Store(folder), "SELECT count(*) FILTER (misjudgement > 0) AS wrong, count(*) AS n FROM candidates"
