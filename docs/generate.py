@@ -566,6 +566,7 @@ _MODEL_KINDS = (
     "RewardFunction",
     "JudgeModel",
     "RubricModel",
+    "RewardEnsemble",
     "SentenceEncoder",
     "RewardServer",
     "OpenAIServer",

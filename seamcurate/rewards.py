@@ -28,7 +28,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from seamcurate.errors import ModelError, TrainError, first_line
-from seamcurate.models import EncoderModel, Prompt, RewardFunction, RewardingModel, SequenceClassifier
+from seamcurate.models import EncoderModel, Prompt, RewardEnsemble, RewardFunction, RewardingModel, SequenceClassifier
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.roles import ROLES
 from seamcurate.models.template import Form, prompt_text
@@ -165,6 +165,15 @@ class ModelReward(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reward: RewardingModel
+
+    @field_validator("reward")
+    @classmethod
+    def _of_an_answer_alone(cls, reward: RewardingModel) -> RewardingModel:
+        if isinstance(reward, RewardEnsemble) and reward.combine == "worst-case":
+            raise ValueError(
+                "an ensemble's worst-case is for SEAM alone, as it needs golden responses; take `combine: min`"
+            )
+        return reward
 
     def load(self) -> TrainerReward:
         """Load the reward model; its chat template writes today's date, which is part of the function's `repr`."""

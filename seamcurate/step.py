@@ -116,6 +116,10 @@ class Data(Protocol):
         """Return the measured noise of what a column's step added, by column; see `seamcurate.score.noise`."""
         ...
 
+    def prepared(self, column: str, file: str) -> dict[str, JsonValue]:
+        """Return a JSON object that a column's step prepared for all its shards; empty where no step added the column."""
+        ...
+
 
 class Averages(NamedTuple):
     """Average lengths of a row's texts in characters: all that a plan needs to know about the rows."""

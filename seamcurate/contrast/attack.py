@@ -19,10 +19,11 @@ from typing_extensions import override
 
 from seamcurate.contrast import lexicon
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
-from seamcurate.models import EncoderModel, Prompt, RewardingModel, roles, weights
+from seamcurate.models import EncoderModel, Prompt, RewardEnsemble, RewardingModel, roles, scales, weights
+from seamcurate.models.ensemble import MEMBERS
 from seamcurate.models.protocols import Columns
 from seamcurate.models.vectors import normalised
-from seamcurate.step import Averages, Step, Transform, Work, column, finite
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
 from seamcurate.text import counted
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ class Attack(Step):
     @property
     @override
     def inputs(self) -> tuple[str, ...]:
-        return tuple(
-            dict.fromkeys(("prompt", "response", self.start, *(self.reward.columns_read() if self.reward else ())))
-        )
+        scaled = isinstance(self.reward, RewardEnsemble) and self.reward.needs_scales()
+        further = (*(self.reward.columns_read() if self.reward else ()), *([MEMBERS] if scaled else []))
+        return tuple(dict.fromkeys(("prompt", "response", self.start, *further)))
 
     @property
     @override
@@ -141,10 +142,16 @@ class Attack(Step):
         masked = None if self.masked_model is None else weights.identity(weights.Origin(self.masked_model))
         return {**super().identity(), **contents, "masked_model": masked}
 
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Take the scales of an ensemble's members from the step `reward`."""
+        if MEMBERS in self.inputs:
+            scales.take(self.reward, data, shared, self.name)
+
     @override
     def load(self, shared: Path) -> Transform:
         # A missing model is told before lexicons of hundreds of megabytes are read.
-        reward, encoder = roles.load(self.reward, "reward", self.name), roles.load(self.encoder, "encoder", self.name)
+        reward = roles.load(scales.applied(self.reward, shared), "reward", self.name)
+        encoder = roles.load(self.encoder, "encoder", self.name)
         lexicons, masked = self._lexicons()
         models = _Models(reward, encoder, masked)
 

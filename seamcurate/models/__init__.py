@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.completion_server import CompletionServer
+from seamcurate.models.ensemble import RewardEnsemble
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.function import RewardFunction
 from seamcurate.models.judge import JudgeModel
@@ -46,6 +47,7 @@ __all__ = [
     "Prompt",
     "Reply",
     "Request",
+    "RewardEnsemble",
     "RewardFunction",
     "RewardModel",
     "RewardServer",

@@ -116,6 +116,10 @@ class RewardConfig(Backend):
         """Name the outputs that become columns of their own, `reward_<name>`."""
         return ()
 
+    def member_names(self) -> tuple[str, ...]:
+        """Name the reward models that an ensemble asks; none for a single model."""
+        return ()
+
     def asks_ahead(self) -> bool:
         """Tell whether `RewardModel.ask_ahead` asks for anything."""
         return False

@@ -57,6 +57,10 @@ class FakeModel(NamedModel, RewardConfig, RewardModel):
             for prompt, answers in zip(prompts, responses, strict=True)
         ]
 
+    def scale_range(self) -> tuple[float, float] | None:
+        """Return the range that rewards are drawn from."""
+        return -2.0, 2.0
+
     def logprobs(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[Likelihood | None]]:
         """Draw a per-token log-probability in (-4, -1] for each (prompt, response); words are tokens."""
         scored: list[list[Likelihood | None]] = []

@@ -61,6 +61,8 @@ class Rating(NamedTuple):
     """Why there is no reward, in one line, where this kind of model gives reasons."""
     outputs: tuple[float | None, ...] = ()
     """The outputs that become columns of their own, in the order of `RewardConfig.output_names`."""
+    members: tuple[float | None, ...] = ()
+    """Of an ensemble, the members' rewards on the scale that they are combined on, in the order of `member_names`."""
 
 
 class RewardModel(ABC):

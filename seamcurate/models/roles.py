@@ -10,6 +10,7 @@ from seamcurate.errors import ModelError
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.completion_server import CompletionServer
+from seamcurate.models.ensemble import RewardEnsemble
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.function import RewardFunction
 from seamcurate.models.judge import JudgeModel
@@ -22,7 +23,7 @@ from seamcurate.models.sequence_classifier import SequenceClassifier
 Loaded_co = TypeVar("Loaded_co", covariant=True)
 
 _POLICIES: tuple[type[Backend], ...] = (CausalLM, CompletionServer, FakeModel)
-_REWARDS: tuple[type[Backend], ...] = (
+_SINGLE_REWARDS: tuple[type[Backend], ...] = (
     SequenceClassifier,
     RewardServer,
     RewardFunction,
@@ -30,6 +31,7 @@ _REWARDS: tuple[type[Backend], ...] = (
     JudgeModel,
     FakeModel,
 )
+_REWARDS: tuple[type[Backend], ...] = (*_SINGLE_REWARDS, RewardEnsemble)
 _ENCODERS: tuple[type[Backend], ...] = (SentenceEncoder, FakeModel)
 
 ROLES: dict[str, tuple[type[Backend], ...]] = {
@@ -84,14 +86,20 @@ PolicyModel: TypeAlias = Annotated[
     Discriminator(kind_of(*_POLICIES)),
 ]
 """What a recipe may name as a policy."""
-RewardingModel: TypeAlias = Annotated[
+_Single: TypeAlias = (
     Annotated[SequenceClassifier, Tag(SequenceClassifier.key)]
     | Annotated[RewardFunction, Tag(RewardFunction.key)]
     | Annotated[RubricModel, Tag(RubricModel.key)]
     | Annotated[JudgeModel, Tag(JudgeModel.key)]
     | Annotated[RewardServer, Tag(RewardServer.key)]
-    | Annotated[FakeModel, Tag(FakeModel.key)],
-    Discriminator(kind_of(*_REWARDS)),
+    | Annotated[FakeModel, Tag(FakeModel.key)]
+)
+SingleReward: TypeAlias = Annotated[_Single, Discriminator(kind_of(*_SINGLE_REWARDS))]
+"""What an ensemble may have as a member."""
+# An ensemble is made of the kinds above, and is listed with them.
+RewardEnsemble.model_rebuild(_types_namespace={"SingleReward": SingleReward})
+RewardingModel: TypeAlias = Annotated[
+    _Single | Annotated[RewardEnsemble, Tag(RewardEnsemble.key)], Discriminator(kind_of(*_REWARDS))
 ]
 """What a recipe may name as a reward model."""
 EncoderModel: TypeAlias = Annotated[

@@ -26,7 +26,7 @@ from pydantic import JsonValue
 from seamcurate.contrast import Attack
 from seamcurate.data.source import Source
 from seamcurate.errors import HubError, RecipeError
-from seamcurate.models import OpenAIServer, RewardFunction
+from seamcurate.models import OpenAIServer, RewardEnsemble, RewardFunction
 from seamcurate.models.backend import Backend, NamedModel, models_of
 from seamcurate.models.local import LocalModel
 from seamcurate.models.roles import ROLES
@@ -397,6 +397,9 @@ def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
     bases, tokenizers = _named_after("on", steps), _named_after("with", steps)
 
     def pin_model(role: str, model: Backend) -> Backend:
+        if isinstance(model, RewardEnsemble):
+            members = [pin_model(f"{role} {i}", member) for i, member in enumerate(model.ensemble)]
+            return model.model_copy(update={"ensemble": tuple(members)})
         if isinstance(model, Served) and isinstance(model.same_as, LocalModel):
             return model.model_copy(update={"same_as": pin_model(role, model.same_as)})
         recorded: dict[str, object] = {
@@ -436,12 +439,16 @@ def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
 
 
 def _identities(steps: JsonValue) -> Iterator[tuple[str, dict[str, JsonValue]]]:
-    """Yield each role of a step's models with the identity of the model."""
+    """Yield each role of a step's models with the identity of the model; an ensemble's members have their number in the role."""
     for record in steps.values() if isinstance(steps, dict) else ():
         identity = record.get("identity") if isinstance(record, dict) else None
         for role, model in identity.items() if isinstance(identity, dict) else ():
             if isinstance(model, dict):
                 yield role, model
+                members = model.get("ensemble")
+                for i, member in enumerate(members if isinstance(members, list) else ()):
+                    if isinstance(member, dict):
+                        yield f"{role} {i}", member
 
 
 def _days(steps: JsonValue) -> dict[str, datetime.date]:

@@ -244,6 +244,10 @@ class _Weightless(FakeModel):
         return self.model.output_names()
 
     @override
+    def member_names(self) -> tuple[str, ...]:
+        return self.model.member_names()
+
+    @override
     def gives_reasons(self) -> bool:
         return self.model.gives_reasons()
 

@@ -21,6 +21,7 @@ from seamcurate.models import (
     EncoderModel,
     LanguageModelConfig,
     PolicyModel,
+    RewardEnsemble,
     RewardFunction,
     RewardingModel,
 )
@@ -160,7 +161,7 @@ class Recipe(BaseModel):
         """Return the steps, each once, with the recipe's models where a step names none.
 
         Raises:
-            RecipeError: A step needs a model that neither it nor the recipe names.
+            RecipeError: A step needs a model that neither it nor the recipe names, or cannot use the one that it has.
         """
         filled = []
         for step in self.steps:
@@ -174,9 +175,17 @@ class Recipe(BaseModel):
             missing_role = next((role for role in roles if getattr(filled_step, role) is None), None)
             if missing_role is not None:
                 raise RecipeError(no_model(missing_role, step.name))
+            if isinstance(filled_step, Attack):
+                _check_attacked(filled_step)
             if filled_step not in filled:
                 filled.append(filled_step)
         return [_told_binary(step, filled, self.models) for step in filled]
+
+
+def _check_attacked(step: Attack) -> None:
+    """Refuse to attack a reward that depends on the golden response: the attack compares with it itself."""
+    if isinstance(step.reward, RewardEnsemble) and step.reward.combine == "worst-case":
+        raise RecipeError(f"step {step.name}: an ensemble's worst-case is for SEAM alone; attack its `combine: min`")
 
 
 def _told_binary(step: Step, steps: Sequence[Step], models: Models) -> Step:
@@ -396,6 +405,8 @@ def _with_folders(value: object, folder: Path) -> object:
             else _with_folders(inner, folder)
             for key, inner in value.items()
         }
+    if isinstance(value, list):
+        return [_with_folders(inner, folder) for inner in value]
     return value
 
 

@@ -23,7 +23,9 @@ from pydantic import Field, JsonValue, model_validator
 from typing_extensions import override
 
 from seamcurate.errors import StepError
-from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel, roles
+from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel, roles, scales
+from seamcurate.models.backend import RewardConfig
+from seamcurate.models.ensemble import MEMBERS, RewardEnsemble, differs
 from seamcurate.models.protocols import Rating
 from seamcurate.score import compared, noise
 from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
@@ -107,6 +109,11 @@ class Reward(Step):
 
     @property
     @override
+    def reads_all_rows(self) -> bool:
+        return isinstance(self.reward, RewardEnsemble) and self.reward.needs_scales()
+
+    @property
+    @override
     def adds(self) -> pa.Schema:
         meaning = "R(I∘r): the golden response's reward; NULL when the prompt fills the model's window"
         fields = [column("reward", pa.float64(), meaning)]
@@ -119,6 +126,11 @@ class Reward(Step):
             fields.append(column("golden_fails", pa.bool_(), meaning))
         if self.reward is not None and self.reward.gives_reasons():
             fields.append(column("reward_reason", pa.string(), "why the golden response has no reward"))
+        if self.reward is not None and (members := self.reward.member_names()):
+            meaning = (
+                f"the golden response's reward by each member, on the scale they are combined on: {', '.join(members)}"
+            )
+            fields.append(column(MEMBERS, pa.list_(pa.float64()), meaning))
         return pa.schema(fields)
 
     @override
@@ -127,21 +139,23 @@ class Reward(Step):
 
     @override
     def first_work(self, rows: Averages, count: int) -> list[Work]:
-        """Measure the noise floor."""
+        """Measure the noise floor, and an ensemble's scales."""
         if self.reward is None:
             return []
-        answers = min(self.reward.noise_rows, count)
-        return self.reward.noise_work(answers, answers * (rows.prompt + rows.response))
+        answers, characters = min(_noise_rows(self.reward), count), rows.prompt + rows.response
+        noise_work = self.reward.noise_work(answers, answers * characters)
+        return [*noise_work, *scales.work(self.reward, count, characters)]
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Store a few rows that `load` measures the noise floor on, and ask for all rewards that come in batches."""
-        _sample(self.reward, data, shared, "response")
+        """Store rows for the noise floor, measure an ensemble's scales, and ask for all rewards that come in batches."""
+        scales.measure(self.reward, data, shared)
+        _sample(self.reward, data, shared, "response", _columns_read(self.reward))
         compared.sample(self.reward, data, shared, "response", _columns_read(self.reward))
         _ask_ahead(self.reward, data, "response")
 
     @override
     def load(self, shared: Path) -> Transform:
-        model = roles.load(self.reward, "reward", self.name)
+        model = roles.load(scales.applied(self.reward, shared), "reward", self.name)
         names = _output_names(self.reward)
         unchanged = compared.check(self.reward, model, shared, noise.rewards)
         noise.measure_rewards(shared, [self.name, *(f"reward_{name}" for name in names)], model)
@@ -153,10 +167,11 @@ class Reward(Step):
             unchanged()
             ratings = [row[0] if row else no_rating for row in rated]
             rewards = [finite(rating.reward) for rating in ratings]
-            values: dict[str, list[float | None] | list[bool | None] | list[str | None]] = {
+            values: dict[str, Sequence[object]] = {
                 "reward": rewards,
                 "golden_fails": [None if reward is None else reward == 0 for reward in rewards],
                 "reward_reason": [rating.reason for rating in ratings],
+                MEMBERS: [rating.members or None for rating in ratings],
             }
             for i, name in enumerate(names):
                 values[f"reward_{name}"] = [finite(rating.outputs[i]) for rating in ratings]
@@ -166,7 +181,13 @@ class Reward(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the rows without a reward, and those whose golden response fails it."""
-        return _reward_facts(columns, "reward", self.reward) | noise.facts(shared) | compared.facts(shared)
+        parts = (
+            _reward_facts(columns, "reward", self.reward) | noise.facts(shared),
+            scales.facts(self.reward, shared),
+            compared.facts(shared),
+        )
+        summary = "; ".join(str(part["summary"]) for part in parts if "summary" in part)
+        return parts[0] | parts[1] | parts[2] | ({"summary": summary} if summary else {})
 
 
 class Rewards(Step):
@@ -198,7 +219,7 @@ class Rewards(Step):
     @property
     @override
     def inputs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(("prompt", f"worse_{self.variant}", *_columns_read(self.reward))))
+        return tuple(dict.fromkeys(("prompt", f"worse_{self.variant}", *_compared_columns(self.reward))))
 
     @property
     @override
@@ -212,6 +233,9 @@ class Rewards(Step):
         if self.reward is not None and self.reward.gives_reasons():
             meaning = f"why a candidate in worse_{v} has no reward; NULL where it has one"
             fields.append(column(f"rewards_reason_{v}", pa.list_(pa.string()), meaning))
+        if self.reward is not None and self.reward.member_names():
+            meaning = f"share of worse_{v} that some members prefer to the golden response and some do not"
+            fields.append(column(f"disagreement_{v}", pa.float64(), meaning))
         return pa.schema(fields)
 
     @override
@@ -224,19 +248,20 @@ class Rewards(Step):
         """Measure the noise floor."""
         if self.reward is None:
             return []
-        answers = min(self.reward.noise_rows, count) * min(self.reward.noise_answers, rows.candidates)
+        answers = min(_noise_rows(self.reward), count) * min(self.reward.noise_answers, rows.candidates)
         return self.reward.noise_work(answers, answers * (rows.prompt + rows.candidate))
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Store a few rows that `load` measures the noise floor on, and ask for all rewards that come in batches."""
         answers = f"worse_{self.variant}"
-        _sample(self.reward, data, shared, answers)
+        scales.take(self.reward, data, shared, self.name)
+        _sample(self.reward, data, shared, answers, _compared_columns(self.reward))
         compared.sample(self.reward, data, shared, answers, _columns_read(self.reward))
         _ask_ahead(self.reward, data, answers)
 
     @override
     def load(self, shared: Path) -> Transform:
-        model = roles.load(self.reward, "reward", self.name)
+        model = roles.load(scales.applied(self.reward, shared), "reward", self.name)
         v, names = self.variant, _output_names(self.reward)
         unchanged = compared.check(self.reward, model, shared, noise.rewards)
         noise.measure_rewards(shared, [self.name, *(f"rewards_{name}_{v}" for name in names)], model)
@@ -244,11 +269,12 @@ class Rewards(Step):
         def score(rows: pa.Table) -> pa.Table:
             sets = rows[f"worse_{v}"].to_pylist()
             groups = [[candidate["response"] for candidate in worse or []] for worse in sets]
-            rated = model.ratings(rows["prompt"].to_pylist(), groups, _further(rows, self.reward))
+            further = {name: rows[name].to_pylist() for name in _compared_columns(self.reward)}
+            rated = model.ratings(rows["prompt"].to_pylist(), groups, further)
             unchanged()
             # A row without a sample set has no list.
             ratings = [None if worse is None else row for worse, row in zip(sets, rated, strict=True)]
-            values: dict[str, Sequence[Sequence[float | str | None] | None]] = {
+            values: dict[str, Sequence[object]] = {
                 self.name: [None if row is None else [finite(rating.reward) for rating in row] for row in ratings],
                 f"rewards_reason_{v}": [None if row is None else [rating.reason for rating in row] for row in ratings],
             }
@@ -256,6 +282,8 @@ class Rewards(Step):
                 values[f"rewards_{name}_{v}"] = [
                     None if row is None else [finite(rating.outputs[i]) for rating in row] for row in ratings
                 ]
+            if MEMBERS in further:
+                values[f"disagreement_{v}"] = list(map(_disagreement, further[MEMBERS], ratings))
             return pa.table({field.name: pa.array(values[field.name], field.type) for field in self.adds})
 
         return score
@@ -674,21 +702,40 @@ def _output_names(reward: RewardingModel | None) -> tuple[str, ...]:
     return () if reward is None else reward.output_names()
 
 
+def _compared_columns(reward: RewardingModel | None) -> tuple[str, ...]:
+    """Name the columns that a reward model reads to score worse answers: an ensemble compares them with the golden response."""
+    return (*_columns_read(reward), *([MEMBERS] if reward is not None and reward.member_names() else []))
+
+
+def _disagreement(golden: object, ratings: Sequence[Rating] | None) -> float | None:
+    """Return the share of a row's worse answers whose order an ensemble's members disagree on; None where none has rewards."""
+    if not isinstance(golden, list) or not ratings:
+        return None
+    disputed = [value for rating in ratings if (value := differs(golden, rating.members)) is not None]
+    return sum(disputed) / len(disputed) if disputed else None
+
+
 def _further(rows: pa.Table, reward: RewardingModel | None) -> dict[str, list[object]]:
     """Return the columns that a reward model reads beside prompt and response, one value a row."""
     return {name: rows[name].to_pylist() for name in _columns_read(reward)}
 
 
-def _sample(reward: RewardingModel | None, data: Data, shared: Path, answers: str) -> None:
+def _sample(reward: RewardingModel | None, data: Data, shared: Path, answers: str, columns: Sequence[str]) -> None:
     """Store the rows that the reward model's noise is measured on."""
     if reward is not None:
-        noise.sample(data, shared, answers, reward.columns_read(), reward.noise_rows)
+        noise.sample(data, shared, answers, columns, _noise_rows(reward))
+
+
+def _noise_rows(reward: RewardingModel) -> int:
+    """Return how many rows the noise is measured on: for an ensemble, the most that a member asks for."""
+    return max(model.noise_rows for model in reward.parts() if isinstance(model, RewardConfig))
 
 
 def _ask_ahead(reward: RewardingModel | None, data: Data, answers: str) -> None:
     """Ask for the rewards of all rows where they come in batches."""
-    if reward is not None and reward.asks_ahead():
-        reward.load().ask_ahead(partial(_prompts_and_answers, data, answers))
+    for model in reward.parts() if reward is not None else ():
+        if isinstance(model, RewardConfig) and model.asks_ahead():
+            model.load().ask_ahead(partial(_prompts_and_answers, data, answers))
 
 
 def _prompts_and_answers(data: Data, answers: str) -> Iterator[tuple[Prompt, list[str]]]:

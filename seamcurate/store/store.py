@@ -273,6 +273,13 @@ class Store:
                 return {name: float(str(value)) for name, value in noise.items()}
         return {}
 
+    def prepared(self, column: str, file: str) -> dict[str, JsonValue]:
+        """Return a JSON object that a column's step prepared for all its shards; empty where no step added the column."""
+        for folder, record in self.records().items():
+            if column in record_schema(record).names:
+                return load_json(step_file(self.path / "columns" / folder, "shared") / file)
+        return {}
+
     def columns(self) -> list[Column]:
         """List every column: the source's, then each step's."""
         shards = len(self.shards)

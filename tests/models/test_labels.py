@@ -12,6 +12,7 @@ from seamcurate import FakeModel, Recipe, SequenceClassifier, Source, Store, run
 from seamcurate.contrast import Retrieve
 from seamcurate.errors import ModelError
 from seamcurate.models import labels
+from seamcurate.models.protocols import Rating
 
 PROMPTS = ["how do I sort the list and then merge all of it", "open a file", "x"]
 RESPONSES = [["use sort on list", "no", "use merge on queue then parse it carefully step 3"], ["open it"], []]
@@ -68,7 +69,7 @@ def test_outputs_equal_plain_transformers_in_one_forward_pass(heads):
 def test_an_answer_without_a_reward_has_no_outputs_either(heads):
     config = SequenceClassifier(path=str(heads), output=0, outputs="all")
     ((rating,),) = config.load().ratings(["sort " * 400], [["a"]], {})
-    assert rating == (None, None, (None, None, None))
+    assert rating == Rating(None, None, (None, None, None))
 
 
 def test_what_names_an_output_does_not_change_the_fingerprint(heads):
