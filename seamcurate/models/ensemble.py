@@ -265,7 +265,7 @@ class RewardEnsemble(RewardConfig):
                 f"{self.title}: its scales are not measured here; give `scales: [[mean, standard deviation], …]` in place of "
                 "`normalise`, with the numbers that a run of the step `reward` prints"
             )
-        return _LoadedEnsemble(self)
+        return LoadedEnsemble(self)
 
     def asked(self) -> tuple[int, ...]:
         """Return the numbers of the members whose rewards become columns."""
@@ -355,11 +355,18 @@ _NO_REWARD = "no room in its window, or a prompt or an answer that it cannot rea
 """Why a member has no reward that gives no reasons itself."""
 
 
-class _LoadedEnsemble(RewardModel):
+class LoadedEnsemble(RewardModel):
+    """An ensemble with its members loaded."""
+
     def __init__(self, config: RewardEnsemble) -> None:
         self.config, self.names, self.asked = config, config.member_names(), config.asked()
         self.scales = [Scale(*scale) for scale in config.scales or ((0.0, 1.0),) * len(config.ensemble)]
         self.readers = [_reader(source, config.ensemble) for source in config.sources()]
+
+    def loaded(self) -> Iterator[tuple[RewardConfig, RewardModel]]:
+        """Yield the models that give the members' rewards, each with its configuration."""
+        for source, reader in zip(self.config.sources(), self.readers, strict=True):
+            yield source.model, reader.model
 
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
         """Combine the members' rewards; see `RewardModel`."""

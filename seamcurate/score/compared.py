@@ -17,6 +17,8 @@ from pydantic import JsonValue
 
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, Policy, equivalence, suspects
+from seamcurate.models.backend import Backend
+from seamcurate.models.ensemble import LoadedEnsemble
 from seamcurate.models.equivalence import Comparison, Scores
 from seamcurate.models.local import LocalModel
 from seamcurate.models.served import Served
@@ -31,7 +33,7 @@ _ROWS, _ANSWERS = 16, 2
 """Rows that are compared, and answers of each, at most."""
 _SIDES = 4
 """Fixed directions that embeddings are projected on: their numbers are compared."""
-_TEXTS, _RESULT = "compared_texts.json", "compared.json"
+_TEXTS = "texts_compared.json"
 
 
 def sample(model: object, data: Data, shared: Path, answers: str, columns: Sequence[str] = ()) -> None:
@@ -44,23 +46,32 @@ def sample(model: object, data: Data, shared: Path, answers: str, columns: Seque
         answers: The column of golden responses, or of candidates.
         columns: Further columns that the model reads.
     """
-    if isinstance(model, Served):
+    if isinstance(model, Backend) and any(isinstance(part, Served) for part in model.parts()):
         noise.store(shared / _TEXTS, data, answers, columns, _ROWS, _ANSWERS)
 
 
-def check(model: object, loaded: Any, shared: Path, score: ScoreOf) -> Callable[[], None]:
+def check(model: object, loaded: Any, shared: Path, score: ScoreOf, number: int | None = None) -> Callable[[], None]:
     """Compare a served model, once for a column; return a function that refuses when the server's scores have changed.
 
     Args:
-        model: The configuration of the model; a model that is not served is not compared.
+        model: The configuration of the model; a model that is not served is not compared. Of an ensemble, each member is.
         loaded: The model.
         shared: The step's folder, with the rows that `sample` stored.
         score: Returns how a loaded model scores.
+        number: Tells the members of an ensemble apart.
 
     Raises:
         ModelError: The scores are not the same, and the recipe accepts no such difference; or they cannot be compared.
     """
-    texts_file, result_file = shared / _TEXTS, shared / _RESULT
+    if isinstance(loaded, LoadedEnsemble):
+        checks = [check(*member, shared, score, i) for i, member in enumerate(loaded.loaded())]
+
+        def all_unchanged() -> None:
+            for check_member in checks:
+                check_member()
+
+        return all_unchanged
+    texts_file, result_file = shared / _TEXTS, _result(shared, number)
     if not isinstance(model, Served) or not texts_file.exists():
         return _nothing
     texts = noise.stored(texts_file)
@@ -95,11 +106,16 @@ def check(model: object, loaded: Any, shared: Path, score: ScoreOf) -> Callable[
 
 def facts(shared: Path) -> dict[str, JsonValue]:
     """Return what came of the comparison, as a step's facts hold it; the run's report has its line."""
-    file = shared / _RESULT
-    if not file.exists():
+    results = [json.loads(file.read_text())["compared"] for file in sorted(shared.glob("compared*.json"))]
+    if not results:
         return {}
-    compared = json.loads(file.read_text())["compared"]
-    return {"compared": compared, "summary": compared["line"]}
+    lines = "; ".join(compared["line"] for compared in results)
+    return {"compared": results[0] if len(results) == 1 else results, "summary": lines}
+
+
+def _result(shared: Path, number: int | None) -> Path:
+    """Return the file with what came of the comparison of a model, or of a member of an ensemble."""
+    return shared / ("compared.json" if number is None else f"compared_{number}.json")
 
 
 def per_token(model: Policy) -> Score:

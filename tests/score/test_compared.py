@@ -11,9 +11,10 @@ from conftest import questions
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from seamcurate import CausalLM, SentenceEncoder, SequenceClassifier
+from seamcurate import CausalLM, RewardEnsemble, SentenceEncoder, SequenceClassifier
 from seamcurate.errors import ModelError
 from seamcurate.models import suspects
+from seamcurate.models.backend import RewardConfig
 from seamcurate.models.served import Served
 from seamcurate.score import compared, noise
 
@@ -93,6 +94,31 @@ def test_the_same_weights_are_the_same_and_are_compared_once(shared, reward):
     # A resumed run asks for one text alone.
     again = Other(reward.load(), lambda x: x)
     assert checked(shared, reward, again) == found and again.calls == 1
+
+
+def test_each_served_member_of_an_ensemble_is_compared(tmp_path, reward):
+    class Member(Behind, RewardConfig):
+        gives: float = 0.0
+
+        def load(self):
+            return Other(reward.load(), lambda x: x + self.gives)
+
+    def member(name, gives):
+        return Member.model_construct(model=name, same_as=reward, accept_difference=False, gives=gives)
+
+    right, wrong = (
+        RewardEnsemble.model_construct(ensemble=(reward, member("a", 0.0), member("b", gives))) for gives in (1e-7, 0.5)
+    )
+    compared.sample(right, Rows(), tmp_path, "response")
+    with pytest.raises(ModelError, match=r"^behind b gives other scores than .*mend the server"):
+        compared.check(wrong, wrong.load(), tmp_path, noise.rewards)
+    assert compared.facts(tmp_path)["compared"]["line"].startswith("behind a gives the same scores")
+    loaded = right.load()
+    unchanged = compared.check(right, loaded, tmp_path, noise.rewards)
+    assert [found["line"][:8] for found in compared.facts(tmp_path)["compared"]] == ["behind a", "behind b"]
+    next(model for config, model in loaded.loaded() if config.title == "behind b").change = lambda x: x - 1
+    with pytest.raises(ModelError, match="behind b gives other scores than before"):
+        unchanged()
 
 
 def test_a_server_started_anew_with_other_weights_is_refused_in_the_middle(shared, reward):
