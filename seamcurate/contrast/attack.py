@@ -115,10 +115,12 @@ class Attack(Step):
     @property
     @override
     def adds(self) -> pa.Schema:
+        binary = self.reward is not None and self.reward.is_binary()
+        hacked = "whether its reward is 1, as R(I∘r⁺)" if binary else "whether R(I∘r') exceeded R(I∘r⁺) in the attack"
         return pa.schema(
             [
                 column("worse_adv", ATTACKED, f"up to {self.k} perturbations by {self.method}, best reward first"),
-                column("hacked_adv", pa.list_(pa.bool_()), "whether R(I∘r') exceeded R(I∘r⁺) in the attack"),
+                column("hacked_adv", pa.list_(pa.bool_()), hacked),
                 column("already_adv", pa.bool_(), "whether it preferred the answer before any word was changed"),
                 column("edits_adv", pa.list_(pa.int32()), "words in which it differs from what was perturbed"),
                 column("queries_adv", pa.int32(), "texts the reward model was asked about"),
@@ -162,15 +164,17 @@ class Attack(Step):
             further = {name: rows[name].to_pylist() for name in self.reward.columns_read()} if self.reward else {}
             rated = models.reward.ratings(prompts, [[text] if text is not None else [] for text in golden], further)
             goals = [[rating.reward for rating in row] for row in rated]
+            # Of rewards of 0 and 1 none exceeds that of a golden response that passes: to pass is enough.
+            binary = self.reward is not None and self.reward.is_binary()
             questions = _Questions(prompts, further)
             reasons: list[str | None] = []
             running: dict[int, Search] = {}
             attempts: dict[int, Attempt] = {}
             for i, (start, goal) in enumerate(zip(starts, goals, strict=True)):
-                reason = _refusal(start, goal, lexicons, self.start)
+                reason = _refusal(start, goal, lexicons, self.start, binary)
                 reasons.append(reason)
                 if reason is None and start is not None and goal[0] is not None:
-                    attempts[i] = Attempt(start, goal[0], self.query_budget)
+                    attempts[i] = Attempt(start, goal[0] - 0.5 if binary else goal[0], self.query_budget)
                     # Each row has its own seed, so that its result does not depend on other rows.
                     running[i] = search(self.method, attempts[i], lexicons, _seed(self.seed, start))
             reasons = _run(running, questions, models, reasons)
@@ -342,17 +346,19 @@ def _answers(
 
 
 _UNANSWERED = {
-    "rewards": "a perturbed answer does not fit the reward model's window",
+    "rewards": "a perturbed answer has no reward, or does not fit the reward model's window",
     "embeddings": "the answer has an embedding that is not finite",
 }
 
 
-def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, column: str) -> str | None:
+def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, column: str, binary: bool) -> str | None:
     """Return why a row cannot be attacked, or None."""
     if start is None or not start.strip():
         return f"there is no answer in {column} to perturb"
     if not goal or goal[0] is None:
         return "the golden response has no reward"
+    if binary and goal[0] == 0:
+        return "the golden response fails the reward"
     if not any(word not in lexicons.stop_words for word in Text(start).words):
         return "the answer has no word that may be changed"
     return None

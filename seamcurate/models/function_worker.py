@@ -43,8 +43,10 @@ def main() -> None:
     requests = channel.makefile("rb")
     settings = json.loads(requests.readline())
     try:
-        bytes_ = settings["memory"] * 2**20
-        resource.setrlimit(resource.RLIMIT_DATA, (bytes_, bytes_))
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = settings["memory"] * 2**20
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         function = _loaded(Path(settings["file"]), settings["name"])
         calls = _Calls(function, settings)
     except BaseException as error:
@@ -111,18 +113,16 @@ class _Calls:
 
     def _verl(self, request: dict[str, Any], i: int) -> Any:
         further = copy.deepcopy(request["columns"])
-        given = {
-            "data_source": further.pop("data_source", "seamcurate"),
-            "solution_str": request["answers"][i],
-            "ground_truth": further.pop("ground_truth", None),
-        }
+        # A ground truth that was not asked for is not given: None would be taken for one.
+        given = {name: further.pop(name) for name in ("data_source", "ground_truth") if name in further}
+        given = {"data_source": "seamcurate", **given, "solution_str": request["answers"][i]}
         return self._called({**given, **self._with_rest("extra_info", further)})
 
     def _verifiers(self, request: dict[str, Any], i: int) -> Any:
         further = copy.deepcopy(request["columns"])
         prompt, completion = copy.deepcopy((request["prompt"], request["completions"][i]))
-        answer = further.pop("answer", "")
-        given = {"prompt": prompt, "completion": completion, "answer": answer, "task": "default"}
+        given = {"prompt": prompt, "completion": completion, "task": "default"}
+        given |= {name: further.pop(name) for name in ("answer",) if name in further}
         given |= self._with_rest("info", further)
         return self._called({**given, "state": copy.deepcopy(given)})
 

@@ -19,6 +19,7 @@ from seamcurate import (
     FakeModel,
     Models,
     Recipe,
+    RewardFunction,
     SentenceEncoder,
     SequenceClassifier,
     Source,
@@ -270,3 +271,23 @@ def test_lexicons_that_cannot_be_read_are_one_line(tmp_path, masked_folder):
         Attack(wordnet=str(tmp_path / "nowhere")).identity()
     with pytest.raises(ModelError, match="no encoder"):
         Attack(reward=fake, wordnet=str(tmp_path)).load(tmp_path)
+
+
+def test_of_rewards_of_0_and_1_an_attack_looks_for_answers_that_pass(tmp_path):
+    table = wordnet_table(tmp_path)
+    reward = RewardFunction(path="regex_match", arguments={"pattern": "quick|golden"})
+    step = Attack(method="pwws", wordnet=str(table), start="worse", reward=reward, encoder=FakeModel(), k=3)
+    rows = pa.table(
+        {
+            "prompt": ["p"] * 4,
+            "response": ["golden", "golden", "fails", "golden"],
+            "worse": ["sort the list, fast!", "sort the quick list", "sort the list, fast!", "sort the list"],
+        }
+    )
+    made = step.load(tmp_path)(rows)
+    assert made["already_adv"].to_pylist() == [False, True, None, False]
+    assert made["reason_adv"].to_pylist()[2] == "the golden response fails the reward"
+    first, second, _, last = made["hacked_adv"].to_pylist()
+    texts = [entry["response"] for entry in made["worse_adv"].to_pylist()[0]]
+    assert "quick" in texts[0] and first == ["quick" in text for text in texts]
+    assert any(second) and not any(last)

@@ -119,6 +119,15 @@ def test_a_function_of_verifiers_gets_what_it_names(tmp_path):
     assert rewarded(model, ["4", "5"], reference="4", difficulty=3, votes=1) == [4, 1]
 
 
+@pytest.mark.parametrize("signature", ["verl", "verifiers"])
+def test_a_reference_that_was_not_asked_for_is_not_made_up(signature, tmp_path):
+    sign, name = ("solution_str", "ground_truth") if signature == "verl" else ("completion", "answer")
+    code = f"def score({sign}, **kwargs): return float({sign} == kwargs[{name!r}])"
+    (row,) = named(tmp_path, code, "score").load().ratings(["p"], [[""]], {})
+    assert row[0].reason == f"KeyError: '{name}'"
+    assert rewarded(named(tmp_path, code, "score", columns={name: "right"}), ["4"], right="4") == [1]
+
+
 @pytest.mark.parametrize(
     ("code", "name", "signature"),
     [
