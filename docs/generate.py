@@ -255,11 +255,8 @@ def field_docs(kind: type[BaseModel]) -> dict[str, str]:
     """
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        # A generic class with its argument has no source of its own.
+        # `Served[CausalLM]`, a generic class with its argument, has no source of its own; `Served` has.
         if not issubclass(base, BaseModel) or base is BaseModel or base.__pydantic_generic_metadata__["origin"]:
-            continue
-        if base.__pydantic_generic_metadata__["origin"] is not None:
-            # `Served[CausalLM]` has no source of its own; `Served` follows.
             continue
         docs |= argument_docs(base) if base.__doc__ else {}
         docs |= {name: meaning for (owner, name), meaning in OF_FIELDS.items() if owner == base.__name__}
