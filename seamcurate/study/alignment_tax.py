@@ -109,9 +109,11 @@ def _references(study: str, table: pa.Table) -> list[list[str]]:
     column = table["references"]
     if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
         return [[text] for text in sources.texts(study, table, "references")]
+    # A missing list and an empty one are both no reference.
     counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     for i in np.flatnonzero(counts == 0).tolist():
         raise StudyError(f"{study}: row {i} has no reference; leave it out")
+    # (references,): each flat reference with the number of its row, so that an error names that row.
     rows = pa.array(np.repeat(np.arange(len(table)), counts))
     flat = iter(sources.texts(study, pa.table({"row": rows, "references": pc.list_flatten(column)}), "references"))
     return [list(islice(flat, int(count))) for count in counts]
@@ -159,9 +161,11 @@ def _rouge(answers: Answers) -> dict[str, Doubles]:
     rouge = {"response": score(answers.responses)}
     if answers.inputs is not None:
         pairs = zip(answers.inputs, answers.responses, strict=True)
+        # As many words as the answer has: ROUGE-L's F depends on length, which must not decide here.
         rouge["echo"] = score([" ".join(given.split()[: len(answer.split())]) for given, answer in pairs])
     swapped = _swapped(answers)
     missing = np.array([answer is None for answer in swapped])
+    # Scored as an empty text first, since `score` takes texts alone, then set to NaN: it is no answer of 0.
     rouge["other"] = np.where(missing, np.nan, score([answer or "" for answer in swapped]))
     return rouge
 
@@ -173,6 +177,7 @@ def _swapped(answers: Answers) -> list[str | None]:
         rows.setdefault(key, []).append(i)
     swapped: list[str | None] = [None] * len(answers.responses)
     for task_rows in rows.values():
+        # Each answer is moved on by one, so that each is used once; alone in its task, it would meet its own instance.
         for i, following in zip(task_rows, task_rows[1:] + task_rows[:1], strict=True):
             swapped[i] = answers.responses[following] if following != i else None
     return swapped
@@ -190,6 +195,7 @@ def _cost(answers: Answers, scores: Doubles, baseline_rows: list[int], model_row
                 f"tax: models answered {len(baseline_rows)} and {len(model_rows)} instances; add `instance_id`"
             )
         return bootstrap_mean(scores[baseline_rows] - scores[model_rows])
+    # Pairing by instance takes out how hard the instances are, which varies more than models do.
     row_of = {answers.instances[i]: i for i in model_rows}
     pairs = [(i, row_of[answers.instances[i]]) for i in baseline_rows if answers.instances[i] in row_of]
     if not pairs:
@@ -240,6 +246,7 @@ def _finding(scores: Sequence[ModelScore], baseline: str | None) -> str:
         verdicts += [f"{score.model} gains" for score in scores if score.tax.below_zero]
         line = f"against {baseline} at {_response(reference)} ROUGE-L the tax is {taxes}"
         line += f": {', '.join(verdicts)}" if verdicts else ": not told apart from none"
+    # The caveat is of the best model: where it does not beat a simple baseline, none does.
     best = max(compared, key=lambda score: score.rouge["response"].estimate)
     return line + baselines.caveat(best.margins)
 

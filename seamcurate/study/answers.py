@@ -112,9 +112,11 @@ def _shares(study: str, table: pa.Table, name: str) -> Doubles:
     """Return a column of shares, NaN where a row has none."""
     valid = pc.is_valid(table[name]).to_numpy()
     if pa.types.is_floating(table[name].type):
+        # NaN is what pandas writes for a missing share; to Arrow it is a number.
         valid &= ~pc.is_nan(pc.fill_null(table[name], math.nan)).to_numpy()
     values = np.full(len(table), np.nan)
     values[valid] = sources.numbers(study, table.filter(pa.array(valid)), name)
+    # Outside [0, 1] on either side.
     if (np.abs(values[valid] - 0.5) > 0.5).any():
         raise StudyError(f"{study}: {name} is a share, from 0 to 1; divide per cent by 100")
     return values
@@ -131,9 +133,11 @@ def measure(responses: ResponseTable) -> list[AnswerGroup]:
     rows: dict[tuple[str, str], list[int]] = {}
     for i, key in enumerate(zip(responses.models, responses.query_types, strict=True)):
         rows.setdefault(key, []).append(i)
+    # With one query type, its group is all responses: the same group twice would say nothing.
     if len(set(responses.query_types)) > 1:
         for i, model in enumerate(responses.models):
             rows.setdefault((model, "all"), []).append(i)
+    # Models in the order in which the table names them; of each, all of its responses first.
     first_row = {model: responses.models.index(model) for model in set(responses.models)}
     ordered = sorted(rows, key=lambda key: (first_row[key[0]], key[1] != "all", key[1]))
     return [AnswerGroup(*key, len(rows[key]), _measures(responses, values, rows[key])) for key in ordered]
@@ -146,6 +150,7 @@ def _measures(responses: ResponseTable, values: Mapping[str, Doubles], rows: Seq
         samples: dict[str, list[str]] = {}
         for i, prompt in zip(rows, prompts, strict=True):
             samples.setdefault(prompt, []).append(responses.texts[i])
+        # (prompts with several samples,): one sample has no other to be compared with.
         bleus = np.array([texts.self_bleu(answers) for answers in samples.values() if len(answers) > 1])
         measures["self_bleu"] = Measure(bleus, bootstrap_mean(bleus) if len(bleus) else NOTHING)
     return {name: column for name, column in measures.items() if not math.isnan(column.mean.estimate)}

@@ -92,6 +92,7 @@ def _read(tables: Sequence[StudySource], baseline: str) -> Sweep:
     full_data: dict[float, float] = {}
     for (method, rate), by_seed in sources.by_seed(study, table, ["method", "rate"]).items():
         if method == baseline or float(rate) == 0:
+            # A method's rate of 0 is the full data, too; of two runs of one seed the first stays.
             full_data = {**by_seed, **full_data}
         else:
             methods.setdefault(method, {})[float(rate)] = by_seed
@@ -103,6 +104,7 @@ def _read(tables: Sequence[StudySource], baseline: str) -> Sweep:
 
 def measure(sweep: Sweep) -> Peak:
     """Compare the peak of the best method with its ends, the full data and the simple baselines at the same rate."""
+    # (method): the rate of its highest mean. Chosen after looking, its test is called the best of so many.
     peaks = {
         method: max(by_rate, key=lambda rate: mean(list(by_rate[rate].values())).estimate)
         for method, by_rate in sweep.methods.items()
@@ -110,6 +112,7 @@ def measure(sweep: Sweep) -> Peak:
     best = best_method({method: by_rate[peaks[method]] for method, by_rate in sweep.methods.items()})
     by_rate, rate = sweep.methods[best], peaks[best]
     lowest, *_, highest = by_rate
+    # At the peak's own rate: fewer rows alone change quality, whatever was dropped.
     at_rate = {method: runs[rate] for method, runs in sweep.methods.items() if rate in runs}
     return Peak(
         best,

@@ -100,6 +100,7 @@ def _read(tables: Sequence[StudySource]) -> dict[tuple[float, float], BySeed]:
 def measure(cells: Mapping[tuple[float, float], BySeed]) -> Grid:
     """Average quality along both axes, and compare the gains of their halves."""
     policies, by_policy = _by_level(cells)
+    # The same function averages over the first axis once the cells are turned.
     rewards, by_reward = _by_level({(reward, policy): by_seed for (policy, reward), by_seed in cells.items()})
     halves = {}
     if len(rewards) > 2:
@@ -128,6 +129,7 @@ def _averaged(runs: Sequence[BySeed]) -> BySeed:
 
 def _halves(levels: Mapping[float, BySeed]) -> Halves:
     axis = list(levels)
+    # Of an even number of levels the lower middle one: the later half must not be the shorter.
     lowest, middle, highest = axis[0], axis[(len(axis) - 1) // 2], axis[-1]
     early, late = difference(levels[middle], levels[lowest]), difference(levels[highest], levels[middle])
     slowdown = _slowdown(levels[lowest], levels[middle], levels[highest])
@@ -138,6 +140,7 @@ def _slowdown(lowest: BySeed, middle: BySeed, highest: BySeed) -> MethodGap:
     shared = sorted(set(lowest) & set(middle) & set(highest))
     if not shared:
         return MethodGap(NOTHING, math.nan, "none")
+    # Positive where the first half gained more than the second.
     return difference(
         {seed: middle[seed] - lowest[seed] for seed in shared}, {seed: highest[seed] - middle[seed] for seed in shared}
     )
@@ -154,6 +157,7 @@ def _table(grid: Grid) -> pa.Table:
 
 
 def _figure(grid: Grid) -> Figure:
+    # (policies, reward models); NaN where there is no run, which is drawn blank.
     values: Doubles = np.full((len(grid.policies), len(grid.rewards)), math.nan)
     for (policy, reward), interval in grid.means.items():
         values[grid.policies.index(policy), grid.rewards.index(reward)] = interval.estimate
@@ -172,6 +176,7 @@ def _figure(grid: Grid) -> Figure:
 
 
 def _curve(levels: Mapping[float, BySeed]) -> figure.Curve:
+    # Levels at equal distances: they grow by factors, from 50 to 100,000.
     return figure.Curve("", list(range(len(levels))), [mean(list(by_seed.values())) for by_seed in levels.values()])
 
 

@@ -146,6 +146,7 @@ def _read(stores: Sequence[StudySource], by: str, rate: float) -> LowRows:
             raise StudyError(f"{study}: {name} holds other rows than {names[0]}; compare stores made from one source")
     columns = [[math.nan if v is None else v for v in table["value"].to_pylist()] for table in tables]
     values = np.array(columns, np.float64)  # (stores, rows)
+    # (rows,): a row that one store does not score is low in none.
     scored = np.isfinite(values).all(axis=0)
     n = int(scored.sum())
     if n < 2:
@@ -183,8 +184,10 @@ def lowest(values: Doubles, size: int, below_zero: bool, seed: int) -> Members:
 
     Each store has a seed of its own: broken alike, ties would overlap by themselves.
     """
+    # SEAM is exactly 0 for many rows; in the order of rows these would be one set in every store.
     tie_break = np.random.default_rng(seed).random(len(values))
     members = np.zeros(len(values), bool)
+    # np.lexsort sorts by its last key first.
     members[np.lexsort((tie_break, values))[:size]] = True
     marked: Members = members & (values < 0) if below_zero else members
     return marked
@@ -234,8 +237,10 @@ class _Shared:
         # (rows, pairs): 1 where a row is in both sets, and half the number of sets that it is in.
         in_both = np.stack([sets[model] & sets[partner] for model, partner in pairs], axis=1).astype(np.float64)
         size = np.stack([(sets[model].astype(np.float64) + sets[partner]) / 2 for model, partner in pairs], axis=1)
+        # (draws, 2 · pairs): means over the same drawn rows for all pairs, so that differences of pairs are paired.
         draws = resampled(np.concatenate([in_both, size], axis=1))
         with np.errstate(invalid="ignore"):
+            # A draw may hold no row of two small sets, 0 / 0: it has no overlap, and is left out of the percentiles.
             self._draws = draws[:, : len(pairs)] / draws[:, len(pairs) :]  # (draws, pairs)
         self._shares = in_both.sum(axis=0) / size.sum(axis=0)  # (pairs,)
 
@@ -345,6 +350,7 @@ def _read_counts(tables: Sequence[StudySource]) -> Counts:
     if any((column % 1 != 0).any() or (column > 2**53).any() for column in values.values()):
         raise StudyError(f"{study}: {', '.join(_COUNTS)} are counts of rows; check the table")
     rows, sizes_first, sizes_second, shared = values.values()
+    # Both sets lie among the rows, and what they share in each of them.
     fits = (
         (shared >= 0)
         & (shared <= np.minimum(sizes_first, sizes_second))
@@ -379,6 +385,7 @@ def measure_counts(counts: Counts) -> CountedOverlaps:
         )
     shares = np.array([pair.share.estimate for pair in pairs])
     by_seed = [float(shares[[s == seed for s in counts.seeds]].mean()) for seed in set(counts.seeds)]
+    # Pairs of one seed share its models: the interval is over the means of seeds, the estimate over all pairs.
     average = pairs[0].share if len(pairs) == 1 else mean(sorted(by_seed))._replace(estimate=float(shares.mean()))
     many_seeds = len(set(counts.seeds)) > 1
     labels = [

@@ -160,6 +160,7 @@ def measure(study: str, pairs: Pairs, wrong: bool) -> Shares:
     Raises:
         StudyError: A reward model gave no pair a reward.
     """
+    # A subset that is itself called like the overall one is counted there already.
     rows: list[Share] = []
     for subset in [OVERALL, *sorted(set(pairs.subsets) - {OVERALL})]:
         rows += _subset_shares(pairs, subset, wrong)
@@ -206,6 +207,7 @@ def _margins(pairs: Pairs, model_right: Doubles) -> dict[str, baselines.Margin]:
 def _change(pairs: Pairs) -> Interval | None:
     models = list(pairs.models.values())
     values, prompts = judged_pairs.decided(models[0] - models[-1], pairs.prompts)
+    # Pairs of one prompt share its difficulty: they are drawn together, or the interval would be too narrow.
     return bootstrap_mean(values, prompts) if len(models) > 1 and len(values) else None
 
 
@@ -221,6 +223,7 @@ def _table(shares: Shares, measure_name: str, meanings: Mapping[str, str]) -> pa
 
 
 def _figure(shares: Shares, label: str, subset_column: str | None) -> Figure:
+    # More panels would not be legible on one page; the table has every subset.
     largest = {OVERALL, *(subset for subset, _ in Counter(shares.sizes).most_common(_PANELS))}
     panels: dict[str, list[figure.Dot]] = {}
     for row in shares.rows:
@@ -258,6 +261,7 @@ def _preference_finding(shares: Shares) -> str:
     line = f"{best} prefers the chosen response on {percent(shares.overall[best])} of {count}"
     further = [f"{scorer} {percent(interval)}" for scorer, interval in shares.overall.items() if scorer != best]
     line += f"; {', '.join(further)}" if further else ""
+    # A single subset is all pairs: it has no worst.
     subsets = [r for r in shares.rows if r.scorer == best and r.kind == "model" and r.subset != OVERALL]
     if len(subsets) > 1:
         worst = min(subsets, key=lambda row: row.share.estimate)

@@ -91,6 +91,7 @@ def read(study: str, sources: Sequence[StudySource], needed: Sequence[str], name
             table = table.append_column(named, pa.array([title(source)] * len(table), pa.string()))
         tables.append(_plain(study, table))
     try:
+        # A source without rows decides no column's type.
         whole_table = pa.concat_tables([t for t in tables if t.num_rows] or tables, promote_options="permissive")
     except _UNREADABLE as error:
         raise StudyError(
@@ -120,6 +121,7 @@ def names(study: str, table: pa.Table, name: str) -> list[str]:
             raise StudyError(
                 f"{study}: row {i} has {name} = {brief(repr(value), 60)}, which is no name; write it as text"
             )
+        # Whole numbers are doubles where another source has them so: its 7.0 is the 7 of this one.
         texts.append(str(int(value) if isinstance(value, float) and value.is_integer() else value))
     return texts
 
@@ -179,11 +181,13 @@ def numbers(study: str, table: pa.Table, name: str) -> Doubles:
     """
     values = _values(study, table, name)
     for i, value in enumerate(values):
+        # In Python True is a number, 1; in a table it is none.
         number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
             raise StudyError(
                 f"{study}: row {i} has {name} = {brief(repr(value), 60)}, which is no finite number; leave the row out"
             )
+        # A double holds whole numbers exactly up to 2^53 only: beyond it two ids could become one.
         if finite(float(value)) is None or (isinstance(value, int) and float(value) != value):
             raise StudyError(
                 f"{study}: row {i} has {name} = {value!r:.60}, too large to reckon with; leave the row out"
@@ -218,6 +222,7 @@ def by_seed(
     columns = [names(study, table, key) for key in keys]
     seeds, values = numbers(study, table, "seed"), numbers(study, table, value)
     for key, seed, number in zip(zip(*columns, strict=True), seeds.tolist(), values.tolist(), strict=True):
+        # An interval over seeds takes each as one draw: the same run twice would narrow it.
         own_runs = runs.setdefault(key, {})
         if seed in own_runs:
             described = ", ".join(f"{name} {brief(label, 60)}" for name, label in zip(keys, key, strict=True))
@@ -260,6 +265,7 @@ def _table(source: StudySource, study: str) -> pa.Table:
         return views.query(open_store(source, study), "SELECT * FROM rows")
     assert not isinstance(source, Store)
     path = Path(source).expanduser()
+    # A dot file is one that its writer has not finished.
     files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith(".")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise StudyError(f"{study}: {source} is no store, no file and no folder of Parquet files; check the path")
@@ -291,6 +297,7 @@ def _file_table(path: Path, files: Sequence[Path]) -> pa.Table:
                 quoted_strings_can_be_null=False,
             ),
         )
+    # A folder called x=1 would otherwise add a column x.
     return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files], promote_options="permissive")
 
 
@@ -307,6 +314,7 @@ def _json(path: Path) -> pa.Table:
             raise formats.Reject(f"row {len(rows)}: {doubt}")
         rows.append(cells)
     columns = {}
+    # A dictionary keeps the order in which columns first occur; a set has none.
     for name in dict.fromkeys(name for row in rows for name in row):
         try:
             columns[name] = pa.array([row.get(name) for row in rows])
