@@ -337,7 +337,7 @@ class _LoadedFunction(RewardModel):
         if len(answers) == 1:
             return [self._alone(prompt, answers[0], values)]
         # An answer that took too long once would take as long again.
-        if not any(self._key(prompt, answer, values) in self._late for answer in answers):
+        if not any(self._was_late(prompt, answer, values) for answer in answers):
             with suppress(NoAnswerError):
                 return self._asked(prompt, answers, values)
         # One answer may have failed all of them.
@@ -345,9 +345,8 @@ class _LoadedFunction(RewardModel):
 
     def _alone(self, prompt: Prompt, answer: str, values: Mapping[str, object]) -> Rating:
         """Score one answer, with the reason where there is no reward."""
-        key = self._key(prompt, answer, values)
-        if key in self._late:
-            return Rating(None, self._late[key])
+        if reason := self._was_late(prompt, answer, values):
+            return Rating(None, reason)
         try:
             try:
                 (rating,) = self._asked(prompt, [answer], values)
@@ -357,14 +356,15 @@ class _LoadedFunction(RewardModel):
         except LateError as error:
             if not self._late:
                 note(f"{self._config.title}: {error} for an answer; such answers have no reward")
-            self._late[key] = str(error)
+            self._late[_key(prompt, answer, values)] = str(error)
             rating = Rating(None, str(error))
         except NoAnswerError as error:
             rating = Rating(None, str(error))
         return rating
 
-    def _key(self, prompt: Prompt, answer: str, values: Mapping[str, object]) -> str:
-        return digest([_plain(prompt), answer, _plain(values)])
+    def _was_late(self, prompt: Prompt, answer: str, values: Mapping[str, object]) -> str | None:
+        """Return the reason of an answer that took too long before; None of any other."""
+        return self._late.get(_key(prompt, answer, values)) if self._late else None
 
     def _asked(self, prompt: Prompt, answers: Sequence[str], values: Mapping[str, object]) -> list[Rating]:
         if not self._process.runs:
@@ -412,6 +412,10 @@ class _LoadedFunction(RewardModel):
         if scale is not None and not scale[0] <= number <= scale[1]:
             return Rating(None, f"the function returned {number:g}, outside its scale {list(scale)}")
         return Rating(number)
+
+
+def _key(prompt: Prompt, answer: str, values: Mapping[str, object]) -> str:
+    return digest([_plain(prompt), answer, _plain(values)])
 
 
 def _plain(value: object) -> JsonValue:

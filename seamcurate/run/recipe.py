@@ -398,7 +398,7 @@ def _with_folders(value: object, folder: Path) -> object:
     """Point what lies in the recipe's folder there: models, templates, lexicons; any other path is as it was given."""
     if isinstance(value, dict):
         return {
-            key: str(folder / inner)
+            key: str(folder / Path(inner).expanduser())
             # Of a function, always: a file in the working folder is not the one that the recipe names.
             if isinstance(inner, str)
             and (_lies_in(folder, key, inner) or (key == RewardFunction.key and ".py:" in inner))
