@@ -33,6 +33,8 @@ _ROWS, _ANSWERS = 16, 2
 """Rows that are compared, and answers of each, at most."""
 _SIDES = 4
 """Fixed directions that embeddings are projected on: their numbers are compared."""
+_ROUNDED = 1.5
+"""How many times what a precision rounds here a server of that precision may differ."""
 _TEXTS = "texts_compared.json"
 
 
@@ -243,7 +245,9 @@ def _cause(
     found = equivalence.differences(here, there)
     for name, other in suspects.precisions(local):
         rounding = equivalence.differences(here, _scored_by(other.load, texts, score, len(floor)))
-        if rounding and all(value <= max(2 * r, limit) for value, r, limit in zip(found, rounding, floor, strict=True)):
+        if rounding and all(
+            value <= max(_ROUNDED * r, limit) for value, r, limit in zip(found, rounding, floor, strict=True)
+        ):
             return f"the server computes in {name}; name it by `dtype: {name}` in `same_as`, or start it in another"
     for suspect in suspects.suspects(local):
         try:

@@ -315,3 +315,13 @@ def test_a_server_that_is_not_there_is_told_before_any_step_runs(here, seam_reci
         with pytest.raises(ModelError, match="completion_server sft at http"):
             refuse()
     assert not list((tmp_path / "s/columns/reward").glob("0*.parquet"))
+
+
+def test_a_run_is_not_resumed_with_a_server_started_anew_with_other_weights(vllm, here, seam_recipe, tmp_path):
+    recipe = seam_recipe(served(vllm, here))
+    run_local(recipe, tmp_path / "store", limit=10)
+    vllm.change = lambda values: [1.01 * value for value in values]
+    with pytest.raises(ModelError, match=r"completion_server sft gives other scores than before: .* started anew"):
+        run_local(recipe, tmp_path / "store")
+    vllm.change = lambda values: values
+    assert run_local(recipe, tmp_path / "store").rows == 40
