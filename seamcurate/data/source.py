@@ -250,6 +250,7 @@ class Source(BaseModel):
                 raise SourceError(
                     f"{self._where}: no column {column!r} for {target}; {available}{suggestion(column, names)}"
                 )
+        # SQL ignores case: `Prompt` beside `prompt` could not be asked for.
         claimed = {"row_id", "prompt", "response", "reference", *(["id"] if self.id is not None else [])}
         spelled = {name.lower(): name for name in decided_names}
         sides = {self.rename.get(name, name): name for name in names if name not in mapped.values()}
@@ -295,6 +296,7 @@ class Source(BaseModel):
                 blank = value is None or (isinstance(value, str) and not value.strip())
                 values[target] = None if blank else _text(value, target)
             elif target == "id":
+                # In Python True is the integer 1; as an id it is a mistake.
                 is_integer = isinstance(value, int) and not isinstance(value, bool)
                 values[target] = _text(str(value) if is_integer else value, target)
         return values
@@ -311,6 +313,7 @@ class Source(BaseModel):
             read = formats.arrow_tables if self.arrow is not None else formats.parquet_tables
             fields = formats.unified(files, self._read_schema)
             if self.store is not None:
+                # Positions in this source are counted anew: rows that the store rejected are not among its own.
                 fields = pa.schema([field for field in fields if field.name != "row_id"])
             tables = formats.file_tables(files, read, skip, self.shard_rows)
         if not fields.names:
@@ -344,7 +347,9 @@ class Source(BaseModel):
         names = [name for name in block.column_names if name not in plan.mapped.values() or "." not in name]
         for output, column in {**plan.mapped, **plan.sides}.items():
             for index in formats.not_utf8(block[column], f"{self._where}: column {column!r}"):
+                # Of several columns the first is named: one reason a row.
                 reasons.setdefault(start + index, f"invalid UTF-8 in {output}")
+        # (rows of the block,): Arrow fails as a whole on a column with a text that is not UTF-8.
         readable = pa.array([start + index not in reasons for index in range(len(block))], pa.bool_())
         rows = block.filter(readable) if reasons else block
         columns = {"row_id": pa.array(range(start, start + len(block)), pa.int64()).filter(readable)}
@@ -374,7 +379,9 @@ class Source(BaseModel):
 
         def show(position: int) -> str:
             row = block.slice(position - start, 1)
+            # These fields stand in the columns that they lie in already.
             row = row.drop_columns(self._inner(names))
+            # Text that is not UTF-8 cannot become a Python string, and a rejected row may hold it.
             as_bytes = pa.schema([(field.name, formats.plain(field.type, pa.binary())) for field in row.schema])
             return formats.json_text(row.cast(as_bytes).to_pylist()[0])
 
@@ -385,6 +392,7 @@ class Source(BaseModel):
         open_lines = formats.json_lines if self.jsonl is not None else formats.csv_lines
         files = self._files()
         kinds = self._csv_types(files) if self.csv is not None else {}
+        # Chunks before the first are parsed no further than into lines.
         lines = islice(chain.from_iterable(map(open_lines, files)), first_chunk * self.shard_rows, None)
         for number in count(first_chunk):
             block = list(islice(lines, self.shard_rows))
@@ -487,6 +495,7 @@ def _without(rows: pa.Table, reasons: Collection[int]) -> pa.Table:
 def _text(value: object, name: str) -> str:
     if isinstance(value, list):
         turns = _turns(value, name)
+        # Preference data write an answer as a chat of its own turn.
         if len(turns) != 1 or turns[0]["role"] != "assistant":
             raise formats.Reject(f"{name} is not one assistant turn")
         value = turns[0]["content"]
@@ -524,6 +533,7 @@ def _turns(value: object, name: str) -> _Turns:
             raise formats.Reject(f"turn {number} of {name} is not a message")
         role_name, content = turn.get("role"), turn.get("content")
         if role_name is None:
+            # ShareGPT's names of the same two keys.
             role_name, content = turn.get("from"), turn.get("value")
         role = SHAREGPT_ROLES.get(role_name, role_name) if isinstance(role_name, str) else role_name
         if not isinstance(role, str) or role not in ROLES:

@@ -83,6 +83,7 @@ def _summary(
 ) -> Iterator[str]:
     columns, trainer = cast(dict[str, dict[str, str]], facts["columns"]), TRAINERS[str(facts["trainer"])]
     nested = ("list", "struct", "map")
+    # What a reader can sort by: lists of candidates and structs are columns, too, but no scores.
     scores = {
         name
         for name, column in columns.items()
@@ -179,6 +180,7 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     yield ""
     yield "</details>"
     yield ""
+    # A filter may make a rule a row, and a card is read by people.
     rules = [
         [
             cell(rule["rule"]),
@@ -204,6 +206,7 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
         ["baseline", f"goes with {cell(split.score)}", "mean of all rows", "of the kept", "of the dropped"], baselines
     )
     yield ""
+    # Length first: it is what reward models are known to prefer, and a source without answers has none.
     length = next((b for b in split.baselines if b.name == measures.ANSWER), split.baselines[0])
     yield f"The filter moved the mean of *{length.name}* from {number(length.all)} to {number(length.kept)}."
 

@@ -171,6 +171,7 @@ def to_augmented(
                 tables = (table.rename_columns([names.get(n, n) for n in table.column_names]) for table in formed)
                 rows = write_shards(tables, folder / kind)
             if not rows:
+                # `load_dataset` fails on an empty folder, and its error names neither split nor reason.
                 (folder / kind).rmdir()
             dropped.append(tally.dropped)
             columns = pq.read_schema(next((folder / kind).iterdir())).names if rows else []
@@ -233,6 +234,7 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
         raise ExportError(f"no trainer {to!r}; there are: {', '.join(TRAINERS)}")
     if not recipe.splits:
         raise ExportError("the recipe names no `splits`; there is nothing to export")
+    # Before the first split: a store of another recipe must not overwrite half of an export.
     agreement.require(recipe, store)
     reward, reason = rer_reward(recipe, store)
     policy = form_model(recipe)
@@ -284,6 +286,7 @@ def _write(view: SplitView, location: Path, select: dict[str, str], reward_code:
                     pictures += _turns_with(trainer.picture, table.column(0))
                 yield table
 
+        # The next table is read while this one is compressed and written.
         written = write_shards(read_ahead(lines()), folder)
         if reward_code:
             (folder / REWARD_FILE).write_text(reward_code, encoding="utf-8")

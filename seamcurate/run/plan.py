@@ -195,6 +195,7 @@ def _check_filters(
     """
     if store.about:
         added = {name for step in steps for name in step.adds.names} | set(rows.names)
+        # A filter may read what an earlier recipe made: a step of this one that adds the same column comes first.
         stored_columns = [pa.field(c.name, c.kind) for c in store.columns() if c.stale is None and c.name not in added]
         rows = pa.schema([*rows, *stored_columns])
     planned = [_without_weights(step) for step in steps]
@@ -203,6 +204,7 @@ def _check_filters(
         if corpus is not None:
             corpus_store = _empty(Path(folder) / "store" / "corpus", corpus)
             planned_store.update(corpus="corpus")
+        # What a run does before its first step, so that both refuse the same recipes by the same messages.
         corpus_outputs, outputs = agreement.plan_steps(planned, planned_store, corpus_store)
         if corpus_store is not None:
             corpus_store.claim(corpus_outputs)
@@ -277,6 +279,7 @@ def _line(
         if not isinstance(model, Backend):
             continue
         if model.title not in ratios:
+            # Tokens a character, counted once a model: tokenizers differ by half, and by more between languages.
             ratios[model.title] = model.count_tokens(texts) / max(1, sum(map(len, texts)))
         read_here, written_here = (
             round(characters * ratios[model.title] * times) for characters in (work.characters, work.answer)
@@ -294,6 +297,7 @@ def _done(store: Store | None, step: Step) -> int:
     if store is None:
         return 0
     record = store.records().get(step.name)
+    # A run would make these anew, or refuse: as far as the plan goes, nothing of them is done.
     if record is None or record["identity"] != store.identity(step) or step.name in store.stale():
         return 0
     return sum(map(store.count, numbers(store.path / "columns" / step.name)))
@@ -319,6 +323,7 @@ def _look(source: Source, label: str, size: int) -> _Sample:
                     for name in ("response", "reference")
                 ]
                 yield from zip(table["prompt"].to_pylist(), *columns, _sets(table), strict=True)
+                # Of line by line sources the last chunk's schema alone has every column that was met.
                 rows, rejected, schema = rows + table.num_rows, rejected + set_aside, table.schema
                 advance(table.num_rows + set_aside)
 
@@ -378,6 +383,7 @@ def _coverage(
         raise ModelError(
             f"none of {len(finite)} prompts has an embedding that is finite; name another encoder, or `dtype: float32`"
         )
+    # Retrieval leaves prompts without a finite embedding without candidates, too; here they would be cosines of NaN.
     queries, query_keys, scale = queries[finite], retrieve.keys(sample.prompts)[finite], 1.0
     if embedded is not None:
         tables = list(embedded.rows(["prompt", "embedding"]))
@@ -386,10 +392,12 @@ def _coverage(
         corpus_keys = np.concatenate([retrieve.keys(table["prompt"].to_pylist()) for table in tables])
     else:
         vectors, _ = embed(embedder, corpus.prompts)
+        # Neighbours in a corpus n times as large are n times as many: the sample is drawn evenly.
         corpus_keys, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
     probed = coverage.probe(queries, query_keys, vectors, corpus_keys, step.band, step.k, scale)
     share_none, doubled = probed["share_none"], probed["share_none_twice_the_corpus"]
     assert isinstance(share_none, float) and isinstance(doubled, float)
+    # log2(scale): how many doublings lie between the sample and the corpus.
     return probed, share_none * (doubled / share_none) ** np.log2(scale) if share_none else 0.0
 
 
