@@ -18,6 +18,7 @@ from seamcurate.models import labels
 from seamcurate.models.backend import Backend, RewardConfig
 from seamcurate.models.labels import Outputs
 from seamcurate.models.protocols import Columns, Prompt, Rating, Responses, RewardModel
+from seamcurate.models.reward_server import RewardServer
 from seamcurate.models.sequence_classifier import SequenceClassifier
 from seamcurate.step import Work, finite
 
@@ -306,8 +307,9 @@ def _scale(member: RewardConfig) -> object:
 
 
 def _name(member: RewardConfig) -> str:
-    name = member.title.removeprefix(f"{member.key} ").rstrip("/").rpartition("/")[2]
-    output = member.output if isinstance(member, SequenceClassifier) else None
+    # The title ends in a path, or in the name of the model that is asked.
+    name = member.title.rpartition(" ")[2].rstrip("/").rpartition("/")[2]
+    output = member.output if isinstance(member, SequenceClassifier | RewardServer) else None
     return name if output is None else f"{name} {output}"
 
 

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from seamcurate.errors import StepError
 from seamcurate.models.backend import RewardConfig
 from seamcurate.models.ensemble import MEMBERS, RewardEnsemble, Scale
+from seamcurate.models.server import OpenAIServer
 from seamcurate.progress import bar
 from seamcurate.step import Data, Work, digest, evenly
 
@@ -46,7 +47,7 @@ def measure(reward: RewardConfig | None, data: Data, shared: Path) -> None:
 
 
 def work(reward: RewardConfig | None, count: int, characters: float) -> list[Work]:
-    """Estimate the work of measuring scales.
+    """Estimate the work of measuring scales: what language models answer is kept, and not asked again for the column.
 
     Args:
         reward: The step's reward model.
@@ -56,7 +57,7 @@ def work(reward: RewardConfig | None, count: int, characters: float) -> list[Wor
     if not isinstance(reward, RewardEnsemble) or not reward.needs_scales():
         return []
     answers = min(_ROWS, count)
-    return reward.work(answers, answers * characters)
+    return [work for work in reward.work(answers, answers * characters) if not isinstance(work.model, OpenAIServer)]
 
 
 def take(reward: RewardConfig | None, data: Data, shared: Path, step: str) -> None:

@@ -25,7 +25,7 @@ from typing_extensions import override
 from seamcurate.errors import StepError
 from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel, roles, scales
 from seamcurate.models.backend import RewardConfig
-from seamcurate.models.ensemble import MEMBERS, RewardEnsemble, differs
+from seamcurate.models.ensemble import DISAGREEMENT, MEMBERS, RewardEnsemble, differs
 from seamcurate.models.protocols import Rating
 from seamcurate.score import compared, noise
 from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
@@ -118,9 +118,8 @@ class Reward(Step):
         meaning = "R(I∘r): the golden response's reward; NULL when the prompt fills the model's window"
         fields = [column("reward", pa.float64(), meaning)]
         for name in _output_names(self.reward):
-            fields.append(
-                column(f"reward_{name}", pa.float64(), f"the reward model's output {name} for the golden response")
-            )
+            meaning = f"{_output_meaning(self.reward, name)} for the golden response"
+            fields.append(column(f"reward_{name}", pa.float64(), meaning))
         if self.reward is not None and self.reward.is_binary():
             meaning = "whether the golden response fails the reward: R(I∘r) is 0; such a row has no SEAM"
             fields.append(column("golden_fails", pa.bool_(), meaning))
@@ -148,10 +147,11 @@ class Reward(Step):
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Store rows for the noise floor, measure an ensemble's scales, and ask for all rewards that come in batches."""
-        scales.measure(self.reward, data, shared)
         _sample(self.reward, data, shared, "response", _columns_read(self.reward))
         compared.sample(self.reward, data, shared, "response", _columns_read(self.reward))
         _ask_ahead(self.reward, data, "response")
+        # After a batch was asked, whose answers cost less than single ones.
+        scales.measure(self.reward, data, shared)
 
     @override
     def load(self, shared: Path) -> Transform:
@@ -228,7 +228,7 @@ class Rewards(Step):
         meaning = f"R(I∘r*) of each candidate in worse_{v}, same order; NULL when it does not fit the window"
         fields = [column(self.name, pa.list_(pa.float64()), meaning)]
         for name in _output_names(self.reward):
-            meaning = f"the reward model's output {name} for each candidate in worse_{v}"
+            meaning = f"{_output_meaning(self.reward, name)} for each candidate in worse_{v}"
             fields.append(column(f"rewards_{name}_{v}", pa.list_(pa.float64()), meaning))
         if self.reward is not None and self.reward.gives_reasons():
             meaning = f"why a candidate in worse_{v} has no reward; NULL where it has one"
@@ -700,6 +700,13 @@ def _columns_read(reward: RewardingModel | None) -> tuple[str, ...]:
 
 def _output_names(reward: RewardingModel | None) -> tuple[str, ...]:
     return () if reward is None else reward.output_names()
+
+
+def _output_meaning(reward: RewardingModel | None, name: str) -> str:
+    """Say what one of a reward model's outputs is."""
+    if name == DISAGREEMENT and reward is not None and reward.member_names():
+        return "the standard deviation over the members' rewards"
+    return f"the reward model's output {name}"
 
 
 def _compared_columns(reward: RewardingModel | None) -> tuple[str, ...]:

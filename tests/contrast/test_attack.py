@@ -19,6 +19,8 @@ from seamcurate import (
     FakeModel,
     Models,
     Recipe,
+    Reward,
+    RewardEnsemble,
     RewardFunction,
     SentenceEncoder,
     SequenceClassifier,
@@ -214,6 +216,25 @@ def test_a_rows_attack_does_not_depend_on_the_rows_beside_it(rows, masked_folder
         run_local(recipe, rows / f"store-{size}")
         found.append(query(Store(rows / f"store-{size}"), "SELECT worse_adv, queries_adv FROM rows ORDER BY row_id"))
     assert found[0].equals(found[1])
+
+
+def test_an_attack_on_an_ensemble_is_on_the_scales_of_its_golden_rewards(rows):
+    ensemble = RewardEnsemble(
+        ensemble=[FakeModel(path="a"), FakeModel(path="b")], combine="min", normalise="standardise"
+    )
+    attack = Attack(k=3, wordnet=str(rows / "synonyms.parquet"))
+    recipe = Recipe(
+        rows=Source(parquet=str(rows / "rows.parquet")),
+        models=Models(reward=ensemble, encoder=FakeModel(), policy=FakeModel()),
+        steps=(Reward(), attack, *seam("adv")),
+    )
+    run_local(recipe, rows / "store")
+    found = query(Store(rows / "store"), "SELECT * FROM rows WHERE worse_adv IS NOT NULL").to_pylist()
+    hacked = [
+        (h, r > row["reward"]) for row in found for h, r in zip(row["hacked_adv"], row["rewards_adv"], strict=True)
+    ]
+    assert len(found) >= 8 and any(h for h, _ in hacked) and all(h == higher for h, higher in hacked)
+    assert all(row["reward"] == min(row["reward_members"]) for row in found)
 
 
 def test_what_is_perturbed_may_be_another_column_or_a_set(rows, tmp_path):

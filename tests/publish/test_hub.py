@@ -26,7 +26,18 @@ from conftest import write_files
 from hub_server import LARGE, Fault, Hub, serving
 from huggingface_hub import constants
 
-from seamcurate import CausalLM, FakeModel, Models, Perplexity, Recipe, Source, Store, run_local
+from seamcurate import (
+    CausalLM,
+    FakeModel,
+    Models,
+    Perplexity,
+    Recipe,
+    RewardEnsemble,
+    SequenceClassifier,
+    Source,
+    Store,
+    run_local,
+)
 from seamcurate.errors import BusyError, ExportError, HubError, SeamcurateError, SourceError, StaleError, StoreError
 from seamcurate.publish import card, hub, measures
 from seamcurate.publish import diff as comparison
@@ -672,6 +683,17 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
     known["steps"] = {"x": {"identity": {"policy": {"causal_lm": f"me/gguf/x.gguf@{c} with me/x@{d}"}}}}
     policy = reproduction.pinned(gguf, known).models.policy
     assert (policy.revision, policy.tokenizer_of, policy.base) == (c, f"me/x@{d}", None)
+    heads = [SequenceClassifier(path="me/rm", output=output) for output in ("kind", "right")]
+    ensemble = RewardEnsemble(ensemble=[*heads, SequenceClassifier(path="me/other")], normalise="standardise")
+    of_heads = [{"sequence_classifier": f"me/rm@{a}", "date": "2026-02-01"}, {"sequence_classifier": f"me/rm@{a}"}]
+    members = [*of_heads, {"sequence_classifier": f"me/other@{b}"}]
+    known["steps"] = {"x": {"identity": {"reward": {"ensemble": members, "combine": "mean"}}}}
+    pinned = reproduction.pinned(loaded.model_copy(update={"models": Models(reward=ensemble)}), known).models.reward
+    assert [(member.revision, member.date and str(member.date)) for member in pinned.ensemble] == [
+        (a, "2026-02-01"),
+        (a, None),
+        (b, None),
+    ]
     # An adapter is put onto the commit of its base.
     assert (found.steps[0].base.base, found.models.policy.base) == (f"me/whole@{a}", None)
     # A date that the author's prompts held is held again, whatever the day.

@@ -255,3 +255,42 @@ def test_bad_ensembles_are_refused_with_their_line():
         with pytest.raises(RecipeError) as refused:
             loads(f"rows: {{jsonl: a}}\nmodels:\n  reward: {{ensemble: {members}, normalise: standardise}}\n")
         assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+VERIFIER = """
+def score(completions, reference, **kwargs):
+    if any("queue" in completion for completion in completions):
+        raise ValueError("no queues")
+    return [float(len(completion) % 2) for completion in completions]
+"""
+
+
+def test_a_function_and_a_judge_are_members_like_any_other(tmp_path):
+    (tmp_path / "verifier.py").write_text(VERIFIER)
+    rows = [{"prompt": f"sort {i}", "response": f"use sort {i}", "reference": "x"} for i in range(12)]
+    rows[3]["response"] = "use a queue"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    members = [{"function": "verifier.py:score"}, {"judge": {"fake": "j"}, "draws": 2}]
+    file = recipe(tmp_path, {"ensemble": members, "normalise": "standardise", "outputs": "all"})
+    # For each answer a call and two draws; scales are measured by as many more, and the judge's noise on 8 and 24 answers.
+    calls = {line.step: line.calls for line in plan(load(file), tmp_path / "planned").lines}
+    judged = 4 * 8
+    assert calls["reward"] == 2 * 3 * 12 + judged and calls["rewards_contrast"] == 3 * 3 * 12 + 3 * judged
+    run_local(load(file), tmp_path / "store")
+    store = Store(tmp_path / "store").open()
+    first, *_ = (
+        row for row in table(store, ["response", "reward", "reward_reason", "reward_j"]) if "queue" in row["response"]
+    )
+    assert first["reward"] is None and first["reward_j"] is not None
+    assert first["reward_reason"].startswith("verifier_py_score gives none: ") and "no queues" in first["reward_reason"]
+    others = table(store, ["reward", "reward_verifier_py_score", "reward_j", "reward_members"])
+    scales = store.facts("reward")["scales"]
+    for row in others:
+        if row["reward"] is not None:
+            own = (row["reward_verifier_py_score"], row["reward_j"])
+            expected = [(value - mean) / deviation for value, (mean, deviation) in zip(own, scales, strict=True)]
+            assert row["reward_members"] == pytest.approx(expected)
+            assert row["reward"] == pytest.approx(statistics.fmean(expected))
+    noise = store.facts("reward")["noise"]
+    assert noise["reward_verifier_py_score"] == 0 < noise["reward_j"]
+    assert noise["reward"] == pytest.approx(noise["reward_j"] / scales[1][1] / 2)
