@@ -565,6 +565,7 @@ _MODEL_KINDS = (
     "RubricModel",
     "RewardEnsemble",
     "SentenceEncoder",
+    "EmbeddingServer",
     "RewardServer",
     "OpenAIServer",
     "FakeModel",

@@ -22,9 +22,10 @@ from typing_extensions import override
 from seamcurate.contrast import approximate, coverage, nearest
 from seamcurate.contrast.coverage import Keys
 from seamcurate.errors import StepError
-from seamcurate.models import EncoderModel, Prompt, roles
+from seamcurate.models import EncoderModel, Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions, embedded, not_finite
+from seamcurate.score import compared
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
@@ -78,8 +79,13 @@ class Embed(Step):
         return Work(self.encoder, 1, rows.prompt)
 
     @override
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Store the prompts that a served encoder is compared by."""
+        compared.sample_prompts(self.encoder, data, shared)
+
+    @override
     def load(self, shared: Path) -> Transform:
-        embedder = roles.load(self.encoder, "encoder", self.name)
+        embedder = compared.load_encoder(self.encoder, self.name, shared)
 
         def embed(rows: pa.Table) -> pa.Table:
             vectors, finite = embedded(embedder, rows["prompt"].to_pylist())
@@ -93,7 +99,12 @@ class Embed(Step):
     @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         null = sum(table["embedding"].null_count for table in columns)
-        return {"null": null, "warnings": list(not_finite(null, "corpus row", "never retrieved"))} if null else {}
+        found = compared.facts(shared)
+        return (
+            {**found, "null": null, "warnings": list(not_finite(null, "corpus row", "never retrieved"))}
+            if null
+            else found
+        )
 
 
 class Retrieve(Step):
@@ -201,7 +212,8 @@ class Retrieve(Step):
         if self.index != "exact":
             approximate.build(shared, self.index)
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
-        vectors, finite = embedded(roles.load(self.encoder, "encoder", self.name), sample)
+        compared.sample_prompts(self.encoder, data, shared)
+        vectors, finite = embedded(compared.load_encoder(self.encoder, self.name, shared), sample)
         vectors, sample_keys = vectors[finite], keys(sample)[finite]
         exact = nearest.Band(shared, self.band)
         probed = coverage.probe(vectors, sample_keys, exact.vectors, _mapped(shared, "prompt_keys"), self.band, self.k)
@@ -223,7 +235,7 @@ class Retrieve(Step):
         ids, corpus_prompts, corpus_responses, corpus_embedded = (
             _mapped(shared, name) for name in ("row_ids", "prompt_keys", "response_keys", "embedded")
         )
-        embedder = roles.load(self.encoder, "encoder", self.name)
+        embedder = compared.load_encoder(self.encoder, self.name, shared)
 
         def retrieve(rows: pa.Table) -> pa.Table:
             prompts = rows["prompt"].to_pylist()
@@ -262,11 +274,13 @@ class Retrieve(Step):
         # The length of a NULL list is NULL, which numpy reads as NaN.
         counts = counts[~np.isnan(counts)]
         warnings: list[JsonValue] = [*not_finite(null, "row", "worse_contrast is NULL")]
+        found = compared.facts(shared)
         if not len(counts):
-            return {"null": null, "warnings": warnings} if null else {}
+            return {**found, "null": null, "warnings": warnings} if null else found
         probed: dict[str, JsonValue] = json.loads((shared / "coverage.json").read_text())
         served = float((counts > 0).mean())
         facts: dict[str, JsonValue] = {
+            **found,
             "rows": len(counts),
             "candidates_mean": round(float(counts.mean()), 3),
             "candidates_median": float(np.median(counts)),
@@ -282,6 +296,8 @@ class Retrieve(Step):
                 f"{facts['summary']}; `index: {self.index}` found {probed['recall']:.1%} of what exact search finds "
                 f"({probed['rows_probed']} rows sampled)"
             )
+        if found:
+            facts["summary"] = f"{facts['summary']}; {found['summary']}"
         if null:
             facts["null"] = null
         if served < 0.5 and probed["rows_probed"]:

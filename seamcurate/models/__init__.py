@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.completion_server import CompletionServer
+from seamcurate.models.embedding_server import EmbeddingServer
 from seamcurate.models.ensemble import RewardEnsemble
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.function import RewardFunction
@@ -34,6 +35,7 @@ __all__ = [
     "Conversation",
     "Criterion",
     "Embedder",
+    "EmbeddingServer",
     "EncoderModel",
     "FakeModel",
     "JudgeModel",

@@ -30,6 +30,8 @@ from seamcurate.text import counted
 
 _PROBE = ("What is a set?", "A collection of distinct things.")
 """What a server is asked first: until a request was answered, any failure is the server's."""
+_LACKS = "log-probabilities of given answers"
+"""What llama.cpp's server does not give."""
 _MINUS_INFINITY = -9999.0
 """What vLLM writes for the logarithm of 0, which JSON has no number for."""
 _ABOVE_ZERO = 1e-3
@@ -113,7 +115,7 @@ class CompletionServer(Served[CausalLM], NamedModel, FormSettings):
 
     def check_server(self) -> None:
         """Refuse a server that is not there or serves another model; nothing is scored."""
-        listed_window(ScoringClient(self.title, self.path, self), self.model, self.api)
+        listed_window(ScoringClient(self.title, self.path, self), self.model, self.api, _LACKS)
 
     def load(self) -> Policy:
         """Open the tokenizer, and ask the server for its model and for one likelihood."""
@@ -236,7 +238,7 @@ class _Asked:
     def __init__(self, config: CompletionServer, cached: bool = True) -> None:
         self.config, self.cached, self.api = config, cached, _APIS[config.api]
         self.client = ScoringClient(config.title, config.path, config)
-        window = listed_window(self.client, config.model, config.api)
+        window = listed_window(self.client, config.model, config.api, _LACKS)
         # One token is generated after each sequence, as servers refuse to generate none.
         self.window = math.inf if window is None else window - 1
         texts = config.texts()

@@ -208,8 +208,10 @@ def _line(here: Sequence[Scores | None], there: Sequence[Scores | None], floor: 
         return None
     scale, shift = _least_squares(x, y)
     left = float(np.abs(scale * x + shift - y).max())
-    # A line always leaves less than the whole difference over, so that it has to leave next to nothing.
-    if left > max(floor[0], _EXPLAINED * float(np.abs(x - y).max())):
+    whole = float(np.abs(x - y).max())
+    # A line always leaves less than the whole difference over, so that it has to leave next to nothing. Where the first
+    # number is the same, as the length of an embedding may be, the others differ.
+    if whole <= floor[0] or left > max(floor[0], _EXPLAINED * whole):
         return None
     return f"the server's scores are {scale:.3g} times those here plus {shift:.3g}: it normalises them"
 

@@ -26,7 +26,7 @@ from seamcurate.models.local import model_errors
 from seamcurate.models.protocols import Columns, Prompt, Rating, Responses, RewardModel
 from seamcurate.models.scoring_client import Post, RefusedError, ScoringClient, UnreadError
 from seamcurate.models.sequence_classifier import SequenceClassifier, own_pad, segment_kinds
-from seamcurate.models.served import Served
+from seamcurate.models.served import Served, listed_window
 from seamcurate.models.template import FormSettings
 
 if TYPE_CHECKING:
@@ -244,24 +244,7 @@ def _check(config: RewardServer) -> int | None:
         # It has no other path; any answer at all shows that it is there.
         client.look("/")
         return None
-    answer = client.look("/v1/models")
-    listed = answer.value.get("data") if isinstance(answer.value, Mapping) else None
-    if answer.status in (401, 403):
-        hint = f"put a valid key into {config.api_key}" if config.api_key else "name its key by `api_key`"
-        raise ModelError(f"{config.title} at {config.path}: /v1/models answered {answer.status}; {hint}")
-    if answer.status != 200 or not isinstance(listed, list):
-        raise ModelError(
-            f"{config.title} at {config.path}: /v1/models answered {answer.status} and no list of models, so that it is no "
-            f"server of `api: {config.api}`; check the address and `api`"
-        )
-    models = {str(entry.get("id")): entry for entry in listed if isinstance(entry, Mapping)}
-    if config.model not in models:
-        names = ", ".join(sorted(client.shown(name, 60) for name in models)) or "none"
-        raise ModelError(
-            f"{config.title} at {config.path}: it serves {names}, not {config.model}; name that by `model`"
-        )
-    window = models[config.model].get("max_model_len")
-    return window if isinstance(window, int) and window > 0 else None
+    return listed_window(client, config.model, config.api, "rewards")
 
 
 # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────

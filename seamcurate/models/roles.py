@@ -10,6 +10,7 @@ from seamcurate.errors import ModelError
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.completion_server import CompletionServer
+from seamcurate.models.embedding_server import EmbeddingServer
 from seamcurate.models.ensemble import RewardEnsemble
 from seamcurate.models.fake import FakeModel
 from seamcurate.models.function import RewardFunction
@@ -32,7 +33,7 @@ _SINGLE_REWARDS: tuple[type[Backend], ...] = (
     FakeModel,
 )
 _REWARDS: tuple[type[Backend], ...] = (*_SINGLE_REWARDS, RewardEnsemble)
-_ENCODERS: tuple[type[Backend], ...] = (SentenceEncoder, FakeModel)
+_ENCODERS: tuple[type[Backend], ...] = (SentenceEncoder, EmbeddingServer, FakeModel)
 
 ROLES: dict[str, tuple[type[Backend], ...]] = {
     "policy": _POLICIES,
@@ -103,7 +104,9 @@ RewardingModel: TypeAlias = Annotated[
 ]
 """What a recipe may name as a reward model."""
 EncoderModel: TypeAlias = Annotated[
-    Annotated[SentenceEncoder, Tag(SentenceEncoder.key)] | Annotated[FakeModel, Tag(FakeModel.key)],
+    Annotated[SentenceEncoder, Tag(SentenceEncoder.key)]
+    | Annotated[EmbeddingServer, Tag(EmbeddingServer.key)]
+    | Annotated[FakeModel, Tag(FakeModel.key)],
     Discriminator(kind_of(*_ENCODERS)),
 ]
 """What a recipe may name as an encoder."""

@@ -120,13 +120,48 @@ class Served(Backend, ServerSettings, Generic[LocalT]):
             yield self.same_as
 
 
-def listed_window(client: ScoringClient, model: str, api: str) -> int | None:
+def listed_models(client: ScoringClient) -> Mapping[str, Mapping[str, JsonValue]] | None:
+    """Return the models that a server lists under /v1/models, by name; None where it lists none.
+
+    Raises:
+        ModelError: The server is not there, refuses the key, or fails.
+    """
+    answer = client.look("/v1/models")
+    if answer.status >= 500:
+        raise ModelError(
+            f"{client.title} at {client.address}: /v1/models answered {answer.status}; see the server's log"
+        )
+    if answer.status in (401, 403):
+        key = client.settings.api_key
+        hint = f"put a valid key into {key}" if key else "name its key by `api_key`"
+        raise ModelError(f"{client.title} at {client.address}: /v1/models answered {answer.status}; {hint}")
+    data = answer.value.get("data") if isinstance(answer.value, Mapping) else None
+    if answer.status != 200 or not isinstance(data, list):
+        return None
+    return {str(entry.get("id")): entry for entry in data if isinstance(entry, Mapping)}
+
+
+def window_of(client: ScoringClient, model: str, listed: Mapping[str, Mapping[str, JsonValue]]) -> int | None:
+    """Return the tokens that a server's model reads at once, None where the server does not say.
+
+    Raises:
+        ModelError: The server has no such model.
+    """
+    if model not in listed:
+        names = ", ".join(sorted(client.shown(name, 60) for name in listed)) or "none"
+        raise ModelError(f"{client.title} at {client.address}: it serves {names}, not {model}; name that by `model`")
+    window = listed[model].get("max_model_len")
+    return window if isinstance(window, int) and window > 0 else None
+
+
+def listed_window(client: ScoringClient, model: str, api: str, lacks: str) -> int | None:
     """Look for a model among those that a server lists under /v1/models.
 
     Args:
         client: Asks the server.
         model: The model's name.
         api: The API that the recipe names, such as `vllm`.
+        lacks: What llama.cpp's server does not give.
 
     Returns:
         The tokens that the server reads at once, None where it does not say.
@@ -135,29 +170,17 @@ def listed_window(client: ScoringClient, model: str, api: str) -> int | None:
         ModelError: The server is not there, lists no models, is of another kind, or serves another model.
     """
     where = f"{client.title} at {client.address}"
-    answer = client.look("/v1/models")
-    data = answer.value.get("data") if isinstance(answer.value, Mapping) else None
-    if answer.status in (401, 403):
-        key = client.settings.api_key
-        hint = f"put a valid key into {key}" if key else "name its key by `api_key`"
-        raise ModelError(f"{where}: /v1/models answered {answer.status}; {hint}")
-    if answer.status != 200 or not isinstance(data, list):
+    listed = listed_models(client)
+    if listed is None:
         raise ModelError(
-            f"{where}: /v1/models answered {answer.status} and no list of models, so that it is no server of `api: {api}`; "
-            "check the address and `api`"
+            f"{where}: it lists no models under /v1/models, so that it is no server of `api: {api}`; check the address and `api`"
         )
-    entries = {str(entry.get("id")): entry for entry in data if isinstance(entry, Mapping)}
-    owners = {str(entry.get("owned_by")) for entry in entries.values()}
+    owners = {str(entry.get("owned_by")) for entry in listed.values()}
     if "llamacpp" in owners:
         raise ModelError(
-            f"{where}: it is llama.cpp's server, which gives no log-probabilities of given answers; "
-            "serve the model by vLLM or SGLang, or score it here"
+            f"{where}: it is llama.cpp's server, which gives no {lacks}; serve the model by vLLM or SGLang, or score it here"
         )
     other = next((kind for kind in ("vllm", "sglang") if owners == {kind} and kind != api), None)
     if other is not None:
         raise ModelError(f"{where}: it is no server of `api: {api}`; say `api: {other}`")
-    if model not in entries:
-        names = ", ".join(sorted(client.shown(name, 60) for name in entries)) or "none"
-        raise ModelError(f"{where}: it serves {names}, not {model}; name that by `model`")
-    window = entries[model].get("max_model_len")
-    return window if isinstance(window, int) and window > 0 else None
+    return window_of(client, model, listed)

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import JsonValue
 
 from seamcurate.errors import ModelError
-from seamcurate.models import Embedder, Policy, equivalence, suspects
+from seamcurate.models import Embedder, EncoderModel, Policy, equivalence, roles, suspects
 from seamcurate.models.backend import Backend
 from seamcurate.models.ensemble import LoadedEnsemble
 from seamcurate.models.equivalence import Comparison, Scores
 from seamcurate.models.local import LocalModel
 from seamcurate.models.served import Served
+from seamcurate.models.template import prompt_text
 from seamcurate.score import noise
 from seamcurate.score.noise import Score, Texts
 from seamcurate.step import Data
@@ -50,6 +53,37 @@ def sample(model: object, data: Data, shared: Path, answers: str, columns: Seque
     """
     if isinstance(model, Backend) and any(isinstance(part, Served) for part in model.parts()):
         noise.store(shared / _TEXTS, data, answers, columns, _ROWS, _ANSWERS)
+
+
+def sample_prompts(model: object, data: Data, shared: Path) -> None:
+    """Store the first prompts, which `load_encoder` compares; does nothing for an encoder that is not served."""
+    if isinstance(model, Served):
+        prompts = (prompt for table in data.rows(("prompt",)) for prompt in table["prompt"].to_pylist())
+        rows: list[JsonValue] = [["", [prompt_text(prompt)]] for prompt in islice(prompts, _ROWS * _ANSWERS)]
+        (shared / _TEXTS).write_text(json.dumps(rows))
+
+
+def load_encoder(model: EncoderModel | None, step: str, shared: Path) -> Embedder:
+    """Load the encoder that a step needs; a served one is compared first, with the prompts that `sample_prompts` stored.
+
+    Raises:
+        ModelError: There is none, it cannot be loaded, or its embeddings are not those that they should be.
+    """
+    embedder = roles.load(model, "encoder", step)
+    unchanged = check(model, embedder, shared, embeddings) if isinstance(model, Served) else _nothing
+    return embedder if unchanged is _nothing else _Watched(embedder, unchanged)
+
+
+class _Watched:
+    """A served encoder, which is asked for a known text again after each call."""
+
+    def __init__(self, embedder: Embedder, unchanged: Callable[[], None]) -> None:
+        self.embedder, self.unchanged = embedder, unchanged
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        vectors = self.embedder.embed(texts)
+        self.unchanged()
+        return vectors
 
 
 def check(model: object, loaded: Any, shared: Path, score: ScoreOf, number: int | None = None) -> Callable[[], None]:

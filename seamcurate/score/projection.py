@@ -18,8 +18,9 @@ from pydantic import Field, JsonValue
 from typing_extensions import override
 
 from seamcurate.errors import StepError
-from seamcurate.models import Embedder, EncoderModel, roles
+from seamcurate.models import EncoderModel
 from seamcurate.models.vectors import embedded, not_finite
+from seamcurate.score import compared
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -90,7 +91,8 @@ class Project(Step):
     def prepare(self, data: Data, shared: Path) -> None:
         """Lay out the landmarks."""
         sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), self.landmarks)
-        vectors, is_finite = embedded(self._embedder(), sample)
+        compared.sample_prompts(self.encoder, data, shared)
+        vectors, is_finite = embedded(compared.load_encoder(self.encoder, self.name, shared), sample)
         vectors = vectors[is_finite]
         if not len(vectors):
             raise StepError(
@@ -110,7 +112,7 @@ class Project(Step):
     def load(self, shared: Path) -> Transform:
         landmarks = np.load(shared / "landmarks.npy", allow_pickle=False)
         places = np.load(shared / "places.npy", allow_pickle=False)
-        embedder = self._embedder()
+        embedder = compared.load_encoder(self.encoder, self.name, shared)
 
         def project(rows: pa.Table) -> pa.Table:
             vectors, is_finite = embedded(embedder, rows["prompt"].to_pylist())
@@ -124,7 +126,7 @@ class Project(Step):
     @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Return the share of neighbours kept, and warn of rows without a place."""
-        measured: dict[str, JsonValue] = json.loads((shared / "map.json").read_text())
+        measured: dict[str, JsonValue] = {**compared.facts(shared), **json.loads((shared / "map.json").read_text())}
         null = sum(table["projection_x"].null_count for table in columns)
         if null:
             measured |= {"null": null, "warnings": list(not_finite(null, "row", "it is not on the map"))}
@@ -133,9 +135,6 @@ class Project(Step):
             return measured
         summary = f"map of prompts: of the {_NEIGHBOURS} nearest of each landmark {float(str(share)):.0%} lie nearest on the map"
         return {**measured, "summary": summary}
-
-    def _embedder(self) -> Embedder:
-        return roles.load(self.encoder, "encoder", self.name)
 
 
 def layout(vectors: Floats) -> Doubles:

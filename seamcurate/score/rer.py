@@ -24,9 +24,10 @@ from pydantic import Field, JsonValue
 from typing_extensions import override
 
 from seamcurate.errors import StepError
-from seamcurate.models import EncoderModel, roles
+from seamcurate.models import EncoderModel
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
+from seamcurate.score import compared
 from seamcurate.score import query_type as classifier
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, evenly, finite
 from seamcurate.text import counted
@@ -168,8 +169,17 @@ class RelevanceFeature(_Feature):
         return {**super().identity(), "stop": []}
 
     @override
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Store the prompts that a served encoder is compared by."""
+        compared.sample_prompts(self.encoder, data, shared)
+
+    @override
     def load(self, shared: Path) -> Transform:
-        return _relevance(self.name, self.encoder, self.feature.relevance_to)
+        return _relevance(self.name, self.encoder, self.feature.relevance_to, shared)
+
+    @override
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        return compared.facts(shared)
 
 
 class LengthIncentive(TextFeature):
@@ -380,6 +390,7 @@ class OtherRelevance(Step):
             for prompt, reference in zip(table["prompt"].to_pylist(), table["reference"].to_pylist(), strict=True)
             if reference is not None
         )
+        compared.sample_prompts(self.encoder, data, shared)
         (shared / "others.json").write_text(json.dumps(evenly(questions, _REFERENCES)))
         ids = (row_id for table in data.rows(()) for row_id in table["row_id"].to_pylist())
         (shared / "measured.json").write_text(json.dumps(evenly(ids, _SAMPLED_ROWS)))
@@ -390,7 +401,7 @@ class OtherRelevance(Step):
 
     @override
     def load(self, shared: Path) -> Transform:
-        embedder = roles.load(self.encoder, "encoder", self.name)
+        embedder = compared.load_encoder(self.encoder, self.name, shared)
         questions = json.loads((shared / "others.json").read_text())
         sampled_ids = set(json.loads((shared / "measured.json").read_text()))
         vectors = None
@@ -422,6 +433,10 @@ class OtherRelevance(Step):
             return pa.table({self.name: pa.array(scores, pa.float64())})
 
         return score
+
+    @override
+    def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
+        return compared.facts(shared)
 
 
 class QueryType(Step):
@@ -470,7 +485,8 @@ class QueryType(Step):
     @override
     def prepare(self, data: Data, shared: Path) -> None:
         """Measure the classifier's accuracy on held-out examples."""
-        share = classifier.agreement(roles.load(self.encoder, "encoder", self.name))
+        compared.sample_prompts(self.encoder, data, shared)
+        share = classifier.agreement(compared.load_encoder(self.encoder, self.name, shared))
         (shared / "agreement.json").write_text(json.dumps(share))
 
     @override
@@ -484,7 +500,7 @@ class QueryType(Step):
 
     @override
     def load(self, shared: Path) -> Transform:
-        probability = classifier.fit(roles.load(self.encoder, "encoder", self.name))
+        probability = classifier.fit(compared.load_encoder(self.encoder, self.name, shared))
 
         def classify(rows: pa.Table) -> pa.Table:
             estimates = probability([prompt_text(p) for p in rows["prompt"].to_pylist()])
@@ -519,13 +535,16 @@ class QueryType(Step):
         accuracy = f"local classifier, right on {agreement:.0%} of held-out examples"
         if replies:
             accuracy += f"; it agrees with the language model on {agreements / replies:.0%} of {replies:,} rows, which it decided"
+        found = compared.facts(shared)
+        told = f"; {found['summary']}" if found else ""
         return {
+            **found,
             "open": opens,
             "closed": closed,
             "agreement_on_held_out_examples": agreement,
             "agreement_with_language_model": agreements / replies if replies else None,
             "asked": replies,
-            "summary": f"query types: {opens:,} open, {closed:,} closed ({accuracy})",
+            "summary": f"query types: {opens:,} open, {closed:,} closed ({accuracy}){told}",
             **({"null": null, "warnings": [_null_warning(null)]} if null else {}),
         }
 
@@ -747,9 +766,9 @@ def _relevance_unknown(name: str, count: int) -> str:
     return f"warning: {name}: {counted(count, 'row has', 'rows have')} an embedding that is not finite: NULL"
 
 
-def _relevance(name: str, encoder: EncoderModel | None, text_column: str) -> Transform:
+def _relevance(name: str, encoder: EncoderModel | None, text_column: str, shared: Path) -> Transform:
     """Score M(text)·M(response), NULL where either text is NULL."""
-    embedder = roles.load(encoder, "encoder", name)
+    embedder = compared.load_encoder(encoder, name, shared)
 
     def score(rows: pa.Table) -> pa.Table:
         pairs = list(zip(rows[text_column].to_pylist(), rows["response"].to_pylist(), strict=True))

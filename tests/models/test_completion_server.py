@@ -182,7 +182,7 @@ def test_weights_exchanged_in_the_middle_stop_the_run(policy_folder, here):
     [
         (
             lambda at: at.pages.clear(),
-            r"/v1/models answered 404 and no list of models, so that it is no server of `api: ",
+            r"it lists no models under /v1/models, so that it is no server of `api: ",
         ),
         (
             lambda at: at.pages["/v1/models"].update(data=[{"id": "a"}, {"id": "b"}]),
