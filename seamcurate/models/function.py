@@ -137,6 +137,11 @@ class RewardFunction(NamedModel, RewardConfig):
         return self
 
     @property
+    def title(self) -> str:
+        """Name the function by its file alone: what a run tells is published, and folders are private."""
+        return f"{self.key} {Path(self.path).name}"
+
+    @property
     def bundled(self) -> bool:
         """Tell whether the function comes with seamcurate, so that it runs no code of the user's."""
         return self.path in BUNDLED

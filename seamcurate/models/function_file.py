@@ -89,7 +89,7 @@ def hashes(file: Path, title: str) -> dict[str, str]:
             found[key] = hashlib.sha256(_bytes(path, title)).hexdigest()
             pending += _imported(_parsed(path, title), folder, path.parent)
     # The file is known by its content: to rename it changes nothing.
-    return {"": found.pop(file.name), **dict(sorted(found.items()))}
+    return {"file": found.pop(file.name), **dict(sorted(found.items()))}
 
 
 def _imported(tree: ast.Module, folder: Path, package: Path) -> Iterator[Path]:

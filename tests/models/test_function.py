@@ -397,7 +397,7 @@ def test_the_code_of_a_function_and_of_what_it_imports_is_its_identity(tmp_path)
     (tmp_path / "unused.py").write_text("")
     code = "import json, numpy\ndef score(completions):\n    import helper\n    return [helper.LIMIT + helper.deep.WORDS for _ in completions]\n"
     model = named(tmp_path, code, "score")
-    assert set(model.identity()["code"]) == {"", "helper.py", "inner/__init__.py", "inner/deep.py"}
+    assert set(model.identity()["code"]) == {"file", "helper.py", "inner/__init__.py", "inner/deep.py"}
     assert rewarded(model, ["a"]) == [3]
     before = model.identity()
     (tmp_path / "unused.py").write_text("x = 1")
@@ -420,7 +420,7 @@ def test_identities_are_those_of_every_version(tmp_path):
     identity = named(tmp_path, "def score(completions): ...\n", "score", chat=True, scale=(0, 2)).identity()
     assert identity == {
         **{"function": "score", "signature": "trl", "columns": {}, "arguments": {}, "binary": False, "chat": True},
-        **{"code": {"": "3f22f43e7d52bfc12d5d5929f2d5152d6769f1388a2d6c862eb1de5aabc090c7"}, "scale": [0.0, 2.0]},
+        **{"code": {"file": "3f22f43e7d52bfc12d5d5929f2d5152d6769f1388a2d6c862eb1de5aabc090c7"}, "scale": [0.0, 2.0]},
         **{"seconds": 10.0, "memory": 2048},
     }
 
@@ -431,3 +431,9 @@ def test_a_function_is_one_value_in_yaml_and_in_python():
     assert model.model_dump(mode="json")["function"] == "v.py:f"
     assert RewardFunction.model_validate({"function": "v.py:f", "columns": ["a"]}).columns == {"a": "a"}
     assert FakeModel().summary() is None
+
+
+def test_what_a_run_tells_of_a_function_names_no_folder(tmp_path):
+    model = named(tmp_path, TRL, "exact")
+    assert model.title == "function verifier.py:exact" and str(tmp_path) not in model.summary()
+    assert str(tmp_path) not in str(model.identity())

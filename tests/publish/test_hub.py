@@ -768,7 +768,14 @@ def test_a_recipe_that_runs_a_model_s_code_is_told_of_when_it_is_pushed(asks):
     assert any("trust_remote_code" in note for note in hub._only_here(text, Path())[1]) == asks
 
 
-@pytest.mark.parametrize("place", ["models: {reward: {%s}}\nsteps: [reward: {}]", "steps: [reward: {reward: {%s}}]"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "models: {reward: {%s}}\nsteps: [reward: {}]",
+        "steps: [reward: {reward: {%s}}]",
+        "models: {reward: {ensemble: [{fake: r}, {%s}], normalise: standardise}}\nsteps: [reward: {}]",
+    ],
+)
 @pytest.mark.parametrize("function", ["verifier.py:score", "/tmp/verifier.py:score", "../verifier.py:score"])
 def test_a_stranger_s_reward_function_is_not_run(place, function, stranger, tmp_path):
     mark = tmp_path / "ran"
