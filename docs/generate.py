@@ -26,7 +26,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
 import seamcurate
-from seamcurate import errors
+from seamcurate import FakeModel, RewardEnsemble, errors
 from seamcurate.cli import app
 from seamcurate.data.source import REJECTED
 from seamcurate.models.backend import Backend, NamedModel
@@ -703,15 +703,43 @@ def every_step(maker: Callable[..., Step | tuple[Step, ...]]) -> list[Step]:
     return steps
 
 
+class _WithOutputs(FakeModel):
+    def output_names(self) -> tuple[str, ...]:
+        return ("{output}",)
+
+
+class _WithReasons(FakeModel):
+    def gives_reasons(self) -> bool:
+        return True
+
+
+class _Binary(FakeModel):
+    def is_binary(self) -> bool:
+        return True
+
+
+_REWARDS = {
+    "a reward model that has further outputs": _WithOutputs(),
+    "a reward model that gives reasons, such as a function or a judge": _WithReasons(),
+    "rewards of 0 and 1": _Binary(),
+    "an ensemble": RewardEnsemble(ensemble=(FakeModel(path="first"), FakeModel(path="second"))),
+}
+"""Reward models that add columns, by what the docs call them."""
+
+
 def step_columns(kind: type[Step]) -> list[list[str]]:
-    """Return name, type and meaning of each column a step adds, also of those that one of its settings adds."""
+    """Return name, type and meaning of each column a step adds, also of those that a setting or a kind of reward model adds."""
     rows: dict[str, list[str]] = {}
-    for settings in [{}, *({name: value} for name, value in choices(kind))]:
+    settings_by_condition: list[tuple[str, dict[str, object]]] = [("", {})]
+    for name, value in choices(kind):
+        settings_by_condition.append((f"only with `{name}: {literal(value)}`", {name: value}))
+    if "reward" in kind.model_fields:
+        settings_by_condition += [(f"only with {words}", {"reward": model}) for words, model in _REWARDS.items()]
+    for condition, settings in settings_by_condition:
         try:
             schema = bare(kind, **settings).adds
         except (ValidationError, ValueError, KeyError):
             continue
-        condition = "".join(f"only with `{key}: {literal(value)}`" for key, value in settings.items())
         for field in schema:
             if field.name not in rows:
                 meaning = (field.metadata or {}).get(b"meaning", b"").decode()
