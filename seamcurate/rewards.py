@@ -28,7 +28,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from seamcurate.errors import ModelError, TrainError, first_line
-from seamcurate.models import EncoderModel, Prompt, RewardEnsemble, RewardFunction, RewardingModel, SequenceClassifier
+from seamcurate.models import (
+    EncoderModel,
+    OpenAIServer,
+    Prompt,
+    RewardEnsemble,
+    RewardFunction,
+    RewardingModel,
+    SequenceClassifier,
+)
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.roles import ROLES
 from seamcurate.models.template import Form, prompt_text
@@ -181,11 +189,22 @@ class ModelReward(BaseModel):
 
 
 def read(named: str, day: datetime.date | None = None) -> TrainerReward:
-    """Load the reward that an option of a command names.
+    """Load the reward that an option of a command names; see `configured`."""
+    return configured(named, day).load()
+
+
+def asks_endpoint(reward: RerReward | ModelReward) -> bool:
+    """Tell whether each answer's reward is asked of a language model at an endpoint."""
+    return isinstance(reward, ModelReward) and any(isinstance(part, OpenAIServer) for part in reward.reward.parts())
+
+
+def configured(named: str, day: datetime.date | None = None) -> RerReward | ModelReward:
+    """Read the reward that an option of a command names; nothing is loaded.
 
     Args:
-        named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}` or
-            `{function: …}`; a reward function, `verifier.py:score`; a
+        named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`,
+            `{function: …}`, `{judge: {…}}` or `{rubric: …, judge: {…}}`, whose rubric and template may lie beside the file;
+            a reward function, `verifier.py:score`; a
             `seamcurate_reward.py` that `export` wrote, whose code is read and not run; an ablation that needs no encoder
             (`li`, `rp`, `li_rp`); or the folder or Hub id of a reward model.
         day: The date that a reward model's chat template writes as today's; None for today.
@@ -198,9 +217,9 @@ def read(named: str, day: datetime.date | None = None) -> TrainerReward:
     if ".py:" in named:
         return _function(named)
     if named in _REWARDS:
-        return RerReward.model_validate({"reward": named}).load()
+        return RerReward.model_validate({"reward": named})
     if not named.endswith((".yaml", ".yml", ".py")):
-        return ModelReward(reward=SequenceClassifier(path=named).dated(day)).load()
+        return ModelReward(reward=SequenceClassifier(path=named).dated(day))
     newer = Path(named).with_name(REWARD_FILE)
     if not Path(named).exists() and newer.is_file():
         raise TrainError(f"reward {named} is not there: an export's reward file is called {REWARD_FILE}; give {newer}")
@@ -210,9 +229,9 @@ def read(named: str, day: datetime.date | None = None) -> TrainerReward:
         kinds = {config.key: config for config in ROLES["reward"]}
         if isinstance(fields, dict) and kinds.keys() & fields.keys():
             kind = kinds[kind_of(*ROLES["reward"])(fields)]
-            reward = ModelReward.model_validate({"reward": fields}).reward
-            return ModelReward(reward=reward.dated(day)).load()
-        return RerReward.model_validate(fields).load()
+            reward = ModelReward.model_validate({"reward": _with_files(fields, Path(named).parent)}).reward
+            return ModelReward(reward=reward.dated(day))
+        return RerReward.model_validate(fields)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
         tags = ("reward", kind.key) if issubclass(kind, Backend) else ()
@@ -223,10 +242,20 @@ def read(named: str, day: datetime.date | None = None) -> TrainerReward:
         raise TrainError(f"reward {named} cannot be read: {first_line(error)}") from error
 
 
-def _function(named: str) -> TrainerReward:
-    """Load a reward function of the user's."""
+def _with_files(fields: Mapping[str, object], folder: Path) -> dict[str, object]:
+    """Point the files that a judge reads to the folder of the YAML file, where they lie there."""
+    return {
+        key: str(folder / value)
+        if key in ("rubric", "template") and isinstance(value, str) and "\n" not in value and (folder / value).is_file()
+        else value
+        for key, value in fields.items()
+    }
+
+
+def _function(named: str) -> ModelReward:
+    """Name a reward function of the user's."""
     try:
-        return ModelReward(reward=RewardFunction(path=named)).load()
+        return ModelReward(reward=RewardFunction(path=named))
     except ValidationError as error:
         raise TrainError(f"reward {named}: {error.errors(include_url=False)[0]['msg']}") from error
 

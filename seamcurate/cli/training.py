@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from seamcurate.cli.arguments import MaxUsd
+from seamcurate.progress import note
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -26,7 +30,7 @@ RewardName = Annotated[
     str,
     typer.Option(
         "--reward",
-        help="Reward to train by: a reward model's folder or Hub id; li, rp or li_rp; a reward function, verifier.py:score; a YAML file that configures a reward model or function, or RER; or an exported seamcurate_reward.py.",
+        help="Reward to train by: a reward model's folder or Hub id; li, rp or li_rp; a reward function, verifier.py:score; a YAML file that configures a reward model, function or judge, or RER; or an exported seamcurate_reward.py.",
         show_default=False,
     ),
 ]
@@ -88,6 +92,7 @@ def train_ppo(
     reward: RewardName,
     folder: ModelFolder,
     gold: GoldReward = None,
+    max_usd: MaxUsd = None,
 ) -> None:
     """Train a policy by PPO against a reward model, or against RER.
 
@@ -95,7 +100,7 @@ def train_ppo(
     """
     from seamcurate.train import ppo
 
-    _train_by_reward(ppo, context.obj, model, data, reward, folder, gold)
+    _train_by_reward(ppo, context.obj, model, data, reward, folder, gold, max_usd)
 
 
 def train_grpo(
@@ -105,6 +110,7 @@ def train_grpo(
     reward: RewardName,
     folder: ModelFolder,
     gold: GoldReward = None,
+    max_usd: MaxUsd = None,
 ) -> None:
     """Train a policy by GRPO: each answer against the others to its prompt.
 
@@ -112,7 +118,7 @@ def train_grpo(
     """
     from seamcurate.train import grpo
 
-    _train_by_reward(grpo, context.obj, model, data, reward, folder, gold)
+    _train_by_reward(grpo, context.obj, model, data, reward, folder, gold, max_usd)
 
 
 def train_rloo(
@@ -122,6 +128,7 @@ def train_rloo(
     reward: RewardName,
     folder: ModelFolder,
     gold: GoldReward = None,
+    max_usd: MaxUsd = None,
 ) -> None:
     """Train a policy by RLOO: the baseline of an answer is the mean reward of the others to its prompt.
 
@@ -129,7 +136,7 @@ def train_rloo(
     """
     from seamcurate.train import rloo
 
-    _train_by_reward(rloo, context.obj, model, data, reward, folder, gold)
+    _train_by_reward(rloo, context.obj, model, data, reward, folder, gold, max_usd)
 
 
 def _train_by_reward(
@@ -140,14 +147,29 @@ def _train_by_reward(
     reward: str,
     folder: Path,
     gold: str | None,
+    max_usd: float | None,
 ) -> None:
-    """Train against a reward that is named; a reward model's chat template writes the training's date too."""
+    """Train against a reward that is named; a reward model's chat template writes the training's date too.
+
+    What a judge answers is kept beside the trained model: a training that is taken up again asks for no answer twice.
+    """
     from seamcurate import rewards
+    from seamcurate.models import calls
     from seamcurate.train.workplace import first_day
 
     day = config.date or first_day(folder)
-    gold_reward = None if gold is None else rewards.read(gold, day)
-    print_training(folder, trainer(model, rewards.read(reward, day), data, folder, config, gold_reward))
+    named = [rewards.configured(name, day) for name in (reward, gold) if name is not None]
+    with ExitStack() as kept:
+        if any(map(rewards.asks_endpoint, named)):
+            folder_of_calls = folder.expanduser().with_name(f"{folder.name}.calls")
+            limit = "no limit: give --max-usd" if max_usd is None else f"at most ${max_usd:g}"
+            note(
+                f"each answer of the policy is one request, or more, to the judge, with {limit}; replies: {folder_of_calls}"
+            )
+            kept.enter_context(calls.kept(folder_of_calls, max_usd))
+        loaded = [configuration.load() for configuration in named]
+        gold_reward = loaded[1] if gold is not None else None
+        print_training(folder, trainer(model, loaded[0], data, folder, config, gold_reward))
 
 
 def answer(

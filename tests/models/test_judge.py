@@ -28,7 +28,7 @@ from seamcurate import (
     run_local,
     seam,
 )
-from seamcurate.cli import app
+from seamcurate.cli import app, training
 from seamcurate.errors import BudgetError, ModelError, RecipeError
 from seamcurate.models.protocols import Reply
 from seamcurate.models.reply import read
@@ -209,8 +209,9 @@ RUBRIC = [
 
 
 def decided(text, outputs="all", rubric=RUBRIC, finish="stop"):
+    """Return the reward, its reason, and the outputs."""
     model = RubricModel(rubric=rubric, judge=FakeModel(), outputs=outputs)
-    return model.read(read(Reply(text, finish, "m")))
+    return model.read(read(Reply(text, finish, "m")))[:3]
 
 
 def test_a_rubrics_reward_is_the_weighted_mean_of_its_criteria():
@@ -230,8 +231,8 @@ def test_a_rubrics_reward_is_the_weighted_mean_of_its_criteria():
     ],
 )
 def test_a_criterion_without_a_decision_leaves_no_reward(text, outputs, reason):
-    rating = decided(text)
-    assert (rating.reward, rating.outputs) == (None, outputs) and rating.reason.startswith(reason)
+    reward, shown, values = decided(text)
+    assert (reward, values) == (None, outputs) and shown.startswith(reason)
     assert decided("", finish="length") == (None, "length: an empty reply; raise max_tokens", (None, None))
 
 
@@ -362,3 +363,28 @@ def test_all_that_decides_an_answer_is_in_the_fingerprint():
     assert len({str(rubric.model_copy(update=update).identity()) for update in [{}, *changed]}) == 5
     with pytest.raises(ValidationError):
         JudgeModel(judge=FakeModel(), scale=(0, float("inf")))
+
+
+def test_a_judge_trains_a_policy_and_its_replies_are_kept_beside_the_model(at, tmp_path, capsys):
+    (tmp_path / "rubric.yaml").write_text("- {name: fine, text: It is fine., scale: [0, 4]}\n")
+    (tmp_path / "reward.yaml").write_text(
+        f"rubric: rubric.yaml\njudge: {{openai_server: worse-1, base_url: '{at.url}', api_key: NO_KEY, retries: 2}}\n"
+    )
+    at.answer = lambda body: '{"criteria": {"fine": 3}}'
+    asked = []
+
+    def trainer(model, reward, data, folder, config, gold):
+        asked.append(reward(["q", "q"], ["a", "b"]))
+        asked.append(gold(["q"], ["a"]))
+        return {"rows_used": 2, "rows": 2}
+
+    config = type("Config", (), {"date": None})()
+    reward = str(tmp_path / "reward.yaml")
+    for _ in range(2):
+        training._train_by_reward(trainer, config, "m", tmp_path, reward, tmp_path / "out", reward, None)
+    assert asked == [[0.75, 0.75], [0.75]] * 2 and len(at.requests) == 2
+    assert (
+        tmp_path / "out.calls/calls.sqlite"
+    ).is_file() and "with no limit: give --max-usd" in capsys.readouterr().err
+    with pytest.raises(BudgetError, match="a limit in dollars needs prices"):
+        training._train_by_reward(trainer, config, "m", tmp_path, reward, tmp_path / "new", None, 1.0)
