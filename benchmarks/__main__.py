@@ -16,6 +16,7 @@ NAMES = (
     "likelihood",
     "seam",
     "rewards",
+    "servers",
     "retrieval",
     "text",
     "split",
