@@ -620,14 +620,16 @@ def _step(key: str, maker: Callable[..., Step | tuple[Step, ...]]) -> str:
         rows = fields(maker) or [["", "", "", "No settings."]]
         links = f"Columns: [{maker.__name__}](columns.md#{slug(maker.__name__)})."
         return f"### {key}\n\n{docstring(maker, arguments=False)}\n\n{links}\n\n{table(_HEAD, rows)}"
-    steps = maker()
+    steps = maker(**_required(maker))
     assert isinstance(steps, tuple)
     parts = dict.fromkeys(type(step) for step in every_step(maker))
     known = {name: row for kind in reversed(parts) for name, row in zip(kind.model_fields, fields(kind), strict=True)}
     documented = argument_docs(maker)
     rows = []
     for name, parameter in inspect.signature(maker).parameters.items():
-        shown = "" if parameter.default in (None, ()) else code(literal(parameter.default))
+        required = parameter.default is inspect.Parameter.empty
+        shown = "" if required or parameter.default in (None, ()) else code(literal(parameter.default))
+        shown = "**required**" if required else shown
         if name in known:
             rows.append([code(name), known[name][1], shown, known[name][3]])
         else:
@@ -655,7 +657,9 @@ def arrow_name(kind: pa.DataType) -> str:
     return {"double": "float64", "float": "float32"}.get(str(kind), str(kind))
 
 
-_FREE = {"variant": "{variant}", "truth": "COLUMN"}
+_EXAMPLES: dict[str, object] = {"to": seamcurate.Source(jsonl="test.jsonl"), "name": "test"}
+"""Values of required settings of functions of steps."""
+_FREE = {"variant": "{variant}", "truth": "COLUMN", "set_name": "{name}"}
 """Settings that stand in names and meanings as what they are."""
 
 
@@ -678,11 +682,17 @@ def bare(kind: type[Step], **settings: object) -> Step:
     return kind.model_construct(None, **{**required, **free, **settings})
 
 
+def _required(maker: Callable[..., Step | tuple[Step, ...]]) -> dict[str, object]:
+    """Return values for the settings that a function of steps requires, for the declarations of its steps alone."""
+    parameters = inspect.signature(maker).parameters.items()
+    return {name: _EXAMPLES[name] for name, parameter in parameters if parameter.default is inspect.Parameter.empty}
+
+
 def every_step(maker: Callable[..., Step | tuple[Step, ...]]) -> list[Step]:
     """Return the steps that a recipe's name can stand for, whatever its settings."""
     if isinstance(maker, type):
         return [bare(maker)]
-    steps = list(typing.cast(tuple[Step, ...], maker()))
+    steps = list(typing.cast(tuple[Step, ...], maker(**_required(maker))))
     hints = typing.get_type_hints(maker)
     for name, parameter in inspect.signature(maker).parameters.items():
         values = (
@@ -697,7 +707,7 @@ def every_step(maker: Callable[..., Step | tuple[Step, ...]]) -> list[Step]:
                 continue
             steps += [
                 step
-                for step in typing.cast(tuple[Step, ...], maker(**{name: value}))
+                for step in typing.cast(tuple[Step, ...], maker(**_required(maker), **{name: value}))
                 if type(step) not in map(type, steps)
             ]
     return steps

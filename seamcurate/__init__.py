@@ -18,6 +18,8 @@ if sys.platform == "linux":
 
 if TYPE_CHECKING:
     from seamcurate.contrast import Attack, Embed, Generate, Retrieve
+    from seamcurate.contrast.contamination import Nearest, nearest
+    from seamcurate.contrast.duplicates import Duplicates, duplicates
     from seamcurate.data.source import Source
     from seamcurate.errors import SeamcurateError
     from seamcurate.models import (
@@ -73,6 +75,8 @@ _WHERE = {
     "run.cluster": ("run_ray",),
     "publish.diff": ("diff",),
     "contrast": ("Attack", "Embed", "Generate", "Retrieve"),
+    "contrast.contamination": ("Nearest", "nearest"),
+    "contrast.duplicates": ("Duplicates", "duplicates"),
     "errors": ("SeamcurateError",),
     "publish.export": ("to_openrlhf", "to_trl", "to_verl"),
     "publish.hub": ("push",),
@@ -132,6 +136,7 @@ __all__ = [
     "CompletionServer",
     "Criterion",
     "Distribution",
+    "Duplicates",
     "Embed",
     "EmbeddingServer",
     "FakeModel",
@@ -142,6 +147,7 @@ __all__ = [
     "LengthIncentive",
     "ModelReward",
     "Models",
+    "Nearest",
     "OpenAIServer",
     "Order",
     "OtherRelevance",
@@ -180,6 +186,8 @@ __all__ = [
     "column",
     "diff",
     "discrepancy",
+    "duplicates",
+    "nearest",
     "plan",
     "push",
     "query",

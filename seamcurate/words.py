@@ -31,6 +31,9 @@ _BYTES = 2**20
 """About how many bytes a batch has."""
 _LONG = 256
 """Words of more bytes are hashed one by one."""
+_UTF8 = np.array([0x80, 0x800, 0x10000], np.uint32)
+_WORD = 1
+"""The kind of a word's characters; see `_kinds`."""
 _MASKS = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
 
 
@@ -58,6 +61,47 @@ def distinct_trigrams(texts: pa.StringArray, words: Words = "wordpunct") -> npt.
     return shares
 
 
+class Ngrams(NamedTuple):
+    """Hashes of the runs of so many words of several texts."""
+
+    rows: Indices
+    """The row of each text that has any, ascending: (texts,)."""
+    counts: Indices
+    """How many each of these texts has: (texts,)."""
+    hashes: Hashes
+    """One text's after the other's: (n-grams,)."""
+
+
+def ngrams(texts: pa.StringArray, size: int) -> Iterator[Ngrams]:
+    """Hash every run of `size` words of each text, in batches; case and punctuation do not count.
+
+    The hash of a run has 64 bits and is the same in every text and on every machine. A text of fewer words has none.
+
+    >>> [batch.counts.tolist() for batch in ngrams(pa.array(["Of all words, three: none.", "Two words"]), 3)]
+    [[3]]
+    """
+    for rows, batch in _batches(pc.utf8_lower(texts)):
+        cut = _cut(batch, "wordpunct", in_bytes=True)
+        hashed, row = _hashed(cut), np.repeat(np.arange(len(rows)), cut.counts)
+        is_word = cut.kinds[cut.starts] == _WORD
+        hashed, row = hashed[is_word], row[is_word]
+        if len(hashed) < size:
+            continue
+        count = len(hashed) - size + 1
+        runs = hashed[:count].copy()
+        for offset in range(1, size):
+            # The multipliers of `_repeats`; each word is mixed in in its place.
+            runs *= np.uint64(0x9E3779B97F4A7C15)
+            runs ^= runs >> np.uint64(32)
+            runs += hashed[offset : offset + count]
+        runs *= np.uint64(0x94D049BB133111EB)
+        runs ^= runs >> np.uint64(31)
+        inside = row[:count] == row[size - 1 :]  # without those that reach into the next text
+        counts = np.bincount(row[:count][inside], minlength=len(rows))
+        if inside.any():
+            yield Ngrams(rows[counts > 0], counts[counts > 0], runs[inside])
+
+
 class _Cut(NamedTuple):
     """The positions of the words in several texts."""
 
@@ -71,6 +115,8 @@ class _Cut(NamedTuple):
     """Whether a character is the last of its word, (characters,)."""
     counts: Indices
     """How many words each text has, (texts,)."""
+    kinds: npt.NDArray[np.uint8]
+    """The kind of each character, (characters,)."""
 
 
 def _batches(texts: pa.StringArray) -> Iterator[tuple[Indices, pa.LargeStringArray]]:
@@ -88,23 +134,29 @@ def _batches(texts: pa.StringArray) -> Iterator[tuple[Indices, pa.LargeStringArr
             start = end
 
 
-def _cut(texts: pa.LargeStringArray, words: Words) -> _Cut:
+def _cut(texts: pa.LargeStringArray, words: Words, in_bytes: bool = False) -> _Cut:
+    """Find the words of texts; with `in_bytes`, characters are the bytes of UTF-8 in all texts, not in ASCII ones alone."""
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     raw, size = texts.buffers()[2][int(offsets[0]) : int(offsets[-1])].to_pybytes(), 1
     bounds = offsets - offsets[0]
     if raw.isascii():
         kinds = np.frombuffer(raw.translate(_plain_kinds(words)), np.uint8)
     else:
-        raw, size = raw.decode().encode("utf-32-le"), 4
-        bounds = np.concatenate([[0], np.cumsum(pc.utf8_length(texts).to_numpy(zero_copy_only=False))])
-        kinds = _kinds(words)[np.frombuffer(raw, np.uint32)]
+        points = raw.decode().encode("utf-32-le")
+        kinds = _kinds(words)[np.frombuffer(points, np.uint32)]
+        if in_bytes:
+            # One byte for a code point below 0x80, two below 0x800, three below 0x10000, else four.
+            kinds = np.repeat(kinds, 1 + np.searchsorted(_UTF8, np.frombuffer(points, np.uint32), side="right"))
+        else:
+            raw, size = points, 4
+            bounds = np.concatenate([[0], np.cumsum(pc.utf8_length(texts).to_numpy(zero_copy_only=False))])
     changes = np.ones(len(kinds) + 1, bool)
     np.not_equal(kinds[1:], kinds[:-1], out=changes[1:-1])
     # A text's first character begins a word, even where the text before ended in the same kind of character.
     changes[bounds] = True
     inside = kinds != 0
     starts = np.flatnonzero(changes[:-1] & inside)
-    return _Cut(raw, size, starts, changes[1:] & inside, np.diff(np.searchsorted(starts, bounds)))
+    return _Cut(raw, size, starts, changes[1:] & inside, np.diff(np.searchsorted(starts, bounds)), kinds)
 
 
 def _repeats(cut: _Cut) -> Indices:

@@ -8,7 +8,7 @@ precision, so that the edges of the band depend neither on a batch nor on a mach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -76,7 +76,7 @@ class Band:
             for start in range(0, len(self._scanned), _ROWS):
                 self._resident[start : start + _ROWS] = _read(self._scanned[start : start + _ROWS])
 
-    def search(self, queries: Floats, k: int, leave_out: LeaveOut) -> list[Hits]:
+    def search(self, queries: Floats, k: int, leave_out: LeaveOut, end: int | None = None) -> list[Hits]:
         """Return each query's `k` nearest vectors inside the band, fewer where there are fewer.
 
         Memory is bounded by a block of the corpus, however crowded the band: once a query has `k` vectors, only nearer ones are
@@ -86,15 +86,17 @@ class Band:
             queries: float32, queries × dimensions, length 1.
             k: How many at most.
             leave_out: Which pairs are no candidates.
+            end: The number of vectors, from the first, that are searched; by default all of them.
         """
         import torch
 
+        end = len(self.vectors) if end is None else end
         turned_queries = torch.from_numpy(self._turned(queries)).to(self._device)
         best = _Best(len(queries), k, self.low)
         block = min(_ROWS, max(_RUN, _PAIRS // max(1, len(queries)) // _RUN * _RUN))
         with torch.inference_mode():
-            for start in range(0, len(self.vectors), block):
-                scanned = self._block(start, start + block)
+            for start in range(0, end, block):
+                scanned = self._block(start, min(start + block, end))
                 # A pair below its floor by more than the error of a product cannot be among the k nearest: (queries,).
                 floors = torch.from_numpy(best.floors - SLACK).to(self._device, torch.float32)
                 rows, positions = _above(product(turned_queries, scanned), floors)  # products: (queries, block)
@@ -127,6 +129,24 @@ class Band:
             floors = best.floors - SLACK
         rows, columns = np.nonzero(cosines >= floors[:, None])
         return rows, columns + start
+
+    def pairs(
+        self, start: int, queries: Floats, counts: npt.NDArray[np.bool_]
+    ) -> Iterator[tuple[Positions, Positions]]:
+        """Propose pairs for `check`: each query, itself the vector `start` + i, with the earlier ones from `start` on.
+
+        Args:
+            start: The position of the first query.
+            queries: float32, queries × dimensions: vectors from `start` on.
+            counts: Which of these vectors may be the earlier one of a pair, (queries,).
+        """
+        import torch
+
+        with torch.inference_mode():
+            # (queries, queries); the diagonal and what is above it are a query with itself and with later ones.
+            cosines = product(torch.from_numpy(queries), torch.from_numpy(queries)).numpy()
+        rows, columns = np.nonzero(np.tril((cosines >= self.low - SLACK) & counts, -1))
+        yield rows, columns + start
 
     def check(
         self, queries: Floats, proposals: Iterable[tuple[Positions, Positions]], k: int, leave_out: LeaveOut

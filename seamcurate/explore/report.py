@@ -125,7 +125,10 @@ def _page(session: Session, drawn: Mapping[str, Figure], labels: Mapping[str, Fi
     )
     # The name only: a report is sent to others, and the store's path is private.
     name = _text(Path(str(session.store.path)).resolve().name)
-    splits = session.ask("SELECT split, rule, kept, count(*) AS rows FROM ledger GROUP BY ALL ORDER BY ALL").to_pylist()
+    splits = session.ask(
+        r"SELECT split, regexp_replace(rule, '\brow \d+', 'row …', 'g') AS rule, kept, count(*) AS rows FROM ledger "
+        "GROUP BY ALL ORDER BY ALL"
+    ).to_pylist()
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"

@@ -133,9 +133,10 @@ def _mean(values: Floats) -> float:
 
 def _rules(ledger: pa.Table) -> list[dict[str, object]]:
     """Count the rows that each rule kept and dropped, with its threshold and the range of its values."""
+    # Rules that name a row, as those of duplicates do, are counted as one.
     sql = (
-        "SELECT rule, count(*) FILTER (kept) AS kept, count(*) FILTER (NOT kept) AS dropped, any_value(threshold) AS threshold, "
-        "min(value) AS low, median(value) AS middle, max(value) AS high FROM ledger GROUP BY rule ORDER BY dropped DESC, rule"
+        r"SELECT regexp_replace(rule, '\brow \d+', 'row …', 'g') AS rule, count(*) FILTER (kept) AS kept, count(*) FILTER (NOT kept) AS dropped, any_value(threshold) AS threshold, "
+        "min(value) AS low, median(value) AS middle, max(value) AS high FROM ledger GROUP BY 1 ORDER BY dropped DESC, 1"
     )
     with views.in_memory() as connection:
         connection.register("ledger", ledger)

@@ -351,7 +351,8 @@ def _confine_recipe(recipe: Recipe, name: str, roots: Sequence[Path]) -> None:
         SourceError: The file of the rows does not exist.
     """
     evaluations = [split.augment.evaluation for split in recipe.splits.values() if split.augment]
-    for source in (recipe.rows, recipe.corpus, *evaluations):
+    compared = [value for step in recipe.steps for _, value in step if isinstance(value, Source)]
+    for source in (recipe.rows, recipe.corpus, *evaluations, *compared):
         for file in source.files() if source is not None else ():
             _check_inside(file, name, roots)
     attacks = [step for step in recipe.steps if isinstance(step, Attack)]
@@ -420,10 +421,15 @@ def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
             return source
         return source.model_copy(update={"revision": str(commit)})
 
+    steps = facts.get("steps")
+
     def pin_step(step: Step) -> Step:
-        return step.model_copy(
-            update={role: pin_model(role, model) for role, model in step if isinstance(model, Backend)}
-        )
+        models = {role: pin_model(role, model) for role, model in step if isinstance(model, Backend)}
+        record = steps.get(step.name) if isinstance(steps, dict) else None
+        identity = record.get("identity") if isinstance(record, dict) else None
+        identities = identity if isinstance(identity, dict) else {}
+        sources = {key: pin_source(value, identities.get(key)) for key, value in step if isinstance(value, Source)}
+        return step.model_copy(update={**models, **sources})
 
     models = recipe.models.model_copy(
         update={role: pin_model(role, model) for role, model in recipe.models if model is not None}

@@ -54,6 +54,8 @@ class SplitView:
         self.notes: list[str] = []
         listed = [column for column in store.columns() if column.stale is None]
         self.kinds = {column.name: column.kind for column in listed}
+        # The text of another data set, such as an evaluation set, must not travel in a data set to train on.
+        self.of_others = {f"{column.made_by}_text" for column in listed if column.made_by.startswith("nearest_")}
         self.of_source = {column.name for column in listed if column.made_by == "source"}
         self.chat = not pa.types.is_string(self.kinds["prompt"])
         if self.format in ("sft", "preferences", "unpaired") and "response" not in store.stored_schema.names:
@@ -128,7 +130,7 @@ class SplitView:
         renamed: list[str] = []
         nested: list[str] = []
         for name, kind in self.kinds.items():
-            if name in left_out:
+            if name in left_out or name in self.of_others:
                 continue
             if pa.types.is_nested(kind):
                 nested += [name] if name in self.of_source else []
@@ -145,6 +147,8 @@ class SplitView:
             )
         if nested:
             self.notes.append(f"left out, for only plain columns are exported: {', '.join(nested)}")
+        if others := [name for name in self.kinds if name in self.of_others]:
+            self.notes.append(f"left out, for they hold texts of other data sets: {', '.join(others)}")
         if self.pairs:
             columns |= {f"candidate_{name}": f"c.{name}" for name in _OF_CANDIDATES}
         return columns
@@ -159,7 +163,11 @@ class SplitView:
     def read(self, select: dict[str, str]) -> Iterator[tuple[int, pa.Table]]:
         """Yield, for a few shards at a time, the number of rows that the split keeps and their lines, in the split's order."""
         structs = ("prompt", "reward_model", "extra_info")
-        names = [name for name, kind in self.kinds.items() if name in structs or not pa.types.is_nested(kind)]
+        names = [
+            name
+            for name, kind in self.kinds.items()
+            if name in structs or not (pa.types.is_nested(kind) or name in self.of_others)
+        ]
         if self.pairs:
             names += [name for name in self.kinds if name.startswith(("worse_", "rewards_"))]
         kept = splits.kept(self.store, self.split, names)

@@ -15,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, validate_call
 
 from seamcurate.contrast import Attack, Generate, Retrieve
+from seamcurate.contrast.contamination import nearest
+from seamcurate.contrast.duplicates import duplicates
 from seamcurate.data.source import Source
 from seamcurate.errors import RecipeError, first_line
 from seamcurate.models import (
@@ -66,6 +68,8 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "reward_spread": RewardSpread,
     "length_calibrated": LengthCalibrated,
     "reward_reliability": RewardReliability,
+    "duplicates": duplicates,
+    "nearest": nearest,
 }
 """What a recipe may list under `steps`. `seam` and `rer` stand for all the steps they need."""
 
@@ -329,8 +333,14 @@ def _steps(items: object, folder: Path) -> list[Step]:
         if maker is None:
             raise _Refused(("steps", i, name), f"unknown step; there are: {', '.join(STEPS)}{suggestion(name, STEPS)}")
         created = _checked(maker, _with_folders(config or {}, folder), ("steps", i, name))
-        steps += created if isinstance(created, tuple) else (created,)
+        steps += [_resolved(step, folder) for step in (created if isinstance(created, tuple) else (created,))]
     return steps
+
+
+def _resolved(step: Step, folder: Path) -> Step:
+    """Take the paths of another data set that a step reads from the recipe's folder."""
+    sources = {key: value.resolved(folder) for key, value in step if isinstance(value, Source)}
+    return step.model_copy(update=sources) if sources else step
 
 
 def _checked(kind: Any, value: object, location: Path_) -> Any:
@@ -387,6 +397,7 @@ def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
 _NESTED: dict[str, type[BaseModel]] = {
     "augment": Augment,
     "evaluation": Source,
+    "to": Source,
     "order": Order,
     "at_most": AtMost,
     "balance": Balance,

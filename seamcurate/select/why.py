@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import cast
 
 import pyarrow as pa
@@ -49,6 +49,8 @@ def why(store: Store, row_id: int) -> Iterator[str]:
         for name, kind in kinds.items():
             if not pa.types.is_nested(kind):
                 yield f"  {name:<28} {_number(row[name])}"
+        for line in _matches(connection, row, kinds):
+            yield f"  {line}"
         preferred = _rows(
             connection,
             "SELECT * FROM candidates WHERE row_id = $id AND misjudgement > 0 "
@@ -62,6 +64,24 @@ def why(store: Store, row_id: int) -> Iterator[str]:
                 f"    {candidate['variant']} {candidate['rank']}: reward {_number(candidate['reward'])}, weight {_number(candidate['weight'])}: "
                 f"{brief(candidate['response'], 100)}"
             )
+
+
+def _matches(connection: Connection, row: dict[str, object], kinds: Collection[str]) -> Iterator[str]:
+    """Yield a line for the row that this one repeats, and for the nearest row of each other data set, with its text."""
+    if row.get("duplicate_of") is not None:
+        original = int(str(row["duplicate_of"]))
+        (repeated,) = _rows(connection, "SELECT prompt FROM rows WHERE row_id = $id", original)
+        cosine = _number(row["duplicate_similarity"])
+        prompt = prompt_text(cast(Prompt, repeated["prompt"]))
+        yield f"it repeats row {original} (cosine {cosine}): {brief(prompt, 150)}"
+    for column in kinds:
+        name = column.removeprefix("nearest_").removesuffix("_text")
+        if column != f"nearest_{name}_text" or f"overlap_{name}" not in kinds or row[column] is None:
+            continue
+        shared = row[f"overlap_{name}"]
+        overlap = "too short for a shared run of words" if shared is None else f"overlap {_number(shared)}"
+        cosine = _number(row[f"nearest_{name}_similarity"])
+        yield f"nearest of {name} is its row {row[f'nearest_{name}']} (cosine {cosine}, {overlap}): {brief(row[column], 150)}"
 
 
 def verdicts(connection: Connection, row_id: int) -> Iterator[str]:

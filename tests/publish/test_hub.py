@@ -722,6 +722,7 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
         ("models: {policy: {causal_lm: a/b, !!null trust_remote_code: true}}", "asks to run a model's own code"),
         ("rows: {!!null jsonl: /etc/passwd}", "names '/etc/passwd', outside"),
         ("splits: {a: {filter: x.sql, augment: {evaluation: {jsonl: ../q.jsonl}}}}", "names '../q.jsonl', outside"),
+        ("steps: [nearest: {to: {jsonl: ../q.jsonl}, name: a}]", "names '../q.jsonl', outside"),
         ("steps: [judge: {template: /home/me/notes.txt}]", "outside"),
         ("steps: [judge: {template: ../notes.txt}]", "outside"),
         ("models: {reward: {rubric: /home/me/rubric.yaml, judge: {fake: j}}}", "outside"),
@@ -880,6 +881,8 @@ LINKED = {
     "a corpus": "rows: {jsonl: q.jsonl}\ncorpus: {jsonl: out.jsonl}",
     "rows of a linked folder": "rows: {jsonl: folder/q.jsonl}",
     "a saved data set that lists files": "rows: {arrow: saved}",
+    "a set to compare with": "rows: {jsonl: q.jsonl}\n"
+    "models: {encoder: {fake: e}}\nsteps: [nearest: {to: {jsonl: out.jsonl}, name: a}]",
     "an evaluation set": "rows: {jsonl: q.jsonl}\n"
     "splits: {a: {filter: lowest.sql, by: x, augment: {evaluation: {jsonl: out.jsonl}}}}",
     "a filter": "rows: {jsonl: q.jsonl}\nsplits: {a: {filter: out.sql}}",
