@@ -38,6 +38,7 @@ from seamcurate.models import (
     SequenceClassifier,
 )
 from seamcurate.models.backend import Backend, kind_of
+from seamcurate.models.function import BUNDLED
 from seamcurate.models.roles import ROLES
 from seamcurate.models.template import Form, prompt_text
 from seamcurate.score.rer import (
@@ -204,7 +205,7 @@ def configured(named: str, day: datetime.date | None = None) -> RerReward | Mode
     Args:
         named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`,
             `{function: …}`, `{judge: {…}}` or `{rubric: …, judge: {…}}`, whose rubric and template may lie beside the file;
-            a reward function, `verifier.py:score`; a
+            a reward function, `verifier.py:score` or `number_match`; a
             `seamcurate_reward.py` that `export` wrote, whose code is read and not run; an ablation that needs no encoder
             (`li`, `rp`, `li_rp`); or the folder or Hub id of a reward model.
         day: The date that a reward model's chat template writes as today's; None for today.
@@ -214,7 +215,7 @@ def configured(named: str, day: datetime.date | None = None) -> RerReward | Mode
     """
     day = day or datetime.date.today()
     kind: type[BaseModel] = RerReward
-    if ".py:" in named:
+    if ".py:" in named or named in BUNDLED:
         return _function(named)
     if named in _REWARDS:
         return RerReward.model_validate({"reward": named})

@@ -590,6 +590,7 @@ def test_a_function_is_a_reward_of_trainers(verifier, tmp_path):
     assert named(prompts, completions, reference=["1", "1", None]) == [2, 3, None]
     assert renamed(prompts, completions, solution=["1", "2", None]) == [2, 4, None]
     assert '"function": "score"' in repr(named)
+    assert rewards.read("number_match")(prompts, ["It is 1", "2", "3"], reference=["1", "1", None]) == [1, 0, None]
     with pytest.raises(TrainError, match="the reward reads the column 'reference', which the data do not have"):
         named(prompts, completions)
     with pytest.raises(TrainError, match="name a file and its function"):

@@ -30,7 +30,7 @@ RewardName = Annotated[
     str,
     typer.Option(
         "--reward",
-        help="Reward to train by: a reward model's folder or Hub id; li, rp or li_rp; a reward function, verifier.py:score; a YAML file that configures a reward model, function or judge, or RER; or an exported seamcurate_reward.py.",
+        help="Reward to train by: a reward model's folder or Hub id; li, rp or li_rp; a reward function, verifier.py:score or number_match; a YAML file that configures a reward model, function or judge, or RER; or an exported seamcurate_reward.py.",
         show_default=False,
     ),
 ]

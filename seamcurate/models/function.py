@@ -300,6 +300,7 @@ class _LoadedFunction(RewardModel):
             "name": config._name,
             "signature": config._call().signature,
             "arguments": {**config.arguments},
+            "columns": [*self._columns],
             "memory": config.memory,
         }
         self._process = FunctionProcess(settings, config.seconds)

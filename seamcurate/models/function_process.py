@@ -84,7 +84,7 @@ class FunctionProcess:
         """Start the process and import the function."""
         ours, theirs = socket.socketpair()
         passed_on = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 # -P and -s: no module is imported from the working folder or the user's own site.
                 [sys.executable, "-P", "-s", str(_WORKER)],
@@ -96,6 +96,11 @@ class FunctionProcess:
                 # Away from the terminal: Ctrl-C ends the run, which then ends this process.
                 start_new_session=True,
             )
+        except OSError as error:
+            ours.close()
+            raise EndedError(f"its process cannot be started: {error.strerror}") from error
+        finally:
+            theirs.close()
         self._channel, self._received = ours, b""
         self._end = weakref.finalize(self, _killed, self._process, ours)
         reply = self._asked(self._settings, _LOAD_SECONDS)

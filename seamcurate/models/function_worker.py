@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,8 @@ class _Calls:
         else:
             takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
             self.accepted = None if takes_any else {*parameters}
+            if self.signature != "openrlhf":
+                _check(parameters.values(), {*_GIVEN[self.signature], *settings["columns"], *self.arguments})
 
     def answer(self, request: dict[str, Any], runner: asyncio.Runner) -> dict[str, Any]:
         """Return `values`, a pair of number and reason for each answer, or `error`, why the call gave none."""
@@ -161,6 +163,27 @@ class _Calls:
         if len(result) != count:
             return {"error": f"the function returned {len(result)} numbers for {count} answers"}
         return {"values": [_number(value) for value in result]}
+
+
+_GIVEN = {
+    "trl": ("prompts", "completions", "trainer_state", "log_extra", "log_metric"),
+    "verl": ("data_source", "solution_str", "extra_info"),
+    "verifiers": ("prompt", "completion", "state", "info", "task"),
+}
+"""What is given by name beside columns and arguments."""
+
+
+def _check(parameters: Iterable[inspect.Parameter], given: set[str]) -> None:
+    """Refuse a function with a parameter that gets no value: its file need not show its parameters."""
+    for parameter in parameters:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise TypeError(f"parameter {parameter.name} cannot be given by its name")
+        needs = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if needs and parameter.name not in given:
+            raise TypeError(f"parameter {parameter.name} has no value; name its column in `columns`")
 
 
 def _loaded(file: Path, name: str) -> Callable[..., Any]:

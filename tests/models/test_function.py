@@ -106,6 +106,7 @@ def test_a_function_of_verl_is_called_for_each_answer(tmp_path):
     assert row[1].reason == "ValueError: no such answer"
 
 
+@pytest.mark.slow
 def test_a_function_of_openrlhf_gets_prompt_and_answer_as_one_text(tmp_path):
     model = named(tmp_path, OPENRLHF, "reward_func")
     assert model.columns_read() == ("reference",)
@@ -201,6 +202,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.slow
 def test_a_hostile_function_costs_no_other_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "secret")
     loaded = named(tmp_path, HOSTILE, "score", seconds=2).load()
@@ -258,6 +260,20 @@ def test_a_process_ends_with_its_model_and_is_started_anew_when_it_was_killed(tm
     del loaded
     gc.collect()
     assert started_anew not in processes()
+
+
+def test_parameters_that_a_file_does_not_show_are_checked_when_it_is_loaded(tmp_path):
+    (tmp_path / "inner.py").write_text(
+        "def score(completions, solution, *rest, strict=False): return [1 for _ in solution]"
+    )
+    code = "from inner import score\nfixed = lambda completions, /: []\n"
+    with pytest.raises(
+        ModelError, match="cannot be loaded: TypeError: parameter solution has no value; name its column"
+    ):
+        named(tmp_path, code, "score", signature="trl").load()
+    assert rewarded(named(tmp_path, code, "score", signature="trl", columns=["solution"]), ["a"], solution="4") == [1]
+    with pytest.raises(ModelError, match="parameter completions cannot be given by its name"):
+        named(tmp_path, code, "fixed").load()
 
 
 def test_a_function_that_changes_while_it_is_used_ends_the_run(tmp_path):
@@ -376,6 +392,7 @@ def test_arguments_of_bundled_functions_are_checked_when_they_are_loaded():
         RewardFunction(path="schema_match", arguments={"schema": {"type": "objekt"}}).load()
 
 
+@pytest.mark.slow
 def test_a_pattern_that_never_ends_is_stopped():
     model = RewardFunction(path="regex_match", arguments={"pattern": "(a+)+$"}, seconds=0.5)
     (row,) = model.load().ratings(["p"], [["aaa", "a" * 60 + "b"]], {})

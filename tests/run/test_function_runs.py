@@ -94,6 +94,7 @@ def test_seam_of_a_function_of_0_and_1_counts_false_positives(folder):
     assert Store(folder / "store").noise("reward") == {"reward": 0}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(folder):
     written(folder)
     run_local(Recipe.load(folder / "recipe.yaml"), folder / "whole")
@@ -174,6 +175,7 @@ def test_the_function_lies_beside_its_recipe_and_not_in_the_working_folder(folde
     assert written(folder).models.reward.path == f"{folder}/verifier.py:score"
 
 
+@pytest.mark.slow
 def test_the_recipes_of_the_manual_run(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "score-with-a-function.md").read_text()
     for code in re.findall(r"^```python no-run\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
