@@ -6,8 +6,10 @@ import json
 
 from seamcurate import (
     AskQueryType,
+    Criterion,
     FakeModel,
     Judge,
+    JudgeModel,
     LengthCalibrated,
     Models,
     Perplexity,
@@ -18,6 +20,7 @@ from seamcurate import (
     RewardReliability,
     RewardSpread,
     Rip,
+    RubricModel,
     Source,
     Store,
     rer,
@@ -168,3 +171,23 @@ def test_a_reward_is_shown_as_in_every_version():
         repr(RerReward(reward="li_rp", combine="sum").load())
         == "RerReward(encoder=None, reward='li_rp', query_type='column', max_response_tokens=512, combine='sum', clip=False, source=(0.0, 3.5), fallback=None, min_tokens=0, words='wordpunct', stop=()) of null, revision 2"
     )
+
+
+def test_identities_of_judges_and_rubrics_are_those_of_every_version():
+    criteria = (
+        Criterion(name="correct", text="It is correct."),
+        Criterion(name="clear", text="It is clear.", scale=(1, 5)),
+    )
+    assert JudgeModel(judge=MODEL, scale=(1, 10), draws=1).identity() == JudgeModel(judge=MODEL).identity()
+    models = [
+        JudgeModel(judge=MODEL),
+        JudgeModel(judge=MODEL, scale=(0, 1), draws=3, template="{question}\n{answer}"),
+        RubricModel(rubric=criteria, judge=MODEL),
+        RubricModel(rubric=criteria, judge=MODEL, outputs="all"),
+    ]
+    assert [digest(model.identity()) for model in models] == [
+        "6bd042283c62b3e0c9383a24f21af901",
+        "a61e2c762eac9d9e24230085ad1437f6",
+        "70a05c25d33da9a4cde966309e1d5263",
+        "fb0340c57645a58df5b6c1a209976397",
+    ]

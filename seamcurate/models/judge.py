@@ -24,7 +24,7 @@ from seamcurate.models.reply import Answer, read
 from seamcurate.models.server import OpenAIServer
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
-from seamcurate.step import Work
+from seamcurate.step import Work, digest
 from seamcurate.text import counted
 
 Ask: TypeAlias = Callable[[str, str], Request]
@@ -171,12 +171,13 @@ class JudgeModel(AskedReward):
         return self
 
     def identity(self) -> JsonValue:
-        """Return the language model's identity, the scale, the number of draws, and the prompt."""
+        """Return the language model's identity, the scale, the number of draws, and the hash of the prompt."""
         return {
             self.key: self.judge.identity(),
-            "scale": list(self.scale),
+            "scale": [float(end) for end in self.scale],
             "draws": self.draws,
-            "template": self.template or bundled("judge"),
+            # A hash: records, cards and messages show identities.
+            "template": digest(self.template or bundled("judge")),
         }
 
     @override

@@ -32,6 +32,7 @@ from seamcurate.models.prompt_template import bundled, render, swapped
 from seamcurate.models.protocols import Rating, Request
 from seamcurate.models.rating import Scale, object_schema, rating_schema
 from seamcurate.models.reply import Answer, field
+from seamcurate.step import digest
 from seamcurate.text import suggestion
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -203,12 +204,13 @@ class RubricModel(AskedReward):
         return self
 
     def identity(self) -> JsonValue:
-        """Return the language model's identity, the criteria, the number of draws, and the prompt."""
+        """Return the language model's identity, the criteria, the number of draws, and the hash of the prompt."""
         return {
             self.key: [criterion.model_dump(mode="json") for criterion in self.rubric],
             "judge": self.judge.identity(),
             "draws": self.draws,
-            "template": self.template or bundled("rubric"),
+            # A hash: records, cards and messages show identities.
+            "template": digest(self.template or bundled("rubric")),
             **({"outputs": list(self.output_names())} if self.outputs else {}),
         }
 

@@ -22,12 +22,13 @@ from seamcurate.errors import RecipeError, first_line
 from seamcurate.models import (
     EncoderModel,
     LanguageModelConfig,
+    OpenAIServer,
     PolicyModel,
     RewardEnsemble,
     RewardFunction,
     RewardingModel,
 )
-from seamcurate.models.backend import Backend
+from seamcurate.models.backend import Backend, models_of
 from seamcurate.models.gguf_file import is_gguf
 from seamcurate.models.local import LocalModel
 from seamcurate.models.roles import ROLES, no_model
@@ -181,6 +182,7 @@ class Recipe(BaseModel):
                 raise RecipeError(no_model(missing_role, step.name))
             if isinstance(filled_step, Attack):
                 _check_attacked(filled_step)
+            _check_rounds(filled_step)
             if filled_step not in filled:
                 filled.append(filled_step)
         return [_told_binary(step, filled, self.models) for step in filled]
@@ -190,6 +192,16 @@ def _check_attacked(step: Attack) -> None:
     """Refuse to attack a reward that depends on the golden response: the attack compares with it itself."""
     if isinstance(step.reward, RewardEnsemble) and step.reward.combine == "worst-case":
         raise RecipeError(f"step {step.name}: an ensemble's worst-case is for SEAM alone; attack its `combine: min`")
+
+
+def _check_rounds(step: Step) -> None:
+    """Refuse an attack whose reward model is asked in batches: it asks after each answer what the answer decides."""
+    batched = [model for model in models_of(step) if isinstance(model, OpenAIServer) and model.batch]
+    if isinstance(step, Attack) and batched:
+        raise RecipeError(
+            f"step {step.name} asks its reward model in rounds, and each batch of {batched[0].title} may take a day; "
+            "leave `batch` out of that model"
+        )
 
 
 def _told_binary(step: Step, steps: Sequence[Step], models: Models) -> Step:

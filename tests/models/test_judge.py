@@ -12,6 +12,7 @@ from endpoint import completion, serving
 from pydantic import ValidationError
 
 from seamcurate import (
+    Attack,
     Criterion,
     FakeModel,
     JudgeModel,
@@ -363,6 +364,16 @@ def test_all_that_decides_an_answer_is_in_the_fingerprint():
     assert len({str(rubric.model_copy(update=update).identity()) for update in [{}, *changed]}) == 5
     with pytest.raises(ValidationError):
         JudgeModel(judge=FakeModel(), scale=(0, float("inf")))
+
+
+def test_an_attack_does_not_wait_for_a_batch_after_each_answer(at, tmp_path):
+    judge = JudgeModel(judge=server(at, batch=True))
+    recipe = judged(tmp_path, judge).model_copy(update={"steps": (Attack(method="pwws", wordnet="w.parquet"),)})
+    recipe = recipe.model_copy(update={"models": Models(reward=judge, encoder=FakeModel())})
+    with pytest.raises(
+        RecipeError, match="step worse_adv asks its reward model in rounds, and each batch of openai_server"
+    ):
+        recipe.ready()
 
 
 def test_a_judge_trains_a_policy_and_its_replies_are_kept_beside_the_model(at, tmp_path, capsys):
