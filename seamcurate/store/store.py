@@ -369,8 +369,8 @@ class Store:
         outputs: list[StepOutput] = []
         for step_before_date in steps:
             self._check_inputs(step_before_date, source)
-            earlier_record = [records[step_before_date.name]] if step_before_date.name in records else []
-            step = step_before_date.dated(_first_day(earlier_record) or day)
+            earlier_record = records.get(step_before_date.name)
+            step = step_before_date.dated(_began(step_before_date, earlier_record) or day)
             record = self._record(step, fingerprints, lineage, corpus_columns)
             output = StepOutput(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
@@ -919,7 +919,32 @@ def _days(record: Mapping[str, JsonValue]) -> set[str]:
     """Return the dates in the configuration of a step's models, which their chat templates write into prompts."""
     config = record["config"]
     assert isinstance(config, dict)
-    return {str(value["date"]) for value in config.values() if isinstance(value, dict) and value.get("date")}
+    return {day for value in config.values() for day in _model_days(value)}
+
+
+_MODELS_OF = ("ensemble", "same_as", "judge")
+"""The keys of a model's configuration that hold the models which it is made of."""
+
+
+def _model_days(model: JsonValue) -> Iterator[str]:
+    """Yield the dates in the configuration of a model, and in those of the models that it is made of."""
+    if isinstance(model, list):
+        for member in model:
+            yield from _model_days(member)
+    elif isinstance(model, dict):
+        if model.get("date"):
+            yield str(model["date"])
+        for key in _MODELS_OF:
+            yield from _model_days(model.get(key))
+
+
+def _began(step: Step, record: Mapping[str, JsonValue] | None) -> datetime.date | None:
+    """Return the day on which a step's columns were begun, None where there are none: no date that its models set themselves."""
+    if record is None:
+        return None
+    days = _days(record)
+    set_days = _days({"config": step.model_dump(mode="json")})
+    return datetime.date.fromisoformat(min(days - set_days or days)) if days else None
 
 
 def _first_day(records: Iterable[Mapping[str, JsonValue]]) -> datetime.date | None:
@@ -944,14 +969,26 @@ def _difference(stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue
         if step.endswith("rows"):
             differences.append(f"the {'corpus' if step.startswith('corpus') else 'source'} rows changed")
         elif isinstance(stored_identity, dict) and isinstance(planned_identity, dict):
-            differences += [
-                f"{step}.{key}: {json.dumps(stored_identity.get(key))} → {json.dumps(planned_identity.get(key))}"
-                for key in {**stored_identity, **planned_identity}
-                if stored_identity.get(key) != planned_identity.get(key)
-            ]
+            differences += _changed_keys(step, stored_identity, planned_identity)
         else:
             differences.append(f"step {step} is {'new' if stored_identity is None else 'gone'} upstream")
     return "; ".join(differences) or "its inputs were made anew"
+
+
+def _changed_keys(name: str, stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue]) -> Iterator[str]:
+    """Yield each key of a configuration that changed, with both values; of an ensemble, only the members that changed."""
+    for key in {**stored, **planned}:
+        before, after = stored.get(key), planned.get(key)
+        if before == after:
+            continue
+        lists = [value["ensemble"] for value in (before, after) if isinstance(value, dict) and "ensemble" in value]
+        members = [value for value in lists if isinstance(value, list)]
+        if isinstance(before, dict) and isinstance(after, dict) and len(members) == 2:
+            numbered = [{f"ensemble[{i}]": member for i, member in enumerate(value)} for value in members]
+            rest = [{k: v for k, v in value.items() if k != "ensemble"} for value in (before, after)]
+            yield from _changed_keys(f"{name}.{key}", {**numbered[0], **rest[0]}, {**numbered[1], **rest[1]})
+        else:
+            yield f"{name}.{key}: {json.dumps(before)} → {json.dumps(after)}"
 
 
 def _grown_fingerprint(fingerprint: str, grown: str | None) -> str:

@@ -15,7 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import questions
 
-from seamcurate import CausalLM, Models, Perplexity, Recipe, Reward, SequenceClassifier, Source, Store, query, run_local
+from seamcurate import (
+    CausalLM,
+    Models,
+    Perplexity,
+    Recipe,
+    Reward,
+    RewardEnsemble,
+    SequenceClassifier,
+    Source,
+    Store,
+    query,
+    run_local,
+)
 from seamcurate.errors import ModelError, StaleError
 from seamcurate.models import tokens
 from seamcurate.models.template import FormSettings, dated
@@ -130,6 +142,25 @@ def test_a_store_has_one_date_whatever_the_days_it_is_made_on(dating, on, tmp_pa
     assert run_local(other, tmp_path / "mixed").computed == 0
     days = {name: record["config"] for name, record in Store(tmp_path / "mixed").records().items()}
     assert days["reward"]["reward"]["date"] == str(DAY) and days["baseline_perplexity"]["base"]["date"] == str(day)
+
+
+@pytest.mark.slow
+def test_an_ensembles_members_have_the_stores_date_unless_they_set_one(dating, on, tmp_path):
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(questions(6)), rows)
+    today, set_day = (SequenceClassifier(path=str(dating["reward"]), date=day) for day in (None, DAY))
+    day = on("Monday")
+    made = recipe(dating, rows, reward=RewardEnsemble(ensemble=(today, set_day)))
+    made = made.model_copy(update={"steps": (Reward(),)})
+    run_local(made, tmp_path / "store", limit=3)
+    assert on("Tuesday") != day
+    assert run_local(made, tmp_path / "store").computed == 1
+    config = Store(tmp_path / "store").records()["reward"]["config"]["reward"]
+    assert [member["date"] for member in config["ensemble"]] == [str(day), str(DAY)]
+    other = set_day.model_copy(update={"max_tokens": 99})
+    changed = made.model_copy(update={"models": Models(reward=RewardEnsemble(ensemble=(today, other)))})
+    with pytest.raises(StaleError, match=r"configuration: reward\.reward\.ensemble\[1\]: {.*} → {.*99.*}; "):
+        run_local(changed, tmp_path / "store")
 
 
 def test_a_worker_renders_the_date_of_the_store(dating, on):
