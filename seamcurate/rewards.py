@@ -204,7 +204,7 @@ def configured(named: str, day: datetime.date | None = None) -> RerReward | Mode
 
     Args:
         named: A YAML file of `RerReward`'s fields, or of a reward model, `{sequence_classifier: …, form: …}`,
-            `{function: …}`, `{judge: {…}}` or `{rubric: …, judge: {…}}`, whose rubric and template may lie beside the file;
+            `{function: …}`, `{judge: {…}}` or `{rubric: …, judge: {…}}`, whose files are named from the YAML file's folder;
             a reward function, `verifier.py:score` or `number_match`; a
             `seamcurate_reward.py` that `export` wrote, whose code is read and not run; an ablation that needs no encoder
             (`li`, `rp`, `li_rp`); or the folder or Hub id of a reward model.
@@ -228,7 +228,8 @@ def configured(named: str, day: datetime.date | None = None) -> RerReward | Mode
         text = Path(named).read_text(encoding="utf-8")
         fields = _configuration_in(text) if named.endswith(".py") else yaml.safe_load(text)
         kinds = {config.key: config for config in ROLES["reward"]}
-        if isinstance(fields, dict) and kinds.keys() & fields.keys():
+        # An exported file may be a stranger's, and a model may be a function to run.
+        if isinstance(fields, dict) and kinds.keys() & fields.keys() and not named.endswith(".py"):
             kind = kinds[kind_of(*ROLES["reward"])(fields)]
             reward = ModelReward.model_validate({"reward": _with_files(fields, Path(named).parent)}).reward
             return ModelReward(reward=reward.dated(day))
@@ -243,14 +244,21 @@ def configured(named: str, day: datetime.date | None = None) -> RerReward | Mode
         raise TrainError(f"reward {named} cannot be read: {first_line(error)}") from error
 
 
-def _with_files(fields: Mapping[str, object], folder: Path) -> dict[str, object]:
-    """Point the files that a judge reads to the folder of the YAML file, where they lie there."""
-    return {
-        key: str(folder / value)
-        if key in ("rubric", "template") and isinstance(value, str) and "\n" not in value and (folder / value).is_file()
-        else value
-        for key, value in fields.items()
-    }
+def _with_files(value: object, folder: Path) -> object:
+    """Point the files that a judge reads to the folder of the YAML file, where they lie there, and a function always."""
+    if isinstance(value, list):
+        return [_with_files(item, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields: dict[str, object] = {}
+    for key, content in value.items():
+        if key == RewardFunction.key and isinstance(content, str) and ".py:" in content:
+            fields[key] = str(folder / Path(content).expanduser())
+        elif key in ("rubric", "template") and isinstance(content, str) and "\n" not in content:
+            fields[key] = str(folder / content) if (folder / content).is_file() else content
+        else:
+            fields[key] = _with_files(content, folder)
+    return fields
 
 
 def _function(named: str) -> ModelReward:

@@ -599,6 +599,18 @@ def test_a_function_is_a_reward_of_trainers(verifier, tmp_path):
         rewards.read(f"{verifier}d")
 
 
+def test_a_function_lies_beside_its_reward_file_and_none_is_run_for_an_exported_one(verifier, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    members = "{ensemble: [{function: 'verifier.py:score'}, {fake: r}], scales: [[0, 1], [0, 1]]}"
+    (tmp_path / "reward.yaml").write_text(members)
+    assert rewards.read(str(tmp_path / "reward.yaml"))(["p"], ["a"], reference=["1"])[0] is not None
+    stranger = tmp_path / "seamcurate_reward.py"
+    stranger.write_text(f"REWARD = rewards.RerReward.model_validate({{'function': {verifier!r}}})\n")
+    with pytest.raises(TrainError, match="function: Extra inputs are not permitted"):
+        rewards.read(str(stranger))
+
+
 def test_trl_s_trainer_takes_a_function_by_seamcurate_and_by_itself(verifier, policy_folder, tmp_path):
     trl = pytest.importorskip("trl")
     from functools import partial
