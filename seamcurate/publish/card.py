@@ -369,4 +369,6 @@ def _revision(identity: JsonValue) -> str:
 def _identity(identity: JsonValue) -> str:
     if isinstance(identity, dict):
         return ", ".join(f"{key}: {_identity(value)}" for key, value in identity.items() if value not in (None, {}))
+    if isinstance(identity, list):
+        return f"[{'; '.join(map(_identity, identity))}]"
     return str(identity)
