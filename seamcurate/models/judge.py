@@ -25,12 +25,14 @@ from seamcurate.models.server import OpenAIServer
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import note
 from seamcurate.step import Work, digest
-from seamcurate.text import counted
+from seamcurate.text import brief, counted
 
 Ask: TypeAlias = Callable[[str, str], Request]
 """Writes the request about a question and an answer to it."""
 
 _ANY_NUMBER: Scale = (-1e12, 1e12)
+_SHOWN = 300
+"""Characters of a reason."""
 
 
 def check_scale(scale: Scale) -> Scale:
@@ -287,7 +289,8 @@ class _Asked(RewardModel):
 
     def _conversation(self, ask: Ask, prompt: Prompt, answer: str, draw: int) -> Conversation[Rating]:
         reply = yield ask(prompt_text(prompt), answer)._replace(draw=draw)
-        return self._config.read(read(reply))
+        rating = self._config.read(read(reply))
+        return rating if rating.reason is None else rating._replace(reason=brief(rating.reason, _SHOWN))
 
 
 class _Questions:

@@ -68,10 +68,12 @@ def rating(text: str, scale: Scale = (1, 10)) -> float | None:
     """
     low, high = scale
     json_value = field(text, "rating")
+    value: float | None = None
     if isinstance(json_value, int | float) and not isinstance(json_value, bool):
-        value: float | None = float(json_value)
-    else:
-        value = next((float(match[1]) for match in last_first(_bracketed(scale), text)), None)
+        value = float(json_value)
+        # JSON in front of a rating may be the judge's quotation of the answer.
+        text = text[text.rindex("}") :]
+    value = next((float(match[1]) for match in last_first(_bracketed(scale), text)), value)
     return value if value is not None and low <= value <= high else None
 
 

@@ -115,7 +115,12 @@ class Reward(Step):
     @property
     @override
     def adds(self) -> pa.Schema:
-        meaning = "R(I∘r): the golden response's reward; NULL when the prompt fills the model's window"
+        why = (
+            "where there is none, see reward_reason"
+            if _gives_reasons(self.reward)
+            else "when the prompt fills the model's window"
+        )
+        meaning = f"R(I∘r): the golden response's reward; NULL {why}"
         fields = [column("reward", pa.float64(), meaning)]
         for name in _output_names(self.reward):
             meaning = f"{_output_meaning(self.reward, name)} for the golden response"
@@ -123,7 +128,7 @@ class Reward(Step):
         if self.reward is not None and self.reward.is_binary():
             meaning = "whether the golden response fails the reward: R(I∘r) is 0; such a row has no SEAM"
             fields.append(column("golden_fails", pa.bool_(), meaning))
-        if self.reward is not None and self.reward.gives_reasons():
+        if _gives_reasons(self.reward):
             fields.append(column("reward_reason", pa.string(), "why the golden response has no reward"))
         if self.reward is not None and (members := self.reward.member_names()):
             meaning = (
@@ -225,12 +230,17 @@ class Rewards(Step):
     @override
     def adds(self) -> pa.Schema:
         v = self.variant
-        meaning = f"R(I∘r*) of each candidate in worse_{v}, same order; NULL when it does not fit the window"
+        why = (
+            f"where there is none, see rewards_reason_{v}"
+            if _gives_reasons(self.reward)
+            else "when it does not fit the window"
+        )
+        meaning = f"R(I∘r*) of each candidate in worse_{v}, same order; NULL {why}"
         fields = [column(self.name, pa.list_(pa.float64()), meaning)]
         for name in _output_names(self.reward):
             meaning = f"{_output_meaning(self.reward, name)} for each candidate in worse_{v}"
             fields.append(column(f"rewards_{name}_{v}", pa.list_(pa.float64()), meaning))
-        if self.reward is not None and self.reward.gives_reasons():
+        if _gives_reasons(self.reward):
             meaning = f"why a candidate in worse_{v} has no reward; NULL where it has one"
             fields.append(column(f"rewards_reason_{v}", pa.list_(pa.string()), meaning))
         if self.reward is not None and self.reward.member_names():
@@ -696,6 +706,10 @@ def _numbers(values: pa.Array) -> Doubles:
 
 def _columns_read(reward: RewardingModel | None) -> tuple[str, ...]:
     return () if reward is None else reward.columns_read()
+
+
+def _gives_reasons(reward: RewardingModel | None) -> bool:
+    return reward is not None and reward.gives_reasons()
 
 
 def _output_names(reward: RewardingModel | None) -> tuple[str, ...]:

@@ -130,6 +130,12 @@ def test_a_reply_without_a_rating_is_a_reason(reply, reward, reason):
     assert (rating.reward, rating.reason, rating.outputs) == (reward, reason, ())
 
 
+def test_a_reason_is_one_line(at):
+    at.answer = lambda body: "no\nnumber " * 100
+    ((rating,),) = JudgeModel(judge=server(at)).load().ratings(["q"], [["a"]], {})
+    assert rating.reason.startswith("no rating: stop: no number no number") and len(rating.reason) == 300
+
+
 def test_a_reward_is_the_mean_of_all_its_draws_or_none(at):
     ratings = iter([4, 6, 8, 4, 6, 99])
     at.answer = lambda body: json.dumps({"explanation": "", "rating": next(ratings)})

@@ -28,6 +28,9 @@ def test_the_examples_run():
         ('{"rating": "4"}', (1, 5), None),
         ("[[6]]", (1, 5), None),
         ("[[4/5]] rather than [[2]]", (1, 5), 4),
+        # An answer that is quoted does not rate itself.
+        ('It says {"rating": 5}. Rating: [[2]]', (1, 5), 2),
+        ('It says [[5]], and {"rating": 4}: {"explanation": "not [[5]]", "rating": 2}', (1, 5), 2),
     ],
 )
 def test_a_rating_is_read_on_its_scale(text, scale, value):
