@@ -5,13 +5,14 @@ One rule: no weight that the folder should have decided stays randomly initialis
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seamcurate.errors import ModelError, first_line
-from seamcurate.models import gguf_file, weights
+from seamcurate.models import gguf_file, quantised, weights
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def open_model(
     origin: weights.Origin,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    device: str = "cpu",
     **options: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the weights of a folder, Hub repository or GGUF file, an adapter's merged into its base.
@@ -40,6 +42,7 @@ def open_model(
         origin: Where its files are.
         dtype: The precision to compute in; None leaves it to transformers.
         trust_remote_code: Whether Python code that comes with the weights may run.
+        device: Where quantised weights are read to; others are read to the CPU.
         options: Further options of `from_pretrained`.
 
     Returns:
@@ -52,15 +55,42 @@ def open_model(
     if origin.is_gguf:
         return gguf_file.open_model(auto, folder, dtype)
     options |= {} if dtype is None else {"dtype": dtype}
+    check_packages(origin)
+    quantisation = quantised.of(weights.configuration(origin), path)
+    if quantisation is not None:
+        options |= quantisation.options(device)
     if base is None:
         if (folder / weights.ADAPTER).is_file():
             raise ModelError(f"{path} holds an adapter whose base is not known; {weights.MERGE}")
-        return _loaded(auto, folder, trust_remote_code, options)
+        model, lacking = _loaded(auto, folder, trust_remote_code, options)
+        if quantisation is not None and dtype is not None:
+            quantisation.settle(model, dtype, path)
+        return model, lacking
     adapter = _Adapter(path, folder, base, origin.base is not None)
+    is_packed = quantisation is not None and not quantisation.dequantised
     if auto.__name__ == "AutoModelForSequenceClassification":
         options = adapter.outputs() | options
     model, lacking = _loaded(auto, weights.folder(base), trust_remote_code, options)
-    return adapter.merged(model), [name for name in lacking if name not in adapter.shapes]
+    if quantisation is not None and dtype is not None:
+        quantisation.settle(model, dtype, path)
+    return adapter.merged(model, is_packed), [name for name in lacking if name not in adapter.shapes]
+
+
+def check_packages(origin: weights.Origin) -> None:
+    """Refuse a model where a package is not installed that merges an adapter, or reads quantised weights.
+
+    Raises:
+        ModelError: One is not.
+    """
+    base = weights.base(origin)
+    if base is not None and importlib.util.find_spec("peft") is None:
+        raise ModelError(
+            f"{origin.path} holds an adapter of {base.path}, which peft merges, and that is not installed; "
+            f'pip install "seamcurate[train]", or {weights.MERGE}'
+        )
+    quantisation = quantised.of(weights.configuration(origin), origin.path)
+    if quantisation is not None:
+        quantisation.check(origin.path)
 
 
 def head_outputs(origin: weights.Origin) -> int | None:
@@ -110,6 +140,7 @@ def _loaded(
     model, info = auto.from_pretrained(
         folder, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True, **options
     )
+    quantised.check_read(info["unexpected_keys"], str(folder))
     return model, sorted(info["missing_keys"])
 
 
@@ -118,12 +149,8 @@ class _Adapter:
 
     def __init__(self, path: str, folder: Path, base: weights.Origin, given: bool) -> None:
         self.folder, self.name = folder, f"{path} holds an adapter of {base.path}"
-        try:
-            import peft
-        except ImportError as error:
-            raise ModelError(
-                f'{self.name}, which peft merges, and that is not installed; pip install "seamcurate[train]", or {weights.MERGE}'
-            ) from error
+        import peft
+
         if not (folder / _FILE).is_file():
             pickled = "adapter_model.bin"
             also = f" (of {pickled}, which is pickled, nothing is read)" if (folder / pickled).is_file() else ""
@@ -151,8 +178,14 @@ class _Adapter:
         count = _output_count(self.shapes)
         return {} if count is None else {"num_labels": count}
 
-    def merged(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return the base with the adapter added to its weights.
+    def merged(self, model: PreTrainedModel, is_packed: bool = False) -> PreTrainedModel:
+        """Return the base with the adapter added to its weights, or beside them where they are quantised.
+
+        Quantised weights would be rounded again with the adapter in them, and give other scores.
+
+        Args:
+            model: The base.
+            is_packed: Whether its weights are quantised.
 
         Raises:
             ModelError: The adapter is of another kind of model, or cannot be merged.
@@ -173,7 +206,7 @@ class _Adapter:
                         f"{self.name} that is of another kind of model: {len(strange)} weights do not match, the first "
                         f"is {strange[0].removeprefix(_PREFIX)}; give a model that was trained as what it is used for"
                     )
-                merged: PreTrainedModel = wrapped.merge_and_unload()
+                merged: PreTrainedModel = wrapped.get_base_model() if is_packed else wrapped.merge_and_unload()
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(
                 f"{self.name} that cannot be merged in memory ({first_line(error)}); {weights.MERGE}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from seamcurate.errors import ModelError, first_line, typed_line
-from seamcurate.models import checkpoint, tokens, weights
+from seamcurate.models import checkpoint, quantised, tokens, weights
 from seamcurate.models.backend import NamedModel
 from seamcurate.models.product import quicken
 from seamcurate.models.template import CLOCK, Form, FormSettings
@@ -79,10 +79,32 @@ class LocalModel(NamedModel):
         """Return everything that decides a score: the weights' hash or Hub commit, the resolved dtype, the settings."""
         moves = self.model_dump(mode="json") | {
             self.key: weights.identity(self.origin),
-            "dtype": weights.precision(self.dtype, self.device),
+            "dtype": self.precision(),
             **self.texts,
         }
+        if (quantisation := self._quantisation()) is not None and quantisation.dequantised:
+            moves["dequantised"] = True
         return {key: value for key, value in moves.items() if key not in _NO_PART}
+
+    def precision(self) -> str:
+        """Return the precision that scores are computed in.
+
+        Raises:
+            ModelError: The weights are quantised, and not computed in the precision that `dtype` names.
+        """
+        quantisation = self._quantisation()
+        if quantisation is None:
+            return weights.precision(self.dtype, self.device)
+        return quantisation.dtype(self.dtype, weights.precision("auto", self.device), self.title)
+
+    def _quantisation(self) -> quantised.Quantisation | None:
+        return quantised.of(weights.configuration(self.origin), self.title)
+
+    def check_here(self) -> None:
+        """Refuse what this machine lacks for the model: its device, its files, and the packages that read them."""
+        self.check_device()
+        weights.check(self.origin)
+        checkpoint.check_packages(self.origin)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count tokens by the model's own tokenizer; the weights are not loaded."""
@@ -112,12 +134,13 @@ class LocalModel(NamedModel):
         """Load tokenizer and model; refuse missing weights, except those whose names start with one of `unread`."""
         self.fetch_folder()
         device = weights.device(self.device)
-        dtype = weights.torch_dtype(self.dtype, self.device)
+        dtype = weights.torch_dtype(self.precision(), self.device)
         with model_errors(self.title), quietly():
             tokenizer = open_tokenizer(self.origin, self.trust_remote_code, truncation)
-            model, lacking = checkpoint.open_model(auto, self.origin, dtype, self.trust_remote_code)
+            model, lacking = checkpoint.open_model(auto, self.origin, dtype, self.trust_remote_code, device)
         check_whole(self.title, self.kind, lacking, unread)
-        model = model.to(device).eval()
+        # Quantised weights are on the device, and some of them refuse to be moved.
+        model = (model if self._quantisation() is not None else model.to(device)).eval()
         quicken(model)
         return tokenizer, model
 

@@ -65,6 +65,11 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     if not close(read[0], read[1], model.dtype):
         raise ModelError(f"{name} gives the same text another score each time; it cannot be used to score")
     if not close(read[0], read[2], model.dtype):
+        if getattr(model, "is_loaded_in_8bit", False):
+            raise ModelError(
+                f"{name}: in 8 bit, bitsandbytes rounds a token by what stands beside it in the batch, so that it gives no "
+                "likelihood; set llm_int8_threshold to 0.0 in its config.json, or quantise it to 4 bit"
+            )
         raise ModelError(
             f"{name} is no policy: each token sees the ones after it, so that it gives no likelihood; "
             f"give a causal language model ({type(model).__name__} reads both ways)"

@@ -25,11 +25,18 @@ def product(rows: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None
 
 
 def quicken(model: torch.nn.Module) -> None:
-    """Have a model's linear layers multiply by `product`, in place; it can then no longer be trained."""
+    """Have a model's linear layers multiply by `product`, in place; it can then no longer be trained.
+
+    Layers with quantised weights keep their own product: theirs is no float32 matrix, or their `forward` was replaced.
+    """
     import torch
 
     for module in model.modules():
-        if type(module) is torch.nn.Linear:
+        if (
+            type(module) is torch.nn.Linear
+            and type(module.weight) is torch.nn.Parameter
+            and "forward" not in vars(module)
+        ):
             module.forward = MethodType(_linear, module)  # type: ignore[method-assign]
 
 

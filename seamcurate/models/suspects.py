@@ -40,7 +40,7 @@ def suspects(model: LocalModel) -> Iterator[Suspect]:
 
 def precisions(model: LocalModel) -> Iterator[tuple[str, LocalModel]]:
     """Yield the precisions that a server may compute in other than the model's here, with the model in each."""
-    own = weights.precision(model.dtype, model.device)
+    own = model.precision()
     for name in ("bfloat16", "float16", "float32"):
         if name != own:
             yield name, model.model_copy(update={"dtype": name})

@@ -479,6 +479,8 @@ def _templates(local: Path) -> str:
 
 def configuration(origin: Origin) -> dict[str, object]:
     """Return a model's `config.json`, an adapter's base's; empty where there is none. No weights are fetched."""
+    if origin.is_gguf:
+        return {}
     whole = base(origin) or origin
     local = whole.local
     if not local.is_dir():

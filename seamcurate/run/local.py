@@ -479,7 +479,7 @@ def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executo
     checked: list[RewardFunction] = []
     for model in models:
         if isinstance(model, LocalModel) and executor is in_process:
-            model.check_device()
+            model.check_here()
         if isinstance(model, Served) and executor is in_process:
             model.local()
             model.check_server()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import JsonValue
 
 from seamcurate.errors import ModelError, TrainError, first_line, typed_line
-from seamcurate.models import checkpoint, gguf_file, probe, tokens, weights
+from seamcurate.models import checkpoint, gguf_file, probe, quantised, tokens, weights
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import CLOCK, Form, FormSettings, prompt_text
 from seamcurate.progress import bar, note
@@ -217,7 +217,13 @@ def open_model(
     dtype = weights.torch_dtype("auto", "auto") if config.lora else torch.float32
     set_seed(config.seed)
     with _model_errors(model):
-        return checkpoint.open_model(auto, weights.Origin(str(model), config.revision), dtype, **options)
+        origin = weights.Origin(str(model), config.revision)
+        if (quantisation := quantised.of(weights.configuration(origin), str(model))) is not None:
+            raise TrainError(
+                f"model {model} is quantised by {quantisation.name}, and trained are whole weights; give those that it was "
+                "made from"
+            )
+        return checkpoint.open_model(auto, origin, dtype, **options)
 
 
 def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], config: Training) -> PreTrainedModel:
