@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seamcurate.errors import ExportError
-from seamcurate.models import CausalLM, SequenceClassifier
+from seamcurate.models import CausalLM, RewardFunction, SequenceClassifier
+from seamcurate.models.backend import models_of
 from seamcurate.progress import bar
 from seamcurate.publish import augment as augmentation
 from seamcurate.publish.files import in_place, read_ahead, shard_count, write_shards
@@ -238,6 +239,9 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
     agreement.require(recipe, store)
     reward, reason = rer_reward(recipe, store)
     policy = form_model(recipe)
+    holders = (recipe.models, *recipe.steps)
+    models = [model for holder in holders for model in models_of(holder)]
+    functions = dict.fromkeys(model.title for model in models if isinstance(model, RewardFunction))
     for name, split in recipe.splits.items():
         folder = out / name
         if split.augment is not None:
@@ -248,6 +252,8 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
             note = f"no {REWARD_FILE}: {reason}"
             if reward is not None:
                 note = f"{folder / REWARD_FILE} gives RER as the reward"
+            elif functions:
+                note += f"; give the trainer the recipe's own reward itself: {', '.join(functions)}"
             exported = exported._replace(note="\n".join([exported.note, note]))
         yield exported
 

@@ -15,6 +15,7 @@ from forked import forker
 
 from seamcurate import Recipe, Store, plan, query, run_local
 from seamcurate.errors import ModelError, StaleError, StepError
+from seamcurate.publish.export import export
 from seamcurate.run.recipe import loads
 
 VERIFIER = """
@@ -92,6 +93,9 @@ def test_seam_of_a_function_of_0_and_1_counts_false_positives(folder):
     assert "warning: 1 golden response fails the reward; such a row has no SEAM" in "\n".join(report.lines)
     assert "warning: reward: 10 of 40 scores are NULL: 10 for this reason: the function returned None" in report.lines
     assert Store(folder / "store").noise("reward") == {"reward": 0}
+    [exported] = export(recipe, Store(folder / "store"), "trl", folder / "out")
+    assert exported.note.endswith("; give the trainer the recipe's own reward itself: function verifier.py:score")
+    assert {"reference", "golden_fails", "reward_reason"} <= set(exported.columns)
 
 
 @pytest.mark.slow
