@@ -294,11 +294,17 @@ class Source(NamedTuple):
     members: tuple[int, ...]
 
 
-def _body(member: RewardConfig) -> SequenceClassifier | None:
-    """Return a classifier without its outputs: heads of one model have the same."""
-    if not isinstance(member, SequenceClassifier):
+def _body(member: RewardConfig) -> RewardConfig | None:
+    """Return a classifier, here or behind a server, without its outputs: heads of one model have the same."""
+    if not isinstance(member, SequenceClassifier | RewardServer):
         return None
     return member.model_copy(update={"output": None, "outputs": ()})
+
+
+def _outputs_read(head: SequenceClassifier | RewardServer) -> list[int]:
+    """Return the numbers of the outputs that a head reads: the reward, then those that become columns."""
+    texts = head.texts() if isinstance(head, RewardServer) else head
+    return texts.positions(texts.labels())
 
 
 def _scale(member: RewardConfig) -> object:
@@ -342,10 +348,10 @@ class _Reader(NamedTuple):
 
 def _reader(source: Source, members: Sequence[RewardConfig]) -> _Reader:
     """Load a model for its members; heads of one model are outputs of one forward pass."""
-    heads = [member for i in source.members if isinstance(member := members[i], SequenceClassifier)]
+    heads = [member for i in source.members if isinstance(member := members[i], SequenceClassifier | RewardServer)]
     if len(source.members) == 1:
         return _Reader(source.model.load(), (_Pick(source.members[0]),))
-    read = [head.positions(head.labels()) for head in heads]
+    read = [_outputs_read(head) for head in heads]
     outputs = sorted({output for numbers in read for output in numbers})
     model = heads[0].model_copy(update={"outputs": tuple(outputs)}).load()
     positions = [[outputs.index(output) for output in numbers] for numbers in read]

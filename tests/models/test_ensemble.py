@@ -8,8 +8,9 @@ import statistics
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from reward_wire import reward_serving
 
-from seamcurate import FakeModel, RewardEnsemble, SequenceClassifier
+from seamcurate import FakeModel, RewardEnsemble, RewardServer, SequenceClassifier
 from seamcurate.errors import ModelError
 from seamcurate.models import RewardingModel
 from seamcurate.models.backend import RewardConfig
@@ -188,6 +189,21 @@ def test_heads_of_one_model_are_loaded_and_read_once(heads, decoder_reward_folde
         name.lower().replace("-", "_") for name in ["disagreement", *names, f"{heads.name}_kind_short"]
     )
     assert [work.model.path for work in ensemble.work(3, 10)] == [str(heads), str(decoder_reward_folder)]
+
+
+def test_heads_of_one_served_model_are_asked_for_together(heads):
+    with reward_serving("vllm", heads) as at:
+        shared = {"path": at.url, "api": "vllm", "model": "rm", "same_as": "itself", "tokenizer": str(heads)}
+        ensemble = RewardEnsemble(ensemble=[RewardServer(**shared, output=output) for output in ("kind", "short")])
+        model = ensemble.load()
+        before = len(at.requests)
+        (row,) = model.ratings(["sort"], [["use sort", "no"]], {})
+        assert len(at.requests) == before + 1
+    local = [SequenceClassifier(path=str(heads), dtype="float32", output=output) for output in ("kind", "short")]
+    ((*alone,),) = zip(*(member.load().rewards(["sort"], [["use sort", "no"]]) for member in local), strict=True)
+    assert [rating.members for rating in row] == [pytest.approx(pair, abs=1e-4) for pair in zip(*alone, strict=True)]
+    assert ensemble.member_names() == ("rm_kind", "rm_short")
+    assert len(ensemble.work(1, 1)) == 1
 
 
 @pytest.mark.parametrize(
