@@ -156,3 +156,20 @@ def write_policy(folder: Path, tokenizer: Any) -> Path:
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_encoder(folder: Path) -> Path:
+    """Write a tiny random BERT for mean pooling, with sentence-transformers' own files; return its folder."""
+    import torch
+    from conftest import questions
+    from sentence_transformers import SentenceTransformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = sorted({word for row in questions(300) for word in f"{row['prompt']} {row['response']}".split()})
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128)
+    torch.manual_seed(5)
+    BertModel(BertConfig(**sizes(tokenizer) | {"max_position_embeddings": 128})).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    SentenceTransformer(str(folder / "bert"), device="cpu").save(str(folder / "whole"))
+    return folder / "whole"

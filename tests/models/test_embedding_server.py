@@ -11,6 +11,7 @@ import pytest
 from conftest import questions
 from embedding_wire import embedding_serving
 from endpoint import body, hang_up, status
+from vllm_server import write_encoder
 
 from seamcurate import (
     EmbeddingServer,
@@ -36,23 +37,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory):
-    """A tiny random BERT for mean pooling, with sentence-transformers' own files."""
-    from sentence_transformers import SentenceTransformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("encoder")
-    words = sorted({word for row in questions(300) for word in f"{row['prompt']} {row['response']}".split()})
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    import torch
-
-    torch.manual_seed(5)
-    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.3, **sizes)
-    BertModel(config).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    SentenceTransformer(str(folder / "bert"), device="cpu").save(str(folder / "whole"))
-    return folder / "whole"
+    return write_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture

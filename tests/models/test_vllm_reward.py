@@ -1,4 +1,4 @@
-"""Rewards of a real vLLM, held against those of the same weights here."""
+"""Rewards and embeddings of a real vLLM, held against those of the same weights here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,7 @@ import vllm_server
 import yaml
 from conftest import CHAT_TEMPLATE, questions
 
-from seamcurate import RewardServer, Store, query, run_local
+from seamcurate import EmbeddingServer, RewardServer, SentenceEncoder, Store, query, run_local
 from seamcurate.errors import ModelError
 from seamcurate.models import reward_server
 from seamcurate.run import recipe
@@ -29,7 +30,7 @@ ANSWERS = [[row["response"], "no", "", f"{row['reference']} " * 12] for row in q
 
 @pytest.fixture(scope="module")
 def servers(tokenizer, tmp_path_factory):
-    """A vLLM with a reward model, and one with a classifier of three outputs; both read texts that start with BOS."""
+    """A vLLM with a reward model, one with a classifier of three outputs, whose texts start with BOS, and one with an encoder."""
     from tokenizers.processors import TemplateProcessing
 
     folder = tmp_path_factory.mktemp("vllm")
@@ -48,6 +49,8 @@ def servers(tokenizer, tmp_path_factory):
         )
         for name, labels in (("one", ("reward",)), ("three", LABELS))
     ]
+    encoder = vllm_server.write_encoder(folder)
+    running.append(vllm_server.Server(encoder, "rm", folder / "encoder.log", ("--runner", "pooling")))
     for server in running:
         server.start()
     try:
@@ -62,7 +65,7 @@ def servers(tokenizer, tmp_path_factory):
 
 
 def served(server, **settings):
-    texts = {name: settings.pop(name) for name in ("form", "output", "outputs") if name in settings}
+    texts = {name: settings.pop(name) for name in ("form", "max_tokens", "output", "outputs") if name in settings}
     local = {"sequence_classifier": str(server.model), "dtype": "float32", **texts}
     return RewardServer.model_validate(
         {"reward_server": server.url, "api": "vllm", "model": "rm", "same_as": local, **settings}
@@ -90,9 +93,26 @@ def test_each_output_is_that_of_the_local_classifier(servers):
 
 
 def test_another_number_of_outputs_is_refused_before_anything_is_scored(servers):
-    one, three = servers
+    one, three, _ = servers
     reward = served(one).model_copy(update={"path": three.url})
     with pytest.raises(ModelError, match="it gives 3 numbers a text, and the model has 1 outputs"):
+        reward.load()
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_embeddings_are_those_of_the_local_encoder(servers, normalise):
+    server = servers[2]
+    same = SentenceEncoder(path=str(server.model), dtype="float32", normalise=normalise)
+    encoder = EmbeddingServer(path=server.url, model="rm", same_as=same)
+    expected = same.load().embed(PROMPTS)
+    assert np.abs(encoder.load().embed(PROMPTS) - expected).max() < 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_an_encoder_is_not_taken_for_a_reward_model(servers):
+    reward = served(servers[0], max_tokens=100).model_copy(update={"path": servers[2].url})
+    with pytest.raises(
+        ModelError, match=r"/classify answered 404: .*; start vLLM with `--runner pooling` on a classifier"
+    ):
         reward.load()
 
 
