@@ -41,6 +41,7 @@ from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.function import BUNDLED
 from seamcurate.models.roles import ROLES
 from seamcurate.models.template import Form, prompt_text
+from seamcurate.score import compared, noise
 from seamcurate.score.rer import (
     AR_RANGE,
     FEATURES,
@@ -158,7 +159,7 @@ class RerReward(BaseModel):
             return _Rer(self, None)
         if self.encoder is None:
             raise ModelError(f"reward {self.reward} has no encoder; give it `encoder: {{sentence_encoder: …}}`")
-        return _Rer(self, self.encoder.load())
+        return _Rer(self, compared.watched(self.encoder, self.encoder.load()))
 
 
 class ModelReward(BaseModel):
@@ -419,6 +420,7 @@ class _Model:
         self.__name__: str = "reward_model"
         self.columns: tuple[str, ...] = config.columns_read()
         self._config, self._model = config, config.load()
+        self._same = compared.FirstUse(config, self._model, noise.rewards)
 
     def __repr__(self) -> str:
         return f"reward model {json.dumps(self._config.identity(), sort_keys=True)}"
@@ -429,11 +431,21 @@ class _Model:
         rows = list(zip(prompts, completions, *further, strict=True))
         # The completions of a group follow each other, so that they share the forward pass of their prompt.
         groups = [list(group) for _, group in groupby(rows, key=lambda row: (row[0], *row[2:]))]
+        sampled = [
+            noise.SampleRow(
+                group[0][0],
+                [prompt_text(completion) for _, completion, *_ in group],
+                {name: group[0][2 + i] for i, name in enumerate(self.columns)},
+            )
+            for group in groups
+        ]
+        self._same.before(lambda: sampled)
         by_group = self._model.ratings(
-            [group[0][0] for group in groups],
-            [[prompt_text(completion) for _, completion, *_ in group] for group in groups],
-            {name: [group[0][2 + i] for group in groups] for i, name in enumerate(self.columns)},
+            [row.prompt for row in sampled],
+            [row.answers for row in sampled],
+            {name: [row.columns[name] for row in sampled] for name in self.columns},
         )
+        self._same.after()
         return [rating.reward for ratings in by_group for rating in ratings]
 
     def features(self) -> dict[str, float]:

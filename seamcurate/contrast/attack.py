@@ -23,6 +23,7 @@ from seamcurate.models import EncoderModel, Prompt, RewardEnsemble, RewardingMod
 from seamcurate.models.ensemble import MEMBERS
 from seamcurate.models.protocols import Columns
 from seamcurate.models.vectors import normalised
+from seamcurate.score import compared, noise
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
 from seamcurate.text import counted
 
@@ -145,7 +146,9 @@ class Attack(Step):
         return {**super().identity(), **contents, "masked_model": masked}
 
     def prepare(self, data: Data, shared: Path) -> None:
-        """Take the scales of an ensemble's members from the step `reward`."""
+        """Take the scales of an ensemble's members from the step `reward`; store what `load` compares served models on."""
+        for model in (self.reward, self.encoder):
+            compared.sample(model, data, shared, "response", self.reward.columns_read() if self.reward else ())
         if MEMBERS in self.inputs:
             scales.take(self.reward, data, shared, self.name)
 
@@ -154,6 +157,10 @@ class Attack(Step):
         # A missing model is told before lexicons of hundreds of megabytes are read.
         reward = roles.load(scales.applied(self.reward, shared), "reward", self.name)
         encoder = roles.load(self.encoder, "encoder", self.name)
+        checks = (
+            compared.check(self.reward, reward, shared, noise.rewards),
+            compared.check(self.encoder, encoder, shared, compared.embeddings, "encoder"),
+        )
         lexicons, masked = self._lexicons()
         models = _Models(reward, encoder, masked)
 
@@ -178,6 +185,8 @@ class Attack(Step):
                     # Each row has its own seed, so that its result does not depend on other rows.
                     running[i] = search(self.method, attempts[i], lexicons, _seed(self.seed, start))
             reasons = _run(running, questions, models, reasons)
+            for unchanged in checks:
+                unchanged()
             for i, attempt in attempts.items():
                 # Crossing two changed texts can restore the original, and a change can arrive at the golden response.
                 for text in (starts[i], golden[i]):
@@ -204,17 +213,19 @@ class Attack(Step):
             f"worse_adv: {self.method} fooled the reward model on {hacked:,} of the {attacked - fooled_before:,} rows it had right "
             f"({fooled_before:,} it had wrong before), {queries / max(1, attacked):,.0f} queries a row"
         )
+        served = compared.facts(shared)
         warnings: list[JsonValue] = []
         if attacked < rows:
             warnings.append(
                 f"{counted(rows - attacked, 'row has', 'rows have')} no worse_adv: SELECT reason_adv, count(*) FROM rows GROUP BY ALL"
             )
         return {
+            **served,
             "attacked": attacked,
             "already": fooled_before,
             "hacked": hacked,
             "queries": queries,
-            "summary": summary,
+            "summary": "; ".join([summary, *(str(value) for name, value in served.items() if name == "summary")]),
             "warnings": warnings,
         }
 

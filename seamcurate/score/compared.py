@@ -8,9 +8,10 @@ the texts is asked again and again: a server that was started anew with other we
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ from seamcurate.models.equivalence import Comparison, Scores
 from seamcurate.models.local import LocalModel
 from seamcurate.models.served import Served
 from seamcurate.models.template import prompt_text
+from seamcurate.progress import note
 from seamcurate.score import noise
 from seamcurate.score.noise import Score, Texts
 from seamcurate.step import Data
@@ -74,6 +76,56 @@ def load_encoder(model: EncoderModel | None, step: str, shared: Path) -> Embedde
     return embedder if unchanged is _nothing else _Watched(embedder, unchanged)
 
 
+class FirstUse:
+    """Compares a model on the texts that it is asked for first, where no store holds rows: in training."""
+
+    def __init__(self, model: object, loaded: Any, score: ScoreOf) -> None:
+        self._model, self._loaded, self._score = model, loaded, score
+        self._served = isinstance(model, Backend) and any(isinstance(part, Served) for part in model.parts())
+        self._unchanged: Callable[[], None] | None = None
+
+    def before(self, rows: Callable[[], Iterable[noise.SampleRow]]) -> None:
+        """Compare a served model, once, before it is asked for these rows.
+
+        Raises:
+            ModelError: See `check`.
+        """
+        if not self._served or self._unchanged is not None:
+            return
+        texts = [row._replace(answers=row.answers[:_ANSWERS]) for row in islice(rows(), _ROWS) if row.answers]
+        with TemporaryDirectory() as folder:
+            (Path(folder) / _TEXTS).write_text(json.dumps(texts, default=str))
+            unchanged = check(self._model, self._loaded, Path(folder), self._score)
+            if unchanged is not _nothing:
+                self._unchanged = unchanged
+                note(str(facts(Path(folder))["summary"]))
+
+    def after(self) -> None:
+        """Refuse a server whose scores have changed.
+
+        Raises:
+            ModelError: It was started anew with other weights or settings.
+        """
+        if self._unchanged is not None:
+            self._unchanged()
+
+
+def watched(model: EncoderModel, embedder: Embedder) -> Embedder:
+    """Return an encoder that is compared before its first use, where it is served."""
+    return _FirstWatched(embedder, FirstUse(model, embedder, embeddings)) if isinstance(model, Served) else embedder
+
+
+class _FirstWatched:
+    def __init__(self, embedder: Embedder, same: FirstUse) -> None:
+        self.embedder, self.same = embedder, same
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        self.same.before(lambda: (noise.SampleRow("", [text], {}) for text in texts))
+        vectors = self.embedder.embed(texts)
+        self.same.after()
+        return vectors
+
+
 class _Watched:
     """A served encoder, which is asked for a known text again after each call."""
 
@@ -86,7 +138,9 @@ class _Watched:
         return vectors
 
 
-def check(model: object, loaded: Any, shared: Path, score: ScoreOf, number: int | None = None) -> Callable[[], None]:
+def check(
+    model: object, loaded: Any, shared: Path, score: ScoreOf, part: int | str | None = None
+) -> Callable[[], None]:
     """Compare a served model, once for a column; return a function that refuses when the server's scores have changed.
 
     Args:
@@ -94,7 +148,7 @@ def check(model: object, loaded: Any, shared: Path, score: ScoreOf, number: int 
         loaded: The model.
         shared: The step's folder, with the rows that `sample` stored.
         score: Returns how a loaded model scores.
-        number: Tells the members of an ensemble apart.
+        part: Tells the models of a step apart, and the members of an ensemble.
 
     Raises:
         ModelError: The scores are not the same, and the recipe accepts no such difference; or they cannot be compared.
@@ -107,7 +161,7 @@ def check(model: object, loaded: Any, shared: Path, score: ScoreOf, number: int 
                 check_member()
 
         return all_unchanged
-    texts_file, result_file = shared / _TEXTS, _result(shared, number)
+    texts_file, result_file = shared / _TEXTS, _result(shared, part)
     if not isinstance(model, Served) or not texts_file.exists():
         return _nothing
     texts = noise.stored(texts_file)
@@ -149,9 +203,9 @@ def facts(shared: Path) -> dict[str, JsonValue]:
     return {"compared": results[0] if len(results) == 1 else results, "summary": lines}
 
 
-def _result(shared: Path, number: int | None) -> Path:
+def _result(shared: Path, part: int | str | None) -> Path:
     """Return the file with what came of the comparison of a model, or of a member of an ensemble."""
-    return shared / ("compared.json" if number is None else f"compared_{number}.json")
+    return shared / ("compared.json" if part is None else f"compared_{part}.json")
 
 
 def per_token(model: Policy) -> Score:

@@ -6,12 +6,23 @@ import json
 import shutil
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import questions
+from reward_wire import reward_serving
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from seamcurate import CausalLM, RewardEnsemble, SentenceEncoder, SequenceClassifier
+from seamcurate import (
+    Attack,
+    CausalLM,
+    FakeModel,
+    ModelReward,
+    RewardEnsemble,
+    RewardServer,
+    SentenceEncoder,
+    SequenceClassifier,
+)
 from seamcurate.errors import ModelError
 from seamcurate.models import suspects
 from seamcurate.models.backend import RewardConfig
@@ -239,3 +250,51 @@ def test_the_identity_is_that_of_the_weights_or_of_the_name(reward):
     named = Behind(model=reward.path).identity()
     assert json.dumps(named) and "dtype" not in named["same_as"] and reward.path not in json.dumps(named)
     assert Behind(model="m", same_as="itself").identity() == {"model": "m"}
+
+
+# ── rewards that no store samples rows for ───────────────────────────────────────────────────────────────
+
+
+def test_a_trainers_reward_is_compared_on_the_first_texts_that_it_is_asked_for(decoder_reward_folder, capsys):
+    with reward_serving("vllm", decoder_reward_folder) as at:
+        served = RewardServer(
+            path=at.url,
+            api="vllm",
+            model="rm",
+            same_as=SequenceClassifier(path=str(decoder_reward_folder), dtype="float32"),
+        )
+        prompts, answers = (
+            list(column) for column in zip(*((q["prompt"], q["response"]) for q in questions(6)), strict=True)
+        )
+        reward = ModelReward(reward=served).load()
+        first = reward(prompts, answers)
+        assert "reward_server rm gives the same scores as sequence_classifier" in capsys.readouterr().err
+        asked = len(at.requests)
+        assert reward(prompts, answers) == pytest.approx(first) and capsys.readouterr().err == ""
+        # One request for each prompt, and one text again.
+        assert len(at.requests) == asked + 6 + 1
+        at.change = lambda value: value + 1
+        with pytest.raises(ModelError, match="other scores than before"):
+            reward(prompts, answers)
+        with pytest.raises(ModelError, match="gives other scores than sequence_classifier"):
+            ModelReward(reward=served).load()(prompts, answers)
+
+
+def test_an_attack_compares_the_served_reward_model_first(decoder_reward_folder, tmp_path):
+    (tmp_path / "shared").mkdir()
+    table = pa.table({"word": ["quick"], "pos": ["a"], "synonym": ["fast"]})
+    pq.write_table(table, tmp_path / "synonyms.parquet")
+    rows = pa.table({"prompt": ["What is a hare?"], "response": ["A quick animal."]})
+    with reward_serving("vllm", decoder_reward_folder) as at:
+        weights = SequenceClassifier(path=str(decoder_reward_folder), dtype="float32")
+        served = RewardServer(path=at.url, api="vllm", model="rm", same_as=weights)
+        step = Attack(method="pwws", wordnet=str(tmp_path / "synonyms.parquet"), reward=served, encoder=FakeModel())
+        step.prepare(Rows(), tmp_path / "shared")
+        at.change = lambda value: value + 1
+        with pytest.raises(ModelError, match="gives other scores than sequence_classifier"):
+            step.load(tmp_path / "shared")
+        at.change = lambda value: value
+        added = step.load(tmp_path / "shared")(rows)
+    facts = step.facts([added], tmp_path / "shared")
+    assert facts["compared"]["decision"] == "same"
+    assert facts["summary"].startswith("worse_adv: ") and "; reward_server rm gives the same scores" in facts["summary"]
