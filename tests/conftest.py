@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+# A store syncs each file to the disk, for which tests of small stores wait a quarter of their time; memory has no disk to
+# wait for. Where programs may not be run from there, a script that a test writes could not be.
+MEMORY = Path("/dev/shm")
+if (
+    os.access(MEMORY, os.W_OK)
+    and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+    and shutil.disk_usage(MEMORY).free > 4 * 2**30
+):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 WORDS = ["sort", "list", "queue", "cache", "thread", "parse", "merge", "filter", "lock", "index", "open"]
 WORDS += ["close", "copy", "file", "table"]

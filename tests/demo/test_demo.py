@@ -109,7 +109,8 @@ def test_a_second_run_computes_nothing_and_tells_the_same(demo):
     *story, last = second.stdout.strip().splitlines()
     assert last.endswith(" seconds, 0 shards computed")
     assert story == first.stdout.strip().splitlines()[:-1]
-    assert second.stderr == ""
+    # On a busy machine even the export takes long enough to say so.
+    assert all(line.startswith("split train for ") for line in second.stderr.splitlines())
 
 
 def test_progress_goes_to_standard_error_and_nothing_else_does(demo):
