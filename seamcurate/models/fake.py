@@ -109,7 +109,7 @@ class FakeModel(NamedModel, RewardConfig, RewardModel):
             ]
             return json.dumps({"answers": answers})
         if isinstance(properties, dict) and properties.keys() & {"rating", "criteria"}:
-            return json.dumps(self._filled(request.schema or {}, fraction, prompt))
+            return json.dumps(self._filled(request.schema or {}, fraction, str(request.draw), prompt))
         kind = "OPEN-ENDED" if fraction < 0.5 else "CLOSED-ENDED"
         marks = ["Relevant" if self._unit(str(i), prompt) < 0.8 else "Irrelevant" for i in range(5)]
         sentences = "\n".join(f'- "Sentence {i}" : {mark}' for i, mark in enumerate(marks, 1))

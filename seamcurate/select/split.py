@@ -853,7 +853,7 @@ def _within_noise(name: str, score: str, noise: float, ledger: _Ledger) -> list[
         return []
     return [
         f"warning: split {name}: the threshold cuts inside the noise of {score} (±{noise:.2g}): {kept:,} rows kept and "
-        f"{dropped:,} dropped lie so close to it that another batch size could swap them"
+        f"{dropped:,} dropped lie so close to it that another batch size, or a judge's next draw, could swap them"
     ]
 
 

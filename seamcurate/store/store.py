@@ -976,7 +976,10 @@ def _difference(stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue
 
 
 def _changed_keys(name: str, stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue]) -> Iterator[str]:
-    """Yield each key of a configuration that changed, with both values; of an ensemble, only the members that changed."""
+    """Yield each key of a configuration that changed, with both values.
+
+    Of an ensemble only the members that changed are shown, and of a judge or a rubric, which may be long, only their keys.
+    """
     for key in {**stored, **planned}:
         before, after = stored.get(key), planned.get(key)
         if before == after:
@@ -987,6 +990,8 @@ def _changed_keys(name: str, stored: Mapping[str, JsonValue], planned: Mapping[s
             numbered = [{f"ensemble[{i}]": member for i, member in enumerate(value)} for value in members]
             rest = [{k: v for k, v in value.items() if k != "ensemble"} for value in (before, after)]
             yield from _changed_keys(f"{name}.{key}", {**numbered[0], **rest[0]}, {**numbered[1], **rest[1]})
+        elif isinstance(before, dict) and isinstance(after, dict) and "judge" in before and "judge" in after:
+            yield from _changed_keys(f"{name}.{key}", before, after)
         else:
             yield f"{name}.{key}: {json.dumps(before)} → {json.dumps(after)}"
 

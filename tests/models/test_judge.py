@@ -30,7 +30,7 @@ from seamcurate import (
     seam,
 )
 from seamcurate.cli import app, training
-from seamcurate.errors import BudgetError, ModelError, RecipeError
+from seamcurate.errors import BudgetError, ModelError, RecipeError, StaleError
 from seamcurate.models.protocols import Reply
 from seamcurate.models.reply import read
 from seamcurate.run import recipe as recipes
@@ -357,6 +357,15 @@ def test_a_rubrics_file_is_read_beside_the_recipe_and_its_faults_are_one_line(te
     assert f"rubric.yaml{problem}" in str(caught.value).replace(", criterion", "criterion") and "\n" not in str(
         caught.value
     )
+
+
+def test_a_changed_key_of_a_judge_is_named_without_the_rest_of_it(tmp_path):
+    rubric = RubricModel(rubric=RUBRIC, judge=FakeModel())
+    recipe = judged(tmp_path, rubric)
+    run_local(recipe.model_copy(update={"steps": recipe.steps[:1]}), tmp_path / "store")
+    recipe = judged(tmp_path, rubric.model_copy(update={"draws": 2}))
+    with pytest.raises(StaleError, match=r"was made by another configuration: reward\.reward\.draws: 1 → 2; run with"):
+        run_local(recipe.model_copy(update={"steps": recipe.steps[:1]}), tmp_path / "store")
 
 
 def test_all_that_decides_an_answer_is_in_the_fingerprint():
