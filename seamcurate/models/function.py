@@ -65,7 +65,7 @@ _CONVENTIONS: dict[Signature, _Convention] = {
         ("parser",),
     ),
 }
-"""TRL 1.16's GRPOTrainer, verl 0.9's NaiveRewardManager, OpenRLHF 0.11's SingleTurnAgentExecutor, verifiers' Rubric."""
+"""TRL 1.16's GRPOTrainer, verl 0.9's NaiveRewardManager, OpenRLHF 0.11's SingleTurnAgentExecutor, verifiers 0.1's Rubric."""
 
 
 class RewardFunction(NamedModel, RewardConfig):
