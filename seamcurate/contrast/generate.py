@@ -234,6 +234,7 @@ class Generate(Step):
         """Ask for all answers in one call, and once more for missing ones; return the last problem in words."""
         answer = read((yield Request(messages, _schema(self.k))))
         trouble = _trouble(answer)
+        # A refusal is not asked again: its text is a reason and no list.
         if answer.finish not in ("stop", "length"):
             return trouble
         texts = listed(answer.text, answer.whole)
@@ -257,6 +258,7 @@ class Generate(Step):
     def _each(self, messages: list[Message], distinct: _Distinct) -> Conversation[str]:
         """Ask for one answer a call, with a fifth more calls for repeated answers; return the last problem in words."""
         trouble = ""
+        # Samples of one prompt repeat each other; each call is paid for, so that their number has an end.
         for draw in range(self.k + max(1, self.k // 5)):
             answer = read((yield Request(messages, draw=draw)))
             trouble = _trouble(answer) or trouble
@@ -393,6 +395,7 @@ def _is_label_key(key: str) -> bool:
 
 def _gist(text: str) -> tuple[str, frozenset[tuple[str, ...]]]:
     words = _WORDS.findall(text.casefold()) or text.split()
+    # A text of one or two words is one triple by itself, so that no text is without any.
     triples = [tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))]
     return " ".join(words), frozenset(triples)
 

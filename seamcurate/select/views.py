@@ -286,6 +286,7 @@ def _verified_files(
         if ledgers is None or name in ledgers
     ]
     unverified = [job for folder_jobs in jobs.values() for job in folder_jobs if not shard.verified(*job)]
+    # Hashing releases Python's lock: shards are verified as fast as all cores can.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: shard.verify(*job), unverified))
     return {folder: [local(file) for file, _, _ in folder_jobs] for folder, folder_jobs in jobs.items()}
@@ -331,6 +332,7 @@ def _rows_view(name: str, store: Store, records: _Records, files: Mapping[str, l
         source = f"{parquet(column_files)} AS c{i}"
         # A finished folder has as many shards as the rows, with the rows in the same order: no key needs comparing.
         if [file.name for file in column_files] == [file.name for file in shards]:
+            # Before the joins by key, which may change the order of rows.
             joins.insert(0, f"POSITIONAL JOIN {source}")
         else:
             joins.append(f"LEFT JOIN {source} ON c{i}.row_id = r.row_id")

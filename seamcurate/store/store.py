@@ -394,6 +394,7 @@ class Store:
             stored = step_record(output.path)
             if stored and stored["fingerprint"] != output.fingerprint:
                 changed.append((output, _difference(stored, output.record)))
+            # Shards without a record: another configuration's unless their own fingerprint is this one's.
             elif not stored and any(
                 fingerprint != output.fingerprint for fingerprint in shard_fingerprints(output.path)
             ):
@@ -443,6 +444,7 @@ class Store:
         """Return what decides a step's values in this store, except its inputs: they have fingerprints of their own."""
         identity = step.identity()
         if step.reads_all_rows:
+            # Quantiles or a curve over all rows change with the rows: the values of a smaller store are other values.
             identity["over_shards"] = len(self.shards)
             if (grown := self.grown) is not None:
                 identity["over_source"] = grown
@@ -529,6 +531,7 @@ class Store:
     def add_rows(self, number: int, rows: pa.Table, rejected: pa.Table) -> None:
         """Write one shard of rows and the shard of its rejected rows."""
         fingerprints = self.row_fingerprints
+        # The rejected first: a shard of rows says that both are there.
         for kind, table in (("rejected", rejected), ("rows", rows)):
             # Without parents: if the store's folder was deleted meanwhile, this must fail, not begin a new store midway.
             (self.path / kind).mkdir(exist_ok=True)
@@ -569,6 +572,7 @@ class Store:
                 f"step {output.step.name}, shard {number}: returned {added.num_rows} rows of "
                 f"{added.schema.names} for {rows.num_rows} rows of {output.step.adds.names}"
             )
+        # `cast` refuses values that the declared type cannot hold, such as text in a column of numbers.
         columns = [rows["row_id"].combine_chunks(), *added.cast(output.step.adds).columns]
         schema = pa.schema([pa.field("row_id", pa.int64()), *output.step.adds])
         table, checksums = pa.table(columns, schema=schema), self.input_checksums(output.step.inputs, number)
@@ -607,6 +611,7 @@ class Store:
                 raise StaleError(f"column {name!r} is out of date: {stale[folder]}; run its recipe with --replace")
             if folder is not None:
                 added.setdefault(folder, []).append(name)
+        # A column that a step added hides one of the source with the same name.
         source = [name for name in stored if name in requested and name not in kinds]
         fingerprint = self.rows_fingerprint
 
@@ -654,6 +659,7 @@ class Store:
         texts = self._corpus_texts(items.field("source_row_id"))
         fields = [items.type.field(i).name for i in range(items.type.num_fields)]
         joined = pa.StructArray.from_arrays([*(items.field(f) for f in fields), texts], [*fields, "response"])
+        # (rows,): `flatten` drops what lies under a missing list, so that its offsets are counted anew.
         lengths = pc.fill_null(pc.list_value_length(sets), 0).to_numpy()
         offsets = pa.array([0, *lengths.cumsum().tolist()], pa.int32())
         return pa.ListArray.from_arrays(offsets, joined, mask=sets.is_null())
@@ -677,6 +683,7 @@ class Store:
             if indices.null_count:
                 raise StoreError(f"corpus {corpus.path}, shard {number}: a row a contrast set names is not there")
             texts.append(stored["response"].combine_chunks().take(indices))
+        # (candidates,): for each candidate its place among the sorted ids.
         inverse = np.empty(len(order), np.int64)
         inverse[order] = np.arange(len(order))
         return pa.concat_arrays(texts).take(pa.array(inverse))
@@ -711,6 +718,7 @@ class Store:
                     fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise BusyError(f"another run works on {self.path}; wait for it, or stop it first") from error
+                # Only names that `atomic` gives: a user's own file in the store is not touched.
                 patterns = (".*.tmp", "*/.*.tmp", "*/*/.*.tmp", "*/*/shared/.*.tmp", "*/*/_shared/.*.tmp")
                 for leftover in [leftover for pattern in patterns for leftover in self.path.glob(pattern)]:
                     shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
@@ -756,6 +764,7 @@ def numbers(folder: Place) -> list[int]:
             return []
     else:
         names = [file.name for file in folder.glob("[0-9]*.parquet")]
+    # 000001.parquet has the number 1, too; the shard is 00001.parquet.
     numbers_by_name = {name: int(name.partition(".")[0]) for name in names if _SHARD.fullmatch(name)}
     return sorted(number for name, number in numbers_by_name.items() if filename(number) == name)
 
@@ -878,6 +887,7 @@ def _record_end(path: Place, body: bytes, folder: str | None = None) -> bytes:
 
     The folder of store.json is the store itself, which the user may rename: its name is left out.
     """
+    # A folder is built under a temporary name, and its records hold the name that it will have.
     folder = folder or path.parent.name.removeprefix(".").removesuffix(".tmp")
     path_in_store = path.name if path.name == "store.json" else f"{folder}/{path.name}"
     return b'%s%s"\n}\n' % (_CHECKSUM_LINE, hashlib.sha256(path_in_store.encode() + b"\n" + body).hexdigest().encode())

@@ -115,6 +115,7 @@ def _read(stores: Sequence[StudySource], policy: Policy | None) -> Sets:
         else:
             table = sources.read(study, [source], [])
             if {"prompt", "response"} <= set(table.column_names) and "logprob" not in table.column_names:
+                # Row 7 of two stores is not one row; row 7 of a store and of answers to its prompts is.
                 row_source = last_store if "row_id" in table.column_names else i
                 table = _answers_table(study, source, table, policy)
             else:
@@ -155,6 +156,7 @@ def _answers_table(study: str, source: StudySource, table: pa.Table, policy: Pol
     keys = sources.names(study, table, "row_id") if with_ids else [prompt_text(prompt) for prompt in prompts]
     groups: dict[str, tuple[Prompt, list[str]]] = {}
     for key, prompt, text in zip(keys, prompts, texts, strict=True):
+        # A policy reads a prompt once for all of its answers.
         groups.setdefault(key, (prompt, []))[1].append(text)
     ids = pa.array([key if with_ids else str(i) for i, key in enumerate(groups)])
     return _scored_table(
@@ -199,6 +201,7 @@ def _per_row(study: str, table: pa.Table) -> dict[str, dict[str, SetLikelihood]]
         )
     answers: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name, row, total, length in zip(sets, rows, sums.tolist(), lengths.tolist(), strict=True):
+        # An empty answer has no tokens to divide by, and a log-probability of 0.
         answers.setdefault(name, {}).setdefault(row, []).append((total / max(length, 1.0), length))
     return {
         name: {
@@ -242,6 +245,7 @@ def _likelier(sets: Sets, means: Mapping[str, Interval], name: str, reference: s
     shared = sorted(set(sets[name]) & set(sets[reference]))
     if shared:
         gap = bootstrap_mean(np.array([sets[name][row].logprob - sets[reference][row].logprob for row in shared]))
+        # NaN: too few rows have both for an interval, and the sets are compared as two samples.
         if not math.isnan(gap.low):
             return gap.above_zero
     return means[name].low > means[reference].high
@@ -254,6 +258,7 @@ def _at_equal_length(gaps: Doubles, longer: Doubles) -> Interval:
     def intercept(means: Doubles) -> Doubles:
         """Return the intercept for the mean moments (…, 4)."""
         y, x, xy, xx = np.moveaxis(means, -1, 0)
+        # Where all differences of length are one, there is no slope: the mean difference stands.
         variance = xx - x * x
         slope = np.where(variance > 1e-9, (xy - x * y) / np.maximum(variance, 1e-9), 0.0)
         at_zero: Doubles = y - x * slope

@@ -91,6 +91,7 @@ def prompts(data: TrainingData, needed: Sequence[str] = ()) -> list[PromptRow]:
             rows_read.append(PromptRow(_prompt(prompt, position), columns))
     if not rows_read:
         raise TrainError(f"{name} holds no rows; check the filter that made it")
+    # A data set has one list of columns; in JSONL each line has its own.
     names_of_all = {key for row in rows_read for key in row.columns}
     return [PromptRow(row.prompt, {key: row.columns.get(key) for key in sorted(names_of_all)}) for row in rows_read]
 
@@ -124,6 +125,7 @@ def held_out(rows: list[Prompted], count: int, seed: int) -> tuple[list[Prompted
     random.Random(seed).shuffle(prompts)
     held_out_rows: set[int] = set()
     for prompt in prompts:
+        # A prompt with many rows is passed over where it would take more than the tenth; the next may fit.
         if len(held_out_rows) < count and len(held_out_rows) + len(by_prompt[prompt]) <= len(rows) // 10:
             held_out_rows.update(by_prompt[prompt])
     return [r for i, r in enumerate(rows) if i not in held_out_rows], [rows[i] for i in sorted(held_out_rows)]
@@ -179,6 +181,7 @@ def _records(data: TrainingData, name: str) -> Iterator[tuple[list[str], Iterabl
 def _files(data: str | Path) -> list[Path]:
     path = Path(data).expanduser()
     if path.is_dir():
+        # Dot files are what a writer has not finished.
         files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith("."))
         if not files:
             raise TrainError(f"{data} {_without_files(path)}")
@@ -229,7 +232,9 @@ def _jsonl(file: Path) -> list[tuple[int, dict[str, object]]]:
             if not line.strip():
                 continue
             try:
+                # Windows' editors begin a file with a byte order mark, which is no part of the first key.
                 record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                # JSON may hold it as an escape; tokenizers cannot encode it.
                 if formats.surrogate(record):
                     raise ValueError("half of a surrogate pair")
             except (ValueError, RecursionError) as error:
