@@ -20,6 +20,7 @@ NAMES = (
     "retrieval",
     "text",
     "split",
+    "contamination",
     "overhead",
     "memory",
     "attack",

@@ -42,7 +42,7 @@ def test_rewards_of_packs_are_those_of_the_pipeline(capsys, monkeypatch):
     assert len(lines) == 8 and all(line["same"] for line in lines)
 
 
-@pytest.mark.parametrize("name", ["split", "overhead"])
+@pytest.mark.parametrize("name", ["split", "overhead", "contamination"])
 def test_small_races_agree(name, capsys, monkeypatch):
     from benchmarks import inputs
 

@@ -18,7 +18,7 @@ from pydantic import Field, JsonValue
 from typing_extensions import override
 
 from seamcurate.contrast import nearest as search
-from seamcurate.contrast.retrieve import Embed, nothing
+from seamcurate.contrast.retrieve import Embed
 from seamcurate.data.source import Source
 from seamcurate.errors import StepError
 from seamcurate.models import EncoderModel, Prompt, roles
@@ -154,9 +154,7 @@ class Nearest(Step):
             vectors = as_matrix(embeddings, band.vectors.shape[1])[is_embedded]
             positions, cosines = np.zeros(len(is_embedded), np.int64), np.zeros(len(is_embedded))
             if len(vectors):
-                hits = band.search(vectors, 1, nothing)
-                positions[is_embedded] = np.concatenate([hit.positions for hit in hits])
-                cosines[is_embedded] = np.concatenate([hit.cosines for hit in hits])
+                positions[is_embedded], cosines[is_embedded] = band.nearest(vectors)
             prompts = pa.array([prompt_text(prompt) for prompt in rows["prompt"].to_pylist()], pa.large_string())
             shares = _overlap(prompts, self.words, runs)
             nearest_texts = texts.take(pa.array(positions, mask=~is_embedded)).cast(pa.string())

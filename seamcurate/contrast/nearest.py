@@ -130,6 +130,44 @@ class Band:
         rows, columns = np.nonzero(cosines >= floors[:, None])
         return rows, columns + start
 
+    def nearest(self, queries: Floats) -> tuple[Positions, Doubles]:
+        """Return the position of each query's nearest vector, the first of equally near ones, and their cosine: (queries,) each.
+
+        Neither band nor bound counts: a query's nearest vector may lie anywhere, and one product a vector finds it.
+
+        Args:
+            queries: float32, queries × dimensions, length 1.
+        """
+        import torch
+
+        rows = torch.from_numpy(queries).to(self._device)
+        best = torch.full((len(queries),), -torch.inf, device=self._device)
+        proposals: list[tuple[Positions, Positions]] = []
+        block = min(_ROWS, max(_RUN, _PAIRS // max(1, len(queries)) // _RUN * _RUN))
+        with torch.inference_mode():
+            for start in range(0, len(self.vectors), block):
+                cosines = product(rows, _read(self.vectors[start : start + block]).to(self._device))
+                peaks = _peaks(cosines)
+                best = torch.maximum(best, peaks.amax(1))
+                # Both products may be off by the error of single precision.
+                found, positions = _above(cosines, best - 2 * SLACK, peaks)
+                proposals.append((found, positions + start))
+        everything = _Best(len(queries), 1, -np.inf)
+        for found, positions in proposals:
+            everything.add(found, positions, self._cosines(queries, found, positions))
+        hits = everything.hits()
+        return (np.concatenate([hit.positions for hit in hits]), np.concatenate([hit.cosines for hit in hits]))
+
+    def _cosines(self, queries: Floats, rows: Positions, positions: Positions) -> Doubles:
+        """Return the cosines of pairs in double precision: (pairs,)."""
+        cosines = np.empty(len(rows))
+        for start in range(0, len(rows), 8192):
+            part = slice(start, start + 8192)
+            batch_queries = queries[rows[part]].astype(np.float64)
+            # (pairs, dimensions) twice → (pairs,)
+            cosines[part] = np.einsum("nd,nd->n", batch_queries, self.vectors[positions[part]].astype(np.float64))
+        return cosines
+
     def pairs(
         self, start: int, queries: Floats, counts: npt.NDArray[np.bool_]
     ) -> Iterator[tuple[Positions, Positions]]:
@@ -161,9 +199,7 @@ class Band:
         """Compute the cosines of pairs in double precision, and add those inside the band."""
         for start in range(0, len(rows), 8192):
             batch_rows, batch_positions = rows[start : start + 8192], positions[start : start + 8192]
-            batch_queries = queries[batch_rows].astype(np.float64)
-            # (pairs, dimensions) twice → (pairs,)
-            cosines = np.einsum("nd,nd->n", batch_queries, self.vectors[batch_positions].astype(np.float64))
+            cosines = self._cosines(queries, batch_rows, batch_positions)
             inside = (cosines >= self.low) & (cosines <= self.high)
             # Only pairs inside the band are asked for: comparing texts costs more than comparing numbers.
             inside[inside] = ~leave_out(batch_rows[inside], batch_positions[inside])
@@ -306,20 +342,39 @@ def _read(vectors: Floats) -> torch.Tensor:
     return torch.from_numpy(np.array(vectors))
 
 
-def _above(cosines: torch.Tensor, floors: torch.Tensor) -> tuple[Positions, Positions]:
+def _peaks(cosines: torch.Tensor) -> torch.Tensor:
+    """Return the highest product of each run of each query, queries × runs; the last run may be shorter."""
+    import torch
+
+    count, width = cosines.shape
+    even_width = width // _RUN * _RUN
+    parts = [cosines[:, :even_width].reshape(count, -1, _RUN).amax(2)] if even_width else []
+    parts += [cosines[:, even_width:].amax(1, keepdim=True)] if even_width < width else []
+    return torch.cat(parts, 1)
+
+
+def _above(
+    cosines: torch.Tensor, floors: torch.Tensor, peaks: torch.Tensor | None = None
+) -> tuple[Positions, Positions]:
     """Return the rows and columns where products reach their row's floor; runs that hold none are skipped at once.
 
     Args:
         cosines: Upper bounds of the cosines, queries × block.
         floors: The least cosine that counts, by query.
+        peaks: What `_peaks` returns of them, where it is known.
     """
     import torch
 
     count, width = cosines.shape
     even_width = width // _RUN * _RUN
+    peaks = _peaks(cosines) if peaks is None else peaks
     run_of = cosines[:, :even_width].reshape(count, -1, _RUN)  # (queries, runs, run)
     # The runs whose highest product reaches its floor, then the products inside those runs.
-    rows, run = torch.nonzero(run_of.amax(2) >= floors[:, None], as_tuple=True) if even_width else _none(cosines)
+    rows, run = (
+        torch.nonzero(peaks[:, : even_width // _RUN] >= floors[:, None], as_tuple=True)
+        if even_width
+        else _none(cosines)
+    )
     matches, column = (
         torch.nonzero(run_of[rows, run] >= floors[rows, None], as_tuple=True) if even_width else _none(cosines)
     )
