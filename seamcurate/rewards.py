@@ -236,11 +236,7 @@ def configured(named: str, day: datetime.date | None = None) -> RerReward | Mode
             return ModelReward(reward=reward.dated(day))
         return RerReward.model_validate(fields)
     except ValidationError as error:
-        details = error.errors(include_url=False)[0]
-        tags = ("reward", kind.key) if issubclass(kind, Backend) else ()
-        field_path = ".".join(str(key) for key in details["loc"] if key not in tags) or "the file"
-        fields_known = [field for field in kind.model_fields if field != "path"]
-        raise TrainError(f"reward {named}: {field_path}: {details['msg']}; it has {', '.join(fields_known)}") from error
+        raise TrainError(f"reward {named}: {_refusal(error, kind)}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TrainError(f"reward {named} cannot be read: {first_line(error)}") from error
 
@@ -268,6 +264,23 @@ def _function(named: str) -> ModelReward:
         return ModelReward(reward=RewardFunction(path=named))
     except ValidationError as error:
         raise TrainError(f"reward {named}: {error.errors(include_url=False)[0]['msg']}") from error
+
+
+def _refusal(error: ValidationError, kind: type[BaseModel]) -> str:
+    """Say which field of a reward's file cannot be taken, and why; `kind` is what the file describes."""
+    details = error.errors(include_url=False)[0]
+    path, known = list(details["loc"]), [kind]
+    if issubclass(kind, Backend):
+        # pydantic puts the kinds of models into the path.
+        path = path[2:] if path[:1] == ["reward"] else path
+        if path[:1] == ["ensemble"] and len(path) > 2:
+            member = path.pop(2)
+            known = [config for config in ROLES["reward"] if config.key == member]
+    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
+    message = details["msg"].removeprefix("Value error, ")
+    fields = [field for config in known for field in config.model_fields if field != "path"]
+    hint = f"; it has {', '.join(fields)}" if details["type"] in ("extra_forbidden", "missing") and fields else ""
+    return f"{where or 'the file'}: {message}{hint}"
 
 
 def _configuration_in(code: str) -> object:

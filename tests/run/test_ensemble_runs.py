@@ -219,6 +219,12 @@ def test_trainers_get_the_ensembles_reward_by_the_scales_of_a_run(folder, stores
         TrainError, match="worst-case is for SEAM alone, as it needs golden responses; take `combine: min`"
     ):
         read(str(file))
+    unknown = {**fixed, "ensemble": [*ENSEMBLE["ensemble"][:2], {"fake": "a", "dimension": 3}]}
+    file.write_text(yaml.safe_dump(unknown))
+    with pytest.raises(
+        TrainError, match=r": ensemble\[2\]\.dimension: Extra inputs are not permitted; it has dimensions$"
+    ):
+        read(str(file))
     file.write_text(yaml.safe_dump(ENSEMBLE))
     with pytest.raises(ModelError, match="its scales are not measured here; give `scales"):
         read(str(file))
