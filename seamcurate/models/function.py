@@ -219,66 +219,71 @@ class RewardFunction(NamedModel, RewardConfig):
         Raises:
             ModelError: The file does not say so, or a parameter has no value.
         """
-        found = function_file.parameters(self._file, self._name, self.title)
-        signature = self.signature or self._found(found)
+        declared = function_file.parameters(self._file, self._name, self.title)
+        signature = self.signature or self._recognised(declared)
         convention = _CONVENTIONS[signature]
-        if found is not None:
-            self._check(found, signature, convention)
+        if declared is not None:
+            self._check(declared, signature, convention)
         columns = dict(self.columns)
         reference = convention.reference
-        reads_reference = found is None or reference in found.names or signature == "openrlhf"
+        reads_reference = declared is None or reference in declared.names or signature == "openrlhf"
         if reference is not None and reads_reference and reference not in self.arguments:
             columns.setdefault(reference, "reference")
-        if found is not None and signature in ("trl", "verifiers"):
-            for name in found.required:
+        if declared is not None and signature in ("trl", "verifiers"):
+            for name in declared.required:
                 if name not in convention.given and name not in self.arguments:
                     columns.setdefault(name, name)
         return _Call(signature, dict(sorted(columns.items())))
 
-    def _found(self, found: function_file.Parameters | None) -> Signature:
+    def _recognised(self, declared: function_file.Parameters | None) -> Signature:
         """Tell by its parameters whose function it is."""
-        names = () if found is None else found.names
-        like = [signature for signature, convention in _CONVENTIONS.items() if convention.sign in names]
-        if len(like) == 1:
-            return like[0]
-        shown = "its file does not show its parameters" if found is None else f"its parameters are {found or 'none'}"
+        names = () if declared is None else declared.names
+        matching = [signature for signature, convention in _CONVENTIONS.items() if convention.sign in names]
+        if len(matching) == 1:
+            return matching[0]
+        shown = (
+            "its file does not show its parameters" if declared is None else f"its parameters are {declared or 'none'}"
+        )
         raise ModelError(f"{self.title}: {shown}; say `signature: {' | '.join(_CONVENTIONS)}`")
 
-    def _check(self, found: function_file.Parameters, signature: Signature, convention: _Convention) -> None:
+    def _check(self, declared: function_file.Parameters, signature: Signature, convention: _Convention) -> None:
         """Refuse a function that a call of its signature would not fit."""
         expected = f"a function of {convention.library} takes {', '.join(convention.given)}"
-        missing = [name for name in found.required if name in convention.trainers_own and name not in self.arguments]
+        missing = [name for name in declared.required if name in convention.trainers_own and name not in self.arguments]
         if missing:
             raise ModelError(f"{self.title} needs {missing[0]}, which only a trainer has; give it a default value")
-        unset = [name for name in found.required if name not in ("completions", "reference", *self.arguments)]
+        unset = [name for name in declared.required if name not in ("completions", "reference", *self.arguments)]
         if self.bundled and unset:
             raise ModelError(f"{self.title} needs `arguments: {{{unset[0]}: …}}`")
         if signature == "openrlhf":
-            given = [name for name in found.positional if name not in self.arguments]
-            further = [name for name in found.required if name not in given[:3] and name not in self.arguments]
-            if len(given) < 3 or further:
-                raise ModelError(f"{self.title}: {expected}, in this order, and this one takes {found or 'nothing'}")
+            given = [name for name in declared.positional if name not in self.arguments]
+            unfilled = [name for name in declared.required if name not in given[:3] and name not in self.arguments]
+            if len(given) < 3 or unfilled:
+                raise ModelError(f"{self.title}: {expected}, in this order, and this one takes {declared or 'nothing'}")
         elif (
-            convention.sign not in found.names
-            and not found.takes_any
-            and not (signature == "verifiers" and "state" in found.names)
+            convention.sign not in declared.names
+            and not declared.takes_any
+            and not (signature == "verifiers" and "state" in declared.names)
         ):
-            raise ModelError(f"{self.title}: {expected} by name, and this one takes {found or 'nothing'}")
+            raise ModelError(f"{self.title}: {expected} by name, and this one takes {declared or 'nothing'}")
         if signature == "verl":
-            further = [
-                name for name in found.required if name not in (*convention.given, *self.arguments, *self.columns)
+            unfilled = [
+                name for name in declared.required if name not in (*convention.given, *self.arguments, *self.columns)
             ]
-            if further:
-                raise ModelError(f"{self.title}: {expected}; give {further[0]} by `arguments` or `columns`")
+            if unfilled:
+                raise ModelError(f"{self.title}: {expected}; give {unfilled[0]} by `arguments` or `columns`")
+        if signature == "openrlhf" and (others := [name for name in self.columns if name != "labels"]):
+            raise ModelError(
+                f"{self.title}: columns: {others[0]}: OpenRLHF gives `labels` alone; say {{labels: COLUMN}}"
+            )
         keys = [("arguments", name) for name in self.arguments]
         # verl and verifiers have a place for further columns, `extra_info` and `info`.
-        keys += [("columns", name) for name in self.columns if signature in ("trl", "openrlhf")]
+        keys += [("columns", name) for name in self.columns if signature == "trl"]
         for key, name in keys:
             # What comes with seamcurate reads no further columns: another name is a slip.
-            takes_any = found.takes_any and not self.bundled and (key, signature) != ("columns", "openrlhf")
-            if name not in found.names and not takes_any:
-                hint = suggestion(name, found.names)
-                raise ModelError(f"{self.title}: {key}: it has no parameter {name!r}; it takes {found}{hint}")
+            if name not in declared.names and (self.bundled or not declared.takes_any):
+                hint = suggestion(name, declared.names)
+                raise ModelError(f"{self.title}: {key}: it has no parameter {name!r}; it takes {declared}{hint}")
 
 
 class _Call(NamedTuple):

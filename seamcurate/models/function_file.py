@@ -80,16 +80,16 @@ def hashes(file: Path, title: str) -> dict[str, str]:
 
     Modules are found by their import statements, those inside functions included.
     """
-    folder, found = file.parent, {}
+    folder, hash_by_path = file.parent, dict[str, str]()
     pending = [file]
     while pending:
         path = pending.pop()
         key = path.relative_to(folder).as_posix()
-        if key not in found:
-            found[key] = hashlib.sha256(_bytes(path, title)).hexdigest()
+        if key not in hash_by_path:
+            hash_by_path[key] = hashlib.sha256(_bytes(path, title)).hexdigest()
             pending += _imported(_parsed(path, title), folder, path.parent)
     # The file is known by its content: to rename it changes nothing.
-    return {"file": found.pop(file.name), **dict(sorted(found.items()))}
+    return {"file": hash_by_path.pop(file.name), **dict(sorted(hash_by_path.items()))}
 
 
 def _imported(tree: ast.Module, folder: Path, package: Path) -> Iterator[Path]:

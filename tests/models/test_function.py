@@ -111,7 +111,10 @@ def test_a_function_of_openrlhf_gets_prompt_and_answer_as_one_text(tmp_path):
     model = named(tmp_path, OPENRLHF, "reward_func")
     assert model.columns_read() == ("reference",)
     assert rewarded(model, ["4", "5"], reference="4") == [1, 0]
-    assert rewarded(named(tmp_path, OPENRLHF, "reward_func", columns={"labels": "right"}), ["4"], right="4") == [1]
+    (tmp_path / "other").mkdir()
+    code = "def score(queries, prompts, answers): return [float(q.endswith(a)) for q, a in zip(queries, answers)]"
+    model = named(tmp_path / "other", code, "score", columns={"labels": "right"})
+    assert model.columns_read() == ("right",) and rewarded(model, ["4", "5"], right="4") == [1, 0]
 
 
 def test_a_function_of_verifiers_gets_what_it_names(tmp_path):
@@ -148,6 +151,7 @@ def test_trl_s_own_function_runs(tmp_path):
 
 HOSTILE = """
 import os, sys, time
+import numpy
 
 class Stop(BaseException):
     def __str__(self):
@@ -173,9 +177,7 @@ def score(prompts, completions, **kwargs):
         if text == "crash": os.kill(os.getpid(), 11)
         if text == "few": continue
         if text == "secret": rewards.append(len(os.environ.get("MY_API_KEY", ""))); continue
-        if text == "numpy":
-            import numpy
-            rewards.append(numpy.float32(0.5)); continue
+        if text == "numpy": rewards.append(numpy.float32(0.5)); continue
         rewards.append({"true": True, "none": None, "nan": float("nan"), "text": "1.0", "huge": 10**400}.get(text, 7))
     return rewards
 """
@@ -225,12 +227,12 @@ def score(completions, **kwargs):
     while "loop" in completions: pass
     return [1] * len(completions)
 """
-    loaded = named(tmp_path, code, "score", seconds=0.2).load()
+    loaded = named(tmp_path, code, "score", seconds=0.7).load()
     for _ in range(2):
         assert [rating.reward for rating in loaded.ratings(["p"], [["a", "loop"]], {})[0]] == [1, None]
     assert (tmp_path / "calls.txt").read_text().splitlines() == ["['a', 'loop']", "['a']", "['loop']", "['a']"]
     said = capsys.readouterr().err
-    assert said.count("no answer in 0.2 seconds for an answer; such answers have no reward") == 1
+    assert said.count("no answer in 0.7 seconds for an answer; such answers have no reward") == 1
 
 
 def processes():
@@ -344,6 +346,11 @@ BAD = {
         "def score(completions): ...",
         {"columns": ["votes"]},
         "columns: it has no parameter 'votes'",
+    ),
+    "a column that OpenRLHF does not give": (
+        "def score(queries, prompts, answers, votes=None): ...",
+        {"signature": "openrlhf", "columns": ["votes"]},
+        "columns: votes: OpenRLHF gives `labels` alone; say {labels: COLUMN}",
     ),
     "null bytes": ("\0", {}, r"verifier\.py.*(is no Python file|null bytes; correct the file)"),
 }
