@@ -28,6 +28,8 @@ from seamcurate.models.template import FormSettings
 from seamcurate.progress import note
 from seamcurate.text import counted
 
+_LOOKS = 2
+"""How often a first look at a server is repeated."""
 _PROBE = ("What is a set?", "A collection of distinct things.")
 """What a server is asked first: until a request was answered, any failure is the server's."""
 _LACKS = "log-probabilities of given answers"
@@ -115,7 +117,7 @@ class CompletionServer(Served[CausalLM], NamedModel, FormSettings):
 
     def check_server(self) -> None:
         """Refuse a server that is not there or serves another model; nothing is scored."""
-        listed_window(ScoringClient(self.title, self.path, self), self.model, self.api, _LACKS)
+        _window(self)
 
     def load(self) -> Policy:
         """Open the tokenizer, and ask the server for its model and for one likelihood."""
@@ -229,6 +231,13 @@ _APIS: dict[str, _Api] = {
 """The servers that are known, by `api`. To add one, add a row."""
 
 
+def _window(config: CompletionServer) -> int | None:
+    """Refuse a server that is not there or does not have the model; return the window it reads, where it says so."""
+    # Nothing is lost yet: a server that does not answer at once is told of at once.
+    settings = config.model_copy(update={"retries": min(config.retries, _LOOKS)})
+    return listed_window(ScoringClient(config.title, config.path, settings), config.model, config.api, _LACKS)
+
+
 # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -238,7 +247,7 @@ class _Asked:
     def __init__(self, config: CompletionServer, cached: bool = True) -> None:
         self.config, self.cached, self.api = config, cached, _APIS[config.api]
         self.client = ScoringClient(config.title, config.path, config)
-        window = listed_window(self.client, config.model, config.api, _LACKS)
+        window = _window(config)
         # One token is generated after each sequence, as servers refuse to generate none.
         self.window = math.inf if window is None else window - 1
         texts = config.texts()
