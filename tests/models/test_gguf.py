@@ -17,7 +17,7 @@ from seamcurate.models import weights
 from seamcurate.models.gguf_file import header
 from seamcurate.run.recipe import loads
 
-PROMPTS = ["how do I sort the list", "open a file"]
+PROMPTS = ["how do I sort the list 12", "open a file"]
 RESPONSES = [["use sort on list", "no"], ["open it"]]
 PARTS = {
     "attn_q": "self_attn.q_proj",
@@ -36,7 +36,7 @@ TEMPLATE = (
 )
 
 
-def write(policy, file, tokenizer=None, template=None, splits="gpt-2", kind=gguf.GGMLQuantizationType.F32, **values):
+def write(policy, file, tokenizer=None, template=None, splits="qwen2", kind=gguf.GGMLQuantizationType.F32, **values):
     """Write a Qwen2 folder's model as a GGUF file, its tokenizer with it where one is given."""
     model = AutoModelForCausalLM.from_pretrained(policy)
     config = model.config
@@ -148,7 +148,7 @@ def test_another_tokenizer_is_read_in_place_of_the_files_own(file, policy_folder
 def test_a_tokenizer_that_transformers_does_not_know_how_to_cut_texts_for_is_told(
     policy_folder, tokenizer, tmp_path, capfd
 ):
-    for splits in ("gpt-2", "smollm"):
+    for splits in ("qwen2", "smollm"):
         CausalLM(path=str(write(policy_folder, tmp_path / f"{splits}.gguf", tokenizer, splits=splits))).tokenizer()
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning:")]
     assert (
