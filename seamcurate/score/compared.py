@@ -181,8 +181,13 @@ def check(
             if kept is not None:
                 (found,) = noise.scored([[text]], score(loaded))
                 before = tuple(kept)
+                if found is None:
+                    raise ModelError(
+                        f"{model.title} gives no score for a text that had {_shown(before)}: it fails, or was started anew "
+                        "with other settings; see its log, and run again"
+                    )
                 by = equivalence.differences([before], [found])
-                if found is None or any(value > floor for value, floor in zip(by, witness["floors"], strict=True)):
+                if any(value > floor for value, floor in zip(by, witness["floors"], strict=True)):
                     raise ModelError(
                         f"{model.title} gives other scores than before: {_shown(found)} for a text that had {_shown(before)}; "
                         "it was started anew with other weights or settings: start it as it was and run again, or with "
@@ -361,5 +366,5 @@ def _hint(compared: Comparison) -> str:
     return f"mend the server, or accept the difference by `accept_difference: {accepted}`"
 
 
-def _shown(scores: Scores | None) -> str:
-    return "none" if scores is None else ", ".join(f"{value:.4g}" for value in scores)
+def _shown(scores: Scores) -> str:
+    return ", ".join(f"{value:.4g}" for value in scores)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import questions
 from endpoint import body, hang_up, status
 from reward_wire import reward_serving
 
-from seamcurate import RewardServer, SequenceClassifier
+from seamcurate import Models, Recipe, Reward, RewardServer, SequenceClassifier, Source, Store, query, run_local
 from seamcurate.errors import ModelError
 
 APIS = ("vllm", "sglang", "openrlhf")
@@ -181,3 +183,26 @@ def test_settings_that_contradict_each_other_are_refused(at, decoder_reward_fold
     with pytest.raises(ValueError, match=message) as refused:
         server(at, decoder_reward_folder, **settings)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_run_compares_first_and_goes_on_after_the_server_went_away(decoder_reward_folder, tmp_path, api):
+    pq.write_table(pa.Table.from_pylist(questions(16)), tmp_path / "rows.parquet")
+    source = Source(parquet=str(tmp_path / "rows.parquet"), shard_rows=4)
+    with reward_serving(api, decoder_reward_folder) as at:
+        reward = server(at, decoder_reward_folder, api, retries=0, concurrency=1)
+        recipe = Recipe(rows=source, models=Models(reward=reward), steps=(Reward(),))
+        shards = tmp_path / "store" / "columns" / "reward"
+        at.chance = lambda: status(503) if [*shards.glob("00001.parquet")] else None
+        with pytest.raises(ModelError, match="reward_server rm gives no score for a text that had"):
+            run_local(recipe, tmp_path / "store")
+        kept = {file: file.stat().st_mtime_ns for file in shards.glob("0*.parquet")}
+        at.chance = lambda: None
+        report = run_local(recipe, tmp_path / "store")
+    assert 2 <= len(kept) < 4 and kept == {file: file.stat().st_mtime_ns for file in kept}
+    assert any("reward_server rm gives the same scores as sequence_classifier" in line for line in report.lines), report
+    texts = [row["prompt"] for row in questions(16)], [[row["response"]] for row in questions(16)]
+    expected = reward.local().load().rewards(*texts)
+    rows = query(Store(tmp_path / "store"), "SELECT reward, reward_reason FROM rows ORDER BY row_id").to_pylist()
+    assert [row["reward"] for row in rows] == pytest.approx(flat(expected), abs=1e-4)
+    assert {row["reward_reason"] for row in rows} == {None}
