@@ -304,12 +304,12 @@ def test_the_nearest_k_inside_the_band_are_kept_nearest_first(tmp_path):
     encoder = FakeModel()
     rows = table(["sort the list of files now"])
     corpus = table([f"sort the list of {w}" for w in ("files", "books", "cars", "trees", "words", "rocks")])
-    (found,) = made(tmp_path, Retrieve(k=3, band=(0.3, 0.99), encoder=encoder), rows, corpus)
+    (candidates,) = made(tmp_path, Retrieve(k=3, band=(0.3, 0.99), encoder=encoder), rows, corpus)
     vectors = encoder.embed([*rows["prompt"].to_pylist(), *corpus["prompt"].to_pylist()]).astype(np.float64)
     cosines = vectors[1:] @ vectors[0]
     best = np.argsort(-cosines)[:3]
-    assert [c["source_row_id"] for c in found] == [100 + int(i) for i in best]
-    assert [c["similarity"] for c in found] == pytest.approx(list(cosines[best]), abs=1e-6)
+    assert [c["source_row_id"] for c in candidates] == [100 + int(i) for i in best]
+    assert [c["similarity"] for c in candidates] == pytest.approx(list(cosines[best]), abs=1e-6)
 
 
 def test_the_row_itself_and_equal_answers_are_left_out_case_and_space_aside(tmp_path):
@@ -318,8 +318,8 @@ def test_the_row_itself_and_equal_answers_are_left_out_case_and_space_aside(tmp_
         ["Sort  the list of FILES", "sort the list of books", "sort the list of cars"],
         ["something else", " use  SORTED(). ", "another answer"],
     )
-    (found,) = made(tmp_path, Retrieve(band=(0.0, 1.0), encoder=FakeModel()), rows, corpus)
-    assert [c["source_row_id"] for c in found] == [102]
+    (candidates,) = made(tmp_path, Retrieve(band=(0.0, 1.0), encoder=FakeModel()), rows, corpus)
+    assert [c["source_row_id"] for c in candidates] == [102]
 
 
 def test_a_row_with_nothing_in_the_band_has_an_empty_set_not_null(tmp_path):
@@ -330,8 +330,8 @@ def test_chat_prompts_are_read_by_their_contents(tmp_path):
     turns = [[{"role": "system", "content": "sort the"}, {"role": "user", "content": "list of files"}]]
     rows = pa.table({"prompt": turns, "response": ["x"]})
     corpus = table(["sort the list of books"])
-    (found,) = made(tmp_path, Retrieve(band=(0.5, 0.95), encoder=FakeModel()), rows, corpus)
-    assert [c["source_row_id"] for c in found] == [100]
+    (candidates,) = made(tmp_path, Retrieve(band=(0.5, 0.95), encoder=FakeModel()), rows, corpus)
+    assert [c["source_row_id"] for c in candidates] == [100]
 
 
 def test_facts_count_candidates_and_advise_when_few_rows_are_served(tmp_path):
@@ -426,11 +426,13 @@ def test_an_embedding_that_is_not_finite_is_null_counted_and_never_retrieved(ind
     assert [value is None for value in embedded.to_pylist()] == ["copy" in one for one in questions]
     # Zero for every second dimension would be at cosine 0 of everything: inside this band.
     step = Retrieve(k=9, band=(-1.0, 1.0), encoder=encoder, index=index)
-    found = made(tmp_path, step, rows, corpus)
-    assert [one is None for one in found] == ["copy" in one for one in questions]
+    candidates = made(tmp_path, step, rows, corpus)
+    assert [one is None for one in candidates] == ["copy" in one for one in questions]
     copies = {100 + i for i, one in enumerate(questions) if "copy" in one}
-    assert all(len(one) == 6 and not copies & {hit["source_row_id"] for hit in one} for one in found if one is not None)
-    facts = step.facts([pa.table({"worse_contrast": pa.array(found, retrieve.CONTRAST)})], tmp_path)
+    assert all(
+        len(one) == 6 and not copies & {hit["source_row_id"] for hit in one} for one in candidates if one is not None
+    )
+    facts = step.facts([pa.table({"worse_contrast": pa.array(candidates, retrieve.CONTRAST)})], tmp_path)
     assert facts["warnings"] == ["3 rows have an embedding that is not finite: worse_contrast is NULL"]
     assert (facts["rows"], facts["null"], facts["share_none"]) == (6, 3, 0.0)
     assert Embed(encoder=encoder).facts([pa.table({"embedding": embedded})], tmp_path)["warnings"] == [
@@ -445,9 +447,9 @@ def test_a_corpus_without_a_finite_embedding_is_refused_and_rows_without_one_are
     (tmp_path / "none").mkdir()
     with pytest.raises(StepError, match="no row of the corpus has an embedding that is finite"):
         made(tmp_path / "none", step, others, copies)
-    found = made(tmp_path, step, copies, others)
-    assert found == [None, None]
-    assert step.facts([pa.table({"worse_contrast": pa.array(found, retrieve.CONTRAST)})], tmp_path) == {
+    candidates = made(tmp_path, step, copies, others)
+    assert candidates == [None, None]
+    assert step.facts([pa.table({"worse_contrast": pa.array(candidates, retrieve.CONTRAST)})], tmp_path) == {
         "null": 2,
         "warnings": ["2 rows have an embedding that is not finite: worse_contrast is NULL"],
     }

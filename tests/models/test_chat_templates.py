@@ -43,15 +43,15 @@ def with_template(tokenizer: Any, source: str) -> Any:
     """Return a tokenizer with a chat template and the special tokens that it spells."""
     from transformers import PreTrainedTokenizerFast
 
-    made = PreTrainedTokenizerFast(
+    chat_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>"
     )
     spelled = re.findall(r"<[|｜][^<>|｜\n]{1,40}[|｜]>|<(?:start|end)_of_turn>|<\|turn>|<turn\|>", source)
-    made.add_special_tokens({"additional_special_tokens": sorted(set(spelled))})
+    chat_tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(spelled))})
     if "bos_token" in source:
-        made.add_special_tokens({"bos_token": "<BOS>"})
-    made.chat_template = source
-    return made
+        chat_tokenizer.add_special_tokens({"bos_token": "<BOS>"})
+    chat_tokenizer.chat_template = source
+    return chat_tokenizer
 
 
 def chat(prompt: Any, answer: str) -> list[dict[str, str]]:
@@ -75,17 +75,17 @@ def test_a_reward_model_reads_what_every_template_of_trl_makes_of_the_whole_chat
     trl = pytest.importorskip("trl", reason="trainers are not installed")
     read = 0
     for file in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja")):
-        made = with_template(tokenizer, file.read_text())
-        form = tokens.form_of(made)
+        chat_tokenizer = with_template(tokenizer, file.read_text())
+        form = tokens.form_of(chat_tokenizer)
         for prompt in PROMPTS:
             try:
-                wanted = [plain_call(made, prompt, answer) for answer in ANSWERS]
+                wanted = [plain_call(chat_tokenizer, prompt, answer) for answer in ANSWERS]
             except TemplateError:
                 # A template without a system's turn, or for turns in parts, has no form for these rows.
                 with pytest.raises(TemplateError):
-                    tokens.reward_group(made, prompt, ANSWERS, 10_000, form)
+                    tokens.reward_group(chat_tokenizer, prompt, ANSWERS, 10_000, form)
                 continue
-            before, rest = tokens.reward_group(made, prompt, ANSWERS, 10_000, form)
+            before, rest = tokens.reward_group(chat_tokenizer, prompt, ANSWERS, 10_000, form)
             assert [before + ids for ids in rest] == wanted, file.name
             # What they share is read once for all of them; of an empty answer a token must be left.
             assert len(before) >= alike(wanted) - 1, file.name
@@ -94,18 +94,18 @@ def test_a_reward_model_reads_what_every_template_of_trl_makes_of_the_whole_chat
 
 
 def test_an_answer_is_cut_where_it_stands_and_what_closes_it_stays(tokenizer):
-    made = with_template(tokenizer, THINKING)
+    chat_tokenizer = with_template(tokenizer, THINKING)
     long = "use sort on list " * 9
-    whole = plain_call(made, "sort", long)
-    close = made("<|im_end|>\n", add_special_tokens=False)["input_ids"]
-    begin = made(
+    whole = plain_call(chat_tokenizer, "sort", long)
+    close = chat_tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    begin = chat_tokenizer(
         "<|im_start|>user\nsort<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", add_special_tokens=False
     )
     start = len(begin["input_ids"])
     for limit in range(start, len(whole) + 2):
         room = limit - start - len(close)
         expected = None if room < 1 else [*whole[: limit - len(close)], *close] if limit < len(whole) else whole
-        assert tokens.reward_ids(made, "sort", long, limit) == expected
+        assert tokens.reward_ids(chat_tokenizer, "sort", long, limit) == expected
 
 
 @pytest.fixture
@@ -118,13 +118,13 @@ def thinking_reward(tokenizer, decoder_reward_folder, tmp_path) -> Path:
 def test_rewards_of_a_template_that_thinks_equal_plain_calls(thinking_reward):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(thinking_reward)
+    chat_tokenizer = AutoTokenizer.from_pretrained(thinking_reward)
     model = AutoModelForSequenceClassification.from_pretrained(thinking_reward).eval()
     scored = SequenceClassifier(path=str(thinking_reward), dtype="float32").load().rewards(PROMPTS, [ANSWERS] * 3)
     for prompt, row in zip(PROMPTS, scored, strict=True):
         for answer, score in zip(ANSWERS, row, strict=True):
             with torch.no_grad():
-                wanted = float(model(input_ids=torch.tensor([plain_call(made, prompt, answer)])).logits[0, 0])
+                wanted = float(model(input_ids=torch.tensor([plain_call(chat_tokenizer, prompt, answer)])).logits[0, 0])
             assert score == pytest.approx(wanted, abs=1e-4)
 
 
@@ -138,24 +138,24 @@ def test_an_empty_answer_closed_by_padding_is_read_at_the_prompts_last_token(
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}<|pad|>{% endfor %}"
     )
-    made = AutoTokenizer.from_pretrained(folder)
+    chat_tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     ((empty, full),) = (
         SequenceClassifier(path=str(folder), dtype="float32").load().rewards(["sort"], [["", "use sort"]])
     )
     for answer, score in (("", empty), ("use sort", full)):
         with torch.no_grad():
-            wanted = model(input_ids=torch.tensor([plain_call(made, "sort", answer)])).logits[0, 0]
+            wanted = model(input_ids=torch.tensor([plain_call(chat_tokenizer, "sort", answer)])).logits[0, 0]
         assert score == pytest.approx(float(wanted), abs=1e-4)
 
 
 def test_a_policy_continues_the_generation_prompt_with_the_templates_arguments(tokenizer):
-    made = with_template(tokenizer, THINKING)
+    chat_tokenizer = with_template(tokenizer, THINKING)
     begin = "<|im_start|>user\nsort<|im_end|>\n<|im_start|>assistant\n"
     for arguments, thought in ((None, ""), ({"think": False}, "<think>\n\n</think>\n\n")):
-        form = tokens.form_of(made, FormSettings(template=arguments))
-        before, after = tokens.policy_ids(made, "sort", "use sort", 99, form)
-        assert (made.decode(before), made.decode(after)) == (begin + thought, "use sort<|im_end|>")
+        form = tokens.form_of(chat_tokenizer, FormSettings(template=arguments))
+        before, after = tokens.policy_ids(chat_tokenizer, "sort", "use sort", 99, form)
+        assert (chat_tokenizer.decode(before), chat_tokenizer.decode(after)) == (begin + thought, "use sort<|im_end|>")
 
 
 # ── where a policy's answer ends ─────────────────────────────────────────────────────────────────────────────
@@ -183,15 +183,24 @@ TURNS = (
     ],
 )
 def test_an_answer_ends_as_the_model_ends_turns(template, ends, closing, tokenizer):
-    made = with_template(tokenizer, template)
-    made.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
-    form = tokens.form_of(made, FormSettings(), made.convert_tokens_to_ids(ends))
-    assert made.convert_ids_to_tokens(form.end) == closing
-    assert made.decode(tokens.policy_ids(made, "sort", "use sort", 99, form)[1]) == f"use sort{closing}"
-    assert made.decode(tokens.policy_group(made, "sort", ["use sort"], 99, form)[1][0]) == f"use sort{closing}"
+    chat_tokenizer = with_template(tokenizer, template)
+    chat_tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    form = tokens.form_of(chat_tokenizer, FormSettings(), chat_tokenizer.convert_tokens_to_ids(ends))
+    assert chat_tokenizer.convert_ids_to_tokens(form.end) == closing
+    assert (
+        chat_tokenizer.decode(tokens.policy_ids(chat_tokenizer, "sort", "use sort", 99, form)[1])
+        == f"use sort{closing}"
+    )
+    assert (
+        chat_tokenizer.decode(tokens.policy_group(chat_tokenizer, "sort", ["use sort"], 99, form)[1][0])
+        == f"use sort{closing}"
+    )
     # In a form without turns, texts end.
-    bare = tokens.form_of(made, FormSettings(form="bare"), made.convert_tokens_to_ids(ends))
-    assert made.decode(tokens.policy_ids(made, "sort", "use sort", 99, bare)[1]) == "use sort<|im_end|>"
+    bare = tokens.form_of(chat_tokenizer, FormSettings(form="bare"), chat_tokenizer.convert_tokens_to_ids(ends))
+    assert (
+        chat_tokenizer.decode(tokens.policy_ids(chat_tokenizer, "sort", "use sort", 99, bare)[1])
+        == "use sort<|im_end|>"
+    )
 
 
 @pytest.fixture
@@ -199,25 +208,31 @@ def turning_policy(tokenizer, tmp_path) -> Path:
     """A policy as Gemma's: `generation_config` names two ends, the template writes one of them."""
     from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
-    made = with_template(tokenizer, TURNS)
+    chat_tokenizer = with_template(tokenizer, TURNS)
     set_seed(0)
     config = Qwen2Config(
-        vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3, eos_token_id=made.eos_token_id,
-        bos_token_id=None, pad_token_id=made.pad_token_id,
+        vocab_size=len(chat_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3, eos_token_id=chat_tokenizer.eos_token_id,
+        bos_token_id=None, pad_token_id=chat_tokenizer.pad_token_id,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
-    model.generation_config.eos_token_id = [made.eos_token_id, made.convert_tokens_to_ids("<end_of_turn>")]
+    model.generation_config.eos_token_id = [
+        chat_tokenizer.eos_token_id,
+        chat_tokenizer.convert_tokens_to_ids("<end_of_turn>"),
+    ]
     model.save_pretrained(tmp_path / "policy")
-    made.save_pretrained(tmp_path / "policy")
+    chat_tokenizer.save_pretrained(tmp_path / "policy")
     return tmp_path / "policy"
 
 
 def test_likelihoods_count_the_token_that_ends_a_turn(turning_policy):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    made, model = AutoTokenizer.from_pretrained(turning_policy), AutoModelForCausalLM.from_pretrained(turning_policy)
-    ids = [made(text, add_special_tokens=False)["input_ids"] for text in (
+    chat_tokenizer, model = (
+        AutoTokenizer.from_pretrained(turning_policy),
+        AutoModelForCausalLM.from_pretrained(turning_policy),
+    )
+    ids = [chat_tokenizer(text, add_special_tokens=False)["input_ids"] for text in (
         "<start_of_turn>user\nsort<end_of_turn>\n<start_of_turn>assistant\n", "use sort<end_of_turn>"
     )]  # fmt: skip
     with torch.no_grad():
@@ -227,10 +242,10 @@ def test_likelihoods_count_the_token_that_ends_a_turn(turning_policy):
     ((found,),) = config.load().logprobs(["sort"], [["use sort"]])
     assert (found.logprob, found.tokens) == (pytest.approx(wanted, abs=1e-4), len(ids[1]))
     # Whoever writes prompts for trainers knows it from the files alone; they are part of the identity.
-    assert config.prompt_form().end == made.convert_tokens_to_ids("<end_of_turn>")
+    assert config.prompt_form().end == chat_tokenizer.convert_tokens_to_ids("<end_of_turn>")
     before = config.identity()
-    (turning_policy / "generation_config.json").write_text(f'{{"eos_token_id": {made.eos_token_id}}}')
-    assert config.prompt_form().end == made.eos_token_id and config.identity() != before
+    (turning_policy / "generation_config.json").write_text(f'{{"eos_token_id": {chat_tokenizer.eos_token_id}}}')
+    assert config.prompt_form().end == chat_tokenizer.eos_token_id and config.identity() != before
 
 
 def test_fine_tuning_learns_the_token_that_ends_a_turn(turning_policy, tmp_path, monkeypatch):
@@ -248,9 +263,9 @@ def test_fine_tuning_learns_the_token_that_ends_a_turn(turning_policy, tmp_path,
     data = tmp_path / "d.jsonl"
     data.write_text('{"prompt": "sort", "completion": "use sort"}\n')
     sft(turning_policy, data, tmp_path / "out", SFTTraining(max_steps=1, lora=False, eval_rows=0))
-    made = CausalLM(path=str(tmp_path / "out")).tokenizer()
+    chat_tokenizer = CausalLM(path=str(tmp_path / "out")).tokenizer()
     (row,) = seen
     learnt = [token for token, one in zip(row["input_ids"], row["completion_mask"], strict=True) if one]
-    assert made.decode(learnt) == "use sort<end_of_turn>"
+    assert chat_tokenizer.decode(learnt) == "use sort<end_of_turn>"
     # And the trained policy is scored with it.
     assert CausalLM(path=str(tmp_path / "out")).prompt_form().end == learnt[-1]

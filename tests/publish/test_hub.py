@@ -97,7 +97,7 @@ def work(finished_work: Path, tmp_path: Path) -> Work:
 
 
 @pytest.fixture
-def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+def hub_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A Hub of this test's own, to which the clients in this process speak by LFS, with a token that may write."""
     with serving() as server:
         server.tokens[CANARY] = "write"
@@ -132,14 +132,14 @@ def test_a_store_that_a_run_works_on_is_not_published(work):
 # What is pushed.
 
 
-def test_a_push_makes_a_private_data_set_with_everything_in_it_by_one_commit(work, there):
+def test_a_push_makes_a_private_data_set_with_everything_in_it_by_one_commit(work, hub_server):
     pushed = hub.push(work.recipe, work.store, "me/curated")
-    (created,) = there.created
+    (created,) = hub_server.created
     assert [created[key] for key in ("organization", "name", "type")] == ["me", "curated", "dataset"]
-    assert there.repos["me/curated"].private
-    assert len(there.repos["me/curated"].commits) == 2
-    assert (pushed.commit, pushed.unchanged, pushed.removed) == (there.repos["me/curated"].commits[-1][0], 0, [])
-    assert set(pushed.sent) == set(there.files("me/curated")) - {".gitattributes"}
+    assert hub_server.repos["me/curated"].private
+    assert len(hub_server.repos["me/curated"].commits) == 2
+    assert (pushed.commit, pushed.unchanged, pushed.removed) == (hub_server.repos["me/curated"].commits[-1][0], 0, [])
+    assert set(pushed.sent) == set(hub_server.files("me/curated")) - {".gitattributes"}
     assert set(pushed.sent) >= {
         "README.md",
         "recipe.yaml",
@@ -152,14 +152,14 @@ def test_a_push_makes_a_private_data_set_with_everything_in_it_by_one_commit(wor
         "ledger/train.parquet",
         "ledger/pairs.parquet",
     }
-    assert text(there, "recipe.yaml") == work.recipe.read_text()
-    assert text(there, "filters/some.sql") == SOME
-    assert pushed.url == f"{there.address}/datasets/me/curated"
+    assert text(hub_server, "recipe.yaml") == work.recipe.read_text()
+    assert text(hub_server, "filters/some.sql") == SOME
+    assert pushed.url == f"{hub_server.address}/datasets/me/curated"
 
 
-def test_the_facts_hold_revisions_meanings_and_fingerprints_but_no_folder_of_this_machine(work, there):
+def test_the_facts_hold_revisions_meanings_and_fingerprints_but_no_folder_of_this_machine(work, hub_server):
     hub.push(work.recipe, work.store, "me/curated")
-    facts = json.loads(text(there, "seamcurate.json"))
+    facts = json.loads(text(hub_server, "seamcurate.json"))
     assert facts["rows"] == 40 and facts["source"] == work.store.about["source"]
     assert facts["models"]["reward"] == {"fake": "reward", "dimensions": 64}
     record = work.store.records()["seam_contrast"]
@@ -171,14 +171,14 @@ def test_the_facts_hold_revisions_meanings_and_fingerprints_but_no_folder_of_thi
     }
     assert facts["steps"]["corpus embedding"]["identity"]["encoder"] == {"fake": "encoder", "dimensions": 64}
     assert facts["splits"]["train"]["kept"] == 32
-    assert str(work.recipe.parent) not in json.dumps(facts) + text(there, "README.md")
+    assert str(work.recipe.parent) not in json.dumps(facts) + text(hub_server, "README.md")
 
 
-def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, monkeypatch):
+def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, hub_server, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(measures, "draw", DRAW)
     hub.push(work.recipe, work.store, "me/curated", licences=["cc-by-4.0"])
-    card_text = text(there, "README.md")
+    card_text = text(hub_server, "README.md")
     front = yaml.safe_load(card_text.split("---")[1])
     assert front["license"] == "cc-by-4.0" and front["size_categories"] == ["n<1K"] and "seamcurate" in front["tags"]
     assert front["configs"] == [
@@ -195,7 +195,7 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, there, mon
     assert f"from {words.all:.4g} to {words.kept:.4g}" in card_text
     for ruler in ("words of the prompt", "distinct trigrams of the response", "a random number"):
         assert f"| {ruler} | " in card_text
-    assert "figures/train.png" in card_text and there.content("me/curated", "figures/train.png")[:4] == b"\x89PNG"
+    assert "figures/train.png" in card_text and hub_server.content("me/curated", "figures/train.png")[:4] == b"\x89PNG"
     for trainer in ("GRPOTrainer", "DPOTrainer", "openrlhf.cli.train_ppo_ray", "verl.trainer.main_ppo"):
         assert trainer in card_text
     assert "seamcurate reproduce me/curated" in card_text and "`rows.parquet`, `corpus.parquet`" in card_text
@@ -382,27 +382,27 @@ def test_a_dry_run_asks_nothing_and_gives_card_and_sizes(work, monkeypatch):
         hub.prepare(work.recipe, work.store, "curated")
 
 
-def test_another_trainer_s_format_is_written_when_asked(work, there):
+def test_another_trainer_s_format_is_written_when_asked(work, hub_server):
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     hub.push(work.recipe, work.store, "me/curated", trainer="verl")
-    reward, name = sorted(name for name in there.files("me/curated") if name.startswith("data/"))
+    reward, name = sorted(name for name in hub_server.files("me/curated") if name.startswith("data/"))
     assert reward == "data/train/seamcurate_reward.py"
-    assert "Every score is a field of `extra_info` here" in text(there, "README.md")
-    assert "SUMMARIZE SELECT unnest(extra_info) FROM 'hf://" in text(there, "README.md")
-    assert "reward_model" in pq.read_schema(pa.BufferReader(there.content("me/curated", name))).names
-    assert "verl.trainer.main_ppo data.train_files=rows/data/train/" in text(there, "README.md")
+    assert "Every score is a field of `extra_info` here" in text(hub_server, "README.md")
+    assert "SUMMARIZE SELECT unnest(extra_info) FROM 'hf://" in text(hub_server, "README.md")
+    assert "reward_model" in pq.read_schema(pa.BufferReader(hub_server.content("me/curated", name))).names
+    assert "verl.trainer.main_ppo data.train_files=rows/data/train/" in text(hub_server, "README.md")
 
 
-def test_the_licence_is_carried_from_the_hub_data_set_the_rows_come_from(work, there):
-    there.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
+def test_the_licence_is_carried_from_the_hub_data_set_the_rows_come_from(work, hub_server):
+    hub_server.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
     loaded = Recipe.load(work.recipe)
     from_hub = loaded.model_copy(update={"rows": Source(hub="me/rows")})
     assert hub._licences(hub._api("me/rows"), from_hub) == ["cc-by-sa-4.0"]
     assert hub._licences(hub._api("me/rows"), loaded) == []
 
 
-def test_the_licence_is_carried_through_a_store_whose_rows_come_from_a_hub_data_set(work, there, tmp_path):
-    there.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
+def test_the_licence_is_carried_through_a_store_whose_rows_come_from_a_hub_data_set(work, hub_server, tmp_path):
+    hub_server.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
     (tmp_path / "rows.jsonl").write_text('{"prompt": "2 + 2?"}\n')
     commit = Source(hub="me/rows").identity()["commit"]
 
@@ -426,9 +426,9 @@ def test_the_licence_is_carried_through_a_store_whose_rows_come_from_a_hub_data_
     ],
     ids=["prompts", "preferences", "unpaired", "augment"],
 )
-def test_the_corpuss_licence_is_carried_where_its_texts_are_published(work, there, split, licences):
-    there.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
-    there.add("me/corpus", {"README.md": b"---\nlicense: mit\n---\n"})
+def test_the_corpuss_licence_is_carried_where_its_texts_are_published(work, hub_server, split, licences):
+    hub_server.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
+    hub_server.add("me/corpus", {"README.md": b"---\nlicense: mit\n---\n"})
     recipe = Recipe(
         rows=Source(hub="me/rows"),
         corpus=Source(hub="me/corpus"),
@@ -440,19 +440,19 @@ def test_the_corpuss_licence_is_carried_where_its_texts_are_published(work, ther
 # Pushing again.
 
 
-def test_an_identical_push_makes_no_commit_and_sends_nothing(work, there):
+def test_an_identical_push_makes_no_commit_and_sends_nothing(work, hub_server):
     first = hub.push(work.recipe, work.store, "me/curated")
-    there.asked.clear()
+    hub_server.asked.clear()
     again = hub.push(work.recipe, work.store, "me/curated")
     assert (again.sent, again.removed, again.commit) == ([], [], first.commit)
     assert again.unchanged == len(first.sent)
-    assert there.count("PUT|preupload|commit") == 0
+    assert hub_server.count("PUT|preupload|commit") == 0
     # What is there is looked at, and nothing more is asked.
-    assert [line.split("/")[0] for line in there.asked] == ["GET ", "GET "]
+    assert [line.split("/")[0] for line in hub_server.asked] == ["GET ", "GET "]
 
 
-def test_only_what_changed_travels_and_a_split_that_is_gone_is_removed(work, there):
-    there.add("me/curated", {"notes.txt": b"mine"}, private=True)
+def test_only_what_changed_travels_and_a_split_that_is_gone_is_removed(work, hub_server):
+    hub_server.add("me/curated", {"notes.txt": b"mine"}, private=True)
     hub.push(work.recipe, work.store, "me/curated")
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     pushed = hub.push(work.recipe, work.store, "me/curated")
@@ -461,21 +461,21 @@ def test_only_what_changed_travels_and_a_split_that_is_gone_is_removed(work, the
         "data/pairs/train-00000-of-00001.parquet",
         "ledger/pairs.parquet",
     ]
-    assert text(there, "notes.txt") == "mine"
+    assert text(hub_server, "notes.txt") == "mine"
 
 
-def test_a_push_that_stopped_sends_only_what_is_missing(work, there, monkeypatch):
+def test_a_push_that_stopped_sends_only_what_is_missing(work, hub_server, monkeypatch):
     monkeypatch.setattr("seamcurate.publish.files._ROWS_PER_FILE", 7)
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
-    there.faults.append(Fault("PUT /lfs", 400, after=2))
+    hub_server.faults.append(Fault("PUT /lfs", 400, after=2))
     with pytest.raises(HubError, match="the Hub refuses"):
         hub.push(work.recipe, work.store, "me/curated")
-    assert there.count("PUT /lfs") == 3 and len(there.repos["me/curated"].commits) == 1
-    there.asked.clear()
+    assert hub_server.count("PUT /lfs") == 3 and len(hub_server.repos["me/curated"].commits) == 1
+    hub_server.asked.clear()
     hub.push(work.recipe, work.store, "me/curated")
-    large = [name for name in there.files("me/curated") if name.endswith((".parquet", ".png"))]
+    large = [name for name in hub_server.files("me/curated") if name.endswith((".parquet", ".png"))]
     assert sum(name.startswith("data/train/") for name in large) == 5
-    assert there.count("PUT /lfs") == len(large) - 2
+    assert hub_server.count("PUT /lfs") == len(large) - 2
 
 
 # Faults.
@@ -494,48 +494,48 @@ def test_a_push_that_stopped_sends_only_what_is_missing(work, there, monkeypatch
         (Fault("validate-yaml", 400, body={"errors": [{"message": f"echo {CANARY}"}]}), "echo …", 0),
     ],
 )
-def test_what_the_hub_answers_becomes_one_line(work, there, caplog, capfd, monkeypatch, fault, message, commits):
+def test_what_the_hub_answers_becomes_one_line(work, hub_server, caplog, capfd, monkeypatch, fault, message, commits):
     slept = []
     monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=slept.append))
     caplog.set_level(logging.DEBUG)
-    there.faults.append(fault)
+    hub_server.faults.append(fault)
     with pytest.raises(HubError, match=message) as caught:
         hub.push(work.recipe, work.store, "me/curated")
-    assert there.count("POST .*/commit/") == commits and sum(slept) < 1
+    assert hub_server.count("POST .*/commit/") == commits and sum(slept) < 1
     assert "\n" not in str(caught.value) and str(caught.value).startswith("me/curated: ")
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
     assert CANARY not in shown
-    for name, blob in there.files("me/curated").items() if "me/curated" in there.repos else ():
-        assert CANARY.encode() not in there.bytes(blob), name
+    for name, blob in hub_server.files("me/curated").items() if "me/curated" in hub_server.repos else ():
+        assert CANARY.encode() not in hub_server.bytes(blob), name
 
 
 @pytest.mark.parametrize("status", [503, 429, 0])
-def test_a_commit_that_fails_at_first_is_tried_again(work, there, status, capfd):
-    there.faults.append(Fault("commit", status, 2))
+def test_a_commit_that_fails_at_first_is_tried_again(work, hub_server, status, capfd):
+    hub_server.faults.append(Fault("commit", status, 2))
     pushed = hub.push(work.recipe, work.store, "me/curated")
     told = f"the Hub {f'answered {status}' if status else 'hung up'}; trying again in 0 s"
     assert capfd.readouterr().err.splitlines().count(told) == 2
-    assert there.repos["me/curated"].commits[-1][0] == pushed.commit and there.count("POST .*/commit/") == 3
+    assert hub_server.repos["me/curated"].commits[-1][0] == pushed.commit and hub_server.count("POST .*/commit/") == 3
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(work, there):
-    there.faults.append(Fault("commit", 503, done=True))
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(work, hub_server):
+    hub_server.faults.append(Fault("commit", 503, done=True))
     pushed = hub.push(work.recipe, work.store, "me/curated")
-    assert len(there.repos["me/curated"].commits) == 2
-    assert pushed.commit == there.repos["me/curated"].commits[-1][0]
+    assert len(hub_server.repos["me/curated"].commits) == 2
+    assert pushed.commit == hub_server.repos["me/curated"].commits[-1][0]
 
 
-def test_a_commit_in_between_is_not_overwritten(work, there, monkeypatch):
+def test_a_commit_in_between_is_not_overwritten(work, hub_server, monkeypatch):
     real = hub._send
 
     def late(api, repo_id, *rest):
-        there.add(repo_id, {"README.md": b"somebody else's"})
+        hub_server.add(repo_id, {"README.md": b"somebody else's"})
         return real(api, repo_id, *rest)
 
     monkeypatch.setattr(hub, "_send", late)
     with pytest.raises(HubError, match="somebody else committed meanwhile"):
         hub.push(work.recipe, work.store, "me/curated")
-    assert text(there, "README.md") == "somebody else's"
+    assert text(hub_server, "README.md") == "somebody else's"
 
 
 @pytest.mark.parametrize(
@@ -551,9 +551,9 @@ def test_a_commit_in_between_is_not_overwritten(work, there, monkeypatch):
         (f"{CANARY} {CANARY}", "me/curated", "the token holds characters that no token has"),
     ],
 )
-def test_who_may_not_push_is_told_why(work, there, monkeypatch, token, repo_id, message):
-    there.add("me/private", {}, private=True)
-    there.add("me/public", {})
+def test_who_may_not_push_is_told_why(work, hub_server, monkeypatch, token, repo_id, message):
+    hub_server.add("me/private", {}, private=True)
+    hub_server.add("me/public", {})
     monkeypatch.delenv("HF_TOKEN")
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
@@ -562,13 +562,13 @@ def test_who_may_not_push_is_told_why(work, there, monkeypatch, token, repo_id, 
     assert str(caught.value).startswith(message) and CANARY not in str(caught.value)
 
 
-def test_a_public_data_set_is_made_when_asked(work, there):
+def test_a_public_data_set_is_made_when_asked(work, hub_server):
     hub.push(work.recipe, work.store, "me/curated", public=True)
-    assert not there.repos["me/curated"].private
+    assert not hub_server.repos["me/curated"].private
     assert hub.push(work.recipe, work.store, "me/curated", public=True).sent == []
 
 
-def test_an_unreachable_hub_and_an_offline_client_are_told(there, monkeypatch):
+def test_an_unreachable_hub_and_an_offline_client_are_told(hub_server, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     # Nothing was sent, so that nothing is said of what has arrived.
     with pytest.raises(HubError, match=r"me/curated: the connection to the Hub broke.*run the same command again$"):
@@ -609,7 +609,7 @@ def test_a_recipe_without_splits_is_refused(work):
 # Running it again.
 
 
-def test_a_published_recipe_gives_the_published_files(work, there, tmp_path):
+def test_a_published_recipe_gives_the_published_files(work, hub_server, tmp_path):
     pushed = hub.push(work.recipe, work.store, "me/curated")
     files = tmp_path / "files"
     files.mkdir()
@@ -617,7 +617,7 @@ def test_a_published_recipe_gives_the_published_files(work, there, tmp_path):
         shutil.copy(work.recipe.parent / name, files)
     # What was published stays as it was, whatever lies there under its name.
     (files / "recipe.yaml").write_text("rows: {jsonl: another.jsonl}")
-    there.asked.clear()
+    hub_server.asked.clear()
     done = reproduction.reproduce("me/curated", tmp_path / "again", files=files)
     assert done.identical and done.commit == pushed.commit
     assert [one.path for one in done.files] == [
@@ -629,10 +629,10 @@ def test_a_published_recipe_gives_the_published_files(work, there, tmp_path):
     assert {one.verdict for one in done.files} == {"identical"}
     assert list(done.lines())[-1] == f"4 of 4 files came out as published at {pushed.commit}"
     # A moving name is only ever asked once, for the commit it stands for.
-    assert there.count("/main") == 0 and there.count("GET /api/datasets/me/curated$") == 1
+    assert hub_server.count("/main") == 0 and hub_server.count("GET /api/datasets/me/curated$") == 1
 
 
-def test_other_rows_make_other_files_and_are_told(work, there, tmp_path):
+def test_other_rows_make_other_files_and_are_told(work, hub_server, tmp_path):
     hub.push(work.recipe, work.store, "me/curated")
     files = tmp_path / "files"
     files.mkdir()
@@ -646,7 +646,7 @@ def test_other_rows_make_other_files_and_are_told(work, there, tmp_path):
     assert found["ledger/pairs.parquet"].verdict == "same rows"
 
 
-def test_what_only_the_author_has_is_named(work, there, tmp_path):
+def test_what_only_the_author_has_is_named(work, hub_server, tmp_path):
     hub.push(work.recipe, work.store, "me/curated")
     with pytest.raises(SourceError, match=r"recipe/(corpus|rows)\.parquet: no such file"):
         reproduction.reproduce("me/curated", tmp_path / "again")
@@ -738,25 +738,25 @@ def test_a_stranger_s_recipe_that_would_do_more_than_compute_is_refused(recipe, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_link_that_an_earlier_call_left_is_not_written_through(there, tmp_path):
+def test_a_link_that_an_earlier_call_left_is_not_written_through(hub_server, tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
     (tmp_path / "again/recipe").mkdir(parents=True)
     (tmp_path / "again/recipe/recipe.yaml").symlink_to(tmp_path / "mine.yaml")
     recipe = b"rows: {parquet: absent.parquet}\nsteps: [random]\n"
-    there.add("them/it", {"recipe.yaml": recipe, "seamcurate.json": b'{"format": 1, "trainer": "trl"}'})
+    hub_server.add("them/it", {"recipe.yaml": recipe, "seamcurate.json": b'{"format": 1, "trainer": "trl"}'})
     with pytest.raises(SeamcurateError):
         reproduction.reproduce("them/it", tmp_path / "again")
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 
-def test_a_folder_that_an_earlier_call_linked_is_not_written_into(there, tmp_path):
+def test_a_folder_that_an_earlier_call_linked_is_not_written_into(hub_server, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/keep.sql").write_text("mine")
     (tmp_path / "again/recipe").mkdir(parents=True)
     (tmp_path / "again/recipe/filters").symlink_to(tmp_path / "mine")
     recipe = b"rows: {parquet: absent.parquet}\nsplits: {a: {filter: filters/keep.sql}}\n"
     facts = b'{"format": 1, "trainer": "trl"}'
-    there.add("them/it", {"recipe.yaml": recipe, "seamcurate.json": facts, "filters/keep.sql": b"theirs"})
+    hub_server.add("them/it", {"recipe.yaml": recipe, "seamcurate.json": facts, "filters/keep.sql": b"theirs"})
     with pytest.raises(SeamcurateError):
         reproduction.reproduce("them/it", tmp_path / "again")
     assert (tmp_path / "mine/keep.sql").read_text() == "mine"
@@ -813,7 +813,7 @@ ROWS = b'{"prompt": "a b", "response": "c d"}\n{"prompt": "e f", "response": "g 
 
 
 @pytest.fixture
-def stranger(there, tmp_path, monkeypatch):
+def stranger(hub_server, tmp_path, monkeypatch):
     """Publish a recipe as a stranger does, and reproduce it in a working folder with files of the user's own."""
     for name in ("files", "mine"):
         (tmp_path / name).mkdir()
@@ -821,7 +821,7 @@ def stranger(there, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "mine")
 
     def reproduce(recipe: str, more: dict[str, bytes] | None = None, **options):
-        there.add("them/it", {"recipe.yaml": recipe.encode(), "seamcurate.json": FACTS, **(more or {})})
+        hub_server.add("them/it", {"recipe.yaml": recipe.encode(), "seamcurate.json": FACTS, **(more or {})})
         return reproduction.reproduce("them/it", tmp_path / "again", files=tmp_path / "files", **options)
 
     return reproduce
@@ -1018,18 +1018,18 @@ def test_an_address_with_a_key_in_it_is_refused_and_not_repeated(url, message, s
     assert "canary" not in str(refused.value)
 
 
-def test_a_refused_recipe_leaves_nothing_behind(there, tmp_path):
-    there.add("them/it", {"recipe.yaml": b"rows: {parquet: /etc/passwd}", "seamcurate.json": b"{}"})
+def test_a_refused_recipe_leaves_nothing_behind(hub_server, tmp_path):
+    hub_server.add("them/it", {"recipe.yaml": b"rows: {parquet: /etc/passwd}", "seamcurate.json": b"{}"})
     with pytest.raises(HubError, match="outside its own folder"):
         reproduction.reproduce("them/it", tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
-def test_a_file_larger_than_any_that_is_pushed_is_not_read(there, tmp_path):
-    there.add("them/it", {"recipe.yaml": b"# " + b"x" * 2**20, "seamcurate.json": b"{}"})
+def test_a_file_larger_than_any_that_is_pushed_is_not_read(hub_server, tmp_path):
+    hub_server.add("them/it", {"recipe.yaml": b"# " + b"x" * 2**20, "seamcurate.json": b"{}"})
     with pytest.raises(HubError, match=r"recipe\.yaml is larger than any of seamcurate's; it is not read"):
         reproduction.reproduce("them/it", tmp_path / "again")
-    assert there.count("resolve") == 0 and not (tmp_path / "again").exists()
+    assert hub_server.count("resolve") == 0 and not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside.sql", "sub/../../outside.sql"])
@@ -1062,15 +1062,15 @@ def test_a_rubric_is_published_beside_the_recipe_and_taken_from_there(stranger, 
     assert {value for table in rewards for value in table["reward"].to_pylist()} <= {0, 1}
 
 
-def test_what_seamcurate_did_not_push_is_not_run(there, tmp_path):
-    there.add("them/it", {"README.md": b"hello"})
+def test_what_seamcurate_did_not_push_is_not_run(hub_server, tmp_path):
+    hub_server.add("them/it", {"README.md": b"hello"})
     with pytest.raises(HubError, match=r"them/it has no recipe\.yaml"):
         reproduction.reproduce("them/it", tmp_path / "again")
     with pytest.raises(HubError, match="them/absent: no such data set, or no access to it"):
         reproduction.reproduce("them/absent", tmp_path / "again")
     with pytest.raises(HubError, match="it has no such revision"):
         reproduction.reproduce("them/it", tmp_path / "again", revision="v9")
-    there.add("them/it", {"recipe.yaml": RECIPE.encode(), "seamcurate.json": b'{"format": 99}'})
+    hub_server.add("them/it", {"recipe.yaml": RECIPE.encode(), "seamcurate.json": b'{"format": 99}'})
     with pytest.raises(HubError, match="written by a newer seamcurate"):
         reproduction.reproduce("them/it", tmp_path / "again")
 
@@ -1078,7 +1078,7 @@ def test_what_seamcurate_did_not_push_is_not_run(there, tmp_path):
 # Comparing.
 
 
-def test_a_store_and_what_was_pushed_from_it_are_the_same(work, there):
+def test_a_store_and_what_was_pushed_from_it_are_the_same(work, hub_server):
     hub.push(work.recipe, work.store, "me/curated")
     assert list(comparison.diff(work.store.path, "me/curated").lines()) == [
         "no input differs",
@@ -1122,7 +1122,7 @@ def ledgers(*works: Work) -> list[pa.Table]:
     return [pq.read_table(work.store.path / "splits/train/ledger.parquet") for work in works]
 
 
-def test_what_is_neither_a_store_nor_a_data_set_is_told(there, tmp_path):
+def test_what_is_neither_a_store_nor_a_data_set_is_told(hub_server, tmp_path):
     with pytest.raises(StoreError, match="is no store"):
         comparison.diff(tmp_path, tmp_path)
     with pytest.raises(HubError, match="no such data set"):

@@ -53,7 +53,7 @@ def worse(asked):
     return json.dumps({"answers": [f"wrong {len(question)} because of {i} and {hash(question)}" for i in range(2)]})
 
 
-class Made:
+class Bench:
     """A store with every kind of file in it, and copies of it to be damaged."""
 
     def __init__(self, folder, at):
@@ -110,10 +110,10 @@ def damage(file, how, draw):
 
 
 @pytest.fixture(scope="module")
-def made():
+def bench():
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder, serving() as at:
-        yield Made(Path(folder), at)
+        yield Bench(Path(folder), at)
 
 
 def one_of_each(folder):
@@ -126,55 +126,55 @@ def one_of_each(folder):
     return sorted(chosen.values())
 
 
-def test_a_whole_store_has_nothing_to_be_found(made):
-    made.copy()
-    checked = check(Store(made.store))
+def test_a_whole_store_has_nothing_to_be_found(bench):
+    bench.copy()
+    checked = check(Store(bench.store))
     assert checked.findings == [] and checked.summary.endswith(" MB: whole")
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_damage_to_any_file_is_named_and_the_next_run_leaves_what_an_undisturbed_one_does(made, how, capfd):
-    draw, bought = random.Random(DAMAGES.index(how)), len(made.at.requests)
-    files = one_of_each(made.original)
+def test_damage_to_any_file_is_named_and_the_next_run_leaves_what_an_undisturbed_one_does(bench, how, capfd):
+    draw, bought = random.Random(DAMAGES.index(how)), len(bench.at.requests)
+    files = one_of_each(bench.original)
     assert len(files) > 30
     if not EVERY:
         files = files[DAMAGES.index(how) :: len(DAMAGES)]
     for where in files:
-        made.copy()
+        bench.copy()
         # Of a folder without files there is an empty list.
-        if not (made.store / where).stat().st_size and how != "lost":
+        if not (bench.store / where).stat().st_size and how != "lost":
             continue
-        damage(made.store / where, how, draw)
-        before = times(made.store)
+        damage(bench.store / where, how, draw)
+        before = times(bench.store)
         if where.name == "store.json" and how == "lost" and where.parent == Path():
             with pytest.raises(StoreError, match=r"store\.json is missing; run the store's recipe again"):
-                check(Store(made.store))
+                check(Store(bench.store))
         else:
-            found = made.found()
+            found = bench.found()
             # Of a folder that is prepared or split as a whole, the folder is named.
             named = where if where.parts[-2:-1] != ("_shared",) and "splits" not in where.parts else where.parent
-            assert any(str(made.store / named) in line for line in found), (where, found)
+            assert any(str(bench.store / named) in line for line in found), (where, found)
             assert all("run its recipe" in line or "calls" in line for line in found), found
         capfd.readouterr()
-        made.run()
+        bench.run()
         said = capfd.readouterr().err.splitlines()
         assert len(said) <= 1, said
         assert how == "lost" or said, where
-        assert contents(made.store) == contents(made.original), where
-        after = times(made.store)
-        assert {file for file in before if after[file] != before[file]} <= {made.store / where}, where
-    assert len(made.at.requests) == bought
+        assert contents(bench.store) == contents(bench.original), where
+        after = times(bench.store)
+        assert {file for file in before if after[file] != before[file]} <= {bench.store / where}, where
+    assert len(bench.at.requests) == bought
 
 
-def test_any_flipped_bit_of_a_record_is_found(made):
-    made.copy()
+def test_any_flipped_bit_of_a_record_is_found(bench):
+    bench.copy()
     for name in (
         "store.json",
         "columns/reward/_step.json",
         "columns/seam_contrast/_facts.json",
         "splits/train/_split.json",
     ):
-        file = made.store / name
+        file = bench.store / name
         whole = file.read_bytes()
         draw = random.Random(name)
         ends = range(len(whole) - 90, len(whole))
@@ -204,38 +204,38 @@ def test_any_flipped_bit_of_a_record_is_found(made):
         ("splits/train/_split.json", "splits/all/_split.json"),
     ],
 )
-def test_two_files_that_were_swapped_are_both_named_and_put_right(made, one, other):
-    made.copy()
-    first, second = made.store / one, made.store / other
+def test_two_files_that_were_swapped_are_both_named_and_put_right(bench, one, other):
+    bench.copy()
+    first, second = bench.store / one, bench.store / other
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    found = made.found()
+    found = bench.found()
     for file in (first, second):
         folder = file.parent if file.parent.name in ("_shared", "train", "all") else file
         assert any(line.startswith(str(folder)) for line in found), found
-    made.run()
-    assert contents(made.store) == contents(made.original)
+    bench.run()
+    assert contents(bench.store) == contents(bench.original)
 
 
-def test_rows_that_were_set_aside_are_never_read_as_rows(made):
+def test_rows_that_were_set_aside_are_never_read_as_rows(bench):
     """Also where no checksum of them is written down, as before the last one is read and on object storage."""
-    made.copy()
-    shutil.copy(made.store / "rejected/00001.parquet", made.store / "rows/00001.parquet")
+    bench.copy()
+    shutil.copy(bench.store / "rejected/00001.parquet", bench.store / "rows/00001.parquet")
     with pytest.raises(DamagedError, match=r"rows/00001\.parquet belongs to another shard or another configuration"):
-        query(Store(made.store), "SELECT * FROM rows")
+        query(Store(bench.store), "SELECT * FROM rows")
 
 
 @pytest.mark.parametrize(
     "name", ["reward/00001.parquet", "reward/_step.json", "reward/_facts.json", "rewards_contrast/_shared"]
 )
-def test_what_an_older_configuration_left_is_not_taken_for_this_ones(made, name):
-    made.copy()
-    models = made.recipe().models.model_copy(update={"reward": FakeModel(path="older")})
-    older = made.folder / "older"
+def test_what_an_older_configuration_left_is_not_taken_for_this_ones(bench, name):
+    bench.copy()
+    models = bench.recipe().models.model_copy(update={"reward": FakeModel(path="older")})
+    older = bench.folder / "older"
     if not older.exists():
-        run_local(made.recipe(models=models), older)
-    place = made.store / "columns" / name
+        run_local(bench.recipe(models=models), older)
+    place = bench.store / "columns" / name
     if place.is_dir():
         shutil.rmtree(place)
         shutil.copytree(older / "columns" / name, place)
@@ -243,28 +243,28 @@ def test_what_an_older_configuration_left_is_not_taken_for_this_ones(made, name)
         (place / "sample.json").write_text("[]")
     else:
         shutil.copy(older / "columns" / name, place)
-    assert any(str(place) in line for line in made.found())
-    made.run()
-    assert contents(made.store) == contents(made.original)
+    assert any(str(place) in line for line in bench.found())
+    bench.run()
+    assert contents(bench.store) == contents(bench.original)
 
 
-def test_rows_of_the_right_name_that_were_never_read_from_the_source_are_put_right(made):
-    made.copy()
-    file, store = made.store / "rows/00001.parquet", Store(made.store)
+def test_rows_of_the_right_name_that_were_never_read_from_the_source_are_put_right(bench):
+    bench.copy()
+    file, store = bench.store / "rows/00001.parquet", Store(bench.store)
     table = shard.read(file, store.rows_fingerprint, 1)
     other = table.set_column(table.column_names.index("prompt"), "prompt", pa.array(["other"] * len(table)))
     shard.write(file, other, store.rows_fingerprint, 1)
-    assert [line.partition("; ")[0] for line in made.found()] == [
+    assert [line.partition("; ")[0] for line in bench.found()] == [
         f"{file} is not the one that was read from the source"
     ]
-    made.run()
-    assert contents(made.store) == contents(made.original)
+    bench.run()
+    assert contents(bench.store) == contents(bench.original)
 
 
-def test_records_that_were_swapped_cost_no_shard_also_where_each_has_but_one(made):
-    store = made.folder / "single"
-    one = made.recipe(
-        rows=Source(jsonl=str(made.folder / "rows.jsonl")), corpus=None, steps=(Random(), LengthIncentive())
+def test_records_that_were_swapped_cost_no_shard_also_where_each_has_but_one(bench):
+    store = bench.folder / "single"
+    one = bench.recipe(
+        rows=Source(jsonl=str(bench.folder / "rows.jsonl")), corpus=None, steps=(Random(), LengthIncentive())
     )
     run_local(one.model_copy(update={"splits": {}}), store)
     files = [store / f"columns/{name}/_step.json" for name in ("baseline_random", "rer_length")]
@@ -275,11 +275,11 @@ def test_records_that_were_swapped_cost_no_shard_also_where_each_has_but_one(mad
     assert [file.read_bytes() for file in files] == [first, second]
 
 
-def test_rows_that_the_source_no_longer_gives_are_refused_and_nothing_is_lost(made, monkeypatch):
-    made.copy()
-    file = made.store / "rows/00001.parquet"
+def test_rows_that_the_source_no_longer_gives_are_refused_and_nothing_is_lost(bench, monkeypatch):
+    bench.copy()
+    file = bench.store / "rows/00001.parquet"
     damage(file, "bit", random.Random(0))
-    before = contents(made.store)
+    before = contents(bench.store)
     real = Source.chunks
 
     def other(self, *arguments):
@@ -288,40 +288,40 @@ def test_rows_that_the_source_no_longer_gives_are_refused_and_nothing_is_lost(ma
 
     monkeypatch.setattr(Source, "chunks", other)
     with pytest.raises(DamagedError) as refused:
-        made.run()
+        bench.run()
     assert f"{file} was altered" in str(refused.value) and "its source gives other bytes now" in str(refused.value)
     assert "put a copy of it back, or delete" in str(refused.value) and "\n" not in str(refused.value)
-    assert contents(made.store) == before
+    assert contents(bench.store) == before
     monkeypatch.undo()
-    source = made.folder / "rows.jsonl"
+    source = bench.folder / "rows.jsonl"
     whole = source.read_text()
     source.write_text(whole.replace("sort", "SORT"))
     with pytest.raises(StaleError, match="its source changed since"):
-        made.run()
+        bench.run()
     source.write_text(whole)
-    made.run()
-    assert contents(made.store) == contents(made.original)
+    bench.run()
+    assert contents(bench.store) == contents(bench.original)
 
 
-def test_what_was_made_of_a_shard_that_came_out_otherwise_is_made_anew(made):
+def test_what_was_made_of_a_shard_that_came_out_otherwise_is_made_anew(bench):
     """Answers that were lost are bought anew, and are other ones: what was scored of the old ones is scored again."""
-    recipe = made.recipe(steps=(Generate(k=2), *seam("gpt", k=2), Random()), corpus=None, splits={})
-    store = made.folder / "sampled"
+    recipe = bench.recipe(steps=(Generate(k=2), *seam("gpt", k=2), Random()), corpus=None, splits={})
+    store = bench.folder / "sampled"
     run_local(recipe, store)
     before = times(store)
     (store / "columns/worse_gpt/00001.parquet").unlink()
     shutil.rmtree(store / "calls")
-    made.at.answer = lambda asked: worse(asked).replace("because", "since")
+    bench.at.answer = lambda asked: worse(asked).replace("because", "since")
     try:
         assert run_local(recipe, store).computed == 4
     finally:
-        made.at.answer = worse
+        bench.at.answer = worse
     changed = {file.relative_to(store) for file, when in times(store).items() if before.get(file) != when}
     of_answers = ("worse_gpt", "rewards_gpt", "logprobs_gpt", "seam_gpt")
     assert changed == {Path(f"columns/{name}/00001.parquet") for name in of_answers}
     assert check(Store(store)).findings == []
     # Seen alone, the same: an input that is another one than was read.
-    shutil.copy(store / "columns/worse_gpt/00001.parquet", made.folder / "kept.parquet")
+    shutil.copy(store / "columns/worse_gpt/00001.parquet", bench.folder / "kept.parquet")
     table = shard.read(store / "columns/worse_gpt/00001.parquet", _maker(store, "worse_gpt"), 1)
     other = table.set_column(1, "worse_gpt", table["worse_gpt"].take([0] * len(table)))
     shard.write(store / "columns/worse_gpt/00001.parquet", other, _maker(store, "worse_gpt"), 1)
@@ -333,52 +333,52 @@ def _maker(store, folder):
     return str(Store(store).records()[folder]["fingerprint"])
 
 
-def test_damage_to_columns_of_another_recipe_is_named_and_left_alone(made, capfd):
-    made.copy()
-    file = made.store / "columns/baseline_random/00001.parquet"
+def test_damage_to_columns_of_another_recipe_is_named_and_left_alone(bench, capfd):
+    bench.copy()
+    file = bench.store / "columns/baseline_random/00001.parquet"
     damage(file, "bit", random.Random(0))
     smaller = {"steps": (Retrieve(k=3, band=(0.5, 0.9)),), "splits": {}}
-    made.run(**smaller)
+    bench.run(**smaller)
     assert file.exists() and str(file) not in capfd.readouterr().err
     with pytest.raises(DamagedError, match=r"baseline_random/00001\.parquet was altered"):
-        query(Store(made.store), "SELECT 1 FROM rows")
-    made.run()
-    assert contents(made.store) == contents(made.original)
+        query(Store(bench.store), "SELECT 1 FROM rows")
+    bench.run()
+    assert contents(bench.store) == contents(bench.original)
 
 
-def test_columns_whose_record_is_lost_are_taken_over_only_where_they_fit(made):
-    made.copy()
-    (made.store / "columns/reward/_step.json").unlink()
-    models = made.recipe().models.model_copy(update={"reward": FakeModel(path="older")})
+def test_columns_whose_record_is_lost_are_taken_over_only_where_they_fit(bench):
+    bench.copy()
+    (bench.store / "columns/reward/_step.json").unlink()
+    models = bench.recipe().models.model_copy(update={"reward": FakeModel(path="older")})
     with pytest.raises(StaleError, match=r"reward was made by another configuration: its _step\.json is lost"):
-        made.run(models=models)
-    before = times(made.store / "columns/reward")
-    made.run()
-    assert times(made.store / "columns/reward") == before
+        bench.run(models=models)
+    before = times(bench.store / "columns/reward")
+    bench.run()
+    assert times(bench.store / "columns/reward") == before
 
 
-def test_an_altered_answer_is_named_and_bought_anew_alone(made):
-    made.copy()
-    shutil.rmtree(made.store / "columns/worse_gpt")
-    file = made.store / "calls/calls.sqlite"
+def test_an_altered_answer_is_named_and_bought_anew_alone(bench):
+    bench.copy()
+    shutil.rmtree(bench.store / "columns/worse_gpt")
+    file = bench.store / "calls/calls.sqlite"
     with sqlite3.connect(file) as db:
         (key,) = db.execute("SELECT key FROM replies ORDER BY key LIMIT 1").fetchone()
         db.execute("UPDATE replies SET text = replace(text, 'wrong', 'wromg') WHERE key = ?", (key,))
     db.close()
-    assert [line for line in made.found() if "calls" in line] == [
+    assert [line for line in bench.found() if "calls" in line] == [
         f"{file} holds an answer that was altered, {key}; put a copy of it back, or move it away and buy anew what is asked for again"
     ]
-    bought = len(made.at.requests)
-    made.run()
-    assert len(made.at.requests) == bought + 1
-    assert contents(made.store) == contents(made.original) and made.found() == []
+    bought = len(bench.at.requests)
+    bench.run()
+    assert len(bench.at.requests) == bought + 1
+    assert contents(bench.store) == contents(bench.original) and bench.found() == []
 
 
 @pytest.mark.parametrize("how", ["cut", "head", "page"])
-def test_a_damaged_file_of_answers_is_refused_in_one_line_and_nothing_is_bought(made, how):
-    made.copy()
-    shutil.rmtree(made.store / "columns/worse_gpt")
-    file = made.store / "calls/calls.sqlite"
+def test_a_damaged_file_of_answers_is_refused_in_one_line_and_nothing_is_bought(bench, how):
+    bench.copy()
+    shutil.rmtree(bench.store / "columns/worse_gpt")
+    file = bench.store / "calls/calls.sqlite"
     content = bytearray(file.read_bytes())
     if how == "cut":
         content = content[: len(content) // 2]
@@ -386,12 +386,12 @@ def test_a_damaged_file_of_answers_is_refused_in_one_line_and_nothing_is_bought(
     if how != "cut":
         content[start : start + 16] = b"\xff" * 16
     file.write_bytes(content)
-    assert any(line.startswith(str(file)) for line in made.found())
-    bought = len(made.at.requests)
+    assert any(line.startswith(str(file)) for line in bench.found())
+    bought = len(bench.at.requests)
     with pytest.raises(StoreError) as refused:
-        made.run()
+        bench.run()
     assert str(file) in str(refused.value) and "put a copy of it back" in str(refused.value)
-    assert len(made.at.requests) == bought
+    assert len(bench.at.requests) == bought
 
 
 def test_an_answer_is_on_the_disk_when_it_is_kept_however_sqlite_was_built(tmp_path, monkeypatch):
@@ -413,29 +413,29 @@ def test_an_answer_is_on_the_disk_when_it_is_kept_however_sqlite_was_built(tmp_p
     assert level == 2
 
 
-def test_lost_answers_are_named(made):
-    made.copy()
-    (made.store / "calls/calls.sqlite").unlink()
-    assert [line.partition("; ")[0] for line in made.found()] == [
-        f"{made.store}/calls/calls.sqlite holds no answer, and worse_gpt was made of some"
+def test_lost_answers_are_named(bench):
+    bench.copy()
+    (bench.store / "calls/calls.sqlite").unlink()
+    assert [line.partition("; ")[0] for line in bench.found()] == [
+        f"{bench.store}/calls/calls.sqlite holds no answer, and worse_gpt was made of some"
     ]
 
 
-def test_answers_kept_before_they_had_hashes_are_believed(made):
-    made.copy()
-    shutil.rmtree(made.store / "columns/worse_gpt")
-    with sqlite3.connect(made.store / "calls/calls.sqlite") as db:
+def test_answers_kept_before_they_had_hashes_are_believed(bench):
+    bench.copy()
+    shutil.rmtree(bench.store / "columns/worse_gpt")
+    with sqlite3.connect(bench.store / "calls/calls.sqlite") as db:
         db.execute("ALTER TABLE replies DROP COLUMN seal")
     db.close()
-    bought = len(made.at.requests)
-    made.run()
-    assert len(made.at.requests) == bought and made.found() == []
+    bought = len(bench.at.requests)
+    bench.run()
+    assert len(bench.at.requests) == bought and bench.found() == []
 
 
-def test_damage_seen_midway_stops_the_step_that_reads_it_and_the_next_run_mends_it(made, monkeypatch):
-    made.copy()
-    shutil.rmtree(made.store / "columns/seam_contrast")
-    file = made.store / "columns/rewards_contrast/00001.parquet"
+def test_damage_seen_midway_stops_the_step_that_reads_it_and_the_next_run_mends_it(bench, monkeypatch):
+    bench.copy()
+    shutil.rmtree(bench.store / "columns/seam_contrast")
+    file = bench.store / "columns/rewards_contrast/00001.parquet"
     real = Store.add
 
     def add(self, output, number, rows, added):
@@ -447,22 +447,22 @@ def test_damage_seen_midway_stops_the_step_that_reads_it_and_the_next_run_mends_
     with pytest.raises(
         DamagedError, match=r"rewards_contrast/00001\.parquet (was altered|is no shard with a checksum)"
     ):
-        made.run()
+        bench.run()
     monkeypatch.undo()
-    assert [one.name for one in (made.store / "columns/seam_contrast").glob("0*.parquet")] == ["00000.parquet"]
-    made.run()
-    assert contents(made.store) == contents(made.original)
+    assert [one.name for one in (bench.store / "columns/seam_contrast").glob("0*.parquet")] == ["00000.parquet"]
+    bench.run()
+    assert contents(bench.store) == contents(bench.original)
 
 
-def test_check_finds_whole_shards_that_do_not_belong_together(made):
-    made.copy()
-    folder, number = made.store / "columns/baseline_random", 1
-    table = shard.read(folder / "00001.parquet", _maker(made.store, "baseline_random"), 1)
+def test_check_finds_whole_shards_that_do_not_belong_together(bench):
+    bench.copy()
+    folder, number = bench.store / "columns/baseline_random", 1
+    table = shard.read(folder / "00001.parquet", _maker(bench.store, "baseline_random"), 1)
     moved = table.set_column(0, "row_id", pa.array([i + 100 for i in table["row_id"].to_pylist()]))
-    shard.write(folder / "00001.parquet", moved, _maker(made.store, "baseline_random"), number)
-    line, *more = made.found()
+    shard.write(folder / "00001.parquet", moved, _maker(bench.store, "baseline_random"), number)
+    line, *more = bench.found()
     assert line.startswith(f"{folder}/00001.parquet is of other rows than are there; delete it")
-    splits = [f"{made.store}/splits/{name} is out of date" for name in ("all", "train")]
+    splits = [f"{bench.store}/splits/{name} is out of date" for name in ("all", "train")]
     assert [one.partition(":")[0] for one in more] == splits
 
 
@@ -470,9 +470,9 @@ def test_check_finds_whole_shards_that_do_not_belong_together(made):
     ("column", "wrong"),
     [("row_id", "is of other rows than are there"), ("kept", "is not the ledger that its _split.json tells of")],
 )
-def test_check_finds_a_whole_ledger_that_tells_of_other_rows_or_counts(made, column, wrong):
-    made.copy()
-    folder = made.store / "splits/train"
+def test_check_finds_a_whole_ledger_that_tells_of_other_rows_or_counts(bench, column, wrong):
+    bench.copy()
+    folder = bench.store / "splits/train"
     maker = str(load_json(folder / "_split.json")["fingerprint"])
     table = shard.read(folder / "ledger.parquet", maker, 0)
     other = {"row_id": [i + 100 for i in table["row_id"].to_pylist()], "kept": [False] * len(table)}[column]
@@ -480,7 +480,7 @@ def test_check_finds_a_whole_ledger_that_tells_of_other_rows_or_counts(made, col
     shard.write(
         folder / "ledger.parquet", table.set_column(place, table.schema.field(column), pa.array(other)), maker, 0
     )
-    (line,) = made.found()
+    (line,) = bench.found()
     assert line.startswith(f"{folder}/ledger.parquet {wrong}; ")
 
 
@@ -490,20 +490,20 @@ def test_a_file_is_no_store(tmp_path):
         check(Store(tmp_path / "file"))
 
 
-def test_a_store_without_its_corpus_says_so(made):
-    made.copy()
-    shutil.rmtree(made.store / "corpus")
+def test_a_store_without_its_corpus_says_so(bench):
+    bench.copy()
+    shutil.rmtree(bench.store / "corpus")
     assert any(
-        line.startswith(f"{made.store}/corpus/store.json is missing, and with it the store's corpus")
-        for line in made.found()
+        line.startswith(f"{bench.store}/corpus/store.json is missing, and with it the store's corpus")
+        for line in bench.found()
     )
-    made.run()
-    assert contents(made.store) == contents(made.original)
+    bench.run()
+    assert contents(bench.store) == contents(bench.original)
 
 
-def test_facts_of_fewer_shards_never_outlive_a_kill(made, monkeypatch):
-    store = made.folder / "grown"
-    run_local(made.recipe(splits={}), store, limit=6)
+def test_facts_of_fewer_shards_never_outlive_a_kill(bench, monkeypatch):
+    store = bench.folder / "grown"
+    run_local(bench.recipe(splits={}), store, limit=6)
     assert load_json(store / "columns/worse_contrast/_facts.json")["rows"] == 6
 
     def killed(*arguments):
@@ -511,40 +511,40 @@ def test_facts_of_fewer_shards_never_outlive_a_kill(made, monkeypatch):
 
     monkeypatch.setattr(Store, "add_facts", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_local(made.recipe(splits={}), store)
+        run_local(bench.recipe(splits={}), store)
     monkeypatch.undo()
-    run_local(made.recipe(), store)
+    run_local(bench.recipe(), store)
     # What is described of a sample stays as it was when the sample was drawn.
-    assert Store(store).facts("worse_contrast") | {"probe": {}} == Store(made.original).facts("worse_contrast") | {
+    assert Store(store).facts("worse_contrast") | {"probe": {}} == Store(bench.original).facts("worse_contrast") | {
         "probe": {}
     }
 
 
-def test_shards_of_other_numbers_are_never_laid_side_by_side(made):
-    made.copy()
+def test_shards_of_other_numbers_are_never_laid_side_by_side(bench):
+    bench.copy()
     asked = "SELECT row_id, reward, baseline_random FROM rows ORDER BY row_id"
-    expected = query(Store(made.original), asked).to_pylist()
+    expected = query(Store(bench.original), asked).to_pylist()
     for number, lost in ((1, "reward"), (2, "baseline_random")):
-        ids = shard.read(made.store / f"rows/{number:05d}.parquet", Store(made.store).rows_fingerprint, number)[
+        ids = shard.read(bench.store / f"rows/{number:05d}.parquet", Store(bench.store).rows_fingerprint, number)[
             "row_id"
         ]
-        (made.store / f"columns/{lost}/{number:05d}.parquet").unlink()
+        (bench.store / f"columns/{lost}/{number:05d}.parquet").unlink()
         expected = [{**row, lost: None} if row["row_id"] in ids.to_pylist() else row for row in expected]
-    assert query(Store(made.store), asked).to_pylist() == expected
-    (made.store / "rows/00001.parquet").unlink()
+    assert query(Store(bench.store), asked).to_pylist() == expected
+    (bench.store / "rows/00001.parquet").unlink()
     with pytest.raises(DamagedError, match=r"rows/00001\.parquet is missing"):
-        query(Store(made.store), asked)
+        query(Store(bench.store), asked)
 
 
-def test_a_store_of_the_first_format_is_read_and_goes_on(made):
-    made.copy()
-    about = {key: value for key, value in Store(made.store).about.items() if key not in ("seals", "sha256")}
-    (made.store / "store.json").write_text(json.dumps(about | {"format": 1}))
-    for file in (made.store / "rejected").glob("0*.parquet"):
+def test_a_store_of_the_first_format_is_read_and_goes_on(bench):
+    bench.copy()
+    about = {key: value for key, value in Store(bench.store).about.items() if key not in ("seals", "sha256")}
+    (bench.store / "store.json").write_text(json.dumps(about | {"format": 1}))
+    for file in (bench.store / "rejected").glob("0*.parquet"):
         table = shard.read(file, f"{about['rows']} rejected", int(file.stem))
         shard.write(file, table, str(about["rows"]), int(file.stem))
-    for folder in (made.store / "columns").glob("*/_shared"):
+    for folder in (bench.store / "columns").glob("*/_shared"):
         (folder / ".sha256").unlink()
-    assert query(Store(made.store), "SELECT reason FROM rejected")["reason"].to_pylist() == ["prompt is blank"]
-    assert made.run().computed == 0
-    assert check(Store(made.store)).findings == [] and Store(made.store).row_checksums["rejected"]
+    assert query(Store(bench.store), "SELECT reason FROM rejected")["reason"].to_pylist() == ["prompt is blank"]
+    assert bench.run().computed == 0
+    assert check(Store(bench.store)).findings == [] and Store(bench.store).row_checksums["rejected"]

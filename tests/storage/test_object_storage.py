@@ -108,9 +108,9 @@ def both(address, tmp_path_factory):
         rows=Source(parquet=str(folder / "rows.parquet"), shard_rows=20),
         splits={"train": Split(filter=KEEP, by="seam_contrast", rate=0.2)},
     )
-    there = f"s3://{bucket.name}/some/store"
-    reports = run_local(recipe, there), run_local(recipe, folder / "store")
-    return SimpleNamespace(bucket=bucket, recipe=recipe, there=there, folder=folder / "store", reports=reports)
+    address = f"s3://{bucket.name}/some/store"
+    reports = run_local(recipe, address), run_local(recipe, folder / "store")
+    return SimpleNamespace(bucket=bucket, recipe=recipe, address=address, folder=folder / "store", reports=reports)
 
 
 def simple(files, **parts) -> Recipe:
@@ -135,15 +135,15 @@ def files_of(folder):
 
 def test_a_run_gives_the_same_shards_as_into_a_folder(both):
     assert both.reports[0] == both.reports[1]
-    there, here = objects_of(both.bucket, "some/store"), files_of(both.folder)
-    assert shards(there) == shards(here) and len(shards(there)) > 15
-    assert set(there) == set(here) - {".lock", "corpus/.lock"}
+    remote, on_disk = objects_of(both.bucket, "some/store"), files_of(both.folder)
+    assert shards(remote) == shards(on_disk) and len(shards(remote)) > 15
+    assert set(remote) == set(on_disk) - {".lock", "corpus/.lock"}
 
 
 def test_running_again_computes_nothing_and_puts_nothing(both, server):
     before = objects_of(both.bucket, "some/store")
     start = len(server.requests)
-    again = run_local(both.recipe, both.there)
+    again = run_local(both.recipe, both.address)
     assert again.computed == 0 and again.lines == both.reports[0].lines
     assert objects_of(both.bucket, "some/store") == before
     put = {path for method, path in server.requests[start:] if method == "PUT"}
@@ -151,8 +151,8 @@ def test_running_again_computes_nothing_and_puts_nothing(both, server):
 
 
 def test_another_machine_reads_what_a_folder_gives(both, elsewhere, tmp_path):
-    there, here = Store(both.there).open(), Store(both.folder)
-    assert there.columns() == here.columns() and len(there) == len(here)
+    remote, on_disk = Store(both.address).open(), Store(both.folder)
+    assert remote.columns() == on_disk.columns() and len(remote) == len(on_disk)
     for sql in (
         "SELECT * FROM rows",
         "SELECT * FROM candidates",
@@ -160,20 +160,20 @@ def test_another_machine_reads_what_a_folder_gives(both, elsewhere, tmp_path):
         "SELECT * FROM ledger",
         "SELECT * FROM rejected",
     ):
-        assert query(there, sql).equals(query(here, sql))
-    assert list(why(there, 17)) == list(why(here, 17))
-    for store in (there, here):
-        list(exporting.export(both.recipe, store, "trl", tmp_path / f"{store is there}"))
+        assert query(remote, sql).equals(query(on_disk, sql))
+    assert list(why(remote, 17)) == list(why(on_disk, 17))
+    for store in (remote, on_disk):
+        list(exporting.export(both.recipe, store, "trl", tmp_path / f"{store is remote}"))
     assert files_of(tmp_path / "True") == files_of(tmp_path / "False")
-    assert {line.rows for line in plan(both.recipe, both.there).lines} == {0}
-    found = diff(both.there, both.folder)
+    assert {line.rows for line in plan(both.recipe, both.address).lines} == {0}
+    found = diff(both.address, both.folder)
     assert not found.inputs and [moves.rows.num_rows for moves in found.splits] == [0]
 
 
 def test_what_was_copied_is_not_downloaded_again(both, server):
-    query(Store(both.there), "SELECT count(*) FROM rows")
+    query(Store(both.address), "SELECT count(*) FROM rows")
     start = len(server.requests)
-    query(Store(both.there), "SELECT * FROM candidates")
+    query(Store(both.address), "SELECT * FROM candidates")
     got = {path for method, path in server.requests[start:] if method == "GET"}
     assert not {path for path in got if path.endswith(".parquet")}
 
@@ -182,18 +182,18 @@ def test_the_views_see_no_other_file(both, tmp_path):
     from seamcurate.errors import QueryError
 
     pq.write_table(pq.read_table(both.folder / "rows/00000.parquet"), tmp_path / "private.parquet")
-    for place in (tmp_path / "private.parquet", f"{both.there}/rows/00000.parquet"):
+    for place in (tmp_path / "private.parquet", f"{both.address}/rows/00000.parquet"):
         with pytest.raises(QueryError):
-            query(Store(both.there), f"SELECT * FROM '{place}'")
+            query(Store(both.address), f"SELECT * FROM '{place}'")
 
 
 def test_the_explorer_reads_it(both):
     from seamcurate.explore.row import row
     from seamcurate.explore.session import Session
 
-    there, here = Session(Store(both.there)), Session(Store(both.folder))
-    assert there.charts == here.charts and not there.changed()
-    assert row(there, 17) == row(here, 17)
+    remote, on_disk = Session(Store(both.address)), Session(Store(both.folder))
+    assert remote.charts == on_disk.charts and not remote.changed()
+    assert row(remote, 17) == row(on_disk, 17)
 
 
 def test_a_repository_is_prepared_from_it(both, tmp_path):
@@ -206,22 +206,22 @@ def test_a_repository_is_prepared_from_it(both, tmp_path):
         "steps: [retrieve: {k: 5, band: [0.5, 0.9]}, seam: {k: 5}]\n"
         "splits: {train: {filter: keep_above_lowest.sql, by: seam_contrast, rate: 0.2}}\n"
     )
-    there = hub.prepare(tmp_path / "recipe.yaml", Store(both.there), "me/prompts")
-    here = hub.prepare(tmp_path / "recipe.yaml", Store(both.folder), "me/prompts")
-    assert there.files == here.files and there.card == here.card
-    assert files_of(there.folder) == files_of(here.folder)
+    remote = hub.prepare(tmp_path / "recipe.yaml", Store(both.address), "me/prompts")
+    on_disk = hub.prepare(tmp_path / "recipe.yaml", Store(both.folder), "me/prompts")
+    assert remote.files == on_disk.files and remote.card == on_disk.card
+    assert files_of(remote.folder) == files_of(on_disk.folder)
 
 
 def test_a_store_is_copied_up_and_down_object_by_object(both, bucket, tmp_path):
     for name, content in files_of(both.folder).items():
         if not name.endswith(".lock"):
             bucket.put_object(Key=f"copied/up/{name}", Body=content)
-    there = f"s3://{bucket.name}/copied/up"
-    assert run_local(both.recipe, there).computed == 0
+    address = f"s3://{bucket.name}/copied/up"
+    assert run_local(both.recipe, address).computed == 0
     for name, content in objects_of(both.bucket, "some/store").items():
         (tmp_path / "down" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "down" / name).write_bytes(content)
-    assert query(Store(there), "SELECT * FROM rows").equals(query(Store(tmp_path / "down"), "SELECT * FROM rows"))
+    assert query(Store(address), "SELECT * FROM rows").equals(query(Store(tmp_path / "down"), "SELECT * FROM rows"))
 
 
 def test_rows_and_corpora_may_lie_in_other_stores_there(files, bucket, tmp_path):
@@ -241,18 +241,18 @@ def test_rows_and_corpora_may_lie_in_other_stores_there(files, bucket, tmp_path)
 
 def test_the_command_line_takes_an_address_and_tells_no_key(files, bucket):
     (files[0].parent / "recipe.yaml").write_text("rows: {parquet: rows.parquet, shard_rows: 15}\nsteps: [random]\n")
-    there = f"s3://{bucket.name}/store"
+    address = f"s3://{bucket.name}/store"
 
     def cli(*arguments):
         command = [sys.executable, "-m", "seamcurate.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     said = [
-        cli("run", str(files[0].parent / "recipe.yaml"), there),
+        cli("run", str(files[0].parent / "recipe.yaml"), address),
         cli("columns", f"s3://{bucket.name}-not-there/store"),
     ]
     assert [one.returncode for one in said] == [0, 2]
-    assert said[0].stdout.startswith(f"{there}: 40 rows, 40 read, 3 shards computed")
+    assert said[0].stdout.startswith(f"{address}: 40 rows, 40 read, 3 shards computed")
     assert said[1].stderr == (
         f"error: s3://{bucket.name}-not-there/store/store.json: there is no such bucket; make it first, or correct the name\n"
     )
@@ -286,18 +286,18 @@ def test_a_killed_run_goes_on_once_its_lock_has_ended_and_is_the_same(files, buc
         "rows: {parquet: rows.parquet, shard_rows: 15}\nsteps: [random]\n"
         "splits: {train: {filter: 'SELECT row_id FROM rows WHERE baseline_random > 0.3'}}\n"
     )
-    recipe, there = Recipe.load(tmp_path / "recipe.yaml"), f"s3://{bucket.name}/store"
-    command = [sys.executable, "-c", DYING, str(tmp_path / "recipe.yaml"), there, str(puts)]
+    recipe, address = Recipe.load(tmp_path / "recipe.yaml"), f"s3://{bucket.name}/store"
+    command = [sys.executable, "-c", DYING, str(tmp_path / "recipe.yaml"), address, str(puts)]
     with subprocess.Popen(command) as run:
         process = run.pid
     assert run.returncode == -signal.SIGKILL
     done = shards(objects_of(bucket))
     try:
-        run_local(recipe, there)
+        run_local(recipe, address)
     except BusyError as error:
         assert f"process {process}" in str(error) and "1.0 s after its last sign" in str(error)
         time.sleep(2.5)
-        run_local(recipe, there)
+        run_local(recipe, address)
     run_local(recipe, tmp_path / "whole")
     after = shards(objects_of(bucket))
     assert after == shards(files_of(tmp_path / "whole")) and {name: after[name] for name in done} == done
@@ -305,29 +305,29 @@ def test_a_killed_run_goes_on_once_its_lock_has_ended_and_is_the_same(files, buc
 
 
 def test_a_limit_stops_at_a_shard_and_a_later_run_goes_on(files, bucket, tmp_path):
-    recipe, there = simple(files), f"s3://{bucket.name}/store"
-    assert run_local(recipe, there, limit=16).rows == 30
-    run_local(recipe, there)
+    recipe, address = simple(files), f"s3://{bucket.name}/store"
+    assert run_local(recipe, address, limit=16).rows == 30
+    run_local(recipe, address)
     run_local(recipe, tmp_path / "store")
     assert shards(objects_of(bucket)) == shards(files_of(tmp_path / "store"))
 
 
 def test_another_configuration_is_refused_and_replaced_on_request(files, bucket, tmp_path):
-    there = f"s3://{bucket.name}/store"
-    run_local(simple(files), there)
+    address = f"s3://{bucket.name}/store"
+    run_local(simple(files), address)
     before, other = objects_of(bucket), simple(files, steps=(Random(seed=2),))
-    with pytest.raises(StaleError, match=rf"{there}/columns/\w+ was made by another configuration: .*seed: 0 → 2"):
-        run_local(other, there)
+    with pytest.raises(StaleError, match=rf"{address}/columns/\w+ was made by another configuration: .*seed: 0 → 2"):
+        run_local(other, address)
     assert shards(objects_of(bucket)) == shards(before)
-    run_local(other, there, replace=True)
+    run_local(other, address, replace=True)
     run_local(other, tmp_path / "store")
     assert shards(objects_of(bucket)) == shards(files_of(tmp_path / "store")) != shards(before)
 
 
 @pytest.mark.parametrize(("removals", "goes_on"), [(0, False), (1, True), (2, False), (3, True), (5, True)])
 def test_a_replacement_that_is_cut_short_leaves_no_shard_under_another_name(files, bucket, server, removals, goes_on):
-    there = f"s3://{bucket.name}/store"
-    run_local(simple(files), there)
+    address = f"s3://{bucket.name}/store"
+    run_local(simple(files), address)
     before, left, other = (
         shards(objects_of(bucket)),
         itertools.count(removals, -1),
@@ -340,36 +340,36 @@ def test_a_replacement_that_is_cut_short_leaves_no_shard_under_another_name(file
 
     server.fault = fault
     with pytest.raises(StoreError, match="AccessDenied"):
-        run_local(other, there, replace=True)
+        run_local(other, address, replace=True)
     server.fault = nothing
     if not goes_on:
         # As it was: what is left of the old columns is taken, the rest made again.
-        run_local(simple(files), there)
+        run_local(simple(files), address)
         assert shards(objects_of(bucket)) == before
-    run_local(other, there, replace=True)
-    assert not query(Store(there), "SELECT * FROM rows WHERE baseline_random IS NULL").num_rows
+    run_local(other, address, replace=True)
+    assert not query(Store(address), "SELECT * FROM rows WHERE baseline_random IS NULL").num_rows
 
 
 def test_rows_read_anew_leave_none_of_the_old(files, bucket):
-    there = f"s3://{bucket.name}/store"
-    run_local(simple(files), there)
+    address = f"s3://{bucket.name}/store"
+    run_local(simple(files), address)
     pq.write_table(pq.read_table(files[0]).slice(12), files[0])
-    assert run_local(simple(files), there, replace=True).rows == 28
-    assert query(Store(there), "SELECT count(*) AS n FROM rows").to_pylist() == [{"n": 28}]
+    assert run_local(simple(files), address, replace=True).rows == 28
+    assert query(Store(address), "SELECT count(*) AS n FROM rows").to_pylist() == [{"n": 28}]
 
 
 def test_a_split_is_made_anew_when_its_filter_changes(files, bucket):
-    there = f"s3://{bucket.name}/store"
+    address = f"s3://{bucket.name}/store"
     for low, kept in ((10, 30), (35, 5)):
         split = Split(filter=f"SELECT row_id FROM rows WHERE row_id >= {low}")
-        assert run_local(simple(files, splits={"train": split}), there).lines == [
+        assert run_local(simple(files, splits={"train": split}), address).lines == [
             f"split train: {kept} of 40 rows kept"
         ]
-    assert query(Store(there), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist() == [{"n": 5}]
+    assert query(Store(address), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist() == [{"n": 5}]
 
 
 def test_new_files_cost_their_own_shards_there_too_and_strays_are_named(files, bucket, tmp_path):
-    there, folder = f"s3://{bucket.name}/store", tmp_path / "dumps"
+    address, folder = f"s3://{bucket.name}/store", tmp_path / "dumps"
     folder.mkdir()
     table = pq.read_table(files[0])
     low = Split(
@@ -378,16 +378,16 @@ def test_new_files_cost_their_own_shards_there_too_and_strays_are_named(files, b
     splits = {"low": low, "all": Split(filter="SELECT row_id FROM rows WHERE row_id < 9")}
     recipe = simple(files, rows=Source(parquet=str(folder), shard_rows=15), splits=splits)
     pq.write_table(table.slice(0, 20), folder / "a.parquet")
-    assert run_local(recipe, there).computed == 2
+    assert run_local(recipe, address).computed == 2
     pq.write_table(table.slice(20), folder / "b.parquet")
     with pytest.raises(StaleError, match="run with --append"):
-        run_local(recipe, there)
-    report = run_local(recipe, there, append=True)
+        run_local(recipe, address)
+    report = run_local(recipe, address, append=True)
     assert (report.rows, report.read, report.computed) == (40, 25, 2)
     assert report.lines == ["split all: 9 of 40 rows kept", "split low: 31 of 40 rows kept"]
     run_local(simple(files, splits=splits), tmp_path / "whole")
     asked = "SELECT * FROM rows ORDER BY row_id", "SELECT * FROM ledger ORDER BY split, row_id"
-    assert [query(Store(there), one) for one in asked] == [query(Store(tmp_path / "whole"), one) for one in asked]
+    assert [query(Store(address), one) for one in asked] == [query(Store(tmp_path / "whole"), one) for one in asked]
     for name in (
         "rows/00000 (1).parquet",
         "rows/0.parquet",
@@ -395,38 +395,38 @@ def test_new_files_cost_their_own_shards_there_too_and_strays_are_named(files, b
         "columns/x/step.json",
     ):
         bucket.put_object(Key=f"store/{name}", Body=b"{}")
-    assert [query(Store(there), one).num_rows for one in asked] == [40, 80]
-    assert run_local(recipe, there).computed == 0
-    assert [line.removeprefix(f"{there}/").partition(" is no file")[0] for line in found(there)[0]] == [
+    assert [query(Store(address), one).num_rows for one in asked] == [40, 80]
+    assert run_local(recipe, address).computed == 0
+    assert [line.removeprefix(f"{address}/").partition(" is no file")[0] for line in found(address)[0]] == [
         "rows/0.parquet",
         "rows/00000 (1).parquet",
         "columns/baseline_random/1.parquet",
         "columns/x",
     ]
-    assert [one.rows for one in exporting.export(recipe, Store(there), "trl", tmp_path / "out")] == [31, 9]
+    assert [one.rows for one in exporting.export(recipe, Store(address), "trl", tmp_path / "out")] == [31, 9]
 
 
 # ── two runs at once ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_second_run_is_refused_and_told_whose_the_first_is(files, bucket):
-    there = f"s3://{bucket.name}/store"
+    address = f"s3://{bucket.name}/store"
     with (
-        Store(there).hold(),
-        pytest.raises(BusyError, match=f"another run works on {there} .*process {os.getpid()}, since"),
+        Store(address).hold(),
+        pytest.raises(BusyError, match=f"another run works on {address} .*process {os.getpid()}, since"),
     ):
-        run_local(simple(files), there)
-    assert run_local(simple(files), there).rows == 40
+        run_local(simple(files), address)
+    assert run_local(simple(files), address).rows == 40
 
 
 def test_of_many_runs_at_once_one_works_and_the_others_are_refused(files, bucket, tmp_path):
-    there, told = f"s3://{bucket.name}/store", []
+    address, told = f"s3://{bucket.name}/store", []
     together = threading.Barrier(4)
 
     def one():
         together.wait()
         try:
-            told.append(run_local(simple(files), there).computed)
+            told.append(run_local(simple(files), address).computed)
         except BusyError:
             told.append(None)
 
@@ -454,20 +454,20 @@ def test_a_run_whose_lock_was_taken_writes_nothing_more(bucket, monkeypatch):
 
 
 def test_who_works_for_a_run_writes_as_long_as_that_one_holds_the_lock(bucket, monkeypatch):
-    there = f"s3://{bucket.name}/store"
-    with Store(there).hold():
-        ticket = lock.ticket(objects.place(there))
+    address = f"s3://{bucket.name}/store"
+    with Store(address).hold():
+        ticket = lock.ticket(objects.place(address))
         # As another process sees it: another environment, another client.
         monkeypatch.setenv("AWS_OTHER", "process")
-        worker = Store(there)
+        worker = Store(address)
         lock.join(worker.path, ticket)
         worker.update(first=1)
         held = objects_of(bucket)[".lock"]
         bucket.put_object(Key="store/.lock", Body=held.replace(ticket.encode(), b"another's"))
-        with pytest.raises(BusyError, match=f"{there}: another run took the lock"):
+        with pytest.raises(BusyError, match=f"{address}: another run took the lock"):
             worker.update(second=2)
         bucket.Object("store/.lock").delete()
-        with pytest.raises(BusyError, match=f"{there}: another run took the lock"):
+        with pytest.raises(BusyError, match=f"{address}: another run took the lock"):
             (worker.path / "columns/x/_shared").put_folder(Path("nowhere"), "a")
     assert "second" not in worker.about
 
@@ -518,7 +518,7 @@ def test_a_bucket_that_is_not_there_and_keys_that_are_not_there_are_told(files, 
 
 
 def test_a_server_that_goes_away_costs_only_what_was_not_finished(files, bucket, server, tmp_path):
-    there, puts = f"s3://{bucket.name}/store", itertools.count()
+    address, puts = f"s3://{bucket.name}/store", itertools.count()
     gone = threading.Event()
 
     def fault(request):
@@ -532,13 +532,13 @@ def test_a_server_that_goes_away_costs_only_what_was_not_finished(files, bucket,
     with pytest.raises(
         StoreError, match=r"the server cannot be reached \(\w+\); check AWS_ENDPOINT_URL; what was finished"
     ):
-        run_local(simple(files), there)
+        run_local(simple(files), address)
     server.fault = nothing
     done = shards(objects_of(bucket))
     assert done
     # Its lock it could not take away.
     bucket.Object("store/.lock").delete()
-    run_local(simple(files), there)
+    run_local(simple(files), address)
     run_local(simple(files), tmp_path / "store")
     after = shards(objects_of(bucket))
     assert after == shards(files_of(tmp_path / "store")) and {name: after[name] for name in done} == done
@@ -586,8 +586,8 @@ def test_a_lock_whose_answer_got_lost_is_known_as_ones_own(files, bucket, server
 
 @pytest.mark.parametrize("name", ["rows/00001.parquet", "columns/random/00002.parquet", "splits/train/ledger.parquet"])
 def test_a_flipped_bit_is_found_by_whoever_read_it_before_and_by_others(files, bucket, name, monkeypatch, tmp_path):
-    there, split = f"s3://{bucket.name}/store", Split(filter="SELECT row_id FROM rows WHERE row_id > 9")
-    run_local(simple(files, splits={"train": split}), there)
+    address, split = f"s3://{bucket.name}/store", Split(filter="SELECT row_id FROM rows WHERE row_id > 9")
+    run_local(simple(files, splits={"train": split}), address)
     whole = objects_of(bucket)
     name = next(one for one in whole if one.endswith(name.split("/", 1)[1]) and one.startswith(name.split("/")[0]))
     damaged = bytearray(whole[name])
@@ -596,37 +596,37 @@ def test_a_flipped_bit_is_found_by_whoever_read_it_before_and_by_others(files, b
     for folder in (None, tmp_path / "another cache"):
         if folder:
             monkeypatch.setenv("SEAMCURATE_CACHE", str(folder))
-        with pytest.raises(DamagedError, match=f"{there}/{name} was altered"):
-            query(Store(there), "SELECT * FROM rows")
+        with pytest.raises(DamagedError, match=f"{address}/{name} was altered"):
+            query(Store(address), "SELECT * FROM rows")
 
 
 def test_a_damaged_copy_is_fetched_again(files, bucket):
-    there = f"s3://{bucket.name}/store"
-    run_local(simple(files), there)
-    rows = query(Store(there), "SELECT * FROM rows")
+    address = f"s3://{bucket.name}/store"
+    run_local(simple(files), address)
+    rows = query(Store(address), "SELECT * FROM rows")
     for number in range(3):
-        copy = (objects.place(there) / "rows" / f"{number:05d}.parquet").copy()
+        copy = (objects.place(address) / "rows" / f"{number:05d}.parquet").copy()
         copy.write_bytes(copy.read_bytes()[:-40] + bytes(40))
-    assert query(Store(there), "SELECT * FROM rows").equals(rows)
+    assert query(Store(address), "SELECT * FROM rows").equals(rows)
 
 
 def test_what_a_step_shares_is_whole_or_made_again_and_altered_files_are_found(
     files, bucket, elsewhere, tmp_path, monkeypatch
 ):
-    there, recipe = f"s3://{bucket.name}/store", retrieving(files, steps=(RETRIEVE,))
-    run_local(recipe, there)
+    address, recipe = f"s3://{bucket.name}/store", retrieving(files, steps=(RETRIEVE,))
+    run_local(recipe, address)
     before = objects_of(bucket)
     shared = "columns/worse_contrast/_shared"
     for name in (f"{shared}/{objects.LISTED}", "columns/worse_contrast/00001.parquet"):
         bucket.Object(f"store/{name}").delete()
-    assert run_local(recipe, there).computed == 1
+    assert run_local(recipe, address).computed == 1
     assert objects_of(bucket).keys() == before.keys() and shards(objects_of(bucket)) == shards(before)
     bucket.put_object(Key=f"store/{shared}/row_ids.npy", Body=before[f"{shared}/row_ids.npy"][:-1] + b"!")
     bucket.Object("store/columns/worse_contrast/00001.parquet").delete()
     # Whoever has a copy had it checked; a third machine has none.
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "a third cache"))
-    with pytest.raises(DamagedError, match=f"{there}/{shared}/row_ids.npy was altered"):
-        run_local(recipe, there)
+    with pytest.raises(DamagedError, match=f"{address}/{shared}/row_ids.npy was altered"):
+        run_local(recipe, address)
 
 
 def folder_of(folder, **files):
@@ -643,20 +643,20 @@ def test_what_several_add_to_a_folder_is_what_the_first_added_for_all(bucket, tm
     one = shared.put_folder(folder_of(tmp_path / "made", sample="the same"), "maker")
     # Another machine, which began before anything was added.
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "another cache"))
-    there = Store(f"s3://{bucket.name}/store").path / "columns/reward/_shared"
-    other = there.copy_folder("maker")
+    address = Store(f"s3://{bucket.name}/store").path / "columns/reward/_shared"
+    other = address.copy_folder("maker")
     assert one != other and files_of(one) == files_of(other)
     for folder, content in ((other, "theirs"), (one, "ours")):
         (folder / "noise").write_text(content)
         shard.write_checksums(folder)
-    known, real = there._list(), type(there)._list
-    there.put_folder(other, "maker")
+    known, real = address._list(), type(address)._list
+    address.put_folder(other, "maker")
     # As seen before the other's list was put.
-    monkeypatch.setattr(type(there), "_list", lambda self: dict(known))
+    monkeypatch.setattr(type(address), "_list", lambda self: dict(known))
     shared.put_folder(one, "maker")
-    monkeypatch.setattr(type(there), "_list", real)
+    monkeypatch.setattr(type(address), "_list", real)
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "a third cache"))
-    for again in (shared, there):
+    for again in (shared, address):
         copy = again.copy_folder("maker")
         shard.verify_folder(copy)
         assert files_of(copy)["noise"] == b"theirs" and files_of(copy)["sample"] == b"the same"
@@ -687,13 +687,13 @@ def test_what_was_put_is_not_downloaded_again_by_who_made_it(files, bucket, serv
 
 
 def test_a_copy_is_not_taken_away_under_another_process(files, bucket, monkeypatch):
-    there = f"s3://{bucket.name}/store"
-    run_local(simple(files), there)
-    copy = (Store(there).path / "rows/00000.parquet").copy()
+    address = f"s3://{bucket.name}/store"
+    run_local(simple(files), address)
+    copy = (Store(address).path / "rows/00000.parquet").copy()
     # Taken away and written again, its folder would be another.
     (copy.parent / "of this one").touch()
     monkeypatch.setenv("AWS_OTHER", "process")
-    assert (Store(there).path / "rows/00000.parquet").copy() == copy
+    assert (Store(address).path / "rows/00000.parquet").copy() == copy
     assert (copy.parent / "of this one").exists()
 
 
@@ -703,11 +703,11 @@ def test_a_bought_answer_is_an_object_and_never_bought_again(bucket, tmp_path, m
         "".join(json.dumps({"prompt": f"question {i}", "response": f"answer {i}"}) + "\n" for i in range(6))
     )
     monkeypatch.setenv("OPENAI_API_KEY", "a-paid-key")
-    there = f"s3://{bucket.name}/store"
+    address = f"s3://{bucket.name}/store"
     with serving() as endpoint:
         model = OpenAIServer(path="worse-1", base_url=endpoint.url, timeout=5, concurrency=2)
         recipe = Recipe(rows=Source(jsonl=str(rows), shard_rows=3), steps=(Generate(k=4, generator=model),))
-        run_local(recipe, there)
+        run_local(recipe, address)
         bought = [name for name in objects_of(bucket) if name.startswith("calls/replies/")]
         assert len(endpoint.requests) == 6 == len(bought)
         # As killed before its shards were put, and gone on with by another machine.
@@ -715,7 +715,7 @@ def test_a_bought_answer_is_an_object_and_never_bought_again(bucket, tmp_path, m
         before = shards(objects_of(bucket))
         for name in [one for one in before if one.startswith("columns")]:
             bucket.Object(f"store/{name}").delete()
-        assert run_local(recipe, there).computed == 2
+        assert run_local(recipe, address).computed == 2
         assert len(endpoint.requests) == 6 and shards(objects_of(bucket)) == before
     assert not [name for name, content in objects_of(bucket).items() if b"a-paid-key" in content]
 
@@ -742,20 +742,20 @@ def test_an_answer_that_cannot_be_kept_stops_the_buying(bucket, server, tmp_path
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def found(there):
-    checked = integrity.check(Store(there))
+def found(address):
+    checked = integrity.check(Store(address))
     return [str(finding) for finding in checked.findings], checked.summary
 
 
 def test_a_whole_store_is_found_whole_and_what_a_killed_run_had_put_is_no_damage(both, bucket):
-    findings, summary = found(both.there)
-    assert findings == [] and summary.startswith(f"{both.there}: ") and summary.endswith(" MB: whole")
-    there = copied(bucket, objects_of(both.bucket, "some/store"))
+    findings, summary = found(both.address)
+    assert findings == [] and summary.startswith(f"{both.address}: ") and summary.endswith(" MB: whole")
+    address = copied(bucket, objects_of(both.bucket, "some/store"))
     shared = "store/columns/reward/_shared"
     bucket.put_object(Key=f"{shared}/not-yet-listed.json", Body=b"{}")
     bucket.put_object(Key="store/columns/next/_shared/half.npy", Body=b"0")
     bucket.put_object(Key="store/columns/reward/.00000.parquet.tries.tmp", Body=b".")
-    assert found(there)[0] == []
+    assert found(address)[0] == []
 
 
 def copied(bucket, whole):
@@ -777,7 +777,7 @@ def delete(bucket, prefix):
 
 def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(both, bucket):
     whole = objects_of(both.bucket, "some/store")
-    there, names = (
+    address, names = (
         copied(bucket, whole),
         {
             "columns/reward/00001.parquet": "columns/reward/00001.parquet was altered",
@@ -789,15 +789,15 @@ def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(bot
     )
     for name in names:
         damage(bucket, name, whole[name])
-    findings, summary = found(there)
+    findings, summary = found(address)
     for said in names.values():
-        (line,) = [line for line in findings if line.startswith(f"{there}/{said}")]
-        assert line.endswith("; delete it there and run its recipe again")
+        (line,) = [line for line in findings if line.startswith(f"{address}/{said}")]
+        assert line.endswith("; delete it address and run its recipe again")
     assert summary.endswith(f": {len(findings)} findings") and str(objects.cache_folder()) not in str(findings)
     for said in names.values():
         delete(bucket, said.partition(" ")[0])
-    run_local(both.recipe, there)
-    assert found(there)[0] == []
+    run_local(both.recipe, address)
+    assert found(address)[0] == []
     after = objects_of(bucket)
     assert shards(after) == shards(whole) and set(after) == set(whole)
 
@@ -805,47 +805,49 @@ def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(bot
 @pytest.mark.parametrize(
     ("name", "said", "doomed"),
     [
-        ("rows/00001.parquet", "put a copy of it back, or delete it and store.json there and run", ["store.json"]),
-        ("store.json", "delete it there and run its recipe again", []),
-        ("columns/baseline_random/_step.json", "delete it there and run its recipe again", []),
+        ("rows/00001.parquet", "put a copy of it back, or delete it and store.json address and run", ["store.json"]),
+        ("store.json", "delete it address and run its recipe again", []),
+        ("columns/baseline_random/_step.json", "delete it address and run its recipe again", []),
     ],
 )
 def test_damage_to_what_others_are_held_against_is_mended_as_is_said(files, bucket, name, said, doomed):
-    there = f"s3://{bucket.name}/store"
-    run_local(simple(files), there)
+    address = f"s3://{bucket.name}/store"
+    run_local(simple(files), address)
     whole = objects_of(bucket)
     damage(bucket, name, whole[name])
-    assert re.match(f"{there}/{name} was altered .*; {said}", found(there)[0][0])
-    with pytest.raises(DamagedError, match=f"{there}/{name} was altered .*delete it and run the recipe again"):
-        query(Store(there), "SELECT * FROM rows")
+    assert re.match(f"{address}/{name} was altered .*; {said}", found(address)[0][0])
+    with pytest.raises(DamagedError, match=f"{address}/{name} was altered .*delete it and run the recipe again"):
+        query(Store(address), "SELECT * FROM rows")
     for one in (name, *doomed):
         delete(bucket, one)
-    run_local(simple(files), there)
-    assert found(there)[0] == [] and objects_of(bucket) == whole
+    run_local(simple(files), address)
+    assert found(address)[0] == [] and objects_of(bucket) == whole
 
 
 def test_an_altered_answer_is_named_and_bought_anew_alone(bucket, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"question {i}", "response": "answer"}) + "\n" for i in range(3)))
     monkeypatch.setenv("OPENAI_API_KEY", "a-paid-key")
-    there = f"s3://{bucket.name}/store"
+    address = f"s3://{bucket.name}/store"
     with serving() as endpoint:
         model = OpenAIServer(path="worse-1", base_url=endpoint.url, timeout=5, concurrency=2)
         recipe = Recipe(rows=Source(jsonl=str(rows)), steps=(Generate(k=4, generator=model),))
-        run_local(recipe, there)
+        run_local(recipe, address)
         before = objects_of(bucket)
         name = next(name for name in before if name.startswith("calls/replies/"))
         altered = json.loads(before[name]) | {"text": "another"}
         bucket.put_object(Key=f"store/{name}", Body=json.dumps(altered))
-        (line,) = found(there)[0]
-        assert line.startswith(f"{there}/{name} is an answer that was altered; put a copy of it back, or move it away")
+        (line,) = found(address)[0]
+        assert line.startswith(
+            f"{address}/{name} is an answer that was altered; put a copy of it back, or move it away"
+        )
         for one in bucket.objects.filter(Prefix="store/columns"):
             one.delete()
-        run_local(recipe, there)
-        assert sum(endpoint.paid.values()) == 4 and found(there)[0] == []
+        run_local(recipe, address)
+        assert sum(endpoint.paid.values()) == 4 and found(address)[0] == []
         for one in bucket.objects.filter(Prefix="store/calls"):
             one.delete()
-        (line,) = found(there)[0]
+        (line,) = found(address)[0]
         assert "holds no answer, and worse_gpt was made of some" in line
 
 
@@ -875,21 +877,21 @@ integrity.check(Store(sys.argv[1]))
 
 
 def test_what_a_killed_check_had_downloaded_is_cleared_by_the_next(files, bucket, elsewhere):
-    there = f"s3://{bucket.name}/store"
-    run_local(simple(files), there)
+    address = f"s3://{bucket.name}/store"
+    run_local(simple(files), address)
     before = set(objects.cache_folder().iterdir())
-    subprocess.run([sys.executable, "-c", DOWNLOADING, there], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", DOWNLOADING, address], timeout=60, check=False)
     (left,) = set(objects.cache_folder().iterdir()) - before
     assert (left / "store" / "rows" / "00000.parquet").is_file()
-    assert found(there)[0] == [] and set(objects.cache_folder().iterdir()) == before
+    assert found(address)[0] == [] and set(objects.cache_folder().iterdir()) == before
 
 
 def test_an_object_that_would_be_written_outside_the_copy_is_refused(files, bucket, tmp_path):
-    there = f"s3://{bucket.name}/store"
-    run_local(simple(files), there)
+    address = f"s3://{bucket.name}/store"
+    run_local(simple(files), address)
     bucket.put_object(Key="store/rows/../../../escaped", Body=b"x")
     with pytest.raises(StoreError, match=r"escaped is no object of a store; delete it"):
-        found(there)
+        found(address)
     assert not list(objects.cache_folder().parent.rglob("escaped"))
 
 

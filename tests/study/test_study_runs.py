@@ -24,20 +24,20 @@ def runs(effects, **columns):
 
 @pytest.mark.slow
 def test_selection_holds_the_best_seam_against_full_data_paired_by_seed():
-    found = study.selection(runs({"full": 0, "random": 0, "seam_gpt": 0.1, "rip": 0.2, "seam_contrast": 0.05}))
-    rows = {row["method"]: row for row in found.table.to_pylist()}
+    outcome = study.selection(runs({"full": 0, "random": 0, "seam_gpt": 0.1, "rip": 0.2, "seam_contrast": 0.05}))
+    rows = {row["method"]: row for row in outcome.table.to_pylist()}
     # gaps of seam_gpt to full by seed: .1 + (−.01, .005, 0.01, −.005) = mean .1
     assert rows["seam_gpt"]["above_baseline"] == pytest.approx(0.1)
     assert rows["seam_gpt"]["test"] == "paired t" and rows["full"]["above_baseline"] is None
     assert rows["seam_gpt"]["quality"] == pytest.approx(0.5 + 0.1 + 0.15 + 0.00125) and rows["rip"]["seeds"] == 4
-    assert found.table["method"][0].as_py() == "rip"
-    assert found.line.startswith("seam_gpt reaches 0.751") and "above full by +0.100 [" in found.line
-    assert "paired t, p" in found.line and "Holm over 4" in found.line and "; but" not in found.line
+    assert outcome.table["method"][0].as_py() == "rip"
+    assert outcome.line.startswith("seam_gpt reaches 0.751") and "above full by +0.100 [" in outcome.line
+    assert "paired t, p" in outcome.line and "Holm over 4" in outcome.line and "; but" not in outcome.line
 
 
 def test_selection_says_below_when_the_data_flip():
-    found = study.selection(runs({"full": 0.1, "random": 0, "seam_gpt": 0}))
-    assert "below full by -0.100 [" in found.line
+    outcome = study.selection(runs({"full": 0.1, "random": 0, "seam_gpt": 0}))
+    assert "below full by -0.100 [" in outcome.line
 
 
 def test_one_seed_shows_nothing_whichever_way_it_came_out():
@@ -55,17 +55,17 @@ def test_one_seed_shows_nothing_whichever_way_it_came_out():
 
 
 def test_a_gain_that_random_or_shuffled_selection_makes_too_is_said_to_be_one():
-    found = study.selection(runs({"full": 0, "random": 0, "seam_gpt": 0.1, "seam_shuffled": 0.1}))
-    assert "; but a shuffled score does as well (seam_shuffled 0.75" in found.line and "chance" not in found.line
-    found = study.selection(runs({"full": 0, "random": 0.3, "seam_gpt": 0.1}))
-    assert "chance does better (random" in found.line
+    outcome = study.selection(runs({"full": 0, "random": 0, "seam_gpt": 0.1, "seam_shuffled": 0.1}))
+    assert "; but a shuffled score does as well (seam_shuffled 0.75" in outcome.line and "chance" not in outcome.line
+    outcome = study.selection(runs({"full": 0, "random": 0.3, "seam_gpt": 0.1}))
+    assert "chance does better (random" in outcome.line
 
 
 def test_augmentation_and_query_types_are_compared_the_same_way():
-    found = study.augmentation(runs({"none": 0, "random": 0.02, "all": 0.1, "seam": 0.1}))
-    assert found.name == "augmentation" and "seam reaches" in found.line and "above none" in found.line
-    found = study.query_type(runs({"random": 0, "predicted": 0.1}))
-    assert "predicted reaches" in found.line and "above random by" in found.line and "; but" not in found.line
+    outcome = study.augmentation(runs({"none": 0, "random": 0.02, "all": 0.1, "seam": 0.1}))
+    assert outcome.name == "augmentation" and "seam reaches" in outcome.line and "above none" in outcome.line
+    outcome = study.query_type(runs({"random": 0, "predicted": 0.1}))
+    assert "predicted reaches" in outcome.line and "above random by" in outcome.line and "; but" not in outcome.line
     assert "below random" in study.query_type(runs({"random": 0.1, "predicted": 0})).line
 
 
@@ -82,11 +82,11 @@ def sweep(best, **extra):
 
 
 def test_filter_rate_finds_the_peak_and_how_quality_falls_from_it():
-    found = study.filter_rate(sweep(0.4))
-    assert found.line.startswith("seam_gpt: quality peaks at rate 0.4, 0.701 [")
-    assert "rises from 0.1 (+0.0" in found.line and "falls to 0.8 (-0.0" in found.line
-    assert found.table.num_rows == 5 and found.table["rate"].to_pylist() == [0.0, 0.1, 0.2, 0.4, 0.8]
-    assert found.table["above_full"].to_pylist()[3] == pytest.approx(0.2)
+    outcome = study.filter_rate(sweep(0.4))
+    assert outcome.line.startswith("seam_gpt: quality peaks at rate 0.4, 0.701 [")
+    assert "rises from 0.1 (+0.0" in outcome.line and "falls to 0.8 (-0.0" in outcome.line
+    assert outcome.table.num_rows == 5 and outcome.table["rate"].to_pylist() == [0.0, 0.1, 0.2, 0.4, 0.8]
+    assert outcome.table["above_full"].to_pylist()[3] == pytest.approx(0.2)
     early = study.filter_rate(sweep(0.1)).line
     assert "peaks at rate 0.1" in early and "rises" not in early and "falls to 0.8" in early
     assert "chance does as well (random" in study.filter_rate(sweep(0.4, random=0.2)).line
@@ -112,12 +112,12 @@ def grid(by_policy, by_reward):
 
 
 def test_saturation_tells_a_half_that_helps_from_one_that_does_not():
-    found = study.saturation(grid([0, 0.2, 0.4, 0.6, 0.8], [0, 0.5, 1, 1, 1]))
-    reward, policy = found.line.split("; ")
+    outcome = study.saturation(grid([0, 0.2, 0.4, 0.6, 0.8], [0, 0.5, 1, 1, 1]))
+    reward, policy = outcome.line.split("; ")
     assert reward.startswith("reward model: quality saturates: +1.00") and "from 0 to 200" in reward
     assert policy.startswith("policy: quality still rises: +0.400") and "from there to 40" in policy
-    assert found.table.num_rows == 25
-    cell = next(r for r in found.table.to_pylist() if (r["policy"], r["reward"]) == (20, 200))
+    assert outcome.table.num_rows == 25
+    cell = next(r for r in outcome.table.to_pylist() if (r["policy"], r["reward"]) == (20, 200))
     assert cell["quality"] == pytest.approx(0.4 + 1 + 0.45 + 0.00125) and cell["seeds"] == 4
     assert "reward model: quality falls after its rise" in study.saturation(grid([0, 0, 0], [0, 1, 0.5])).line
     assert "policy: quality is not shown to rise" in study.saturation(grid([0, 0, 0], [0, 1, 0.5])).line
@@ -139,9 +139,9 @@ def test_sanity_is_relative_to_the_models_own_data():
             ]
         )
 
-    found = study.sanity(table(0.75))
-    assert "the policy model keeps 75.1 % [" in found.line and "the reward model keeps 100.1 % [" in found.line
-    assert found.line.endswith("most is lost by the policy model on rl")
+    outcome = study.sanity(table(0.75))
+    assert "the policy model keeps 75.1 % [" in outcome.line and "the reward model keeps 100.1 % [" in outcome.line
+    assert outcome.line.endswith("most is lost by the policy model on rl")
     assert study.sanity(table(1.0)).line.endswith("no loss is told apart from none")
     with pytest.raises(StudyError, match="policy has no quality above 0 on 'sft'"):
         study.sanity(table(0.75).slice(4))
@@ -163,10 +163,10 @@ def test_monotonicity_correlates_proxy_and_gold_over_checkpoints():
     # Ranks of 2 1 4 3 6 5 8 7 10 9 11 against 1 … 11: .954545
     swapped = [2.0, 1, 4, 3, 6, 5, 8, 7, 10, 9, 11]
     falling = [float(-i) for i in range(11)]
-    found = study.monotonicity(checkpoints({"LI": falling, "RER": swapped}))
-    rows = {row["proxy"]: row for row in found.table.to_pylist()}
+    outcome = study.monotonicity(checkpoints({"LI": falling, "RER": swapped}))
+    rows = {row["proxy"]: row for row in outcome.table.to_pylist()}
     assert rows["RER"]["spearman"] == pytest.approx(0.954545, abs=1e-6) and rows["LI"]["pearson"] == pytest.approx(-1)
-    assert found.line == "RER rises with the gold reward: Spearman 0.95 [0.78, 0.99] over 11 checkpoints; LI -1.00"
+    assert outcome.line == "RER rises with the gold reward: Spearman 0.95 [0.78, 0.99] over 11 checkpoints; LI -1.00"
     flipped = study.monotonicity(checkpoints({"LI": swapped, "RER": falling}))
     assert flipped.line.startswith("LI rises with the gold reward") and "this proxy is length itself" in flipped.line
 
@@ -185,11 +185,11 @@ def test_a_correlation_of_few_checkpoints_is_not_said_to_show_a_rise():
 def test_monotonicity_says_when_length_alone_would_have_done():
     rising = [float(i) for i in range(11)]
     longer = [100.0 + i for i in range(11)]
-    found = study.monotonicity(checkpoints({"RER": rising}, length_mean=longer))
-    assert "; but picking the longest does as well (Spearman 1.00" in found.line
-    assert found.table["length_spearman"].to_pylist() == [1.0]
-    found = study.monotonicity(checkpoints({"RER": rising}, length_mean=longer[::-1]))
-    assert "; but" not in found.line
+    outcome = study.monotonicity(checkpoints({"RER": rising}, length_mean=longer))
+    assert "; but picking the longest does as well (Spearman 1.00" in outcome.line
+    assert outcome.table["length_spearman"].to_pylist() == [1.0]
+    outcome = study.monotonicity(checkpoints({"RER": rising}, length_mean=longer[::-1]))
+    assert "; but" not in outcome.line
     with pytest.raises(StudyError, match="has 2 checkpoints"):
         study.monotonicity(checkpoints({"RER": rising[:2]}))
 
@@ -205,12 +205,14 @@ def verdicts(first, second, **texts):
 
 
 def test_winrate_counts_half_a_tie_in_both_positions():
-    found = study.winrate(verdicts(["win"] * 8 + ["tie", "lose"], ["win"] * 7 + ["lose"] * 3))
-    row = found.table.to_pylist()[0]
+    outcome = study.winrate(verdicts(["win"] * 8 + ["tie", "lose"], ["win"] * 7 + ["lose"] * 3))
+    row = outcome.table.to_pylist()[0]
     # (15 wins + ½ tie) / 20
     assert row["win_rate"] == pytest.approx(0.775) and row["prompts"] == 10
     assert row["gain_of_first_position"] == pytest.approx(0.15) and row["same_in_both_positions"] == 0.8
-    assert found.line.startswith("RER beats the baseline: 77.5 % [") and "same in both positions on 80 %" in found.line
+    assert (
+        outcome.line.startswith("RER beats the baseline: 77.5 % [") and "same in both positions on 80 %" in outcome.line
+    )
     assert study.winrate(verdicts(["lose"] * 9 + ["win"], ["lose"] * 10)).line.startswith(
         "RER loses to the baseline: 5.0 %"
     )
@@ -241,24 +243,26 @@ def test_a_gain_that_holm_takes_back_is_not_claimed():
     gaps = {"full": [0.0] * 5, "seam": [0.02, 0.03, 0.01, 0.05, 0.04]} | {
         f"m{i}": [-0.1, 0.1, 0, 0, 0] for i in range(6)
     }
-    found = study.selection(
+    outcome = study.selection(
         pa.Table.from_pylist(
             [{"method": m, "seed": s, "quality": 0.5 + g} for m, some in gaps.items() for s, g in enumerate(some)]
         )
     )
-    row = next(row for row in found.table.to_pylist() if row["method"] == "seam")
+    row = next(row for row in outcome.table.to_pylist() if row["method"] == "seam")
     # The interval is adjusted as p is: 95 % of one difference alone would exclude 0.
     assert row["above_baseline_low"] < 0 and row["p_holm"] > 0.05
-    assert found.line.startswith("seam reaches 0.530 [") and ", not told apart from full by +0.030 [-0.0" in found.line
-    assert "adjusted for 7 differences (Holm)" in " ".join(found.figure.texts[0].get_text().split())
+    assert (
+        outcome.line.startswith("seam reaches 0.530 [") and ", not told apart from full by +0.030 [-0.0" in outcome.line
+    )
+    assert "adjusted for 7 differences (Holm)" in " ".join(outcome.figure.texts[0].get_text().split())
 
 
 def test_a_difference_says_how_many_seeds_it_rests_on():
     table = runs({"full": 0, "seam": 0.1}).filter(pa.array([True, False, True, True] + [True] * 4))
-    found = study.selection(table)
-    rows = {row["method"]: row for row in found.table.to_pylist()}
+    outcome = study.selection(table)
+    rows = {row["method"]: row for row in outcome.table.to_pylist()}
     assert (rows["seam"]["seeds"], rows["seam"]["seeds_compared"], rows["full"]["seeds_compared"]) == (4, 3, None)
-    assert [text.get_text() for text in found.figure.axes[-1].texts if text.get_text() in "34"] == ["3", "3"]
+    assert [text.get_text() for text in outcome.figure.axes[-1].texts if text.get_text() in "34"] == ["3", "3"]
 
 
 def test_a_gain_that_is_only_uncertain_is_not_said_to_have_ended():
@@ -277,9 +281,9 @@ def test_a_gain_that_is_only_uncertain_is_not_said_to_have_ended():
 def test_a_grid_with_gaps_is_compared_where_it_has_none():
     whole = grid([0, 0.2, 0.4], [0, 0.5, 1])
     best = pa.compute.and_(pa.compute.equal(whole["policy"], 20), pa.compute.equal(whole["reward"], 200))
-    found = study.saturation(whole.filter(pa.compute.invert(best)))
+    outcome = study.saturation(whole.filter(pa.compute.invert(best)))
     # Its best cell gone, the last level is no worse for that.
-    assert "policy: quality still rises: +0.2" in found.line and found.line.count("still rises") == 2
+    assert "policy: quality still rises: +0.2" in outcome.line and outcome.line.count("still rises") == 2
     diagonal = whole.filter(pa.compute.equal(whole["reward"], pa.compute.multiply(whole["policy"], 10)))
     assert study.saturation(diagonal).line.count("no level of the other axis has runs with all of its levels") == 2
 

@@ -32,8 +32,8 @@ def test_overlap_is_the_share_of_lowest_rows_that_two_stores_have_in_common(tmp_
     # Its lowest eight are rows 32 to 39; the other's 34 to 39 and 0, 1.
     second = [-100.0, -99.0, *first[2:]]
     one, two = made(tmp_path, "one", first), made(tmp_path, "two", second)
-    found = study.overlap(one, two, by="seam_x")
-    row = found.table.to_pylist()[0]
+    outcome = study.overlap(one, two, by="seam_x")
+    row = outcome.table.to_pylist()[0]
     assert (row["first"], row["second"], row["rows"], row["lowest_first"], row["lowest_second"]) == (
         "one",
         "two",
@@ -43,8 +43,8 @@ def test_overlap_is_the_share_of_lowest_rows_that_two_stores_have_in_common(tmp_
     )
     assert row["overlap"] == pytest.approx(0.75) and row["chance"] == pytest.approx(0.2)
     assert row["overlap_low"] > 0.2 and row["p_beyond_chance"] < 0.001
-    assert found.line.startswith("one and two share 75.0 % [") and "20.0 % by chance (40 rows)" in found.line
-    assert "; but" not in found.line
+    assert outcome.line.startswith("one and two share 75.0 % [") and "20.0 % by chance (40 rows)" in outcome.line
+    assert "; but" not in outcome.line
 
 
 def test_stores_that_share_nothing_are_not_said_to(tmp_path):
@@ -80,9 +80,9 @@ def test_rows_that_nothing_misjudges_are_never_low(tmp_path):
 def test_three_stores_are_three_pairs_and_other_rows_are_refused(tmp_path, finished):
     scores = [-float(i) for i in range(20)]
     stores = [made(tmp_path, name, scores) for name in ("one", "two", "three")]
-    found = study.overlap(*stores, by="seam_x", rate=0.5)
-    assert found.table["kind"].to_pylist().count("models") == 3
-    assert found.line.startswith("3 stores share 100.0 %") and "on average of 3 pairs" in found.line
+    outcome = study.overlap(*stores, by="seam_x", rate=0.5)
+    assert outcome.table["kind"].to_pylist().count("models") == 3
+    assert outcome.line.startswith("3 stores share 100.0 %") and "on average of 3 pairs" in outcome.line
     with pytest.raises(StudyError, match="store holds other rows than one"):
         study.overlap(stores[0], made(tmp_path, "store", scores, prompt=[f"q{i}" for i in range(20)]), by="seam_x")
     with pytest.raises(StudyError, match=r"has no column 'seam_gpt'; it has .*seam_contrast"):
@@ -94,27 +94,27 @@ def test_three_stores_are_three_pairs_and_other_rows_are_refused(tmp_path, finis
 
 
 def test_the_same_store_finds_the_same_rows(finished):
-    found = study.overlap(finished.path, Store(finished.path))
-    row = found.table.to_pylist()[0]
+    outcome = study.overlap(finished.path, Store(finished.path))
+    row = outcome.table.to_pylist()[0]
     assert (row["first"], row["second"]) == ("store (1)", "store (2)") and row["overlap"] == 1.0
 
 
 def test_likelihood_of_a_stores_candidates_is_averaged_within_a_row_first(finished):
-    found = study.likelihood(finished)
+    outcome = study.likelihood(finished)
     expected = query(
         finished,
         "SELECT avg(x) AS mean, count(*) AS rows FROM (SELECT avg(logprob / n_tokens) AS x FROM candidates "
         "WHERE logprob IS NOT NULL GROUP BY row_id)",
     ).to_pylist()[0]
-    row = found.table.to_pylist()[0]
+    row = outcome.table.to_pylist()[0]
     assert (row["set"], row["rows"]) == ("contrast", expected["rows"])
     assert row["logprob_per_token"] == pytest.approx(expected["mean"])
 
 
 def test_a_policy_adds_the_golden_answers(finished):
     policy = FakeModel(path="policy")
-    found = study.likelihood(finished, policy=policy)
-    rows = {row["set"]: row for row in found.table.to_pylist()}
+    outcome = study.likelihood(finished, policy=policy)
+    rows = {row["set"]: row for row in outcome.table.to_pylist()}
     assert set(rows) == {"golden", "contrast"} and rows["golden"]["rows"] == 40
     asked = query(finished, "SELECT prompt, response FROM rows").to_pylist()
     scored = policy.logprobs([r["prompt"] for r in asked], [[r["response"]] for r in asked])
@@ -127,15 +127,15 @@ def test_answers_of_the_policy_are_a_set_beside_the_stores_of_the_same_rows(fini
     # As `answer` writes them: each row's own columns, and which sample it is.
     answers = [{**row, "model": "policy", "sample": i, "response": f"use {i} of it"} for row in asked for i in range(2)]
     pq.write_table(pa.Table.from_pylist(answers), tmp_path / "answers.parquet")
-    found = study.likelihood(finished, tmp_path / "answers.parquet", policy=policy)
-    rows = {row["set"]: row for row in found.table.to_pylist()}
+    outcome = study.likelihood(finished, tmp_path / "answers.parquet", policy=policy)
+    rows = {row["set"]: row for row in outcome.table.to_pylist()}
     assert set(rows) == {"golden", "contrast", "policy samples"} and rows["policy samples"]["rows"] == 20
     scored = policy.logprobs([row["prompt"] for row in asked], [["use 0 of it", "use 1 of it"]] * 20)
     expected = sum(one.logprob / one.tokens for group in scored for one in group) / 40
     assert rows["policy samples"]["logprob_per_token"] == pytest.approx(expected)
-    order = found.table["set"].to_pylist()
+    order = outcome.table["set"].to_pylist()
     both = 20 if "policy samples" in (order[0], order[-1]) else 40
-    assert both == 20 and f"between {order[0]} and {order[-1]} on 20 rows with both" in found.line
+    assert both == 20 and f"between {order[0]} and {order[-1]} on 20 rows with both" in outcome.line
     with pytest.raises(StudyError, match=r"answers\.parquet holds answers; name the policy"):
         study.likelihood(tmp_path / "answers.parquet")
 
@@ -145,8 +145,8 @@ def test_a_store_made_of_answers_is_scored_as_any_other(recipe, tmp_path):
     rows = [{**row, "sample": i} for i, row in enumerate(questions(15))]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "answers.parquet")
     run_local(recipe(rows=Source(parquet=str(tmp_path / "answers.parquet"))), tmp_path / "store")
-    found = study.likelihood(tmp_path / "store", policy=FakeModel(path="policy"))
-    assert set(found.table["set"].to_pylist()) == {"golden", "contrast"}
+    outcome = study.likelihood(tmp_path / "store", policy=FakeModel(path="policy"))
+    assert set(outcome.table["set"].to_pylist()) == {"golden", "contrast"}
 
 
 def test_sets_that_are_as_likely_are_not_put_in_order():
@@ -175,11 +175,11 @@ def likelihoods(sets):
 def test_likelihoods_are_ordered_and_the_finding_flips_with_them():
     steady = lambda i: 10 + i % 5  # noqa: E731
     sets = {"generated": (lambda i: -1.8 - 0.01 * (i % 3), steady), "attacked": (lambda i: -9.0, steady)}
-    found = study.likelihood(likelihoods(sets))
-    assert found.table["set"].to_pylist() == ["generated", "attacked"]
-    assert found.table["logprob_per_token"].to_pylist() == pytest.approx([-1.81, -9.0])
-    assert found.line.startswith("generated likeliest, attacked least likely: generated -1.81 [")
-    assert "+7.19 [" in found.line and "; but" not in found.line
+    outcome = study.likelihood(likelihoods(sets))
+    assert outcome.table["set"].to_pylist() == ["generated", "attacked"]
+    assert outcome.table["logprob_per_token"].to_pylist() == pytest.approx([-1.81, -9.0])
+    assert outcome.line.startswith("generated likeliest, attacked least likely: generated -1.81 [")
+    assert "+7.19 [" in outcome.line and "; but" not in outcome.line
     flipped = {"attacked": sets["generated"], "generated": sets["attacked"]}
     assert study.likelihood(likelihoods(flipped)).line.startswith("attacked likeliest")
 
@@ -202,13 +202,13 @@ def test_a_store_without_likelihoods_has_none_to_show(tmp_path):
 def test_overlaps_that_were_counted_elsewhere_are_read_from_a_table():
     counts = {"first": [0, 0], "second": [1, 2], "seed": [0, 0], "rows": [100, 100]}
     table = pa.table({**counts, "lowest_first": [20, 20], "lowest_second": [20, 30], "shared": [15, 5]})
-    found = study.overlap(table)
-    rows = found.table.to_pylist()
+    outcome = study.overlap(table)
+    rows = outcome.table.to_pylist()
     assert [row["overlap"] for row in rows] == [0.75, 0.2]
     # 2 · 20 · 30 / 100 / 50
     assert [row["chance"] for row in rows] == pytest.approx([0.2, 0.24])
     assert rows[0]["p_beyond_chance"] < 1e-8 and rows[0]["overlap_low"] == pytest.approx(0.531, abs=1e-3)
-    assert found.line.endswith(
+    assert outcome.line.endswith(
         "47.5 % of their lowest rows on average of 2 pairs, 22.0 % by chance; 1 of 2 pairs share more than chance"
     )
     with pytest.raises(StudyError, match="a pair shares more rows than are low"):
