@@ -7,6 +7,7 @@ their golden rewards. Where a member has no reward, the ensemble has none.
 from __future__ import annotations
 
 import datetime
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self, TypeAlias
@@ -63,6 +64,17 @@ def combined(rewards: Numbers, combine: Combine, golden: Numbers | None = None) 
     if combine == "worst-case" and golden is not None:
         return statistics.fmean(golden) + max(r - g for r, g in zip(rewards, golden, strict=True))
     return statistics.fmean(rewards)
+
+
+def spread(rewards: Numbers) -> float:
+    """Return the standard deviation over the members, of the population: they are all there are.
+
+    Example:
+        >>> spread([1.0, 3.0])
+        1.0
+    """
+    mean = math.fsum(rewards) / len(rewards)
+    return math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / len(rewards))
 
 
 def differs(golden: Sequence[float | None], worse: Sequence[float | None]) -> bool | None:
@@ -250,7 +262,7 @@ class RewardEnsemble(RewardConfig):
         scales = []
         for number, member in enumerate(self.ensemble):
             values = [value for (rating,) in rated if (value := finite(rating.members[number])) is not None]
-            deviation = statistics.pstdev(values) if values else 0.0
+            deviation = spread(values) if values else 0.0
             if not deviation > 0:
                 raise ModelError(
                     f"{member.title} has no two different rewards on {len(values):,} golden responses, so that it cannot be "
@@ -404,7 +416,7 @@ class LoadedEnsemble(RewardModel):
         rewards = [value for value in values if value is not None]
         whole = len(rewards) == len(values)
         outputs = (
-            statistics.pstdev(rewards) if whole else None,
+            spread(rewards) if whole else None,
             *(known[i] for i in self.asked),
             *(output for rating in ratings for output in rating.outputs),
         )

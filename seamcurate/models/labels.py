@@ -47,7 +47,7 @@ _UNNAMED = re.compile(r"LABEL_(\d+)")
 """What transformers calls an output that nobody named."""
 _SHOWN = 12
 """Names that an error lists, at most."""
-_TAKEN = ("reason",)
+_TAKEN = ("reason", "members")
 """What follows `reward_` in a column that is no output."""
 
 
