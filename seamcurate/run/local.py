@@ -128,6 +128,7 @@ def run(
         integrity.repair_record(store)
         corpus = _corpus(recipe, store, replace, append)
         read = ingest(recipe.rows, store, limit, replace, "reading rows", append)
+        # After the rows are whole: a damaged column is removed here, and computed anew below.
         integrity.repair(store, [step.name for step in steps], recipe.splits)
         if corpus is None:
             _, outputs = agreement.plan_steps(steps, store, None)
@@ -154,6 +155,7 @@ def run(
             if bought and planned is not None and (difference := bought.spent.minus(spent_before)).calls:
                 spent.append(f"{output.step.name}: {difference}; planned were {planned}")
         lines = [line for output in outputs for line in summary_lines(store, output)] + spent
+        # A filter by rate over a part of the rows would drop other rows than over all of them.
         if len(shards) == len(store.shards):
             lines += [line for split in splits.make_all(store, recipe.splits) for line in split.lines]
         elif recipe.splits:
@@ -261,6 +263,7 @@ def _grow(source: Source, store: Store, identity: JsonValue) -> None:
     Raises:
         StaleError: A column has another type in the new files.
     """
+    # The last shard, where it is not full, gets more rows and so is another one.
     full_shards = next((i for i, n in enumerate(store.shards) if n != i or not _full(store, n)), len(store.shards))
     for chunk in _chunks(source, store, full_shards) if full_shards else ():
         old_schema, new_schema = store.stored_schema, chunk.rows.schema
@@ -312,6 +315,7 @@ def _record_checksums(store: Store, **values: JsonValue) -> None:
     """Record the checksums of the rows' shards in store.json, before columns are computed from them."""
     if isinstance(store.path, Path):
         shards = store.shards
+        # Not on object storage, where each footer would cost a request.
         values["seals"] = {
             kind: [shard.footer(store.path / kind / filename(number)).checksum for number in shards]
             for kind in ("rows", "rejected")
@@ -326,6 +330,7 @@ def _restore(source: Source, store: Store) -> None:
         DamagedError: The source gives other bytes, or no such rows.
     """
     damaged, seals = integrity.damaged_rows(store), store.row_checksums
+    # Shards without a recorded checksum were read last: a run ended before it recorded them.
     recorded = len(seals.get("rows", []))
     lost = {int(file.stem): wrong for file, wrong in damaged.items() if int(file.stem) < recorded}
     for damaged_file, wrong in damaged.items():
@@ -384,6 +389,7 @@ def _prepared(output: StepOutput, store: Store) -> Path:
     if objects.is_folder(stored):
         return objects.local_folder(stored, output.fingerprint)
     temporary = (output.path if isinstance(output.path, Path) else store.scratch / output.step.name) / ".shared.tmp"
+    # What a killed run left here, `Store.hold` removed: a folder that exists would be another run's.
     temporary.mkdir(parents=True)
     output.step.prepare(store, temporary)
     shard.write_checksums(temporary)
@@ -417,6 +423,7 @@ def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], It
         shard.write_checksums(shared)
     # All later workers must use the same measurement.
     objects.keep_folder(shared, step_file(output.path, "shared"), output.fingerprint)
+    # After `load`: a model that cannot be loaded is told before any shard is read.
     read = store.reader(step.inputs)
 
     def compute_shard(number: int) -> Iterator[int]:
@@ -473,6 +480,7 @@ def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executo
 
     A language model's server is not looked for where answers are kept: these may be all that the run needs.
     """
+    # With kept answers a run may need no call at all; it must not fail for a server that it never asks.
     asks = bought is not None and bought.is_empty()
     incomplete = [output for output, store in outputs if store.missing(output)]
     models = [model for output in incomplete for model in models_of(output.step)]
@@ -559,6 +567,7 @@ def _corpus(recipe: Recipe, store: Store, replace: bool, append: bool) -> Store 
             raise StoreError(
                 f"{store.path} cannot name a corpus on this machine, {shared.path}: give it one at s3:// too"
             )
+        # Absolute: it lies elsewhere. The store's own corpus is named relative to it, so that both may be moved.
         store.update(corpus=str(shared.path.resolve()))
         return shared
     store.update(corpus="corpus")

@@ -535,16 +535,16 @@ class QueryType(Step):
         accuracy = f"local classifier, right on {agreement:.0%} of held-out examples"
         if replies:
             accuracy += f"; it agrees with the language model on {agreements / replies:.0%} of {replies:,} rows, which it decided"
-        found = compared.facts(shared)
-        told = f"; {found['summary']}" if found else ""
+        compared_facts = compared.facts(shared)
+        compared_summary = f"; {compared_facts['summary']}" if compared_facts else ""
         return {
-            **found,
+            **compared_facts,
             "open": opens,
             "closed": closed,
             "agreement_on_held_out_examples": agreement,
             "agreement_with_language_model": agreements / replies if replies else None,
             "asked": replies,
-            "summary": f"query types: {opens:,} open, {closed:,} closed ({accuracy}){told}",
+            "summary": f"query types: {opens:,} open, {closed:,} closed ({accuracy}){compared_summary}",
             **({"null": null, "warnings": [_null_warning(null)]} if null else {}),
         }
 

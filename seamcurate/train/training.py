@@ -251,6 +251,7 @@ def adapted(model: PreTrainedModel, task: Literal["CAUSAL_LM", "SEQ_CLS"], confi
     wrapped: Any = get_peft_model(model, adapters)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
+            # Small steps of AdamW vanish in bfloat16: what is trained is in float32, the rest is not.
             parameter.data = parameter.data.float()
     return wrapped
 
@@ -276,8 +277,10 @@ def arguments(config: Training, scratch: str) -> dict[str, Any]:
         "seed": config.seed,
         "gradient_checkpointing": config.gradient_checkpointing,
         "use_cpu": weights.device("auto") == "cpu",
+        # Few processors have bfloat16 arithmetic; the others are several times slower in it.
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         "dataloader_pin_memory": gpu,
+        # Rewards read columns that no model takes.
         "remove_unused_columns": False,
         "save_strategy": "steps" if config.save_steps else "no",
         "save_steps": config.save_steps or 500,
