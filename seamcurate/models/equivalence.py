@@ -144,11 +144,12 @@ def decide(
     elif all(value <= limit for value, limit in zip(found, floor, strict=True)):
         decision = "same"
     else:
-        decision = "accepted" if _is_accepted(max(found), accepted) else "differs"
+        decision = "accepted" if is_accepted(max(found), accepted) else "differs"
     return Comparison(decision, both, only_here, only_there, found, floor)
 
 
-def _is_accepted(difference: float, accepted: float | bool) -> bool:
+def is_accepted(difference: float, accepted: float | bool) -> bool:
+    """Tell whether a recipe accepts a difference; `accepted` is the largest, or true for any."""
     return accepted if isinstance(accepted, bool) else difference <= accepted
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -254,29 +254,38 @@ def _compare(
     unsteady = equivalence.unsteady(there, by_way)
     noise_there = equivalence.largest(by_way.values())
     alone = ways["one by one"]
-    witness: dict[str, JsonValue] = {
-        "scores": [None if value is None else list(value) for value in alone],
-        "floors": list(equivalence.floors(there, [noise_there])),
-    }
+    floor = equivalence.floors(there, [noise_there])
     if local is None:
-        floor = equivalence.floors(there, [noise_there])
-        compared = equivalence.decide(there, alone, floor, model.accept_difference)
-        return _refused(compared, unsteady, model), None, witness
-    here, floor = _here(local, texts, score, noise_there)
-    here, there, floor = _common(here, there, floor)
-    compared = equivalence.decide(here, there, floor, model.accept_difference)
+        compared = equivalence.decide(there, alone, floor, model.accept_difference)._replace(differences=noise_there)
+        return _refused(compared, unsteady, model), None, _witness(alone, floor, compared)
+    here, common_floor = _here(local, texts, score, noise_there)
+    here, there, common_floor = _common(here, there, common_floor)
+    compared = equivalence.decide(here, there, common_floor, model.accept_difference)
     if unsteady is not None:
-        compared = _refused(compared, unsteady, model)
+        largest = equivalence.largest([compared.differences, noise_there[: len(common_floor)]])
+        compared = _refused(compared._replace(differences=largest), unsteady, model)
     elif compared.decision in ("differs", "accepted") and compared.texts:
-        compared = compared._replace(cause=_cause(local, texts, score, here, there, floor))
-    return compared, local.title, witness
+        compared = compared._replace(cause=_cause(local, texts, score, here, there, common_floor))
+    return compared, local.title, _witness(alone, floor, compared)
+
+
+def _witness(alone: Sequence[Scores | None], floor: Scores, compared: Comparison) -> dict[str, JsonValue]:
+    """Return the scores that later ones are held against, and by how much these may differ.
+
+    A server that computes in half precision rounds by more than was seen when it was asked in several ways.
+    """
+    scores: list[JsonValue] = [None if value is None else list(value) for value in alone]
+    accepted = compared.differences if compared.decision == "accepted" else ()
+    wider = [max(limits) for limits in zip_longest(compared.floors, accepted[: len(compared.floors)], fillvalue=0.0)]
+    return {"scores": scores, "floors": [max(pair) for pair in zip_longest(floor, wider[: len(floor)], fillvalue=0.0)]}
 
 
 def _refused(compared: Comparison, unsteady: str | None, model: Served[Any]) -> Comparison:
-    """Refuse a server that differs from itself, unless any difference is accepted."""
+    """Refuse a server that differs from itself, unless such a difference is accepted."""
     if unsteady is None or not compared.texts:
         return compared
-    return compared._replace(decision="accepted" if model.accept_difference is True else "differs", cause=unsteady)
+    is_accepted = equivalence.is_accepted(max(compared.differences), model.accept_difference)
+    return compared._replace(decision="accepted" if is_accepted else "differs", cause=unsteady)
 
 
 def _ways(texts: Texts, score: Score) -> dict[str, Sequence[Scores | None]]:
@@ -362,8 +371,7 @@ def _hint(compared: Comparison) -> str:
     if compared.decision == "not compared":
         return "see the server's log; `accept_difference: true` scores without a comparison"
     largest = max(compared.differences)
-    accepted = f"{1.05 * largest:.2g}" if compared.cause is None or "change by" not in compared.cause else "true"
-    return f"mend the server, or accept the difference by `accept_difference: {accepted}`"
+    return f"mend the server, or accept the difference by `accept_difference: {1.05 * largest:.2g}`"
 
 
 def _shown(scores: Scores) -> str:

@@ -208,6 +208,14 @@ def test_a_server_that_depends_on_what_is_asked_beside_is_refused(shared, reward
     served.change = lambda x: x + served.calls
     with pytest.raises(ModelError, match="its scores change by up to 23 when the same texts are asked one by one"):
         checked(shared, reward, served, same_as="itself")
+    served.calls = 0
+    with pytest.raises(ModelError, match="change by up to 23"):
+        checked(shared, reward, served, same_as="itself", accept_difference=20)
+    served.calls = 0
+    assert (
+        "which the recipe accepts: largest difference 23"
+        in checked(shared, reward, served, same_as="itself", accept_difference=24)["line"]
+    )
 
 
 def test_a_server_is_held_against_itself_where_the_weights_are_too_large_for_here(shared, reward):
