@@ -6,6 +6,7 @@ One rule: transformers reads weights that it does not know to be quantised as if
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,13 +67,23 @@ class Quantisation(NamedTuple):
             )
 
     def options(self, device: str) -> dict[str, object]:
-        """Return options of `from_pretrained`: such weights are read where they are computed."""
+        """Return options of `from_pretrained`: such weights are read where they are computed.
+
+        Raises:
+            ModelError: They are to be dequantised, and this version of transformers does not.
+        """
         options: dict[str, Any] = {"device_map": {"": device}}
         if self.dequantised:
             import transformers
 
             kind = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}[self.name]
-            options[KEY] = getattr(transformers, kind)(dequantize=True)
+            settings = getattr(transformers, kind, None)
+            if settings is None or "dequantize" not in inspect.signature(settings.__init__).parameters:
+                raise ModelError(
+                    f"weights that are quantised by {self.name} are dequantised by a newer transformers than "
+                    f"{transformers.__version__}; upgrade it, or give the weights that are not quantised"
+                )
+            options[KEY] = settings(dequantize=True)
         return options
 
     def settle(self, model: PreTrainedModel, dtype: torch.dtype, name: str) -> None:

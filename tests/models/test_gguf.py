@@ -48,7 +48,8 @@ def write(policy, file, tokenizer=None, template=None, splits="qwen2", kind=gguf
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    # transformers 4.57 has it on its own.
+    writer.add_rope_freq_base((getattr(config, "rope_parameters", None) or vars(config))["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     if tokenizer is not None:
         described = json.loads(tokenizer.backend_tokenizer.to_str())
