@@ -491,7 +491,8 @@ def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executo
         if isinstance(model, Served) and executor is in_process:
             model.local()
             model.check_server()
-        if isinstance(model, OpenAIServer) and executor is in_process and asks:
+        # Language models are asked by this process, whoever computes the other steps.
+        if isinstance(model, OpenAIServer) and asks:
             model.check_server()
         if isinstance(model, RewardFunction) and model not in checked:
             model.check()
