@@ -270,9 +270,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(folder / "store")
 
 
-def texts_of(found: pa.Table, column: str, first: int = len(LINES) + 1) -> list[str]:
+def texts_of(table: pa.Table, column: str, first: int = len(LINES) + 1) -> list[str]:
     """Return a column of the rows that are texts of the corpus, by their place."""
-    rows = dict(zip(found["row_id"].to_pylist(), found[column].to_pylist(), strict=True))
+    rows = dict(zip(table["row_id"].to_pylist(), table[column].to_pylist(), strict=True))
     return [rows[first + i] for i in range(len(TEXTS))]
 
 
@@ -289,23 +289,23 @@ def test_every_row_is_in_the_store_or_among_the_rejected(store: Store) -> None:
 
 
 def test_every_step_says_something_of_every_text(store: Store) -> None:
-    found = query(store, "SELECT * FROM rows")
-    assert found.num_rows == len(store)
+    stored = query(store, "SELECT * FROM rows")
+    assert stored.num_rows == len(store)
     may_lack = {"worse_adv", "hacked_adv", "already_adv", "edits_adv", "queries_adv", "worse_gpt"}
-    for name in found.column_names:
+    for name in stored.column_names:
         if name.startswith(("seam_", "discrepancy_", "misjudged_", "candidates_", "baseline_", "judged_")):
             continue
-        values = texts_of(found, name) if found[name].null_count else []
+        values = texts_of(stored, name) if stored[name].null_count else []
         if name not in may_lack and "reason" not in name and not name.endswith(("_adv", "_gpt")) and name in LISTED:
             assert None not in values, name
-        kind = found[name].type
+        kind = stored[name].type
         if pa.types.is_floating(kind) and name not in ("x",):
-            assert all(math.isfinite(value) for value in found[name].drop_null().to_pylist()), name
+            assert all(math.isfinite(value) for value in stored[name].drop_null().to_pylist()), name
     # A set that is missing says why.
     for variant in ("gpt", "adv"):
-        sets, why = (texts_of(found, f"{kind}_{variant}") for kind in ("worse", "reason"))
+        sets, why = (texts_of(stored, f"{kind}_{variant}") for kind in ("worse", "reason"))
         assert all(some or reason for some, reason in zip(sets, why, strict=True))
-    assert found["worse_contrast"].null_count == 0
+    assert stored["worse_contrast"].null_count == 0
 
 
 LISTED = {
@@ -323,8 +323,8 @@ def test_every_split_keeps_or_drops_every_row_and_says_by_what(store: Store) -> 
         )
         record = json.loads((store.path / "splits" / name / "_split.json").read_text())
         assert record["kept"] + record["dropped"] == len(store) == ledger.num_rows
-    told = query(store, "SELECT row_id, rule FROM ledger WHERE split = 'told'")
-    assert texts_of(told, "rule") == GIVEN
+    ledger = query(store, "SELECT row_id, rule FROM ledger WHERE split = 'told'")
+    assert texts_of(ledger, "rule") == GIVEN
 
 
 def test_sql_answers_are_read_back_as_they_were(store: Store, tmp_path: Path) -> None:

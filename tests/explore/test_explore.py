@@ -164,8 +164,8 @@ def test_a_query_that_takes_more_memory_than_it_may_is_answered_from_disk(finish
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     small = Session(finished, seconds=300, memory="64MB")
     sorted_by_text = "SELECT md5(range::VARCHAR) || repeat('x', 64) AS t FROM range(1500000) ORDER BY t"
-    (found,) = small.ask(f"SELECT max(t) AS last FROM ({sorted_by_text} LIMIT 1 OFFSET 1400000)").to_pylist()
-    assert found["last"].startswith("e")
+    (answer,) = small.ask(f"SELECT max(t) AS last FROM ({sorted_by_text} LIMIT 1 OFFSET 1400000)").to_pylist()
+    assert answer["last"].startswith("e")
     for opened in (
         small._current(),
         views.opened(finished, ["reward"], "64MB"),
@@ -205,10 +205,10 @@ def test_a_filter_is_one_that_a_recipe_takes(ask, recipe, tmp_path):
     from seamcurate import Split
     from seamcurate.select.split import read_filter
 
-    made = run_local(recipe(splits={"x": Split(filter=read_filter("chosen.sql", tmp_path))}), tmp_path / "store")
+    run_report = run_local(recipe(splits={"x": Split(filter=read_filter("chosen.sql", tmp_path))}), tmp_path / "store")
     kept = query(Store(tmp_path / "store"), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist()[0]["n"]
     assert kept == query(Store(tmp_path / "store"), "SELECT row_id FROM rows WHERE seam_contrast < 0").num_rows > 0
-    assert made.lines
+    assert run_report.lines
     assert "row_id" in ask("POST", "/api/filter", json={"sql": "SELECT prompt FROM rows"}).json()["error"]
 
 
@@ -250,10 +250,10 @@ def test_rows_come_worst_first_and_in_pages(ask, finished):
 
 
 def test_an_opened_row_is_what_the_views_say_of_it(session, finished):
-    found = row(session, 7)
+    shown_row = row(session, 7)
     (expected,) = query(finished, "SELECT * FROM rows WHERE row_id = 7").to_pylist()
     candidates = query(finished, "SELECT * FROM candidates WHERE row_id = 7 ORDER BY reward DESC, rank").to_pylist()
-    assert (found["prompt"], found["response"], found["reward"]) == (
+    assert (shown_row["prompt"], shown_row["response"], shown_row["reward"]) == (
         expected["prompt"],
         expected["response"],
         expected["reward"],
@@ -263,7 +263,7 @@ def test_an_opened_row_is_what_the_views_say_of_it(session, finished):
             key: one[key]
             for key in ("rank", "variant", "response", "similarity", "reward", "logprob", "weight", "misjudgement")
         }
-        for one in found["candidates"]
+        for one in shown_row["candidates"]
     ] == [
         {
             key: one[key]
@@ -271,9 +271,9 @@ def test_an_opened_row_is_what_the_views_say_of_it(session, finished):
         }
         for one in candidates
     ]
-    assert {one["name"]: one["value"] for one in found["scores"]}["rer"] == expected["rer"]
-    assert {one["name"] for one in found["scores"] if one["whole"]} == {"candidates_contrast"}
-    assert re.match("split train: (kept|dropped) by rule", found["verdicts"][0])
+    assert {one["name"]: one["value"] for one in shown_row["scores"]}["rer"] == expected["rer"]
+    assert {one["name"] for one in shown_row["scores"] if one["whole"]} == {"candidates_contrast"}
+    assert re.match("split train: (kept|dropped) by rule", shown_row["verdicts"][0])
     with pytest.raises(QueryError, match="has no row 4000"):
         row(session, 4000)
 
@@ -287,15 +287,15 @@ def test_the_benchs_recipe_line_makes_the_same_cut(session, recipe, tmp_path, ke
     from seamcurate.select.split import read_filter
 
     cut = session.ask("SELECT median(seam_contrast) AS m FROM scores").to_pylist()[0]["m"]
-    found = bench(session, "seam_contrast", cut, keep, nulls)
-    ((name, parameters),) = yaml.safe_load(found["recipe"]).items()
+    preview = bench(session, "seam_contrast", cut, keep, nulls)
+    ((name, parameters),) = yaml.safe_load(preview["recipe"]).items()
     split = Split(**parameters | {"filter": read_filter(parameters["filter"], tmp_path)})
     run_local(recipe(splits={name: split}), tmp_path / "store")
     kept = query(Store(tmp_path / "store"), "SELECT row_id FROM ledger WHERE kept").num_rows
-    assert 0 < kept < 40 and found["kept"] == kept
-    below, above = found["near"]["below"], found["near"]["above"]
+    assert 0 < kept < 40 and preview["kept"] == kept
+    below, above = preview["near"]["below"], preview["near"]["above"]
     assert max(one["value"] for one in below) <= cut <= min(one["value"] for one in above)
-    assert sum(one["kept"] for one in found["lengths"]["bins"]) == kept
+    assert sum(one["kept"] for one in preview["lengths"]["bins"]) == kept
     assert recipe_line("odd, name", 1.0, "above", False).startswith('train: {filter: keep_between.sql, by: "odd, name"')
 
 
@@ -400,16 +400,20 @@ def test_two_columns_are_compared_by_their_worst_rows_and_by_their_places(recipe
     )
     both = [i for i in range(40) if a[i] is not None and b[i] is not None]
     for rate in (0.95, 0.2):
-        found = compare(session, "seam_contrast", "other.seam_contrast", rate)
+        comparison = compare(session, "seam_contrast", "other.seam_contrast", rate)
         size = math.ceil(rate * len(both))
         worst = [{i for i in sorted(both, key=lambda i: s[i])[:size] if s[i] < 0} for s in (a, b)]
         shared = len(worst[0] & worst[1])
-        assert (found["rows"], found["worst_a"], found["worst_b"]) == (len(both), len(worst[0]), len(worst[1]))
-        assert found["shared"] == shared and found["overlap"] == 2 * shared / (len(worst[0]) + len(worst[1]))
+        assert (comparison["rows"], comparison["worst_a"], comparison["worst_b"]) == (
+            len(both),
+            len(worst[0]),
+            len(worst[1]),
+        )
+        assert comparison["shared"] == shared and comparison["overlap"] == 2 * shared / (len(worst[0]) + len(worst[1]))
     spearman = pytest.importorskip("scipy.stats", reason="scipy is not installed").spearmanr
-    assert found["correlation"] == pytest.approx(spearman([a[i] for i in both], [b[i] for i in both]).statistic)
-    moves = [round(abs(one["place_a"] - one["place_b"]), 9) for one in found["moved"]]
-    assert moves == sorted(moves, reverse=True) and all(one["prompt"] for one in found["moved"])
+    assert comparison["correlation"] == pytest.approx(spearman([a[i] for i in both], [b[i] for i in both]).statistic)
+    moves = [round(abs(one["place_a"] - one["place_b"]), 9) for one in comparison["moved"]]
+    assert moves == sorted(moves, reverse=True) and all(one["prompt"] for one in comparison["moved"])
     # Bad is high here, and low there: the same rows all the same.
     mirrored = compare(session, "seam_contrast", "discrepancy_contrast", 0.2)
     assert mirrored["correlation"] == pytest.approx(1) and mirrored["worst_a"] <= mirrored["worst_b"]
@@ -470,8 +474,8 @@ def test_a_folder_without_a_store_is_named(tmp_path):
 @pytest.mark.slow
 def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    made, *figures = report(finished, tmp_path / "report.html", tmp_path / "figures")
-    html = made.read_text()
+    page_file, *figures = report(finished, tmp_path / "report.html", tmp_path / "figures")
+    html = page_file.read_text()
     session = Session(finished)
     drawn, pictures = figures[::2], figures[1::2]
     assert (
@@ -482,10 +486,10 @@ def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
     counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title></rect>", drawn[0].read_text())]
     assert sum(counts) == session.charts[0].present
     (labels,) = [one.read_text() for one in drawn if one.stem.endswith("query_type")]
-    told = dict(re.findall(r"<title>(\w+): ([\d,]+)</title></rect>", labels))
+    labelled = dict(re.findall(r"<title>(\w+): ([\d,]+)</title></rect>", labels))
     assert (
-        told == {str(value): str(rows) for value, rows in session.groups[0].values}
-        and sum(map(int, told.values())) == 40
+        labelled == {str(value): str(rows) for value, rows in session.groups[0].values}
+        and sum(map(int, labelled.values())) == 40
     )
     # Alone, a figure says what it is of; a page says where nothing lies on this machine.
     assert all(one.partition("_")[2] in text for one, text in ((f.stem, f.read_text()) for f in drawn))
@@ -493,7 +497,7 @@ def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
     assert [one.stem for one in pictures] == [one.stem for one in drawn]
     assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
     again = report(finished, tmp_path / "report.html", tmp_path / "again")
-    assert [one.read_bytes() for one in again] == [one.read_bytes() for one in (made, *figures)]
+    assert [one.read_bytes() for one in again] == [one.read_bytes() for one in (page_file, *figures)]
 
 
 @pytest.mark.slow
@@ -574,8 +578,8 @@ def test_the_server_answers_on_this_machine_alone_and_writes_no_token_down(finis
             assert httpx.get(address, trust_env=False, headers={"host": "evil.example"}).status_code == 403
         finally:
             process.terminate()
-        told = "".join(process.communicate(timeout=30))
-    assert len(token) >= 32 and "Application startup complete" in told and token not in told
+        output = "".join(process.communicate(timeout=30))
+    assert len(token) >= 32 and "Application startup complete" in output and token not in output
 
 
 def test_a_port_that_is_taken_is_told(finished, tmp_path, monkeypatch):
@@ -614,8 +618,8 @@ def address(tmp_path_factory) -> Iterator[str]:
     whole = make()
     run_local(make(steps=(*whole.steps, Project())), folder / "store")
     run_local(make(models=whole.models.model_copy(update={"reward": FakeModel(path="another")})), folder / "other")
-    process, found = served_at(Store(folder / "store"), Store(folder / "other"))
-    yield found
+    process, url = served_at(Store(folder / "store"), Store(folder / "other"))
+    yield url
     process.terminate()
     process.wait(20)
 
@@ -736,9 +740,9 @@ def test_a_dot_on_the_map_tells_its_prompt_and_opens_its_row(page):
     x, y = page.run(DOT)
     page.hover(x, y)
     page.until("!document.querySelector('#overview .tip.note').hidden")
-    told = page.text("#overview .tip.note")
-    assert "how do I" in told and "projection_x" in told
-    row_id = re.search(r"row (\d+)", told)[1]
+    tooltip = page.text("#overview .tip.note")
+    assert "how do I" in tooltip and "projection_x" in tooltip
+    row_id = re.search(r"row (\d+)", tooltip)[1]
     page.press(x, y)
     page.until(f"document.querySelector('#drill h2')?.innerText == 'Row {row_id}'")
     page.key("Escape")
@@ -909,9 +913,9 @@ def test_many_rows_are_drawn_by_how_many_fall_where_and_are_brushed(browser, add
     pq.write_table(pa.table({"prompt": texts, "response": answers, "far": far}), tmp_path / "rows.parquet")
     steps = (LengthIncentive(), Random())
     run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet")), steps=steps), tmp_path / "store")
-    process, found = served_at(Store(tmp_path / "store"))
+    process, url = served_at(Store(tmp_path / "store"))
     try:
-        browser.open(found)
+        browser.open(url)
         browser.until(f"document.querySelector('#t-rows')?.dataset.rows == '{rows}'", 60)
         browser.until("document.querySelector('#rows tbody tr')")
         assert browser.run(COLOUR % "far") == ["0", "≥ 100"]
@@ -942,9 +946,9 @@ def test_every_source_is_there_to_select_and_not_the_most_frequent_alone(browser
     ] * 2
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"))), tmp_path / "store")
-    process, found = served_at(Store(tmp_path / "store"))
+    process, url = served_at(Store(tmp_path / "store"))
     try:
-        shown(browser, found)
+        shown(browser, url)
         seen = "[...document.querySelectorAll('[data-column=source] .value')].filter((e) => e.offsetHeight).length"
         assert browser.run(seen) == 5 and browser.text("[data-column=source] footer") == "4 more values"
         browser.click("[data-column=source] footer button")
@@ -1019,11 +1023,11 @@ def test_what_json_lacks_is_shown_as_plain_text(value, shown):
 def test_the_page_fills_the_readmes_picture(browser, address):
     """`SEAMCURATE_PICTURE_OF=STORE` takes the README's own picture, of that store."""
     store, file = os.environ.get("SEAMCURATE_PICTURE_OF"), Path(__file__).parents[2] / "explorer/screenshot.png"
-    process, found = served_at(Store(store)) if store else (None, address)
+    process, url = served_at(Store(store)) if store else (None, address)
     try:
         with tempfile.TemporaryDirectory() as folder:
             shot = file if store else Path(folder) / "page.png"
-            shown(browser, found)
+            shown(browser, url)
             browser.drag("[data-column=reward] .plot", 0.02, 0.45)
             settled(browser)
             # What the pointer says of a bar would cover what the chart says of itself.

@@ -98,12 +98,12 @@ def contents(folder):
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.parquet"))}
 
 
-def wait(found, seconds=60.0):
+def wait(condition, seconds=60.0):
     """Wait for a condition, which the tests then hold to be true."""
     until = time.monotonic() + seconds
-    while not found() and time.monotonic() < until:
+    while not condition() and time.monotonic() < until:
         time.sleep(0.05)
-    return found()
+    return condition()
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +128,12 @@ def nodes(storage, tmp_path_factory):
         from ray.cluster_utils import Cluster
 
         small = {"num_cpus": 1, "object_store_memory": 2**27}
-        made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-        made.small = small
-        made.add_node(**small, env_vars={"SEAMCURATE_CACHE": str(tmp_path_factory.mktemp("another cache"))})
-        made.wait_for_nodes()
-        yield made
-        made.shutdown()
+        cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+        cluster.small = small
+        cluster.add_node(**small, env_vars={"SEAMCURATE_CACHE": str(tmp_path_factory.mktemp("another cache"))})
+        cluster.wait_for_nodes()
+        yield cluster
+        cluster.shutdown()
 
 
 @pytest.fixture
@@ -151,12 +151,12 @@ def watched(recipe, tmp_path):
 def test_a_run_on_ray_gives_the_bytes_of_a_local_one_and_then_has_nothing_to_do(nodes, recipe, tmp_path):
     whole = os.environ.get("SEAMCURATE_RAY_WHOLE")
     steps = recipe().steps if whole else (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5)[:1])
-    made = recipe(steps=steps, splits=recipe().splits if whole else {})
-    here = run_local(made, tmp_path / "here")
-    there = run_ray(made, tmp_path / "there", nodes.address)
-    assert there == here
+    job = recipe(steps=steps, splits=recipe().splits if whole else {})
+    local_report = run_local(job, tmp_path / "here")
+    ray_report = run_ray(job, tmp_path / "there", nodes.address)
+    assert ray_report == local_report
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
-    assert run_ray(made, tmp_path / "there", nodes.address).computed == 0
+    assert run_ray(job, tmp_path / "there", nodes.address).computed == 0
 
 
 def test_hostile_rows_are_taken_and_set_aside_on_ray_as_they_are_here(nodes, recipe, tmp_path):
@@ -164,25 +164,25 @@ def test_hostile_rows_are_taken_and_set_aside_on_ray_as_they_are_here(nodes, rec
     lines = [FIRST_LINE, *(case.given for case in LINES), *map(str.encode, texts)]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     source = Source(jsonl=str(tmp_path / "a.jsonl"), response="response", shard_rows=60)
-    made = recipe(rows=source, corpus=None, steps=seam("contrast")[:1], splits={})
-    here, there = run_local(made, tmp_path / "here"), run_ray(made, tmp_path / "there", nodes.address)
-    assert there == here and here.rows + here.rejected == len(lines)
+    job = recipe(rows=source, corpus=None, steps=seam("contrast")[:1], splits={})
+    local_report, ray_report = run_local(job, tmp_path / "here"), run_ray(job, tmp_path / "there", nodes.address)
+    assert ray_report == local_report and local_report.rows + local_report.rejected == len(lines)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
-    found = query(Store(tmp_path / "there"), "SELECT prompt, reward FROM rows ORDER BY row_id DESC")
-    assert found["prompt"].to_pylist()[: len(texts)] == [json.loads(text)["prompt"] for text in texts][::-1]
-    assert found["reward"].null_count == 0
+    rewarded = query(Store(tmp_path / "there"), "SELECT prompt, reward FROM rows ORDER BY row_id DESC")
+    assert rewarded["prompt"].to_pylist()[: len(texts)] == [json.loads(text)["prompt"] for text in texts][::-1]
+    assert rewarded["reward"].null_count == 0
 
 
 def test_killed_workers_and_a_killed_node_cost_only_what_they_had_in_hand(nodes, watched, tmp_path):
     doomed = nodes.add_node(**nodes.small)
     nodes.wait_for_nodes()
-    made, lost = watched(seconds=1), []
-    step = made.steps[0]
+    job, lost = watched(seconds=1), []
+    step = job.steps[0]
 
-    def hand(told):
+    def hand(events):
         """What is being worked on: began and not ended."""
-        ended = {(shard, pid) for what, shard, pid, _ in told if what == "ended"}
-        return [one for one in told if one[0] == "began" and one[1:3] not in ended]
+        ended = {(shard, pid) for what, shard, pid, _ in events if what == "ended"}
+        return [one for one in events if one[0] == "began" and one[1:3] not in ended]
 
     def kill():
         assert wait(lambda: any(one[3] == doomed.node_id for one in hand(step.told())))
@@ -196,12 +196,12 @@ def test_killed_workers_and_a_killed_node_cost_only_what_they_had_in_hand(nodes,
 
     killer = threading.Thread(target=kill)
     killer.start()
-    report = run_ray(made, tmp_path / "store", nodes.address)
+    report = run_ray(job, tmp_path / "store", nodes.address)
     killer.join()
     began = Counter(shard for what, shard, _, _ in step.told() if what == "began")
     assert len(lost) == 2 and report.computed == 8
     assert began == Counter(range(8)) + Counter(shard for _, shard, _, _ in lost)
-    run_local(made, tmp_path / "here")
+    run_local(job, tmp_path / "here")
     assert contents(tmp_path / "store") == contents(tmp_path / "here")
     assert not list((tmp_path / "store").rglob("*.tmp"))
 
@@ -231,23 +231,23 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
         steps = recipe().steps if whole else seam("contrast", k=5)[:1]
         parts = {} if whole else {"corpus": None, "splits": {}}
         rows = recipe().rows.model_copy(update={"shard_rows": 5})
-        made = recipe(rows=rows, steps=(watched, *steps, generate), **parts)
+        job = recipe(rows=rows, steps=(watched, *steps, generate), **parts)
         killer = threading.Thread(target=kill)
         killer.start()
-        there = run_ray(made, "s3://a-bucket/store", nodes.address)
+        ray_report = run_ray(job, "s3://a-bucket/store", nodes.address)
         killer.join()
         began = [(shard, pid) for what, shard, pid, _ in watched.told() if what == "began"]
         assert Counter(shard for shard, _ in began) == Counter([*range(8), began[0][0]])
         assert holders == {str(os.getpid())} and os.getpid() not in {pid for _, pid in began}
         bought = sum(endpoint.paid.values())
-        assert bought == 40 and there.computed == (4 if whole else 0) + 8 * (len(steps) + 2)
-        assert run_ray(made, "s3://a-bucket/store", nodes.address).computed == 0
-        here = run_local(made, tmp_path / "store")
-    assert here.lines == there.lines
-    found = objects_of(bucket)
-    assert shards(found) == contents(tmp_path / "store")
-    assert not [name for name in found if name.endswith((".lock", ".tmp"))]
-    assert "columns/reward/_shared/noise.json" in found
+        assert bought == 40 and ray_report.computed == (4 if whole else 0) + 8 * (len(steps) + 2)
+        assert run_ray(job, "s3://a-bucket/store", nodes.address).computed == 0
+        local_report = run_local(job, tmp_path / "store")
+    assert local_report.lines == ray_report.lines
+    stored_objects = objects_of(bucket)
+    assert shards(stored_objects) == contents(tmp_path / "store")
+    assert not [name for name in stored_objects if name.endswith((".lock", ".tmp"))]
+    assert "columns/reward/_shared/noise.json" in stored_objects
 
 
 DRIVER = """
@@ -263,7 +263,7 @@ cli.main()
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_whose_own_process_is_stopped_goes_on_from_what_is_there(nodes, files, watched, tmp_path, how):
-    made, store = watched(seconds=1), tmp_path / "store"
+    job, store = watched(seconds=1), tmp_path / "store"
     step = f"watched: {{log: {tmp_path / 'log'}, seconds: 1}}"
     (tmp_path / "recipe.yaml").write_text(f"rows: {{parquet: rows.parquet, shard_rows: 5}}\nsteps: [{step}]")
     command = [sys.executable, "-c", DRIVER, "recipe.yaml", "store", "--ray", nodes.address]
@@ -280,12 +280,12 @@ def test_a_run_whose_own_process_is_stopped_goes_on_from_what_is_there(nodes, fi
         assert "Traceback" not in said
     done = contents(store / "columns")
     ended = {int(Path(name).stem) for name in done}
-    report = run_ray(made, store, nodes.address)
-    began = Counter(shard for what, shard, _, _ in made.steps[0].told() if what == "began")
+    report = run_ray(job, store, nodes.address)
+    began = Counter(shard for what, shard, _, _ in job.steps[0].told() if what == "began")
     assert 0 < report.computed <= 8 - len(done) and {began[shard] for shard in ended} == {1}
     after = contents(store / "columns")
     assert {name: after[name] for name in done} == done
-    run_local(made, tmp_path / "here")
+    run_local(job, tmp_path / "here")
     assert contents(store) == contents(tmp_path / "here")
 
 
@@ -301,12 +301,12 @@ def test_what_goes_wrong_in_a_worker_is_told_as_it_is_at_home(nodes, watched, tm
 
 
 def test_a_shard_that_kills_its_workers_stops_the_run(nodes, watched, tmp_path):
-    made = watched(dies=True)
+    job = watched(dies=True)
     with pytest.raises(
         ClusterError, match=r"step watched, shard 0: 3 workers died of it, .* what was finished is kept"
     ):
-        run_ray(made, tmp_path / "store", nodes.address, limit=5)
-    assert [shard for _, shard, _, _ in made.steps[0].told()] == [0, 0, 0]
+        run_ray(job, tmp_path / "store", nodes.address, limit=5)
+    assert [shard for _, shard, _, _ in job.steps[0].told()] == [0, 0, 0]
 
 
 def test_endpoints_are_asked_by_the_run_itself_whose_limit_holds(nodes, recipe, tmp_path, monkeypatch):
@@ -314,12 +314,12 @@ def test_endpoints_are_asked_by_the_run_itself_whose_limit_holds(nodes, recipe, 
     with serving() as endpoint:
         prices = {"usd_per_million_input": 100, "usd_per_million_output": 100, "max_tokens": 1000}
         model = OpenAIServer(path="m", base_url=endpoint.url, concurrency=1, **prices)
-        made = recipe(corpus=None, steps=(Generate(k=2, generator=model), Random()), splits={})
+        job = recipe(corpus=None, steps=(Generate(k=2, generator=model), Random()), splits={})
         with pytest.raises(BudgetError, match=r"stopped before the limit of \$0\.4"):
-            run_ray(made, tmp_path / "store", nodes.address, max_usd=0.4)
+            run_ray(job, tmp_path / "store", nodes.address, max_usd=0.4)
         bought = sum(endpoint.paid.values())
         assert 0 < bought < 40
-        report = run_ray(made, tmp_path / "store", nodes.address)
+        report = run_ray(job, tmp_path / "store", nodes.address)
         assert len(endpoint.paid) == 40 and set(endpoint.paid.values()) == {1}
         assert any(line.startswith(f"worse_gpt: {40 - bought} calls, ") for line in report.lines)
 
@@ -400,18 +400,18 @@ def test_without_ray_the_error_says_what_to_install(watched, tmp_path, monkeypat
 
 
 def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
-    made = watched()
-    run_local(made, tmp_path / "store")
-    output = Store(tmp_path / "store").plan(made.ready())[0]
+    job = watched()
+    run_local(job, tmp_path / "store")
+    output = Store(tmp_path / "store").plan(job.ready())[0]
     failed = cluster._Worker(output.step, output.fingerprint, str(tmp_path / "elsewhere"), "", tmp_path)({"shard": 0})
     with pytest.raises(StoreError, match=r"elsewhere is not there on .*: a run on Ray needs the store"):
         raise cluster._failure(failed)
 
 
 def test_a_disk_that_is_full_where_a_worker_is_says_so_in_one_line(watched, tmp_path):
-    made = watched()
-    run_local(made, tmp_path / "store")
-    output = Store(tmp_path / "store").plan(made.ready())[0]
+    job = watched()
+    run_local(job, tmp_path / "store")
+    output = Store(tmp_path / "store").plan(job.ready())[0]
     full = output._replace(step=output.step.model_copy(update={"fails": "disk"}))
     failed = cluster._Worker(full.step, full.fingerprint, str(tmp_path / "store"), "", tmp_path)({"shard": 0})
     with pytest.raises(StoreError, match=r"watched/_shared cannot be made: No space left on device; fix that and run"):
