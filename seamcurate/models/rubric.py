@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -34,6 +33,9 @@ from seamcurate.models.rating import Scale, object_schema, rating_schema
 from seamcurate.models.reply import Answer, field
 from seamcurate.step import digest
 from seamcurate.text import suggestion
+
+if TYPE_CHECKING:
+    import yaml
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = ("reason",)
@@ -131,6 +133,8 @@ def _criterion(item: object, title: str) -> Criterion:
 
 
 def _parsed(path: str, title: str) -> object:
+    import yaml
+
     if not path.endswith((".yaml", ".yml")):
         raise ValueError(f"{title[:80]}: a rubric is the path of a .yaml file, or a list of criteria")
     try:
@@ -148,6 +152,8 @@ def _parsed(path: str, title: str) -> object:
 
 def _refuse_repeated_keys(criteria: yaml.Node | None) -> None:
     """Refuse a key that a criterion has twice: YAML would take the second value without a word."""
+    import yaml
+
     for criterion in criteria.value if isinstance(criteria, yaml.SequenceNode) else ():
         if isinstance(criterion, yaml.MappingNode):
             keys = [key.value for key, _ in criterion.value]
