@@ -1,4 +1,4 @@
-"""A policy behind a real vLLM has the likelihoods of the same weights here, in a run that is killed and resumed."""
+"""A policy behind a real vLLM has the likelihoods of the same weights here; SEAM by it and by a served reward model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import vllm_server
 from conftest import questions
 
-from seamcurate import CausalLM, CompletionServer, query, run_local
+from seamcurate import CausalLM, CompletionServer, plan, query, run_local
 from seamcurate.errors import ModelError
 from seamcurate.run import recipe as recipes
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.vllm, vllm_server.installed]
 RECIPE = """
 rows: {{parquet: rows.parquet, shard_rows: 8}}
 models:
-  reward: {{fake: "0"}}
+  reward: {reward}
   policy: {policy}
 steps:
   - seam: {{variant: contrast, k: 6}}
@@ -37,11 +37,30 @@ def policy(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(policy, tmp_path_factory):
+def servers(policy, tokenizer, tmp_path_factory):
+    """A vLLM with the policy, and one with a reward model."""
+    folder = tmp_path_factory.mktemp("vllm")
+    reward = vllm_server.write_classifier(folder / "reward", tokenizer)
     # Chunks shorter than the texts: vLLM puts their log-probabilities together.
     options = ("--max-num-batched-tokens", "64", "--enable-chunked-prefill")
-    with vllm_server.serving(policy, "tiny", *options, log=tmp_path_factory.mktemp("log") / "log") as running:
+    running = [
+        vllm_server.Server(policy, "tiny", folder / "policy.log", options),
+        vllm_server.Server(reward, "rm", folder / "reward.log", ("--runner", "pooling")),
+    ]
+    for one in running:
+        one.start()
+    try:
+        for one in running:
+            one.wait()
         yield running
+    finally:
+        for one in running:
+            one.stop()
+
+
+@pytest.fixture(scope="module")
+def server(servers):
+    return servers[0]
 
 
 @pytest.fixture
@@ -53,8 +72,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def write(folder, name, policy):
-    (folder / name).write_text(RECIPE.format(policy=policy))
+def write(folder, name, policy, reward='{"fake": "0"}'):
+    (folder / name).write_text(RECIPE.format(policy=policy, reward=reward))
     return folder / name
 
 
@@ -76,9 +95,18 @@ def test_likelihoods_are_those_of_the_weights_here(server, policy):
                 assert found.logprob == pytest.approx(likelihood.logprob, rel=1e-5, abs=1e-3)
 
 
-def test_a_killed_run_is_resumed_and_gives_the_local_scores(server, policy, folder):
-    run_local(recipes.load(write(folder, "local.yaml", json.dumps({"causal_lm": str(policy)}))), folder / "local")
-    recipe = write(folder, "served.yaml", served(server, policy, concurrency=2))
+def test_seam_by_a_served_policy_and_reward_model_is_the_local_one_though_it_was_killed(servers, policy, folder):
+    server, classifier = servers
+    weights = {"sequence_classifier": str(classifier.model)}
+    local = write(folder, "local.yaml", json.dumps({"causal_lm": str(policy)}), json.dumps(weights))
+    run_local(recipes.load(local), folder / "local")
+    reward = {"reward_server": classifier.url, "api": "vllm", "model": "rm", "same_as": weights}
+    recipe = write(folder, "served.yaml", served(server, policy, concurrency=2), json.dumps(reward))
+    planned = {
+        line.step: (line.rows, line.calls, line.model) for line in plan(recipes.load(recipe), folder / "served").lines
+    }
+    assert planned["reward"] == (40, 40, "reward_server rm")
+    assert planned["logprobs_contrast"] == (40, 240, "completion_server tiny")
     shards = folder / "served/columns/logprobs_contrast"
     main = "from seamcurate.cli import main; main()"
     command = [sys.executable, "-c", main, "run", str(recipe), str(folder / "served")]
@@ -91,7 +119,8 @@ def test_a_killed_run_is_resumed_and_gives_the_local_scores(server, policy, fold
     assert 0 < len(kept) < 5
     report = run_local(recipes.load(recipe), folder / "served")
     assert {name: (shards / name).stat().st_mtime_ns for name in kept} == kept
-    assert any(line.startswith("completion_server tiny gives the same scores as causal_lm") for line in report.lines)
+    for title in ("completion_server tiny", "reward_server rm"):
+        assert any(f"{title} gives the same scores as" in line for line in report.lines)
     here, there = (
         query(folder / name, "SELECT seam_contrast FROM rows ORDER BY row_id") for name in ("local", "served")
     )
