@@ -86,12 +86,13 @@ class CompletionServer(Served[CausalLM], NamedModel, FormSettings):
             raise ValueError("tokenizer: is for `same_as: itself`; without that, it is that of the weights here")
         return self
 
-    def _named(self, path: str) -> CausalLM:
+    def named(self, path: str) -> CausalLM:
+        """Return the local model of a folder or Hub id that reads texts as the settings here say."""
         return CausalLM(path=path, **{name: getattr(self, name) for name in _OF_LOCAL})
 
     def texts(self) -> CausalLM:
         """Return the local policy whose tokens are sent; its weights are not read for that."""
-        return self.local() or self._named(self.tokenizer or self.model)
+        return self.local() or self.named(self.tokenizer or self.model)
 
     def identity(self) -> JsonValue:
         """Return what decides a likelihood: the API, the weights that the server was shown to have, and the texts."""

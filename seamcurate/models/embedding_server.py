@@ -85,7 +85,8 @@ class EmbeddingServer(Served[SentenceEncoder], NamedModel):
             raise ValueError("max_tokens and truncation: `same_as: itself` leaves no tokenizer here to cut by")
         return self
 
-    def _named(self, path: str) -> SentenceEncoder:
+    def named(self, path: str) -> SentenceEncoder:
+        """Return the local model of a folder or Hub id that reads texts as the settings here say."""
         return SentenceEncoder(path=path, **{name: getattr(self, name) for name in _OF_LOCAL})
 
     def normalises(self) -> bool:

@@ -103,15 +103,16 @@ class RewardServer(Served[SequenceClassifier], NamedModel, FormSettings, RewardC
         elif self.tokenizer and self.same_as is None:
             raise ValueError("tokenizer: is for `same_as: itself`; without that, it is that of the weights here")
         # Refuses what a local classifier refuses.
-        self._named(self.model)
+        self.named(self.model)
         return self
 
-    def _named(self, path: str) -> SequenceClassifier:
+    def named(self, path: str) -> SequenceClassifier:
+        """Return the local model of a folder or Hub id that reads texts as the settings here say."""
         return SequenceClassifier(path=path, **{name: getattr(self, name) for name in _OF_LOCAL})
 
     def texts(self) -> SequenceClassifier:
         """Return the local classifier whose tokens are sent; its weights are not read for that."""
-        return self.local() or self._named(self.tokenizer or self.model)
+        return self.local() or self.named(self.tokenizer or self.model)
 
     def identity(self) -> JsonValue:
         """Return what decides a reward: the API, the weights that the server was shown to have, and the texts."""

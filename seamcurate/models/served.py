@@ -108,9 +108,10 @@ class Served(Backend, ServerSettings, Generic[LocalT]):
                 f"{self.title}: some rows are scored by the same weights here first, and {self.model} is not here: name them "
                 f"by `same_as: {{{self.local_kind.key}: …}}`, or say `same_as: itself` where they are too large ({error})"
             ) from error
-        return self._named(self.model)
+        return self.named(self.model)
 
-    def _named(self, path: str) -> LocalT:
+    def named(self, path: str) -> LocalT:
+        """Return the local model of a folder or Hub id that reads texts as the settings here say."""
         return self.local_kind(path=path)  # type: ignore[return-value]
 
     def parts(self) -> Iterator[Backend]:

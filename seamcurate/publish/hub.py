@@ -214,7 +214,8 @@ def _only_here(text: str, folder: Path) -> tuple[list[str], list[str]]:
             notes.append(
                 f"the recipe runs the reward function {value}, which is not published: `reproduce` will refuse it"
             )
-        if key in kinds or (key in models and (escapes(value) or (folder / value).exists())):
+        # A server's name for its model is a folder of its machine, or of this one, where it has no other name.
+        if key in kinds or (key in {*models, "model", "tokenizer"} and (escapes(value) or (folder / value).exists())):
             local_files.append(value)
         if key != "filter" and escapes(value) and "://" not in value:
             notes.append(

@@ -401,8 +401,10 @@ def pinned(recipe: Recipe, facts: Mapping[str, JsonValue]) -> Recipe:
         if isinstance(model, RewardEnsemble):
             members = [pin_model(f"{role} {i}", member) for i, member in enumerate(model.ensemble)]
             return model.model_copy(update={"ensemble": tuple(members)})
-        if isinstance(model, Served) and isinstance(model.same_as, LocalModel):
-            return model.model_copy(update={"same_as": pin_model(role, model.same_as)})
+        if isinstance(model, Served) and model.same_as != "itself":
+            local = model.named(model.model) if model.same_as is None else model.same_as
+            pinned_local = pin_model(role, local)
+            return model if pinned_local == local else model.model_copy(update={"same_as": pinned_local})
         recorded: dict[str, object] = {
             "date": days.get(role),
             "base": bases.get(role),
@@ -450,11 +452,17 @@ def _identities(steps: JsonValue) -> Iterator[tuple[str, dict[str, JsonValue]]]:
         identity = record.get("identity") if isinstance(record, dict) else None
         for role, model in identity.items() if isinstance(identity, dict) else ():
             if isinstance(model, dict):
-                yield role, model
+                yield role, _held_against(model)
                 members = model.get("ensemble")
                 for i, member in enumerate(members if isinstance(members, list) else ()):
                     if isinstance(member, dict):
-                        yield f"{role} {i}", member
+                        yield f"{role} {i}", _held_against(member)
+
+
+def _held_against(identity: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the identity of the local model that a served one was held against; that of any other model itself."""
+    local = identity.get("same_as")
+    return local if isinstance(local, dict) else identity
 
 
 def _days(steps: JsonValue) -> dict[str, datetime.date]:

@@ -33,6 +33,7 @@ from seamcurate import (
     Perplexity,
     Recipe,
     RewardEnsemble,
+    RewardServer,
     SequenceClassifier,
     Source,
     Store,
@@ -652,6 +653,16 @@ def test_what_only_the_author_has_is_named(work, hub_server, tmp_path):
         reproduction.reproduce("me/curated", tmp_path / "again")
 
 
+def test_a_served_model_that_only_the_author_has_is_named(tmp_path):
+    (tmp_path / "rm").mkdir()
+    served = (
+        "models: {reward: {reward_server: 'http://127.0.0.1:1', api: vllm, model: %s, same_as: itself, tokenizer: %s}}"
+    )
+    assert hub._only_here(served % ("org/rm", "org/rm"), tmp_path) == ([], [])
+    local, (note,) = hub._only_here(served % ("/models/rm", "rm"), tmp_path)
+    assert local == ["/models/rm", "rm"] and note.startswith("the recipe names /models/rm, outside its folder")
+
+
 def test_tables_that_differ_are_told_apart():
     one = pa.table({"a": [1.0, 2.0, None], "b": ["x", "y", "z"]})
     assert reproduction.difference(one, one) == ""
@@ -694,6 +705,16 @@ def test_a_second_run_stands_at_the_commits_of_the_first():
         (a, None),
         (b, None),
     ]
+    # A served model is held against the weights of the first run again.
+    known["steps"] = {
+        "x": {"identity": {"reward": {"same_as": {"sequence_classifier": f"me/rm@{a}", "date": "2026-02-01"}}}}
+    }
+    for same_as in (None, SequenceClassifier(path="me/rm")):
+        served = RewardServer(path="http://127.0.0.1:1", api="vllm", model="me/rm", same_as=same_as)
+        again = reproduction.pinned(
+            loaded.model_copy(update={"models": Models(reward=served)}), known
+        ).models.reward.same_as
+        assert (again.path, again.revision, str(again.date)) == ("me/rm", a, "2026-02-01")
     # An adapter is put onto the commit of its base.
     assert (found.steps[0].base.base, found.models.policy.base) == (f"me/whole@{a}", None)
     # A date that the author's prompts held is held again, whatever the day.
