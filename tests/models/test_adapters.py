@@ -207,7 +207,7 @@ def test_a_reward_model_given_as_an_adapter_brings_its_head(policy_folder, token
         for path in (folder, merged)
     )
     assert scored == pytest.approx(whole, abs=1e-4) and len(set(scored)) == 3
-    three, _ = adapted(
+    three, whole_three = adapted(
         AutoModelForSequenceClassification,
         policy_folder,
         tmp_path / "three",
@@ -218,6 +218,19 @@ def test_a_reward_model_given_as_an_adapter_brings_its_head(policy_folder, token
     )
     with pytest.raises(ModelError, match="has 3 outputs; a reward model has one"):
         SequenceClassifier(path=str(three)).load()
+    # The base has no head, so that its configuration tells nothing of the outputs.
+    by_adapter, by_merged = (
+        flat(
+            SequenceClassifier(path=str(path), dtype="float32", output=2, outputs=(1,))
+            .load()
+            .ratings(PROMPTS, RESPONSES, {})
+        )
+        for path in (three, whole_three)
+    )
+    for ours, plain in zip(by_adapter, by_merged, strict=True):
+        assert (ours.reward, *ours.outputs) == pytest.approx((plain.reward, *plain.outputs), abs=1e-4)
+    with pytest.raises(ModelError, match="has no output 3; it has: 0, 1, 2"):
+        SequenceClassifier(path=str(three), output=3).identity()
     with pytest.raises(ModelError, match=r"adapter of .* that is of another kind of model: .*score"):
         CausalLM(path=str(folder)).load()
 
