@@ -253,6 +253,7 @@ class _Asked(RewardModel):
         starts = [start for pair in pairs for start in self._for_noise(*pair)]
         replies = iter(self._model.converse(starts) if starts else [])
         drawn: list[list[Rating]] = []
+        unread = 0
         otherwise: dict[str, list[tuple[Rating, Rating]]] = {name: [] for name in self._ways.others}
         for _ in pairs:
             draws = [next(replies) for _ in range(max(self._config.draws, 2))]
@@ -260,6 +261,7 @@ class _Asked(RewardModel):
             reward = _mean(draws[: self._config.draws])
             for name in otherwise:
                 otherwise[name].append((reward, _mean([next(replies) for _ in range(self._config.draws)])))
+            unread += any(reply.reward is None for reply in (*draws, *(pair[-1][1] for pair in otherwise.values())))
         noise: list[float] = []
         for i in range(1 + len(self._config.output_names())):
             single = _deviation([[_number(reply, i) for reply in draws] for draws in drawn])
@@ -268,7 +270,8 @@ class _Asked(RewardModel):
                 measured[name] = _deviation([[_number(reward, i) for reward in two] for two in rewards])
             if i == 0:
                 shown = ", ".join(f"±{value:.2g} {name}" for name, value in measured.items())
-                note(f"{self._config.title}: rewards of {counted(len(pairs), 'answer')} differ by {shown}")
+                incomplete = f"; {unread} of them had a reply that could not be read" if unread else ""
+                note(f"{self._config.title}: rewards of {counted(len(pairs), 'answer')} differ by {shown}{incomplete}")
             noise.append(max(measured.values()))
         return noise
 

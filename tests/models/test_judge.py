@@ -145,12 +145,13 @@ def test_a_reward_is_the_mean_of_all_its_draws_or_none(at):
     assert second.reward is None and second.reason.startswith("draw 3 of 3: outside 1 to 10: ")
 
 
-def test_what_could_not_be_asked_is_a_reason_in_the_column(at, tmp_path):
+def test_what_could_not_be_asked_is_a_reason_in_the_column(at, tmp_path, capsys):
     at.answer = lambda body: "no idea" if "answer 4 of 1" in str(body) else "[[3]]"
     run_local(judged(tmp_path, JudgeModel(judge=server(at))), tmp_path / "store")
     rows = query(Store(tmp_path / "store"), "SELECT * FROM rows ORDER BY row_id").to_pylist()
     assert rows[1]["rewards_contrast"] == [None, 3]
     assert rows[1]["rewards_reason_contrast"] == ["no rating: stop: no idea", None]
+    assert "in other words; 1 of them had a reply that could not be read\n" in capsys.readouterr().err
 
 
 def test_batches_hold_all_rewards_and_the_noise_of_them_at_once(at, tmp_path):
