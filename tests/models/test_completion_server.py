@@ -325,3 +325,18 @@ def test_a_run_is_not_resumed_with_a_server_started_anew_with_other_weights(vllm
         run_local(recipe, tmp_path / "store")
     vllm.change = lambda values: values
     assert run_local(recipe, tmp_path / "store").rows == 40
+
+
+def test_stale_values_of_a_prefix_cache_are_found_out(vllm, here, seam_recipe, tmp_path):
+    complete = vllm.complete
+    vllm.change = lambda values: [value - vllm.stale for value in values]
+
+    def cached(asked):
+        vllm.stale = 0 if "cache_salt" in asked else 3
+        return complete(asked)
+
+    vllm.complete = cached
+    with pytest.raises(
+        ModelError, match=r"likely cause: its scores change by up to 3 when .* without its prefix cache"
+    ):
+        run_local(seam_recipe(served(vllm, here, concurrency=1)), tmp_path / "store")

@@ -14,7 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import AskQueryType, Generate, Models, OpenAIServer, Recipe, Source, Store, plan, query, run_local
+from seamcurate import (
+    AskQueryType,
+    CausalLM,
+    CompletionServer,
+    Generate,
+    Models,
+    OpenAIServer,
+    Recipe,
+    Source,
+    Store,
+    plan,
+    query,
+    run_local,
+)
+from seamcurate.errors import ModelError
 from seamcurate.models import Request
 
 pytest.importorskip("xllamacpp", reason="no llama.cpp server is installed")
@@ -124,3 +138,13 @@ def test_a_judge_is_the_reward_model_of_a_seam_run_that_is_killed_and_resumed(ur
             assert (reward is None) == (reason is not None) and (reward is None or 1 <= reward <= 5)
     assert any(row["reward"] is not None for row in ratings)
     assert Store(store).noise("reward")["reward"] >= 0
+
+
+@pytest.mark.parametrize("api", ["vllm", "sglang"])
+def test_it_is_told_to_give_no_log_probabilities_of_given_answers(url, policy_folder, api):
+    here = CausalLM(path=str(policy_folder))
+    policy = CompletionServer(path=url.removesuffix("/v1"), api=api, model="tiny", same_as=here)
+    with pytest.raises(
+        ModelError, match=r"it is llama\.cpp's server, which gives no log-probabilities of given answers"
+    ):
+        policy.check_server()
