@@ -32,8 +32,10 @@ class Header(NamedTuple):
     """How a byte-level tokenizer cuts a text before it merges, by llama.cpp's name; None for other tokenizers."""
     template: str
     """The chat template; empty where there is none."""
+    end: int | None
+    """The id that ends a text."""
     ends: tuple[int, ...]
-    """The ids that end an answer."""
+    """The ids that end an answer, that one first."""
     controls: tuple[tuple[str, int], ...]
     """The control tokens that end an answer or that the template writes, with their ids."""
 
@@ -88,8 +90,8 @@ def _header(file: Path, size: int, modified: int) -> Header:
         parts = value("split.count", 1)
         tokens, types = value("tokenizer.ggml.tokens", []), value("tokenizer.ggml.token_type", [])
         template = value("tokenizer.chat_template", "")
-        named = (value(f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot"))
-        ends = tuple(dict.fromkeys(int(number) for number in named if number is not None))
+        end, turn = (value(f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot"))
+        ends = tuple(dict.fromkeys(int(number) for number in (end, turn) if number is not None))
         controls = tuple(
             (str(token), number)
             for number, (token, kind) in enumerate(zip(tokens, types, strict=False))
@@ -97,7 +99,7 @@ def _header(file: Path, size: int, modified: int) -> Header:
         )
         byte_level = value("tokenizer.ggml.model", "") == "gpt2"
         splits = str(value("tokenizer.ggml.pre", "default")) if byte_level else None
-        read = Header(bool(tokens), splits, str(template), ends, controls)
+        read = Header(bool(tokens), splits, str(template), end, ends, controls)
     if parts > 1:
         raise ModelError(
             f"{file} is one of {parts} parts of a model; join them by `llama-gguf-split --merge`, and give that file"
@@ -179,7 +181,7 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer that the file describes.
 
     Raises:
-        ModelError: It describes none, or transformers would cut a control token into pieces.
+        ModelError: It describes none, or transformers would cut a control token into pieces, or end texts otherwise.
     """
     from transformers import AutoTokenizer
 
@@ -195,6 +197,11 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         note(
             f"warning: {file}: transformers cuts texts as GPT-2 does, where this tokenizer says {about.splits!r}; numbers and "
             "signs may become other tokens than the model learned: name the folder that it was made from by `tokenizer_of`"
+        )
+    if about.end is not None and tokenizer.eos_token_id != about.end:
+        raise ModelError(
+            f"{file}: transformers ends texts by the token {tokenizer.eos_token_id}, where the file says {about.end}; name "
+            "the folder, or the Hub id, that it was made from by `tokenizer_of`"
         )
     for token, number in about.controls:
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
