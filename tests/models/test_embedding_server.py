@@ -48,7 +48,9 @@ def at(encoder_folder):
 
 def server(at, folder, **settings):
     same = {"same_as": SentenceEncoder(path=str(folder), dtype="float32")}
-    return EmbeddingServer(**{"path": at.url, "model": "encoder", "timeout": 5, "retries": 2, **same, **settings})
+    return EmbeddingServer(
+        **{"path": at.url, "model": "encoder", "timeout": 30, "retries": 2, "concurrency": 1, **same, **settings}
+    )
 
 
 def close(vectors, expected):

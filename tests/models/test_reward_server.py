@@ -32,7 +32,7 @@ def at(decoder_reward_folder):
 
 def server(at, folder, api="vllm", **settings):
     texts = {} if "same_as" in settings else {"same_as": SequenceClassifier(path=str(folder))}
-    return RewardServer(**{"path": at.url, "api": api, "model": "rm", "timeout": 5, "retries": 2, **texts, **settings})
+    return RewardServer(**{"path": at.url, "api": api, "model": "rm", "timeout": 30, "retries": 2, **texts, **settings})
 
 
 def flat(rows):
