@@ -11,7 +11,7 @@ WITH compared AS (
 )
 SELECT row_id,
        NOT (shares OR is_near) AS keep,
-       CASE WHEN shares THEN $overlap || ' above ' || $most_overlap::DOUBLE || '; nearest is row ' || match
+       CASE WHEN shares THEN 'shares words by ' || $overlap || '; nearest is row ' || match
             WHEN is_near THEN 'too near to row ' || match || ' by ' || $nearest
             WHEN overlap IS NULL AND similarity IS NULL THEN 'keep rows that could not be compared'
             ELSE 'keep rows apart from the other set' END AS rule,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,12 @@ class Nearest(Step):
                 ),
             ]
         )
+
+    @override
+    def identity(self) -> dict[str, JsonValue]:
+        # Before any step runs: the rows are embedded first, and only then is the other set read.
+        _check_readable(self.to.model_dump_json())
+        return super().identity()
 
     @override
     def prepare(self, data: Data, shared: Path) -> None:
@@ -212,6 +219,16 @@ def nearest(to: Source, name: str, words: int = 13, *, encoder: EncoderModel | N
         ['embedding', 'nearest_gsm8k']
     """
     return Embed(encoder=encoder), Nearest(to=to, set_name=name, words=words, encoder=encoder)
+
+
+@cache
+def _check_readable(source: str) -> None:
+    """Read the first rows of a source, once in each process.
+
+    Raises:
+        SourceError: It cannot be read, or lacks the column of the prompts.
+    """
+    next(iter(Source.model_validate_json(source).chunks()), None)
 
 
 def _runs(texts: pa.LargeStringArray, words: int) -> Hashes:

@@ -139,12 +139,14 @@ def _own_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[l
 
 def _seamcurate_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[list[str]]:
     kinds = {"prompts": "grpo", "sft": "sft", "preferences": "reward"}
-    # seamcurate's own trainers shuffle rows in any case.
-    if shape.format not in kinds or shape.ordered:
+    # seamcurate's SFT and reward trainers shuffle rows in any case.
+    if shape.format not in kinds or (shape.ordered and shape.format != "prompts"):
         return []
     words = ["seamcurate", "train", kinds[shape.format], "--model", policy, "--data", folder]
     if shape.format == "prompts":
         words += ["--reward", f"{folder}/{REWARD_FILE}" if shape.reward else reward]
+    if shape.ordered:
+        words += ["--no-shuffle-dataset"]
     if shape.form not in (None, "chat"):
         words += ["--form", shape.form]
     if shape.arguments:

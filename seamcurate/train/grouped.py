@@ -129,6 +129,7 @@ def _train(
             "epsilon": config.epsilon,
             "beta": config.beta,
             "log_completions": False,
+            "shuffle_dataset": config.shuffle_dataset,
         }
         dataset_rows = [{"prompt": _trl_prompt(prompt.source, form), "row": i} for i, prompt in enumerate(prompts)]
         generation, policy.generation_config = policy.generation_config, rollout.sampling(policy.generation_config)
@@ -143,8 +144,9 @@ def _train(
         _use_prompt_ids(
             trainer, {_prompt_key(row["prompt"]): prompt.ids for row, prompt in zip(dataset_rows, prompts, strict=True)}
         )
-        sampler = trainer._get_train_sampler()
-        trainer._get_train_sampler = lambda dataset=None: _ShuffledEpochs(sampler, config.seed)
+        if config.shuffle_dataset:
+            sampler = trainer._get_train_sampler()
+            trainer._get_train_sampler = lambda dataset=None: _ShuffledEpochs(sampler, config.seed)
         if config.beta and config.kl_target is not None:
             trainer.add_callback(_kl_callback(trainer, config, work.state))
         measure = _HeldOutMeans(tokenizer, form, held_out, checked_reward, gold_reward, config)

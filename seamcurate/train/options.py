@@ -112,6 +112,8 @@ class GroupTraining(Training):
     """KL divergence in nats per answer that `beta` is moved to keep. Without it, `beta` stays fixed."""
     kl_horizon: int = Field(10_000, ge=1)
     """Answers over which `beta` changes by about a fifth at most."""
+    shuffle_dataset: bool = True
+    """Shuffle the prompts in each epoch. Off, they are taken in the order of the data: a curriculum."""
 
     @model_validator(mode="after")
     def _saves_between_batches(self) -> Self:
@@ -180,6 +182,8 @@ class PPOTraining(Training):
     value_model: Path | None = None
     """Reward model, of a decoder, that a separate value model starts from. Without it, the value is a linear head on the policy's last hidden state."""
     eval_rows: int = Field(64, ge=0)
+    shuffle_dataset: bool = True
+    """Shuffle the prompts in each epoch. Off, they are taken in the order of the data: a curriculum."""
     eval_steps: int | None = Field(None, ge=1)
     """Updates between measurements on the held-out rows. Without it, they are measured before and after training alone."""
     save_steps: int = Field(100, ge=0)

@@ -190,7 +190,10 @@ def _train(
             log(0, means_before)
         means_after = means_before
         for step in range(updates_done + 1, updates + 1):
-            row_numbers = list(shuffled_rows(len(prompts), (step - 1) * batch, batch, config.seed))
+            start = (step - 1) * batch
+            row_numbers = [offset % len(prompts) for offset in range(start, start + batch)]
+            if config.shuffle_dataset:
+                row_numbers = list(shuffled_rows(len(prompts), start, batch, config.seed))
             own_row_numbers = row_numbers[accelerator.process_index * batch_per_process :][:batch_per_process]
             metrics = learner.update(step, [prompts[i] for i in own_row_numbers])
             if step % config.logging_steps == 0 or step == updates:

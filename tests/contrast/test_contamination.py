@@ -106,7 +106,7 @@ def test_the_ledger_and_why_show_the_match(made):
     _, store = made
     ledger = query(store, "SELECT * FROM ledger ORDER BY row_id").to_pylist()
     assert [row["kept"] for row in ledger] == [False, False, True, False]
-    assert ledger[0]["rule"] == "overlap_test_set above 0.0; nearest is row 0" and ledger[0]["threshold"] == 0
+    assert ledger[0]["rule"] == "shares words by overlap_test_set; nearest is row 0" and ledger[0]["threshold"] == 0
     assert ledger[1]["rule"] == "too near to row 1 by nearest_test_set"
     assert ledger[2]["rule"] == "keep rows apart from the other set"
     assert 0.8 == ledger[1]["threshold"] < ledger[1]["value"]
@@ -153,6 +153,11 @@ def test_what_cannot_be_compared_is_refused_before_time_is_spent(tmp_path):
     (tmp_path / "test.jsonl").unlink()
     for go in (lambda: plan(recipe, tmp_path / "planned"), lambda: run_local(recipe, tmp_path / "store")):
         with pytest.raises(SourceError, match=r"test\.jsonl"):
+            go()
+    assert not list((tmp_path / "store").glob("columns/*/0*.parquet"))
+    (tmp_path / "test.jsonl").write_text('{"answer": "In Italy."}\n')
+    for go in (lambda: plan(recipe, tmp_path / "planned"), lambda: run_local(recipe, tmp_path / "store")):
+        with pytest.raises(SourceError, match="no column 'question' for prompt; it has answer"):
             go()
     assert not list((tmp_path / "store").glob("columns/*/0*.parquet"))
     (tmp_path / "test.jsonl").write_text('{"question": 7}\n')

@@ -461,7 +461,8 @@ def test_every_format_keeps_the_order_of_its_split(store, tmp_path, to, form):
         assert places == sorted(places, key=lambda place: (ids.index(place[0]), *place[1:]))
     said = f"rows are in order by `reward`, the highest first; {TRAINERS[to].unshuffled(form)}"
     assert said in done.note.splitlines()
-    assert not any(command.startswith("seamcurate train") for command in done.commands)
+    own = [command for command in done.commands if command.startswith("seamcurate train")]
+    assert len(own) == (to == "trl" and form == "prompts") and all("--no-shuffle-dataset" in line for line in own)
 
 
 def test_pairs_of_an_augmentation_are_in_the_order_of_their_rows(store, tmp_path):

@@ -74,6 +74,16 @@ class Other:
 
 
 @pytest.mark.parametrize("train", [grpo, rloo])
+def test_prompts_are_taken_in_order_where_shuffling_is_off(train, policy, tmp_path):
+    reward, asked = Other(), rows(12)
+    config = GroupTraining(**FAST, max_steps=4, eval_rows=0, shuffle_dataset=False)
+    train(policy, reward, parquet(tmp_path / "d.parquet", asked), tmp_path / "out", config)
+    # The first call tries the reward; then each prompt has four answers.
+    seen = [prompt for prompts, _, _ in reward.calls[1:] for prompt in prompts]
+    assert seen[::4] == [row["prompt"] for row in asked[:8]]
+
+
+@pytest.mark.parametrize("train", [grpo, rloo])
 def test_the_policy_learns_what_is_rewarded(train, policy, tmp_path):
     config = GroupTraining(**FAST, max_steps=25, beta=0.0)
     config = config.model_copy(update={"eval_data": parquet(tmp_path / "e.parquet", rows(10)[6:])})

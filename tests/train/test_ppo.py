@@ -457,6 +457,26 @@ def test_what_has_no_score_is_left_out_and_counted(plain: Path, tmp_path: Path) 
     assert line["loss/value_avg"] == pytest.approx(0.5 * 2**2)
 
 
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_prompts_are_taken_in_order_where_shuffling_is_off(shuffled: bool, plain: Path, tmp_path: Path) -> None:  # noqa: F811
+    seen: list[Any] = []
+
+    class Reward:
+        columns = ("thing",)
+
+        def __call__(self, prompts: list[Any], completions: list[Any], thing: list[Any]) -> list[float | None]:
+            seen.extend(thing)
+            return [float(len(text)) for text in completions]
+
+        def features(self) -> dict[str, float]:
+            return {}
+
+    config = PPO.model_copy(update={"shuffle_dataset": shuffled})
+    ppo(plain, Reward(), parquet(tmp_path / "d.parquet", QUESTIONS), tmp_path / "out", config)
+    things = [row["thing"] for row in QUESTIONS]
+    assert (seen == [things[i % len(things)] for i in range(len(seen))]) is not shuffled and len(seen) == 24
+
+
 def test_a_reward_is_given_prompts_completions_and_columns(plain: Path, tmp_path: Path) -> None:  # noqa: F811
     seen: list[tuple[list[Any], list[Any], list[Any]]] = []
 
