@@ -1,4 +1,4 @@
-"""Real text, whole: fine-tuning, a reward model, what both are worth beside the rulers, and whether it follows RER's proxies.
+"""Real text, whole: fine-tuning, a reward model, what both are worth beside simple baselines, and whether it follows RER's proxies.
 
     python examples/real_text.py DATA OUT
 

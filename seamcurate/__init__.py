@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         Rer,
         rer,
     )
-    from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
+    from seamcurate.score.reward_baselines import LengthCalibrated, RewardReliability, RewardSpread, Rip
     from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
     from seamcurate.select.order import Order
     from seamcurate.select.shaping import AtMost, Balance, Distribution
@@ -112,7 +112,7 @@ _WHERE = {
     "publish.reproduce": ("reproduce",),
     "rewards": ("ModelReward", "RerReward"),
     "score.projection": ("Project",),
-    "score.rulers": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
+    "score.reward_baselines": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run.local": ("run_local",),
     "score.seam": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
     "data.source": ("Source",),

@@ -79,7 +79,7 @@ from seamcurate.publish import export, hub, markdown
 from seamcurate.run import plan as estimate
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.rer import Rer
-from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
+from seamcurate.score.reward_baselines import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.score.seam import Seam
 from seamcurate.select import split as splits
 from seamcurate.select import views

@@ -147,7 +147,7 @@ def _encoder() -> SentenceEncoder:
 
 
 def recipe(rows: Path, corpus: Path, words: Path, models: Models, rates: Sequence[float], seed: int) -> Recipe:
-    """Return the recipe of a pair of models: the three SEAMs, the rulers, the control, and a split per method and rate.
+    """Return the recipe of a pair of models: the three SEAMs, the baselines, the control, and a split per method and rate.
 
     `words` is the attack's lexicon.
     """

@@ -36,7 +36,7 @@ from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.baseline import Perplexity, Random
 from seamcurate.score.projection import Project
 from seamcurate.score.rer import FEATURES, OtherRelevance, QueryType, Rer, rer
-from seamcurate.score.rulers import LengthCalibrated, RewardReliability, RewardSpread, Rip
+from seamcurate.score.reward_baselines import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution

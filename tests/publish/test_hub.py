@@ -175,7 +175,7 @@ def test_the_facts_hold_revisions_meanings_and_fingerprints_but_no_folder_of_thi
     assert str(work.recipe.parent) not in json.dumps(facts) + text(hub_server, "README.md")
 
 
-def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, hub_server, monkeypatch):
+def test_the_card_says_what_was_dropped_and_what_the_baselines_say(work, hub_server, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(measures, "draw", DRAW)
     hub.push(work.recipe, work.store, "me/curated", licences=["cc-by-4.0"])
@@ -194,8 +194,8 @@ def test_the_card_says_what_was_dropped_and_what_the_rulers_say(work, hub_server
     measured = measures.measure(work.store, "train")
     words = {one.name: one for one in measured.baselines}["words of the response"]
     assert f"from {words.all:.4g} to {words.kept:.4g}" in card_text
-    for ruler in ("words of the prompt", "distinct trigrams of the response", "a random number"):
-        assert f"| {ruler} | " in card_text
+    for baseline in ("words of the prompt", "distinct trigrams of the response", "a random number"):
+        assert f"| {baseline} | " in card_text
     assert "figures/train.png" in card_text and hub_server.content("me/curated", "figures/train.png")[:4] == b"\x89PNG"
     for trainer in ("GRPOTrainer", "DPOTrainer", "openrlhf.cli.train_ppo_ray", "verl.trainer.main_ppo"):
         assert trainer in card_text
@@ -263,14 +263,14 @@ def test_duckdb_finds_every_score_in_what_is_pushed_as_a_plain_column(work):
         assert not [name for name, kind in found.items() if "[]" in kind or "STRUCT" in kind]
 
 
-def test_rulers_are_measured_over_the_rows_themselves(work):
+def test_baselines_are_measured_over_the_rows_themselves(work):
     measured = measures.measure(work.store, "train")
     (ledger,) = [pq.read_table(work.store.path / "splits/train/ledger.parquet")]
     answers = pq.read_table(work.recipe.parent / "rows.parquet")["response"].to_pylist()
     lengths = [len(answer.split()) for answer in answers]
     kept = [n for n, keep in zip(lengths, ledger["kept"].to_pylist(), strict=True) if keep]
-    ruler = {one.name: one for one in measured.baselines}["words of the response"]
-    assert (ruler.all, ruler.kept) == (pytest.approx(sum(lengths) / 40), pytest.approx(sum(kept) / 32))
+    baseline = {one.name: one for one in measured.baselines}["words of the response"]
+    assert (baseline.all, baseline.kept) == (pytest.approx(sum(lengths) / 40), pytest.approx(sum(kept) / 32))
     assert measured.score == "seam_contrast" and measured.kept == 32
 
 

@@ -243,7 +243,7 @@ def test_a_name_is_no_formula_in_any_figure(name: str, tmp_path: Path) -> None:
 
 
 def test_a_name_that_stands_for_something_else_is_not_mixed_with_it() -> None:
-    # A reward model that is called as a ruler is told by its own share.
+    # A reward model that has the name of a simple baseline is told by its own share.
     rows = [{"reward": "length", "prompt_id": i, "score_chosen": 1.0, "score_rejected": 0.0} for i in range(4)]
     texts_ = {"chosen": lambda i: "a", "rejected": lambda i: "b c"}
     assert study.preference(table(rows, **texts_)).line.startswith("length prefers the chosen response on 100.0 %")

@@ -10,7 +10,7 @@ from seamcurate.errors import StudyError
 
 
 class Longest:
-    """Rewards words: a reward model that is a ruler."""
+    """Rewards words: a reward model that is a simple baseline."""
 
     def rewards(self, prompts, responses):
         return [[float(len(text.split())) for text in group] for group in responses]

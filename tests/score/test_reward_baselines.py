@@ -1,4 +1,4 @@
-"""Rulers of later work: formulas by hand, and columns against the rewards they are made of."""
+"""Baselines of later work: formulas by hand, and columns against the rewards they are made of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seamcurate import Retrieve, Source, Store, run_local, seam
 from seamcurate.errors import StepError
 from seamcurate.run.recipe import STEPS
-from seamcurate.score.rulers import (
+from seamcurate.score.reward_baselines import (
     LengthCalibrated,
     RewardReliability,
     RewardSpread,
@@ -167,14 +167,14 @@ def test_all_run_in_a_recipe_and_agree_with_the_candidates(recipe, files, tmp_pa
     table = pq.read_table(files[0])
     votes = pa.array([i % 7 for i in range(table.num_rows)])
     pq.write_table(table.append_column("votes", votes), files[0])
-    rulers = (Rip(), RewardSpread(), LengthCalibrated(), RewardReliability(truth="votes", bands=4))
+    baselines = (Rip(), RewardSpread(), LengthCalibrated(), RewardReliability(truth="votes", bands=4))
     assert [STEPS[key] for key in ("rip", "reward_spread", "length_calibrated", "reward_reliability")] == [
-        type(step) for step in rulers
+        type(step) for step in baselines
     ]
-    steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5), *rulers)
+    steps = (Retrieve(k=5, band=(0.5, 0.9)), *seam("contrast", k=5), *baselines)
     run_local(recipe(rows=Source(parquet=str(files[0]), shard_rows=15), steps=steps, splits={}), tmp_path / "store")
     store = Store(tmp_path / "store").open()
-    names = [name for step in rulers for name in step.adds.names]
+    names = [name for step in baselines for name in step.adds.names]
     rows = [
         row for part in store.rows(["reward", "worse_contrast", "rewards_contrast", *names]) for row in part.to_pylist()
     ]
