@@ -275,17 +275,6 @@ def field_docs(kind: type[BaseModel]) -> dict[str, str]:
 
 
 OF_FIELDS = {
-    ("Recipe", "rows"): "Where the rows come from.",
-    ("Recipe", "corpus"): "Where the rows to retrieve from come; needed by `retrieve` and `augment`.",
-    ("Recipe", "models"): "The models that steps take by role when they name none of their own.",
-    ("Recipe", "steps"): "What is computed, in this order; a list of names with their settings.",
-    ("Recipe", "splits"): "Names of splits, each with its filter.",
-    ("Models", "policy"): "The policy: gives log-probabilities of responses.",
-    ("Models", "reward"): "The reward model: gives a score of each response.",
-    ("Models", "encoder"): "The sentence encoder: embeds prompts and responses.",
-    ("Models", "base"): "The base model of `perplexity`.",
-    ("Models", "generator"): "The language model that writes worse answers in `generate`.",
-    ("Models", "judge"): "The language model that judges in `judge`, `ask_query_type` and `relevant_sentences`.",
     ("FakeModel", "path"): "A seed: fakes of different seeds answer differently.",
     ("OpenAIServer", "path"): "The model's name at the endpoint.",
     ("ModelReward", "reward"): "The reward model.",

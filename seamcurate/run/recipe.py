@@ -81,12 +81,12 @@ class Models(BaseModel):
     """Name the models that steps use by role, where a step names none of its own.
 
     Args:
-        policy: The language model whose probabilities SEAM asks for.
-        reward: The reward model.
-        encoder: The model that embeds texts.
-        base: The language model for perplexity.
-        generator: The language model that writes worse answers, at an endpoint.
-        judge: The language model that answers questions about rows, at an endpoint.
+        policy: The policy, which gives log-probabilities of responses.
+        reward: The reward model, which gives a score of each response.
+        encoder: The sentence encoder, which embeds prompts and responses.
+        base: The base model of `perplexity`.
+        generator: The language model that writes worse answers in `generate`.
+        judge: The language model that judges in `judge`, `ask_query_type` and `relevant_sentences`.
 
     Raises:
         ValueError: A model cannot take the role (as pydantic's ValidationError).
@@ -116,10 +116,10 @@ class Recipe(BaseModel):
 
     Args:
         rows: Where the rows come from.
-        corpus: Where the retrieval corpus comes from, for steps that need one.
+        corpus: Where the retrieval corpus comes from; needed by `retrieve` and `augment`.
         models: The models by role, for steps that name none of their own.
-        steps: The steps in the order in which they run.
-        splits: Filters by the names of the splits that they make.
+        steps: What is computed, in this order; in YAML a list of names with their settings.
+        splits: Names of splits, each with its filter.
 
     Raises:
         ValueError: A key is unknown or a value cannot be taken (as pydantic's ValidationError).
