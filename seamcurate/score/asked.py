@@ -81,6 +81,7 @@ class _Asked(Step):
 
         def ask(rows: pa.Table) -> pa.Table:
             values = model.converse(self._starts(rows))
+            # Of no rows `zip` gives no columns at all.
             columns = list(zip(*values, strict=True)) or [()] * len(self.adds)
             return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.adds, strict=True)], schema=self.adds)
 
@@ -245,6 +246,7 @@ class Judge(_Asked):
             warnings.append(
                 f"{counted(unread, 'row has', 'rows have')} a reply without a rating: SELECT judged_reason_{self.variant} FROM rows"
             )
+        # Of fewer, one answer in five may be chance.
         if share is not None and rated >= 20 and share > 0.2:
             warnings.append(
                 f"{share:.0%} of the judged candidates in worse_{self.variant} are not worse; see its prompt"

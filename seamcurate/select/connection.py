@@ -137,6 +137,7 @@ class QueryResult:
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for _, content in self._messages:
+            # Each message is a stream of its own; the first schema has the metadata of the whole answer.
             for batch in pa.ipc.open_stream(pa.py_buffer(content)):
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=self.schema)
 
@@ -161,6 +162,7 @@ class QueryResult:
                 raise QueryError(f"the answer has more than {limit}; count or group the rows, or add a LIMIT")
         table = pa.Table.from_batches(batches, self.schema)
         for i, field in enumerate(table.schema):
+            # SQL's sum of int64 is an int128, which Arrow has as a decimal only.
             if SQL_TYPE in (field.metadata or {}):
                 with suppress(pa.ArrowInvalid):
                     table = table.set_column(i, field.name, table.column(i).cast(pa.int64()))
@@ -244,6 +246,7 @@ class _Lease:
         if not self.end.alive:
             return EndedError("the query was stopped: its process was ended")
         try:
+            # A closed socket is noticed before the process has an exit code.
             code = self._process.popen.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             code = 0

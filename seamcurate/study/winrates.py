@@ -83,6 +83,7 @@ def _read(tables: Sequence[StudySource]) -> Verdicts:
     table = sources.read(study, tables, ["model", "prompt_id", "position", "verdict"])
     keys = list(zip(*(sources.names(study, table, name) for name in ("model", "prompt_id")), strict=True))
     silent = {key for key, verdict in zip(keys, table["verdict"].to_pylist(), strict=True) if verdict is None}
+    # Both positions go: with one verdict alone, the judge's preference for a place would count as the model's.
     table = table.filter(pa.array([key not in silent for key in keys]))
     if not len(table):
         raise StudyError(f"{study}: the judge gave no verdict on any prompt; see the column `reason`, or ask another")
@@ -91,6 +92,7 @@ def _read(tables: Sequence[StudySource]) -> Verdicts:
     preferences = _preferences(study, table)
     models, simple = {}, {}
     for model, rows in _rows_by_model(study, table).items():
+        # (prompts, positions)
         models[model] = scores[rows]
         simple[model] = {kind: values[rows[:, 0]] for kind, values in preferences.items()}
     return Verdicts(models, simple, len(silent))
@@ -144,6 +146,7 @@ def measure(verdicts: Verdicts) -> dict[str, WinRate]:
         rates[model] = WinRate(
             bootstrap_share(judged),
             float((scores[:, 0] == scores[:, 1]).mean()),
+            # Above 0 where the judge prefers what it reads first.
             bootstrap_mean(scores[:, 0] - scores[:, 1]),
             shares,
             {
