@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seamcurate.errors import ExportError
-from seamcurate.models import CausalLM, RewardFunction, SequenceClassifier
+from seamcurate.models import CausalLM, CompletionServer, RewardFunction, RewardServer, SequenceClassifier
 from seamcurate.models.backend import models_of
 from seamcurate.progress import bar
 from seamcurate.publish import augment as augmentation
@@ -261,12 +261,15 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
 def form_model(recipe: Recipe) -> FormModel:
     """Return the model in whose form a recipe's prompts are exported: the policy, else the reward model, else the base.
 
-    The models of the recipe come before those of its steps. Only local models count, as servers have no known form.
+    The models of the recipe come before those of its steps. Only local models count, and servers that read a local model's
+    texts, as others have no known form.
     """
     steps = recipe.ready()
     for role in ("policy", "reward", "base"):
         for holder in (recipe.models, *steps):
             model = getattr(holder, role, None)
+            if isinstance(model, CompletionServer | RewardServer):
+                model = model.texts()
             if isinstance(model, CausalLM) or (isinstance(model, SequenceClassifier) and not model.pair):
                 return model
     return None

@@ -29,6 +29,7 @@ from seamcurate import (
 )
 from seamcurate.errors import ModelError
 from seamcurate.models import tokens
+from seamcurate.publish.export import form_model
 
 ROWS = questions(6)
 PROMPTS = [row["prompt"] for row in ROWS] + [[{"role": "user", "content": "Why?"}]]
@@ -340,3 +341,8 @@ def test_stale_values_of_a_prefix_cache_are_found_out(vllm, here, seam_recipe, t
         ModelError, match=r"likely cause: its scores change by up to 3 when .* without its prefix cache"
     ):
         run_local(seam_recipe(served(vllm, here, concurrency=1)), tmp_path / "store")
+
+
+def test_prompts_are_exported_in_the_form_that_a_served_policy_read(vllm, here, seam_recipe):
+    bare = here.model_copy(update={"form": "bare"})
+    assert form_model(seam_recipe(served(vllm, bare))) == bare
