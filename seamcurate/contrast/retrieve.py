@@ -101,7 +101,11 @@ class Embed(Step):
         null = sum(table["embedding"].null_count for table in columns)
         found = compared.facts(shared)
         return (
-            {**found, "null": null, "warnings": list(not_finite(null, "corpus row", "never retrieved"))}
+            {
+                **found,
+                "null": null,
+                "warnings": list(not_finite(null, "row", "never retrieved, and a duplicate of none")),
+            }
             if null
             else found
         )

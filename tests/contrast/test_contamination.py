@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seamcurate import FakeModel, Nearest, Recipe, Source, Split, Store, nearest, query, run_local, to_trl
+from seamcurate import Duplicates, FakeModel, Nearest, Recipe, Source, Split, Store, nearest, query, run_local, to_trl
 from seamcurate.contrast import contamination
 from seamcurate.errors import RecipeError, SourceError, StepError
 from seamcurate.models.vectors import embedded
@@ -176,3 +176,18 @@ def test_a_recipe_reads_the_other_set_from_its_folder_and_names_what_is_wrong(tm
         loads(text.format("{jsonl: test.jsonl, prompts: question}", "gsm8k"), tmp_path)
     with pytest.raises(RecipeError, match=r"recipe:4: steps\[0\]\.nearest.*tring should match pattern"):
         loads(text.format("{jsonl: test.jsonl}", "GSM-8K"), tmp_path)
+
+
+def test_a_row_without_an_embedding_has_no_nearest_row_and_repeats_none_but_its_words_are_compared(tmp_path):
+    recipe = recipe_of(tmp_path)
+    vectors = embedded(FakeModel().load(), ROWS)[0].tolist()
+    rows = {"prompt": [*ROWS, ROWS[0]], "embedding": pa.array([*vectors, None], pa.list_(pa.float32()))}
+    pq.write_table(pa.table(rows), tmp_path / "embedded.parquet")
+    source = Source(parquet=str(tmp_path / "embedded.parquet"))
+    # The embeddings are the source's own: only the steps that read them are run.
+    recipe = recipe.model_copy(update={"rows": source, "steps": (recipe.steps[1], Duplicates())})
+    run_local(recipe, tmp_path / "store")
+    made = query(tmp_path / "store", "SELECT * FROM rows ORDER BY row_id").to_pylist()
+    assert made[4]["overlap_test_set"] == made[0]["overlap_test_set"] > 0
+    nearest_columns = [made[4][f"nearest_test_set{ending}"] for ending in ("", "_similarity", "_text")]
+    assert nearest_columns == [None] * 3 and made[4]["duplicate_of"] is None and made[0]["nearest_test_set"] == 0

@@ -436,7 +436,7 @@ def test_an_embedding_that_is_not_finite_is_null_counted_and_never_retrieved(ind
     assert facts["warnings"] == ["3 rows have an embedding that is not finite: worse_contrast is NULL"]
     assert (facts["rows"], facts["null"], facts["share_none"]) == (6, 3, 0.0)
     assert Embed(encoder=encoder).facts([pa.table({"embedding": embedded})], tmp_path)["warnings"] == [
-        "3 corpus rows have an embedding that is not finite: never retrieved"
+        "3 rows have an embedding that is not finite: never retrieved, and a duplicate of none"
     ]
 
 
