@@ -406,3 +406,39 @@ def test_grpo_without_lora_does_not_take_an_adapters_base_for_its_reference(adap
     (tmp_path / "rows.jsonl").write_text('{"prompt": "how do I sort", "response": "use sort"}\n')
     with pytest.raises(TrainError, match=r"is an adapter, and without LoRA the KL penalty needs its whole weights"):
         grpo(adapter[0], RerReward(reward="li"), tmp_path / "rows.jsonl", tmp_path / "out", GroupTraining(lora=False))
+
+
+def test_an_adapter_and_its_base_on_the_hub_are_known_by_their_commits(adapter, tmp_path, monkeypatch):
+    """As the Hub's client keeps them: nothing is asked of the network."""
+    from huggingface_hub import constants
+
+    folder, _ = adapter
+    expected = CausalLM(path=str(folder)).load().logprobs(PROMPTS, RESPONSES)
+    settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "org/whole"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    cache = tmp_path / "cache"
+    commits = {"lora": "a" * 40, "whole": "b" * 40, "later": "c" * 40}
+    for name, source in {"lora": folder, "whole": tmp_path / "base", "later": tmp_path / "base"}.items():
+        kept = cache / f"models--org--{name}"
+        shutil.copytree(source, kept / "snapshots" / commits[name])
+        (kept / "refs").mkdir()
+        for reference in ("main", "v2"):
+            (kept / "refs" / reference).write_text(commits[name])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    config = CausalLM(path="org/lora")
+    assert config.identity()["causal_lm"] == f"org/lora@{commits['lora']} on org/whole@{commits['whole']}"
+    assert config.load().logprobs(PROMPTS, RESPONSES) == expected
+    whole = CausalLM(path=str(tmp_path / "base"))
+    assert weights.templates(config.origin) == "" and config.prompt_form() == whole.prompt_form()
+    assert config.count_tokens(["sort the list"]) == whole.count_tokens(["sort the list"])
+    config.check_here()
+    named = CausalLM(path="org/lora", base="org/later@v2")
+    assert named.identity()["causal_lm"] == f"org/lora@{commits['lora']} on org/later@{commits['later']}"
+    # The author's own folder is nobody else's.
+    file = cache / "models--org--lora" / "snapshots" / commits["lora"] / "adapter_config.json"
+    file.write_text(json.dumps(settings | {"base_model_name_or_path": "/home/author/base"}))
+    with pytest.raises(
+        ModelError, match="of /home/author/base, a folder of whoever made it; name it by `base`, or merge"
+    ):
+        config.identity()
+    assert named.load().logprobs(PROMPTS, RESPONSES) == expected
