@@ -370,6 +370,13 @@ def _checked(kind: Any, value: object, location: Path_) -> Any:
         if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
             keys = _keys(model or kind, loc[:-1])
             message = f"unknown key; there are: {', '.join(keys)}{suggestion(loc[-1], keys)}"
+        elif problem["type"] in {"missing", "missing_argument"}:
+            message = "field required"
+            kinds = _kinds_at(loc[:-1])
+            if problem["loc"][-1] == "path" and kinds:
+                # The value has the key of no kind, so that it was checked as the first.
+                slip = next((hint for key in problem["input"] if (hint := suggestion(str(key), kinds))), "")
+                loc, message = loc[:-1], f"name a model by one of: {', '.join(kinds)}{slip}"
         elif problem["type"] != "value_error" and loc:
             message = f"{message[0].lower()}{message[1:]}, found {str(problem['input'])[:60]!r}"
         raise _Refused((*location, *loc), message) from error
@@ -390,11 +397,20 @@ def _without_tags(path: Path_) -> tuple[Path_, type[Backend] | None]:
         if key in kinds:
             model, kinds = kinds[str(key)], {}
             continue
-        kinds = _KINDS.get(str(key), {}) if not isinstance(key, int) else _KINDS["reward"] if "ensemble" in keys else {}
-        model = None if kinds else model
         # A model is named by the key of its kind.
         keys.append(model.key if key == "path" and model is not None else key)
+        kinds = _kinds_at(keys)
+        model = None if kinds else model
     return tuple(keys), model
+
+
+def _kinds_at(path: Sequence[str | int]) -> dict[str, type[Backend]]:
+    """Return the kinds of model, by their keys, that may stand at a path of the recipe; none where no model may."""
+    if not path:
+        return {}
+    if isinstance(path[-1], int):
+        return _KINDS["reward"] if "ensemble" in path else {}
+    return _KINDS.get(path[-1], {})
 
 
 def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:

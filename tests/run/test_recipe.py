@@ -123,7 +123,11 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
             ("dtype: bfloat16", "dtyp: bfloat16"),
             "mine.yaml:4: models.policy.dtyp: unknown key; there are: causal_lm, ",
         ),
-        (("causal_lm: my-org", "causal_llm: my-org"), "mine.yaml:4: models.policy."),
+        (
+            ("causal_lm: my-org", "causal_llm: my-org"),
+            "mine.yaml:4: models.policy: name a model by one of: causal_lm, completion_server, fake; "
+            "did you mean `causal_lm`?",
+        ),
         (("policy: ", "polycy: "), "mine.yaml:4: models.polycy: unknown key; there are: policy, reward, encoder, base"),
         (
             ("{parquet: rl.parquet,", "{parquet: rl.parquet, csv: x,"),
@@ -199,6 +203,11 @@ def test_a_misspelt_name_is_answered_with_the_nearest():
         ("rows: {jsonl: a}\nmodels: {policy: {causal_lm: m, revison: v}}", "policy.revison: .*did you mean `revision`"),
         ("rows: {jsonl: a}\nsplits: {a: {filter: lowst.sql}}", "bundled are: .*; did you mean `lowest.sql`"),
         ("rows: {jsonl: a}\nsteps: [retreive]", "unknown step; .*; did you mean `retrieve`"),
+        ("rows: {jsonl: a}\nmodels: {policy: {completion_server: http://x}}", "models.policy.model: field required$"),
+        (
+            "rows: {jsonl: a}\nmodels: {reward: {ensemble: [{fake: a}, {functoin: f}]}}",
+            r"models.reward.ensemble\[1\]: name a model by one of: .*; did you mean `function`",
+        ),
         ("rows: {jsonl: a, refernce: r}", "shard_rows; did you mean `reference`"),
         ("rows:\n\tjsonl: a\n", "recipe:2: not readable as YAML: .*; indent with spaces, not tabs"),
     ],
