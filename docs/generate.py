@@ -796,8 +796,9 @@ _CANDIDATE_MEANINGS = {
     "reward": "the reward model's score of it as an answer to the row's prompt",
     "logprob": "its log-probability under the policy, summed over tokens; NULL where it was not asked for",
     "n_tokens": "its length in the policy's tokens",
-    "misjudgement": "ε: its reward minus the reward of the golden response, at least 0",
+    "misjudgement": "ε: its reward minus the reward of the golden response, at least 0; of rewards of 0 and 1, 1 where it passes",
     "weight": "w: its weight by the policy's likelihood",
+    "reason": "why it has no reward, where the reward model gives reasons",
 }
 _LEDGER_MEANINGS = {
     "row_id": "the row",

@@ -61,6 +61,7 @@ CANDIDATES = {
     "n_tokens": "INTEGER",
     "misjudgement": "DOUBLE",
     "weight": "DOUBLE",
+    "reason": "VARCHAR",
 }
 
 
@@ -389,6 +390,7 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
         "n_tokens": f"tokens_{variant}",
         "misjudgement": f"misjudgements_{variant}",
         "weight": f"weights_{variant}",
+        "reason": f"rewards_reason_{variant}",
     }
 
     computed = [name for name in lists.values() if name in kinds and pa.types.is_list(kinds[name])]

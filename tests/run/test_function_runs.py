@@ -85,6 +85,12 @@ def test_seam_of_a_function_of_0_and_1_counts_false_positives(folder):
             assert (row["seam_contrast"] < 0) == any(worse)
         else:
             assert (row["seam_contrast"], row["misjudged_contrast"]) == (None, None)
+    candidates = query(Store(folder / "store"), "SELECT response, reward, reason FROM candidates").to_pylist()
+    for candidate in candidates:
+        is_refused = "carefully carefully carefully" in candidate["response"]
+        assert candidate["reason"] == ("the function returned None" if is_refused else None)
+        assert (candidate["reward"] is None) == is_refused
+    assert any(candidate["reason"] for candidate in candidates)
     (fails,) = [row for row in rows if row["golden_fails"]]
     assert "step 8" in fails["response"]
     assert any(
