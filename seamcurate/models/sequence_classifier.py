@@ -176,7 +176,7 @@ class _LoadedClassifier(RewardModel):
         """Return the longest text, in tokens, that may share a batch, measured on two texts of unlike lengths.
 
         Raises:
-            ModelError: The model gives the same text another score each time.
+            ModelError: The model gives the same text another score each time, or reads too few tokens for any text.
         """
         import torch
 
@@ -186,6 +186,10 @@ class _LoadedClassifier(RewardModel):
         with suppress(*tokens.refusals()), torch.inference_mode():
             ids = [self._ids(*text) for text in texts]
             sequences = [sequence for sequence in ids if sequence is not None]
+            if not sequences:
+                raise ModelError(
+                    f"{name} reads {self.limit} tokens, too few for a question with its answer; raise `max_tokens`"
+                )
             one_by_one, repeated = (
                 torch.tensor([self._score([sequence])[0] for sequence in sequences]),
                 torch.tensor([self._score([sequence])[0] for sequence in sequences]),

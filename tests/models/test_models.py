@@ -137,6 +137,12 @@ def test_an_encoder_reward_model_reads_framed_text_and_loses_only_the_responses_
     assert tokenizer.decode(ids) == "[CLS] question : sort answer : use [SEP]"
 
 
+@pytest.mark.parametrize("limit", [1, 4])
+def test_a_limit_that_holds_no_text_is_refused(encoder_reward_folder, limit):
+    with pytest.raises(ModelError, match=rf"reads {limit} tokens, too few for a question with its answer; raise"):
+        SequenceClassifier(path=str(encoder_reward_folder), max_tokens=limit).load()
+
+
 def test_a_decoder_without_a_pad_token_is_read_at_its_last_token(decoder_reward_folder, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
