@@ -792,7 +792,7 @@ def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(bot
     findings, summary = found(address)
     for said in names.values():
         (line,) = [line for line in findings if line.startswith(f"{address}/{said}")]
-        assert line.endswith("; delete it address and run its recipe again")
+        assert line.endswith("; delete it there and run its recipe again")
     assert summary.endswith(f": {len(findings)} findings") and str(objects.cache_folder()) not in str(findings)
     for said in names.values():
         delete(bucket, said.partition(" ")[0])
@@ -805,9 +805,9 @@ def test_damage_is_named_by_its_address_and_what_is_said_to_do_about_it_does(bot
 @pytest.mark.parametrize(
     ("name", "said", "doomed"),
     [
-        ("rows/00001.parquet", "put a copy of it back, or delete it and store.json address and run", ["store.json"]),
-        ("store.json", "delete it address and run its recipe again", []),
-        ("columns/baseline_random/_step.json", "delete it address and run its recipe again", []),
+        ("rows/00001.parquet", "put a copy of it back, or delete it and store.json there and run", ["store.json"]),
+        ("store.json", "delete it there and run its recipe again", []),
+        ("columns/baseline_random/_step.json", "delete it there and run its recipe again", []),
     ],
 )
 def test_damage_to_what_others_are_held_against_is_mended_as_is_said(files, bucket, name, said, doomed):
