@@ -399,7 +399,9 @@ def test_without_ray_the_error_says_what_to_install(watched, tmp_path, monkeypat
         run_ray(watched(), tmp_path / "store")
 
 
-def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
+def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path, monkeypatch):
+    # A worker goes to the run's folder, and this one is the tests' own process.
+    monkeypatch.chdir(tmp_path)
     job = watched()
     run_local(job, tmp_path / "store")
     output = Store(tmp_path / "store").plan(job.ready())[0]
@@ -408,7 +410,9 @@ def test_a_node_that_does_not_see_the_store_says_so(watched, tmp_path):
         raise cluster._failure(failed)
 
 
-def test_a_disk_that_is_full_where_a_worker_is_says_so_in_one_line(watched, tmp_path):
+def test_a_disk_that_is_full_where_a_worker_is_says_so_in_one_line(watched, tmp_path, monkeypatch):
+    # A worker goes to the run's folder, and this one is the tests' own process.
+    monkeypatch.chdir(tmp_path)
     job = watched()
     run_local(job, tmp_path / "store")
     output = Store(tmp_path / "store").plan(job.ready())[0]
