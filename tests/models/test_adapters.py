@@ -259,6 +259,7 @@ def test_an_adapter_that_learned_added_tokens_is_given_room_for_them(policy_fold
     assert scored == pytest.approx(whole, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["default", "mean"])
 def test_an_encoder_given_as_an_adapter_embeds_as_the_merged_model_does(encoder_reward_folder, tmp_path, pooling):
     from transformers import AutoModel, AutoTokenizer

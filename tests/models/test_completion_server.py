@@ -270,6 +270,7 @@ def seam_recipe(tmp_path):
     return recipe
 
 
+@pytest.mark.slow
 def test_a_run_compares_first_gives_the_local_scores_and_resumes_without_comparing(vllm, here, seam_recipe, tmp_path):
     run_local(seam_recipe(here), tmp_path / "local")
     recipe = seam_recipe(served(vllm, here))
@@ -297,6 +298,7 @@ def test_a_run_compares_first_gives_the_local_scores_and_resumes_without_compari
     assert run_local(seam_recipe(served(vllm, here, concurrency=2)), tmp_path / "served").computed == 0
 
 
+@pytest.mark.slow
 def test_a_server_of_other_weights_is_refused_before_it_scores_anything(vllm, here, seam_recipe, tmp_path):
     vllm.change = lambda values: [1.5 * value for value in values]
     with pytest.raises(
@@ -318,6 +320,7 @@ def test_a_server_that_is_not_there_is_told_before_any_step_runs(here, seam_reci
     assert not list((tmp_path / "s/columns/reward").glob("0*.parquet"))
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_a_server_started_anew_with_other_weights(vllm, here, seam_recipe, tmp_path):
     recipe = seam_recipe(served(vllm, here))
     run_local(recipe, tmp_path / "store", limit=10)
@@ -328,6 +331,7 @@ def test_a_run_is_not_resumed_with_a_server_started_anew_with_other_weights(vllm
     assert run_local(recipe, tmp_path / "store").rows == 40
 
 
+@pytest.mark.slow
 def test_stale_values_of_a_prefix_cache_are_found_out(vllm, here, seam_recipe, tmp_path):
     complete = vllm.complete
     vllm.change = lambda values: [value - vllm.stale for value in values]

@@ -202,6 +202,7 @@ def recipe(at, encoder_folder, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_every_step_that_embeds_compares_the_server_first_and_keeps_the_outcome(recipe, at, encoder_folder, tmp_path):
     report = run_local(recipe(server(at, encoder_folder)), tmp_path / "served")
     run_local(recipe(server(at, encoder_folder).local()), tmp_path / "local")

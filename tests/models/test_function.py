@@ -217,6 +217,7 @@ def test_a_hostile_function_costs_no_other_answer(tmp_path, monkeypatch):
     assert [rating.reward for rating in second] == [7, 7]
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_asked_once_and_told_of(tmp_path, capsys):
     code = """
 from pathlib import Path

@@ -74,6 +74,7 @@ def judged(tmp_path, judge, rows=3, sets=2):
     return Recipe(rows=source(tmp_path, rows, sets), models=models, steps=seam("contrast"))
 
 
+@pytest.mark.slow
 def test_ratings_are_the_rewards_of_a_seam_run(at, tmp_path, capsys):
     recipe = judged(tmp_path, JudgeModel(judge=server(at), draws=2))
     estimate = plan(recipe, tmp_path / "store")
@@ -194,6 +195,7 @@ def test_a_threshold_inside_a_judges_noise_warns(tmp_path, capsys):
     assert f"of a judge by draws, order and wording: reward ±{noise:.1g}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_prices_are_planned_and_a_limit_holds(at, tmp_path):
     priced = server(at, usd_per_million_input=10_000, usd_per_million_output=0, concurrency=1, max_tokens=50)
     recipe = judged(tmp_path, JudgeModel(judge=priced))

@@ -185,6 +185,7 @@ def test_settings_that_contradict_each_other_are_refused(at, decoder_reward_fold
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("api", APIS)
 def test_a_run_compares_first_and_goes_on_after_the_server_went_away(decoder_reward_folder, tmp_path, api):
     pq.write_table(pa.Table.from_pylist(questions(16)), tmp_path / "rows.parquet")

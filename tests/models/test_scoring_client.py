@@ -59,6 +59,7 @@ def test_results_come_in_the_order_of_the_requests_and_few_are_under_way_at_once
     assert at.busiest == 4
 
 
+@pytest.mark.slow
 def test_requests_are_made_while_the_server_works_and_not_long_before(at):
     at.script = [sleep(0.3)]
     made = []
