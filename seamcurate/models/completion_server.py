@@ -6,25 +6,22 @@ own; and each value that comes back is checked to be of the token that was asked
 
 from __future__ import annotations
 
-import datetime
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple, Self, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue
 
 from seamcurate.errors import ModelError
 from seamcurate.models import tokens, weights
-from seamcurate.models.backend import NamedModel
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.distinct import distinct
 from seamcurate.models.endpoint import Address
 from seamcurate.models.local import model_errors
 from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses
 from seamcurate.models.scoring_client import Post, RefusedError, ScoringClient, UnreadError
-from seamcurate.models.served import Served, listed_window
-from seamcurate.models.template import FormSettings
+from seamcurate.models.served import ServedText, listed_window
 from seamcurate.progress import note
 from seamcurate.text import counted
 
@@ -40,7 +37,7 @@ _ABOVE_ZERO = 1e-3
 """By how much rounding may lift a log-probability above 0."""
 
 
-class CompletionServer(Served[CausalLM], NamedModel, FormSettings):
+class CompletionServer(ServedText[CausalLM]):
     """Name a policy behind a server: vLLM or SGLang.
 
     `path` is the server's address. The value is frozen and asks nothing until a step runs. Prompts and answers become tokens
@@ -61,38 +58,18 @@ class CompletionServer(Served[CausalLM], NamedModel, FormSettings):
 
     key: ClassVar[str] = "completion_server"
     local_kind: ClassVar[type[CausalLM]] = CausalLM
+    of_local: ClassVar[tuple[str, ...]] = ("form", "template", "date", "max_response_tokens")
 
     path: Address
     """The server's address, such as `http://127.0.0.1:8000`, without the API's own path. Not part of a fingerprint."""
     api: Literal["vllm", "sglang"]
     """What the server speaks: `vllm` is /v1/completions with prompt_logprobs, `sglang` /generate with input_ids."""
-    tokenizer: str | None = None
-    """The folder, or Hub id, of the tokenizer, where `same_as: itself` leaves no weights to take it from; by default `model`."""
     max_response_tokens: int = Field(default=512, ge=1)
     """Longer responses are cut to this length and scored without the end-of-sequence token."""
     concurrency: int = Field(default=32, ge=1)
     """Requests that are under way at once, one for each response."""
     tokens_under_way: int = Field(default=16_384, ge=1)
     """Tokens that are under way at once: a server holds the logits of all of them, and some run out of memory by that."""
-
-    @model_validator(mode="after")
-    def _said_once(self) -> Self:
-        if self.same_as not in (None, "itself"):
-            said = [name for name in _OF_LOCAL if getattr(self, name) != type(self).model_fields[name].default]
-            if said or self.tokenizer:
-                name = (said or ["tokenizer"])[0]
-                raise ValueError(f"{name}: the tokens are those of `same_as`; set it there, and leave it out here")
-        elif self.tokenizer and self.same_as is None:
-            raise ValueError("tokenizer: is for `same_as: itself`; without that, it is that of the weights here")
-        return self
-
-    def named(self, path: str) -> CausalLM:
-        """Return the local model of a folder or Hub id that reads texts as the settings here say."""
-        return CausalLM(path=path, **{name: getattr(self, name) for name in _OF_LOCAL})
-
-    def texts(self) -> CausalLM:
-        """Return the local policy whose tokens are sent; its weights are not read for that."""
-        return self.local() or self.named(self.tokenizer or self.model)
 
     def identity(self) -> JsonValue:
         """Return what decides a likelihood: the API, the weights that the server was shown to have, and the texts."""
@@ -101,20 +78,8 @@ class CompletionServer(Served[CausalLM], NamedModel, FormSettings):
             texts = self.texts()
             identity |= {"tokens": tokens.REVISION, "tokenizer": weights.small_identity(texts.origin)}
             settings = texts.model_dump(mode="json")
-            identity |= {name: settings[name] for name in _OF_LOCAL if settings[name] is not None}
+            identity |= {name: settings[name] for name in self.of_local if settings[name] is not None}
         return identity
-
-    def dated(self, day: datetime.date) -> Self:
-        """Return the model with `day` as its chat template's date; itself where a date is set or none is written."""
-        texts = self.texts()
-        if (dated := texts.dated(day)) is texts:
-            return self
-        changed = {"date": day} if self.same_as in (None, "itself") else {"same_as": dated}
-        return self.model_copy(update=changed)
-
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        """Count tokens by the model's own tokenizer; no weights are read."""
-        return self.texts().count_tokens(texts)
 
     def check_server(self) -> None:
         """Refuse a server that is not there or serves another model; nothing is scored."""
@@ -127,10 +92,6 @@ class CompletionServer(Served[CausalLM], NamedModel, FormSettings):
     def load_uncached(self) -> Policy | None:
         """Return the model asking without the server's prefix cache."""
         return _Asked(self, cached=False)
-
-
-_OF_LOCAL = ("form", "template", "date", "max_response_tokens")
-"""The settings that a local policy has too: they decide which tokens are sent."""
 
 
 # ── what servers speak ──────────────────────────────────────────────────────────────────────────────────

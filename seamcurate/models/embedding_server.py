@@ -65,6 +65,7 @@ class EmbeddingServer(Served[SentenceEncoder], NamedModel):
 
     key: ClassVar[str] = "embedding_server"
     local_kind: ClassVar[type[SentenceEncoder]] = SentenceEncoder
+    of_local: ClassVar[tuple[str, ...]] = ("normalise", "max_tokens", "truncation")
 
     path: Address
     """The server's address, such as `http://127.0.0.1:8000`, without `/v1`. Not part of a fingerprint."""
@@ -78,16 +79,12 @@ class EmbeddingServer(Served[SentenceEncoder], NamedModel):
 
     @model_validator(mode="after")
     def _said_once(self) -> EmbeddingServer:
-        said = [name for name in _OF_LOCAL if getattr(self, name) != type(self).model_fields[name].default]
+        said = self.set_here()
         if said and self.same_as not in (None, "itself"):
             raise ValueError(f"{said[0]}: texts are embedded as by `same_as`; set it there, and leave it out here")
         if self.same_as == "itself" and (self.max_tokens or self.truncation != "right"):
             raise ValueError("max_tokens and truncation: `same_as: itself` leaves no tokenizer here to cut by")
         return self
-
-    def named(self, path: str) -> SentenceEncoder:
-        """Return the local model of a folder or Hub id that reads texts as the settings here say."""
-        return SentenceEncoder(path=path, **{name: getattr(self, name) for name in _OF_LOCAL})
 
     def normalises(self) -> bool:
         """Tell whether embeddings are scaled to length 1."""
@@ -110,10 +107,6 @@ class EmbeddingServer(Served[SentenceEncoder], NamedModel):
     def load(self) -> Embedder:
         """Open the tokenizer, and ask the server for its model and for one embedding."""
         return _Asked(self)
-
-
-_OF_LOCAL = ("normalise", "max_tokens", "truncation")
-"""The settings that a local encoder has too."""
 
 
 def _window(config: EmbeddingServer) -> int | None:

@@ -7,7 +7,6 @@ an answer without such a text has no reward.
 
 from __future__ import annotations
 
-import datetime
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from seamcurate.errors import ModelError
 from seamcurate.models import probe, tokens, weights
-from seamcurate.models.backend import NamedModel, RewardConfig
+from seamcurate.models.backend import RewardConfig
 from seamcurate.models.distinct import distinct
 from seamcurate.models.endpoint import Address
 from seamcurate.models.labels import Output, Outputs
@@ -26,8 +25,7 @@ from seamcurate.models.local import model_errors
 from seamcurate.models.protocols import Columns, Prompt, Rating, Responses, RewardModel
 from seamcurate.models.scoring_client import Post, RefusedError, ScoringClient, UnreadError
 from seamcurate.models.sequence_classifier import SequenceClassifier, own_pad, segment_kinds
-from seamcurate.models.served import Served, listed_window
-from seamcurate.models.template import FormSettings
+from seamcurate.models.served import ServedText, listed_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +41,7 @@ _PROBE = ("What is a set?", "A collection of distinct things.")
 """What a server is asked first: until a request was answered, any failure is the server's."""
 
 
-class RewardServer(Served[SequenceClassifier], NamedModel, FormSettings, RewardConfig):
+class RewardServer(ServedText[SequenceClassifier], RewardConfig):
     """Name a reward model behind a server: vLLM, SGLang or OpenRLHF's `serve_rm`.
 
     `path` is the server's address. The value is frozen and asks nothing until a step runs. Prompts and answers become tokens
@@ -65,14 +63,12 @@ class RewardServer(Served[SequenceClassifier], NamedModel, FormSettings, RewardC
 
     key: ClassVar[str] = "reward_server"
     local_kind: ClassVar[type[SequenceClassifier]] = SequenceClassifier
+    of_local: ClassVar[tuple[str, ...]] = ("form", "template", "date", "pair", "max_tokens", "output", "outputs")
 
     path: Address
     """The server's address, such as `http://127.0.0.1:8000`, without the API's own path. Not part of a fingerprint."""
     api: Literal["vllm", "sglang", "openrlhf"]
     """What the server speaks: `vllm` is /classify, `sglang` /v1/embeddings of a reward model, `openrlhf` /get_reward."""
-    tokenizer: str | None = None
-    """The folder, or Hub id, of the tokenizer and `config.json`, where `same_as: itself` leaves no weights to take them from;
-    by default `model`."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens of prompt and response together; the response's end is cut to fit. Default: the model's window, at most 2,048."""
     pair: bool = False
@@ -94,25 +90,10 @@ class RewardServer(Served[SequenceClassifier], NamedModel, FormSettings, RewardC
         return api
 
     @model_validator(mode="after")
-    def _said_once(self) -> Self:
-        if self.same_as not in (None, "itself"):
-            said = [name for name in _OF_LOCAL if getattr(self, name) != type(self).model_fields[name].default]
-            if said or self.tokenizer:
-                name = (said or ["tokenizer"])[0]
-                raise ValueError(f"{name}: the tokens are built as for `same_as`; set it there, and leave it out here")
-        elif self.tokenizer and self.same_as is None:
-            raise ValueError("tokenizer: is for `same_as: itself`; without that, it is that of the weights here")
+    def _is_a_classifier(self) -> Self:
         # Refuses what a local classifier refuses.
         self.named(self.model)
         return self
-
-    def named(self, path: str) -> SequenceClassifier:
-        """Return the local model of a folder or Hub id that reads texts as the settings here say."""
-        return SequenceClassifier(path=path, **{name: getattr(self, name) for name in _OF_LOCAL})
-
-    def texts(self) -> SequenceClassifier:
-        """Return the local classifier whose tokens are sent; its weights are not read for that."""
-        return self.local() or self.named(self.tokenizer or self.model)
 
     def identity(self) -> JsonValue:
         """Return what decides a reward: the API, the weights that the server was shown to have, and the texts."""
@@ -121,23 +102,11 @@ class RewardServer(Served[SequenceClassifier], NamedModel, FormSettings, RewardC
             texts = self.texts()
             identity |= {"tokens": tokens.REVISION, "tokenizer": weights.small_identity(texts.origin)}
             settings = texts.model_dump(mode="json")
-            decisive = {name: settings[name] for name in _OF_LOCAL if name not in ("output", "outputs")}
+            decisive = {name: settings[name] for name in self.of_local if name not in ("output", "outputs")}
             identity |= {name: value for name, value in decisive.items() if value not in (None, False)}
             if self.output is not None or self.outputs:
                 identity["outputs"] = list(texts.positions(texts.labels()))
         return identity
-
-    def dated(self, day: datetime.date) -> Self:
-        """Return the model with `day` as its chat template's date; itself where a date is set or none is written."""
-        texts = self.texts()
-        if (dated := texts.dated(day)) is texts:
-            return self
-        changed = {"date": day} if self.same_as in (None, "itself") else {"same_as": dated}
-        return self.model_copy(update=changed)
-
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        """Count tokens by the model's own tokenizer; no weights are read."""
-        return self.texts().count_tokens(texts)
 
     def output_names(self) -> tuple[str, ...]:
         """Name the outputs that become columns of their own."""
@@ -158,10 +127,6 @@ class RewardServer(Served[SequenceClassifier], NamedModel, FormSettings, RewardC
     def load_uncached(self) -> RewardModel | None:
         """Return the model asking without vLLM's prefix cache; None for other servers, which have no word for that."""
         return _Asked(self, cached=False) if self.api == "vllm" else None
-
-
-_OF_LOCAL = ("form", "template", "date", "pair", "max_tokens", "output", "outputs")
-"""The settings that a local classifier has too: they decide which tokens are sent, and which of the numbers are read."""
 
 
 # ── what servers speak ──────────────────────────────────────────────────────────────────────────────────

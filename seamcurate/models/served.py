@@ -6,18 +6,20 @@ here, or, where they are too large for here, as the server's own whatever is ask
 
 from __future__ import annotations
 
+import datetime
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Generic, Literal, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
-from pydantic import JsonValue, ValidationError, field_validator
+from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
 from seamcurate.errors import ModelError
 from seamcurate.models import weights
-from seamcurate.models.backend import Backend
+from seamcurate.models.backend import Backend, NamedModel
 from seamcurate.models.endpoint import ServerSettings
 from seamcurate.models.local import LocalModel
 from seamcurate.models.scoring_client import ScoringClient
+from seamcurate.models.template import FormSettings
 
 LocalT = TypeVar("LocalT", bound=LocalModel)
 
@@ -31,6 +33,8 @@ class Served(Backend, ServerSettings, Generic[LocalT]):
 
     local_kind: ClassVar[type[LocalModel]]
     """The kind of local model that has such scores."""
+    of_local: ClassVar[tuple[str, ...]] = ()
+    """The settings that a local model has too: they decide what is sent, and which of the numbers are read."""
 
     model: str
     """The name by which the server knows the model; where it is no folder here and no Hub id, `same_as` names the weights."""
@@ -112,13 +116,52 @@ class Served(Backend, ServerSettings, Generic[LocalT]):
 
     def named(self, path: str) -> LocalT:
         """Return the local model of a folder or Hub id that reads texts as the settings here say."""
-        return self.local_kind(path=path)  # type: ignore[return-value]
+        return self.local_kind(path=path, **{name: getattr(self, name) for name in self.of_local})  # type: ignore[return-value]
+
+    def set_here(self) -> list[str]:
+        """List the settings of a local model that are set beside the server."""
+        return [name for name in self.of_local if getattr(self, name) != type(self).model_fields[name].default]
 
     def parts(self) -> Iterator[Backend]:
         """Yield the model, and the local one that it is held against."""
         yield self
         if isinstance(self.same_as, LocalModel):
             yield self.same_as
+
+
+class ServedText(Served[LocalT], NamedModel, FormSettings):
+    """Name a served model that is sent tokens of prompts and answers, which its tokenizer and template make here."""
+
+    tokenizer: str | None = None
+    """The folder, or Hub id, of the tokenizer and `config.json`, where `same_as: itself` leaves no weights to take them from;
+    by default `model`."""
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        if self.same_as not in (None, "itself"):
+            said = self.set_here()
+            if said or self.tokenizer:
+                name = (said or ["tokenizer"])[0]
+                raise ValueError(f"{name}: the tokens are those of `same_as`; set it there, and leave it out here")
+        elif self.tokenizer and self.same_as is None:
+            raise ValueError("tokenizer: is for `same_as: itself`; without that, it is that of the weights here")
+        return self
+
+    def texts(self) -> LocalT:
+        """Return the local model whose tokens are sent; its weights are not read for that."""
+        return self.local() or self.named(self.tokenizer or self.model)
+
+    def dated(self, day: datetime.date) -> Self:
+        """Return the model with `day` as its chat template's date; itself where a date is set or none is written."""
+        texts = self.texts()
+        if (dated := texts.dated(day)) is texts:
+            return self
+        changed = {"date": day} if self.same_as in (None, "itself") else {"same_as": dated}
+        return self.model_copy(update=changed)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Count tokens by the model's own tokenizer; no weights are read."""
+        return self.texts().count_tokens(texts)
 
 
 def listed_models(client: ScoringClient) -> Mapping[str, Mapping[str, JsonValue]] | None:

@@ -371,7 +371,7 @@ def _hint(compared: Comparison) -> str:
     if compared.decision == "not compared":
         return "see the server's log; `accept_difference: true` scores without a comparison"
     largest = max(compared.differences)
-    return f"mend the server, or accept the difference by `accept_difference: {1.05 * largest:.2g}`"
+    return f"repair the server, or accept the difference by `accept_difference: {1.05 * largest:.2g}`"
 
 
 def _shown(scores: Scores) -> str:

@@ -174,7 +174,7 @@ def test_the_fingerprint_has_what_decides_a_reward_and_no_address(at, decoder_re
     [
         ({"api": "verl"}, "verl's reward loop has no API of its own, it asks vLLM or SGLang"),
         ({"path": "http://me:secret@host"}, "the server's address is http"),
-        ({"form": "plain"}, "form: the tokens are built as for `same_as`; set it there"),
+        ({"form": "plain"}, "form: the tokens are those of `same_as`; set it there"),
         ({"same_as": None, "tokenizer": "t"}, "tokenizer: is for `same_as: itself`"),
         ({"same_as": None, "pair": True, "form": "chat"}, "pair: true gives prompt and answer as two segments"),
     ],

@@ -121,7 +121,7 @@ def test_each_served_member_of_an_ensemble_is_compared(tmp_path, reward):
         RewardEnsemble.model_construct(ensemble=(reward, member("a", 0.0), member("b", gives))) for gives in (1e-7, 0.5)
     )
     compared.sample(right, Rows(), tmp_path, "response")
-    with pytest.raises(ModelError, match=r"^behind b gives other scores than .*mend the server"):
+    with pytest.raises(ModelError, match=r"^behind b gives other scores than .*repair the server"):
         compared.check(wrong, wrong.load(), tmp_path, noise.rewards)
     assert compared.facts(tmp_path)["compared"]["line"].startswith("behind a gives the same scores")
     loaded = right.load()
