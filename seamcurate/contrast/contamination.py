@@ -26,7 +26,7 @@ from seamcurate.models import EncoderModel, Prompt, roles
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, embedded
 from seamcurate.progress import bar
-from seamcurate.step import Data, Step, Transform, column
+from seamcurate.step import Averages, Data, Step, Transform, Work, column
 from seamcurate.text import counted
 from seamcurate.words import Hashes, ngrams
 
@@ -110,6 +110,12 @@ class Nearest(Step):
         # Before any step runs: the rows are embedded first, and only then is the other set read.
         _check_readable(self.to.model_dump_json())
         return super().identity()
+
+    @override
+    def first_work(self, rows: Averages, count: int) -> list[Work]:
+        """Embed the other set."""
+        prompts, characters = _size(self.to.model_dump_json())
+        return [Work(self.encoder, prompts, characters)]
 
     @override
     def prepare(self, data: Data, shared: Path) -> None:
@@ -229,6 +235,16 @@ def _check_readable(source: str) -> None:
         SourceError: It cannot be read, or lacks the column of the prompts.
     """
     next(iter(Source.model_validate_json(source).chunks()), None)
+
+
+@cache
+def _size(source: str) -> tuple[int, int]:
+    """Count the prompts of a source, and their characters, once in each process."""
+    prompts = characters = 0
+    for chunk in Source.model_validate_json(source).chunks():
+        prompts += chunk.rows.num_rows
+        characters += sum(len(prompt_text(prompt)) for prompt in chunk.rows["prompt"].to_pylist())
+    return prompts, characters
 
 
 def _runs(texts: pa.LargeStringArray, words: int) -> Hashes:

@@ -191,3 +191,14 @@ def test_a_row_without_an_embedding_has_no_nearest_row_and_repeats_none_but_its_
     assert made[4]["overlap_test_set"] == made[0]["overlap_test_set"] > 0
     nearest_columns = [made[4][f"nearest_test_set{ending}"] for ending in ("", "_similarity", "_text")]
     assert nearest_columns == [None] * 3 and made[4]["duplicate_of"] is None and made[0]["nearest_test_set"] == 0
+
+
+def test_a_plan_counts_the_embeddings_of_the_other_set(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in ROWS))
+    (tmp_path / "tests.jsonl").write_text("".join(json.dumps({"prompt": test}) + "\n" for test in TESTS * 3))
+    steps = nearest(to=Source(jsonl=str(tmp_path / "tests.jsonl")), name="quiz", encoder=FakeModel())
+    recipe = Recipe(rows=Source(jsonl=str(tmp_path / "rows.jsonl")), steps=steps)
+    by_step = {line.step: line.calls for line in plan(recipe, tmp_path / "store").lines}
+    assert by_step == {"embedding": len(ROWS), "nearest_quiz": 3 * len(TESTS)}
+    run_local(recipe, tmp_path / "store")
+    assert [line.calls for line in plan(recipe, tmp_path / "store").lines] == [0, 0]
