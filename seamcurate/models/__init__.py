@@ -21,6 +21,10 @@ from seamcurate.models.protocols import (
     Reply,
     Request,
     RewardModel,
+    Sample,
+    Sampler,
+    SampleRequest,
+    Sampling,
 )
 from seamcurate.models.reward_server import RewardServer
 from seamcurate.models.roles import EncoderModel, PolicyModel, RewardingModel
@@ -55,6 +59,10 @@ __all__ = [
     "RewardServer",
     "RewardingModel",
     "RubricModel",
+    "Sample",
+    "SampleRequest",
+    "Sampler",
+    "Sampling",
     "SentenceEncoder",
     "SequenceClassifier",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
@@ -13,11 +13,27 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from seamcurate.models.backend import NamedModel, RewardConfig
-from seamcurate.models.protocols import Conversation, Likelihood, Prompt, Reply, Request, Responses, RewardModel
+from seamcurate.models.protocols import (
+    Conversation,
+    Likelihood,
+    Prompt,
+    Reply,
+    Request,
+    Responses,
+    RewardModel,
+    Sample,
+    SampleRequest,
+    Sampling,
+)
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import normalised
 
 T = TypeVar("T")
+
+_LONGEST_ANSWER = 12
+"""Words of a sampled answer, at most."""
+_OWN_WORDS = ("a", "is", "not", "the")
+"""Words of a sampled answer beside those of its prompt."""
 
 
 class FakeModel(NamedModel, RewardConfig, RewardModel):
@@ -68,10 +84,46 @@ class FakeModel(NamedModel, RewardConfig, RewardModel):
             row: list[Likelihood | None] = []
             for answer in answers:
                 tokens = len(answer.split()) + 1
-                logprob = -1 - 3 * self._unit("logprob", prompt_text(prompt), answer)
-                row.append(Likelihood(tokens * logprob, tokens, False))
+                row.append(Likelihood(tokens * self._token_logprob(prompt_text(prompt), answer), tokens, False))
             scored.append(row)
         return scored
+
+    def _token_logprob(self, prompt: str, answer: str) -> float:
+        return -1 - 3 * self._unit("logprob", prompt, answer)
+
+    def load_sampler(self) -> FakeModel:
+        """Return the configuration itself; see `samples`."""
+        return self
+
+    def samples(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[tuple[int, int, Sample | str]]:
+        """Draw an answer of up to 12 words, most of them the prompt's; see `Sampler`. Words are tokens, as in `logprobs`.
+
+        A lower temperature, or top_p, favours short answers of the first words in alphabetical order. An empty prompt has no answer.
+        """
+        for position, (prompt, draws) in enumerate(requests):
+            text = prompt_text(prompt)
+            words = sorted({*text.split(), *_OWN_WORDS})
+            for draw in draws:
+                if not text.strip():
+                    yield position, draw, "the prompt is empty"
+                    continue
+                length = 1 + self._choice(sampling, _LONGEST_ANSWER, text, draw, "length")
+                answer = " ".join(
+                    words[self._choice(sampling, len(words), text, draw, str(place))]
+                    for place in range(min(length, sampling.max_tokens))
+                )
+                ended = length < sampling.max_tokens
+                tokens = len(answer.split()) + ended
+                logprob_1 = tokens * self._token_logprob(text, answer)
+                logprob = logprob_1 / sampling.temperature if sampling.temperature else 0.0
+                yield position, draw, Sample(answer, tokens, "stop" if ended else "length", logprob, logprob_1)
+
+    def _choice(self, sampling: Sampling, choices: int, prompt: str, draw: int, what: str) -> int:
+        """Draw a number below `choices`: evenly at temperature 1, rather a small one below, always 0 at temperature 0."""
+        if not sampling.temperature:
+            return 0
+        unit = self._unit("sample", str(sampling.seed), prompt, str(draw), what)
+        return int(choices * sampling.top_p * unit ** (1 / sampling.temperature))
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Sum a random direction per word and normalise: texts that share words are near."""

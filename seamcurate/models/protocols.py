@@ -52,6 +52,57 @@ class Policy(Protocol):
         ...
 
 
+class Sampling(NamedTuple):
+    """How a policy's answers are drawn: from its whole distribution, with no other cut or penalty than these say."""
+
+    n: int = 16
+    """Answers to each prompt."""
+    temperature: float = 1.0
+    """What logits are divided by; 0 takes the likeliest token at each position, so that all draws are equal."""
+    top_p: float = 1.0
+    """Tokens are drawn from the smallest set of the likeliest ones that together have at least this probability."""
+    max_tokens: int = 512
+    """The most tokens of an answer, its end token included."""
+    seed: int = 0
+    """A draw depends on the seed, the prompt, the draw's number and the model alone."""
+
+
+class Sample(NamedTuple):
+    """One answer that a policy gave."""
+
+    text: str
+    """The answer without special tokens, as a reward model reads it."""
+    tokens: int
+    """How many tokens were drawn, the end token included."""
+    finish: str
+    """Why it ends: `stop` by an end token, `length` where no more tokens were allowed, or the window was full."""
+    logprob: float | None
+    """Natural logarithm of the answer's probability at the sampling temperature, before `top_p` cuts anything: a sum over its
+    tokens; 0 at temperature 0. None where a server does not say."""
+    logprob_1: float | None
+    """The same at temperature 1, which is what `Policy.logprobs` gives. None where a server does not say."""
+
+
+SampleRequest: TypeAlias = tuple[Prompt, Sequence[int]]
+"""A prompt, and the numbers of the draws that are wanted of it, from 0: a resumed run asks for the missing ones only."""
+
+
+class Sampler(Protocol):
+    """Answers as a policy would."""
+
+    def samples(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[tuple[int, int, Sample | str]]:
+        """Draw answers, and yield each when it is finished, in any order.
+
+        A draw depends on `sampling`, the prompt, the draw's number and the model alone: neither on what else is asked nor on
+        batches. `sampling.n` decides nothing here; the requests name their draws.
+
+        Yields:
+            The request's position in `requests`, the draw's number, and the sample; in its place, one line that says why
+            there is none, such as a prompt that leaves no room for an answer.
+        """
+        ...
+
+
 class Rating(NamedTuple):
     """What a reward model says of one response."""
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from seamcurate import CausalLM, FakeModel, SentenceEncoder, SequenceClassifier
 from seamcurate.errors import ModelError
-from seamcurate.models import EncoderModel, PolicyModel, batching, tokens, weights
+from seamcurate.models import EncoderModel, PolicyModel, Sampling, batching, tokens, weights
 from seamcurate.models.masked import MaskedModel
 
 PROMPTS = ["how do I sort the list and then merge all of it", "open a file", "x"]
@@ -389,6 +389,39 @@ def test_fake_answers_depend_on_the_texts_alone():
     assert fake.rewards(["p"], [["a"]]) != FakeModel(path="2").rewards(["p"], [["a"]])
     near, far = fake.embed(["sort the list", "sort the queue", "omega"])[1:] @ fake.embed(["sort the list"])[0]
     assert near > 0.4 > far
+
+
+def drawn(sampler, requests, **settings):
+    """What a sampler yields, by request and draw; each is yielded once."""
+    samples = list(sampler.samples(requests, Sampling(**settings)))
+    by_draw = {(request, draw): sample for request, draw, sample in samples}
+    assert len(by_draw) == len(samples)
+    return by_draw
+
+
+def test_a_fake_answer_depends_on_seed_prompt_and_draw_alone():
+    fake = FakeModel(path="1").load_sampler()
+    whole = drawn(fake, [("sort the list", range(16)), ("open a file", range(16))], temperature=1.0)
+    assert drawn(fake, [("open a file", [9, 3])]) == {(0, 9): whole[1, 9], (0, 3): whole[1, 3]}
+    assert len({sample.text for sample in whole.values()}) > 20
+    assert drawn(fake, [("sort the list", [0])], seed=1) != {(0, 0): whole[0, 0]}
+    assert drawn(FakeModel(path="2"), [("sort the list", [0])]) != {(0, 0): whole[0, 0]}
+    for (request, _), sample in whole.items():
+        ((likelihood,),) = fake.logprobs([["sort the list", "open a file"][request]], [[sample.text]])
+        assert (sample.finish, sample.tokens, sample.logprob_1) == ("stop", likelihood.tokens, likelihood.logprob)
+        assert sample.logprob == sample.logprob_1
+
+
+def test_a_fake_answer_follows_temperature_top_p_and_max_tokens():
+    fake = FakeModel(path="1")
+    greedy = drawn(fake, [("sort the list", range(8))], temperature=0.0)
+    assert len(set(greedy.values())) == 1 and greedy[0, 0].logprob == 0 > greedy[0, 0].logprob_1
+    assert set(drawn(fake, [("sort the list", range(8))], top_p=1e-9).values()) == {
+        greedy[0, 0]._replace(logprob=greedy[0, 0].logprob_1)
+    }
+    cut = drawn(fake, [("sort the list", range(64))], max_tokens=3).values()
+    assert {(sample.finish, sample.tokens) for sample in cut} == {("stop", 2), ("stop", 3), ("length", 3)}
+    assert drawn(fake, [("", [0]), ("a", [])]) == {(0, 0): "the prompt is empty"}
 
 
 def test_the_model_layer_imports_without_the_data_libraries():
