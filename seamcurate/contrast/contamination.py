@@ -108,7 +108,10 @@ class Nearest(Step):
     @override
     def identity(self) -> dict[str, JsonValue]:
         # Before any step runs: the rows are embedded first, and only then is the other set read.
-        _check_readable(self.to.model_dump_json())
+        if self.to.frame is None:
+            _check_readable(self.to.model_dump_json())
+        else:
+            next(iter(self.to.chunks()), None)
         return super().identity()
 
     @override

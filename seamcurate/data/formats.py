@@ -167,7 +167,8 @@ def unstorable(kind: pa.DataType) -> str:
     return next(filter(None, map(unstorable, children)), "")
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Cast a column to the plain form of its type."""
     if pa.types.is_run_end_encoded(column.type):
         column = pa.chunked_array([pc.run_end_decode(piece) for piece in column.chunks], column.type.value_type)
     if pa.types.is_dictionary(column.type):
@@ -193,7 +194,7 @@ def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return exactly the columns of `schema`, NULL where missing."""
     names_present = set(rows.column_names)
     columns = [
-        _cast(rows[name], kind) if name in names_present else pa.nulls(len(rows), kind)
+        cast(rows[name], kind) if name in names_present else pa.nulls(len(rows), kind)
         for name, kind in zip(schema.names, schema.types, strict=True)
     ]
     return pa.table(columns, schema=schema)
@@ -350,7 +351,7 @@ def csv_lines(path: Path) -> Iterator[SourceLine]:
             yield _CsvLine(header, fields, error)
         elif fields:
             header = fields
-            _refuse_twins(header, path)
+            refuse_twins(header, path)
             if error is not None:
                 raise SourceError(f"{path} has no header: {error}; name the columns in its first line")
             if any(map(surrogate, header)):
@@ -499,7 +500,8 @@ def _reading(path: Path | str) -> Iterator[None]:
         raise SourceError(f"{path} cannot be read: {typed_line(error)}; check the file") from error
 
 
-def _refuse_twins(names: Sequence[str], path: Path) -> None:
+def refuse_twins(names: Sequence[str], path: Path | str) -> None:
+    """Refuse columns of one name."""
     for name in names:
         if names.count(name) > 1:
             raise SourceError(f"{path} has two columns called {name!r}; write it again with one")
@@ -511,7 +513,7 @@ def unified(files: list[Path], read_schema: Callable[[Path], pa.Schema]) -> pa.S
     for path in files:
         with _reading(path):
             schema = read_schema(path)
-        _refuse_twins(schema.names, path)
+        refuse_twins(schema.names, path)
         next_one = pa.schema([column_field(field) for field in schema])
         try:
             united = pa.unify_schemas([united, next_one], promote_options="permissive")

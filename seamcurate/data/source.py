@@ -1,4 +1,4 @@
-"""Rows from the Hub, Parquet, JSONL, CSV, Arrow or another store, as prompt, response and reference.
+"""Rows from the Hub, Parquet, JSONL, CSV, Arrow, another store or memory, as prompt, response and reference.
 
 One rule: each row that is read comes out once, as a row or as a rejected row with its reason, and its `row_id`
 is its position in the source, whether or not the rows before it were rejected.
@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer, field_validator, model_validator
 
 from seamcurate.data import formats
+from seamcurate.data.frame import Frame
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects
@@ -28,7 +29,7 @@ from seamcurate.text import suggestion
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 """The schema of rejected rows: the position in the source, the reason, and the row as JSON text."""
 
-KINDS = ("hub", "parquet", "jsonl", "csv", "arrow", "store")
+KINDS = ("hub", "parquet", "jsonl", "csv", "arrow", "store", "data")
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -51,7 +52,7 @@ class Chunk(NamedTuple):
 class Source(BaseModel):
     """Name where rows come from, and which of their columns hold prompt, response and reference.
 
-    Exactly one of `hub`, `parquet`, `jsonl`, `csv`, `arrow` and `store` says where the rows are. `prompt`, `response`,
+    Exactly one of `hub`, `parquet`, `jsonl`, `csv`, `arrow`, `store` and `data` says where the rows are. `prompt`, `response`,
     `reference`, `messages` and `id` each name a column, or a field inside one, with dots between. All other columns are
     kept under their own names, or those that `rename` gives them. A row that cannot be read is rejected with its reason,
     and does not stop the reading.
@@ -63,6 +64,8 @@ class Source(BaseModel):
         csv: A CSV file with a header, a pattern, or a list of these.
         arrow: An Arrow file, a pattern, or a folder written by `datasets` with `save_to_disk`.
         store: Another store: its rows, without its columns.
+        data: Rows in memory, in Python only: a pandas or Polars frame, a pyarrow Table, a `datasets` Dataset or a list of
+            dicts. The hash of their content identifies them. A record of them names the hash, and cannot make them again.
         data_dir: For `hub`: the folder in the repository.
         name: For `hub`: the configuration of the data set.
         split: For `hub` and `save_to_disk` folders: the split.
@@ -78,7 +81,8 @@ class Source(BaseModel):
 
     Raises:
         ValueError: The fields contradict each other (as pydantic's ValidationError).
-        SourceError: A method reads the source, and a file or a column is missing, or cannot hold what it should.
+        SourceError: `data` is of another kind. Or a method reads the source, and a file or a column is missing, or cannot
+            hold what it should.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -91,6 +95,9 @@ class Source(BaseModel):
         [{'row_id': 0, 'prompt': '2 + 2?', 'reference': '4'}]
         >>> chunk.rejected["reason"].to_pylist()
         ['prompt is blank']
+        >>> rows = [{"prompt": "2 + 2?", "response": "4"}, {"prompt": "3 + 3?", "response": "6"}]
+        >>> next(Source(data=rows, response="response").chunks()).rows["response"].to_pylist()
+        ['4', '6']
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,6 +108,7 @@ class Source(BaseModel):
     csv: str | list[str] | None = None
     arrow: str | None = None
     store: str | None = None
+    data: object = None
     data_dir: str | None = None
     name: str | None = None
     split: str = "train"
@@ -119,7 +127,8 @@ class Source(BaseModel):
     def _unambiguous(self) -> Source:
         kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(kinds) != 1:
-            raise ValueError(f"rows come from one of {', '.join(KINDS)}, not {' and '.join(kinds) or 'none'}")
+            named = ", ".join(kind for kind in KINDS if kind != "data")
+            raise ValueError(f"rows come from one of {named} (or data, in Python), not {' and '.join(kinds) or 'none'}")
         if self.hub is None and (self.data_dir or self.name or self.revision):
             raise ValueError("data_dir, name and revision are for hub only: leave them out")
         if self.csv is None and self.types:
@@ -127,6 +136,27 @@ class Source(BaseModel):
         if self.messages is not None and (self.prompt != "prompt" or self.response is not None):
             raise ValueError("messages holds prompt and response: leave these two out, or messages")
         return self
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _in_memory(cls, rows: object) -> Frame | None:
+        if isinstance(rows, dict) and "in_memory" in rows:
+            raise SourceError(f"data was {rows['in_memory']} in memory, which no record holds; give it again in Python")
+        return rows if rows is None or isinstance(rows, Frame) else Frame(rows)
+
+    @field_serializer("data")
+    def _described(self, rows: object) -> JsonValue:
+        return {**rows.described()} if isinstance(rows, Frame) else None
+
+    @property
+    def frame(self) -> Frame | None:
+        """Return the rows in memory that the source was given, if it was."""
+        return self.data if isinstance(self.data, Frame) else None
+
+    @property
+    def _by_line(self) -> bool:
+        """Tell whether the rows come one by one, so that each may have another mistake."""
+        return self.jsonl is not None or self.csv is not None or bool(self.frame and self.frame.table is None)
 
     @property
     def _kind(self) -> str:
@@ -138,6 +168,8 @@ class Source(BaseModel):
 
     @property
     def _where(self) -> str:
+        if self.frame is not None:
+            return f"data, {self.frame.title}"
         paths: str | list[str] = getattr(self, self._kind)
         if isinstance(paths, list):
             return ", ".join(paths)
@@ -149,6 +181,8 @@ class Source(BaseModel):
         fields: dict[str, JsonValue] = self.model_dump(mode="json", exclude=exclude)
         if self.hub is not None:
             return {"hub": self.hub, "commit": formats.hub_commit(self.hub, self.revision), **fields}
+        if self.frame is not None:
+            return {"data": [["rows in memory", self.frame.sha256]], **fields}
         files: list[JsonValue] = [[path.name, formats.source_sha256(path)] for path in self._files()]
         if self.csv is not None:
             fields["csv_types"] = formats.CSV_TYPES
@@ -160,6 +194,10 @@ class Source(BaseModel):
         """Return the same source with relative paths made absolute from `base`, such as the folder of a recipe."""
         if self.hub is not None or (self.store or "").startswith("s3://"):
             return self
+        if self.frame is not None:
+            raise SourceError(
+                "data: rows in memory are for Python; a recipe file names them by `parquet` or `jsonl`, once they are written"
+            )
 
         def absolute(path: str) -> str:
             if re.match(r"[a-z0-9]+://", path):
@@ -171,12 +209,12 @@ class Source(BaseModel):
         return self.model_copy(update={self._kind: absolute_paths})
 
     def files(self) -> list[Path]:
-        """List the files of this machine that hold the rows; none where they come from the Hub.
+        """List the files of this machine that hold the rows; none where they come from the Hub or from memory.
 
         Raises:
             SourceError: There are none.
         """
-        return [] if self.hub is not None else self._files()
+        return [] if self.hub is not None or self.frame is not None else self._files()
 
     def chunks(self, first: int = 0, schema: pa.Schema | None = None, seen: Collection[str] = ()) -> Iterator[Chunk]:
         """Read chunks from number `first` on; `schema` and the ids `seen` are those of the chunks before it.
@@ -185,8 +223,7 @@ class Source(BaseModel):
             SourceError: A file or column is missing, unreadable, or of a type that cannot be what it is mapped to.
         """
         ids, no_rows = set(seen), first == 0
-        by_line = self.jsonl is not None or self.csv is not None
-        for read in self._line_reads(first, schema) if by_line else self._table_reads(first):
+        for read in self._line_reads(first, schema) if self._by_line else self._table_reads(first):
             rows, reasons, no_rows = read.rows, read.reasons, False
             if self.id is not None and "id" in rows.column_names:
                 for position, row_id_text in zip(rows["row_id"].to_pylist(), rows["id"].to_pylist(), strict=True):
@@ -255,7 +292,7 @@ class Source(BaseModel):
         spelled = {name.lower(): name for name in decided_names}
         sides = {self.rename.get(name, name): name for name in names if name not in mapped.values()}
         # In JSONL a column may first appear in a later line: a `rename` that keeps such a column from clashing is no error.
-        later_names = {name.lower() for name in (*claimed, *names)} if self.jsonl is not None else set()
+        later_names = {name.lower() for name in (*claimed, *names)} if self._by_line and self.csv is None else set()
         for column in [*self.rename, *(name for name in sides.values() if name not in self.rename)]:
             output = self.rename.get(column, column)
             if column in mapped.values():
@@ -308,6 +345,9 @@ class Source(BaseModel):
             fields, tables = formats.hub_tables(
                 self.hub, self.revision, self.name, self.data_dir, self.split, skip, self.shard_rows
             )
+        elif self.frame is not None and self.frame.table is not None:
+            fields = pa.schema([formats.column_field(field) for field in self.frame.table.schema])
+            tables = self.frame.tables(skip, self.shard_rows)
         else:
             files = self._files()
             read = formats.arrow_tables if self.arrow is not None else formats.parquet_tables
@@ -389,11 +429,12 @@ class Source(BaseModel):
 
     def _line_reads(self, first_chunk: int, schema: pa.Schema | None) -> Iterator[_Read]:
         """Read sources in which each line may have another mistake, a row at a time: JSONL and CSV."""
-        open_lines = formats.json_lines if self.jsonl is not None else formats.csv_lines
-        files = self._files()
+        open_lines = formats.json_lines if self.csv is None else formats.csv_lines
+        files = self.files()
         kinds = self._csv_types(files) if self.csv is not None else {}
         # Chunks before the first are parsed no further than into lines.
-        lines = islice(chain.from_iterable(map(open_lines, files)), first_chunk * self.shard_rows, None)
+        all_lines = self.frame.lines if self.frame is not None else chain.from_iterable(map(open_lines, files))
+        lines = islice(all_lines, first_chunk * self.shard_rows, None)
         for number in count(first_chunk):
             block = list(islice(lines, self.shard_rows))
             if not block:

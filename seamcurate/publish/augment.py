@@ -236,7 +236,7 @@ def _leak_test(evaluation: Source | None) -> Callable[[Sequence[Prompt]], list[b
         name = next(value for kind in KINDS if (value := getattr(evaluation, kind)) is not None)
         reasons = "; ".join(f"{count:,} × {reason:.80}" for reason, count in unreadable.most_common(3))
         raise ExportError(
-            f"evaluation {name if isinstance(name, str) else ', '.join(name)}: the questions of {unreadable.total():,} of "
+            f"evaluation {', '.join(name) if isinstance(name, list) else name}: the questions of {unreadable.total():,} of "
             f"{counted(total, 'row')} cannot be read ({reasons}), so that nobody knows what to keep out; repair the file"
         )
 

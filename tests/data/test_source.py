@@ -602,7 +602,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "rows come from one of hub, parquet, jsonl, csv, arrow, store, not none"),
+        ({}, "rows come from one of hub, parquet, jsonl, csv, arrow, store \\(or data, in Python\\), not none"),
         ({"hub": "a/b", "csv": "c"}, "rows come from one of .*, not hub and csv"),
         ({"csv": "c", "revision": "main"}, "data_dir, name and revision are for hub only"),
         ({"csv": "c", "messages": "m", "response": "r"}, "messages holds prompt and response"),

@@ -131,7 +131,7 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
         (("policy: ", "polycy: "), "mine.yaml:4: models.polycy: unknown key; there are: policy, reward, encoder, base"),
         (
             ("{parquet: rl.parquet,", "{parquet: rl.parquet, csv: x,"),
-            "mine.yaml:1: rows: rows come from one of hub, parquet, jsonl, csv, arrow, store, not parquet and csv",
+            "mine.yaml:1: rows: rows come from one of hub, parquet, jsonl, csv, arrow, store (or data, in Python), not parquet and csv",
         ),
         (
             ("prompt: question, response: answer}\nc", "promt: q}\nc"),
