@@ -788,7 +788,7 @@ def columns() -> str:
 
 _CANDIDATE_MEANINGS = {
     "row_id": "the row it is a candidate of",
-    "variant": "the sample set: `contrast`, `gpt` or `adv`",
+    "variant": "the sample set: `contrast`, `gpt`, `adv` or `policy`",
     "rank": "its place in the set, from 1",
     "response": "its text",
     "similarity": "for `contrast`: cosine of its prompt to the row's; for `adv`: of its text to what was perturbed",
@@ -797,8 +797,11 @@ _CANDIDATE_MEANINGS = {
     "logprob": "its log-probability under the policy, summed over tokens; NULL where it was not asked for",
     "n_tokens": "its length in the policy's tokens",
     "misjudgement": "ε: its reward minus the reward of the golden response, at least 0; of rewards of 0 and 1, 1 where it passes",
-    "weight": "w: its weight by the policy's likelihood",
+    "weight": "w: its weight by the policy's likelihood; for `policy`, how often it was drawn",
     "reason": "why it has no reward, where the reward model gives reasons",
+    "count": "for `policy`: how often it was drawn; 1 for every other set",
+    "finish": "for `policy`: `stop`, or `length` where it was cut at max_tokens",
+    "sampled_logprob": "for `policy`: its log-probability at the sampling temperature; `logprob` is at temperature 1",
 }
 _LEDGER_MEANINGS = {
     "row_id": "the row",

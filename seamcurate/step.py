@@ -153,14 +153,17 @@ class SampleSet(NamedTuple):
     meaning: str
     instructions: bool = False
     """Whether its answers have instructions I* of their own, and so make pairs to fine-tune on."""
+    sampled: bool = False
+    """Whether the policy gave the answers itself: then how often it gave one, its `count`, is its weight in SEAM."""
 
 
 SAMPLE_SETS: tuple[SampleSet, ...] = (
     SampleSet("contrast", "retrieve", "answers to similar questions of the corpus", instructions=True),
     SampleSet("gpt", "generate", "answers that a language model wrote to be worse"),
     SampleSet("adv", "attack", "perturbations of a worse answer that the reward model rewards best"),
+    SampleSet("policy", "rollouts", "what the policy itself answers, which need not be worse", sampled=True),
 )
-"""SEAM's sets of worse answers (SEAM §4.1). To add one, write the step that adds `worse_{name}`, and add a row."""
+"""SEAM's sets of worse answers (SEAM §4.1), and the policy's own. To add one, write the step that adds `worse_{name}`, and add a row."""
 
 
 def sample_set(variant: str) -> SampleSet:
@@ -230,6 +233,11 @@ class Step(BaseModel):
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
         """Name the columns of a row that the transform, or `prepare`, reads."""
+
+    @property
+    def optional_inputs(self) -> tuple[str, ...]:
+        """Name further columns that the transform reads where the source, or an earlier step of the recipe, has them."""
+        return ()
 
     @property
     @abstractmethod

@@ -156,6 +156,8 @@ function opened(row, one) {
     one.misjudgement === null ? null : `misjudgement ${number(one.misjudgement)}`,
     one.weight === null ? null : `weight ${number(one.weight)}`,
     one.logprob === null ? null : `log-probability ${number(one.logprob)} over ${one.n_tokens} tokens`,
+    one.count > 1 ? `drawn ${one.count} times` : null,
+    one.finish === "length" ? "cut at the most tokens" : null,
   ].filter(Boolean);
   return h(
     "div",

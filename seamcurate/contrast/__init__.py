@@ -1,4 +1,4 @@
-"""Sample sets of worse answers, a module each, which add `worse_<variant>`; duplicates, and how near other data sets come."""
+"""Sample sets, a module each, which add `worse_<variant>`: worse answers, and the policy's own; duplicates, and how near other data sets come."""
 
 from __future__ import annotations
 
@@ -7,5 +7,6 @@ from seamcurate.contrast.contamination import Nearest
 from seamcurate.contrast.duplicates import Duplicates
 from seamcurate.contrast.generate import Generate
 from seamcurate.contrast.retrieve import Embed, Retrieve
+from seamcurate.contrast.rollouts import Rollouts
 
-__all__ = ["Attack", "Duplicates", "Embed", "Generate", "Nearest", "Retrieve"]
+__all__ = ["Attack", "Duplicates", "Embed", "Generate", "Nearest", "Retrieve", "Rollouts"]

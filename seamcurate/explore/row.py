@@ -27,6 +27,7 @@ _LISTS = {
     "n_tokens": "tokens",
     "misjudgement": "misjudgements",
     "weight": "weights",
+    "sampled_logprob": "sampled_logprobs",
 }
 
 
@@ -134,6 +135,10 @@ def _candidates(store: Store, variant: str, row_values: Mapping[str, object]) ->
                 "source_row_id": cast(JsonValue, candidate.get("source_row_id")),
                 "source_prompt": text(source.get("prompt")),
                 **{name: _number(numbers[i]) if i < len(numbers) else None for name, numbers in values.items()},
+                # A policy's own samples say how often one was drawn, its tokens, and how it ended.
+                **({"n_tokens": _number(candidate["tokens"])} if "tokens" in candidate else {}),
+                "count": _number(candidate.get("count", 1)),
+                "finish": _number(candidate.get("finish")),
             }
         )
     return listed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from pydantic import Discriminator, Tag
 
@@ -16,6 +16,7 @@ from seamcurate.models.fake import FakeModel
 from seamcurate.models.function import RewardFunction
 from seamcurate.models.judge import JudgeModel
 from seamcurate.models.language_model import LANGUAGE_MODELS
+from seamcurate.models.protocols import Sampler
 from seamcurate.models.reward_server import RewardServer
 from seamcurate.models.rubric import RubricModel
 from seamcurate.models.sentence_encoder import SentenceEncoder
@@ -50,6 +51,13 @@ whose key it has.
 """
 
 
+@runtime_checkable
+class _Answering(Protocol):
+    title: str
+
+    def load_sampler(self) -> Sampler: ...
+
+
 class _Loadable(Protocol[Loaded_co]):
     def load(self) -> Loaded_co: ...
 
@@ -68,6 +76,19 @@ def load(model: _Loadable[Loaded_co] | None, role: str, step: str) -> Loaded_co:
     if model is None:
         raise ModelError(no_model(role, step))
     return model.load()
+
+
+def load_sampler(policy: PolicyModel | None, step: str) -> Sampler:
+    """Load the policy that answers in a step, as `load` loads one that scores.
+
+    Raises:
+        ModelError: The step has none, it cannot be loaded, or nothing can be sampled from it.
+    """
+    if policy is None:
+        raise ModelError(no_model("policy", step))
+    if not isinstance(policy, _Answering):
+        raise ModelError(f"step {step}: {policy.title} cannot be sampled from")
+    return policy.load_sampler()
 
 
 def no_model(role: str, step: str) -> str:

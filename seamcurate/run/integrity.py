@@ -475,15 +475,19 @@ def _answers(store: Store) -> Iterator[Problem]:
     """Find problems of the bought answers."""
     file = _at(store) / "calls" / "calls.sqlite"
     count = 0
-    if file.exists():
-        count, wrong = calls.examine(file)
-        for line in wrong:
-            yield Problem(file, line, calls.HINT)
-    # On object storage, each answer is a file.
-    for reply in sorted((file.parent / "replies").glob("*.json")):
-        count += 1
-        if calls.read_object(reply.read_bytes(), reply.stem) is None:
-            yield Problem(reply, "is an answer that was altered", calls.HINT)
+    # Beside the bought answers, a policy's own: a folder a shard.
+    for folder in (file.parent, *sorted(file.parent.glob("samples/*"))):
+        before = count
+        if (kept := folder / file.name).exists():
+            count, wrong = calls.examine(kept)
+            for line in wrong:
+                yield Problem(kept, line, calls.HINT)
+        # On object storage, each answer is a file.
+        for reply in sorted((folder / "replies").glob("*.json")):
+            count += 1
+            if calls.read_object(reply.read_bytes(), reply.stem) is None:
+                yield Problem(reply, "is an answer that was altered", calls.HINT)
+        count = count if folder == file.parent else before
     folders = [
         folder
         for folder, record in store.records().items()

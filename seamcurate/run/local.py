@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
+from seamcurate.contrast import Rollouts
 from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
 from seamcurate.models import OpenAIServer, RewardFunction, calls
@@ -424,19 +425,31 @@ def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], It
     # All later workers must use the same measurement.
     objects.keep_folder(shared, step_file(output.path, "shared"), output.fingerprint)
     # After `load`: a model that cannot be loaded is told before any shard is read.
-    read = store.reader(step.inputs)
+    inputs = store.records()[step.name]["inputs"]
+    assert isinstance(inputs, dict)
+    read = store.reader(list(inputs))
 
     def compute_shard(number: int) -> Iterator[int]:
         rows = read(number)
         _check_lists(step, rows)
         added = []
-        for start in range(0, rows.num_rows, step.rows_per_call):
-            batch = rows.slice(start, step.rows_per_call)
-            added.append(_columns(step, number, batch, transform(batch)))
-            yield batch.num_rows
+        with _samples_kept(step, store, number):
+            for start in range(0, rows.num_rows, step.rows_per_call):
+                batch = rows.slice(start, step.rows_per_call)
+                added.append(_columns(step, number, batch, transform(batch)))
+                yield batch.num_rows
         store.add(output, number, rows, pa.concat_tables(added) if added else step.adds.empty_table())
 
     return compute_shard
+
+
+@contextmanager
+def _samples_kept(step: Step, store: Store, number: int) -> Iterator[None]:
+    """Keep what a policy answers, the moment it does, in a file of the shard's own: no two workers write to it."""
+    with (
+        calls.kept(store.path / "calls" / "samples" / f"{number:05d}") if isinstance(step, Rollouts) else nullcontext()
+    ):
+        yield
 
 
 def _columns(step: Step, number: int, rows: pa.Table, added: object) -> pa.Table:

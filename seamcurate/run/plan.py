@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 from typing_extensions import override
 
-from seamcurate.contrast import Attack, Generate, Retrieve, coverage, lexicon, retrieve
+from seamcurate.contrast import Attack, Generate, Retrieve, Rollouts, coverage, lexicon, retrieve
 from seamcurate.data.source import REJECTED, Source
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
@@ -124,6 +124,9 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         sample_set = next((kind.name for kind in SAMPLE_SETS if f"worse_{kind.name}" in step.adds.names), None)
         if sample_set and isinstance(step, Generate | Attack):
             candidates[sample_set] = step.k
+        if sample_set and isinstance(step, Rollouts):
+            # At most: equal samples are scored once.
+            candidates[sample_set] = step.n
         if sample_set and isinstance(step, Retrieve) and corpus is not None:
             probed, share_without = _coverage(step, sample, corpus, _embedded(store, step))
             mean = probed["candidates_mean"]

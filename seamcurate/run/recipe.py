@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, validate_call
 
-from seamcurate.contrast import Attack, Generate, Retrieve
+from seamcurate.contrast import Attack, Generate, Retrieve, Rollouts
 from seamcurate.contrast.contamination import nearest
 from seamcurate.contrast.duplicates import duplicates
 from seamcurate.data.source import Source
@@ -49,6 +49,7 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "retrieve": Retrieve,
     "generate": Generate,
     "attack": Attack,
+    "rollouts": Rollouts,
     "seam": seam,
     "reward": Reward,
     "rewards": Rewards,
@@ -380,6 +381,9 @@ def _checked(kind: Any, value: object, location: Path_) -> Any:
         elif problem["type"] != "value_error" and loc:
             message = f"{message[0].lower()}{message[1:]}, found {str(problem['input'])[:60]!r}"
         raise _Refused((*location, *loc), message) from error
+    # Of a function that makes steps, about settings that do not go together.
+    except ValueError as error:
+        raise _Refused(location, str(error)) from error
 
 
 _KINDS: dict[str, dict[str, type[Backend]]] = {

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from seamcurate.models.backend import RewardConfig
 from seamcurate.models.ensemble import DISAGREEMENT, MEMBERS, RewardEnsemble, differs
 from seamcurate.models.protocols import Rating
 from seamcurate.score import compared, noise
-from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
+from seamcurate.step import SAMPLE_SETS, Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
 from seamcurate.text import counted
 
 PER_TOKEN = "logprob_per_token"
@@ -450,6 +450,7 @@ class Seam(Step):
 
     variant: Variant = "contrast"
     likelihood: Weighting = "geometric"
+    """The weight of a candidate. Of the policy's own samples it is `uniform`: how often one was drawn is its weight."""
     k: int = Field(default=30, ge=1)
     """The number of candidates that each row's discrepancy is scaled to: mean·k."""
     rows_per_call: ClassVar[int] = 4096
@@ -459,6 +460,18 @@ class Seam(Step):
     binary: bool | None = None
     """Whether rewards are 0 or 1: ε is then 1 for a false positive, a worse answer with reward 1, and a row whose golden
     response has reward 0 is NULL. Default: what the recipe's reward model is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _frequency_is_the_weight(cls, value: Any) -> Any:
+        if isinstance(value, dict) and _is_sampled(value.get("variant")):
+            if value.get("likelihood", "uniform") != "uniform":
+                raise ValueError(
+                    "the policy's own samples come as often as it gives them, and a likelihood would weigh them twice; "
+                    "leave likelihood out, or say uniform"
+                )
+            return {**value, "likelihood": "uniform"}
+        return value
 
     @model_validator(mode="after")
     def _binary_as_it_is(self) -> Self:
@@ -479,6 +492,8 @@ class Seam(Step):
     @override
     def inputs(self) -> tuple[str, ...]:
         v = self.variant
+        if _is_sampled(v):
+            return ("reward", f"rewards_{v}", f"worse_{v}")
         return ("reward", f"rewards_{v}", f"logprobs_{v}", f"tokens_{v}")
 
     @property
@@ -500,6 +515,13 @@ class Seam(Step):
             if self.binary
             else "its reward minus the golden one's, at least 0"
         )
+        number = "samples, equal ones counted each," if _is_sampled(v) else "candidates"
+        weight = (
+            "w of each distinct sample: how often it was drawn"
+            if _is_sampled(v)
+            else f"w of each candidate ({self.likelihood}); NULL where its likelihood was not needed"
+        )
+        reason = column(f"seam_reason_{v}", pa.string(), f"why seam_{v} is NULL")
         return pa.schema(
             [
                 column(
@@ -517,23 +539,24 @@ class Seam(Step):
                     pa.float64(),
                     f"share of candidates {wrong}",
                 ),
-                column(f"candidates_{v}", pa.int32(), "candidates the score rests on"),
+                column(f"candidates_{v}", pa.int32(), f"{number} the score rests on"),
                 column(
                     f"misjudgements_{v}",
                     pa.list_(pa.float64()),
                     f"ε of each candidate: {epsilon}",
                 ),
-                column(
-                    f"weights_{v}",
-                    pa.list_(pa.float64()),
-                    f"w of each candidate ({self.likelihood}); NULL where its likelihood was not needed",
-                ),
+                column(f"weights_{v}", pa.list_(pa.float64()), weight),
+                *([reason] if _is_sampled(v) else []),
             ]
         )
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Store the noise of the inputs, and with `normalise` the standard deviation of the golden rewards."""
-        floors = {**data.noise("reward"), **data.noise(f"rewards_{self.variant}"), **data.noise(self.inputs[2])}
+        names = ("reward", f"rewards_{self.variant}", f"logprobs_{self.variant}")
+        # No likelihood weighs the policy's own samples.
+        floors = {
+            k: v for name in (names[:2] if _is_sampled(self.variant) else names) for k, v in data.noise(name).items()
+        }
         (shared / "inputs_noise.json").write_text(json.dumps(floors))
         if not self.normalise:
             return
@@ -558,7 +581,9 @@ class Seam(Step):
         sets = rows[f"rewards_{self.variant}"].combine_chunks()
         lengths = pc.fill_null(pc.list_value_length(sets), 0).to_numpy(zero_copy_only=False)
         golden = _numbers(rows["reward"].combine_chunks())
-        rewards, logprobs, counts = (_numbers(rows[name].combine_chunks().flatten()) for name in self.inputs[1:])
+        rewards = _numbers(rows[self.inputs[1]].combine_chunks().flatten())
+        # How often each candidate was drawn: a worse answer that was made or found is one.
+        drawn = _drawn(rows[f"worse_{self.variant}"]) if _is_sampled(self.variant) else np.ones_like(rewards)
         # The source may bring its own rewards, with any values: those that cannot be compared are unknown, NaN.
         # All arrays are flat, (all candidates,); `ends` holds each row's end in them.
         if self.binary:
@@ -569,14 +594,15 @@ class Seam(Step):
             by_golden = np.repeat(golden, lengths)
             differences = rewards + 0 * by_golden if self.binary else np.maximum(rewards - by_golden, 0.0) / spread
             misjudged = _finite_or_nan(differences)
-            weights = _finite_or_nan(weight(logprobs, counts, self.likelihood))
+            weights = drawn if _is_sampled(self.variant) else self._likelihood_weights(rows)
         # ε = 0 makes the term 0 whatever w is; ε > 0 without w is an unknown term.
         is_known = (misjudged == 0) | ((misjudged > 0) & ~np.isnan(weights))
         terms = np.where(is_known & (misjudged > 0), weights * misjudged, 0.0).tolist()
         ends = np.concatenate([[0], np.cumsum(lengths)])
         # Candidates of each row that have a term, and those of them that are misjudged: (rows,)
         scored, wrong = (
-            np.diff(np.concatenate([[0], np.cumsum(mask)])[ends]) for mask in (is_known, is_known & (misjudged > 0))
+            np.diff(np.concatenate([[0], np.cumsum(mask * drawn)])[ends]).astype(np.int64)
+            for mask in (is_known, is_known & (misjudged > 0))
         )
         has_score = scored > 0
         sums = [math.fsum(terms[start:end]) for start, end in pairwise(ends)]
@@ -594,7 +620,32 @@ class Seam(Step):
                 for values in (misjudged, weights)
             ),
         ]
+        if _is_sampled(self.variant):
+            arrays.append(pa.array(self._reasons(rows, lengths, has_score), pa.string()))
         return pa.table(arrays, schema=self.adds)
+
+    def _likelihood_weights(self, rows: pa.Table) -> Doubles:
+        """Return the weight of each candidate, (all candidates,), NaN where its likelihood is unknown."""
+        logprobs, counts = (_numbers(rows[name].combine_chunks().flatten()) for name in self.inputs[2:])
+        return _finite_or_nan(weight(logprobs, counts, self.likelihood))
+
+    def _reasons(
+        self, rows: pa.Table, lengths: npt.NDArray[np.int64], has_score: npt.NDArray[np.bool_]
+    ) -> list[str | None]:
+        """Say why rows have no score; None for those that have one."""
+        reasons: list[str | None] = []
+        for golden, length, scored in zip(_numbers(rows["reward"].combine_chunks()), lengths, has_score, strict=True):
+            if scored:
+                reasons.append(None)
+            elif not length:
+                reasons.append(f"no sample, see reason_{self.variant}")
+            elif math.isnan(golden):
+                reasons.append("no golden response, or it has no reward")
+            elif self.binary and golden != 1:
+                reasons.append("the golden response fails the reward")
+            else:
+                reasons.append("no sample has a reward")
+        return reasons
 
     def _noise(self, table: pa.Table, floors: dict[str, float]) -> float:
         """Bound the change of a row's score when every reward and likelihood changes by its own noise."""
@@ -603,7 +654,7 @@ class Seam(Step):
             for name in ("misjudgements", "weights")
         )
         reward_noise = floors.get("reward", 0.0) + floors.get(f"rewards_{self.variant}", 0.0)
-        per_token, per_sequence = floors.get(PER_TOKEN, 0.0), floors.get(self.inputs[2], 0.0)
+        per_token, per_sequence = floors.get(PER_TOKEN, 0.0), floors.get(f"logprobs_{self.variant}", 0.0)
         weight_noise: dict[Weighting, Doubles] = {
             "geometric": w * per_token,
             "logprob": np.full_like(w, per_token),
@@ -642,7 +693,7 @@ class Seam(Step):
             "rows_scored": scored,
             "candidates": total,
             "misjudged": wrong,
-            **({"warnings": [_left_out(self.name, unknown)]} if unknown else {}),
+            **({"warnings": [_left_out(self.name, unknown, not _is_sampled(self.variant))]} if unknown else {}),
             **({"noise": {self.name: largest, f"discrepancy_{self.variant}": largest}} if floors else {}),
             "summary": f"{self.name}: {scored:,} of {counted(rows, 'row')} scored; "
             + (
@@ -659,7 +710,7 @@ def seam(
     reward: RewardingModel | None = None,
     policy: PolicyModel | None = None,
     likelihoods: Literal["misjudged", "all"] = "misjudged",
-    likelihood: Weighting = "geometric",
+    likelihood: Weighting | None = None,
     k: int = 30,
     normalise: bool = False,
     binary: bool | None = None,
@@ -669,17 +720,41 @@ def seam(
     Each option goes to the steps that have it; see `Reward`, `Rewards`, `PolicyLogprobs` and `Seam`. For a model that is
     None, the steps use the one that the recipe names.
 
+    Variant `policy` needs no likelihoods: `Rollouts` draws the samples, and how often one was drawn is its weight.
+
+    Raises:
+        ValueError: `policy`, `likelihoods` or another `likelihood` than `uniform` is given for variant `policy`.
+
     Example:
         >>> from seamcurate import seam
         >>> [step.name for step in seam("adv")]
         ['reward', 'rewards_adv', 'logprobs_adv', 'seam_adv']
     """
-    return (
-        Reward(reward=reward),
-        Rewards(variant=variant, reward=reward),
-        PolicyLogprobs(variant=variant, policy=policy, likelihoods=likelihoods, binary=binary),
-        Seam(variant=variant, likelihood=likelihood, k=k, normalise=normalise, binary=binary),
+    settings = {"k": k, "normalise": normalise, "binary": binary}
+    score = Seam.model_validate(
+        {"variant": variant, **settings, **({} if likelihood is None else {"likelihood": likelihood})}
     )
+    rewards = Reward(reward=reward), Rewards(variant=variant, reward=reward)
+    if not _is_sampled(variant):
+        return *rewards, PolicyLogprobs(variant=variant, policy=policy, likelihoods=likelihoods, binary=binary), score
+    if policy is not None or likelihoods != "misjudged":
+        raise ValueError(
+            f"SEAM over the policy's own samples scores no likelihood; leave {'likelihoods' if policy is None else 'policy'} out"
+        )
+    return *rewards, score
+
+
+def _is_sampled(variant: object) -> bool:
+    """Tell whether a variant's answers are the policy's own, so that each has a `count`."""
+    return any(kind.sampled for kind in SAMPLE_SETS if kind.name == variant)
+
+
+def _drawn(sets: pa.ChunkedArray) -> Doubles:
+    """Return how often each sample was drawn, (all samples,): once, where the sets of a source do not say."""
+    samples = sets.combine_chunks().flatten()
+    if samples.type.get_field_index("count") < 0:
+        return np.ones(len(samples))
+    return np.asarray(pc.fill_null(samples.field("count"), 1).to_numpy(zero_copy_only=False), np.float64)
 
 
 def _sums(model: Policy) -> noise.Score:
@@ -690,8 +765,9 @@ def _sums(model: Policy) -> noise.Score:
     ]
 
 
-def _left_out(name: str, candidates: int) -> str:
-    return f"{name}: {counted(candidates, 'candidate is', 'candidates are')} left out, as their reward or likelihood is NULL"
+def _left_out(name: str, candidates: int, likelihoods: bool) -> str:
+    score = "reward or likelihood" if likelihoods else "reward"
+    return f"{name}: {counted(candidates, 'candidate is', 'candidates are')} left out, as their {score} is NULL"
 
 
 def _finite_or_nan(values: Doubles) -> Doubles:

@@ -498,7 +498,7 @@ def check_formats(splits: Mapping[str, Split], columns: Collection[str]) -> None
         if split.format in ("preferences", "unpaired") and not sets:
             raise RecipeError(
                 f"split {name}: format {split.format} needs worse answers, and no step makes any; "
-                "add retrieve, generate or attack"
+                "add retrieve, generate, attack or rollouts"
             )
 
 

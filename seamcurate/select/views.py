@@ -62,6 +62,9 @@ CANDIDATES = {
     "misjudgement": "DOUBLE",
     "weight": "DOUBLE",
     "reason": "VARCHAR",
+    "count": "INTEGER",
+    "finish": "VARCHAR",
+    "sampled_logprob": "DOUBLE",
 }
 
 
@@ -391,6 +394,7 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
         "misjudgement": f"misjudgements_{variant}",
         "weight": f"weights_{variant}",
         "reason": f"rewards_reason_{variant}",
+        "sampled_logprob": f"sampled_logprobs_{variant}",
     }
 
     computed = [name for name in lists.values() if name in kinds and pa.types.is_list(kinds[name])]
@@ -409,8 +413,13 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
         "similarity": from_set("similarity"),
         "source_row_id": from_set("source_row_id"),
         **{column: from_list(column) for column in lists},
+        # An answer that was made or found is one.
+        "count": from_set("count") if "count" in fields else "1",
+        "finish": from_set("finish"),
     }
-    select = ", ".join(f"({value})::{CANDIDATES[name]} AS {name}" for name, value in values.items())
+    if lists["n_tokens"] not in computed:
+        values["n_tokens"] = from_set("tokens")
+    select = ", ".join(f"({values[name]})::{kind} AS {name}" for name, kind in CANDIDATES.items())
     join = "" if "response" in fields else f"LEFT JOIN {corpus} AS c ON c.row_id = (r.x).source_row_id"
     worse = quoted(f"worse_{variant}")
     # Only these columns are selected: others, of the source, may be called i and x, too.

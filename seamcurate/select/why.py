@@ -58,7 +58,7 @@ def why(store: Store, row_id: int) -> Iterator[str]:
             row_id,
         )
         if preferred:
-            yield "  answers to other questions that the reward model prefers to the golden one, worst first:"
+            yield "  answers that the reward model prefers to the golden one, worst first:"
         for candidate in preferred:
             yield (
                 f"    {candidate['variant']} {candidate['rank']}: reward {_number(candidate['reward'])}, weight {_number(candidate['weight'])}: "

@@ -371,7 +371,10 @@ class Store:
             self._check_inputs(step_before_date, source)
             earlier_record = records.get(step_before_date.name)
             step = step_before_date.dated(_began(step_before_date, earlier_record) or day)
-            record = self._record(step, fingerprints, lineage, corpus_columns)
+            # What an earlier recipe left in the store is no optional input: a new store would not have it.
+            known = {*source, *(name for done in outputs for name in done.step.adds.names)}
+            inputs = (*step.inputs, *(name for name in step.optional_inputs if name in known))
+            record = self._record(step, inputs, fingerprints, lineage, corpus_columns)
             output = StepOutput(step, self.path / "columns" / step.name, str(record["fingerprint"]), record)
             for field in step.adds:
                 other_steps = [done.step.name for done in outputs if field.name in done.step.adds.names]
@@ -470,11 +473,12 @@ class Store:
     def _record(
         self,
         step: Step,
+        inputs_read: Sequence[str],
         fingerprints: Mapping[str, str],
         lineage: Mapping[str, dict[str, JsonValue]],
         corpus_columns: Mapping[str, tuple[str, dict[str, JsonValue]]],
     ) -> dict[str, JsonValue]:
-        for name in step.inputs:
+        for name in inputs_read:
             if name not in fingerprints:
                 raise StepError(
                     f"step {step.name} reads column {name!r}, which neither the source nor an earlier step has; "
@@ -486,10 +490,10 @@ class Store:
                     f"step {step.name} reads column {name!r} of a corpus; give the recipe a `corpus` with it"
                 )
         identity = self.identity(step)
-        inputs: dict[str, JsonValue] = {name: fingerprints[name] for name in step.inputs}
+        inputs: dict[str, JsonValue] = {name: fingerprints[name] for name in inputs_read}
         corpus: dict[str, JsonValue] = {name: corpus_columns[name][0] for name in step.corpus_inputs}
         ancestry: dict[str, JsonValue] = {}
-        for name in step.inputs:
+        for name in inputs_read:
             ancestry |= lineage.get(name, {"rows": self.rows_fingerprint})
         for name in step.corpus_inputs:
             ancestry |= {f"corpus {key}": value for key, value in corpus_columns[name][1].items()}
@@ -575,7 +579,8 @@ class Store:
         # `cast` refuses values that the declared type cannot hold, such as text in a column of numbers.
         columns = [rows["row_id"].combine_chunks(), *added.cast(output.step.adds).columns]
         schema = pa.schema([pa.field("row_id", pa.int64()), *output.step.adds])
-        table, checksums = pa.table(columns, schema=schema), self.input_checksums(output.step.inputs, number)
+        inputs = [name for name in rows.column_names if name != "row_id"]
+        table, checksums = pa.table(columns, schema=schema), self.input_checksums(inputs, number)
         shard.write(output.path / filename(number), table, output.fingerprint, number, checksums)
 
     def columns_checksum(self) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from seamcurate import FakeModel, PolicyLogprobs, Reward, Rewards, Seam, seam
-from seamcurate.errors import ModelError, StepError
+from seamcurate.errors import ModelError, RecipeError, StepError
+from seamcurate.run.recipe import loads
 from seamcurate.score.seam import discrepancy, finite, misjudgement, weight
 
 GOLDEN, REWARDS = 1.0, [0.2, 1.5, 2.0, 0.9]
@@ -215,3 +217,78 @@ def test_whether_rewards_are_0_or_1_is_no_part_of_an_identity_that_does_not_say_
     assert Seam(binary=True).identity()["binary"] is True
     with pytest.raises(ValueError, match="leave normalise or binary out"):
         Seam(binary=True, normalise=True)
+
+
+def of_policy(**settings):
+    return Seam(variant="policy", **settings)
+
+
+def policy_rows(*rows):
+    """Rows of (golden reward, [(reward, count)])."""
+    listed = [
+        {
+            "reward": golden,
+            "rewards_policy": None if samples is None else [reward for reward, _ in samples],
+            "worse_policy": None
+            if samples is None
+            else [{"response": f"{i}", "count": count} for i, (_, count) in enumerate(samples)],
+        }
+        for golden, samples in rows
+    ]
+    kinds = [("reward", pa.float64()), ("rewards_policy", pa.list_(pa.float64()))]
+    sample = pa.struct([("response", pa.string()), ("count", pa.int32())])
+    return pa.Table.from_pylist(listed, pa.schema([*kinds, ("worse_policy", pa.list_(sample))]))
+
+
+def test_seam_over_the_policy_s_samples_weighs_each_by_how_often_it_was_drawn():
+    # ε = .5 three times, 0 four times, and one sample whose reward is unknown: 30/7 · 1.5 over 7 samples.
+    rows = policy_rows((1.0, [(1.5, 3), (0.2, 4), (None, 1)]))
+    (row,) = of_policy().load(Path())(rows).to_pylist()
+    assert row["discrepancy_policy"] == pytest.approx(30 / 7 * 1.5)
+    assert row["seam_policy"] == -row["discrepancy_policy"]
+    assert (row["misjudged_policy"], row["candidates_policy"]) == (3 / 7, 7)
+    assert (row["misjudgements_policy"], row["weights_policy"]) == ([0.5, 0.0, None], [3.0, 4.0, 1.0])
+    assert row["seam_reason_policy"] is None
+    # The same set, each sample by itself.
+    single = policy_rows((1.0, [(1.5, 1)] * 3 + [(0.2, 1)] * 4 + [(None, 1)]))
+    (alone,) = of_policy().load(Path())(single).to_pylist()
+    assert alone["seam_policy"] == pytest.approx(row["seam_policy"]) and alone["candidates_policy"] == 7
+
+
+def test_samples_that_a_source_brings_count_once_each():
+    rows = pa.table(
+        {"reward": [1.0], "rewards_policy": [[2.0, 0.0]], "worse_policy": [[{"response": "a"}, {"response": "b"}]]}
+    )
+    (row,) = of_policy(k=2).load(Path())(rows).to_pylist()
+    assert (row["seam_policy"], row["misjudged_policy"], row["candidates_policy"]) == (-1.0, 0.5, 2)
+
+
+def test_seam_over_samples_says_why_it_is_null():
+    rows = policy_rows((None, [(1.0, 2)]), (1.0, None), (1.0, []), (1.0, [(None, 2)]))
+    scored = of_policy().load(Path())(rows)
+    assert scored["seam_policy"].null_count == 4
+    assert scored["seam_reason_policy"].to_pylist() == [
+        "no golden response, or it has no reward",
+        "no sample, see reason_policy",
+        "no sample, see reason_policy",
+        "no sample has a reward",
+    ]
+
+
+def test_of_rewards_of_0_and_1_samples_that_pass_are_false_positives():
+    rows = policy_rows((1.0, [(1.0, 2), (0.0, 6)]), (0.0, [(1.0, 8)]))
+    passed, failed = of_policy(binary=True, k=8).load(Path())(rows).to_pylist()
+    assert (passed["seam_policy"], passed["misjudged_policy"]) == (-2.0, 0.25)
+    assert failed["seam_policy"] is None and failed["seam_reason_policy"] == "the golden response fails the reward"
+
+
+def test_no_likelihood_weighs_the_policy_s_samples():
+    assert of_policy().likelihood == "uniform" and of_policy(likelihood="uniform").likelihood == "uniform"
+    with pytest.raises(ValidationError, match="a likelihood would weigh them twice; leave likelihood out"):
+        of_policy(likelihood="geometric")
+    assert [step.name for step in seam("policy")] == ["reward", "rewards_policy", "seam_policy"]
+    with pytest.raises(ValueError, match="scores no likelihood; leave likelihoods out"):
+        seam("policy", likelihoods="all")
+    text = "rows: {jsonl: r.jsonl}\nsteps:\n  - seam: {variant: policy, policy: {fake: p}}"
+    with pytest.raises(RecipeError, match=r"recipe:3: steps\[0\].seam: .* leave policy out"):
+        loads(text)
