@@ -348,7 +348,7 @@ def test_export_writes_what_it_says(cli, recipe_file, tmp_path):
         (["why", "3", "{store}"], "is no row id, which is a whole number: write `seamcurate why STORE ROW_ID`"),
         (["columns", "{store}/rows"], "/rows is no store; it is a folder of the store {store}: name that"),
         (["check", "{store}/store.json"], "store.json is no store; it is a file: name the folder that"),
-        (["study", "overlop", "{store}"], "query-type; did you mean `overlap`?"),
+        (["study", "overlop", "{store}"], "best-of-n; did you mean `overlap`?"),
         (
             ["train", "sft", "--model", "m", "--data", "{store}", "--out", "x"],
             "is a store; export its splits (seamcurate export RECIPE STORE --to trl --out splits), and give splits/NAME",

@@ -207,6 +207,13 @@ def study(
     rows: Annotated[
         int | None, typer.Option(min=1, help="Pairs to judge, sampled with a fixed seed. Without it, all of them.")
     ] = None,
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            help="Column of the store to measure, for validity and best-of-n. Repeat the option for more. Without it, all numeric ones.",
+        ),
+    ] = None,
 ) -> None:
     """Measure what the papers measured: a table, a figure, and a line that says what was found.
 
@@ -227,6 +234,7 @@ def study(
         rate=rate,
         baseline=baseline,
         rows=rows,
+        columns=measured or (),
     )
     tables.write(result.table.to_reader(), "table", None)
     print(text.one_line(result.line))

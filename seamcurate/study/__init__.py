@@ -2,6 +2,7 @@
 
 from seamcurate.study.alignment_tax import tax
 from seamcurate.study.answers import responses
+from seamcurate.study.best_of_n import best_of_n
 from seamcurate.study.filter_rates import filter_rate
 from seamcurate.study.grid import saturation
 from seamcurate.study.likelihoods import likelihood
@@ -14,6 +15,7 @@ from seamcurate.study.results import Study, StudyResult
 from seamcurate.study.sources import StudySource
 from seamcurate.study.studies import STUDIES, find, run
 from seamcurate.study.transfer import sanity
+from seamcurate.study.validity import validity
 from seamcurate.study.verdicts import compare, read_judge
 from seamcurate.study.winrates import winrate
 
@@ -24,6 +26,7 @@ __all__ = [
     "StudyResult",
     "StudySource",
     "augmentation",
+    "best_of_n",
     "compare",
     "filter_rate",
     "find",
@@ -40,5 +43,6 @@ __all__ = [
     "saturation",
     "selection",
     "tax",
+    "validity",
     "winrate",
 ]

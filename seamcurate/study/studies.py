@@ -14,6 +14,7 @@ from seamcurate.models import CausalLM, RewardModel, SentenceEncoder, SequenceCl
 from seamcurate.storage import objects
 from seamcurate.study.alignment_tax import TAX
 from seamcurate.study.answers import RESPONSES
+from seamcurate.study.best_of_n import BEST_OF_N
 from seamcurate.study.filter_rates import FILTER_RATE
 from seamcurate.study.grid import SATURATION
 from seamcurate.study.likelihoods import LIKELIHOOD
@@ -25,6 +26,7 @@ from seamcurate.study.rer_model import RerModel
 from seamcurate.study.results import Study, StudyResult
 from seamcurate.study.sources import StudySource
 from seamcurate.study.transfer import SANITY
+from seamcurate.study.validity import VALIDITY
 from seamcurate.study.winrates import WINRATE
 from seamcurate.text import suggestion
 
@@ -43,6 +45,8 @@ STUDIES: list[Study] = [
     PREFERENCE,
     TAX,
     QUERY_TYPE,
+    VALIDITY,
+    BEST_OF_N,
 ]
 """All studies, in the order in which help and docs list them."""
 
@@ -72,6 +76,7 @@ def run(
     rate: float | None = None,
     baseline: str | None = None,
     rows: int | None = None,
+    columns: Sequence[str] = (),
 ) -> StudyResult:
     """Run one study and, with `out`, write its table, figure and finding there.
 
@@ -79,14 +84,17 @@ def run(
         name: The name of one of `STUDIES`.
         sources: Stores or tables; see the study for the columns it reads.
         out: A folder for NAME.parquet, NAME.png, NAME.svg and NAME.txt.
-        rewards: For mismatch and preference: folders or Hub ids of reward models, smallest first.
+        rewards: For mismatch and preference: folders or Hub ids of reward models, smallest first. For validity and
+            best-of-n: the store's reward model.
         encoder: For mismatch and preference: an encoder, which adds RER to the reward models.
         policy: For likelihood: the policy that scores golden responses and samples.
         max_tokens: The reward models' window in tokens, where it is not their own.
-        by: For overlap: the column that ranks rows. For mismatch and preference: the one that divides pairs.
-        rate: For overlap: the share of rows that is low.
+        by: For overlap: the column that ranks rows. For mismatch and preference: the one that divides pairs. For validity: the
+            one within whose values correlations are also taken.
+        rate: For overlap: the share of rows that is low. For best-of-n: the share of rows that is left out.
         baseline: For selection, augmentation, filter-rate, query-type and tax: what is compared with.
         rows: For mismatch and preference: judge only this many pairs.
+        columns: For validity and best-of-n: columns of the store to measure, where not all numeric ones.
 
     Raises:
         StudyError: There is no such study, it does not take an option, or see the study.
@@ -97,6 +105,8 @@ def run(
         raise StudyError(f"{out} is a file; name a folder for the table and the figures")
     options: dict[str, object] = {"by": by, "rate": rate, "baseline": baseline, "rows": rows}
     options = {key: value for key, value in options.items() if value is not None}
+    if columns:
+        options["columns"] = tuple(columns)
     _check_options(study, options, rewards, encoder, policy, max_tokens)
     if rewards or encoder:
         options["rewards"] = _reward_models(rewards, encoder, max_tokens)

@@ -99,7 +99,7 @@ def test_an_option_that_the_row_does_not_take_and_a_misspelt_name_are_refused(mo
     code, _, wrong = command(monkeypatch, capsys, "toy", runs, "--rate", "0.2")
     assert code == 2 and wrong == "error: toy takes no rate; leave it out\n"
     code, _, wrong = command(monkeypatch, capsys, "toys", runs)
-    assert code == 2 and wrong.endswith("query-type, toy; did you mean `toy`?\n")
+    assert code == 2 and wrong.endswith("best-of-n, toy; did you mean `toy`?\n")
 
 
 def test_what_a_study_measures_is_tested_without_files_or_figures():
