@@ -769,7 +769,7 @@ def columns() -> str:
                 kinds.setdefault(type(corpus_step), [])
     introduction = (
         "A step adds columns and changes nothing else. `seamcurate columns STORE` lists the columns of a store with how "
-        "much of each is computed. `{variant}` is a sample set: `contrast` (retrieved), `gpt` (generated) or `adv` (attacked). "
+        "much of each is computed. `{variant}` is a sample set: `contrast` (retrieved), `gpt` (generated), `adv` (attacked), `policy` (sampled) or `probe` (of an audit). "
         "A column is NULL where a row has no value: no candidate, a prompt that fills the model's window, or a score that "
         "is not finite."
     )

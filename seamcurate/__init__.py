@@ -17,7 +17,7 @@ if sys.platform == "linux":
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
 if TYPE_CHECKING:
-    from seamcurate.contrast import Attack, Embed, Generate, Retrieve, Rollouts
+    from seamcurate.contrast import Attack, Embed, Generate, Probes, Retrieve, Rollouts
     from seamcurate.contrast.contamination import Nearest, nearest
     from seamcurate.contrast.duplicates import Duplicates, duplicates
     from seamcurate.data.source import Source
@@ -74,7 +74,7 @@ _WHERE = {
     "score.baseline": ("Perplexity", "Random"),
     "run.cluster": ("run_ray",),
     "publish.diff": ("diff",),
-    "contrast": ("Attack", "Embed", "Generate", "Retrieve", "Rollouts"),
+    "contrast": ("Attack", "Embed", "Generate", "Probes", "Retrieve", "Rollouts"),
     "contrast.contamination": ("Nearest", "nearest"),
     "contrast.duplicates": ("Duplicates", "duplicates"),
     "errors": ("SeamcurateError",),
@@ -153,6 +153,7 @@ __all__ = [
     "OtherRelevance",
     "Perplexity",
     "PolicyLogprobs",
+    "Probes",
     "Project",
     "QueryRelevance",
     "QueryType",

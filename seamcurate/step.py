@@ -162,6 +162,7 @@ SAMPLE_SETS: tuple[SampleSet, ...] = (
     SampleSet("gpt", "generate", "answers that a language model wrote to be worse"),
     SampleSet("adv", "attack", "perturbations of a worse answer that the reward model rewards best"),
     SampleSet("policy", "rollouts", "what the policy itself answers, which need not be worse", sampled=True),
+    SampleSet("probe", "probes", "the golden response as each probe of an audit changes it; some are no worse"),
 )
 """SEAM's sets of worse answers (SEAM §4.1), and the policy's own. To add one, write the step that adds `worse_{name}`, and add a row."""
 

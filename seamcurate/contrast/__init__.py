@@ -6,7 +6,9 @@ from seamcurate.contrast.attack import Attack
 from seamcurate.contrast.contamination import Nearest
 from seamcurate.contrast.duplicates import Duplicates
 from seamcurate.contrast.generate import Generate
+from seamcurate.contrast.probes import PROBES, Probe
+from seamcurate.contrast.probing import Probes
 from seamcurate.contrast.retrieve import Embed, Retrieve
 from seamcurate.contrast.rollouts import Rollouts
 
-__all__ = ["Attack", "Duplicates", "Embed", "Generate", "Nearest", "Retrieve", "Rollouts"]
+__all__ = ["PROBES", "Attack", "Duplicates", "Embed", "Generate", "Nearest", "Probe", "Probes", "Retrieve", "Rollouts"]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 from typing_extensions import override
 
-from seamcurate.contrast import Attack, Generate, Retrieve, Rollouts, coverage, lexicon, retrieve
+from seamcurate.contrast import PROBES, Attack, Generate, Probes, Retrieve, Rollouts, coverage, lexicon, retrieve
 from seamcurate.data.source import REJECTED, Source
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
@@ -127,6 +127,8 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         if sample_set and isinstance(step, Rollouts):
             # At most: equal samples are scored once.
             candidates[sample_set] = step.n
+        if isinstance(step, Probes):
+            candidates["probe"] = len(PROBES)
         if sample_set and isinstance(step, Retrieve) and corpus is not None:
             probed, share_without = _coverage(step, sample, corpus, _embedded(store, step))
             mean = probed["candidates_mean"]

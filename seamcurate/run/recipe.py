@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, validate_call
 
-from seamcurate.contrast import Attack, Generate, Retrieve, Rollouts
+from seamcurate.contrast import Attack, Generate, Probes, Retrieve, Rollouts
 from seamcurate.contrast.contamination import nearest
 from seamcurate.contrast.duplicates import duplicates
 from seamcurate.data.source import Source
@@ -50,6 +50,7 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "generate": Generate,
     "attack": Attack,
     "rollouts": Rollouts,
+    "probes": Probes,
     "seam": seam,
     "reward": Reward,
     "rewards": Rewards,
@@ -430,6 +431,7 @@ _NESTED: dict[str, type[BaseModel]] = {
     "augment": Augment,
     "evaluation": Source,
     "to": Source,
+    "against": Source,
     "order": Order,
     "at_most": AtMost,
     "balance": Balance,

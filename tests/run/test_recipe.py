@@ -111,13 +111,13 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
         ),
         (
             ("variant: contrast", "variant: gtp"),
-            "mine.yaml:9: steps[1].seam.variant: input should be 'contrast', 'gpt', 'adv' or 'policy', found 'gtp'",
+            "mine.yaml:9: steps[1].seam.variant: input should be 'contrast', 'gpt', 'adv', 'policy' or 'probe', found 'gtp'",
         ),
         (("k: 20", "k: many"), "mine.yaml:8: steps[0].retrieve.k: input should be a valid integer"),
         (("[0.7, 0.9]", "[0.9, 0.7]"), "mine.yaml:8: steps[0].retrieve.band: a band is [low, high]"),
         (
             ("- random", "- randem"),
-            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, attack, rollouts, seam,",
+            "mine.yaml:11: steps[3].randem: unknown step; there are: retrieve, generate, attack, rollouts, probes, seam,",
         ),
         (
             ("dtype: bfloat16", "dtyp: bfloat16"),
