@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 if sys.platform == "linux":
     # Read when Arrow first allocates. Its own choice, mimalloc, keeps a third more memory, ever more with the rows.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
+# OpenMP reads this when torch is first imported. Without it, a thread that waits for the others spins, and keeps them
+# from the core when another process is busy. GOMP_SPINCOUNT and KMP_BLOCKTIME, where the user sets them, still win.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from seamcurate.contrast import Attack, Embed, Generate, Probes, Retrieve, Rollouts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,19 @@ def test_importing_the_package_loads_nothing_heavy():
     script = f"import seamcurate.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux's OpenMP runtimes say of themselves")
+@pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_of_torch_wait_without_spinning_unless_the_user_says_otherwise(own, policy):
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= own | {"OMP_DISPLAY_ENV": "TRUE"}
+    script = "import seamcurate, torch"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    # The runtime that torch loaded says what it goes by.
+    assert re.findall(r"OMP_WAIT_POLICY *= *'(\w+)'", done.stderr) == [policy]
 
 
 def test_reading_a_store_loads_no_model_library(finished):
