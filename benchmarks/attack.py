@@ -19,7 +19,7 @@ from benchmarks import inputs
 from benchmarks.race import race
 from seamcurate import Attack, FakeModel, SequenceClassifier
 from seamcurate.contrast.lexicon import WordNet, stop_words
-from seamcurate.contrast.searches import Lexicons, _same_part
+from seamcurate.contrast.searches import Lexicons, same_part
 from seamcurate.models.masked import MaskedModel
 
 WORDNET = inputs.REAL / "lexicons" / "wordnet30_synonyms.parquet"
@@ -145,7 +145,7 @@ def peer(
 
             def _check_constraint(self, new: Any, old: Any) -> bool:
                 changed = new.attack_attrs["newly_modified_indices"]
-                return all(_same_part(lexicons.wordnet, old.words[i].lower(), new.words[i].lower()) for i in changed)
+                return all(same_part(lexicons.wordnet, old.words[i].lower(), new.words[i].lower()) for i in changed)
 
         alike = Encoder(
             threshold=lexicons.min_similarity,

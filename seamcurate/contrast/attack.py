@@ -7,9 +7,9 @@ model is put together, so that thousands of short questions become a few large b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import override
 
-from seamcurate.contrast import lexicon
-from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Method, Search, Text, search
+from seamcurate.contrast import lexicon, textattack
+from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Search, Text, WordMethod, search
 from seamcurate.models import EncoderModel, Prompt, RewardEnsemble, RewardingModel, roles, scales, weights
 from seamcurate.models.ensemble import MEMBERS
 from seamcurate.models.protocols import Columns
@@ -33,9 +33,17 @@ if TYPE_CHECKING:
 
 ATTACKED = pa.list_(pa.struct([("response", pa.string()), ("similarity", pa.float32())]))
 
-_NEIGHBOURS: dict[Method, int] = {"pwws": 0, "textfooler": 50, "ga": 50, "bert_attack": 48}
-_SIMILARITY: dict[Method, float] = {"pwws": -1.0, "textfooler": 0.7, "ga": -1.0, "bert_attack": 0.2}
-_USUAL_QUERIES: dict[Method, float] = {"pwws": 8.0, "textfooler": 5.0, "ga": 60.0, "bert_attack": 3.0}
+Method: TypeAlias = WordMethod | Literal["textattack"]
+
+_NEIGHBOURS: dict[WordMethod, int] = {"pwws": 0, "textfooler": 50, "ga": 50, "bert_attack": 48}
+_SIMILARITY: dict[WordMethod, float] = {"pwws": -1.0, "textfooler": 0.7, "ga": -1.0, "bert_attack": 0.2}
+_USUAL_QUERIES: dict[Method, float] = {
+    "pwws": 8.0,
+    "textfooler": 5.0,
+    "ga": 60.0,
+    "bert_attack": 3.0,
+    "textattack": 6.0,
+}
 """Queries for each word of the attacked answer, on average, for estimates."""
 
 
@@ -43,12 +51,12 @@ class Attack(Step):
     """Add `worse_adv`: the `k` best-rewarded perturbations of an answer, and whether each fooled the reward model.
 
     They make SEAM_Adv's sample set (SEAM §4.2). Words are replaced by PWWS, TextFooler, BERT-Attack or the genetic algorithm,
-    in TextAttack 0.3.11's order and under its constraints. A search ends when R(I∘r') exceeds R(I∘r⁺), the golden response's
+    in TextAttack 0.3.11's order and under its constraints; with `method: textattack`, by any of its recipes. A search ends when R(I∘r') exceeds R(I∘r⁺), the golden response's
     reward, or when `query_budget` is spent. Every perturbation that was tried counts, so that a row also has candidates where
     no attack succeeded. `reason_adv` says why a row has fewer than `k`, or NULL.
 
     Raises:
-        StepError: By `load`, where a lexicon is missing or cannot be read.
+        StepError: By `load`, where a lexicon is missing or cannot be read, or TextAttack is asked for and not installed.
         ModelError: By `load`, where no reward model or encoder is named or it cannot be loaded.
 
     Example:
@@ -66,6 +74,8 @@ class Attack(Step):
     """
 
     method: Method = "pwws"
+    recipe: str | None = None
+    """The recipe of `method: textattack`, by TextAttack's own name, such as deepwordbug."""
     k: int = Field(default=30, ge=1)
     start: str = "response"
     """The column of answers to perturb: texts, or a sample set such as `worse_contrast`, whose first answer is taken."""
@@ -74,7 +84,7 @@ class Attack(Step):
     seed: int = 0
     reward: RewardingModel | None = None
     encoder: EncoderModel | None = None
-    """Measures the similarity of each perturbation; TextFooler and BERT-Attack also select by it."""
+    """Measures the similarity of each perturbation; TextFooler and BERT-Attack also select by it, as recipes of TextAttack do."""
     wordnet: str | None = None
     """WordNet's files, or Parquet with word, pos, synonym: PWWS's synonyms, TextFooler's parts of speech, antonyms."""
     antonyms: str | None = None
@@ -84,27 +94,38 @@ class Attack(Step):
     masked_model: str | None = None
     """A masked language model's folder or Hub id: the words of BERT-Attack."""
     min_similarity: float | None = Field(default=None, ge=-1, le=1)
-    """Least cosine of sentence embeddings; by default TextFooler's .7 of 15 words around, BERT-Attack's .2 of the whole."""
+    """Least cosine of sentence embeddings; by default TextFooler's .7 of 15 words around, BERT-Attack's .2 of the whole, or
+    what the recipe of TextAttack says."""
 
     rows_per_call: ClassVar[int] = 64
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Attack:
-        needed = {
-            "pwws": {"wordnet": lexicon.WHERE_WORDNET},
-            "textfooler": {"vectors": lexicon.WHERE_VECTORS, "wordnet": lexicon.WHERE_WORDNET},
-            "ga": {"vectors": lexicon.WHERE_VECTORS},
-            "bert_attack": {"masked_model": "give a masked language model's folder or Hub id, say bert-base-uncased"},
-        }
-        for name, hint in needed[self.method].items():
+        for name in self._needs():
             if getattr(self, name) is None:
-                raise ValueError(f"method {self.method} needs `{name}`: {hint}")
+                what = self.method if self.recipe is None else f"{self.method}, recipe {self.recipe},"
+                raise ValueError(f"method {what} needs `{name}`: {_WHERE[name]}")
+        if self.recipe is not None and self.method != "textattack":
+            raise ValueError(
+                f"`recipe` is one of TextAttack's; give it with method textattack, or leave it out of {self.method}"
+            )
         return self
+
+    def _needs(self) -> tuple[str, ...]:
+        """Name the fields that the method cannot do without."""
+        if self.method == "textattack":
+            return textattack.check(self.recipe).needs
+        return _NEEDS[self.method]
 
     @property
     @override
     def name(self) -> str:
         return "worse_adv"
+
+    @property
+    def title(self) -> str:
+        """The method, and the recipe where it has one."""
+        return self.method if self.recipe is None else f"{self.method} {self.recipe}"
 
     @property
     @override
@@ -120,7 +141,7 @@ class Attack(Step):
         hacked = "whether its reward is 1, as R(I∘r⁺)" if binary else "whether R(I∘r') exceeded R(I∘r⁺) in the attack"
         return pa.schema(
             [
-                column("worse_adv", ATTACKED, f"up to {self.k} perturbations by {self.method}, best reward first"),
+                column("worse_adv", ATTACKED, f"up to {self.k} perturbations by {self.title}, best reward first"),
                 column("hacked_adv", pa.list_(pa.bool_()), hacked),
                 column("already_adv", pa.bool_(), "whether it preferred the answer before any word was changed"),
                 column("edits_adv", pa.list_(pa.int32()), "words in which it differs from what was perturbed"),
@@ -143,7 +164,11 @@ class Attack(Step):
             for name, path in (("wordnet", self.wordnet), ("antonyms", self.antonyms), ("vectors", self.vectors))
         }
         masked = None if self.masked_model is None else weights.identity(weights.Origin(self.masked_model))
-        return {**super().identity(), **contents, "masked_model": masked}
+        fields = {**super().identity(), **contents, "masked_model": masked}
+        if self.method == "textattack":
+            return {**fields, "textattack": textattack.version()}
+        # Columns of before there were recipes stay what they are.
+        return {name: value for name, value in fields.items() if name != "recipe"}
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Take the scales of an ensemble's members from the step `reward`; store what `load` compares served models on."""
@@ -162,6 +187,7 @@ class Attack(Step):
             compared.check(self.encoder, encoder, shared, compared.embeddings, "encoder"),
         )
         lexicons, masked = self._lexicons()
+        search_of = self._search_of(lexicons, masked)
         models = _Models(reward, encoder, masked)
 
         def attack(rows: pa.Table) -> pa.Table:
@@ -183,7 +209,7 @@ class Attack(Step):
                 if reason is None and start is not None and goal[0] is not None:
                     attempts[i] = Attempt(start, goal[0] - 0.5 if binary else goal[0], self.query_budget)
                     # Each row has its own seed, so that its result does not depend on other rows.
-                    running[i] = search(self.method, attempts[i], lexicons, _seed(self.seed, start))
+                    running[i] = search_of(attempts[i], _seed(self.seed, start))
             reasons = _run(running, questions, models, reasons)
             for unchanged in checks:
                 unchanged()
@@ -210,7 +236,7 @@ class Attack(Step):
             )
             queries += pc.sum(table["queries_adv"]).as_py() or 0
         summary = (
-            f"worse_adv: {self.method} fooled the reward model on {hacked:,} of the {attacked - fooled_before:,} rows it had right "
+            f"worse_adv: {self.title} fooled the reward model on {hacked:,} of the {attacked - fooled_before:,} rows it had right "
             f"({fooled_before:,} it had wrong before), {queries / max(1, attacked):,.0f} queries a row"
         )
         served = compared.facts(shared)
@@ -230,15 +256,26 @@ class Attack(Step):
         }
 
     def _lexicons(self) -> tuple[Lexicons, MaskedModel | None]:
+        needs = self._needs()
         wordnet = lexicon.WordNet(self.wordnet, self.antonyms) if self.wordnet else None
-        vectors = lexicon.Vectors(self.vectors) if self.vectors and self.method in ("textfooler", "ga") else None
+        vectors = lexicon.Vectors(self.vectors) if self.vectors and "vectors" in needs else None
+        neighbours = 0 if self.method == "textattack" else _NEIGHBOURS[self.method]
         masked = None
-        if self.method == "bert_attack" and self.masked_model is not None:
+        if self.masked_model is not None and "masked_model" in needs:
             from seamcurate.models.masked import MaskedModel
 
-            masked = MaskedModel(self.masked_model, _NEIGHBOURS["bert_attack"])
-        min_similarity = _SIMILARITY[self.method] if self.min_similarity is None else self.min_similarity
-        return Lexicons(wordnet, vectors, lexicon.stop_words(), _NEIGHBOURS[self.method], min_similarity), masked
+            masked = MaskedModel(self.masked_model, neighbours)
+        usual = -1.0 if self.method == "textattack" else _SIMILARITY[self.method]
+        min_similarity = usual if self.min_similarity is None else self.min_similarity
+        return Lexicons(wordnet, vectors, lexicon.stop_words(), neighbours, min_similarity), masked
+
+    def _search_of(self, lexicons: Lexicons, masked: MaskedModel | None) -> Callable[[Attempt, int], Search]:
+        """Return the function that starts a row's search, from its attempt and its seed."""
+        method = self.method
+        if method == "textattack":
+            assert self.recipe is not None
+            return textattack.Peer(self.recipe, lexicons, masked, self.min_similarity).search
+        return lambda attempt, seed: search(method, attempt, lexicons, seed)
 
     def _table(self, attempts: dict[int, Attempt], reasons: Sequence[str | None], encoder: Embedder) -> pa.Table:
         records: list[_Row] = []
@@ -264,13 +301,7 @@ class Attack(Step):
             vectors = normalised(encoder.embed([attempt.text.written(attempt.original), *texts]))
             near = [finite(value) for value in (vectors[1:] @ vectors[0]).tolist()]
             sets = [{"response": text, "similarity": value} for text, value in zip(texts, near, strict=True)]
-            edits = [
-                sum(
-                    word != original_word
-                    for word, original_word in zip(Text(text).words, attempt.original, strict=False)
-                )
-                for text in texts
-            ]
+            edits = [_edits(attempt.original, Text(text).words, self.method) for text in texts]
             short = None if len(best) == self.k else f"{len(best)} of {self.k}: no more were tried"
             hacked = [value > attempt.threshold for _, value in best]
             records.append(_Row(sets, hacked, attempt.start > 0, edits, attempt.queries, short))
@@ -278,6 +309,19 @@ class Attack(Step):
         return pa.table(
             [pa.array(values, field.type) for values, field in zip(columns, self.adds, strict=True)], schema=self.adds
         )
+
+
+_NEEDS: dict[WordMethod, tuple[str, ...]] = {
+    "pwws": ("wordnet",),
+    "textfooler": ("vectors", "wordnet"),
+    "ga": ("vectors",),
+    "bert_attack": ("masked_model",),
+}
+_WHERE = {
+    "wordnet": lexicon.WHERE_WORDNET,
+    "vectors": lexicon.WHERE_VECTORS,
+    "masked_model": "give a masked language model's folder or Hub id, say bert-base-uncased",
+}
 
 
 class _Questions(NamedTuple):
@@ -330,6 +374,7 @@ def _run(
                     if answer is None:
                         outcomes[row] = _UNANSWERED[kind]
                         waiting.pop(row)
+                        running[row].close()
                     else:
                         go_on(row, answer)
                 break
@@ -373,6 +418,20 @@ def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, co
     if not any(word not in lexicons.stop_words for word in Text(start).words):
         return "the answer has no word that may be changed"
     return None
+
+
+def _edits(words: Sequence[str], changed: Sequence[str], method: Method) -> int:
+    """Count the words in which a text differs from another: replaced, or also put in and left out."""
+    if method != "textattack" or len(words) == len(changed):
+        return sum(word != other for word, other in zip(words, changed, strict=False))
+    offsets = np.arange(len(changed) + 1)
+    # Levenshtein's distance, a row of its table at a time: (words of the changed text + 1,).
+    row = offsets
+    for word in words:
+        replaced = row[:-1] + np.array([word != other for other in changed], np.int64)
+        best = np.concatenate([row[:1] + 1, np.minimum(replaced, row[1:] + 1)])
+        row = np.minimum.accumulate(best - offsets) + offsets
+    return int(row[-1])
 
 
 def _first(value: Any) -> str | None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from seamcurate.contrast.lexicon import Vectors, WordNet
 
-Method: TypeAlias = Literal["pwws", "textfooler", "bert_attack", "ga"]
+WordMethod: TypeAlias = Literal["pwws", "textfooler", "bert_attack", "ga"]
 
 
 class Ask(NamedTuple):
@@ -135,7 +135,7 @@ class Attempt:
         return [i for i, word in enumerate(self.original) if word not in stop_words]
 
 
-def search(method: Method, attempt: Attempt, lexicons: Lexicons, seed: int) -> Search:
+def search(method: WordMethod, attempt: Attempt, lexicons: Lexicons, seed: int) -> Search:
     """Search for a text whose reward exceeds the threshold; every candidate is added to `attempt.seen`."""
     if method == "ga":
         return (yield from _genetic(attempt, _nearest_words(lexicons, "ga"), lexicons, random.Random(seed)))
@@ -176,7 +176,7 @@ def _nearest_words(lexicons: Lexicons, method: Literal["textfooler", "ga"]) -> S
             cosine = vectors.cosine(word, neighbour) or 0.0
             # Wang 2019 bounds the squared distance of normalised vectors by .5, TextFooler the cosine.
             near = 2 - 2 * cosine <= 0.5 if method == "ga" else cosine >= 0.5
-            if near and neighbour not in opposite and (method == "ga" or _same_part(wordnet, word, neighbour)):
+            if near and neighbour not in opposite and (method == "ga" or same_part(wordnet, word, neighbour)):
                 candidates.append(_in_case(neighbour, words[position]))
         changed = _changed(attempt, words, position, candidates)
         if method == "ga":
@@ -241,7 +241,7 @@ def _alike(texts: list[str], changed: list[list[str]], min_similarity: float) ->
     ]
 
 
-def _same_part(wordnet: WordNet | None, word: str, other_word: str) -> bool:
+def same_part(wordnet: WordNet | None, word: str, other_word: str) -> bool:
     """Tell whether two words share a part of speech; nouns may replace verbs and verbs nouns, unknown words any word."""
     if wordnet is None:
         return True

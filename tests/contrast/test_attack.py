@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -30,6 +31,7 @@ from seamcurate import (
     run_local,
     seam,
 )
+from seamcurate.contrast.attack import _edits
 from seamcurate.contrast.lexicon import Vectors, WordNet, stop_words
 from seamcurate.contrast.searches import Attempt, Lexicons, Text, search
 from seamcurate.errors import ModelError, RecipeError, SeamcurateError, StepError
@@ -263,6 +265,11 @@ def test_what_is_perturbed_may_be_another_column_or_a_set(rows, tmp_path):
         ({"method": "textfooler", "wordnet": "x"}, "needs `vectors`: give a text file"),
         ({"method": "ga"}, "needs `vectors`"),
         ({"method": "bert_attack"}, "needs `masked_model`"),
+        ({"method": "textattack"}, "method textattack needs `recipe`: name one of bae, bert-attack, deepwordbug, iga"),
+        ({"method": "textattack", "recipe": "deepwordbg"}, "; did you mean `deepwordbug`?"),
+        ({"method": "textattack", "recipe": "hotflip"}, "cannot run here: it follows the gradients of a classifier"),
+        ({"method": "textattack", "recipe": "leap"}, "textattack, recipe leap, needs `wordnet`: give a folder"),
+        ({"method": "pwws", "recipe": "pwws", "wordnet": "x"}, "`recipe` is one of TextAttack's; give it with"),
     ],
 )
 def test_an_attack_says_what_it_needs_and_where_it_is_to_be_had(tmp_path, given, message):
@@ -272,7 +279,26 @@ def test_an_attack_says_what_it_needs_and_where_it_is_to_be_had(tmp_path, given,
     (tmp_path / "recipe.yaml").write_text(f"rows: {{jsonl: x}}\nsteps:\n  - attack: {json.dumps(given)}\n")
     with pytest.raises(RecipeError) as refused:
         Recipe.load(tmp_path / "recipe.yaml")
-    assert "recipe.yaml:3: steps[0].attack: method " in str(refused.value) and message in str(refused.value)
+    assert "recipe.yaml:3: steps[0].attack: " in str(refused.value) and message in str(refused.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("textattack") is not None, reason="TextAttack is installed")
+def test_without_textattack_its_recipes_say_how_to_install_it(tmp_path):
+    fake = FakeModel()
+    step = Attack(method="textattack", recipe="deepwordbug", reward=fake, encoder=fake)
+    for needs in (step.identity, lambda: step.load(tmp_path)):
+        with pytest.raises(
+            StepError, match=r'not installed; pip install "seamcurate\[attack\]" .* needs transformers below 5$'
+        ):
+            needs()
+
+
+def test_edits_are_words_replaced_put_in_and_left_out():
+    words = ["sort", "the", "list", "fast"]
+    assert _edits(words, ["order", "the", "list", "fast"], "pwws") == 1
+    assert _edits(words, ["sort", "list", "fast"], "textattack") == 1
+    assert _edits(words, ["please", "sort", "the", "queue", "fast", "now"], "textattack") == 3
+    assert _edits(words, [], "textattack") == 4 == _edits([], words, "textattack")
 
 
 def test_lexicons_that_cannot_be_read_are_one_line(tmp_path, masked_folder):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import random
+import subprocess
+import sys
+import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from lexicons import vectors, wordnet_table
 
 from benchmarks.attack import offline, peer
-from seamcurate import FakeModel
+from seamcurate import Attack, FakeModel
 from seamcurate.contrast.lexicon import Vectors, WordNet, stop_words
 from seamcurate.contrast.searches import Attempt, Lexicons, Text, search
+from seamcurate.contrast.textattack import RECIPES, Peer
+from seamcurate.models.protocols import Rating
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("textattack") is None, reason="TextAttack is not installed")
 
@@ -178,3 +185,173 @@ def test_the_environment_is_left_as_it_was(textattack):
     with offline():
         assert os.environ["TA_CACHE_DIR"]
     assert dict(os.environ) == before
+
+
+# The step that runs TextAttack's own recipes.
+
+RUNNING = [name for name, recipe in RECIPES.items() if recipe.refused is None]
+
+
+def options(folder, recipe, masked_folder):
+    wordnet_table(folder)
+    given = {
+        "wordnet": str(folder / "synonyms.parquet"),
+        "vectors": str(vectors(folder)),
+        "masked_model": str(masked_folder),
+    }
+    return {name: given[name] for name in RECIPES[recipe].needs}
+
+
+def rows_of(count, longest=9):
+    answers = texts(count, longest)
+    return pa.table({"prompt": [f"What is {i}?" for i in range(count)], "response": answers[::-1], "worse": answers})
+
+
+def step(recipe, folder, masked_folder, **further):
+    fake = FakeModel(path="5")
+    return Attack(
+        **{
+            "method": "textattack",
+            "recipe": recipe,
+            "start": "worse",
+            "k": 5,
+            "query_budget": 60,
+            "reward": fake,
+            "encoder": fake,
+            **options(folder, recipe, masked_folder),
+            **further,
+        }
+    )
+
+
+def test_the_table_has_textattacks_recipes(textattack):
+    from textattack.attack_args import ATTACK_RECIPE_NAMES
+
+    assert set(RECIPES) == set(ATTACK_RECIPE_NAMES)
+
+
+@pytest.mark.parametrize("recipe", RUNNING)
+def test_every_recipe_meets_the_contract_without_a_download(tmp_path, masked_folder, recipe):
+    # A model of 40 words finds no similar sentences: what is tested is that all parts run.
+    attack = step(recipe, tmp_path, masked_folder, min_similarity=-1)
+    rows = rows_of(8)
+    table = attack.load(tmp_path)(rows)
+    assert table.schema.names == attack.adds.names
+    attacked = [row for row in table.to_pylist() if row["worse_adv"]]
+    assert len(attacked) >= 4
+    for row in attacked:
+        found = [entry["response"] for entry in row["worse_adv"]]
+        assert len(set(found)) == len(found) <= 5 and 1 <= row["queries_adv"] <= 60
+        assert (len(found) < 5) == (row["reason_adv"] is not None) and min(row["edits_adv"]) >= 1
+        assert row["hacked_adv"] == sorted(row["hacked_adv"], reverse=True)
+    for row, answer, golden in zip(
+        table.to_pylist(), rows["worse"].to_pylist(), rows["response"].to_pylist(), strict=True
+    ):
+        for entry, hacked in zip(row["worse_adv"] or [], row["hacked_adv"] or [], strict=True):
+            prompt = f"What is {table.to_pylist().index(row)}?"
+            ((reward, goal),) = attack.reward.rewards([prompt], [[entry["response"], golden]])
+            assert hacked == (reward > goal) and entry["response"] not in (answer, golden)
+            assert "[UNK]" not in entry["response"]
+
+
+@pytest.mark.parametrize("recipe", ["deepwordbug", "textbugger", "leap"])
+def test_a_row_repeats_whatever_stands_beside_it(tmp_path, masked_folder, recipe):
+    attack = step(recipe, tmp_path, masked_folder).load(tmp_path)
+    rows = rows_of(6)
+    whole = attack(rows)
+    random.seed(7)
+    np.random.seed(7)
+    alone = pa.concat_tables([attack(rows.slice(i, 1)) for i in range(6)])
+    assert alone.equals(whole)
+    # Nobody else's random numbers were drawn.
+    assert random.random() == random.Random(7).random() and np.random.rand() == np.random.RandomState(7).rand()
+
+
+def test_deepwordbug_is_textattacks_own_text_by_as_many_queries(textattack, tmp_path):
+    from textattack.attack_recipes import DeepWordBugGao2018
+
+    fake = FakeModel(path="3")
+    recipe = Peer("deepwordbug", Lexicons(None, None, stop_words(), 0, -1), None)
+    reached = 0
+    for seed, text in enumerate(texts(20, 10)):
+
+        def reward(one, text=text):
+            return fake.rewards([text], [[one]])[0][0]
+
+        attempt = Attempt(text, 1.7, 500)
+        asked = recipe.search(attempt, seed)
+        try:
+            ask = next(asked)
+            while True:
+                ask = asked.send([reward(one) for one in ask.texts])
+        except StopIteration as stopped:
+            ended = stopped.value
+        plain = peer(
+            "pwws", Lexicons(None, None, stop_words(), 0, -1), lambda texts: [reward(one) for one in texts], 1.7, 500
+        )
+        built = DeepWordBugGao2018.build(plain.goal_function.model)
+        built.goal_function = plain.goal_function
+        own = type(built)(
+            plain.goal_function,
+            [*built.pre_transformation_constraints, *built.constraints],
+            built.transformation,
+            built.search_method,
+        )
+        random.seed(seed)
+        np.random.seed(seed)
+        result = own.attack(text, 0).perturbed_result
+        assert (ended, attempt.queries) == (result.attacked_text.text, plain.goal_function.num_queries)
+        reached += reward(ended) > 1.7
+    assert reached > 5
+
+
+def test_a_row_that_is_given_up_leaves_no_thread_behind(tmp_path, masked_folder):
+    transform = step("deepwordbug", tmp_path, masked_folder, reward=FakeModel()).load(tmp_path)
+    before = threading.active_count()
+    assert transform(rows_of(3)).num_rows == 3 and threading.active_count() == before
+
+    class Rewardless(FakeModel):
+        def ratings(self, prompts, responses, columns):
+            return [[Rating(None if len(group) > 1 else 1.0) for _ in group] for group in responses]
+
+    lost = step("deepwordbug", tmp_path, masked_folder, reward=Rewardless()).load(tmp_path)(rows_of(3))
+    assert set(lost["reason_adv"].to_pylist()) == {
+        "a perturbed answer has no reward, or does not fit the reward model's window"
+    }
+    # No thread waits for an answer that never comes.
+    assert threading.active_count() == before
+
+
+@pytest.mark.slow
+def test_textattack_is_imported_on_a_machine_without_its_data_and_repeats_in_another_process(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+import nltk, pyarrow as pa
+from seamcurate import Attack, FakeModel
+nltk.data.path[:] = []
+before = dict(os.environ)
+fake = FakeModel(path="5")
+step = Attack(method="textattack", recipe="deepwordbug", k=3, query_budget=60, reward=fake, encoder=fake)
+made = step.load(Path())(pa.table({"prompt": ["p"], "response": ["quickly sort the ordered list, please"]}))
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+print(made["worse_adv"].to_pylist())
+"""
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "TA_CACHE_DIR": str(cache), "HOME": str(tmp_path), "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    fake = FakeModel(path="5")
+    step = Attack(method="textattack", recipe="deepwordbug", k=3, query_budget=60, reward=fake, encoder=fake)
+    here = step.load(tmp_path)(pa.table({"prompt": ["p"], "response": ["quickly sort the ordered list, please"]}))
+    assert done.stdout == f"{here['worse_adv'].to_pylist()}\n" and done.stdout.count("response") == 3
+    # It was not set up: somebody's own TextAttack still downloads what it wants.
+    assert not (cache / "post_install_check_3").exists()
+
+
+def test_the_step_leaves_the_environment_alone(tmp_path, masked_folder):
+    before = dict(os.environ)
+    attack = step("deepwordbug", tmp_path, masked_folder)
+    attack.load(tmp_path)
+    assert dict(os.environ) == before
+    assert attack.identity()["textattack"] == importlib.metadata.version("textattack") == "0.3.11"
+    assert attack.identity()["recipe"] == "deepwordbug"
