@@ -479,14 +479,25 @@ def _links(kind: type[Step]) -> str:
     return f"{recipe}Columns: [{kind.__name__}](columns.md#{slug(kind.__name__)})."
 
 
-STORE_METHODS = ("open", "columns", "schema", "facts", "noise", "rows", "corpus", "corpus_store")
+STORE_METHODS = (
+    "sql",
+    "scan",
+    "explore",
+    "open",
+    "columns",
+    "schema",
+    "facts",
+    "noise",
+    "rows",
+    "corpus",
+    "corpus_store",
+)
 """What a reader of a store needs; its other methods serve runs."""
 
 
 def _methods(kind: type) -> Iterator[str]:
-    members = vars(kind)
-    for name in STORE_METHODS if kind is seamcurate.Store else members:
-        member = members[name]
+    for name in STORE_METHODS if kind is seamcurate.Store else vars(kind):
+        member = inspect.getattr_static(kind, name)
         inner = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if name.startswith("_") or name == "model_config" or not inspect.isfunction(inner) or not inner.__doc__:
             continue

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from seamcurate.contrast.duplicates import Duplicates, duplicates
     from seamcurate.data.source import Source
     from seamcurate.errors import SeamcurateError
+    from seamcurate.explore.notebook import Store
     from seamcurate.models import (
         CausalLM,
         CompletionServer,
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
     from seamcurate.select.split import Augment, Split
     from seamcurate.select.views import query
     from seamcurate.step import Step, column
-    from seamcurate.store.store import Store
 
 _WHERE = {
     "score.asked": ("AskQueryType", "Judge", "RelevantSentences"),
@@ -81,6 +81,7 @@ _WHERE = {
     "contrast.contamination": ("Nearest", "nearest"),
     "contrast.duplicates": ("Duplicates", "duplicates"),
     "errors": ("SeamcurateError",),
+    "explore.notebook": ("Store",),
     "publish.export": ("to_openrlhf", "to_trl", "to_verl"),
     "publish.hub": ("push",),
     "run.integrity": ("check",),
@@ -123,7 +124,6 @@ _WHERE = {
     "select.shaping": ("AtMost", "Balance", "Distribution"),
     "select.split": ("Augment", "Split"),
     "step": ("Step", "column"),
-    "store.store": ("Store",),
     "select.views": ("query",),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}

@@ -7,6 +7,7 @@ either, though a spreadsheet would run it as a formula; import such a file as te
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,9 @@ import pyarrow.parquet as pq
 from seamcurate.errors import QueryError
 from seamcurate.storage import objects
 from seamcurate.text import brief, clean, counted, one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 TableFormat = Literal["table", "csv", "jsonl", "parquet"]
 
@@ -44,18 +48,32 @@ def show(
     header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = (), width: int | None = None
 ) -> None:
     """Print a table to standard output, columns in `right` aligned to the right."""
-    from rich import box
     from rich.console import Console
+
+    console = Console(width=width or (None if sys.stdout.isatty() else 160), highlight=False)
+    console.print(_drawn(header, rows, right))
+
+
+def shown(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = (), width: int = 120) -> str:
+    """Return a table as `show` prints it, without colours."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    Console(file=text, width=width, highlight=False, color_system=None).print(_drawn(header, rows, right))
+    return "".join(line.rstrip() + "\n" for line in text.getvalue().strip("\n").splitlines())
+
+
+def _drawn(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int]) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=width or (None if sys.stdout.isatty() else 160), highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(Text(brief(name, 80)), justify="right" if i in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(clean(cell) if isinstance(cell, str) else brief(cell, 60)) for cell in row))
-    console.print(table)
+    return table
 
 
 def write(reader: BatchReader, form: TableFormat, out: Path | None) -> None:
@@ -89,12 +107,13 @@ def _table(reader: BatchReader) -> None:
         total += batch.num_rows
         rows += map(list, _values(batch.slice(0, max(0, _SHOWN_ROWS - len(rows)))))
     cells = max(12, 150 // max(1, len(reader.schema)))
-    numeric = [i for i, field in enumerate(reader.schema) if _is_number(field.type)]
+    numeric = [i for i, field in enumerate(reader.schema) if is_number(field.type)]
     show(reader.schema.names, [[brief(value, cells) for value in row] for row in rows], numeric)
     print(counted(total, "row") + (f", the first {_SHOWN_ROWS} shown" if total > _SHOWN_ROWS else ""))
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Tell whether a column's values are numbers."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 

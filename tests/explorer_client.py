@@ -15,8 +15,8 @@ TOKEN = "the-token"
 class Client:
     """Send requests to the application of a session, with the right token unless headers replace it."""
 
-    def __init__(self, session: Session, **headers: str | bytes) -> None:
-        self._app, self._headers = server.application(session, TOKEN), {server.HEADER: TOKEN, **headers}
+    def __init__(self, session: Session, framed: bool = False, **headers: str | bytes) -> None:
+        self._app, self._headers = server.application(session, TOKEN, framed), {server.HEADER: TOKEN, **headers}
 
     def __call__(self, method: str, path: str, **request: Any) -> Any:
         async def send() -> Any:

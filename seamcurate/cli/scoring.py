@@ -59,7 +59,6 @@ def run(
     from seamcurate.run import recipe as recipes
     from seamcurate.run.cluster import run_ray
     from seamcurate.run.local import run_local
-    from seamcurate.text import counted
 
     check_order("run", recipe, store)
     loaded = recipes.load(recipe)
@@ -67,11 +66,7 @@ def run(
         report = run_local(loaded, store, limit, replace, max_usd, append)
     else:
         report = run_ray(loaded, store, ray, limit, replace, max_usd, append)
-    parts = [f"{report.read:,} read"] if report.read else []
-    parts += [f"{counted(report.computed, 'shard')} computed"] if report.computed else []
-    print(f"{store}: {counted(report.rows, 'row')}, {', '.join(parts) or 'everything was there'}")
-    for line in report.lines:
-        print(f"  {line}")
+    print(f"{store}: {report}")
 
 
 def plan(recipe: RecipeFile, store: StoreFolder) -> None:
@@ -79,26 +74,14 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
 
     Example: seamcurate plan recipes/seam_contrast.yaml my-store
     """
-    from seamcurate import tables, text
+    from seamcurate import tables
     from seamcurate.run import plan as estimate
     from seamcurate.run import recipe as recipes
 
     check_order("plan", recipe, store)
     planned = estimate.plan(recipes.load(recipe), store)
-    print(f"{text.counted(planned.rows, 'row')} ({planned.rejected:,} set aside), corpus of {planned.corpus:,}")
-    rows = [
-        [
-            line.step,
-            f"{line.rows:,}",
-            f"{line.calls:,}" if line.model else "",
-            f"{line.tokens:,}" if line.model else "",
-            f"{line.written:,}" if line.written else "",
-            "" if line.usd is None else f"{line.usd:,.2f}",
-            line.model,
-        ]
-        for line in planned.lines
-    ]
-    tables.show(["step", "rows to do", "calls", "tokens in", "out", "$", "model"], rows, right=(1, 2, 3, 4, 5))
+    print(planned.counts())
+    tables.show(estimate.HEADER, planned.cells(), right=(1, 2, 3, 4, 5))
     for line in planned.notes:
         print(line)
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -43,6 +43,9 @@ from seamcurate.select import views
 from seamcurate.storage import scratch
 from seamcurate.store.store import Store
 
+if TYPE_CHECKING:
+    import uvicorn
+
 PAGE = Path(__file__).parent / "static"
 HEADER = "x-seamcurate-token"
 _HOSTS = ("127.0.0.1", "localhost")
@@ -58,8 +61,9 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_NOTEBOOKS = "http://localhost:* http://127.0.0.1:* vscode-webview:"
+"""Who may show the page in a frame when a notebook asked for it: pages of this machine, and the notebooks of VS Code."""
 _HEADERS = [
-    (b"content-security-policy", _POLICY.encode()),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
@@ -106,8 +110,11 @@ class _Compare(_Body):
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
-def application(session: Session, token: str) -> Starlette:
-    """Return the explorer's web application for a session; every request needs the token, but for those for static files."""
+def application(session: Session, token: str, framed: bool = False) -> Starlette:
+    """Return the explorer's web application for a session; every request needs the token, but for those for static files.
+
+    With `framed`, a notebook's page on this machine may show the page in a frame.
+    """
 
     def answer(work: Callable[[Request, bytes], Response]) -> Callable[..., object]:
         async def endpoint(request: Request) -> Response:
@@ -239,7 +246,7 @@ def application(session: Session, token: str) -> Starlette:
             Route("/api/bench", answer(cut), methods=["POST"]),
             Mount("/static", StaticFiles(directory=PAGE, check_dir=False)),
         ],
-        middleware=[Middleware(_Loopback)],
+        middleware=[Middleware(_Loopback, framed=framed)],
     )
 
 
@@ -255,6 +262,47 @@ def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store 
     Raises:
         StoreError: There is no store, no page was built, or the port is taken.
     """
+    prepared = _prepared(store, port, other, framed=False)
+    print(f"{store.path}: explore it at {prepared.address}\n(Ctrl-C ends it)", flush=True)
+    if open_browser:
+        webbrowser.open(prepared.address)
+    with prepared.listening:
+        prepared.server.run(sockets=[prepared.listening])
+
+
+class Started(NamedTuple):
+    """A server in a thread of this process, which ends with the process."""
+
+    address: str
+    """The page's address, with its token."""
+    server: uvicorn.Server
+    listening: socket.socket
+    thread: threading.Thread
+
+    def stop(self) -> None:
+        """End the server, and wait until it has ended."""
+        self.server.should_exit = True
+        self.thread.join()
+        self.listening.close()
+
+
+def start(store: Store) -> Started:
+    """Serve the explorer of a store from a thread, for a page on this machine that shows it in a frame; see `serve`."""
+    prepared = _prepared(store, 0, None, framed=True)
+    arguments = {"sockets": [prepared.listening]}
+    thread = threading.Thread(target=prepared.server.run, kwargs=arguments, daemon=True)
+    thread.start()
+    return Started(*prepared, thread)
+
+
+class _Prepared(NamedTuple):
+    address: str
+    server: uvicorn.Server
+    listening: socket.socket
+
+
+def _prepared(store: Store, port: int, other: Store | None, framed: bool) -> _Prepared:
+    """Listen on a port, and begin to read the store."""
     import uvicorn
 
     opened = Session(store, other)
@@ -267,15 +315,12 @@ def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store 
         reason = os.strerror(error.errno or 0)
         raise StoreError(f"port {port} cannot be had: {reason}; give another --port, or none") from error
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={token}"
-    print(f"{store.path}: explore it at {address}\n(Ctrl-C ends it)", flush=True)
     # A large store takes seconds to read: begin before the page asks.
     threading.Thread(target=_warm, args=(opened,), daemon=True).start()
-    if open_browser:
-        webbrowser.open(address)
     # No access log: it would contain the token.
-    config = uvicorn.Config(application(opened, token), log_level="warning", access_log=False, server_header=False)
-    with listening:
-        uvicorn.Server(config).run(sockets=[listening])
+    application_ = application(opened, token, framed)
+    config = uvicorn.Config(application_, log_level="warning", access_log=False, server_header=False)
+    return _Prepared(address, uvicorn.Server(config), listening)
 
 
 def _warm(session: Session) -> None:
@@ -298,8 +343,10 @@ def _is_token(text: str, token: str) -> bool:
 class _Loopback:
     """Refuse requests that do not come from this server's own page on this machine; add the headers to every response."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, framed: bool = False) -> None:
+        self._app, self._framed = app, framed
+        policy = _POLICY.replace("frame-ancestors 'none'", f"frame-ancestors {_NOTEBOOKS}") if framed else _POLICY
+        self._headers = [(b"content-security-policy", policy.encode()), *_HEADERS]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -308,13 +355,17 @@ class _Loopback:
         request = Request(scope)
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         foreign = origin is not None and origin != f"http://{host}"
+        # To a browser a notebook at localhost is another site than 127.0.0.1. Only the page itself may be framed by one, and
+        # it needs the token like any other.
+        framed = self._framed and request.url.path == "/" and request.headers.get("sec-fetch-dest") == "iframe"
+        foreign = foreign or (request.headers.get("sec-fetch-site") == "cross-site" and not framed)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                message["headers"] = [*message["headers"], *self._headers]
             await send(message)
 
-        if host.rsplit(":", 1)[0] not in _HOSTS or foreign or request.headers.get("sec-fetch-site") == "cross-site":
+        if host.rsplit(":", 1)[0] not in _HOSTS or foreign:
             await _problem("the explorer answers only its own page on this machine", 403)(scope, receive, with_headers)
             return
         await self._app(scope, receive, with_headers)

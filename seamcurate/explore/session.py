@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Literal, NamedTuple
 
@@ -208,7 +208,7 @@ def _state(store: Store) -> list[tuple[str, str, int]]:
 def _open(store: Store, memory: str) -> _Opened:
     state, columns = _state(store), store.columns()
     kinds = {c.name: c.kind for c in columns if c.stale is None}
-    numeric = _numeric(columns)
+    numeric = numeric_columns(columns)
     texts = [c for c in columns if c.stale is None and c.name.lower() not in {*_TEXTS, *_OWN} and _is_label(c.kind)]
     sizes = _sizes(kinds, [c.name for c in numeric])
     sized = [c for c in columns if c.name in [f"worse_{v}" for v, size in sizes.items() if size.startswith("len(")]]
@@ -231,7 +231,7 @@ def _completed(opened: _Opened, store: Store, second: Store | None, memory: str)
     size = "length(r.response)" if pa.types.is_string(kind) else "length(r.response::VARCHAR)"
     names = {c.name.lower() for c in opened.columns}
     second_columns = [
-        c for c in (_numeric(second.columns()) if second else []) if f"other.{c.name}".lower() not in names
+        c for c in (numeric_columns(second.columns()) if second else []) if f"other.{c.name}".lower() not in names
     ]
     joined, added = "", [f"({size})::INTEGER AS _length"]
     if second is not None:
@@ -251,9 +251,10 @@ def _completed(opened: _Opened, store: Store, second: Store | None, memory: str)
     return opened._replace(connection=connection, others=other_charts, complete=True)
 
 
-def _numeric(columns: list[Column]) -> list[Column]:
-    numeric = [c for c in columns if c.stale is None and c.name.lower() not in _OWN and _is_number(c.kind)]
-    return sorted(numeric, key=lambda c: (_place(c.name), c.name))
+def numeric_columns(columns: Iterable[Column]) -> list[Column]:
+    """List the columns of numbers that are up to date, scores first."""
+    numbers = [c for c in columns if c.stale is None and c.name.lower() not in _OWN and _is_number(c.kind)]
+    return sorted(numbers, key=lambda c: (_place(c.name), c.name))
 
 
 def _sizes(kinds: Mapping[str, pa.DataType], numeric: list[str]) -> dict[str, str]:
@@ -301,12 +302,14 @@ def _chart(connection: Connection, column: Column, rows: int) -> Chart | None:
     begin = math.floor(start / step) * step
     start = rounded if abs((rounded := float(f"{begin:.12g}")) - begin) < step / 2 else begin
     bins = min(2 * _BINS, max(1, math.floor(end / step - start / step) + 1))
-    worst: Literal["low", "high"] | None = None
+    return Chart(column, present, low, high, start, step, bins, worst_end(column))
+
+
+def worst_end(column: Column) -> Literal["low", "high"] | None:
+    """Tell which end of a column's values is bad, where its meaning says so."""
     if "high = bad" in column.meaning or column.name.startswith("misjudged_"):
-        worst = "high"
-    elif "low = bad" in column.meaning or column.name.startswith("seam_"):
-        worst = "low"
-    return Chart(column, present, low, high, start, step, bins, worst)
+        return "high"
+    return "low" if "low = bad" in column.meaning or column.name.startswith("seam_") else None
 
 
 def nice(width: float, integer: bool) -> float:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
+from seamcurate import markup
 from seamcurate.contrast import Rollouts
 from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
@@ -64,6 +65,17 @@ class Report(NamedTuple):
     """Shards that this run computed; earlier runs computed the others."""
     lines: list[str]
     """Lines for a person: coverage, misjudgement, splits, warnings."""
+
+    def __str__(self) -> str:
+        return "\n".join([self._counts(), *(f"  {line}" for line in self.lines)])
+
+    def _repr_html_(self) -> str:
+        return markup.block(self._counts(), markup.lines(self.lines))
+
+    def _counts(self) -> str:
+        parts = [f"{self.read:,} read"] if self.read else []
+        parts += [f"{counted(self.computed, 'shard')} computed"] if self.computed else []
+        return f"{counted(self.rows, 'row')}, {', '.join(parts) or 'everything was there'}"
 
 
 def run_local(
@@ -155,7 +167,7 @@ def run(
             computed += compute(output, store, shards, "", executor)
             if bought and planned is not None and (difference := bought.spent.minus(spent_before)).calls:
                 spent.append(f"{output.step.name}: {difference}; planned were {planned}")
-        lines = [line for output in outputs for line in summary_lines(store, output)] + spent
+        lines = [line for output in outputs for line in store.findings(output.step.name)] + spent
         # A filter by rate over a part of the rows would drop other rows than over all of them.
         if len(shards) == len(store.shards):
             lines += [line for split in splits.make_all(store, recipe.splits) for line in split.lines]
@@ -547,17 +559,6 @@ def _planned(output: StepOutput, store: Store, shards: Sequence[int]) -> Spent |
 
 def _mean_length(texts: Sequence[str | None]) -> float:
     return sum(len(text or "") for text in texts) / max(1, len(texts))
-
-
-def summary_lines(store: Store, output: StepOutput) -> Iterator[str]:
-    """Yield the lines of an output's facts that a person should read."""
-    facts = store.facts(output.step.name)
-    if "summary" in facts:
-        yield str(facts["summary"])
-    warnings = facts.get("warnings", [])
-    assert isinstance(warnings, list)
-    for warning in warnings:
-        yield f"warning: {warning}"
 
 
 def _own_columns(store: Store, output: StepOutput) -> Iterator[pa.Table]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 from typing_extensions import override
 
+from seamcurate import markup, tables
 from seamcurate.contrast import PROBES, Attack, Generate, Probes, Retrieve, Rollouts, coverage, lexicon, retrieve
 from seamcurate.data.source import REJECTED, Source
 from seamcurate.errors import ModelError
@@ -35,6 +36,7 @@ from seamcurate.select.split import check_formats
 from seamcurate.step import SAMPLE_SETS, Averages, Step, digest, evenly
 from seamcurate.storage.objects import Place
 from seamcurate.store.store import Store, numbers
+from seamcurate.text import counted
 
 _SAMPLE_ROWS = 128
 _SAMPLE_CORPUS = 2_000
@@ -65,6 +67,38 @@ class Plan(NamedTuple):
     corpus: int
     lines: list[StepEstimate]
     notes: list[str]
+
+    def __str__(self) -> str:
+        table = tables.shown(HEADER, self.cells(), right=range(1, len(HEADER) - 1), width=160)
+        return "\n".join([self.counts(), *table.splitlines(), "", *self.notes])
+
+    def _repr_html_(self) -> str:
+        return markup.block(
+            self.counts(), markup.table(HEADER, self.cells(), right=range(1, len(HEADER) - 1)), markup.lines(self.notes)
+        )
+
+    def counts(self) -> str:
+        """Return how many rows there are, as a line."""
+        return f"{counted(self.rows, 'row')} ({self.rejected:,} set aside), corpus of {self.corpus:,}"
+
+    def cells(self) -> list[list[str]]:
+        """Return the steps' lines as text, in the order of HEADER."""
+        return [
+            [
+                line.step,
+                f"{line.rows:,}",
+                f"{line.calls:,}" if line.model else "",
+                f"{line.tokens:,}" if line.model else "",
+                f"{line.written:,}" if line.written else "",
+                "" if line.usd is None else f"{line.usd:,.2f}",
+                line.model,
+            ]
+            for line in self.lines
+        ]
+
+
+HEADER = ("step", "rows to do", "calls", "tokens in", "out", "$", "model")
+"""What a plan's table shows of each step."""
 
 
 class _Sample(NamedTuple):
@@ -312,16 +346,16 @@ def _look(source: Source, label: str, size: int) -> _Sample:
     """Count a source's rows, and take an evenly spaced sample of at most `size` rows."""
     if source.store is not None and Store(source.store).about:
         tables = Store(source.store).rows(["prompt", "response"])
-        counted = ((table, 0) for table in tables)
+        counted_tables = ((table, 0) for table in tables)
     else:
-        counted = ((chunk.rows, chunk.rejected.num_rows) for chunk in source.chunks())
+        counted_tables = ((chunk.rows, chunk.rejected.num_rows) for chunk in source.chunks())
     rows = rejected = 0
     schema = pa.schema([])
 
     def texts() -> Iterator[tuple[Prompt, str, str, dict[str, list[str]]]]:
         nonlocal rows, rejected, schema
         with bar(label, None) as advance:
-            for table, set_aside in counted:
+            for table, set_aside in counted_tables:
                 blank = [""] * table.num_rows
                 columns = [
                     [text or "" for text in table[name].to_pylist()] if name in table.schema.names else blank

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +120,7 @@ class Store:
 
     # ── rows and records ────────────────────────────────────────────────────────────────────────────────────
 
-    def open(self) -> Store:
+    def open(self) -> Self:
         """Return the store itself, once it is known to be one.
 
         Raises:
@@ -161,10 +161,10 @@ class Store:
             save_record(self.path / "store.json", updated)
 
     @property
-    def corpus_store(self) -> Store | None:
+    def corpus_store(self) -> Self | None:
         """Return the retrieval corpus, if the store has one."""
         address = self.about.get("corpus")
-        return Store(objects.beside(self.path, address)) if isinstance(address, str) else None
+        return type(self)(objects.beside(self.path, address)) if isinstance(address, str) else None
 
     @property
     def shards(self) -> list[int]:
@@ -257,6 +257,16 @@ class Store:
         if fingerprint is not None and fingerprint != step_record(path).get("fingerprint"):
             raise DamagedError(f"{file} belongs to another configuration; {shard.hint(path)}")
         return facts
+
+    def findings(self, name: str) -> Iterator[str]:
+        """Yield the lines of a folder's summary numbers that a person should read: coverage, misjudgement, warnings."""
+        facts = self.facts(name)
+        if "summary" in facts:
+            yield str(facts["summary"])
+        warnings = facts.get("warnings", [])
+        assert isinstance(warnings, list)
+        for warning in warnings:
+            yield f"warning: {warning}"
 
     def add_facts(self, output: StepOutput, facts: Mapping[str, JsonValue]) -> None:
         """Write the summary numbers of an output's finished columns."""
