@@ -292,7 +292,7 @@ _OF_ROLES = {
 }
 _OF_EVERY_STEP = {
     "k": "Candidates a row has at most.",
-    "variant": "The sample set: `contrast` is retrieved, `gpt` generated, `adv` attacked.",
+    "variant": "The sample set: `contrast` is retrieved, `gpt` generated, `adv` attacked, `policy` sampled, `probe` of an audit, `given` the source's own.",
     "words": "How text is split into words: words and punctuation marks, or at white space.",
     "stop": "Texts that end a response; it is cut before the first of them.",
     "seed": "Seed of everything random.",
@@ -780,7 +780,7 @@ def columns() -> str:
                 kinds.setdefault(type(corpus_step), [])
     introduction = (
         "A step adds columns and changes nothing else. `seamcurate columns STORE` lists the columns of a store with how "
-        "much of each is computed. `{variant}` is a sample set: `contrast` (retrieved), `gpt` (generated), `adv` (attacked), `policy` (sampled) or `probe` (of an audit). "
+        "much of each is computed. `{variant}` is a sample set: `contrast` (retrieved), `gpt` (generated), `adv` (attacked), `policy` (sampled), `probe` (of an audit) or `given` (the source's own). "
         "A column is NULL where a row has no value: no candidate, a prompt that fills the model's window, or a score that "
         "is not finite."
     )
@@ -799,7 +799,7 @@ def columns() -> str:
 
 _CANDIDATE_MEANINGS = {
     "row_id": "the row it is a candidate of",
-    "variant": "the sample set: `contrast`, `gpt`, `adv` or `policy`",
+    "variant": "the sample set: `contrast`, `gpt`, `adv`, `policy`, `probe` or `given`",
     "rank": "its place in the set, from 1",
     "response": "its text",
     "similarity": "for `contrast`: cosine of its prompt to the row's; for `adv`: of its text to what was perturbed",

@@ -149,7 +149,7 @@ class SampleSet(NamedTuple):
     name: str
     """Its variant: the set is the column `worse_{name}`, and its scores end in `_{name}`."""
     step: str
-    """The recipe's name of the step that makes it."""
+    """The recipe's name of the step that makes it; empty where the source brings it."""
     meaning: str
     instructions: bool = False
     """Whether its answers have instructions I* of their own, and so make pairs to fine-tune on."""
@@ -163,6 +163,7 @@ SAMPLE_SETS: tuple[SampleSet, ...] = (
     SampleSet("adv", "attack", "perturbations of a worse answer that the reward model rewards best"),
     SampleSet("policy", "rollouts", "what the policy itself answers, which need not be worse", sampled=True),
     SampleSet("probe", "probes", "the golden response as each probe of an audit changes it; some are no worse"),
+    SampleSet("given", "", "answers that the source itself calls worse, as the layouts of preference data read them"),
 )
 """SEAM's sets of worse answers (SEAM §4.1), and the policy's own. To add one, write the step that adds `worse_{name}`, and add a row."""
 

@@ -17,9 +17,9 @@ import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +35,8 @@ LONGEST_CSV_FIELD = 1 << 24
 LONGEST_LINE = 1 << 26
 # Parquet writers and SQL engines recurse over types.
 DEEPEST = 32
+_AS_TEXT = "text, as the files have several types of it:"
+_AS_JSON = "JSON text, as the files have several types of it:"
 CSV_TYPES = 1
 """Raised when a cell of a CSV file is read as another type than before: part of such a source's fingerprint."""
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
@@ -100,7 +102,8 @@ def json_text(value: object) -> str:
     def spell(cell: object) -> str:
         return legible(cell) if isinstance(cell, bytes) else str(cell)
 
-    return json.dumps(value, ensure_ascii=False, default=spell)[:LONGEST_ROW_SHOWN]
+    text = json.dumps(value, ensure_ascii=False, default=spell)[:LONGEST_ROW_SHOWN]
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def legible(text: bytes) -> str:
@@ -190,6 +193,10 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         return pa.chunked_array(list(chain.from_iterable(cells)), kind)
 
 
+def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array([spelled(cell, "json") for cell in column.to_pylist()], pa.string())])
+
+
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return exactly the columns of `schema`, NULL where missing."""
     names_present = set(rows.column_names)
@@ -200,34 +207,115 @@ def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def typed(values: list[object], running: pa.DataType | None) -> tuple[pa.Array | None, list[str | None]]:
-    """Convert JSON values to the column's type so far, or find their type; return a reason for each misfit."""
+class ColumnType(NamedTuple):
+    """What all values of a column are, as all lines of a source decide."""
+
+    kind: pa.DataType | None
+    """Their type; None while none of them has a value."""
+    spelling: Literal["value", "text", "json"] = "value"
+    """How values that have no type in common are kept: as text, or as JSON text where some are lists or objects."""
+
+
+class _Values:
+    """The type of the values of one column so far."""
+
+    def __init__(self) -> None:
+        self.kind: pa.DataType | None = None
+        self.mixed = self.nested = False
+
+    def add(self, cells: Sequence[object]) -> None:
+        """Widen the type by further values."""
+        if not self.mixed:
+            try:
+                self.kind = _storable(_widened(self.kind, pa.array(cells).type, first_chunk=True))
+                return
+            except _NO_FIT:
+                self.nested = self.kind is not None and pa.types.is_nested(self.kind)
+            for cell in cells:
+                try:
+                    self.kind = _storable(_widened(self.kind, pa.array([cell]).type, first_chunk=True))
+                except UnicodeEncodeError:
+                    # It cannot be written in any type.
+                    continue
+                except _NO_FIT:
+                    self.mixed = True
+                    break
+        self.nested = self.nested or any(isinstance(cell, dict | list) for cell in cells)
+
+    def type(self) -> ColumnType:
+        """Return what all values are."""
+        if self.mixed:
+            return ColumnType(pa.string(), "json" if self.nested else "text")
+        return ColumnType(self.kind)
+
+
+def column_types(rows: Iterable[Mapping[str, object]], batch: int = 4096) -> dict[str, ColumnType]:
+    """Find the type of every column from all rows, which are held a batch at a time."""
+    columns: dict[str, _Values] = {}
+    remaining = iter(rows)
+    while group := list(islice(remaining, batch)):
+        for name in dict.fromkeys(chain.from_iterable(group)):
+            columns.setdefault(name, _Values()).add([row.get(name) for row in group])
+    return {name: values.type() for name, values in columns.items()}
+
+
+def spelled(cell: object, spelling: str) -> object:
+    """Return a value of a column that has no one type as its text, or as JSON text."""
+    if cell is None or (isinstance(cell, str) and spelling == "text"):
+        return cell
+    return json.dumps(cell, ensure_ascii=False, default=str)
+
+
+def _storable(kind: pa.DataType) -> pa.DataType:
+    if reason := unstorable(kind):
+        raise TypeError(reason)
+    return kind
+
+
+def _doubled(kind: pa.DataType | None, final: pa.DataType | None) -> pa.DataType | None:
+    """Return a type with doubles for integers where the type of all of a column's values has doubles."""
+    if kind is None or final is None or kind == final:
+        return kind
+    if kind == pa.int64() and final == pa.float64():
+        return final
+    if pa.types.is_list(kind) and pa.types.is_list(final):
+        return pa.list_(_doubled(kind.value_type, final.value_type))
+    if pa.types.is_struct(kind) and pa.types.is_struct(final):
+        finals = {field.name: field.type for field in final}
+        return pa.struct([(field.name, _doubled(field.type, finals.get(field.name))) for field in kind])
+    return kind
+
+
+def typed(
+    values: list[object], running: pa.DataType | None, final: pa.DataType | None = None
+) -> tuple[pa.Array | None, int]:
+    """Convert JSON values to the column's type so far, or find their type; return how many do not fit, which are NULL.
+
+    Args:
+        values: The values of some rows.
+        running: The type that the rows before have; None where they have no value.
+        final: The type that all of the source's values have; None where it is not known.
+    """
 
     def widened(kind: pa.DataType | None, cells: list[object]) -> pa.DataType:
-        widened_type = _widened(kind, pa.array(cells).type, first_chunk=running is None)
-        if reason := unstorable(widened_type):
-            raise TypeError(reason)
-        return widened_type
+        return _storable(_widened(kind, pa.array(cells).type, first_chunk=running is None))
 
     try:
-        kind = solid(widened(running, values))
-        return (None if kind is None else pa.array(values, kind)), [None] * len(values)
+        kind = _doubled(solid(widened(running, values)), final)
+        return (None if kind is None else pa.array(values, kind)), 0
     except _NO_FIT:
-        widest, misfits = running, list[str | None]()
+        widest, misfits = running, 0
     for value in values:
         with suppress(*_NO_FIT):
             widest = widened(widest, [value])
-    kind, fitting = solid(widest), list[object]()
+    kind, fitting = _doubled(solid(widest), final), list[object]()
     for value in values:
-        type_name = "mixed types or a number beyond 64 bits"
         try:
-            type_name = f"{pa.array([value]).type!s:.80}"
             widened(widest, [value])
             fitting.append(None if kind is None else pa.array([value], kind)[0].as_py())
-            misfits.append(None)
         except _NO_FIT:
             fitting.append(None)
-            misfits.append(f"expected {'one type' if kind is None else kind!s:.80}, found {type_name}")
+            misfits += 1
     return (None if kind is None else pa.array(fitting, kind)), misfits
 
 
@@ -306,6 +394,18 @@ def json_row(line: bytes) -> ParsedLine:
     return ParsedLine(cells, doubt)
 
 
+def json_types(lines: Iterable[SourceLine]) -> dict[str, ColumnType]:
+    """Find the type of every column from all lines."""
+
+    def rows() -> Iterator[dict[str, object]]:
+        for line in lines:
+            with suppress(Reject):
+                assert isinstance(line, bytes)
+                yield json_row(line).cells
+
+    return column_types(rows())
+
+
 def surrogate(value: object) -> bool:
     """Tell whether text, or text inside a value, cannot be written as UTF-8."""
     try:
@@ -356,6 +456,30 @@ def csv_lines(path: Path) -> Iterator[SourceLine]:
                 raise SourceError(f"{path} has no header: {error}; name the columns in its first line")
             if any(map(surrogate, header)):
                 raise SourceError(f"{path} has no header in UTF-8; name the columns in its first line")
+
+
+def csv_names(files: Sequence[Path]) -> list[str]:
+    """List the columns of CSV files."""
+    firsts = (next(csv_lines(path), None) for path in files)
+    return list(dict.fromkeys(chain.from_iterable(line.header for line in firsts if isinstance(line, _CsvLine))))
+
+
+def table_rows(table: pa.Table) -> Iterator[ParsedLine]:
+    """Iterate over a table's rows; text that is not UTF-8 becomes surrogates, as in a line."""
+    if not any(not_utf8(column, "a column") for column in table.columns):
+        yield from (ParsedLine(row, None) for row in table.to_pylist())
+        return
+    as_bytes = pa.schema([(field.name, plain(field.type, pa.binary())) for field in table.schema])
+    for row in table.cast(as_bytes).to_pylist():
+        yield ParsedLine({name: _decoded(cell) for name, cell in row.items()}, "invalid UTF-8")
+
+
+def _decoded(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in value]
+    return {name: _decoded(cell) for name, cell in value.items()} if isinstance(value, dict) else value
 
 
 def csv_row(line: _CsvLine) -> ParsedLine:
@@ -508,18 +632,29 @@ def refuse_twins(names: Sequence[str], path: Path | str) -> None:
 
 
 def unified(files: list[Path], read_schema: Callable[[Path], pa.Schema]) -> pa.Schema:
-    """Unite the schemas of several files by column name."""
+    """Unite the schemas of several files by column name; a column whose types have nothing in common becomes text."""
     united = pa.schema([])
     for path in files:
         with _reading(path):
             schema = read_schema(path)
         refuse_twins(schema.names, path)
-        next_one = pa.schema([column_field(field) for field in schema])
-        try:
-            united = pa.unify_schemas([united, next_one], promote_options="permissive")
-        except pa.ArrowException as error:
-            raise SourceError(f"{path} does not fit the files before it: {typed_line(error)}; convert it") from error
+        for field in map(column_field, schema):
+            try:
+                united = pa.unify_schemas([united, pa.schema([field])], promote_options="permissive")
+            except pa.ArrowException:
+                index = united.get_field_index(field.name)
+                other = united.field(index)
+                form = (
+                    _AS_JSON if _is_json(other) or any(map(pa.types.is_nested, (other.type, field.type))) else _AS_TEXT
+                )
+                meaning = {"meaning": f"{form} {other.type!s:.80} and {field.type!s:.80}"}
+                united = united.set(index, pa.field(field.name, pa.string(), metadata=meaning))
     return united
+
+
+def _is_json(field: pa.Field) -> bool:
+    """Tell whether the files disagree about a column, so that it is kept as JSON text."""
+    return str((field.metadata or {}).get(b"meaning", b"").decode()).startswith(_AS_JSON)
 
 
 def file_tables(files: list[Path], read: _Reader, skip: int, size: int) -> Iterator[pa.Table]:
@@ -531,8 +666,13 @@ def file_tables(files: list[Path], read: _Reader, skip: int, size: int) -> Itera
 
 def conformed(tables: Iterable[pa.Table], fields: pa.Schema, location: str) -> Iterator[pa.Table]:
     """Cast tables to one schema."""
+    differing = [field.name for field in fields if _is_json(field)]
     with _reading(location):
         for table in tables:
+            for name in differing if table.num_rows else ():
+                if name in table.column_names:
+                    index = table.schema.get_field_index(name)
+                    table = table.set_column(index, name, _as_json(table[name]))
             yield conform(table, fields)
 
 

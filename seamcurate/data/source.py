@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer, field_validator, model_validator
 
-from seamcurate.data import formats
+from seamcurate.data import chats, formats, layouts
 from seamcurate.data.frame import Frame
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
@@ -30,10 +30,15 @@ REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", p
 """The schema of rejected rows: the position in the source, the reason, and the row as JSON text."""
 
 KINDS = ("hub", "parquet", "jsonl", "csv", "arrow", "store", "data")
-ROLES = ("system", "user", "assistant", "tool")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+QUESTION_COLUMNS = ("input", "context", "system", "system_prompt", "history", "passage")
+"""Names of columns that belong to the question: where they are not read, a note says so."""
 
-_Turns = list[dict[str, str]]
+
+if TYPE_CHECKING:
+    LayoutName: TypeAlias = str
+else:
+    # A type checker cannot read the table; pydantic can.
+    LayoutName = Literal[tuple(layouts.LAYOUTS)]
 
 
 class Chunk(NamedTuple):
@@ -47,6 +52,10 @@ class Chunk(NamedTuple):
     """The rejected rows, with the schema REJECTED."""
     schema: pa.Schema
     """The schema of all rows so far; pass it to `Source.chunks`, with the ids so far, to go on after this chunk."""
+    nulled: Mapping[str, int] = {}
+    """How many values are NULL because they do not fit their column, by column; of columns that steps do not map."""
+    notes: tuple[str, ...] = ()
+    """Lines for a person about the source, in its first chunk: what it looks like, what is not read."""
 
 
 class Source(BaseModel):
@@ -76,6 +85,8 @@ class Source(BaseModel):
         messages: The column with a whole chat, whose last turn is the response; in place of `prompt` and `response`.
         id: The column with an id of text; of rows with the same id, the first is kept.
         rename: New names of columns, by their names in the source.
+        layout: The public layout that the source has, which says what is prompt, response and reference; see
+            docs/how-to/prepare-data.md.
         types: For `csv`: text, number or boolean, for columns whose cells leave it open.
         shard_rows: Rows in one shard, the unit of work and of resuming.
 
@@ -119,6 +130,7 @@ class Source(BaseModel):
     messages: str | None = None
     id: str | None = None
     rename: dict[str, str] = {}
+    layout: LayoutName | None = None
     types: dict[str, Literal["text", "number", "boolean"]] = {}
     """For csv: the types of columns, where their cells alone would give another one."""
     shard_rows: int = Field(default=4096, ge=1, le=10**9)
@@ -135,6 +147,12 @@ class Source(BaseModel):
             raise ValueError("types is for csv only, as other files name the types of their columns: leave it out")
         if self.messages is not None and (self.prompt != "prompt" or self.response is not None):
             raise ValueError("messages holds prompt and response: leave these two out, or messages")
+        mapped = [name for name in ("response", "reference", "messages") if getattr(self, name) is not None]
+        mapped += ["prompt"] if self.prompt != "prompt" else []
+        if self.layout is not None and mapped:
+            raise ValueError(
+                f"layout {self.layout} says which columns are what: leave {' and '.join(mapped)} out, or layout"
+            )
         return self
 
     @field_validator("data", mode="before")
@@ -177,7 +195,7 @@ class Source(BaseModel):
 
     def identity(self) -> JsonValue:
         """Return what decides the rows: contents, mapping and shard size, but not the folder they lie in."""
-        exclude = {*KINDS, "revision"} if self.types else {*KINDS, "revision", "types"}
+        exclude = {*KINDS, "revision", *(name for name in ("types", "layout") if not getattr(self, name))}
         fields: dict[str, JsonValue] = self.model_dump(mode="json", exclude=exclude)
         if self.hub is not None:
             return {"hub": self.hub, "commit": formats.hub_commit(self.hub, self.revision), **fields}
@@ -223,7 +241,8 @@ class Source(BaseModel):
             SourceError: A file or column is missing, unreadable, or of a type that cannot be what it is mapped to.
         """
         ids, no_rows = set(seen), first == 0
-        for read in self._line_reads(first, schema) if self._by_line else self._table_reads(first):
+        by_row = self._by_line or self.layout is not None
+        for read in self._line_reads(first, schema) if by_row else self._table_reads(first):
             rows, reasons, no_rows = read.rows, read.reasons, False
             if self.id is not None and "id" in rows.column_names:
                 for position, row_id_text in zip(rows["row_id"].to_pylist(), rows["id"].to_pylist(), strict=True):
@@ -238,7 +257,8 @@ class Source(BaseModel):
                 [read.show(position) for position in bad],
             ]
             rejected = pa.table(columns, schema=REJECTED)
-            yield Chunk(read.number, formats.conform(rows, read.schema), rejected, read.schema)
+            table = formats.conform(rows, read.schema)
+            yield Chunk(read.number, table, rejected, read.schema, read.nulled, read.notes)
         if no_rows:
             raise SourceError(f"{self._where}: no rows; name a source that has some")
 
@@ -266,7 +286,9 @@ class Source(BaseModel):
             if name is not None and name not in names and "." in name and name.split(".")[0] in names
         ]
 
-    def _plan(self, names: Sequence[str], schema: pa.Schema | None = None) -> _Plan:
+    def _plan(
+        self, names: Sequence[str], schema: pa.Schema | None = None, row: Mapping[str, object] | None = None
+    ) -> _Plan:
         """Map source columns to columns of the store; for the columns of an earlier chunk's schema that is decided."""
         decided_names = [] if schema is None else schema.names
         # A chunk whose rows have no column at all decides nothing.
@@ -285,7 +307,8 @@ class Source(BaseModel):
         for target, column in () if decided else mapped.items():
             if column not in names:
                 raise SourceError(
-                    f"{self._where}: no column {column!r} for {target}; {available}{suggestion(column, names)}"
+                    f"{self._where}: no column {column!r} for {target}; {available}"
+                    f"{suggestion(column, names)}{self._hint(names, row)}"
                 )
         # SQL ignores case: `Prompt` beside `prompt` could not be asked for.
         claimed = {"row_id", "prompt", "response", "reference", *(["id"] if self.id is not None else [])}
@@ -314,33 +337,46 @@ class Source(BaseModel):
             claimed.add(output.lower())
         return _Plan(mapped, sides)
 
-    def _values(self, row: dict[str, object], plan: _Plan, kind: pa.DataType | None) -> dict[str, object]:
+    def _values(self, row: Mapping[str, object], plan: _Plan, kind: pa.DataType | None) -> dict[str, object]:
         """Return the mapped values of one row as the store has them, or raise formats.Reject."""
         values: dict[str, object] = {}
         if self.messages is not None:
-            turns = _turns(row.get(self.messages), "messages")
+            turns = chats.turns(row.get(self.messages), "messages")
             if turns[-1]["role"] != "assistant":
                 raise formats.Reject("no assistant turn at the end")
-            values["prompt"] = _prompt(turns[:-1], MESSAGES)
-            values["response"] = _text(turns[-1]["content"], "response")
+            values["prompt"] = chats.prompt(turns[:-1], MESSAGES)
+            values["response"] = chats.text(turns[-1]["content"], "response")
+            said = [row.get(self.messages)]
         else:
-            values["prompt"] = _prompt(row.get(self.prompt), kind)
+            prompt = row.get(self.prompt)
+            if self.layout is not None and kind == MESSAGES and isinstance(prompt, str) and prompt.strip():
+                prompt = [{"role": "user", "content": prompt}]
+            values["prompt"] = chats.prompt(prompt, kind)
+            answer = row.get(plan.mapped["response"]) if "response" in plan.mapped else None
+            said = [value for value in (prompt, answer) if isinstance(value, list)]
         for target, column in plan.mapped.items():
             value = row.get(column)
-            if target == "response":
-                values[target] = _text(value, target)
-            elif target == "reference":
+            if target == "reference" or (target == "response" and not self._answered):
                 blank = value is None or (isinstance(value, str) and not value.strip())
-                values[target] = None if blank else _text(value, target)
+                values[target] = None if blank else chats.text(value, target, values["prompt"])
+            elif target == "response":
+                values[target] = chats.text(value, target, values["prompt"])
             elif target == "id":
-                # In Python True is the integer 1; as an id it is a mistake.
-                is_integer = isinstance(value, int) and not isinstance(value, bool)
-                values[target] = _text(str(value) if is_integer else value, target)
+                if isinstance(value, bool | float):
+                    raise formats.Reject(f"{target} is not text but {formats.word(value)}")
+                values[target] = chats.text(value, target)
+        details = chats.details_text(*said)
+        if details is not None and chats.DETAILS not in plan.sides:
+            values[chats.DETAILS] = details
         return values
 
-    def _table_reads(self, first_chunk: int) -> Iterator[_Read]:
-        """Read sources that declare their columns before their rows, a chunk at a time: Parquet, Arrow and the Hub."""
-        skip = first_chunk * self.shard_rows
+    @property
+    def _answered(self) -> bool:
+        """Whether each row has a response, where there is a column of them."""
+        return self.layout is None or layouts.LAYOUTS[self.layout].answered
+
+    def _tables(self, skip: int) -> tuple[pa.Schema, Iterator[pa.Table]]:
+        """Open a source that declares its columns before its rows: Parquet, Arrow, another store, or the Hub."""
         if self.hub is not None:
             fields, tables = formats.hub_tables(
                 self.hub, self.revision, self.name, self.data_dir, self.split, skip, self.shard_rows
@@ -356,39 +392,59 @@ class Source(BaseModel):
                 # Positions in this source are counted anew: rows that the store rejected are not among its own.
                 fields = pa.schema([field for field in fields if field.name != "row_id"])
             tables = formats.file_tables(files, read, skip, self.shard_rows)
+        return fields, formats.conformed(tables, fields, self._where)
+
+    def _table_reads(self, first_chunk: int) -> Iterator[_Read]:
+        """Read sources that declare their columns before their rows, a chunk at a time: Parquet, Arrow and the Hub."""
+        fields, tables = self._tables(first_chunk * self.shard_rows)
         if not fields.names:
             return
-        tables = formats.conformed(tables, fields, self._where)
         fields, tables = formats.with_inner(fields, tables, self._inner(fields.names), self._where)
-        plan = self._plan(fields.names)
+        head = next(tables, None)
+        tables = chain([] if head is None else [head], tables)
+        row = {} if head is None else _first(head)
+        plan = self._plan(fields.names, row=row)
         for target, column in plan.mapped.items():
             _check_type(fields.field(column).type, target, f"{self._where}: column {column!r}")
         for column in plan.sides.values():
             if reason := formats.unstorable(fields.field(column).type):
                 raise SourceError(f"{self._where}: column {column!r} {reason}; convert it, or leave it out of the file")
-        chats = {column for column in plan.mapped.values() if pa.types.is_list(fields.field(column).type)}
-        chat = self.messages is not None or self.prompt in chats
+        mapped_types = {column: fields.field(column).type for column in plan.mapped.values()}
+        chat_columns = {column for column, kind in mapped_types.items() if pa.types.is_list(kind)}
+        # Python and Arrow spell fractions in two ways.
+        by_row = any(pa.types.is_list(kind) or pa.types.is_floating(kind) for kind in mapped_types.values())
+        chat = self.messages is not None or self.prompt in chat_columns
         types = {"row_id": pa.int64(), "prompt": MESSAGES if chat else pa.string()}
         for target in ("response", "reference", "id"):
             if target in plan.mapped or (target == "response" and self.messages is not None):
                 types[target] = pa.string()
+        if any(map(chats.has_details, mapped_types.values())) and chats.DETAILS not in plan.sides:
+            types[chats.DETAILS] = pa.string()
         types.update(
             (column_name, formats.solid(fields.field(column).type)) for column_name, column in plan.sides.items()
         )
-        metadata = {column_name: fields.field(column).metadata for column_name, column in plan.sides.items()}
+        metadata: dict[str, object] = {name: fields.field(column).metadata for name, column in plan.sides.items()}
+        metadata.setdefault(chats.DETAILS, _DETAILS_MEANING)
         schema = pa.schema(
             [pa.field(name, kind, metadata=metadata.get(name)) for name, kind in types.items() if kind is not None]
         )
         for number, block in enumerate(formats.regrouped(tables, self.shard_rows), first_chunk):
-            yield self._table_read(number, block, plan, schema, by_row=bool(chats))
+            read = self._table_read(number, block, plan, schema, by_row)
+            yield read._replace(notes=self._notes(fields.names, row)) if number == 0 else read
 
     def _table_read(self, number: int, block: pa.Table, plan: _Plan, schema: pa.Schema, by_row: bool) -> _Read:
         start, reasons = number * self.shard_rows, dict[int, str]()
         names = [name for name in block.column_names if name not in plan.mapped.values() or "." not in name]
-        for output, column in {**plan.mapped, **plan.sides}.items():
+        for output, column in plan.mapped.items():
             for index in formats.not_utf8(block[column], f"{self._where}: column {column!r}"):
                 # Of several columns the first is named: one reason a row.
                 reasons.setdefault(start + index, f"invalid UTF-8 in {output}")
+        whole, nulled = block, dict[str, int]()
+        for output, column in plan.sides.items():
+            if bad := formats.not_utf8(block[column], f"{self._where}: column {column!r}"):
+                kept = pa.array([None if index in set(bad) else index for index in range(len(block))], pa.int64())
+                block = block.set_column(block.schema.get_field_index(column), column, block[column].take(kept))
+                nulled[output] = len(bad)
         # (rows of the block,): Arrow fails as a whole on a column with a text that is not UTF-8.
         readable = pa.array([start + index not in reasons for index in range(len(block))], pa.bool_())
         rows = block.filter(readable) if reasons else block
@@ -412,36 +468,96 @@ class Source(BaseModel):
             except formats.Reject as reject:
                 values.append({})
                 reasons[position] = str(reject)
-        for target in ("prompt", "response", "reference", "id"):
-            if by_row and target in schema.names:
+        for target in ("prompt", "response", "reference", "id", chats.DETAILS):
+            if by_row and target in schema.names and target not in plan.sides:
                 columns[target] = pa.array([row_values.get(target) for row_values in values], schema.field(target).type)
         columns.update((column_name, rows[column]) for column_name, column in plan.sides.items())
 
         def show(position: int) -> str:
-            row = block.slice(position - start, 1)
+            row = whole.slice(position - start, 1)
             # These fields stand in the columns that they lie in already.
             row = row.drop_columns(self._inner(names))
             # Text that is not UTF-8 cannot become a Python string, and a rejected row may hold it.
             as_bytes = pa.schema([(field.name, formats.plain(field.type, pa.binary())) for field in row.schema])
             return formats.json_text(row.cast(as_bytes).to_pylist()[0])
 
-        return _Read(number, _without(pa.table(columns), reasons), reasons, show, schema)
+        return _Read(number, _without(pa.table(columns), reasons), reasons, show, schema, nulled)
 
     def _line_reads(self, first_chunk: int, schema: pa.Schema | None) -> Iterator[_Read]:
-        """Read sources in which each line may have another mistake, a row at a time: JSONL and CSV."""
-        open_lines = formats.json_lines if self.csv is None else formats.csv_lines
-        files = self.files()
-        kinds = self._csv_types(files) if self.csv is not None else {}
+        """Read sources in which each row may have another mistake, a row at a time: JSONL, CSV and layouts."""
+        rows, columns = self._rows()
         # Chunks before the first are parsed no further than into lines.
-        all_lines = self.frame.lines if self.frame is not None else chain.from_iterable(map(open_lines, files))
-        lines = islice(all_lines, first_chunk * self.shard_rows, None)
+        rows = islice(rows, first_chunk * self.shard_rows, None)
         for number in count(first_chunk):
-            block = list(islice(lines, self.shard_rows))
+            block = list(islice(rows, self.shard_rows))
             if not block:
                 return
-            read = self._line_read(number, block, schema, kinds)
+            read = self._line_read(number, block, schema, columns)
             schema = read.schema
             yield read
+
+    def _rows(self) -> tuple[Iterator[_Row], dict[str, pa.Field | formats.ColumnType]]:
+        """Open the source's rows one by one, as its layout has them, and what is known of their columns."""
+        columns: dict[str, pa.Field | formats.ColumnType]
+        rows: Iterator[_Row]
+        if self.csv is not None:
+            files = self._files()
+            rows = chain.from_iterable(map(formats.csv_lines, files))
+            columns = {name: pa.field(name, kind) for name, kind in self._csv_types(files).items()}
+            names: Collection[str] = formats.csv_names(files)
+        elif self._by_line:
+            rows = self._json_lines()
+            columns = dict(formats.json_types(self._json_lines()))
+            names = columns
+        else:
+            fields, tables = self._tables(0)
+            columns, names = {field.name: field for field in fields}, fields.names
+            rows = chain.from_iterable(formats.table_rows(table) for table in tables)
+        if self.layout is None:
+            return rows, columns
+        layout = layouts.LAYOUTS[self.layout]
+        if names and layout.form(names) is None:
+            forms = " or ".join(", ".join(form) for form in layout.needs)
+            raise SourceError(
+                f"{self._where}: layout {self.layout} needs the columns {forms}; it has {', '.join(names)}{self._hint(names)}"
+            )
+        kept = {layouts.kept_name(name): column for name, column in columns.items() if name not in layout.takes}
+        kind = MESSAGES if layout.chats(names) else pa.string()
+        known = {"prompt": pa.field("prompt", kind), **{name: layouts.ADDED[name] for name in layout.adds}}
+        return self._laid_out(rows, layout), {**kept, **known}
+
+    def _json_lines(self) -> Iterator[formats.SourceLine]:
+        return iter(self.frame.lines) if self.frame else chain.from_iterable(map(formats.json_lines, self._files()))
+
+    def _laid_out(self, rows: Iterator[_Row], layout: layouts.Layout) -> Iterator[_Row]:
+        """Pass rows through a layout; a row that cannot be parsed stays where it is."""
+        broken: list[_Row] = []
+
+        def parsed() -> Iterator[dict[str, object]]:
+            for row in rows:
+                try:
+                    line = self._parsed(row)
+                except formats.Reject:
+                    broken.append(row)
+                    continue
+                yield line.cells
+
+        for item in layout.rows(parsed()):
+            yield from broken
+            broken.clear()
+            yield item if isinstance(item, layouts.Refused) else formats.ParsedLine(item, "invalid text")
+        yield from broken
+
+    def _parsed(self, row: _Row) -> formats.ParsedLine:
+        """Return a row's values, or raise formats.Reject."""
+        if isinstance(row, layouts.Refused):
+            raise formats.Reject(row.reason)
+        if isinstance(row, formats.ParsedLine):
+            return row
+        if not isinstance(row, bytes):
+            return formats.csv_row(row)
+        line = formats.json_row(row)
+        return line._replace(cells=formats.with_inner_cells(line.cells, self._inner(line.cells)))
 
     def _csv_types(self, files: Sequence[Path]) -> dict[str, pa.DataType]:
         mapped = {
@@ -458,23 +574,30 @@ class Source(BaseModel):
         return formats.csv_types(files, self.types, texts)
 
     def _line_read(
-        self, number: int, lines: list[formats.SourceLine], schema: pa.Schema | None, kinds: Mapping[str, pa.DataType]
+        self,
+        number: int,
+        block: Sequence[_Row],
+        schema: pa.Schema | None,
+        known: Mapping[str, pa.Field | formats.ColumnType],
     ) -> _Read:
         start, reasons, rows = number * self.shard_rows, dict[int, str](), dict[int, formats.ParsedLine]()
-        for position, line in enumerate(lines, start):
+        for position, line in enumerate(block, start):
             try:
-                row = formats.json_row(line) if isinstance(line, bytes) else formats.csv_row(line)
-                rows[position] = row._replace(cells=formats.with_inner_cells(row.cells, self._inner(row.cells)))
+                rows[position] = self._parsed(line)
             except formats.Reject as reject:
                 reasons[position] = str(reject)
+        fields = {field.name: field for field in schema or ()}
         types = {"row_id": pa.int64()}
-        types.update((field.name, formats.plain(field.type, pa.string())) for field in schema or ())
+        types.update((name, formats.plain(field.type, pa.string())) for name, field in fields.items())
         names = list(dict.fromkeys(chain.from_iterable(row.cells for row in rows.values())))
-        plan = self._plan(names, schema)
-        kind, good = types.get("prompt"), dict[int, dict[str, object]]()
+        first_row = next((row.cells for row in rows.values()), {})
+        plan = self._plan(names, schema, first_row)
+        prompt_field = known.get("prompt") if self.layout is not None else None
+        kind = types.get("prompt") or (prompt_field.type if isinstance(prompt_field, pa.Field) else None)
+        good = dict[int, dict[str, object]]()
         for position, row in rows.items():
             try:
-                for output, column in {**plan.mapped, **plan.sides}.items() if row.doubt else ():
+                for output, column in plan.mapped.items() if row.doubt else ():
                     if formats.surrogate(row.cells.get(column)):
                         raise formats.Reject(f"{row.doubt} in {output}")
                 good[position] = values = self._values(row.cells, plan, kind)
@@ -483,27 +606,94 @@ class Source(BaseModel):
             except formats.Reject as reject:
                 reasons[position] = str(reject)
         columns: dict[str, pa.Array] = {"row_id": pa.array(good, pa.int64())}
-        for target in next(iter(good.values()), ()):
-            cells = [values[target] for values in good.values()]
+        for target in dict.fromkeys(chain.from_iterable(good.values())):
+            cells = [values.get(target) for values in good.values()]
             columns[target] = pa.array(cells, kind if target == "prompt" else pa.string())
+        nulled: dict[str, int] = {}
         for column_name, column in plan.sides.items() if good else ():
-            running = types.get(column_name) or kinds.get(column)
             cells = [rows[position].cells.get(column) for position in good]
-            if self.csv is not None:
-                cells = [formats.csv_value(cell, running) for cell in cells]
-            array, misfits = formats.typed(cells, running)
-            for position, misfit in zip(good, misfits, strict=True):
-                if misfit is not None:
-                    reasons.setdefault(position, f"wrong type in column {column_name}: {misfit}")
+            array, misfits = self._side(cells, types.get(column_name), known.get(column))
+            if misfits:
+                nulled[column_name] = misfits
             if array is not None:
                 columns[column_name] = array
+                field = known.get(column)
+                if column_name not in fields and isinstance(field, pa.Field):
+                    fields[column_name] = field
+        if chats.DETAILS in columns and chats.DETAILS not in plan.sides:
+            fields.setdefault(chats.DETAILS, pa.field(chats.DETAILS, pa.string(), metadata=_DETAILS_MEANING))
         types.update((name, array.type) for name, array in columns.items())
 
         def show(position: int) -> str:
-            line = lines[position - start]
-            return formats.legible(line) if isinstance(line, bytes) else formats.json_text(formats.csv_shown(line))
+            line = block[position - start]
+            if isinstance(line, bytes):
+                return formats.legible(line)
+            if isinstance(line, formats.ParsedLine):
+                return formats.json_text(line.cells)
+            return formats.json_text(line.row if isinstance(line, layouts.Refused) else formats.csv_shown(line))
 
-        return _Read(number, _without(pa.table(columns), reasons), reasons, show, pa.schema(types.items()))
+        out = pa.schema(
+            [
+                pa.field(name, kind, metadata=fields[name].metadata if name in fields else None)
+                for name, kind in types.items()
+            ]
+        )
+        notes = self._notes(names, first_row) if number == 0 else ()
+        return _Read(number, _without(pa.table(columns), reasons), reasons, show, out, nulled, notes)
+
+    def _side(
+        self, cells: list[object], running: pa.DataType | None, known: pa.Field | formats.ColumnType | None
+    ) -> tuple[pa.Array | None, int]:
+        """Return the values of a column that no step reads, and how many of them fit no type and are NULL."""
+        if isinstance(known, pa.Field):
+            kind = running or formats.solid(known.type)
+            if self.csv is not None:
+                return formats.typed([formats.csv_value(cell, kind) for cell in cells], kind)
+            try:
+                return (None if kind is None else pa.array(cells, kind)), 0
+            except (pa.ArrowException, ValueError, TypeError, OverflowError):
+                return formats.typed(cells, kind)
+        if known is None:
+            return formats.typed(cells, running)
+        text = running is not None and pa.types.is_string(running)
+        if text or (running is None and known.spelling != "value"):
+            spelling = known.spelling if known.spelling != "value" else "text"
+            cells = [formats.spelled(cell, spelling) for cell in cells]
+        return formats.typed(cells, running, known.kind)
+
+    def _notes(self, names: Sequence[str], row: Mapping[str, object]) -> tuple[str, ...]:
+        """Tell what a person should know who named no layout: what the source looks like, and what of a question is not read."""
+        if self.layout is not None:
+            return ()
+        mapped = {self.prompt, self.response, self.reference, self.messages, self.id, *self.rename}
+        unread = [name for name in QUESTION_COLUMNS if name in names and name not in mapped]
+        like = layouts.looks_like(dict(row))
+        notes = []
+        if unread:
+            notes.append(
+                f"{self._where}: {' and '.join(unread)} may belong to the question, and {'are' if unread[1:] else 'is'} not read"
+            )
+        if like is not None and (unread or like not in ("messages", "sharegpt", "verl", "helpsteer")):
+            notes.append(f"{self._where} looks like {like}; `layout: {like}` reads it as what it is")
+        return tuple(notes)
+
+    def _hint(self, names: Collection[str], row: Mapping[str, object] | None = None) -> str:
+        like = layouts.looks_like(dict(row) if row else dict.fromkeys(names))
+        return f"; it looks like `layout: {like}`" if like is not None else ""
+
+
+_Row: TypeAlias = "formats.SourceLine | formats.ParsedLine | layouts.Refused"
+_DETAILS_MEANING = {
+    "meaning": "what turns hold beside role and text, as JSON: a list with an object or null for each turn"
+}
+
+
+def _first(block: pa.Table) -> dict[str, object]:
+    """Return a table's first row; empty where it cannot be read."""
+    try:
+        return dict(block.slice(0, 1).to_pylist()[0])
+    except (UnicodeDecodeError, pa.ArrowException, IndexError):
+        return {}
 
 
 class _Plan(NamedTuple):
@@ -521,6 +711,8 @@ class _Read(NamedTuple):
     reasons: dict[int, str]
     show: Callable[[int], str]
     schema: pa.Schema
+    nulled: Mapping[str, int] = {}
+    notes: tuple[str, ...] = ()
 
 
 def _without(rows: pa.Table, reasons: Collection[int]) -> pa.Table:
@@ -530,67 +722,14 @@ def _without(rows: pa.Table, reasons: Collection[int]) -> pa.Table:
     return rows.filter(pa.array(accepted, pa.bool_()))
 
 
-# Values: what is text, what is a chat.
-
-
-def _text(value: object, name: str) -> str:
-    if isinstance(value, list):
-        turns = _turns(value, name)
-        # Preference data write an answer as a chat of its own turn.
-        if len(turns) != 1 or turns[0]["role"] != "assistant":
-            raise formats.Reject(f"{name} is not one assistant turn")
-        value = turns[0]["content"]
-    if value is None:
-        raise formats.Reject(f"{name} is null")
-    if not isinstance(value, str):
-        raise formats.Reject(f"{name} is not text but {formats.word(value)}")
-    if not value.strip():
-        raise formats.Reject(f"{name} is blank")
-    return value
-
-
-def _prompt(value: object, kind: pa.DataType | None) -> str | _Turns:
-    if value is not None and (kind == MESSAGES or (kind is None and isinstance(value, list))):
-        turns = _turns(value, "prompt")
-        if not any(turn["content"].strip() for turn in turns):
-            raise formats.Reject("prompt is blank")
-        return turns
-    if isinstance(value, list):
-        raise formats.Reject("prompt is not text but messages")
-    return _text(value, "prompt")
-
-
-def _turns(value: object, name: str) -> _Turns:
-    """Return a chat's turns with the keys `role` and `content`, as trainers expect them; other keys are dropped."""
-    if value is None:
-        raise formats.Reject(f"{name} is null")
-    if not isinstance(value, list):
-        raise formats.Reject(f"{name} is not messages but {formats.word(value)}")
-    if not value and name == "messages":
-        raise formats.Reject("no assistant turn at the end")
-    turns: _Turns = []
-    for number, turn in enumerate(value, 1):
-        if not isinstance(turn, dict):
-            raise formats.Reject(f"turn {number} of {name} is not a message")
-        role_name, content = turn.get("role"), turn.get("content")
-        if role_name is None:
-            # ShareGPT's names of the same two keys.
-            role_name, content = turn.get("from"), turn.get("value")
-        role = SHAREGPT_ROLES.get(role_name, role_name) if isinstance(role_name, str) else role_name
-        if not isinstance(role, str) or role not in ROLES:
-            raise formats.Reject(f"unknown role {role_name!r:.40}")
-        if not isinstance(content, str):
-            raise formats.Reject(f"turn {number} of {name} is not text but {formats.word(content)}")
-        turns.append({"role": role, "content": content})
-    return turns
-
-
 def _check_type(kind: pa.DataType, target: str, column: str) -> None:
     """Refuse a column whose type no row of the mapped column could have."""
     item = kind.value_type if pa.types.is_list(kind) else None
     names = {field.name for field in item} if item is not None and pa.types.is_struct(item) else set()
-    chat = names >= {"role", "content"} or names >= {"from", "value"}
+    chat = any(names >= keys for keys in ({"role", "content"}, {"from", "value"}, {"role", "text"}))
     text = pa.types.is_string(kind) and target != "messages"
-    is_integer = pa.types.is_integer(kind) and target == "id"
-    if not (chat and target != "id") and not text and not is_integer and not pa.types.is_null(kind):
+    is_number = pa.types.is_integer(kind) and target == "id"
+    if target in ("response", "reference"):
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not (chat and target != "id") and not text and not is_number and not pa.types.is_null(kind):
         raise SourceError(f"{column} is {kind}, which cannot be the {target}; map another column")

@@ -22,7 +22,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from seamcurate.data.source import KINDS, SHAREGPT_ROLES, Source
+from seamcurate.data.chats import ROLES
+from seamcurate.data.source import KINDS, Source
 from seamcurate.errors import ExportError
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.template import prompt_text
@@ -269,7 +270,7 @@ def _rejected_question(evaluation: Source, reason: str, row_json: str) -> Prompt
         role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
         if not isinstance(role, str) or not isinstance(content, str):
             return None
-        turns.append(Message(role=SHAREGPT_ROLES.get(role, role), content=content))
+        turns.append(Message(role=ROLES.get(role, role), content=content))
     return turns if any(turn["role"] == "user" and turn["content"].strip() for turn in turns) else None
 
 

@@ -7,7 +7,8 @@ resume.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -226,8 +227,12 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         _record_checksums(store)
         return 0
     read: int = 0
+    nulled: Counter[str] = Counter()
     with bar(label, None) as advance:
         for chunk in _chunks(source, store, first_missing):
+            nulled.update(chunk.nulled)
+            for line in chunk.notes:
+                note(line)
             if not _holds(store, chunk):
                 _drop_columns(store, chunk.number)
                 store.add_rows(chunk.number, chunk.rows, chunk.rejected)
@@ -235,13 +240,20 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
             advance(chunk.rows.num_rows + chunk.rejected.num_rows)
             if stop is not None and chunk.number + 1 >= stop:
                 _record_checksums(store)
+                _tell_nulled(nulled)
                 return read
+    _tell_nulled(nulled)
     if len(store) == 0:
         raise SourceError(
             f"every source row was set aside; see {store.path}/rejected, the first reason: {_first_reason(store)}"
         )
     _record_checksums(store, complete=True, shards=len(store.shards))
     return read
+
+
+def _tell_nulled(nulled: Mapping[str, int]) -> None:
+    for column, count in nulled.items():
+        note(f"column {column}: {counted(count, 'value')} of the source did not fit its type, and became NULL")
 
 
 def _other_source(store: Store, recorded: JsonValue, current: JsonValue, append: bool, grown: bool) -> str:

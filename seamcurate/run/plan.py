@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from seamcurate import markup, tables
 from seamcurate.contrast import PROBES, Attack, Generate, Probes, Retrieve, Rollouts, coverage, lexicon, retrieve
-from seamcurate.data.source import REJECTED, Source
+from seamcurate.data.source import REJECTED, Chunk, Source
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
 from seamcurate.models.backend import Backend, RewardConfig, models_of
@@ -28,7 +28,7 @@ from seamcurate.models.served import Served
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions
 from seamcurate.models.vectors import embedded as embed
-from seamcurate.progress import bar
+from seamcurate.progress import bar, note
 from seamcurate.run import agreement
 from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
@@ -348,7 +348,7 @@ def _look(source: Source, label: str, size: int) -> _Sample:
         tables = Store(source.store).rows(["prompt", "response"])
         counted_tables = ((table, 0) for table in tables)
     else:
-        counted_tables = ((chunk.rows, chunk.rejected.num_rows) for chunk in source.chunks())
+        counted_tables = ((chunk.rows, chunk.rejected.num_rows) for chunk in _noted(source))
     rows = rejected = 0
     schema = pa.schema([])
 
@@ -376,6 +376,14 @@ def _look(source: Source, label: str, size: int) -> _Sample:
         [sets for *_, sets in sample],
         schema,
     )
+
+
+def _noted(source: Source) -> Iterator[Chunk]:
+    """Read a source, and pass on what there is to say about it."""
+    for chunk in source.chunks():
+        for line in chunk.notes:
+            note(line)
+        yield chunk
 
 
 def _sets(table: pa.Table) -> list[dict[str, list[str]]]:

@@ -26,6 +26,7 @@ from pydantic import JsonValue
 from seamcurate.errors import QueryError
 from seamcurate.select import frames
 from seamcurate.select.connection import Connection, QueryResult, start
+from seamcurate.step import SAMPLE_SETS
 from seamcurate.storage import shard
 from seamcurate.storage.objects import Place, local
 from seamcurate.store.store import Store, filename, numbers, record_schema, sample_sets
@@ -366,13 +367,21 @@ def _ledger_view(files: Mapping[str, list[Path]], schema: str) -> str:
 
 def _candidates_view(store: Store, records: _Records, schema: str) -> str:
     stale = store.stale()
-    kinds = {
+    own_sets = {f"worse_{kind.name}" for kind in SAMPLE_SETS}
+    kinds = {field.name: field.type for field in store.schema if field.name in own_sets and _is_set(field.type)}
+    kinds |= {
         field.name: field.type
         for folder, record in records.items()
         if folder not in stale
         for field in record_schema(record)
     }
     return f"CREATE VIEW {schema}candidates AS {candidates(kinds, f'{schema}rows', f'{schema}corpus')}"
+
+
+def _is_set(kind: pa.DataType) -> bool:
+    """Tell whether a source's column can be a sample set: a list of answers with their texts."""
+    item = kind.value_type if pa.types.is_list(kind) else None
+    return item is not None and pa.types.is_struct(item) and "response" in {field.name for field in item}
 
 
 def candidates(kinds: Mapping[str, pa.DataType], relation: str, corpus: str = "corpus") -> str:

@@ -111,7 +111,7 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
         ),
         (
             ("variant: contrast", "variant: gtp"),
-            "mine.yaml:9: steps[1].seam.variant: input should be 'contrast', 'gpt', 'adv', 'policy' or 'probe', found 'gtp'",
+            "mine.yaml:9: steps[1].seam.variant: input should be 'contrast', 'gpt', 'adv', 'policy', 'probe' or 'given', found 'gtp'",
         ),
         (("k: 20", "k: many"), "mine.yaml:8: steps[0].retrieve.k: input should be a valid integer"),
         (("[0.7, 0.9]", "[0.9, 0.7]"), "mine.yaml:8: steps[0].retrieve.band: a band is [low, high]"),
