@@ -26,13 +26,13 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
 import seamcurate
-from seamcurate import FakeModel, RewardEnsemble, errors
+from seamcurate import FakeModel, RewardEnsemble, Truth, errors
 from seamcurate.cli import app
 from seamcurate.data.source import REJECTED
 from seamcurate.models.backend import Backend, NamedModel
 from seamcurate.run.recipe import STEPS
 from seamcurate.select import views
-from seamcurate.step import Step
+from seamcurate.step import SAMPLE_SETS, Step
 from seamcurate.store import store as stores
 from seamcurate.study import STUDIES
 
@@ -678,7 +678,8 @@ def choices(kind: type[BaseModel]) -> Iterator[tuple[str, object]]:
 def bare(kind: type[Step], **settings: object) -> Step:
     """Return a step for its declarations alone: a required setting is the name it is given in the docs."""
     required = {name: _FREE.get(name, name.upper()) for name, field in kind.model_fields.items() if field.is_required()}
-    free = {name: value for name, value in _FREE.items() if name in kind.model_fields}
+    # A setting of this name that is a model has a default, None.
+    free = {name: value for name, value in _FREE.items() if name in kind.model_fields and kind is not Truth}
     return kind.model_construct(None, **{**required, **free, **settings})
 
 
@@ -696,7 +697,9 @@ def every_step(maker: Callable[..., Step | tuple[Step, ...]]) -> list[Step]:
     hints = typing.get_type_hints(maker)
     for name, parameter in inspect.signature(maker).parameters.items():
         values = (
-            [True, False]
+            [FakeModel()]
+            if name == "truth"
+            else [True, False]
             if hints[name] is bool
             else get_args(hints[name])
             if get_origin(hints[name]) is typing.Literal
@@ -745,13 +748,20 @@ def step_columns(kind: type[Step]) -> list[list[str]]:
         settings_by_condition.append((f"only with `{name}: {literal(value)}`", {name: value}))
     if "reward" in kind.model_fields:
         settings_by_condition += [(f"only with {words}", {"reward": model}) for words, model in _REWARDS.items()]
+    if kind is Truth:
+        settings_by_condition.append(("only with a truth that gives reasons", {"truth": _WithReasons()}))
+    if "variant" in kind.model_fields:
+        settings_by_condition += [
+            (f"only for `{each.name}`", {"variant": each.name}) for each in SAMPLE_SETS if each.sampled
+        ]
     for condition, settings in settings_by_condition:
         try:
             schema = bare(kind, **settings).adds
         except (ValidationError, ValueError, KeyError):
             continue
         for field in schema:
-            if field.name not in rows:
+            general = field.name.replace(str(settings.get("variant", "{variant}")), "{variant}")
+            if field.name not in rows and general not in rows:
                 meaning = (field.metadata or {}).get(b"meaning", b"").decode()
                 rows[field.name] = [
                     code(field.name),
@@ -778,9 +788,10 @@ def columns() -> str:
             kinds.setdefault(type(step), []).append(key)
             for corpus_step in step.on_corpus:
                 kinds.setdefault(type(corpus_step), [])
+    sets = ", ".join(f"`{each.name}` ({each.meaning})" for each in SAMPLE_SETS)
     introduction = (
         "A step adds columns and changes nothing else. `seamcurate columns STORE` lists the columns of a store with how "
-        "much of each is computed. `{variant}` is a sample set: `contrast` (retrieved), `gpt` (generated), `adv` (attacked), `policy` (sampled), `probe` (of an audit) or `given` (the source's own). "
+        f"much of each is computed. `{{variant}}` is a sample set: {sets}. "
         "A column is NULL where a row has no value: no candidate, a prompt that fills the model's window, or a score that "
         "is not finite."
     )

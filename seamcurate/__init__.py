@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from seamcurate.run.recipe import Models, Recipe
     from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
     from seamcurate.score.baseline import Perplexity, Random
+    from seamcurate.score.difficulty import Difficulty, Hacked, Truth, difficulty
     from seamcurate.score.projection import Project
     from seamcurate.score.rer import (
         LengthIncentive,
@@ -115,6 +116,7 @@ _WHERE = {
     ),
     "publish.reproduce": ("reproduce",),
     "rewards": ("ModelReward", "RerReward"),
+    "score.difficulty": ("Difficulty", "Hacked", "Truth", "difficulty"),
     "score.projection": ("Project",),
     "score.reward_baselines": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run.local": ("run_local",),
@@ -138,12 +140,14 @@ __all__ = [
     "CausalLM",
     "CompletionServer",
     "Criterion",
+    "Difficulty",
     "Distribution",
     "Duplicates",
     "Embed",
     "EmbeddingServer",
     "FakeModel",
     "Generate",
+    "Hacked",
     "Judge",
     "JudgeModel",
     "LengthCalibrated",
@@ -186,10 +190,12 @@ __all__ = [
     "Split",
     "Step",
     "Store",
+    "Truth",
     "__version__",
     "check",
     "column",
     "diff",
+    "difficulty",
     "discrepancy",
     "duplicates",
     "nearest",

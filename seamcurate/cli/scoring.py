@@ -92,6 +92,7 @@ def columns(store: StoreFolder) -> None:
     Example: seamcurate columns my-store
     """
     from seamcurate import tables, text
+    from seamcurate.score import golden_check
     from seamcurate.store.store import Store
 
     opened = Store(store).open()
@@ -113,6 +114,9 @@ def columns(store: StoreFolder) -> None:
         for line in [facts.get("summary"), *(warnings if isinstance(warnings, list) else [])]:
             if line:
                 print(line)
+    doubt = golden_check.warning(golden_check.found(opened.all_facts()))
+    if doubt and any(c.name.startswith("seam_") for c in listed):
+        print(doubt)
     noise = {c.name: n for c in listed if (n := opened.noise(c.name).get(c.name)) is not None}
     if noise:
         cause = "by batch size, order and padding; of a judge by draws, order and wording"

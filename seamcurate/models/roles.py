@@ -25,7 +25,7 @@ from seamcurate.models.sequence_classifier import SequenceClassifier
 Loaded_co = TypeVar("Loaded_co", covariant=True)
 
 _POLICIES: tuple[type[Backend], ...] = (CausalLM, CompletionServer, FakeModel)
-_SINGLE_REWARDS: tuple[type[Backend], ...] = (
+SINGLE_REWARDS: tuple[type[Backend], ...] = (
     SequenceClassifier,
     RewardServer,
     RewardFunction,
@@ -33,7 +33,8 @@ _SINGLE_REWARDS: tuple[type[Backend], ...] = (
     JudgeModel,
     FakeModel,
 )
-_REWARDS: tuple[type[Backend], ...] = (*_SINGLE_REWARDS, RewardEnsemble)
+"""The kinds of model that an ensemble may have as a member, and a step as a second opinion."""
+_REWARDS: tuple[type[Backend], ...] = (*SINGLE_REWARDS, RewardEnsemble)
 _ENCODERS: tuple[type[Backend], ...] = (SentenceEncoder, EmbeddingServer, FakeModel)
 
 ROLES: dict[str, tuple[type[Backend], ...]] = {
@@ -116,8 +117,8 @@ _Single: TypeAlias = (
     | Annotated[RewardServer, Tag(RewardServer.key)]
     | Annotated[FakeModel, Tag(FakeModel.key)]
 )
-SingleReward: TypeAlias = Annotated[_Single, Discriminator(kind_of(*_SINGLE_REWARDS))]
-"""What an ensemble may have as a member."""
+SingleReward: TypeAlias = Annotated[_Single, Discriminator(kind_of(*SINGLE_REWARDS))]
+"""What an ensemble may have as a member, and a step as a second opinion."""
 # An ensemble is made of the kinds above, and is listed with them.
 RewardEnsemble.model_rebuild(_types_namespace={"SingleReward": SingleReward})
 RewardingModel: TypeAlias = Annotated[

@@ -17,6 +17,7 @@ from seamcurate.publish.measures import SplitMeasures
 from seamcurate.publish.shape import described
 from seamcurate.publish.snippet import Configuration, Snippet, load_dataset
 from seamcurate.run.recipe import Recipe
+from seamcurate.score import golden_check
 from seamcurate.select import controls, shaping
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
@@ -159,6 +160,10 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     column = columns.get(split.score)
     if isinstance(column, dict):
         yield f"Decided by `{cell(split.score)}`: {cell(column['meaning'] or 'a column of the source')}."
+    doubt = golden_check.warning(golden_check.found([facts]))
+    if doubt and split.score.startswith("seam_"):
+        yield ""
+        yield f"**Golden check**: {cell(doubt)}."
     yield from _controls(recipe, split.name)
     if shaped := recipe.splits[split.name].rules:
         yield ""

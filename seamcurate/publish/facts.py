@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import JsonValue
 
 from seamcurate.run.recipe import Models
+from seamcurate.score import golden_check
 from seamcurate.select import shaping
 from seamcurate.store.store import Store
 
@@ -23,6 +24,7 @@ def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> di
     split_keys = ("filter", "parameters", "format", "order", *shaping.KEYS, "fingerprint", "kept", "dropped")
     corpus, fingerprints = store.corpus_store, store.fingerprints()
     step_records = steps(store)
+    check = golden_check.found(store.all_facts())
     return {
         "format": FORMAT,
         "seamcurate": version,
@@ -42,6 +44,7 @@ def facts(store: Store, splits: Iterable[str], trainer: str, version: str) -> di
             for column in store.columns()
             if column.stale is None and column.name in fingerprints
         },
+        **({golden_check.FACT: check._asdict()} if check is not None else {}),
         "splits": {name: {key: record[key] for key in split_keys if key in record} for name, record in records.items()},
     }
 

@@ -31,6 +31,8 @@ from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
 from seamcurate.run import agreement, integrity
 from seamcurate.run.recipe import Recipe
+from seamcurate.score import golden_check
+from seamcurate.score.seam import Seam
 from seamcurate.select import split as splits
 from seamcurate.step import Averages, Step
 from seamcurate.storage import objects, shard
@@ -168,7 +170,7 @@ def run(
             computed += compute(output, store, shards, "", executor)
             if bought and planned is not None and (difference := bought.spent.minus(spent_before)).calls:
                 spent.append(f"{output.step.name}: {difference}; planned were {planned}")
-        lines = [line for output in outputs for line in store.findings(output.step.name)] + spent
+        lines = [line for output in outputs for line in _findings(store, output.step)] + spent
         # A filter by rate over a part of the rows would drop other rows than over all of them.
         if len(shards) == len(store.shards):
             lines += [line for split in splits.make_all(store, recipe.splits) for line in split.lines]
@@ -571,6 +573,14 @@ def _planned(output: StepOutput, store: Store, shards: Sequence[int]) -> Spent |
 
 def _mean_length(texts: Sequence[str | None]) -> float:
     return sum(len(text or "") for text in texts) / max(1, len(texts))
+
+
+def _findings(store: Store, step: Step) -> Iterator[str]:
+    """Yield what a person should read of a step's columns; of SEAM also whether golden responses are doubtful."""
+    yield from store.findings(step.name)
+    # A step that comes later may have found it.
+    if isinstance(step, Seam) and (doubt := golden_check.warning(golden_check.found(store.all_facts()))):
+        yield f"warning: {step.name}: {doubt}"
 
 
 def _own_columns(store: Store, output: StepOutput) -> Iterator[pa.Table]:

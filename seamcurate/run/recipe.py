@@ -28,12 +28,13 @@ from seamcurate.models import (
     RewardFunction,
     RewardingModel,
 )
-from seamcurate.models.backend import Backend, models_of
+from seamcurate.models.backend import Backend, RewardConfig, models_of
 from seamcurate.models.gguf_file import is_gguf
 from seamcurate.models.local import LocalModel
-from seamcurate.models.roles import ROLES, no_model
+from seamcurate.models.roles import ROLES, SINGLE_REWARDS, no_model
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.baseline import Perplexity, Random
+from seamcurate.score.difficulty import Difficulty, Hacked, Truth, difficulty, no_threshold
 from seamcurate.score.projection import Project
 from seamcurate.score.rer import FEATURES, OtherRelevance, QueryType, Rer, rer
 from seamcurate.score.reward_baselines import LengthCalibrated, RewardReliability, RewardSpread, Rip
@@ -56,6 +57,7 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "rewards": Rewards,
     "policy_logprobs": PolicyLogprobs,
     "seam_score": Seam,
+    "difficulty": difficulty,
     "rer": rer,
     **{feature.recipe_name: feature.step for feature in FEATURES},
     "other_relevance": OtherRelevance,
@@ -74,7 +76,7 @@ STEPS: dict[str, Callable[..., Step | tuple[Step, ...]]] = {
     "duplicates": duplicates,
     "nearest": nearest,
 }
-"""What a recipe may list under `steps`. `seam` and `rer` stand for all the steps they need."""
+"""What a recipe may list under `steps`. `seam`, `difficulty` and `rer` stand for all the steps they need."""
 
 Path_: TypeAlias = tuple[str | int, ...]
 
@@ -187,7 +189,7 @@ class Recipe(BaseModel):
             _check_rounds(filled_step)
             if filled_step not in filled:
                 filled.append(filled_step)
-        return [_told_binary(step, filled, self.models) for step in filled]
+        return [_with_thresholds(_told_binary(step, filled, self.models), filled, self.models) for step in filled]
 
 
 def _check_attacked(step: Attack) -> None:
@@ -213,6 +215,32 @@ def _told_binary(step: Step, steps: Sequence[Step], models: Models) -> Step:
     rewards = (s.reward for s in steps if isinstance(s, Rewards) and s.variant == step.variant)
     model = next(rewards, models.reward)
     return step.model_copy(update={"binary": True}) if model is not None and model.is_binary() else step
+
+
+def _with_thresholds(step: Step, steps: Sequence[Step], models: Models) -> Step:
+    """Give a step the thresholds that its rewards have of their own, and refuse those by which all pass, or none.
+
+    Raises:
+        RecipeError: A threshold is missing, or lies outside the rewards' range.
+    """
+    if not isinstance(step, Difficulty | Hacked):
+        return step
+    reward = next((s.reward for s in steps if isinstance(s, Rewards) and s.variant == "policy"), models.reward)
+    judges: dict[str, RewardConfig | None] = {"threshold": reward}
+    if isinstance(step, Hacked):
+        judges["truth_threshold"] = next((s.truth for s in steps if isinstance(s, Truth)), None)
+    for name, model in judges.items():
+        threshold = getattr(step, name)
+        if threshold is None and model is not None and model.is_binary():
+            step = step.model_copy(update={name: 1.0})
+        elif threshold is None:
+            raise RecipeError(no_threshold(step.name, name))
+        elif model is not None and (ends := model.scale_range()) and not ends[0] < threshold <= ends[1]:
+            outcome = "no answer would pass" if threshold > ends[1] else "every answer would pass"
+            raise RecipeError(
+                f"step {step.name}: {name} {threshold:g} lies outside the range of {model.title}, {ends[0]:g} to {ends[1]:g}: {outcome}"
+            )
+    return step
 
 
 def load(path: str | Path) -> Recipe:
@@ -388,7 +416,7 @@ def _checked(kind: Any, value: object, location: Path_) -> Any:
 
 
 _KINDS: dict[str, dict[str, type[Backend]]] = {
-    role: {kind.key: kind for kind in kinds} for role, kinds in ROLES.items()
+    role: {kind.key: kind for kind in kinds} for role, kinds in {**ROLES, "truth": SINGLE_REWARDS}.items()
 }
 """The kinds of model by role and by their keys, which pydantic puts into the path of an error as tags."""
 

@@ -27,7 +27,7 @@ from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel, roles
 from seamcurate.models.backend import RewardConfig
 from seamcurate.models.ensemble import DISAGREEMENT, MEMBERS, RewardEnsemble, differs
 from seamcurate.models.protocols import Rating
-from seamcurate.score import compared, noise
+from seamcurate.score import compared, golden_check, noise
 from seamcurate.step import SAMPLE_SETS, Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
 from seamcurate.text import counted
 
@@ -154,7 +154,7 @@ class Reward(Step):
         """Store rows for the noise floor, measure an ensemble's scales, and ask for all rewards that come in batches."""
         _sample(self.reward, data, shared, "response", _columns_read(self.reward))
         compared.sample(self.reward, data, shared, "response", _columns_read(self.reward))
-        _ask_ahead(self.reward, data, "response")
+        ask_ahead(self.reward, data, "response")
         # After a batch was asked, whose answers cost less than single ones.
         scales.measure(self.reward, data, shared)
 
@@ -267,7 +267,7 @@ class Rewards(Step):
         scales.take(self.reward, data, shared, self.name)
         _sample(self.reward, data, shared, answers, _compared_columns(self.reward))
         compared.sample(self.reward, data, shared, answers, _columns_read(self.reward))
-        _ask_ahead(self.reward, data, answers)
+        ask_ahead(self.reward, data, answers)
 
     @override
     def load(self, shared: Path) -> Transform:
@@ -674,6 +674,7 @@ class Seam(Step):
         floors = json.loads(noise_file.read_text()) if noise_file.exists() else {}
         largest = 0.0
         total = wrong = rows = scored = unknown = 0
+        preferred: list[Doubles] = []
         for table in columns:
             epsilon, w = (
                 _numbers(table[f"{name}_{self.variant}"].combine_chunks().flatten())
@@ -685,15 +686,20 @@ class Seam(Step):
             largest = max(largest, self._noise(table, floors))
             has_score = ~np.isnan(shares)
             rows, scored = rows + table.num_rows, scored + int(has_score.sum())
+            preferred.append(shares)
             total += int(counts[has_score].sum())
             wrong += int(np.rint(shares[has_score] * counts[has_score]).sum())
         rate = wrong / total if total else None
+        checked = (
+            golden_check.facts("reward", f"misjudged_{self.variant}", preferred) if _is_sampled(self.variant) else {}
+        )
         return {
             "rows": rows,
             "rows_scored": scored,
             "candidates": total,
             "misjudged": wrong,
             **({"warnings": [_left_out(self.name, unknown, not _is_sampled(self.variant))]} if unknown else {}),
+            **checked,
             **({"noise": {self.name: largest, f"discrepancy_{self.variant}": largest}} if floors else {}),
             "summary": f"{self.name}: {scored:,} of {counted(rows, 'row')} scored; "
             + (
@@ -828,7 +834,7 @@ def _noise_rows(reward: RewardingModel) -> int:
     return max(model.noise_rows for model in reward.parts() if isinstance(model, RewardConfig))
 
 
-def _ask_ahead(reward: RewardingModel | None, data: Data, answers: str) -> None:
+def ask_ahead(reward: RewardingModel | None, data: Data, answers: str) -> None:
     """Ask for the rewards of all rows where they come in batches."""
     for model in reward.parts() if reward is not None else ():
         if isinstance(model, RewardConfig) and model.asks_ahead():

@@ -268,6 +268,11 @@ class Store:
         for warning in warnings:
             yield f"warning: {warning}"
 
+    def all_facts(self) -> list[dict[str, JsonValue]]:
+        """Return the summary numbers of every folder whose columns are finished and not out of date; see `facts`."""
+        stale = self.stale()
+        return [facts for name in self.records() if name not in stale and (facts := self.facts(name))]
+
     def add_facts(self, output: StepOutput, facts: Mapping[str, JsonValue]) -> None:
         """Write the summary numbers of an output's finished columns."""
         save_record(step_file(output.path, "facts.json"), {**facts, "fingerprint": output.fingerprint})
