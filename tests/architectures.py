@@ -191,3 +191,17 @@ def save(auto: Any, config: Any, tokenizer: Any, folder: Any) -> None:
             torch.nn.init.normal_(parameter, 0, 0.15)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def bytewise_tokenizer(limit: int) -> Any:
+    """Return a tokenizer with a token for each byte, so that any small vocabulary holds it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bytewise = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytewise, pad_token="<pad>", eos_token="<eos>", model_max_length=limit
+    )

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from seamcurate.models import prefix, probe, tokens, weights
 from seamcurate.models.batching import moved
-from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses
+from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses, Sampler
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 from seamcurate.models.distinct import distinct
 from seamcurate.models.local import PromptedModel, model_errors
+from seamcurate.models.sampling import LocalSampler
 
 
 class CausalLM(PromptedModel):
@@ -80,6 +81,31 @@ class CausalLM(PromptedModel):
         tokenizer, model = self.open_weights(AutoModelForCausalLM)
         with model_errors(self.title):
             return _LoadedCausalLM(self, tokenizer, model)
+
+    def load_sampler(self) -> Sampler:
+        """Load tokenizer and weights to sample answers.
+
+        An answer ends by the token that closes a turn: the tokenizer's EOS, or another one that the model's generation
+        configuration names. Nothing else of that configuration is read, neither `top_k` nor a repetition penalty.
+
+        Example:
+            >>> from seamcurate.models import Sampling
+            >>> sampler = CausalLM(path="my-org/sft-7b").load_sampler()  # doctest: +SKIP
+            >>> list(sampler.samples([("What is a set?", [0])], Sampling(max_tokens=8)))  # doctest: +SKIP
+            [(0, 0, Sample(text='A collection.', tokens=4, finish='stop', logprob=-9.1, logprob_1=-9.1))]
+
+        Raises:
+            ModelError: The files are damaged or lack weights, or the model is no causal one.
+        """
+        from transformers import AutoModelForCausalLM
+
+        tokenizer, model = self.open_weights(AutoModelForCausalLM)
+        with model_errors(self.title):
+            probe.check_causal(model, self.title)
+            ends = weights.model_ends(model)
+            form = self.prompt_form(tokenizer, ends)
+            closing = {*ends, tokenizer.eos_token_id, form.end} - {None}
+            return LocalSampler(model, tokenizer, form, closing, weights.window(model, tokenizer), self.batch_tokens)
 
 
 class _LoadedCausalLM:

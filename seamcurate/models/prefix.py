@@ -120,7 +120,7 @@ class PrefixReader:
         self.body: torch.nn.Module | None = None if parts is None else parts.body
         self.head: torch.nn.Module | None = None if parts is None else parts.head
         self.budget = budget or automatic_budget(model)
-        self._own = _attentions(model)
+        self._own = attentions(model)
         self._is_set = False
         """Whether the model calls the attention over packs at present, in place of its own."""
         self._name = NAME
@@ -131,6 +131,11 @@ class PrefixReader:
         self.shared = parts is not None and self._agrees()
         self.longest_batched = probe.longest_alike(model.config) if self._batches_agree() else 0
         probe.forget_lengths(model)
+
+    @property
+    def window(self) -> float:
+        """Return the smallest sliding window of any layer, in tokens; infinite where all tokens are seen."""
+        return self._attention.window
 
     def score(self, groups: Iterable[Group], read: Read) -> list[list[float | None]]:
         """Return the value that `read` gives each response; see `score_rows`."""
@@ -630,7 +635,7 @@ def _flex(compiled: bool) -> Any:
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
-def _attentions(model: PreTrainedModel) -> dict[str, str]:
+def attentions(model: PreTrainedModel) -> dict[str, str]:
     """Return the name of the attention that a model and each of its parts calls, as transformers stores it."""
     parts = {"": model.config} | {key: getattr(model.config, key, None) for key in model.config.sub_configs}
     names = {key: getattr(config, "_attn_implementation", None) for key, config in parts.items()}

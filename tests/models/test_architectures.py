@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import families, save, tiny_config
+from architectures import bytewise_tokenizer, families, save, tiny_config
 
 from seamcurate import CausalLM, SentenceEncoder, SequenceClassifier
 from seamcurate.errors import ModelError
-from seamcurate.models import tokens
+from seamcurate.models import Sampling, tokens
 
 pytestmark = pytest.mark.architectures
 
@@ -69,16 +69,7 @@ SETTINGS = {("causal", "reformer"): {"is_decoder": True}, ("classification", "fu
 @pytest.fixture(scope="module")
 def characters():
     """A tokenizer with a token for each byte, so that any small vocabulary holds it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    names = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    bytewise = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bytewise, pad_token="<pad>", eos_token="<eos>", model_max_length=LIMIT
-    )
+    return bytewise_tokenizer(LIMIT)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +117,24 @@ def test_log_probabilities_equal_plain_calls(family, characters, tmp_path):
             plain.append(float(logs.gather(1, torch.tensor(ids)[:, None]).double().sum()))
     ours = CausalLM(path=str(tmp_path), dtype="float32").load().logprobs(PROMPTS, ANSWERS)
     assert_equal([one and one.logprob for row in ours for one in row], plain)
+
+
+@pytest.mark.parametrize("family", [name for name in families("causal") if name not in BIDIRECTIONAL])
+def test_greedy_samples_equal_a_plain_loop(family, characters, tmp_path):
+    model = built("causal", family, characters, tmp_path)
+    sampler = CausalLM(path=str(tmp_path), dtype="float32").load_sampler()
+    sampling = Sampling(temperature=0.0, max_tokens=24)
+    samples = {request: sample for request, _, sample in sampler.samples([(p, [0]) for p in PROMPTS], sampling)}
+    for request, prompt in enumerate(PROMPTS):
+        before, after, logprob = tokens.prompt_ids(characters, prompt), [], 0.0
+        while len(after) < 24 and after[-1:] != [characters.eos_token_id]:
+            with torch.inference_mode():
+                logs = model(input_ids=torch.tensor([before + after])).logits[0, -1].log_softmax(-1)
+            after.append(int(logs.argmax()))
+            logprob += float(logs.max())
+        text = characters.decode(after, skip_special_tokens=True).removeprefix(" ")
+        assert (samples[request].text, samples[request].tokens) == (text, len(after))
+        assert samples[request].logprob_1 == pytest.approx(logprob, abs=1e-3)
 
 
 @pytest.mark.parametrize("family", sorted(BIDIRECTIONAL))
