@@ -24,8 +24,20 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 T = TypeVar("T")
 
+
+@runtime_checkable
+class ArrowStream(Protocol):
+    """A frame that gives Arrow data by the PyCapsule interface: one of Polars or pandas, and a pyarrow Table itself."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Return a capsule with a stream of record batches."""
+        ...
+
+
 Transform = Callable[[pa.Table], pa.Table]
-"""A function from some of a shard's rows to the added columns: as many rows, in the same order."""
+"""A function from some of a shard's rows to the added columns: as many rows, in the same order.
+
+A step of a user's own may return another `ArrowStream`, such as a Polars frame: a store takes each of them."""
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 """The type of a chat prompt: a list of messages with role and content, as every trainer reads it."""
@@ -187,7 +199,7 @@ class Step(BaseModel):
     `adds` (an Arrow schema made with `column`), and implements `load`. `prepare` and all other methods are optional.
 
     `load` returns a function from a table of at most `rows_per_call` rows, with the columns in `inputs`, to a table of the
-    added columns: as many rows, in the same order. The results must not depend on how the rows are divided into calls.
+    added columns: as many rows, in the same order. The function may return a Polars or pandas frame, too. The results must not depend on how the rows are divided into calls.
 
     Raises:
         pydantic.ValidationError: A field's value is not valid, or there is no such field.

@@ -34,7 +34,7 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.score import golden_check
 from seamcurate.score.seam import Seam
 from seamcurate.select import split as splits
-from seamcurate.step import Averages, Step
+from seamcurate.step import ArrowStream, Averages, Step
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place
 from seamcurate.store.store import (
@@ -478,28 +478,38 @@ def _samples_kept(step: Step, store: Store, number: int) -> Iterator[None]:
         yield
 
 
-def _columns(step: Step, number: int, rows: pa.Table, added: object) -> pa.Table:
-    """Check the table that a step's transform returned for rows, and cast it to the columns that the step declares.
+def _columns(step: Step, number: int, rows: pa.Table, returned: object) -> pa.Table:
+    """Check the table or frame that a step's transform returned for rows, and cast it to the columns that the step declares.
 
     Raises:
-        StepError: It is no pyarrow Table, or has other columns, another number of rows, or values of other types.
+        StepError: It is no table, or has other columns, another number of rows, or values of other types.
     """
     location = f"step {step.name}, shard {number}"
-    if not isinstance(added, pa.Table):
+    if not isinstance(returned, ArrowStream):
         raise StepError(
-            f"{location}: returned a {type(added).__name__}, not a pyarrow Table; return its .to_arrow(), say"
+            f"{location}: returned a {type(returned).__name__}, not a pyarrow Table or a Polars or pandas frame"
         )
+    added = pa.table(returned)
     if added.num_rows != rows.num_rows or added.column_names != step.adds.names:
         raise StepError(
             f"{location}: returned {added.num_rows} rows of {added.column_names} for {rows.num_rows} rows of "
             f"{step.adds.names}; return these columns, a value for each row"
         )
+    for name, kind, declared in zip(step.adds.names, added.schema.types, step.adds.types, strict=True):
+        # Arrow would read numbers out of texts, and write texts of numbers.
+        if _is_text(kind) != _is_text(declared) and not pa.types.is_null(kind):
+            raise StepError(f"{location}: returned {name!r} as {kind!s:.80}, and declares {declared!s:.80}")
     try:
         return added.cast(step.adds)
     except pa.ArrowException as error:
         raise StepError(
             f"{location}: returned values of other types than it declares: {brief(str(error), 200)}"
         ) from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _check_lists(step: Step, rows: pa.Table) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -532,7 +533,7 @@ def test_what_has_no_effect_on_a_corpus_that_is_a_store_is_refused(tmp_path):
 class Lengths(Step):
     """A step of a user's own, which returns what it is told to."""
 
-    gives: Literal["table", "frame", "long"] = "table"
+    gives: Literal["table", "polars", "pandas", "dict", "long", "words"] = "table"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -550,8 +551,12 @@ class Lengths(Step):
             firsts = pa.array([text[0] for text in texts], pa.string_view())
             if self.gives == "long":
                 lengths = pa.array([10**12] * len(texts))
+            if self.gives == "words":
+                lengths = pa.array(["1"] * len(texts))
             made = pa.table({"length": lengths, "first": firsts})
-            return made.to_pydict() if self.gives == "frame" else made
+            if self.gives == "polars":
+                return pl.DataFrame({"length": lengths, "first": firsts})
+            return {"dict": made.to_pydict, "pandas": made.to_pandas}.get(self.gives, lambda: made)()
 
         return measure
 
@@ -559,12 +564,14 @@ class Lengths(Step):
 def test_a_step_may_return_any_arrow_types_that_fit_and_what_does_not_is_one_line(tmp_path):
     pq.write_table(pa.table({"prompt": ["a?", "b?"], "response": ["one", "three"]}), tmp_path / "rows.parquet")
     rows = Source(parquet=str(tmp_path / "rows.parquet"))
-    run_local(Recipe(rows=rows, steps=(Lengths(),)), tmp_path / "store")
-    made = query(Store(tmp_path / "store"), "SELECT length, first FROM rows ORDER BY row_id").to_pylist()
-    assert made == [{"length": 3, "first": "o"}, {"length": 5, "first": "t"}]
+    for gives in ("table", "polars", "pandas"):
+        run_local(Recipe(rows=rows, steps=(Lengths(gives=gives),)), tmp_path / gives)
+        made = query(Store(tmp_path / gives), "SELECT length, first FROM rows ORDER BY row_id").to_pylist()
+        assert made == [{"length": 3, "first": "o"}, {"length": 5, "first": "t"}]
     for gives, said in (
-        ("frame", "step lengths, shard 0: returned a dict, not a pyarrow Table"),
+        ("dict", "step lengths, shard 0: returned a dict, not a pyarrow Table or a Polars or pandas frame"),
         ("long", "step lengths, shard 0: returned values of other types than it declares: "),
+        ("words", "step lengths, shard 0: returned 'length' as string, and declares int32"),
     ):
         with pytest.raises(StepError, match=said) as raised:
             run_local(Recipe(rows=rows, steps=(Lengths(gives=gives),)), tmp_path / gives)
