@@ -19,9 +19,10 @@ from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.distinct import distinct
 from seamcurate.models.endpoint import Address
 from seamcurate.models.local import model_errors
-from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses
+from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses, Sampler
 from seamcurate.models.scoring_client import Post, RefusedError, ScoringClient, UnreadError
 from seamcurate.models.served import ServedText, listed_window
+from seamcurate.models.served_sampling import SAMPLING_APIS, ServedSampler
 from seamcurate.progress import note
 from seamcurate.text import counted
 
@@ -88,6 +89,26 @@ class CompletionServer(ServedText[CausalLM]):
     def load(self) -> Policy:
         """Open the tokenizer, and ask the server for its model and for one likelihood."""
         return _Asked(self)
+
+    def load_sampler(self) -> Sampler:
+        """Return the policy asking the server for answers of its own: tokens of prompts are sent, one request a draw.
+
+        A draw's log-probability is None where the server does not give it: at temperatures other than 0 and 1, and at any where
+        the server's log-probabilities are others than those it scores with.
+
+        Example:
+            >>> from seamcurate.models import Sampling
+            >>> policy = CompletionServer(path="http://127.0.0.1:8000", api="vllm", model="org/sft")
+            >>> list(policy.load_sampler().samples([("What is a set?", [0])], Sampling(max_tokens=8)))  # doctest: +SKIP
+            [(0, 0, Sample(text='A collection.', tokens=4, finish='stop', logprob=-9.1, logprob_1=-9.1))]
+
+        Raises:
+            ModelError: The server is not there, speaks another API, or serves another model.
+        """
+        asked = _Asked(self)
+        ends = {*weights.answer_ends(self.texts().origin), asked.tokenizer.eos_token_id, asked.form.end} - {None}
+        # One more than scoring has: the token that it lets the server generate.
+        return ServedSampler(asked, SAMPLING_APIS[self.api], self.model, ends, asked.window + 1, self.tokens_under_way)
 
     def load_uncached(self) -> Policy | None:
         """Return the model asking without the server's prefix cache."""
@@ -279,12 +300,33 @@ class _Asked:
                 count = counted(failures.count(failure), "response has", "responses have")
                 note(f"warning: {self.config.title}: {count} no likelihood: {failure}")
 
+    def token_logprobs(self, ids: list[int], start: int) -> list[float] | None:
+        """Return the log-probabilities of the tokens from `start` on; None where the server gives none, or has no room."""
+        if len(ids) > self.window:
+            return None
+        asks = _Asks(ids, start)
+        body = self.api.body(self.config.model, asks, self.cached)
+        post = Post(body, lambda reply: self._values(reply, asks), len(ids))
+        return next(self.client.post_all(self.api.path, [post])).value
+
     def _post(self, asks: _Asks) -> Post[float]:
         body = self.api.body(self.config.model, asks, self.cached)
-        return Post(body, lambda reply: self._read(reply, asks), len(asks.ids))
+        return Post(body, lambda reply: math.fsum(self._values(reply, asks)), len(asks.ids))
 
-    def _read(self, reply: JsonValue, asks: _Asks) -> float:
-        """Return the sum of a response's log-probabilities.
+    def check_reply(self, reply: Mapping[str, JsonValue]) -> None:
+        """Refuse the reply of another model, or of weights that were exchanged in the middle.
+
+        Raises:
+            ModelError: It is.
+        """
+        where = f"{self.config.title} at {self.config.path}"
+        if self.config.api == "vllm" and reply.get("model") != self.config.model:
+            shown = self.client.shown(str(reply.get("model")), 60)
+            raise ModelError(f"{where}: {shown} answered; was the server started anew?")
+        self._check_version(reply, where)
+
+    def _values(self, reply: JsonValue, asks: _Asks) -> list[float]:
+        """Return the log-probability of each token of a response.
 
         Raises:
             UnreadError: A value is missing, or is no number.
@@ -293,10 +335,7 @@ class _Asked:
         where = f"{self.config.title} at {self.config.path}"
         if not isinstance(reply, Mapping):
             raise UnreadError("no object")
-        if self.config.api == "vllm" and reply.get("model") != self.config.model:
-            shown = self.client.shown(str(reply.get("model")), 60)
-            raise ModelError(f"{where}: {shown} answered; was the server started anew?")
-        self._check_version(reply, where)
+        self.check_reply(reply)
         summed = []
         for (value, token), asked in zip(self.api.values(reply, asks), asks.ids[asks.start :], strict=True):
             if token != asked and not (token == 0 and asked >= len(self.tokenizer) - 1):
@@ -312,7 +351,7 @@ class _Asked:
                     "`--logprobs-mode raw_logits`"
                 )
             summed.append(-math.inf if value <= _MINUS_INFINITY else float(value))
-        return math.fsum(summed)
+        return summed
 
     def _check_version(self, reply: Mapping[str, JsonValue], where: str) -> None:
         """Refuse weights that were exchanged in the middle: SGLang names those that answered."""
