@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from seamcurate.select import views
-from seamcurate.sql.connection import Connection, EndedError, QueryResult, TooLargeError
+from seamcurate.select.connection import Connection, EndedError, QueryResult, TooLargeError
 from seamcurate.storage.objects import find
 from seamcurate.store.store import Column, Store, numbers, sample_sets
 

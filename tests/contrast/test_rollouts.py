@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pydantic import Field, ValidationError
 
-from seamcurate import FakeModel, Models, Recipe, Rollouts, Source, Store, check, plan, query, run_local, seam
+from seamcurate import (
+    FakeModel,
+    Models,
+    Recipe,
+    Rollouts,
+    Source,
+    Store,
+    check,
+    difficulty,
+    plan,
+    query,
+    run_local,
+    seam,
+)
 from seamcurate.errors import ModelError, RecipeError
 from seamcurate.models import Sample, Sampling, calls
 from seamcurate.run.recipe import loads
@@ -163,6 +179,45 @@ def test_a_run_that_stopped_asks_only_for_what_was_under_way(tmp_path):
         assert not check(Store(tmp_path / "killed")).findings
     run("killed", 10**9)
     assert len(asked(log)) == len(set(asked(log))) == 28
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from seamcurate import FakeModel, Models, Recipe, Rollouts, Source, difficulty, run_local, seam
+
+class Doomed(FakeModel):
+    log: str
+    dies_after: int
+
+    def samples(self, requests, sampling):
+        for drawn in super().samples(requests, sampling):
+            with Path(self.log).open("a") as log:
+                log.write(f"{requests[drawn[0]][0]} {drawn[1]}\\n")
+            if len(Path(self.log).read_text().splitlines()) == self.dies_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield drawn
+
+folder, log, dies_after = sys.argv[1:]
+source = Source(jsonl=f"{folder}/rows.jsonl", shard_rows=3)
+models = Models(policy=Doomed(path="p", log=log, dies_after=int(dies_after)), reward=FakeModel(path="r"))
+steps = [Rollouts(n=4), *seam("policy"), *difficulty(0)]
+run_local(Recipe(rows=source, models=models, steps=steps), f"{folder}/killed")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_samples_gives_the_same_bytes_and_draws_at_most_one_again(tmp_path):
+    whole = recipe(tmp_path, [Rollouts(n=4), *seam("policy"), *difficulty(0)])
+    run_local(whole, tmp_path / "whole")
+    log, deaths = tmp_path / "log", (13, 0)
+    for dies_after in deaths:
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(log), str(dies_after)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == (-signal.SIGKILL if dies_after else 0), done.stderr
+    # What was under way when it was killed is all that is drawn again.
+    assert len(set(asked(log))) == 28 and len(asked(log)) <= 28 + 1
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 

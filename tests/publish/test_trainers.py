@@ -22,12 +22,13 @@ from seamcurate import (
     FakeModel,
     Models,
     Order,
-    Random,
     Recipe,
+    Rollouts,
     SequenceClassifier,
     Source,
     Split,
     Store,
+    difficulty,
     rer,
     run_local,
 )
@@ -177,10 +178,11 @@ def test_trls_trainers_read_the_ids_that_were_scored(form, chats, policies, deco
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_trls_grpo_keeps_an_ordered_split_in_order_with_shuffling_off(shuffled, policies, tmp_path):
     pq.write_table(pa.Table.from_pylist(questions(12)), tmp_path / "rows.parquet")
-    order = Order(by="baseline_random", descending=True)
+    order = Order(by="rollout_pass_rate", descending=True)
+    fake = FakeModel(path="fake")
     recipe = Recipe(
         rows=Source(parquet=str(tmp_path / "rows.parquet")),
-        steps=(Random(),),
+        steps=(Rollouts(n=5, policy=fake), *difficulty(0, reward=fake)),
         splits={"train": Split(filter=EVERY, order=order)},
     )
     run_local(recipe, tmp_path / "store")
@@ -206,7 +208,8 @@ def test_trls_grpo_keeps_an_ordered_split_in_order_with_shuffling_off(shuffled, 
     # Each row is answered twice, one after the other.
     assert sorted(trained) == sorted([*kept, *kept]) and trained[::2] == trained[1::2]
     assert (trained[::2] == list(kept)) is not shuffled
-    assert rows["baseline_random"][:] == sorted(rows["baseline_random"], reverse=True)
+    assert len(set(rows["rollout_pass_rate"])) > 2
+    assert rows["rollout_pass_rate"][:] == sorted(rows["rollout_pass_rate"], reverse=True)
 
 
 def test_trls_reward_trainer_reads_chats_and_text(policies, decoder_reward_folder, tmp_path):

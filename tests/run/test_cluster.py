@@ -25,16 +25,20 @@ from seamcurate import (
     OpenAIServer,
     Random,
     Retrieve,
+    Rollouts,
     Source,
     Step,
     Store,
+    check,
     column,
+    difficulty,
     query,
     run_local,
     run_ray,
     seam,
 )
 from seamcurate.errors import BudgetError, ClusterError, StepError, StoreError
+from seamcurate.models import calls
 from seamcurate.run import cluster
 
 pytestmark = pytest.mark.slow
@@ -159,6 +163,25 @@ def test_a_run_on_ray_gives_the_bytes_of_a_local_one_and_then_has_nothing_to_do(
     assert run_ray(job, tmp_path / "there", nodes.address).computed == 0
 
 
+def test_a_policy_s_samples_are_spread_kept_and_not_drawn_again(nodes, recipe, tmp_path):
+    rows = recipe().rows.model_copy(update={"shard_rows": 5})
+
+    def job(n):
+        return recipe(rows=rows, corpus=None, steps=(Rollouts(n=n), *seam("policy"), *difficulty(0)), splits={})
+
+    ray_report = run_ray(job(2), tmp_path / "there", nodes.address)
+    assert ray_report == run_local(job(2), tmp_path / "here")
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    kept = sorted(tmp_path.glob("there/calls/samples/*/calls.sqlite"))
+    assert len(kept) == 8 and not check(Store(tmp_path / "there")).findings
+    counts = [calls.examine(file)[0] for file in kept]
+    run_ray(job(3), tmp_path / "there", nodes.address, replace=True)
+    # One more a row, and what was there stays.
+    assert [calls.examine(file)[0] for file in kept] == [count // 2 * 3 for count in counts]
+    run_local(job(3), tmp_path / "whole")
+    assert contents(tmp_path / "there") == contents(tmp_path / "whole")
+
+
 def test_hostile_rows_are_taken_and_set_aside_on_ray_as_they_are_here(nodes, recipe, tmp_path):
     texts = [json.dumps({"prompt": case.given, "response": case.given}) for case in TEXTS if len(case.given) <= 200]
     lines = [FIRST_LINE, *(case.given for case in LINES), *map(str.encode, texts)]
@@ -231,7 +254,7 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
         steps = recipe().steps if whole else seam("contrast", k=5)[:1]
         parts = {} if whole else {"corpus": None, "splits": {}}
         rows = recipe().rows.model_copy(update={"shard_rows": 5})
-        job = recipe(rows=rows, steps=(watched, *steps, generate), **parts)
+        job = recipe(rows=rows, steps=(watched, *steps, generate, Rollouts(n=2)), **parts)
         killer = threading.Thread(target=kill)
         killer.start()
         ray_report = run_ray(job, "s3://a-bucket/store", nodes.address)
@@ -240,7 +263,7 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
         assert Counter(shard for shard, _ in began) == Counter([*range(8), began[0][0]])
         assert holders == {str(os.getpid())} and os.getpid() not in {pid for _, pid in began}
         bought = sum(endpoint.paid.values())
-        assert bought == 40 and ray_report.computed == (4 if whole else 0) + 8 * (len(steps) + 2)
+        assert bought == 40 and ray_report.computed == (4 if whole else 0) + 8 * (len(steps) + 3)
         assert run_ray(job, "s3://a-bucket/store", nodes.address).computed == 0
         local_report = run_local(job, tmp_path / "store")
     assert local_report.lines == ray_report.lines
@@ -248,6 +271,8 @@ def test_a_store_at_s3_gets_the_bytes_of_a_folder_whoever_is_killed_meanwhile(
     assert shards(stored_objects) == contents(tmp_path / "store")
     assert not [name for name in stored_objects if name.endswith((".lock", ".tmp"))]
     assert "columns/reward/_shared/noise.json" in stored_objects
+    # An object a sample: two for each of the five rows of a shard.
+    assert len([name for name in stored_objects if name.startswith("calls/samples/00003/replies/")]) == 10
 
 
 DRIVER = """

@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from seamcurate import Split, Store, query, run_local
 from seamcurate.cli import app
 from seamcurate.errors import QueryError
-from seamcurate.select import split, views
-from seamcurate.sql import guard
+from seamcurate.select import guard, split, views
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,11 @@
+-- Drop the prompts whose samples all have one reward, as the step `difficulty` found them: under GRPO they give no gradient.
+-- The value is the standard deviation of the samples' rewards. Rows with fewer than two samples cannot be told: they are
+-- kept, or dropped with nulls: drop.
+-- default nulls = keep
+SELECT row_id,
+       coalesce(NOT rollout_zero_advantage, $nulls = 'keep') AS keep,
+       CASE WHEN rollout_zero_advantage IS NULL THEN $nulls || ' rows with fewer than two samples'
+            WHEN rollout_zero_advantage THEN 'all samples have the reward ' || rollout_reward_best
+            ELSE 'keep prompts whose samples differ in reward' END AS rule,
+       rollout_reward_std AS value
+FROM rows
