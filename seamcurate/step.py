@@ -264,6 +264,11 @@ class Step(BaseModel):
         return False
 
     @property
+    def unused_models(self) -> tuple[str, ...]:
+        """Name the fields of models that this configuration does not use: a recipe's models are not put there."""
+        return ()
+
+    @property
     def on_corpus(self) -> tuple[Step, ...]:
         """Name the steps that must have run over the corpus before this one."""
         return ()

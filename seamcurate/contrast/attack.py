@@ -17,26 +17,42 @@ import pyarrow.compute as pc
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import override
 
-from seamcurate.contrast import lexicon, textattack
+from seamcurate.contrast import learned, lexicon, textattack
+from seamcurate.contrast.learned import GeneratorTraining
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Search, Text, WordMethod, search
-from seamcurate.models import EncoderModel, Prompt, RewardEnsemble, RewardingModel, roles, scales, weights
+from seamcurate.errors import StepError
+from seamcurate.models import (
+    CausalLM,
+    EncoderModel,
+    PolicyModel,
+    Prompt,
+    RewardEnsemble,
+    RewardingModel,
+    Sampling,
+    roles,
+    scales,
+    weights,
+)
 from seamcurate.models.ensemble import MEMBERS
 from seamcurate.models.protocols import Columns
 from seamcurate.models.vectors import normalised
 from seamcurate.score import compared, noise
-from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly, finite
 from seamcurate.text import counted
 
 if TYPE_CHECKING:
+    from seamcurate.contrast.learned import Rewriter
     from seamcurate.models import Embedder, RewardModel
     from seamcurate.models.masked import MaskedModel
 
 ATTACKED = pa.list_(pa.struct([("response", pa.string()), ("similarity", pa.float32())]))
 
-Method: TypeAlias = WordMethod | Literal["textattack"]
+Method: TypeAlias = WordMethod | Literal["textattack", "learned"]
 
-_NEIGHBOURS: dict[WordMethod, int] = {"pwws": 0, "textfooler": 50, "ga": 50, "bert_attack": 48}
-_SIMILARITY: dict[WordMethod, float] = {"pwws": -1.0, "textfooler": 0.7, "ga": -1.0, "bert_attack": 0.2}
+_NEIGHBOURS: dict[Method, int] = {"pwws": 0, "textfooler": 50, "ga": 50, "bert_attack": 48}
+_SIMILARITY: dict[Method, float] = {"pwws": -1.0, "textfooler": 0.7, "ga": -1.0, "bert_attack": 0.2}
+_LEARNED = ("generator", "policy", "words", "training")
+"""Fields of `learned` alone."""
 _USUAL_QUERIES: dict[Method, float] = {
     "pwws": 8.0,
     "textfooler": 5.0,
@@ -51,7 +67,8 @@ class Attack(Step):
     """Add `worse_adv`: the `k` best-rewarded perturbations of an answer, and whether each fooled the reward model.
 
     They make SEAM_Adv's sample set (SEAM §4.2). Words are replaced by PWWS, TextFooler, BERT-Attack or the genetic algorithm,
-    in TextAttack 0.3.11's order and under its constraints; with `method: textattack`, by any of its recipes. A search ends when R(I∘r') exceeds R(I∘r⁺), the golden response's
+    in TextAttack 0.3.11's order and under its constraints; with `method: textattack`, by any of its recipes. With `method: learned`, a
+    small language model that is trained once rewrites whole answers. A search ends when R(I∘r') exceeds R(I∘r⁺), the golden response's
     reward, or when `query_budget` is spent. Every perturbation that was tried counts, so that a row also has candidates where
     no attack succeeded. `reason_adv` says why a row has fewer than `k`, or NULL.
 
@@ -95,7 +112,15 @@ class Attack(Step):
     """A masked language model's folder or Hub id: the words of BERT-Attack."""
     min_similarity: float | None = Field(default=None, ge=-1, le=1)
     """Least cosine of sentence embeddings; by default TextFooler's .7 of 15 words around, BERT-Attack's .2 of the whole, or
-    what the recipe of TextAttack says."""
+    what the recipe of TextAttack says, or .6 for `learned`."""
+    generator: CausalLM | None = None
+    """Of `learned`: the small language model that is trained to rewrite answers, once a store."""
+    policy: PolicyModel | None = None
+    """Of `learned`: finds each rewriting likely or not, in the generator's training."""
+    words: int = Field(default=50, ge=1)
+    """Of `learned`: how many of the words that the reward pays for choose the sentences which the generator is shown."""
+    training: GeneratorTraining = GeneratorTraining()
+    """Of `learned`: options of `seamcurate train grpo`, such as `{max_steps: 200, learning_rate: 1e-5, lora: true}`."""
 
     rows_per_call: ClassVar[int] = 64
 
@@ -109,13 +134,27 @@ class Attack(Step):
             raise ValueError(
                 f"`recipe` is one of TextAttack's; give it with method textattack, or leave it out of {self.method}"
             )
+        others = [name for name in _LEARNED if self.method != "learned" and name in self.model_fields_set]
+        if others and getattr(self, others[0]) is not None:
+            raise ValueError(f"`{others[0]}` is for method learned; leave it out of {self.method}")
         return self
 
     def _needs(self) -> tuple[str, ...]:
         """Name the fields that the method cannot do without."""
         if self.method == "textattack":
             return textattack.check(self.recipe).needs
-        return _NEEDS[self.method]
+        return ("generator",) if self.method == "learned" else _NEEDS[self.method]
+
+    @property
+    @override
+    def unused_models(self) -> tuple[str, ...]:
+        """A recipe's `generator` writes worse answers when it is asked; the one that is trained is the step's own."""
+        return ("generator",) if self.method == "learned" else ("generator", "policy")
+
+    @property
+    @override
+    def reads_all_rows(self) -> bool:
+        return self.method == "learned"
 
     @property
     @override
@@ -153,8 +192,28 @@ class Attack(Step):
     @override
     def work(self, rows: Averages) -> list[Work]:
         """Estimate one reward a query."""
-        queries = min(self.query_budget, _USUAL_QUERIES[self.method] * rows.response / 6)
-        return [] if self.reward is None else self.reward.work(queries, queries * (rows.prompt + rows.response))
+        if self.reward is None:
+            return []
+        queries = min(
+            self.query_budget, self.k if self.method == "learned" else _USUAL_QUERIES[self.method] * rows.response / 6
+        )
+        work = self.reward.work(queries, queries * (rows.prompt + rows.response))
+        if self.method == "learned":
+            work.append(Work(self.generator, self.k, self.k * (rows.prompt + rows.response), self.k * rows.response))
+        return work
+
+    @override
+    def first_work(self, rows: Averages, count: int) -> list[Work]:
+        """Estimate the generator's training: both answers of its rows are rewarded, and then each rewriting."""
+        if self.method != "learned" or self.reward is None:
+            return []
+        answers, characters = 2.0 * min(learned.ROWS, count), rows.prompt + rows.response
+        rewritings = float(self.training.prompts * self.training.num_generations)
+        return [
+            *self.reward.work(answers + rewritings, (answers + rewritings) * characters),
+            Work(self.policy, rewritings, rewritings * characters),
+            Work(self.generator, rewritings, rewritings * characters, rewritings * rows.response),
+        ]
 
     @override
     def identity(self) -> dict[str, JsonValue]:
@@ -164,11 +223,15 @@ class Attack(Step):
             for name, path in (("wordnet", self.wordnet), ("antonyms", self.antonyms), ("vectors", self.vectors))
         }
         masked = None if self.masked_model is None else weights.identity(weights.Origin(self.masked_model))
-        fields = {**super().identity(), **contents, "masked_model": masked}
+        fields = {**super().identity(), **contents, "masked_model": masked, "training": self.training.decides}
         if self.method == "textattack":
-            return {**fields, "textattack": textattack.version()}
-        # Columns of before there were recipes stay what they are.
-        return {name: value for name, value in fields.items() if name != "recipe"}
+            fields["textattack"] = textattack.version()
+        # Columns of before there were recipes and generators stay what they are.
+        others = (
+            *(() if self.method == "textattack" else ("recipe",)),
+            *(() if self.method == "learned" else _LEARNED),
+        )
+        return {name: value for name, value in fields.items() if name not in others}
 
     def prepare(self, data: Data, shared: Path) -> None:
         """Take the scales of an ensemble's members from the step `reward`; store what `load` compares served models on."""
@@ -176,6 +239,32 @@ class Attack(Step):
             compared.sample(model, data, shared, "response", self.reward.columns_read() if self.reward else ())
         if MEMBERS in self.inputs:
             scales.take(self.reward, data, shared, self.name)
+        if self.method == "learned":
+            self._learn(data, shared)
+
+    def _learn(self, data: Data, shared: Path) -> None:
+        """Train the generator on some of the rows that can be attacked."""
+        assert self.generator is not None
+        further = self.reward.columns_read() if self.reward else ()
+        names = tuple(dict.fromkeys(("prompt", "response", self.start, *further)))
+        records = (row for table in data.rows(names) for row in table.select(list(names)).to_pylist())
+        rows = (
+            learned.Row(row["prompt"], row["response"], start, {name: row[name] for name in further})
+            for row in records
+            if (start := _first(row[self.start])) and start.strip() and row["response"] and start != row["response"]
+        )
+        taken = evenly(rows, learned.ROWS)
+        if not taken:
+            raise StepError(
+                f"step {self.name}: no row has an answer in {self.start} that is not its golden response; name another column"
+            )
+        reward = roles.load(scales.applied(self.reward, shared), "reward", self.name)
+        encoder = roles.load(self.encoder, "encoder", self.name)
+        judges = learned.Judges(reward, encoder, roles.load(self.policy, "policy", self.name))
+        compared.check(self.reward, reward, shared, noise.rewards)
+        compared.check(self.encoder, encoder, shared, compared.embeddings, "encoder")
+        least = learned.MIN_SIMILARITY if self.min_similarity is None else self.min_similarity
+        learned.prepare(taken, judges, self.generator, self.training, self.words, least, self.identity(), shared)
 
     @override
     def load(self, shared: Path) -> Transform:
@@ -187,8 +276,9 @@ class Attack(Step):
             compared.check(self.encoder, encoder, shared, compared.embeddings, "encoder"),
         )
         lexicons, masked = self._lexicons()
-        search_of = self._search_of(lexicons, masked)
-        models = _Models(reward, encoder, masked)
+        rewriter = self._rewriter(shared, encoder) if self.method == "learned" else None
+        search_of = self._search_of(lexicons, masked, rewriter)
+        models = _Models(reward, encoder, masked, rewriter)
 
         def attack(rows: pa.Table) -> pa.Table:
             prompts = rows["prompt"].to_pylist()
@@ -204,12 +294,13 @@ class Attack(Step):
             running: dict[int, Search] = {}
             attempts: dict[int, Attempt] = {}
             for i, (start, goal) in enumerate(zip(starts, goals, strict=True)):
-                reason = _refusal(start, goal, lexicons, self.start, binary)
+                words_kept = frozenset[str]() if rewriter else lexicons.stop_words
+                reason = _refusal(start, goal, words_kept, self.start, binary)
                 reasons.append(reason)
                 if reason is None and start is not None and goal[0] is not None:
                     attempts[i] = Attempt(start, goal[0] - 0.5 if binary else goal[0], self.query_budget)
                     # Each row has its own seed, so that its result does not depend on other rows.
-                    running[i] = search_of(attempts[i], _seed(self.seed, start))
+                    running[i] = search_of(attempts[i], _seed(self.seed, start), prompts[i])
             reasons = _run(running, questions, models, reasons)
             for unchanged in checks:
                 unchanged()
@@ -239,7 +330,7 @@ class Attack(Step):
             f"worse_adv: {self.title} fooled the reward model on {hacked:,} of the {attacked - fooled_before:,} rows it had right "
             f"({fooled_before:,} it had wrong before), {queries / max(1, attacked):,.0f} queries a row"
         )
-        served = compared.facts(shared)
+        served, trained = compared.facts(shared), learned.facts(shared) if self.method == "learned" else {}
         warnings: list[JsonValue] = []
         if attacked < rows:
             warnings.append(
@@ -247,11 +338,12 @@ class Attack(Step):
             )
         return {
             **served,
+            **({"learned": trained} if trained else {}),
             "attacked": attacked,
             "already": fooled_before,
             "hacked": hacked,
             "queries": queries,
-            "summary": "; ".join([summary, *(str(value) for name, value in served.items() if name == "summary")]),
+            "summary": "; ".join([summary, *(str(told["summary"]) for told in (trained, served) if "summary" in told)]),
             "warnings": warnings,
         }
 
@@ -259,23 +351,38 @@ class Attack(Step):
         needs = self._needs()
         wordnet = lexicon.WordNet(self.wordnet, self.antonyms) if self.wordnet else None
         vectors = lexicon.Vectors(self.vectors) if self.vectors and "vectors" in needs else None
-        neighbours = 0 if self.method == "textattack" else _NEIGHBOURS[self.method]
+        neighbours = _NEIGHBOURS.get(self.method, 0)
         masked = None
         if self.masked_model is not None and "masked_model" in needs:
             from seamcurate.models.masked import MaskedModel
 
             masked = MaskedModel(self.masked_model, neighbours)
-        usual = -1.0 if self.method == "textattack" else _SIMILARITY[self.method]
+        usual = _SIMILARITY.get(self.method, -1.0)
         min_similarity = usual if self.min_similarity is None else self.min_similarity
         return Lexicons(wordnet, vectors, lexicon.stop_words(), neighbours, min_similarity), masked
 
-    def _search_of(self, lexicons: Lexicons, masked: MaskedModel | None) -> Callable[[Attempt, int], Search]:
-        """Return the function that starts a row's search, from its attempt and its seed."""
+    def _rewriter(self, shared: Path, encoder: Embedder) -> Rewriter:
+        """Load the trained generator."""
+        assert self.generator is not None
+        least = learned.MIN_SIMILARITY if self.min_similarity is None else self.min_similarity
+        sampling = Sampling(
+            self.k, self.training.temperature, max_tokens=self.training.max_completion_length, seed=self.seed
+        )
+        return learned.Rewriter(shared, self.generator, encoder, sampling, least)
+
+    def _search_of(
+        self, lexicons: Lexicons, masked: MaskedModel | None, rewriter: Rewriter | None
+    ) -> Callable[[Attempt, int, Prompt], Search]:
+        """Return the function that starts a row's search, from its attempt, its seed and its prompt."""
         method = self.method
+        if rewriter is not None:
+            return lambda attempt, seed, prompt: rewriter.search(attempt, prompt)
         if method == "textattack":
             assert self.recipe is not None
-            return textattack.Peer(self.recipe, lexicons, masked, self.min_similarity).search
-        return lambda attempt, seed: search(method, attempt, lexicons, seed)
+            peer = textattack.Peer(self.recipe, lexicons, masked, self.min_similarity)
+            return lambda attempt, seed, prompt: peer.search(attempt, seed)
+        assert method != "learned"
+        return lambda attempt, seed, prompt: search(method, attempt, lexicons, seed)
 
     def _table(self, attempts: dict[int, Attempt], reasons: Sequence[str | None], encoder: Embedder) -> pa.Table:
         records: list[_Row] = []
@@ -293,7 +400,9 @@ class Attack(Step):
                         attempt.start > 0,
                         None,
                         attempt.queries,
-                        "no word could be changed within the constraints",
+                        "no rewriting is near enough to the answer"
+                        if self.method == "learned"
+                        else "no word could be changed within the constraints",
                     )
                 )
                 continue
@@ -321,6 +430,7 @@ _WHERE = {
     "wordnet": lexicon.WHERE_WORDNET,
     "vectors": lexicon.WHERE_VECTORS,
     "masked_model": "give a masked language model's folder or Hub id, say bert-base-uncased",
+    "generator": "give the small language model to train, such as {causal_lm: HuggingFaceTB/SmolLM2-135M-Instruct}",
 }
 
 
@@ -335,6 +445,7 @@ class _Models(NamedTuple):
     reward: RewardModel
     encoder: Embedder
     masked: MaskedModel | None
+    rewriter: Rewriter | None
 
 
 class _Row(NamedTuple):
@@ -364,10 +475,10 @@ def _run(
     while waiting:
         kinds = {
             kind: [row for row, ask in waiting.items() if ask.kind == kind]
-            for kind in ("rewards", "embeddings", "words")
+            for kind in ("rewards", "embeddings", "words", "samples")
         }
         # The smallest model first: texts that pass it then share one batch of the reward model.
-        for kind in ("words", "embeddings", "rewards"):
+        for kind in ("words", "samples", "embeddings", "rewards"):
             if rows := kinds[kind]:
                 answers = _answers(kind, rows, waiting, questions, models)
                 for row, answer in zip(rows, answers, strict=True):
@@ -390,6 +501,9 @@ def _answers(
         rated = models.reward.ratings([questions.prompts[row] for row in rows], texts, further)
         scored = [[rating.reward for rating in group] for group in rated]
         return [None if any(reward is None for reward in group) else group for group in scored]
+    if kind == "samples":
+        assert models.rewriter is not None
+        return models.rewriter.drawn([waiting[row] for row in rows])
     if kind == "words":
         assert models.masked is not None
         return [
@@ -404,10 +518,13 @@ def _answers(
 _UNANSWERED = {
     "rewards": "a perturbed answer has no reward, or does not fit the reward model's window",
     "embeddings": "the answer has an embedding that is not finite",
+    "samples": "prompt and answer leave the generator no room for a rewriting",
 }
 
 
-def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, column: str, binary: bool) -> str | None:
+def _refusal(
+    start: str | None, goal: list[float | None], stop_words: frozenset[str], column: str, binary: bool
+) -> str | None:
     """Return why a row cannot be attacked, or None."""
     if start is None or not start.strip():
         return f"there is no answer in {column} to perturb"
@@ -415,14 +532,14 @@ def _refusal(start: str | None, goal: list[float | None], lexicons: Lexicons, co
         return "the golden response has no reward"
     if binary and goal[0] == 0:
         return "the golden response fails the reward"
-    if not any(word not in lexicons.stop_words for word in Text(start).words):
+    if not any(word not in stop_words for word in Text(start).words):
         return "the answer has no word that may be changed"
     return None
 
 
 def _edits(words: Sequence[str], changed: Sequence[str], method: Method) -> int:
     """Count the words in which a text differs from another: replaced, or also put in and left out."""
-    if method != "textattack" or len(words) == len(changed):
+    if method not in ("textattack", "learned") or (method == "textattack" and len(words) == len(changed)):
         return sum(word != other for word, other in zip(words, changed, strict=False))
     offsets = np.arange(len(changed) + 1)
     # Levenshtein's distance, a row of its table at a time: (words of the changed text + 1,).

@@ -22,12 +22,13 @@ WordMethod: TypeAlias = Literal["pwws", "textfooler", "bert_attack", "ga"]
 
 
 class Ask(NamedTuple):
-    """A question of a search: the rewards or embeddings of texts, or the words that a masked model would write."""
+    """A question of a search: rewards or embeddings of texts, a masked model's words, or a generator's answers to prompts."""
 
-    kind: Literal["rewards", "embeddings", "words"]
+    kind: Literal["rewards", "embeddings", "words", "samples"]
     texts: list[str]
     span: tuple[int, int] = (0, 0)
-    """For `words`: the start and end of the word in the text, in characters."""
+    """For `words`: the start and end of the word in the text, in characters. For `samples`: the first draw, and the one after
+    the last; each prompt has one."""
 
 
 Search: TypeAlias = Generator[Ask, Any, str]

@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from seamcurate.contrast import Attack, Generate, Probes, Retrieve, Rollouts
 from seamcurate.contrast.contamination import nearest
 from seamcurate.contrast.duplicates import duplicates
+from seamcurate.contrast.learned import GeneratorTraining
 from seamcurate.data.source import Source
 from seamcurate.errors import RecipeError, first_line
 from seamcurate.models import (
+    CausalLM,
     EncoderModel,
     LanguageModelConfig,
     OpenAIServer,
@@ -174,9 +176,8 @@ class Recipe(BaseModel):
         """
         filled = []
         for step in self.steps:
-            roles = {
-                role: getattr(self.models, role) for role in Models.model_fields if role in type(step).model_fields
-            }
+            fields = type(step).model_fields.keys() - set(step.unused_models)
+            roles = {role: getattr(self.models, role) for role in Models.model_fields if role in fields}
             model_by_role = {
                 role: model for role, model in roles.items() if model is not None and getattr(step, role) is None
             }
@@ -402,7 +403,9 @@ def _checked(kind: Any, value: object, location: Path_) -> Any:
             message = f"unknown key; there are: {', '.join(keys)}{suggestion(loc[-1], keys)}"
         elif problem["type"] in {"missing", "missing_argument"}:
             message = "field required"
-            kinds = _kinds_at(loc[:-1])
+            # A learned attack trains its generator; elsewhere, one is asked.
+            trained = kind is Attack and loc[:-1] == ("generator",)
+            kinds = {CausalLM.key: CausalLM} if trained else _kinds_at(loc[:-1])
             if problem["loc"][-1] == "path" and kinds:
                 # The value has the key of no kind, so that it was checked as the first.
                 slip = next((hint for key in problem["input"] if (hint := suggestion(str(key), kinds))), "")
@@ -451,7 +454,7 @@ def _keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     if isinstance(kind, type) and issubclass(kind, Backend):
         return [kind.key, *(field for field in kind.model_fields if field not in ("path", kind.key))]
     if loc and loc[-1] in _NESTED:
-        return list(_NESTED[str(loc[-1])].model_fields)
+        return _keys(_NESTED[str(loc[-1])], ())
     return list(kind.model_fields if hasattr(kind, "model_fields") else inspect.signature(kind).parameters)
 
 
@@ -464,6 +467,8 @@ _NESTED: dict[str, type[BaseModel]] = {
     "at_most": AtMost,
     "balance": Balance,
     "shape": Distribution,
+    "training": GeneratorTraining,
+    "generator": CausalLM,
 }
 
 
