@@ -3,7 +3,7 @@
 import { json } from "./api.js";
 import { axis, bars, canvas, counted } from "./histogram.js";
 import { byId, clean, copy, h, latest, number, percent, whole } from "./dom.js";
-import { edge, watchBins } from "./selection.js";
+import { drop, edge, watchBins, where } from "./selection.js";
 
 export function bench(overview, open) {
   const place = byId("bench");
@@ -11,14 +11,18 @@ export function bench(overview, open) {
     place.replaceChildren(h("p", { class: "state" }, "No numeric column has a value yet."));
     return { show() {} };
   }
-  let chart = overview.charts[0];
+  // As the store's own split has it, where a cut made one.
+  const made = (one) => overview.cuts.find((cut) => cut.column === one.name);
+  let chart = overview.charts.find((one) => one.name === overview.cuts[0]?.column) ?? overview.charts[0];
+  let client = null;
   let counts = [];
   let cut = chart.low;
   let front;
   const end = (one) => edge(one, one.bins);
   const select = h("select", { id: "bench-by", onchange: (event) => pick(overview.charts.find((one) => one.name === event.target.value)) },
-    overview.charts.map((one) => h("option", { value: one.name }, one.name)));
-  const keep = h("select", { id: "bench-keep", onchange: () => ask() }, h("option", { value: "above" }, "keep the cut and above"), h("option", { value: "below" }, "keep the cut and below"));
+    overview.charts.map((one) => h("option", { value: one.name, selected: one === chart }, one.name)));
+  const own = h("span", { class: "meaning" });
+  const keep = h("select", { id: "bench-keep", "aria-label": "Which side is kept", onchange: () => ask() }, h("option", { value: "above" }, "keep the cut and above"), h("option", { value: "below" }, "keep the cut and below"));
   const nulls = h("input", { type: "checkbox", id: "bench-nulls", onchange: () => ask() });
   const typed = h("input", { type: "number", id: "bench-cut", step: "any", "aria-label": "cut", onchange: () => move(Number(typed.value)) });
   const plot = h("div", { class: "plot tall" });
@@ -30,7 +34,7 @@ export function bench(overview, open) {
   const mixes = h("div", { class: "mixes" });
   const near = h("div", { class: "near" });
   place.replaceChildren(
-    h("div", { class: "controls" }, h("label", {}, "Score ", select), h("label", {}, "Cut ", typed), keep, h("label", {}, nulls, " keep rows without a value")),
+    h("div", { class: "controls" }, h("label", {}, "Score ", select), h("label", {}, "Cut ", typed), keep, h("label", {}, nulls, " keep rows without a value"), own),
     h("article", { class: "card" }, plot, under),
     figures,
     h("p", { class: "recipe" }, recipe, h("button", { class: "plain small", onclick: () => copy(recipe.textContent, "recipe line") }, "copy")),
@@ -42,7 +46,7 @@ export function bench(overview, open) {
   const ask = latest(async () => {
     draw();
     try {
-      const found = await json("bench", { by: chart.name, cut, keep: keep.value, nulls: nulls.checked });
+      const found = await json("bench", { by: chart.name, cut, keep: keep.value, nulls: nulls.checked, within: where() || "true" });
       problem.textContent = "";
       show(found);
     } catch (error) {
@@ -57,16 +61,27 @@ export function bench(overview, open) {
     front = bars(chart, "in");
     plot.replaceChildren(canvas(all, front), handle);
     under.replaceChildren(axis(chart));
-    watchBins(chart, false, (rows) => {
+    if (client) drop(client);
+    let begun = false;
+    client = watchBins(chart, true, (rows) => {
       if (chart !== one) return;
       counts = counted(chart, rows);
       all.draw(counts, Math.max(1, ...counts), true);
+      if (begun) return void draw();
+      begun = true;
       start();
     });
   }
 
-  // Begin where about a fifth of the rows would go, as the paper's filter does.
+  // Begin with the store's own split, else where about a fifth of the rows would go, as the paper's filter does.
   function start() {
+    const split = made(chart);
+    own.textContent = split ? `as split ${split.name} has it` : "";
+    if (split) {
+      keep.value = split.keep;
+      nulls.checked = split.nulls;
+      return move(split.cut, true);
+    }
     const total = counts.reduce((sum, n) => sum + n, 0);
     const order = chart.worst === "low" ? counts.map((_, i) => i) : counts.map((_, i) => counts.length - 1 - i);
     let seen = 0;
@@ -74,11 +89,12 @@ export function bench(overview, open) {
     move(chart.worst === "low" ? edge(chart, bin) : edge(chart, bin + 1));
   }
 
-  function move(value) {
+  function move(value, exact = false) {
     if (!Number.isFinite(value)) return;
     // As fine as a pixel tells apart, and no finer: the recipe line is read by people.
     const digits = Math.max(0, 1 - Math.floor(Math.log10(chart.step / 5)));
-    cut = Number(value.toFixed(Math.min(12, digits)));
+    if (!exact) own.textContent = "";
+    cut = exact ? value : Number(value.toFixed(Math.min(12, digits)));
     typed.value = cut;
     ask();
   }
@@ -118,6 +134,7 @@ export function bench(overview, open) {
   function show(found) {
     const figure = (name, value, of) => h("div", { class: "figure" }, h("b", {}, value), h("span", {}, name), h("small", {}, of));
     figures.replaceChildren(
+      figure("percentile of the cut", percent(found.lower, found.rows - found.without), "of rows with a value lie below it"),
       figure("rows kept", whole(found.kept), `${percent(found.kept, found.rows)} of ${whole(found.rows)}`),
       figure("rows dropped", whole(found.rows - found.kept), found.without ? `${whole(found.without)} have no value` : "all have a value"),
       figure("candidates misjudged", percent(found.misjudged_kept, found.candidates_kept), `${percent(found.misjudged, found.candidates)} of all`),
@@ -170,10 +187,19 @@ export function bench(overview, open) {
         : h("p", { class: "state" }, "No row on this side."));
 
   let shown = false;
+  let within = "";
+  // Another selection: the same cut, of its rows.
+  function changed() {
+    if (!shown || within === where()) return;
+    within = where();
+    ask();
+  }
   return {
+    changed,
     show() {
-      if (shown) return;
+      if (shown) return changed();
       shown = true;
+      within = where();
       pick(chart);
     },
   };

@@ -3,6 +3,7 @@
 import { json } from "./api.js";
 import { byId, clean, h, latest, number, percent, whole } from "./dom.js";
 import { scatter } from "./scatter.js";
+import { where } from "./selection.js";
 
 export function compare(overview, more, open) {
   const place = byId("compared");
@@ -50,7 +51,7 @@ export function compare(overview, more, open) {
     const [one, two] = [a, b].map((side) => charts.find((chart) => chart.name === value(side)));
     figures.classList.add("busy");
     try {
-      const found = await json("compare", { first: one.name, second: two.name, rate: Number(rate.value) / 100 });
+      const found = await json("compare", { first: one.name, second: two.name, rate: Number(rate.value) / 100, within: where() || "true" });
       problem.textContent = "";
       show(one, two, found);
     } catch (error) {
@@ -95,12 +96,13 @@ export function compare(overview, more, open) {
     );
   }
 
-  let shown = false;
+  let shown = null;
   return {
     show() {
       map?.part.draw();
-      if (shown) return;
-      shown = true;
+      // Again only where another selection was made meanwhile.
+      if (shown === where()) return;
+      shown = where();
       ask();
     },
   };

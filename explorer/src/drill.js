@@ -57,12 +57,12 @@ function content(row) {
   const wrong = row.candidates.filter((one) => one.misjudgement > 0).length;
   const scored = row.candidates.filter((one) => one.reward !== null).length;
   return [
-    h("section", {}, h("h3", {}, "Prompt"), h("div", { class: "text lead" }, clean(row.prompt ?? ""))),
+    h("section", {}, h("h3", {}, "Prompt"), h("div", { class: "text lead", tabindex: 0 }, clean(row.prompt ?? ""))),
     row.response === null
       ? null
-      : h("section", {}, h("h3", { class: "golden" }, "Golden response"), h("div", { class: "text golden" }, clean(row.response))),
+      : h("section", {}, h("h3", { class: "golden" }, "Golden response"), h("div", { class: "text golden", tabindex: 0 }, clean(row.response))),
     row.reference !== null && row.reference !== row.response
-      ? h("section", {}, h("h3", {}, "Reference"), h("div", { class: "text" }, clean(row.reference)))
+      ? h("section", {}, h("h3", {}, "Reference"), h("div", { class: "text", tabindex: 0 }, clean(row.reference)))
       : null,
     h(
       "section",
@@ -149,7 +149,7 @@ function opened(row, one) {
   const lacked = golden === null ? [] : difference(text, golden);
   const short = [...parts, ...lacked].every((part) => part.same !== null);
   // Underlined or struck through: not told by colour alone.
-  const marked = (kind, list) => h("div", { class: "text diff" }, list.map((part) => (part.same === false ? h(kind, {}, clean(part.text)) : clean(part.text))));
+  const marked = (kind, list) => h("div", { class: "text diff", tabindex: 0 }, list.map((part) => (part.same === false ? h(kind, {}, clean(part.text)) : clean(part.text))));
   const facts = [
     `${one.variant} ${one.rank}`,
     one.source_row_id === null ? null : `corpus row ${one.source_row_id}`,
@@ -175,6 +175,6 @@ function scores(list) {
   return h(
     "dl",
     { class: "scores" },
-    list.map((one) => h("div", { title: one.meaning }, h("dt", {}, one.name), h("dd", {}, number(one.value, one.whole)), h("p", { class: "meaning" }, one.meaning))),
+    list.map((one) => h("div", { title: one.meaning }, h("dt", {}, one.name), h("dd", {}, number(one.value, one.whole)), h("dd", { class: "meaning" }, one.meaning))),
   );
 }

@@ -1,9 +1,12 @@
 // A numeric column: all rows in grey, the selected ones over them, and a brush of whole bins.
 
 import { h, number, percent, s, whole } from "./dom.js";
+import { help } from "./help.js";
 import { edge, selectBins, watchBins } from "./selection.js";
 
 const HEIGHT = 100;
+// One bar that holds this many times the rows of all others.
+const STEEP = 2;
 
 export function bars(chart, kind) {
   const rects = Array.from({ length: chart.bins }, (_, i) =>
@@ -80,12 +83,13 @@ export function histogram(chart, total, settings) {
     shade,
     tip,
   );
+  const heights = h("span", { class: "meaning", hidden: true, title: "One bar holds most rows: heights are logarithmic, so that the others can be seen" }, "log");
   const missing = total - chart.present;
   const progress = chart.done < chart.shards ? `${chart.done} of ${chart.shards} shards` : null;
   const card = h(
     "article",
     { class: "card chart", "data-column": chart.name },
-    h("header", {}, h("h3", { title: chart.meaning || chart.name }, chart.name), range, clear),
+    h("header", {}, h("h3", { title: chart.meaning || chart.name }, chart.name), help(chart.name, chart.meaning, chart.formula, chart.made_by), heights, range, clear),
     h("p", { class: "meaning", title: chart.meaning }, chart.meaning || `column of ${chart.made_by}`),
     plot,
     axis(chart),
@@ -100,10 +104,14 @@ export function histogram(chart, total, settings) {
 
   function draw() {
     const top = Math.max(1, ...all);
+    // One bar of nearly all rows would leave the others no height.
+    const steep = settings.scale === "shares" && top > STEEP * (all.reduce((sum, n) => sum + n, 0) - top) && all.filter(Boolean).length > 2;
+    const log = settings.scale === "log" || steep;
+    heights.hidden = !steep;
     // As shares, each is as high as its own highest bin: what differs then is the shape.
     const own = settings.scale === "shares" ? Math.max(1, ...chosen) : top;
-    back.draw(all, top, settings.scale === "log");
-    front.draw(chosen, own, settings.scale === "log");
+    back.draw(all, top, log);
+    front.draw(chosen, own, log);
   }
 
   function show() {

@@ -8,6 +8,7 @@ import { drill } from "./drill.js";
 import { histogram } from "./histogram.js";
 import { query, selected } from "./query.js";
 import { scatter } from "./scatter.js";
+import { search } from "./search.js";
 import { connect, selection, watchTotals } from "./selection.js";
 import { rowTable } from "./table.js";
 import { values } from "./values.js";
@@ -47,8 +48,11 @@ function lay(overview) {
   const parts = [
     ...(overview.charts.length > 1 ? [scatter({ ...axes(overview), charts: overview.charts, groups: overview.groups, total: overview.rows, open: opened.open, brush: true })] : []),
     ...scores.map((chart) => histogram(chart, overview.rows, settings)),
-    ...overview.groups.map(values),
+    ...overview.groups.map((group) => values(group, told(overview, group))),
   ];
+  const words = search();
+  const selecting = [words, ...parts];
+  byId("about").replaceChildren(...overview.about.flatMap(([name, value]) => [h("b", {}, clean(name)), ` ${clean(value)}  `]));
   const stale = overview.columns.filter((column) => column.stale);
   byId("charts").removeAttribute("aria-busy");
   byId("charts").replaceChildren(
@@ -70,7 +74,7 @@ function lay(overview) {
     const { scale, parts: states, row, scroll } = kept;
     kept = null;
     settings.scale = byId("scale").value = scale;
-    for (const part of parts) if (states[part.name]) part.restore(states[part.name]);
+    for (const part of selecting) if (states[part.name]) part.restore(states[part.name]);
     if (row !== null) opened.open(row);
     scrollTo(0, scroll);
   }
@@ -95,10 +99,13 @@ function lay(overview) {
   });
 
   selection.addEventListener("value", () => {
-    const chosen = parts.filter((part) => part.text());
+    const chosen = selecting.filter((part) => part.text());
+    tellWithin(chosen);
+    if (!byId("cut").hidden) cuts.changed();
+    if (!byId("compare").hidden) shown.compare?.();
     byId("chips").replaceChildren(
       ...chosen.map((part) => h("button", { class: "chip", title: "Clear this part", onclick: part.clear }, part.text(), h("span", { "aria-hidden": "true" }, " ✕"))),
-      ...(chosen.length > 1 ? [h("button", { class: "quiet small", onclick: () => parts.forEach((part) => part.clear()) }, "clear all")] : []),
+      ...(chosen.length > 1 ? [h("button", { class: "quiet small", onclick: () => selecting.forEach((part) => part.clear()) }, "clear all")] : []),
     );
     byId("hint").hidden = chosen.length > 0;
     table.reload();
@@ -123,7 +130,7 @@ function lay(overview) {
   table.reload();
   // The other files are verified meanwhile.
   json("whole").then((more) => {
-    query(overview, more);
+    query(overview, more, opened.open);
     shown.compare = compare(overview, more, opened.open).show;
     if (!byId("compare").hidden) shown.compare();
     document.documentElement.dataset.whole = "ready";
@@ -135,7 +142,7 @@ function lay(overview) {
 
   keep = () => sessionStorage.setItem(KEPT, JSON.stringify({
     store: overview.store,
-    parts: Object.fromEntries(parts.map((part) => [part.name, part.state()])),
+    parts: Object.fromEntries(selecting.map((part) => [part.name, part.state()])),
     sql: byId("sql").value,
     row: opened.now(),
     scale: settings.scale,
@@ -147,6 +154,21 @@ function lay(overview) {
     else if (event.key === "j" || event.key === "k") opened.step(event.key === "j" ? 1 : -1);
     else if (TABS[Number(event.key) - 1]) show(TABS[Number(event.key) - 1]);
   });
+}
+
+// What the labels of a split are in SQL over the store's views; other labels are columns of the store.
+function told(overview, group) {
+  const predicates = overview.told[group.name];
+  return predicates && new Map(group.values.map(([value], i) => [value, predicates[i]]));
+}
+
+// The selection holds on every tab but SQL, whose SELECT reads what it says: both are said there.
+function tellWithin(chosen) {
+  const parts = chosen.map((part) => part.text()).join("; ");
+  for (const place of document.querySelectorAll(".within")) {
+    const inSql = place.closest("#query");
+    place.textContent = !parts ? "" : inSql ? `The selection (${parts}) is not part of a SELECT, unless “selection as SQL” puts it there.` : `Of the selected rows only (${parts}).`;
+  }
 }
 
 // The map, coloured by the first score that says which end is bad; without a map, that score by the reward.

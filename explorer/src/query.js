@@ -4,13 +4,13 @@ import { blob, json } from "./api.js";
 import { complete } from "./complete.js";
 import { byId, clean, h, number, save, whole } from "./dom.js";
 import { axis, bars, canvas, counted, short } from "./histogram.js";
-import { edge, where } from "./selection.js";
+import { edge, whereInStore } from "./selection.js";
 
 const KEPT = 20;
 const HISTORY = "seamcurate.history";
 const BINS = 40;
 
-export function query(overview, more) {
+export function query(overview, more, open) {
   const input = byId("sql");
   const problem = byId("sql-problem");
   const result = byId("sql-result");
@@ -65,7 +65,7 @@ export function query(overview, more) {
       try {
         const answer = await json("sql", { sql });
         remember(sql);
-        result.replaceChildren(shown(sql, answer));
+        result.replaceChildren(shown(sql, answer, open));
       } catch (error) {
         result.replaceChildren();
         throw error;
@@ -134,7 +134,7 @@ function questions({ rows, candidates, ledger }) {
 
 // The selection as SQL over the store, as a split's filter has it.
 export function selected() {
-  const predicate = where();
+  const predicate = whereInStore();
   return `SELECT row_id\nFROM rows${predicate ? `\nWHERE ${predicate}` : ""}`;
 }
 
@@ -143,13 +143,13 @@ const quoted = (name) => (/^[a-z_][a-z0-9_]*$/.test(name) ? name : `"${name.repl
 const isNumber = (type) => /^(double|float|halffloat|u?int|decimal)/.test(type);
 
 // An answer: how long it took, as a table or as the histogram of one of its numeric columns.
-function shown(sql, answer) {
+function shown(sql, answer, open) {
   const { columns, types, rows, truncated, seconds } = answer;
-  const place = h("div", {}, table(answer));
+  const place = h("div", {}, table(answer, open));
   const numeric = columns.filter((name, i) => isNumber(types[i]) && columns.indexOf(name) === i);
   const draw = (name) => async () => {
     for (const one of views.children) one.setAttribute("aria-pressed", String(one.dataset.view === (name ?? "")));
-    if (name === null) return place.replaceChildren(table(answer));
+    if (name === null) return place.replaceChildren(table(answer, open));
     place.replaceChildren(h("p", { class: "state" }, "Counting…"));
     try {
       place.replaceChildren(await histogram(sql, name, types[columns.indexOf(name)]));
@@ -197,8 +197,11 @@ async function histogram(sql, name, type) {
     h("div", { class: "plot tall" }, canvas(drawn)), axis(chart));
 }
 
-function table({ columns, types, rows }) {
+// A line with a row_id opens that row.
+function table({ columns, types, rows }, open) {
   if (!rows.length) return h("p", { class: "state" }, "The answer has no row.");
+  const place = columns.indexOf("row_id");
+  const opens = place >= 0 && isNumber(types[place]);
   const cell = (value, i) =>
     h("td", { class: isNumber(types[i]) ? "right" : "" }, value === null ? h("span", { class: "null" }, "NULL") : typeof value === "number" ? number(value, !/^(double|float|halffloat|decimal)/.test(types[i])) : clean(String(value)));
   return h(
@@ -206,9 +209,9 @@ function table({ columns, types, rows }) {
     { class: "scroll", tabindex: 0, "aria-label": "Result" },
     h(
       "table",
-      {},
+      { class: opens ? "opens" : "" },
       h("thead", {}, h("tr", {}, columns.map((name, i) => h("th", { scope: "col", class: isNumber(types[i]) ? "right" : "" }, clean(name))))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map(cell)))),
+      h("tbody", {}, rows.map((row) => h("tr", opens ? { tabindex: 0, "data-row": row[place], onclick: () => open(Number(row[place])), onkeydown: (event) => event.key === "Enter" && open(Number(row[place])) } : {}, row.map(cell)))),
     ),
   );
 }

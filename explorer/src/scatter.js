@@ -20,6 +20,7 @@ export function scatter(settings) {
   const across = h("i", { class: "cross x", hidden: true });
   const up = h("i", { class: "cross y", hidden: true });
   const tip = h("div", { class: "tip note", hidden: true });
+  const named = h("div", { class: "regions", "aria-hidden": "true" });
   const [top, bottom] = [h("span", { class: "high" }), h("span", { class: "low" })];
   const plot = h(
     "div",
@@ -31,7 +32,7 @@ export function scatter(settings) {
         ? "Scatter: drag a box to select, or move one with the arrow keys, with shift they change its size; escape clears it"
         : "Scatter of two columns: a click opens the row",
     },
-    canvas, across, up, top, bottom, box, tip,
+    canvas, named, across, up, top, bottom, box, tip,
   );
   const range = h("output", { class: "range" });
   const clearing = h("button", { class: "quiet small", "aria-label": "Clear the box", hidden: true, onclick: () => set(null) }, "✕");
@@ -82,6 +83,7 @@ export function scatter(settings) {
     top.textContent = short(edge(y, y.bins));
     bottom.textContent = short(edge(y, 0));
     explain();
+    name();
     clients = many
       ? [
           watchCells(x, y, colour, GRID, false, (found) => ((cells.all = found), draw())),
@@ -96,6 +98,20 @@ export function scatter(settings) {
     set(kept);
     if (kept && before[1]) selectArea(before[1], null);
     before.forEach(drop);
+  }
+
+  // The words of the map's regions, where they lie on average.
+  async function name() {
+    named.replaceChildren();
+    if (x.name !== "projection_x" || y.name !== "projection_y") return;
+    try {
+      const { regions } = await json("regions");
+      if (x.name !== "projection_x" || y.name !== "projection_y") return;
+      named.replaceChildren(...regions.map(([left, up, words]) =>
+        h("span", { style: { left: `${100 * share(x, left)}%`, bottom: `${100 * share(y, up)}%` } }, clean(words))));
+    } catch {
+      // The map is there without them.
+    }
   }
 
   // What the colours mean.

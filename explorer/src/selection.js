@@ -128,8 +128,9 @@ export function selectArea(client, sides) {
   choose(client, sides && sides.map(([, values]) => values), parts && and(...parts));
 }
 
-function choose(client, value, predicate) {
-  selection.update({ source: client, clients: new Set([client]), value, predicate });
+// `told`: the same over the store's views, where the predicate is about the table `scores` alone.
+function choose(client, value, predicate, told = null) {
+  selection.update({ source: client, clients: new Set([client]), value, predicate, told });
 }
 
 // The outermost bins reach as far as the values do.
@@ -139,17 +140,27 @@ function within(chart, [from, to]) {
   return [low, to === chart.bins - 1 ? lte(x, literal(chart.high)) : lt(x, literal(edge(chart, to + 1)))];
 }
 
-export function selectValues(client, name, values) {
+// Rows by their numbers, as a search of texts found them.
+export function selectRows(client, rows, told) {
+  choose(client, rows, rows && (rows.length ? isIn(column("row_id"), rows.map((id) => literal(id))) : sql`false`), told);
+}
+
+// `told`: for labels that are no column of the store, a predicate over its views by value.
+export function selectValues(client, name, values, told) {
   const texts = values.filter((value) => value !== null).map((value) => literal(value));
   const parts = [];
   if (texts.length) parts.push(isIn(column(name), texts));
   if (values.includes(null)) parts.push(isNull(column(name)));
   const predicate = parts.length ? or(...parts) : null;
-  choose(client, parts.length ? values : null, predicate);
+  choose(client, parts.length ? values : null, predicate, told && values.map((value) => told.get(value)).join(" OR "));
 }
 
-// The selection as a predicate over the view `rows`.
+// The selection as a predicate over the table `scores`.
 export function where() {
   const parts = selection.clauses.map((clause) => clause.predicate).filter(Boolean);
   return parts.length ? String(and(...parts)) : "";
 }
+
+// The same as a predicate over the store's views, which a filter can have.
+export const whereInStore = () =>
+  selection.clauses.filter((clause) => clause.predicate).map((clause) => `(${clause.told || clause.predicate})`).join("\n  AND ");

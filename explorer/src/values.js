@@ -1,12 +1,13 @@
 // A column of labels: a bar for each of the most frequent values, more of them when asked for; a click selects one, another takes it back.
 
 import { clean, h, whole } from "./dom.js";
+import { help } from "./help.js";
 import { selectValues, watchValues } from "./selection.js";
 
 const SHOWN = 5;
 const LISTED = 200;
 
-export function values(group) {
+export function values(group, told) {
   const listed = group.values.slice(0, LISTED);
   const more = listed.length - SHOWN;
   const beyond = group.values.length - listed.length;
@@ -20,7 +21,7 @@ export function values(group) {
       const line = h(
         "button",
         { class: "value", "aria-pressed": "false", hidden: i >= SHOWN, onclick: () => toggle(value) },
-        h("span", { class: "label" }, value === null ? "no value" : clean(value)),
+        h("span", { class: "label", title: value === null ? "no value" : clean(value) }, value === null ? "no value" : clean(value)),
         h("span", { class: "track" }, h("i", { class: "all", style: { width: `${(100 * rows) / top}%` } }), bar),
         count,
       );
@@ -32,7 +33,7 @@ export function values(group) {
   const card = h(
     "article",
     { class: "card group", "data-column": group.name },
-    h("header", {}, h("h3", { title: group.meaning || group.name }, group.name), clearing),
+    h("header", {}, h("h3", { title: group.meaning || group.name }, group.name), help(group.name, group.meaning), clearing),
     h("p", { class: "meaning", title: group.meaning }, group.meaning || "column of the source"),
     list,
     more > 0 ? h("footer", {}, fold, beyond > 0 ? h("span", {}, `and ${whole(beyond)} rarer ones`) : null) : null,
@@ -60,7 +61,7 @@ export function values(group) {
     clearing.hidden = !chosen.size;
     for (const [value, { line }] of lines) line.setAttribute("aria-pressed", String(chosen.has(value)));
     card.classList.toggle("chosen", chosen.size > 0);
-    selectValues(client, group.name, [...chosen]);
+    selectValues(client, group.name, [...chosen], told);
   }
 
   const client = watchValues(group.name, true, (rows) => {

@@ -15,7 +15,7 @@ from seamcurate.select import views
 _MOVED = 50
 
 
-def compare(session: Session, left: str, right: str, rate: float) -> dict[str, JsonValue]:
+def compare(session: Session, left: str, right: str, rate: float, within: str = "true") -> dict[str, JsonValue]:
     """Compare the worst rows by two columns, among the n rows that have both.
 
     The worst values are the lowest, or the highest where high is bad. A column's set is its worst ⌈rate · n⌉ rows; of a
@@ -27,9 +27,10 @@ def compare(session: Session, left: str, right: str, rate: float) -> dict[str, J
         left: A numeric column; a column of the other store has `other.` before its name.
         right: Another.
         rate: The share of rows in each set, above 0 and below 1.
+        within: A predicate over `scores`: only these rows are compared.
 
     Raises:
-        QueryError: A column is not one that has a chart.
+        QueryError: A column is not one that has a chart, or the predicate cannot be answered.
     """
     charts = {chart.column.name: chart for chart in (*session.charts, *session.others)}
     for name in (left, right):
@@ -38,7 +39,7 @@ def compare(session: Session, left: str, right: str, rate: float) -> dict[str, J
     column_a, column_b = (_Side(charts[name]) for name in (left, right))
     pairs = (
         f"SELECT row_id, {column_a.value} AS a, {column_b.value} AS b FROM scores "
-        f"WHERE {column_a.value} IS NOT NULL AND {column_b.value} IS NOT NULL"
+        f"WHERE ({within}\n) AND {column_a.value} IS NOT NULL AND {column_b.value} IS NOT NULL"
     )
     (n,) = session.ask(f"SELECT count(*) AS n FROM ({pairs})")["n"].to_pylist()
     size = math.ceil(rate * n)

@@ -36,8 +36,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seamcurate import tables
 from seamcurate.errors import QueryError, SeamcurateError, StoreError
-from seamcurate.explore import bench, row
+from seamcurate.explore import bench, row, search, splits
+from seamcurate.explore.about import about
 from seamcurate.explore.compare import compare
+from seamcurate.explore.formulas import formula
 from seamcurate.explore.session import Chart, Session
 from seamcurate.select import views
 from seamcurate.storage import scratch
@@ -102,12 +104,18 @@ class _Cut(_Body):
     cut: float
     keep: Literal["above", "below"] = "above"
     nulls: bool = False
+    within: str = "true"
+
+
+class _Search(_Body):
+    text: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class _Compare(_Body):
     first: str
     second: str
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    within: str = "true"
 
 
 def application(session: Session, token: str, framed: bool = False) -> Starlette:
@@ -218,15 +226,23 @@ def application(session: Session, token: str, framed: bool = False) -> Starlette
 
     def cut(request: Request, body: bytes) -> Response:
         settings = _Cut.model_validate_json(body)
-        return JSONResponse(bench.bench(session, settings.by, settings.cut, settings.keep, settings.nulls))
+        return JSONResponse(
+            bench.bench(session, settings.by, settings.cut, settings.keep, settings.nulls, settings.within)
+        )
 
     def prompt(request: Request, body: bytes) -> Response:
         row_id = int(request.path_params["row_id"])
         return JSONResponse({"prompt": row.prompts(session, [row_id], 300).get(row_id)})
 
+    def searched(request: Request, body: bytes) -> Response:
+        return JSONResponse(search.search(session, _Search.model_validate_json(body).text))
+
+    def regions(request: Request, body: bytes) -> Response:
+        return JSONResponse({"regions": cast(JsonValue, search.regions(session))})
+
     def compared(request: Request, body: bytes) -> Response:
         settings = _Compare.model_validate_json(body)
-        return JSONResponse(compare(session, settings.first, settings.second, settings.rate))
+        return JSONResponse(compare(session, settings.first, settings.second, settings.rate, settings.within))
 
     return Starlette(
         routes=[
@@ -242,6 +258,8 @@ def application(session: Session, token: str, framed: bool = False) -> Starlette
             Route("/api/rows", answer(rows), methods=["POST"]),
             Route("/api/row/{row_id:int}", answer(one_row)),
             Route("/api/prompt/{row_id:int}", answer(prompt)),
+            Route("/api/search", answer(searched), methods=["POST"]),
+            Route("/api/regions", answer(regions)),
             Route("/api/compare", answer(compared), methods=["POST"]),
             Route("/api/bench", answer(cut), methods=["POST"]),
             Mount("/static", StaticFiles(directory=PAGE, check_dir=False)),
@@ -387,6 +405,7 @@ def _overview(session: Session) -> dict[str, JsonValue]:
                 "done": c.done,
                 "shards": c.shards,
                 "meaning": c.meaning,
+                "formula": formula(c.name),
                 "stale": c.stale,
             }
             for c in session.columns
@@ -396,6 +415,13 @@ def _overview(session: Session) -> dict[str, JsonValue]:
             {"name": g.column.name, "meaning": g.column.meaning, "values": cast(JsonValue, [list(v) for v in g.values])}
             for g in session.groups
         ],
+        "cuts": [cut._asdict() for cut in session.cuts],
+        "told": {
+            group.column.name: [splits.told(group.column.name, value) for value, _ in group.values]
+            for group in session.groups
+            if splits.names([group.column.name])
+        },
+        "about": cast(JsonValue, about(session.store)),
         "other": str(session.other.path) if session.other else None,
     }
 
@@ -418,6 +444,7 @@ def _chart(chart: Chart) -> JsonValue:
     return {
         "name": chart.column.name,
         "meaning": chart.column.meaning,
+        "formula": formula(chart.column.name),
         "made_by": chart.column.made_by,
         "done": chart.column.done,
         "shards": chart.column.shards,

@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 from pydantic import JsonValue
 
+from seamcurate.explore import splits
+from seamcurate.explore.splits import SplitCut
 from seamcurate.select import views
 from seamcurate.select.connection import Connection, EndedError, QueryResult, TooLargeError
 from seamcurate.storage.objects import find
@@ -97,6 +99,12 @@ class Session:
     def groups(self) -> list[LabelColumn]:
         """List every column of labels."""
         return self._current().groups
+
+    @property
+    def cuts(self) -> list[SplitCut]:
+        """List the cuts by which splits of the store were made, of columns that have a chart."""
+        charted = {chart.column.name for chart in self.charts}
+        return [cut for cut in self._current().cuts if cut.column in charted]
 
     @property
     def rows(self) -> int:
@@ -194,6 +202,7 @@ class _Opened(NamedTuple):
     groups: list[LabelColumn]
     rows: int
     others: list[Chart]
+    cuts: list[SplitCut]
     complete: bool
     """Whether the views are open, too; until then the connection has `scores` only."""
 
@@ -214,12 +223,23 @@ def _open(store: Store, memory: str) -> _Opened:
     sized = [c for c in columns if c.name in [f"worse_{v}" for v, size in sizes.items() if size.startswith("len(")]]
     connection = views.opened(store, [c.made_by for c in (*numeric, *texts, *sized)], memory)
     grouped = [c for c in texts if _repeats(connection, c.name)]
-    connection.execute(_scores(kinds, sizes, [c.name for c in numeric], [c.name for c in grouped]))
+    # A stale split would say of today's columns what held of others: `run` makes it anew.
+    split_labels, cuts = splits.labels(store)
+    split_names = splits.names(split_labels.column_names)
+    connection.execute(
+        _scores(kinds, sizes, [c.name for c in numeric], [c.name for c in grouped], split_names), attached=split_labels
+    )
     connection.execute("DROP VIEW rows")
     ((rows,),) = connection.execute("SELECT count(*) FROM scores").fetchall()
     charts = [chart for c in numeric if (chart := _chart(connection, c, rows))]
-    groups = [LabelColumn(c, _values(connection, c.name)) for c in grouped]
-    return _Opened(connection, state, columns, charts, groups, rows, [], False)
+    split_columns = [
+        Column(
+            name, pa.string(), name, len(store.shards), len(store.shards), "kept, or dropped and by which rule", None
+        )
+        for name in split_names
+    ]
+    groups = [LabelColumn(c, _values(connection, c.name)) for c in (*split_columns, *grouped)]
+    return _Opened(connection, state, columns, charts, groups, rows, [], cuts, False)
 
 
 def _completed(opened: _Opened, store: Store, second: Store | None, memory: str) -> _Opened:
@@ -265,7 +285,13 @@ def _sizes(kinds: Mapping[str, pa.DataType], numeric: list[str]) -> dict[str, st
     }
 
 
-def _scores(kinds: Mapping[str, pa.DataType], sizes: Mapping[str, str], numeric: list[str], grouped: list[str]) -> str:
+def _scores(
+    kinds: Mapping[str, pa.DataType],
+    sizes: Mapping[str, str],
+    numeric: list[str],
+    grouped: list[str],
+    split_names: list[str],
+) -> str:
     """Write the statement that creates `scores`; numbers that are not finite are NULL in it, since no chart can show them."""
     shares = {v: f"misjudged_{v}" for v in sizes}
     wrong = [f"coalesce({views.quoted(q)} * {sizes[v]}, 0)" for v, q in shares.items() if q in numeric]
@@ -273,10 +299,11 @@ def _scores(kinds: Mapping[str, pa.DataType], sizes: Mapping[str, str], numeric:
         "row_id",
         *(f"{_finite(views.quoted(name), kinds[name])} AS {views.quoted(name)}" for name in numeric),
         *(f"{q}::VARCHAR AS {q}" for q in map(views.quoted, grouped)),
+        *map(views.quoted, split_names),
         f"({' + '.join(f'coalesce({s}, 0)' for s in sizes.values()) or '0'})::INTEGER AS _candidates",
         f"({' + '.join(wrong) or 'NULL'})::DOUBLE AS _misjudged",
     ]
-    return f"CREATE TABLE scores AS SELECT {', '.join(select)} FROM rows"
+    return f"CREATE TABLE scores AS SELECT {', '.join(select)} FROM rows LEFT JOIN attached USING (row_id)"
 
 
 def _finite(q: str, kind: pa.DataType) -> str:

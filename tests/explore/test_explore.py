@@ -52,6 +52,7 @@ from seamcurate.explore import server as served  # noqa: E402
 from seamcurate.explore.bench import bench, recipe_line  # noqa: E402
 from seamcurate.explore.compare import compare  # noqa: E402
 from seamcurate.explore.row import row  # noqa: E402
+from seamcurate.explore.search import regions  # noqa: E402
 
 HOSTILE = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script> \u202egnp.exe"
 
@@ -299,6 +300,70 @@ def test_the_benchs_recipe_line_makes_the_same_cut(session, recipe, tmp_path, ke
     assert recipe_line("odd, name", 1.0, "above", False).startswith('train: {filter: keep_between.sql, by: "odd, name"')
 
 
+def test_a_split_is_a_label_of_each_row_and_its_cut_is_where_the_threshold_starts(session, finished, ask):
+    overview = ask("GET", "/api/overview").json()
+    (group,) = [group for group in overview["groups"] if group["name"].startswith("split ")]
+    ledger = query(finished, "SELECT kept, count(*) AS rows FROM ledger GROUP BY ALL").to_pylist()
+    rows = {line["kept"]: line["rows"] for line in ledger}
+    assert dict(group["values"]) == {"kept": rows[True], "dropped: drop the lowest 20 % by seam_contrast": rows[False]}
+    # What the page says of a label in SQL is what the label holds.
+    for (_, count), predicate in zip(group["values"], overview["told"][group["name"]], strict=True):
+        assert query(finished, f"SELECT row_id FROM rows WHERE {predicate}").num_rows == count
+    (cut,) = overview["cuts"]
+    found = bench(session, cut["column"], cut["cut"], cut["keep"], cut["nulls"])
+    assert (found["kept"], found["rows"] - found["kept"]) == (rows[True], rows[False])
+    assert found["lower"] == rows[False]
+
+
+def test_a_search_finds_words_of_prompts_and_golden_responses_and_says_so_in_sql(ask, finished):
+    texts = query(finished, "SELECT row_id, prompt, response FROM rows ORDER BY row_id").to_pylist()
+    word = texts[3]["prompt"].split()[-1].upper()
+    found = ask("POST", "/api/search", json={"text": word}).json()
+    expected = [r["row_id"] for r in texts if word.lower() in f"{r['prompt']}\n{r['response']}".lower()]
+    assert found["rows"] == expected and found["total"] == len(expected) > 0
+    assert query(finished, f"SELECT row_id FROM rows WHERE {found['told']}").num_rows == len(expected)
+    quote = ask("POST", "/api/search", json={"text": "it's 100 % ' OR true"}).json()
+    assert quote["rows"] == [] and query(finished, f"SELECT 1 FROM rows WHERE {quote['told']}").num_rows == 0
+
+
+def test_a_cut_and_a_comparison_keep_to_the_selected_rows(session, finished):
+    inside = query(finished, "SELECT seam_contrast AS s FROM rows WHERE reward > 0.5")["s"].to_pylist()
+    found = bench(session, "seam_contrast", -0.1, "above", False, '"reward" > 0.5')
+    assert found["rows"] == len(inside) < 40
+    assert found["kept"] == sum(value is not None and value >= -0.1 for value in inside)
+    assert sum(line["rows"] for mix in found["mixes"][:1] for line in mix["values"]) == len(inside)
+    compared = compare(session, "seam_contrast", "reward", 0.2, '"reward" > 0.5')
+    assert compared["rows"] == sum(value is not None for value in inside)
+    with pytest.raises(QueryError):
+        bench(session, "seam_contrast", -0.1, "above", False, "true) --")
+
+
+def test_the_page_says_which_models_band_and_day_made_the_columns_and_no_folder(ask, finished):
+    overview = ask("GET", "/api/overview").json()
+    facts = dict(overview["about"])
+    assert facts["policy"] == "policy" and facts["band"] == "0.5 to 0.9" and facts["date"] >= "2026-01-01"
+    formulas = {column["name"]: column["formula"] for column in overview["columns"]}
+    assert formulas["seam_contrast"].startswith("−(k / n) · Σ w") and formulas["prompt"] == ""
+    assert formulas["rer_length"] == "LI = words of the response / 100"
+
+
+def test_regions_of_the_map_are_named_by_words_of_their_own(tmp_path):
+    topics = {"sets": "union of two sets", "files": "open a binary file", "dates": "parse a date string"}
+    corners = {"sets": (0.0, 0.0), "files": (1.0, 0.0), "dates": (0.5, 1.0)}
+    rows = [
+        {"prompt": f"how do I {text} please {i}", "projection_x": corners[name][0], "projection_y": corners[name][1]}
+        for name, text in topics.items()
+        for i in range(20)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"))), tmp_path / "store")
+    named = regions(Session(Store(tmp_path / "store")))
+    assert len(named) == 3
+    for region in named:
+        (topic,) = [name for name, corner in corners.items() if corner == pytest.approx((region.x, region.y))]
+        assert set(region.words.split(" · ")) <= set(topics[topic].split())
+
+
 def test_lengths_that_no_response_has_keep_their_place(tmp_path):
     rows = [{"prompt": f"question {i}", "response": "x" * (5 if i % 2 else 1000), "score": i} for i in range(20)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
@@ -488,11 +553,14 @@ def test_a_report_is_one_page_that_loads_nothing(finished, tmp_path):
     (labels,) = [one.read_text() for one in drawn if one.stem.endswith("query_type")]
     labelled = dict(re.findall(r"<title>(\w+): ([\d,]+)</title></rect>", labels))
     assert (
-        labelled == {str(value): str(rows) for value, rows in session.groups[0].values}
+        labelled == {str(value): str(rows) for value, rows in session.groups[-1].values}
         and sum(map(int, labelled.values())) == 40
     )
     # Alone, a figure says what it is of; a page says where nothing lies on this machine.
-    assert all(one.partition("_")[2] in text for one, text in ((f.stem, f.read_text()) for f in drawn))
+    assert all(
+        one.partition("_")[2] in text.replace("split train", "split_train")
+        for one, text in ((f.stem, f.read_text()) for f in drawn)
+    )
     assert 'font-weight="600">seam_contrast</text>' in drawn[0].read_text() and str(finished.path.parent) not in html
     assert [one.stem for one in pictures] == [one.stem for one in drawn]
     assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
@@ -936,6 +1004,7 @@ def test_many_rows_are_drawn_by_how_many_fall_where_and_are_brushed(browser, add
         browser.until("!document.querySelector('.tip.note').hidden")
         assert "question" in browser.text(".tip.note")
     finally:
+        browser.open("about:blank")
         process.terminate()
         process.wait(20)
 
@@ -977,6 +1046,87 @@ def test_the_cut_is_dragged_and_its_recipe_line_follows(page):
     near = page.run("[...document.querySelectorAll('.near .number')].map((e) => e.textContent)")
     assert len(near) > 10 and len({len(one.partition(".")[2]) for one in near}) == 1
     assert page.run("document.querySelectorAll('.mixes .axis span').length") > 2
+
+
+def test_a_search_selects_rows_and_is_part_of_the_selections_sql(page):
+    word = page.run("[...document.querySelectorAll('#rows tbody td.prompt')].at(-1).textContent")
+    page.run(f"document.querySelector('#search').value = {json.dumps(word)}")
+    page.run("document.querySelector('#search').dispatchEvent(new Event('change'))")
+    page.until("document.querySelector('#chips').textContent.startsWith('contains:')")
+    page.until("+document.querySelector('#t-rows').dataset.rows < 40")
+    selected = settled(page)
+    assert selected > 0
+    page.click("#as-sql")
+    assert "The selection (contains:" in page.text("#query .within")
+    page.click("#sql-run")
+    page.until(f"document.querySelectorAll('#sql-result tbody tr').length == {selected}")
+    # A line with a row_id opens its row.
+    page.click("#sql-result tbody tr")
+    page.until("document.querySelector('#drill h2')")
+    assert page.text("#drill h2").startswith("Row ")
+    page.key("Escape")
+
+
+def test_a_split_is_a_filter_and_the_selection_holds_on_every_tab(page):
+    page.run("[...document.querySelectorAll('[data-column=\"split train\"] .value')].at(-1).click()")
+    page.until("document.querySelector('#t-rows').dataset.rows == '8'")
+    assert page.text("#chips").startswith("split train: dropped: drop the lowest 20 %")
+    page.click("#tab-cut")
+    page.until("document.querySelector('#bench .figures b')")
+    assert page.text("#cut .within").startswith("Of the selected rows only (split train: dropped")
+    page.until("document.querySelector('#bench .figures').textContent.includes('0.0 % of 8')")
+    page.run("document.querySelector('#tab-compare').click()")
+    page.until("document.querySelector('#compared .figures b')?.textContent == '8'")
+    page.click("#chips button")
+    page.until("document.querySelector('#compared .figures b').textContent != '8'")
+    assert page.text("#compare .within") == ""
+
+
+def test_a_columns_help_gives_its_meaning_and_its_formula(page):
+    page.click("[data-column=seam_contrast] .ask")
+    assert "Σ w · max(R(I∘r*) − R(I∘r), 0)" in page.text("[data-column=seam_contrast] .formula")
+    page.key("Escape")
+    assert page.run("document.querySelector('[data-column=seam_contrast] .help').hidden")
+
+
+TOO_WIDE = """(() => [...document.querySelectorAll('header, main, .totals, .about')].filter((e) => e.offsetHeight)
+  .map((e) => Math.max(e.scrollWidth, e.getBoundingClientRect().right)).filter((right) => right > innerWidth + 1))()"""
+
+
+def test_every_tab_fits_a_telephone(page):
+    page.resize(400, 860)
+    try:
+        for tab in ("overview", "query", "cut", "compare"):
+            page.run(f"document.querySelector('#tab-{tab}').click()")
+            page.until(f"document.querySelector('#{tab} select, #{tab} textarea')?.offsetHeight")
+            assert page.run("document.documentElement.scrollWidth") <= 400, tab
+            assert page.run(TOO_WIDE) == [], tab
+    finally:
+        page.resize(1440, 900)
+
+
+def test_nothing_keeps_people_from_using_the_page(page):
+    axe = Path(__file__).parents[2] / "explorer" / "node_modules" / "axe-core" / "axe.min.js"
+    if not axe.is_file():
+        pytest.skip("axe-core was not installed: make explorer")
+    page.run(axe.read_text())
+    found = """axe.run(document, {resultTypes: ['violations']})
+      .then((r) => r.violations.map((v) => `${v.id}: ${v.nodes.map((n) => n.html.slice(0, 100))}`))"""
+    for tab, there in (
+        ("query", "#sql-run:enabled"),
+        ("cut", ".near li"),
+        ("compare", "#compared .figures b"),
+        ("overview", "#rows tbody tr"),
+    ):
+        page.run(f"document.querySelector('#tab-{tab}').click()")
+        page.until(f"document.querySelector('{there}')")
+        assert page.run(found) == [], tab
+    page.run("document.querySelector('#rows tbody tr').click()")
+    page.until("document.querySelector('#drill .scores')")
+    page.dark(True)
+    page.until("document.documentElement.dataset.theme == 'dark'")
+    assert page.run(found) == []
+    page.dark(False)
 
 
 def test_the_page_is_dark_where_the_browser_is(page):
