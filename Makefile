@@ -59,9 +59,9 @@ test-ppo: .venv-ppo/installed
 smoke-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python tests/smoke.py
 
-# The data set and reward classes of verl and OpenRLHF, run on exports.
+# The loaders and reward classes of the trainers that are on a package index, run on exports.
 test-clients: .venv-clients/installed
-	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/publish/test_clients.py
+	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/publish/test_clients.py tests/publish/test_loaders.py
 
 # Scores of a real vLLM against those computed here. The tests run in .venv, only the server in .venv-vllm.
 test-vllm: .venv/installed .venv-vllm/installed

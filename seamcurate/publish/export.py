@@ -8,7 +8,7 @@ beside the prompts: RER's configuration and a call of `seamcurate.rewards`, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from seamcurate.models import CausalLM, CompletionServer, RewardFunction, Reward
 from seamcurate.models.backend import models_of
 from seamcurate.progress import bar
 from seamcurate.publish import augment as augmentation
-from seamcurate.publish.files import in_place, read_ahead, shard_count, write_shards
+from seamcurate.publish.files import in_place, read_ahead, shard_count, write_rows
 from seamcurate.publish.formats import TRAINERS, Trainer
 from seamcurate.publish.reward_file import rer_reward, reward_file
 from seamcurate.publish.shape import Shape
@@ -72,7 +72,7 @@ def to_trl(
         >>> to_trl(Store("my-store"), "train", "splits/train").columns[0]  # doctest: +SKIP
         'prompt'
     """
-    return _export_split("trl", store, split, Path(out), policy, reward)
+    return write_split("trl", store, split, Path(out), policy, reward)
 
 
 def to_openrlhf(
@@ -93,7 +93,7 @@ def to_openrlhf(
         >>> to_openrlhf(Store("my-store"), "train", "splits/train").columns[:2]  # doctest: +SKIP
         ['input', 'label']
     """
-    return _export_split("openrlhf", store, split, Path(out), policy, reward)
+    return write_split("openrlhf", store, split, Path(out), policy, reward)
 
 
 def to_verl(
@@ -114,18 +114,33 @@ def to_verl(
         >>> to_verl(Store("my-store"), "train", "splits/train").columns  # doctest: +SKIP
         ['data_source', 'prompt', 'ability', 'reward_model', 'extra_info']
     """
-    return _export_split("verl", store, split, Path(out), policy, reward)
+    return write_split("verl", store, split, Path(out), policy, reward)
 
 
-def _export_split(
-    trainer: Trainer, store: Store, split: str, folder: Path, policy: FormModel, reward: RerReward | None
+def write_split(
+    trainer: Trainer,
+    store: Store,
+    split: str,
+    out: str | Path,
+    policy: FormModel = None,
+    reward: RerReward | None = None,
 ) -> Exported:
-    """Write a split as a trainer loads it."""
-    view = SplitView(store, split, trainer, policy)
+    """Write a split as a trainer of the table `TRAINERS` loads it.
+
+    Raises:
+        ExportError: See `to_trl`; also if the trainer cannot load the split's format.
+        ModelError: The policy's tokenizer cannot be loaded.
+
+    Example:
+        >>> write_split("slime", Store("my-store"), "train", "splits/train").columns  # doctest: +SKIP
+        ['prompt', 'label', 'metadata']
+    """
+    view, folder = SplitView(store, split, trainer, policy), Path(out)
     if view.trainer.token_ids and view.format == "prompt_ids":
         return _write_ids(view, folder, policy)
     select = view.trainer.columns(view, reward)
-    code = reward_file(trainer, view.require(reward), view.end) if reward and view.format == "prompts" else ""
+    rewarded = reward is not None and view.format == "prompts" and view.trainer.reward_function is not None
+    code = reward_file(trainer, view.require(reward), view.end) if reward and rewarded else ""
     return _write(view, folder, select, code)
 
 
@@ -166,17 +181,18 @@ def to_augmented(
             names = pair_names if kind == "sft" else {}
             (folder / kind).mkdir()
             tally = _Tally()
+            columns: list[str] = []
             with bar(f"split {split}: {kind}", view.rows_kept) as advance:
                 pairs = _pairs(augmentation.shards(store, split, augment, kind), tally, advance)
-                formed = (view.in_form(table) for table in pairs)
-                tables = (table.rename_columns([names.get(n, n) for n in table.column_names]) for table in formed)
-                rows = write_shards(tables, folder / kind)
+                tables = _laid_out(view, pairs, view.shape._replace(format=kind), names, columns)
+                rows = write_rows(tables, folder / kind, view.trainer.lines, view.trainer.one_file)
             if not rows:
                 # `load_dataset` fails on an empty folder, and its error names neither split nor reason.
                 (folder / kind).rmdir()
             dropped.append(tally.dropped)
-            columns = pq.read_schema(next((folder / kind).iterdir())).names if rows else []
             shape = view.shape._replace(format=kind, shards=shard_count(folder / kind))
+            if rows:
+                _write_beside(view, shape, folder / kind, out / kind)
             note = "\n".join([tally.note(augment), *view.notes, *view.order_notes(kind)])
             exports.append(Exported(out / kind, rows, columns, note, view.commands(shape, out / kind), shape))
         pq.write_table(pa.concat_tables(dropped), folder / "dropped.parquet")
@@ -247,10 +263,10 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
         if split.augment is not None:
             yield from to_augmented(store, name, folder, split.augment, to, policy)
             continue
-        exported = _export_split(to, store, name, folder, policy, reward)
+        exported = write_split(to, store, name, folder, policy, reward)
         if split.format == "prompts":
-            note = f"no {REWARD_FILE}: {reason}"
-            if reward is not None:
+            note = f"no {REWARD_FILE}: {reason or f'{TRAINERS[to].title} takes no reward function from a file'}"
+            if exported.shape.reward:
                 note = f"{folder / REWARD_FILE} gives RER as the reward"
             elif functions:
                 note += f"; give the trainer the recipe's own reward itself: {', '.join(functions)}"
@@ -289,17 +305,18 @@ def _write(view: SplitView, location: Path, select: dict[str, str], reward_code:
                 advance(rows)
                 if column:
                     unanswered += _without_truth(table[column])
-                table = view.in_form(table)
+                table = view.laid_out(view.in_form(table), view.shape)
                 columns[:] = table.column_names
                 if trainer.picture and view.format == "prompts":
                     pictures += _turns_with(trainer.picture, table.column(0))
                 yield table
 
         # The next table is read while this one is compressed and written.
-        written = write_shards(read_ahead(lines()), folder)
+        written = write_rows(read_ahead(lines()), folder, trainer.lines, trainer.one_file)
         if reward_code:
             (folder / REWARD_FILE).write_text(reward_code, encoding="utf-8")
         shape = view.shape._replace(reward=bool(reward_code), shards=shard_count(folder))
+        _write_beside(view, shape, folder, location)
         shard.give_back()
         if written == 0:
             raise ExportError(
@@ -316,6 +333,24 @@ def _write(view: SplitView, location: Path, select: dict[str, str], reward_code:
         )
     notes = [*view.notes, *view.order_notes(view.format)]
     return Exported(location, written, columns, "\n".join(notes), view.commands(shape, location), shape)
+
+
+def _laid_out(
+    view: SplitView, tables: Iterable[pa.Table], shape: Shape, names: Mapping[str, str], columns: list[str]
+) -> Iterator[pa.Table]:
+    """Write pairs in the policy's form and as the trainer reads them; `columns` becomes the names of their columns."""
+    for table in tables:
+        formed = view.in_form(table)
+        table = view.laid_out(formed.rename_columns([names.get(name, name) for name in formed.column_names]), shape)
+        columns[:] = table.column_names
+        yield table
+
+
+def _write_beside(view: SplitView, shape: Shape, folder: Path, location: Path) -> None:
+    """Write the files that the trainer wants beside the rows, for the folder where these will lie."""
+    if view.trainer.files is not None:
+        for name, text in view.trainer.files(shape, str(location)).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def _without_truth(column: pa.ChunkedArray) -> int:
@@ -353,7 +388,7 @@ def _write_ids(view: SplitView, location: Path, policy: FormModel) -> Exported:
             yield pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))})
 
     with in_place(location) as folder:
-        written = write_shards(lines(), folder)
+        written = write_rows(lines(), folder)
         if written == 0:
             raise ExportError(f"split {view.split} keeps no row; nothing to export")
     return Exported(location, written, ["input_ids"], shape=view.shape)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,10 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seamcurate.errors import ExportError
+from seamcurate.publish.formats import TRAINERS
 from seamcurate.publish.reward_file import EARLIER_REWARD_FILE, HEAD
+from seamcurate.publish.shape import LINES_FILE
 from seamcurate.storage import atomic, objects
 from seamcurate.trainers import REWARD_FILE, REWARD_MODULE
 
+_MARKS = (b"seamcurate export", b'{\n  "seamcurate": {')
+"""What the first bytes of a file that an export wrote beside its rows hold."""
 _ROWS_PER_FILE = 500_000
 ROWS_PER_GROUP = 8_192
 """Rows of a row group, few enough that its text fits Arrow's 32-bit offsets."""
@@ -28,8 +35,26 @@ def _has_bounds(kind: pa.DataType) -> bool:
     return bool(pa.types.is_primitive(kind)) and not pa.types.is_floating(kind)
 
 
-def write_shards(tables: Iterable[pa.Table], folder: Path) -> int:
+def write_rows(tables: Iterable[pa.Table], folder: Path, lines: bool = False, one_file: bool = False) -> int:
+    """Write tables as lines of JSON in one file, or as Parquet files, one or as many as keep each small; count rows."""
+    return write_lines(tables, folder) if lines else write_shards(tables, folder, sys.maxsize if one_file else None)
+
+
+def write_lines(tables: Iterable[pa.Table], folder: Path) -> int:
+    """Write tables as lines of JSON; JSON has no NaN and no infinity, so that these are null."""
+    written = 0
+    with (folder / LINES_FILE).open("w", encoding="utf-8") as file:
+        for table in tables:
+            for row in table.to_pylist():
+                finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+                file.write(json.dumps(finite, ensure_ascii=False, default=str) + "\n")
+            written += table.num_rows
+    return written
+
+
+def write_shards(tables: Iterable[pa.Table], folder: Path, rows_per_file: int | None = None) -> int:
     """Write tables as `train-00000-of-00003.parquet` …, the names that `load_dataset` reads as split `train`; count rows."""
+    rows_per_file = rows_per_file or _ROWS_PER_FILE
     files: list[Path] = []
     written = 0
     writer: pq.ParquetWriter | None = None
@@ -43,10 +68,10 @@ def write_shards(tables: Iterable[pa.Table], folder: Path) -> int:
                     writer = pq.ParquetWriter(
                         files[-1], table.schema, compression="zstd", use_dictionary=False, write_statistics=bounded
                     )
-                head = table.slice(0, len(files) * _ROWS_PER_FILE - written)
+                head = table.slice(0, len(files) * rows_per_file - written)
                 writer.write_table(head, row_group_size=4 * ROWS_PER_GROUP)
                 table, written = table.slice(head.num_rows), written + head.num_rows
-                if written == len(files) * _ROWS_PER_FILE:
+                if written == len(files) * rows_per_file:
                     writer.close()
                     writer = None
     finally:
@@ -97,9 +122,11 @@ def _is_of_an_export(file: Path) -> bool:
         return all(map(_is_of_an_export, file.iterdir()))
     if file.name in (REWARD_FILE, EARLIER_REWARD_FILE):
         return file.read_bytes().startswith(HEAD.encode())
+    if file.name in {name for trainer in TRAINERS.values() for name in trainer.beside}:
+        return any(mark in file.read_bytes()[:200] for mark in _MARKS)
     # Python writes the compiled reward file into __pycache__.
     return (
-        file.name in ("__pycache__", "dropped.parquet")
+        file.name in ("__pycache__", "dropped.parquet", LINES_FILE)
         or re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) is not None
     )
 

@@ -6,10 +6,23 @@ cards and the manual read the rows. To add a trainer, write its functions in a m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from seamcurate.publish import openrlhf, trl, verl
+from seamcurate.publish import (
+    axolotl,
+    layout,
+    llamafactory,
+    nemo,
+    open_instruct,
+    openrlhf,
+    skyrl,
+    slime,
+    swift,
+    trl,
+    verifiers_v1,
+    verl,
+)
 from seamcurate.publish.shape import Shape
 from seamcurate.publish.snippet import Configuration, Snippet, shell_line
 
@@ -27,8 +40,8 @@ class TrainerFormat(NamedTuple):
     """Column names that the trainer uses itself, by the split formats that it loads."""
     columns: Callable[[SplitView, RerReward | None], dict[str, str]]
     """Return the SQL of each exported column, or refuse a split format that the trainer cannot load."""
-    reward_function: Callable[[str], str]
-    """Write the function that it calls in a reward file, given the policy's end-of-sequence token."""
+    reward_function: Callable[[str], str] | None
+    """Write the function that it calls in a reward file, given the policy's end-of-sequence token; None: it takes none."""
     reward_use: str
     """How the trainer is started with a reward file; the file's first line says it."""
     commands: Callable[[Shape, str, str, str, str], list[list[str]]]
@@ -39,6 +52,16 @@ class TrainerFormat(NamedTuple):
     """Say how the trainer keeps the rows in order, for an export of a split format."""
     meanings: Mapping[str, str]
     """Meanings of the columns that only its formats have, or that they rename."""
+    layout: Callable[[Shape, Sequence[str]], dict[str, str]] | None = None
+    """Return the SQL of each column of its rows over those of the names given, which are in the policy's form; None: as they are."""
+    files: Callable[[Shape, str], dict[str, str]] | None = None
+    """Write the files that it wants beside the rows, by name, given the export's folder."""
+    beside: tuple[str, ...] = ()
+    """The names of these files."""
+    lines: bool = False
+    """Whether it reads lines of JSON, and not Parquet."""
+    one_file: bool = False
+    """Whether it reads one file of rows alone."""
     pairs: Mapping[str, str] | None = {}
     """Its names for `prompt` and `completion` in pairs for fine-tuning; None: it loads no pairs."""
     token_ids: bool = False
@@ -58,6 +81,8 @@ class TrainerFormat(NamedTuple):
     picture: str = ""
     """Text in a chat that the trainer replaces by a picture."""
 
+
+_TRUTH = (layout.GROUND_TRUTH, "ground truth")
 
 TRAINERS: dict[str, TrainerFormat] = {
     "trl": TrainerFormat(
@@ -103,6 +128,132 @@ TRAINERS: dict[str, TrainerFormat] = {
         scores_in=verl.SCORES,
         omits=frozenset({"row_id"}),
         always_chats=True,
+    ),
+    "nemo-rl": TrainerFormat(
+        title="NeMo RL",
+        reserved=nemo.RESERVED,
+        columns=layout.columns,
+        reward_function=None,
+        reward_use="",
+        commands=nemo.commands,
+        snippets=nemo.snippets,
+        unshuffled=nemo.unshuffled,
+        meanings=nemo.MEANINGS,
+        layout=nemo.lay_out,
+        lines=True,
+        ground_truth=_TRUTH,
+        always_chats=True,
+    ),
+    "open-instruct": TrainerFormat(
+        title="open-instruct",
+        reserved=open_instruct.RESERVED,
+        columns=open_instruct.columns,
+        reward_function=None,
+        reward_use="",
+        commands=open_instruct.commands,
+        snippets=open_instruct.snippets,
+        unshuffled=open_instruct.unshuffled,
+        meanings=open_instruct.MEANINGS,
+        layout=open_instruct.lay_out,
+        one_file=True,
+        ground_truth=_TRUTH,
+        always_chats=True,
+    ),
+    "skyrl": TrainerFormat(
+        title="SkyRL",
+        reserved=skyrl.RESERVED,
+        columns=skyrl.columns,
+        reward_function=skyrl.reward_function,
+        reward_use=skyrl.REWARD_USE,
+        commands=skyrl.commands,
+        snippets=skyrl.snippets,
+        unshuffled=skyrl.unshuffled,
+        meanings=skyrl.MEANINGS,
+        layout=skyrl.lay_out,
+        pairs=None,
+        ground_truth=_TRUTH,
+        scores_in=skyrl.SCORES,
+        always_chats=True,
+    ),
+    "verifiers": TrainerFormat(
+        title="verifiers",
+        reserved=verifiers_v1.RESERVED,
+        columns=layout.columns,
+        reward_function=verifiers_v1.reward_function,
+        reward_use=verifiers_v1.REWARD_USE,
+        commands=verifiers_v1.commands,
+        snippets=verifiers_v1.snippets,
+        unshuffled=verifiers_v1.unshuffled,
+        meanings=verifiers_v1.MEANINGS,
+        layout=verifiers_v1.lay_out,
+        files=verifiers_v1.files,
+        beside=(f"{verifiers_v1.TASKSET}.py",),
+        pairs=None,
+        ground_truth=_TRUTH,
+        scores_in=verifiers_v1.INFO,
+        always_chats=True,
+    ),
+    "llamafactory": TrainerFormat(
+        title="LLaMA-Factory",
+        reserved=llamafactory.RESERVED,
+        columns=layout.columns,
+        reward_function=None,
+        reward_use="",
+        commands=llamafactory.commands,
+        snippets=llamafactory.snippets,
+        unshuffled=llamafactory.unshuffled,
+        meanings=llamafactory.MEANINGS,
+        layout=llamafactory.lay_out,
+        files=llamafactory.files,
+        beside=(llamafactory.INFO_FILE,),
+        one_file=True,
+        writes_start=True,
+    ),
+    "ms-swift": TrainerFormat(
+        title="ms-swift",
+        reserved=swift.RESERVED,
+        columns=layout.columns,
+        reward_function=swift.reward_function,
+        reward_use=swift.REWARD_USE,
+        commands=swift.commands,
+        snippets=swift.snippets,
+        unshuffled=swift.unshuffled,
+        meanings=swift.MEANINGS,
+        layout=swift.lay_out,
+        ground_truth=_TRUTH,
+        writes_start=True,
+    ),
+    "axolotl": TrainerFormat(
+        title="Axolotl",
+        reserved=axolotl.RESERVED,
+        columns=layout.columns,
+        reward_function=trl.reward_function,
+        reward_use=axolotl.REWARD_USE,
+        commands=axolotl.commands,
+        snippets=axolotl.snippets,
+        unshuffled=axolotl.unshuffled,
+        meanings=axolotl.MEANINGS,
+        layout=axolotl.lay_out,
+        files=axolotl.files,
+        beside=(axolotl.CONFIG_FILE,),
+        template_arguments="chat_template_kwargs",
+    ),
+    "slime": TrainerFormat(
+        title="slime",
+        reserved=slime.RESERVED,
+        columns=layout.columns,
+        reward_function=slime.reward_function,
+        reward_use=slime.REWARD_USE,
+        commands=slime.commands,
+        snippets=slime.snippets,
+        unshuffled=slime.unshuffled,
+        meanings=slime.MEANINGS,
+        layout=slime.lay_out,
+        one_file=True,
+        pairs=None,
+        ground_truth=_TRUTH,
+        scores_in=slime.METADATA,
+        writes_start=True,
     ),
 }
 """Each trainer's format, by the name that `export --to` and `push --to` take."""

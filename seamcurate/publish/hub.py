@@ -24,12 +24,12 @@ from pydantic import JsonValue
 
 from seamcurate.data.formats import hub_commit
 from seamcurate.data.source import Source
-from seamcurate.errors import HubError, SeamcurateError
+from seamcurate.errors import ExportError, HubError, SeamcurateError
 from seamcurate.models import RewardFunction
 from seamcurate.progress import bar, note
 from seamcurate.publish import card, facts, measures
 from seamcurate.publish.export import Exported, export
-from seamcurate.publish.formats import Trainer
+from seamcurate.publish.formats import TRAINERS, Trainer
 from seamcurate.publish.snippet import Configuration
 from seamcurate.run import recipe as recipes
 from seamcurate.run.recipe import Recipe
@@ -47,9 +47,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FACTS, RECIPE = "seamcurate.json", "recipe.yaml"
+_BESIDE = (REWARD_FILE, *(name for trainer in TRAINERS.values() for name in trainer.beside))
+"""Files that an export writes beside its rows."""
 _PUSHED_FILES = re.compile(
     r"data/[^/]+(/[^/]+)?/train-\d+-of-\d+\.parquet|ledger/[^/]+\.parquet|figures/[^/]+\.png"
-    rf"|data/[^/]+/{re.escape(REWARD_FILE)}"
+    rf"|data/[^/]+(/[^/]+)?/({'|'.join(map(re.escape, _BESIDE))})"
 )
 """Files that only a push writes. A push removes those that it no longer has, and no other file of a repository."""
 _COMPARED = re.compile(r"(data|ledger)/.+\.parquet")
@@ -114,12 +116,19 @@ def prepare(
         ExportError: A split cannot be written for the trainer.
     """
     _check_name(repo_id)
+    if TRAINERS[trainer].lines:
+        raise ExportError(
+            f"{TRAINERS[trainer].title} reads lines of JSON, and a data set on the Hub is in Parquet; push with --to trl, and export "
+            "for it from the store"
+        )
     recipe, text = recipes.load(path), Path(path).read_text(encoding="utf-8")
     temporary, folder = store.open().scratch / ".publish.tmp", store.scratch / "publish"
     with store.hold():
         exports = list(export(pinned or recipe, store, trainer, temporary / "data"))
-        for file in (temporary / "data").glob(f"*/{REWARD_FILE}"):
-            file.write_text(_without_folders(file.read_text(encoding="utf-8")), encoding="utf-8")
+        for file in (file for name in _BESIDE for file in (temporary / "data").rglob(name)):
+            # The card's commands are for a copy of the repository in the folder `rows`.
+            text_beside = file.read_text(encoding="utf-8").replace(str(temporary / "data"), "rows/data")
+            file.write_text(_without_folders(text_beside), encoding="utf-8")
         for name in ("ledger", "figures"):
             (temporary / name).mkdir()
         configurations = [_configuration(exported, recipe, temporary / "data") for exported in exports]

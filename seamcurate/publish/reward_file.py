@@ -21,6 +21,7 @@ HEAD = '"""RER as a reward, written by `seamcurate export`'
 def reward_file(trainer: Trainer, reward: RerReward, end: str) -> str:
     """Write a trainer's reward file; `end` is the policy's end-of-sequence token."""
     row = TRAINERS[trainer]
+    assert row.reward_function is not None
     configuration = pprint.pformat(reward.model_dump(mode="json"), width=100, sort_dicts=False)
     return (
         f'{HEAD}: {row.reward_use}."""\n\n'

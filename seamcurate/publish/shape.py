@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 
+LINES_FILE = "train.jsonl"
+"""The file of an export to a trainer that reads lines of JSON."""
+
+
 class Shape(NamedTuple):
     """The properties of an export that decide the command of a trainer."""
 

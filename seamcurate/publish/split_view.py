@@ -210,6 +210,10 @@ class SplitView:
         """Write a table's prompts and answers in the form that the policy was scored in; see `written.in_form`."""
         return written.in_form(table, self.trainer, self.form, self.shape)
 
+    def laid_out(self, table: pa.Table, shape: Shape) -> pa.Table:
+        """Return rows in the policy's form as the trainer reads them; see `written.laid_out`."""
+        return written.laid_out(table, self.trainer, shape)
+
     # ── the export's reward and commands ──
 
     def order_notes(self, form: str) -> list[str]:

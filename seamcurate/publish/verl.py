@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from seamcurate.errors import ExportError
+from seamcurate.publish.layout import VERBATIM
 from seamcurate.publish.shape import Shape, shard_names
 from seamcurate.publish.snippet import POLICY, REWARD_MODEL, Configuration, Snippet, download
 from seamcurate.trainers import PROMPT_FORM, REWARD_FILE, free_name
@@ -42,9 +43,6 @@ MEANINGS = {
 REWARD_USE = f"`reward.custom_reward_function.path={REWARD_FILE}`, whose compute_score verl takes"
 
 _IN_ORDER = "data.shuffle=False"
-_VERBATIM = "{% for m in messages %}{{ m.content }}{% endfor %}"
-"""A chat template that adds nothing, for prompts written out as text: verl always applies a template."""
-
 CONVERSION = """
 
 def to_verl(row):
@@ -139,7 +137,7 @@ def template(shape: Shape) -> str:
     if shape.form in (None, "chat"):
         return ""
     # The template must hold no quotes, as it is quoted on the command line.
-    return f"{{{{ bos_token }}}}{_VERBATIM}" if shape.start else _VERBATIM
+    return f"{{{{ bos_token }}}}{VERBATIM}" if shape.start else VERBATIM
 
 
 def commands(shape: Shape, folder: str, policy: str, reward: str, result: str) -> list[list[str]]:

@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 
 from seamcurate.models import CausalLM, Prompt, SequenceClassifier
 from seamcurate.models.template import Form
+from seamcurate.publish.files import ROWS_PER_GROUP
 from seamcurate.publish.formats import TrainerFormat
 from seamcurate.publish.shape import Shape
+from seamcurate.select import views
 from seamcurate.step import MESSAGES
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
@@ -53,6 +55,17 @@ def in_form(table: pa.Table, trainer: TrainerFormat, form: Form | None, shape: S
     if trainer.always_chats:
         table = _with_column(table, prompt_index, _as_turns(table.column(prompt_index), "user"))
     return table
+
+
+def laid_out(table: pa.Table, trainer: TrainerFormat, shape: Shape) -> pa.Table:
+    """Return rows in the policy's form as the trainer reads them, in their order."""
+    if trainer.layout is None:
+        return table
+    select = trainer.layout(shape, table.column_names)
+    listed = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
+    with views.in_memory(threads=1) as connection:
+        connection.register("formed", table)
+        return connection.sql(f"SELECT {listed} FROM formed").to_arrow_table(ROWS_PER_GROUP)
 
 
 def form_note(form: Form | None, model: CausalLM | SequenceClassifier | None, chat: bool) -> str:

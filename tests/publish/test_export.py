@@ -31,7 +31,7 @@ from seamcurate import (
 )
 from seamcurate.errors import ExportError, RecipeError
 from seamcurate.publish import split_view
-from seamcurate.publish.export import export, to_augmented
+from seamcurate.publish.export import export, to_augmented, write_split
 from seamcurate.publish.formats import TRAINERS
 from seamcurate.rewards import RerReward
 from seamcurate.run.plan import plan
@@ -183,19 +183,23 @@ def rows_store(tmp_path, rows, split, **source):
 
 
 EVERY = "SELECT row_id FROM rows"
-TO = {"trl": to_trl, "openrlhf": to_openrlhf, "verl": to_verl}
+
+
+def held(trainer: str, line: dict) -> dict:
+    """Return what holds the scores of a line."""
+    return line[TRAINERS[trainer].scores_in] if TRAINERS[trainer].scores_in else line
 
 
 @pytest.mark.parametrize(("trainer", "form"), [(t, f) for t, row in TRAINERS.items() for f in row.reserved])
 def test_columns_that_a_trainer_keeps_for_itself_are_renamed_and_that_is_said(tmp_path, trainer, form):
-    kept = TRAINERS[trainer].reserved[form] - {"prompt"}
+    # These two name a row's verifier or environment where the source has them.
+    kept = TRAINERS[trainer].reserved[form] - {"prompt", "response", "dataset", "env_class"}
     row = {"prompt": "a", "response": "b", **{name: f"of {name}" for name in (*kept, "topic")}}
     row["worse_contrast"] = [{"response": "c", "similarity": 0.5, "source_row_id": 1}]
     store = rows_store(tmp_path, [row], Split(filter=EVERY, format=form))
-    done = TO[trainer](store, "s", tmp_path / "out")
-    line = loaded(tmp_path / "out", tmp_path)[1][0]
-    held = line["extra_info"] if trainer == "verl" else line
-    assert {name: value for name, value in held.items() if str(value).startswith("of ")} == {
+    done = write_split(trainer, store, "s", tmp_path / "out")
+    line = held(trainer, loaded(tmp_path / "out", tmp_path)[1][0])
+    assert {name: value for name, value in line.items() if str(value).startswith("of ")} == {
         **{f"source_{name}": f"of {name}" for name in kept},
         "topic": "of topic",
     }
@@ -447,11 +451,8 @@ def test_a_split_that_no_export_could_write_is_refused_before_any_model_runs(tmp
 def test_every_format_keeps_the_order_of_its_split(store, tmp_path, to, form):
     order = Order(by="reward", descending=True)
     splits.make(store, "up", Split(filter=ALL, format=form, order=order))
-    write = {"trl": to_trl, "openrlhf": to_openrlhf, "verl": to_verl}[to]
-    done = write(store, "up", tmp_path / "out")
-    rows = loaded(tmp_path / "out", tmp_path)[1]
-    if to == "verl":
-        rows = [row["extra_info"] for row in rows]
+    done = write_split(to, store, "up", tmp_path / "out")
+    rows = [held(to, row) for row in loaded(tmp_path / "out", tmp_path)[1]]
     # A column `reward` is renamed where the trainer keeps its name.
     best = [row.get("reward", row.get("source_reward")) for row in rows]
     assert len(set(best)) > 10 and best == sorted(best, reverse=True)
