@@ -908,6 +908,7 @@ def error_page() -> str:
             "`reproduce`: a file came out otherwise. Elsewhere: a mistake in seamcurate; `SEAMCURATE_TRACEBACK=1` shows where.",
         ],
         ["2", "A `SeamcurateError`, or an option that does not exist. `check`: something is wrong with the store."],
+        ["3", "`audit`: the reward has a fault that `--fail-on` names."],
         ["130", "The command was stopped by Ctrl-C. What was finished is kept."],
     ]
     introduction = (

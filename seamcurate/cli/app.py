@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from seamcurate.cli import publishing, scoring, training
+from seamcurate.cli import auditing, publishing, scoring, training
 from seamcurate.cli.fields import configured_by
 from seamcurate.errors import SeamcurateError, typed_line
 from seamcurate.progress import note
@@ -76,6 +76,7 @@ def about(
 
 
 for verb in (
+    auditing.audit,
     *(scoring.demo, scoring.run, scoring.plan, scoring.columns, scoring.sql, scoring.why, scoring.check),
     *(publishing.export, publishing.explore, publishing.report, publishing.push, publishing.reproduce),
     publishing.diff,

@@ -99,7 +99,7 @@ class Probes(Step):
         if self.against is not None:
             # Before any step runs: a file that is not there is refused first.
             _check_readable(self.against.model_dump_json())
-        return super().identity()
+        return {**super().identity(), "probes": [probe.name for probe in PROBES]}
 
     @override
     def prepare(self, data: Data, shared: Path) -> None:

@@ -22,7 +22,7 @@ from seamcurate.text import clean
 _WORST = 20
 _DOTS = 5_000
 _SQUARES = 50
-_STYLE = """
+STYLE = """
 :root{--paper:#f6f5f1;--card:#fffefb;--ink:#1b2027;--soft:#5b636e;--rule:#e2dfd6;--blue:#1f6fb2;--wrong:#c24a00;color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root{--paper:#12151a;--card:#191d24;--ink:#e9e7e1;--soft:#a3abb6;--rule:#2b323d;--blue:#5db3ef;--wrong:#ff9057}}
 .light{--card:#fffefb;--ink:#1b2027;--soft:#5b636e;--rule:#e2dfd6;--blue:#1f6fb2}
@@ -33,6 +33,7 @@ h1{font-size:20px;margin:0 0 16px}h2{font-size:15px;margin:24px 0 8px}h3{font-si
 svg{width:100%;height:auto;display:block;color:var(--soft)}svg rect[fill='#1f6fb2']{fill:var(--blue)}table{border-collapse:collapse;width:100%;background:var(--card)}td,th{padding:6px 12px;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
 th{font-weight:550;font-size:12px;color:var(--soft)}.n{text-align:right;white-space:nowrap}
 """
+"""The style of every page of HTML that is sent to somebody."""
 
 
 def report(store: Store, out: Path, figures: Path | None = None) -> list[Path]:
@@ -113,31 +114,31 @@ def _page(session: Session, drawn: Mapping[str, Figure], labels: Mapping[str, Fi
         (f"{totals['without']:,}", "rows without candidates", ""),
     ]
     charts = "".join(
-        f'<div class="card"><h3>{_text(chart.column.name)}</h3><p>{_text(chart.column.meaning)}</p>{figure.svg(drawn[chart.column.name])}'
+        f'<div class="card"><h3>{text(chart.column.name)}</h3><p>{text(chart.column.meaning)}</p>{figure.svg(drawn[chart.column.name])}'
         f"<p>{chart.present:,} rows, {figure.number(chart.low)} to {figure.number(chart.high)}</p></div>"
         for chart in session.charts
         if chart.column.name in drawn
     )
     bars = "".join(
-        f'<div class="card"><h3>{_text(group.column.name)}</h3><p>{_text(group.column.meaning or "column of the source")}</p>'
+        f'<div class="card"><h3>{text(group.column.name)}</h3><p>{text(group.column.meaning or "column of the source")}</p>'
         f"{figure.svg(labels[group.column.name])}</div>"
         for group in session.groups
     )
     # The name only: a report is sent to others, and the store's path is private.
-    name = _text(Path(str(session.store.path)).resolve().name)
+    name = text(Path(str(session.store.path)).resolve().name)
     splits = session.ask(
         r"SELECT split, regexp_replace(rule, '\brow \d+', 'row …', 'g') AS rule, kept, count(*) AS rows FROM ledger "
         "GROUP BY ALL ORDER BY ALL"
     ).to_pylist()
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"
+        f"<title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
         f'<div class="figures">{"".join(f"""<div><b class="{kind}">{value}</b>{name}</div>""" for value, name, kind in figures)}</div>'
-        f'{f"""<h2>Map</h2><div class="card light"><p>{_text(mapped.title)}</p>{figure.svg(mapped)}</div>""" if mapped else ""}'
+        f'{f"""<h2>Map</h2><div class="card light"><p>{text(mapped.title)}</p>{figure.svg(mapped)}</div>""" if mapped else ""}'
         f'<h2>Scores</h2><div class="charts">{charts}</div>{f"""<h2>Labels</h2><div class="charts">{bars}</div>""" if bars else ""}{_worst(session)}'
         + (
             "<h2>Splits</h2>"
-            + _table(
+            + table(
                 ["split", "rule", "", "rows"],
                 [[s["split"], s["rule"], "kept" if s["kept"] else "dropped", f"{s['rows']:,}"] for s in splits],
                 texts=3,
@@ -168,18 +169,16 @@ def _worst(session: Session) -> str:
         ]
         for line in worst
     ]
-    return f"<h2>Worst by {_text(chart.column.name)}</h2>" + _table(
+    return f"<h2>Worst by {text(chart.column.name)}</h2>" + table(
         ["prompt", "misjudged", chart.column.name, "row"], lines
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]], texts: int = 1) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], texts: int = 1) -> str:
     """Write a table whose first columns are texts, and the others numbers."""
 
     def line(cells: Sequence[object], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if i >= texts else ''}>{_text(cell)}</{tag}>" for i, cell in enumerate(cells)
-        )
+        return "".join(f"<{tag}{' class=n' if i >= texts else ''}>{text(cell)}</{tag}>" for i, cell in enumerate(cells))
 
     body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)
     return f"<table><tr>{line(header, 'th')}</tr>{body}</table>"
@@ -196,5 +195,6 @@ def _counts(session: Session, chart: Chart) -> list[int]:
     return [counts.get(i, 0) for i in range(chart.bins)]
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """Return a value as text of HTML, control characters spelled out."""
     return escape(clean(str(value)))

@@ -109,7 +109,7 @@ def test_the_sample_set_is_scored_and_queried_as_any_other(rows, tmp_path):
     assert first["similar_answer"] in [row["response"] for row in probed if row["row_id"] != 1]
     assert first["other_answer"] in [row["response"] for row in probed if row["row_id"] != 1]
     total = sum(len(row["worse_probe"]) for row in probed)
-    assert f"worse_probe: {total} answers by 17 of 18 probes for 7 rows" in lines
+    assert f"worse_probe: {total} answers by 21 of 22 probes for 7 rows" in lines
     candidates = query(
         tmp_path / "store",
         "SELECT count(*) AS n, count(candidates.reward) AS scored, count(*) FILTER (worse_probe[rank].probe = 'emptied') AS emptied "

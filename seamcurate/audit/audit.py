@@ -1,0 +1,348 @@
+"""An audit: a store of sampled rows, probes and rewards, and what follows from its columns.
+
+One rule: an audit is a run of a recipe, which lies beside its rows. A second one computes what is missing, and a recipe with more
+steps goes on from there.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import BaseModel
+
+from seamcurate import words
+from seamcurate.audit import inputs, measures
+from seamcurate.audit.measures import Scored
+from seamcurate.audit.result import Audit, Disagreement, Reason, Worst, headline
+from seamcurate.contrast import PROBES, Probe, Probes, Retrieve
+from seamcurate.data.source import Source
+from seamcurate.errors import ModelError, StoreError
+from seamcurate.models import EncoderModel, RewardingModel, SentenceEncoder
+from seamcurate.models.template import prompt_text
+from seamcurate.run.local import run_local
+from seamcurate.run.recipe import Models, Recipe
+from seamcurate.score.seam import Reward, Rewards
+from seamcurate.select import views
+from seamcurate.step import Step
+from seamcurate.storage import atomic, objects
+from seamcurate.store.store import Store
+
+FOLDER = "audit"
+"""The folder in the store with the sampled rows, the recipe and the second reward's store."""
+_ROWS, _RECIPE, _SECOND = "rows.parquet", "recipe.yaml", "second"
+_SHARD = 256
+"""Rows of a shard: an audit that is stopped goes on from the last whole one."""
+_WORST = 5
+_LONGEST = 20_000
+"""Characters of a text in a result."""
+NEAREST = Probe(
+    "nearest_answer",
+    "worse",
+    "the answer to the nearest question, by the encoder",
+    "takes the subject for the answer",
+    lambda row, seed: None,
+    tolerated=0.5,
+)
+"""What `encoder` adds: a row's first answer in `worse_contrast`."""
+_BAND = (0.3, 0.95)
+"""Cosines of questions whose answer is another one; below, they are not similar, above, they may be the same."""
+
+
+def audit(
+    reward: RewardingModel | str,
+    data: Source | str | Path,
+    *,
+    store: str | Path | None = None,
+    against: Source | str | Path | None = None,
+    encoder: EncoderModel | str | None = None,
+    second: RewardingModel | str | None = None,
+    limit: int = 1000,
+) -> Audit:
+    """Find what a reward pays for that it should not, on rows with golden responses.
+
+    Args:
+        reward: The reward, or what names one: `reward.py:score`, a folder, a Hub id, or a YAML file with one model of a recipe.
+        data: The rows, or a Parquet, JSONL, CSV or Arrow file whose columns have usual names, see `seamcurate.audit.inputs`.
+        store: The folder of the store. Default: `audit-NAME` in the working folder, after the file's name.
+        against: Rows whose questions and answers the answers to similar questions are taken from. Default: the audited rows.
+        encoder: Finds in addition the nearest question by its embedding: an encoder, or its folder or Hub id.
+        second: A second reward to compare with, named as `reward` is.
+        limit: The most rows to audit, evenly spaced over the data.
+
+    Returns:
+        What was found, a frozen value.
+
+    Raises:
+        SourceError: The data cannot be read, or no row can be audited.
+        ModelError: The reward cannot be used, gives no golden response a reward, or gives every answer the same.
+        StoreError: The folder holds a store that is not of an audit of these rows.
+    """
+    rows = data if isinstance(data, Source) else inputs.source(data)
+    corpus = against if against is None or isinstance(against, Source) else inputs.source(against)
+    corpus = corpus and corpus.resolved(Path())
+    model = inputs.reads_reference(inputs.reward_model(reward), rows.reference)
+    other = None if second is None else inputs.reads_reference(inputs.reward_model(second), rows.reference)
+    embedder = SentenceEncoder(path=encoder) if isinstance(encoder, str) else encoder
+    title = _title(data)
+    name = re.sub(r"[^\w.-]", "-", Path(title).stem)
+    named = objects.folder(Path(store or f"audit-{name}"), "audit")
+    # A process that answers SQL may have begun in another working folder.
+    folder = named.absolute()
+    sample = inputs.sampled(rows, limit)
+    source = _stored_rows(folder, sample.rows)
+    recipe = _recipe(source, model, corpus, embedder)
+    _run(recipe, folder)
+    scored = _scored(folder, model, embedder is not None)
+    _check(scored, model)
+    disagreement = None
+    if other is not None:
+        aside = folder / FOLDER / _SECOND
+        _run(_recipe(source, other, corpus, embedder), aside)
+        compared = _scored(aside, other, embedder is not None)
+        disagreement = measures.disagreement(other.title, scored.rewards, compared.rewards)
+    return _result(scored, model, sample, title, named, disagreement)
+
+
+class _Columns(NamedTuple):
+    """What the store's columns hold of each row."""
+
+    rewards: Scored
+    probes: tuple[Probe, ...]
+    texts: list[list[str | None]]
+    """The answer of each probe: rows × probes."""
+    table: pa.Table
+    """data_row, prompt, response, reward."""
+    reasons: Counter[str]
+
+
+def _title(data: Source | str | Path) -> str:
+    """Name the data in one word or two: a file by its name alone, since a result is shown to others."""
+    if isinstance(data, Source):
+        files = [] if data.data is not None else data.files()
+        return files[0].name if files else data.hub or "rows"
+    return Path(data).name
+
+
+def _stored_rows(folder: Path, rows: pa.Table) -> Source:
+    """Write the sampled rows where the store finds them, and return them as a source.
+
+    Raises:
+        StoreError: The folder holds a store of something else.
+    """
+    file = folder / FOLDER / _ROWS
+    if (folder / "store.json").exists() and not file.is_file():
+        raise StoreError(f"{folder} is a store that no audit made; name another folder by --store")
+    if folder.is_file():
+        raise StoreError(f"{folder} is a file, and a store is a folder: name another by --store")
+    with tempfile.TemporaryDirectory() as scratch:
+        pq.write_table(rows, f"{scratch}/{_ROWS}")
+        fresh = _source(Path(scratch, _ROWS), rows)
+        same = file.is_file() and fresh.identity() == _source(file, rows).identity()
+        if not same:
+            steps = set(Store(folder).records()) if (folder / "store.json").exists() else set()
+            if more := steps - {
+                "worse_probe",
+                "embedding",
+                "worse_contrast",
+                "reward",
+                "rewards_probe",
+                "rewards_contrast",
+            }:
+                raise StoreError(
+                    f"{folder} is of other rows, and has the column {min(more)!r}, which no audit made; name another folder by "
+                    "--store"
+                )
+            with objects.writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                atomic.write(file, Path(scratch, _ROWS).read_bytes())
+    return _source(file, rows)
+
+
+def _source(file: Path, rows: pa.Table) -> Source:
+    reference = "reference" if "reference" in rows.column_names else None
+    return Source(parquet=str(file), response="response", reference=reference, shard_rows=_SHARD)
+
+
+def _recipe(rows: Source, reward: RewardingModel, against: Source | None, encoder: EncoderModel | None) -> Recipe:
+    """Return the recipe of an audit's store."""
+    steps: list[Step] = [Probes(against=against)]
+    if encoder is not None:
+        steps.append(Retrieve(k=1, band=_BAND))
+    steps += [Reward(), Rewards(variant="probe")]
+    if encoder is not None:
+        steps.append(Rewards(variant="contrast"))
+    corpus = None if encoder is None else against or rows
+    return Recipe(rows=rows, corpus=corpus, models=Models(reward=reward, encoder=encoder), steps=tuple(steps))
+
+
+def _run(recipe: Recipe, folder: Path) -> None:
+    """Compute what the store lacks, and write the recipe beside its rows."""
+    # Columns of another reward are computed anew; answers that were paid for stay in the store.
+    run_local(recipe, folder, replace=True)
+    place = folder / FOLDER
+    place.mkdir(exist_ok=True)
+    atomic.write(place / _RECIPE, written(recipe).encode())
+
+
+def written(recipe: Recipe) -> str:
+    """Write an audit's recipe as YAML; paths are absolute, so that the file can be moved."""
+    names = {Probes: "probes", Retrieve: "retrieve", Reward: "reward", Rewards: "rewards"}
+    sources = {"rows": recipe.rows, "corpus": recipe.corpus}
+    value = {
+        **{key: _plain(source) for key, source in sources.items() if source is not None},
+        "models": {role: _plain(model) for role, model in recipe.models if model is not None},
+        "steps": [
+            {name: _plain(step)} for step in recipe.steps for kind, name in names.items() if isinstance(step, kind)
+        ],
+    }
+    return yaml.safe_dump(_absolute(value), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _plain(configuration: BaseModel) -> object:
+    return configuration.model_dump(mode="json", exclude_defaults=True)
+
+
+def _absolute(value: object) -> object:
+    """Return a configuration with the files and folders that it names by their absolute paths."""
+    if isinstance(value, dict):
+        return {key: _absolute(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_absolute(entry) for entry in value]
+    if isinstance(value, str) and value and "\n" not in value and len(value) < 4096:
+        file, colon, function = value.rpartition(":") if ".py:" in value else (value, "", "")
+        return f"{Path(file).expanduser().absolute()}{colon}{function}" if Path(file).expanduser().exists() else value
+    return value
+
+
+def _scored(folder: Path, reward: RewardingModel, nearest: bool) -> _Columns:
+    """Read the rewards of golden responses and of the probes' answers."""
+    store = Store(folder).open()
+    reasons = reward.gives_reasons()
+    selected = [inputs.ROW, "prompt", "response", "reward", "worse_probe", "rewards_probe"]
+    selected += ["reward_reason", "rewards_reason_probe"] if reasons else []
+    table = views.query(store, f"SELECT {', '.join(selected)} FROM rows ORDER BY row_id")
+    probes = (*PROBES, NEAREST) if nearest else PROBES
+    columns = {probe.name: i for i, probe in enumerate(probes)}
+    answers = np.full((len(table), len(probes)), np.nan)
+    texts: list[list[str | None]] = [[None] * len(probes) for _ in range(len(table))]
+    sets, rewards = table["worse_probe"].to_pylist(), table["rewards_probe"].to_pylist()
+    for row, (candidates, scores) in enumerate(zip(sets, rewards, strict=True)):
+        for candidate, score in zip(candidates, scores, strict=True):
+            place = columns[candidate["probe"]]
+            texts[row][place] = candidate["response"]
+            answers[row, place] = np.nan if score is None else score
+    if nearest:
+        found = views.query(
+            store,
+            f"SELECT r.{inputs.ROW}, c.response, c.reward FROM rows AS r LEFT JOIN candidates AS c "
+            "ON c.row_id = r.row_id AND c.variant = 'contrast' AND c.rank = 1 ORDER BY r.row_id",
+        )
+        for row, (text, score) in enumerate(
+            zip(found["response"].to_pylist(), found["reward"].to_pylist(), strict=True)
+        ):
+            texts[row][-1], answers[row, -1] = text, np.nan if score is None else score
+    golden = table["reward"].cast(pa.float64()).to_numpy()
+    noise = max([0.0, *store.noise("reward").values(), *store.noise("rewards_probe").values()])
+    scale = reward.scale_range()
+    known = np.concatenate([golden, answers.ravel()])
+    lowest = scale[0] if scale else float(np.nanmin(known)) if np.isfinite(known).any() else 0.0
+    applies = np.array([[text is not None for text in row] for row in texts], bool).reshape(answers.shape)
+    why = Counter[str]()
+    if reasons:
+        why.update(reason for reason in table["reward_reason"].to_pylist() if reason is not None)
+        why.update(
+            reason for row in table["rewards_reason_probe"].to_pylist() for reason in row or () if reason is not None
+        )
+    rewards_of = Scored(golden, answers, applies, noise, lowest)
+    return _Columns(rewards_of, probes, texts, table.select([inputs.ROW, "prompt", "response"]), why)
+
+
+def _check(columns: _Columns, reward: RewardingModel) -> None:
+    """Refuse a reward that tells nothing apart.
+
+    Raises:
+        ModelError: No golden response has a reward, or all answers have the same.
+    """
+    scored = columns.rewards
+    if not np.isfinite(scored.golden).any():
+        why = columns.reasons.most_common(1)
+        raise ModelError(
+            f"{reward.title} gives none of {len(scored.golden):,} golden responses a reward"
+            + (f": {why[0][0]}" if why else "; none fits the model's window")
+        )
+    values = np.concatenate([scored.golden, scored.answers.ravel()])
+    values = values[np.isfinite(values)]
+    if values.max() == values.min():
+        raise ModelError(
+            f"{reward.title} gives {values[0]:g} to all {len(values):,} answers, also to empty ones and to those of other "
+            "questions: it tells nothing apart"
+        )
+
+
+def _result(
+    columns: _Columns,
+    reward: RewardingModel,
+    sample: inputs.Sample,
+    title: str,
+    folder: Path,
+    second: Disagreement | None,
+) -> Audit:
+    scored, probes = columns.rewards, columns.probes
+    unit, scale = measures.unit(scored.golden)
+    results = measures.probe_results(scored, probes, scale)
+    worse = np.array([probe.kind == "worse" for probe in probes])
+    more, paid = scored.more & worse, measures.at_fault(scored, probes) & worse
+    compared = np.isfinite(scored.golden)
+    prefers_worse, pays_worse = (measures.share(flags.any(axis=1)[compared]) for flags in (more, paid))
+    padded = next(i for i, probe in enumerate(probes) if probe.name == "padded")
+    golden_words = _words(columns.table["response"].to_pylist())
+    added_words = _words([row[padded] for row in columns.texts]) - golden_words
+    length = measures.padding_slope(scored.golden, scored.answers[:, padded], added_words, scale)
+    golden_length = measures.golden_slope(scored.golden, golden_words, scale)
+    rows = columns.table.to_pylist()
+    missing = int((scored.applies & ~np.isfinite(scored.answers)).sum() + (~compared).sum())
+    return Audit(
+        headline=headline(prefers_worse, pays_worse, length, golden_length, unit, results),
+        reward=reward.title,
+        data=title,
+        rows=len(rows),
+        data_rows=sample.data_rows,
+        rejected=sample.rejected,
+        unit=unit,
+        golden=measures.golden(scored),
+        prefers_worse=prefers_worse,
+        pays_worse=pays_worse,
+        probes=results,
+        length=length,
+        golden_length=golden_length,
+        noise=scored.noise,
+        no_reward=missing,
+        reasons=tuple(Reason(reason=reason, answers=count) for reason, count in columns.reasons.most_common(_WORST)),
+        second=second,
+        worst=tuple(
+            Worst(
+                row=rows[row][inputs.ROW],
+                probe=probes[i].name,
+                prompt=prompt_text(rows[row]["prompt"])[:_LONGEST],
+                golden=rows[row]["response"][:_LONGEST],
+                golden_reward=float(scored.golden[row]),
+                preferred=(columns.texts[row][i] or "")[:_LONGEST],
+                preferred_reward=float(scored.answers[row, i]),
+            )
+            for row, i in measures.worst(scored, probes, _WORST)
+        ),
+        store=str(folder),
+        recipe=str(folder / FOLDER / _RECIPE),
+    )
+
+
+def _words(texts: list[str | None]) -> measures.Doubles:
+    return words.counts(pa.array(texts, pa.string())).astype(np.float64)
