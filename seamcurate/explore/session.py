@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from seamcurate.explore import splits
 from seamcurate.explore.splits import SplitCut
 from seamcurate.select import views
-from seamcurate.select.connection import Connection, EndedError, QueryResult, TooLargeError
+from seamcurate.sql.connection import Connection, EndedError, QueryResult, TooLargeError
 from seamcurate.storage.objects import find
 from seamcurate.store.store import Column, Store, numbers, sample_sets
 

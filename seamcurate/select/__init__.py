@@ -1,1 +1,1 @@
-"""SQL over a store: views, the process that answers queries, splits with their ledger."""
+"""SQL over a store: views, splits with their ledger, and why a row was kept."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import duckdb
 from pydantic import JsonValue
 
-from seamcurate.select.parse_tree import Node, parse, walk
+from seamcurate.sql.parse_tree import Node, parse, walk
 
 LEDGER = "ledger"
 

@@ -27,10 +27,10 @@ from seamcurate.data.source import Source
 from seamcurate.errors import QueryError, RecipeError, StaleError
 from seamcurate.select import controls, dependencies, shaping, views
 from seamcurate.select import order as orders
-from seamcurate.select.connection import Connection, QueryResult, TooLargeError
 from seamcurate.select.controls import Control
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution
+from seamcurate.sql.connection import Connection, QueryResult, TooLargeError
 from seamcurate.step import Variant, digest, sample_set
 from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local

@@ -24,8 +24,8 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from seamcurate.errors import QueryError
-from seamcurate.select import frames
-from seamcurate.select.connection import Connection, QueryResult, start
+from seamcurate.sql import frames
+from seamcurate.sql.connection import Connection, QueryResult, start
 from seamcurate.step import SAMPLE_SETS
 from seamcurate.storage import shard
 from seamcurate.storage.objects import Place, local

@@ -12,7 +12,7 @@ from seamcurate.errors import QueryError
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.select import split, views
-from seamcurate.select.connection import Connection
+from seamcurate.sql.connection import Connection
 from seamcurate.store.store import Store
 from seamcurate.text import brief
 

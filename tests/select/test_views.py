@@ -18,8 +18,8 @@ import pytest
 
 from seamcurate import Recipe, Retrieve, Source, Split, Store, query, run_local, seam, tables
 from seamcurate.errors import QueryError
-from seamcurate.select import connection as connections
 from seamcurate.select import views
+from seamcurate.sql import connection as connections
 from seamcurate.storage import shard
 
 

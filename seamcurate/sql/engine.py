@@ -24,7 +24,7 @@ import duckdb
 import pyarrow as pa
 
 from seamcurate.errors import QueryError
-from seamcurate.select import frames, guard
+from seamcurate.sql import frames, guard
 from seamcurate.tables import SQL_TYPE
 from seamcurate.text import brief
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from seamcurate import Split, Store, query
 from seamcurate.cli import app
 from seamcurate.errors import QueryError
-from seamcurate.select import connection as connections
 from seamcurate.select import split, views
-from seamcurate.select.connection import TooLargeError
+from seamcurate.sql import connection as connections
+from seamcurate.sql.connection import TooLargeError
 
 pytestmark = pytest.mark.slow
 

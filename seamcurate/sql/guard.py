@@ -13,14 +13,14 @@ from difflib import get_close_matches
 import duckdb
 
 from seamcurate.errors import QueryError
-from seamcurate.select.frames import VIEW_NAMES
-from seamcurate.select.parse_tree import Node, parse, walk
+from seamcurate.sql.frames import VIEW_NAMES
+from seamcurate.sql.parse_tree import Node, parse, walk
 from seamcurate.text import brief
 
 _ONE_SELECT = "the SQL must be exactly one SELECT statement: a store is only read"
 _TABLE_FUNCTIONS = {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
 """Table functions that a query may call: they read neither files nor DuckDB's own state."""
-_REVEALING = {"current_setting", "getenv", "json_serialize_plan", "pg_get_viewdef", "write_log"}
+REVEALING = {"current_setting", "getenv", "json_serialize_plan", "pg_get_viewdef", "write_log"}
 """Functions that show paths, settings or the environment, or write to a log."""
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 """Types of query nodes that only read. DuckDB 2 also accepts DELETE, INSERT, UPDATE and COPY … TO as the body of a WITH."""
@@ -108,7 +108,7 @@ def _foreign(node: Node, known: set[tuple[str, str]], names: frozenset[str]) -> 
         name = str(function.get("function_name")) if isinstance(function, dict) else ""
         if name.lower() not in _TABLE_FUNCTIONS:
             return name
-    elif str(node.get("function_name", "")).lower() in _REVEALING:
+    elif str(node.get("function_name", "")).lower() in REVEALING:
         return str(node["function_name"])
     return None
 
@@ -126,7 +126,11 @@ def explain(connection: duckdb.DuckDBPyConnection, message: str, read: Sequence[
     elif "Binder Error" in short and (absent := _ABSENT.search(short)):
         columns: dict[str, list[str]] = {}
         for view in read or ("rows",):
-            described = connection.execute(f"SELECT column_name FROM (DESCRIBE {view})").fetchall()
+            try:
+                described = connection.execute(f"SELECT column_name FROM (DESCRIBE {view})").fetchall()
+            except duckdb.Error:
+                # An engine for expressions has no views.
+                continue
             columns[view] = [brief(name, 80) for (name,) in described]
         # DuckDB suggests no name for a column that is qualified by its table.
         near = get_close_matches(str(absent[1]).lower(), [column for names in columns.values() for column in names], 1)

@@ -26,7 +26,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from seamcurate.errors import QueryError
-from seamcurate.select import frames
+from seamcurate.sql import frames
 from seamcurate.storage import scratch
 from seamcurate.tables import SQL_TYPE
 
@@ -274,7 +274,7 @@ class _Process:
         import_path = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
         with far_end:
             self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "seamcurate.select.engine", str(far_end.fileno())],
+                [sys.executable, "-P", "-m", "seamcurate.sql.engine", str(far_end.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from seamcurate import Split, Store, query, run_local
 from seamcurate.cli import app
 from seamcurate.errors import QueryError
-from seamcurate.select import guard, split, views
+from seamcurate.select import split, views
+from seamcurate.sql import guard
 
 pytestmark = pytest.mark.slow
 
