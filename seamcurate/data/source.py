@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -20,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer, 
 
 from seamcurate.data import chats, formats, layouts
 from seamcurate.data.frame import Frame
-from seamcurate.errors import SourceError
+from seamcurate.errors import QueryError, SourceError, first_line
+from seamcurate.sql.expressions import Expressions, opened
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects
 from seamcurate.store.store import shard_files
@@ -85,6 +87,10 @@ class Source(BaseModel):
         messages: The column with a whole chat, whose last turn is the response; in place of `prompt` and `response`.
         id: The column with an id of text; of rows with the same id, the first is kept.
         rename: New names of columns, by their names in the source.
+        select: Columns computed from each row, by SQL expressions of DuckDB over the source's columns:
+            `{prompt: "instruction || coalesce(chr(10) || input, '')"}`.
+        where: An SQL condition over the source's columns; rows that do not meet it are not read, and have no `row_id`.
+        drop: Columns to leave out.
         layout: The public layout that the source has, which says what is prompt, response and reference; see
             docs/how-to/prepare-data.md.
         types: For `csv`: text, number or boolean, for columns whose cells leave it open.
@@ -131,6 +137,9 @@ class Source(BaseModel):
     id: str | None = None
     rename: dict[str, str] = {}
     layout: LayoutName | None = None
+    select: dict[str, str] = {}
+    where: str | None = None
+    drop: list[str] = []
     types: dict[str, Literal["text", "number", "boolean"]] = {}
     """For csv: the types of columns, where their cells alone would give another one."""
     shard_rows: int = Field(default=4096, ge=1, le=10**9)
@@ -177,6 +186,10 @@ class Source(BaseModel):
         return self.jsonl is not None or self.csv is not None or bool(self.frame and self.frame.table is None)
 
     @property
+    def _computes(self) -> bool:
+        return bool(self.select) or self.where is not None
+
+    @property
     def _kind(self) -> str:
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
@@ -195,7 +208,7 @@ class Source(BaseModel):
 
     def identity(self) -> JsonValue:
         """Return what decides the rows: contents, mapping and shard size, but not the folder they lie in."""
-        exclude = {*KINDS, "revision", *(name for name in ("types", "layout") if not getattr(self, name))}
+        exclude = {*KINDS, "revision", *(name for name in _LATER_FIELDS if not getattr(self, name))}
         fields: dict[str, JsonValue] = self.model_dump(mode="json", exclude=exclude)
         if self.hub is not None:
             return {"hub": self.hub, "commit": formats.hub_commit(self.hub, self.revision), **fields}
@@ -241,7 +254,7 @@ class Source(BaseModel):
             SourceError: A file or column is missing, unreadable, or of a type that cannot be what it is mapped to.
         """
         ids, no_rows = set(seen), first == 0
-        by_row = self._by_line or self.layout is not None
+        by_row = self._by_line or self.layout is not None or self._computes
         for read in self._line_reads(first, schema) if by_row else self._table_reads(first):
             rows, reasons, no_rows = read.rows, read.reasons, False
             if self.id is not None and "id" in rows.column_names:
@@ -313,7 +326,16 @@ class Source(BaseModel):
         # SQL ignores case: `Prompt` beside `prompt` could not be asked for.
         claimed = {"row_id", "prompt", "response", "reference", *(["id"] if self.id is not None else [])}
         spelled = {name.lower(): name for name in decided_names}
-        sides = {self.rename.get(name, name): name for name in names if name not in mapped.values()}
+        for column in () if decided else self.drop:
+            if column in mapped.values():
+                raise SourceError(f"{self._where}: column {column!r} is mapped; take it out of drop")
+            if column not in names and not self._by_line:
+                raise SourceError(
+                    f"{self._where}: no column {column!r} to drop; {available}{suggestion(column, names)}"
+                )
+        sides = {
+            self.rename.get(name, name): name for name in names if name not in mapped.values() and name not in self.drop
+        }
         # In JSONL a column may first appear in a later line: a `rename` that keeps such a column from clashing is no error.
         later_names = {name.lower() for name in (*claimed, *names)} if self._by_line and self.csv is None else set()
         for column in [*self.rename, *(name for name in sides.values() if name not in self.rename)]:
@@ -513,6 +535,13 @@ class Source(BaseModel):
             fields, tables = self._tables(0)
             columns, names = {field.name: field for field in fields}, fields.names
             rows = chain.from_iterable(formats.table_rows(table) for table in tables)
+        if self._computes:
+            types = pa.schema([_field(name, columns.get(name)) for name in names])
+            with self._expressions(types) as expressions:
+                fields = expressions.fields
+            rows = self._computed(rows, types)
+            columns = {**columns, **{field.name: field for field in fields}}
+            names = list(dict.fromkeys([*names, *self.select]))
         if self.layout is None:
             return rows, columns
         layout = layouts.LAYOUTS[self.layout]
@@ -525,6 +554,64 @@ class Source(BaseModel):
         kind = MESSAGES if layout.chats(names) else pa.string()
         known = {"prompt": pa.field("prompt", kind), **{name: layouts.ADDED[name] for name in layout.adds}}
         return self._laid_out(rows, layout), {**kept, **known}
+
+    @contextmanager
+    def _expressions(self, types: pa.Schema) -> Iterator[Expressions]:
+        with opened() as connection:
+            try:
+                yield Expressions(connection, self.select, self.where, types)
+            except QueryError as error:
+                raise SourceError(f"{self._where}: {error}") from error
+
+    def _computed(self, rows: Iterator[_Row], types: pa.Schema) -> Iterator[_Row]:
+        """Add the columns of `select`, and leave out what `where` does not keep; a row that cannot be parsed stays."""
+        with self._expressions(types) as expressions:
+            while batch := list(islice(rows, _COMPUTED_ROWS)):
+                yield from self._computed_batch(batch, types, expressions)
+
+    def _computed_batch(self, batch: list[_Row], types: pa.Schema, expressions: Expressions) -> Iterator[_Row]:
+        cells: dict[str, list[object]] = {name: [] for name in expressions.columns}
+        items: list[_Row] = []
+        good: list[bool] = []
+        for row in batch:
+            item, values = row, dict[str, object]()
+            try:
+                line = self._parsed(row)
+                item = line
+                values = {name: self._expressed(line, name, types.field(name).type) for name in expressions.columns}
+                good.append(True)
+            except formats.Reject as reject:
+                # A line that cannot be parsed is shown as it is.
+                item = layouts.Refused(str(reject), item.cells) if isinstance(item, formats.ParsedLine) else item
+                good.append(False)
+            items.append(item)
+            for name, cell in values.items():
+                cells[name].append(cell)
+        read = [pa.array(cells[name], types.field(name).type) for name in expressions.columns]
+        table = pa.table(read, names=expressions.columns) if read else pa.table({"none": pa.nulls(sum(good))})
+        computed, kept = expressions.values(table)
+        number = 0
+        for item, is_good in zip(items, good, strict=True):
+            if not is_good:
+                yield item
+                continue
+            if kept[number] and isinstance(item, formats.ParsedLine):
+                added = {name: column[number] for name, column in computed.items()}
+                yield item._replace(cells={**item.cells, **added})
+            number += 1
+
+    def _expressed(self, line: formats.ParsedLine, name: str, kind: pa.DataType) -> object:
+        """Return a value as expressions read it, or raise formats.Reject."""
+        cell = line.cells.get(name)
+        if self.csv is not None:
+            cell = formats.csv_value(cell, kind)
+        elif pa.types.is_string(kind) and self._by_line:
+            cell = formats.spelled(cell, "text" if isinstance(cell, str) else "json")
+        try:
+            pa.array([cell], kind)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            raise formats.Reject(f"column {name} cannot be read by select or where: {first_line(error)}") from error
+        return cell
 
     def _json_lines(self) -> Iterator[formats.SourceLine]:
         return iter(self.frame.lines) if self.frame else chain.from_iterable(map(formats.json_lines, self._files()))
@@ -666,8 +753,13 @@ class Source(BaseModel):
         if self.layout is not None:
             return ()
         mapped = {self.prompt, self.response, self.reference, self.messages, self.id, *self.rename}
-        unread = [name for name in QUESTION_COLUMNS if name in names and name not in mapped]
-        like = layouts.looks_like(dict(row))
+        expressions = " ".join([*self.select.values(), self.where or ""])
+        unread = [
+            name
+            for name in QUESTION_COLUMNS
+            if name in names and name not in mapped and name not in self.drop and name not in expressions
+        ]
+        like = None if "prompt" in self.select else layouts.looks_like(dict(row))
         notes = []
         if unread:
             notes.append(
@@ -682,10 +774,20 @@ class Source(BaseModel):
         return f"; it looks like `layout: {like}`" if like is not None else ""
 
 
+_LATER_FIELDS = ("types", "layout", "select", "where", "drop")
+"""Fields that are part of a fingerprint only where they are set: stores are older than they are."""
+_COMPUTED_ROWS = 4096
+"""Rows of a batch for which `select` and `where` are computed at once."""
 _Row: TypeAlias = "formats.SourceLine | formats.ParsedLine | layouts.Refused"
 _DETAILS_MEANING = {
     "meaning": "what turns hold beside role and text, as JSON: a list with an object or null for each turn"
 }
+
+
+def _field(name: str, column: pa.Field | formats.ColumnType | None) -> pa.Field:
+    """Return a column as expressions read it: text where it has no value."""
+    kind = column.type if isinstance(column, pa.Field) else None if column is None else column.kind
+    return pa.field(name, formats.solid(kind) or pa.string())
 
 
 def _first(block: pa.Table) -> dict[str, object]:
