@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from seamcurate.publish.reproduce import reproduce
     from seamcurate.rewards import ModelReward, RerReward
     from seamcurate.run.cluster import run_ray
+    from seamcurate.run.draft import init
     from seamcurate.run.integrity import check
     from seamcurate.run.local import run_local
     from seamcurate.run.plan import plan
@@ -85,6 +86,7 @@ _WHERE = {
     "explore.notebook": ("Store",),
     "publish.export": ("to_openrlhf", "to_trl", "to_verl"),
     "publish.hub": ("push",),
+    "run.draft": ("init",),
     "run.integrity": ("check",),
     "models": (
         "CausalLM",
@@ -198,6 +200,7 @@ __all__ = [
     "difficulty",
     "discrepancy",
     "duplicates",
+    "init",
     "nearest",
     "plan",
     "push",

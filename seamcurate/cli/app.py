@@ -77,7 +77,7 @@ def about(
 
 for verb in (
     auditing.audit,
-    *(scoring.demo, scoring.run, scoring.plan, scoring.columns, scoring.sql, scoring.why, scoring.check),
+    *(scoring.demo, scoring.init, scoring.run, scoring.plan, scoring.columns, scoring.sql, scoring.why, scoring.check),
     *(publishing.export, publishing.explore, publishing.report, publishing.push, publishing.reproduce),
     publishing.diff,
 ):

@@ -86,6 +86,45 @@ def plan(recipe: RecipeFile, store: StoreFolder) -> None:
         print(line)
 
 
+def init(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="File, folder, pattern of files, store, or id of a data set on the Hub.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Recipe to write; one that exists is never overwritten.")] = Path(
+        "recipe.yaml"
+    ),
+    corpus: Annotated[
+        str | None, typer.Option(help="Other questions with their answers, named as DATA is; they give worse answers.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy: folder or Hub id, or KIND:NAME for another kind of model.")
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Reward model, named as the policy is; or a reward function, verifier.py:score or number_match."
+        ),
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder, named as the policy is.")] = None,
+) -> None:
+    """Look at data and write a commented recipe that runs.
+
+    Example: seamcurate init rows.jsonl --policy my-org/sft-7b --reward my-org/rm-7b
+    """
+    from seamcurate.run import draft
+    from seamcurate.text import one_line
+
+    written = draft.init(data, out, corpus, policy, reward, encoder)
+    for line in written.lines:
+        print(one_line(line))
+    print(f"{written.path} is written; see what it would take: seamcurate plan {written.path} my-store")
+
+
 def columns(store: StoreFolder) -> None:
     """List a store's columns: name, type, step, shards done, meaning.
 

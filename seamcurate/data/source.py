@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -246,6 +246,25 @@ class Source(BaseModel):
             SourceError: There are none.
         """
         return [] if self.hub is not None or self.frame is not None else self._files()
+
+    def head(self, count: int) -> list[layouts.Row]:
+        """Return the first rows as the source has them, before a layout or a mapping; those that cannot be parsed are left out.
+
+        Raises:
+            SourceError: A file is missing or unreadable.
+        """
+        rows: Iterator[_Row]
+        if self.csv is not None:
+            rows = chain.from_iterable(map(formats.csv_lines, self._files()))
+        elif self._by_line:
+            rows = self._json_lines()
+        else:
+            rows = chain.from_iterable(formats.table_rows(table) for table in self._tables(0)[1])
+        parsed = list[layouts.Row]()
+        for row in islice(rows, count):
+            with suppress(formats.Reject):
+                parsed.append(self._parsed(row).cells)
+        return parsed
 
     def chunks(self, first: int = 0, schema: pa.Schema | None = None, seen: Collection[str] = ()) -> Iterator[Chunk]:
         """Read chunks from number `first` on; `schema` and the ids `seen` are those of the chunks before it.
