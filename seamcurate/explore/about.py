@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from seamcurate.store.store import Store, record_file
 
-_ROLES = ("policy", "base", "reward", "truth", "encoder", "generator")
+_ROLES = ("policy", "base", "reward", "truth", "encoder", "generator", "judge")
 """Fields of steps that name a model, in the order in which they are told."""
 _SETTINGS = {"band": "band", "n": "samples", "method": "attack"}
 """Settings of steps that a reader asks for, and what they are called."""
