@@ -1,4 +1,4 @@
-"""Reward functions: Python functions of TRL, verl, OpenRLHF or verifiers that say how good an answer is.
+"""Reward functions: Python functions of TRL, verl, OpenRLHF or verifiers, or plain ones, that say how good an answer is.
 
 One rule: nothing of the user's file runs in this process. What can be known before the first row, the function's parameters
 among them, is read from the file's text; the function itself runs in a process of its own, see `function_process`.
@@ -25,7 +25,7 @@ from seamcurate.progress import note
 from seamcurate.step import digest, finite
 from seamcurate.text import brief, suggestion
 
-Signature: TypeAlias = Literal["trl", "verl", "openrlhf", "verifiers"]
+Signature: TypeAlias = Literal["trl", "verl", "openrlhf", "verifiers", "plain"]
 
 BUNDLED = ("exact_match", "number_match", "choice_match", "regex_match", "schema_match")
 """The functions of `seamcurate.verifiers` that a recipe may name."""
@@ -64,6 +64,7 @@ _CONVENTIONS: dict[Signature, _Convention] = {
         "answer",
         ("parser",),
     ),
+    "plain": _Convention("the plain kind", "response", ("prompt", "response"), None),
 }
 """TRL 1.16's GRPOTrainer, verl 0.9's NaiveRewardManager, OpenRLHF 0.11's SingleTurnAgentExecutor, verifiers 0.1's Rubric."""
 
@@ -93,7 +94,8 @@ class RewardFunction(NamedModel, RewardConfig):
     """The file and the function, `verifier.py:score`, or the name of a function that comes with seamcurate: `exact_match`,
     `number_match`, `choice_match`, `regex_match` or `schema_match`."""
     signature: Signature | None = None
-    """Whose functions it is like: `trl`, `verl`, `openrlhf` or `verifiers`. Default: found by its parameters."""
+    """Whose functions it is like: `trl`, `verl`, `openrlhf` or `verifiers`; or `plain`: it gets one `prompt` and one `response`, and
+    returns a number. Default: found by its parameters."""
     columns: dict[str, str] = Field(default_factory=dict)
     """The column that each parameter reads, where it has another name; a list names columns that it takes by `**kwargs`, or
     finds in `extra_info` or `info`. Default: parameters without a default value read the column of their name, and verl's
@@ -229,7 +231,7 @@ class RewardFunction(NamedModel, RewardConfig):
         reads_reference = declared is None or reference in declared.names or signature == "openrlhf"
         if reference is not None and reads_reference and reference not in self.arguments:
             columns.setdefault(reference, "reference")
-        if declared is not None and signature in ("trl", "verifiers"):
+        if declared is not None and signature in ("trl", "verifiers", "plain"):
             for name in declared.required:
                 if name not in convention.given and name not in self.arguments:
                     columns.setdefault(name, name)
@@ -278,7 +280,7 @@ class RewardFunction(NamedModel, RewardConfig):
             )
         keys = [("arguments", name) for name in self.arguments]
         # verl and verifiers have a place for further columns, `extra_info` and `info`.
-        keys += [("columns", name) for name in self.columns if signature == "trl"]
+        keys += [("columns", name) for name in self.columns if signature in ("trl", "plain")]
         for key, name in keys:
             # What comes with seamcurate reads no further columns: another name is a slip.
             if name not in declared.names and (self.bundled or not declared.takes_any):

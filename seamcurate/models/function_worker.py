@@ -86,8 +86,8 @@ class _Calls:
     def answer(self, request: dict[str, Any], runner: asyncio.Runner) -> dict[str, Any]:
         """Return `values`, a pair of number and reason for each answer, or `error`, why the call gave none."""
         count = len(request["completions"])
-        if self.signature in ("verl", "verifiers"):
-            give = self._verl if self.signature == "verl" else self._verifiers
+        one_by_one = {"verl": self._verl, "verifiers": self._verifiers, "plain": self._plain}
+        if give := one_by_one.get(self.signature):
             outcomes = [_tried(partial(give, request, i)) for i in range(count)]
             outcomes = runner.run(_all_awaited(outcomes))
             return {"values": [self._one(v) if reason is None else (None, reason) for v, reason in outcomes]}
@@ -127,6 +127,10 @@ class _Calls:
         given |= {name: further.pop(name) for name in ("answer",) if name in further}
         given |= self._with_rest("info", further)
         return self._called({**given, "state": copy.deepcopy(given)})
+
+    def _plain(self, request: dict[str, Any], i: int) -> Any:
+        prompt, columns = copy.deepcopy((request["prompt"], request["columns"]))
+        return self._called({"prompt": prompt, "response": request["answers"][i], **columns})
 
     def _with_rest(self, name: str, columns: dict[str, Any]) -> dict[str, Any]:
         """Gather the columns that are no parameters of the function in one mapping, the parameter `name`."""
@@ -169,6 +173,7 @@ _GIVEN = {
     "trl": ("prompts", "completions", "trainer_state", "log_extra", "log_metric"),
     "verl": ("data_source", "solution_str", "extra_info"),
     "verifiers": ("prompt", "completion", "state", "info", "task"),
+    "plain": ("prompt", "response"),
 }
 """What is given by name beside columns and arguments."""
 

@@ -98,6 +98,27 @@ def test_values_that_json_lacks_are_given_as_text_and_changed_values_stay_in_the
     assert [rating.reward for rating in first + second] == [2, 1, 2]
 
 
+PLAIN = """
+def score(prompt, response, reference, bonus=0):
+    if isinstance(prompt, list):
+        prompt = prompt[-1]["content"]
+    return (response == reference) + bonus + len(prompt) / 100
+
+def broken(prompt, response):
+    return 1 / len(response)
+"""
+
+
+def test_a_plain_function_gets_one_prompt_one_response_and_its_columns(tmp_path):
+    model = named(tmp_path, PLAIN, "score", arguments={"bonus": 2})
+    assert model.columns_read() == ("reference",)
+    assert rewarded(model, ["4", "5"], reference="4") == [3.06, 2.06]
+    chat = [{"role": "user", "content": "2 + 2?"}]
+    assert rewarded(model, ["4"], prompt=chat, reference="4") == [3.06]
+    (row,) = named(tmp_path, PLAIN, "broken").load().ratings(["q"], [["", "ab"]], {})
+    assert [rating.reward for rating in row] == [None, 0.5] and row[0].reason.startswith("ZeroDivisionError")
+
+
 def test_a_function_of_verl_is_called_for_each_answer(tmp_path):
     model = named(tmp_path, VERL, "compute_score", columns=["votes"])
     assert set(model.columns_read()) == {"reference", "votes"}
@@ -136,6 +157,7 @@ def test_a_reference_that_was_not_asked_for_is_not_made_up(signature, tmp_path):
     [
         *((TRL, "exact", "TRL"), (VERL, "compute_score", "verl")),
         *((OPENRLHF, "reward_func", "OpenRLHF"), (VERIFIERS, "correct", "verifiers")),
+        (PLAIN, "score", "the plain kind"),
     ],
 )
 def test_whose_function_it_is_is_found_and_told(tmp_path, code, name, signature):
