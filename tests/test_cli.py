@@ -36,6 +36,7 @@ steps: [retrieve: {k: 5, band: [0.5, 0.9]}, seam: {k: 5}, rer: {fit: quantiles},
 splits: {train: {filter: keep_above_lowest.sql, by: seam_contrast}}
 """
 VERBS = (
+    "audit",
     "demo",
     "run",
     "plan",
