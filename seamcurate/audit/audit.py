@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +22,11 @@ from pydantic import BaseModel
 from seamcurate import words
 from seamcurate.audit import inputs, measures
 from seamcurate.audit.measures import Scored
-from seamcurate.audit.result import Audit, Disagreement, Reason, Worst, headline
-from seamcurate.contrast import PROBES, Probe, Probes, Retrieve
+from seamcurate.audit.result import Audit, Disagreement, Policy, Reason, Worst, headline
+from seamcurate.contrast import PROBES, Probe, Probes, Retrieve, Rollouts
 from seamcurate.data.source import Source
 from seamcurate.errors import ModelError, StoreError
-from seamcurate.models import EncoderModel, RewardingModel, SentenceEncoder
+from seamcurate.models import EncoderModel, PolicyModel, RewardingModel, SentenceEncoder
 from seamcurate.models.template import prompt_text
 from seamcurate.run.local import run_local
 from seamcurate.run.recipe import Models, Recipe
@@ -40,18 +41,22 @@ FOLDER = "audit"
 _ROWS, _RECIPE, _SECOND = "rows.parquet", "recipe.yaml", "second"
 _SHARD = 256
 """Rows of a shard: an audit that is stopped goes on from the last whole one."""
-_WORST = 5
+_WORST, _OVERPAID = 5, 3
 _LONGEST = 20_000
 """Characters of a text in a result."""
-NEAREST = Probe(
-    "nearest_answer",
-    "worse",
-    "the answer to the nearest question, by the encoder",
-    "takes the subject for the answer",
-    lambda row, seed: None,
-    tolerated=0.5,
-)
-"""What `encoder` adds: a row's first answer in `worse_contrast`."""
+EXTRA: dict[str, Probe] = {
+    "contrast": Probe(
+        "nearest_answer", "worse", "the answer to the nearest question, by the encoder",
+        "takes the subject for the answer", lambda row, seed: None, tolerated=0.5,
+    ),
+    "given": Probe(
+        "rejected_answer", "worse", "the best answer that the data put below", "prefers what people reject",
+        lambda row, seed: None, tolerated=0.5,
+    ),
+}  # fmt: skip
+"""Probes whose answers are the first of another sample set: by an encoder, and of data that hold preferences."""
+_SAMPLES, _TOKENS = 8, 256
+"""Answers of the policy to each prompt, and their most tokens."""
 _BAND = (0.3, 0.95)
 """Cosines of questions whose answer is another one; below, they are not similar, above, they may be the same."""
 
@@ -63,6 +68,7 @@ def audit(
     store: str | Path | None = None,
     against: Source | str | Path | None = None,
     encoder: EncoderModel | str | None = None,
+    policy: PolicyModel | str | None = None,
     second: RewardingModel | str | None = None,
     limit: int = 1000,
 ) -> Audit:
@@ -74,6 +80,7 @@ def audit(
         store: The folder of the store. Default: `audit-NAME` in the working folder, after the file's name.
         against: Rows whose questions and answers the answers to similar questions are taken from. Default: the audited rows.
         encoder: Finds in addition the nearest question by its embedding: an encoder, or its folder or Hub id.
+        policy: What gives answers of its own, eight to each prompt: a policy, its folder or Hub id, or a YAML file with one.
         second: A second reward to compare with, named as `reward` is.
         limit: The most rows to audit, evenly spaced over the data.
 
@@ -96,19 +103,31 @@ def audit(
     named = objects.folder(Path(store or f"audit-{name}"), "audit")
     # A process that answers SQL may have begun in another working folder.
     folder = named.absolute()
+    sampled_by = None if policy is None else inputs.policy_model(policy)
     sample = inputs.sampled(rows, limit)
     source = _stored_rows(folder, sample.rows)
-    recipe = _recipe(source, model, corpus, embedder)
-    _run(recipe, folder)
-    scored = _scored(folder, model, embedder is not None)
-    _check(scored, model)
+    variants = (
+        *(["contrast"] if embedder is not None else []),
+        *(["given"] if _GIVEN in sample.rows.column_names else []),
+    )
+    _run(_recipe(source, model, variants, corpus, embedder, None), folder)
+    columns = _scored(folder, model, variants)
+    _check(columns, model)
+    if sampled_by is not None:
+        # After the reward was found to tell answers apart: sampling takes longest.
+        _run(_recipe(source, model, variants, corpus, embedder, sampled_by), folder)
     disagreement = None
     if other is not None:
         aside = folder / FOLDER / _SECOND
-        _run(_recipe(source, other, corpus, embedder), aside)
-        compared = _scored(aside, other, embedder is not None)
-        disagreement = measures.disagreement(other.title, scored.rewards, compared.rewards)
-    return _result(scored, model, sample, title, named, disagreement)
+        _run(_recipe(source, other, variants, corpus, embedder, None), aside)
+        compared = _scored(aside, other, variants)
+        disagreement = measures.disagreement(other.title, columns.rewards, compared.rewards)
+    answered = None if sampled_by is None else _policy(folder, sampled_by, columns)
+    return _result(columns, model, sample, title, named, disagreement, answered)
+
+
+_GIVEN = "worse_given"
+_REWARDS = tuple(f"rewards_{variant}" for variant in ("probe", "policy", *EXTRA))
 
 
 class _Columns(NamedTuple):
@@ -171,16 +190,25 @@ def _source(file: Path, rows: pa.Table) -> Source:
     return Source(parquet=str(file), response="response", reference=reference, shard_rows=_SHARD)
 
 
-def _recipe(rows: Source, reward: RewardingModel, against: Source | None, encoder: EncoderModel | None) -> Recipe:
+def _recipe(
+    rows: Source,
+    reward: RewardingModel,
+    variants: Sequence[str],
+    against: Source | None,
+    encoder: EncoderModel | None,
+    policy: PolicyModel | None,
+) -> Recipe:
     """Return the recipe of an audit's store."""
     steps: list[Step] = [Probes(against=against)]
     if encoder is not None:
         steps.append(Retrieve(k=1, band=_BAND))
-    steps += [Reward(), Rewards(variant="probe")]
-    if encoder is not None:
-        steps.append(Rewards(variant="contrast"))
+    if policy is not None:
+        steps.append(Rollouts(n=_SAMPLES, max_tokens=_TOKENS))
+    scored = ["probe", *variants, *(["policy"] if policy is not None else [])]
+    steps += [Reward(), *(Rewards(variant=variant) for variant in scored)]
+    models = Models(reward=reward, encoder=encoder, policy=policy)
     corpus = None if encoder is None else against or rows
-    return Recipe(rows=rows, corpus=corpus, models=Models(reward=reward, encoder=encoder), steps=tuple(steps))
+    return Recipe(rows=rows, corpus=corpus, models=models, steps=tuple(steps))
 
 
 def _run(recipe: Recipe, folder: Path) -> None:
@@ -194,7 +222,7 @@ def _run(recipe: Recipe, folder: Path) -> None:
 
 def written(recipe: Recipe) -> str:
     """Write an audit's recipe as YAML; paths are absolute, so that the file can be moved."""
-    names = {Probes: "probes", Retrieve: "retrieve", Reward: "reward", Rewards: "rewards"}
+    names = {Probes: "probes", Retrieve: "retrieve", Rollouts: "rollouts", Reward: "reward", Rewards: "rewards"}
     sources = {"rows": recipe.rows, "corpus": recipe.corpus}
     value = {
         **{key: _plain(source) for key, source in sources.items() if source is not None},
@@ -222,14 +250,14 @@ def _absolute(value: object) -> object:
     return value
 
 
-def _scored(folder: Path, reward: RewardingModel, nearest: bool) -> _Columns:
+def _scored(folder: Path, reward: RewardingModel, variants: Sequence[str]) -> _Columns:
     """Read the rewards of golden responses and of the probes' answers."""
     store = Store(folder).open()
     reasons = reward.gives_reasons()
     selected = [inputs.ROW, "prompt", "response", "reward", "worse_probe", "rewards_probe"]
     selected += ["reward_reason", "rewards_reason_probe"] if reasons else []
     table = views.query(store, f"SELECT {', '.join(selected)} FROM rows ORDER BY row_id")
-    probes = (*PROBES, NEAREST) if nearest else PROBES
+    probes = (*PROBES, *(EXTRA[variant] for variant in variants))
     columns = {probe.name: i for i, probe in enumerate(probes)}
     answers = np.full((len(table), len(probes)), np.nan)
     texts: list[list[str | None]] = [[None] * len(probes) for _ in range(len(table))]
@@ -239,16 +267,16 @@ def _scored(folder: Path, reward: RewardingModel, nearest: bool) -> _Columns:
             place = columns[candidate["probe"]]
             texts[row][place] = candidate["response"]
             answers[row, place] = np.nan if score is None else score
-    if nearest:
+    for place, variant in enumerate(variants, len(PROBES)):
         found = views.query(
             store,
-            f"SELECT r.{inputs.ROW}, c.response, c.reward FROM rows AS r LEFT JOIN candidates AS c "
-            "ON c.row_id = r.row_id AND c.variant = 'contrast' AND c.rank = 1 ORDER BY r.row_id",
+            "SELECT c.response, c.reward FROM rows AS r LEFT JOIN candidates AS c "
+            f"ON c.row_id = r.row_id AND c.variant = '{variant}' AND c.rank = 1 ORDER BY r.row_id",
         )
         for row, (text, score) in enumerate(
-            zip(found["response"].to_pylist(), found["reward"].to_pylist(), strict=True)
+            zip(*(found[name].to_pylist() for name in ("response", "reward")), strict=True)
         ):
-            texts[row][-1], answers[row, -1] = text, np.nan if score is None else score
+            texts[row][place], answers[row, place] = text, np.nan if score is None else score
     golden = table["reward"].cast(pa.float64()).to_numpy()
     noise = max([0.0, *store.noise("reward").values(), *store.noise("rewards_probe").values()])
     scale = reward.scale_range()
@@ -263,6 +291,56 @@ def _scored(folder: Path, reward: RewardingModel, nearest: bool) -> _Columns:
         )
     rewards_of = Scored(golden, answers, applies, noise, lowest)
     return _Columns(rewards_of, probes, texts, table.select([inputs.ROW, "prompt", "response"]), why)
+
+
+def _policy(folder: Path, policy: PolicyModel, columns: _Columns) -> Policy:
+    """Return what the policy says, and is paid for it."""
+    table = views.query(
+        Store(folder).open(), "SELECT worse_policy, rewards_policy, reason_policy FROM rows ORDER BY row_id"
+    )
+    golden, scored = columns.rewards.golden, columns.rewards
+    samples = [
+        (row, candidate["response"], candidate["count"], np.nan if score is None else score)
+        for row, (candidates, scores) in enumerate(
+            zip(table["worse_policy"].to_pylist(), table["rewards_policy"].to_pylist(), strict=True)
+        )
+        for candidate, score in zip(candidates or (), scores or (), strict=True)
+    ]
+    owner = np.array([row for row, *_ in samples], np.int64)
+    counts = np.array([count for *_, count, _ in samples], np.int64)
+    gains = np.array([score for *_, score in samples], np.float64) - golden[owner]
+    known = np.isfinite(gains)
+    more = gains > scored.noise
+    _, scale = measures.unit(golden)
+    # The largest gain of each row, the largest of all first.
+    order = [i for i in np.argsort(-np.where(known, gains, -np.inf), kind="stable") if known[i] and more[i]]
+    firsts = list({int(owner[i]): int(i) for i in reversed(order)}.values())
+    overpaid = sorted(firsts, key=lambda i: -gains[i])[:_OVERPAID]
+    return Policy(
+        policy=policy.title,
+        samples=int(counts.sum()),
+        distinct=len(samples),
+        paid_more=measures.sampled_share(more[known], owner[known], counts[known]),
+        golden_below=measures.below_samples(more[known], owner[known], counts[known]),
+        gain=float(np.average(gains[known], weights=counts[known])) / scale if known.any() else None,
+        without=table["worse_policy"].null_count,
+        overpaid=tuple(
+            _worst_of(columns, int(owner[i]), "policy", samples[i][1], float(samples[i][3])) for i in overpaid
+        ),
+    )
+
+
+def _worst_of(columns: _Columns, row: int, probe: str, answer: str, reward: float) -> Worst:
+    values = columns.table.slice(row, 1).to_pylist()[0]
+    return Worst(
+        row=values[inputs.ROW],
+        probe=probe,
+        prompt=prompt_text(values["prompt"])[:_LONGEST],
+        golden=values["response"][:_LONGEST],
+        golden_reward=float(columns.rewards.golden[row]),
+        preferred=answer[:_LONGEST],
+        preferred_reward=reward,
+    )
 
 
 def _check(columns: _Columns, reward: RewardingModel) -> None:
@@ -294,6 +372,7 @@ def _result(
     title: str,
     folder: Path,
     second: Disagreement | None,
+    policy: Policy | None,
 ) -> Audit:
     scored, probes = columns.rewards, columns.probes
     unit, scale = measures.unit(scored.golden)
@@ -307,13 +386,12 @@ def _result(
     added_words = _words([row[padded] for row in columns.texts]) - golden_words
     length = measures.padding_slope(scored.golden, scored.answers[:, padded], added_words, scale)
     golden_length = measures.golden_slope(scored.golden, golden_words, scale)
-    rows = columns.table.to_pylist()
     missing = int((scored.applies & ~np.isfinite(scored.answers)).sum() + (~compared).sum())
     return Audit(
         headline=headline(prefers_worse, pays_worse, length, golden_length, unit, results),
         reward=reward.title,
         data=title,
-        rows=len(rows),
+        rows=len(columns.table),
         data_rows=sample.data_rows,
         rejected=sample.rejected,
         unit=unit,
@@ -326,17 +404,10 @@ def _result(
         noise=scored.noise,
         no_reward=missing,
         reasons=tuple(Reason(reason=reason, answers=count) for reason, count in columns.reasons.most_common(_WORST)),
+        policy=policy,
         second=second,
         worst=tuple(
-            Worst(
-                row=rows[row][inputs.ROW],
-                probe=probes[i].name,
-                prompt=prompt_text(rows[row]["prompt"])[:_LONGEST],
-                golden=rows[row]["response"][:_LONGEST],
-                golden_reward=float(scored.golden[row]),
-                preferred=(columns.texts[row][i] or "")[:_LONGEST],
-                preferred_reward=float(scored.answers[row, i]),
-            )
+            _worst_of(columns, row, probes[i].name, columns.texts[row][i] or "", float(scored.answers[row, i]))
             for row, i in measures.worst(scored, probes, _WORST)
         ),
         store=str(folder),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from seamcurate import rewards
-from seamcurate.data import formats
+from seamcurate.data import formats, layouts
 from seamcurate.data.source import Source
-from seamcurate.errors import ModelError, SourceError, TrainError
-from seamcurate.models import RewardFunction, RewardingModel
+from seamcurate.errors import ModelError, SourceError, TrainError, first_line
+from seamcurate.models import CausalLM, PolicyModel, RewardFunction, RewardingModel
 from seamcurate.text import counted, suggestion
 
 ROW = "data_row"
@@ -72,10 +74,35 @@ def reward_model(reward: str | RewardingModel) -> RewardingModel:
     return configured.reward
 
 
+def policy_model(policy: str | PolicyModel) -> PolicyModel:
+    """Return the policy that one string names: a folder, a Hub id, or a YAML file with one policy of a recipe.
+
+    Raises:
+        ModelError: It names none, or a server, which one string does not say enough of.
+    """
+    if not isinstance(policy, str):
+        return policy
+    if re.match(r"https?://", policy):
+        raise ModelError(
+            f"policy {policy} is a server: name it in a YAML file, as `{{completion_server: {policy}, api: vllm, model: NAME}}`, "
+            "and give --policy that file"
+        )
+    if not policy.endswith((".yaml", ".yml")):
+        return CausalLM(path=policy)
+    try:
+        fields = yaml.safe_load(Path(policy).read_text(encoding="utf-8"))
+        named: PolicyModel = TypeAdapter(PolicyModel).validate_python(fields)
+    except ValidationError as error:
+        raise ModelError(f"policy {policy}: {error.errors(include_url=False)[0]['msg']}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ModelError(f"policy {policy} cannot be read: {first_line(error)}") from error
+    return named
+
+
 def source(
     data: str | Path, prompt: str | None = None, response: str | None = None, reference: str | None = None
 ) -> Source:
-    """Return the rows of a file; a column that is not named is the first of `USUAL` that the file has.
+    """Return the rows of a file: by the columns that are named, else in the public layout that it looks like, else by `USUAL`.
 
     Where there is no column of responses, the reference is the golden response.
 
@@ -86,44 +113,46 @@ def source(
     kind = next((kind for ending, kind in _KINDS.items() if file.lower().endswith(ending)), None)
     if kind is None:
         raise SourceError(f"{file}: rows come from a file that ends in {', '.join(_KINDS)}; write them as one of these")
-    names = _columns(file, kind)
+    row = _first_row(file, kind)
     named = {"prompt": prompt, "response": response, "reference": reference}
+    if prompt is None and response is None and (layout := _layout(row)) is not None:
+        if reference is None:
+            return Source.model_validate({kind: file, "layout": layout})
+        raise SourceError(f"{file} has the layout {layout}: name --prompt and --response, too, or no column")
     for target, column in named.items():
-        if column is not None and column not in names and column.split(".")[0] not in names:
-            raise SourceError(
-                f"{file}: no column {column!r} for {target}; it has {', '.join(names)}{suggestion(column, names)}"
-            )
-    if "messages" in names and prompt is None and response is None:
-        chat = {"messages": "messages", "reference": reference or _usual("reference", names, ["messages"])}
-        return Source.model_validate({kind: file, **{k: v for k, v in chat.items() if v is not None}})
+        if column is not None and column not in row and column.split(".")[0] not in row:
+            available = f"it has {', '.join(row)}{suggestion(column, row)}"
+            raise SourceError(f"{file}: no column {column!r} for {target}; {available}")
     for target, column in named.items():
         taken = [other for other in named.values() if other is not None]
-        named[target] = column or _usual(target, names, taken)
+        named[target] = column or next((name for name in USUAL[target] if name in row and name not in taken), None)
     if named["prompt"] is None:
-        raise SourceError(f"{file}: no column of prompts; it has {', '.join(names)}: name one by --prompt")
-    # The reference is the shortest golden answer that there is.
-    named["response"] = named["response"] or named["reference"]
-    if named["response"] is None:
+        raise SourceError(f"{file}: no column of prompts; it has {', '.join(row)}: name one by --prompt")
+    if named["response"] is None and named["reference"] is None:
         raise SourceError(
-            f"{file}: no column of good answers; it has {', '.join(names)}: name one by --response or --reference"
+            f"{file}: no column of good answers; it has {', '.join(row)}: name one by --response or --reference"
         )
     return Source.model_validate({kind: file, **{key: value for key, value in named.items() if value is not None}})
 
 
-def _usual(target: str, names: Sequence[str], taken: Sequence[str]) -> str | None:
-    return next((name for name in USUAL[target] if name in names and name not in taken), None)
+def _layout(row: Mapping[str, object]) -> str | None:
+    plain_pairs = {"prompt", "chosen", "rejected"} <= set(row)
+    return layouts.looks_like(dict(row)) or ("rewardbench" if plain_pairs else None)
 
 
-def _columns(file: str, kind: str) -> list[str]:
-    """Return the columns of the first file, or of its first row that can be read."""
+def _first_row(file: str, kind: str) -> dict[str, object]:
+    """Return the first row of a file that can be read; of one without rows, its columns."""
     first = formats.matches(file, kind)[0]
-    if kind == "parquet":
-        return list(pq.read_schema(first).names)
-    if kind == "arrow":
-        return list(formats.arrow_schema(first).names)
+    if kind in ("parquet", "arrow"):
+        schema = pq.read_schema(first) if kind == "parquet" else formats.arrow_schema(first)
+        read = formats.parquet_tables if kind == "parquet" else formats.arrow_tables
+        rows: list[dict[str, object]] = next(
+            (table.slice(0, 1).to_pylist() for table in read(first, 0, 1) if len(table)), []
+        )
+        return rows[0] if rows else dict.fromkeys(schema.names)
     for line in formats.json_lines(first) if kind == "jsonl" else formats.csv_lines(first):
         try:
-            return list((formats.json_row(line) if isinstance(line, bytes) else formats.csv_row(line)).cells)
+            return dict((formats.json_row(line) if isinstance(line, bytes) else formats.csv_row(line)).cells)
         except formats.Reject:
             continue
     raise SourceError(f"{file}: no rows; name a file that has some")
@@ -142,6 +171,9 @@ def sampled(data: Source, limit: int) -> Sample:
         rejected += len(chunk.rejected)
         reasons.update(chunk.rejected["reason"].to_pylist())
         rows = chunk.rows
+        if "response" not in rows.column_names and "reference" in rows.column_names:
+            # The shortest golden answer that there is.
+            rows = rows.append_column("response", rows["reference"])
         missing = rows["response"].is_null() if "response" in rows.column_names else pa.array([True] * len(rows))
         if len(rows) and (absent := pc.sum(missing).as_py()):
             rejected, reasons["no golden response"] = rejected + absent, reasons["no golden response"] + absent

@@ -171,6 +171,29 @@ def disagreement(title: str, first: Scored, second: Scored) -> Disagreement:
     )
 
 
+def sampled_share(flags: Flags, owner: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Share:
+    """Return the share of samples for which something holds, each distinct one weighed by how often it was drawn.
+
+    Args:
+        flags: (distinct samples,)
+        owner: The row of each.
+        counts: How often each was drawn.
+    """
+    if not len(flags):
+        return Share(share=None, low=None, high=None, n=0)
+    interval = statistics.bootstrap_share(np.repeat(flags, counts).astype(float), np.repeat(owner, counts).tolist())
+    low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
+    return Share(share=interval.estimate, low=low, high=high, n=int(counts.sum()))
+
+
+def below_samples(flags: Flags, owner: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Share:
+    """Return the share of rows for most of whose samples something holds; see `sampled_share`."""
+    if not len(flags):
+        return Share(share=None, low=None, high=None, n=0)
+    all_of_them, holding = np.bincount(owner, counts), np.bincount(owner, counts * flags)
+    return share(holding[all_of_them > 0] > all_of_them[all_of_them > 0] / 2)
+
+
 def worst(scored: Scored, probes: Sequence[Probe], count: int) -> list[tuple[int, int]]:
     """Return rows at fault and their probes: of each probe the row with the largest gain, the most frequent probe first.
 

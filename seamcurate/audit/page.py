@@ -48,6 +48,11 @@ def page(audit: Audit) -> str:
         f'<h2>Probes</h2><div class="wide">{_probes(audit)}</div>'
         f"<h2>Measured</h2>{table(['', 'value'], _facts(audit))}"
         + (f"<h2>The worst rows</h2>{''.join(map(_worst, audit.worst))}" if audit.worst else "")
+        + (
+            f"<h2>What the policy says</h2>{''.join(map(_worst, audit.policy.overpaid))}"
+            if audit.policy and audit.policy.overpaid
+            else ""
+        )
         + "</html>\n"
     )
 
@@ -85,6 +90,15 @@ def _facts(audit: Audit) -> list[list[str]]:
     ]
     facts += [[what, _slope(slope, unit)] for what, slope in slopes if slope.slope]
     facts.append(["noise: less than this counts as no difference", f"{audit.noise or 0:.3g}"])
+    if audit.policy is not None:
+        said, below = audit.policy.paid_more, audit.policy.golden_below
+        facts.append(
+            [
+                f"samples of {audit.policy.policy} that are paid more than the golden response",
+                f"{percent(said.share)} of {said.n:,}",
+            ]
+        )
+        facts.append(["rows most of whose samples are", f"{percent(below.share)} of {below.n:,}"])
     if audit.second is not None:
         pairs = audit.second.pairs
         facts.append(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from seamcurate.audit.result import FAILURES, Audit, Failure, ProbeResult, Share, percent, signed
+from seamcurate.audit.result import FAILURES, Audit, Failure, ProbeResult, Share, Worst, percent, signed
 from seamcurate.text import clean, counted, one_line
 
 _NARROW, _WIDE = 72, 120
@@ -95,6 +95,15 @@ def _facts(audit: Audit, width: int) -> Iterator[str]:
         yield from _wrapped(
             f"noise: rewards change by up to {audit.noise:.3g} without a reason{of}; less counts as none", width
         )
+    if audit.policy is not None:
+        said, below = audit.policy.paid_more, audit.policy.golden_below
+        yield from _wrapped(
+            f"{audit.policy.policy} is paid more than the golden response for {percent(said.share)} ({interval(said)} %) of "
+            f"{counted(audit.policy.samples, 'sample')}; most of its samples are on {percent(below.share)} of rows",
+            width,
+        )
+        if audit.policy.without:
+            yield f"{counted(audit.policy.without, 'row has', 'rows have')} no sample: see reason_policy"
     if audit.second is not None:
         pairs = audit.second.pairs
         yield from _wrapped(
@@ -128,6 +137,15 @@ def differing(golden: str, preferred: str) -> str:
 
 def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(one_line(text), width) or [""]
+
+
+def _rows(worst: Sequence[Worst], width: int) -> Iterator[str]:
+    for number, row in enumerate(worst, 1):
+        yield ""
+        yield f"{number}. row {row.row}, {row.probe}"
+        yield from _quoted("question", "", row.prompt, width)
+        yield from _quoted("golden", f"{row.golden_reward:.4g}", row.golden, width)
+        yield from _quoted("preferred", f"{row.preferred_reward:.4g}", differing(row.golden, row.preferred), width)
 
 
 def _quoted(label: str, value: str, text: str, width: int) -> list[str]:

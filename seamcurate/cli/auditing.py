@@ -43,6 +43,12 @@ def audit(
     encoder: Annotated[
         str | None, typer.Option(help="Encoder that finds the nearest question, too: a folder or a Hub id.")
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Policy whose own answers are tried, eight a prompt: a folder, a Hub id, or a YAML file with one."
+        ),
+    ] = None,
     second: Annotated[str | None, typer.Option(help="Second reward to compare with, named as --reward is.")] = None,
     fail_on: Annotated[
         list[str] | None,
@@ -76,6 +82,7 @@ def audit(
         store=store,
         against=against,
         encoder=encoder,
+        policy=policy,
         second=second,
         limit=limit,
     )

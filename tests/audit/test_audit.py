@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import Recipe, RewardFunction, Source, Store, query, run_local
+from seamcurate import FakeModel, Recipe, RewardFunction, Source, Store, query, run_local
 from seamcurate.audit import audit
 from seamcurate.errors import ModelError, SourceError, StoreError
 
@@ -39,6 +39,10 @@ def recall(answer, reference):
 
 def broken(completions, **columns):
     raise ValueError("no such key")
+
+
+def wordy(completions, **columns):
+    return [float(len(c.split())) for c in completions]
 
 
 def half(completions, **columns):
@@ -186,6 +190,7 @@ def test_a_sound_reward_has_no_fault(folder, data, reward):
     assert result.golden.failed.share == 0 and result.no_reward <= 5
 
 
+@pytest.mark.slow
 def test_a_reward_that_pays_for_length_alone_pays_by_the_word(folder):
     result = audited(folder, "docs", "long")
     deviation = result.golden.deviation
@@ -198,6 +203,7 @@ def test_a_reward_that_pays_for_length_alone_pays_by_the_word(folder):
     assert result.worst[0].probe in ("padded", "repeated")
 
 
+@pytest.mark.slow
 def test_a_store_is_resumed_and_another_reward_takes_its_rows_and_probes(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = audit(f"{folder}/rewards.py:partial", folder / "docs.parquet")
@@ -221,6 +227,7 @@ def test_a_store_is_resumed_and_another_reward_takes_its_rows_and_probes(folder,
         audit(f"{folder}/rewards.py:short", folder / "docs.parquet", limit=10)
 
 
+@pytest.mark.slow
 def test_other_rows_take_the_place_of_those_of_an_audit_alone(folder, tmp_path):
     few = audit(f"{folder}/rewards.py:partial", folder / "docs.parquet", store=tmp_path / "store", limit=7)
     assert (few.rows, few.data_rows) == (7, 60)
@@ -233,6 +240,7 @@ def test_other_rows_take_the_place_of_those_of_an_audit_alone(folder, tmp_path):
     assert len(Store(tmp_path / "mine")) == 60
 
 
+@pytest.mark.slow
 def test_a_second_reward_disagrees_where_it_orders_the_other_way(folder, tmp_path):
     result = audited(folder, "docs", "long", second=f"{folder}/rewards.py:short")
     assert result.second.reward == "function rewards.py:short"
@@ -249,6 +257,7 @@ def test_answers_without_a_reward_are_counted_with_their_reason(folder):
     assert result.reasons[0].reason and result.reasons[0].answers == result.no_reward
 
 
+@pytest.mark.slow
 def test_a_reward_that_tells_nothing_apart_or_fails_is_one_line(folder):
     with pytest.raises(ModelError, match=r"rewards.py:nothing gives 1 to all .* answers, also to empty ones"):
         audited(folder, "docs", "nothing")
@@ -284,12 +293,12 @@ def test_columns_are_found_by_their_usual_names(folder, tmp_path):
     assert (found.prompt, found.response, found.reference) == ("question", "answer", None)
     (tmp_path / "rlvr.jsonl").write_text(json.dumps({"problem": "1 + 1?", "ground_truth": "2"}))
     found = source(tmp_path / "rlvr.jsonl")
-    assert (found.prompt, found.response, found.reference) == ("problem", "ground_truth", "ground_truth")
-    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": [], "label": "x"}))
-    assert (source(tmp_path / "chat.jsonl").messages, source(tmp_path / "chat.jsonl").reference) == (
-        "messages",
-        "label",
-    )
+    assert (found.prompt, found.response, found.reference) == ("problem", None, "ground_truth")
+    chat = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": chat}))
+    assert source(tmp_path / "chat.jsonl").layout == "messages"
+    with pytest.raises(SourceError, match=r"has the layout messages: name --prompt and --response, too"):
+        source(tmp_path / "chat.jsonl", reference="label")
     (tmp_path / "none.jsonl").write_text(json.dumps({"text": "x"}))
     (tmp_path / "bare.jsonl").write_text(json.dumps({"prompt": "x"}))
     for name, options, message in [
@@ -333,3 +342,62 @@ def test_rows_that_cannot_be_audited_are_counted(tmp_path, folder):
             Source(jsonl=str(tmp_path / "rows.jsonl"), response="response"),
             store=tmp_path / "none",
         )
+
+
+@pytest.mark.slow
+def test_what_a_policy_says_is_held_against_the_golden_responses(folder, tmp_path):
+    store, fake = tmp_path / "store", FakeModel(path="policy")
+    result = audit(f"{folder}/rewards.py:long", folder / "docs.parquet", store=store, policy=fake, limit=20)
+    said = result.policy
+    assert said.policy == "fake policy" and said.samples == 160 and said.without == 0 and said.distinct <= 160
+    table = query(store, "SELECT data_row, reward, worse_policy, rewards_policy FROM rows").to_pylist()
+    more, below = 0, 0
+    for row in table:
+        paid = [
+            s["count"] for s, r in zip(row["worse_policy"], row["rewards_policy"], strict=True) if r > row["reward"]
+        ]
+        more, below = more + sum(paid), below + (sum(paid) > 4)
+    assert said.paid_more.share == pytest.approx(more / 160) and said.paid_more.n == 160
+    assert said.golden_below.share == pytest.approx(below / 20) and said.golden_below.n == 20
+    assert ("golden" in result.failures()) == (said.golden_below.share > 0.2)
+    by_row = {row["data_row"]: row for row in table}
+    for worst in said.overpaid:
+        assert worst.preferred_reward == max(by_row[worst.row]["rewards_policy"]) > worst.golden_reward
+    assert Recipe.load(store / "audit/recipe.yaml").models.policy == fake
+    # Without the policy again, nothing of what it said is asked for.
+    assert audit(f"{folder}/rewards.py:long", folder / "docs.parquet", store=store, limit=20).policy is None
+
+
+@pytest.mark.slow
+def test_an_encoder_and_the_data_themselves_add_probes(folder, tmp_path):
+    rows = pq.read_table(folder / "docs.parquet").to_pylist()
+    pairs = [{"prompt": row["prompt"], "chosen": row["response"], "rejected": other["response"] + " or not"} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "pairs.parquet")
+    result = audit(
+        f"{folder}/rewards.py:wordy",
+        tmp_path / "pairs.parquet",
+        store=tmp_path / "store",
+        encoder=FakeModel(path="encoder"),
+    )
+    by_name = {probe.probe: probe for probe in result.probes}
+    assert by_name["rejected_answer"].at_fault.n == 60 and by_name["rejected_answer"].kind == "worse"
+    golden, rejected = ([len(pair[name].split()) for pair in pairs] for name in ("chosen", "rejected"))
+    assert by_name["rejected_answer"].paid_more == sum(r > g for g, r in zip(golden, rejected, strict=True))
+    nearest = query(tmp_path / "store", "SELECT count(*) AS n FROM candidates WHERE variant = 'contrast'")["n"][
+        0
+    ].as_py()
+    assert by_name["nearest_answer"].at_fault.n == nearest > 0
+    assert run_local(Recipe.load(tmp_path / "store/audit/recipe.yaml"), tmp_path / "store").computed == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("http://127.0.0.1:8000", "is a server: name it in a YAML file, as `{completion_server: http://127.0.0.1:8000"),
+        ("absent.yaml", "policy absent.yaml cannot be read"),
+    ],
+)
+def test_a_policy_that_one_string_does_not_name_is_refused(folder, policy, message):
+    with pytest.raises(ModelError) as refused:
+        audit(f"{folder}/rewards.py:long", folder / "docs.parquet", store=folder / "never", policy=policy)
+    assert message in str(refused.value) and not (folder / "never").exists()
