@@ -185,6 +185,11 @@ def sample_set(variant: str) -> SampleSet:
     return next(kind for kind in SAMPLE_SETS if kind.name == variant)
 
 
+def is_sampled(variant: object) -> bool:
+    """Tell whether a variant's answers are the policy's own, so that each has a `count` and need not be worse."""
+    return any(kind.sampled for kind in SAMPLE_SETS if kind.name == variant)
+
+
 if TYPE_CHECKING:
     Variant: TypeAlias = str
 else:

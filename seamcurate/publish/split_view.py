@@ -20,6 +20,7 @@ from seamcurate.rewards import RerReward
 from seamcurate.select import split as splits
 from seamcurate.select import views
 from seamcurate.select.order import Order
+from seamcurate.step import is_sampled
 from seamcurate.store.store import Store
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT, free_name
 
@@ -169,7 +170,12 @@ class SplitView:
             if name in structs or not (pa.types.is_nested(kind) or name in self.of_others)
         ]
         if self.pairs:
-            names += [name for name in self.kinds if name.startswith(("worse_", "rewards_"))]
+            # The policy's own samples are not known to be worse than the golden response.
+            names += [
+                name
+                for name in self.kinds
+                if name.startswith(("worse_", "rewards_")) and not is_sampled(name.partition("_")[2])
+            ]
         kept = splits.kept(self.store, self.split, names)
         # The SQL reads these tables only; it can open no file and no view of the store.
         with views.in_memory(threads=1) as connection:

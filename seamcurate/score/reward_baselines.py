@@ -10,20 +10,32 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 from typing_extensions import override
 
 from seamcurate.errors import StepError
-from seamcurate.step import Data, Step, Transform, Variant, column, finite
+from seamcurate.step import Data, Step, Transform, Variant, column, finite, is_sampled
 from seamcurate.words import Words, split
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
+
+
+def _of_single_answers(variant: str) -> str:
+    if is_sampled(variant):
+        raise ValueError(
+            f"the samples of {variant} are counted, and this baseline weighs each answer once; `difficulty` has their mean and spread"
+        )
+    return variant
+
+
+_Unsampled = Annotated[Variant, AfterValidator(_of_single_answers)]
+"""A sample set whose answers are one each."""
 
 _SAMPLED_POINTS = 2048
 """Least number of answers that the curve of reward over length is fitted to, where the data hold as many."""
@@ -183,7 +195,7 @@ class RewardSpread(Step):
 
     rows_per_call: ClassVar[int] = 4096
 
-    variant: Variant = "contrast"
+    variant: _Unsampled = "contrast"
 
     @property
     @override
@@ -236,7 +248,7 @@ class LengthCalibrated(Step):
 
     rows_per_call: ClassVar[int] = 4096
 
-    variant: Variant = "contrast"
+    variant: _Unsampled = "contrast"
     fraction: float = Field(default=2 / 3, gt=0, le=1)
     """The share of the sample that each line of LOWESS is fitted to; the default is Cleveland's."""
 

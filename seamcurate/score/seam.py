@@ -28,7 +28,7 @@ from seamcurate.models.backend import RewardConfig
 from seamcurate.models.ensemble import DISAGREEMENT, MEMBERS, RewardEnsemble, differs
 from seamcurate.models.protocols import Rating
 from seamcurate.score import compared, golden_check, noise
-from seamcurate.step import SAMPLE_SETS, Averages, Data, Step, Transform, Variant, Work, column, comparable, finite
+from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column, comparable, finite, is_sampled
 from seamcurate.text import counted
 
 PER_TOKEN = "logprob_per_token"
@@ -464,7 +464,7 @@ class Seam(Step):
     @model_validator(mode="before")
     @classmethod
     def _frequency_is_the_weight(cls, value: Any) -> Any:
-        if isinstance(value, dict) and _is_sampled(value.get("variant")):
+        if isinstance(value, dict) and is_sampled(value.get("variant")):
             if value.get("likelihood", "uniform") != "uniform":
                 raise ValueError(
                     "the policy's own samples come as often as it gives them, and a likelihood would weigh them twice; "
@@ -492,7 +492,7 @@ class Seam(Step):
     @override
     def inputs(self) -> tuple[str, ...]:
         v = self.variant
-        if _is_sampled(v):
+        if is_sampled(v):
             return ("reward", f"rewards_{v}", f"worse_{v}")
         return ("reward", f"rewards_{v}", f"logprobs_{v}", f"tokens_{v}")
 
@@ -515,10 +515,10 @@ class Seam(Step):
             if self.binary
             else "its reward minus the golden one's, at least 0"
         )
-        number = "samples, equal ones counted each," if _is_sampled(v) else "candidates"
+        number = "samples, equal ones counted each," if is_sampled(v) else "candidates"
         weight = (
             "w of each distinct sample: how often it was drawn"
-            if _is_sampled(v)
+            if is_sampled(v)
             else f"w of each candidate ({self.likelihood}); NULL where its likelihood was not needed"
         )
         reason = column(f"seam_reason_{v}", pa.string(), f"why seam_{v} is NULL")
@@ -546,7 +546,7 @@ class Seam(Step):
                     f"ε of each candidate: {epsilon}",
                 ),
                 column(f"weights_{v}", pa.list_(pa.float64()), weight),
-                *([reason] if _is_sampled(v) else []),
+                *([reason] if is_sampled(v) else []),
             ]
         )
 
@@ -555,7 +555,7 @@ class Seam(Step):
         names = ("reward", f"rewards_{self.variant}", f"logprobs_{self.variant}")
         # No likelihood weighs the policy's own samples.
         floors = {
-            k: v for name in (names[:2] if _is_sampled(self.variant) else names) for k, v in data.noise(name).items()
+            k: v for name in (names[:2] if is_sampled(self.variant) else names) for k, v in data.noise(name).items()
         }
         (shared / "inputs_noise.json").write_text(json.dumps(floors))
         if not self.normalise:
@@ -583,7 +583,7 @@ class Seam(Step):
         golden = _numbers(rows["reward"].combine_chunks())
         rewards = _numbers(rows[self.inputs[1]].combine_chunks().flatten())
         # How often each candidate was drawn: a worse answer that was made or found is one.
-        drawn = _drawn(rows[f"worse_{self.variant}"]) if _is_sampled(self.variant) else np.ones_like(rewards)
+        drawn = _drawn(rows[f"worse_{self.variant}"]) if is_sampled(self.variant) else np.ones_like(rewards)
         # The source may bring its own rewards, with any values: those that cannot be compared are unknown, NaN.
         # All arrays are flat, (all candidates,); `ends` holds each row's end in them.
         if self.binary:
@@ -594,7 +594,7 @@ class Seam(Step):
             by_golden = np.repeat(golden, lengths)
             differences = rewards + 0 * by_golden if self.binary else np.maximum(rewards - by_golden, 0.0) / spread
             misjudged = _finite_or_nan(differences)
-            weights = drawn if _is_sampled(self.variant) else self._likelihood_weights(rows)
+            weights = drawn if is_sampled(self.variant) else self._likelihood_weights(rows)
         # ε = 0 makes the term 0 whatever w is; ε > 0 without w is an unknown term.
         is_known = (misjudged == 0) | ((misjudged > 0) & ~np.isnan(weights))
         terms = np.where(is_known & (misjudged > 0), weights * misjudged, 0.0).tolist()
@@ -620,7 +620,7 @@ class Seam(Step):
                 for values in (misjudged, weights)
             ),
         ]
-        if _is_sampled(self.variant):
+        if is_sampled(self.variant):
             arrays.append(pa.array(self._reasons(rows, lengths, has_score), pa.string()))
         return pa.table(arrays, schema=self.adds)
 
@@ -691,14 +691,14 @@ class Seam(Step):
             wrong += int(np.rint(shares[has_score] * counts[has_score]).sum())
         rate = wrong / total if total else None
         checked = (
-            golden_check.facts("reward", f"misjudged_{self.variant}", preferred) if _is_sampled(self.variant) else {}
+            golden_check.facts("reward", f"misjudged_{self.variant}", preferred) if is_sampled(self.variant) else {}
         )
         return {
             "rows": rows,
             "rows_scored": scored,
             "candidates": total,
             "misjudged": wrong,
-            **({"warnings": [_left_out(self.name, unknown, not _is_sampled(self.variant))]} if unknown else {}),
+            **({"warnings": [_left_out(self.name, unknown, not is_sampled(self.variant))]} if unknown else {}),
             **checked,
             **({"noise": {self.name: largest, f"discrepancy_{self.variant}": largest}} if floors else {}),
             "summary": f"{self.name}: {scored:,} of {counted(rows, 'row')} scored; "
@@ -741,18 +741,13 @@ def seam(
         {"variant": variant, **settings, **({} if likelihood is None else {"likelihood": likelihood})}
     )
     rewards = Reward(reward=reward), Rewards(variant=variant, reward=reward)
-    if not _is_sampled(variant):
+    if not is_sampled(variant):
         return *rewards, PolicyLogprobs(variant=variant, policy=policy, likelihoods=likelihoods, binary=binary), score
     if policy is not None or likelihoods != "misjudged":
         raise ValueError(
             f"SEAM over the policy's own samples scores no likelihood; leave {'likelihoods' if policy is None else 'policy'} out"
         )
     return *rewards, score
-
-
-def _is_sampled(variant: object) -> bool:
-    """Tell whether a variant's answers are the policy's own, so that each has a `count`."""
-    return any(kind.sampled for kind in SAMPLE_SETS if kind.name == variant)
 
 
 def _drawn(sets: pa.ChunkedArray) -> Doubles:

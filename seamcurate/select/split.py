@@ -31,7 +31,7 @@ from seamcurate.select.controls import Control
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution
 from seamcurate.sql.connection import Connection, QueryResult, TooLargeError
-from seamcurate.step import Variant, digest, sample_set
+from seamcurate.step import Variant, digest, is_sampled, sample_set
 from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local
 from seamcurate.store.store import Store, filename, record_file, save_record
@@ -483,6 +483,8 @@ def check_formats(splits: Mapping[str, Split], columns: Collection[str]) -> None
         >>> check_formats({"train": Split(filter="SELECT row_id FROM rows", format="sft")}, ["prompt", "response"])
     """
     sets = sorted(name for name in columns if name.startswith("worse_"))
+    # The policy's own samples need not be worse: nobody should learn to avoid those that are right.
+    worse = [name for name in sets if not is_sampled(name.removeprefix("worse_"))]
     for name, split in splits.items():
         needed = f"worse_{split.augment.variant}" if split.augment else ""
         if needed and needed not in sets:
@@ -495,10 +497,11 @@ def check_formats(splits: Mapping[str, Split], columns: Collection[str]) -> None
                 f"split {name}: format {split.format} needs golden responses, and the rows map no `response`; "
                 "map a column, or make it `format: prompts`"
             )
-        if split.format in ("preferences", "unpaired") and not sets:
+        if split.format in ("preferences", "unpaired") and not worse:
+            but = " (the policy's own samples need not be worse)" if sets else ""
             raise RecipeError(
-                f"split {name}: format {split.format} needs worse answers, and no step makes any; "
-                "add retrieve, generate, attack or rollouts"
+                f"split {name}: format {split.format} needs worse answers, and no step makes any{but}; "
+                "add retrieve, generate or attack"
             )
 
 

@@ -11,15 +11,21 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import Field, ValidationError
 
 from seamcurate import (
+    Augment,
     FakeModel,
+    Generate,
+    LengthCalibrated,
     Models,
     Recipe,
+    RewardSpread,
     Rollouts,
     Source,
+    Split,
     Store,
     check,
     difficulty,
@@ -29,7 +35,10 @@ from seamcurate import (
     seam,
 )
 from seamcurate.errors import ModelError, RecipeError
+from seamcurate.explore import row as page
+from seamcurate.explore.session import Session
 from seamcurate.models import Sample, Sampling, calls
+from seamcurate.publish.export import export
 from seamcurate.run.recipe import loads
 
 PROMPTS = ["sort the list", "open a file", "sort the list", "close it"]
@@ -263,3 +272,38 @@ def test_bad_settings_are_refused_in_one_line(tmp_path):
     text = "rows: {jsonl: r.jsonl}\nmodels: {policy: {fake: p}}\nsteps:\n  - rollouts: {n: 4, temperture: 1}"
     with pytest.raises(RecipeError, match="temperture: unknown key; there are: n, temperature"):
         loads(text)
+
+
+def test_samples_are_no_worse_answers_to_learn_from_unless_a_split_asks_for_them(tmp_path):
+    splits = {"pairs": Split(filter="SELECT row_id FROM rows", format="preferences")}
+    alone = recipe(tmp_path, [Rollouts(n=3)]).model_copy(update={"splits": splits})
+    with pytest.raises(RecipeError, match=re.escape("no step makes any (the policy's own samples need not be worse)")):
+        run_local(alone, tmp_path / "store")
+    # Beside worse answers they are left out; a split that augments with them takes those that are not the golden one.
+    both = alone.model_copy(
+        update={
+            "steps": (Rollouts(n=3), Generate(k=2, generator=FakeModel())),
+            "splits": splits
+            | {"own": Split(filter="SELECT row_id FROM rows", augment=Augment(variant="policy", samples=2))},
+        }
+    )
+    run_local(both, tmp_path / "both")
+    exports = export(both, Store(tmp_path / "both").open(), "trl", tmp_path / "out")
+    tables = {one.folder: pa.concat_tables(map(pq.read_table, one.folder.glob("*.parquet"))) for one in exports}
+    pairs, own = (table for folder, table in tables.items() for name in ("pairs", "own") if name in folder.parts)
+    assert set(pairs["candidate_variant"].to_pylist()) == {"gpt"} and len(pairs) == 14
+    assert set(own["variant"].to_pylist()) == {"policy"} and len(own) == 14
+
+
+def test_a_row_s_page_shows_how_often_a_sample_was_drawn(tmp_path):
+    run_local(recipe(tmp_path, [Rollouts(n=3), *seam("policy")]), tmp_path / "store")
+    candidates = page.row(Session(Store(tmp_path / "store").open()), 1)["candidates"]
+    assert sum(candidate["count"] for candidate in candidates) == 3
+    assert all(candidate["n_tokens"] > 0 and candidate["finish"] == "stop" for candidate in candidates)
+    assert all(candidate["weight"] == candidate["count"] for candidate in candidates)
+
+
+def test_baselines_that_weigh_answers_once_refuse_counted_samples():
+    for baseline in (RewardSpread, LengthCalibrated):
+        with pytest.raises(ValidationError, match="the samples of policy are counted"):
+            baseline(variant="policy")

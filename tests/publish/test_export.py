@@ -439,7 +439,7 @@ def test_a_split_that_no_export_could_write_is_refused_before_any_model_runs(tmp
     )
     pairs = pairs.model_copy(update={"rows": Source(jsonl=str(rows), response="answer")})
     with pytest.raises(
-        RecipeError, match="needs worse answers, and no step makes any; add retrieve, generate, attack or rollouts"
+        RecipeError, match="needs worse answers, and no step makes any; add retrieve, generate or attack"
     ):
         run_local(pairs, tmp_path / "pairs")
 

@@ -31,7 +31,6 @@ from seamcurate import (
     Store,
     check,
     column,
-    difficulty,
     query,
     run_local,
     run_ray,
@@ -167,7 +166,7 @@ def test_a_policy_s_samples_are_spread_kept_and_not_drawn_again(nodes, recipe, t
     rows = recipe().rows.model_copy(update={"shard_rows": 5})
 
     def job(n):
-        return recipe(rows=rows, corpus=None, steps=(Rollouts(n=n), *seam("policy"), *difficulty(0)), splits={})
+        return recipe(rows=rows, corpus=None, steps=(Rollouts(n=n),), splits={})
 
     ray_report = run_ray(job(2), tmp_path / "there", nodes.address)
     assert ray_report == run_local(job(2), tmp_path / "here")
