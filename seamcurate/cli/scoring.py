@@ -22,6 +22,13 @@ def demo(
         str | None, typer.Option(help="Base URL of an OpenAI-compatible server, for the sample set gpt.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model on that server, for the sample set gpt.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Policy in place of the installed SmolLM2: folder or Hub id of a causal language model, or scratch for a "
+            "small one that is trained here."
+        ),
+    ] = None,
 ) -> None:
     """Do the whole job on an embedded default: no network, no GPU.
 
@@ -29,7 +36,7 @@ def demo(
     """
     from seamcurate.demo import story as embedded
 
-    embedded.run(store, [name.strip() for name in variants.split(",") if name.strip()], endpoint, model)
+    embedded.run(store, [name.strip() for name in variants.split(",") if name.strip()], endpoint, model, policy)
 
 
 def run(

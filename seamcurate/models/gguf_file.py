@@ -159,12 +159,26 @@ def open_model(auto: type[Any], file: Path, dtype: torch.dtype | None) -> tuple[
 
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model, info = auto.from_pretrained(
-        file.parent, gguf_file=file.name, trust_remote_code=False, output_loading_info=True, **options
-    )
+    with _without_bar():
+        model, info = auto.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False, output_loading_info=True, **options
+        )
     if ends and getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = list(ends)
     return model, sorted(info["missing_keys"])
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Hide the bar over dequantised tensors, which no setting of transformers hides: a step shows one bar, its own."""
+    import transformers.modeling_gguf_pytorch_utils as reading
+
+    shown = reading.tqdm
+    reading.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        reading.tqdm = shown
 
 
 def _known_splits() -> set[str]:

