@@ -6,11 +6,10 @@ column is a `SourceError` that names it.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import glob
-import gzip
 import json
+import lzma
 import math
 import re
 import zlib
@@ -20,25 +19,27 @@ from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from seamcurate.data import lines
 from seamcurate.errors import SourceError, typed_line
 from seamcurate.storage import hashes
 
 LONGEST_ROW_SHOWN = 10_000
 # An unclosed quote swallows the text after it: this bounds the memory that one takes. It is far longer than any prompt.
 LONGEST_CSV_FIELD = 1 << 24
-# A small .gz file can unpack to a line that fills the memory.
-LONGEST_LINE = 1 << 26
 # Parquet writers and SQL engines recurse over types.
 DEEPEST = 32
 _AS_TEXT = "text, as the files have several types of it:"
 _AS_JSON = "JSON text, as the files have several types of it:"
 CSV_TYPES = 1
 """Raised when a cell of a CSV file is read as another type than before: part of such a source's fingerprint."""
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""How Hive and Spark name the folder of rows without a value."""
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FRACTION = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _ANY_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -353,25 +354,16 @@ def solid(kind: pa.DataType | None) -> pa.DataType | None:
 # JSONL and CSV, read as bytes, so that one bad line is one rejected row.
 
 
-def _bytes_lines(path: Path) -> Iterator[bytes]:
-    with _reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        at_start = True
-        while line := file.readline(LONGEST_LINE + 1):
-            yield line.removeprefix(codecs.BOM_UTF8) if at_start else line
-            at_start, rest = False, line
-            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                rest = file.readline(LONGEST_LINE + 1) or b"\n"
-
-
-def json_lines(path: Path) -> Iterator[SourceLine]:
-    """Iterate over the lines of a JSONL file that are not blank."""
-    return filter(None, map(bytes.strip, _bytes_lines(path)))
+def json_lines(path: Path, encoding: str | None = None) -> Iterator[SourceLine]:
+    """Iterate over the lines of a JSONL file that are not blank, or over the items of a file that is one JSON array."""
+    with _reading(path):
+        yield from lines.json_values(path, lines.dialect(path, encoding, None, is_csv=False).encoding)
 
 
 def json_row(line: bytes) -> ParsedLine:
     """Parse one line as an object, or raise Reject."""
-    if len(line) > LONGEST_LINE:
-        raise Reject(f"line is longer than {LONGEST_LINE >> 20} MB")
+    if len(line) > lines.LONGEST_LINE:
+        raise Reject(f"line is longer than {lines.LONGEST_LINE >> 20} MB")
     doubt = "lone surrogate" if b"\\ud" in line or b"\\uD" in line else None
     try:
         text = line.decode()
@@ -394,11 +386,11 @@ def json_row(line: bytes) -> ParsedLine:
     return ParsedLine(cells, doubt)
 
 
-def json_types(lines: Iterable[SourceLine]) -> dict[str, ColumnType]:
+def json_types(records: Iterable[SourceLine]) -> dict[str, ColumnType]:
     """Find the type of every column from all lines."""
 
     def rows() -> Iterator[dict[str, object]]:
-        for line in lines:
+        for line in records:
             with suppress(Reject):
                 assert isinstance(line, bytes)
                 yield json_row(line).cells
@@ -425,20 +417,23 @@ def _deep(value: object) -> bool:
     return bool(level)
 
 
-def csv_lines(path: Path) -> Iterator[SourceLine]:
+def csv_lines(path: Path, encoding: str | None = None, delimiter: str | None = None) -> Iterator[SourceLine]:
     """Iterate over the records of a CSV file, each with its header."""
     csv.field_size_limit(LONGEST_CSV_FIELD)
     first_line_text, header = "", list[str]()
+    with _reading(path):
+        found = lines.dialect(path, encoding, delimiter, is_csv=True)
 
     def text() -> Iterator[str]:
         nonlocal first_line_text
-        for line in _bytes_lines(path):
-            decoded = line.decode("utf-8", "surrogateescape")
-            first_line_text = first_line_text or decoded
-            yield decoded
+        with _reading(path):
+            for line in lines.records(path, found):
+                decoded = line.decode("utf-8", "surrogateescape")
+                first_line_text = first_line_text or decoded
+                yield decoded
 
     # Not strict, an unclosed quote would make one row of all that follows, and `"a"b` would be read as `ab`.
-    reader = csv.reader(text(), strict=True)
+    reader = csv.reader(text(), strict=True, delimiter=found.delimiter)
     while True:
         fields, error, first_line_text = [], None, ""
         try:
@@ -458,9 +453,9 @@ def csv_lines(path: Path) -> Iterator[SourceLine]:
                 raise SourceError(f"{path} has no header in UTF-8; name the columns in its first line")
 
 
-def csv_names(files: Sequence[Path]) -> list[str]:
-    """List the columns of CSV files."""
-    firsts = (next(csv_lines(path), None) for path in files)
+def csv_names(records: Iterable[Iterator[SourceLine]]) -> list[str]:
+    """List the columns of CSV files, by the records of each."""
+    firsts = (next(of_file, None) for of_file in records)
     return list(dict.fromkeys(chain.from_iterable(line.header for line in firsts if isinstance(line, _CsvLine))))
 
 
@@ -536,30 +531,32 @@ class _Cells:
         return pa.int64() if self.largest < 2**63 else None
 
 
-def csv_types(files: Sequence[Path], declared: Mapping[str, str], texts: Collection[str]) -> dict[str, pa.DataType]:
+def csv_types(
+    records: Iterable[SourceLine], declared: Mapping[str, str], texts: Collection[str], location: str
+) -> dict[str, pa.DataType]:
     """Decide by all cells of all files which columns are numbers or booleans; every other column is text.
 
     Args:
-        files: The CSV files.
+        records: The records of all files.
         declared: The types that the user gave to columns: text, number or boolean.
         texts: Columns that are text whatever their cells hold.
+        location: The source, for errors.
 
     Raises:
         SourceError: A declared column is in none of the files.
     """
     columns: dict[str, _Cells] = {}
-    for path in files:
-        for line in csv_lines(path):
-            if not isinstance(line, _CsvLine) or line.error is not None or len(line.fields) != len(line.header):
-                continue
-            for name, cell in zip(line.header, line.fields, strict=True):
-                cells = columns.get(name) or columns.setdefault(name, _Cells())
-                # One cell of text settles a column: the others need no parsing. For most columns that is the first row.
-                if cell and not (cells.texts and declared.get(name) != "number") and name not in texts:
-                    cells.add(cell)
+    for line in records:
+        if not isinstance(line, _CsvLine) or line.error is not None or len(line.fields) != len(line.header):
+            continue
+        for name, cell in zip(line.header, line.fields, strict=True):
+            cells = columns.get(name) or columns.setdefault(name, _Cells())
+            # One cell of text settles a column: the others need no parsing. For most columns that is the first row.
+            if cell and not (cells.texts and declared.get(name) != "number") and name not in texts:
+                cells.add(cell)
     for name in declared:
         if columns and name not in columns:
-            raise SourceError(f"{files[0]}: no column {name!r} for types; it has {', '.join(columns)}")
+            raise SourceError(f"{location}: no column {name!r} for types; it has {', '.join(columns)}")
     kinds = {name: cells.kind(declared.get(name)) for name, cells in columns.items() if name not in texts}
     return {name: kind for name, kind in kinds.items() if kind is not None}
 
@@ -590,9 +587,49 @@ def matches(pattern: str, kind: str) -> list[Path]:
         return [path]
     candidates = path.glob("*.parquet") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
     files = [file for file in candidates if file.is_file()]
+    if not files and path.is_dir():
+        # Spark, DuckDB and pyarrow write a table into folders by the values of a column.
+        files = [file for file in path.rglob("*.parquet") if file.is_file()]
     if not files:
         raise SourceError(f"{pattern}: no such file, and nothing that matches; check the path")
     return files
+
+
+def partitions(patterns: Sequence[str], files: Sequence[Path]) -> dict[Path, dict[str, object]]:
+    """Return the columns that are in the names of folders, `lang=en`, by file; only folders below a pattern's fixed part.
+
+    A column is whole numbers where all of its values are, and text otherwise.
+    """
+    roots = [_fixed_part(pattern) for pattern in patterns]
+    texts: dict[Path, dict[str, str | None]] = {}
+    for path in files:
+        root = max(
+            (root for root in roots if path.is_relative_to(root)), key=lambda root: len(root.parts), default=None
+        )
+        folders = path.relative_to(root).parts[:-1] if root is not None else ()
+        named = [folder.partition("=") for folder in folders if "=" in folder]
+        values = {name: None if value == _HIVE_NULL else unquote(value) for name, _, value in named if name}
+        if values:
+            texts[path] = values
+    found: dict[str, list[str]] = {}
+    for values in texts.values():
+        for name, value in values.items():
+            found.setdefault(name, []).extend([] if value is None else [value])
+    whole = {name for name, cells in found.items() if cells and all(len(c) < 19 and _WHOLE.fullmatch(c) for c in cells)}
+    return {
+        path: {name: int(value) if name in whole and value is not None else value for name, value in values.items()}
+        for path, values in texts.items()
+    }
+
+
+def _fixed_part(pattern: str) -> Path:
+    """Return the folder of a pattern before its first wildcard; of a folder, itself; of a file, its folder."""
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        return path
+    parts = list(path.parts)
+    first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return Path(*parts[:first]) if first else Path()
 
 
 def saved_files(folder: Path, split: str) -> list[Path]:
@@ -620,7 +657,7 @@ def source_sha256(path: Path) -> str:
 def _reading(path: Path | str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise SourceError(f"{path} cannot be read: {typed_line(error)}; check the file") from error
 
 
@@ -657,11 +694,28 @@ def _is_json(field: pa.Field) -> bool:
     return str((field.metadata or {}).get(b"meaning", b"").decode()).startswith(_AS_JSON)
 
 
-def file_tables(files: list[Path], read: _Reader, skip: int, size: int) -> Iterator[pa.Table]:
-    """Iterate over the tables of several files, the first `skip` rows left out."""
+def file_tables(
+    files: list[Path], read: _Reader, skip: int, size: int, constants: Mapping[Path, Mapping[str, object]]
+) -> Iterator[pa.Table]:
+    """Iterate over the tables of several files, the first `skip` rows left out; add a file's constant columns."""
     for path in files:
         with _reading(path):
-            skip = yield from read(path, skip, size)
+            skip = yield from _with_constants(read(path, skip, size), constants.get(path, {}))
+
+
+def _with_constants(
+    tables: Generator[pa.Table, None, int], constants: Mapping[str, object]
+) -> Generator[pa.Table, None, int]:
+    while True:
+        try:
+            table = next(tables)
+        except StopIteration as stop:
+            return int(stop.value)
+        for name, value in constants.items():
+            if name not in table.column_names:
+                kind = pa.int64() if isinstance(value, int) else pa.string()
+                table = table.append_column(name, pa.repeat(pa.scalar(value, kind), len(table)))
+        yield table
 
 
 def conformed(tables: Iterable[pa.Table], fields: pa.Schema, location: str) -> Iterator[pa.Table]:

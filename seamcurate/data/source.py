@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer, field_validator, model_validator
 
-from seamcurate.data import chats, formats, layouts
+from seamcurate.data import chats, formats, layouts, lines
 from seamcurate.data.frame import Frame
 from seamcurate.errors import QueryError, SourceError, first_line
 from seamcurate.sql.expressions import Expressions, opened
@@ -91,6 +91,8 @@ class Source(BaseModel):
             `{prompt: "instruction || coalesce(chr(10) || input, '')"}`.
         where: An SQL condition over the source's columns; rows that do not meet it are not read, and have no `row_id`.
         drop: Columns to leave out.
+        encoding: For `jsonl` and `csv`: the files' encoding, such as `cp1252`; by default what their bytes say.
+        delimiter: For `csv`: the character between fields; by default the comma, semicolon, tab or bar that the header has.
         layout: The public layout that the source has, which says what is prompt, response and reference; see
             docs/how-to/prepare-data.md.
         types: For `csv`: text, number or boolean, for columns whose cells leave it open.
@@ -140,6 +142,8 @@ class Source(BaseModel):
     select: dict[str, str] = {}
     where: str | None = None
     drop: list[str] = []
+    encoding: str | None = None
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     types: dict[str, Literal["text", "number", "boolean"]] = {}
     """For csv: the types of columns, where their cells alone would give another one."""
     shard_rows: int = Field(default=4096, ge=1, le=10**9)
@@ -154,6 +158,17 @@ class Source(BaseModel):
             raise ValueError("data_dir, name and revision are for hub only: leave them out")
         if self.csv is None and self.types:
             raise ValueError("types is for csv only, as other files name the types of their columns: leave it out")
+        if self.delimiter is not None and self.csv is None:
+            raise ValueError("delimiter is for csv only: leave it out")
+        if self.encoding is not None:
+            if self.csv is None and self.jsonl is None:
+                raise ValueError("encoding is for jsonl and csv only, as other files are no text: leave it out")
+            try:
+                "".encode(self.encoding)
+            except LookupError as error:
+                raise ValueError(
+                    f"there is no encoding {self.encoding!r}; name one, such as utf-16 or cp1252"
+                ) from error
         if self.messages is not None and (self.prompt != "prompt" or self.response is not None):
             raise ValueError("messages holds prompt and response: leave these two out, or messages")
         mapped = [name for name in ("response", "reference", "messages") if getattr(self, name) is not None]
@@ -214,10 +229,16 @@ class Source(BaseModel):
             return {"hub": self.hub, "commit": formats.hub_commit(self.hub, self.revision), **fields}
         if self.frame is not None:
             return {"data": [["rows in memory", self.frame.sha256]], **fields}
-        files: list[JsonValue] = [[path.name, formats.source_sha256(path)] for path in self._files()]
+        paths = self._files()
+        files: list[JsonValue] = [[path.name, formats.source_sha256(path)] for path in paths]
+        if in_folders := self._partitions(paths):
+            fields["in_folders"] = [_json_object(in_folders.get(path, {})) for path in paths]
         if self.csv is not None:
             fields["csv_types"] = formats.CSV_TYPES
-        elif self.jsonl is None and formats.has_durations(self._files(), self._read_schema):
+            found = [lines.dialect(path, self.encoding, self.delimiter, is_csv=True) for path in paths]
+            if any(dialect != lines.Dialect() for dialect in found):
+                fields["csv_dialects"] = [list(dialect) for dialect in found]
+        elif self.jsonl is None and formats.has_durations(paths, self._read_schema):
             fields["durations"] = "seconds"
         return {self._kind: files, **fields}
 
@@ -254,10 +275,8 @@ class Source(BaseModel):
             SourceError: A file is missing or unreadable.
         """
         rows: Iterator[_Row]
-        if self.csv is not None:
-            rows = chain.from_iterable(map(formats.csv_lines, self._files()))
-        elif self._by_line:
-            rows = self._json_lines()
+        if self._by_line:
+            rows = self._with_all_folders(self._partitions(self.files()))
         else:
             rows = chain.from_iterable(formats.table_rows(table) for table in self._tables(0)[1])
         parsed = list[layouts.Row]()
@@ -432,7 +451,9 @@ class Source(BaseModel):
             if self.store is not None:
                 # Positions in this source are counted anew: rows that the store rejected are not among its own.
                 fields = pa.schema([field for field in fields if field.name != "row_id"])
-            tables = formats.file_tables(files, read, skip, self.shard_rows)
+            in_folders = self._partitions(files)
+            fields = _with_partitions(fields, in_folders)
+            tables = formats.file_tables(files, read, skip, self.shard_rows, in_folders)
         return fields, formats.conformed(tables, fields, self._where)
 
     def _table_reads(self, first_chunk: int) -> Iterator[_Read]:
@@ -541,15 +562,21 @@ class Source(BaseModel):
         """Open the source's rows one by one, as its layout has them, and what is known of their columns."""
         columns: dict[str, pa.Field | formats.ColumnType]
         rows: Iterator[_Row]
-        if self.csv is not None:
-            files = self._files()
-            rows = chain.from_iterable(map(formats.csv_lines, files))
-            columns = {name: pa.field(name, kind) for name, kind in self._csv_types(files).items()}
-            names: Collection[str] = formats.csv_names(files)
-        elif self._by_line:
-            rows = self._json_lines()
-            columns = dict(formats.json_types(self._json_lines()))
-            names = columns
+        if self._by_line:
+            # Rows in memory are no file, and have no folders.
+            files = self.files() or [Path()]
+            in_folders = self._partitions(self.files())
+            rows = self._with_all_folders(in_folders)
+            all_records = chain.from_iterable(map(self._records, files))
+            if self.csv is not None:
+                columns = {name: pa.field(name, kind) for name, kind in self._csv_types(all_records).items()}
+                names: Collection[str] = formats.csv_names(map(self._records, files))
+            else:
+                columns = dict(formats.json_types(all_records))
+                names = columns
+            of_folders = _with_partitions(pa.schema([]), in_folders)
+            columns = {**{field.name: field for field in of_folders}, **columns}
+            names = list(dict.fromkeys([*names, *of_folders.names]))
         else:
             fields, tables = self._tables(0)
             columns, names = {field.name: field for field in fields}, fields.names
@@ -632,8 +659,37 @@ class Source(BaseModel):
             raise formats.Reject(f"column {name} cannot be read by select or where: {first_line(error)}") from error
         return cell
 
-    def _json_lines(self) -> Iterator[formats.SourceLine]:
-        return iter(self.frame.lines) if self.frame else chain.from_iterable(map(formats.json_lines, self._files()))
+    def _records(self, path: Path) -> Iterator[formats.SourceLine]:
+        """Open a file's lines, or the rows in memory as lines."""
+        if self.frame is not None:
+            return iter(self.frame.lines)
+        if self.csv is not None:
+            return formats.csv_lines(path, self.encoding, self.delimiter)
+        return formats.json_lines(path, self.encoding)
+
+    def _with_all_folders(self, in_folders: Mapping[Path, Mapping[str, object]]) -> Iterator[_Row]:
+        files = self.files() or [Path()]
+        return chain.from_iterable(self._with_folders(self._records(path), in_folders.get(path)) for path in files)
+
+    def _with_folders(
+        self, records: Iterator[formats.SourceLine], in_folders: Mapping[str, object] | None
+    ) -> Iterator[_Row]:
+        """Add the columns that the names of a file's folders hold."""
+        for record in records:
+            try:
+                row = self._parsed(record) if in_folders else record
+            except formats.Reject:
+                row = record
+            yield (
+                row._replace(cells={**(in_folders or {}), **row.cells}) if isinstance(row, formats.ParsedLine) else row
+            )
+
+    def _partitions(self, files: Sequence[Path]) -> dict[Path, dict[str, object]]:
+        """Return the columns in the names of folders, by file."""
+        if self.frame is not None or self.store is not None or self.hub is not None:
+            return {}
+        paths: str | list[str] = getattr(self, self._kind)
+        return formats.partitions([paths] if isinstance(paths, str) else paths, files)
 
     def _laid_out(self, rows: Iterator[_Row], layout: layouts.Layout) -> Iterator[_Row]:
         """Pass rows through a layout; a row that cannot be parsed stays where it is."""
@@ -665,7 +721,7 @@ class Source(BaseModel):
         line = formats.json_row(row)
         return line._replace(cells=formats.with_inner_cells(line.cells, self._inner(line.cells)))
 
-    def _csv_types(self, files: Sequence[Path]) -> dict[str, pa.DataType]:
+    def _csv_types(self, records: Iterator[formats.SourceLine]) -> dict[str, pa.DataType]:
         mapped = {
             **{column: "the messages" for column in [self.messages] if column},
             **{getattr(self, target): f"the {target}" for target in ("prompt", "response", "reference", "id")},
@@ -677,7 +733,7 @@ class Source(BaseModel):
                     f"{self._where}: column {name!r} is {mapped[name]}, which is text; take it out of types"
                 )
         texts = [name for name in mapped if name is not None and name not in self.rename]
-        return formats.csv_types(files, self.types, texts)
+        return formats.csv_types(records, self.types, texts, self._where)
 
     def _line_read(
         self,
@@ -769,8 +825,9 @@ class Source(BaseModel):
 
     def _notes(self, names: Sequence[str], row: Mapping[str, object]) -> tuple[str, ...]:
         """Tell what a person should know who named no layout: what the source looks like, and what of a question is not read."""
+        notes = list(self._dialect_notes())
         if self.layout is not None:
-            return ()
+            return tuple(notes)
         mapped = {self.prompt, self.response, self.reference, self.messages, self.id, *self.rename}
         expressions = " ".join([*self.select.values(), self.where or ""])
         unread = [
@@ -779,7 +836,6 @@ class Source(BaseModel):
             if name in names and name not in mapped and name not in self.drop and name not in expressions
         ]
         like = None if "prompt" in self.select else layouts.looks_like(dict(row))
-        notes = []
         if unread:
             notes.append(
                 f"{self._where}: {' and '.join(unread)} may belong to the question, and {'are' if unread[1:] else 'is'} not read"
@@ -788,12 +844,20 @@ class Source(BaseModel):
             notes.append(f"{self._where} looks like {like}; `layout: {like}` reads it as what it is")
         return tuple(notes)
 
+    def _dialect_notes(self) -> Iterator[str]:
+        for path in self.files() if self.csv is not None or self.jsonl is not None else ():
+            found = lines.dialect(path, self.encoding, self.delimiter, is_csv=self.csv is not None)
+            if self.delimiter is None and found.delimiter != ",":
+                yield f"{path}: its fields are divided by {found.delimiter!r}; `delimiter` overrules that"
+            if self.encoding is None and found.encoding != "utf-8":
+                yield f"{path} is read as {found.encoding}; `encoding` overrules that"
+
     def _hint(self, names: Collection[str], row: Mapping[str, object] | None = None) -> str:
         like = layouts.looks_like(dict(row) if row else dict.fromkeys(names))
         return f"; it looks like `layout: {like}`" if like is not None else ""
 
 
-_LATER_FIELDS = ("types", "layout", "select", "where", "drop")
+_LATER_FIELDS = ("types", "layout", "select", "where", "drop", "encoding", "delimiter")
 """Fields that are part of a fingerprint only where they are set: stores are older than they are."""
 _COMPUTED_ROWS = 4096
 """Rows of a batch for which `select` and `where` are computed at once."""
@@ -801,6 +865,23 @@ _Row: TypeAlias = "formats.SourceLine | formats.ParsedLine | layouts.Refused"
 _DETAILS_MEANING = {
     "meaning": "what turns hold beside role and text, as JSON: a list with an object or null for each turn"
 }
+
+
+def _json_object(values: Mapping[str, object]) -> dict[str, JsonValue]:
+    return {name: value if isinstance(value, int) or value is None else str(value) for name, value in values.items()}
+
+
+def _with_partitions(fields: pa.Schema, in_folders: Mapping[Path, Mapping[str, object]]) -> pa.Schema:
+    """Add the columns in the names of folders to those of the files."""
+    kinds: dict[str, pa.DataType] = {}
+    for values in in_folders.values():
+        for name, value in values.items():
+            if value is not None or name not in kinds:
+                kinds[name] = pa.int64() if isinstance(value, int) else pa.string()
+    for name, kind in kinds.items():
+        if name not in fields.names:
+            fields = fields.append(pa.field(name, kind))
+    return fields
 
 
 def _field(name: str, column: pa.Field | formats.ColumnType | None) -> pa.Field:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from strategies import cell, line
 
 from seamcurate.data import formats
+from seamcurate.data import lines as text_lines
 from seamcurate.data.source import REJECTED, Chunk, Source
 from seamcurate.errors import SourceError
 from seamcurate.step import MESSAGES
@@ -605,7 +606,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.gz").write_bytes(b"no gzip")
     (tmp_path / "head.csv").write_bytes(b"prompt\n")
     (tmp_path / "twins.csv").write_bytes(b"a,a\n1,2\n")
-    (tmp_path / "latin.csv").write_bytes(b"prompt,caf\xe9\n1,2\n")
+    (tmp_path / "latin.csv").write_bytes(b"prompt,caf\x81\n1,2\n")
     parquet(tmp_path, "none.parquet", prompt=pa.array([], pa.string()))
     cases = [
         ("parquet", "no.parquet", "no.parquet: no such file, and nothing that matches; check the path"),
@@ -774,7 +775,7 @@ def test_a_line_that_a_small_file_unpacks_to_without_end_is_one_rejected_row_and
 
     from seamcurate.data import formats
 
-    monkeypatch.setattr(formats, "LONGEST_LINE", 1 << 16)
+    monkeypatch.setattr(text_lines, "LONGEST_LINE", 1 << 16)
     monkeypatch.setattr(formats, "LONGEST_CSV_FIELD", 1 << 15)
     file, bomb = tmp_path / f"bomb.{kind}.gz", b"a" * (1 << 24)
     before, after = (b'{"prompt": "p %d"}\n' % i if kind == "jsonl" else b"p %d\n" % i for i in range(2))
