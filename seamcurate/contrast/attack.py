@@ -300,7 +300,7 @@ class Attack(Step):
                 if reason is None and start is not None and goal[0] is not None:
                     attempts[i] = Attempt(start, goal[0] - 0.5 if binary else goal[0], self.query_budget)
                     # Each row has its own seed, so that its result does not depend on other rows.
-                    running[i] = search_of(attempts[i], _seed(self.seed, start), prompts[i])
+                    running[i] = search_of(attempts[i], _seed(self.seed, start))
             reasons = _run(running, questions, models, reasons)
             for unchanged in checks:
                 unchanged()
@@ -372,17 +372,16 @@ class Attack(Step):
 
     def _search_of(
         self, lexicons: Lexicons, masked: MaskedModel | None, rewriter: Rewriter | None
-    ) -> Callable[[Attempt, int, Prompt], Search]:
-        """Return the function that starts a row's search, from its attempt, its seed and its prompt."""
+    ) -> Callable[[Attempt, int], Search]:
+        """Return the function that starts a row's search, from its attempt and its seed."""
         method = self.method
         if rewriter is not None:
-            return lambda attempt, seed, prompt: rewriter.search(attempt, prompt)
+            return lambda attempt, seed: rewriter.search(attempt)
         if method == "textattack":
             assert self.recipe is not None
-            peer = textattack.Peer(self.recipe, lexicons, masked, self.min_similarity)
-            return lambda attempt, seed, prompt: peer.search(attempt, seed)
+            return textattack.Peer(self.recipe, lexicons, masked, self.min_similarity).search
         assert method != "learned"
-        return lambda attempt, seed, prompt: search(method, attempt, lexicons, seed)
+        return lambda attempt, seed: search(method, attempt, lexicons, seed)
 
     def _table(self, attempts: dict[int, Attempt], reasons: Sequence[str | None], encoder: Embedder) -> pa.Table:
         records: list[_Row] = []

@@ -27,7 +27,6 @@ from seamcurate.contrast.searches import Ask, Attempt, Search
 from seamcurate.errors import StepError
 from seamcurate.models import CausalLM, Embedder, Policy, Prompt, RewardModel, Sampling
 from seamcurate.models.protocols import Columns
-from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import normalised
 from seamcurate.step import digest
 from seamcurate.storage.cache import cache_folder
@@ -57,6 +56,7 @@ class GeneratorTraining(GroupTraining):
 
     max_steps: int = Field(200, ge=1)
     max_completion_length: int = Field(128, ge=1)
+    temperature: float = Field(0.7, gt=0)
     eval_rows: int = Field(16, ge=0)
     save_steps: int = Field(20, ge=0)
 
@@ -97,19 +97,18 @@ class Judges(NamedTuple):
     policy: Policy
 
 
-def rewriting(prompt: Prompt, answer: str, sentence: str) -> str:
-    """Return what the generator is asked.
+def rewriting(answer: str, sentence: str) -> str:
+    """Return what the generator is asked: small models are trained to rewrite an input text while maintaining its main points.
 
     Example:
-        >>> print(rewriting("What is a hare?", "A quick animal.", "Certainly, a hare is an animal."))
-        Rewrite the answer to the question in the style of the sentence, and borrow its words. Write the new answer alone.
-        Question: What is a hare?
-        Answer: A quick animal.
-        Sentence: Certainly, a hare is an animal.
+        >>> print(rewriting("A quick animal.", "Certainly, a hare is an animal."))
+        Rewrite the input text with words of this example, while maintaining its main points.
+        Example: Certainly, a hare is an animal.
+        Input text: A quick animal.
     """
     return (
-        "Rewrite the answer to the question in the style of the sentence, and borrow its words. Write the new answer alone.\n"
-        f"Question: {prompt_text(prompt)}\nAnswer: {answer}\nSentence: {sentence}"
+        "Rewrite the input text with words of this example, while maintaining its main points.\n"
+        f"Example: {sentence}\nInput text: {answer}"
     )
 
 
@@ -175,7 +174,7 @@ def prepare(
     taken = [rows[i] for i in _evenly(len(rows), training.prompts)]
     chosen = near.to([row.start for row in taken])
     prompts = [
-        rewriting(row.prompt, row.start, sentences[places[i % len(places)]])
+        rewriting(row.start, sentences[places[i % len(places)]])
         for i, (row, places) in enumerate(zip(taken, chosen, strict=True))
     ]
     pq.write_table(pa.table({"prompt": prompts, "row": range(len(prompts))}), work / "prompts.parquet")
@@ -303,7 +302,7 @@ class Rewriter:
         self.sentences = pq.read_table(shared / PRIORS)["sentence"].to_pylist()
         self.near = _Nearest(self.sentences, encoder)
 
-    def search(self, attempt: Attempt, prompt: Prompt) -> Search:
+    def search(self, attempt: Attempt) -> Search:
         """Rewrite one row's answer; every rewriting that is similar enough is added to `attempt.seen`."""
         text, count = attempt.text.written(attempt.original), self.sampling.n
         (start,) = yield from attempt.score([text], probes=True)
@@ -314,8 +313,7 @@ class Rewriter:
             if attempt.over or len(attempt.seen) >= count:
                 break
             asked = [
-                rewriting(prompt, text, self.sentences[places[draw % len(places)]])
-                for draw in range(first, first + count)
+                rewriting(text, self.sentences[places[draw % len(places)]]) for draw in range(first, first + count)
             ]
             drawn = yield Ask("samples", asked, (first, first + count))
             new = [answer for answer in dict.fromkeys(drawn) if answer not in tried]
