@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import notebook
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -18,10 +19,9 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def shell():
+def shell(tmp_path):
     """The shell of a notebook: IPython's, without a terminal; what it shows is kept."""
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
+    shell = notebook.shell(tmp_path)
     shell.display_pub = CapturingDisplayPublisher()
     yield shell
     InteractiveShell.clear_instance()

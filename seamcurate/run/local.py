@@ -69,7 +69,7 @@ class Report(NamedTuple):
     lines: list[str]
     """Lines for a person: coverage, misjudgement, splits, warnings."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join([self._counts(), *(f"  {line}" for line in self.lines)])
 
     def _repr_html_(self) -> str:

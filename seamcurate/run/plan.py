@@ -68,7 +68,7 @@ class Plan(NamedTuple):
     lines: list[StepEstimate]
     notes: list[str]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         table = tables.shown(HEADER, self.cells(), right=range(1, len(HEADER) - 1), width=160)
         return "\n".join([self.counts(), *table.splitlines(), "", *self.notes])
 
