@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from examples.gold_world import experiment, models, scores, summary, world
+from examples.gold_world import experiment, models, rollouts, scores, summary, world
 from examples.gold_world.experiment import PRESETS, Cell, Experiment, in_order, plan
 from seamcurate import Store, query, study
 
@@ -300,3 +301,28 @@ def test_a_tiny_world_is_trained_scored_and_split_by_the_projects_own_parts(tmp_
     assert json.loads((tmp_path / "preset.json").read_text())["rl_rows"] == PRESETS["tiny"].rl_rows
     for method in ("seam", "rip", "augment_all"):
         assert 0 <= world_of._measure(Cell("ppo", 0, 1, 1, method))["quality"] <= 1
+
+
+def test_the_best_of_n_is_the_mean_of_all_draws() -> None:
+    rewards, truths = np.array([[0.3, 0.1, 0.2]]), np.array([[1.0, 0.0, 0.5]])
+    assert rollouts.best_of(rewards, truths, 1) == pytest.approx([0.5])
+    # Of the three pairs, two hold the highest reward.
+    assert rollouts.best_of(rewards, truths, 2) == pytest.approx([(1.0 + 1.0 + 0.5) / 3])
+    assert rollouts.best_of(rewards, truths, 3) == pytest.approx([1.0])
+
+
+def test_profiles_are_the_exact_truth_s_where_it_is_known(tmp_path: Path) -> None:
+    found = rollouts.measured(tmp_path, 24, 0, "tiny")
+    (store,) = (tmp_path / "stores").glob("rollouts-*-0")
+    rows = query(Store(store), "SELECT * FROM rows ORDER BY row_id").to_pylist()
+    threshold = found["threshold"]
+    for row, rate in zip(rows, rollouts.by_truth(store), strict=True):
+        counts = [sample["count"] for sample in row["worse_policy"]]
+        truths = [world.quality(row, sample["response"]) for sample in row["worse_policy"]]
+        assert sum(counts) == 16
+        assert row["truth_policy"] == truths
+        passed = [reward >= threshold for reward in row["rewards_policy"]]
+        hacked = sum(n for n, ok, truth in zip(counts, passed, truths, strict=True) if ok and truth < 1)
+        assert row["hacked_policy"] == hacked / 16
+        assert rate == sum(n for n, truth in zip(counts, truths, strict=True) if truth == 1) / 16
+        assert row["rollout_pass_rate"] == sum(n for n, ok in zip(counts, passed, strict=True) if ok) / 16

@@ -31,6 +31,7 @@ from seamcurate import (
 )
 from seamcurate.cli.app import app
 from seamcurate.errors import RecipeError, StepError
+from seamcurate.publish import hub
 from seamcurate.run.recipe import loads
 from seamcurate.score import golden_check
 from seamcurate.score.difficulty import wilson
@@ -306,3 +307,25 @@ def test_a_plan_tells_what_a_second_opinion_reads(tmp_path):
         "hacked_policy": 0,
     }
     assert Reward().name in lines
+
+
+@pytest.mark.slow
+def test_the_card_of_a_split_by_seam_tells_of_doubtful_golden_responses(tmp_path):
+    rows = [{"prompt": f"question {i}", "response": f"answer {i}"} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "recipe.yaml").write_text(
+        """
+rows: {jsonl: rows.jsonl}
+models: {policy: {fake: p}, reward: {fake: r}}
+steps: [{rollouts: {n: 5}}, {seam: {variant: policy}}, random]
+splits:
+  train: {filter: keep_above_lowest.sql, by: seam_policy}
+  chance: {filter: keep_above_lowest.sql, by: baseline_random}
+"""
+    )
+    run_local(Recipe.load(tmp_path / "recipe.yaml"), tmp_path / "store")
+    card = hub.prepare(tmp_path / "recipe.yaml", Store(tmp_path / "store").open(), "me/mine", "trl").card
+    (line,) = [line for line in card.splitlines() if line.startswith("**Golden check**")]
+    assert "of 30 golden responses rank below most of the policy's own samples" in line
+    # It belongs to the split by SEAM alone.
+    assert card.index("### `train`") < card.index(line)
