@@ -1,6 +1,7 @@
 """The cost of a run before it starts: rows, model calls, tokens, and the share of rows that the band serves.
 
-One rule: nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample. A missing model or a
+One rule: nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample, and how fast a policy
+answers is measured on a few prompts. A missing model or a
 filter that SQL cannot answer is refused before anything is embedded.
 """
 
@@ -29,7 +30,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions
 from seamcurate.models.vectors import embedded as embed
 from seamcurate.progress import bar, note
-from seamcurate.run import agreement
+from seamcurate.run import agreement, speed
 from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
 from seamcurate.select.split import check_formats
@@ -197,6 +198,9 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         elif variant not in from_corpus:
             of_these = of_these._replace(candidate=averages.response)
         lines.append(_line(step, sample.rows, _done(store if store.about else None, step), of_these, texts, ratios))
+    for step in steps:
+        if isinstance(step, Rollouts) and (line := next(line for line in lines if line.step == step.name)).rows:
+            notes.append(speed.sampling_time(step, sample.prompts, line.rows, line.written))
     total = [line.usd for line in lines if line.usd is not None]
     if total:
         notes.append(f"about ${sum(total):,.2f} by the recipe's prices; `run --max-usd` stops before a limit")

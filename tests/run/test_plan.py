@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from seamcurate import FakeModel, plan
 from seamcurate.errors import ModelError, QueryError, RecipeError, StepError
+from seamcurate.models import Sampling
 from seamcurate.run.plan import _EMBEDDED_AT_ONCE, _Watched
 from seamcurate.run.recipe import loads
 
@@ -90,3 +92,50 @@ def test_a_sample_is_embedded_in_parts_that_are_the_whole():
     texts = [f"question {i}" for i in range(2 * _EMBEDDED_AT_ONCE + 3)]
     assert (_Watched(FakeModel()).embed(texts) == FakeModel().embed(texts)).all()
     assert _Watched(FakeModel()).embed([]).shape[0] == 0
+
+
+SAMPLED = """\
+rows: {jsonl: rows.jsonl, shard_rows: 4}
+models: {policy: {fake: p}}
+steps: [rollouts: {n: 5, max_tokens: 20}]
+"""
+
+
+def test_a_probe_tells_tokens_and_hours_of_sampling(folder):
+    planned = plan(loads(SAMPLED, folder), folder / "store")
+    (note,) = (note for note in planned.notes if note.startswith("worse_policy"))
+    told = re.fullmatch(
+        r"worse_policy: about (\S+) minutes here for (\S+) tokens if samples are as long as these; a probe of 10 samples "
+        r"gave \S+ tokens a second",
+        note,
+    )
+    assert told and told[1] == "0"
+    samples = FakeModel(path="p").samples([(f"how do I sort {i} lists", range(5)) for i in range(2)], Sampling())
+    assert told[2] == f"{sum(sample.tokens for *_, sample in samples) / 10 * 5 * 12:,.0f}"
+
+
+@pytest.mark.parametrize(
+    ("text", "response", "expected"),
+    [
+        ("max_tokens: 2", "by sort", "tokens if samples are as long as these"),
+        ("max_tokens: 200", "by sort", "tokens if samples are as long as the golden responses"),
+        ("max_tokens: 200", "", "for 12,000 tokens at most"),
+    ],
+)
+def test_answers_that_the_probe_cuts_are_taken_to_be_as_long_as_golden_ones(
+    folder, monkeypatch, text, response, expected
+):
+    monkeypatch.setattr("seamcurate.run.speed._TOKENS", 2)
+    rows = [{"prompt": f"how do I sort {i} lists", **({"response": response} if response else {})} for i in range(12)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    planned = plan(loads(SAMPLED.replace("max_tokens: 20", text), folder), folder / "store")
+    assert any(expected in note for note in planned.notes)
+
+
+def test_a_policy_that_cannot_be_timed_here_is_told_and_does_not_stop_the_plan(folder, monkeypatch):
+    def refuse(self):
+        raise ModelError("no memory")
+
+    monkeypatch.setattr(FakeModel, "load_sampler", refuse)
+    planned = plan(loads(SAMPLED, folder), folder / "store")
+    assert "warning: worse_policy: how long it takes is not known: no memory" in planned.notes
