@@ -16,6 +16,7 @@ NAMES = (
     "likelihood",
     "seam",
     "rewards",
+    "rollouts",
     "servers",
     "retrieval",
     "text",
