@@ -213,6 +213,14 @@ def print_training(folder: Path, record: Mapping[str, JsonValue]) -> None:
         f"{folder}: trained on {record['rows_used']:,} of {record['rows']:,} rows; {', '.join(shown) or 'not measured'}"
         f"{left_out}{_equal_groups(record)}"
     )
+    if isinstance(verdict := record.get("verdict"), str):
+        from seamcurate.train.curves import FILE
+
+        print(f"  {verdict}")
+        if (folder / FILE).is_file():
+            print(f"  {folder / FILE}")
+        else:
+            note(f'no {FILE}: pip install "seamcurate[study]" draws it')
 
 
 def _equal_groups(record: Mapping[str, JsonValue]) -> str:

@@ -7,6 +7,7 @@ as the rows have them, whatever the policy's chat template makes of a prompt.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ from seamcurate.errors import TrainError
 from seamcurate.models import weights
 from seamcurate.models.chat import as_turns
 from seamcurate.models.template import Form
-from seamcurate.train import rollout, training
+from seamcurate.train import rollout, training, verdict
 from seamcurate.train.data import PromptRow, TrainingData
 from seamcurate.train.kl import KLController
 from seamcurate.train.options import GroupTraining
@@ -174,6 +175,10 @@ def _train(
             "gold_before": means_before.get("eval/gold"),
             "gold_after": means_after.get("eval/gold"),
         }
+        trend = work.state.get("first"), work.state.get("last")
+        record["verdict"] = verdict.of_rewards(
+            verdict.measures(work.lines()), len(held_out), *(v if isinstance(v, float) else None for v in trend)
+        )
         trained.generation_config = generation
         training.save(trained, tokenizer, work, record)
     return record
@@ -283,7 +288,12 @@ class _HeldOutMeans:
                     ]
                 values_by_name["eval/response_length"] += answers.written.sum(1).tolist()
         policy.train(was_training)
-        return {name: sum(values) / len(values) if values else None for name, values in values_by_name.items()}
+        means: dict[str, float | None] = {}
+        for name, values in values_by_name.items():
+            means[name] = statistics.fmean(values) if values else None
+            if name in self.rewards:
+                means[f"{name}_deviation"] = statistics.pstdev(values) if values else None
+        return means
 
 
 def _measuring_callback(measure: _HeldOutMeans, steps: int, work: Workplace) -> Any:

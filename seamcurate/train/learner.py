@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -142,13 +143,21 @@ class Learner:
             batch = own_prompts[start : start + size]
             with self._precision():
                 responses = self._respond(batch)
-            means.add("scores", self.reward.score(batch, responses.texts, moment))
+            scores = {"scores": self.reward.score(batch, responses.texts, moment)}
             if self.gold is not None:
-                means.add("gold", self.gold.score(batch, responses.texts, moment))
+                scores["gold"] = self.gold.score(batch, responses.texts, moment)
+            for name, values in scores.items():
+                means.add(name, values)
+                means.add(f"{name}_deviation", [None if value is None else value**2 for value in values])
             self._describe(responses, means)
             for name, value in self.reward.features().items():
                 means.add(f"reward/{name}", [value], len(batch))
-        return {f"eval/{name.removeprefix('val/')}": value for name, value in means.gathered().items()}
+        gathered = means.gathered()
+        for name in ("scores", "gold"):
+            mean, squares = gathered.get(name), gathered.get(f"{name}_deviation")
+            if mean is not None and squares is not None:
+                gathered[f"{name}_deviation"] = math.sqrt(max(0.0, squares - mean**2))
+        return {f"eval/{name.removeprefix('val/')}": value for name, value in gathered.items()}
 
     def merged(self) -> PreTrainedModel:
         """Return the policy, its adapters merged into the weights."""

@@ -65,7 +65,7 @@ class Training(Prompting):
     save_steps: int = Field(0, ge=0)
     """Updates between checkpoints, from which a stopped training goes on; 0 writes none."""
     logging_steps: int = Field(10, ge=1)
-    """Updates between two lines of `log.jsonl` in the model's folder."""
+    """Updates between two lines of `log.jsonl` in the model's folder, and on standard error; the first update has one in any case."""
     tensorboard: bool = False
     """Log for TensorBoard too, into `tensorboard/` in the model's folder."""
 
@@ -87,6 +87,7 @@ class GroupTraining(Training):
     """Options of `grpo` and `rloo`, named as in TRL."""
 
     learning_rate: float = Field(1e-5, gt=0)
+    logging_steps: int = Field(1, ge=1)
     eval_rows: int = Field(64, ge=0)
     eval_steps: int | None = Field(None, ge=1)
     """Updates between measurements on the held-out rows. Without it, they are measured before and after training alone."""

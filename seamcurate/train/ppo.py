@@ -16,7 +16,7 @@ from seamcurate.errors import TrainError
 from seamcurate.models import weights
 from seamcurate.models.template import Form
 from seamcurate.progress import bar
-from seamcurate.train import rollout, training
+from seamcurate.train import rollout, training, verdict
 from seamcurate.train.data import TrainingData
 from seamcurate.train.options import PPOTraining
 from seamcurate.train.rollout import CheckedReward, RewardCallable, TokenizedPrompt, shuffled_rows
@@ -99,6 +99,9 @@ def ppo(
         learner = _learner(policy, tokenizer, form, checked_reward, gold_reward, config, accelerator)
         result = _train(learner, prompts, held_out, work, inputs)
         record: dict[str, JsonValue] = {**inputs, **counts, **result}
+        lines = work.lines()
+        scores = [line["objective/scores"] for line in lines if line.get("objective/scores") is not None]
+        record["verdict"] = verdict.of_rewards(verdict.measures(lines), len(held_out), *(scores[:1] + scores[-1:]))
         if work.first:
             trained = learner.merged()
             trained.generation_config = generation

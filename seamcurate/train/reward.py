@@ -15,7 +15,7 @@ from seamcurate.errors import TrainError
 from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
 from seamcurate.models.template import Form
-from seamcurate.train import training
+from seamcurate.train import training, verdict
 from seamcurate.train.data import TrainingData, TrainingRow
 from seamcurate.train.options import RewardTraining
 
@@ -89,6 +89,7 @@ def reward(
             "loss_after": measures_after[0],
             "accuracy_before": measures_before[1],
             "accuracy": measures_after[1],
+            "verdict": verdict.of_losses(measures_before[0], measures_after[0], len(held_out_ids), work.losses()),
         }
         training.save(trained, tokenizer, work, record)
     return record

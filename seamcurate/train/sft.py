@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from seamcurate.models import tokens, weights
 from seamcurate.models.batching import batches, padded
 from seamcurate.models.template import Form
-from seamcurate.train import training
+from seamcurate.train import training, verdict
 from seamcurate.train.data import TrainingData, TrainingRow
 from seamcurate.train.options import SFTTraining
 
@@ -78,6 +78,7 @@ def sft(
         trained = training.merged(trainer)
         loss_after = completion_loss(trained, held_out_ids)
         record = {**inputs, **counts, **result, "loss_before": loss_before, "loss_after": loss_after}
+        record["verdict"] = verdict.of_losses(loss_before, loss_after, len(held_out_ids), work.losses())
         training.save(trained, tokenizer, work, record)
     return record
 

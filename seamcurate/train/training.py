@@ -28,7 +28,7 @@ from seamcurate.models.template import CLOCK, Form, FormSettings, prompt_text
 from seamcurate.progress import bar, note
 from seamcurate.storage import objects
 from seamcurate.text import brief, counted
-from seamcurate.train import data
+from seamcurate.train import curves, data
 from seamcurate.train.options import Training
 from seamcurate.train.workplace import RECORD, Workplace, differences, first_day
 
@@ -287,6 +287,7 @@ def arguments(config: Training, scratch: str) -> dict[str, Any]:
         "save_total_limit": 2,
         "logging_strategy": "steps",
         "logging_steps": config.logging_steps,
+        "logging_first_step": True,
         "report_to": "tensorboard" if config.tensorboard else "none",
         "disable_tqdm": True,
     }
@@ -472,6 +473,7 @@ def save(
                 shutil.copytree(log_file, new_folder / log_file.name)
             else:
                 shutil.copyfile(log_file, new_folder / log_file.name)
+        curves.draw(work.lines(), new_folder / curves.FILE, str(record["verdict"]))
         (new_folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=False) + "\n", encoding="utf-8")
         if folder.is_dir():
             folder.rmdir()

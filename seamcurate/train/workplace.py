@@ -39,6 +39,20 @@ BOARD = "tensorboard"
 RUNS = "runs"
 """Where transformers' trainers log for TensorBoard."""
 STATE = "checkpoint.json"
+_TOLD = {
+    "loss": "loss",
+    "objective/scores": "reward",
+    "reward": "reward",
+    "objective/kl": "KL",
+    "kl": "KL a token",
+    "val/response_length": "tokens",
+    "completions/mean_length": "tokens",
+    "frac_reward_zero_std": "groups without a better answer",
+    "eval/scores": "held-out reward",
+    "eval/gold": "held-out gold",
+    "eval/response_length": "held-out tokens",
+}
+"""What a line on the terminal tells of an update, by its key in the log."""
 _OURS = (LOG, BOARD, RUNS, "checkpoint-", ".", "README.md")
 """How names here begin; TRL puts a model card beside its checkpoints."""
 
@@ -122,6 +136,11 @@ class Workplace:
         """Add a line to the log; a number that is none is null."""
         if not self.first:
             return
+        told = [
+            f"{name} {value:.4g}" for key, name in _TOLD.items() if isinstance(value := values.get(key), float | int)
+        ]
+        if told:
+            note(f"{self.out.name}: update {step}: {', '.join(told)}")
         loggable = {key: value for key, value in values.items() if isinstance(value, int | float | str | None)}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in loggable.items()}
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
@@ -166,6 +185,15 @@ class Workplace:
         hashes = {f.name: read_sha256(f) for f in files if f.is_file()}
         state: dict[str, Any] = {"inputs": self._inputs, "files": hashes, **self.state}
         shard.replace(checkpoint / STATE, json.dumps({**state, "digest": digest(state)}).encode())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the log; none where this process writes none."""
+        log = self.folder / LOG
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+
+    def losses(self) -> list[float]:
+        """Return the losses of the log, in order."""
+        return [float(line["loss"]) for line in self.lines() if line.get("loss") is not None]
 
     def kept(self) -> list[Path]:
         """Return what is kept of a finished training: its log, and the folder for TensorBoard."""

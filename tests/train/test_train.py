@@ -222,7 +222,9 @@ def test_nothing_is_printed_but_progress(plain: Path, tmp_path: Path, capfd: pyt
     )
     out, err = capfd.readouterr()
     assert out == ""
-    assert all(line.startswith(("sft:", "reward:", "tokenize:")) for line in err.splitlines())
+    assert all(
+        line.startswith(("sft:", "reward:", "tokenize:", "s: update ", "r: update ")) for line in err.splitlines()
+    )
 
 
 def test_rows_come_from_files_folders_and_datasets_alike(tmp_path: Path) -> None:
