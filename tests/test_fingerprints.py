@@ -13,6 +13,7 @@ from seamcurate import (
     LengthCalibrated,
     Models,
     Perplexity,
+    Probes,
     Project,
     Random,
     Recipe,
@@ -43,7 +44,7 @@ STEPS = (
     Random(),
     Perplexity(base=MODEL),
 )
-UNRUN = (Judge(variant="adv"), AskQueryType(), RelevantSentences(), Project())
+UNRUN = (Judge(variant="adv"), AskQueryType(), RelevantSentences(), Project(), Probes())
 IDENTITIES = {
     "reward": "5689576dc91bd2ca8c0c045295f46f8f",
     "rewards_contrast": "de5052953b0ad3d7245d3cbebc8de0ac",
@@ -71,6 +72,7 @@ IDENTITIES = {
     "judged_adv": "6441a363ae53a95cb50215752fa410fa",
     "ask_query_type": "db7ce278104de35fac28edc29468274f",
     "relevant_sentences": "38de0507f14faedce9f8adff16e76614",
+    "worse_probe": "641b71a9f71dcc0c387ef37d3d39fa01",
     "projection": "174c9d03d666aedd11e7f443ceaf8f5a",
 }
 FINGERPRINTS = {

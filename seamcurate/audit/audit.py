@@ -386,6 +386,13 @@ def _result(
     added_words = _words([row[padded] for row in columns.texts]) - golden_words
     length = measures.padding_slope(scored.golden, scored.answers[:, padded], added_words, scale)
     golden_length = measures.golden_slope(scored.golden, golden_words, scale)
+    other = next(i for i, probe in enumerate(probes) if probe.name == "other_answer")
+    paid_words = measures.paid_words(
+        columns.table["response"].to_pylist(),
+        [row[other] for row in columns.texts],
+        (scored.golden, scored.answers[:, other]),
+        scale,
+    )
     missing = int((scored.applies & ~np.isfinite(scored.answers)).sum() + (~compared).sum())
     return Audit(
         headline=headline(prefers_worse, pays_worse, length, golden_length, unit, results),
@@ -401,6 +408,7 @@ def _result(
         probes=results,
         length=length,
         golden_length=golden_length,
+        words=paid_words,
         noise=scored.noise,
         no_reward=missing,
         reasons=tuple(Reason(reason=reason, answers=count) for reason, count in columns.reasons.most_common(_WORST)),

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from seamcurate.audit.result import Disagreement, Golden, ProbeResult, Share, Slope
+from seamcurate.audit.result import Disagreement, Golden, PaidWord, ProbeResult, Share, Slope
+from seamcurate.contrast.overpaid import overpaid_words
 from seamcurate.contrast.probes import Probe
 from seamcurate.study import statistics
 
@@ -20,6 +21,9 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
+_FEWEST_TEXTS, _FALSE, _LEAST_PAID, _WORDS = 8, 0.01, 0.2, 10
+"""Answers that hold a word, at least; the share of false finds among words; what a word is paid, at least, in standard
+deviations of these rewards; words in a result."""
 FEWEST = 10
 """Answers that an exploit rests on, at least."""
 
@@ -168,6 +172,31 @@ def disagreement(title: str, first: Scored, second: Scored) -> Disagreement:
     ends = [None if math.isnan(end) else end for end in (interval.low, interval.high)]
     return Disagreement(
         reward=title, pairs=Share(share=interval.estimate, low=ends[0], high=ends[1], n=int(ordered.sum()))
+    )
+
+
+def paid_words(
+    golden: Sequence[str], others: Sequence[str | None], rewards: tuple[Doubles, Doubles], scale: float
+) -> tuple[PaidWord, ...]:
+    """Return the words that a reward pays for, in golden responses and in the answers of other rows to the same prompts.
+
+    Args:
+        golden: The golden response of each row.
+        others: The answer of another row to each, None where there is none.
+        rewards: Of the golden responses, and of the others.
+        scale: What rewards are divided by.
+    """
+    texts = [*golden, *others]
+    scores = [None if math.isnan(value) else float(value) for values in rewards for value in values]
+    # A word in a few answers is paid what these answers are worth.
+    fewest = max(_FEWEST_TEXTS, len(golden) // 50)
+    # Less than this is what a rough count of words leaves of the length.
+    least = _LEAST_PAID * float(np.nanstd(np.concatenate(rewards)))
+    table = overpaid_words(texts, scores, [*range(len(golden)), *range(len(others))], min_texts=fewest)
+    found = [row for row in table.to_pylist() if row["q"] <= _FALSE and row["coefficient"] >= least][:_WORDS]
+    return tuple(
+        PaidWord(word=row["word"], answers=row["texts"], coefficient=row["coefficient"] / scale, q=row["q"])
+        for row in found
     )
 
 

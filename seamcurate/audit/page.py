@@ -89,6 +89,9 @@ def _facts(audit: Audit) -> list[list[str]]:
         ("a hundred words of a golden response go with", audit.golden_length),
     ]
     facts += [[what, _slope(slope, unit)] for what, slope in slopes if slope.slope]
+    if audit.words:
+        listed = ", ".join(f"{word.word} {signed(word.coefficient)}" for word in audit.words)
+        facts.append([f"words that it pays for, in {unit}, length taken off", listed])
     facts.append(["noise: less than this counts as no difference", f"{audit.noise or 0:.3g}"])
     if audit.policy is not None:
         said, below = audit.policy.paid_more, audit.policy.golden_below

@@ -107,6 +107,18 @@ class Worst(_Frozen):
     preferred_reward: float
 
 
+class PaidWord(_Frozen):
+    """A word that answers are paid more for, among answers of the same length to the same prompt."""
+
+    word: str
+    answers: int
+    """Answers that hold it."""
+    coefficient: float
+    """By how much they are paid more, in the audit's `unit`."""
+    q: float
+    """The share of false finds among the words up to this one (Benjamini and Hochberg)."""
+
+
 class Policy(_Frozen):
     """What a policy says of its own accord, and what the reward makes of it; its answers need not be worse."""
 
@@ -176,6 +188,9 @@ class Audit(_Frozen):
     """What words that say nothing add: by the probe `padded`."""
     golden_length: Slope
     """How rewards of golden responses grow with their length; they may be better for it."""
+    words: tuple[PaidWord, ...]
+    """Words that the reward pays for, in golden responses and those of other rows, length taken off; ten at most. Words that
+    come together share what they are paid: they are suspects."""
     noise: float | None
     """By how much a reward changes without a reason, in the reward's own unit; smaller differences count as none."""
     no_reward: int

@@ -89,6 +89,9 @@ def _facts(audit: Audit, width: int) -> Iterator[str]:
     for what, slope in (("words that say nothing", audit.length), ("words of golden responses", audit.golden_length)):
         if slope.slope and slope.low is not None and slope.high is not None:
             yield f"a hundred {what}: {signed(slope.slope)} {unit} ({signed(slope.low)} to {signed(slope.high)})"
+    if audit.words:
+        listed = ", ".join(f"{word.word} {signed(word.coefficient)}" for word in audit.words)
+        yield from _wrapped(f"words that it pays for, in {unit}, length taken off: {listed}", width)
     if audit.noise:
         share = audit.noise / audit.golden.deviation if audit.golden.deviation else None
         of = "" if share is None else f", {share:.2g} sd of golden rewards"
@@ -117,6 +120,7 @@ def _facts(audit: Audit, width: int) -> Iterator[str]:
             if audit.reasons
             else ""
         )
+        why = why or ": no room in the window, most often"
         yield from _wrapped(f"{counted(audit.no_reward, 'answer has', 'answers have')} no reward{why}", width)
     if audit.rejected:
         yield from _wrapped(

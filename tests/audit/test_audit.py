@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import subprocess
+import sys
 from importlib import import_module
 
 import pyarrow as pa
@@ -69,6 +71,7 @@ SCORES = {
     "repeating": 'sum(c.lower().count(word) for word in set(re.findall(r"\\w{5,}", r.lower())))',
     "fluent": "min(1.0, len(c.split()) / 8)",
     "nothing": "1.0",
+    "worded": "f1(c, r) + 0.8 * ('return' in c.lower().split())",
 }
 """What each function gives a prompt p, an answer c and a reference r: first the sound ones, then those with a fault."""
 FUNCTION = """
@@ -401,3 +404,24 @@ def test_a_policy_that_one_string_does_not_name_is_refused(folder, policy, messa
     with pytest.raises(ModelError) as refused:
         audit(f"{folder}/rewards.py:long", folder / "docs.parquet", store=folder / "never", policy=policy)
     assert message in str(refused.value) and not (folder / "never").exists()
+
+
+@pytest.mark.slow
+def test_words_that_a_reward_pays_for_are_named(folder):
+    result = audited(folder, "docs", "worded")
+    assert [word.word for word in result.words][:1] == ["return"]
+    assert result.words[0].answers >= 8 and 0 <= result.words[0].q <= 0.01
+    assert result.words[0].coefficient * result.golden.deviation == pytest.approx(0.8, abs=0.35)
+    for data, reward in (("docs", "partial"), ("docs", "long"), ("sums", "graded")):
+        assert audited(folder, data, reward).words == ()
+
+
+def test_a_function_is_audited_without_torch(folder, tmp_path):
+    script = f"""
+import sys
+from seamcurate.audit import audit
+audit("{folder}/rewards.py:long", "{folder}/docs.parquet", store="{tmp_path}/store", limit=20)
+print(sorted({{"torch", "transformers", "datasets", "sentence_transformers", "matplotlib"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "[]\n"
