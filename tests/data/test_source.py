@@ -701,11 +701,20 @@ print(json.dumps({
     "rejected": [row for chunk in chunks for row in chunk.rejected.to_pylist()],
     "resumed": list(source.chunks(1)) == chunks[1:],
 }))
-try:
-    list(Source(hub="me/absent").chunks())
-except Exception as error:
-    print(repr(error))
+for name in ("absent", "late_column", "other_type", "null_first"):
+    try:
+        list(Source(hub=f"me/{name}").chunks())
+    except Exception as error:
+        print(repr(error))
 """
+
+
+DRIFTING: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "late_column": ({}, {"extra": 1}),
+    "other_type": ({"n": 1}, {"n": "N/A"}),
+    "null_first": ({"n": None}, {"n": 1}),
+}
+"""Rows of two files of a data set that `datasets` cannot read together."""
 
 
 @pytest.fixture
@@ -714,6 +723,9 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     parquet(tmp_path, "served", question=["a", "b", " ", "d", "e"], n=[1, 2, 3, 4, 5])
     with serving() as server:
         server.add("me/rows", {"data/train-00000-of-00001.parquet": (tmp_path / "served").read_bytes()})
+        for name, (first, second) in DRIFTING.items():
+            contents = [json.dumps({"prompt": "p", **row}).encode() + b"\n" for row in (first, second)]
+            server.add(f"me/{name}", {f"data/train-{i}.jsonl": content for i, content in enumerate(contents)})
         yield server
 
 
@@ -732,7 +744,7 @@ def test_the_hub_is_read_at_one_commit(tmp_path: Path, hub: Hub) -> None:
         [sys.executable, "-c", READ], env=environment | settings, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:] + "\n".join(hub.asked)
-    read, absent = done.stdout.splitlines()
+    read, absent, *drifting = done.stdout.splitlines()
     assert json.loads(read) == {
         "commit": hub.repos["me/rows"].commits[-1][0],
         "rows": [
@@ -750,6 +762,13 @@ def test_the_hub_is_read_at_one_commit(tmp_path: Path, hub: Hub) -> None:
         )
     )
     assert hub.count("/resolve/main/") == 0
+    differences = [
+        "has the column 'extra' as int64, data/train-0.jsonl has it not",
+        "has the column 'n' as string, data/train-0.jsonl has it as int64",
+        "has the column 'n' as int64, data/train-0.jsonl has it without a value",
+    ]
+    for message, name, difference in zip(drifting, DRIFTING, differences, strict=True):
+        assert f"Hub data set me/{name}: its files do not fit each other: data/train-1.jsonl {difference}; " in message
 
 
 # Real rows.
