@@ -59,7 +59,9 @@ def shown(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequen
     from rich.console import Console
 
     text = io.StringIO()
-    Console(file=text, width=width, highlight=False, color_system=None).print(_drawn(header, rows, right))
+    # In a notebook, rich would display the table instead of writing it to the file.
+    console = Console(file=text, width=width, highlight=False, color_system=None, force_jupyter=False)
+    console.print(_drawn(header, rows, right))
     return "".join(line.rstrip() + "\n" for line in text.getvalue().strip("\n").splitlines())
 
 

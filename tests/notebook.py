@@ -18,11 +18,20 @@ from traitlets.config import Config
 TYPES = ("text/html", "text/plain")
 
 
+class ZMQInteractiveShell(InteractiveShell):
+    """A shell with the name of a kernel's, by which libraries such as rich know a notebook."""
+
+
 def shell(folder: Path) -> InteractiveShell:
-    """Return a new shell of IPython that leaves nothing in the home folder; `InteractiveShell.clear_instance` ends it."""
+    """Return a new shell of IPython that leaves nothing in the home folder; `end` ends it."""
     os.environ["IPYTHONDIR"] = str(folder / "ipython")
-    InteractiveShell.clear_instance()
-    return InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    end()
+    return ZMQInteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+
+
+def end() -> None:
+    """End the shell."""
+    ZMQInteractiveShell.clear_instance()
 
 
 def executed(cells: list[dict[str, Any]], shell: InteractiveShell) -> list[list[dict[str, Any]]]:
@@ -33,7 +42,13 @@ def executed(cells: list[dict[str, Any]], shell: InteractiveShell) -> list[list[
         with capture_output(stderr=False) as captured, redirect_stderr(io.StringIO()):
             result = shell.run_cell("".join(cell["source"]), store_history=False)
         result.raise_error()
-        shown: list[dict[str, Any]] = []
+        displayed = [output.data for output in captured.outputs]
+        # Progress is displayed where it took long.
+        shown: list[dict[str, Any]] = [
+            {"output_type": "display_data", "data": data, "metadata": {}}
+            for data in displayed
+            if not data.get("text/html", "").startswith("<div>")
+        ]
         if captured.stdout and result.result is None:
             shown.append({"output_type": "stream", "name": "stdout", "text": captured.stdout})
         if result.result is not None:
@@ -50,7 +65,7 @@ def main(file: str) -> None:
     notebook = json.loads(path.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         outputs = executed(notebook["cells"], shell(Path(folder)))
-        InteractiveShell.clear_instance()
+        end()
     codes = (cell for cell in notebook["cells"] if cell["cell_type"] == "code")
     for number, (cell, shown) in enumerate(zip(codes, outputs, strict=True), 1):
         cell["outputs"], cell["execution_count"] = shown, number

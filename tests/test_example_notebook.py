@@ -8,7 +8,6 @@ from pathlib import Path
 import notebook
 import pytest
 from IPython.core.completer import provisionalcompleter
-from IPython.core.interactiveshell import InteractiveShell
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 
@@ -17,7 +16,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 def shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield notebook.shell(tmp_path)
-    InteractiveShell.clear_instance()
+    notebook.end()
 
 
 @pytest.mark.slow

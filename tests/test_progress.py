@@ -5,7 +5,6 @@ from __future__ import annotations
 import notebook
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
 
 from seamcurate import progress
 
@@ -24,7 +23,7 @@ def shell(tmp_path):
     shell = notebook.shell(tmp_path)
     shell.display_pub = CapturingDisplayPublisher()
     yield shell
-    InteractiveShell.clear_instance()
+    notebook.end()
 
 
 def test_a_notebook_has_one_bar_that_moves_and_ends_as_a_line(shell, clock, capsys):
