@@ -1,8 +1,8 @@
 -- Drop the prompts whose samples all have one reward, as the step `difficulty` found them: under GRPO they give no gradient.
 -- The value is the standard deviation of the samples' rewards. Rows with fewer than two samples cannot be told: they are
 -- kept, or dropped with nulls: drop.
--- In the gold world it kept 85 % of 1,500 prompts, and best of 4 by two poor reward models gained nothing over random (+.001,
--- -.003): such prompts cost samples, not quality. Training on it was not run.
+-- In the gold world it kept 85 % of 1,500 prompts, and best of 4 by three poor reward models gained nothing over random (-.003
+-- to +.001): such prompts cost samples, not quality. Training on it was not run.
 -- default nulls = keep
 SELECT row_id,
        coalesce(NOT rollout_zero_advantage, $nulls = 'keep') AS keep,

@@ -705,6 +705,8 @@ class Seam(Step):
             + (
                 f"{wrong:,} of {counted(total, 'candidate')} misjudged ({rate:.1%})"
                 if rate is not None
+                else f"see seam_reason_{self.variant}"
+                if is_sampled(self.variant)
                 else "no candidates"
             ),
         }

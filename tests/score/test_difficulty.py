@@ -185,11 +185,15 @@ def recipe(folder, steps, rows=None, **models):
 
 def test_prompts_alone_have_a_profile_and_nothing_to_compare_with(tmp_path):
     prompts = [{"prompt": f"question {i}"} for i in range(7)]
-    steps = [Rollouts(n=4), *difficulty(0, truth=FakeModel(path="t"), truth_threshold=0)]
-    run_local(recipe(tmp_path, steps, prompts), tmp_path / "store")
+    steps = [Rollouts(n=4), *seam("policy"), *difficulty(0, truth=FakeModel(path="t"), truth_threshold=0)]
+    report = run_local(recipe(tmp_path, steps, prompts), tmp_path / "store")
+    assert "seam_policy: 0 of 7 rows scored; see seam_reason_policy" in report.lines
     profiles = query(tmp_path / "store", "SELECT * FROM rows").to_pylist()
     assert all(0 <= profile["rollout_pass_rate"] <= 1 and profile["hacked_policy"] is not None for profile in profiles)
     assert {(p["rollout_above_golden"], p["truth_golden"], p["truth_above_golden"]) for p in profiles} == {(None,) * 3}
+    assert {(p["seam_policy"], p["seam_reason_policy"]) for p in profiles} == {
+        (None, "no golden response, or it has no reward")
+    }
     assert not check(Store(tmp_path / "store")).findings
 
 
