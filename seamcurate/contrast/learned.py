@@ -29,9 +29,11 @@ from seamcurate.models import CausalLM, Embedder, Policy, Prompt, RewardModel, S
 from seamcurate.models.protocols import Columns
 from seamcurate.models.vectors import normalised
 from seamcurate.step import digest
+from seamcurate.storage import atomic
 from seamcurate.storage.cache import cache_folder
 from seamcurate.train import grpo
 from seamcurate.train.options import GroupTraining
+from seamcurate.train.training import prepare as check_training
 
 MIN_SIMILARITY = 0.6
 """The least cosine of a rewriting to the answer, unless the step says another."""
@@ -164,7 +166,9 @@ def prepare(
     """
     # The step's folder does not survive a kill; what took time lies where this very work finds it again.
     key = digest([identity, str(shared.absolute().parent), [[json.dumps(row.prompt), *row[1:3]] for row in rows]])
-    work = cache_folder() / "learned" / key
+    work = _workplace(key)
+    # Before an answer is rewarded: without its libraries nothing can be trained.
+    check_training(work / GENERATOR)
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "scale.json").exists():
         _find_words(rows, judges.reward, count, work)
@@ -188,20 +192,21 @@ def prepare(
         shutil.copyfile(work / name, shared / name)
     shutil.copytree(work / GENERATOR, shared / GENERATOR, dirs_exist_ok=True)
     told = {name: record[name] for name in ("steps", "reward_first", "reward_last", "reward_before", "reward_after")}
-    (shared / RECORD).write_text(json.dumps({**scale, **told}))
-    shutil.rmtree(work)
+    # The workplace goes when the step's folder is in its place; see `Rewriter`.
+    (shared / RECORD).write_text(json.dumps({**scale, **told, "workplace": key}))
 
 
 def facts(shared: Path) -> dict[str, JsonValue]:
-    """Return how many words are overpaid, and how the generator's gain rose; empty for another attack."""
+    """Return how many words are overpaid, and how the generator's gain changed; empty for another attack."""
     file = shared / RECORD
     if not file.is_file():
         return {}
     record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    rise = ("before", "after") if record["reward_after"] is not None else ("first", "last")
-    before, after = (record[f"reward_{moment}"] for moment in rise)
+    del record["workplace"]
+    moments = ("before", "after") if record["reward_after"] is not None else ("first", "last")
+    before, after = (record[f"reward_{moment}"] for moment in moments)
     text = (
-        f"the generator's gain rose from {before:.2f} to {after:.2f} deviations of the reward in {record['steps']} updates"
+        f"the generator's gain went from {before:.2f} to {after:.2f} deviations of the reward in {record['steps']} updates"
         if None not in (before, after)
         else f"the generator learned for {record['steps']} updates"
     )
@@ -288,6 +293,9 @@ class Rewriter:
             raise StepError(
                 "step worse_adv: method learned has no trained generator; run the recipe, which trains it once"
             )
+        shutil.rmtree(
+            _workplace(json.loads((shared / RECORD).read_text(encoding="utf-8"))["workplace"]), ignore_errors=True
+        )
         trained = generator.model_copy(
             update={
                 "path": str(shared / GENERATOR),
@@ -347,6 +355,19 @@ class Rewriter:
         return [texts or None for texts in found]
 
 
+def _workplace(key: str) -> Path:
+    """Return the folder in which one training goes on; it is not the step's, which a kill leaves half-made.
+
+    Raises:
+        StepError: The key is none of ours: whoever wrote it must not choose a folder that is removed.
+    """
+    if not re.fullmatch(r"[0-9a-f]{32}", key):
+        raise StepError(
+            f"{RECORD} of step worse_adv names no training; delete columns/worse_adv and run the recipe again"
+        )
+    return cache_folder() / "learned" / key
+
+
 class _Nearest:
     """Finds the sentences nearest to an answer."""
 
@@ -365,7 +386,7 @@ def _find_words(rows: Sequence[Row], reward: RewardModel, count: int, work: Path
     values = [value for row in rewards for value in row]
     # Two answers of one prompt are compared, so that the words of a well-paid question do not count.
     table = overpaid_words(texts, values, [i // 2 for i in range(len(texts))])
-    numbers = np.array([value for value in values if value is not None])
+    numbers = np.array([value for value in values if value is not None and np.isfinite(value)])
     paid = [row for row in table.to_pylist() if row["t"] > 0][:count]
     sentences = prior_sentences((row.start for row in rows), pa.Table.from_pylist(paid, table.schema))
     if not len(sentences):
@@ -376,7 +397,8 @@ def _find_words(rows: Sequence[Row], reward: RewardModel, count: int, work: Path
     pq.write_table(table, work / OVERPAID)
     pq.write_table(sentences, work / PRIORS)
     overpaid = sum(row["q"] <= _PAID for row in paid)
-    (work / "scale.json").write_text(json.dumps({"deviation": float(numbers.std()) or 1.0, "overpaid": overpaid}))
+    with atomic.replacing(work / "scale.json") as file:
+        file.write_text(json.dumps({"deviation": float(numbers.std()) or 1.0, "overpaid": overpaid}))
 
 
 def _rewards(model: RewardModel, rows: Sequence[Row], answers: Sequence[Sequence[str]]) -> list[list[float | None]]:

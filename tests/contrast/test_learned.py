@@ -16,7 +16,7 @@ from seamcurate import Attack, CausalLM, FakeModel, Models, Recipe, Source, Stor
 from seamcurate.contrast import learned
 from seamcurate.contrast.learned import Gain, GeneratorTraining, Judges, Row, prior_sentences
 from seamcurate.errors import RecipeError, StepError
-from seamcurate.models.protocols import Likelihood
+from seamcurate.models.protocols import Likelihood, Sampling
 
 FAST = {
     "max_steps": 4,
@@ -195,6 +195,15 @@ def test_what_cannot_be_learned_is_one_line(tmp_path, policy_folder):
         attack.load(tmp_path)
     with pytest.raises(StepError, match="no row has an answer in response that is not its golden response"):
         attack.prepare(Stored(table(2)), tmp_path)
+
+
+def test_a_strangers_store_removes_no_folder(tmp_path):
+    (tmp_path / "shared" / "generator").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "shared" / "learned.json").write_text(json.dumps({"workplace": "../../mine"}))
+    with pytest.raises(StepError, match="names no training; delete columns/worse_adv"):
+        learned.Rewriter(tmp_path / "shared", CausalLM(path="x"), FakeModel(), Sampling(), 0.5)
+    assert (tmp_path / "mine").is_dir()
 
 
 class Stored:
