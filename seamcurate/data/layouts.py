@@ -356,19 +356,18 @@ def _pku_saferlhf(row: Row) -> Row:
     The safer one is the response, as open-instruct reads it. `is_safe` says whether it is safe at all, `is_better` whether
     it is the more helpful one, too. Columns of only one of the answers are kept as they are.
     """
-    safer = row.get("safer_response_id")
+    safer = _number(row.get("safer_response_id"))
     if safer not in (0, 1):
-        raise Reject(f"safer_response_id is neither 0 nor 1 but {safer!r:.40}")
-    golden, other = (
-        _answer(row.get(f"response_{index}"), f"response_{index}") for index in (safer, 1 - int(str(safer)))
-    )
-    better, safe = row.get("better_response_id"), row.get(f"is_response_{safer}_safe")
+        raise Reject(f"safer_response_id is neither 0 nor 1 but {row.get('safer_response_id')!r:.40}")
+    index = int(safer)
+    golden, other = (_answer(row.get(f"response_{i}"), f"response_{i}") for i in (index, 1 - index))
+    better, safe = row.get("better_response_id"), row.get(f"is_response_{index}_safe")
     return {
         "prompt": row.get("prompt"),
         "response": golden,
         "worse_given": _worse((other, None), than=golden),
         "is_safe": safe if isinstance(safe, bool) else None,
-        "is_better": None if better is None else better == safer,
+        "is_better": None if better is None else better == index,
     }
 
 
@@ -458,17 +457,38 @@ def _oasst(rows: Iterable[Row]) -> Iterator[Item]:
     one) is the response, the answers ranked below it are worse, and a rating is minus the rank. Deleted messages are left
     out. The messages of a tree follow each other in the published files: one tree is held in memory at a time.
     """
-    finished: set[object] = set()
-    for tree_id, group in groupby(rows, lambda row: row.get("message_tree_id")):
-        # A set of ids, 16 bytes of hash each, is all that is kept of earlier trees.
+    finished: set[int] = set()
+    refused: list[Refused] = []
+
+    def trees() -> Iterator[tuple[str, Row]]:
+        for row in rows:
+            if isinstance(tree_id := row.get("message_tree_id"), str):
+                yield tree_id, row
+            else:
+                refused.append(Refused("message_tree_id is no text", row))
+
+    for tree_id, group in groupby(trees(), lambda tree: tree[0]):
+        # The hashes of their ids are all that is kept of earlier trees.
         if hash(tree_id) in finished:
             raise SourceError(
                 f"layout oasst: the messages of tree {tree_id} do not follow each other; sort the rows by message_tree_id"
             )
         finished.add(hash(tree_id))
-        messages = [message for row in group for message in _flat(row)]
+        messages: dict[str, Row] = {}
+        for _, row in group:
+            for message in _flat(row):
+                message_id = message.get("message_id")
+                whole = all(isinstance(message.get(name), str) for name in ("message_id", "text"))
+                if whole and isinstance(message.get("parent_id"), str | None) and message_id not in messages:
+                    messages[str(message_id)] = message
+                else:
+                    refused.append(
+                        Refused("message_id, parent_id or text is no text, or message_id is not the first", row)
+                    )
+        yield from refused
+        refused.clear()
         replies: dict[object, list[Row]] = {}
-        for message in messages:
+        for message in messages.values():
             if not message.get("deleted"):
                 replies.setdefault(message.get("parent_id"), []).append(message)
         paths: list[tuple[Row, chats.Turns]] = [(root, []) for root in replies.get(None, [])]
@@ -494,6 +514,7 @@ def _oasst(rows: Iterable[Row]) -> Iterator[Item]:
             }
             turns = [*question, {"role": "assistant", "content": golden}]
             paths += [(reply, turns) for reply in replies.get(best.get("message_id"), [])]
+    yield from refused
 
 
 def _rank(message: Mapping[str, object]) -> float:
@@ -511,7 +532,9 @@ def _flat(row: Row) -> Iterator[Row]:
         message, parent = remaining.pop(0)
         yield {**message, "parent_id": parent}
         replies = message.get("replies")
-        remaining += [(reply, message.get("message_id")) for reply in (replies if isinstance(replies, list) else [])]
+        # A reply that is no message ends its path.
+        known = [reply for reply in replies if isinstance(reply, dict)] if isinstance(replies, list) else []
+        remaining += [(reply, message.get("message_id")) for reply in known]
 
 
 _PAIR = ("instruction", "input", "output", "system", "history", "chosen", "rejected")
