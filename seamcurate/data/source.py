@@ -310,6 +310,8 @@ class Source(BaseModel):
             rejected = pa.table(columns, schema=REJECTED)
             table = formats.conform(rows, read.schema)
             yield Chunk(read.number, table, rejected, read.schema, read.nulled, read.notes)
+        if no_rows and self.where is not None:
+            raise SourceError(f"{self._where}: no rows, or none that `where` keeps; change the condition")
         if no_rows:
             raise SourceError(f"{self._where}: no rows; name a source that has some")
 

@@ -57,6 +57,8 @@ def test_rows_that_where_leaves_out_have_no_number(tmp_path: Path) -> None:
     for fields in sources(tmp_path).values():
         source = Source(**fields, select=SELECT, where="votes > 1", shard_rows=1)
         assert [(row["row_id"], row["response"]) for row in read(source)] == [(0, "I walked"), (1, "Ladoga")]
+        with pytest.raises(SourceError, match="no rows, or none that `where` keeps; change the condition"):
+            read(source.model_copy(update={"where": "votes > 9"}))
 
 
 def test_csv_is_computed_from_its_types(tmp_path: Path) -> None:
