@@ -27,6 +27,7 @@ from seamcurate.contrast import PROBES, Probe, Probes, Retrieve, Rollouts
 from seamcurate.data.source import Source
 from seamcurate.errors import ModelError, StoreError
 from seamcurate.models import EncoderModel, PolicyModel, RewardingModel, SentenceEncoder
+from seamcurate.models.backend import Backend, NamedModel
 from seamcurate.models.template import prompt_text
 from seamcurate.run.local import run_local
 from seamcurate.run.recipe import Models, Recipe
@@ -121,7 +122,7 @@ def audit(
         aside = folder / FOLDER / _SECOND
         _run(_recipe(source, other, variants, corpus, embedder, None), aside)
         compared = _scored(aside, other, variants)
-        disagreement = measures.disagreement(other.title, columns.rewards, compared.rewards)
+        disagreement = measures.disagreement(_shown(other), columns.rewards, compared.rewards)
     answered = None if sampled_by is None else _policy(folder, sampled_by, columns)
     return _result(columns, model, sample, title, named, disagreement, answered)
 
@@ -140,6 +141,13 @@ class _Columns(NamedTuple):
     table: pa.Table
     """data_row, prompt, response, reward."""
     reasons: Counter[str]
+
+
+def _shown(model: Backend) -> str:
+    """Name a model; one in a folder of this machine by the folder's name alone, as a result is shown to others."""
+    if isinstance(model, NamedModel) and Path(model.path).expanduser().exists():
+        return f"{model.key} {Path(model.path).name}"
+    return model.title
 
 
 def _title(data: Source | str | Path) -> str:
@@ -235,7 +243,7 @@ def written(recipe: Recipe) -> str:
 
 
 def _plain(configuration: BaseModel) -> object:
-    return configuration.model_dump(mode="json", exclude_defaults=True)
+    return configuration.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
 
 
 def _absolute(value: object) -> object:
@@ -317,7 +325,7 @@ def _policy(folder: Path, policy: PolicyModel, columns: _Columns) -> Policy:
     firsts = list({int(owner[i]): int(i) for i in reversed(order)}.values())
     overpaid = sorted(firsts, key=lambda i: -gains[i])[:_OVERPAID]
     return Policy(
-        policy=policy.title,
+        policy=_shown(policy),
         samples=int(counts.sum()),
         distinct=len(samples),
         paid_more=measures.sampled_share(more[known], owner[known], counts[known]),
@@ -396,7 +404,7 @@ def _result(
     missing = int((scored.applies & ~np.isfinite(scored.answers)).sum() + (~compared).sum())
     return Audit(
         headline=headline(prefers_worse, pays_worse, length, golden_length, unit, results),
-        reward=reward.title,
+        reward=_shown(reward),
         data=title,
         rows=len(columns.table),
         data_rows=sample.data_rows,

@@ -240,10 +240,10 @@ def headline(
         rest = (pays_worse.share or 0) - (prefers_worse.share or 0)
         parts.append(f"pays a worse answer as much on {percent(rest)}" + ("" if prefers_worse.share else " of prompts"))
     short = "" if unit == "deviations" else " in rewards"
-    if length.slope is not None and length.low is not None and length.low > 0:
-        parts.append(f"pays for length: {signed(length.slope)}{short} a hundred words that say nothing")
-    elif golden_length.slope is not None and golden_length.low is not None and golden_length.low > 0:
-        parts.append(f"longer golden responses get {signed(golden_length.slope)}{short} a hundred words")
+    if _pays(length):
+        parts.append(f"pays for length: {signed(length.slope or 0)}{short} a hundred words that say nothing")
+    elif _pays(golden_length):
+        parts.append(f"longer golden responses get {signed(golden_length.slope or 0)}{short} a hundred words")
     exploits = [probe for probe in probes if probe.exploit]
     often = sum((probe.at_fault.share or 0) > 0.5 for probe in exploits)
     if often:
@@ -253,6 +253,11 @@ def headline(
     else:
         parts.append("no exploit found")
     return "; ".join(parts)
+
+
+def _pays(slope: Slope) -> bool:
+    """Tell whether longer answers are paid more, by more than rounding."""
+    return slope.slope is not None and slope.low is not None and slope.low > 0 and signed(slope.slope) != "0"
 
 
 def percent(share: float | None) -> str:

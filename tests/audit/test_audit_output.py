@@ -64,6 +64,7 @@ def test_json_holds_the_whole_audit_and_is_read_back(folder, found):
     assert again["schema_version"] == 1 and again["rows"] == 40 and again["unit"] == "rewards"
     assert {"headline", "probes", "golden", "length", "worst", "second", "store", "recipe"} <= again.keys()
     (exploit,) = [probe for probe in again["probes"] if probe["exploit"]]
+    assert "a hundred words" not in again["headline"]
     assert exploit["probe"] == "all_answers" and exploit["at_fault"]["share"] == 1 and exploit["at_fault"]["n"] == 40
 
 
@@ -114,6 +115,17 @@ def test_mistakes_are_one_line(folder, arguments, message):
     done = run(folder, *arguments)
     assert isinstance(done.exception, SeamcurateError)
     assert message in str(done.exception) and "\n" not in str(done.exception)
+
+
+@pytest.mark.slow
+def test_a_policys_folder_answers_the_prompts(folder, policy_folder):
+    done = run(
+        folder, "--policy", policy_folder, "--limit", 3, "--store", folder / "sampled", "--html", folder / "said.html"
+    )
+    assert done.exit_code == 0, done.output
+    assert re.search(r"causal_lm [^/ ]+ is paid more than the golden response for \S+ %", " ".join(done.stdout.split()))
+    assert "of 24 samples" in " ".join(done.stdout.split())
+    assert "samples of causal_lm" in (folder / "said.html").read_text()
 
 
 def test_numbers_and_texts_are_shortened_for_a_person():
