@@ -276,7 +276,7 @@ def _own_answers(answers: Mapping[int, Mapping[str, Any]]) -> list[str]:
     samples = sum(row["samples"] for row in answers.values())
     above = sum(round(row["above"] * row["samples"]) for row in answers.values() if row["above"] is not None)
     return [
-        f"                 paid more than the documented answer for {above / max(1, samples):.0%} of its own answers "
+        f"                 {above / max(1, samples):.0%} of its own answers are paid more than the documented one "
         f"({above} of {samples},",
         f"                 to {len(answers)} of the questions)",
     ]
