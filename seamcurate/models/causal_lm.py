@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 from seamcurate.models.distinct import distinct
 from seamcurate.models.local import PromptedModel, model_errors
 from seamcurate.models.sampling import LocalSampler
+from seamcurate.progress import note
 
 
 class CausalLM(PromptedModel):
@@ -105,7 +106,13 @@ class CausalLM(PromptedModel):
             ends = weights.model_ends(model)
             form = self.prompt_form(tokenizer, ends)
             closing = {*ends, tokenizer.eos_token_id, form.end} - {None}
-            return LocalSampler(model, tokenizer, form, closing, weights.window(model, tokenizer), self.batch_tokens)
+            window = weights.window(model, tokenizer)
+            sampler = LocalSampler(model, tokenizer, form, closing, window, self.batch_tokens)
+        if sampler.decoders.alone:
+            note(
+                f"{self.title}: answers are sampled one at a time, which is slower: they would change each other in a batch"
+            )
+        return sampler
 
 
 class _LoadedCausalLM:

@@ -45,6 +45,8 @@ deviation, and how many times as much as was seen. Seen: 3e-5 with SmolLM2-135M.
 class Decoder(Protocol):
     """Reads a batch of unfinished answers. Rows are numbered from 0; a new one comes last."""
 
+    most_rows: int
+    """Answers of a batch, at most."""
     exact: bool
     """Whether the logits of a step do not depend on the rest of the batch, not even by rounding."""
 
@@ -517,6 +519,11 @@ class Decoders:
         if self._agrees(cached):
             self.ways.append((cached, alike))
         self.ways.append((UncachedDecoder(model), math.inf))
+
+    @property
+    def alone(self) -> bool:
+        """Tell whether answers are decoded one at a time: their numbers move with what is beside them, or there is no cache."""
+        return self.ways[0][0].most_rows == 1
 
     def saw(self, difference: float) -> None:
         """Take up by how much the logits of a batch differed, as a share of their standard deviation."""

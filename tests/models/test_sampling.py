@@ -10,7 +10,7 @@ import torch
 from architectures import bytewise_tokenizer, save, tiny_config
 
 from seamcurate import CausalLM
-from seamcurate.models import Sample, Sampling, decoding, draws, tokens
+from seamcurate.models import Sample, Sampling, decoding, draws, prefix, tokens
 
 PROMPTS = [
     "how do I sort the list and then merge all of it",
@@ -154,6 +154,18 @@ def test_answers_in_16_bit_are_the_same_to_the_last_bit(policy_folder):
     for _ in range(2):
         some = answers(sampler, [(prompt, shuffled.sample(range(20), 5)) for prompt in shuffled.sample(PROMPTS[:3], 2)])
         assert some == {key: whole[key] for key in some}
+
+
+def test_a_model_whose_numbers_move_with_the_batch_is_sampled_one_answer_at_a_time(
+    policy_folder, whole, monkeypatch, capsys
+):
+    monkeypatch.setattr(prefix.PrefixReader, "_batches_agree", lambda self: False)
+    sampler = CausalLM(path=str(policy_folder), dtype="float32").load_sampler()
+    assert "answers are sampled one at a time, which is slower" in capsys.readouterr().err
+    read = []
+    sampler.model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[0]))
+    some = answers(sampler, [(prompt, range(3)) for prompt in PROMPTS[:2]])
+    assert set(read) == {1} and texts(some) == {key: texts(whole)[key] for key in some}
 
 
 def test_batches_shrink_when_memory_runs_out_and_no_answer_changes(policy_folder, whole):
