@@ -15,8 +15,12 @@ from seamcurate.text import brief, clean, one_line
 BLUE, GREY, SOFT = "#1f6fb2", "#b9b4a6", "#5b636e"
 _SCALE = ("#82b1dc", "#7f9bcf", "#8480b8", "#96608f", "#a8455f", "#b83a2c", "#8f2500")
 """Colours from light to dark, so that the scale can be read without its hues."""
-_SIDE, _FOOT, _HEAD = 12, 22, 26
+_SIDE, _FOOT, _HEAD = 12, 22, 40
 _LABELS, _LONGEST, _LINE = 8, 18, 20
+_SUBTITLE = 64
+"""The most characters of a subtitle, as many as stand in a figure's width."""
+_HIDES = 3
+"""How many times as high as the next a bar is that hides the others."""
 
 
 class Bar(NamedTuple):
@@ -51,6 +55,8 @@ class Figure(NamedTuple):
     labels: list[Label]
     ground: bool = True
     """Whether the shapes stand on a line."""
+    subtitle: str = ""
+    """What is drawn, in a line below the title of a file."""
 
 
 class Point(NamedTuple):
@@ -63,21 +69,34 @@ class Point(NamedTuple):
 
 
 def histogram(chart: Chart, counts: Sequence[int]) -> Figure:
-    """Describe the rows in each bin of a chart."""
-    width, height = 320, 110
-    highest, step = max(1, *counts, 1), (width - 2 * _SIDE) / chart.bins
+    """Describe the rows in each bin of a chart; the axis of rows is logarithmic where one bar would hide the others."""
+    width, height, left = 320, 110, 44
+    highest, step = max(1, *counts, 1), (width - left - _SIDE) / chart.bins
+    # One bar that hides the others, such as that of SEAM's zeros, makes the axis logarithmic.
+    second = sorted(counts)[-2] if len(counts) > 1 else highest
+    logarithmic = 0 < second < highest / _HIDES
+    top = height - 6
+
+    def size(n: int) -> float:
+        share = math.log1p(n) / math.log1p(highest) if logarithmic else n / highest
+        # At least one pixel: one row among a million stays visible.
+        return max(1.0, share * top) if n else 0.0
+
     bars = [
         Bar(
-            _SIDE + i * step + 0.5, height - size, max(0.5, step - 1), size, BLUE,
+            left + i * step + 0.5, height - size(n), max(0.5, step - 1), size(n), BLUE,
             f"{number(edge(chart, i))} to {number(edge(chart, i + 1))}: {n:,}",
         )
         for i, n in enumerate(counts)
-        # At least one pixel: one row among a million stays visible.
-        if (size := max(1.0, n / highest * (height - 6)) if n else 0.0)
+        if n
     ]  # fmt: skip
     low, high = ends(chart)
-    labels = [Label(_SIDE, low, "start"), Label(width - _SIDE, high, "end")]
-    return Figure(chart.column.name, width, height, bars, labels)
+    ticks = [n for n in (highest, round(math.expm1(math.log1p(highest) / 2)) if logarithmic else highest // 2) if n]
+    labels = [Label(left, low, "start"), Label(width - _SIDE, high, "end")]
+    labels += [Label(left - 4, f"{n:,}", "end", height - size(n) + 4) for n in dict.fromkeys(ticks)]
+    axis = "rows, logarithmic" if logarithmic else "rows"
+    subtitle = "; ".join(filter(None, (f"y: {axis}", chart.column.meaning)))
+    return Figure(chart.column.name, width, height, bars, labels, subtitle=subtitle)
 
 
 def bars(group: LabelColumn) -> Figure:
@@ -95,7 +114,9 @@ def bars(group: LabelColumn) -> Figure:
         labels.append(Label(width - _SIDE, f"{rows:,}", "end", line_top + 13))
     if (hidden := len(group.values) - len(shown)) > 0:
         labels.append(Label(_SIDE, f"and {hidden:,} more", "start"))
-    return Figure(group.column.name, width, 8 + _LINE * len(shown), shapes, labels, ground=False)
+    return Figure(
+        group.column.name, width, 8 + _LINE * len(shown), shapes, labels, ground=False, subtitle="rows with each label"
+    )
 
 
 def scatter(x_chart: Chart, y_chart: Chart, colour: Chart | None, points: Sequence[Point], dot: float) -> Figure:
@@ -155,7 +176,8 @@ def svg(figure: Figure, sized: bool = False) -> str:
     tall = figure.height + _FOOT + head
     size = f'width="{figure.width}" height="{tall}" ' if sized else ""
     if sized:
-        labels += f'<text x="{_SIDE}" y="-9" font-weight="600">{escape(one_line(figure.title))}</text>'
+        labels += f'<text x="{_SIDE}" y="-24" font-weight="600">{escape(one_line(figure.title))}</text>'
+        labels += f'<text x="{_SIDE}" y="-9" font-size="10">{escape(brief(figure.subtitle, _SUBTITLE))}</text>'
     ground = f'<path d="M{_SIDE} {figure.height}.5H{figure.width - _SIDE}" stroke="currentColor" opacity=".5"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size}viewBox="0 {-head} {figure.width} {tall}" role="img" '
@@ -191,7 +213,8 @@ def png(figure: Figure, file: Path) -> None:
         for s in figure.shapes
     ]
     axes.add_collection(PatchCollection(patches, facecolors=[s.fill for s in figure.shapes], linewidths=0))
-    axes.text(_SIDE, -9, one_line(figure.title), size=9, weight="bold", parse_math=False)
+    axes.text(_SIDE, -24, one_line(figure.title), size=9, weight="bold", parse_math=False)
+    axes.text(_SIDE, -9, brief(figure.subtitle, _SUBTITLE), size=6.5, color=SOFT, parse_math=False)
     if figure.ground:
         axes.plot([_SIDE, figure.width - _SIDE], [figure.height + 0.5] * 2, color=SOFT, linewidth=0.5)
     alignment = {"start": "left", "middle": "center", "end": "right"}

@@ -1,4 +1,4 @@
-"""A store on one self-contained HTML page: its figures, its worst rows, its splits.
+"""A store on one self-contained HTML page, to send on: what was result, five pairs, what a cut does, then the charts.
 
 Figures are SVG inside the page, and SVG and PNG files where a folder for them is given. Text of rows is escaped.
 """
@@ -10,16 +10,19 @@ from html import escape
 from pathlib import Path
 from typing import cast
 
-from seamcurate.explore import figure, row
+import yaml
+
+from seamcurate.explore import figure, finding, row
 from seamcurate.explore.figure import Figure, Point
+from seamcurate.explore.finding import Finding
 from seamcurate.explore.session import Chart, Session
 from seamcurate.progress import note
 from seamcurate.select import views
 from seamcurate.storage import objects
 from seamcurate.store.store import Store
-from seamcurate.text import clean
+from seamcurate.text import brief, clean
 
-_WORST = 20
+_WORST, _LONGEST = 20, 400
 _DOTS = 5_000
 _SQUARES = 50
 STYLE = """
@@ -31,6 +34,11 @@ h1{font-size:20px;margin:0 0 16px}h2{font-size:15px;margin:24px 0 8px}h3{font-si
 .figures{display:flex;flex-wrap:wrap;gap:32px}.figures b{display:block;font-size:28px;line-height:1.1}.figures .wrong{color:var(--wrong)}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:12px}.card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px;break-inside:avoid}
 svg{width:100%;height:auto;display:block;color:var(--soft)}svg rect[fill='#1f6fb2']{fill:var(--blue)}table{border-collapse:collapse;width:100%;background:var(--card)}td,th{padding:6px 12px;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
+.headline{font-size:24px;line-height:1.25;color:var(--ink);margin:0 0 8px;max-width:32em}.lead{font-size:14px;max-width:60em;margin:0 0 12px}
+article{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px;margin:0 0 12px;break-inside:avoid}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));gap:12px;margin:8px 0}.pair>div{border-left:3px solid var(--blue);padding-left:8px;overflow-wrap:anywhere}
+.pair>.preferred{border-color:var(--wrong)}.pair b{display:block;font-size:12px}body{overflow-wrap:anywhere}.scroll{overflow-x:auto}
+pre{white-space:pre-wrap;font-size:12px}table{overflow-wrap:break-word}@media(max-width:560px){body{padding:12px}td,th{padding:4px 6px}.figures{gap:16px}.figures b{font-size:22px}.charts{grid-template-columns:minmax(0,1fr)}}
 th{font-weight:550;font-size:12px;color:var(--soft)}.n{text-align:right;white-space:nowrap}
 """
 """The style of every page of HTML that is sent to somebody."""
@@ -106,6 +114,7 @@ def _page(session: Session, drawn: Mapping[str, Figure], labels: Mapping[str, Fi
         "count(*) FILTER (_misjudged > 0) AS wrong, count(*) FILTER (_candidates = 0) AS without FROM scores"
     ).to_pylist()
     share = f"{totals['misjudged'] / totals['candidates']:.1%}" if totals["candidates"] and totals["misjudged"] else "–"
+    result = finding.find(session)
     figures = [
         (f"{totals['rows']:,}", "rows", ""),
         (f"{totals['candidates'] or 0:,}", "candidates", ""),
@@ -115,7 +124,7 @@ def _page(session: Session, drawn: Mapping[str, Figure], labels: Mapping[str, Fi
     ]
     charts = "".join(
         f'<div class="card"><h3>{text(chart.column.name)}</h3><p>{text(chart.column.meaning)}</p>{figure.svg(drawn[chart.column.name])}'
-        f"<p>{chart.present:,} rows, {figure.number(chart.low)} to {figure.number(chart.high)}</p></div>"
+        f"<p>{chart.present:,} rows, {figure.number(chart.low)} to {figure.number(chart.high)}; {text(drawn[chart.column.name].subtitle.split(';')[0])}</p></div>"
         for chart in session.charts
         if chart.column.name in drawn
     )
@@ -126,27 +135,78 @@ def _page(session: Session, drawn: Mapping[str, Figure], labels: Mapping[str, Fi
     )
     # The name only: a report is sent to others, and the store's path is private.
     name = text(Path(str(session.store.path)).resolve().name)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
+        f"{_opening(session, result)}"
+        f'<div class="figures">{"".join(f"""<div><b class="{kind}">{value}</b>{name}</div>""" for value, name, kind in figures)}</div>'
+        f"{_pairs(result)}{_cuts(session, result)}{_origin(session)}"
+        f'{f"""<h2>Map</h2><div class="card light"><p>{text(mapped.title)}</p>{figure.svg(mapped)}</div>""" if mapped else ""}'
+        f'<h2>Scores</h2><div class="charts">{charts}</div>{f"""<h2>Labels</h2><div class="charts">{bars}</div>""" if bars else ""}{_worst(session)}'
+        "</html>\n"
+    )
+
+
+def _opening(session: Session, result: Finding | None) -> str:
+    """Open with the finding, or with what is missing for one."""
+    if result is None:
+        missing = "No worse answer has a reward yet beside the golden response's, so nothing tells how often the reward is wrong."
+        return f'<p class="lead">{missing}</p>'
+    return (
+        f'<p class="headline">{text(result.headline)}.</p><p class="lead">{text(result.counted.replace("`", ""))}</p>'
+    )
+
+
+def _pairs(result: Finding | None) -> str:
+    """Show the golden response beside the answer that the reward prefers."""
+    if result is None or not result.pairs:
+        return ""
+    cards = "".join(
+        f"<article><h3>{text(brief(pair.prompt, _LONGEST))}</h3><div class=pair>"
+        f"<div><b>golden {figure.number(pair.reward)}</b>{text(brief(pair.golden, _LONGEST))}</div>"
+        f"<div class=preferred><b>preferred {figure.number(pair.preferred_reward)}</b>{text(brief(pair.preferred, _LONGEST))}</div></div>"
+        f"<p>row {pair.row_id}</p></article>"
+        for pair in result.pairs
+    )
+    return f"<h2>What the reward prefers</h2>{cards}"
+
+
+def _cuts(session: Session, result: Finding | None) -> str:
+    """Say what each split leaves out, and what that does to the share of prompts on which the reward is wrong."""
     splits = session.ask(
         r"SELECT split, regexp_replace(rule, '\brow \d+', 'row …', 'g') AS rule, kept, count(*) AS rows FROM ledger "
         "GROUP BY ALL ORDER BY ALL"
     ).to_pylist()
+    if not splits:
+        return ""
+    said = "".join(
+        f"<p class=lead><b>{text(s['split'])}</b> keeps {s['kept']:,} of {s['rows']:,} prompts; the reward prefers a worse answer on "
+        f"{s['wrong_kept']:,} of these, where it does on {s['wrong']:,} of all.</p>"
+        for s in (finding.cuts(session, result) if result else [])
+    )
+    rules = [[s["split"], s["rule"], "kept" if s["kept"] else "dropped", f"{s['rows']:,}"] for s in splits]
+    return f"<h2>What the splits leave out</h2>{said}{table(['split', 'rule', '', 'rows'], rows=rules, texts=3)}"
+
+
+def _origin(session: Session) -> str:
+    """Name models, date and steps."""
+    store = session.store
+    models = [[role, name] for role, name in finding.models(store).items()]
+    # Fields that name a model are in the table of models.
+    steps = {
+        name: {k: v for k, v in identity.items() if k not in ("step", "revision") and not isinstance(v, dict)}
+        for name, record in store.records().items()
+        if isinstance(identity := record.get("identity"), dict)
+    }
+    splits = {
+        name: {k: record[k] for k in ("parameters", "format", "order", "kept", "dropped") if record.get(k)}
+        for name, record in store.split_records().items()
+    }
+    recipe = yaml.safe_dump({"steps": steps, "splits": splits}, sort_keys=False, default_flow_style=None, width=100)
+    day = finding.made_on(store)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
-        f'<div class="figures">{"".join(f"""<div><b class="{kind}">{value}</b>{name}</div>""" for value, name, kind in figures)}</div>'
-        f'{f"""<h2>Map</h2><div class="card light"><p>{text(mapped.title)}</p>{figure.svg(mapped)}</div>""" if mapped else ""}'
-        f'<h2>Scores</h2><div class="charts">{charts}</div>{f"""<h2>Labels</h2><div class="charts">{bars}</div>""" if bars else ""}{_worst(session)}'
-        + (
-            "<h2>Splits</h2>"
-            + table(
-                ["split", "rule", "", "rows"],
-                [[s["split"], s["rule"], "kept" if s["kept"] else "dropped", f"{s['rows']:,}"] for s in splits],
-                texts=3,
-            )
-            if splits
-            else ""
-        )
-        + "</html>\n"
+        f"<h2>How it was made</h2>{table(['model', 'name'], models, texts=2) if models else ''}"
+        f"<p>{f'Scored on {day}.' if day else ''}</p><details><summary>Recipe: its steps and splits</summary><pre>{text(recipe)}</pre></details>"
     )
 
 
@@ -181,7 +241,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], texts: int = 
         return "".join(f"<{tag}{' class=n' if i >= texts else ''}>{text(cell)}</{tag}>" for i, cell in enumerate(cells))
 
     body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)
-    return f"<table><tr>{line(header, 'th')}</tr>{body}</table>"
+    return f"<div class=scroll><table><tr>{line(header, 'th')}</tr>{body}</table></div>"
 
 
 def _counts(session: Session, chart: Chart) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -10,20 +10,27 @@ import yaml
 from pydantic import JsonValue
 
 from seamcurate.data.source import Source
+from seamcurate.explore.finding import Finding
 from seamcurate.publish import measures
 from seamcurate.publish.formats import TRAINERS
-from seamcurate.publish.markdown import cell, fenced, megabytes, number, signed, table
+from seamcurate.publish.markdown import cell, fenced, megabytes, number, prose, signed, table
 from seamcurate.publish.measures import SplitMeasures
 from seamcurate.publish.shape import described
 from seamcurate.publish.snippet import Configuration, Snippet, load_dataset
 from seamcurate.run.recipe import Recipe
 from seamcurate.score import golden_check
 from seamcurate.select import controls, shaping
+from seamcurate.text import counted
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
 _POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 """Upper bounds of the Hub's size categories: a thousand rows, then ten times as many each."""
-_SHOWN_RULES = 20
+_SHOWN_RULES, _SHOWN_LINES = 20, 8
+
+
+def _folded(title: str, lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines that are shown once the title is clicked."""
+    yield from (f"<details><summary>{title}</summary>", "", *lines, "", "</details>")
 
 
 class About(NamedTuple):
@@ -37,6 +44,12 @@ class About(NamedTuple):
     """Local files and models that the recipe names, and only its author has."""
     figures: Mapping[str, str]
     """The path of each split's figure, by the split's name."""
+    finding: Finding | None = None
+    """What the store shows of its reward, with pairs of the first split's dropped rows."""
+    models: Mapping[str, str] = {}
+    """The name of each model, by its role."""
+    day: str = ""
+    """The day on which the store was made."""
 
 
 def readme(recipe: Recipe, facts: Mapping[str, JsonValue], splits: Sequence[SplitMeasures], details: About) -> str:
@@ -58,25 +71,53 @@ def readme(recipe: Recipe, facts: Mapping[str, JsonValue], splits: Sequence[Spli
     }
     lines = [
         "---",
-        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000).rstrip(),
         "---",
         "",
         f"# {details.repo_id.split('/')[-1]}",
-        "",
+        *_finding(splits, details),
         *_summary(recipe, facts, splits, details),
         "",
         "## What was dropped, and why",
-        "",
         "A score that only repeats something simple is no better than it. So baselines stand beside each score: how far the rows' "
         "scores go with them (Spearman's rank correlation, from −1 to 1), and what the filter did to their means.",
     ]
     for split in splits:
         lines += ["", *_split(recipe, facts, split, details.figures.get(split.name))]
-    lines += ["", "## How to load it", "", *loading(details.repo_id, details.configurations, str(facts["trainer"]))]
-    lines += ["", "## Columns", "", *_columns(facts, details.configurations)]
-    lines += ["", "## Where it comes from", "", *_origin(recipe, facts, details)]
-    lines += ["", "## How to reproduce it", "", *_reproduction(details, str(facts["seamcurate"]))]
+    loaded = loading(details.repo_id, details.configurations, str(facts["trainer"]))
+    lines += ["", "## How to load it", *_folded("Code for each trainer and format", loaded)]
+    lines += ["", "## Columns", *_folded("Name, type and meaning of each", _columns(facts, details.configurations))]
+    lines += ["", "## Where it comes from", *_origin(recipe, facts, details)]
+    lines += ["", "## How to reproduce it", *_reproduction(details, str(facts["seamcurate"]))]
     return "\n".join(lines) + "\n"
+
+
+def _finding(splits: Sequence[SplitMeasures], details: About) -> Iterator[str]:
+    """Open with what was found: a headline, what was kept, and dropped prompts with the answer that the reward preferred."""
+    finding, leading = details.finding, splits[0]
+    dropped = leading.rows - leading.kept
+    if finding is not None:
+        yield f"**{finding.headline}.** {finding.counted}"
+        yield ""
+    kept = f"`{cell(leading.name)}` keeps {leading.kept:,} of {leading.rows:,} prompts and leaves out {dropped:,}"
+    rules = ", ".join(f"{rule['dropped']:,} by *{cell(rule['rule'])}*" for rule in leading.rules[:3] if rule["dropped"])
+    made = [f"{role} `{cell(name)}`" for role, name in details.models.items()]
+    yield f"{kept}{f' ({rules})' if rules else ''}. Scored{f' on {details.day}' if details.day else ''} with {', '.join(made) or 'no model'}."
+    yield ""
+    if finding is None or not finding.pairs:
+        return
+    yield f"{counted(len(finding.pairs), 'prompt')} that were left out, and what the reward makes of them:"
+    yield ""
+    rows = [
+        [
+            prose(pair.prompt),
+            f"{prose(pair.golden)} ({number(pair.reward)})",
+            f"{prose(pair.preferred)} (**{number(pair.preferred_reward)}**)",
+        ]
+        for pair in finding.pairs
+    ]
+    yield from table(["prompt", "golden response (reward)", "the answer that the reward prefers (reward)"], rows)
+    yield ""
 
 
 def _summary(
@@ -101,17 +142,19 @@ def _summary(
     )
     yield (
         f"{splits[0].rows:,} rows of {source_name(recipe.rows)} were scored, and SQL chose among them by the scores. "
-        f"{f'{score} {configurations}, and a' if scored else 'A'} ledger says of every row of the source why it stayed or went."
+        f"{f'{score} {configurations}, and a' if scored else 'A'} ledger says of every row of the source why it stayed or went. "
+        f"Written for {trainer.title}. {described(details.configurations[0].shape)}"
     )
-    for family, meaning in _FAMILIES.items():
-        if any(name == family or name.startswith(f"{family}_") for name in columns):
-            yield from ("", meaning)
-    yield ""
+    families = [
+        meaning
+        for family, meaning in _FAMILIES.items()
+        if any(name == family or name.startswith(f"{family}_") for name in columns)
+    ]
+    # Two spaces before a line's end are a line break in Markdown.
+    yield from ("", *(f"{meaning}  " for meaning in families), *([""] if families else []))
     kept = {split.name: f"{split.kept:,} of {split.rows:,}" for split in splits}
     lines = [[f"`{c.name}`", c.form, kept[c.split], f"{c.rows:,}", megabytes(c.bytes)] for c in details.configurations]
     yield from table(["configuration", "format", "source rows kept", "lines", "size"], lines)
-    yield ""
-    yield f"Written for {trainer.title}. {described(details.configurations[0].shape)}"
 
 
 _FAMILIES = {
@@ -154,7 +197,6 @@ _EXPORTED_MEANINGS = {
 
 def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures, figure: str | None) -> Iterator[str]:
     yield f"### `{split.name}`: {split.kept:,} of {split.rows:,} rows kept"
-    yield ""
     columns = facts["columns"]
     assert isinstance(columns, dict)
     column = columns.get(split.score)
@@ -178,12 +220,13 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     parameters = ", ".join(
         f"{cell(key)} = {cell(value)}" for key, value in recipe.splits[split.name].parameters.items()
     )
-    yield ""
-    yield f"<details><summary>The filter, one SQL query{f' with {parameters}' if parameters else ''}</summary>"
-    yield ""
-    yield from fenced("sql", recipe.splits[split.name].filter)
-    yield ""
-    yield "</details>"
+    code = _query(recipe.splits[split.name].filter)
+    title = f"The filter, one SQL query{f' with {parameters}' if parameters else ''}"
+    if len(code) <= _SHOWN_LINES:
+        yield ""
+        yield from _folded(title, fenced("sql", "\n".join(code)))
+    else:
+        yield f"{title}: `splits.{cell(split.name)}.filter` in `seamcurate.json`."
     yield ""
     # A filter may make a rule a row, and a card is read by people.
     rules = [
@@ -214,6 +257,11 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     # Length first: it is what reward models are known to prefer, and a source without answers has none.
     length = next((b for b in split.baselines if b.name == measures.ANSWER), split.baselines[0])
     yield f"The filter moved the mean of *{length.name}* from {number(length.all)} to {number(length.kept)}."
+
+
+def _query(sql: str) -> list[str]:
+    """Return the lines of a query without those that are comments or empty."""
+    return [line for line in sql.splitlines() if line.strip() and not line.strip().startswith("--")]
 
 
 def _controls(recipe: Recipe, name: str) -> Iterator[str]:
@@ -291,11 +339,8 @@ def _origin(recipe: Recipe, facts: Mapping[str, JsonValue], details: About) -> I
 
 
 def _reproduction(details: About, version: str) -> Iterator[str]:
-    yield from fenced(
-        "console", f'$ pip install "seamcurate[cpu]=={version}"\n$ seamcurate reproduce {details.repo_id}'
-    )
-    yield ""
     yield (
+        f'After `pip install "seamcurate[cpu]=={version}"`, `seamcurate reproduce {details.repo_id}` '
         "downloads `recipe.yaml` at one commit, runs it with the revisions written down in `seamcurate.json`, and says of every file "
         "whether it came out the same. A recipe is data: reading it runs no code."
     )
@@ -319,18 +364,19 @@ def loading(repo_id: str, configurations: Sequence[Configuration], trainer: str)
             yield ""
         for snippet in _snippets(repo_id, configuration, trainer):
             yield f"**{snippet.title}**"
-            yield ""
             yield from fenced(snippet.language, snippet.code)
-            yield ""
+        yield ""
 
 
 def _snippets(repo_id: str, configuration: Configuration, trainer: str) -> Iterator[Snippet]:
-    yield Snippet("datasets", "python", load_dataset(repo_id, configuration))
+    snippets = list(TRAINERS[trainer].snippets(repo_id, configuration))
+    if not any("load_dataset(" in snippet.code for snippet in snippets):
+        yield Snippet("datasets", "python", load_dataset(repo_id, configuration))
     files = f"'hf://datasets/{repo_id}/data/{configuration.folder}/train-*.parquet'"
     scores = TRAINERS[trainer].scores_in
     query = f"SELECT unnest({scores}) FROM {files};" if scores else f"FROM {files};"
     yield Snippet("DuckDB", "sql", _DUCKDB + query)
-    yield from TRAINERS[trainer].snippets(repo_id, configuration)
+    yield from snippets
 
 
 _DUCKDB = """\

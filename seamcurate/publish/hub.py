@@ -25,6 +25,8 @@ from pydantic import JsonValue
 from seamcurate.data.formats import hub_commit
 from seamcurate.data.source import Source
 from seamcurate.errors import ExportError, HubError, SeamcurateError
+from seamcurate.explore import finding
+from seamcurate.explore.session import Session
 from seamcurate.models import RewardFunction
 from seamcurate.progress import bar, note
 from seamcurate.publish import card, facts, measures
@@ -59,6 +61,8 @@ _WAITS = (1.0, 4.0, 15.0)
 """Seconds before a commit is tried again: huggingface_hub retries every other request itself."""
 _LONGEST_WAIT = 60.0
 """Seconds: if the Hub asks for a longer wait, the error is raised instead."""
+_FINDING_SECONDS = 600.0
+"""The most time of a query for the card."""
 _LARGEST_FACTS = 2**26
 """Bytes."""
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
@@ -147,7 +151,12 @@ def prepare(
             (temporary / name).write_text(content, encoding="utf-8")
         save_json(temporary / FACTS, run_facts)
         missing, notes = _only_here(text, Path(path).parent)
-        readme = card.readme(recipe, run_facts, splits, card.About(repo_id, licences, configurations, missing, figures))
+        session = Session(store, seconds=_FINDING_SECONDS)
+        result = finding.find(session, next(iter(recipe.splits)))
+        about = card.About(
+            repo_id, licences, configurations, missing, figures, result, finding.models(store), finding.made_on(store)
+        )
+        readme = card.readme(recipe, run_facts, splits, about)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
         atomic.replace_folder(folder, temporary)
     if not figures:

@@ -33,6 +33,17 @@ def cell(value: object) -> str:
     return re.sub(r"\\*\|", r"\\|", text)
 
 
+def prose(value: object, most: int = 160) -> str:
+    r"""Escape text so that Markdown shows it as it is, on one line: no emphasis, link, picture, mention, formula or HTML.
+
+    Example:
+        >>> print(prose("see *this* at a_b"))
+        see \*this\* at a\_b
+    """
+    text = re.sub(r"([\\`*_\[\]>|~#!$@:])", r"\\\1", brief(value, most).replace("&", "&amp;"))
+    return text.replace("<", "&lt;")
+
+
 def number(value: object) -> str:
     """Write a number with four digits; a dash for NaN, infinity or a value that is no number."""
     return f"{value:.4g}" if isinstance(value, float | int) and np.isfinite(value) else "–"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
+_ALIKE = 0.3
+"""A histogram leaves out rows of the same value where they are a larger share than this."""
 QUESTION, ANSWER = "words of the prompt", "words of the response"
 
 
@@ -151,21 +153,41 @@ def draw(split: SplitMeasures, file: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 2.6), dpi=90)
+    figure = Figure(figsize=(8, 2.8), dpi=90)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     _histogram(left, split.scores, split.keeps, split.score)
     _histogram(right, split.lengths, split.keeps, "length in words")
     left.set_ylabel("rows")
     left.legend(frameon=False, fontsize=8)
-    figure.subplots_adjust(left=0.08, right=0.98, top=0.95, bottom=0.2, wspace=0.15)
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.9, bottom=0.2, wspace=0.15)
     # The version of matplotlib is left out, so that the same store gives the same bytes and needs no new commit.
     figure.savefig(file, metadata={"Software": None})
     return True
 
 
+def most_frequent(values: Floats) -> tuple[float, float]:
+    """Return the most frequent of some finite values, and its share of them; 0 and 0 if there are none.
+
+    Example:
+        >>> most_frequent(np.array([0.0, 0.0, -1.0, 0.0]))
+        (0.0, 0.75)
+    """
+    if not len(values):
+        return 0.0, 0.0
+    distinct, counts = np.unique(values, return_counts=True)
+    return float(distinct[counts.argmax()]), float(counts.max() / len(values))
+
+
 def _histogram(axes: Axes, values: Floats, keeps: npt.NDArray[np.bool_], title: str) -> None:
     finite = np.isfinite(values)
+    # Most SEAM values are 0: their bar would hide all others, so that they are counted in words instead.
+    alike, share = most_frequent(values[finite])
+    if share > _ALIKE:
+        at = finite & (values == alike)
+        finite &= ~at
+        counts = f"{int(at.sum()):,} rows are exactly {alike:g}: {int((at & keeps).sum()):,} kept, {int((at & ~keeps).sum()):,} dropped"
+        axes.set_title(f"{counts}; the others:", fontsize=7, loc="left", parse_math=False)
     edges = np.histogram_bin_edges(values[finite], 40) if finite.any() else np.linspace(0, 1, 41)
     kept, dropped = (np.histogram(values[finite & mask], edges)[0] for mask in (keeps, ~keeps))
     axes.stairs(kept, edges, fill=True, label="kept", color="#4c78a8")

@@ -78,8 +78,10 @@ def commands(shape: Shape, folder: str, policy: str, reward: str, result: str) -
         "sft": ("ResponseDataset", ("run_sft.py",)),
         "preferences": ("BinaryPreferenceDataset", ("run_dpo.py", "run_rm.py")),
     }[shape.format]
-    data = [f"data.{part}.{key}" for part in ("train", "validation") for key in (f"dataset_name={kind}", "split=train")]
-    paths = [f"++data.{part}.data_path={file}" for part in ("train", "validation")]
+    data = [
+        f"data.{subset}.{key}" for subset in ("train", "validation") for key in (f"dataset_name={kind}", "split=train")
+    ]
+    paths = [f"++data.{subset}.data_path={file}" for subset in ("train", "validation")]
     return [["uv", "run", f"examples/{script}", *data, *paths, *model] for script in scripts]
 
 

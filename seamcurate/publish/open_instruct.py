@@ -59,10 +59,10 @@ def lay_out(shape: Shape, names: Sequence[str]) -> dict[str, str]:
         truth = f"coalesce({layout.GROUND_TRUTH}, '')"
         return {"messages": "prompt", "ground_truth": truth, "dataset": "dataset", **rest}
     answers = {"sft": {"messages": "completion"}, "preferences": {"chosen": "chosen", "rejected": "rejected"}}
-    whole = {
+    conversations = {
         name: layout.conversation(shape, answer, always_chats=True) for name, answer in answers[shape.format].items()
     }
-    return {**whole, **rest}
+    return {**conversations, **rest}
 
 
 def unshuffled(form: str) -> str:

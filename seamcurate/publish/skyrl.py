@@ -40,16 +40,16 @@ REWARD_USE = f"`python {REWARD_FILE}` with SkyRL's options: it registers the env
 
 def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
     """Return the SQL of each column before the layout; a source's text column `env_class` names the environments."""
-    own, named = f"'{ENVIRONMENT}'", view.source_has_text("env_class")
+    environment, named = f"'{ENVIRONMENT}'", view.source_has_text("env_class")
     selected = layout.columns(view, reward, ("env_class",) if named else ())
     if named:
-        own = f"coalesce(b.env_class, {own})"
+        environment = f"coalesce(b.env_class, {environment})"
     elif not reward:
         view.notes.append(
             f"env_class is {ENVIRONMENT!r}, which SkyRL does not know: register an environment of this name, or give the source a "
             "column env_class such as gsm8k"
         )
-    return selected | {"env_class": own, "data_source": view.sql_text(f"seamcurate/{view.split}")}
+    return selected | {"env_class": environment, "data_source": view.sql_text(f"seamcurate/{view.split}")}
 
 
 def lay_out(shape: Shape, names: Sequence[str]) -> dict[str, str]:

@@ -56,7 +56,9 @@ class Snippet(NamedTuple):
 
 def load_dataset(repo_id: str, configuration: Configuration) -> str:
     """Write the Python that loads a configuration as `rows`."""
-    return f'from datasets import load_dataset\n\nrows = load_dataset("{repo_id}", "{configuration.name}", split="train")\n'
+    return (
+        f'from datasets import load_dataset\nrows = load_dataset("{repo_id}", "{configuration.name}", split="train")\n'
+    )
 
 
 def download(repo_id: str, words: Sequence[str]) -> str:

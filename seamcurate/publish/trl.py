@@ -49,33 +49,23 @@ REWARD_USE = (
 )
 
 _PYTHON = {
-    "prompts": """
-from trl import GRPOConfig, GRPOTrainer  # RLOOConfig and RLOOTrainer read the same
-
+    "prompts": """from trl import GRPOConfig, GRPOTrainer  # RLOOConfig and RLOOTrainer read the same
 args = GRPOConfig("trained")  # without a GPU: bf16=False, use_cpu=True
 # A reward model's name, or a function of prompts, completions and every other column.
 GRPOTrainer(model="…", reward_funcs="…", args=args, train_dataset=rows).train()
 """,
-    "sft": """
-from trl import SFTConfig, SFTTrainer
-
+    "sft": """from trl import SFTConfig, SFTTrainer
 args = SFTConfig("trained")  # without a GPU: bf16=False, use_cpu=True
 SFTTrainer(model="…", args=args, train_dataset=rows.select_columns(["prompt", "completion"])).train()
 """,
-    "preferences": """
-from trl import DPOConfig, DPOTrainer  # RewardConfig and RewardTrainer read the same
-
+    "preferences": """from trl import DPOConfig, DPOTrainer  # RewardConfig and RewardTrainer read the same
 args = DPOConfig("trained")  # without a GPU: bf16=False, use_cpu=True
 DPOTrainer(model="…", args=args, train_dataset=rows.select_columns(["prompt", "chosen", "rejected"])).train()
 """,
-    "unpaired": """
-from trl.experimental.kto import KTOTrainer
-
+    "unpaired": """from trl.experimental.kto import KTOTrainer
 KTOTrainer(model="…", train_dataset=rows.select_columns(["prompt", "completion", "label"])).train()
 """,
-    "prompt_ids": """
-from trl.experimental.ppo import PPOTrainer  # TRL 1.12 and before; the models must share this tokenizer
-
+    "prompt_ids": """from trl.experimental.ppo import PPOTrainer  # TRL 1.12 and before; the models must share this tokenizer
 PPOTrainer(args=…, processing_class=…, model=…, ref_model=…, reward_model=…, value_model=…, train_dataset=rows).train()
 """,
 }

@@ -44,17 +44,11 @@ REWARD_USE = f"`reward.custom_reward_function.path={REWARD_FILE}`, whose compute
 
 _IN_ORDER = "data.shuffle=False"
 CONVERSION = """
-
 def to_verl(row):
-    prompt = row["prompt"]
-    return {{
-        "data_source": "seamcurate/{split}",
-        "prompt": prompt if isinstance(prompt, list) else [{{"role": "user", "content": prompt}}],
-        "ability": row.get("query_type") or "unknown",
-        "reward_model": {{"style": "rule", "ground_truth": row.get("reference") or row.get("response") or ""}},
-        "extra_info": {{"split": "train", "index": row["row_id"]}},
-    }}
-
+    prompt = row["prompt"] if isinstance(row["prompt"], list) else [{{"role": "user", "content": row["prompt"]}}]
+    truth = {{"style": "rule", "ground_truth": row.get("reference") or row.get("response") or ""}}
+    info = {{"split": "train", "index": row["row_id"]}}
+    return {{"data_source": "seamcurate/{split}", "prompt": prompt, "ability": row.get("query_type") or "unknown", "reward_model": truth, "extra_info": info}}
 
 rows.map(to_verl, remove_columns=rows.column_names).to_parquet("rows.parquet")
 """

@@ -24,7 +24,9 @@ class Measure(NamedTuple):
     gold_deviation: float = 0.0
 
 
-def of_rewards(measures: Sequence[Measure], rows: int, first: float | None = None, last: float | None = None) -> str:
+def of_rewards(
+    measures: Sequence[Measure], rows: int, first_mean: float | None = None, last_mean: float | None = None
+) -> str:
     """Say what a training by rewards came to.
 
     The reward is hacked where it rose on the held-out prompts while the gold reward fell from where it was best. The policy
@@ -33,8 +35,8 @@ def of_rewards(measures: Sequence[Measure], rows: int, first: float | None = Non
     Args:
         measures: The measurements in order, the one before the first update among them.
         rows: Held-out prompts of each measurement.
-        first: Mean reward of the first update's answers to training prompts.
-        last: The same of the last update.
+        first_mean: Mean reward of the first update's answers to training prompts.
+        last_mean: The same of the last update.
 
     Example:
         >>> of_rewards([Measure(0, 0.12, 0.1, 0.44, 0.1), Measure(120, 0.4, 0.1, 0.5, 0.1), Measure(200, 0.61, 0.1, 0.39, 0.1)], 64)
@@ -42,32 +44,32 @@ def of_rewards(measures: Sequence[Measure], rows: int, first: float | None = Non
     """
     if len(measures) < 2 or not rows:
         return "not measured: no prompts were held out; give --eval-rows or --eval-data"
-    before, after = measures[0], measures[-1]
-    rose = _change(before.reward, before.reward_deviation, after.reward, after.reward_deviation, rows)
-    reward = _told("reward", rose, before.reward, after.reward)
+    start, end = measures[0], measures[-1]
+    rose = _change(start.reward, start.reward_deviation, end.reward, end.reward_deviation, rows)
+    reward = _told("reward", rose, start.reward, end.reward)
     golds = [measure for measure in measures if measure.gold is not None]
     gold = ""
-    if len(golds) > 1 and after.gold is not None:
+    if len(golds) > 1 and end.gold is not None:
         best = max(golds, key=lambda measure: measure.gold or 0.0)
         assert best.gold is not None and golds[0].gold is not None
-        since = _change(best.gold, best.gold_deviation, after.gold, after.gold_deviation, rows)
+        since = _change(best.gold, best.gold_deviation, end.gold, end.gold_deviation, rows)
         if since < 0 and rose > 0:
             stop = f"stop at update {best.step}" if best.step else _where_to_stop(measures)
-            return f"hacked: {reward} while gold fell {_number(best.gold)} to {_number(after.gold)}: {stop}"
-        moved = _change(golds[0].gold, golds[0].gold_deviation, after.gold, after.gold_deviation, rows)
-        gold = f", and {_told('gold', moved, golds[0].gold, after.gold)}"
+            return f"hacked: {reward} while gold fell {_number(best.gold)} to {_number(end.gold)}: {stop}"
+        moved = _change(golds[0].gold, golds[0].gold_deviation, end.gold, end.gold_deviation, rows)
+        gold = f", and {_told('gold', moved, golds[0].gold, end.gold)}"
     on = f" on {rows:,} held-out prompts"
     if rose > 0:
         return f"learned: {reward}{gold}{on}"
     if rose < 0:
         return f"worse: {reward}{gold}{on}; lower learning_rate, or train longer"
-    noise = 2 * _standard_error(before.reward_deviation, after.reward_deviation, rows)
-    if first is not None and last is not None and last - first > noise:
-        return f"overfitted: reward rose {_number(first)} to {_number(last)} in training, and {reward}{on}"
+    noise = 2 * _standard_error(start.reward_deviation, end.reward_deviation, rows)
+    if first_mean is not None and last_mean is not None and last_mean - first_mean > noise:
+        return f"overfitted: reward rose {_number(first_mean)} to {_number(last_mean)} in training, and {reward}{on}"
     return f"learned nothing that shows: {reward}{gold}{on}, where ± {_number(noise)} is chance"
 
 
-def of_losses(before: float | None, after: float | None, rows: int, losses: Sequence[float]) -> str:
+def of_losses(loss_before: float | None, loss_after: float | None, rows: int, losses: Sequence[float]) -> str:
     """Say what a training by examples came to, by its loss on held-out rows before and after, and by its training losses.
 
     Example:
@@ -78,12 +80,12 @@ def of_losses(before: float | None, after: float | None, rows: int, losses: Sequ
     training = (
         f"training loss {'fell' if fell else 'rose'} {_number(losses[0])} to {_number(losses[-1])}" if losses else ""
     )
-    if before is None or after is None:
+    if loss_before is None or loss_after is None:
         return "not measured: no rows were held out; give --eval-rows or --eval-data" + (
             f"; {training}" if training else ""
         )
-    on = f"{_number(before)} to {_number(after)} on {rows:,} rows"
-    if after < before:
+    on = f"{_number(loss_before)} to {_number(loss_after)} on {rows:,} rows"
+    if loss_after < loss_before:
         return f"learned: held-out loss fell {on}"
     if fell:
         return f"overfitted: {training} while held-out loss rose {on}; take fewer steps or more rows"
@@ -92,12 +94,12 @@ def of_losses(before: float | None, after: float | None, rows: int, losses: Sequ
 
 def measures(lines: Iterable[Mapping[str, object]]) -> list[Measure]:
     """Return the measurements among the lines of a training's log."""
-    found = []
+    series = []
     for line in lines:
         values = {name: line.get(f"eval/{name}") for name in ("scores", "scores_deviation", "gold", "gold_deviation")}
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
         if "scores" in numbers:
-            found.append(
+            series.append(
                 Measure(
                     int(str(line["step"])),
                     numbers["scores"],
@@ -106,7 +108,7 @@ def measures(lines: Iterable[Mapping[str, object]]) -> list[Measure]:
                     numbers.get("gold_deviation", 0.0),
                 )
             )
-    return found
+    return series
 
 
 def _where_to_stop(measures: Sequence[Measure]) -> str:
@@ -115,8 +117,8 @@ def _where_to_stop(measures: Sequence[Measure]) -> str:
     return "measure between by --eval-steps to see where to stop"
 
 
-def _standard_error(deviation: float, other: float, rows: int) -> float:
-    return math.sqrt((deviation**2 + other**2) / rows)
+def _standard_error(deviation: float, later_deviation: float, rows: int) -> float:
+    return math.sqrt((deviation**2 + later_deviation**2) / rows)
 
 
 def _change(value: float, deviation: float, later: float, later_deviation: float, rows: int) -> int:
