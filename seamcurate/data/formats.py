@@ -1,4 +1,4 @@
-"""Files and Hub data sets as Arrow tables or lines, with a reason for each row that cannot be read.
+"""Files as Arrow tables or lines, with a reason for each row that cannot be read.
 
 One rule: a mistake in one row is raised as `Reject`, and its text is kept with the row; a mistake in a whole file or
 column is a `SourceError` that names it.
@@ -15,7 +15,6 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -65,13 +64,15 @@ class ParsedLine(NamedTuple):
     """A possible fault in the row's text, such as invalid UTF-8; None where there is none."""
 
 
-class _CsvLine(NamedTuple):
+class CsvLine(NamedTuple):
+    """One record of a CSV file."""
+
     header: list[str]
     fields: list[str]
     error: str | None
 
 
-SourceLine: TypeAlias = bytes | _CsvLine
+SourceLine: TypeAlias = bytes | CsvLine
 
 
 def word(value: object) -> str:
@@ -443,7 +444,7 @@ def csv_lines(path: Path, encoding: str | None = None, delimiter: str | None = N
         except csv.Error as broken:
             fields, error = [first_line_text], str(broken).replace("unexpected end of data", "a quote is never closed")
         if header and fields:
-            yield _CsvLine(header, fields, error)
+            yield CsvLine(header, fields, error)
         elif fields:
             header = fields
             refuse_twins(header, path)
@@ -456,7 +457,7 @@ def csv_lines(path: Path, encoding: str | None = None, delimiter: str | None = N
 def csv_names(records: Iterable[Iterator[SourceLine]]) -> list[str]:
     """List the columns of CSV files, by the records of each."""
     firsts = (next(of_file, None) for of_file in records)
-    return list(dict.fromkeys(chain.from_iterable(line.header for line in firsts if isinstance(line, _CsvLine))))
+    return list(dict.fromkeys(chain.from_iterable(line.header for line in firsts if isinstance(line, CsvLine))))
 
 
 def table_rows(table: pa.Table) -> Iterator[ParsedLine]:
@@ -477,7 +478,7 @@ def _decoded(value: object) -> object:
     return {name: _decoded(cell) for name, cell in value.items()} if isinstance(value, dict) else value
 
 
-def csv_row(line: _CsvLine) -> ParsedLine:
+def csv_row(line: CsvLine) -> ParsedLine:
     """Take one record as a row, empty fields as None, or raise Reject."""
     if line.error is not None:
         raise Reject(f"line is not CSV: {line.error}")
@@ -487,7 +488,7 @@ def csv_row(line: _CsvLine) -> ParsedLine:
     return ParsedLine({name: field or None for name, field in zip(line.header, line.fields, strict=True)}, doubt)
 
 
-def csv_shown(line: _CsvLine) -> object:
+def csv_shown(line: CsvLine) -> object:
     """Return a record as it is shown among the rejected."""
     fields = [legible(field.encode("utf-8", "surrogateescape")) for field in line.fields]
     return dict(zip(line.header, fields, strict=True)) if len(fields) == len(line.header) else fields
@@ -547,7 +548,7 @@ def csv_types(
     """
     columns: dict[str, _Cells] = {}
     for line in records:
-        if not isinstance(line, _CsvLine) or line.error is not None or len(line.fields) != len(line.header):
+        if not isinstance(line, CsvLine) or line.error is not None or len(line.fields) != len(line.header):
             continue
         for name, cell in zip(line.header, line.fields, strict=True):
             cells = columns.get(name) or columns.setdefault(name, _Cells())
@@ -821,132 +822,3 @@ def arrow_tables(path: Path, skip: int, size: int) -> Generator[pa.Table, None, 
             yield pa.Table.from_batches([batch.slice(start, size)])
         skip = max(0, skip - len(batch))
     return skip
-
-
-# The Hub.
-
-
-_MISFIT = re.compile("Cast|DatasetGeneration|Arrow|Couldn't cast")
-"""Errors of `datasets` and Arrow that are about what the files hold."""
-
-
-def _misfit(error: BaseException) -> str:
-    """Tell in one line what does not fit: the columns that there are, and those that there should be."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(line for line in lines if not line.startswith("-- schema metadata"))[:400]
-
-
-@cache
-def hub_commit(hub: str, revision: str | None) -> str:
-    """Pin a revision once per process, so that all chunks come from one commit."""
-    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
-        return revision
-    from huggingface_hub import HfApi
-
-    with _asking(hub):
-        commit = HfApi().dataset_info(hub, revision=revision).sha
-    if commit is None:
-        raise SourceError(f"Hub data set {hub}: the Hub names no commit; give a revision")
-    return commit
-
-
-@contextmanager
-def _asking(hub: str, difference: Callable[[], str | None] | None = None) -> Iterator[None]:
-    """Say what went wrong when the Hub was asked; `difference` finds out which files differ, and in what."""
-    try:
-        yield
-    except SourceError:
-        raise
-    # What is wrong with the files themselves: columns or types that differ between two of them, a damaged file.
-    except (pa.ArrowException, UnicodeDecodeError, ValueError, TypeError) as error:
-        is_misfit = isinstance(error, pa.ArrowException | UnicodeDecodeError)
-        if not is_misfit and not _MISFIT.search(f"{type(error).__name__} {error}"):
-            raise SourceError(
-                f"Hub data set {hub}: {typed_line(error)}; check the name, the split and the files"
-            ) from error
-        what = (difference() if difference is not None else None) or _misfit(error)
-        raise SourceError(
-            f"Hub data set {hub}: its files do not fit each other: {what}; download them and name them by "
-            "`jsonl`, `csv` or `parquet`, which keep a column of several types, or convert them"
-        ) from error
-    # The client and its transports share no root error.
-    except Exception as error:
-        reason = f"{typed_line(error)}; check the name, the network and your login"
-        if type(error).__name__ == "RepositoryNotFoundError":
-            reason = "no such data set, or no access to it; check the name, or log in with `hf auth login`"
-        raise SourceError(f"Hub data set {hub}: {reason}") from error
-
-
-def hub_tables(
-    hub: str, revision: str | None, name: str | None, data_dir: str | None, split: str, skip: int, size: int
-) -> tuple[pa.Schema, Iterator[pa.Table]]:
-    """Open a Hub data set as a stream of tables, at the commit its revision stands for."""
-    commit = hub_commit(hub, revision)
-    with _asking(hub):
-        from datasets import load_dataset
-
-        # Without hf:// a folder of the same name beside the caller would be read instead.
-        rows = load_dataset(
-            f"hf://datasets/{hub}",
-            name,
-            data_dir=data_dir,
-            split=split,
-            revision=commit,
-            streaming=True,
-        ).with_format("arrow")
-        schema = rows.features.arrow_schema if rows.features else next(iter(rows.iter(1)), pa.table({})).schema
-    fields = pa.schema([column_field(field) for field in schema])
-
-    def tables() -> Iterator[pa.Table]:
-        with _asking(hub, lambda: _difference(hub, commit, name, data_dir, split)):
-            for table in rows.skip(skip).iter(size):
-                if new := set(table.column_names) - set(schema.names):
-                    raise SourceError(f"Hub data set {hub}: columns {new} are not in its first file; convert it")
-                yield table
-
-    return fields, tables()
-
-
-def _difference(hub: str, commit: str, name: str | None, data_dir: str | None, split: str) -> str | None:
-    """Tell by the beginnings of a split's files which one differs from the first, in which column; None where none does."""
-    # The message that this is for must not fail for want of it.
-    with suppress(Exception):
-        from datasets import load_dataset_builder
-        from huggingface_hub import HfFileSystem
-
-        builder = load_dataset_builder(f"hf://datasets/{hub}", name, data_dir=data_dir, revision=commit)
-        paths = [str(path) for path in (builder.config.data_files or {})[split]]
-        first: tuple[str, dict[str, pa.DataType | None]] | None = None
-        for path in paths:
-            with HfFileSystem().open(path, block_size=_LOOKED_AT) as file:
-                types = _beginning(path, file)
-            title = path.partition(f"@{commit}/")[2] or path
-            first = first or (title, types)
-            for column in dict.fromkeys([*first[1], *types]):
-                here, there = _told(column, types), _told(column, first[1])
-                if here != there:
-                    return f"{title} has the column {column!r} {here}, {first[0]} has it {there}"
-    return None
-
-
-def _told(column: str, types: Mapping[str, pa.DataType | None]) -> str:
-    if column not in types:
-        return "not"
-    return "without a value" if types[column] is None else f"as {types[column]}"
-
-
-_LOOKED_AT = 1 << 20
-"""Bytes of a file's beginning that tell its columns."""
-
-
-def _beginning(path: str, file: Any) -> dict[str, pa.DataType | None]:
-    """Return the types of a file's columns, of JSON and CSV by its first lines."""
-    if path.endswith(".parquet"):
-        return {field.name: field.type for field in pq.read_schema(file)}
-    whole_lines = file.read(_LOOKED_AT).splitlines()[:1000]
-    if path.endswith(".csv"):
-        header, *records = csv.reader(line.decode() for line in whole_lines)
-        rows = [_CsvLine(header, record, None) for record in records]
-        kinds = csv_types(rows, {}, (), path)
-        return {column: kinds.get(column, pa.string()) for column in header}
-    return {column: solid(found.kind) for column, found in json_types(whole_lines).items()}

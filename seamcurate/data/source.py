@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer, field_validator, model_validator
 
-from seamcurate.data import chats, formats, layouts, lines
+from seamcurate.data import chats, formats, hub, layouts, lines
 from seamcurate.data.frame import Frame
 from seamcurate.errors import QueryError, SourceError, first_line
 from seamcurate.sql.expressions import Expressions, opened
@@ -226,7 +226,7 @@ class Source(BaseModel):
         exclude = {*KINDS, "revision", *(name for name in _LATER_FIELDS if not getattr(self, name))}
         fields: dict[str, JsonValue] = self.model_dump(mode="json", exclude=exclude)
         if self.hub is not None:
-            return {"hub": self.hub, "commit": formats.hub_commit(self.hub, self.revision), **fields}
+            return {"hub": self.hub, "commit": hub.commit_of(self.hub, self.revision), **fields}
         if self.frame is not None:
             return {"data": [["rows in memory", self.frame.sha256]], **fields}
         paths = self._files()
@@ -440,7 +440,7 @@ class Source(BaseModel):
     def _tables(self, skip: int) -> tuple[pa.Schema, Iterator[pa.Table]]:
         """Open a source that declares its columns before its rows: Parquet, Arrow, another store, or the Hub."""
         if self.hub is not None:
-            fields, tables = formats.hub_tables(
+            fields, tables = hub.tables_of(
                 self.hub, self.revision, self.name, self.data_dir, self.split, skip, self.shard_rows
             )
         elif self.frame is not None and self.frame.table is not None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue
 
-from seamcurate.data.formats import hub_commit
+from seamcurate.data.hub import commit_of
 from seamcurate.data.source import Source
 from seamcurate.errors import ExportError, HubError, SeamcurateError
 from seamcurate.explore import finding
@@ -376,7 +376,7 @@ def _licences(api: HfApi, recipe: Recipe) -> list[str]:
 def _hub_origin(source: Source) -> tuple[str, str] | None:
     """Return the Hub data set and the commit that a source's rows come from, by way of a store too; None for others."""
     if source.hub is not None:
-        return source.hub, hub_commit(source.hub, source.revision)
+        return source.hub, commit_of(source.hub, source.revision)
     recorded = Store(source.store).about.get("source") if source.store is not None else None
     if isinstance(recorded, dict) and "hub" in recorded:
         return str(recorded["hub"]), str(recorded["commit"])
