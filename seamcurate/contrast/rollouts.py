@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -72,8 +72,6 @@ class Rollouts(Step):
     seed: int = 0
     """Another seed gives other samples; the same gives the same on one machine, whatever the batches."""
     policy: PolicyModel | None = None
-
-    rows_per_call: ClassVar[int] = 256
 
     @model_validator(mode="after")
     def _greedy_once(self) -> Self:
