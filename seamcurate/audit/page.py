@@ -76,7 +76,7 @@ def _probe(probe: ProbeResult) -> str:
     gain = "–" if probe.gain is None else signed(probe.gain)
     return (
         f'<tr{" class=exploit" if probe.exploit else ""}><td title="{text(probe.finds)}">{text(probe.probe)}</td>'
-        f'<td>{text(probe.purpose)}</td><td style="white-space:nowrap">{bar}{percent(fault.share)}</td>'
+        f'<td class=what>{text(probe.purpose)}</td><td style="white-space:nowrap">{bar}{percent(fault.share)}</td>'
         f"<td class=n>{interval(fault)}</td><td class=n>{gain}</td><td class=n>{fault.n:,}</td></tr>"
     )
 

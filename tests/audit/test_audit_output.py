@@ -85,6 +85,8 @@ def test_the_page_holds_every_probe_and_escapes_what_rows_hold(found):
     html = page(found)
     assert all(f">{probe.probe}</td>" in html for probe in found.probes)
     assert "<b>" not in html.replace('<b class="', "") and "&lt;b&gt;" in html
+    # A column that narrow screens hide is hidden whole.
+    assert html.count("class=what>") == len(found.probes) + 1
     assert "http" not in html and "<script" not in html
 
 
