@@ -110,16 +110,13 @@ def test_a_named_index_is_a_column_and_another_is_left_out():
 
 
 def test_dicts_may_each_have_other_keys_and_each_its_own_mistake():
-    rows = [{"prompt": "a"}, {"prompt": "b", "late": 1}, {"prompt": 3}, {"prompt": "c", "late": "x"}]
+    rows = [{"prompt": "a"}, {"prompt": "b", "late": 1}, {"prompt": None}, {"prompt": {}, "late": 2}]
     (chunk,) = Source(data=rows).chunks()
     assert chunk.rows.to_pylist() == [
         {"row_id": 0, "prompt": "a", "late": None},
         {"row_id": 1, "prompt": "b", "late": 1},
     ]
-    assert chunk.rejected["reason"].to_pylist() == [
-        "prompt is not text but int64",
-        "wrong type in column late: expected int64, found string",
-    ]
+    assert chunk.rejected["reason"].to_pylist() == ["prompt is null", "prompt is not text but struct"]
 
 
 def test_a_run_resumes_from_the_same_rows_and_refuses_others(tmp_path):

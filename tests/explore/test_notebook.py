@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import re
 import threading
+import time
+from collections.abc import Iterator
 from html.parser import HTMLParser
 
 import httpx
 import pyarrow as pa
 import pytest
+from browser import Browser, executable
 from explorer_client import TOKEN, Client
 
 from seamcurate import FakeModel, LengthIncentive, Recipe, Reward, Source, Split, Store, markup, plan, run_local
@@ -139,6 +144,35 @@ def test_the_explorer_answers_from_a_thread_until_it_is_stopped(finished, page_b
     with pytest.raises(httpx.ConnectError):
         httpx.get(explorer.address)
     assert threading.active_count() <= threads + 1
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    browser = Browser()
+    yield browser
+    browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(executable() is None, reason="Chromium is not installed")
+@pytest.mark.skipif(not (server.PAGE / "index.html").is_file(), reason="the page is not built: `make explorer`")
+def test_a_page_of_another_site_on_this_machine_shows_the_explorer_in_a_frame(finished, browser, tmp_path):
+    explorer = finished.explore()
+    (tmp_path / "notebook.html").write_text(explorer._repr_html_(), encoding="utf-8")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as notebook:
+        threading.Thread(target=notebook.serve_forever, daemon=True).start()
+        try:
+            # To the browser, localhost and 127.0.0.1 are two sites.
+            browser.open(f"http://localhost:{notebook.server_port}/notebook.html")
+            # A page that is refused asks for nothing more; one that is shown asks for its style, its script and the store.
+            state, until = explorer._server.server.server_state, time.monotonic() + 20
+            while state.total_requests < 6 and time.monotonic() < until:
+                time.sleep(0.05)
+            assert state.total_requests >= 6
+        finally:
+            notebook.shutdown()
+            explorer.stop()
 
 
 def test_a_notebook_may_frame_the_page_itself_and_nothing_else(finished, page_built):
