@@ -124,9 +124,13 @@ def _is_of_an_export(file: Path) -> bool:
         return file.read_bytes().startswith(HEAD.encode())
     if file.name in {name for trainer in TRAINERS.values() for name in trainer.beside}:
         return any(mark in file.read_bytes()[:200] for mark in _MARKS)
+    if file.name == LINES_FILE:
+        # Anybody's data may have this name, and no other's lines have a `row_id`.
+        with file.open("rb") as lines:
+            return b'"row_id": ' in lines.readline()
     # Python writes the compiled reward file into __pycache__.
     return (
-        file.name in ("__pycache__", "dropped.parquet", LINES_FILE)
+        file.name in ("__pycache__", "dropped.parquet")
         or re.fullmatch(r"train-\d+-of-\d+\.parquet", file.name) is not None
     )
 

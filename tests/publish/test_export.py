@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import duckdb
@@ -204,6 +205,49 @@ def test_columns_that_a_trainer_keeps_for_itself_are_renamed_and_that_is_said(tm
         "topic": "of topic",
     }
     assert all(f"{name} as source_{name}" in done.note for name in kept) and "topic" not in done.note
+
+
+def test_lines_of_json_replace_those_of_an_export_and_no_other(tmp_path):
+    store = rows_store(tmp_path, [{"prompt": "a", "response": "b", "score": float("nan")}], Split(filter=EVERY))
+    for _ in range(2):
+        done = write_split("nemo-rl", store, "s", tmp_path / "out")
+    (line,) = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
+    assert list(json.loads(line)) == done.columns and json.loads(line)["score"] is None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.jsonl").write_text('{"prompt": "mine"}\n')
+    with pytest.raises(ExportError, match="mine holds other files than an export; name another folder"):
+        write_split("nemo-rl", store, "s", tmp_path / "mine")
+    assert (tmp_path / "mine" / "train.jsonl").read_text() == '{"prompt": "mine"}\n'
+
+
+def test_files_beside_the_rows_are_replaced_where_an_export_wrote_them(tmp_path):
+    store = rows_store(tmp_path, [{"prompt": "a", "response": "b"}], Split(filter=EVERY))
+    for trainer, name in (
+        ("axolotl", "axolotl.yaml"),
+        ("llamafactory", "dataset_info.json"),
+        ("verifiers", "seamcurate_taskset.py"),
+    ):
+        for _ in range(2):
+            write_split(trainer, store, "s", tmp_path / trainer)
+        assert (tmp_path / trainer / name).is_file()
+        (tmp_path / trainer / name).write_text("mine")
+        with pytest.raises(ExportError, match="holds other files than an export"):
+            write_split(trainer, store, "s", tmp_path / trainer)
+
+
+def test_a_trainer_that_reads_one_file_gets_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("seamcurate.publish.files._ROWS_PER_FILE", 2)
+    store = rows_store(tmp_path, [{"prompt": str(i), "response": "b"} for i in range(5)], Split(filter=EVERY))
+    for trainer, files in (("trl", 3), ("slime", 1), ("llamafactory", 1), ("open-instruct", 1)):
+        write_split(trainer, store, "s", tmp_path / trainer)
+        assert len(list((tmp_path / trainer).glob("*.parquet"))) == files
+
+
+def test_a_trainer_that_loads_no_such_format_says_which_it_loads(tmp_path):
+    row = {"prompt": "a", "response": "b", "worse_contrast": [{"response": "c", "similarity": 0.5, "source_row_id": 1}]}
+    store = rows_store(tmp_path, [row], Split(filter=EVERY, format="unpaired"))
+    with pytest.raises(ExportError, match="split s: slime loads no 'unpaired' data; use format prompts, sft"):
+        write_split("slime", store, "s", tmp_path / "out")
 
 
 def test_turns_that_openrlhf_would_look_for_pictures_in_are_counted(tmp_path):
