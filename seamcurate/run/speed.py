@@ -68,8 +68,10 @@ def _timed(step: Rollouts, prompts: Sequence[Prompt], rows: int, written: int) -
     else:
         tokens, as_long = rows * step.n * step.max_tokens, "at most"
     hours = tokens * seconds / drawn / 3600
-    duration = f"{hours:,.1f} hours" if hours >= 0.95 else f"{60 * hours:,.0f} minutes"
+    duration = f"about {hours:,.1f} hours" if hours >= 0.95 else f"about {60 * hours:,.0f} minutes"
+    if 60 * hours < 1:
+        duration = "less than a minute"
     return (
-        f"{step.name}: about {duration} here for {tokens:,.0f} tokens {as_long}; a probe of "
+        f"{step.name}: {duration} here for {tokens:,.0f} tokens {as_long}; a probe of "
         f"{counted(len(samples), 'sample')} gave {drawn / seconds:,.0f} tokens a second"
     )

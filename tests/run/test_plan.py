@@ -105,13 +105,13 @@ def test_a_probe_tells_tokens_and_hours_of_sampling(folder):
     planned = plan(loads(SAMPLED, folder), folder / "store")
     (note,) = (note for note in planned.notes if note.startswith("worse_policy"))
     told = re.fullmatch(
-        r"worse_policy: about (\S+) minutes here for (\S+) tokens if samples are as long as these; a probe of 10 samples "
+        r"worse_policy: less than a minute here for (\S+) tokens if samples are as long as these; a probe of 10 samples "
         r"gave \S+ tokens a second",
         note,
     )
-    assert told and told[1] == "0"
+    assert told
     samples = FakeModel(path="p").samples([(f"how do I sort {i} lists", range(5)) for i in range(2)], Sampling())
-    assert told[2] == f"{sum(sample.tokens for *_, sample in samples) / 10 * 5 * 12:,.0f}"
+    assert told[1] == f"{sum(sample.tokens for *_, sample in samples) / 10 * 5 * 12:,.0f}"
 
 
 @pytest.mark.parametrize(
