@@ -69,8 +69,11 @@ def unpack(file: Path, folder: Path) -> None:
         quantised, _ = gguf_file.open_model(AutoModelForCausalLM, file, torch.float32)
         # A configuration that speaks of GGUF is refused by save_pretrained.
         settings = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
-        model = AutoModelForCausalLM.from_config(type(quantised.config)(**settings), dtype=torch.float16)
-        model.load_state_dict(quantised.state_dict())
+        # On no device: initialising weights that are replaced takes seconds.
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(type(quantised.config)(**settings), dtype=torch.float16)
+        model.load_state_dict({name: value.half() for name, value in quantised.state_dict().items()}, assign=True)
+        model.tie_weights()
         model.generation_config = quantised.generation_config
         model.save_pretrained(new)
     _tokenizer(file).save_pretrained(new)

@@ -218,7 +218,7 @@ def _sample(store: Store, policy: Policy, share: float) -> Sampled:
     data, file = folder / "data" / "sampled.parquet", folder / "rollouts.yaml"
     if not data.is_file():
         with atomic.replacing(data) as temporary:
-            pq.write_table(views.query(store, _SAMPLED.format(rows=max(8, round(share * SAMPLED_ROWS)))), temporary)
+            pq.write_table(views.query(store, _SAMPLED.format(rows=max(5, round(share * SAMPLED_ROWS)))), temporary)
     (golden,) = views.query(store, "SELECT round(median(reward), 2) AS median FROM rows").to_pylist()
     written = ROLLOUTS.format(policy=policy.setting, n=SAMPLES, tokens=SAMPLE_TOKENS, threshold=golden["median"])
     shard.replace(file, written.encode())
