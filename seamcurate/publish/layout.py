@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from seamcurate.errors import ExportError
-from seamcurate.select import views
 from seamcurate.trainers import PROMPT_FORM
 
 if TYPE_CHECKING:
@@ -76,9 +75,14 @@ def text(answer: str, shape: Shape) -> str:
 
 def others(names: Iterable[str], used: Collection[str]) -> dict[str, str]:
     """Return the SQL of the columns that stay as they are."""
+    from seamcurate.select import views
+
     return {name: views.quoted(name) for name in names if name not in used}
 
 
 def struct(fields: Mapping[str, str]) -> str:
     """Return the SQL of a struct; `fields` is the SQL of each field by name."""
+    # Where it is used: the command line reads the trainers' table, and must not wait for Arrow.
+    from seamcurate.select import views
+
     return "{" + ", ".join(f"{views.quoted(name)}: {value}" for name, value in fields.items()) + "}"
