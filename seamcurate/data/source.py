@@ -91,6 +91,7 @@ class Source(BaseModel):
             `{prompt: "instruction || coalesce(chr(10) || input, '')"}`.
         where: An SQL condition over the source's columns; rows that do not meet it are not read, and have no `row_id`.
         drop: Columns to leave out.
+        unanswered: Keep rows whose response is missing or blank, with `response` NULL; by default they are set aside.
         encoding: For `jsonl` and `csv`: the files' encoding, such as `cp1252`; by default what their bytes say.
         delimiter: For `csv`: the character between fields; by default the comma, semicolon, tab or bar that the header has.
         layout: The public layout that the source has, which says what is prompt, response and reference; see
@@ -142,6 +143,7 @@ class Source(BaseModel):
     select: dict[str, str] = {}
     where: str | None = None
     drop: list[str] = []
+    unanswered: bool = False
     encoding: str | None = None
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     types: dict[str, Literal["text", "number", "boolean"]] = {}
@@ -435,7 +437,7 @@ class Source(BaseModel):
     @property
     def _answered(self) -> bool:
         """Whether each row has a response, where there is a column of them."""
-        return self.layout is None or layouts.LAYOUTS[self.layout].answered
+        return not self.unanswered and (self.layout is None or layouts.LAYOUTS[self.layout].answered)
 
     def _tables(self, skip: int) -> tuple[pa.Schema, Iterator[pa.Table]]:
         """Open a source that declares its columns before its rows: Parquet, Arrow, another store, or the Hub."""
@@ -518,7 +520,7 @@ class Source(BaseModel):
         for target, column in () if by_row else plan.mapped.items():
             text = rows[column].cast(pa.string())
             blank = pc.or_(pc.utf8_is_space(text), pc.equal(pc.binary_length(text), 0)).fill_null(True)
-            if target == "reference":
+            if target == "reference" or (target == "response" and not self._answered):
                 text = pc.if_else(blank, pa.scalar(None, pa.string()), text)
             else:
                 doubtful = pc.or_(doubtful, blank)
@@ -859,7 +861,7 @@ class Source(BaseModel):
         return f"; it looks like `layout: {like}`" if like is not None else ""
 
 
-_LATER_FIELDS = ("types", "layout", "select", "where", "drop", "encoding", "delimiter")
+_LATER_FIELDS = ("types", "layout", "select", "where", "drop", "encoding", "delimiter", "unanswered")
 """Fields that are part of a fingerprint only where they are set: stores are older than they are."""
 _COMPUTED_ROWS = 4096
 """Rows of a batch for which `select` and `where` are computed at once."""

@@ -307,3 +307,21 @@ def test_baselines_that_weigh_answers_once_refuse_counted_samples():
     for baseline in (RewardSpread, LengthCalibrated):
         with pytest.raises(ValidationError, match="the samples of policy are counted"):
             baseline(variant="policy")
+
+
+def test_rows_without_a_golden_response_are_profiled_beside_those_with_one(tmp_path):
+    rows = [{"prompt": "open a file", "answer": "open()"}, {"prompt": "close it", "answer": None}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source(jsonl=str(tmp_path / "rows.jsonl"), response="answer", unanswered=True)
+    steps = (Rollouts(n=4), *seam("policy"), *difficulty(threshold=0.0))
+    run_local(
+        Recipe(rows=source, models=Models(policy=FakeModel(), reward=FakeModel()), steps=steps), tmp_path / "store"
+    )
+    profile = (
+        "SELECT seam_policy, seam_reason_policy AS reason, rollout_pass_rate AS rate, reward FROM rows ORDER BY row_id"
+    )
+    answered, unanswered = query(tmp_path / "store", profile).to_pylist()
+    assert answered["seam_policy"] is not None and answered["reason"] is None
+    assert unanswered["seam_policy"] is unanswered["reward"] is None
+    assert unanswered["reason"] == "no golden response, or it has no reward"
+    assert answered["rate"] is not None and unanswered["rate"] is not None

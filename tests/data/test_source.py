@@ -348,6 +348,16 @@ def test_text_that_is_missing_or_blank_is_rejected(tmp_path: Path) -> None:
             {"row_id": 0, "prompt": "a", "response": "r", "reference": None},
             {"row_id": 6, "prompt": "d", "response": "r", "reference": None},
         ]
+        unanswered = source.model_copy(update={"unanswered": True})
+        assert reasons(unanswered) == expected[:3]
+        assert [(row["prompt"], row["response"]) for row in rows(unanswered)] == [
+            ("a", "r"),
+            ("b", None),
+            ("c", None),
+            ("d", "r"),
+        ]
+        # Rows of sources that do not say so keep their fingerprint.
+        assert unanswered.identity() == {**source.identity(), "unanswered": True}
 
 
 def test_a_rejected_row_is_kept_as_json(tmp_path: Path) -> None:
