@@ -360,12 +360,12 @@ def loading(repo_id: str, configurations: Sequence[Configuration], trainer: str)
         examples.setdefault(configuration.form, configuration)
     for form, configuration in examples.items():
         if len(examples) > 1:
+            yield ""
             yield f"Format *{form}*, as in `{configuration.name}`:"
             yield ""
         for snippet in _snippets(repo_id, configuration, trainer):
             yield f"**{snippet.title}**"
             yield from fenced(snippet.language, snippet.code)
-        yield ""
 
 
 def _snippets(repo_id: str, configuration: Configuration, trainer: str) -> Iterator[Snippet]:

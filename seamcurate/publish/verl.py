@@ -49,7 +49,6 @@ def to_verl(row):
     truth = {{"style": "rule", "ground_truth": row.get("reference") or row.get("response") or ""}}
     info = {{"split": "train", "index": row["row_id"]}}
     return {{"data_source": "seamcurate/{split}", "prompt": prompt, "ability": row.get("query_type") or "unknown", "reward_model": truth, "extra_info": info}}
-
 rows.map(to_verl, remove_columns=rows.column_names).to_parquet("rows.parquet")
 """
 """Python that turns rows in TRL's format into verl's; `{split}` is the split's name."""
@@ -157,7 +156,7 @@ def command_on(file: str, shape: Shape) -> str:
     in_order = f" {_IN_ORDER}" if shape.ordered else ""
     return (
         f"python -m verl.trainer.main_ppo data.train_files={file} data.val_files={file} actor_rollout_ref.model.path=POLICY"
-        f"{in_order}{option} \\\n    reward.custom_reward_function.path=yours.py  # verl has no reward for this data_source: give it yours"
+        f"{in_order}{option} reward.custom_reward_function.path=yours.py  # verl has no reward for this data_source: give it yours"
     )
 
 

@@ -217,6 +217,7 @@ def test_the_card_says_in_which_order_rows_are_and_how_a_trainer_keeps_it(work, 
         f"turn shuffling off in the trainer: {trainer if trainer == 'verl' else ''}"
     ) in prepared.card
     assert prepared.card.count(told) == {"trl": 2, "verl": 2, "openrlhf": 1}[trainer], prepared.card
+    assert "**The reward prefers a worse answer on " in prepared.card and len(prepared.card.splitlines()) < 150
     facts = json.loads((prepared.folder / "seamcurate.json").read_text())
     assert facts["splits"]["train"]["order"] == {"by": "reward", "descending": True}
 
