@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -156,4 +157,5 @@ def test_a_second_run_computes_nothing_and_tells_the_same(demo):
 def test_progress_goes_to_standard_error_and_nothing_else_does(demo):
     _, (first, _) = demo
     for line in first.stderr.splitlines():
-        assert line in NOTES or line.endswith(" s"), line
+        # On a busy machine, a training takes long enough to tell its loss between.
+        assert line in NOTES or line.endswith(" s") or re.match(r"(policy|reward): update \d+: loss ", line), line
