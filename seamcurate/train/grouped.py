@@ -176,8 +176,9 @@ def _train(
             "gold_after": means_after.get("eval/gold"),
         }
         trend = work.state.get("first"), work.state.get("last")
-        record["verdict"] = verdict.of_rewards(
-            verdict.measures(work.lines()), len(held_out), *(v if isinstance(v, float) else None for v in trend)
+        trends = [value if isinstance(value, float) else None for value in trend]
+        record["verdict"] = training.agreed(
+            work, lambda: verdict.of_rewards(verdict.measures(work.lines()), len(held_out), *trends)
         )
         trained.generation_config = generation
         training.save(trained, tokenizer, work, record)

@@ -99,15 +99,19 @@ def ppo(
         learner = _learner(policy, tokenizer, form, checked_reward, gold_reward, config, accelerator)
         result = _train(learner, prompts, held_out, work, inputs)
         record: dict[str, JsonValue] = {**inputs, **counts, **result}
-        lines = work.lines()
-        scores = [line["objective/scores"] for line in lines if line.get("objective/scores") is not None]
-        record["verdict"] = verdict.of_rewards(verdict.measures(lines), len(held_out), *(scores[:1] + scores[-1:]))
+        record["verdict"] = training.agreed(work, lambda: _verdict(work, len(held_out)))
         if work.first:
             trained = learner.merged()
             trained.generation_config = generation
             training.save(trained, tokenizer, work, record)
         accelerator.wait_for_everyone()
     return record
+
+
+def _verdict(work: Workplace, rows: int) -> str:
+    lines = work.lines()
+    scores = [line["objective/scores"] for line in lines if line.get("objective/scores") is not None]
+    return verdict.of_rewards(verdict.measures(lines), rows, *(scores[:1] + scores[-1:]))
 
 
 def _learner(

@@ -89,7 +89,10 @@ def reward(
             "loss_after": measures_after[0],
             "accuracy_before": measures_before[1],
             "accuracy": measures_after[1],
-            "verdict": verdict.of_losses(measures_before[0], measures_after[0], len(held_out_ids), work.losses()),
+            "verdict": training.agreed(
+                work,
+                lambda: verdict.of_losses(measures_before[0], measures_after[0], len(held_out_ids), work.losses()),
+            ),
         }
         training.save(trained, tokenizer, work, record)
     return record

@@ -78,7 +78,9 @@ def sft(
         trained = training.merged(trainer)
         loss_after = completion_loss(trained, held_out_ids)
         record = {**inputs, **counts, **result, "loss_before": loss_before, "loss_after": loss_after}
-        record["verdict"] = verdict.of_losses(loss_before, loss_after, len(held_out_ids), work.losses())
+        record["verdict"] = training.agreed(
+            work, lambda: verdict.of_losses(loss_before, loss_after, len(held_out_ids), work.losses())
+        )
         training.save(trained, tokenizer, work, record)
     return record
 

@@ -453,6 +453,15 @@ def finished(work: Workplace, inputs: dict[str, JsonValue]) -> dict[str, JsonVal
     return record
 
 
+def agreed(work: Workplace, verdict: Callable[[], str]) -> str:
+    """Return a verdict on what the log holds, the same to every process: the first reads it, as it is the one that writes it."""
+    from accelerate.utils import broadcast_object_list
+
+    sentences = [verdict() if work.first else ""]
+    broadcast_object_list(sentences)
+    return sentences[0]
+
+
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Workplace, record: dict[str, JsonValue]
 ) -> None:
