@@ -157,5 +157,5 @@ def test_a_second_run_computes_nothing_and_tells_the_same(demo):
 def test_progress_goes_to_standard_error_and_nothing_else_does(demo):
     _, (first, _) = demo
     for line in first.stderr.splitlines():
-        # On a busy machine, a training takes long enough to tell its loss between.
+        # A training tells its losses, too.
         assert line in NOTES or line.endswith(" s") or re.match(r"(policy|reward): update \d+: loss ", line), line
