@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from seamcurate.models import PolicyModel, Prompt, Reply, Sample, Sampler, Sampling, calls, roles
 from seamcurate.models.calls import Calls, Spent
-from seamcurate.step import Averages, Step, Transform, Work, column, digest, finite
+from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, finite
 from seamcurate.text import counted
 
 SAMPLED = pa.list_(
@@ -116,6 +116,13 @@ class Rollouts(Step):
     def work(self, rows: Averages) -> Work:
         """Estimate `n` answers as long as the golden response, after a prompt that is read once."""
         return Work(self.policy, self.n, rows.prompt, self.n * rows.response)
+
+    @override
+    def prepare(self, data: Data, shared: Path) -> None:
+        """Refuse chats for a policy without a chat template, before anything is sampled."""
+        first = next(iter(data.rows(("prompt",))), None)
+        if first is not None and pa.types.is_list(first.schema.field("prompt").type):
+            roles.check_chats(self.policy, self.name)
 
     @override
     def load(self, shared: Path) -> Transform:

@@ -7,6 +7,7 @@ from typing import Annotated, Protocol, TypeAlias, TypeVar, runtime_checkable
 from pydantic import Discriminator, Tag
 
 from seamcurate.errors import ModelError
+from seamcurate.models import tokens
 from seamcurate.models.backend import Backend, kind_of
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.completion_server import CompletionServer
@@ -90,6 +91,20 @@ def load_sampler(policy: PolicyModel | None, step: str) -> Sampler:
     if not isinstance(policy, _Answering):
         raise ModelError(f"step {step}: {policy.title} cannot be sampled from")
     return policy.load_sampler()
+
+
+def check_chats(policy: PolicyModel | None, step: str) -> None:
+    """Refuse a policy that is to answer chats without a chat template: what it says to another form tells little.
+
+    Raises:
+        ModelError: Its tokenizer has no chat template, and the recipe says no form.
+    """
+    texts = policy.texts() if isinstance(policy, CompletionServer) else policy
+    if isinstance(texts, CausalLM) and tokens.lacks_template(texts.tokenizer(), texts):
+        raise ModelError(
+            f"step {step}: prompts are chats, and {texts.title} has no chat template to answer them by; save one with its "
+            "tokenizer, or say `form: plain` to ask it “Question: … Answer:”"
+        )
 
 
 def no_model(role: str, step: str) -> str:

@@ -77,6 +77,12 @@ def form_of(
     return chat._replace(end=_closing(tokenizer, chat, ends))
 
 
+def lacks_template(tokenizer: PreTrainedTokenizerBase, settings: FormSettings = FormSettings()) -> bool:
+    """Tell whether chats have no form but the default one: no chat template, and no form that was set or trained."""
+    trained = tokenizer.init_kwargs.get(_TRAINED) or {}
+    return not (settings.form or trained.get("form") or tokenizer.chat_template)
+
+
 def remember_form(tokenizer: PreTrainedTokenizerBase, form: Form) -> None:
     """Write the form into the tokenizer's configuration, which is saved with it: by default, `form_of` then returns it."""
     tokenizer.init_kwargs[_TRAINED] = {"form": form.name, "template": dict(form.arguments)}

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from seamcurate import (
     Augment,
+    CausalLM,
     FakeModel,
     Generate,
     LengthCalibrated,
@@ -325,3 +326,17 @@ def test_rows_without_a_golden_response_are_profiled_beside_those_with_one(tmp_p
     assert unanswered["seam_policy"] is unanswered["reward"] is None
     assert unanswered["reason"] == "no golden response, or it has no reward"
     assert answered["rate"] is not None and unanswered["rate"] is not None
+
+
+def test_chats_are_not_sampled_from_a_policy_without_a_chat_template(policy_folder, tmp_path):
+    chat = {"prompt": [{"role": "user", "content": "open a file"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(chat))
+    rows = Source(jsonl=str(tmp_path / "rows.jsonl"))
+    policy = CausalLM(path=str(policy_folder), dtype="float32")
+    step = Rollouts(n=2, max_tokens=3)
+    with pytest.raises(ModelError, match=r"prompts are chats, and .* has no chat template .* or say `form: plain`"):
+        run_local(Recipe(rows=rows, models=Models(policy=policy), steps=[step]), tmp_path / "refused")
+    plain = Models(policy=policy.model_copy(update={"form": "plain"}))
+    run_local(Recipe(rows=rows, models=plain, steps=[step]), tmp_path / "store")
+    (row,) = query(tmp_path / "store", "SELECT worse_policy, reason_policy FROM rows").to_pylist()
+    assert row["worse_policy"] and row["reason_policy"] is None

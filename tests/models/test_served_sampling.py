@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from completion_wire import completion_serving
 from endpoint import status
 
-from seamcurate import CausalLM, CompletionServer
+from seamcurate import (
+    CausalLM,
+    CompletionServer,
+    FakeModel,
+    Models,
+    Recipe,
+    Rollouts,
+    Source,
+    difficulty,
+    query,
+    run_local,
+)
 from seamcurate.errors import ModelError
 from seamcurate.models import Sample, Sampling, tokens
 
@@ -153,3 +166,27 @@ def test_answers_that_end_in_another_way_are_refused(at, served):
     at.complete = aborted
     ((_, _, reason),) = sampler.samples([(PROMPTS[0], [1])], SHORT)
     assert reason == f"{at.path} answered with an answer that ends by 'abort'"
+
+
+def test_rollouts_by_a_server_give_profiles_and_ask_once(at, served, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    steps = (Rollouts(n=4, max_tokens=6), *difficulty(threshold=0.0))
+    recipe = Recipe(
+        rows=Source(jsonl=str(tmp_path / "rows.jsonl"), shard_rows=2),
+        models=Models(policy=served, reward=FakeModel()),
+        steps=steps,
+    )
+    run_local(recipe, tmp_path / "store")
+    rows = query(tmp_path / "store", "SELECT * FROM rows ORDER BY row_id").to_pylist()
+    sampling = Sampling(n=4, max_tokens=6)
+    expected = answers(served, [(prompt, range(4)) for prompt in PROMPTS], sampling)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        texts = [expected[prompt, draw].text for draw in range(4)]
+        counted = {sample["response"]: 0 for sample in row["worse_policy"]}
+        for sample in row["worse_policy"]:
+            counted[sample["response"]] += sample["count"]
+        assert counted == {text: texts.count(text) for text in texts}
+        assert row["rollout_samples"] == 4 and row["reason_policy"] is None
+    asked = len(at.requests)
+    run_local(recipe, tmp_path / "store")
+    assert len(at.requests) == asked
