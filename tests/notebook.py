@@ -1,71 +1,73 @@
-"""Run a notebook's cells in IPython, without a kernel; as a script, write their outputs into the notebook."""
+"""Run a notebook in a kernel, as Jupyter does; as a script, write the outputs into the notebook."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
 import tempfile
-from contextlib import chdir, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
-from traitlets.config import Config
+import nbformat
+from nbclient import NotebookClient
 
 TYPES = ("text/html", "text/plain")
+_PROGRESS = "<div>"
+"""How the display of a progress bar begins, which is there only where something took long."""
 
 
-class ZMQInteractiveShell(InteractiveShell):
-    """A shell with the name of a kernel's, by which libraries such as rich know a notebook."""
+def executed(path: Path, folder: Path) -> list[list[dict[str, Any]]]:
+    """Run a notebook in an empty folder; return the outputs of each of its code cells. An error of a cell is raised."""
+    kernel = folder / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
+    # Nothing is read from, or left in, the home folder.
+    own = {
+        "IPYTHONDIR": folder / "ipython",
+        "JUPYTER_PATH": folder / "jupyter",
+        "JUPYTER_CONFIG_DIR": folder / "config",
+    }
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update({name: str(value) for name, value in own.items()})
+    work = folder / "work"
+    work.mkdir()
+    notebook = nbformat.read(path, as_version=4)
+    try:
+        NotebookClient(
+            notebook, kernel_name="python3", timeout=120, resources={"metadata": {"path": str(work)}}
+        ).execute()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return [_shown(cell["outputs"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def shell(folder: Path) -> InteractiveShell:
-    """Return a new shell of IPython that leaves nothing in the home folder; `end` ends it."""
-    os.environ["IPYTHONDIR"] = str(folder / "ipython")
-    end()
-    return ZMQInteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
-
-
-def end() -> None:
-    """End the shell."""
-    ZMQInteractiveShell.clear_instance()
-
-
-def executed(cells: list[dict[str, Any]], shell: InteractiveShell) -> list[list[dict[str, Any]]]:
-    """Run the code cells in order; return the outputs of each as a notebook holds them. An error of a cell is raised."""
-    outputs = []
-    for number, cell in enumerate((cell for cell in cells if cell["cell_type"] == "code"), 1):
-        # What a run says on standard error is its progress, and when it was.
-        with capture_output(stderr=False) as captured, redirect_stderr(io.StringIO()):
-            result = shell.run_cell("".join(cell["source"]), store_history=False)
-        result.raise_error()
-        displayed = [output.data for output in captured.outputs]
-        # Progress is displayed where it took long.
-        shown: list[dict[str, Any]] = [
-            {"output_type": "display_data", "data": data, "metadata": {}}
-            for data in displayed
-            if not data.get("text/html", "").startswith("<div>")
-        ]
-        if captured.stdout and result.result is None:
-            shown.append({"output_type": "stream", "name": "stdout", "text": captured.stdout})
-        if result.result is not None:
-            data, _ = shell.display_formatter.format(result.result)
-            data = {kind: data[kind] for kind in TYPES if kind in data}
-            shown.append({"output_type": "execute_result", "execution_count": number, "data": data, "metadata": {}})
-        outputs.append(shown)
-    return outputs
+def _shown(outputs: list[Any]) -> list[dict[str, Any]]:
+    """Return outputs as a notebook holds them, without progress and what is said on standard error."""
+    shown: list[dict[str, Any]] = []
+    for output in outputs:
+        if output["output_type"] == "stream":
+            if output["name"] == "stdout":
+                shown.append({"output_type": "stream", "name": "stdout", "text": output["text"]})
+            continue
+        data = {kind: output["data"][kind] for kind in TYPES if kind in output["data"]}
+        if output["output_type"] == "display_data" and data.get("text/html", "").startswith(_PROGRESS):
+            continue
+        plain = {"output_type": output["output_type"], "data": data, "metadata": {}}
+        if output["output_type"] == "execute_result":
+            plain["execution_count"] = output["execution_count"]
+        shown.append(plain)
+    return shown
 
 
 def main(file: str) -> None:
-    """Run a notebook in an empty folder, and write its outputs into it."""
+    """Run a notebook, and write its outputs into it."""
     path = Path(file).absolute()
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        outputs = executed(notebook["cells"], shell(Path(folder)))
-        end()
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = executed(path, Path(folder))
     codes = (cell for cell in notebook["cells"] if cell["cell_type"] == "code")
     for number, (cell, shown) in enumerate(zip(codes, outputs, strict=True), 1):
         cell["outputs"], cell["execution_count"] = shown, number

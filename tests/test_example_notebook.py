@@ -1,4 +1,4 @@
-"""The example notebook, run cell by cell in IPython; and what IPython completes."""
+"""The example notebook, run in a kernel; and what IPython completes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import notebook
 import pytest
 from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 
@@ -15,17 +17,20 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    yield notebook.shell(tmp_path)
-    notebook.end()
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    InteractiveShell.clear_instance()
+    yield InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    InteractiveShell.clear_instance()
 
 
 @pytest.mark.slow
-def test_the_example_shows_what_it_showed_when_it_was_saved(shell):
+@pytest.mark.process
+def test_the_example_shows_what_it_showed_when_it_was_saved(tmp_path):
     """Where this fails after a change of the code: `python tests/notebook.py examples/notebook.ipynb`."""
     cells = json.loads(EXAMPLE.read_text(encoding="utf-8"))["cells"]
     saved = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
     assert len(saved) >= 8 and sum(map(bool, saved)) >= 8
-    assert notebook.executed(cells, shell) == saved
+    assert notebook.executed(EXAMPLE, tmp_path) == saved
 
 
 def test_the_example_is_small_and_names_no_machine():

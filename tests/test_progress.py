@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import notebook
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from seamcurate import progress
 
@@ -17,13 +18,19 @@ def clock(monkeypatch):
     return now
 
 
+class ZMQInteractiveShell(InteractiveShell):
+    """A shell with the name of a kernel's, by which libraries such as rich know a notebook."""
+
+
 @pytest.fixture
-def shell(tmp_path):
+def shell(tmp_path, monkeypatch):
     """The shell of a notebook: IPython's, without a terminal; what it shows is kept."""
-    shell = notebook.shell(tmp_path)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    ZMQInteractiveShell.clear_instance()
+    shell = ZMQInteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     shell.display_pub = CapturingDisplayPublisher()
     yield shell
-    notebook.end()
+    ZMQInteractiveShell.clear_instance()
 
 
 def test_a_notebook_has_one_bar_that_moves_and_ends_as_a_line(shell, clock, capsys):
