@@ -119,7 +119,7 @@ export function query(overview, more, open) {
 // What people ask first, of the columns that are there.
 function questions({ rows, candidates, ledger }) {
   const names = new Set(rows.map((one) => one.name));
-  const variant = ["contrast", "gpt", "adv"].find((one) => names.has(`seam_${one}`));
+  const variant = rows.map((one) => /^seam_(?!reason_)(\w+)$/.exec(one.name)?.[1]).find((one) => one && names.has(`misjudged_${one}`));
   const label = ["query_type", "source"].find((one) => names.has(one)) ?? rows.find((one) => one.type === "VARCHAR" && !/^(prompt|response|reference|id)$/.test(one.name))?.name;
   const found = [];
   if (variant) {
