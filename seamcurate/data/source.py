@@ -898,7 +898,7 @@ def _first(block: pa.Table) -> dict[str, object]:
     """Return a table's first row; empty where it cannot be read."""
     try:
         return dict(block.slice(0, 1).to_pylist()[0])
-    except (UnicodeDecodeError, pa.ArrowException, IndexError):
+    except (ValueError, pa.ArrowException, IndexError):
         return {}
 
 

@@ -20,7 +20,6 @@ from seamcurate import (
     Retrieve,
     Source,
     Split,
-    Store,
     check,
     query,
     run_local,
@@ -28,6 +27,7 @@ from seamcurate import (
 )
 from seamcurate.errors import SourceError, StaleError, StoreError
 from seamcurate.publish.export import export
+from seamcurate.store.store import Store
 
 pytestmark = pytest.mark.slow
 

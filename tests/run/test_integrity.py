@@ -30,7 +30,6 @@ from seamcurate import (
     Retrieve,
     Source,
     Split,
-    Store,
     check,
     query,
     run_local,
@@ -39,7 +38,7 @@ from seamcurate import (
 from seamcurate.errors import DamagedError, StaleError, StoreError
 from seamcurate.models import Reply, calls
 from seamcurate.storage import shard
-from seamcurate.store.store import load_json
+from seamcurate.store.store import Store, load_json
 
 pytestmark = pytest.mark.slow
 
