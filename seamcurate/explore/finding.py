@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from seamcurate.explore import row
 from seamcurate.explore.session import Session
+from seamcurate.storage import objects
 from seamcurate.store.store import Store
 
-_ROLES = ("policy", "reward", "encoder", "base")
+_ROLES = ("policy", "reward", "truth", "encoder", "base", "generator", "judge")
+"""Fields of steps that name a model, in the order in which they are told."""
 
 
 class Pair(NamedTuple):
@@ -141,10 +143,8 @@ def models(store: Store) -> dict[str, str]:
 
 def made_on(store: Store) -> str:
     """Return the day on which a store's last column was begun, as 2026-11-29; empty where no file tells it."""
-    folder = store.path / "columns"
-    if not isinstance(folder, Path) or not folder.is_dir():
-        return ""
-    times = [file.stat().st_mtime for file in folder.glob("*/_step.json")]
+    # By nanoseconds: objects of a bucket have no other time.
+    times = [file.stat().st_mtime_ns / 1e9 for file in objects.find(store.path, "columns/*/*step.json")]
     return datetime.datetime.fromtimestamp(max(times), datetime.UTC).date().isoformat() if times else ""
 
 

@@ -341,7 +341,7 @@ def test_a_cut_and_a_comparison_keep_to_the_selected_rows(session, finished):
 def test_the_page_says_which_models_band_and_day_made_the_columns_and_no_folder(ask, finished):
     overview = ask("GET", "/api/overview").json()
     facts = dict(overview["about"])
-    assert facts["policy"] == "policy" and facts["band"] == "0.5 to 0.9" and facts["date"] >= "2026-01-01"
+    assert facts["policy"] == "policy (fake)" and facts["band"] == "0.5 to 0.9" and facts["date"] >= "2026-01-01"
     formulas = {column["name"]: column["formula"] for column in overview["columns"]}
     assert formulas["seam_contrast"].startswith("−(k / n) · Σ w") and formulas["prompt"] == ""
     assert formulas["rer_length"] == "LI = words of the response / 100"
