@@ -13,7 +13,7 @@ demo: .venv/installed
 
 # Each room's tests are a process of one thread, two at a time, the longest first: the models of the tests are too small for
 # two threads, which would wait for each other. What a room said is printed when it is done.
-ROOMS := run demo models storage train study publish explore score contrast select data store
+ROOMS := run demo models storage train study publish explore audit score contrast select data sql store
 ifneq ($(filter test%,$(MAKECMDGOALS)),)
 MAKEFLAGS += --keep-going $(if $(filter output-sync,$(.FEATURES)),--jobs=2 --output-sync=target)
 endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from conftest import questions
 from datasets import load_dataset
 
 from seamcurate import FakeModel, Generate, Models, Recipe, Retrieve, Source, Split, Store, run_local, seam
-from seamcurate.errors import ExportError, RecipeError
+from seamcurate.errors import ExportError, RecipeError, SourceError
 from seamcurate.publish.export import export, to_augmented
 from seamcurate.run import recipe as recipes
 from seamcurate.select import split as splits
@@ -249,8 +250,6 @@ def test_marks_that_are_part_of_a_name_tell_questions_apart():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("held.json", b'[\n {"prompt": "how do I sort a list"}\n]', "2 of 3 rows cannot be read"),
-        ("held.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x00\x81\x00\x00how do I\n\x99\xe9", "2 of 2 rows cannot be read"),
         ("held.jsonl", b'{"prompt": "never"}\n{"prompt": nu', r"1 of 2 rows cannot be read \(1 × line is not JSON"),
         ("held.jsonl", b'{"prompt": "never"}\n{"prompt": null}', r"1 of 2 rows cannot be read \(1 × prompt is null\)"),
         ("held.jsonl", b'{"prompt": "never"}\n{"prompt": "\xff?"}', r"\(1 × invalid UTF-8 in prompt\)"),
@@ -263,6 +262,16 @@ def test_an_evaluation_file_that_cannot_be_read_whole_stops_the_export(four, tmp
     with pytest.raises(ExportError, match=message) as error:
         kept_out(four, tmp_path, Source(jsonl=str(tmp_path / name)))
     assert str(error.value).startswith(f"evaluation {tmp_path / name}: ") and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_file_in_one_array_is_read_and_one_that_is_cut_short_stops_the_export(four, tmp_path):
+    (tmp_path / "held.json").write_bytes(b'[\n {"prompt": "how do I sort a list"}\n]')
+    assert kept_out(four, tmp_path, Source(jsonl=str(tmp_path / "held.json"))) == {0}
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "held.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\x04\x00\x81\x00\x00how do I\n\x99\xe9")
+    with pytest.raises(SourceError, match=r"held\.jsonl\.zst cannot be read"):
+        kept_out(four, tmp_path, Source(jsonl=str(tmp_path / "held.jsonl.zst")))
     assert not (tmp_path / "out").exists()
 
 

@@ -122,7 +122,7 @@ def test_an_expression_that_takes_too_much_memory_ends_its_engine_alone(monkeypa
 
 
 def test_an_expression_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "len(list_filter(range(1000000 + n), lambda i: i % 7 = n))"
+    text = "len(list_filter(range(8000000 + n), lambda i: i % 7 = n))"
     with opened() as connection:
         expressions = Expressions(connection, {"out": text}, None, ROWS.schema)
         monkeypatch.setattr("seamcurate.sql.expressions._SECONDS", 0.05)
