@@ -18,7 +18,7 @@ from seamcurate import rewards
 from seamcurate.data import formats, layouts
 from seamcurate.data.source import Source
 from seamcurate.errors import ModelError, SourceError, TrainError, first_line
-from seamcurate.models import CausalLM, PolicyModel, RewardFunction, RewardingModel
+from seamcurate.models import CausalLM, PolicyModel, RewardFunction, RewardingModel, completion_server
 from seamcurate.text import counted, suggestion
 
 ROW = "data_row"
@@ -75,18 +75,15 @@ def reward_model(reward: str | RewardingModel) -> RewardingModel:
 
 
 def policy_model(policy: str | PolicyModel) -> PolicyModel:
-    """Return the policy that one string names: a folder, a Hub id, or a YAML file with one policy of a recipe.
+    """Return the policy that one string names: a folder, a Hub id, a server's address, or a YAML file with one policy of a recipe.
 
     Raises:
-        ModelError: It names none, or a server, which one string does not say enough of.
+        ModelError: It names none, or a server whose address does not say enough.
     """
     if not isinstance(policy, str):
         return policy
     if re.match(r"https?://", policy):
-        raise ModelError(
-            f"policy {policy} is a server: name it in a YAML file, as `{{completion_server: {policy}, api: vllm, model: NAME}}`, "
-            "and give --policy that file"
-        )
+        return completion_server.served_at(policy)
     if not policy.endswith((".yaml", ".yml")):
         return CausalLM(path=policy)
     try:

@@ -46,7 +46,7 @@ def audit(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Policy whose own answers are tried, eight a prompt: a folder, a Hub id, or a YAML file with one."
+            help="Policy whose own answers are tried, eight a prompt: a folder, a Hub id, a server's address, or a YAML file."
         ),
     ] = None,
     second: Annotated[str | None, typer.Option(help="Second reward to compare with, named as --reward is.")] = None,

@@ -21,7 +21,7 @@ from seamcurate.models.endpoint import Address
 from seamcurate.models.local import model_errors
 from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses, Sampler
 from seamcurate.models.scoring_client import Post, RefusedError, ScoringClient, UnreadError
-from seamcurate.models.served import ServedText, listed_window
+from seamcurate.models.served import ServedText, listed_models, listed_window
 from seamcurate.models.served_sampling import SAMPLING_APIS, ServedSampler
 from seamcurate.progress import note
 from seamcurate.text import counted
@@ -219,6 +219,34 @@ def _window(config: CompletionServer) -> int | None:
     # Nothing is lost yet: a server that does not answer at once is told of at once.
     settings = config.model_copy(update={"retries": min(config.retries, _LOOKS)})
     return listed_window(ScoringClient(config.title, config.path, settings), config.model, config.api, _LACKS)
+
+
+def served_at(address: str) -> CompletionServer:
+    """Return the policy that the server at an address serves, by what it lists; it is held against itself.
+
+    Raises:
+        ModelError: The server is not there, is neither vLLM nor SGLang, or serves no model or several.
+    """
+    anything = CompletionServer(path=address, api="vllm", model="?", same_as="itself", retries=_LOOKS)
+    listed = listed_models(ScoringClient("policy", anything.path, anything)) or {}
+    owners = {str(entry.get("owned_by")) for entry in listed.values()}
+    if len(listed) != 1 or not owners <= {"vllm", "sglang"}:
+        shown = ", ".join(sorted(listed))[:200] or "no model"
+        raise ModelError(
+            f"policy at {address}: it lists {shown}, so that its address alone does not say enough; name it in a YAML file, as "
+            f"`{{completion_server: {address}, api: vllm, model: NAME}}`, and give that file"
+        )
+    [(model, entry)] = listed.items()
+    # vLLM serves weights under another name, and says where they are from.
+    root = entry.get("root")
+    tokenizer = root if isinstance(root, str) and root != model else None
+    return CompletionServer(
+        path=address,
+        api="sglang" if owners == {"sglang"} else "vllm",
+        model=model,
+        same_as="itself",
+        tokenizer=tokenizer,
+    )
 
 
 # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -396,7 +396,7 @@ def test_an_encoder_and_the_data_themselves_add_probes(folder, tmp_path):
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("http://127.0.0.1:8000", "is a server: name it in a YAML file, as `{completion_server: http://127.0.0.1:8000"),
+        ("http://127.0.0.1:1", "policy at http://127.0.0.1:1"),
         ("absent.yaml", "policy absent.yaml cannot be read"),
     ],
 )

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from completion_wire import completion_serving
 from typer.testing import CliRunner
 
 from seamcurate.audit import FAILURES, Audit
@@ -128,6 +129,19 @@ def test_a_policys_folder_answers_the_prompts(folder, policy_folder):
     assert re.search(r"causal_lm [^/ ]+ is paid more than the golden response for \S+ %", " ".join(done.stdout.split()))
     assert "of 24 samples" in " ".join(done.stdout.split())
     assert "samples of causal_lm" in (folder / "said.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("api", ["vllm", "sglang"])
+def test_a_policys_server_is_named_by_its_address(folder, policy_folder, api):
+    with completion_serving(api, policy_folder, name=str(policy_folder)) as at:
+        done = run(folder, "--policy", at.url, "--limit", 2, "--store", folder / f"served {api}")
+        assert done.exit_code == 0, done.output
+        assert "of 16 samples" in " ".join(done.stdout.split())
+        entry = at.pages["/v1/models"]["data"][0]
+        at.pages["/v1/models"]["data"] = [entry, {**entry, "id": "an adapter"}]
+        refused = run(folder, "--policy", at.url, "--limit", 2, "--store", folder / "never")
+        assert "its address alone does not say enough" in str(refused.exception)
 
 
 def test_numbers_and_texts_are_shortened_for_a_person():
