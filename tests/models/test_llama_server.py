@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
+import killed
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -114,23 +113,14 @@ def test_a_judge_is_the_reward_model_of_a_seam_run_that_is_killed_and_resumed(ur
     assert planned == 6 * 2 * 3
 
     def kept() -> int:
-        try:
-            with closing(sqlite3.connect(f"file:{store}/calls/calls.sqlite?mode=ro", uri=True)) as calls:
-                return calls.execute("SELECT count(*) FROM replies").fetchone()[0]
-        except sqlite3.OperationalError:
-            # The run has not made the file, or not its table.
-            return 0
+        with closing(sqlite3.connect(f"file:{store}/calls/calls.sqlite?mode=ro", uri=True)) as calls:
+            return calls.execute("SELECT count(*) FROM replies").fetchone()[0]
 
-    command = [sys.executable, "-m", "seamcurate.cli", "run", str(tmp_path / "recipe.yaml"), str(store)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        while running.poll() is None and kept() < 5:
-            time.sleep(0.02)
-        running.send_signal(signal.SIGKILL)
-    assert running.returncode == -signal.SIGKILL
+    killed.after_replies(5, ["run", tmp_path / "recipe.yaml", store])
     before = kept()
     report = run_local(recipe, store)
     bought = [int(line.split(": ")[1].split(" call")[0]) for line in report.lines if "planned were" in line]
-    assert 5 <= before < planned and before + sum(bought) == kept() == planned
+    assert before == 5 and before + sum(bought) == kept() == planned
     ratings = query(Store(store), "SELECT * FROM rows").to_pylist()
     for row in ratings:
         rewards = [row["reward"], *row["rewards_contrast"]]

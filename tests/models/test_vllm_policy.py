@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
+import killed
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,15 +105,8 @@ def test_seam_by_a_served_policy_and_reward_model_is_the_local_one_though_it_was
     assert planned["reward"] == (40, 40, "reward_server rm")
     assert planned["logprobs_contrast"] == (40, 240, "completion_server tiny")
     shards = folder / "served/columns/logprobs_contrast"
-    main = "from seamcurate.cli import main; main()"
-    command = [sys.executable, "-c", main, "run", str(recipe), str(folder / "served")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(shards.glob("0*.parquet")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {file.name: file.stat().st_mtime_ns for file in shards.glob("0*.parquet")}
-    assert 0 < len(kept) < 5
+    written = killed.before_a_shard(shards, 2, ["run", recipe, folder / "served"])
+    kept = {file.name: file.stat().st_mtime_ns for file in written}
     report = run_local(recipes.load(recipe), folder / "served")
     assert {name: (shards / name).stat().st_mtime_ns for name in kept} == kept
     for title in ("completion_server tiny", "reward_server rm"):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
+import killed
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -172,14 +169,9 @@ def test_a_run_that_is_killed_goes_on_and_its_rewards_are_those_of_the_local_cla
         "steps": [{"retrieve": {"k": 5, "band": [0.5, 0.9]}}, {"seam": {"variant": "contrast", "k": 5}}],
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "seamcurate.cli", "run", str(tmp_path / "recipe.yaml"), str(store)]
-    with (tmp_path / "said").open("wb") as said, subprocess.Popen(command, stdout=said, stderr=said) as process:
-        shards = store / "columns" / "rewards_contrast"
-        while process.poll() is None and not [*shards.glob("0*.parquet")]:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    finished = {file.name: file.stat().st_mtime_ns for file in shards.glob("0*.parquet")}
-    assert finished and len(finished) < 12, (tmp_path / "said").read_text()
+    shards = store / "columns" / "rewards_contrast"
+    written = killed.before_a_shard(shards, 2, ["run", tmp_path / "recipe.yaml", store])
+    finished = {file.name: file.stat().st_mtime_ns for file in written}
 
     report = run_local(recipe.load(tmp_path / "recipe.yaml"), store)
     assert {name: (shards / name).stat().st_mtime_ns for name in finished} == finished

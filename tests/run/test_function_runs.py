@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import time
 from pathlib import Path
 
+import killed
 import pytest
 from conftest import write_files
-from forked import forker
 
 from seamcurate import Recipe, Store, plan, query, run_local
 from seamcurate.errors import ModelError, StaleError, StepError
@@ -111,19 +108,11 @@ def test_a_killed_run_goes_on_where_it_was(folder):
     calls = folder / "calls.txt"
     calls.unlink()
     command = ["run", folder / "recipe.yaml", folder / "store"]
-    with forker(folder) as children:
-        golden = {row["row_id"]: f"{row['prompt']}|{row['response']}" for row in rows_of(folder / "whole")}
-        pid = children.start(command)
-        shards = folder / "store" / "columns" / "reward"
-        deadline = time.monotonic() + 60
-        while len([*shards.glob("[0-9]*.parquet")]) < 2 and time.monotonic() < deadline:
-            time.sleep(0.001)
-        os.kill(pid, signal.SIGKILL)
-        assert children.wait() == -signal.SIGKILL
-        kept = [int(file.stem) for file in shards.glob("[0-9]*.parquet")]
-        assert len(kept) >= 2
-        before = len(calls.read_text().splitlines())
-        assert children.run(command) == 0, children.said.read_text()
+    golden = {row["row_id"]: f"{row['prompt']}|{row['response']}" for row in rows_of(folder / "whole")}
+    shards = folder / "store" / "columns" / "reward"
+    kept = [int(file.stem) for file in killed.before_a_shard(shards, 2, command)]
+    before = len(calls.read_text().splitlines())
+    run_local(Recipe.load(folder / "recipe.yaml"), folder / "store")
     again = {*calls.read_text().splitlines()[before + 10 :]}
     paid = {golden[row_id] for number in kept for row_id in range(10 * number, 10 * number + 10)}
     assert not again & paid
