@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections import Counter
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.gold_world import arms, columns, experiment, gates, policy, prompts, reward, verdicts, world
+from examples.gold_world import arms, columns, experiment, gates, policy, prompts, reward, tables, verdicts, world
 from examples.gold_world.attack import HeadReward
 from examples.gold_world.experiment import PRESETS, Experiment, pack, plan, unpack
 from examples.gold_world.network import Shared
@@ -362,7 +363,7 @@ def results(
     """Results in which SEAM_Contrast has these figures, with a little noise."""
     draw = np.random.default_rng(0)
     cells: dict[str, dict[str, Any]] = {}
-    names = [*columns.MISJUDGEMENT, "spread_contrast", "perplexity", "random", "random2", "oracle"]
+    names = list(dict.fromkeys([*columns.MISJUDGEMENT, *tables.ARMS.values(), "random", "oracle"]))
     weights = {"raw": 0.02, "geometric": 0.0, "uniform": -0.02, "logprob": -0.04}
     for dials in (*verdicts.PAIRS, verdicts.SOUND):
         for seed in range(seeds):
@@ -383,6 +384,8 @@ def results(
             cells[f"prompts-{dials.pairs}-{dials.blind}-{seed}"] = {
                 **dials._asdict(),
                 "seed": seed,
+                "accuracy": 0.7,
+                "cpu": 1.0,
                 "validity": valid,
                 **(
                     {"auc_error": dict.fromkeys([*names, *(f"{a} − {b}" for a, b in verdicts.COMPARED)], 0.004)}
@@ -405,14 +408,18 @@ def results(
             cells[f"network-{dials.pairs}-{dials.blind}-{seed}"] = {
                 **dials._asdict(),
                 "seed": seed,
+                "cpu": 1.0,
+                "before": [0.59, 0.6, 0.0],
                 "arms": {
-                    "full": [base] * 3,
-                    "random": [base] * 3,
+                    **{name: [base] * 3 for name in ("full", "random", *tables.NETWORK_ARMS)},
                     "seam_contrast": [base + unseen + draw.normal(0, 0.0005)] * 3,
                 },
                 "permutations": other.tolist(),
             }
-    gate = {"G5": {"passed": passed}, "passed": passed}
+    look = gates.Look(0.7, 0.03, 0.6, 0.65, {"random": 0.64, "random2": 0.64, "oracle": 0.66, "anti": 0.61})
+    gate = gates.of_setting("B", [look, look._replace(full=0.651)]) | {"passed": passed}
+    gate["G5"]["passed"] = passed
+    gate = {**gate, "cpu": 1.0}
     return Results({"gates-B-4000-2": gate, "gates-H-4000-0": gate}, cells)
 
 
@@ -463,3 +470,29 @@ def test_gates_pass_where_the_world_can_tell() -> None:
 def test_results_are_json_that_any_reader_can_read(tmp_path: Path) -> None:
     assert experiment._shorts([0.123456789, np.nan]) == [0.12346, None]
     json.loads(json.dumps(experiment._shorts([np.inf])), parse_constant=pytest.fail)
+
+
+def test_the_page_says_what_the_files_of_results_say() -> None:
+    files = tables.made()
+    assert tables.PAGE in files
+    for file, text in files.items():
+        assert file.read_text(encoding="utf-8") == text, "python -m examples.gold_world.tables --write"
+
+
+def test_tables_hold_every_claim_column_and_arm() -> None:
+    found = results()
+    page = tables.written(f"a\n{tables.BEGIN.format('x')}\nof before\n{tables.END}\nb", "x", tables.tables(found))
+    assert page.startswith("a\n") and page.endswith("\nb") and "of before" not in page
+    for verdict in found.claims:
+        assert f"| {verdict.claim} |" in page
+    for arm in tables.ARMS:
+        assert page.count(f"| {arm} |") == 4
+    # The oracle of these results gains nothing, so that no share of it is told.
+    assert "mean rank of SEAM_Contrast among it and 19 random drops 1.0" in page
+    rows = list(csv.DictReader(tables.columns_csv(found).splitlines()))
+    by_name = {row["column"]: row for row in rows}
+    assert float(by_name["seam_gpt_geometric"]["auc"]) == pytest.approx(0.75, abs=0.01)
+    assert by_name["oracle"]["kind"] == "control" and by_name["seam_policy"]["kind"] == "misjudgement"
+    assert by_name["random"]["repetitions_b"] == "40"
+    with pytest.raises(SystemExit, match="add them where the tables belong"):
+        tables.written("a page without a place", "x", [])

@@ -35,6 +35,9 @@ class World(NamedTuple):
     """The sizes of a world."""
 
     sizes: world.Sizes
+    """What is cut from one shuffle: worlds of the same sizes have the same policy."""
+    used: world.Sizes
+    """How much of the beginning of each part is used."""
     hidden: int
     sft_steps: int
     candidates: int
@@ -65,8 +68,9 @@ class Frozen:
 
     @cached_property
     def parts(self) -> world.Parts:
-        """The instructions."""
-        return world.parts(self.world.sizes)
+        """The instructions that are used."""
+        whole = world.parts(self.world.sizes)
+        return world.Parts(*(part[:size] for part, size in zip(whole, self.world.used, strict=True)))
 
     @property
     def policy(self) -> Path:

@@ -126,15 +126,15 @@ def _with_error(values: Sequence[float], errors: Sequence[float]) -> Interval:
 
 def gains(cells: Sequence[dict[str, Any]], arm: str, other: str, n: int = 4) -> list[float]:
     """Return by how much an arm of tier B lies above another in each repetition, % of the mean quality with all prompts."""
-    full = _full(cells, n)
-    return [100 * (_quality(cell, arm, n) - _quality(cell, other, n)) / full for cell in cells]
+    every = full(cells, n)
+    return [100 * (quality(cell, arm, n) - quality(cell, other, n)) / every for cell in cells]
 
 
-def _full(cells: Sequence[dict[str, Any]], n: int) -> float:
+def full(cells: Sequence[dict[str, Any]], n: int) -> float:
     return float(np.mean([cell["full"][SIZES.index(n)] for cell in cells])) if cells else math.nan
 
 
-def _quality(cell: dict[str, Any], arm: str, n: int) -> float:
+def quality(cell: dict[str, Any], arm: str, n: int) -> float:
     if arm == "expected random":
         # Rows left out at random lose the same share of the gain, on average over draws.
         return float(cell["sft"] + 0.8 * (cell["full"][SIZES.index(n)] - cell["sft"]))
@@ -180,16 +180,16 @@ def _stopped(results: Results, tier: str, settings: Sequence[Dials]) -> str | No
         gate = results.gates.get(f"gates-{tier}-{dials.pairs}-{dials.blind}")
         if gate is not None and not gate["passed"]:
             names = [name for name, value in gate.items() if isinstance(value, dict) and not value["passed"]]
-            failed.append(f"({_label(dials)}) by {', '.join(names)}")
+            failed.append(f"({label(dials)}) by {', '.join(names)}")
     return f"stopped: gates failed in {'; '.join(failed)}" if failed else None
 
 
-def _label(dials: Dials) -> str:
+def label(dials: Dials) -> str:
     return f"{dials.pairs:,}; b {dials.blind}"
 
 
 def _p1(results: Results) -> Verdict:
-    numbers = {_label(dials): auc(results.of("prompts", dials, "auc_error", PLANNED["V"]), CONTRAST) for dials in PAIRS}
+    numbers = {label(dials): auc(results.of("prompts", dials, "auc_error", PLANNED["V"]), CONTRAST) for dials in PAIRS}
     found = list(numbers.values())
     return _decide(
         "P1",
@@ -203,7 +203,7 @@ def _p1(results: Results) -> Verdict:
 
 def _p2(results: Results) -> Verdict:
     settings = (SOUND, PRIMARY)
-    values = {_label(d): gains(results.of("prompts", d, "arms"), "seam_contrast_geometric", "random") for d in settings}
+    values = {label(d): gains(results.of("prompts", d, "arms"), "seam_contrast_geometric", "random") for d in settings}
     numbers = {name: mean(v) for name, v in values.items()}
     narrow = [mean(v, 0.90) for v in values.values()]
     verdict = _decide(
@@ -219,7 +219,7 @@ def _p2(results: Results) -> Verdict:
 
 def _p3(results: Results) -> Verdict:
     settings = (PRIMARY, SOUND)
-    values = {_label(d): network_gains(results.of("network", d, "arms"), "seam_contrast", "random") for d in settings}
+    values = {label(d): network_gains(results.of("network", d, "arms"), "seam_contrast", "random") for d in settings}
     numbers = {name: mean(v) for name, v in values.items()}
     narrow = [mean(v, 0.90) for v in values.values()]
     verdict = _decide(
@@ -283,14 +283,14 @@ def _s1(results: Results) -> list[Verdict]:
     }
     by_seed = {cell["seed"]: cell for cell in results.of("attack", PRIMARY, "validity")}
     both = [cell for cell in benefit if cell["seed"] in by_seed]
-    full = _full(both, 4)
+    level = full(both, 4)
     adv = {
         "AUC": mean(
             [c["validity"][CONTRAST][0] - by_seed[c["seed"]]["validity"]["seam_adv_geometric"][0] for c in both]
         ),
         "gain, n = 4, %": mean(
             [
-                100 * (_quality(c, CONTRAST, 4) - by_seed[c["seed"]]["arms"]["seam_adv_geometric"][1]) / full
+                100 * (quality(c, CONTRAST, 4) - by_seed[c["seed"]]["arms"]["seam_adv_geometric"][1]) / level
                 for c in both
                 if "arms" in by_seed[c["seed"]]
             ]
@@ -338,7 +338,7 @@ def _explains(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> Interval
     if len(cells) < 2 or len(names) < 3:
         return Interval(math.nan, math.nan, math.nan, len(cells))
     valid = np.array([[cell["validity"][name][0] for name in names] for cell in cells], np.float64)
-    gain = np.array([[_quality(c, name, 4) - _quality(c, "expected random", 4) for name in names] for c in cells])
+    gain = np.array([[quality(c, name, 4) - quality(c, "expected random", 4) for name in names] for c in cells])
 
     def rank(places: Any) -> float:
         return statistics.spearman(np.nanmean(valid[places], axis=0), gain[places].mean(axis=0))
@@ -350,10 +350,10 @@ def _explains(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> Interval
 
 def rate_curve(cells: Sequence[dict[str, Any]], column: str) -> dict[float, list[float]]:
     """Return quality above `full` by the share of prompts left out, in each repetition: % of full's mean."""
-    full = _full(cells, 4)
+    level = full(cells, 4)
     curve = {0.0: [0.0] * len(cells)}
     for i, rate in enumerate(RATES):
-        curve[rate] = [100 * (cell["rates"][column][i] - cell["full"][1]) / full for cell in cells]
+        curve[rate] = [100 * (cell["rates"][column][i] - cell["full"][1]) / level for cell in cells]
     return curve
 
 
@@ -376,10 +376,10 @@ def _s4(results: Results) -> Verdict:
 def _s5(results: Results) -> Verdict:
     cells = results.of("prompts", PRIMARY, "golden")
     shares = np.array(GOLDEN_SHARES)
-    full = _full(cells, 4)
+    level = full(cells, 4)
     numbers = {}
     for name in ("seam_contrast", "seam_gpt", "seam_policy"):
-        slopes = [np.polyfit(shares, [100 * q / full for _, q in cell["golden"][name]], 1)[0] for cell in cells]
+        slopes = [np.polyfit(shares, [100 * q / level for _, q in cell["golden"][name]], 1)[0] for cell in cells]
         # The falling slope is the claim: turned, so that above 0 shows it.
         numbers[f"{name}, % of quality lost with all golden responses wrong"] = mean([-float(s) for s in slopes])
     return _above("S5", "the benefit falls with the share of wrong golden responses", numbers, PLANNED["B"])
@@ -391,7 +391,7 @@ def _s6(results: Results) -> Verdict:
     return _decide(
         "S6",
         "the paper's size: at least +4.5 % over all prompts, at n = 16",
-        {_label(PRIMARY): number},
+        {label(PRIMARY): number},
         PLANNED["B"],
         number.low <= 4.5 <= number.high or number.low > 4.5,
         number.high < 4.5,
