@@ -1,4 +1,7 @@
-"""The card of a published data set, in Markdown: what was kept, how to load it, and how to reproduce it."""
+"""The card of a published data set, in Markdown: what was kept and how to reproduce it; beside it, how to load it.
+
+One rule: a card is read in a minute, so that what only some readers look up stands in a file of its own.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
 
 _POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 """Upper bounds of the Hub's size categories: a thousand rows, then ten times as many each."""
-_SHOWN_RULES, _SHOWN_LINES = 20, 8
+_SHOWN_RULES, _SHOWN_LINES, _SHOWN_SPLITS = 20, 8, 2
+DETAILS = "DETAILS.md"
+"""The file beside the card that `details` writes."""
 
 
 def _folded(title: str, lines: Iterable[str]) -> Iterator[str]:
@@ -82,13 +87,30 @@ def readme(recipe: Recipe, facts: Mapping[str, JsonValue], splits: Sequence[Spli
         "A score that only repeats something simple is no better than it. So baselines stand beside each score: how far the rows' "
         "scores go with them (Spearman's rank correlation, from −1 to 1), and what the filter did to their means.",
     ]
-    for split in splits:
+    for split in splits[:_SHOWN_SPLITS]:
         lines += ["", *_split(recipe, facts, split, details.figures.get(split.name))]
-    loaded = loading(details.repo_id, details.configurations, str(facts["trainer"]))
-    lines += ["", "## How to load it", *_folded("Code for each trainer and format", loaded)]
-    lines += ["", "## Columns", *_folded("Name, type and meaning of each", _columns(facts, details.configurations))]
+    if rest := splits[_SHOWN_SPLITS:]:
+        told = ", ".join(f"`{cell(split.name)}` ({split.kept:,} of {split.rows:,} rows kept)" for split in rest)
+        lines += ["", f"The same of {told}: [{DETAILS}]({DETAILS})."]
+    example = next(iter(TRAINERS[str(facts["trainer"])].snippets(details.repo_id, details.configurations[0])))
+    lines += ["", "## How to load it", *fenced(example.language, example.code)]
+    lines += [
+        "",
+        f"Code for each trainer and format, and the type and meaning of every column: [{DETAILS}]({DETAILS}).",
+    ]
     lines += ["", "## Where it comes from", *_origin(recipe, facts, details)]
     lines += ["", "## How to reproduce it", *_reproduction(details, str(facts["seamcurate"]))]
+    return "\n".join(lines) + "\n"
+
+
+def details(recipe: Recipe, facts: Mapping[str, JsonValue], splits: Sequence[SplitMeasures], about: About) -> str:
+    """Write what the card has no room for: code for each trainer, every column, and the splits after the first two."""
+    lines = [f"# {about.repo_id.split('/')[-1]}: how to load it, and what its columns are", ""]
+    lines += ["The rest is in the [card](README.md).", "", "## Code for each trainer and format"]
+    lines += loading(about.repo_id, about.configurations, str(facts["trainer"]))
+    lines += ["", "## Columns", *_columns(facts, about.configurations)]
+    for split in splits[_SHOWN_SPLITS:]:
+        lines += ["", *_split(recipe, facts, split, about.figures.get(split.name))]
     return "\n".join(lines) + "\n"
 
 

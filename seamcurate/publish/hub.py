@@ -158,6 +158,7 @@ def prepare(
         )
         readme = card.readme(recipe, run_facts, splits, about)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
+        (temporary / card.DETAILS).write_text(card.details(recipe, run_facts, splits, about), encoding="utf-8")
         atomic.replace_folder(folder, temporary)
     if not figures:
         notes.append('the card has no figures: pip install "seamcurate[study]" draws them')
@@ -196,7 +197,7 @@ def _named_files(text: str, folder: Path) -> dict[str, str]:
         elif key in ("template", "rubric") and (folder / value).is_file():
             contents[value] = (folder / value).read_text(encoding="utf-8")
     for name in contents:
-        if escapes(name) or name in (RECIPE, FACTS, "README.md"):
+        if escapes(name) or name in (RECIPE, FACTS, "README.md", card.DETAILS):
             raise HubError(f"the recipe names {name!r}, which cannot be published beside it; put it into its folder")
     return contents
 

@@ -120,6 +120,11 @@ def hub_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]
         close_session()
 
 
+def details(prepared: hub.Prepared) -> str:
+    """Return what stands beside the card."""
+    return (prepared.folder / card.DETAILS).read_text()
+
+
 def text(server: Hub, path: str) -> str:
     return server.content("me/curated", path).decode()
 
@@ -143,6 +148,7 @@ def test_a_push_makes_a_private_data_set_with_everything_in_it_by_one_commit(wor
     assert set(pushed.sent) == set(hub_server.files("me/curated")) - {".gitattributes"}
     assert set(pushed.sent) >= {
         "README.md",
+        "DETAILS.md",
         "recipe.yaml",
         "seamcurate.json",
         "keep_above_lowest.sql",
@@ -197,8 +203,10 @@ def test_the_card_says_what_was_dropped_and_what_the_baselines_say(work, hub_ser
     for baseline in ("words of the prompt", "distinct trigrams of the response", "a random number"):
         assert f"| {baseline} | " in card_text
     assert "figures/train.png" in card_text and hub_server.content("me/curated", "figures/train.png")[:4] == b"\x89PNG"
+    assert "GRPOTrainer" in card_text and "[DETAILS.md](DETAILS.md)" in card_text
+    details = text(hub_server, "DETAILS.md")
     for trainer in ("GRPOTrainer", "DPOTrainer", "openrlhf.cli.train_ppo_ray", "verl.trainer.main_ppo"):
-        assert trainer in card_text
+        assert trainer in details
     assert "seamcurate reproduce me/curated" in card_text and "`rows.parquet`, `corpus.parquet`" in card_text
 
 
@@ -216,10 +224,22 @@ def test_the_card_says_in_which_order_rows_are_and_how_a_trainer_keeps_it(work, 
         "The rows are in order by 'reward', the highest first; rows without a value come last. A curriculum is an order, so "
         f"turn shuffling off in the trainer: {trainer if trainer == 'verl' else ''}"
     ) in prepared.card
-    assert prepared.card.count(told) == {"trl": 2, "verl": 2, "openrlhf": 1}[trainer], prepared.card
+    assert f"{prepared.card}{details(prepared)}".count(told) == {"trl": 3, "verl": 3, "openrlhf": 1}[trainer]
     assert "**The reward prefers a worse answer on " in prepared.card and len(prepared.card.splitlines()) < 150
     facts = json.loads((prepared.folder / "seamcurate.json").read_text())
     assert facts["splits"]["train"]["order"] == {"by": "reward", "descending": True}
+
+
+@pytest.mark.parametrize("splits", [2, 6])
+def test_a_card_of_many_splits_is_read_in_a_minute_and_the_rest_stands_beside_it(work, splits):
+    asked = "".join(f"  part-{i}: {{filter: filters/some.sql}}\n" for i in range(splits))
+    work.recipe.write_text(RECIPE.partition("splits:")[0] + f"splits:\n{asked}")
+    run_local(Recipe.load(work.recipe), work.store.path)
+    prepared = hub.prepare(work.recipe, work.store, "me/curated")
+    assert len(prepared.card.splitlines()) < 150
+    told = re.findall(r"^### `(.+?)`: 10 of 40", f"{prepared.card}{details(prepared)}", re.MULTILINE)
+    assert told == [f"part-{i}" for i in range(splits)]
+    assert ("The same of `part-2` (10 of 40 rows kept), " in prepared.card) == (splits == 6)
 
 
 def test_the_card_names_the_controls_of_a_split_and_what_they_are_not(work):
@@ -227,15 +247,16 @@ def test_the_card_names_the_controls_of_a_split_and_what_they_are_not(work):
     work.recipe.write_text(recipe.replace("rate: 0.2", "rate: 0.2, controls: [random, shuffled]"))
     run_local(Recipe.load(work.recipe), work.store.path)
     prepared = hub.prepare(work.recipe, work.store, "me/curated")
+    told = f"{prepared.card}{details(prepared)}"
     for name in ("train", "train-random", "train-shuffled"):
-        assert f"### `{name}`: 32 of 40 rows kept" in prepared.card
+        assert f"### `{name}`: 32 of 40 rows kept" in told
         assert {f"data/{name}/train-00000-of-00001.parquet", f"ledger/{name}.parquet"} <= set(prepared.files)
     assert (
         "Controls of the same size, to hold it against: `train-random`, as many rows, at random; `train-shuf"
         in prepared.card
     )
     assert "A control of `train`: as many rows, at random.\n" in prepared.card
-    (said,) = re.findall(r"A control of `train`: the split's decisions.*", prepared.card)
+    (said,) = re.findall(r"A control of `train`: the split's decisions.*", told)
     assert said.endswith("where only the rewards of SEAM are shuffled, the likelihoods alone still rank prompts.")
 
 
@@ -252,7 +273,7 @@ def test_duckdb_finds_every_score_in_what_is_pushed_as_a_plain_column(work):
     import duckdb
 
     prepared = hub.prepare(work.recipe, work.store, "me/curated")
-    asked = re.findall(r"```sql\n(-- What each score.*?)\n```", prepared.card, re.DOTALL)
+    asked = re.findall(r"```sql\n(-- What each score.*?)\n```", details(prepared), re.DOTALL)
     assert [re.search(r"data/(\w+)/", one)[1] for one in asked] == ["train", "pairs"]
     for one in asked:
         # There is no way to the Hub here: the same files, where they were prepared.
@@ -320,7 +341,7 @@ def test_the_reward_file_is_published_and_names_no_folder_of_this_machine(work, 
     prepared = hub.prepare(work.recipe, work.store, "me/curated")
     names = [name for name in prepared.files if name.endswith(".py")]
     assert names == ["data/train/seamcurate_reward.py"] and not hub.compared(names[0])
-    assert "`seamcurate_reward.py`" in prepared.card and "trl grpo --model_name_or_path POLICY" in prepared.card
+    assert "`seamcurate_reward.py`" in details(prepared) and "trl grpo --model_name_or_path POLICY" in details(prepared)
     rows = load_dataset(str(prepared.folder), "train", split="train", cache_dir=str(tmp_path / "cache"))
     assert len(rows) == 32
     assert hub._without_folders("{'sentence_encoder': '/home/me/minilm',\n 'stop': ['/a/b']}") == (
@@ -342,7 +363,7 @@ def test_the_card_describes_each_field_of_the_files_and_no_other(trainer, splits
     work.recipe.write_text(RECIPE.partition("splits:")[0] + f"splits: {splits}\n")
     run_local(Recipe.load(work.recipe), work.store.path)
     prepared = hub.prepare(work.recipe, work.store, "me/curated", trainer=trainer)
-    told = prepared.card.partition("## Columns\n")[2].partition("## Where it comes from")[0]
+    told = details(prepared).partition("## Columns\n")[2]
     lines = [line.strip("| ").split(" | ") for line in told.splitlines() if line.startswith("| `")]
     there: dict[str, set[str]] = {}
     for name in prepared.files:
@@ -390,7 +411,7 @@ def test_another_trainer_s_format_is_written_when_asked(work, hub_server):
     reward, name = sorted(name for name in hub_server.files("me/curated") if name.startswith("data/"))
     assert reward == "data/train/seamcurate_reward.py"
     assert "Every score is a field of `extra_info` here" in text(hub_server, "README.md")
-    assert "SUMMARIZE SELECT unnest(extra_info) FROM 'hf://" in text(hub_server, "README.md")
+    assert "SUMMARIZE SELECT unnest(extra_info) FROM 'hf://" in text(hub_server, "DETAILS.md")
     assert "reward_model" in pq.read_schema(pa.BufferReader(hub_server.content("me/curated", name))).names
     assert "verl.trainer.main_ppo data.train_files=rows/data/train/" in text(hub_server, "README.md")
 
@@ -458,7 +479,7 @@ def test_only_what_changed_travels_and_a_split_that_is_gone_is_removed(work, hub
     hub.push(work.recipe, work.store, "me/curated")
     work.recipe.write_text(RECIPE.replace("  pairs: {filter: filters/some.sql, format: preferences}\n", ""))
     pushed = hub.push(work.recipe, work.store, "me/curated")
-    assert sorted(pushed.sent) == ["README.md", "recipe.yaml", "seamcurate.json"]
+    assert sorted(pushed.sent) == ["DETAILS.md", "README.md", "recipe.yaml", "seamcurate.json"]
     assert sorted(pushed.removed) == [
         "data/pairs/train-00000-of-00001.parquet",
         "ledger/pairs.parquet",
@@ -1064,7 +1085,7 @@ def test_a_filter_outside_the_recipes_folder_is_not_published(tmp_path, name):
         hub._named_files(text, tmp_path / "recipe")
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "seamcurate.json", "README.md"])
+@pytest.mark.parametrize("name", ["recipe.yaml", "seamcurate.json", "README.md", "DETAILS.md"])
 def test_a_template_takes_no_place_of_what_a_push_writes_itself(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(HubError, match="which cannot be published beside it"):
@@ -1181,7 +1202,7 @@ from datasets import load_dataset
 import re
 from huggingface_hub import hf_hub_download
 from seamcurate import Source
-card = Path(hf_hub_download("me/curated", "README.md", repo_type="dataset")).read_text()
+card = Path(hf_hub_download("me/curated", "DETAILS.md", repo_type="dataset")).read_text()
 found = {name or "default": load_dataset("me/curated", name, split="train") for name in (None, "train", "pairs")}
 source = Source(hub="me/curated", name="train", rename={"row_id": "place"})
 print(json.dumps({
