@@ -1,6 +1,6 @@
 """Real text, whole: fine-tuning, a reward model, what both are worth beside simple baselines, and whether it follows RER's proxies.
 
-    python examples/real_text.py DATA OUT
+    python examples/from_scratch.py DATA OUT
 
 DATA is a folder of Parquet: `sft_corpus` (instruction, response), `preferences` and `preferences_test` (prompt, chosen,
 rejected, dataset), `human_pairs` (prompt, context, response_a, response_b, label, source), `superni_test` (task,
