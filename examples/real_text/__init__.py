@@ -1,0 +1,1 @@
+"""Which prompts a reward model misjudges, by people's verdicts on real text."""

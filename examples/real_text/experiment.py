@@ -1,0 +1,299 @@
+"""The pieces of the measurement, each a JSON file with its tables, seconds and command; started again, it goes on.
+
+python -m examples.real_text.experiment DATA OUT [PIECE …]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from examples.real_text import data, models
+from examples.real_text.data import Judged, Rows, Sizes
+from seamcurate import Recipe, query, run_local, study
+from seamcurate.demo.corpus import encoder_folder
+from seamcurate.storage import atomic
+
+FAMILIES = ("minilm", "smol")
+SETS: dict[str, Callable[[Path, Sizes], Judged]] = {"stackexchange": data.stackexchange, "human": data.human}
+WEIGHTS = ("geometric", "raw", "uniform", "logprob")
+BAND = [0.2, 0.95]
+_TEXTS = ("prompt", "response", "source", "worse_contrast")
+_LIKELIHOODS = ("logprobs_contrast", "tokens_contrast")
+_MEASURED = (
+    *("seam_contrast", "misjudged_contrast", "reward", "baseline_reward_spread_contrast"),
+    *("baseline_reward_margin_contrast", "baseline_rejected_reward_contrast", "baseline_rejected_length_contrast"),
+    "baseline_reward_gap_contrast",
+)
+Tables = dict[str, Any]
+
+
+class Work:
+    """Where everything lies: the data, the models, the stores."""
+
+    def __init__(self, given: Path, out: Path, sizes: Sizes = Sizes(), start: Path | None = None) -> None:
+        self.given, self.out, self.sizes = given, out, sizes
+        self._start = start
+
+    @property
+    def policy(self) -> Path:
+        """The folder of the policy, unpacked where it is not there."""
+        return self._start or models.policy(self.out / "models/policy")
+
+    @property
+    def sequence(self) -> dict[str, Callable[[], Tables]]:
+        """The pieces, in the order they are measured: the most telling for its seconds first."""
+        pieces: dict[str, Callable[[], Tables]] = {}
+        for family in FAMILIES:
+            pieces[f"heads-{family}"] = partial(self.heads, family)
+            for name in SETS:
+                pieces[f"{name}-{family}"] = partial(self.scored, name, family)
+            pieces[f"mismatch-{family}"] = partial(self.mismatch, family)
+        for name in SETS:
+            pieces[f"{name}-likelihoods"] = partial(self.likelihoods, name)
+        return pieces
+
+    def run(self, names: Sequence[str]) -> None:
+        """Measure the pieces that have no file yet."""
+        for name, measure in self.sequence.items():
+            file = self.out / "pieces" / f"{name}.json"
+            if (names and name not in names) or file.is_file():
+                continue
+            print(f"{name} …", flush=True)
+            began = time.process_time()
+            tables = measure()
+            seconds = round(time.process_time() - began, 1)
+            print(f"{name}: {seconds} CPU seconds", flush=True)
+            command = f"python -m examples.real_text.experiment DATA OUT {name}"
+            piece = {"piece": name, "command": command, "cpu_seconds": seconds, "sizes": self.sizes._asdict(), **tables}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.replacing(file) as temporary:
+                temporary.write_text(json.dumps(piece, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    # ── reward models ───────────────────────────────────────────────────────────────────────────────────
+
+    def heads(self, family: str) -> Tables:
+        """Train heads on the first pairs, more and more of them, and measure all on the same held-out pairs."""
+        training, held_out = data.preferences(self.given, self.sizes)
+        training = training[: self._pairs(family)[-1]]
+        folder = models.bare(family, self.policy, self.out / f"models/bare-{family}", self.sizes.layers)
+        kept = self.out / f"features-{family}"
+        known, tested = (
+            models.kept_features(folder, pairs, ("chosen", "rejected"), kept / name)
+            for name, pairs in (("training", training), ("held-out", held_out))
+        )
+        heads = {f"{family}-{n}": models.head(known[:n, 0], known[:n, 1]) for n in self._pairs(family)}
+        models.save_heads(family, self.policy, self._heads(family), self.sizes.layers, heads)
+        scores = [
+            {
+                "reward": name,
+                "prompt_id": str(i),
+                "subset": pair["dataset"],
+                "score_chosen": float(tested[i, 0] @ weights),
+                "score_rejected": float(tested[i, 1] @ weights),
+            }
+            for name, weights in heads.items()
+            for i, pair in enumerate(held_out)
+        ]
+        file = data.write(scores, self.out / f"tables/held-out-{family}.parquet")
+        return {"accuracy": _result(study.preference(file, by="subset")), "training_pairs": len(training)}
+
+    def _heads(self, family: str) -> Path:
+        return self.out / f"models/heads-{family}"
+
+    def _names(self, family: str) -> list[str]:
+        return [f"{family}-{n}" for n in self._pairs(family)]
+
+    def _pairs(self, family: str) -> tuple[int, ...]:
+        pairs: tuple[int, ...] = self.sizes._asdict()[family]
+        return pairs
+
+    # ── stores and what their columns find ──────────────────────────────────────────────────────────────
+
+    def scored(self, name: str, family: str) -> Tables:
+        """Score a set's rows by a family of reward models, and measure the columns that need no policy."""
+        measured = SETS[name](self.given, self.sizes)
+        stored = _rows(self._base(name, family, measured))
+        self._judge(name, family, measured.judged)
+        tables: Tables = {"rows": len(stored), "judged": len(measured.judged)}
+        tables["candidates"] = round(sum(len(row["worse_contrast"]) for row in stored) / len(stored), 3)
+        return tables | self._measured(name, family, stored, ("uniform",), _MEASURED)
+
+    def likelihoods(self, name: str) -> Tables:
+        """Score the candidates of a set by the policy, and measure SEAM's column by each weight and reward model."""
+        self._base(name, FAMILIES[0], SETS[name](self.given, self.sizes), likelihoods=True)
+        own = _rows(self.out / name / f"store-{FAMILIES[0]}")
+        tables: Tables = {"rows": len(own), "validity": {}, "best_of_n": {}}
+        for family in FAMILIES:
+            stored = _rows(self.out / name / f"store-{family}")
+            likely = {row["prompt"]: {key: row[key] for key in _LIKELIHOODS} for row in own}
+            stored = [row | likely[row["prompt"]] for row in stored]
+            found = self._measured(name, family, stored, WEIGHTS, ("seam_contrast",))
+            tables["validity"] |= found["validity"]
+            tables["best_of_n"] |= found["best_of_n"]
+        return tables
+
+    def _measured(self, name: str, family: str, stored: Rows, weights: Sequence[str], columns: Sequence[str]) -> Tables:
+        """Measure columns against people's verdicts, for each reward model of a family and each weight."""
+        tables: Tables = {"validity": {}, "best_of_n": {}}
+        for reward in self._names(family):
+            judged = self._judged_file(name, reward)
+            votes = "score" in pq.read_schema(judged).names
+            for weight in weights:
+                known = "likelihoods" if columns != _MEASURED else "rewards"
+                own = self._store(f"{name}/{known}/{reward}-{weight}", self._single(stored, reward), weight)
+                found = study.validity(own, judged, by=None if votes else "source", columns=columns)
+                tables["validity"][f"{reward} {weight}"] = _result(found)
+                if votes and weight == weights[0]:
+                    gained = study.best_of_n(own, judged, columns=columns)
+                    tables["best_of_n"][f"{reward} {weight}"] = _result(gained)
+        return tables
+
+    def _base(self, name: str, family: str, measured: Judged, likelihoods: bool = False) -> Path:
+        """Run the recipe that asks the models: by the first family all of it, by another one its rewards alone."""
+        folder, first = self.out / name, FAMILIES[0]
+        heads = {
+            "sequence_classifier": str(self._heads(family).resolve()),
+            "dtype": "float32",
+            "output": self._names(family)[-1],
+            "outputs": self._names(family),
+        }
+        recipe: dict[str, Any] = {"models": {"reward": heads}}
+        rewards: list[dict[str, Any]] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
+        if family == first:
+            rows = data.write(measured.rows, folder / "rows.parquet")
+            corpus = data.write(measured.corpus, folder / "corpus.parquet")
+            recipe["corpus"] = {"parquet": str(corpus.resolve()), "prompt": "prompt", "response": "response"}
+            recipe["models"]["encoder"] = {"sentence_encoder": str(encoder_folder()), "dtype": "float32"}
+            recipe["steps"] = [{"retrieve": {"k": self.sizes.candidates, "band": BAND}}, *rewards]
+            if likelihoods:
+                recipe["models"]["policy"] = {"causal_lm": str(self.policy.resolve()), "dtype": "bfloat16"}
+                recipe["steps"].append({"policy_logprobs": {"variant": "contrast", "likelihoods": "all"}})
+        else:
+            stored = _rows(folder / f"store-{first}")
+            kept = [{key: row[key] for key in _TEXTS} for row in stored]
+            rows = data.write(kept, folder / f"rows-{family}.parquet")
+            recipe["steps"] = rewards
+        recipe["rows"] = {
+            "parquet": str(rows.resolve()),
+            "prompt": "prompt",
+            "response": "response",
+            "shard_rows": 50,
+        }
+        file = folder / f"{family}.yaml"
+        file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        run_local(Recipe.load(file), folder / f"store-{family}")
+        return folder / f"store-{family}"
+
+    def _single(self, stored: Rows, reward: str) -> Rows:
+        """Return the rows with one reward model's rewards as the reward."""
+        column = reward.replace("-", "_")
+        rows = []
+        for row in stored:
+            # A uniform weight needs no likelihood: it is unknown where the policy was not asked.
+            unknown = [None] * len(row["worse_contrast"])
+            own = {"reward": row[f"reward_{column}"], "rewards_contrast": row[f"rewards_{column}_contrast"]}
+            likelihoods = {key: row.get(key, unknown) for key in _LIKELIHOODS}
+            rows.append({key: row[key] for key in _TEXTS} | own | likelihoods)
+        return rows
+
+    def _store(self, name: str, rows: Rows, weight: str) -> Path:
+        """Score rows that bring their rewards and likelihoods by SEAM with one weight; no model is asked."""
+        file = data.write(rows, self.out / f"{name}.parquet")
+        recipe = {
+            "rows": {"parquet": str(file.resolve()), "prompt": "prompt", "response": "response"},
+            "steps": [
+                {"seam_score": {"variant": "contrast", "likelihood": weight, "k": self.sizes.candidates}},
+                {"rip": {"variant": "contrast"}},
+                {"reward_spread": {"variant": "contrast"}},
+            ],
+        }
+        written = self.out / f"{name}.yaml"
+        written.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        run_local(Recipe.load(written), self.out / name)
+        return self.out / name
+
+    def _judge(self, name: str, family: str, judged: Rows) -> None:
+        """Write the judged answers with each reward model's rewards, a file each."""
+        sides = [side for side in ("response", "response_a", "response_b") if side in judged[0]]
+        given = self._rewards(family, judged, sides)
+        columns = [side.replace("response", "reward") for side in sides]
+        for i, reward in enumerate(self._names(family)):
+            entries = [
+                row | {column: values[i] for column, values in zip(columns, own, strict=True)}
+                for row, own in zip(judged, given, strict=True)
+            ]
+            data.write(entries, self._judged_file(name, reward))
+
+    def _judged_file(self, name: str, reward: str) -> Path:
+        return self.out / name / f"judged-{reward}.parquet"
+
+    def _rewards(self, family: str, rows: Rows, sides: Sequence[str]) -> list[list[tuple[float, ...]]]:
+        answers = [[row[side] for side in sides] for row in rows]
+        heads = self._heads(family)
+        return models.rewards(heads, self._names(family)[-1], [row["prompt"] for row in rows], answers)
+
+    # ── how often a reward model is wrong ───────────────────────────────────────────────────────────────
+
+    def mismatch(self, family: str) -> Tables:
+        """Compare a family's reward models with people on the judged pairs of every set, and on a sample of other sources."""
+        pairs = data.other_pairs(self.given, self.sizes)
+        given = self._rewards(family, pairs, ("response_a", "response_b"))
+        verdicts = []
+        for i, reward in enumerate(self._names(family)):
+            for n, (pair, (a, b)) in enumerate(zip(pairs, given, strict=True)):
+                verdicts.append(_verdict(reward, f"{pair['source']} {n}", pair, a[i] - b[i]))
+            for row in pq.read_table(self._judged_file("human", reward)).to_pylist():
+                verdicts.append(_verdict(reward, row["prompt"], row, row["reward_a"] - row["reward_b"]))
+            answers: dict[str, Rows] = {}
+            for row in pq.read_table(self._judged_file("stackexchange", reward)).to_pylist():
+                answers.setdefault(row["prompt"], []).append(row)
+            for prompt, own in answers.items():
+                for first, second in combinations(own, 2):
+                    if first["score"] != second["score"]:
+                        pair = {
+                            "response_a": first["response"],
+                            "response_b": second["response"],
+                            "source": "stackexchange",
+                        }
+                        pair["label"] = "a" if first["score"] > second["score"] else "b"
+                        verdicts.append(_verdict(reward, prompt, pair, first["reward"] - second["reward"]))
+        file = data.write(verdicts, self.out / f"tables/verdicts-{family}.parquet")
+        return {"mismatch": _result(study.mismatch(file, by="source"))}
+
+
+def _rows(store: Path) -> Rows:
+    """Return a store's rows with the texts of their candidates, as a source may bring them."""
+    texts = "SELECT row_id, list({'response': response} ORDER BY rank) AS answers FROM candidates GROUP BY row_id"
+    rows = query(
+        store, f"SELECT rows.*, answers FROM rows LEFT JOIN ({texts}) USING (row_id) ORDER BY row_id"
+    ).to_pylist()
+    return [row | {"worse_contrast": row["answers"] or []} for row in rows]
+
+
+def _verdict(reward: str, prompt: str, pair: dict[str, Any], gap: float) -> dict[str, Any]:
+    """Return people's and a reward model's verdict on one pair, as the study reads it."""
+    model = "tie" if gap == 0 else "a" if gap > 0 else "b"
+    known = {name: pair[name] for name in ("source", "response_a", "response_b")}
+    return {"reward": reward, "prompt_id": prompt, "human": pair["label"], "model": model, **known}
+
+
+def _result(found: study.StudyResult) -> Tables:
+    rows = [
+        {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+        for row in found.table.to_pylist()
+    ]
+    return {"finding": found.line, "table": rows}
+
+
+if __name__ == "__main__":
+    Work(Path(sys.argv[1]), Path(sys.argv[2])).run(sys.argv[3:])

@@ -1,0 +1,200 @@
+"""The tables of docs/evidence/real-text.md, from the pieces' files: `python -m examples.real_text.page [PIECES]`.
+
+With a folder of pieces, they are first copied into docs/evidence/results/real-text. The text between two marks of the page is
+replaced; a test holds page and files equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/evidence/results/real-text"
+PAGE = ROOT / "docs/evidence/real-text.md"
+_SETS = {"stackexchange": "Stack Exchange", "human": "QA-Feedback and PandaLM"}
+_COLUMNS = (
+    *("seam_contrast", "misjudged_contrast", "reward", "baseline_reward_margin_contrast"),
+    *("baseline_reward_spread_contrast", "baseline_rejected_reward_contrast", "baseline_reward_gap_contrast"),
+    *("prompt_words", "response_words", "random", "the other half of the pairs"),
+)
+
+
+def main(pieces: Path | None) -> None:
+    if pieces is not None:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        for file in sorted(pieces.glob("*.json")):
+            (RESULTS / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), read(RESULTS)), encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return each piece by its name."""
+    files = sorted(folder.glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
+    """Return the page with every marked place filled from the pieces."""
+    tables = {"accuracy": accuracy, "mismatch": mismatch, "seconds": seconds}
+    for name in _SETS:
+        tables[f"validity {name}"] = lambda given, name=name: validity(given, name)  # type: ignore[misc]
+        tables[f"weights {name}"] = lambda given, name=name: weights(given, name)  # type: ignore[misc]
+    tables["best of n"] = best_of_n
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- {match[1]} -->\n\n{tables[match[1]](pieces)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- ((?!end)[\w ]+?) -->\n.*?<!-- end -->", fill, page, flags=re.S)
+
+
+def accuracy(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show how often each reward model is right on held-out pairs."""
+    given = [(n.removeprefix("heads-"), p) for n, p in pieces.items() if n.startswith("heads-")]
+    lines = []
+    for _, piece in given:
+        found = {(row["reward"], row["subset"]): row for row in piece["accuracy"]["table"]}
+        for reward in dict.fromkeys(name for name, _ in found):
+            own = [found[reward, subset] for subset in ("all", "stackexchange", "hh-rlhf") if (reward, subset) in found]
+            lines.append([reward, *(_percent(row, "accuracy") for row in own)])
+    return _commands([piece for _, piece in given]) + _table(
+        ["reward model", "all held-out pairs", "Stack Exchange", "HH-RLHF"], lines
+    )
+
+
+def validity(pieces: dict[str, dict[str, Any]], name: str) -> str:
+    """Show the AUC of each column by reward model; SEAM with uniform weights, which need no policy."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    given = [piece for key, piece in pieces.items() if key in (f"{name}-minilm", f"{name}-smol")]
+    for piece in given:
+        for key, study in piece["validity"].items():
+            reward, weight = key.split(" ")
+            if weight == "uniform":
+                found[reward] = {row["column"]: row for row in study["table"]}
+    lines = [
+        [f"`{column}`" if "_" in column or column == "reward" else column]
+        + [_plain(rows[column], "auc") if column in rows else "" for rows in found.values()]
+        for column in _COLUMNS
+    ]
+    return _commands(given) + _table([f"AUC, {_SETS[name]}", *found], [line for line in lines if any(line[1:])])
+
+
+def weights(pieces: dict[str, dict[str, Any]], name: str) -> str:
+    """Show SEAM's column by reward model and weight: AUC, Spearman, the share of wrong pairs in its worst 20 %."""
+    lines = []
+    given = [piece for key, piece in pieces.items() if key.startswith(f"{name}-")]
+    if len(given) == 3:
+        # The last one has all weights.
+        given = [piece for piece in given if piece["piece"].endswith("likelihoods")]
+    for piece in given:
+        for key, study in piece["validity"].items():
+            row = {row["column"]: row for row in study["table"]}.get("seam_contrast")
+            if row is not None:
+                p = "–" if row["p"] is None else f"{row['p']:.2g}"
+                lines.append(
+                    [
+                        *key.split(" "),
+                        str(row["rows"]),
+                        _plain(row, "auc"),
+                        p,
+                        _plain(row, "spearman"),
+                        _percent(row, "caught"),
+                    ]
+                )
+    heading = ["reward model", "weight", "rows", "AUC", "p (Holm)", "Spearman", "wrong pairs in the worst 20 %"]
+    return _commands(given) + _table(heading, lines)
+
+
+def mismatch(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show how often each reward model, and each simple rule, disagrees with people, by source."""
+    given = [piece for name, piece in pieces.items() if name.startswith("mismatch-")]
+    found = {(row["reward"], row["subset"]): row for piece in given for row in piece["mismatch"]["table"]}
+    subsets = list(dict.fromkeys(subset for _, subset in found))
+    lines = [
+        [
+            reward,
+            *(_percent(found[reward, subset], "mismatch") if (reward, subset) in found else "" for subset in subsets),
+        ]
+        for reward in dict.fromkeys(reward for reward, _ in found)
+    ]
+    first = lines[0][0]
+    sizes = ["pairs", *(f"{found[first, subset]['pairs']:,}" for subset in subsets)]
+    return _commands(given) + _table(["disagrees with people", *subsets], [*lines, sizes])
+
+
+def best_of_n(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show what leaving out 20 % by SEAM's column gains over as many rows at random, among people's answers."""
+    lines = []
+    given = [piece for piece in pieces.values() if piece.get("best_of_n")]
+    for piece in given:
+        for reward, study in piece["best_of_n"].items():
+            rows = {(row["column"], row["n"]): row for row in study["table"]}
+            for n in sorted({n for _, n in rows} - {1}):
+                full, own = rows["all rows", n], rows.get(("seam_contrast", n))
+                start = rows["all rows", 1]["quality"]
+                if own is not None:
+                    gain = f"{full['quality'] - start:+.3f}"
+                    lines.append(
+                        [
+                            *reward.split(" "),
+                            str(n),
+                            f"{start:.3f}",
+                            gain,
+                            _signed(own, "above_random"),
+                            _signed(own, "above_full"),
+                        ]
+                    )
+    heading = [
+        "reward model",
+        "weight",
+        "n",
+        "mean votes",
+        "best of n adds",
+        "SEAM's 20 % left out, over random",
+        "over all rows",
+    ]
+    return _commands(given) + _table(heading, lines)
+
+
+def seconds(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show what each piece took."""
+    lines = [[f"`{name}`", f"{piece['cpu_seconds']:,.0f}"] for name, piece in pieces.items()]
+    total = sum(piece["cpu_seconds"] for piece in pieces.values())
+    return _table(["piece", "CPU seconds"], [*lines, ["all", f"{total:,.0f}"]])
+
+
+def _commands(pieces: Sequence[dict[str, Any]]) -> str:
+    """Say which command gave a table."""
+    names = " ".join(piece["piece"] for piece in pieces)
+    return f"`python -m examples.real_text.experiment DATA OUT {names}`\n\n"
+
+
+def _table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [heading, ["---"] * len(heading), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _plain(row: dict[str, Any], name: str) -> str:
+    if row[name] is None or row[f"{name}_low"] is None:
+        return "–"
+    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+
+
+def _signed(row: dict[str, Any], name: str) -> str:
+    if row[name] is None or row[f"{name}_low"] is None:
+        return "–"
+    return f"{row[name]:+.3f} ({row[f'{name}_low']:+.3f} to {row[f'{name}_high']:+.3f})"
+
+
+def _percent(row: dict[str, Any], name: str) -> str:
+    if row[name] is None or row[f"{name}_low"] is None:
+        return "–"
+    return f"{100 * row[name]:.1f} % ({100 * row[f'{name}_low']:.1f} to {100 * row[f'{name}_high']:.1f})"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

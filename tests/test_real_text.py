@@ -1,0 +1,130 @@
+"""The measurement on real text: its pairs keep apart what they must, a tiny run is whole and resumable, its page is its files'."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from examples.real_text import data, models, page
+from examples.real_text.data import Sizes
+from examples.real_text.experiment import Work
+from seamcurate import Store, query
+
+TINY = Sizes(
+    questions=24,
+    prompts=24,
+    minilm=(20, 60),
+    smol=(20, 60),
+    held_out=20,
+    corpus=20,
+    verdicts=20,
+    candidates=3,
+    samples=2,
+    layers=2,
+)
+TOPICS = ("tea", "bread", "bicycles", "maps", "rivers", "paint", "clocks", "birds")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Return a folder with the four files, in which the longer answer has more votes, but for a fourth of them."""
+    folder, draw = tmp_path_factory.mktemp("given"), random.Random(0)
+    questions = [f"How do people use {a} with {b}?" for a, b in itertools.permutations(TOPICS, 2)]
+    preferences: dict[str, list[dict[str, object]]] = {"preferences": [], "preferences_test": []}
+    human = []
+    for i, question in enumerate(questions):
+        answers = [" ".join(draw.choices(TOPICS, k=n)) for n in (3, 6, 9, 12)]
+        votes = draw.sample(range(4), 4) if i % 4 == 0 else list(range(4))
+        for a, b in itertools.combinations(sorted(range(4), key=votes.__getitem__), 2):
+            pair = {"prompt": question, "chosen": answers[b], "rejected": answers[a], "dataset": "stackexchange"}
+            scores = {"score_chosen": votes[b], "score_rejected": votes[a], "n_human_turns": 1}
+            preferences["preferences_test" if i % 5 == 0 else "preferences"].append({**pair, **scores})
+            verdict = {"prompt": question, "response_a": answers[a], "response_b": answers[b], "label": "b"}
+            source = ("qa-feedback", "pandalm-test", "tulu1-human-eval")[i % 3]
+            human.append({**verdict, "source": source})
+    corpus = [
+        {"instruction": f"What of {t}, {u}?", "response": f"{t} and {u}", "source": "stackexchange"}
+        for t, u in itertools.product(TOPICS, TOPICS)
+    ]
+    for name, rows in {**preferences, "human_pairs": human, "sft_corpus": corpus}.items():
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Return the folder of a tiny policy with random weights."""
+    from seamcurate.demo.corpus import untrained
+
+    folder = tmp_path_factory.mktemp("start")
+    rows = [{"prompt": f"What is {topic}?", "response": f"It is {topic}."} for topic in TOPICS]
+    untrained(data.write(rows, folder / "rows.parquet"), folder / "model", vocabulary=300, width=48, layers=2)
+    return folder / "model"
+
+
+def test_texts_are_cut_after_words_and_keep_their_white_space():
+    assert data.cut(" one  two\nthree", 2) == "one  two"
+    assert data.cut("one", 2) == "one" and data.cut(" \n", 2) == ""
+
+
+def test_golden_answers_are_not_among_the_judged_and_reward_models_see_no_judged_question(given):
+    found = data.stackexchange(given, TINY)
+    golden = {row["prompt"]: row["response"] for row in found.rows}
+    assert len(golden) == TINY.questions
+    assert all(entry["response"] != golden[entry["prompt"]] for entry in found.judged)
+    votes = data.votes(given)
+    assert all(max(votes[prompt].values()) == votes[prompt][answer] for prompt, answer in golden.items())
+    training, held_out = data.preferences(given, TINY)
+    assert training and held_out
+    assert not {pair["prompt"] for pair in training + held_out} & set(golden)
+    pairs = data.human(given, TINY)
+    best = {row["prompt"]: row["response"] for row in pairs.rows}
+    assert pairs.judged and all(best[p["prompt"]] not in (p["response_a"], p["response_b"]) for p in pairs.judged)
+    assert {pair["source"] for pair in data.other_pairs(given, TINY)} == {"tulu1-human-eval"}
+
+
+def test_a_head_finds_the_direction_that_tells_the_chosen_answer():
+    draw = np.random.default_rng(0)
+    rejected = draw.normal(size=(200, 4))
+    weights = models.head(rejected + np.array([1.0, 0, 0, 0]) + draw.normal(size=(200, 4)), rejected)
+    assert weights[0] > 3 * np.abs(weights[1:]).max()
+
+
+@pytest.mark.slow
+def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, start, tmp_path):
+    work = Work(given, tmp_path, TINY, start)
+    work.run([])
+    files = {file.stem: file.read_text() for file in (tmp_path / "pieces").iterdir()}
+    assert set(files) == set(work.sequence)
+    pieces = {name: json.loads(text) for name, text in files.items()}
+    found = {row["column"]: row for row in pieces["stackexchange-smol"]["validity"]["smol-60 uniform"]["table"]}
+    assert {"seam_contrast", "reward", "baseline_reward_gap_contrast", "random"} <= set(found)
+    # The product scores by the saved head what the head's features gave.
+    stored = query(
+        Store(tmp_path / "stackexchange/store-smol"), "SELECT prompt, response, reward_smol_60, reward FROM rows"
+    ).to_pylist()
+    features = models.features(tmp_path / "models/bare-smol", stored, ("response",))
+    training, _ = data.preferences(given, TINY)
+    known = models.features(tmp_path / "models/bare-smol", training, ("chosen", "rejected"))
+    expected = features[:, 0] @ models.head(known[:60, 0], known[:60, 1])
+    assert [row["reward"] for row in stored] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-3)
+    assert [row["reward_smol_60"] for row in stored] == [row["reward"] for row in stored]
+    work.run([])
+    assert {file.stem: file.read_text() for file in (tmp_path / "pieces").iterdir()} == files
+    (tmp_path / "pieces/mismatch-smol.json").unlink()
+    work.run(["heads-smol"])
+    assert not (tmp_path / "pieces/mismatch-smol.json").exists()
+    assert all("|" in table(pieces) for table in (page.accuracy, page.best_of_n, page.seconds))
+    assert "smol-60" in page.mismatch(pieces) and "`seam_contrast`" in page.validity(pieces, "stackexchange")
+    assert "logprob" in page.weights(pieces, "human")
+
+
+def test_the_page_is_what_the_committed_files_say():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.read(page.RESULTS) and text == page.filled(text, page.read(page.RESULTS))
