@@ -125,6 +125,39 @@ def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, st
     assert "logprob" in page.weights(pieces, "human")
 
 
+@pytest.mark.parametrize(
+    ("aucs", "gain", "verdicts"),
+    [
+        ((0.70, 0.72), 0.4, ["shown", "shown", "shown", "no", "shown"]),
+        ((0.51, 0.70), 0.0, ["not shown", "not shown", "shown", "no", "not shown"]),
+        ((0.50, 0.51), -0.4, ["not shown", "refuted", "shown", "no", "not shown"]),
+    ],
+)
+def test_rules_are_applied_as_the_protocol_says(aucs, gain, verdicts):
+    def around(name: str, value: float, half: float) -> dict[str, float]:
+        return {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+
+    pieces = {
+        f"{name}-minilm": {
+            "validity": {page.PRIMARY: {"table": [{"column": "seam_contrast", **around("auc", auc, 0.05)}]}}
+        }
+        for name, auc in zip(("stackexchange", "human"), aucs, strict=True)
+    }
+    wrong = [
+        {"reward": f"smol-{n}", "kind": "model", "subset": "all", **around("mismatch", value, 0.01)}
+        for n, value in ((100, 0.50), (400, 0.47), (800, 0.45))
+    ]
+    pieces["mismatch-smol"] = {"mismatch": {"table": wrong}}
+    arms = [
+        {"column": "all rows", "n": 1, "quality": 2.0},
+        {"column": "all rows", "n": 2, "quality": 3.0},
+        {"column": "seam_contrast", "n": 2, **around("above_random", gain, 0.1)},
+    ]
+    pieces["stackexchange-smol"]["best_of_n"] = {page.PRIMARY: {"table": arms}}
+    lines = page.decisions(pieces).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == verdicts
+
+
 def test_the_page_is_what_the_committed_files_say():
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.read(page.RESULTS) and text == page.filled(text, page.read(page.RESULTS))

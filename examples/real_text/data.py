@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
     """Of QA-Feedback and PandaLM."""
     minilm: tuple[int, ...] = (100, 400, 1600)
     """Preference pairs that reward models of a family are trained on."""
-    smol: tuple[int, ...] = (100, 400)
+    smol: tuple[int, ...] = (100, 400, 800)
     held_out: int = 300
     corpus: int = 2000
     verdicts: int = 400

@@ -23,7 +23,7 @@ from seamcurate import Recipe, query, run_local, study
 from seamcurate.demo.corpus import encoder_folder
 from seamcurate.storage import atomic
 
-FAMILIES = ("minilm", "smol")
+FAMILIES = ("smol", "minilm")
 SETS: dict[str, Callable[[Path, Sizes], Judged]] = {"stackexchange": data.stackexchange, "human": data.human}
 WEIGHTS = ("geometric", "raw", "uniform", "logprob")
 BAND = [0.2, 0.95]
@@ -58,8 +58,9 @@ class Work:
             for name in SETS:
                 pieces[f"{name}-{family}"] = partial(self.scored, name, family)
             pieces[f"mismatch-{family}"] = partial(self.mismatch, family)
-        for name in SETS:
-            pieces[f"{name}-likelihoods"] = partial(self.likelihoods, name)
+            if family == FAMILIES[0]:
+                for name in SETS:
+                    pieces[f"{name}-likelihoods"] = partial(self.likelihoods, name)
         return pieces
 
     def run(self, names: Sequence[str]) -> None:
@@ -129,18 +130,10 @@ class Work:
         return tables | self._measured(name, family, stored, ("uniform",), _MEASURED)
 
     def likelihoods(self, name: str) -> Tables:
-        """Score the candidates of a set by the policy, and measure SEAM's column by each weight and reward model."""
+        """Score the candidates of a set by the policy, and measure SEAM's column by each weight, for the first family."""
         self._base(name, FAMILIES[0], SETS[name](self.given, self.sizes), likelihoods=True)
-        own = _rows(self.out / name / f"store-{FAMILIES[0]}")
-        tables: Tables = {"rows": len(own), "validity": {}, "best_of_n": {}}
-        for family in FAMILIES:
-            stored = _rows(self.out / name / f"store-{family}")
-            likely = {row["prompt"]: {key: row[key] for key in _LIKELIHOODS} for row in own}
-            stored = [row | likely[row["prompt"]] for row in stored]
-            found = self._measured(name, family, stored, WEIGHTS, ("seam_contrast",))
-            tables["validity"] |= found["validity"]
-            tables["best_of_n"] |= found["best_of_n"]
-        return tables
+        stored = _rows(self.out / name / f"store-{FAMILIES[0]}")
+        return {"rows": len(stored)} | self._measured(name, FAMILIES[0], stored, WEIGHTS, ("seam_contrast",))
 
     def _measured(self, name: str, family: str, stored: Rows, weights: Sequence[str], columns: Sequence[str]) -> Tables:
         """Measure columns against people's verdicts, for each reward model of a family and each weight."""

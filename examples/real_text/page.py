@@ -7,15 +7,19 @@ replaced; a test holds page and files equal.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seamcurate.study.statistics import holm
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/evidence/results/real-text"
 PAGE = ROOT / "docs/evidence/real-text.md"
+PRIMARY = "smol-800 uniform"
 _SETS = {"stackexchange": "Stack Exchange", "human": "QA-Feedback and PandaLM"}
 _COLUMNS = (
     *("seam_contrast", "misjudged_contrast", "reward", "baseline_reward_margin_contrast"),
@@ -40,7 +44,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
     """Return the page with every marked place filled from the pieces."""
-    tables = {"accuracy": accuracy, "mismatch": mismatch, "seconds": seconds}
+    tables = {"accuracy": accuracy, "mismatch": mismatch, "seconds": seconds, "decisions": decisions}
     for name in _SETS:
         tables[f"validity {name}"] = lambda given, name=name: validity(given, name)  # type: ignore[misc]
         tables[f"weights {name}"] = lambda given, name=name: weights(given, name)  # type: ignore[misc]
@@ -69,7 +73,7 @@ def accuracy(pieces: dict[str, dict[str, Any]]) -> str:
 def validity(pieces: dict[str, dict[str, Any]], name: str) -> str:
     """Show the AUC of each column by reward model; SEAM with uniform weights, which need no policy."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    given = [piece for key, piece in pieces.items() if key in (f"{name}-minilm", f"{name}-smol")]
+    given = [piece for key, piece in pieces.items() if key in (f"{name}-smol", f"{name}-minilm")]
     for piece in given:
         for key, study in piece["validity"].items():
             reward, weight = key.split(" ")
@@ -158,6 +162,62 @@ def best_of_n(pieces: dict[str, dict[str, Any]]) -> str:
         "over all rows",
     ]
     return _commands(given) + _table(heading, lines)
+
+
+def decisions(pieces: dict[str, dict[str, Any]]) -> str:
+    """Say what the protocol's rules come to; a claim whose pieces did not run is open."""
+    lines = []
+    found = {}
+    for name in _SETS:
+        studies = pieces.get(f"{name}-smol", {}).get("validity", {})
+        if PRIMARY in studies:
+            found[name] = next(row for row in studies[PRIMARY]["table"] if row["column"] == "seam_contrast")
+    if len(found) == len(_SETS):
+        rows = list(found.values())
+        p_values = holm([_p_value(row) for row in rows])
+        measured = "; ".join(
+            f"{_SETS[name]} {_plain(row, 'auc')}, p = {p:.2g}"
+            for (name, row), p in zip(found.items(), p_values, strict=True)
+        )
+        finds = all(p < 0.05 and row["auc"] > 0.5 for row, p in zip(rows, p_values, strict=True))
+        lines.append(["R1 it finds misjudged rows", "shown" if finds else "not shown", measured])
+        of_use = all(row["auc_low"] > 0.6 for row in rows)
+        no_use = all(row["auc_high"] < 0.6 for row in rows)
+        verdict = "shown" if of_use else "refuted" if no_use else "not shown"
+        lines.append(["R2 it is of use: AUC above .60", verdict, "the same"])
+    table = pieces.get("mismatch-smol", {}).get("mismatch", {}).get("table", [])
+    wrong = [row for row in table if row["kind"] == "model" and row["subset"] == "all"]
+    if wrong:
+        wrong.sort(key=lambda row: int(row["reward"].split("-")[1]))
+        values = [row["mismatch"] for row in wrong]
+        falls = values == sorted(values, reverse=True) and wrong[-1]["mismatch_high"] < wrong[0]["mismatch_low"]
+        measured = "; ".join(f"{row['reward']} {_percent(row, 'mismatch')}" for row in wrong)
+        lines.append(["R3 more pairs, fewer mismatches", "shown" if falls else "not shown", measured])
+        last = wrong[-1]
+        meets = last["mismatch_low"] <= 0.4 and last["mismatch_high"] >= 0.35
+        lines.append(["R4 mismatch as published, 35 to 40 %", "yes" if meets else "no", _percent(last, "mismatch")])
+    gains = pieces.get("stackexchange-smol", {}).get("best_of_n", {}).get(PRIMARY)
+    if gains:
+        entries = {(row["column"], row["n"]): row for row in gains["table"]}
+        best = max(
+            (n for name, n in entries if name == "all rows" and n > 1), key=lambda n: entries["all rows", n]["quality"]
+        )
+        own = entries["seam_contrast", best]
+        verdict = "shown" if own["above_random_low"] > 0 else "not shown"
+        lines.append(
+            [
+                "R5 leaving out its 20 % gains over random",
+                verdict,
+                f"{_signed(own, 'above_random')} votes at n = {best}",
+            ]
+        )
+    return _table(["claim", "verdict", "measured"], lines)
+
+
+def _p_value(row: dict[str, Any]) -> float:
+    """Return the two-sided p of an AUC of .5, by the width of the bootstrap's interval."""
+    error = (row["auc_high"] - row["auc_low"]) / (2 * 1.96)
+    return math.erfc(abs(row["auc"] - 0.5) / error / math.sqrt(2))
 
 
 def seconds(pieces: dict[str, dict[str, Any]]) -> str:
