@@ -138,7 +138,7 @@ def test_rules_are_applied_as_the_protocol_says(aucs, gain, verdicts):
         return {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
 
     pieces = {
-        f"{name}-minilm": {
+        f"{name}-smol": {
             "validity": {page.PRIMARY: {"table": [{"column": "seam_contrast", **around("auc", auc, 0.05)}]}}
         }
         for name, auc in zip(("stackexchange", "human"), aucs, strict=True)

@@ -21,7 +21,7 @@ from seamcurate.storage import atomic
 from seamcurate.train.training import quiet
 
 _PART = 100
-_FOLDS, _PENALTIES = 5, (1e-4, 1e-3, 1e-2, 1e-1)
+_FOLDS, _PENALTIES = 5, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 Doubles = npt.NDArray[np.float64]
 
 
