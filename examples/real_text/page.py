@@ -125,6 +125,8 @@ def mismatch(pieces: dict[str, dict[str, Any]]) -> str:
         ]
         for reward in dict.fromkeys(reward for reward, _ in found)
     ]
+    if not lines:
+        return "Not measured."
     first = lines[0][0]
     sizes = ["pairs", *(f"{found[first, subset]['pairs']:,}" for subset in subsets)]
     return _commands(given) + _table(["disagrees with people", *subsets], [*lines, sizes])
@@ -228,12 +230,16 @@ def seconds(pieces: dict[str, dict[str, Any]]) -> str:
 
 
 def _commands(pieces: Sequence[dict[str, Any]]) -> str:
-    """Say which command gave a table."""
+    """Say which command gave a table; nothing where none did."""
+    if not pieces:
+        return ""
     names = " ".join(piece["piece"] for piece in pieces)
     return f"`python -m examples.real_text.experiment DATA OUT {names}`\n\n"
 
 
 def _table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return "Not measured."
     rows = [heading, ["---"] * len(heading), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
