@@ -204,7 +204,8 @@ def print_training(folder: Path, record: Mapping[str, JsonValue]) -> None:
         return
     measures = (
         *("loss_before", "loss_after", "accuracy_before", "accuracy"),
-        *("reward_first", "reward_last", "reward_before", "reward_after", "gold_before", "gold_after", "kl"),
+        *("reward_first", "reward_last", "reward_before", "reward_after", "gold_before", "gold_after"),
+        *("reward_trained_before", "reward_trained_after", "gold_trained_before", "gold_trained_after", "kl"),
     )
     shown = [f"{key} {value:.4g}" for key in measures if isinstance(value := record.get(key), float)]
     not_scored = next((n for key in _NOT_SCORED if isinstance(n := record.get(key), int) and n), 0)

@@ -71,7 +71,9 @@ class GeneratorTraining(GroupTraining):
     @property
     def decides(self) -> dict[str, JsonValue]:
         """The options that decide the trained weights."""
-        return self.model_dump(mode="json", exclude={"save_steps", "logging_steps", "tensorboard", "eval_data"})
+        return self.model_dump(
+            mode="json", exclude={"save_steps", "logging_steps", "tensorboard", "eval_data", "trained_rows"}
+        )
 
     @property
     def prompts(self) -> int:

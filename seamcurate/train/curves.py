@@ -21,9 +21,14 @@ _PANELS = (
     _Panel(
         "Reward",
         "mean",
-        (("objective/scores", "training"), ("reward", "training"), ("eval/scores", "held out")),
+        (
+            ("objective/scores", "training"),
+            ("reward", "training"),
+            ("trained/scores", "trained prompts"),
+            ("eval/scores", "held out"),
+        ),
     ),
-    _Panel("Gold reward, not learned from", "mean", (("eval/gold", "held out"),)),
+    _Panel("Gold reward, not learned from", "mean", (("trained/gold", "trained prompts"), ("eval/gold", "held out"))),
     _Panel("KL from the start", "nats", (("objective/kl", "per answer"), ("kl", "per token"))),
     _Panel(
         "Length of answers",
@@ -31,13 +36,14 @@ _PANELS = (
         (
             ("val/response_length", "training"),
             ("completions/mean_length", "training"),
+            ("trained/response_length", "trained prompts"),
             ("eval/response_length", "held out"),
         ),
     ),
     _Panel("Groups without a better answer", "share", (("frac_reward_zero_std", "all rewards equal"),)),
     _Panel("Loss", "nats", (("loss", "training"), ("eval/loss", "held out"))),
 )
-_COLOURS = {"held out": "#e45756"}
+_COLOURS = {"held out": "#e45756", "trained prompts": "#54a24b"}
 
 
 def draw(lines: Sequence[Mapping[str, object]], file: Path, sentence: str) -> bool:
@@ -60,7 +66,7 @@ def draw(lines: Sequence[Mapping[str, object]], file: Path, sentence: str) -> bo
     for place, (panel, curves) in zip(axes, drawn, strict=False):
         for name, points in curves.items():
             steps, values = zip(*points, strict=True)
-            marker = "o" if name == "held out" or len(points) == 1 else ""
+            marker = "o" if name in _COLOURS or len(points) == 1 else ""
             place.plot(steps, values, marker=marker, markersize=4, label=name, color=_COLOURS.get(name, "#4c78a8"))
         place.set_title(panel.title, fontsize=9)
         place.set_xlabel("update", fontsize=8)

@@ -6,9 +6,10 @@ as the rows have them, whatever the policy's chat template makes of a prompt.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,8 +59,9 @@ def rloo(
 
     `data` has `prompt`, text or chat messages; every other column is handed to the reward by its name. `out` becomes a
     plain model folder, as `sft` leaves it, with `log.jsonl` (rewards, KL, lengths; the reward's own `features()`; and of
-    held-out prompts, named as `ppo` names them, `eval/scores`, `eval/response_length` and `eval/gold`). `gold` is another
-    reward, measured whenever `reward` is on the held-out prompts, and never learned from.
+    held-out prompts, named as `ppo` names them, `eval/scores`, `eval/response_length` and `eval/gold`; of a fixed set of
+    the training prompts the same with `trained/`). `gold` is another reward, measured whenever `reward` is on these
+    prompts, and never learned from.
 
     Raises:
         TrainError: A column that the reward needs is missing, no prompt fits the window, the reward raises or returns
@@ -150,16 +152,21 @@ def _train(
             trainer._get_train_sampler = lambda dataset=None: _ShuffledEpochs(sampler, config.seed)
         if config.beta and config.kl_target is not None:
             trainer.add_callback(_kl_callback(trainer, config, work.state))
-        measure = _HeldOutMeans(tokenizer, form, held_out, checked_reward, gold_reward, config)
+        updates = -(-config.max_steps // config.num_iterations) if config.max_steps > 0 else None
+        answers_of_training = None if updates is None else updates * config.num_iterations * answers * work.processes
+        order = itertools.islice(trainer._get_train_sampler(), answers_of_training)
+        trained_prompts = rollout.first_trained(prompts, order, config.trained_rows, len(held_out))
+        sets = {"eval": held_out} | ({"trained": trained_prompts} if trained_prompts else {})
+        measure = _SetMeans(tokenizer, form, sets, checked_reward, gold_reward, config)
         means_before = measure(trainer.model, "before the first update")
-        if held_out and checkpoint is None:
+        if any(sets.values()) and checkpoint is None:
             work.write(0, means_before)
-        if held_out and config.eval_steps is not None:
+        if any(sets.values()) and config.eval_steps is not None:
             trainer.add_callback(_measuring_callback(measure, config.eval_steps, work))
         result = training.fit(trainer, method, config, work, checkpoint)
         trained = training.merged(trainer)
         means_after = measure(trained, "after the last update")
-        if held_out:
+        if any(sets.values()):
             work.write(trainer.state.global_step, means_after)
         record: dict[str, JsonValue] = {
             **inputs,
@@ -174,11 +181,24 @@ def _train(
             "reward_after": means_after["eval/scores"],
             "gold_before": means_before.get("eval/gold"),
             "gold_after": means_after.get("eval/gold"),
+            "reward_trained_before": means_before.get("trained/scores"),
+            "reward_trained_after": means_after.get("trained/scores"),
+            "gold_trained_before": means_before.get("trained/gold"),
+            "gold_trained_after": means_after.get("trained/gold"),
         }
-        trend = work.state.get("first"), work.state.get("last")
-        trends = [value if isinstance(value, float) else None for value in trend]
+        first, last = (
+            value if isinstance(value := work.state.get(name), float) else None for name in ("first", "last")
+        )
         record["verdict"] = training.agreed(
-            work, lambda: verdict.of_rewards(verdict.measures(work.lines()), len(held_out), *trends)
+            work,
+            lambda: verdict.of_rewards(
+                verdict.measures(work.lines()),
+                len(held_out),
+                first,
+                last,
+                verdict.measures(work.lines(), "trained"),
+                len(trained_prompts),
+            ),
         )
         trained.generation_config = generation
         training.save(trained, tokenizer, work, record)
@@ -251,34 +271,43 @@ def _are_equal(group: Sequence[float | None]) -> bool:
     return not numbers or max(numbers) - min(numbers) <= 1e-8
 
 
-class _HeldOutMeans:
-    """What rewards give answers to held-out prompts, drawn from the same seed each time."""
+class _SetMeans:
+    """What rewards give answers to fixed sets of prompts, drawn from the same seed each time."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         form: Form,
-        held_out: Sequence[TokenizedPrompt],
+        sets: Mapping[str, Sequence[TokenizedPrompt]],
         reward: CheckedReward,
         gold: CheckedReward | None,
         config: GroupTraining,
     ) -> None:
-        self.tokenizer, self.form, self.held_out, self.config = tokenizer, form, held_out, config
-        self.rewards = {"eval/scores": reward} | ({} if gold is None else {"eval/gold": gold})
+        self.tokenizer, self.form, self.sets, self.config = tokenizer, form, sets, config
+        self.rewards = {"scores": reward} | ({} if gold is None else {"gold": gold})
 
     def __call__(self, policy: PreTrainedModel, moment: str) -> dict[str, float | None]:
-        """Return means by name, None without a prompt, or a reward that applies."""
+        """Return means by set and name, such as `eval/scores`; None without a prompt, or a reward that applies."""
+        return {
+            f"{name_of_set}/{name}": mean
+            for name_of_set, prompts in self.sets.items()
+            for name, mean in self._means(prompts, policy, moment).items()
+        }
+
+    def _means(
+        self, prompts: Sequence[TokenizedPrompt], policy: PreTrainedModel, moment: str
+    ) -> dict[str, float | None]:
         import torch
 
         # TRL logs what it knows of training while the model is training.
         was_training = policy.training
         policy.eval()
-        values_by_name: dict[str, list[float]] = {name: [] for name in (*self.rewards, "eval/response_length")}
+        values_by_name: dict[str, list[float]] = {name: [] for name in (*self.rewards, "response_length")}
         size, config = self.config.per_device_train_batch_size, self.config
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            for start in range(0, len(self.held_out), size):
-                batch = self.held_out[start : start + size]
+            for start in range(0, len(prompts), size):
+                batch = prompts[start : start + size]
                 ids = [prompt.ids for prompt in batch]
                 answers = respond(
                     policy, self.tokenizer, ids, config.max_completion_length, config.temperature, (), self.form
@@ -287,7 +316,7 @@ class _HeldOutMeans:
                     values_by_name[name] += [
                         score for score in reward.score(batch, answers.texts, moment) if score is not None
                     ]
-                values_by_name["eval/response_length"] += answers.written.sum(1).tolist()
+                values_by_name["response_length"] += answers.written.sum(1).tolist()
         policy.train(was_training)
         means: dict[str, float | None] = {}
         for name, values in values_by_name.items():
@@ -297,7 +326,7 @@ class _HeldOutMeans:
         return means
 
 
-def _measuring_callback(measure: _HeldOutMeans, steps: int, work: Workplace) -> Any:
+def _measuring_callback(measure: _SetMeans, steps: int, work: Workplace) -> Any:
     """Return what measures between updates, the last apart, which is measured of the finished policy."""
     from transformers import TrainerCallback
 

@@ -131,8 +131,16 @@ class Learner:
             "eps": self.answered / (time.monotonic() - self.started),
         }
 
-    def measure(self, prompts: Sequence[TokenizedPrompt], moment: str) -> dict[str, float | None]:
-        """Return the mean raw score of responses to held-out prompts, sampled from the same seed each time."""
+    def measure(
+        self, prompts: Sequence[TokenizedPrompt], moment: str, name_of_set: str = "eval"
+    ) -> dict[str, float | None]:
+        """Return means over responses to a fixed set of prompts, sampled from the same seed each time.
+
+        Args:
+            prompts: The prompts.
+            moment: When it is measured, for errors.
+            name_of_set: What stands before the names of the means: `eval` for held-out prompts, `trained` for others.
+        """
         self._seed("measure")
         self.actor.eval()
         means = Means()
@@ -157,7 +165,7 @@ class Learner:
             mean, squares = gathered.get(name), gathered.get(f"{name}_deviation")
             if mean is not None and squares is not None:
                 gathered[f"{name}_deviation"] = math.sqrt(max(0.0, squares - mean**2))
-        return {f"eval/{name.removeprefix('val/')}": value for name, value in gathered.items()}
+        return {f"{name_of_set}/{name.removeprefix('val/')}": value for name, value in gathered.items()}
 
     def merged(self) -> PreTrainedModel:
         """Return the policy, its adapters merged into the weights."""

@@ -91,6 +91,8 @@ class GroupTraining(Training):
     eval_rows: int = Field(64, ge=0)
     eval_steps: int | None = Field(None, ge=1)
     """Updates between measurements on the held-out rows. Without it, they are measured before and after training alone."""
+    trained_rows: int | None = Field(None, ge=0)
+    """Training prompts to measure on beside the held-out rows, the same ones each time. Without it, as many as are held out; 0 measures none."""
     lora_alpha: int = Field(16, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     per_device_train_batch_size: int = Field(8, ge=1)
@@ -187,6 +189,8 @@ class PPOTraining(Training):
     """Shuffle the prompts in each epoch. Off, they are taken in the order of the data: a curriculum."""
     eval_steps: int | None = Field(None, ge=1)
     """Updates between measurements on the held-out rows. Without it, they are measured before and after training alone."""
+    trained_rows: int | None = Field(None, ge=0)
+    """Training prompts to measure on beside the held-out rows, the same ones each time. Without it, as many as are held out; 0 measures none."""
     save_steps: int = Field(100, ge=0)
     logging_steps: int = Field(1, ge=1)
     lora_alpha: int = Field(16, ge=1)

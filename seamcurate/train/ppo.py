@@ -50,13 +50,15 @@ def ppo(
             `training.json`, and `log.jsonl`: a line an update. `out.training` beside it holds the log and checkpoints
             meanwhile: training that was stopped goes on from the last, with the same weights as if it had not been.
         config: Everything else.
-        gold: Another reward, measured on the held-out prompts whenever `reward` is, and never learned from: does what is
+        gold: Another reward, measured on those prompts whenever `reward` is, and never learned from: does what is
             optimised raise what is wanted? `seamcurate study monotonicity` reads the finished folder.
 
     Returns:
         The inputs; rows used and skipped (the prompt leaves too little room), updates, responses (`episodes`) and those
         that the reward did not apply to; `reward_before` and `reward_after`, the mean over the held-out prompts, None
-        without any, and with `gold` its `gold_before` and `gold_after`; and the last `kl` (nats a response) and `kl_coef`. A finished `out` of the same inputs is returned as
+        without any; `reward_trained_before` and `reward_trained_after`, the same of a fixed set of training prompts; with
+        `gold` its `gold_before`, `gold_after`, `gold_trained_before` and `gold_trained_after`; and the last `kl` (nats a
+        response) and `kl_coef`. A finished `out` of the same inputs is returned as
         it is; functions of one name count as the same reward.
 
     Raises:
@@ -97,9 +99,9 @@ def ppo(
         accelerator = Accelerator(cpu=weights.device("auto") == "cpu")
         generation = policy.generation_config
         learner = _learner(policy, tokenizer, form, checked_reward, gold_reward, config, accelerator)
-        result = _train(learner, prompts, held_out, work, inputs)
+        result, measured_rows = _train(learner, prompts, held_out, work, inputs)
         record: dict[str, JsonValue] = {**inputs, **counts, **result}
-        record["verdict"] = training.agreed(work, lambda: _verdict(work, len(held_out)))
+        record["verdict"] = training.agreed(work, lambda: _verdict(work, len(held_out), measured_rows))
         if work.first:
             trained = learner.merged()
             trained.generation_config = generation
@@ -108,10 +110,12 @@ def ppo(
     return record
 
 
-def _verdict(work: Workplace, rows: int) -> str:
+def _verdict(work: Workplace, rows: int, trained_rows: int) -> str:
     lines = work.lines()
     scores = [line["objective/scores"] for line in lines if line.get("objective/scores") is not None]
-    return verdict.of_rewards(verdict.measures(lines), rows, *(scores[:1] + scores[-1:]))
+    first, last = scores[:1] or [None], scores[-1:] or [None]
+    trained = verdict.measures(lines, "trained")
+    return verdict.of_rewards(verdict.measures(lines), rows, first[0], last[0], trained, trained_rows)
 
 
 def _learner(
@@ -161,8 +165,12 @@ def _train(
     held_out: list[TokenizedPrompt],
     work: Workplace,
     inputs: dict[str, JsonValue],
-) -> dict[str, JsonValue]:
-    """Run all updates that are left, with their logs and checkpoints; returns what they came to."""
+) -> tuple[dict[str, JsonValue], int]:
+    """Run all updates that are left, with their logs and checkpoints.
+
+    Returns:
+        What they came to, and how many trained prompts were measured beside the held-out ones.
+    """
     from contextlib import ExitStack
 
     config, accelerator = learner.config, learner.accelerator
@@ -170,6 +178,17 @@ def _train(
     batch = batch_per_process * accelerator.num_processes
     episodes = config.total_episodes or math.ceil(config.num_train_epochs * len(prompts))
     updates = config.max_steps if config.max_steps > 0 else math.ceil(episodes / batch)
+    drawn = min(len(prompts), updates * batch)
+    order = shuffled_rows(len(prompts), 0, drawn, config.seed) if config.shuffle_dataset else range(drawn)
+    trained = rollout.first_trained(prompts, order, config.trained_rows, len(held_out))
+
+    def measure(moment: str) -> dict[str, float | None]:
+        means: dict[str, float | None] = {}
+        for name_of_set, prompts_of_set in (("eval", held_out), ("trained", trained)):
+            if prompts_of_set:
+                means |= learner.measure(prompts_of_set, moment, name_of_set)
+        return means
+
     updates_done, checkpoint = work.begin(inputs)
     if checkpoint is not None:
         learner.resume(checkpoint, work.state)
@@ -192,8 +211,8 @@ def _train(
                         board.add_scalar(name, value, step)
 
         means_before: Any = work.state.get("before", {})
-        if held_out and not updates_done:
-            means_before = learner.measure(held_out, "before the first update")
+        if (held_out or trained) and not updates_done:
+            means_before = measure("before the first update")
             log(0, means_before)
         means_after = means_before
         for step in range(updates_done + 1, updates + 1):
@@ -205,8 +224,9 @@ def _train(
             metrics = learner.update(step, [prompts[i] for i in own_row_numbers])
             if step % config.logging_steps == 0 or step == updates:
                 log(step, metrics)
-            if held_out and (step == updates or (config.eval_steps and step % config.eval_steps == 0)):
-                means_after = learner.measure(held_out, f"after update {step}")
+            is_measured = step == updates or (config.eval_steps and step % config.eval_steps == 0)
+            if (held_out or trained) and is_measured:
+                means_after = measure(f"after update {step}")
                 log(step, means_after)
             if work.first:
                 if config.save_steps and step % config.save_steps == 0 and step < updates:
@@ -221,6 +241,10 @@ def _train(
         "reward_after": means_after.get("eval/scores"),
         "gold_before": means_before.get("eval/gold"),
         "gold_after": means_after.get("eval/gold"),
+        "reward_trained_before": means_before.get("trained/scores"),
+        "reward_trained_after": means_after.get("trained/scores"),
+        "gold_trained_before": means_before.get("trained/gold"),
+        "gold_trained_after": means_after.get("trained/gold"),
         "kl": learner.kl_now,
         "kl_coef": learner.kl.coefficient,
-    }
+    }, len(trained)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pydantic import JsonValue
@@ -76,6 +76,26 @@ def shuffled_rows(count: int, start: int, size: int, seed: int) -> Iterator[int]
             order = list(range(count))
             random.Random(f"{seed} {epoch}").shuffle(order)
         yield order[offset % count]
+
+
+def first_trained(
+    prompts: Sequence[TokenizedPrompt], order: Iterable[int], asked: int | None, held_out: int
+) -> list[TokenizedPrompt]:
+    """Return the first prompts of a training, to measure on beside the held-out ones.
+
+    Args:
+        prompts: All prompts to train on.
+        order: Their numbers as training takes them, with repetitions.
+        asked: How many to return; None takes as many as are held out.
+        held_out: How many are held out.
+    """
+    count = held_out if asked is None else asked
+    numbers: dict[int, None] = {}
+    for number in order:
+        if len(numbers) == count:
+            break
+        numbers[number] = None
+    return [prompts[number] for number in numbers]
 
 
 def respond(

@@ -418,7 +418,7 @@ def inputs(
     for rows in tokenized:
         for row in rows:
             ids.update(f"{row!r}\n".encode())
-    options = config.model_dump(mode="json", exclude={"save_steps", "logging_steps", "tensorboard"})
+    options = config.model_dump(mode="json", exclude={"save_steps", "logging_steps", "tensorboard", "trained_rows"})
     options["eval_data"] = None if config.eval_data is None else data.title(config.eval_data)
     return {
         "trainer": trainer,

@@ -25,7 +25,12 @@ class Measure(NamedTuple):
 
 
 def of_rewards(
-    measures: Sequence[Measure], rows: int, first_mean: float | None = None, last_mean: float | None = None
+    measures: Sequence[Measure],
+    rows: int,
+    first_mean: float | None = None,
+    last_mean: float | None = None,
+    trained: Sequence[Measure] = (),
+    trained_rows: int = 0,
 ) -> str:
     """Say what a training by rewards came to.
 
@@ -37,6 +42,9 @@ def of_rewards(
         rows: Held-out prompts of each measurement.
         first_mean: Mean reward of the first update's answers to training prompts.
         last_mean: The same of the last update.
+        trained: The measurements on a fixed set of training prompts. With them, the means of the updates, which are of
+            other prompts each time, are not needed.
+        trained_rows: Training prompts of each measurement.
 
     Example:
         >>> of_rewards([Measure(0, 0.12, 0.1, 0.44, 0.1), Measure(120, 0.4, 0.1, 0.5, 0.1), Measure(200, 0.61, 0.1, 0.39, 0.1)], 64)
@@ -64,7 +72,12 @@ def of_rewards(
     if rose < 0:
         return f"worse: {reward}{gold}{on}; lower learning_rate, or train longer"
     noise = 2 * _standard_error(start.reward_deviation, end.reward_deviation, rows)
-    if first_mean is not None and last_mean is not None and last_mean - first_mean > noise:
+    if len(trained) > 1 and trained_rows:
+        first, last = trained[0], trained[-1]
+        if _change(first.reward, first.reward_deviation, last.reward, last.reward_deviation, trained_rows) > 0:
+            rise = f"{_number(first.reward)} to {_number(last.reward)} on {trained_rows:,} trained prompts"
+            return f"overfitted: reward rose {rise}, and {reward}{on}"
+    elif first_mean is not None and last_mean is not None and last_mean - first_mean > noise:
         return f"overfitted: reward rose {_number(first_mean)} to {_number(last_mean)} in training, and {reward}{on}"
     return f"learned nothing that shows: {reward}{gold}{on}, where ± {_number(noise)} is chance"
 
@@ -92,11 +105,13 @@ def of_losses(loss_before: float | None, loss_after: float | None, rows: int, lo
     return f"learned nothing that shows: held-out loss rose {on}; raise learning_rate, or take more steps"
 
 
-def measures(lines: Iterable[Mapping[str, object]]) -> list[Measure]:
-    """Return the measurements among the lines of a training's log."""
+def measures(lines: Iterable[Mapping[str, object]], name_of_set: str = "eval") -> list[Measure]:
+    """Return the measurements on a set of prompts among the lines of a training's log: `eval`, held out, or `trained`."""
     series = []
     for line in lines:
-        values = {name: line.get(f"eval/{name}") for name in ("scores", "scores_deviation", "gold", "gold_deviation")}
+        values = {
+            name: line.get(f"{name_of_set}/{name}") for name in ("scores", "scores_deviation", "gold", "gold_deviation")
+        }
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
         if "scores" in numbers:
             series.append(

@@ -155,6 +155,11 @@ def test_a_gold_reward_is_measured_between_updates_never_learned_from_and_read_b
                 "eval/gold",
                 "eval/gold_deviation",
                 "eval/response_length",
+                "trained/scores",
+                "trained/scores_deviation",
+                "trained/gold",
+                "trained/gold_deviation",
+                "trained/response_length",
             )
         }
         for line in told

@@ -369,7 +369,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(lora: bool, plain: Path,
     with pytest.raises(
         TrainError, match=r"reward share_of_e failed at update 6 on rows .*: Interrupted: the power went"
     ):
-        ppo(plain, breaking(at=7), data, tmp_path / "out", config)
+        ppo(plain, breaking(at=8), data, tmp_path / "out", config)
     work = tmp_path / "out.training"
     assert sorted(f.name for f in work.iterdir()) == ["checkpoint-2", "checkpoint-4", "log.jsonl"]
     assert {f.suffix for f in (work / "checkpoint-4").iterdir()} == {".safetensors", ".json"}
@@ -387,7 +387,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(lora: bool, plain: Path,
 
     share_of_e_twice.__name__ = "share_of_e"
     assert ppo(plain, share_of_e_twice, data, tmp_path / "out", config) == whole
-    assert calls == [8, 8, 3]
+    assert calls == [8, 8, 3, 3]
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     timed = {"eps"}
     assert [{k: v for k, v in line.items() if k not in timed} for line in log(tmp_path / "out")] == [
@@ -861,7 +861,7 @@ def test_gold_is_measured_beside_the_reward_and_never_learned_from(plain: Path, 
     config = changed(eval_rows=3, eval_steps=1, save_steps=2)
     without = ppo(plain, share_of_e, data, tmp_path / "without", config)
     with pytest.raises(TrainError, match="failed at update 3"):
-        ppo(plain, breaking(at=6), data, tmp_path / "li", config, Length())
+        ppo(plain, breaking(at=9), data, tmp_path / "li", config, Length())
     record = ppo(plain, share_of_e, data, tmp_path / "li", config, Length())
     assert weights(tmp_path / "li") == weights(tmp_path / "without")
     assert [record[key] for key in ("reward_before", "reward_after")] == [

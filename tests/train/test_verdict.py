@@ -59,6 +59,18 @@ def test_a_reward_that_rose_in_training_alone_is_overfitted():
     assert verdict.of_rewards(points, 64, 0.1, 0.12).startswith("learned nothing that shows")
 
 
+def test_a_reward_that_rose_on_the_trained_prompts_alone_is_overfitted():
+    points = measured((0, 0.12, None), (200, 0.13, None))
+    risen, level = measured((0, 0.1, None), (200, 0.7, None)), measured((0, 0.1, None), (200, 0.11, None))
+    said = (
+        "overfitted: reward rose 0.1 to 0.7 on 64 trained prompts, and reward went 0.12 to 0.13 on 64 held-out prompts"
+    )
+    assert verdict.of_rewards(points, 64, 0.1, 0.1, risen, 64) == said
+    # What the updates' own prompts got says less: these are others each time.
+    assert verdict.of_rewards(points, 64, 0.1, 0.8, level, 64).startswith("learned nothing that shows")
+    assert verdict.of_rewards(risen, 64, trained=risen, trained_rows=64).startswith("learned: reward rose")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "losses", "said"),
     [
@@ -91,12 +103,13 @@ LINES = [
     {"step": 0, "eval/scores": 0.1, "eval/scores_deviation": 0.3, "eval/gold": 0.4, "eval/gold_deviation": 0.1},
     {"step": 1, "reward": 0.2, "kl": 0.01, "completions/mean_length": 12.0, "frac_reward_zero_std": 0.5, "loss": 0.1},
     {"step": 2, "reward": 0.3, "kl": None, "completions/mean_length": 14.0, "frac_reward_zero_std": 0.0, "loss": 0.2},
-    {"step": 2, "eval/scores": 0.4, "eval/gold": None},
+    {"step": 2, "eval/scores": 0.4, "eval/gold": None, "trained/scores": 0.6},
 ]
 
 
 def test_measurements_are_read_from_a_log():
     assert verdict.measures(LINES) == [Measure(0, 0.1, 0.3, 0.4, 0.1), Measure(2, 0.4, 0.0)]
+    assert verdict.measures(LINES, "trained") == [Measure(2, 0.6, 0.0)]
 
 
 def test_a_figure_shows_what_the_log_has(tmp_path):
