@@ -17,6 +17,8 @@ from seamcurate.explore.inline import Explorer
 from seamcurate.explore.session import numeric_columns, worst_end
 from seamcurate.select import views
 from seamcurate.select.answer import Answer
+from seamcurate.select.ledger import Ledger
+from seamcurate.select.ledger import read as read_ledger
 from seamcurate.storage import shard
 from seamcurate.store import scan, store
 from seamcurate.store.store import Column, shard_files
@@ -94,6 +96,18 @@ class Store(store.Store):
             QueryError: See `query`; so are StoreError and DamagedError.
         """
         return Answer(views.query(self, query, seconds, memory))
+
+    def ledger(self, split: str) -> Ledger:
+        """Return why each row of the source was kept or dropped by a split; it shows itself in a notebook.
+
+        Args:
+            split: The split's name.
+
+        Raises:
+            StoreError: There is no store, or no such split in it.
+            DamagedError: The ledger is not the file that was written.
+        """
+        return read_ledger(self, split)
 
     def explore(self, height: int = 800) -> Explorer:
         """Show the score explorer in a notebook's cell, from a server on this machine that ends with the kernel.

@@ -122,7 +122,7 @@ def _finding(splits: Sequence[SplitMeasures], details: About) -> Iterator[str]:
         yield f"**{finding.headline}.** {finding.counted}"
         yield ""
     kept = f"`{cell(leading.name)}` keeps {leading.kept:,} of {leading.rows:,} prompts and leaves out {dropped:,}"
-    rules = ", ".join(f"{rule['dropped']:,} by *{cell(rule['rule'])}*" for rule in leading.rules[:3] if rule["dropped"])
+    rules = ", ".join(f"{rule.dropped:,} by *{cell(rule.rule)}*" for rule in leading.rules[:3] if rule.dropped)
     made = [f"{role} `{cell(name)}`" for role, name in details.models.items()]
     yield f"{kept}{f' ({rules})' if rules else ''}. Scored{f' on {details.day}' if details.day else ''} with {', '.join(made) or 'no model'}."
     yield ""
@@ -253,11 +253,11 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     # A filter may make a rule a row, and a card is read by people.
     rules = [
         [
-            cell(rule["rule"]),
-            f"{rule['kept']:,}",
-            f"{rule['dropped']:,}",
-            number(rule["threshold"]),
-            " / ".join(number(rule[key]) for key in ("low", "middle", "high")),
+            cell(rule.rule),
+            f"{rule.kept:,}",
+            f"{rule.dropped:,}",
+            number(rule.threshold),
+            " / ".join(map(number, (rule.low, rule.middle, rule.high))),
         ]
         for rule in split.rules[:_SHOWN_RULES]
     ]

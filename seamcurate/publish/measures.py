@@ -17,7 +17,7 @@ from seamcurate import words
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.score.baseline import Random
-from seamcurate.select import views
+from seamcurate.select.ledger import Rule, rules
 from seamcurate.storage import shard
 from seamcurate.store.store import Store
 from seamcurate.study.statistics import spearman
@@ -55,8 +55,7 @@ class SplitMeasures(NamedTuple):
     """The card's name for the value that the filter decides by."""
     rows: int
     kept: int
-    rules: list[dict[str, object]]
-    """rule, kept, dropped, threshold, and the smallest, middle and largest deciding value."""
+    rules: list[Rule]
     baselines: list[Baseline]
     scores: Floats
     """Each row's score, NaN if it has none: (rows,)."""
@@ -102,7 +101,7 @@ def measure(store: Store, name: str) -> SplitMeasures:
         score if numeric else "the deciding value",
         len(keeps),
         int(keeps.sum()),
-        _rules(ledger),
+        rules(ledger),
         baselines,
         scores,
         keeps,
@@ -131,19 +130,6 @@ def _floats(column: pa.ChunkedArray) -> Floats:
 def _mean(values: Floats) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else float("nan")
-
-
-def _rules(ledger: pa.Table) -> list[dict[str, object]]:
-    """Count the rows that each rule kept and dropped, with its threshold and the range of its values."""
-    # Rules that name a row, as those of duplicates do, are counted as one.
-    sql = (
-        r"SELECT regexp_replace(rule, '\brow \d+', 'row …', 'g') AS rule, count(*) FILTER (kept) AS kept, count(*) FILTER (NOT kept) AS dropped, any_value(threshold) AS threshold, "
-        "min(value) AS low, median(value) AS middle, max(value) AS high FROM ledger GROUP BY 1 ORDER BY dropped DESC, 1"
-    )
-    with views.in_memory() as connection:
-        connection.register("ledger", ledger)
-        counts: list[dict[str, object]] = connection.sql(sql).to_arrow_table().to_pylist()
-    return counts
 
 
 def draw(split: SplitMeasures, file: Path) -> bool:

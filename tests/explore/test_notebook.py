@@ -199,3 +199,20 @@ def test_an_explorer_without_a_page_is_refused_in_a_line(finished, tmp_path, mon
     monkeypatch.setattr(server, "PAGE", tmp_path)
     with pytest.raises(StoreError, match="the explorer's page was not built"):
         inline.Explorer(finished)
+
+
+def test_a_ledger_shows_what_each_rule_did_and_is_a_frame(finished):
+    ledger = finished.ledger("train")
+    assert (len(ledger), ledger.kept, ledger.dropped) == (40, 32, 8)
+    assert [(rule.rule, rule.kept, rule.dropped) for rule in ledger.rules] == [
+        ("drop the lowest 20 % by seam_contrast", 32, 8)
+    ]
+    frame = ledger.df()
+    assert frame["kept"].sum() == 32 and ledger.rules[0].low == frame["value"].min()
+    first = int(frame.loc[~frame["kept"], "row_id"].iloc[0])
+    page = Parsed(ledger._repr_html_())
+    for text in ("split train: 40 rows, 32 kept, 8 dropped", "drop the lowest 20 % by seam_contrast", f"{first}"):
+        assert text in page.text
+    assert "out of date" not in page.text and "32" in repr(ledger)
+    with pytest.raises(StoreError, match="has no split 'dev'; it has train"):
+        finished.ledger("dev")
