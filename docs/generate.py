@@ -1,7 +1,7 @@
 """Write what follows from other files: `python docs/generate.py`.
 
-The pages of docs/reference come from the code; the contents in `mkdocs.yml` and `docs/llms.txt` from `docs/index.md`. One
-rule: what is written holds only what these say, so that it is the same on every machine. The tests write each file in
+The pages of docs/reference come from the code; the contents in `mkdocs.yml` and `docs/llms.txt` from `docs/index.md`;
+notebooks from the tutorials. One rule: what is written holds only what these say, so that it is the same on every machine. The tests write each file in
 memory and compare.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -1103,15 +1104,61 @@ def llms_txt() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+# ── Notebooks of the tutorials ───────────────────────────────────────────────────────────────────────────
+
+TUTORIALS = (
+    "audit-a-reward.md",
+    "first-store.md",
+    "your-data-and-models.md",
+    "read-scores-in-sql.md",
+    "split-and-grpo.md",
+    "rer-as-a-reward.md",
+)
+"""The tutorials in their order; each goes on in the folder of those before."""
+NOTEBOOKS = ROOT / "examples" / "notebooks"
+
+
+def tutorial_notebook(name: str) -> str:
+    """Return a tutorial as a notebook: a cell for each block that is run, and the text between."""
+    path = REFERENCE.parent / "tutorial" / name
+    cells: list[dict[str, Any]] = []
+
+    def add(kind: str, text: str) -> None:
+        # Links of the page lead from another folder.
+        text = re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", r"](../../docs/tutorial/\1)", text) if kind == "markdown" else text
+        if text := re.sub(r"<!--.*?-->\n*", "", text).strip("\n"):
+            cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": {}}
+            cell |= {"execution_count": None, "outputs": []} if kind == "code" else {}
+            cells.append({**cell, "source": text.splitlines(keepends=True)})
+
+    parts = re.split(r"^```(.*)\n((?:.*\n)*?)```$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for at in range(0, len(parts), 3):
+        add("markdown", parts[at])
+        kind, body = (parts[at + 1], parts[at + 2]) if at + 2 < len(parts) else ("", "")
+        file = re.match(r"(?:#|--) ([\w./-]+\.(?:py|yaml|sql))\n", body)
+        if file:
+            add("code", f"%%writefile {file[1]}\n{body}")
+        elif kind == "python":
+            add("code", body)
+        elif kind == "console":
+            for command in re.findall(r"^\$ ((?:.*\\\n)*.*)$", body, re.MULTILINE):
+                add("code", "!" + command)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    whole = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+
 FILES: dict[Path, Callable[[], str]] = {
     **{REFERENCE / name: write for name, write in PAGES.items()},
     ROOT / "mkdocs.yml": site_file,
     REFERENCE.parent / "llms.txt": llms_txt,
+    **{NOTEBOOKS / f"{Path(name).stem}.ipynb": functools.partial(tutorial_notebook, name) for name in TUTORIALS},
 }
 """Each file that is written here, and what writes it."""
 
 
 if __name__ == "__main__":
     for path, write in FILES.items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(write(), encoding="utf-8")
         print(path.relative_to(ROOT))

@@ -137,7 +137,7 @@ def golden_slope(golden: Doubles, words: Doubles, scale: float) -> Slope:
     known = np.isfinite(golden)
     y, x = golden[known] / scale, words[known] / 100
     n = len(y)
-    if n < 3 or not x.std() > 0:
+    if n < 3 or np.ptp(x) == 0:  # equal lengths have a standard deviation of 0 only up to rounding
         return _NO_SLOPE
     centred = x - x.mean()
     squares = float((centred**2).sum())

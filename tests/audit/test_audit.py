@@ -425,3 +425,13 @@ print(sorted({{"torch", "transformers", "datasets", "sentence_transformers", "ma
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout == "[]\n"
+
+
+def test_golden_responses_of_one_length_have_no_slope():
+    import numpy as np
+
+    from seamcurate.audit.measures import golden_slope
+
+    rewards, alike = np.array([0.0, 1, 1, 0, 1]), np.full(5, 17.0)
+    assert golden_slope(rewards, alike, 1).slope is None
+    assert golden_slope(rewards, np.arange(5) * 100.0, 1).slope == pytest.approx(0.1)
