@@ -24,6 +24,8 @@ LINES = Path(__file__).with_name("scaling.jsonl")
 STORES = Path(__file__).parents[1] / ".benchmarks"
 REPORT = Path(__file__).parents[1] / "docs/evidence/scaling.md"
 CORPUS, K = 20_000, 30
+SAMPLES = 4
+"""Rollouts a row."""
 MODELS_UP_TO = 10_000_000
 """Rows beyond which retrieval and the steps of models are left out: a fake model's Python is most of their cost."""
 SMALL = 200
@@ -99,6 +101,26 @@ def embed_corpus(folder: Path) -> None:
     Store(folder / "store").update(corpus="corpus")
 
 
+def nearest_rows(folder: Path) -> None:
+    from seamcurate import Nearest, Source
+
+    add_columns(
+        lambda: Nearest(to=Source(parquet=str(folder / "corpus.parquet")), set_name="test", encoder=_fake()), folder
+    )
+
+
+def sample_policy(folder: Path) -> None:
+    from seamcurate import Rollouts, Store
+    from seamcurate.run.local import compute, in_process
+
+    # The samples that are kept from an earlier time would not be drawn again.
+    shutil.rmtree(folder / "store" / "calls", ignore_errors=True)
+    store = Store(folder / "store")
+    (output,) = store.plan([Rollouts(n=SAMPLES, policy=_fake())])
+    store.claim([output])
+    compute(output, store, store.shards, "", in_process)
+
+
 def split_rows(folder: Path) -> None:
     from seamcurate import Split, Store
     from seamcurate.select import split
@@ -151,6 +173,10 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "rewards": _step("Rewards", reward=_fake),
     "likelihoods": _step("PolicyLogprobs", policy=_fake),
     "seam": _step("Seam", k=lambda: K),
+    "rollouts": sample_policy,
+    "embed rows": _step("Embed", encoder=_fake),
+    "nearest": nearest_rows,
+    "duplicates": _step("Duplicates"),
 }
 PARTS = {**FREE, **MODELS}
 WRITES = {
@@ -167,6 +193,10 @@ WRITES = {
     "rewards": "store/columns/rewards_contrast",
     "likelihoods": "store/columns/logprobs_contrast",
     "seam": "store/columns/seam_contrast",
+    "rollouts": "store/columns/worse_policy",
+    "embed rows": "store/columns/embedding",
+    "nearest": "store/columns/nearest_test",
+    "duplicates": "store/columns/duplicates",
 }
 """Where each part leaves what it makes."""
 

@@ -84,12 +84,14 @@ class Calls:
     Args:
         folder: The folder with the file; None holds answers in memory.
         max_usd: The most that may be spent through this object, in US dollars.
+        paid: Whether an answer must outlive a cut of power. One that costs nothing outlives the end of the process only:
+            a sync of the disk an answer takes longer than a fast policy takes for it, and what is lost is drawn again.
 
     Attributes:
         spent: What has been spent through this object.
     """
 
-    def __init__(self, folder: Place | None = None, max_usd: float | None = None) -> None:
+    def __init__(self, folder: Place | None = None, max_usd: float | None = None, paid: bool = True) -> None:
         self.max_usd, self.spent, self._reserved = max_usd, Spent(), 0.0
         path = self._path = ":memory:"
         self._objects = None if folder is None or isinstance(folder, Path) else _Objects(folder)
@@ -99,11 +101,12 @@ class Calls:
             folder.mkdir(parents=True, exist_ok=True)
             path = self._path = str(folder / "calls.sqlite")
         try:
-            # Each answer is committed on its own; a write-ahead log (WAL) makes that one write and one sync.
+            # Each answer is committed on its own; a write-ahead log (WAL) makes that one write and, if it was paid for,
+            # one sync.
             # In a notebook another thread makes the calls, while this one waits.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if paid else 'NORMAL'}")
             self._db.executescript(_TABLES)
             self._db.create_function("checksum", -1, _checksum, deterministic=True)
             if "seal" not in [column[1] for column in self._db.execute("PRAGMA table_info(replies)")]:
@@ -343,9 +346,9 @@ _CURRENT: ContextVar[Calls | None] = ContextVar("calls", default=None)
 
 
 @contextmanager
-def kept(folder: Place, max_usd: float | None = None) -> Iterator[Calls]:
-    """Let every model that is loaded inside store its answers in a folder, and spend at most `max_usd` dollars."""
-    calls = Calls(folder, max_usd)
+def kept(folder: Place, max_usd: float | None = None, paid: bool = True) -> Iterator[Calls]:
+    """Let every model that is loaded inside store its answers in a folder, and spend at most `max_usd` dollars; see `Calls`."""
+    calls = Calls(folder, max_usd, paid)
     token = _CURRENT.set(calls)
     try:
         yield calls

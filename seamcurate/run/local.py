@@ -473,7 +473,9 @@ def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], It
 def _samples_kept(step: Step, store: Store, number: int) -> Iterator[None]:
     """Keep what a policy answers, the moment it does, in a file of the shard's own: no two workers write to it."""
     with (
-        calls.kept(store.path / "calls" / "samples" / f"{number:05d}") if isinstance(step, Rollouts) else nullcontext()
+        calls.kept(store.path / "calls" / "samples" / f"{number:05d}", paid=False)
+        if isinstance(step, Rollouts)
+        else nullcontext()
     ):
         yield
 

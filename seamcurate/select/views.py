@@ -25,7 +25,7 @@ from pydantic import JsonValue
 
 from seamcurate.errors import QueryError
 from seamcurate.sql import frames
-from seamcurate.sql.connection import Connection, QueryResult, start
+from seamcurate.sql.connection import Connection, Opened, QueryResult, start
 from seamcurate.step import SAMPLE_SETS
 from seamcurate.storage import shard
 from seamcurate.storage.objects import Place, local
@@ -109,7 +109,9 @@ def connect(
     threads: int | None = None,
     ledgers: Collection[str] | None = None,
 ) -> Connection:
-    """Open the views of a store in a new query process; every file is verified first.
+    """Open the views of a store in a new query process.
+
+    A query opens the files that hold the columns it reads, and no others; each is verified first.
 
     Args:
         store: The store.
@@ -122,17 +124,18 @@ def connect(
         ledgers: The splits that `ledger` holds; by default all of the store's.
 
     Raises:
-        DamagedError: A shard is not the file that was written.
+        DamagedError: The first or the last shard of the rows is not the file that was written; or, raised by a query, a
+            shard that it reads.
     """
     if spill:
         # A merge sort holds a block of every run: for ten million rows 40 MB are too little, and 100 MB are enough.
         memory = f"{max(40, 12 * len(store) // 10**6)}MB"
     with _opening(start(spill, memory, threads)) as engine:
-        views, allowed = _views(store, "", ledgers)
+        stores = [_Stored(store, "", ledgers)]
         if other is not None:
-            other_views, files = _views(other, "other.")
-            views, allowed = ["CREATE SCHEMA other", *views, *other_views], allowed + files
-        engine.prepare(views, allowed, _trusted(allowed))
+            stores.append(_Stored(other, "other."))
+        views = _Views(stores)
+        engine.outline(*views.outline(), views.opened)
         return engine
 
 
@@ -143,10 +146,12 @@ def opened(store: Store, folders: Sequence[str], memory: str | None = None) -> C
         DamagedError: A shard is not the file that was written.
     """
     with _opening(start(memory=memory)) as engine:
-        records = {folder: record for folder, record in store.records().items() if folder in folders}
-        files = _verified_files(store, records, {"rows"})
-        allowed = _names(files)
-        engine.prepare([_rows_view("rows", store, records, files)], allowed, _trusted(allowed))
+        relation = _Relation("rows", store)
+        read = {"rows", *(f"columns/{folder}" for folder in folders if folder in relation.records)}
+        relation.verify(read)
+        allowed = [str(file) for files in relation.files.values() for file in files]
+        select = _rows_select(relation, relation.files, read)
+        engine.prepare([f"CREATE VIEW rows AS {select}"], allowed, _trusted(allowed))
         return engine
 
 
@@ -160,22 +165,142 @@ def _opening(engine: Connection) -> Iterator[Connection]:
         raise
 
 
-def _views(store: Store, schema: str, ledgers: Collection[str] | None = None) -> tuple[list[str], list[str]]:
-    """Return the statements that create a store's views in a schema, and the files that the views may read."""
-    corpus, records = store.corpus_store, store.records()
-    files = _verified_files(store, records, ledgers=ledgers)
-    statements = [_rows_view(f"{schema}rows", store, records, files)]
-    statements += [_rejected_view(files, schema), _ledger_view(files, schema)]
-    allowed = _names(files)
-    if corpus:
-        corpus_records = corpus.records()
-        files = _verified_files(corpus, corpus_records)
-        statements.append(_rows_view(f"{schema}corpus", corpus, corpus_records, files))
-        allowed += _names(files)
-    else:
-        statements.append(_empty(f"{schema}corpus", store.schema))
-    statements.append(_candidates_view(store, records, schema))
-    return statements, allowed
+class _Relation:
+    """A view of a store's rows, or of its corpus's: which files hold its columns, and which of them are verified."""
+
+    def __init__(self, name: str, store: Store) -> None:
+        self.name, self.store, self.records = name, store, store.records()
+        self.stale, self.schema, self.stored_schema = store.stale(), store.schema, store.stored_schema
+        self.folders = {
+            field.name: f"columns/{folder}"
+            for folder, record in self.records.items()
+            if folder not in self.stale
+            for field in record_schema(record)
+        }
+        self.numbers = _row_numbers(store)
+        self.files: dict[str, list[Path]] = {}
+        """The verified files, by folder."""
+
+    def outline(self) -> tuple[str, list[Path]]:
+        """Return the SELECT of the view's columns over no rows, and the files it reads: two shards have every type."""
+        ends = sorted({*self.numbers[:1], *self.numbers[-1:]})
+        fingerprint = self.store.rows_fingerprint
+        files = _verified({"rows": [(self.store.path / "rows" / filename(n), fingerprint, n) for n in ends]})
+        return f"{_rows_select(self, files, None)} LIMIT 0", files["rows"]
+
+    def needed(self, columns: Iterable[str] | None) -> set[str]:
+        """Name the folders that hold these columns, one at least; every folder for None, or where a name is not known."""
+        names = None if columns is None else set(columns)
+        if names is None or not names <= {"row_id", *self.folders, *self.schema.names}:
+            return {"rows", *self.folders.values()}
+        folders = {self.folders.get(name, "rows") for name in names - {"row_id"}}
+        # A finished folder has the rows' ids too; one that is not needs the rows to be joined to.
+        if not any(self._finished(folder) for folder in folders):
+            folders.add("rows")
+        return folders
+
+    def _finished(self, folder: str) -> bool:
+        return folder == "rows" or numbers(self.store.path / folder) == [*self.numbers]
+
+    def verify(self, folders: Iterable[str]) -> None:
+        """Verify the files of these folders."""
+        new = [folder for folder in folders if folder not in self.files]
+        records = {name: record for name, record in self.records.items() if f"columns/{name}" in new}
+        self.files |= _verified(_jobs(self.store, records, {"rows"} if "rows" in new else set()))
+
+
+class _Stored:
+    """The views of one store in a schema."""
+
+    def __init__(self, store: Store, schema: str, ledgers: Collection[str] | None = None) -> None:
+        self.store, self.schema, self.ledgers = store, schema, ledgers
+        corpus = store.corpus_store
+        self.relations = [_Relation(f"{schema}rows", store)]
+        if corpus is not None:
+            self.relations.append(_Relation(f"{schema}corpus", corpus))
+        self.files: dict[str, list[Path]] = {}
+
+    def verify(self, kind: str) -> None:
+        """Verify the files of a view that is read whole: `rejected` or `ledger`."""
+        folder = "splits" if kind == "ledger" else kind
+        if folder not in self.files:
+            self.files |= _verified(_jobs(self.store, {}, {folder}, self.ledgers))
+
+    def rest(self) -> dict[str, str]:
+        """Return the SELECT of each view that is none of rows, by the view's name, as far as their files are verified."""
+        selects = {
+            f"{self.schema}rejected": _rejected_select(self.files),
+            f"{self.schema}ledger": _ledger_select(self.files),
+        }
+        if len(self.relations) == 1:
+            selects[f"{self.schema}corpus"] = _empty(self.store.schema)
+        return selects
+
+    def candidates(self) -> str:
+        """Return the SELECT of the view of candidates."""
+        return _candidates_select(self.store, self.relations[0].records, self.schema)
+
+
+class _Views:
+    """The views of stores, opened as far as queries read them; a listing of files is taken once."""
+
+    def __init__(self, stores: Sequence[_Stored]) -> None:
+        self.stores = stores
+        self._opened: set[tuple[str, str]] = set()
+        """What is open: a view, and a folder of it."""
+
+    def outline(self) -> tuple[list[str], list[str]]:
+        """Return the statements that create a table without rows for each view, and the files that they read."""
+        statements, allowed = [], []
+        for stored in self.stores:
+            statements += [f"CREATE SCHEMA {stored.schema.removesuffix('.')}"] if stored.schema else []
+            for relation in stored.relations:
+                select, files = relation.outline()
+                statements.append(f"CREATE TABLE {relation.name} AS {select}")
+                allowed += [str(file) for file in files]
+            statements += [f"CREATE TABLE {name} AS {select} LIMIT 0" for name, select in stored.rest().items()]
+            statements.append(f"CREATE VIEW {stored.schema}candidates AS {stored.candidates()}")
+        return statements, allowed
+
+    def opened(self, views: Sequence[str], columns: Mapping[str, Sequence[str]] | None) -> Opened | None:
+        """Verify what a statement reads, and return all that is to be open then; None where it is open. See `Source`."""
+        needed = {*self._opened}
+        named = {name.lower() for name in views} | {*(columns or ())}
+        for stored in self.stores:
+            candidates = f"{stored.schema}candidates" in named
+            for relation in stored.relations:
+                if columns is None or relation.name in named or candidates:
+                    read = None if columns is None else columns.get(relation.name, ())
+                    needed |= {(relation.name, folder) for folder in relation.needed(read)}
+            for name in stored.rest():
+                if columns is None or name in named:
+                    needed.add((name, ""))
+            if columns is None or candidates:
+                needed.add((f"{stored.schema}candidates", ""))
+        if needed <= self._opened:
+            return None
+        statements: list[str] = []
+        allowed: list[Path] = []
+        for stored in self.stores:
+            statements += [f"CREATE SCHEMA {stored.schema.removesuffix('.')}"] if stored.schema else []
+            for relation in stored.relations:
+                if folders := {folder for view, folder in needed if view == relation.name}:
+                    relation.verify(folders)
+                    statements.append(
+                        f"CREATE VIEW {relation.name} AS {_rows_select(relation, relation.files, folders)}"
+                    )
+                    allowed += [file for folder in folders for file in relation.files.get(folder, ())]
+            for name in [name for name in stored.rest() if (name, "") in needed]:
+                kind = name.removeprefix(stored.schema)
+                if kind != "corpus":
+                    stored.verify(kind)
+                statements.append(f"CREATE VIEW {name} AS {stored.rest()[name]}")
+            if (f"{stored.schema}candidates", "") in needed:
+                statements.append(f"CREATE VIEW {stored.schema}candidates AS {stored.candidates()}")
+            allowed += [file for files in stored.files.values() for file in files]
+        self._opened = needed
+        names = [str(file) for file in allowed]
+        return Opened(statements, names, _trusted(names))
 
 
 def run(connection: Connection, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> QueryResult:
@@ -263,33 +388,36 @@ def quoted(name: str) -> str:
 _Records = Mapping[str, Mapping[str, JsonValue]]
 
 
-def _verified_files(
-    store: Store,
-    records: _Records,
-    kinds: Set[str] = frozenset({"rows", "rejected", "splits"}),
-    ledgers: Collection[str] | None = None,
-) -> dict[str, list[Path]]:
-    """Verify a store's files of these kinds and columns; return them by folder.
+def _row_numbers(store: Store) -> Sequence[int]:
+    """Return the numbers of the rows' shards. A complete store knows how many it has: a lost one, or a link in its place, is an error."""
+    about = store.about
+    count = about.get("shards")
+    return range(count) if isinstance(count, int) and about.get("complete") else store.shards
 
-    The views read exactly these files. A later listing could be longer, while a run adds files.
-    """
-    jobs: dict[str, list[tuple[Place, str, int]]] = {}  # for each folder: file, fingerprint, number of the shard
-    for kind, fingerprint in store.row_fingerprints.items():
+
+def _jobs(
+    store: Store, records: _Records, kinds: Set[str], ledgers: Collection[str] | None = None
+) -> dict[str, list[tuple[Place, str, int]]]:
+    """List a store's files of these kinds and columns by folder: file, fingerprint and number of the shard."""
+    jobs: dict[str, list[tuple[Place, str, int]]] = {}
+    for kind, fingerprint in store.row_fingerprints.items() if kinds else ():
         if kind in kinds:
-            shard_numbers: Iterable[int] = numbers(store.path / kind)
-            if kind == "rows" and isinstance(count := store.about.get("shards"), int) and store.about.get("complete"):
-                # A complete store knows how many shards it has: a lost one, or a link in its place, is an error.
-                shard_numbers = range(count)
+            shard_numbers = _row_numbers(store) if kind == "rows" else numbers(store.path / kind)
             jobs[kind] = [(store.path / kind / filename(n), fingerprint, n) for n in shard_numbers]
     for folder, record in records.items():
         path = store.path / "columns" / folder
         jobs[f"columns/{folder}"] = [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
-    splits = store.split_records() if "splits" in kinds else {}
-    jobs["splits"] = [
-        (store.path / "splits" / name / "ledger.parquet", str(record["fingerprint"]), 0)
-        for name, record in splits.items()
-        if ledgers is None or name in ledgers
-    ]
+    if "splits" in kinds:
+        jobs["splits"] = [
+            (store.path / "splits" / name / "ledger.parquet", str(record["fingerprint"]), 0)
+            for name, record in store.split_records().items()
+            if ledgers is None or name in ledgers
+        ]
+    return jobs
+
+
+def _verified(jobs: Mapping[str, Sequence[tuple[Place, str, int]]]) -> dict[str, list[Path]]:
+    """Verify files; return them by folder. The views read exactly these: a later listing could be longer, while a run adds some."""
     unverified = [job for folder_jobs in jobs.values() for job in folder_jobs if not shard.verified(*job)]
     # Hashing releases Python's lock: shards are verified as fast as all cores can.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -302,10 +430,6 @@ def _trusted(files: Iterable[str]) -> bool:
     return not any(shard.bounds_fractions(Path(file)) for file in files)
 
 
-def _names(files: Mapping[str, Sequence[Path]]) -> list[str]:
-    return [str(file) for folder_files in files.values() for file in folder_files]
-
-
 def parquet(files: Iterable[str | Path], options: str = "") -> str:
     """Write the table function that reads Parquet files; a folder's name such as `date=1` makes no column."""
     return f"read_parquet({sql_list(files)}, hive_partitioning = false{options})"
@@ -316,56 +440,73 @@ def sql_list(texts: Iterable[str | Path]) -> str:
     return "[" + ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts) + "]"
 
 
-def _rows_view(name: str, store: Store, records: _Records, files: Mapping[str, list[Path]]) -> str:
-    """Write the view of a store's rows and the columns of these records, over these files of each folder."""
-    shards = files.get("rows", [])
-    if not shards:
-        return _empty(name, store.schema)
+def _rows_select(relation: _Relation, files: Mapping[str, list[Path]], folders: Set[str] | None) -> str:
+    """Write the SELECT of a view of rows over verified files.
+
+    Args:
+        relation: The view.
+        files: The verified files, by folder.
+        folders: The folders that are read; a column of another one is an error where a query reads it all the same. None
+            reads the rows' own shards alone, and has NULL for columns that steps added.
+    """
+    schema, stored = relation.schema, relation.stored_schema
+    if not relation.numbers:
+        return _empty(schema)
+    read = {"rows"} if folders is None else folders
+    names = [filename(number) for number in relation.numbers]
+    complete = [folder for folder in sorted(read) if [file.name for file in files.get(folder, [])] == names]
+    first = "rows" if "rows" in read else complete[0]
+    select = ["r.*"] if first == "rows" else ["r.row_id", *(_unread(f) for f in stored if f.name != "row_id")]
+    select += [f"NULL::VARCHAR AS {quoted(n)}" for n in schema.names if n not in stored.names]
     joins: list[str] = []
-    stale = store.stale()
-    stored = store.stored_schema.names
-    select = ["r.*", *(f"NULL::VARCHAR AS {quoted(n)}" for n in store.schema.names if n not in stored)]
-    for i, (folder, record) in enumerate(records.items()):
-        if folder in stale:
+    for i, (name, record) in enumerate(relation.records.items()):
+        folder = f"columns/{name}"
+        if name in relation.stale:
             continue
-        schema = record_schema(record)
-        column_files = files.get(f"columns/{folder}", [])
+        added = record_schema(record)
+        if folders is not None and folder not in folders:
+            select += map(_unread, added)
+            continue
+        column_files = files.get(folder, [])
         if not column_files:
-            select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema]
+            select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in added]
             continue
-        select += [f"c{i}.{quoted(field.name)}" for field in schema]
-        source = f"{parquet(column_files)} AS c{i}"
+        alias = "r" if folder == first else f"c{i}"
+        select += [f"{alias}.{quoted(field.name)}" for field in added]
+        if folder == first:
+            continue
+        source = f"{parquet(column_files)} AS {alias}"
         # A finished folder has as many shards as the rows, with the rows in the same order: no key needs comparing.
-        if [file.name for file in column_files] == [file.name for file in shards]:
+        if folder in complete:
             # Before the joins by key, which may change the order of rows.
             joins.insert(0, f"POSITIONAL JOIN {source}")
         else:
-            joins.append(f"LEFT JOIN {source} ON c{i}.row_id = r.row_id")
+            joins.append(f"LEFT JOIN {source} ON {alias}.row_id = r.row_id")
+    shards, options = files[first], ""
     # Shards only ever gain columns. union_by_name is left out where it can be: with it DuckDB holds every shard's footer.
-    grown = not shard.metadata(shards[0]).schema.to_arrow_schema().equals(store.stored_schema)
-    return (
-        f"CREATE VIEW {name} AS SELECT {', '.join(select)} "
-        f"FROM {parquet(shards, ', union_by_name = true' if grown else '')} AS r {' '.join(joins)}"
-    )
+    if first == "rows" and not shard.metadata(shards[0]).schema.to_arrow_schema().equals(stored):
+        options = ", union_by_name = true"
+    return f"SELECT {', '.join(select)} FROM {parquet(shards, options)} AS r {' '.join(joins)}"
 
 
-def _rejected_view(files: Mapping[str, list[Path]], schema: str) -> str:
+def _unread(field: pa.Field) -> str:
+    """Write a column that a query was found not to read: were that wrong, the query must fail, not find NULL."""
+    return f"error('a query reads a column that was not opened')::{_sql_type(field.type)} AS {quoted(field.name)}"
+
+
+def _rejected_select(files: Mapping[str, list[Path]]) -> str:
     shards = files.get("rejected", [])
     if shards:
-        return f"CREATE VIEW {schema}rejected AS SELECT * FROM {parquet(shards)} AS f"
-    return _empty(
-        f"{schema}rejected", pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
-    )
+        return f"SELECT * FROM {parquet(shards)} AS f"
+    return _empty(pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())]))
 
 
-def _ledger_view(files: Mapping[str, list[Path]], schema: str) -> str:
+def _ledger_select(files: Mapping[str, list[Path]]) -> str:
     ledgers = files.get("splits", [])
-    if ledgers:
-        return f"CREATE VIEW {schema}ledger AS SELECT * FROM {parquet(ledgers)} AS f"
-    return _empty(f"{schema}ledger", LEDGER)
+    return f"SELECT * FROM {parquet(ledgers)} AS f" if ledgers else _empty(LEDGER)
 
 
-def _candidates_view(store: Store, records: _Records, schema: str) -> str:
+def _candidates_select(store: Store, records: _Records, schema: str) -> str:
     stale = store.stale()
     own_sets = {f"worse_{kind.name}" for kind in SAMPLE_SETS}
     kinds = {field.name: field.type for field in store.schema if field.name in own_sets and _is_set(field.type)}
@@ -375,7 +516,7 @@ def _candidates_view(store: Store, records: _Records, schema: str) -> str:
         if folder not in stale
         for field in record_schema(record)
     }
-    return f"CREATE VIEW {schema}candidates AS {candidates(kinds, f'{schema}rows', f'{schema}corpus')}"
+    return candidates(kinds, f"{schema}rows", f"{schema}corpus")
 
 
 def _is_set(kind: pa.DataType) -> bool:
@@ -439,9 +580,9 @@ def _variant_select(variant: str, kinds: Mapping[str, pa.DataType], relation: st
     )
 
 
-def _empty(name: str, schema: pa.Schema) -> str:
+def _empty(schema: pa.Schema) -> str:
     columns = ", ".join(f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in schema)
-    return f"CREATE VIEW {name} AS SELECT {columns or 'NULL::BIGINT AS row_id'} WHERE false"
+    return f"SELECT {columns or 'NULL::BIGINT AS row_id'} WHERE false"
 
 
 @cache

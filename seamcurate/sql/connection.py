@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
 from pydantic import JsonValue
@@ -53,6 +53,19 @@ def start(spill: Path | None = None, memory: str | None = None, threads: int | N
     return Connection(_Lease(spill, memory, threads))
 
 
+class Opened(NamedTuple):
+    """What an engine opens; see `Connection.prepare`."""
+
+    views: list[str]
+    allowed: list[str]
+    statistics: bool
+
+
+Source: TypeAlias = Callable[[Sequence[str], Mapping[str, Sequence[str]] | None], Opened | None]
+"""Given the views that a statement names and the columns that it reads of each (None: all of everything), verify their
+files and return what to open; None where it is open."""
+
+
 class Connection:
     """Query the views of a store; see `views.connect`."""
 
@@ -74,9 +87,47 @@ class Connection:
         Raises:
             QueryError: The views cannot be created.
         """
-        for _ in self._engine.question(
-            frames.OPEN, {"views": list(views), "allowed": list(allowed), "statistics": statistics}, self
-        ):
+        self._tell(frames.OPEN, {"views": list(views), "allowed": list(allowed), "statistics": statistics})
+
+    def outline(self, tables: Sequence[str], allowed: Sequence[str], source: Source) -> None:
+        """Have views opened when a query reads them, and of them only the files with the columns that it reads.
+
+        Args:
+            tables: The statements that create, for each view, a table without rows that has the view's columns.
+            allowed: The files that they read.
+            source: What verifies files and writes views.
+        """
+        self._tell(frames.OUTLINE, {"tables": list(tables), "allowed": list(allowed)})
+        self._engine.source = source
+
+    def _bring(
+        self,
+        sql: str,
+        parameters: Mapping[str, JsonValue] | None,
+        guarded: bool,
+        attached: pa.Table | None = None,
+    ) -> None:
+        """Open what a statement reads, where it is not open yet. The time that this takes does not count as the query's."""
+        source = self._engine.source
+        if source is None:
+            return
+        request = {"sql": sql, "parameters": dict(parameters or {}), "guarded": guarded}
+        attached = None if attached is None else attached.schema.empty_table()
+        with self._engine.opening:
+            replies = [content for _, content in self._engine.question(frames.PLAN, request, self, attached)]
+            planned = json.loads(replies[0])
+            start = time.monotonic()
+            opened = source(planned["views"], planned["columns"])
+            if opened is not None:
+                self._tell(frames.OPEN, opened._asdict(), limited=False)
+            if planned["columns"] is None:
+                # All of it is open, and stays so: a table that the statement creates must not be lost.
+                self._engine.source = None
+            if self.deadline is not None:
+                self.deadline += time.monotonic() - start
+
+    def _tell(self, kind: bytes, request: Mapping[str, object], limited: bool = True) -> None:
+        for _ in self._engine.question(kind, request, self if limited else Connection(self._engine)):
             pass
 
     def ask(self, sql: str, parameters: Mapping[str, JsonValue] | None = None) -> QueryResult:
@@ -84,7 +135,9 @@ class Connection:
 
         Raises:
             QueryError: The text is not one SELECT over the views, or it cannot be answered.
+            DamagedError: A shard that it reads is not the file that was written.
         """
+        self._bring(sql, parameters, True)
         return QueryResult(self._engine.question(frames.ASK, {"sql": sql, "parameters": dict(parameters or {})}, self))
 
     def execute(
@@ -94,7 +147,9 @@ class Connection:
 
         Raises:
             QueryError: The statement cannot be executed.
+            DamagedError: A shard that it reads is not the file that was written.
         """
+        self._bring(sql, parameters, False, attached)
         request = {"sql": sql, "parameters": dict(parameters or {})}
         return QueryResult(self._engine.question(frames.EXECUTE, request, self, attached))
 
@@ -104,7 +159,9 @@ class Connection:
         Raises:
             QueryError: It is another statement, several, or reads something else.
         """
-        answer = self._engine.question(frames.CHECK, {"sql": sql, "parameters": {}}, self)
+        # Not all views may be open, and a statement of this package may have made tables beside them.
+        request = {"sql": sql, "parameters": {}, "outlined": self._engine.source is not None}
+        answer = self._engine.question(frames.CHECK, request, self)
         return [str(view) for kind, content in answer if kind == frames.VIEWS for view in json.loads(content)["views"]]
 
     def cursor(self) -> Connection:
@@ -177,6 +234,8 @@ class _Lease:
     """An engine for one connection, in a process that goes back to `_spare` afterwards, or is killed."""
 
     def __init__(self, spill: Path | None, memory: str | None, threads: int | None) -> None:
+        self.source: Source | None = None
+        self.opening = threading.RLock()
         folder = None
         if spill is None:
             # Without a folder of ours DuckDB would spill into `.tmp` of the working folder.

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,18 +64,23 @@ class Engine:
     def __init__(self, memory: str | None, spill: str, room: str, threads: int | None) -> None:
         idle = _resident()
         config: dict[str, Any] = {"temp_directory": spill, "max_temp_directory_size": room}
-        self._duckdb = duckdb.connect(config=config if memory is None else config | {"memory_limit": memory})
+        self._config = config if memory is None else config | {"memory_limit": memory}
+        # GLOBAL: a setting of this session would not hold for the cursors that answer queries.
+        self._settings = ["SET GLOBAL TimeZone = 'UTC'"]
+        self._duckdb = self._connected()
         buffers = self._bytes("memory_limit")
         if memory is None:
             limit = int(buffers / _DUCKDB_SHARE * _SHARE)
             buffers = max(2**26, int((limit - _OUTSIDE) / 1.5))
-            self._duckdb.execute(f"SET memory_limit = '{buffers // 1000}KB'")
+            self._settings.append(f"SET memory_limit = '{buffers // 1000}KB'")
         self._limit = idle + buffers + buffers // 2 + _OUTSIDE
         ((most_threads,),) = self._duckdb.execute("SELECT current_setting('threads')").fetchall()
         fitting = min(int(most_threads), buffers // _THREAD, threads or int(most_threads))
-        self._duckdb.execute(f"SET threads = {max(1, fitting)}")
-        # GLOBAL: a setting of this session would not hold for the cursors that answer queries.
-        self._duckdb.execute("SET GLOBAL TimeZone = 'UTC'")
+        self._settings.append(f"SET threads = {max(1, fitting)}")
+        for setting in self._settings:
+            self._duckdb.execute(setting)
+        self._outline: duckdb.DuckDBPyConnection | None = None
+        self._locked = False
         self._asked = threading.Condition()
         self._open, self._closed = 0, False
         threading.Thread(target=self._watch_memory, daemon=True).start()
@@ -86,21 +91,57 @@ class Engine:
             self._closed = True
             self._asked.notify()
         self._duckdb.close()
+        if self._outline is not None:
+            self._outline.close()
 
-    def _lock(self, views: list[str], allowed: list[str], statistics: bool) -> None:
-        """Create the views, and forbid DuckDB to read anything but the allowed files."""
-        if not statistics:
-            names = self._duckdb.execute("SELECT name FROM duckdb_optimizers()").fetchall()
-            trusting = ", ".join(str(name) for (name,) in names if name in _TRUSTING)
-            self._duckdb.execute(f"SET GLOBAL disabled_optimizers = '{trusting}'")
-        self._duckdb.execute("SET allowed_paths = $1", [allowed])
+    def _connected(self) -> duckdb.DuckDBPyConnection:
+        """Open an in-memory DuckDB with this engine's limits."""
+        connection = duckdb.connect(config=self._config)
+        for setting in self._settings:
+            connection.execute(setting)
+        return connection
+
+    def _open_views(self, views: list[str], allowed: list[str], statistics: bool) -> None:
+        """Create the views. A locked DuckDB takes no more files: a new one takes its place, without the old one's tables."""
+        opened = self._connected() if self._locked else self._duckdb
+        self._lock(opened, views, allowed, [] if statistics else _TRUSTING)
+        replaced, self._duckdb, self._locked = self._duckdb, opened, True
+        if replaced is not opened:
+            # Its memory is freed once its last query has ended.
+            replaced.close()
+
+    def _lock(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        statements: list[str],
+        allowed: list[str],
+        disabled: Collection[str],
+    ) -> None:
+        """Create views or tables, and forbid a DuckDB to read anything but the allowed files."""
+        if disabled:
+            names = connection.execute("SELECT name FROM duckdb_optimizers()").fetchall()
+            known = ", ".join(str(name) for (name,) in names if name in disabled)
+            connection.execute(f"SET GLOBAL disabled_optimizers = '{known}'")
+        connection.execute("SET allowed_paths = $1", [allowed])
         # The cache would keep everything that was read, up to most of the memory.
-        self._duckdb.execute("SET enable_external_file_cache = false")
-        self._duckdb.execute("SET python_enable_replacements = false")
-        self._duckdb.execute("SET enable_external_access = false")
-        for view in views:
-            self._duckdb.execute(view)
-        self._duckdb.execute("SET lock_configuration = true")
+        connection.execute("SET enable_external_file_cache = false")
+        connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET enable_external_access = false")
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("SET lock_configuration = true")
+
+    def _make_outline(self, tables: list[str], allowed: list[str]) -> None:
+        """Make tables without rows that have the views' columns: what a statement reads of them, it reads of the views."""
+        outline = self._connected()
+        names = outline.execute("SELECT name FROM duckdb_optimizers()").fetchall()
+        # The other optimizers would take tables without rows for what they are, and read nothing of them.
+        self._lock(outline, tables, allowed, {str(name) for (name,) in names} - {"unused_columns"})
+        self._outline = outline
+
+    def _asked_of(self, kind: bytes, asked: dict[str, Any]) -> duckdb.DuckDBPyConnection:
+        outlined = kind == frames.PLAN or (kind == frames.CHECK and asked["outlined"])
+        return self._outline if outlined and self._outline is not None else self._duckdb
 
     def serve(self, asker: socket.socket) -> None:
         """Answer the one request that comes over a socket, and close the socket."""
@@ -109,7 +150,7 @@ class Engine:
             # After the first line, which is JSON, comes a table for the statement to read, or nothing.
             line, _, attached = bytes(content).partition(b"\n")
             asked = json.loads(line)
-            with self._duckdb.cursor() as cursor, self._watched(), _stopped_with(asker, cursor):
+            with self._asked_of(kind, asked).cursor() as cursor, self._watched(), _stopped_with(asker, cursor):
                 try:
                     self._answer(asker, cursor, kind, asked, attached)
                     frames.send(asker, frames.END)
@@ -128,9 +169,15 @@ class Engine:
         attached: bytes,
     ) -> None:
         if kind == frames.OPEN:
-            self._lock(**asked)
+            self._open_views(**asked)
+            return
+        if kind == frames.OUTLINE:
+            self._make_outline(**asked)
             return
         sql, parameters = asked["sql"], asked["parameters"]
+        if kind == frames.PLAN:
+            self._plan(asker, cursor, asked, attached)
+            return
         if kind != frames.EXECUTE:
             asked["read"] = guard.check(cursor, sql)
         if kind == frames.CHECK:
@@ -153,6 +200,24 @@ class Engine:
                 gathered = []
         if gathered:
             frames.send(asker, frames.BATCHES, frames.stream(schema, gathered))
+
+    def _plan(
+        self, asker: socket.socket, cursor: duckdb.DuckDBPyConnection, asked: dict[str, Any], attached: bytes
+    ) -> None:
+        """Tell which views a statement reads, and which columns of them; None for columns where that is not known."""
+        sql, parameters = asked["sql"], asked["parameters"]
+        try:
+            asked["read"] = guard.check(cursor, sql)
+        except QueryError:
+            if asked["guarded"]:
+                raise
+            # A statement of this package, of another kind.
+            frames.send(asker, frames.VIEWS, views=[], columns=None)
+            return
+        if attached:
+            cursor.register(frames.ATTACHED, pa.ipc.open_stream(attached).read_all())
+        ((_, plan),) = cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", parameters or None).fetchall()
+        frames.send(asker, frames.VIEWS, views=asked["read"], columns=scanned(json.loads(str(plan))))
 
     def _bytes(self, setting: str) -> int:
         ((text,),) = self._duckdb.execute(f"SELECT current_setting('{setting}')").fetchall()
@@ -229,6 +294,22 @@ def _answered(
         for name, field, kind in zip(names, reader.schema, kinds, strict=True)
     ]
     return pa.schema(fields), reader
+
+
+def scanned(plan: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the columns that a plan reads of each table, by its name: `rows`, `other.rows`."""
+    columns: dict[str, list[str]] = {}
+    remaining = [*plan]
+    while remaining:
+        operator = remaining.pop()
+        remaining += operator["children"]
+        known = operator["extra_info"]
+        if "Table" in known:
+            name = str(known["Table"]).replace('"', "").removeprefix("memory.").removeprefix("main.")
+            # DuckDB writes a list, one name, or nothing where only the rows are counted.
+            projections = known.get("Projections") or []
+            columns.setdefault(name, []).extend([projections] if isinstance(projections, str) else projections)
+    return columns
 
 
 def _resident() -> int:

@@ -9,12 +9,13 @@ import time
 
 import pyarrow as pa
 
-ASK, EXECUTE, CHECK, OPEN = b"a", b"x", b"c", b"o"
-"""Kinds of requests: answer a user's SELECT, execute a statement of this package, check a SELECT, open the engine."""
+ASK, EXECUTE, CHECK, OUTLINE, PLAN, OPEN = b"a", b"x", b"c", b"l", b"p", b"o"
+"""Kinds of requests: answer a user's SELECT, execute a statement of this package, check a SELECT, make tables without rows
+that have the views' columns, tell which of these columns a statement reads, open the views."""
 BEGIN, QUESTION, FINISH = b"!", b"?", b"."
 """What a socket that the engine's process receives is for: to open an engine, to ask it. FINISH, without one, closes it."""
 SCHEMA, BATCHES, VIEWS, ERROR, END = b"s", b"b", b"v", b"e", b"z"
-"""Kinds of replies: an answer's schema, its batches, the views that a SELECT reads, an error, and the end."""
+"""Kinds of replies: an answer's schema, its batches, the views (and columns) that a SELECT reads, an error, the end."""
 IDLE_SECONDS = 60.0
 """How long a process without an engine waits for the next one."""
 ATTACHED = "attached"

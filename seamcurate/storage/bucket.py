@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 from seamcurate.errors import StoreError
 
+_SHARD = re.compile(r"(.*/)\d+\.parquet", re.DOTALL)
+
 
 class ObjectState(NamedTuple):
     """The state of an object in the server's last answer about it; the names are those of `os.stat_result`."""
@@ -56,8 +58,13 @@ class Bucket:
         self.footers: dict[str, tuple[str, bytes]] = {}
         self.locks: list[Lock] = []
 
-    def keys(self, prefix: str, delimiter: str = "", limit: int | None = None) -> Iterator[str]:
-        """Iterate over the keys with a prefix, in order, and note the state of each object."""
+    def keys(
+        self, prefix: str, delimiter: str = "", limit: int | None = None, past_shards: bool = False
+    ) -> Iterator[str]:
+        """Iterate over the keys with a prefix, in order, and note the state of each object.
+
+        A request lists a thousand keys. With `past_shards`, a listing that ends among a folder's shards goes on after them.
+        """
         arguments: dict[str, object] = {} if limit is None else {"MaxKeys": limit}
         while True:
             with server_errors(f"s3://{self.name}/{prefix}"):
@@ -69,7 +76,12 @@ class Bucket:
                 yield entry["Key"]
             if limit is not None or not response.get("IsTruncated"):
                 return
-            arguments = {"ContinuationToken": response["NextContinuationToken"]}
+            among_shards = _SHARD.fullmatch(response["Contents"][-1]["Key"]) if past_shards else None
+            if among_shards:
+                # A colon comes after all digits.
+                arguments = {"StartAfter": f"{among_shards[1]}:"}
+            else:
+                arguments = {"ContinuationToken": response["NextContinuationToken"]}
 
 
 @cache

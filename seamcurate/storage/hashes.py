@@ -22,7 +22,8 @@ _LARGE = 2**24
 _SETTLED = 2.0
 """Seconds since a file's last change: one that changes twice within the clock's grain looks as if it had not."""
 
-_State: TypeAlias = tuple[int, int, int, int]
+State: TypeAlias = tuple[int, int, int, int]
+"""Inode, size, and times of the last modification and change: a file, or a folder's listing, with the same is the same."""
 
 
 def sha256(file: Path) -> str:
@@ -32,7 +33,7 @@ def sha256(file: Path) -> str:
         OSError: It cannot be read.
     """
     state = _state(file)
-    if file.stat().st_size < _LARGE:
+    if state[1] < _LARGE:
         return read_sha256(file)
     record = cache_folder() / "hashes" / f"{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -40,8 +41,7 @@ def sha256(file: Path) -> str:
         if remembered["state"] == [*state]:
             return str(remembered["sha256"])
     digest = read_sha256(file)
-    changed = max(file.stat().st_mtime, file.stat().st_ctime)
-    if _state(file) == state and time.time() - changed > _SETTLED:
+    if settled_state(file) == state:
         # Without room for the record, the file is read again the next time.
         with suppress(OSError):
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -59,13 +59,19 @@ def read_sha256(file: Path) -> str:
     return _digest(file, _state(file))
 
 
-def _state(file: Path) -> _State:
+def settled_state(path: Path) -> State | None:
+    """Return a file's or folder's state; None where it changed so lately that another change might not show in it."""
+    state = _state(path)
+    return state if time.time_ns() - max(state[2:]) > _SETTLED * 1e9 else None
+
+
+def _state(file: Path) -> State:
     # The time of a change (ctime) is among them: a program can set the modification time back, but not this one.
     state = file.stat()
     return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 @lru_cache(maxsize=4096)
-def _digest(file: Path, state: _State) -> str:
+def _digest(file: Path, state: State) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -94,12 +94,12 @@ class ObjectPath:
             raise FileNotFoundError(str(self))
         return self.bucket.states[self.key]
 
-    def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Iterate over the objects below this one whose names match part by part, in order."""
+    def glob(self, pattern: str, past_shards: bool = False) -> Iterator[ObjectPath]:
+        """Iterate over the objects below this one whose names match part by part, in order; see `Bucket.keys`."""
         patterns = pattern.split("/")
         fixed_parts = next(i for i, pattern_part in enumerate(patterns) if re.search(r"[*?\[]", pattern_part))
         start = "".join(f"{pattern_part}/" for pattern_part in [self.key, *patterns[:fixed_parts]] if pattern_part)
-        for key in self.bucket.keys(start, "/" if fixed_parts + 1 == len(patterns) else ""):
+        for key in self.bucket.keys(start, "/" if fixed_parts + 1 == len(patterns) else "", past_shards=past_shards):
             names = key.removeprefix(start).split("/")
             if len(names) == len(patterns) - fixed_parts and all(
                 map(fnmatch.fnmatchcase, names, patterns[fixed_parts:])

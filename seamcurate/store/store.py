@@ -27,13 +27,12 @@ import datetime
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,13 +42,12 @@ from pydantic import JsonValue
 from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, StoreError
 from seamcurate.progress import note
 from seamcurate.step import Step, digest
-from seamcurate.storage import atomic, lock, objects, shard
+from seamcurate.storage import atomic, hashes, lock, objects, shard
 from seamcurate.storage.objects import Place
 from seamcurate.text import suggestion
 
 FORMAT = 3
 """In format 1, shards of rejected rows have the fingerprint of the rows. Up to format 2, files beside shards have no `_`."""
-_SHARD = re.compile(r"\d{5,}\.parquet")
 _STEP_KEYS = {"step", "name", "config", "identity", "inputs", "corpus", "ancestry", "schema", "fingerprint"}
 _SPLIT_KEYS = {"filter", "parameters", "format", "fingerprint", "kept", "dropped", "lines"}
 _GROWN = "+"
@@ -174,7 +172,10 @@ class Store:
     @property
     def stored_schema(self) -> pa.Schema:
         """Return the schema of the last row shard, which has every source column so far; without shards, `row_id` and `prompt`."""
-        last_shard = self.shards[-1:]
+        about = self.about
+        count = about.get("shards") if about.get("complete") else None
+        # A complete store knows its last shard; to list them takes long where they are many.
+        last_shard = [count - 1] if isinstance(count, int) and count else self.shards[-1:]
         if not last_shard:
             return pa.schema([("row_id", pa.int64()), ("prompt", pa.string())])
         return shard.metadata(self.path / "rows" / filename(last_shard[0])).schema.to_arrow_schema()
@@ -776,17 +777,44 @@ def filename(number: int) -> str:
 
 def numbers(folder: Place) -> list[int]:
     """List the numbers of a folder's shards in order: files with a name that `filename` returns, without links."""
-    if isinstance(folder, Path):
-        try:
-            with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-    else:
-        names = [file.name for file in folder.glob("[0-9]*.parquet")]
+    if not isinstance(folder, Path):
+        return _shard_numbers(file.name for file in folder.glob("[0-9]*.parquet"))
+    try:
+        # Before the listing: what changes meanwhile makes it another state.
+        state = hashes.settled_state(folder)
+        if state is not None and (known := _listed.get(folder)) is not None and known[0] == state:
+            return [*known[1]]
+        with os.scandir(folder) as entries:
+            found = _shard_numbers(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if state is not None:
+        _remember(_listed, folder, (state, found))
+    return [*found]
+
+
+def _shard_numbers(names: Iterable[str]) -> list[int]:
     # 000001.parquet has the number 1, too; the shard is 00001.parquet.
-    numbers_by_name = {name: int(name.partition(".")[0]) for name in names if _SHARD.fullmatch(name)}
-    return sorted(number for name, number in numbers_by_name.items() if filename(number) == name)
+    stems = (name[:-8] for name in names if name.endswith(".parquet") and name.isascii())
+    return sorted(
+        int(stem) for stem in stems if stem.isdecimal() and (len(stem) == 5 or (len(stem) > 5 and stem[0] > "0"))
+    )
+
+
+_listed: dict[Path, tuple[hashes.State, list[int]]] = {}
+"""The shards of folders that have not changed since they were listed."""
+_parsed: dict[Path, tuple[hashes.State, str | None, dict[str, JsonValue]]] = {}
+"""The records that have not changed since they were read, each with the folder that it was written for."""
+_REMEMBERED = 256
+_T = TypeVar("_T")
+
+
+def _remember(known: dict[Path, _T], path: Path, value: _T) -> None:
+    """Remember a folder's listing or a record; of many, forget the one that was read first."""
+    known.pop(path, None)
+    while len(known) >= _REMEMBERED:
+        known.pop(next(iter(known)), None)
+    known[path] = value
 
 
 def shard_files(folder: Place) -> list[Place]:
@@ -845,11 +873,19 @@ def _is_foreign(file: Place) -> bool:
 
 
 def _records(folder: Place, name: str) -> dict[str, dict[str, JsonValue]]:
-    files: dict[str, Place] = {}
-    for file in objects.find(folder, f"*/*{name}"):
-        # The files are sorted: `_step.json` comes before `step.json` and wins.
-        if file.name in (f"_{name}", name) and not file.parent.name.startswith("."):
-            files.setdefault(file.parent.name, file)
+    if isinstance(folder, Path):
+        # Without a look at the shards beside each record: there may be very many.
+        try:
+            folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            folders = []
+        files: dict[str, Place] = {one: record_file(folder / one, name) for one in folders if not one.startswith(".")}
+    else:
+        files = {}
+        for file in folder.glob(f"*/*{name}", past_shards=True):
+            # They are sorted: `_step.json` comes before `step.json` and wins.
+            if file.name in (f"_{name}", name) and not file.parent.name.startswith("."):
+                files.setdefault(file.parent.name, file)
     records = {name: own_record(file) for name, file in files.items()}
     return {name: record for name, record in records.items() if record}
 
@@ -874,6 +910,11 @@ def load_json(path: Place, folder: str | None = None) -> dict[str, JsonValue]:
         DamagedError: It is no JSON object, or was altered after it was written.
     """
     try:
+        # Of a store of many shards, store.json is megabytes, and a command asks for it a dozen times.
+        state = hashes.settled_state(path) if isinstance(path, Path) else None
+        known = _parsed.get(path) if state is not None and isinstance(path, Path) else None
+        if known is not None and known[:2] == (state, folder):
+            return {**known[2]}
         content = path.read_bytes()
         value = json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
@@ -893,7 +934,9 @@ def load_json(path: Place, folder: str | None = None) -> dict[str, JsonValue]:
     )
     if renamed or (checksum is not None and marker + end != _record_end(path, body, folder)):
         raise DamagedError(f"{path} was altered after it was written: its hash does not match; {shard.hint(path)}")
-    return value
+    if state is not None and isinstance(path, Path):
+        _remember(_parsed, path, (state, folder, value))
+    return {**value}
 
 
 def save_record(path: Place, value: Mapping[str, JsonValue]) -> None:

@@ -170,6 +170,30 @@ def test_another_machine_reads_what_a_folder_gives(both, elsewhere, tmp_path):
     assert not found.inputs and [moves.rows.num_rows for moves in found.splits] == [0]
 
 
+def test_records_among_very_many_shards_are_found_without_listing_these(bucket, server):
+    for name in ("a", "b"):
+        for number in range(25):
+            bucket.put_object(Key=f"store/columns/{name}/{number:05d}.parquet", Body=b"")
+    for name in ("a", "b", "c"):
+        bucket.put_object(Key=f"store/columns/{name}/_step.json", Body=b"{}")
+        bucket.put_object(Key=f"store/columns/{name}/_shared/_step.json", Body=b"{}")
+    folder = objects.place(f"s3://{bucket.name}/store/columns")
+
+    def ten_at_a_time(params, **_):
+        params.setdefault("MaxKeys", 10)
+
+    event, start = "before-parameter-build.s3.ListObjectsV2", len(server.requests)
+    folder.bucket.client.meta.events.register(event, ten_at_a_time)
+    try:
+        found = [str(file) for file in folder.glob("*/*step.json", past_shards=True)]
+        # A request finds ten shards of a folder; the next begins behind its last one.
+        assert len(server.requests) - start == 3
+        assert found == [f"{folder}/{name}/_step.json" for name in "abc"]
+        assert found == [str(file) for file in folder.glob("*/*step.json")]
+    finally:
+        folder.bucket.client.meta.events.unregister(event, ten_at_a_time)
+
+
 def test_what_was_copied_is_not_downloaded_again(both, server):
     query(Store(both.address), "SELECT count(*) FROM rows")
     start = len(server.requests)
