@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 PROMPTS, UPDATES, ANSWERS, STEPS = 64, 15, 64, 4
 """Prompts to train on; batches of answers; answers in a batch; optimizer steps that learn from one batch."""
 GATE = 0.03
-"""Least rise of the expected quality. In ten runs of several seeds it was .067 to .136."""
+"""Least rise of the expected quality. When this was written it was .10 to .16."""
 SHARED: dict[str, Any] = {
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "warmup_steps": 2,
     "max_length": 64,
     "eval_rows": 0,
@@ -49,14 +49,15 @@ def written(records: Sequence[world.Record], file: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[world.Record]]:
-    """Return a policy whose answers are worth about half, and instructions that it was not trained on."""
+    """Return a policy that answers a quarter of its instructions rightly, and such instructions that it was not trained on."""
     folder = tmp_path_factory.mktemp("gate")
-    records = world.records(4_000, seed=5)
+    # The instructions with short answers: they are learned in seconds.
+    records = [record for record in world.records(16_000, seed=5) if len(record["response"].split()) <= 2][:4_000]
     world.untrained(folder / "untrained", hidden=96, layers=2)
     config = SFTTraining(
         learning_rate=3e-3,
         warmup_steps=50,
-        max_steps=450,
+        max_steps=400,
         per_device_train_batch_size=64,
         max_length=64,
         eval_rows=0,
