@@ -125,6 +125,12 @@ INSTALL_OWN = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 	$(INSTALL_OWN) trl==1.12.0
 	touch $@
 
+# What the races are against, beside .venv's packages; vLLM, which has an environment of its own, is found in .venv-vllm.
+.venv-benchmarks/installed: pyproject.toml .venv/installed
+	$(OVER_VENV)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e ".[benchmarks]"
+	touch $@
+
 .venv-clients/installed: requirements-clients.lock .venv/installed
 	$(OVER_VENV)
 	$(INSTALL_OWN) -r requirements-clients.lock
@@ -152,4 +158,4 @@ lock-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pip freeze | grep -vE '^torch(vision|audio|codec)==' | sed 's/+cpu$$//' > requirements-vllm.lock
 
 clean:
-	rm -rf build .venv .venv-attack .venv-clients .venv-docs .venv-lowest .venv-ppo .venv-vllm demo-store explorer/node_modules seamcurate/explore/static
+	rm -rf build .venv .venv-attack .venv-benchmarks .venv-clients .venv-docs .venv-lowest .venv-ppo .venv-vllm demo-store explorer/node_modules seamcurate/explore/static

@@ -1,10 +1,17 @@
-"""Run races: `python -m benchmarks NAME… [--scale S]`; one line of JSON a comparison on standard output."""
+"""Run races: `python -m benchmarks NAME… | all [--quick]`; one line of JSON a peer on standard output, all of them in --out."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import os
+import re
+import time
+import traceback
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -12,35 +19,96 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-NAMES = (
-    "likelihood",
-    "seam",
-    "rewards",
-    "rollouts",
-    "servers",
-    "retrieval",
-    "text",
-    "split",
-    "contamination",
-    "overhead",
-    "memory",
-    "attack",
-    "ppo",
-    "soak",
-    "scaling",
-)
+RESULTS = Path(__file__).with_name("results")
+FORMAT = 1
+ALL: dict[str, dict[str, Any]] = {
+    "likelihood": {"scale": 0.3},
+    "rewards": {"scale": 0.3},
+    "seam": {"scale": 0.3},
+    "embedding": {"scale": 0.15},
+    "retrieval": {"scale": 1.0, "large": False},
+    "rollouts": {"scale": 0.13},
+    "text": {"scale": 0.1},
+    "split": {"scale": 0.1},
+    "sql": {"scale": 0.1},
+    "contamination": {"scale": 0.05},
+    "overhead": {"scale": 0.1},
+}
+"""The races of `all`, in its order, and how much of each `--quick` does."""
+APART = {
+    "servers": "the client of a server, not an engine; python -m benchmarks servers",
+    "attack": 'needs an environment of its own; pip install -e ".[attack]"',
+    "ppo": "needs an environment of its own; pip install -e . trl==1.12.0 accelerate peft tensorboard requests",
+}
+"""Races that `all` leaves out, and why."""
+NAMES = (*ALL, *APART, "memory", "soak", "scaling")
+QUICK_LIMIT_S = 15.0
+"""CPU seconds after which a quick race begins no further turn."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("names", nargs="+", choices=("all", *NAMES), metavar="NAME", help=", ".join(("all", *NAMES)))
     parser.add_argument("--scale", type=float, default=1.0, help="a share of the full size, to try things out")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few turns: under 20 minutes for all")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")), help="default: 1")
+    parser.add_argument("--out", type=Path, help="the file of results; by default in benchmarks/results, for `all`")
     asked = parser.parse_args()
+    # Read by the libraries when they are imported.
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "POLARS_MAX_THREADS",
+        "RAYON_NUM_THREADS",
+    ):
+        os.environ[name] = str(asked.threads)
+    import torch
     from transformers.utils import logging
 
+    from benchmarks import machine, race
+
+    torch.set_num_threads(asked.threads)
     logging.disable_progress_bar()
-    for name in asked.names:
-        import_module(f"benchmarks.{name}").main(asked.scale)
+    if asked.quick:
+        race.limit_s = QUICK_LIMIT_S
+    whole = "all" in asked.names
+    names = list(ALL) if whole else asked.names
+    described = machine.describe()
+    out = asked.out or (RESULTS / f"{_slug(described)}.json" if whole else None)
+    settings = {"quick": asked.quick, "scale": None if asked.quick else asked.scale, "names": names}
+    start, cpu = time.monotonic(), time.process_time() + race.children_s()
+    if whole:
+        for name, reason in APART.items():
+            race.missing(name, "", reason)
+    failed = False
+    for name in names:
+        options = ALL.get(name, {"scale": 1.0}) if asked.quick else {"scale": asked.scale}
+        try:
+            import_module(f"benchmarks.{name}").main(**options)
+        except (Exception, SystemExit) as error:
+            if not whole:
+                raise
+            # The other races still count; the table says that this one has no result.
+            failed = True
+            traceback.print_exc()
+            race.record({"benchmark": name, "against": "", "failed": str(error).partition("\n")[0]})
+        if out is not None:
+            spent = {
+                "seconds": round(time.monotonic() - start),
+                "cpu_seconds": round(time.process_time() + race.children_s() - cpu),
+                "load": round(os.getloadavg()[0], 1),
+            }
+            day = datetime.datetime.now(datetime.UTC).date().isoformat()
+            out.parent.mkdir(parents=True, exist_ok=True)
+            found = {"format": FORMAT, "day": day, "machine": described, "settings": settings | spent}
+            out.write_text(json.dumps(found | {"results": race.lines}, indent=1, ensure_ascii=False) + "\n")
+    raise SystemExit(1 if failed else 0)
+
+
+def _slug(described: dict[str, Any]) -> str:
+    """Return a file's name for a machine, its processor and threads."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{described['processor']} {described['threads']} threads".lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from benchmarks import inputs
-from benchmarks.race import race
+from benchmarks.race import Peer, race
 from seamcurate import Attack, FakeModel, SequenceClassifier
 from seamcurate.contrast.lexicon import WordNet, stop_words
 from seamcurate.contrast.searches import Lexicons, same_part
@@ -228,4 +228,5 @@ def _race(kind: str, model: Path, wordnet: Path, count: int) -> None:
     setting = f"{kind}, pwws, {len(prompts)} {inputs.source()}, answers of 12 to 60 words, at most {BUDGET} queries"
     hacked = sum(fooled for _, fooled in mine())
     for against, score in (("TextAttack", wrapped), ("TextAttack, padded to the longest", rewards)):
-        race("attack", against, mine, lambda s=score: theirs(s), same, setting, 1, lambda: {"hacked": hacked})
+        peers = {against: Peer(lambda s=score: theirs(s))}
+        race("attack", setting, mine, peers, same, 1, more=lambda a, b: {"hacked": hacked})

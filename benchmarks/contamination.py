@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import inputs
-from benchmarks.race import race
+from benchmarks.race import Peer, race
 from seamcurate import FakeModel, Nearest, Recipe, Source, query, run_local
 from seamcurate.contrast import contamination
 from seamcurate.models.vectors import embedded
@@ -124,4 +124,4 @@ def _race(prompts: list[str], others: list[str], folder: Path) -> None:
 
     setting = f"{len(prompts):,} rows × {len(others):,} prompts of another set, {WIDTH} dimensions, prompts of at most 500 characters"
     for against, theirs, repeats in (("datasets, in batches", by_batch, 3), ("datasets, row by row", by_row, 1)):
-        race("contamination", against, ours, theirs, same, setting, repeats)
+        race("contamination", setting, ours, {against: Peer(theirs)}, same, repeats)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import inputs
-from benchmarks.race import race
+from benchmarks.race import Peer, race
 from seamcurate import CausalLM, Models, Recipe, SequenceClassifier, Source, Store, run_local, seam
 
 
@@ -61,4 +61,4 @@ def main(scale: float) -> None:
             return a == b
 
         setting = f"{rows} × 30 {inputs.source()}, prompts and responses of 60 tokens"
-        race("overhead", "the model calls alone", mine, theirs, same, setting, 2)
+        race("overhead", setting, mine, {"the model calls alone": Peer(theirs)}, same, 2)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks import inputs
-from benchmarks.race import race
+from benchmarks.race import Peer, race
 from seamcurate.models import tokens
 from seamcurate.train.ppo import PPOTraining, ppo
 
@@ -194,7 +194,7 @@ def _race(
         noise = max(statistics.stdev(one), statistics.stdev(two), 0.05)
         return abs(statistics.fmean(one) - statistics.fmean(two)) <= 3 * noise
 
-    def told() -> dict[str, object]:
+    def told(_: object, __: object) -> dict[str, object]:
         return {
             "updates": updates,
             "scores": {
@@ -207,4 +207,4 @@ def _race(
         }
 
     setting = f"{label}, {updates} updates of {BATCH} responses of at most {LENGTH} tokens, 4 epochs × 2 mini batches"
-    race("ppo", "TRL 1.12 PPOTrainer", ours, peer, same, setting, 3, told)
+    race("ppo", setting, ours, {"TRL 1.12 PPOTrainer": Peer(peer)}, same, more=told)

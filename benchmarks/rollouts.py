@@ -1,4 +1,4 @@
-"""Samples of a policy: ours, a loop over transformers' `generate`, and `generate(num_return_sequences=n)` in batches of 8 prompts.
+"""Samples of a policy: ours, `generate` in a loop and with `num_return_sequences` in batches of 8 prompts, and vLLM.
 
 The policy lies in `.benchmarks/policy`, such as SmolLM2-135M-Instruct; without one, its shape with made-up weights is used, whose
 answers never end by themselves.
@@ -7,19 +7,17 @@ answers never end by themselves.
 from __future__ import annotations
 
 import json
-import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inputs
+from benchmarks import inputs, vllm_process, work
+from benchmarks.race import Peer, missing, race
 from seamcurate import CausalLM
 from seamcurate.models import Sampling
 
-BATCH, DRAWS, REPEATS = 8, 16, 3
+BATCH, DRAWS = 8, 16
 POLICY = Path(__file__).parents[1] / ".benchmarks" / "policy"
 SMALL = 4
 """Prompts that the loop answers, one draw each: it takes as long for each draw as ours for ten."""
@@ -92,85 +90,95 @@ def main(scale: float) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with tempfile.TemporaryDirectory() as scratch:
         folder = policy(Path(scratch))
         sampler: Any = CausalLM(path=str(folder), dtype="float32", device="cpu").load_sampler()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         asked = prompts(max(2, round(2 * BATCH * scale)), sampler)
         ids = [sampler._prompt_ids(prompt) for prompt in asked]
-        same = _same(sampler, model, asked[:3], ids)
+        likeliest = _likeliest(sampler, asked[:3])
+        same = {"generate": _generated(sampler, model, ids[:3]) == likeliest}
         own_ends = sampler.ends
-        # Answers of one length, and answers that end by themselves.
-        for ends, limit in ((frozenset(), 96), (own_ends, 256)):
-            sampler.ends = ends
-            limit = max(8, round(limit * min(1.0, scale)))
-
-            def ours(limit: int = limit) -> int:
-                requests = [(prompt, range(DRAWS)) for prompt in asked]
-                return sum(sample.tokens for _, _, sample in sampler.samples(requests, Sampling(max_tokens=limit)))
-
-            def loop(limit: int = limit, ends: frozenset[int] = ends) -> int:
-                return generated(model, sampler, [[prompt] for prompt in ids[:SMALL]], 1, limit, sorted(ends))
-
-            def batched(limit: int = limit, ends: frozenset[int] = ends) -> int:
-                batches = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
-                return generated(model, sampler, batches, DRAWS, limit, sorted(ends))
-
-            setting = (
-                f"{len(asked)} × {DRAWS} {inputs.source()}, prompts of {min(map(len, ids))} to {max(map(len, ids))} tokens, "
-                + (f"answers of up to {limit} tokens" if ends else f"answers of {limit} tokens")
-                + (", SmolLM2-135M's weights" if folder == POLICY else ", made-up weights")
-            )
-            _compare(
-                {"ours": ours, "a generate call a draw": loop, f"generate, batches of {BATCH}": batched}, setting, same
-            )
-        print(json.dumps({"benchmark": "rollouts", "drawn": sampler.drawn, "settled": sampler.settled}), flush=True)
+        with vllm_process.engine(folder, "generate", torch.get_num_threads()) as engine:
+            if engine is None:
+                missing("rollouts", "vLLM on this processor", "not installed", vllm_process.INSTALL)
+            else:
+                greedy = engine.ask("samples", ids=ids[:3], draws=1, limit=12, temperature=0.0, ignore_eos=False)
+                same["vLLM"] = [sampler.form.generated(drawn[0][0]) for drawn in greedy] == likeliest
+            # Answers of one length, and answers that end by themselves, where the weights are real.
+            for ends, limit in ((frozenset(), 96), (own_ends, 256)) if folder == POLICY else ((frozenset(), 96),):
+                sampler.ends = ends
+                _race(sampler, model, engine, asked, ids, ends, max(8, round(limit * min(1.0, scale))), folder, same)
+        line = {"benchmark": "rollouts", "drawn": sampler.drawn, "settled": sampler.settled}
+        print(json.dumps(line), flush=True)
 
 
-def _same(sampler: Any, model: Any, asked: list[str], ids: list[list[int]]) -> bool:
-    """Tell whether both give the same likeliest answers: draws of different random numbers cannot be compared."""
+def _race(
+    sampler: Any,
+    model: Any,
+    engine: vllm_process.Engine | None,
+    asked: list[str],
+    ids: list[list[int]],
+    ends: frozenset[int],
+    limit: int,
+    folder: Path,
+    same: dict[str, bool],
+) -> None:
+    def ours() -> int:
+        requests = [(prompt, range(DRAWS)) for prompt in asked]
+        return sum(sample.tokens for _, _, sample in sampler.samples(requests, Sampling(max_tokens=limit)))
+
+    def loop() -> int:
+        return generated(model, sampler, [[prompt] for prompt in ids[:SMALL]], 1, limit, sorted(ends))
+
+    def batched() -> int:
+        batches = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
+        return generated(model, sampler, batches, DRAWS, limit, sorted(ends))
+
+    def served() -> int:
+        assert engine is not None
+        drawn = engine.ask("samples", ids=ids, draws=DRAWS, limit=limit, temperature=1.0, ignore_eos=not ends)
+        return sum(tokens for request in drawn for _, tokens in request)
+
+    peers = {"generate, a call a draw": Peer(loop), f"generate, batches of {BATCH} prompts": Peer(batched)}
+    if engine is not None:
+        peers["vLLM on this processor, n=16"] = Peer(served)
+    setting = (
+        f"{len(asked)} × {DRAWS} {inputs.source()}, prompts of {min(map(len, ids))} to {max(map(len, ids))} tokens, "
+        + (f"answers of up to {limit} tokens" if ends else f"answers of {limit} tokens")
+        + (", SmolLM2-135M's weights" if folder == POLICY else ", made-up weights")
+    )
+    # Draws of different random numbers cannot be compared: the likeliest answers were.
+    for against, peer in peers.items():
+        agree = same["vLLM" if against.startswith("vLLM") else "generate"]
+        race(
+            "rollouts",
+            setting,
+            ours,
+            {against: peer},
+            lambda a, b, agree=agree: agree,  # type: ignore[misc]
+            units=lambda tokens: tokens / 1000,
+            unit="CPU s for 1,000 tokens",
+            work=None if ends else work.of_samples(model.config, list(map(len, ids)), DRAWS, limit),
+        )
+
+
+def _likeliest(sampler: Any, asked: list[str]) -> list[str]:
+    greedy = Sampling(temperature=0.0, max_tokens=12)
+    drawn = {request: sample for request, _, sample in sampler.samples([(prompt, [0]) for prompt in asked], greedy)}
+    return [drawn[request].text for request in range(len(asked))]
+
+
+def _generated(sampler: Any, model: Any, ids: list[list[int]]) -> list[str]:
     import torch
 
-    greedy = Sampling(temperature=0.0, max_tokens=12)
-    ours = {request: sample for request, _, sample in sampler.samples([(prompt, [0]) for prompt in asked], greedy)}
-    for request in range(len(asked)):
-        prompt = torch.tensor([ids[request]])
+    found = []
+    for prompt in ids:
+        tokens = torch.tensor([prompt])
         with torch.inference_mode():
             whole = model.generate(
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12
+                input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=12
             )
-        text = sampler.tokenizer.decode(whole[0, prompt.shape[1] :], skip_special_tokens=True)
-        if sampler.form.generated(text) != ours[request].text:
-            return False
-    return True
-
-
-def _compare(sides: dict[str, Callable[[], int]], setting: str, same: bool) -> None:
-    """Run all by turns and print a line for each but ours; seconds are those for a thousand tokens."""
-    cost: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-    for _ in range(REPEATS):
-        for side, work in sides.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            tokens = work()
-            cost[side].append(((time.process_time() - cpu) / tokens, (time.perf_counter() - wall) / tokens))
-    cpu, wall = (
-        {side: 1000 * statistics.median(run[i] for run in runs) for side, runs in cost.items()} for i in (0, 1)
-    )
-    for side in list(sides)[1:]:
-        line = {
-            "benchmark": "rollouts",
-            "against": side,
-            "ratio": round(cpu[side] / cpu["ours"], 2),
-            "ours": round(cpu["ours"], 3),
-            "theirs": round(cpu[side], 3),
-            "unit": "CPU s for 1,000 tokens",
-            "same": same,
-            "wall": {"ratio": round(wall[side] / wall["ours"], 2), "tokens_per_second": round(1000 / wall["ours"])},
-            "setting": setting,
-        }
-        print(json.dumps(line, ensure_ascii=False), flush=True)
-    if not same:
-        raise SystemExit(
-            "rollouts: the likeliest answers of seamcurate and of generate differ, so their times do not compare"
-        )
+        text = sampler.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
+        found.append(sampler.form.generated(text))
+    return found

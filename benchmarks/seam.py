@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks import inputs
+from benchmarks import inputs, work
 from benchmarks.likelihood import BATCH, padded_loop
-from benchmarks.race import race
+from benchmarks.race import Peer, Work, race
 from seamcurate import CausalLM, SequenceClassifier, seam
 
 
@@ -80,4 +80,25 @@ def main(scale: float) -> None:
                 return bool(np.allclose(a, b, rtol=1e-3, atol=1e-6))
 
             setting = f"{rows} × 30 {inputs.source()}, a third misjudged, prompts of {prompt_tokens}, responses of {response_tokens} tokens"
-            race("seam", f"padded loop, batch {BATCH}", mine, theirs, same, setting)
+            race(
+                "seam",
+                setting,
+                mine,
+                {f"padded loop over both models, batch {BATCH}": Peer(theirs)},
+                same,
+                work=_work(models, tokenizer, prompts, answers),
+            )
+
+
+def _work(models: list[Any], tokenizer: Any, prompts: list[str], answers: list[list[str]]) -> Work:
+    """Return the work of rewards of all and of the policy's log-probabilities of ten, as many as are misjudged."""
+    counted = [
+        (
+            len(tokenizer(f"Question: {prompt}\n\nAnswer:")["input_ids"]),
+            [len(tokenizer(f" {answer}<|end|>")["input_ids"]) for answer in some],
+        )
+        for prompt, some in zip(prompts, answers, strict=True)
+    ]
+    rewards = work.of_decoder_rewards(models[1].config, counted)
+    misjudged = work.of_policy(models[0].config, [(prompt, responses[1:11]) for prompt, responses in counted])
+    return Work(rewards.flops + misjudged.flops, rewards.token_ratio)

@@ -1,4 +1,7 @@
-"""A filtered split of a million rows: seamcurate from a store to Parquet, against the same through datasets."""
+"""A filtered split of a million rows: seamcurate from a store to Parquet, against datasets, Polars and pandas.
+
+A split of ours also leaves its ledger, one row for each row, with what was kept and why; the others leave the rows alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import inputs
-from benchmarks.race import race
+from benchmarks.race import Peer, race
 from seamcurate import LengthIncentive, Random, Recipe, RepetitionPenalty, Source, Split, Store, run_local, to_trl
 from seamcurate.select import split as splits
 
@@ -62,9 +65,31 @@ def _race(table: pa.Table, folder: Path, setting: str) -> None:
         data.to_parquet(str(folder / "theirs.parquet"))
         return folder / "theirs.parquet"
 
+    def by_polars() -> Path:
+        import polars
+
+        rows = (
+            polars.scan_parquet(folder / "rows.parquet")
+            .collect()
+            .with_columns(polars.Series(name, scores[name]) for name in SCORES)
+        )
+        cut = np.quantile(scores[SCORES[0]], RATE)
+        rows.filter(polars.col(SCORES[0]) > cut).write_parquet(folder / "polars.parquet")
+        return folder / "polars.parquet"
+
+    def by_pandas() -> Path:
+        import pandas
+
+        rows = pandas.read_parquet(folder / "rows.parquet").assign(**scores)
+        rows = rows[rows[SCORES[0]] > np.quantile(scores[SCORES[0]], RATE)]
+        rows.to_parquet(folder / "pandas.parquet", index=False)
+        return folder / "pandas.parquet"
+
     def same(a: Path, b: Path) -> bool:
         columns = ["prompt", "response", *SCORES]
-        return bool(pq.read_table(a, columns=columns).equals(pq.read_table(b, columns=columns)))
+        ours, other = (pq.read_table(file, columns=columns) for file in (a, b))
+        return bool(ours.equals(other.cast(ours.schema)))
 
     mine()
-    race("split", "datasets", mine, theirs, same, setting)
+    peers = {"datasets": Peer(theirs), "Polars": Peer(by_polars), "pandas": Peer(by_pandas)}
+    race("split", setting, mine, peers, same)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks import race as race_module
+from benchmarks import table, work
 from benchmarks.__main__ import NAMES
-from benchmarks.race import race
+from benchmarks.race import Peer, Work, race
 
 pytestmark = pytest.mark.slow
 
@@ -23,26 +28,98 @@ def test_every_name_has_a_race_and_a_line_in_the_readme():
         assert module.__doc__ and callable(module.main) and f"`{name}`" in told
 
 
-def test_a_race_prints_one_line_and_refuses_answers_that_differ(capsys):
-    race("b", "peer", lambda: 1, lambda: 1, lambda a, b: a == b, "some", 2)
-    line = json.loads(capsys.readouterr().out)
-    assert line["benchmark"] == "b" and line["against"] == "peer" and line["same"] is True
-    assert {"ratio", "ours", "theirs", "unit", "wall", "setting"} <= set(line)
+def test_a_race_records_a_line_a_peer_and_refuses_answers_that_differ(capsys, monkeypatch):
+    monkeypatch.setattr(race_module, "lines", [])
+    peers = {"peer": Peer(lambda: 1), "int8": Peer(lambda: 2, precise=False)}
+    race("b", "some", lambda: 1, peers, lambda a, b: a == b, 2, work=Work(1e6, 3.0), difference=lambda a, b: b - a)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == race_module.lines
+    assert [(line["against"], line["same"], line["difference"]) for line in lines] == [
+        ("peer", True, 0),
+        ("int8", False, 1),
+    ]
+    for line in lines:
+        assert line["repeats"] == 2 and line["token_ratio"] == 3.0
+        rate = max(line["product"]["float32"].values())
+        assert line["share"]["ours"] == pytest.approx(1e6 / line["ours"] / rate / 1e9, abs=0.001)
     with pytest.raises(SystemExit, match="the answers of seamcurate and of peer differ"):
-        race("b", "peer", lambda: 1, lambda: 2, lambda a, b: a == b, "some", 1)
+        race("b", "some", lambda: 1, {"peer": Peer(lambda: 2)}, lambda a, b: a == b, 1)
     assert json.loads(capsys.readouterr().out)["same"] is False
 
 
-def test_rewards_of_packs_are_those_of_the_pipeline(capsys, monkeypatch):
+def test_a_race_counts_the_processor_time_of_processes_that_a_side_has(capsys):
+    def busy() -> bool:
+        subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+        return True
+
+    race("b", "some", lambda: True, {"peer": Peer(busy)}, lambda a, b: a == b, 1)
+    assert json.loads(capsys.readouterr().out)["theirs"] >= 0.3
+
+
+def test_the_work_of_a_model_is_what_a_profiler_counts(tmp_path):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    policy = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, attn_implementation="eager"))
+    encoder = BertModel(BertConfig(**sizes, attn_implementation="eager"))
+    ids = torch.arange(20)[None]
+    counted = []
+    for model in (policy, encoder):
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            model(input_ids=ids)
+        counted.append(counter.get_total_flops())
+    # The profiler counts the attention of eager layers to later tokens too, 400 pairs in place of 210, and all logits.
+    expected = work.of_policy(policy.config, [(20, [1])]).flops
+    masked = 3 * 4 * 4 * 8 * (400 - 210)
+    assert expected + masked + 2 * 32 * 50 * 19 == counted[0]
+    assert work.of_encoder(encoder.config, [20], pooler=True).flops == counted[1]
+    assert work.token_ratio([(10, [5, 5]), (4, [1])]) == (30 + 5) / (20 + 5)
+
+
+def test_rewards_of_packs_are_those_of_peers(capsys, monkeypatch):
     from benchmarks import inputs, rewards
 
     monkeypatch.setattr(inputs, "groups", lambda rows, count, *_: (["how?"], [["so", "or so", "no " * 9]]))
     rewards.main(0.1)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 8 and all(line["same"] for line in lines)
+    raced = [line for line in lines if "ratio" in line]
+    assert len(raced) >= 10 and all(line["same"] or line["reduced_precision"] for line in raced)
+    assert all(line["install"] for line in lines if "ratio" not in line)
 
 
-@pytest.mark.parametrize("name", ["split", "overhead", "contamination"])
+def test_loops_by_hand_give_the_likelihoods_of_packs(capsys, monkeypatch):
+    from benchmarks import inputs, likelihood
+
+    monkeypatch.setattr(inputs, "groups", lambda rows, count, *_: (["how?"], [["so", "or so", "no " * 9]]))
+    likelihood.main(0.1)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    raced = [line for line in lines if "ratio" in line]
+    assert {line["against"].split(",")[0] for line in raced} >= {"KV-cache loop", "transformers"}
+    assert all(line["same"] and line["share"]["ours"] > 0 for line in raced)
+
+
+def test_searches_find_what_brute_force_finds():
+    from benchmarks import retrieval
+
+    draw = np.random.default_rng(0)
+    base = draw.standard_normal((5, 16)).astype(np.float32)
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    corpus, queries = retrieval.around(base, 3000, 1), retrieval.around(base, 12, 2)
+    exact = retrieval.brute_force(queries, corpus)
+    assert max(map(len, exact)) == retrieval.K
+    assert retrieval.by_torch(queries, corpus) == retrieval.by_numpy(queries, corpus) == exact
+    assert retrieval.by_faiss(queries, corpus, True) == retrieval.by_faiss(queries, corpus, False) == exact
+
+
+@pytest.mark.parametrize("name", ["split", "sql", "overhead", "contamination"])
 def test_small_races_agree(name, capsys, monkeypatch):
     from benchmarks import inputs
 
@@ -80,3 +157,43 @@ def test_the_tables_of_scaling_are_what_was_measured():
     from benchmarks import scaling
 
     assert scaling.tables() in scaling.REPORT.read_text()
+
+
+def test_a_table_shows_every_loss_and_what_was_not_run(tmp_path, monkeypatch):
+    line = {"benchmark": "b", "setting": "some", "ratio": 2.0, "wall": {"ratio": 1.5}, "repeats": 2, "same": True}
+    lines = [
+        line | {"against": "slow", "share": {"ours": 0.8, "theirs": 0.4}, "token_ratio": 1.2},
+        line | {"against": "shared", "token_ratio": 2.5},
+        line | {"against": "quick", "ratio": 0.5},
+        line | {"against": "small", "ratio": 0.25, "same": False, "reduced_precision": True, "difference": 0.05},
+        {"benchmark": "b", "against": "absent", "not_run": "not installed", "install": "pip install absent"},
+        {"benchmark": "c", "against": "", "failed": "no model"},
+    ]
+    described = {
+        "processor": "P",
+        "instruction_set": ["AVX2"],
+        "cores": 2,
+        "threads": 1,
+        "memory_gib": 8.0,
+        "versions": {},
+    }
+    settings = {"quick": True, "scale": None, "seconds": 60, "load": 1.0}
+    found = {"day": "2026-01-01", "machine": described, "settings": settings, "results": lines}
+    (tmp_path / "one.json").write_text(json.dumps(found))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{table.START}\nstale\n{table.END}\nafter\n")
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(table, "PAGE", page)
+    table.write()
+    written = page.read_text()
+    assert written == f"before\n{table.text()}\nafter\n" and "stale" not in written
+    for row in (
+        "| `b` | some | slow | 80% / 40% | 2.00 (1.50) | 1.2 | 2 |",
+        "| `b` | some | shared |  | 2.00 (1.50)ᵗ | 2.5 | 2 |",
+        "| `b` | some | quick |  | **0.50 (1.50)** |  | 2 |",
+        "| `b` | some | small, answers differ by up to 0.05 |  | **0.25 (1.50)** |  | 2 |",
+        "- `b`, absent: not installed: `pip install absent`",
+        "- `c`: failed: no model",
+        "4 comparisons; in 2 of them the peer took less CPU time (**bold**), and 1 are below the token ratio (ᵗ).",
+    ):
+        assert row in written
