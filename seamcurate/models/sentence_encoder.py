@@ -18,10 +18,11 @@ from seamcurate.models import checkpoint, probe, weights
 from seamcurate.models.batching import Batches, accepted, freed, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder
+from seamcurate.models.unpadded import UnpaddedReader
 from seamcurate.models.vectors import normalised
 
 if TYPE_CHECKING:
-    pass
+    import torch
 
 from seamcurate.models.local import LocalModel, check_whole, files_state, model_errors, open_tokenizer, quietly
 
@@ -63,6 +64,8 @@ class SentenceEncoder(LocalModel):
         return _LoadedEncoder(self)
 
 
+_UNUSUAL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What modules may raise that need more than tokens of texts; sentence-transformers' own `encode` then reads them."""
 _KEPT: dict[tuple[object, ...], Any] = {}
 """The first tokenizer that sentence-transformers opened for the same files, side and length: later models share it."""
 
@@ -102,6 +105,7 @@ class _LoadedEncoder:
             device = self.model.device if self.backbone is None else self.backbone.device
             self.batches = Batches(config.batch_tokens or 8192, device)
             self.tokenizer.truncation_side = config.truncation
+            self.unpadded: UnpaddedReader | None = None
             self.batches.longest_batched = self._longest_batched(f"sentence_encoder {config.path}")
 
     def _longest_batched(self, name: str) -> float:
@@ -124,6 +128,8 @@ class _LoadedEncoder:
             raise ModelError(
                 f"{name} gives the same text another embedding each time; it cannot be used to compare texts"
             )
+        if self._reads_unpadded(reader, texts, one_by_one):
+            return math.inf
         with suppress(RuntimeError, ValueError):
             if probe.close(torch.from_numpy(read(texts)), one_by_one, reader.dtype):
                 longest = probe.longest_alike(reader.config)
@@ -132,18 +138,89 @@ class _LoadedEncoder:
         probe.tell_alone(name)
         return 0
 
+    def _reads_unpadded(self, reader: Any, texts: list[str], expected: torch.Tensor) -> bool:
+        """Read texts end to end from now on, if that gives the embeddings of two texts that were read alone."""
+        import torch
+
+        # Where the angles of positions follow the length of what is read, a text would depend on those beside it.
+        if probe.longest_alike(reader.config) < self.limit:
+            return False
+        self.unpadded = UnpaddedReader(reader)
+        with suppress(*_UNUSUAL):
+            if self.unpadded.agrees and probe.close(torch.from_numpy(self._read(texts)), expected, reader.dtype):
+                return True
+        self.unpadded = None
+        return False
+
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed each text; see `Embedder`."""
         unique = list(dict.fromkeys(texts))
         if not unique:
             return np.zeros((0, 0), np.float32)
-        vectors = self._pooled(unique) if self.backbone is not None else self._encoded(unique)
+        vectors = self._read(unique)
         if self.config.normalise:
             # The square of a large number overflows single precision.
             vectors = normalised(vectors.astype(np.float64)).astype(np.float32)
         position = {text: i for i, text in enumerate(unique)}
         result: npt.NDArray[np.float32] = vectors[[position[text] for text in texts]].astype(np.float32)
         return result
+
+    def _read(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        """Return an embedding for each text, as the model gives it."""
+        if self.unpadded is None:
+            return self._encoded(texts) if self.backbone is None else self._pooled(texts)
+        if self.backbone is None:
+            return self._encoded_unpadded(self.unpadded, texts)
+        import torch
+
+        ids = self.tokenizer(texts, truncation=True, max_length=self.limit, verbose=False)["input_ids"]
+        backbone = self.backbone
+
+        def pool(hidden: torch.Tensor, _: list[int]) -> torch.Tensor:
+            if self.config.pooling == "pooler":
+                pooled: torch.Tensor = backbone.pooler(hidden)
+                return pooled
+            return hidden[:, 0] if self.config.pooling == "cls" else hidden.mean(1)
+
+        rows = self.unpadded.read([torch.tensor(text) for text in ids], pool)
+        vectors: npt.NDArray[np.float32] = rows.float().numpy()
+        return vectors
+
+    def _encoded_unpadded(self, reader: UnpaddedReader, texts: list[str]) -> npt.NDArray[np.float32]:
+        """Return what sentence-transformers' `encode` returns: its tokenizer and all modules after the first are its own."""
+        import torch
+
+        name = self.model.default_prompt_name
+        prompt = self.model.prompts.get(name) if name is not None else None
+        # In version 5 of sentence-transformers it is `encode` that puts a prompt before the texts.
+        preprocess = getattr(self.model, "preprocess", None)
+        if prompt and preprocess is None:
+            return self._encoded(texts)
+        features = self.model.tokenize(texts) if preprocess is None else preprocess(texts, prompt=prompt)
+        is_token = features["attention_mask"].bool()  # (texts, longest)
+        per_token = {
+            key: [row[token_mask] for row, token_mask in zip(value, is_token, strict=True)]
+            for key, value in features.items()
+            if isinstance(value, torch.Tensor) and value.shape == is_token.shape and key != "attention_mask"
+        }
+        shared_features = {key: value for key, value in features.items() if key not in (*per_token, "attention_mask")}
+        ids = per_token.pop("input_ids")
+        later_modules = list(self.model)[1:]
+
+        def pool(hidden: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+            read = {
+                **shared_features,
+                "input_ids": torch.stack([ids[i] for i in numbers]),
+                "attention_mask": torch.ones(hidden.shape[:2], dtype=torch.long),
+                "token_embeddings": hidden,
+            }
+            for module in later_modules:
+                read = module(read)
+            embeddings: torch.Tensor = read["sentence_embedding"]
+            return embeddings[:, : self.model.truncate_dim]
+
+        vectors: npt.NDArray[np.float32] = reader.read(ids, pool, per_token).float().numpy()
+        return vectors
 
     def _encoded(self, texts: list[str]) -> npt.NDArray[np.float32]:
         import torch

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 from seamcurate.models.distinct import Distinct, distinct, regroup
 from seamcurate.models.local import PromptedModel, model_errors
+from seamcurate.models.unpadded import UnpaddedReader
 
 
 class SequenceClassifier(PromptedModel, RewardConfig):
@@ -168,6 +170,7 @@ class _LoadedClassifier(RewardModel):
             self.reader = reader if reader.shared else None
         if self.reader is None:
             probe.forget_lengths(model)
+        self.unpadded: tuple[UnpaddedReader, Callable[[torch.Tensor], torch.Tensor]] | None = None
         name = f"sequence_classifier {config.path}"
         self.batches.longest_batched = self._longest_batched(name)
         probe.tell_longer(name, self.batches.longest_batched, self.limit)
@@ -196,11 +199,53 @@ class _LoadedClassifier(RewardModel):
             )
             if not probe.close(one_by_one, repeated, self.model.dtype):
                 raise ModelError(f"{name} gives the same text another score each time; it cannot be used to score")
+            if self._reads_unpadded(sequences, one_by_one):
+                return math.inf
             with suppress(RuntimeError, ValueError):
                 if probe.close(torch.tensor(self._score(sequences)), one_by_one, self.model.dtype):
                     return probe.longest_alike(self.model.config)
         probe.tell_alone(name)
         return 0
+
+    def _reads_unpadded(self, sequences: list[list[int]], expected: torch.Tensor) -> bool:
+        """Read texts end to end from now on, if that gives the scores of texts that were read alone."""
+        import torch
+
+        # Where the angles of positions follow the length of what is read, a text would depend on those beside it.
+        if probe.longest_alike(self.model.config) < self.limit or self.model.base_model is self.model:
+            return False
+        reader = UnpaddedReader(self.model.base_model)
+        if not reader.agrees:
+            return False
+        for head in _heads(self.model):
+            self.unpadded = reader, head
+            with suppress(AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                if _same(torch.tensor(self._unpadded(sequences)), expected, self.model.dtype):
+                    return True
+        self.unpadded = None
+        return False
+
+    def _unpadded(self, sequences: list[list[int]]) -> list[list[float]]:
+        """Return the scores of sequences that are read end to end; see `_score`."""
+        import torch
+
+        assert self.unpadded is not None
+        reader, head = self.unpadded
+        texts = [torch.tensor(sequence) for sequence in sequences]
+        further: dict[str, list[torch.Tensor]] = {}
+        if self.config.pair and segment_kinds(self.model) > 1:
+            kinds = [self._segments([ids], text[None])[0] for ids, text in zip(sequences, texts, strict=True)]
+            further = {"token_type_ids": kinds}
+
+        def pool(hidden: torch.Tensor, _: list[int]) -> torch.Tensor:
+            logits = head(hidden)
+            if logits.dim() != 2:
+                raise ValueError("scores of tokens, not of texts")
+            return logits
+
+        logits = reader.read(texts, pool, further)  # (sequences, outputs of the model)
+        scores: list[list[float]] = logits[:, self.columns].float().tolist()
+        return scores
 
     def rewards(self, prompts: Sequence[Prompt], responses: Responses) -> list[list[float | None]]:
         """Score by group; see `RewardModel`."""
@@ -263,6 +308,10 @@ class _LoadedClassifier(RewardModel):
                 if (sequence := self._ids(p, r)) is not None and probe.is_readable(self.model, sequence):
                     fits.append((i, sequence))
         scores: list[list[float] | None] = [None] * len(flat)
+        if self.unpadded is not None:
+            for (i, _), value in zip(fits, self._unpadded([sequence for _, sequence in fits]), strict=True):
+                scores[i] = value
+            return regroup(scores, [answers for _, answers in rows.groups])
         with torch.inference_mode():
             for batch, rewards in self.batches.read(
                 [len(sequence) for _, sequence in fits], lambda batch: self._score([fits[b][1] for b in batch])
@@ -305,6 +354,24 @@ class _LoadedClassifier(RewardModel):
             if separator in sequence:
                 kinds[row, sequence.index(separator) + 1 : len(sequence)] = 1
         return kinds
+
+
+def _heads(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Yield what may turn an encoder's hidden states (texts × tokens × width) into its scores (texts × outputs)."""
+    classifier, pooler = getattr(model, "classifier", None), getattr(model.base_model, "pooler", None)
+    if classifier is not None:
+        yield classifier
+        if pooler is not None:
+            yield lambda hidden: classifier(pooler(hidden))
+
+
+def _same(scores: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether scores differ by rounding alone, also where those of all texts are nearly alike (a head's bias)."""
+    import torch
+
+    spread = float((expected.max(0).values - expected.min(0).values).max())
+    alike = dtype != torch.float32 or bool(torch.allclose(scores, expected, rtol=1e-6, atol=1e-3 * spread + 1e-6))
+    return alike and probe.close(scores, expected, dtype)
 
 
 def own_pad(model: PreTrainedModel) -> int | None:

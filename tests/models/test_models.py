@@ -329,10 +329,17 @@ def at_most(module, tokens):
     return module.register_forward_pre_hook(full)
 
 
+def in_batches(config):
+    """Load a model that reads padded batches, as on a GPU: only there does torch tell that memory ran out."""
+    model = config.load()
+    model.unpadded = None
+    return model
+
+
 def test_batches_shrink_when_memory_runs_out_and_no_score_moves(encoder_reward_folder):
     texts = [f"a sentence with {n * 'more and '} words" for n in range(12)]
 
-    plain = SequenceClassifier(path=str(encoder_reward_folder)).load()
+    plain = in_batches(SequenceClassifier(path=str(encoder_reward_folder)))
     expected = plain.rewards(["a prompt"], [texts])
     at_most(plain.model.get_input_embeddings(), 80)
     assert flat(plain.rewards(["a prompt"], [texts])) == pytest.approx(flat(expected), abs=1e-5)
@@ -341,7 +348,7 @@ def test_batches_shrink_when_memory_runs_out_and_no_score_moves(encoder_reward_f
         SentenceEncoder(path=str(encoder_reward_folder)),
         SentenceEncoder(path=str(encoder_reward_folder), pooling="cls"),
     ):
-        model = config.load()
+        model = in_batches(config)
         whole = model.embed(texts)
         words = next(m for m in (model.backbone or model.model).modules() if isinstance(m, torch.nn.Embedding))
         hook = at_most(words, 80)
@@ -355,7 +362,7 @@ def test_batches_shrink_when_memory_runs_out_and_no_score_moves(encoder_reward_f
 def test_a_text_that_never_fits_is_set_aside_and_told_where_others_fit(encoder_reward_folder, masked_folder, capsys):
     texts = [f"a sentence with {n * 'more and '} words" for n in (30, 1, 29, 2)]
     for pair in (False, True):
-        model = SequenceClassifier(path=str(encoder_reward_folder), pair=pair).load()
+        model = in_batches(SequenceClassifier(path=str(encoder_reward_folder), pair=pair))
         ((_, *whole),) = model.rewards(["a prompt"], [texts])
         hook = at_most(model.model.get_input_embeddings(), 40)
         ((first, short, third, shorter),) = model.rewards(["a prompt"], [texts])
@@ -366,7 +373,7 @@ def test_a_text_that_never_fits_is_set_aside_and_told_where_others_fit(encoder_r
         # Once something has fitted, a set in which nothing does is set aside too, and the run goes on.
         assert model.rewards(["a prompt"], [texts[:1]]) == [[None]]
         hook.remove()
-        fresh = SequenceClassifier(path=str(encoder_reward_folder), pair=pair).load()
+        fresh = in_batches(SequenceClassifier(path=str(encoder_reward_folder), pair=pair))
         at_most(fresh.model.get_input_embeddings(), 1)
         with pytest.raises(ModelError, match="not fit in the memory of cpu"):
             fresh.rewards(["a prompt"], [texts])
