@@ -98,7 +98,7 @@ python:
 .venv/installed: pyproject.toml requirements.lock requirements-demo.lock | python
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e ".[cpu,train,study,explore,ray,s3,demo,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e ".[cpu,servers,train,study,ray,s3,demo,test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements-demo.lock
 	touch $@
 
@@ -116,8 +116,8 @@ INSTALL_OWN = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 .venv-lowest/installed: pyproject.toml requirements.lock tests/lowest.py | python
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH_FROM) "$$(grep '^torch==' requirements.lock)"
-	.venv-lowest/bin/python tests/lowest.py cpu train study explore ray s3 > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c .venv-lowest/constraints.txt -e ".[cpu,train,study,explore,ray,s3]"
+	.venv-lowest/bin/python tests/lowest.py local servers hub cpu train study ray s3 > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c .venv-lowest/constraints.txt -e ".[cpu,servers,train,study,ray,s3]"
 	touch $@
 
 .venv-ppo/installed: .venv/installed

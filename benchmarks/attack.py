@@ -18,8 +18,9 @@ import pyarrow as pa
 from benchmarks import inputs
 from benchmarks.race import Peer, race
 from seamcurate import Attack, FakeModel, SequenceClassifier
-from seamcurate.contrast.lexicon import WordNet, stop_words
+from seamcurate.contrast.lexicon import WordNet
 from seamcurate.contrast.searches import Lexicons, same_part
+from seamcurate.contrast.similar import stop_words
 from seamcurate.models.masked import MaskedModel
 
 WORDNET = inputs.REAL / "lexicons" / "wordnet30_synonyms.parquet"

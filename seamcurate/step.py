@@ -240,6 +240,9 @@ class Step(BaseModel):
     revision: ClassVar[int] = 1
     """Part of the fingerprint. Raise it when a change of the code changes the values that a configuration gives."""
 
+    extras: ClassVar[tuple[str, ...]] = ()
+    """The extras of seamcurate whose packages it imports, beyond those of its models; a run looks for them before it starts."""
+
     rows_per_call: ClassVar[int] = 64
     """The most rows that are passed to the transform at once; results must not depend on it."""
 

@@ -421,7 +421,7 @@ class Page(HTMLParser):
 
 
 def test_no_text_becomes_a_part_of_the_report(store: Store, tmp_path: Path) -> None:
-    pytest.importorskip("starlette", reason="the extra `explore` is not installed")
+    pytest.importorskip("starlette", reason="starlette is not installed")
     from seamcurate.explore import report
 
     report(store, tmp_path / "report.html")
@@ -459,7 +459,7 @@ def test_no_text_becomes_a_part_of_the_report(store: Store, tmp_path: Path) -> N
 
 
 def test_the_explorer_shows_every_row_and_downloads_what_sql_answers(store: Store, tmp_path: Path) -> None:
-    pytest.importorskip("starlette", reason="the extra `explore` is not installed")
+    pytest.importorskip("starlette", reason="starlette is not installed")
     from seamcurate.explore import Session, server
     from seamcurate.explore.row import row
 
@@ -575,7 +575,7 @@ def test_a_column_may_be_called_almost_anything(tmp_path: Path) -> None:
         by = Split(filter=(FILTERS / "keep_above_lowest.sql").read_text(), by=name, rate=0.5)
         made = splits.make(store, "by", by)
         assert made.kept + made.dropped == 6
-    pytest.importorskip("starlette", reason="the extra `explore` is not installed")
+    pytest.importorskip("starlette", reason="starlette is not installed")
     from seamcurate.explore import report
     from seamcurate.explore.session import Session
 
@@ -655,7 +655,7 @@ def test_a_column_may_hold_almost_any_type(tmp_path: Path) -> None:
             with views.connect(store) as connection:
                 tables.write(views.run(connection, "SELECT * FROM rows"), form, tmp_path / f"a.{form}2")
         assert (tmp_path / "a.jsonl2").read_text().count("\n") == report.rows
-        pytest.importorskip("starlette", reason="the extra `explore` is not installed")
+        pytest.importorskip("starlette", reason="starlette is not installed")
         from seamcurate.explore import Session, server
         from seamcurate.explore import report as write
         from seamcurate.explore.row import row

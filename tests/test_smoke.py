@@ -23,6 +23,6 @@ def test_a_little_of_everything_works_with_what_is_installed():
 
 
 def test_every_dependency_has_a_lower_bound():
-    lowest = constraints(["cpu", "train", "study", "explore", "ray", "s3"])
+    lowest = constraints(["local", "servers", "hub", "cpu", "train", "study", "ray", "s3"])
     assert "duckdb==1.5" in lowest and "ray==2.60" in lowest and not any(one.startswith("torch==") for one in lowest)
     assert len(lowest) == 28

@@ -115,6 +115,11 @@ def main() -> None:
             note("stopped; what was finished is kept: run the same command again to go on")
         raise
     except Exception as error:
+        from seamcurate.extras import hint
+
+        if isinstance(error, ImportError) and (line := hint(error)) and not os.environ.get("SEAMCURATE_TRACEBACK"):
+            note(f"error: {line}")
+            sys.exit(2)
         if os.environ.get("SEAMCURATE_TRACEBACK"):
             raise
         if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):

@@ -221,7 +221,9 @@ def print_training(folder: Path, record: Mapping[str, JsonValue]) -> None:
         if (folder / FILE).is_file():
             print(f"  {folder / FILE}")
         else:
-            note(f'no {FILE}: pip install "seamcurate[study]" draws it')
+            from seamcurate import extras
+
+            note(f"no {FILE}: {extras.install('study')} draws it")
 
 
 def _equal_groups(record: Mapping[str, JsonValue]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from seamcurate import extras
 from seamcurate.contrast.nearest import SLACK, Band, Floats, Hits, LeaveOut
 from seamcurate.errors import StepError
 
@@ -168,8 +169,8 @@ def load_faiss() -> Any:
         raise StepError(f"{builds[0]} and {builds[1]} overwrite each other; uninstall both, then install one")
     if not builds:
         raise StepError(
-            'an approximate index needs FAISS: pip install "seamcurate[cpu]", or "seamcurate[gpu]" on a CUDA machine; '
-            "`index: exact` needs none"
+            f"an approximate index needs FAISS, which is not installed; {extras.install('cpu')}, or with gpu for cpu on a "
+            "CUDA machine; `index: exact` needs none"
         )
     import faiss
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import override
 
-from seamcurate.contrast import learned, lexicon, textattack
+from seamcurate.contrast import learned, lexicon, similar, textattack
 from seamcurate.contrast.learned import GeneratorTraining
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Search, Text, WordMethod, search
 from seamcurate.errors import StepError
@@ -359,7 +359,7 @@ class Attack(Step):
             masked = MaskedModel(self.masked_model, neighbours)
         usual = _SIMILARITY.get(self.method, -1.0)
         min_similarity = usual if self.min_similarity is None else self.min_similarity
-        return Lexicons(wordnet, vectors, lexicon.stop_words(), neighbours, min_similarity), masked
+        return Lexicons(wordnet, vectors, similar.stop_words(), neighbours, min_similarity), masked
 
     def _rewriter(self, shared: Path, encoder: Embedder) -> Rewriter:
         """Load the trained generator."""

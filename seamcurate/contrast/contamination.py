@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,7 @@ class Nearest(Step):
         [{'nearest_test': 1, 'nearest_test_text': 'What is a set?', 'overlap_test': 0.3333333333333333}]
     """
 
+    extras: ClassVar[tuple[str, ...]] = ("local",)
     to: Source
     """The other data set; only its prompts are read."""
     set_name: str = Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$")

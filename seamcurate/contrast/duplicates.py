@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,7 @@ class Duplicates(Step):
         [None, None, 0]
     """
 
+    extras: ClassVar[tuple[str, ...]] = ("local",)
     similarity: float = Field(default=0.95, gt=0, le=1)
     """The least cosine of two prompts that repeat each other; it belongs to an encoder."""
 

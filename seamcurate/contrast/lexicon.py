@@ -198,13 +198,6 @@ def identity(path: str) -> str:
         raise StepError(f"lexicon {path} cannot be read: {error.strerror}; check the file") from error
 
 
-def stop_words() -> frozenset[str]:
-    """Return the English words no attack changes."""
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    return frozenset(ENGLISH_STOP_WORDS)
-
-
 WHERE_WORDNET = (
     "give a folder with WordNet 3.0's files, such as /usr/share/wordnet of Debian's package wordnet-base, "
     "or a Parquet file of word, pos, synonym"

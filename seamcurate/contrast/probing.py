@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from seamcurate.contrast import probes
 from seamcurate.contrast.probes import PROBES, SHORT, Answered
+from seamcurate.contrast.similar import Questions
 from seamcurate.data.source import Source
 from seamcurate.progress import bar
 from seamcurate.step import Data, Step, Transform, column, digest
@@ -197,15 +198,10 @@ def _references(row: Answered, drawn: Sequence[Answered]) -> list[str]:
 
 def _similar(rows: Sequence[Answered], pool: Sequence[Answered]) -> list[str | None]:
     """Return for each row the answer to the question of the pool that shares most words with its own, and has another answer."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     answered = [i for i, row in enumerate(pool) if row.response]
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True, dtype=np.float32, max_features=2**18, stop_words="english", token_pattern=r"\w+"
-    )
     answers: list[str | None] = [None] * len(rows)
     try:
-        known = vectorizer.fit_transform([pool[i].prompt for i in answered]).T.tocsr()
+        known = Questions([pool[i].prompt for i in answered])
     except ValueError:
         # No question has a word.
         return answers
@@ -213,7 +209,7 @@ def _similar(rows: Sequence[Answered], pool: Sequence[Answered]) -> list[str | N
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             # (questions of the block, questions of the pool)
-            cosines = (vectorizer.transform([row.prompt for row in block]) @ known).toarray()
+            cosines = known.cosines([row.prompt for row in block])
             for i, row in enumerate(block):
                 nearest = ((pool[answered[place]], cosines[i, place]) for place in _best(cosines[i]))
                 answers[start + i] = next(

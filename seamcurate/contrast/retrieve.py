@@ -142,6 +142,7 @@ class Retrieve(Step):
         [1, 0, None]
     """
 
+    extras: ClassVar[tuple[str, ...]] = ("local",)
     k: int = Field(default=30, ge=1)
     band: tuple[float, float] = (0.80, 0.90)
     encoder: EncoderModel | None = None

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seamcurate.contrast import coroutine, lexicon
+from seamcurate import extras
+from seamcurate.contrast import coroutine, similar
 from seamcurate.contrast.searches import Ask, Attempt, Lexicons, Search, same_part
 from seamcurate.errors import StepError, typed_line
 from seamcurate.models.masked import MaskedModel
@@ -94,13 +95,12 @@ def version() -> str:
     try:
         return importlib.metadata.version("textattack")
     except importlib.metadata.PackageNotFoundError as error:
-        raise StepError(_MISSING) from error
+        raise StepError(
+            f"method textattack needs TextAttack, which is not installed; {extras.install('attack')} {_APART}"
+        ) from error
 
 
-_MISSING = (
-    'method textattack needs TextAttack, which is not installed; pip install "seamcurate[attack]" in an environment of its '
-    "own, since TextAttack needs transformers below 5"
-)
+_APART = "in an environment of its own, since TextAttack needs transformers below 5"
 
 
 class Peer:
@@ -131,8 +131,7 @@ class Peer:
             # It imports sixty packages, any of which may fail beside a version that it does not know.
             except Exception as error:
                 raise StepError(
-                    f'TextAttack cannot be imported: {typed_line(error)}; pip install "seamcurate[attack]" in an environment '
-                    "of its own, since TextAttack needs transformers below 5"
+                    f"TextAttack cannot be imported: {typed_line(error)}; {extras.install('attack')} {_APART}"
                 ) from error
 
     def search(self, attempt: Attempt, seed: int) -> Search:
@@ -351,7 +350,7 @@ def _untouched() -> Iterator[None]:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if importlib.util.find_spec("nltk") is not None:
             # Read by the defaults of an augmenter, which nobody here uses.
-            stop_words = types.SimpleNamespace(words=lambda language: sorted(lexicon.stop_words()))
+            stop_words = types.SimpleNamespace(words=lambda language: sorted(similar.stop_words()))
             for module, replacements in (
                 ("nltk", {"download": lambda *names, **options: True}),
                 ("nltk.corpus", {"stopwords": stop_words}),

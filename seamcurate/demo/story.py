@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from seamcurate import extras
 from seamcurate.demo import corpus as docs_corpus
 from seamcurate.demo import policy as language_model
 from seamcurate.errors import RecipeError
@@ -127,13 +128,14 @@ def run(
         share: Share of the documentation to use, above 0 and at most 1; a folder that has its data keeps that.
 
     Raises:
-        RecipeError: A variant is unknown, or lacks its endpoint.
+        RecipeError: A variant is unknown, or lacks its endpoint; or a package is not installed.
     """
     for variant in variants:
         if variant not in ("contrast", *_MORE):
             raise RecipeError(f"unknown variant {variant!r}; there are: contrast, {', '.join(_MORE)}")
     if "gpt" in variants and not (endpoint and model):
         raise RecipeError("variant gpt needs a language model: give --endpoint URL and --model NAME")
+    extras.require("demo", "the demo", RecipeError)
     start = time.monotonic()
     folder = objects.folder(folder, "demo")
     folder.mkdir(parents=True, exist_ok=True)

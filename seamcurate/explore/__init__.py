@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from seamcurate.errors import StoreError
 from seamcurate.explore.report import report
 from seamcurate.explore.session import Session
 from seamcurate.store.store import Store
@@ -14,10 +13,8 @@ def serve(store: Store, port: int = 0, open_browser: bool = False, other: Store 
     """Serve the explorer of a store on this machine until interrupted; see `seamcurate.explore.server.serve`.
 
     Raises:
-        StoreError: There is no store, the page was not built, or the extra is not installed.
+        StoreError: There is no store, or the page was not built.
     """
-    try:
-        from seamcurate.explore import server
-    except ModuleNotFoundError as error:
-        raise StoreError(f'the explorer needs {error.name}; pip install "seamcurate[explore]"') from error
+    from seamcurate.explore import server
+
     server.serve(store, port, open_browser, other)

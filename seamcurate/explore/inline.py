@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from html import escape
 
-from seamcurate.errors import StoreError
 from seamcurate.store.store import Store
 
 
@@ -15,14 +14,12 @@ class Explorer:
     asks for: a notebook that is saved keeps the address, which is worth nothing once the kernel ended.
 
     Raises:
-        StoreError: There is no store, the page was not built, or the extra is not installed.
+        StoreError: There is no store, or the page was not built.
     """
 
     def __init__(self, store: Store, height: int = 800) -> None:
-        try:
-            from seamcurate.explore import server
-        except ModuleNotFoundError as error:
-            raise StoreError(f'the explorer needs {error.name}; pip install "seamcurate[explore]"') from error
+        from seamcurate.explore import server
+
         self._server, self._height = server.start(store), height
 
     @property

@@ -116,7 +116,7 @@ class Store(store.Store):
             height: The height of the cell in pixels.
 
         Raises:
-            StoreError: There is no store, the page was not built, or `seamcurate[explore]` is not installed.
+            StoreError: There is no store, or the page was not built.
         """
         return Explorer(self, height)
 

@@ -12,6 +12,7 @@ from typing import cast
 
 import yaml
 
+from seamcurate import extras
 from seamcurate.explore import figure, finding, row
 from seamcurate.explore.figure import Figure, Point
 from seamcurate.explore.finding import Finding
@@ -83,7 +84,7 @@ def _drawn(figures: Path, drawn: Sequence[tuple[str, Figure]]) -> list[Path]:
             figure.png(drawing, file.with_suffix(".png"))
         except ModuleNotFoundError as error:
             if number == 0:
-                note(f'figures are SVG only: PNG needs {error.name}; pip install "seamcurate[study]"')
+                note(f"figures are SVG only: PNG needs {error.name}; {extras.install('study')}")
         else:
             written.append(file.with_suffix(".png"))
     return written

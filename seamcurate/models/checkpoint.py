@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seamcurate import extras
 from seamcurate.errors import ModelError, first_line
 from seamcurate.models import gguf_file, quantised, weights
 from seamcurate.progress import note
@@ -86,7 +87,7 @@ def check_packages(origin: weights.Origin) -> None:
     if base is not None and importlib.util.find_spec("peft") is None:
         raise ModelError(
             f"{origin.path} holds an adapter of {base.path}, which peft merges, and that is not installed; "
-            f'pip install "seamcurate[train]", or {weights.MERGE}'
+            f"{extras.install('train')}, or {weights.MERGE}"
         )
     quantisation = quantised.of(weights.configuration(origin), origin.path)
     if quantisation is not None:

@@ -11,6 +11,9 @@ import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from seamcurate import extras
+from seamcurate.errors import ModelError
+
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
@@ -46,6 +49,7 @@ def connect(seconds: float, **options: Any) -> AsyncOpenAI:
         seconds: For a whole reply, from the request to its last byte.
         options: Options of `AsyncOpenAI`.
     """
+    extras.require("servers", "a model behind a server", ModelError)
     import openai
 
     # The deadline replaces the client's own timeouts, which start again with each byte.
@@ -62,6 +66,7 @@ def limited(seconds: float, marks: Callable[[str], bool], **options: Any) -> Any
         marks: Tells, by a request's path, whether an incomplete reply is handed on with its marks; others raise `ReadError`.
         options: Options of the library's client.
     """
+    extras.require("servers", "a model behind a server", ModelError)
     import openai
 
     http = library()

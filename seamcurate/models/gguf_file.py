@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from seamcurate import extras
 from seamcurate.errors import ModelError, first_line
 from seamcurate.progress import note
 
@@ -127,7 +128,7 @@ def _check_packages(file: Path) -> None:
             __import__(package)
         except ImportError as error:
             raise ModelError(
-                f'{file} is read by the package {package}, which is not installed; pip install "seamcurate[gguf]"'
+                f"{file} is read by the package {package}, which is not installed; {extras.install('gguf')}"
             ) from error
 
 

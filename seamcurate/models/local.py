@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from seamcurate import extras
 from seamcurate.errors import ModelError, first_line, typed_line
 from seamcurate.models import checkpoint, quantised, tokens, weights
 from seamcurate.models.backend import NamedModel
@@ -77,6 +78,7 @@ class LocalModel(NamedModel):
 
     def identity(self) -> JsonValue:
         """Return everything that decides a score: the weights' hash or Hub commit, the resolved dtype, the settings."""
+        self.check_packages()
         moves = self.model_dump(mode="json") | {
             self.key: weights.identity(self.origin),
             "dtype": self.precision(),
@@ -100,6 +102,10 @@ class LocalModel(NamedModel):
     def _quantisation(self) -> quantised.Quantisation | None:
         return quantised.of(weights.configuration(self.origin), self.title)
 
+    def check_packages(self) -> None:
+        """Refuse where a package is not installed that every local model needs."""
+        extras.require("local", self.title, ModelError)
+
     def check_here(self) -> None:
         """Refuse what this machine lacks for the model: its device, its files, and the packages that read them."""
         self.check_device()
@@ -113,11 +119,13 @@ class LocalModel(NamedModel):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer alone."""
+        self.check_packages()
         with model_errors(self.title):
             return checkpoint.read_tokenizer(self.origin, self.trust_remote_code)
 
     def check_device(self) -> None:
         """Refuse a device that is not on this machine."""
+        self.check_packages()
         with model_errors(self.title):
             weights.check_device(self.device)
 
@@ -276,6 +284,8 @@ def model_errors(model: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{model}: {extras.hint(error) or typed_line(error)}") from error
     except Exception as error:
         plain = isinstance(error, OSError | ValueError | RuntimeError)
         raise ModelError(f"{model}: {first_line(error) if plain else typed_line(error)}") from error

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from seamcurate import extras
 from seamcurate.errors import ModelError
 from seamcurate.models import gguf_file
 from seamcurate.storage import hashes
@@ -423,10 +424,11 @@ _POSITIONS = ("position_embeddings", "embed_positions")
 @cache
 def _commit(repo: str, revision: str | None, file: str | None = None) -> str:
     """Pin a Hub revision to its commit; offline, to the one the local cache holds, of `file` where it is given."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
         raise ModelError(f"model folder {repo} is not there; give a folder that save_pretrained(…) wrote, or a Hub id")
+    extras.require("local", f"model {repo}", ModelError)
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
     try:
         commit = HfApi().model_info(repo, revision=revision).sha
         if commit:

@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 import yaml
 from pydantic import JsonValue
 
+from seamcurate import extras
 from seamcurate.data.source import Source
 from seamcurate.explore.finding import Finding
 from seamcurate.publish import measures
@@ -362,7 +363,7 @@ def _origin(recipe: Recipe, facts: Mapping[str, JsonValue], details: About) -> I
 
 def _reproduction(details: About, version: str) -> Iterator[str]:
     yield (
-        f'After `pip install "seamcurate[cpu]=={version}"`, `seamcurate reproduce {details.repo_id}` '
+        f"After {extras.installed(version, 'cpu', 'hub')}, `seamcurate reproduce {details.repo_id}` "
         "downloads `recipe.yaml` at one commit, runs it with the revisions written down in `seamcurate.json`, and says of every file "
         "whether it came out the same. A recipe is data: reading it runs no code."
     )

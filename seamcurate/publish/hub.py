@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import JsonValue
 
+from seamcurate import extras
 from seamcurate.data.hub import commit_of
 from seamcurate.data.source import Source
 from seamcurate.errors import ExportError, HubError, SeamcurateError
@@ -161,7 +162,7 @@ def prepare(
         (temporary / card.DETAILS).write_text(card.details(recipe, run_facts, splits, about), encoding="utf-8")
         atomic.replace_folder(folder, temporary)
     if not figures:
-        notes.append('the card has no figures: pip install "seamcurate[study]" draws them')
+        notes.append(f"the card has no figures: {extras.install('study')} draws them")
     if not licences:
         notes.append("the card says `license: unknown`: give --license, or take rows from a Hub data set that has one")
     return Prepared(folder, readme, _sizes(folder), notes)
@@ -290,6 +291,7 @@ def push(
 
 
 def _api(repo_id: str, writing: bool = False) -> HfApi:
+    extras.require("hub", "the Hub's client", HubError)
     from huggingface_hub import HfApi, get_token
 
     _check_name(repo_id)

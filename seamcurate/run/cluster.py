@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from seamcurate import errors
+from seamcurate import errors, extras
 from seamcurate.errors import ClusterError, StoreError, first_line
 from seamcurate.run.local import Report, run, worker
 from seamcurate.run.recipe import Recipe
@@ -88,7 +88,7 @@ def _connected(address: str) -> Iterator[None]:
         import ray
         import ray.data
     except ImportError as error:
-        raise ClusterError(f'a run on Ray needs Ray: pip install "seamcurate[ray]" ({error})') from error
+        raise ClusterError(f"a run on Ray needs Ray: {extras.install('ray')} ({error})") from error
     if ray.is_initialized():
         yield
         return

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from seamcurate import markup
+from seamcurate import extras, markup
 from seamcurate.contrast import Rollouts
 from seamcurate.data.source import Chunk, Source
-from seamcurate.errors import DamagedError, SourceError, StaleError, StepError, StoreError
+from seamcurate.errors import DamagedError, ModelError, SourceError, StaleError, StepError, StoreError
 from seamcurate.models import OpenAIServer, RewardFunction, calls
 from seamcurate.models.backend import models_of
 from seamcurate.models.calls import Spent, expected
+from seamcurate.models.endpoint import ServerSettings
 from seamcurate.models.local import LocalModel
 from seamcurate.models.served import Served
 from seamcurate.models.template import prompt_text
@@ -534,9 +535,14 @@ def _check_models(outputs: Sequence[tuple[StepOutput, Store]], executor: Executo
     # With kept answers a run may need no call at all; it must not fail for a server that it never asks.
     asks = bought is not None and bought.is_empty()
     incomplete = [output for output, store in outputs if store.missing(output)]
+    for output in incomplete:
+        for extra in output.step.extras:
+            extras.require(extra, f"step {output.step.name}", StepError)
     models = [model for output in incomplete for model in models_of(output.step)]
     checked: list[RewardFunction] = []
     for model in models:
+        if isinstance(model, ServerSettings):
+            extras.require("servers", "a model behind a server", ModelError)
         if isinstance(model, LocalModel) and executor is in_process:
             model.check_here()
         if isinstance(model, Served) and executor is in_process:

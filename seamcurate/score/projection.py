@@ -53,6 +53,7 @@ class Project(Step):
         ['projection_x', 'projection_y']
     """
 
+    extras: ClassVar[tuple[str, ...]] = ("local",)
     encoder: EncoderModel | None = None
     landmarks: int = Field(default=1000, ge=1)
     """How many prompts, sampled evenly from all rows, t-SNE lays out. More landmarks make t-SNE slower, but hardly the rows."""

@@ -457,6 +457,7 @@ class QueryType(Step):
         True
     """
 
+    extras: ClassVar[tuple[str, ...]] = ("local",)
     encoder: EncoderModel | None = None
     asked: bool = False
     """Use `query_type_asked` where a language model gave a type, and measure how often the classifier agrees with it."""

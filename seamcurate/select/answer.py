@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from seamcurate import markup, tables
+from seamcurate import extras, markup, tables
 from seamcurate.errors import QueryError
 from seamcurate.text import brief, counted
 
@@ -57,7 +57,7 @@ class Answer:
         try:
             import polars
         except ModuleNotFoundError as error:
-            raise QueryError(f'a Polars frame needs {error.name}; pip install "seamcurate[polars]"') from error
+            raise QueryError(f"a Polars frame needs {error.name}; {extras.install('polars')}") from error
         return polars.DataFrame(self._named("a Polars frame"))
 
     def df(self) -> pd.DataFrame:
@@ -79,6 +79,7 @@ class Answer:
         Raises:
             QueryError: Two columns have one name.
         """
+        extras.require("hub", "a data set", QueryError)
         import datasets
 
         return datasets.Dataset(self._named("a Dataset"))

@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
+from seamcurate import extras
 from seamcurate.errors import StoreError
 
 _SHARD = re.compile(r"(.*/)\d+\.parquet", re.DOTALL)
@@ -49,7 +50,7 @@ class Bucket:
             import boto3
             from botocore.config import Config
         except ImportError as error:
-            raise StoreError('a store on S3 needs boto3: pip install "seamcurate[s3]"') from error
+            raise StoreError(f"a store on S3 needs boto3: {extras.install('s3')}") from error
         self.name = name
         with server_errors(f"s3://{name}"):
             self.client: Any = boto3.session.Session().client("s3", config=Config(connect_timeout=10))

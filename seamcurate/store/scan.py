@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from seamcurate import extras
 from seamcurate.errors import StoreError
 from seamcurate.store.store import Store, sample_sets
 
@@ -32,7 +33,7 @@ def scan(store: Store) -> pl.LazyFrame:
         import polars as pl
         from polars.io.plugins import register_io_source
     except ModuleNotFoundError as error:
-        raise StoreError(f'a scan needs {error.name}; pip install "seamcurate[polars]"') from error
+        raise StoreError(f"a scan needs {error.name}; {extras.install('polars')}") from error
     store.open()
     schema = _schema(store)
 

@@ -6,7 +6,6 @@ read stops the study and is named, because a measurement over the readable rows 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
+from seamcurate import extras
 from seamcurate.data import formats
 from seamcurate.errors import StudyError
 from seamcurate.models import Prompt
@@ -241,9 +241,7 @@ def seed_count(runs: Iterable[Mapping[float, object]]) -> str:
 
 
 def _check_libraries() -> None:
-    for library in ("matplotlib", "scipy", "rouge_score"):
-        if importlib.util.find_spec(library) is None:
-            raise StudyError(f'studies need {library}, which is not installed; pip install "seamcurate[study]"')
+    extras.require("study", "a study", StudyError)
 
 
 def _check_columns(study: str, source: str, table: pa.Table, needed: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ The same model, rows and options give the same weights, so a finished folder is 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import JsonValue
 
+from seamcurate import extras
 from seamcurate.errors import ModelError, TrainError, first_line, typed_line
 from seamcurate.models import checkpoint, gguf_file, probe, quantised, tokens, weights
 from seamcurate.models.protocols import Prompt
@@ -49,9 +49,7 @@ def read(
 def prepare(out: str | Path) -> Workplace:
     """Refuse to write over anything but an empty folder or a finished training, or to start without the libraries."""
     folder = objects.folder(out, "train").expanduser()
-    for library in ("accelerate", "peft", "trl"):
-        if importlib.util.find_spec(library) is None:
-            raise TrainError(f'training needs {library}, which is not installed; pip install "seamcurate[train]"')
+    extras.require("train", "training", TrainError)
     if folder.exists() and not ((folder / RECORD).is_file() or (folder.is_dir() and not any(folder.iterdir()))):
         raise TrainError(f"{folder} exists and is no finished training; give another folder, or delete it")
     return Workplace(folder)

@@ -17,8 +17,9 @@ from lexicons import vectors, wordnet_table
 
 from benchmarks.attack import offline, peer
 from seamcurate import Attack, FakeModel
-from seamcurate.contrast.lexicon import Vectors, WordNet, stop_words
+from seamcurate.contrast.lexicon import Vectors, WordNet
 from seamcurate.contrast.searches import Attempt, Lexicons, Text, search
+from seamcurate.contrast.similar import stop_words
 from seamcurate.contrast.textattack import RECIPES, Peer
 from seamcurate.models.protocols import Rating
 

@@ -42,7 +42,7 @@ def test_a_query_that_takes_more_memory_than_it_may_is_ended_and_the_next_is_ans
 
 
 def test_a_call_that_cannot_be_interrupted_is_ended_by_every_door(finished, tmp_path, monkeypatch):
-    starlette = pytest.importorskip("starlette", reason="the extra `explore` is not installed")
+    starlette = pytest.importorskip("starlette", reason="starlette is not installed")
     assert starlette
     from seamcurate.explore import Session
 
@@ -66,7 +66,7 @@ def test_a_call_that_cannot_be_interrupted_is_ended_by_every_door(finished, tmp_
 
 
 def test_a_query_beside_one_that_ends_their_engine_is_answered_all_the_same(finished):
-    pytest.importorskip("starlette", reason="the extra `explore` is not installed")
+    pytest.importorskip("starlette", reason="starlette is not installed")
     from seamcurate.explore import Session
 
     session = Session(finished, seconds=1.0)

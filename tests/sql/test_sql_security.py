@@ -196,7 +196,7 @@ def attacked(finished, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def explorer(attacked) -> Any:
-    pytest.importorskip("starlette", reason="the extra `explore` is not installed")
+    pytest.importorskip("starlette", reason="starlette is not installed")
     pytest.importorskip("httpx", reason="httpx is not installed")
     from explorer_client import Client
 

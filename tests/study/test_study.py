@@ -163,9 +163,7 @@ def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypa
 
     real = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == "rouge_score" else real(name))
-    with pytest.raises(
-        StudyError, match=r'need rouge_score, which is not installed; pip install "seamcurate\[study\]"'
-    ):
+    with pytest.raises(StudyError, match=r"needs rouge_score, which is not installed; .*pip install .*\[study\]"):
         study.selection(pa.Table.from_pylist(RUNS))
 
 
