@@ -1,0 +1,230 @@
+"""Tier R: does leaving prompts out help under reinforcement learning of the whole policy? One file a run, to be gone on with.
+
+    python -m examples.gold_world.runs --out gold-decisive [--minutes 9] [--results rl.jsonl]
+
+`--out` is the folder of a finished `experiment --preset decisive`, whose policy, samples and candidates it takes. One rule: gates
+come before arms, on repetitions of their own; where one fails there are no arms, and that is the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics as python_statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from examples.gold_world import alignment, arms, gates, world
+from examples.gold_world.alignment import Aligner
+from examples.gold_world.experiment import FIRST_GATE_SEED, PRESETS
+from examples.gold_world.frozen import Frozen
+from examples.gold_world.prompts import Flags
+from examples.gold_world.reward import Dials, TextReward
+from examples.gold_world.verdicts import OPEN, PRIMARY, REFUTED, SHOWN, Verdict
+from seamcurate.storage.shard import replace
+from seamcurate.study import statistics
+from seamcurate.study.statistics import Interval
+
+ARMS = ("full", "random", "seam_contrast", "seam_gpt", "oracle")
+LOOKS = {16: 0.001, 32: 0.009, 64: 0.04}
+"""Repetitions at which P4 is looked at, each with its share of the error of .05."""
+GATE_SEEDS = 3
+GATE = gates.name("R", PRIMARY)
+
+
+class Run(NamedTuple):
+    """One training: an arm in a repetition; `truth` trains on all prompts with true quality as the reward."""
+
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name its file."""
+        return f"rl-{self.arm}-{self.seed}"
+
+
+def plan() -> tuple[list[Run], list[Run]]:
+    """Return the gates' runs and the arms', repetition by repetition."""
+    looked = [Run("truth", FIRST_GATE_SEED), *(Run("full", FIRST_GATE_SEED + i) for i in range(GATE_SEEDS))]
+    return looked, [Run(arm, seed) for seed in range(max(LOOKS)) for arm in ARMS]
+
+
+class Runs:
+    """Tier R in the folder of a world.
+
+    Args:
+        out: The folder.
+        frozen: What is shared.
+        dials: What reward models are made from.
+    """
+
+    def __init__(self, out: Path, frozen: Frozen, dials: Dials = PRIMARY) -> None:
+        self.out, self.frozen, self.dials = out, frozen, dials
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Train one arm and measure it before and after."""
+        start = time.process_time()
+        records = self.frozen.parts.rl
+        prepared = arms.prepare(self.frozen, self.dials, run.seed)
+        drop: Flags = np.zeros(len(records), bool)
+        if run.arm not in ("full", "truth"):
+            drop = arms.drops(prepared, run.seed)[run.arm]
+        places = self.frozen.samples("rl")
+        if run.arm == "truth":
+            scale = alignment.spread(self.frozen.quality[places])
+            aligner = Aligner(self.frozen.policy, truth_of(records))
+        else:
+            scale = alignment.spread(prepared.rewards[places])
+            reward = TextReward(self.frozen.policy, self.frozen.head(self.dials, run.seed))
+            aligner = Aligner(self.frozen.policy, reward)
+        test = self.frozen.parts.test
+        before = aligner.measure(test, records)
+        updates = len(records) // min(alignment.PROMPTS, len(records))
+        after, kl = [], []
+        for update, divergence in aligner.train([record["prompt"] for record in records], drop, run.seed, scale):
+            kl.append(divergence)
+            if update in alignment.checkpoints(updates):
+                after.append(aligner.measure(test, records))
+        return {
+            "arm": run.arm,
+            "seed": run.seed,
+            "pairs": self.dials.pairs,
+            "blind": self.dials.blind,
+            "updates": updates,
+            "dropped": int(drop.sum()),
+            "accuracy": round(gates.Look.of(prepared.found).accuracy, 5),
+            "before": [round(value, 5) for value in before],
+            "checkpoints": [[round(value, 5) for value in found] for found in after],
+            "kl": [round(value, 4) for value in kl[-10:]],
+            "cpu": round(time.process_time() - start, 1),
+        }
+
+    def run(self, until: float = math.inf) -> str:
+        """Measure what is not there until the time is over; return how far it has come."""
+        looked, planned = plan()
+        if not self._do(looked, until):
+            return f"{self._count(looked)} of {len(looked)} runs of the gates measured; run the same command again to go on"
+        file = self.out / "gates" / f"{GATE}.json"
+        if not file.exists():
+            replace(file, json.dumps(gate([self.read(run) for run in looked])).encode())
+        if not json.loads(file.read_text())["passed"]:
+            return f"a gate failed, so that no arm is run: {file}"
+        self._do(planned, until)
+        return f"{self._count(planned)} of {len(planned)} runs measured"
+
+    def _do(self, some: Sequence[Run], until: float) -> bool:
+        for run in some:
+            with self.frozen.alone(run.name) as free:
+                if not free or self._file(run).exists():
+                    continue
+                if time.monotonic() >= until:
+                    return False
+                replace(self._file(run), json.dumps(self.measure(run)).encode())
+        return self._count(some) == len(some)
+
+    def _count(self, some: Sequence[Run]) -> int:
+        return sum(self._file(run).exists() for run in some)
+
+    def _file(self, run: Run) -> Path:
+        return self.out / "cells" / f"{run.name}.json"
+
+    def read(self, run: Run) -> dict[str, Any]:
+        """Return what a run came to."""
+        found: dict[str, Any] = json.loads(self._file(run).read_text())
+        return found
+
+
+def truth_of(records: Sequence[world.Record]) -> alignment.Reward:
+    """Return true quality as a reward."""
+    by_prompt = {record["prompt"]: record for record in records}
+
+    def truth(asked: Sequence[str], answers: Sequence[str]) -> list[float]:
+        return [world.quality(by_prompt[prompt], answer) for prompt, answer in zip(asked, answers, strict=True)]
+
+    return truth
+
+
+def quality(cell: dict[str, Any], measure: int = 0) -> float:
+    """Return a run's quality: the mean over its checkpoints, by default of sampled answers to unseen prompts."""
+    return python_statistics.fmean(found[measure] for found in cell["checkpoints"])
+
+
+def gate(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return G2, G3 and G4 of tier R. G5 and G6 are looked at in tier H, for what they would cost here."""
+    truth = [quality(cell) - cell["before"][0] for cell in cells if cell["arm"] == "truth"]
+    full = [cell for cell in cells if cell["arm"] == "full"]
+    accuracy = statistics.mean([cell["accuracy"] for cell in full])
+    level = python_statistics.fmean(quality(cell) for cell in full)
+    gain = statistics.mean([100 * (quality(cell) - cell["before"][0]) / level for cell in full])
+    result: dict[str, Any] = {
+        "G2": gates.truth_lifts(truth),
+        "G3": {
+            "says": "right on 58 to 80 % of the policy's pairs",
+            "accuracy": _told(accuracy),
+            "passed": gates.RIGHT[0] <= accuracy.estimate <= gates.RIGHT[1],
+        },
+        "G4": {"says": "full above SFT, unseen prompts, %", "full": _told(gain), "passed": gain.above_zero},
+    }
+    return result | {"passed": all(found["passed"] for found in result.values())}
+
+
+def _told(interval: Interval) -> list[float]:
+    return [round(value, 4) for value in interval[:3]]
+
+
+def p4(cells: Sequence[dict[str, Any]]) -> Verdict:
+    """Decide P4: under RL, SEAM_Contrast's prompts left out beat random ones, at the last look that is complete.
+
+    At each of the looks the interval has the level that its share of .05 leaves; the shares add up to .05.
+    """
+    by_arm: dict[str, dict[int, float]] = {}
+    for cell in cells:
+        by_arm.setdefault(cell["arm"], {})[cell["seed"]] = quality(cell)
+    seeds = sorted(set(by_arm.get("full", {})) & set(by_arm.get("random", {})) & set(by_arm.get("seam_contrast", {})))
+    says = "under RL it beats random; looks at " + ", ".join(f"{n} (α {alpha})" for n, alpha in LOOKS.items())
+    number = Interval(math.nan, math.nan, math.nan, len(seeds))
+    for n, alpha in LOOKS.items():
+        # Whole looks alone: the first n repetitions.
+        if seeds[:n] != list(range(n)):
+            break
+        level = python_statistics.fmean(by_arm["full"][seed] for seed in range(n))
+        gains = [100 * (by_arm["seam_contrast"][seed] - by_arm["random"][seed]) / level for seed in range(n)]
+        number = statistics.mean(gains, 1 - alpha)
+        if number.above_zero:
+            return Verdict("P4", says, SHOWN, {f"look at {n}": number}, (n,))
+        narrow = statistics.mean(gains, 0.90)
+        if n == max(LOOKS) and narrow.low > -1 and narrow.high < 1:
+            return Verdict("P4", says, REFUTED, {f"look at {n}": number}, (n,))
+    return Verdict("P4", says, f"{OPEN}: {len(seeds)} repetitions", {"last look": number}, (min(LOOKS),))
+
+
+def main() -> None:
+    """Run what is left, for so many minutes at most, and say how far it has come."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    parser.add_argument("--results", type=Path, help="write gates and runs to this file in the end")
+    given = parser.parse_args()
+    frozen = Frozen(given.out, PRESETS["decisive"].world)
+    if not (given.out / "done" / "joined.json").exists():
+        raise SystemExit(f"{given.out} holds no finished world; run experiment --preset decisive --out {given.out}")
+    print(Runs(given.out, frozen).run(time.monotonic() + 60 * given.minutes))
+    cells = [json.loads(file.read_text()) for file in sorted((given.out / "cells").glob("rl-*.json"))]
+    decided = p4([cell for cell in cells if cell["seed"] < FIRST_GATE_SEED])
+    print(f"P4: {decided.verdict}")
+    if given.results:
+        lines = [{"folder": "cells", "name": Run(cell["arm"], cell["seed"]).name, **cell} for cell in cells]
+        file = given.out / "gates" / f"{GATE}.json"
+        if file.exists():
+            lines.insert(0, {"folder": "gates", "name": GATE, **json.loads(file.read_text())})
+        replace(given.results, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+
+
+if __name__ == "__main__":
+    main()
