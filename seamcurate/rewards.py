@@ -295,7 +295,8 @@ def _configuration_in(code: str) -> object:
         expression = assignments["REWARD"]
         assert isinstance(expression, ast.Call) and isinstance(expression.args[0], ast.Dict)
         return ast.literal_eval(expression.args[0])
-    except (KeyError, AssertionError, IndexError, SyntaxError, ValueError) as error:
+    # MemoryError and RecursionError: it is nested too deeply for Python's parser.
+    except (KeyError, AssertionError, IndexError, SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise OSError("it is no reward file that `seamcurate export` wrote") from error
 
 
