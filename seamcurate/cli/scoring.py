@@ -165,7 +165,10 @@ def columns(store: StoreFolder) -> None:
         print(doubt)
     noise = {c.name: n for c in listed if (n := opened.noise(c.name).get(c.name)) is not None}
     if noise:
-        cause = "by batch size, order and padding; of a judge by draws, order and wording"
+        cause = (
+            "by batch size, order and padding; of a judge by draws, order and wording; "
+            "of int8 and half precision on a CPU also against float32"
+        )
         print(f"noise, {cause}: " + ", ".join(f"{name} ±{n:.1g}" for name, n in noise.items()))
 
 

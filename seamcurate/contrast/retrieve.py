@@ -25,7 +25,7 @@ from seamcurate.errors import StepError
 from seamcurate.models import EncoderModel, Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions, embedded, not_finite
-from seamcurate.score import compared
+from seamcurate.score import compared, noise, precision
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
 
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
@@ -80,12 +80,14 @@ class Embed(Step):
 
     @override
     def prepare(self, data: Data, shared: Path) -> None:
-        """Store the prompts that a served encoder is compared by."""
+        """Store the prompts that a served encoder is compared by, or one of a precision named for speed."""
         compared.sample_prompts(self.encoder, data, shared)
+        precision.sample_prompts(self.encoder, data, shared)
 
     @override
     def load(self, shared: Path) -> Transform:
         embedder = compared.load_encoder(self.encoder, self.name, shared)
+        precision.measure_embeddings(self.encoder, embedder, shared)
 
         def embed(rows: pa.Table) -> pa.Table:
             vectors, finite = embedded(embedder, rows["prompt"].to_pylist())
@@ -99,7 +101,7 @@ class Embed(Step):
     @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         null = sum(table["embedding"].null_count for table in columns)
-        found = compared.facts(shared)
+        found = precision.facts(noise.facts(shared) | compared.facts(shared), shared)
         return (
             {
                 **found,

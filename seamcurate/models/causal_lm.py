@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
 
-from seamcurate.models import prefix, probe, tokens, weights
+from seamcurate.errors import ModelError
+from seamcurate.models import eight_bit, prefix, probe, tokens, weights
 from seamcurate.models.batching import moved
 from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses, Sampler
 
@@ -81,7 +82,11 @@ class CausalLM(PromptedModel):
 
         tokenizer, model = self.open_weights(AutoModelForCausalLM)
         with model_errors(self.title):
-            return _LoadedCausalLM(self, tokenizer, model)
+            loaded = _LoadedCausalLM(self, tokenizer, model)
+            if self.dtype == eight_bit.NAME:
+                # How it can be read was measured in single precision; the head stays in it.
+                eight_bit.quantise(model.base_model)
+            return loaded
 
     def load_sampler(self) -> Sampler:
         """Load tokenizer and weights to sample answers.
@@ -100,6 +105,8 @@ class CausalLM(PromptedModel):
         """
         from transformers import AutoModelForCausalLM
 
+        if self.dtype == eight_bit.NAME:
+            raise ModelError(f"{self.title}: `dtype: int8` is for scoring; sample in float32 or bfloat16")
         tokenizer, model = self.open_weights(AutoModelForCausalLM)
         with model_errors(self.title):
             probe.check_causal(model, self.title)

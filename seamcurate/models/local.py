@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from seamcurate import extras
 from seamcurate.errors import ModelError, first_line, typed_line
-from seamcurate.models import checkpoint, quantised, tokens, weights
+from seamcurate.models import checkpoint, eight_bit, quantised, tokens, weights
 from seamcurate.models.backend import NamedModel
 from seamcurate.models.product import quicken
 from seamcurate.models.template import CLOCK, Form, FormSettings
@@ -28,7 +28,7 @@ from seamcurate.progress import note
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 _NO_PART = frozenset({"revision", "base", "tokenizer_of", "device", "batch_tokens"})
@@ -48,7 +48,8 @@ class LocalModel(NamedModel):
     revision: str | None = None
     """A Hub branch, tag or commit; the commit is pinned and recorded. Not for folders."""
     dtype: Precision = "auto"
-    """bfloat16 on a GPU that has it, else float32."""
+    """By default bfloat16 on a GPU that has it, else float32. `int8` rounds weights and tokens to 8 bits, on a CPU alone; the
+    scores of bfloat16 and int8 on a CPU are held against float32's on a sample of rows, and `columns` tells the difference."""
     device: str = "auto"
     """`cuda`, `cuda:1`, `mps`, `cpu`; by default the first of these that the machine has. Never part of a fingerprint."""
     batch_tokens: int | None = Field(default=None, ge=1)
@@ -75,6 +76,12 @@ class LocalModel(NamedModel):
     def named_paths(self) -> list[str]:
         """List the folders and Hub ids that a recipe names for it."""
         return [self.path]
+
+    def exact(self) -> Self | None:
+        """Return the model in float32, which a precision named for speed on a CPU is held against; None for any other."""
+        if self.dtype not in ("bfloat16", "float16", eight_bit.NAME) or weights.device(self.device) != "cpu":
+            return None
+        return None if self._quantisation() is not None else self.model_copy(update={"dtype": "float32"})
 
     def identity(self) -> JsonValue:
         """Return everything that decides a score: the weights' hash or Hub commit, the resolved dtype, the settings."""
@@ -128,6 +135,8 @@ class LocalModel(NamedModel):
         self.check_packages()
         with model_errors(self.title):
             weights.check_device(self.device)
+            if self.dtype == eight_bit.NAME:
+                eight_bit.check(weights.device(self.device), self.title)
 
     def fetch_folder(self) -> Path:
         """Return the folder with the weights, fetched from the Hub where they are not local; warn of remote code."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seamcurate.errors import ModelError
-from seamcurate.models import checkpoint, probe, weights
+from seamcurate.models import checkpoint, eight_bit, probe, weights
 from seamcurate.models.batching import Batches, accepted, freed, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder
@@ -61,7 +61,11 @@ class SentenceEncoder(LocalModel):
 
     def load(self) -> Embedder:
         """Load tokenizer and weights."""
-        return _LoadedEncoder(self)
+        loaded = _LoadedEncoder(self)
+        if self.dtype == eight_bit.NAME:
+            # How it can be read was measured in single precision.
+            eight_bit.quantise(loaded.backbone or loaded.model[0])
+        return loaded
 
 
 _UNUSUAL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)

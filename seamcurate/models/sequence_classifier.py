@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import JsonValue, model_validator
 
 from seamcurate.errors import ModelError
-from seamcurate.models import checkpoint, labels, prefix, probe, tokens, weights
+from seamcurate.models import checkpoint, eight_bit, labels, prefix, probe, tokens, weights
 from seamcurate.models.backend import RewardConfig
 from seamcurate.models.batching import Batches, accepted, automatic_budget, moved, padded
 from seamcurate.models.labels import Output, Outputs
@@ -143,7 +143,11 @@ class SequenceClassifier(PromptedModel, RewardConfig):
         names = names if len(names) == count else labels.numbered(count)
         columns = self.positions(names)
         with model_errors(self.title):
-            return _LoadedClassifier(self, tokenizer, model, columns)
+            loaded = _LoadedClassifier(self, tokenizer, model, columns)
+            if self.dtype == eight_bit.NAME:
+                # How it can be read was measured in single precision; the head stays in it.
+                eight_bit.quantise(model.base_model)
+            return loaded
 
 
 class _LoadedClassifier(RewardModel):
@@ -232,10 +236,10 @@ class _LoadedClassifier(RewardModel):
         assert self.unpadded is not None
         reader, head = self.unpadded
         texts = [torch.tensor(sequence) for sequence in sequences]
-        further: dict[str, list[torch.Tensor]] = {}
+        token_inputs: dict[str, list[torch.Tensor]] = {}
         if self.config.pair and segment_kinds(self.model) > 1:
             kinds = [self._segments([ids], text[None])[0] for ids, text in zip(sequences, texts, strict=True)]
-            further = {"token_type_ids": kinds}
+            token_inputs = {"token_type_ids": kinds}
 
         def pool(hidden: torch.Tensor, _: list[int]) -> torch.Tensor:
             logits = head(hidden)
@@ -243,7 +247,7 @@ class _LoadedClassifier(RewardModel):
                 raise ValueError("scores of tokens, not of texts")
             return logits
 
-        logits = reader.read(texts, pool, further)  # (sequences, outputs of the model)
+        logits = reader.read(texts, pool, token_inputs)  # (sequences, outputs of the model)
         scores: list[list[float]] = logits[:, self.columns].float().tolist()
         return scores
 

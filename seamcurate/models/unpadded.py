@@ -69,14 +69,14 @@ class UnpaddedReader:
         self,
         texts: Sequence[torch.Tensor],
         pool: Pool,
-        further: Mapping[str, Sequence[torch.Tensor]] | None = None,
+        token_inputs: Mapping[str, Sequence[torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """Return what `pool` makes of each text's hidden states, a row a text, in the order of `texts`.
 
         Args:
             texts: Token ids of each text; none is empty.
             pool: Takes the hidden states of several texts of equal length.
-            further: Other inputs of the model that have a number for each token, such as segments.
+            token_inputs: Other inputs of the model that have a number for each token, such as segments.
         """
         import torch
 
@@ -85,7 +85,9 @@ class UnpaddedReader:
         with torch.inference_mode(), self._attention():
             for pack in _packs([len(text) for text in texts]):
                 runs = _runs([len(texts[i]) for i in pack])
-                inputs = {name: torch.cat([values[i] for i in pack])[None] for name, values in (further or {}).items()}
+                inputs = {
+                    name: torch.cat([values[i] for i in pack])[None] for name, values in (token_inputs or {}).items()
+                }
                 hidden = self._hidden(torch.cat([texts[i] for i in pack]), runs, inputs)  # (tokens, width)
                 read = iter(pack)
                 for start, count, length in runs:
@@ -96,7 +98,7 @@ class UnpaddedReader:
             order[torch.tensor(numbers)] = torch.arange(len(numbers))
             return torch.cat(pooled)[order]
 
-    def _hidden(self, ids: torch.Tensor, runs: list[Run], further: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _hidden(self, ids: torch.Tensor, runs: list[Run], token_inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the hidden states of a sequence, tokens × width."""
         import torch
 
@@ -104,7 +106,9 @@ class UnpaddedReader:
         token = _RUNS.set(runs)
         try:
             output = self.body(
-                **accepted(self.body, input_ids=ids[None], position_ids=positions[None], use_cache=False, **further)
+                **accepted(
+                    self.body, input_ids=ids[None], position_ids=positions[None], use_cache=False, **token_inputs
+                )
             )
         finally:
             _RUNS.reset(token)
@@ -241,7 +245,8 @@ def _attended(
         end = start + count * length
         # (texts, heads, length, width)
         queries, keys, values = (
-            side[0, :, start:end].view(side.shape[1], count, length, -1).transpose(0, 1) for side in (query, key, value)
+            states[0, :, start:end].view(states.shape[1], count, length, -1).transpose(0, 1)
+            for states in (query, key, value)
         )
         attended[0, start:end].view(count, length, *attended.shape[2:]).copy_(
             torch.nn.functional.scaled_dot_product_attention(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seamcurate import extras
 from seamcurate.errors import ModelError
-from seamcurate.models import gguf_file
+from seamcurate.models import eight_bit, gguf_file
 from seamcurate.storage import hashes
 
 if TYPE_CHECKING:
@@ -389,7 +389,9 @@ def torch_dtype(name: str, device_name: str) -> torch.dtype:
     """Resolve a dtype's name to torch's own."""
     import torch
 
-    dtype = getattr(torch, precision(name, device_name))
+    resolved = precision(name, device_name)
+    # Weights of 8 bits are rounded from single precision once they are read.
+    dtype = torch.float32 if resolved == eight_bit.NAME else getattr(torch, resolved)
     assert isinstance(dtype, torch.dtype)
     return dtype
 

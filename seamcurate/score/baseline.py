@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 from pydantic import JsonValue
 from typing_extensions import override
 
-from seamcurate.models import PolicyModel, Prompt, roles
+from seamcurate.models import Policy, PolicyModel, Prompt, roles
 from seamcurate.models.protocols import Responses
-from seamcurate.score import compared, noise
+from seamcurate.score import compared, noise, precision
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, finite
 
 
@@ -61,27 +62,33 @@ class Perplexity(Step):
         """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, "response")
         compared.sample(self.base, data, shared, "response")
+        precision.sample(self.base, data, shared, "response")
 
     @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        return noise.facts(shared) | compared.facts(shared)
+        return precision.facts(noise.facts(shared) | compared.facts(shared), shared)
 
     @override
     def load(self, shared: Path) -> Transform:
         model = roles.load(self.base, "base", self.name)
         unchanged = compared.check(self.base, model, shared, compared.per_token)
 
-        def perplexities(prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
+        def perplexities(policy: Policy, prompts: Sequence[Prompt], answers: Responses) -> list[list[float | None]]:
             return [
                 [None if answer is None else perplexity(answer.logprob, answer.tokens) for answer in row]
-                for row in model.logprobs(prompts, answers)
+                for row in policy.logprobs(prompts, answers)
             ]
 
-        noise.measure(shared, [self.name], noise.plain(perplexities))
+        precision.measure(
+            self.base, model, shared, [self.name], lambda loaded: noise.plain(partial(perplexities, loaded))
+        )
+        noise.measure(shared, [self.name], noise.plain(partial(perplexities, model)))
 
         def score(rows: pa.Table) -> pa.Table:
             groups = [[response] if response is not None else [] for response in rows["response"].to_pylist()]
-            values = [finite(row[0]) if row else None for row in perplexities(rows["prompt"].to_pylist(), groups)]
+            values = [
+                finite(row[0]) if row else None for row in perplexities(model, rows["prompt"].to_pylist(), groups)
+            ]
             unchanged()
             return pa.table({"baseline_perplexity": pa.array(values, pa.float64())})
 

@@ -21,7 +21,7 @@ from typing_extensions import override
 from seamcurate.errors import StepError
 from seamcurate.models import RewardingModel
 from seamcurate.models.roles import SingleReward
-from seamcurate.score import compared, golden_check, noise
+from seamcurate.score import compared, golden_check, noise, precision
 from seamcurate.score.seam import Rewards, ask_ahead
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
 from seamcurate.text import counted
@@ -321,6 +321,7 @@ class Truth(Step):
         read = self.truth.columns_read()
         noise.sample(data, shared, "worse_policy", read, self.truth.noise_rows)
         compared.sample(self.truth, data, shared, "worse_policy", read)
+        precision.sample(self.truth, data, shared, "worse_policy", read)
         ask_ahead(self.truth, data, "worse_policy")
 
     @override
@@ -330,6 +331,7 @@ class Truth(Step):
         model, read = self.truth.load(), self.truth.columns_read()
         unchanged = compared.check(self.truth, model, shared, noise.rewards)
         names = [self.name, *(f"truth_{name}" for name in self.truth.output_names())]
+        precision.measure(self.truth, model, shared, names, noise.rewards)
         noise.measure_rewards(shared, names, model)
 
         def score(rows: pa.Table) -> pa.Table:
@@ -374,7 +376,7 @@ class Truth(Step):
                 reasons.update(text for text in texts if text is not None)
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
         warnings = [f"truth_policy: {missing:,} of {total:,} samples have no score{why}"] if missing else []
-        return {
+        found: dict[str, JsonValue] = {
             "scored": total - missing,
             "null": missing,
             "warnings": list[JsonValue](warnings),
@@ -382,6 +384,7 @@ class Truth(Step):
             **noise.facts(shared),
             **compared.facts(shared),
         }
+        return precision.facts(found, shared)
 
 
 class Hacked(Step):

@@ -1,7 +1,8 @@
 """The noise floor of a model's scores: how much the score of one text depends on the texts in its batch.
 
 A few rows are scored all together, in reverse order, in small batches, and each row's first answer alone. The largest
-difference between two scores of the same answer is stored beside the column. A threshold finer than this difference
+difference between two scores of the same answer is stored beside the column, or the difference from float32 where the model
+computes in another precision for speed and that is larger. A threshold finer than this difference
 selects rows by chance.
 """
 
@@ -32,6 +33,8 @@ class SampleRow(NamedTuple):
     """Further columns that the model reads."""
 
 
+PRECISION = "precision.json"
+"""The file of what a precision changes, beside the sample; see `precision`."""
 Texts: TypeAlias = list[SampleRow]
 Scores: TypeAlias = tuple[float, ...]
 Score: TypeAlias = Callable[[Sequence[Prompt], Responses, Columns], Sequence[Sequence[Scores | None]]]
@@ -118,7 +121,8 @@ def measure(
     texts = stored(sample_file)
     own_noise = own(texts)
     noise = _largest(texts, score, len(columns)) if own_noise is None else own_noise
-    keep(noise_file, dict(zip(columns, noise, strict=True)))
+    rounding = _rounding(shared)
+    keep(noise_file, {c: max(value, rounding.get(c, 0.0)) for c, value in zip(columns, noise, strict=True)})
 
 
 def keep(file: Path, value: JsonValue) -> None:
@@ -144,10 +148,18 @@ def plain(score: Callable[[Sequence[Prompt], Responses], Sequence[Sequence[float
     ]
 
 
+def _rounding(shared: Path) -> dict[str, float]:
+    """Return by how much each column differs from float32's, where the model computes in another precision for speed."""
+    file = shared / PRECISION
+    differences: dict[str, float] = json.loads(file.read_text())["differences"] if file.exists() else {}
+    return differences
+
+
 def facts(shared: Path) -> dict[str, JsonValue]:
     """Return the measured noise by column, as a step's facts hold it."""
     file = shared / "noise.json"
-    return {"noise": json.loads(file.read_text())} if file.exists() else {}
+    measured: dict[str, JsonValue] = json.loads(file.read_text()) if file.exists() else {**_rounding(shared)}
+    return {"noise": measured} if measured else {}
 
 
 def _largest(texts: Texts, score: Score, width: int) -> Scores:

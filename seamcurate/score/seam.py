@@ -27,7 +27,7 @@ from seamcurate.models import Policy, PolicyModel, Prompt, RewardingModel, roles
 from seamcurate.models.backend import RewardConfig
 from seamcurate.models.ensemble import DISAGREEMENT, MEMBERS, RewardEnsemble, differs
 from seamcurate.models.protocols import Rating
-from seamcurate.score import compared, golden_check, noise
+from seamcurate.score import compared, golden_check, noise, precision
 from seamcurate.step import Averages, Data, Step, Transform, Variant, Work, column, comparable, finite, is_sampled
 from seamcurate.text import counted
 
@@ -154,16 +154,20 @@ class Reward(Step):
         """Store rows for the noise floor, measure an ensemble's scales, and ask for all rewards that come in batches."""
         _sample(self.reward, data, shared, "response", _columns_read(self.reward))
         compared.sample(self.reward, data, shared, "response", _columns_read(self.reward))
+        precision.sample(self.reward, data, shared, "response", _columns_read(self.reward))
         ask_ahead(self.reward, data, "response")
         # After a batch was asked, whose answers cost less than single ones.
         scales.measure(self.reward, data, shared)
 
     @override
     def load(self, shared: Path) -> Transform:
-        model = roles.load(scales.applied(self.reward, shared), "reward", self.name)
+        reward = scales.applied(self.reward, shared)
+        model = roles.load(reward, "reward", self.name)
         names = _output_names(self.reward)
         unchanged = compared.check(self.reward, model, shared, noise.rewards)
-        noise.measure_rewards(shared, [self.name, *(f"reward_{name}" for name in names)], model)
+        columns = [self.name, *(f"reward_{name}" for name in names)]
+        precision.measure(reward, model, shared, columns, noise.rewards)
+        noise.measure_rewards(shared, columns, model)
         no_rating = Rating(None, None, (None,) * len(names))
 
         def score(rows: pa.Table) -> pa.Table:
@@ -190,9 +194,10 @@ class Reward(Step):
             _reward_facts(columns, "reward", self.reward) | noise.facts(shared),
             scales.facts(self.reward, shared),
             compared.facts(shared),
+            precision.facts({}, shared),
         )
         summary = "; ".join(str(part["summary"]) for part in parts if "summary" in part)
-        return parts[0] | parts[1] | parts[2] | ({"summary": summary} if summary else {})
+        return parts[0] | parts[1] | parts[2] | parts[3] | ({"summary": summary} if summary else {})
 
 
 class Rewards(Step):
@@ -267,14 +272,18 @@ class Rewards(Step):
         scales.take(self.reward, data, shared, self.name)
         _sample(self.reward, data, shared, answers, _compared_columns(self.reward))
         compared.sample(self.reward, data, shared, answers, _columns_read(self.reward))
+        precision.sample(self.reward, data, shared, answers, _compared_columns(self.reward))
         ask_ahead(self.reward, data, answers)
 
     @override
     def load(self, shared: Path) -> Transform:
-        model = roles.load(scales.applied(self.reward, shared), "reward", self.name)
+        reward = scales.applied(self.reward, shared)
+        model = roles.load(reward, "reward", self.name)
         v, names = self.variant, _output_names(self.reward)
         unchanged = compared.check(self.reward, model, shared, noise.rewards)
-        noise.measure_rewards(shared, [self.name, *(f"rewards_{name}_{v}" for name in names)], model)
+        columns = [self.name, *(f"rewards_{name}_{v}" for name in names)]
+        precision.measure(reward, model, shared, columns, noise.rewards)
+        noise.measure_rewards(shared, columns, model)
 
         def score(rows: pa.Table) -> pa.Table:
             sets = rows[f"worse_{v}"].to_pylist()
@@ -300,7 +309,8 @@ class Rewards(Step):
 
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
         """Count the candidates without a reward."""
-        return _reward_facts(columns, self.name, self.reward) | noise.facts(shared) | compared.facts(shared)
+        found = _reward_facts(columns, self.name, self.reward) | noise.facts(shared) | compared.facts(shared)
+        return precision.facts(found, shared)
 
 
 class PolicyLogprobs(Step):
@@ -375,15 +385,18 @@ class PolicyLogprobs(Step):
         """Store a few rows that `load` measures the noise floor on."""
         noise.sample(data, shared, f"worse_{self.variant}")
         compared.sample(self.policy, data, shared, f"worse_{self.variant}")
+        precision.sample(self.policy, data, shared, f"worse_{self.variant}")
 
     @override
     def facts(self, columns: Iterable[pa.Table], shared: Path) -> dict[str, JsonValue]:
-        return noise.facts(shared) | compared.facts(shared)
+        return precision.facts(noise.facts(shared) | compared.facts(shared), shared)
 
     @override
     def load(self, shared: Path) -> Transform:
         model = roles.load(self.policy, "policy", self.name)
         unchanged = compared.check(self.policy, model, shared, compared.per_token)
+        # Rows are cut by the number a token: sums follow the length.
+        precision.measure(self.policy, model, shared, [self.name, PER_TOKEN], _sums, cut=1)
         noise.measure(shared, [self.name, PER_TOKEN], _sums(model))
 
         def score(rows: pa.Table) -> pa.Table:

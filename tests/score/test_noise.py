@@ -75,7 +75,8 @@ def test_columns_prints_the_noise(measured, capsys):
         app(["columns", str(measured.path)])
     shown = capsys.readouterr().out
     assert (
-        "noise, by batch size, order and padding; of a judge by draws, order and wording: " in shown
+        "noise, by batch size, order and padding; of a judge by draws, order and wording; of int8 and half precision on a CPU also against float32: "
+        in shown
         and "logprobs_contrast ±" in shown
     )
 
