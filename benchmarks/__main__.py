@@ -41,7 +41,7 @@ APART = {
     "ppo": "needs an environment of its own; pip install -e . trl==1.12.0 accelerate peft tensorboard requests",
 }
 """Races that `all` leaves out, and why."""
-NAMES = (*ALL, *APART, "memory", "soak", "scaling")
+NAMES = (*ALL, *APART, "memory", "neighbour", "soak", "scaling")
 QUICK_LIMIT_S = 15.0
 """CPU seconds after which a quick race begins no further turn."""
 

@@ -18,6 +18,10 @@ if sys.platform == "linux":
 # OpenMP reads this when torch is first imported. Without it, a thread that waits for the others spins, and keeps them
 # from the core when another process is busy. GOMP_SPINCOUNT and KMP_BLOCKTIME, where the user sets them, still win.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The same for OpenBLAS, NumPy's: its threads wait 2^4 cycles before they sleep, in place of 2^26.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+if "SEAMCURATE_THREADS" in os.environ:
+    import_module("seamcurate.threads").follow_environment()
 
 if TYPE_CHECKING:
     from seamcurate.contrast import Attack, Embed, Generate, Probes, Retrieve, Rollouts

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from seamcurate import threads
 from seamcurate.cli import auditing, publishing, scoring, training
 from seamcurate.cli.fields import configured_by
 from seamcurate.errors import SeamcurateError, typed_line
@@ -73,6 +74,8 @@ def about(
     ] = False,
 ) -> None:
     """Find the prompts a reward model gets wrong, and make splits that trainers load."""
+    # A limit in the environment that is no number is refused before anything is done.
+    threads.available()
 
 
 for verb in (

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from seamcurate import threads
 from seamcurate.errors import RecipeError
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe, a YAML file.", show_default=False)]
@@ -24,6 +25,21 @@ OtherStore = Annotated[
 ]
 MaxUsd = Annotated[
     float | None, typer.Option(min=0, help="US dollars to spend on endpoints at most; the command stops before more.")
+]
+
+
+def _limit(count: int | None) -> int | None:
+    """Limit threads before the verb loads a library."""
+    if count is not None:
+        threads.limit(count)
+    return count
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, callback=_limit, help="Threads to compute with, on a machine that is shared. Without it, one a core."
+    ),
 ]
 
 

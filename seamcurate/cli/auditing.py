@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from seamcurate.cli.arguments import Threads
 from seamcurate.errors import SourceError
 
 
@@ -62,6 +63,7 @@ def audit(
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML file to write the report to, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    threads: Threads = None,
 ) -> None:
     """Find what a reward pays for that it should not, on your own rows.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seamcurate.cli.arguments import MaxUsd, OtherStore, RecipeFile, RepoId, StoreFolder, check_order
+from seamcurate.cli.arguments import MaxUsd, OtherStore, RecipeFile, RepoId, StoreFolder, Threads, check_order
 from seamcurate.publish.formats import Trainer
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def explore(
         int, typer.Option(min=0, max=65535, help="Port of the page on this machine; 0 takes a free one.")
     ] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser window.")] = True,
+    threads: Threads = None,
 ) -> None:
     """Look at a store's scores, prompts and candidates on a page of this machine alone.
 
@@ -64,6 +65,7 @@ def report(
     store: StoreFolder,
     file: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as PNG and SVG.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Write what the explorer shows as one HTML file to send to somebody.
 
@@ -214,6 +216,7 @@ def study(
             help="Column of the store to measure, for validity and best-of-n. Repeat the option for more. Without it, all numeric ones.",
         ),
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Measure what the papers measured: a table, a figure, and a line that says what was found.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from seamcurate.cli.arguments import MaxUsd, OtherStore, RecipeFile, StoreFolder, check_order
+from seamcurate.cli.arguments import MaxUsd, OtherStore, RecipeFile, StoreFolder, Threads, check_order
 from seamcurate.errors import QueryError
 
 
@@ -29,6 +29,7 @@ def demo(
             "small one that is trained here."
         ),
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Do the whole job on an embedded default: no network, no GPU.
 
@@ -58,6 +59,7 @@ def run(
             metavar="ADDRESS", help="Ray cluster to compute on: local, auto, or HOST:PORT, which no stranger may reach."
         ),
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Make what a recipe asks for and the store lacks; run it again to resume.
 
@@ -76,7 +78,7 @@ def run(
     print(f"{store}: {report}")
 
 
-def plan(recipe: RecipeFile, store: StoreFolder) -> None:
+def plan(recipe: RecipeFile, store: StoreFolder, threads: Threads = None) -> None:
     """Show rows, model calls, tokens and dollars a run would take; writes nothing.
 
     Example: seamcurate plan recipes/seam_contrast.yaml my-store
@@ -193,6 +195,7 @@ def sql(
         str | None,
         typer.Option(help="Memory that the query's buffers may take, such as 2GB. Without it, most of the machine's."),
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Ask a store in SQL; it is only ever read.
 
@@ -237,6 +240,7 @@ def check(
     recipe: Annotated[
         Path | None, typer.Option(metavar="RECIPE", help="Recipe, a YAML file, whose results the store must hold.")
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Verify a store from end to end; exit code 2 where something is wrong, with a line on what to do about each.
 

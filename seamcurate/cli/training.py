@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seamcurate.cli.arguments import MaxUsd
+from seamcurate.cli.arguments import MaxUsd, Threads
 from seamcurate.progress import note
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def train_sft(
         ),
     ],
     folder: ModelFolder,
+    threads: Threads = None,
 ) -> None:
     """Fine-tune a causal language model on prompts and answers.
 
@@ -75,6 +76,7 @@ def train_reward(
         ),
     ],
     folder: ModelFolder,
+    threads: Threads = None,
 ) -> None:
     """Train a reward model on preferences.
 
@@ -93,6 +95,7 @@ def train_ppo(
     folder: ModelFolder,
     gold: GoldReward = None,
     max_usd: MaxUsd = None,
+    threads: Threads = None,
 ) -> None:
     """Train a policy by PPO against a reward model, or against RER.
 
@@ -111,6 +114,7 @@ def train_grpo(
     folder: ModelFolder,
     gold: GoldReward = None,
     max_usd: MaxUsd = None,
+    threads: Threads = None,
 ) -> None:
     """Train a policy by GRPO: each answer against the others to its prompt.
 
@@ -129,6 +133,7 @@ def train_rloo(
     folder: ModelFolder,
     gold: GoldReward = None,
     max_usd: MaxUsd = None,
+    threads: Threads = None,
 ) -> None:
     """Train a policy by RLOO: the baseline of an answer is the mean reward of the others to its prompt.
 
@@ -183,6 +188,7 @@ def answer(
         ),
     ],
     file: Annotated[Path, typer.Option("--out", help="Parquet file to write.", show_default=False)],
+    threads: Threads = None,
 ) -> None:
     """Write what a policy answers to prompts, for the studies responses, tax and winrate.
 

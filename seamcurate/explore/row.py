@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from seamcurate import threads as limits
 from seamcurate.errors import QueryError
 from seamcurate.explore.session import Session
 from seamcurate.models.protocols import Prompt
@@ -88,7 +88,7 @@ def prompts(session: Session, row_ids: Sequence[int], width: int) -> dict[int, s
         return _pick(store, number, [i for i in row_ids if i // size == number], ["row_id", "prompt"])
 
     # In parallel: each row of a page may lie in another shard, and reading a shard decodes all its prompts.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(limits.available()) as pool:
         tables = list(pool.map(pick, {i // size for i in row_ids}))
     return {line["row_id"]: str(text(line["prompt"]))[:width] for table in tables for line in table.to_pylist()}
 

@@ -7,7 +7,6 @@ make anew, and makes them as it makes any missing file. Nothing was computed fro
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from seamcurate import threads as limits
 from seamcurate.errors import DamagedError
 from seamcurate.models import calls
 from seamcurate.progress import note
@@ -307,7 +307,7 @@ def _verified(jobs: list[tuple[Path, str, int]]) -> list[DamagedError | None]:
             return error
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(limits.available()) as pool:
         return list(pool.map(wrong, jobs))
 
 

@@ -11,7 +11,6 @@ One rule: a query is a single SELECT over these views and nothing else on the ma
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pydantic import JsonValue
 
+from seamcurate import threads as limits
 from seamcurate.errors import QueryError
 from seamcurate.sql import frames
 from seamcurate.sql.connection import Connection, Opened, QueryResult, start
@@ -85,7 +85,7 @@ def in_memory(threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]
     import duckdb
 
     config: dict[str, str | bool | int | float | list[str]] = {"enable_external_access": "false"}
-    with duckdb.connect(config=config if threads is None else config | {"threads": threads}) as connection, stoppable():
+    with duckdb.connect(config=config | {"threads": threads or limits.available()}) as connection, stoppable():
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
         yield connection
 
@@ -420,7 +420,7 @@ def _verified(jobs: Mapping[str, Sequence[tuple[Place, str, int]]]) -> dict[str,
     """Verify files; return them by folder. The views read exactly these: a later listing could be longer, while a run adds some."""
     unverified = [job for folder_jobs in jobs.values() for job in folder_jobs if not shard.verified(*job)]
     # Hashing releases Python's lock: shards are verified as fast as all cores can.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(limits.available()) as pool:
         list(pool.map(lambda job: shard.verify(*job), unverified))
     return {folder: [local(file) for file, _, _ in folder_jobs] for folder, folder_jobs in jobs.items()}
 

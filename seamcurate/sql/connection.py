@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 import pyarrow as pa
 from pydantic import JsonValue
 
+from seamcurate import threads as limits
 from seamcurate.errors import QueryError
 from seamcurate.sql import frames
 from seamcurate.storage import scratch
@@ -246,7 +247,12 @@ class _Lease:
         self._process = _process()
         self.end = weakref.finalize(self, _end, os.getpid(), self._process, folder.remove if folder else None)
         spill_limit = f"{max(1, room // 10**6)}MB"
-        settings = {"memory": memory, "spill": str(spill), "room": spill_limit, "threads": threads}
+        settings = {
+            "memory": memory,
+            "spill": str(spill),
+            "room": spill_limit,
+            "threads": threads or limits.available(),
+        }
         with self._process.socket(frames.BEGIN) as near_end, suppress(frames.Closed):
             frames.send(near_end, frames.OPEN, json.dumps(settings).encode())
 
