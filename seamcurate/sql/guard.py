@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-
-import duckdb
+from typing import TYPE_CHECKING
 
 from seamcurate.errors import QueryError
 from seamcurate.sql.frames import VIEW_NAMES
 from seamcurate.sql.parse_tree import Node, parse, walk
 from seamcurate.text import brief
+
+if TYPE_CHECKING:
+    import duckdb
 
 _ONE_SELECT = "the SQL must be exactly one SELECT statement: a store is only read"
 _TABLE_FUNCTIONS = {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
@@ -41,6 +43,8 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
     Raises:
         QueryError: It is another statement, several, or reads something else.
     """
+    import duckdb
+
     try:
         # DuckDB takes no lone surrogates, which a terminal of another encoding gives.
         sql.encode()
@@ -115,6 +119,8 @@ def _foreign(node: Node, known: set[tuple[str, str]], names: frozenset[str]) -> 
 
 def explain(connection: duckdb.DuckDBPyConnection, message: str, read: Sequence[str] = ()) -> str:
     """Cut DuckDB's message to what is wrong; where a name does not exist, list the columns of the views that are read."""
+    import duckdb
+
     lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("LINE")]
     # DuckDB quotes a value that it could not convert as a whole, however long it is.
     short = brief(lines[0] if lines else message, _LONGEST_MESSAGE)

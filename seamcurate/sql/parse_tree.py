@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
-import duckdb
+if TYPE_CHECKING:
+    import duckdb
 
 Node: TypeAlias = dict[str, object]
 
