@@ -20,6 +20,7 @@ TINY = Sizes(
     questions=24,
     prompts=24,
     minilm=(20, 60),
+    words=(20, 60),
     smol=(20, 60),
     held_out=20,
     corpus=20,
@@ -128,9 +129,9 @@ def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, st
 @pytest.mark.parametrize(
     ("aucs", "gain", "verdicts"),
     [
-        ((0.70, 0.72), 0.4, ["shown", "shown", "shown", "no", "shown"]),
-        ((0.51, 0.70), 0.0, ["not shown", "not shown", "shown", "no", "not shown"]),
-        ((0.50, 0.51), -0.4, ["not shown", "refuted", "shown", "no", "not shown"]),
+        ((0.70, 0.72), 0.4, ["shown", "shown", "shown", "refuted", "shown"]),
+        ((0.51, 0.70), 0.0, ["not shown", "not shown", "shown", "refuted", "not shown"]),
+        ((0.50, 0.51), -0.4, ["not shown", "refuted", "shown", "refuted", "not shown"]),
     ],
 )
 def test_rules_are_applied_as_the_protocol_says(aucs, gain, verdicts):
@@ -139,7 +140,9 @@ def test_rules_are_applied_as_the_protocol_says(aucs, gain, verdicts):
 
     pieces = {
         f"{name}-smol": {
-            "validity": {page.PRIMARY: {"table": [{"column": "seam_contrast", **around("auc", auc, 0.05)}]}}
+            "validity": {
+                f"{page.PRIMARY} uniform": {"table": [{"column": "seam_contrast", **around("auc", auc, 0.05)}]}
+            }
         }
         for name, auc in zip(("stackexchange", "human"), aucs, strict=True)
     }
@@ -153,9 +156,9 @@ def test_rules_are_applied_as_the_protocol_says(aucs, gain, verdicts):
         {"column": "all rows", "n": 2, "quality": 3.0},
         {"column": "seam_contrast", "n": 2, **around("above_random", gain, 0.1)},
     ]
-    pieces["stackexchange-smol"]["best_of_n"] = {page.PRIMARY: {"table": arms}}
+    pieces["stackexchange-smol"]["best_of_n"] = {f"{page.PRIMARY} uniform": {"table": arms}}
     lines = page.decisions(pieces).splitlines()[2:]
-    assert [line.split(" | ")[1] for line in lines] == verdicts
+    assert [line.split(" | ")[2] for line in lines] == [*verdicts, *["open"] * 5]
 
 
 def test_the_page_is_what_the_committed_files_say():

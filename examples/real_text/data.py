@@ -25,6 +25,7 @@ class Sizes(NamedTuple):
     questions: int = 400
     prompts: int = 250
     """Of QA-Feedback and PandaLM."""
+    words: tuple[int, ...] = (100, 400, 1600, 3900)
     minilm: tuple[int, ...] = (100, 400, 1600)
     """Preference pairs that reward models of a family are trained on."""
     smol: tuple[int, ...] = (100, 400, 800)
@@ -131,7 +132,10 @@ def preferences(folder: Path, sizes: Sizes) -> tuple[Rows, Rows]:
     """Return the pairs reward models are trained on, in the order they take them, and held-out ones; no judged question."""
     judged = {row["prompt"] for row in stackexchange(folder, sizes).rows}
     parts = []
-    for name, most in (("preferences", max(*sizes.minilm, *sizes.smol)), ("preferences_test", sizes.held_out)):
+    for name, most in (
+        ("preferences", max(*sizes.words, *sizes.minilm, *sizes.smol)),
+        ("preferences_test", sizes.held_out),
+    ):
         pairs = [
             {
                 "prompt": cut(row["prompt"], PROMPT_WORDS),

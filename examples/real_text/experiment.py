@@ -17,13 +17,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from examples.real_text import data, models
+from examples.real_text import data, models, words
 from examples.real_text.data import Judged, Rows, Sizes
 from seamcurate import Recipe, query, run_local, study
 from seamcurate.demo.corpus import encoder_folder
 from seamcurate.storage import atomic
 
-FAMILIES = ("smol", "minilm")
+FAMILIES = ("words", "smol", "minilm")
+POLICYS = "smol"
+"""The family whose rows are read by the policy as well."""
 SETS: dict[str, Callable[[Path, Sizes], Judged]] = {"stackexchange": data.stackexchange, "human": data.human}
 WEIGHTS = ("geometric", "raw", "uniform", "logprob")
 BAND = [0.2, 0.95]
@@ -58,7 +60,7 @@ class Work:
             for name in SETS:
                 pieces[f"{name}-{family}"] = partial(self.scored, name, family)
             pieces[f"mismatch-{family}"] = partial(self.mismatch, family)
-            if family == FAMILIES[0]:
+            if family == POLICYS:
                 for name in SETS:
                     pieces[f"{name}-likelihoods"] = partial(self.likelihoods, name)
         return pieces
@@ -86,6 +88,8 @@ class Work:
         """Train heads on the first pairs, more and more of them, and measure all on the same held-out pairs."""
         training, held_out = data.preferences(self.given, self.sizes)
         training = training[: self._pairs(family)[-1]]
+        if family == "words":
+            return self._words(training, held_out)
         folder = models.bare(family, self.policy, self.out / f"models/bare-{family}", self.sizes.layers)
         kept = self.out / f"features-{family}"
         known, tested = (
@@ -105,8 +109,26 @@ class Work:
             for name, weights in heads.items()
             for i, pair in enumerate(held_out)
         ]
+        return self._accuracy(family, scores, len(training))
+
+    def _words(self, training: Rows, held_out: Rows) -> Tables:
+        """Train functions in place of heads."""
+        scores = []
+        for name, n in zip(self._names("words"), self._pairs("words"), strict=True):
+            words.train(training[:n], self._folder(name))
+            given = self._rewards("words", held_out, ("chosen", "rejected"), name)
+            scores += [
+                {"reward": name, "prompt_id": str(i), "subset": pair["dataset"], "score_chosen": a, "score_rejected": b}
+                for i, (pair, ((a,), (b,))) in enumerate(zip(held_out, given, strict=True))
+            ]
+        return self._accuracy("words", scores, len(training))
+
+    def _accuracy(self, family: str, scores: Rows, pairs: int) -> Tables:
         file = data.write(scores, self.out / f"tables/held-out-{family}.parquet")
-        return {"accuracy": _result(study.preference(file, by="subset")), "training_pairs": len(training)}
+        return {"accuracy": _result(study.preference(file, by="subset")), "training_pairs": pairs}
+
+    def _folder(self, name: str) -> Path:
+        return self.out / "models" / name
 
     def _heads(self, family: str) -> Path:
         return self.out / f"models/heads-{family}"
@@ -123,7 +145,9 @@ class Work:
     def scored(self, name: str, family: str) -> Tables:
         """Score a set's rows by a family of reward models, and measure the columns that need no policy."""
         measured = SETS[name](self.given, self.sizes)
-        stored = _rows(self._base(name, family, measured))
+        stored = _rows(self._base(name, measured))
+        if family != "words":
+            stored = _rows(self._rewarded(name, family, stored))
         self._judge(name, family, measured.judged)
         tables: Tables = {"rows": len(stored), "judged": len(measured.judged)}
         tables["candidates"] = round(sum(len(row["worse_contrast"]) for row in stored) / len(stored), 3)
@@ -131,9 +155,9 @@ class Work:
 
     def likelihoods(self, name: str) -> Tables:
         """Score the candidates of a set by the policy, and measure SEAM's column by each weight, for the first family."""
-        self._base(name, FAMILIES[0], SETS[name](self.given, self.sizes), likelihoods=True)
-        stored = _rows(self.out / name / f"store-{FAMILIES[0]}")
-        return {"rows": len(stored)} | self._measured(name, FAMILIES[0], stored, WEIGHTS, ("seam_contrast",))
+        stored = _rows(self._base(name, SETS[name](self.given, self.sizes)))
+        stored = _rows(self._rewarded(name, POLICYS, stored, likelihoods=True))
+        return {"rows": len(stored)} | self._measured(name, POLICYS, stored, WEIGHTS, ("seam_contrast",))
 
     def _measured(self, name: str, family: str, stored: Rows, weights: Sequence[str], columns: Sequence[str]) -> Tables:
         """Measure columns against people's verdicts, for each reward model of a family and each weight."""
@@ -143,7 +167,7 @@ class Work:
             votes = "score" in pq.read_schema(judged).names
             for weight in weights:
                 known = "likelihoods" if columns != _MEASURED else "rewards"
-                own = self._store(f"{name}/{known}/{reward}-{weight}", self._single(stored, reward), weight)
+                own = self._store(f"{name}/{known}/{reward}-{weight}", self._single(stored, reward), weight, reward)
                 found = study.validity(own, judged, by=None if votes else "source", columns=columns)
                 tables["validity"][f"{reward} {weight}"] = _result(found)
                 if votes and weight == weights[0]:
@@ -151,41 +175,36 @@ class Work:
                     tables["best_of_n"][f"{reward} {weight}"] = _result(gained)
         return tables
 
-    def _base(self, name: str, family: str, measured: Judged, likelihoods: bool = False) -> Path:
-        """Run the recipe that asks the models: by the first family all of it, by another one its rewards alone."""
-        folder, first = self.out / name, FAMILIES[0]
+    def _base(self, name: str, measured: Judged) -> Path:
+        """Retrieve the candidates of a set, once for all reward models."""
+        folder = self.out / name
+        rows = data.write(measured.rows, folder / "rows.parquet")
+        corpus = data.write(measured.corpus, folder / "corpus.parquet")
+        recipe = {
+            "rows": _source(rows),
+            "corpus": {"parquet": str(corpus.resolve()), "prompt": "prompt", "response": "response"},
+            "models": {"encoder": {"sentence_encoder": str(encoder_folder()), "dtype": "float32"}},
+            "steps": [{"retrieve": {"k": self.sizes.candidates, "band": BAND}}],
+        }
+        return _run(recipe, folder / "candidates")
+
+    def _rewarded(self, name: str, family: str, stored: Rows, likelihoods: bool = False) -> Path:
+        """Score rows that bring their candidates by all heads of a family, in one pass; and by the policy, if asked."""
+        rows = data.write(
+            [{key: row[key] for key in _TEXTS} for row in stored], self.out / name / f"rows-{family}.parquet"
+        )
         heads = {
             "sequence_classifier": str(self._heads(family).resolve()),
             "dtype": "float32",
             "output": self._names(family)[-1],
             "outputs": self._names(family),
         }
-        recipe: dict[str, Any] = {"models": {"reward": heads}}
-        rewards: list[dict[str, Any]] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
-        if family == first:
-            rows = data.write(measured.rows, folder / "rows.parquet")
-            corpus = data.write(measured.corpus, folder / "corpus.parquet")
-            recipe["corpus"] = {"parquet": str(corpus.resolve()), "prompt": "prompt", "response": "response"}
-            recipe["models"]["encoder"] = {"sentence_encoder": str(encoder_folder()), "dtype": "float32"}
-            recipe["steps"] = [{"retrieve": {"k": self.sizes.candidates, "band": BAND}}, *rewards]
-            if likelihoods:
-                recipe["models"]["policy"] = {"causal_lm": str(self.policy.resolve()), "dtype": "bfloat16"}
-                recipe["steps"].append({"policy_logprobs": {"variant": "contrast", "likelihoods": "all"}})
-        else:
-            stored = _rows(folder / f"store-{first}")
-            kept = [{key: row[key] for key in _TEXTS} for row in stored]
-            rows = data.write(kept, folder / f"rows-{family}.parquet")
-            recipe["steps"] = rewards
-        recipe["rows"] = {
-            "parquet": str(rows.resolve()),
-            "prompt": "prompt",
-            "response": "response",
-            "shard_rows": 50,
-        }
-        file = folder / f"{family}.yaml"
-        file.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        run_local(Recipe.load(file), folder / f"store-{family}")
-        return folder / f"store-{family}"
+        recipe: dict[str, Any] = {"rows": _source(rows), "models": {"reward": heads}}
+        recipe["steps"] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
+        if likelihoods:
+            recipe["models"]["policy"] = {"causal_lm": str(self.policy.resolve()), "dtype": "bfloat16"}
+            recipe["steps"].append({"policy_logprobs": {"variant": "contrast", "likelihoods": "all"}})
+        return _run(recipe, self.out / name / f"store-{family}")
 
     def _single(self, stored: Rows, reward: str) -> Rows:
         """Return the rows with one reward model's rewards as the reward."""
@@ -194,26 +213,26 @@ class Work:
         for row in stored:
             # A uniform weight needs no likelihood: it is unknown where the policy was not asked.
             unknown = [None] * len(row["worse_contrast"])
-            own = {"reward": row[f"reward_{column}"], "rewards_contrast": row[f"rewards_{column}_contrast"]}
-            likelihoods = {key: row.get(key, unknown) for key in _LIKELIHOODS}
-            rows.append({key: row[key] for key in _TEXTS} | own | likelihoods)
+            own = {key: row[key] for key in _TEXTS} | {key: row.get(key, unknown) for key in _LIKELIHOODS}
+            if f"reward_{column}" in row:
+                own |= {"reward": row[f"reward_{column}"], "rewards_contrast": row[f"rewards_{column}_contrast"]}
+            rows.append(own)
         return rows
 
-    def _store(self, name: str, rows: Rows, weight: str) -> Path:
-        """Score rows that bring their rewards and likelihoods by SEAM with one weight; no model is asked."""
-        file = data.write(rows, self.out / f"{name}.parquet")
-        recipe = {
-            "rows": {"parquet": str(file.resolve()), "prompt": "prompt", "response": "response"},
+    def _store(self, name: str, rows: Rows, weight: str, reward: str) -> Path:
+        """Score rows by SEAM with one weight: of rows that bring their rewards no model is asked."""
+        recipe: dict[str, Any] = {
+            "rows": _source(data.write(rows, self.out / f"{name}.parquet")),
             "steps": [
                 {"seam_score": {"variant": "contrast", "likelihood": weight, "k": self.sizes.candidates}},
                 {"rip": {"variant": "contrast"}},
                 {"reward_spread": {"variant": "contrast"}},
             ],
         }
-        written = self.out / f"{name}.yaml"
-        written.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        run_local(Recipe.load(written), self.out / name)
-        return self.out / name
+        if "reward" not in rows[0]:
+            recipe["models"] = {"reward": {"function": f"{(self._folder(reward) / 'reward.py').resolve()}:score"}}
+            recipe["steps"][:0] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
+        return _run(recipe, self.out / name)
 
     def _judge(self, name: str, family: str, judged: Rows) -> None:
         """Write the judged answers with each reward model's rewards, a file each."""
@@ -230,8 +249,13 @@ class Work:
     def _judged_file(self, name: str, reward: str) -> Path:
         return self.out / name / f"judged-{reward}.parquet"
 
-    def _rewards(self, family: str, rows: Rows, sides: Sequence[str]) -> list[list[tuple[float, ...]]]:
+    def _rewards(self, family: str, rows: Rows, sides: Sequence[str], *names: str) -> list[list[tuple[float, ...]]]:
+        """Return the rewards of each row's answers by the reward models of a family, or those named."""
         answers = [[row[side] for side in sides] for row in rows]
+        if family == "words":
+            prompts = [row["prompt"] for row in rows]
+            given = [words.rewards(self._folder(name), prompts, answers) for name in names or self._names(family)]
+            return [[tuple(values) for values in zip(*own, strict=True)] for own in zip(*given, strict=True)]
         heads = self._heads(family)
         return models.rewards(heads, self._names(family)[-1], [row["prompt"] for row in rows], answers)
 
@@ -262,6 +286,18 @@ class Work:
                         verdicts.append(_verdict(reward, prompt, pair, first["reward"] - second["reward"]))
         file = data.write(verdicts, self.out / f"tables/verdicts-{family}.parquet")
         return {"mismatch": _result(study.mismatch(file, by="source"))}
+
+
+def _source(file: Path) -> dict[str, Any]:
+    return {"parquet": str(file.resolve()), "prompt": "prompt", "response": "response", "shard_rows": 50}
+
+
+def _run(recipe: dict[str, Any], store: Path) -> Path:
+    """Write a recipe beside its store, and run it: what is there is not computed again."""
+    file = store.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    run_local(Recipe.load(file), store)
+    return store
 
 
 def _rows(store: Path) -> Rows:

@@ -19,7 +19,7 @@ from seamcurate.study.statistics import holm
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/evidence/results/real-text"
 PAGE = ROOT / "docs/evidence/real-text.md"
-PRIMARY = "smol-800 uniform"
+PRIMARY, SECOND = "smol-800", "words-3900"
 _SETS = {"stackexchange": "Stack Exchange", "human": "QA-Feedback and PandaLM"}
 _COLUMNS = (
     *("seam_contrast", "misjudged_contrast", "reward", "baseline_reward_margin_contrast"),
@@ -73,7 +73,9 @@ def accuracy(pieces: dict[str, dict[str, Any]]) -> str:
 def validity(pieces: dict[str, dict[str, Any]], name: str) -> str:
     """Show the AUC of each column by reward model; SEAM with uniform weights, which need no policy."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    given = [piece for key, piece in pieces.items() if key in (f"{name}-smol", f"{name}-minilm")]
+    given = [
+        piece for key, piece in pieces.items() if key in [f"{name}-{family}" for family in ("words", "smol", "minilm")]
+    ]
     for piece in given:
         for key, study in piece["validity"].items():
             reward, weight = key.split(" ")
@@ -91,9 +93,6 @@ def weights(pieces: dict[str, dict[str, Any]], name: str) -> str:
     """Show SEAM's column by reward model and weight: AUC, Spearman, the share of wrong pairs in its worst 20 %."""
     lines = []
     given = [piece for key, piece in pieces.items() if key.startswith(f"{name}-")]
-    if len(given) == 3:
-        # The last one has all weights.
-        given = [piece for piece in given if piece["piece"].endswith("likelihoods")]
     for piece in given:
         for key, study in piece["validity"].items():
             row = {row["column"]: row for row in study["table"]}.get("seam_contrast")
@@ -167,13 +166,23 @@ def best_of_n(pieces: dict[str, dict[str, Any]]) -> str:
 
 
 def decisions(pieces: dict[str, dict[str, Any]]) -> str:
-    """Say what the protocol's rules come to; a claim whose pieces did not run is open."""
+    """Say what the protocol's rules come to, for the primary reward model and for the one that cannot decide in its place."""
+    lines = []
+    for reward in (PRIMARY, SECOND):
+        lines += [[line[0], f"`{reward}`", *line[1:]] for line in _decided(pieces, reward)]
+    return _table(["claim", "reward model", "verdict", "measured"], lines)
+
+
+def _decided(pieces: dict[str, dict[str, Any]], reward: str) -> list[list[str]]:
+    """Apply the rules to one reward model: claim, verdict, figures. A claim whose pieces did not run is open."""
+    family, key = reward.split("-")[0], f"{reward} uniform"
     lines = []
     found = {}
     for name in _SETS:
-        studies = pieces.get(f"{name}-smol", {}).get("validity", {})
-        if PRIMARY in studies:
-            found[name] = next(row for row in studies[PRIMARY]["table"] if row["column"] == "seam_contrast")
+        studies = pieces.get(f"{name}-{family}", {}).get("validity", {})
+        if key in studies:
+            found[name] = next(row for row in studies[key]["table"] if row["column"] == "seam_contrast")
+    claims = "R1 it finds misjudged rows", "R2 it is of use: AUC above .60"
     if len(found) == len(_SETS):
         rows = list(found.values())
         p_values = holm([_p_value(row) for row in rows])
@@ -182,23 +191,29 @@ def decisions(pieces: dict[str, dict[str, Any]]) -> str:
             for (name, row), p in zip(found.items(), p_values, strict=True)
         )
         finds = all(p < 0.05 and row["auc"] > 0.5 for row, p in zip(rows, p_values, strict=True))
-        lines.append(["R1 it finds misjudged rows", "shown" if finds else "not shown", measured])
+        lines.append([claims[0], "shown" if finds else "not shown", measured])
         of_use = all(row["auc_low"] > 0.6 for row in rows)
         no_use = all(row["auc_high"] < 0.6 for row in rows)
-        verdict = "shown" if of_use else "refuted" if no_use else "not shown"
-        lines.append(["R2 it is of use: AUC above .60", verdict, "the same"])
-    table = pieces.get("mismatch-smol", {}).get("mismatch", {}).get("table", [])
+        lines.append([claims[1], "shown" if of_use else "refuted" if no_use else "not shown", "the same"])
+    else:
+        one = "; ".join(f"{_SETS[name]} {_plain(row, 'auc')}" for name, row in found.items())
+        lines += [[claim, "open", one or "not measured"] for claim in claims]
+    table = pieces.get(f"mismatch-{family}", {}).get("mismatch", {}).get("table", [])
     wrong = [row for row in table if row["kind"] == "model" and row["subset"] == "all"]
+    claims = "R3 more pairs, fewer mismatches", "R4 mismatch as published, 35 to 40 %"
     if wrong:
         wrong.sort(key=lambda row: int(row["reward"].split("-")[1]))
         values = [row["mismatch"] for row in wrong]
         falls = values == sorted(values, reverse=True) and wrong[-1]["mismatch_high"] < wrong[0]["mismatch_low"]
         measured = "; ".join(f"{row['reward']} {_percent(row, 'mismatch')}" for row in wrong)
-        lines.append(["R3 more pairs, fewer mismatches", "shown" if falls else "not shown", measured])
+        lines.append([claims[0], "shown" if falls else "not shown", measured])
         last = wrong[-1]
         meets = last["mismatch_low"] <= 0.4 and last["mismatch_high"] >= 0.35
-        lines.append(["R4 mismatch as published, 35 to 40 %", "yes" if meets else "no", _percent(last, "mismatch")])
-    gains = pieces.get("stackexchange-smol", {}).get("best_of_n", {}).get(PRIMARY)
+        lines.append([claims[1], "shown" if meets else "refuted", _percent(last, "mismatch")])
+    else:
+        lines += [[claim, "open", "not measured"] for claim in claims]
+    gains = pieces.get(f"stackexchange-{family}", {}).get("best_of_n", {}).get(key)
+    claim = "R5 leaving out its 20 % gains over random"
     if gains:
         entries = {(row["column"], row["n"]): row for row in gains["table"]}
         best = max(
@@ -206,14 +221,10 @@ def decisions(pieces: dict[str, dict[str, Any]]) -> str:
         )
         own = entries["seam_contrast", best]
         verdict = "shown" if own["above_random_low"] > 0 else "not shown"
-        lines.append(
-            [
-                "R5 leaving out its 20 % gains over random",
-                verdict,
-                f"{_signed(own, 'above_random')} votes at n = {best}",
-            ]
-        )
-    return _table(["claim", "verdict", "measured"], lines)
+        lines.append([claim, verdict, f"{_signed(own, 'above_random')} votes at n = {best}"])
+    else:
+        lines.append([claim, "open", "not measured"])
+    return lines
 
 
 def _p_value(row: dict[str, Any]) -> float:
