@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SEED = 20_241_129
-PROMPT_WORDS, ANSWER_WORDS = 48, 64
+PROMPT_WORDS, ANSWER_WORDS = 48, 400
 MOST_RATED = 5
 """Rated answers of a question, beside the golden one."""
 Rows = list[dict[str, Any]]

@@ -196,13 +196,18 @@ class Work:
         heads = {
             "sequence_classifier": str(self._heads(family).resolve()),
             "dtype": "float32",
+            "max_tokens": models.MAX_TOKENS,
             "output": self._names(family)[-1],
             "outputs": self._names(family),
         }
         recipe: dict[str, Any] = {"rows": _source(rows), "models": {"reward": heads}}
         recipe["steps"] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
         if likelihoods:
-            recipe["models"]["policy"] = {"causal_lm": str(self.policy.resolve()), "dtype": "bfloat16"}
+            recipe["models"]["policy"] = {
+                "causal_lm": str(self.policy.resolve()),
+                "dtype": "bfloat16",
+                "max_tokens": models.MAX_TOKENS,
+            }
             recipe["steps"].append({"policy_logprobs": {"variant": "contrast", "likelihoods": "all"}})
         return _run(recipe, self.out / name / f"store-{family}")
 

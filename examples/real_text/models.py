@@ -20,6 +20,8 @@ from seamcurate.models import RewardModel
 from seamcurate.storage import atomic
 from seamcurate.train.training import quiet
 
+MAX_TOKENS = 192
+"""Of prompt and answer together that heads read."""
 _PART = 100
 _FOLDS, _PENALTIES = 5, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 Doubles = npt.NDArray[np.float64]
@@ -107,7 +109,7 @@ def rewards(
 
 
 def _classifier(folder: Path, output: int | str) -> SequenceClassifier:
-    return SequenceClassifier(path=str(folder), dtype="float32", output=output, outputs="all")
+    return SequenceClassifier(path=str(folder), dtype="float32", max_tokens=MAX_TOKENS, output=output, outputs="all")
 
 
 def _save(family: str, start: Path, folder: Path, layers: int, weights: Doubles | None, names: Sequence[str]) -> None:
