@@ -50,7 +50,7 @@ _COLUMNS = {
     "auc": "probability that a row most of whose pairs the reward orders wrongly is the more suspected of two; .5 is chance",
     "spearman": "rank correlation of suspicion with the share of pairs ordered wrongly",
     "spearman_within": "the same within each value of `by`",
-    "caught": "share of all wrong pairs that the most suspected 20 % of rows hold",
+    "caught": "share of all errors that the most suspected 20 % of rows hold; a row's errors are its share of pairs ordered wrongly",
     "auc_gradient": "of rated answers: AUC for a row where the reward falls as the score rises",
 }
 
@@ -224,7 +224,8 @@ def _column(name: str, values: Doubles, truth: _Truth, within: bool) -> Column:
         auc,
         ranking.estimate(ranking.spearman(values, errors), truth.prompts),
         ranking.estimate(ranking.spearman(values, errors, truth.groups), truth.prompts) if within else None,
-        ranking.estimate(ranking.top_share(values, truth.errors, 0.2), truth.prompts),
+        # By share: else a column that knows how many pairs a row has, such as a length, would seem to find errors.
+        ranking.estimate(ranking.top_share(values, errors, 0.2), truth.prompts),
         gradient,
         [
             float(ranking.kept_mean(values, truth.errors, truth.pairs, rate)(np.ones((1, len(values))))[0])
@@ -299,7 +300,7 @@ def _figure(found: Validity) -> Figure:
             figure.Dot(c.name, c.auc.interval._replace(n=c.rows), c.name in (*SIMPLE, CEILING), tick=0.5)
             for c in shown_columns
         ],
-        "Wrong pairs in the most suspected 20 % of rows (%)": [
+        "Errors in the most suspected 20 % of rows (%)": [
             figure.Dot(
                 c.name, in_percent(c.caught.interval)._replace(n=c.rows), c.name in (*SIMPLE, CEILING), tick=20.0
             )
@@ -320,7 +321,7 @@ def _most_telling(found: Validity) -> list[Column]:
 
 
 def _finding(found: Validity) -> str:
-    parts = [_best(found), _gate(found), _golden(found), _power(found)]
+    parts = [_best(found), _most(found), _gate(found), _golden(found), _power(found)]
     if found.left_out:
         parts.append("left out: " + ", ".join(found.left_out))
     return "; ".join(filter(None, parts))
@@ -337,7 +338,7 @@ def _best(found: Validity) -> str:
         verb = "is higher for rows that are judged rightly"
     line = (
         f"{first.name} {verb}: AUC {shown(first.auc.interval, '.2f')} (p = {p:.2g} of {len(measured)} columns), "
-        f"{percent(first.caught.interval)} of the wrong pairs in its most suspected 20 % of rows"
+        f"{percent(first.caught.interval)} of the errors in its most suspected 20 % of rows"
     )
     better = [c for c in found.columns if c is not first and c.auc.minus(first.auc).above_zero and c.rows == first.rows]
     if better:
@@ -346,6 +347,16 @@ def _best(found: Validity) -> str:
     if nothing and first.auc.interval.low > 0.5:
         line += "; not told apart from chance: " + ", ".join(f"{c.name} ({c.auc.value:.2f})" for c in nothing[:4])
     return line
+
+
+def _most(found: Validity) -> str:
+    """Say what people's own verdicts tell of each other: where that is little, no column can find much."""
+    if found.ceiling is None:
+        return ""
+    return (
+        f"half of a row's pairs tells the other half with AUC {shown(found.ceiling.auc.interval, '.2f')} "
+        f"({found.ceiling.rows:,} rows), which a column is to be held against"
+    )
 
 
 def _gate(found: Validity) -> str:

@@ -111,6 +111,18 @@ def test_a_reward_that_is_a_coin_and_golden_responses_that_lose_are_told(planted
     assert "with 400 rows an AUC above 0.58 would be seen; for .55 judge 1,050" in line
 
 
+@pytest.mark.slow
+def test_a_column_that_knows_how_many_pairs_a_row_has_catches_no_errors_by_it(tmp_path):
+    several = np.arange(ROWS) % 2 == 0
+    store = store_of(tmp_path, baseline_pairs=np.where(several, 5.0, 1.0))
+    wrong = np.arange(ROWS) % 4 < 2
+    pair = pairs_of(wrong)
+    more = [pair.filter(pa.array(several)) for _ in range(4)]
+    row = by_column(study.validity(store, pair, *more))["baseline_pairs"]
+    # Of 200 rows that have all pairs wrong, 80 rows of the highest values hold some 40, whatever number of pairs they have.
+    assert row["auc"] == 0.5 and row["caught"] == pytest.approx(0.2, abs=0.05)
+
+
 def test_pairs_with_a_candidate_of_the_row_say_nothing_of_its_columns(tmp_path):
     rows = {"prompt": [f"p{i}" for i in range(60)], "response": [f"golden {i}" for i in range(60)]}
     pq.write_table(pa.table({**rows, "seam_own": np.arange(60.0)}), tmp_path / "rows.parquet")
@@ -138,7 +150,9 @@ def test_rated_answers_give_pairs_a_gradient_and_a_ceiling(tmp_path):
             "reward": rewards.ravel(),
         }
     )
-    rows = by_column(study.validity(store, rated))
+    measured = study.validity(store, rated)
+    rows = by_column(measured)
+    assert "half of a row's pairs tells the other half with AUC 1.00 [1.00, 1.00] (400 rows)" in measured.line
     assert rows["seam_exact"]["auc"] == rows["seam_exact"]["auc_gradient"] == 1.0
     assert rows["the other half of the pairs"]["auc"] == 1.0
     found = study.best_of_n(store, rated)
