@@ -34,6 +34,8 @@ _FEWEST = 20
 """Rows with a value that a column needs."""
 _GOLDEN_LIMIT = 0.2
 """The share of golden responses below another answer from which SEAM finds clearly less: see `_golden`."""
+_ALPHA = 0.05
+"""The adjusted p-value below which a column is said to find something."""
 _POWER = 2.8
 """Standard errors that an effect must have to be seen with a probability of 80 % at 5 %: 1.96 + .84."""
 _SHOWN = 24
@@ -333,18 +335,28 @@ def _best(found: Validity) -> str:
     seams = [column for column in measured if column.name.startswith("seam_")]
     first = (seams or measured)[0]
     p = found.adjusted[first.name]
-    verb = "finds misjudged rows" if first.auc.interval.low > 0.5 else "does not demonstrably find misjudged rows"
-    if first.auc.interval.high < 0.5:
-        verb = "is higher for rows that are judged rightly"
+    # One of many columns is above chance by chance: the p-value is adjusted for their number, the interval is not.
+    shown_apart = p < _ALPHA
+    verb = (
+        "finds misjudged rows" if shown_apart and first.auc.value > 0.5 else "does not demonstrably find misjudged rows"
+    )
+    if shown_apart and first.auc.value < 0.5:
+        verb = "suspects rows that are judged rightly"
     line = (
         f"{first.name} {verb}: AUC {shown(first.auc.interval, '.2f')} (p = {p:.2g} of {len(measured)} columns), "
         f"{percent(first.caught.interval)} of the errors in its most suspected 20 % of rows"
     )
-    better = [c for c in found.columns if c is not first and c.auc.minus(first.auc).above_zero and c.rows == first.rows]
+    better = [
+        c
+        for c in found.columns
+        # A random number above it is chance, and so is a column that does not stand above chance itself.
+        if c is not first and c.name != "random" and c.rows == first.rows
+        and c.auc.interval.low > 0.5 and c.auc.minus(first.auc).above_zero
+    ]  # fmt: skip
     if better:
         line += "; " + ", ".join(f"{c.name} is better ({c.auc.value:.2f})" for c in better[:3])
-    nothing = [c for c in measured if c.auc.interval.low <= 0.5 <= c.auc.interval.high]
-    if nothing and first.auc.interval.low > 0.5:
+    nothing = [c for c in measured if found.adjusted[c.name] >= _ALPHA]
+    if nothing and shown_apart:
         line += "; not told apart from chance: " + ", ".join(f"{c.name} ({c.auc.value:.2f})" for c in nothing[:4])
     return line
 

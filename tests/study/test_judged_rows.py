@@ -112,6 +112,23 @@ def test_a_reward_that_is_a_coin_and_golden_responses_that_lose_are_told(planted
 
 
 @pytest.mark.slow
+def test_one_of_many_columns_above_chance_is_not_said_to_find_anything(tmp_path):
+    random = np.random.default_rng(0)
+    wrong = random.random(ROWS) < 0.4
+    columns = {f"baseline_{i}": random.random(ROWS) for i in range(12)}
+    # A little is planted, so that one interval of the thirteen lies above .5 and its adjusted p-value does not say so.
+    found = study.validity(
+        store_of(tmp_path, seam_little=0.115 * ~wrong + random.random(ROWS), **columns), pairs_of(wrong)
+    )
+    row = by_column(found)["seam_little"]
+    assert row["auc_low"] > 0.5 and row["p"] > 0.05
+    assert (
+        found.line.startswith("seam_little does not demonstrably find misjudged rows")
+        and "random is better" not in found.line
+    )
+
+
+@pytest.mark.slow
 def test_a_column_that_knows_how_many_pairs_a_row_has_catches_no_errors_by_it(tmp_path):
     several = np.arange(ROWS) % 2 == 0
     store = store_of(tmp_path, baseline_pairs=np.where(several, 5.0, 1.0))
