@@ -206,7 +206,7 @@ class Work:
             recipe["models"]["policy"] = {
                 "causal_lm": str(self.policy.resolve()),
                 "dtype": "bfloat16",
-                "max_tokens": models.MAX_TOKENS,
+                "max_response_tokens": 128,
             }
             recipe["steps"].append({"policy_logprobs": {"variant": "contrast", "likelihoods": "all"}})
         return _run(recipe, self.out / name / f"store-{family}")

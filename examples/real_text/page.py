@@ -108,7 +108,7 @@ def weights(pieces: dict[str, dict[str, Any]], name: str) -> str:
                         _percent(row, "caught"),
                     ]
                 )
-    heading = ["reward model", "weight", "rows", "AUC", "p (Holm)", "Spearman", "wrong pairs in the worst 20 %"]
+    heading = ["reward model", "weight", "rows", "AUC", "p (Holm)", "Spearman", "errors in the worst 20 %"]
     return _commands(given) + _table(heading, lines)
 
 

@@ -34,7 +34,11 @@ ALL = "all"
 """The group of every row of tables without a column that divides them."""
 SIMPLE = ("random", "prompt_words", "response_words")
 """Columns that every study of a store's columns has beside them."""
-_LOW = ("seam_", "reward", "rer", "rollout_pass", "rollout_reward", "rollout_distinct")
+_LOW = (
+    *("seam_", "reward", "rer", "rollout_pass", "rollout_reward", "rollout_distinct"),
+    # A golden response that is rewarded little above worse ones; and what R.I.P. leaves out.
+    *("baseline_reward_margin", "baseline_rejected_reward", "baseline_rejected_length"),
+)
 """How the names of columns begin whose low values are suspected; of any other column it is the high ones."""
 _SEED = 20_240_607
 """Of the column of random numbers: no seed that rows are likely to be made with."""

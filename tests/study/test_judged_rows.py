@@ -16,6 +16,7 @@ from seamcurate import FakeModel, Generate, Recipe, Reward, Source, query, run_l
 from seamcurate.errors import StudyError
 from seamcurate.study import ranking
 from seamcurate.study.best_of_n import expected_best
+from seamcurate.study.judged_rows import suspect
 
 ROWS = 400
 
@@ -109,6 +110,24 @@ def test_a_reward_that_is_a_coin_and_golden_responses_that_lose_are_told(planted
     assert "people put 30.0 % [" in line and "of 100 golden responses below another answer" in line
     assert "left out: 100 pairs with the golden response" in line
     assert "with 400 rows an AUC above 0.58 would be seen; for .55 judge 1,050" in line
+
+
+def test_the_suspected_end_of_a_column_is_the_one_its_authors_leave_out():
+    low = [
+        "seam_gpt",
+        "reward",
+        "baseline_reward_margin_contrast",
+        "baseline_rejected_reward_gpt",
+        "baseline_rejected_length_adv",
+    ]
+    high = [
+        "discrepancy_gpt",
+        "misjudged_adv",
+        "baseline_reward_gap_contrast",
+        "baseline_reward_spread_adv",
+        "rollout_reward_std",
+    ]
+    assert {suspect(name) for name in low} == {"low"} and {suspect(name) for name in high} == {"high"}
 
 
 @pytest.mark.slow
