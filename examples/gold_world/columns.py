@@ -60,7 +60,7 @@ def suspicion(frozen: Frozen, rewards: Doubles, seed: int) -> dict[str, Doubles]
 
 
 def of_set(
-    frozen: Frozen, rewards: Doubles, variant: str, golden: Doubles, sets: Sets, weights: int = len(WEIGHTS)
+    frozen: Frozen, rewards: Doubles, variant: str, golden: Doubles, sets: Sets, simple: bool = False
 ) -> dict[str, Doubles]:
     """Return the columns of one sample set.
 
@@ -70,20 +70,22 @@ def of_set(
         variant: The set's own name, `contrast` or `gpt`.
         golden: The golden responses' rewards, (rows,).
         sets: The candidates.
-        weights: How many weights SEAM is computed with.
+        simple: Only SEAM by its default weight.
     """
     places = sets.places
     scored = table(variant, golden, rewards[places], frozen.logprob[places], frozen.tokens[places], sets.lengths)
-    return of_table(scored, variant, weights)
+    return of_table(scored, variant, simple)
 
 
-def of_table(scored: pa.Table, variant: str, weights: int = len(WEIGHTS)) -> dict[str, Doubles]:
+def of_table(scored: pa.Table, variant: str, simple: bool = False) -> dict[str, Doubles]:
     """Return the columns of one sample set that a table as `table` makes it holds."""
     columns: dict[str, Doubles] = {}
-    for weight in WEIGHTS[:weights]:
+    for weight in WEIGHTS[:1] if simple else WEIGHTS:
         found = _added(Seam(variant=variant, likelihood=weight, k=K), scored)  # type: ignore[arg-type]
         columns[f"seam_{variant}_{weight}"] = _high(found, f"seam_{variant}")
         columns[f"misjudged_{variant}"] = _high(found, f"misjudged_{variant}")
+    if simple:
+        return columns
     rip = _added(Rip(variant=variant), scored)  # type: ignore[arg-type]
     # R.I.P. drops prompts whose rejected answer is bad or short, or whose gap is large.
     columns[f"rip_reward_{variant}"] = -_values(rip, f"baseline_rejected_reward_{variant}")

@@ -70,7 +70,7 @@ PRESETS = {
         (),
         (),
         verdicts.PRIMARY,
-        16,
+        64,
     ),
     "decisive": Preset(
         World(_WHOLE, _WHOLE, 96, 1600, 15, 8, 6),
@@ -333,7 +333,7 @@ class Experiment:
             golden = np.where(lot < share, rewards[wrong], rewards[frozen.golden])
             said: dict[str, Doubles] = {}
             for variant, chosen in sets.items():
-                found = columns.of_set(frozen, rewards, variant, golden, chosen, weights=1)
+                found = columns.of_set(frozen, rewards, variant, golden, chosen, simple=True)
                 said[f"seam_{variant}"] = found[f"seam_{variant}_{columns.WEIGHTS[0]}"]
             own = rewards[frozen.samples("rl")[:, : prompts.HALF]]
             said["seam_policy"] = columns.K * np.maximum(own - golden[:, None], 0).mean(1)
