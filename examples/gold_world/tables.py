@@ -205,7 +205,7 @@ def _benefit(results: Results) -> list[str]:
         cells = results.of("prompts", dials, "arms")
         if not cells:
             continue
-        every = results.of("prompts", dials, "validity")
+        every = results.of("prompts", dials, "accuracy")
         accuracy = np.mean([cell["accuracy"] for cell in every])
         full = ", ".join(f"{np.mean([c['full'][i] for c in cells]):.3f}" for i in range(4))
         base = np.mean([cell["sft"] for cell in cells])
