@@ -148,6 +148,8 @@ def test_a_run_repeats_exactly_and_a_failed_gate_has_no_arms(frozen: Frozen, tmp
     first, second = (measured.measure(Run("seam_contrast", 3)) for _ in range(2))
     assert {**first, "cpu": 0} == {**second, "cpu": 0}
     assert first["updates"] == 1 and len(first["checkpoints"]) == 1 and first["dropped"] <= 12
+    by_ppo = measured.measure(Run("ppo_seam_contrast", 3))
+    assert by_ppo["updates"] == 1 and by_ppo["dropped"] == first["dropped"] and len(by_ppo["checkpoints"]) == 1
     # Nothing is learned in so small a world: the gates stop it.
     assert "a gate failed" in measured.run()
     gate = json.loads((frozen.out / "gates" / f"{runs.GATE}.json").read_text())
@@ -188,3 +190,11 @@ def test_p4_is_decided_at_its_looks_alone(count: int, gain: float, verdict: str)
 def test_updates_take_each_prompt_once_and_the_last_ones_are_measured() -> None:
     assert alignment.checkpoints(187) == [167, 177, 187] and alignment.checkpoints(1) == [1]
     assert world.quality(world.records(1, 1)[0], "") == 0
+
+
+def test_a_gain_is_of_the_repetitions_that_have_every_arm() -> None:
+    assert runs.gain(cells(1, 0.02), "seam_contrast", "random").n == 1
+    found = runs.gain(
+        [*cells(20, 0.02), {"arm": "random", "seed": 99, "checkpoints": [[0.0]]}], "seam_contrast", "random"
+    )
+    assert found.n == 20 and found.low < 100 * 0.02 / 0.7 < found.high and found.above_zero

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import statistics as python_statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,22 +24,28 @@ from examples.gold_world import alignment, arms, gates, world
 from examples.gold_world.alignment import Aligner
 from examples.gold_world.experiment import FIRST_GATE_SEED, PRESETS
 from examples.gold_world.frozen import Frozen
+from examples.gold_world.policy import ANSWER_TOKENS, write
 from examples.gold_world.prompts import Flags
 from examples.gold_world.reward import Dials, TextReward
 from examples.gold_world.verdicts import OPEN, PRIMARY, REFUTED, SHOWN, Verdict
 from seamcurate.storage.shard import replace
 from seamcurate.study import statistics
 from seamcurate.study.statistics import Interval
+from seamcurate.train import PPOTraining, ppo
 
 ARMS = ("full", "random", "seam_contrast", "seam_gpt", "oracle")
+PPO_ARMS = ("ppo_full", "ppo_random", "ppo_seam_contrast")
+"""The paper's trainer, by the bundled `ppo`; described, and no part of P4."""
 LOOKS = {16: 0.001, 32: 0.009, 64: 0.04}
 """Repetitions at which P4 is looked at, each with its share of the error of .05."""
+PPO_BATCH = 64
+"""Prompts of an update of PPO, one answer each."""
 GATE_SEEDS = 3
 GATE = gates.name("R", PRIMARY)
 
 
 class Run(NamedTuple):
-    """One training: an arm in a repetition; `truth` trains on all prompts with true quality as the reward."""
+    """One training: an arm in a repetition, by RLOO or, as `ppo_…`, by PPO; `truth` has true quality as the reward."""
 
     arm: str
     seed: int
@@ -52,7 +59,7 @@ class Run(NamedTuple):
 def plan() -> tuple[list[Run], list[Run]]:
     """Return the gates' runs and the arms', repetition by repetition."""
     looked = [Run("truth", FIRST_GATE_SEED), *(Run("full", FIRST_GATE_SEED + i) for i in range(GATE_SEEDS))]
-    return looked, [Run(arm, seed) for seed in range(max(LOOKS)) for arm in ARMS]
+    return looked, [Run(arm, seed) for seed in range(max(LOOKS)) for arm in (*ARMS, *PPO_ARMS)]
 
 
 class Runs:
@@ -72,9 +79,10 @@ class Runs:
         start = time.process_time()
         records = self.frozen.parts.rl
         prepared = arms.prepare(self.frozen, self.dials, run.seed)
+        arm = run.arm.removeprefix("ppo_")
         drop: Flags = np.zeros(len(records), bool)
-        if run.arm not in ("full", "truth"):
-            drop = arms.drops(prepared, run.seed)[run.arm]
+        if arm not in ("full", "truth"):
+            drop = arms.drops(prepared, run.seed)[arm]
         places = self.frozen.samples("rl")
         if run.arm == "truth":
             scale = alignment.spread(self.frozen.quality[places])
@@ -82,6 +90,8 @@ class Runs:
         else:
             scale = alignment.spread(prepared.rewards[places])
             reward = TextReward(self.frozen.policy, self.frozen.head(self.dials, run.seed))
+            if arm != run.arm:
+                return self._ppo(run, drop, reward, start)
             aligner = Aligner(self.frozen.policy, reward)
         test = self.frozen.parts.test
         before = aligner.measure(test, records)
@@ -102,6 +112,42 @@ class Runs:
             "before": [round(value, 5) for value in before],
             "checkpoints": [[round(value, 5) for value in found] for found in after],
             "kl": [round(value, 4) for value in kl[-10:]],
+            "cpu": round(time.process_time() - start, 1),
+        }
+
+    def _ppo(self, run: Run, drop: Flags, reward: TextReward, start: float) -> dict[str, Any]:
+        """Train one arm by the bundled PPO, as many updates for every arm, and measure the policy it leaves."""
+        records = self.frozen.parts.rl
+        size = min(PPO_BATCH, len(records))
+        config = PPOTraining(
+            learning_rate=1e-4,
+            warmup_steps=alignment.WARMUP,
+            max_steps=len(records) // size,
+            per_device_train_batch_size=size,
+            max_length=64,
+            response_length=ANSWER_TOKENS,
+            kl_coef=alignment.BETA,
+            kl_target=None,
+            vf_coef=0.1,
+            eval_rows=0,
+            save_steps=0,
+            lora=False,
+            seed=run.seed,
+        )
+        kept = [record for record, out in zip(records, drop, strict=True) if not out]
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / "aligned"
+            result = ppo(self.frozen.policy, reward, write(kept, Path(scratch) / "rl.parquet"), out, config)
+            after = Aligner(out, reward).measure(self.frozen.parts.test, records)
+        return {
+            "arm": run.arm,
+            "seed": run.seed,
+            "pairs": self.dials.pairs,
+            "blind": self.dials.blind,
+            "updates": result["updates"],
+            "dropped": int(drop.sum()),
+            "checkpoints": [[round(value, 5) for value in after]],
+            "kl": [result["kl"]],
             "cpu": round(time.process_time() - start, 1),
         }
 
@@ -204,6 +250,19 @@ def p4(cells: Sequence[dict[str, Any]]) -> Verdict:
     return Verdict("P4", says, f"{OPEN}: {len(seeds)} repetitions", {"last look": number}, (min(LOOKS),))
 
 
+def gain(cells: Sequence[dict[str, Any]], arm: str, other: str, full: str = "full") -> Interval:
+    """Return by how much one arm lies above another over repetitions, in % of all prompts' mean quality; described only."""
+    by_arm: dict[str, dict[int, float]] = {name: {} for name in (arm, other, full)}
+    for cell in cells:
+        if cell["arm"] in by_arm:
+            by_arm[cell["arm"]][cell["seed"]] = quality(cell)
+    seeds = sorted(set.intersection(*(set(values) for values in by_arm.values())))
+    if len(seeds) < 2:
+        return Interval(math.nan, math.nan, math.nan, len(seeds))
+    level = python_statistics.fmean(by_arm[full][seed] for seed in seeds)
+    return statistics.mean([100 * (by_arm[arm][seed] - by_arm[other][seed]) / level for seed in seeds])
+
+
 def main() -> None:
     """Run what is left, for so many minutes at most, and say how far it has come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,8 +275,13 @@ def main() -> None:
         raise SystemExit(f"{given.out} holds no finished world; run experiment --preset decisive --out {given.out}")
     print(Runs(given.out, frozen).run(time.monotonic() + 60 * given.minutes))
     cells = [json.loads(file.read_text()) for file in sorted((given.out / "cells").glob("rl-*.json"))]
-    decided = p4([cell for cell in cells if cell["seed"] < FIRST_GATE_SEED])
-    print(f"P4: {decided.verdict}")
+    measured = [cell for cell in cells if cell["seed"] < FIRST_GATE_SEED]
+    print(f"P4: {p4(measured).verdict}")
+    by_ppo = gain(measured, "ppo_seam_contrast", "ppo_random", "ppo_full")
+    if by_ppo.n > 1:
+        print(
+            f"by PPO, no part of P4: SEAM_Contrast above random by {statistics.shown(by_ppo, '+.2f')} %, n = {by_ppo.n}"
+        )
     if given.results:
         lines = [{"folder": "cells", "name": Run(cell["arm"], cell["seed"]).name, **cell} for cell in cells]
         file = given.out / "gates" / f"{GATE}.json"
