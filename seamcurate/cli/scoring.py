@@ -79,7 +79,7 @@ def run(
 
 
 def plan(recipe: RecipeFile, store: StoreFolder, threads: Threads = None) -> None:
-    """Show rows, model calls, tokens and dollars a run would take; writes nothing.
+    """Show rows, model calls, tokens, dollars and hours a run would take; writes nothing.
 
     Example: seamcurate plan recipes/seam_contrast.yaml my-store
     """
@@ -90,7 +90,7 @@ def plan(recipe: RecipeFile, store: StoreFolder, threads: Threads = None) -> Non
     check_order("plan", recipe, store)
     planned = estimate.plan(recipes.load(recipe), store)
     print(planned.counts())
-    tables.show(estimate.HEADER, planned.cells(), right=(1, 2, 3, 4, 5))
+    tables.show(estimate.HEADER, planned.cells(), right=(1, 2, 3, 4, 5, 6))
     for line in planned.notes:
         print(line)
 

@@ -30,7 +30,7 @@ from seamcurate.models.local import LocalModel
 from seamcurate.models.served import Served
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
-from seamcurate.run import agreement, integrity
+from seamcurate.run import agreement, integrity, speed
 from seamcurate.run.recipe import Recipe
 from seamcurate.score import golden_check
 from seamcurate.score.seam import Seam
@@ -164,11 +164,11 @@ def run(
                 _check_models([(output, store) for output in outputs], executor, bought)
                 computed = sum(compute(output, corpus, corpus.shards, "corpus ", executor) for output in corpus_outputs)
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
-        spent = []
+        spent: list[str] = []
         for output in outputs:
             planned = _planned(output, store, shards)
             spent_before = bought.spent if bought else Spent()
-            computed += compute(output, store, shards, "", executor)
+            computed += compute(output, store, shards, "", executor, spent)
             if bought and planned is not None and (difference := bought.spent.minus(spent_before)).calls:
                 spent.append(f"{output.step.name}: {difference}; planned were {planned}")
         lines = [line for output in outputs for line in _findings(store, output.step)] + spent
@@ -388,8 +388,18 @@ def _restore(source: Source, store: Store) -> None:
         raise DamagedError(f"{wrong}, and its source has no such rows now; {_LOST.format(store.path)}")
 
 
-def compute(output: StepOutput, store: Store, shards: Sequence[int], label_prefix: str, executor: Executor) -> int:
-    """Compute an output's missing shards and, once it has all, its facts; return how many shards were computed."""
+def compute(
+    output: StepOutput,
+    store: Store,
+    shards: Sequence[int],
+    label_prefix: str,
+    executor: Executor,
+    told: list[str] | None = None,
+) -> int:
+    """Compute an output's missing shards and, once it has all, its facts; return how many shards were computed.
+
+    Of a step that takes a while, `told` gets a line: what its first seconds foretold, and what it took.
+    """
     requested = set(shards)
     missing = [number for number in store.missing(output) if number in requested]
     step, facts = output.step, step_file(output.path, "facts.json")
@@ -399,10 +409,14 @@ def compute(output: StepOutput, store: Store, shards: Sequence[int], label_prefi
         with _making(output):
             shared = _prepared(output, store)
         total = sum(map(store.count, missing))
+        watch = speed.Watch(f"{label_prefix}{step.name}", total)
         with bar(f"{label_prefix}{step.name}", total) as advance:
             # A step that asks an endpoint stays in this process, which keeps the bought answers and the limit in dollars.
             for rows in (executor if missing and not _buys(step) else in_process)(output, store, shared, missing):
                 advance(rows)
+                watch.done(rows)
+        if told is not None:
+            told += watch.told()
     # Arrow keeps freed memory for its next table; the next step may need it elsewhere.
     shard.give_back()
     if not facts.exists() and not store.missing(output):

@@ -1,7 +1,7 @@
 """The cost of a run before it starts: rows, model calls, tokens, and the share of rows that the band serves.
 
 One rule: nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample, and how fast a policy
-answers is measured on a few prompts. A missing model or a
+answers, and a local model works, is measured on a few rows. A missing model or a
 filter that SQL cannot answer is refused before anything is embedded.
 """
 
@@ -30,7 +30,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions
 from seamcurate.models.vectors import embedded as embed
 from seamcurate.progress import bar, note
-from seamcurate.run import agreement, speed
+from seamcurate.run import agreement, probe, speed
 from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
 from seamcurate.select.split import check_formats
@@ -58,6 +58,8 @@ class StepEstimate(NamedTuple):
     """Tokens a language model writes."""
     usd: float | None
     """US dollars; None for a local model, or where the recipe has no prices."""
+    seconds: float | None = None
+    """Seconds on this machine, by a probe; None for a step without a model, or with one that is not timed here."""
 
 
 class Plan(NamedTuple):
@@ -92,13 +94,14 @@ class Plan(NamedTuple):
                 f"{line.tokens:,}" if line.model else "",
                 f"{line.written:,}" if line.written else "",
                 "" if line.usd is None else f"{line.usd:,.2f}",
+                "" if line.seconds is None else probe.duration(line.seconds),
                 line.model,
             ]
             for line in self.lines
         ]
 
 
-HEADER = ("step", "rows to do", "calls", "tokens in", "out", "$", "model")
+HEADER = ("step", "rows to do", "calls", "tokens in", "out", "$", "time", "model")
 """What a plan's table shows of each step."""
 
 
@@ -123,7 +126,8 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
 
     Returns:
         The plan: `rows` and `rejected` (counted), `corpus` (rows of the corpus), `lines` (one for each step: rows, calls,
-        tokens read and written, US dollars where the recipe has prices) and `notes`.
+        tokens read and written, US dollars where the recipe has prices, seconds where the step's model runs here) and
+        `notes`.
 
     Raises:
         SeamcurateError: The errors about sources, models and filters that a run would raise first.
@@ -183,13 +187,22 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     )
     texts = [prompt_text(p) for p in sample.prompts] + sample.responses
     ratios: dict[str, float] = {}
+    timed = probe.Probe(
+        probe.Texts(
+            sample.prompts,
+            sample.responses,
+            corpus.responses if corpus else [text for sets in sample.sets for some in sets.values() for text in some],
+        )
+    )
     lines = []
     from_corpus = {kind.name for kind in SAMPLE_SETS if kind.instructions}
     if corpus is not None:
         corpus_averages = averages._replace(prompt=_mean([prompt_text(p) for p in corpus.prompts]))
         for step in {needed.name: needed for row_step in steps for needed in row_step.on_corpus}.values():
             corpus_store = store.corpus_store if store.about else None
-            lines.append(_line(step, corpus.rows, _done(corpus_store, step), corpus_averages, texts, ratios, "corpus "))
+            lines.append(
+                _line(step, corpus.rows, _done(corpus_store, step), corpus_averages, texts, ratios, timed, "corpus ")
+            )
     for step in steps:
         variant = str(getattr(step, "variant", SAMPLE_SETS[0].name))
         of_these = averages._replace(candidates=candidates.get(variant, 0.0))
@@ -197,10 +210,18 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
             of_these = of_these._replace(candidate=lengths[variant])
         elif variant not in from_corpus:
             of_these = of_these._replace(candidate=averages.response)
-        lines.append(_line(step, sample.rows, _done(store if store.about else None, step), of_these, texts, ratios))
+        lines.append(
+            _line(step, sample.rows, _done(store if store.about else None, step), of_these, texts, ratios, timed)
+        )
     for step in steps:
         if isinstance(step, Rollouts) and (line := next(line for line in lines if line.step == step.name)).rows:
             notes.append(speed.sampling_time(step, sample.prompts, line.rows, line.written))
+    seconds = [line.seconds for line in lines if line.seconds is not None]
+    if seconds:
+        notes.append(
+            f"about {probe.duration(sum(seconds))} for what has a time above, here and as busy as this machine is now: a "
+            "probe timed each model on rows of all lengths; searches, servers and samples are not in it"
+        )
     total = [line.usd for line in lines if line.usd is not None]
     if total:
         notes.append(f"about ${sum(total):,.2f} by the recipe's prices; `run --max-usd` stops before a limit")
@@ -308,6 +329,7 @@ def _line(
     averages: Averages,
     texts: Sequence[str],
     ratios: dict[str, float],
+    timed: probe.Probe,
     prefix: str = "",
 ) -> StepEstimate:
     """Estimate a step's work for the rows that are not done."""
@@ -332,7 +354,10 @@ def _line(
         if (usd := model.price(read_here, written_here)) is not None:
             prices.append(usd)
     title = ", ".join(dict.fromkeys(titles))
-    return StepEstimate(prefix + step.name, missing, title, calls, tokens, written, sum(prices) if prices else None)
+    seconds = timed.seconds(step, missing, averages, not done)
+    return StepEstimate(
+        prefix + step.name, missing, title, calls, tokens, written, sum(prices) if prices else None, seconds
+    )
 
 
 def _done(store: Store | None, step: Step) -> int:

@@ -1,4 +1,4 @@
-"""How long sampling will take, by a probe: a few short answers of the policy, timed."""
+"""How long sampling will take, by a probe: a few short answers of the policy, timed. And how long a step took."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from seamcurate.contrast import Rollouts
 from seamcurate.errors import ModelError
 from seamcurate.models import Prompt, Sample, Sampling, roles
 from seamcurate.progress import bar
+from seamcurate.run import probe
 from seamcurate.text import counted
 
 _PROMPTS = 2
 """Prompts of the probe."""
 _TOKENS = 64
 """The most tokens of its answers."""
+_FORETOLD_AFTER = 10.0
+"""Seconds of a step by which its whole time is foretold."""
 _DRAWS = 16
 """The most answers to each of its prompts."""
 
@@ -75,3 +78,31 @@ def _timed(step: Rollouts, prompts: Sequence[Prompt], rows: int, written: int) -
         f"{step.name}: {duration} here for {tokens:,.0f} tokens {as_long}; a probe of "
         f"{counted(len(samples), 'sample')} gave {drawn / seconds:,.0f} tokens a second"
     )
+
+
+class Watch:
+    """Time a step, and foretell its time once it has run for ten seconds."""
+
+    def __init__(self, name: str, rows: int) -> None:
+        self.name, self.rows, self._done, self._first, self._foretold = name, rows, 0, 0, 0.0
+        self._start = self._begun = time.monotonic()
+
+    def done(self, rows: int) -> None:
+        """Count rows that are done."""
+        now = time.monotonic()
+        if not self._done:
+            # What comes before the first rows, such as loading a model, is done once.
+            self._begun, self._first = now, rows
+        self._done += rows
+        if not self._foretold and now - self._begun > _FORETOLD_AFTER and self._done > self._first:
+            each = (now - self._begun) / (self._done - self._first)
+            self._foretold = self._begun - self._start + each * (self.rows - self._first)
+
+    def told(self) -> list[str]:
+        """Return one line, or none of a step that took less than the ten seconds."""
+        taken = time.monotonic() - self._start
+        if not self._foretold:
+            return []
+        return [
+            f"{self.name}: took {probe.duration(taken)}; its first seconds foretold {probe.duration(self._foretold)}"
+        ]

@@ -1,0 +1,209 @@
+"""How long a step will take on this machine, by a probe: its model's own work on a few rows of the data, timed.
+
+One rule: the rows are drawn over the lengths that there are, in groups as the step makes them, one prompt with all its
+answers. What a probe cannot time, such as a server's work, is not guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seamcurate.errors import ModelError
+from seamcurate.models import FakeModel, Prompt
+from seamcurate.models.backend import Backend
+from seamcurate.models.local import LocalModel
+from seamcurate.models.template import prompt_text
+from seamcurate.models.vectors import embedded
+from seamcurate.progress import note
+from seamcurate.step import Averages, Step
+
+_ROWS = 32
+"""Rows of a probe, at most."""
+_SECONDS = 1.5
+"""What one timed call should take: from there on no larger one is made."""
+
+
+class Texts(NamedTuple):
+    """Rows of the data to time models on."""
+
+    prompts: list[Prompt]
+    responses: list[str]
+    candidates: list[str]
+    """Answers of other rows, such as those of a corpus."""
+
+
+class Rate(NamedTuple):
+    """How fast a model works."""
+
+    load: float
+    """Seconds to load it."""
+    seconds: float
+    """Seconds a character, prompts counted with each answer as `Work` counts them."""
+
+
+def _embed(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> None:
+    embedded(model, [*prompts, *(answer for row in answers for answer in row)])
+
+
+def _reward(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> None:
+    model.rewards(prompts, answers)
+
+
+def _logprobs(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> None:
+    model.logprobs(prompts, answers)
+
+
+_ROLES: dict[str, Callable[[Any, Sequence[Prompt], Sequence[Sequence[str]]], None]] = {
+    "encoder": _embed,
+    "reward": _reward,
+    "truth": _reward,
+    "policy": _logprobs,
+    "base": _logprobs,
+}
+"""What a step's model is asked for, by the field that names it."""
+
+
+class Probe:
+    """Time models on rows; each model once for each role and number of answers a row."""
+
+    def __init__(self, texts: Texts) -> None:
+        self.texts = _spread(texts)
+        self._rates: dict[tuple[str, str, int], Rate] = {}
+        self._misjudged: float | None = None
+        """The share of other rows' answers that the last reward model prefers to the golden ones."""
+
+    def seconds(self, step: Step, rows: int, averages: Averages, first: bool) -> float | None:
+        """Estimate the seconds of a step for so many rows; None where it has no model, or one that cannot be timed here.
+
+        Args:
+            step: The step.
+            rows: Rows to do.
+            averages: Lengths of the rows.
+            first: Whether the work that is done once is still to be done.
+        """
+        if not rows:
+            return None
+        roles = {value.title: name for name, value in step if isinstance(value, Backend) and name in _ROLES}
+        total = 0.0
+        loaded: set[str] = set()
+        works = [(work, rows) for work in step.works(averages)]
+        works += [(work, 1) for work in step.first_work(averages, rows)] if first else []
+        for work, times in works:
+            model = work.model
+            if not isinstance(model, LocalModel | FakeModel) or model.title not in roles or work.answer:
+                return None
+            role = roles[model.title]
+            answers = 1 if work.sequences <= 1 else 2 if role == "encoder" else max(1, round(averages.candidates))
+            try:
+                rate = self._rate(model, role, answers)
+            except ModelError as error:
+                note(f"warning: {step.name}: how long it takes is not known: {error}")
+                return None
+            # Likelihoods are asked for what the reward model misjudges alone.
+            share = self._misjudged if getattr(step, "likelihoods", "") == "misjudged" and times > 1 else None
+            total += rate.seconds * work.characters * times * (1.0 if share is None else share)
+            if model.title not in loaded:
+                total += rate.load
+                loaded.add(model.title)
+        return total if loaded else None
+
+    def _rate(self, model: Any, role: str, answers: int) -> Rate:
+        key = (role, model.title, answers)
+        if key not in self._rates:
+            self._rates[key] = self._timed(model, role, answers)
+        return self._rates[key]
+
+    def _timed(self, model: Any, role: str, answers: int) -> Rate:
+        prompts, responses, others = self.texts
+        others = others or responses
+        groups = [
+            (prompts[i], [responses[i]] if answers == 1 else list(islice(cycle(others[i:] + others[:i]), answers)))
+            for i in range(len(prompts))
+        ]
+        if role == "encoder":
+            groups = [(prompt, given[: answers - 1]) for prompt, given in groups]
+        _check_room(model)
+        start = time.perf_counter()
+        loaded = model.load()
+        load = time.perf_counter() - start
+        ask = _ROLES[role]
+        # Not timed: what a library does once, at its first call.
+        ask(loaded, *_columns(groups[:1]))
+        count, rate = 2, 0.0
+        while True:
+            taken = groups[:count]
+            start = time.perf_counter()
+            ask(loaded, *_columns(taken))
+            seconds = time.perf_counter() - start
+            characters = sum(_characters(role, prompt, given) for prompt, given in taken)
+            rate = seconds / max(1, characters)
+            # A call of few rows fills no batch: the largest says most.
+            if seconds >= _SECONDS / 2 or count >= len(groups):
+                if role == "reward" and answers > 1:
+                    self._misjudged = _misjudged(loaded, taken, responses)
+                return Rate(load, rate)
+            count *= 2
+
+
+def _check_room(model: Any) -> None:
+    """Refuse a folder of weights that this machine's free memory would hold but barely: a plan must not end its process.
+
+    Raises:
+        ModelError: The weights take more than half of it.
+    """
+    size = sum(file.stat().st_size for file in Path(model.path).glob("*.safetensors"))
+    if "SC_AVPHYS_PAGES" in os.sysconf_names and size > os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
+        raise ModelError(f"{model.title} has {size / 1e9:,.1f} GB of weights, too much for this machine to try")
+
+
+def _misjudged(model: Any, groups: Sequence[tuple[Prompt, list[str]]], golden: Sequence[str]) -> float:
+    """Return the share of answers whose reward is above that of their prompt's golden response."""
+    prompts, answers = _columns(groups)
+    best = [row[0] for row in model.rewards(prompts, [[response] for response in golden[: len(groups)]])]
+    pairs = [
+        reward > most
+        for row, most in zip(model.rewards(prompts, answers), best, strict=True)
+        for reward in row
+        if reward is not None and most is not None
+    ]
+    return float(np.mean(pairs)) if pairs else 0.0
+
+
+def _columns(groups: Sequence[tuple[Prompt, list[str]]]) -> tuple[list[Prompt], list[list[str]]]:
+    return [prompt for prompt, _ in groups], [answers for _, answers in groups]
+
+
+def _characters(role: str, prompt: Prompt, answers: Sequence[str]) -> int:
+    size, given = len(prompt_text(prompt)), sum(map(len, answers))
+    return size + given if role == "encoder" else size * len(answers) + given
+
+
+def _spread(texts: Texts) -> Texts:
+    """Return rows of all lengths: of those sorted by length, evenly spaced ones, in an order whose every beginning is spread."""
+    pairs = [
+        (prompt, response)
+        for prompt, response in zip(texts.prompts, texts.responses, strict=True)
+        if prompt_text(prompt)
+    ]
+    pairs.sort(key=lambda pair: len(prompt_text(pair[0])) + len(pair[1]))
+    size = min(_ROWS, len(pairs))
+    # The middle of each of `size` equal parts.
+    chosen = [pairs[(2 * i + 1) * len(pairs) // (2 * size)] for i in range(size)]
+    # By the golden section, which spreads every beginning of the list over all lengths.
+    turned = [chosen[i] for i in sorted(range(size), key=lambda i: (0.5 + i * 0.618034) % 1)]
+    step = max(1, len(texts.candidates) // 512)
+    return Texts([p for p, _ in turned], [r for _, r in turned], [t for t in texts.candidates[::step] if t])
+
+
+def duration(seconds: float) -> str:
+    """Write seconds in the unit in which a person plans: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"
