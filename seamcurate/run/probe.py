@@ -100,15 +100,16 @@ class Probe:
             if not isinstance(model, LocalModel | FakeModel) or model.title not in roles or work.answer:
                 return None
             role = roles[model.title]
-            answers = 1 if work.sequences <= 1 else 2 if role == "encoder" else max(1, round(averages.candidates))
+            # Likelihoods are asked for what the reward model misjudges alone, in smaller groups.
+            only_misjudged = getattr(step, "likelihoods", "") == "misjudged" and times > 1
+            share = 1.0 if self._misjudged is None or not only_misjudged else self._misjudged
+            several = 2 if role == "encoder" else max(1, round(averages.candidates * share))
             try:
-                rate = self._rate(model, role, answers)
+                rate = self._rate(model, role, 1 if work.sequences <= 1 else several)
             except ModelError as error:
                 note(f"warning: {step.name}: how long it takes is not known: {error}")
                 return None
-            # Likelihoods are asked for what the reward model misjudges alone.
-            share = self._misjudged if getattr(step, "likelihoods", "") == "misjudged" and times > 1 else None
-            total += rate.seconds * work.characters * times * (1.0 if share is None else share)
+            total += rate.seconds * work.characters * times * share
             if model.title not in loaded:
                 total += rate.load
                 loaded.add(model.title)
