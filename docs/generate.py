@@ -911,16 +911,48 @@ def error_page() -> str:
         ["3", "`audit`: the reward has a fault that `--fail-on` names."],
         ["130", "The command was stopped by Ctrl-C. What was finished is kept."],
     ]
+    messages = [
+        f"### {name}\n\n" + "\n".join(f"- {prose(text)}" for text in texts) for name, texts in error_texts().items()
+    ]
     introduction = (
         "Everything that seamcurate raises on purpose is a `seamcurate.SeamcurateError`; the others are in `seamcurate.errors`. "
-        "A message is one line: what is wrong, where, and what to do. The command line prints it to standard error as `error: …`."
+        "A message is one line: what is wrong, where, and what to do. The command line prints it to standard error as `error: …`. "
+        "Look for some words of yours under [messages](#messages)."
     )
     return page(
         "Errors",
         introduction,
         table(["class", "meaning"], rows),
         "## Exit codes\n\n" + table(["code", "meaning"], codes),
+        "## Messages\n\nBy class, in the order of the alphabet. `…` stands for what differs: a name, a number, a path. What to do "
+        "follows the last colon or semicolon.",
+        *messages,
     )
+
+
+def error_texts() -> dict[str, list[str]]:
+    """Return the texts of the package's errors by class, as the code writes them; what is computed is `…`."""
+    kinds = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    found: dict[str, set[str]] = {}
+    for file in sorted(Path(seamcurate.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds):
+                continue
+            text = re.sub("…+", "…", _text(node.args[0]) if node.args else "").strip()
+            # A text that is computed whole says nothing here.
+            if len(re.findall(r"\w{2,}", text)) > 2:
+                found.setdefault(node.func.id, set()).add(text)
+    return {name: sorted(found[name], key=str.casefold) for name in sorted(found)}
+
+
+def _text(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(_text, node.values))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _text(node.left) + _text(node.right)
+    return "…"
 
 
 # ── File format ──────────────────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import generate
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import website
 import yaml
@@ -149,6 +151,11 @@ def test_the_readme_stays_short():
 
 
 def test_the_readmes_example_prints_what_it_shows(tmp_path):
+    """In a folder with the reader's Parquet."""
+    pairs = [(verb, thing) for verb in ("sort", "copy") for thing in ("list", "file", "set")]
+    questions = [f"how do I {verb} a {thing}" for verb, thing in pairs]
+    answers = [f"{verb} the {thing} with {verb}()" for verb, thing in pairs]
+    pq.write_table(pa.table({"question": questions, "answer": answers}), tmp_path / "questions.parquet")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block, output = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", readme, re.DOTALL).groups()
     assert readme.count("```python\n") == 1
