@@ -144,6 +144,15 @@ def test_pages_are_plain_markdown_that_every_builder_reads():
             assert not re.match(r" {2,3}[-*] ", line), f"{page}: a list inside a list takes four spaces: {line!r}"
 
 
+def test_a_page_begins_with_what_it_is_for():
+    for page in PAGES:
+        if page.parent.name in ("reference", "results"):
+            continue
+        title, first = page.read_text(encoding="utf-8").split("\n\n", 2)[:2]
+        assert re.match(r"# \S.*$", title), page
+        assert re.match(r"[A-Za-z`\[*]", first) and len(first) >= 60, f"{page} begins with {first[:60]!r}"
+
+
 def test_the_readme_stays_short():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 200 and max(map(len, lines)) <= 120
