@@ -34,6 +34,7 @@ from seamcurate.cli import app
 from seamcurate.data.source import REJECTED
 from seamcurate.models.backend import Backend, NamedModel
 from seamcurate.run.recipe import STEPS
+from seamcurate.score import measured
 from seamcurate.select import views
 from seamcurate.step import SAMPLE_SETS, Step
 from seamcurate.store import store as stores
@@ -803,7 +804,22 @@ def columns() -> str:
         parts.append(
             f"## {kind.__name__}\n\n{_first_line(kind)}\n\n{added}\n\n{table(['column', 'type', 'meaning'], step_columns(kind))}"
         )
-    return page("Columns", *parts)
+    return page("Columns", *parts, found_columns())
+
+
+def found_columns() -> str:
+    """Return what columns were measured to find, as a section."""
+    by_column: dict[str, dict[str, str]] = {}
+    for one in measured.every():
+        shown = f"{one.auc:.2f} ({one.low:.2f} to {one.high:.2f})"
+        by_column.setdefault(one.column, {})[one.place] = f"{shown}: {one.doubt}" if one.doubt else shown
+    places = [place for place in measured.PLACES if any(place in found for found in by_column.values())]
+    rows = [[code(name), *(found.get(place, "–") for place in places)] for name, found in by_column.items()]
+    return (
+        "## What columns were measured to find\n\nAUC of a column's bad end for the prompts that the reward misjudges: .5 is chance. "
+        "From [gold-world.md](../evidence/gold-world.md) and [real-text.md](../evidence/real-text.md). A column that is not "
+        "here was not measured.\n\n" + table(["column", *(measured.PLACES[place] for place in places)], rows)
+    )
 
 
 # ── Views ────────────────────────────────────────────────────────────────────────────────────────────────

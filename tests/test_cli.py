@@ -292,7 +292,7 @@ def test_ppos_controller_is_fixed_and_its_scores_are_raw_where_asked(cli, policy
 def test_columns_and_why_tell_what_is_there(cli, finished):
     shown = cli("columns", finished.path)
     assert shown.returncode == 0
-    for text in ("seam_contrast", "double", "3/3", "low = bad", "coverage: "):
+    for text in ("seam_contrast", "double", "3/3", "low = bad", "coverage: ", "seam_contrast: Measured as a sign of "):
         assert text in shown.stdout
     told = cli("why", finished.path, 3).stdout
     assert told.startswith("row 3: how do I cache the sort")

@@ -1,15 +1,16 @@
-// The "?" beside a column: what it means and its formula, in a box that Escape or a second click closes.
+// The "?" beside a column: what it means, its formula and what it was measured to find, in a box that Escape or a second click closes.
 
 import { clean, h } from "./dom.js";
 
 let count = 0;
 
-export function help(name, meaning, formula, madeBy) {
+export function help({ name, meaning, formula, measured, made_by: madeBy }) {
   if (!meaning && !formula) return null;
   const id = `help-${++count}`;
   const box = h("div", { class: "help", id, hidden: true, role: "note" },
     h("p", {}, clean(meaning || "")),
     formula ? h("p", { class: "formula" }, formula) : null,
+    measured ? h("p", { class: "measured" }, measured) : null,
     madeBy ? h("p", { class: "meaning" }, `made by ${clean(madeBy)}`) : null);
   const close = () => show(false);
   const show = (open) => {

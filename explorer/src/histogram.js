@@ -89,7 +89,7 @@ export function histogram(chart, total, settings) {
   const card = h(
     "article",
     { class: "card chart", "data-column": chart.name },
-    h("header", {}, h("h3", { title: chart.meaning || chart.name }, chart.name), help(chart.name, chart.meaning, chart.formula, chart.made_by), heights, range, clear),
+    h("header", {}, h("h3", { title: chart.meaning || chart.name }, chart.name), help(chart), heights, range, clear),
     h("p", { class: "meaning", title: chart.meaning }, chart.meaning || `column of ${chart.made_by}`),
     plot,
     axis(chart),

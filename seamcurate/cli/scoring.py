@@ -140,7 +140,7 @@ def columns(store: StoreFolder) -> None:
     Example: seamcurate columns my-store
     """
     from seamcurate import tables, text
-    from seamcurate.score import golden_check
+    from seamcurate.score import golden_check, measured
     from seamcurate.store.store import Store
 
     opened = Store(store).open()
@@ -165,6 +165,9 @@ def columns(store: StoreFolder) -> None:
     doubt = golden_check.warning(golden_check.found(opened.all_facts()))
     if doubt and any(c.name.startswith("seam_") for c in listed):
         print(doubt)
+    for column in listed:
+        if said := measured.sentence(column.name):
+            print(f"{column.name}: {said}")
     noise = {c.name: n for c in listed if (n := opened.noise(c.name).get(c.name)) is not None}
     if noise:
         cause = (

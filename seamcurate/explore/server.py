@@ -41,6 +41,7 @@ from seamcurate.explore.about import about
 from seamcurate.explore.compare import compare
 from seamcurate.explore.formulas import formula
 from seamcurate.explore.session import Chart, Session
+from seamcurate.score import measured
 from seamcurate.select import views
 from seamcurate.storage import scratch
 from seamcurate.store.store import Store
@@ -406,6 +407,7 @@ def _overview(session: Session) -> dict[str, JsonValue]:
                 "shards": c.shards,
                 "meaning": c.meaning,
                 "formula": formula(c.name),
+                "measured": measured.sentence(c.name),
                 "stale": c.stale,
             }
             for c in session.columns
@@ -445,6 +447,7 @@ def _chart(chart: Chart) -> JsonValue:
         "name": chart.column.name,
         "meaning": chart.column.meaning,
         "formula": formula(chart.column.name),
+        "measured": measured.sentence(chart.column.name),
         "made_by": chart.column.made_by,
         "done": chart.column.done,
         "shards": chart.column.shards,

@@ -22,7 +22,7 @@ from seamcurate.publish.measures import SplitMeasures
 from seamcurate.publish.shape import described
 from seamcurate.publish.snippet import Configuration, Snippet, load_dataset
 from seamcurate.run.recipe import Recipe
-from seamcurate.score import golden_check
+from seamcurate.score import golden_check, measured
 from seamcurate.select import controls, shaping
 from seamcurate.text import counted
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT
@@ -224,7 +224,8 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     assert isinstance(columns, dict)
     column = columns.get(split.score)
     if isinstance(column, dict):
-        yield f"Decided by `{cell(split.score)}`: {cell(column['meaning'] or 'a column of the source')}."
+        said = measured.sentence(split.score)
+        yield f"Decided by `{cell(split.score)}`: {cell(column['meaning'] or 'a column of the source')}.{f' {said}' if said else ''}"
     doubt = golden_check.warning(golden_check.found([facts]))
     if doubt and split.score.startswith("seam_"):
         yield ""

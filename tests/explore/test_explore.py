@@ -40,6 +40,7 @@ from seamcurate import (
     seam,
 )
 from seamcurate.errors import QueryError, StoreError
+from seamcurate.score import measured
 from seamcurate.select import views
 
 pytest.importorskip("starlette", reason="starlette is not installed")
@@ -1082,9 +1083,10 @@ def test_a_split_is_a_filter_and_the_selection_holds_on_every_tab(page):
     assert page.text("#compare .within") == ""
 
 
-def test_a_columns_help_gives_its_meaning_and_its_formula(page):
+def test_a_columns_help_gives_its_meaning_its_formula_and_what_it_was_measured_to_find(page):
     page.click("[data-column=seam_contrast] .ask")
     assert "Σ w · max(R(I∘r*) − R(I∘r), 0)" in page.text("[data-column=seam_contrast] .formula")
+    assert page.text("[data-column=seam_contrast] .measured") == measured.sentence("seam_contrast") != ""
     page.key("Escape")
     assert page.run("document.querySelector('[data-column=seam_contrast] .help').hidden")
 

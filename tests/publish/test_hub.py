@@ -46,6 +46,7 @@ from seamcurate.publish import reproduce as reproduction
 from seamcurate.publish.export import Exported
 from seamcurate.publish.shape import Shape
 from seamcurate.publish.snippet import Configuration
+from seamcurate.score import measured
 
 pytestmark = pytest.mark.slow
 
@@ -197,8 +198,9 @@ def test_the_card_says_what_was_dropped_and_what_the_baselines_say(work, hub_ser
         {"config_name": "pairs", "data_files": [{"split": "train", "path": "data/pairs/train-*.parquet"}]},
     ]
     assert "| drop the lowest 20 % by seam_contrast | 32 | 8 |" in card_text
-    measured = measures.measure(work.store, "train")
-    words = {one.name: one for one in measured.baselines}["words of the response"]
+    assert f"no candidate. {measured.sentence('seam_contrast')}\n" in card_text
+    split = measures.measure(work.store, "train")
+    words = {one.name: one for one in split.baselines}["words of the response"]
     assert f"from {words.all:.4g} to {words.kept:.4g}" in card_text
     for baseline in ("words of the prompt", "distinct trigrams of the response", "a random number"):
         assert f"| {baseline} | " in card_text
