@@ -24,15 +24,15 @@ FORMAT = 1
 ALL: dict[str, dict[str, Any]] = {
     "likelihood": {"scale": 0.3},
     "rewards": {"scale": 0.3},
-    "seam": {"scale": 0.3},
-    "embedding": {"scale": 0.15},
+    "embedding": {"scale": 0.1},
     "retrieval": {"scale": 1.0, "large": False},
-    "rollouts": {"scale": 0.13},
-    "text": {"scale": 0.1},
     "split": {"scale": 0.1},
     "sql": {"scale": 0.1},
+    "text": {"scale": 0.1},
+    "rollouts": {"scale": 0.13},
+    "seam": {"scale": 0.3},
     "contamination": {"scale": 0.05},
-    "overhead": {"scale": 0.1},
+    "overhead": {"scale": 0.04},
 }
 """The races of `all`, in its order, and how much of each `--quick` does."""
 APART = {
@@ -42,7 +42,7 @@ APART = {
 }
 """Races that `all` leaves out, and why."""
 NAMES = (*ALL, *APART, "memory", "neighbour", "soak", "scaling")
-QUICK_LIMIT_S = 15.0
+QUICK_LIMIT_S = 10.0
 """CPU seconds after which a quick race begins no further turn."""
 
 
@@ -52,7 +52,11 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="a share of the full size, to try things out")
     parser.add_argument("--quick", action="store_true", help="small sizes and few turns: under 20 minutes for all")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")), help="default: 1")
-    parser.add_argument("--out", type=Path, help="the file of results; by default in benchmarks/results, for `all`")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the file of results; it keeps the lines of other races. By default in benchmarks/results, for `all`",
+    )
     asked = parser.parse_args()
     # Read by the libraries when they are imported.
     for name in (
@@ -76,13 +80,13 @@ def main() -> None:
     names = list(ALL) if whole else asked.names
     described = machine.describe()
     out = asked.out or (RESULTS / f"{_slug(described)}.json" if whole else None)
-    settings = {"quick": asked.quick, "scale": None if asked.quick else asked.scale, "names": names}
+    earlier, runs = _earlier(out, described, names)
     start, cpu = time.monotonic(), time.process_time() + race.children_s()
     if whole:
         for name, reason in APART.items():
             race.missing(name, "", reason)
     failed = False
-    for name in names:
+    for done, name in enumerate(names, 1):
         options = ALL.get(name, {"scale": 1.0}) if asked.quick else {"scale": asked.scale}
         try:
             import_module(f"benchmarks.{name}").main(**options)
@@ -94,16 +98,38 @@ def main() -> None:
             traceback.print_exc()
             race.record({"benchmark": name, "against": "", "failed": str(error).partition("\n")[0]})
         if out is not None:
-            spent = {
+            run = {
+                "names": names[:done],
+                "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
+                "quick": asked.quick,
+                "scale": None if asked.quick else asked.scale,
                 "seconds": round(time.monotonic() - start),
                 "cpu_seconds": round(time.process_time() + race.children_s() - cpu),
                 "load": round(os.getloadavg()[0], 1),
             }
-            day = datetime.datetime.now(datetime.UTC).date().isoformat()
+            found = {"format": FORMAT, "machine": described, "runs": [*runs, run], "results": earlier + race.lines}
             out.parent.mkdir(parents=True, exist_ok=True)
-            found = {"format": FORMAT, "day": day, "machine": described, "settings": settings | spent}
-            out.write_text(json.dumps(found | {"results": race.lines}, indent=1, ensure_ascii=False) + "\n")
+            out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     raise SystemExit(1 if failed else 0)
+
+
+def _earlier(
+    out: Path | None, described: dict[str, Any], names: list[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a file's lines of races that are not run now, and its runs.
+
+    Raises:
+        SystemExit: The file is another machine's.
+    """
+    if out is None or not out.exists():
+        return [], []
+    found = json.loads(out.read_text())
+    for field in ("processor", "threads", "versions"):
+        if found["machine"][field] != described[field]:
+            raise SystemExit(f"{out}: its results are of other {field}; give another file to --out, or remove it")
+    kept = [line for line in found["results"] if line["benchmark"] not in names]
+    runs = [run for run in found["runs"] if not set(run["names"]) <= set(names)]
+    return kept, runs
 
 
 def _slug(described: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from seamcurate import SentenceEncoder
 Floats = npt.NDArray[np.float32]
 DEFAULT = 32
 """The batch size of sentence-transformers where none is given."""
-SIZES, TRIED = (8, 128), 256
+SIZES, TRIED = (8, 128), 128
 """Batch sizes that are tried for each peer beside the default, on so many texts; the quickest one races."""
 
 

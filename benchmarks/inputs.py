@@ -146,8 +146,11 @@ def encoder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def embeddings() -> tuple[Any, Any]:
-    """Return float32 embeddings of queries and of a corpus by all-MiniLM-L6-v2, kept in .benchmarks for the next run."""
+def embeddings(most: int | None = None) -> tuple[Any, Any]:
+    """Return float32 embeddings of queries and of a corpus by all-MiniLM-L6-v2, kept in .benchmarks for the next run.
+
+    `most` is how many rows of the corpus are embedded at most; a whole corpus that is kept already is used all the same.
+    """
     import numpy as np
 
     from seamcurate import SentenceEncoder
@@ -155,6 +158,8 @@ def embeddings() -> tuple[Any, Any]:
 
     folder = Path(__file__).parents[1] / ".benchmarks"
     asked = [prompt for prompt, _ in pairs()]
+    if most is not None and not (folder / f"corpus-{len(asked)}.npy").exists():
+        asked = asked[:most]
     texts = {"corpus": asked, "queries": asked[::30]}
     if source() == "real rows":
         table = pq.read_table(REAL / "rl_prompts.parquet", columns=["instruction"])

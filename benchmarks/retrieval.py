@@ -57,12 +57,14 @@ class Embedded:
 def brute_force(queries: Floats, corpus: Floats) -> list[set[int]]:
     """Return each query's nearest in the band, from every product in double precision."""
     found = []
-    for query in queries:
-        close = np.flatnonzero(corpus @ query >= LOW - 1e-4)
-        cosines = corpus[close].astype(np.float64) @ query.astype(np.float64)
-        inside = (cosines >= LOW) & (cosines <= HIGH)
-        close, cosines = close[inside], cosines[inside]
-        found.append({int(i) for i in close[np.lexsort((close, -cosines))][:K]})
+    for start in range(0, len(queries), 64):
+        some = queries[start : start + 64]
+        for query, products in zip(some, some @ corpus.T, strict=True):
+            close = np.flatnonzero(products >= LOW - 1e-4)
+            cosines = corpus[close].astype(np.float64) @ query.astype(np.float64)
+            inside = (cosines >= LOW) & (cosines <= HIGH)
+            close, cosines = close[inside], cosines[inside]
+            found.append({int(i) for i in close[np.lexsort((close, -cosines))][:K]})
     return found
 
 
@@ -166,9 +168,12 @@ def by_usearch(queries: Floats, corpus: Floats, threads: int) -> list[set[int]]:
 
 def main(scale: float, large: bool = True) -> None:
     """Race on 60,000 embeddings, and where `large` on a million and on 768 dimensions too."""
-    queries, corpus = inputs.embeddings()
+    queries, corpus = inputs.embeddings(None if large else 4000)
     queries = queries[: max(10, round(2000 * scale))]
     name = f"{inputs.source()} embedded by all-MiniLM-L6-v2"
+    if not large and len(corpus) < round(60_000 * scale):
+        name = f"made-up vectors around {len(corpus):,} {name}"
+        corpus = around(corpus, round(60_000 * scale), 0)
     _race(queries, corpus, name, 3, mined=True)
     if large:
         many = max(1000, round(1_000_000 * scale))

@@ -14,7 +14,7 @@ from benchmarks.race import Peer, missing, quickest, race
 from seamcurate import SequenceClassifier
 
 BATCH = 8
-SIZES, TRIED = (4, 16), 31
+SIZES, TRIED = (4, 16), 8
 """Batch sizes that are tried for each peer, on so many texts; the quickest one races."""
 Scores = list[float]
 Scorer = Callable[[list[str], int], Scores]

@@ -38,15 +38,16 @@ def below_token_ratio(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _machine(found: dict[str, Any]) -> str:
-    machine, settings, lines = found["machine"], found["settings"], found["results"]
+    machine, runs, lines = found["machine"], found["runs"], found["results"]
     raced = [line for line in lines if "ratio" in line]
     cores, threads = machine["cores"], machine["threads"]
-    size = "quick sizes" if settings["quick"] else f"sizes times {settings['scale']:g}"
+    sizes = {"quick sizes" if run["quick"] else f"sizes times {run['scale']:g}" for run in runs}
+    days, loads = sorted({run["day"] for run in runs}), [run["load"] for run in runs]
     parts = [
         f"### {machine['processor']}",
         f"{', '.join(machine['instruction_set'])}; {cores} cores, {threads} thread{'s' * (threads > 1)} used, "
-        f"{machine['memory_gib']:.0f} GiB; {found['day']}, {size}, {settings['seconds'] / 60:.0f} minutes by the clock at a load of "
-        f"{settings['load']:g}.",
+        f"{machine['memory_gib']:.0f} GiB; {' and '.join(days)}, {' and '.join(sorted(sizes))}, "
+        f"{sum(run['cpu_seconds'] for run in runs) / 60:.0f} minutes of processor time at a load of {min(loads):g} to {max(loads):g}.",
         _rates(raced),
         f"{len(raced)} comparisons; in {len(losses(raced))} of them the peer took less CPU time (**bold**), "
         f"and {len(below_token_ratio(raced))} are below the token ratio (ᵗ).",

@@ -57,6 +57,8 @@ def main(folder: str, runner: str) -> None:
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         ask = json.loads(line)
+        # Each turn asks the same: what an earlier one left in the cache is no part of the work. Within a turn it counts.
+        engine.reset_prefix_cache()
         value = kinds[ask["kind"]](ask)
         print(json.dumps({"value": value}), file=answers, flush=True)
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import race as race_module
 from benchmarks import table, work
-from benchmarks.__main__ import NAMES
+from benchmarks.__main__ import ALL, NAMES, _earlier
 from benchmarks.race import Peer, Work, race
 
 pytestmark = pytest.mark.slow
@@ -177,8 +177,8 @@ def test_a_table_shows_every_loss_and_what_was_not_run(tmp_path, monkeypatch):
         "memory_gib": 8.0,
         "versions": {},
     }
-    settings = {"quick": True, "scale": None, "seconds": 60, "load": 1.0}
-    found = {"day": "2026-01-01", "machine": described, "settings": settings, "results": lines}
+    runs = [{"names": ["b"], "day": "2026-01-01", "quick": True, "scale": None, "cpu_seconds": 60, "load": 1.0}]
+    found = {"machine": described, "runs": runs, "results": lines}
     (tmp_path / "one.json").write_text(json.dumps(found))
     page = tmp_path / "page.md"
     page.write_text(f"before\n{table.START}\nstale\n{table.END}\nafter\n")
@@ -197,3 +197,25 @@ def test_a_table_shows_every_loss_and_what_was_not_run(tmp_path, monkeypatch):
         "4 comparisons; in 2 of them the peer took less CPU time (**bold**), and 1 are below the token ratio (ᵗ).",
     ):
         assert row in written
+
+
+def test_a_file_of_results_keeps_the_lines_of_other_races_of_the_same_machine(tmp_path):
+    described = {"processor": "P", "threads": 1, "versions": {"torch": "2"}}
+    runs = [{"names": ["text", "sql"]}, {"names": ["split"]}]
+    lines = [{"benchmark": name} for name in ("text", "sql", "split")]
+    file = tmp_path / "one.json"
+    assert _earlier(file, described, ["text"]) == ([], [])
+    file.write_text(json.dumps({"machine": described, "runs": runs, "results": lines}))
+    assert _earlier(file, described, ["text", "split"]) == ([lines[1]], [runs[0]])
+    with pytest.raises(SystemExit, match="its results are of other threads"):
+        _earlier(file, described | {"threads": 2}, ["text"])
+
+
+def test_the_table_of_the_page_is_that_of_the_files_of_results():
+    assert table.results(), "benchmarks/results holds no file"
+    assert table.text() in table.PAGE.read_text()
+    for found in table.results():
+        told = {line["benchmark"] for line in found["results"]}
+        assert told >= set(ALL)
+        for line in table.losses(found["results"]):
+            assert table._row(line) in table.PAGE.read_text() and "**" in table._row(line)
