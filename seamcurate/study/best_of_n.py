@@ -256,10 +256,10 @@ def _finding(found: BestOfN) -> str:
     )
     seams = [arm for arm in measured if arm.name.startswith("seam_")]
     for arm in (seams or measured)[:1]:
-        above = arm.above_random[n]
-        verb = "gains" if above.above_zero else "loses" if above.below_zero else "does not demonstrably gain"
+        gap = arm.above_random[n]
+        verb = "gains" if gap.above_zero else "loses" if gap.below_zero else "does not demonstrably gain"
         line += (
-            f"; leaving out {found.rate:.0%} by {arm.name} {verb} {shown(above, '+.3f')} over as many rows at random, and "
+            f"; leaving out {found.rate:.0%} by {arm.name} {verb} {shown(gap, '+.3f')} over as many rows at random, and "
             f"{shown(arm.above_full[n], '+.3f')} over all rows ({len(measured)} columns, not adjusted)"
         )
     if found.left_out:

@@ -75,8 +75,8 @@ def auc(values: Doubles, positive: npt.NDArray[np.bool_]) -> Callable[[Doubles],
         of_positive, of_negative = (
             np.add.reduceat(sorted_weights * chosen, starts, axis=1) for chosen in (positive[order], ~positive[order])
         )
-        below = np.cumsum(of_negative, axis=1) - of_negative / 2
-        wins: Doubles = (of_positive * below).sum(1) / (of_positive.sum(1) * of_negative.sum(1))
+        beaten = np.cumsum(of_negative, axis=1) - of_negative / 2
+        wins: Doubles = (of_positive * beaten).sum(1) / (of_positive.sum(1) * of_negative.sum(1))
         return wins
 
     return measure
@@ -140,8 +140,8 @@ def taken(values: Doubles, rate: float) -> Callable[[Doubles], Doubles]:
 
     def most(weights: Doubles) -> Doubles:
         sorted_weights = weights[:, order]
-        before = np.cumsum(sorted_weights, axis=1) - sorted_weights
-        room = rate * weights.sum(1, keepdims=True) - before
+        preceding = np.cumsum(sorted_weights, axis=1) - sorted_weights
+        room = rate * weights.sum(1, keepdims=True) - preceding
         held: Doubles = np.clip(room, 0, sorted_weights)[:, place]
         return held
 
