@@ -25,7 +25,7 @@ from pydantic import JsonValue
 
 from seamcurate.contrast import Attack
 from seamcurate.data.source import Source
-from seamcurate.errors import HubError, RecipeError
+from seamcurate.errors import HubError, RecipeError, SourceError
 from seamcurate.models import OpenAIServer, RewardEnsemble, RewardFunction
 from seamcurate.models.backend import Backend, NamedModel, models_of
 from seamcurate.models.local import LocalModel
@@ -353,7 +353,11 @@ def _confine_recipe(recipe: Recipe, name: str, roots: Sequence[Path]) -> None:
     evaluations = [split.augment.evaluation for split in recipe.splits.values() if split.augment]
     compared = [value for step in recipe.steps for _, value in step if isinstance(value, Source)]
     for source in (recipe.rows, recipe.corpus, *evaluations, *compared):
-        for file in source.files() if source is not None else ():
+        try:
+            files = source.files() if source is not None else ()
+        except SourceError as error:
+            raise SourceError(f"{error}; --files names the folder that has what the recipe reads by path") from None
+        for file in files:
             _check_inside(file, name, roots)
     attacks = [step for step in recipe.steps if isinstance(step, Attack)]
     for path in (getattr(step, key) for step in attacks for key in _LEXICONS):
