@@ -114,9 +114,10 @@ def shows(text: str, printed: str, measured: bool = False) -> bool:
     """
 
     def plain(output: str) -> str:
+        lines = [line.rstrip() for line in output.strip("\n").splitlines()]
         # Widths of columns follow from numbers.
-        output = re.sub(r"[-+−–]?\d*\.?\d+(?:e-?\d+)?|─+| {2,}", "#", output) if measured else output
-        return "\n".join(line.rstrip() for line in output.strip("\n").splitlines())
+        varies = r"[-+−–]?\d*\.?\d+(?:e-?\d+)?|─+| {2,}"
+        return "\n".join(re.sub(varies, "#", line) if measured else line for line in lines)
 
     pattern = re.escape(plain(text)).replace("…", r"[\s\S]*?")
     return re.fullmatch(pattern, plain(printed)) is not None

@@ -193,10 +193,10 @@ def paid_words(
     # Less than this is what a rough count of words leaves of the length.
     least = _LEAST_PAID * float(np.nanstd(np.concatenate(rewards)))
     table = overpaid_words(texts, scores, [*range(len(golden)), *range(len(others))], min_texts=fewest)
-    found = [row for row in table.to_pylist() if row["q"] <= _FALSE and row["coefficient"] >= least][:_WORDS]
+    paid = [row for row in table.to_pylist() if row["q"] <= _FALSE and row["coefficient"] >= least][:_WORDS]
     return tuple(
         PaidWord(word=row["word"], answers=row["texts"], coefficient=row["coefficient"] / scale, q=row["q"])
-        for row in found
+        for row in paid
     )
 
 

@@ -216,12 +216,12 @@ class Audit(_Frozen):
     ) -> tuple[Failure, ...]:
         """Return by which of these the reward fails; see `FAILURES`."""
         below = None if self.policy is None else self.policy.golden_below.share
-        found: dict[Failure, bool] = {
+        failed: dict[Failure, bool] = {
             "exploit": bool(self.exploits),
             "golden": max(self.golden.failed.share or 0, below or 0) > TOLERATED,
             "disagreement": self.second is not None and (self.second.pairs.share or 0) > TOLERATED,
         }
-        return tuple(name for name in found if name in of and found[name])
+        return tuple(name for name in failed if name in of and failed[name])
 
 
 def headline(
