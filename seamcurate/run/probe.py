@@ -122,10 +122,13 @@ class Probe:
         return self._rates[key]
 
     def _timed(self, model: Any, role: str, answers: int) -> Rate:
-        prompts, responses, others = self.texts
-        others = others or responses
+        prompts, responses, candidates = self.texts
+        candidates = candidates or responses
         groups = [
-            (prompts[i], [responses[i]] if answers == 1 else list(islice(cycle(others[i:] + others[:i]), answers)))
+            (
+                prompts[i],
+                [responses[i]] if answers == 1 else list(islice(cycle(candidates[i:] + candidates[:i]), answers)),
+            )
             for i in range(len(prompts))
         ]
         if role == "encoder":

@@ -455,8 +455,8 @@ def _rows_select(relation: _Relation, files: Mapping[str, list[Path]], folders: 
     read = {"rows"} if folders is None else folders
     names = [filename(number) for number in relation.numbers]
     complete = [folder for folder in sorted(read) if [file.name for file in files.get(folder, [])] == names]
-    first = "rows" if "rows" in read else complete[0]
-    select = ["r.*"] if first == "rows" else ["r.row_id", *(_unread(f) for f in stored if f.name != "row_id")]
+    base = "rows" if "rows" in read else complete[0]
+    select = ["r.*"] if base == "rows" else ["r.row_id", *(_unread(f) for f in stored if f.name != "row_id")]
     select += [f"NULL::VARCHAR AS {quoted(n)}" for n in schema.names if n not in stored.names]
     joins: list[str] = []
     for i, (name, record) in enumerate(relation.records.items()):
@@ -471,9 +471,9 @@ def _rows_select(relation: _Relation, files: Mapping[str, list[Path]], folders: 
         if not column_files:
             select += [f"NULL::{_sql_type(field.type)} AS {quoted(field.name)}" for field in added]
             continue
-        alias = "r" if folder == first else f"c{i}"
+        alias = "r" if folder == base else f"c{i}"
         select += [f"{alias}.{quoted(field.name)}" for field in added]
-        if folder == first:
+        if folder == base:
             continue
         source = f"{parquet(column_files)} AS {alias}"
         # A finished folder has as many shards as the rows, with the rows in the same order: no key needs comparing.
@@ -482,9 +482,9 @@ def _rows_select(relation: _Relation, files: Mapping[str, list[Path]], folders: 
             joins.insert(0, f"POSITIONAL JOIN {source}")
         else:
             joins.append(f"LEFT JOIN {source} ON {alias}.row_id = r.row_id")
-    shards, options = files[first], ""
+    shards, options = files[base], ""
     # Shards only ever gain columns. union_by_name is left out where it can be: with it DuckDB holds every shard's footer.
-    if first == "rows" and not shard.metadata(shards[0]).schema.to_arrow_schema().equals(stored):
+    if base == "rows" and not shard.metadata(shards[0]).schema.to_arrow_schema().equals(stored):
         options = ", union_by_name = true"
     return f"SELECT {', '.join(select)} FROM {parquet(shards, options)} AS r {' '.join(joins)}"
 

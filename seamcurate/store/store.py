@@ -785,12 +785,12 @@ def numbers(folder: Place) -> list[int]:
         if state is not None and (known := _listed.get(folder)) is not None and known[0] == state:
             return [*known[1]]
         with os.scandir(folder) as entries:
-            found = _shard_numbers(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+            shard_numbers = _shard_numbers(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
     if state is not None:
-        _remember(_listed, folder, (state, found))
-    return [*found]
+        _remember(_listed, folder, (state, shard_numbers))
+    return [*shard_numbers]
 
 
 def _shard_numbers(names: Iterable[str]) -> list[int]:
