@@ -166,7 +166,8 @@ def columns(store: StoreFolder) -> None:
     if doubt and any(c.name.startswith("seam_") for c in listed):
         print(doubt)
     for column in listed:
-        if said := measured.sentence(column.name):
+        # A discrepancy is its SEAM with the sign turned.
+        if not column.name.startswith("discrepancy_") and (said := measured.sentence(column.name)):
             print(f"{column.name}: {said}")
     noise = {c.name: n for c in listed if (n := opened.noise(c.name).get(c.name)) is not None}
     if noise:
