@@ -47,7 +47,7 @@ def measured(column: str) -> list[Measured]:
         >>> measured("my_own_score")
         []
     """
-    return [found for found in every() if found.column == re.sub("^discrepancy_", "seam_", column)]
+    return [figure for figure in every() if figure.column == re.sub("^discrepancy_", "seam_", column)]
 
 
 def sentence(column: str) -> str:
@@ -60,14 +60,14 @@ def sentence(column: str) -> str:
     return told(measured(column))
 
 
-def told(found: Sequence[Measured]) -> str:
+def told(figures: Sequence[Measured]) -> str:
     """Say what some measurements of one column come to."""
-    if not found:
+    if not figures:
         return ""
     parts = [
-        f"{_decimal(one.auc)} ({_decimal(one.low)} to {_decimal(one.high)}) {PLACES[one.place]}"
-        + (f", {one.doubt}" if one.doubt else "")
-        for one in found
+        f"{_decimal(figure.auc)} ({_decimal(figure.low)} to {_decimal(figure.high)}) {PLACES[figure.place]}"
+        + (f", {figure.doubt}" if figure.doubt else "")
+        for figure in figures
     ]
     return f"Measured as a sign of misjudged prompts, AUC (.5 is chance): {'; '.join(parts)}."
 

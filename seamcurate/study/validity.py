@@ -123,8 +123,8 @@ def validity(
             alike.
     """
     judged = judged_rows.read("validity", tables, rewards or {}, columns, by)
-    found = measure(judged, within=by is not None)
-    return result("validity", _table(found), _figure(found), _finding(found))
+    validity = measure(judged, within=by is not None)
+    return result("validity", _table(validity), _figure(validity), _finding(validity))
 
 
 def measure(judged: JudgedRows, within: bool = False) -> Validity:
@@ -267,13 +267,13 @@ def _ceiling(judged: JudgedRows, rows: Sequence[int], within: bool) -> Column | 
 # ── what is told ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _table(found: Validity) -> pa.Table:
-    columns = [*found.columns, *([found.ceiling] if found.ceiling else [])]
+def _table(validity: Validity) -> pa.Table:
+    columns = [*validity.columns, *([validity.ceiling] if validity.ceiling else [])]
     plain: dict[str, Sequence[object]] = {
         "column": [column.name for column in columns],
         "suspect": ["high" if column.name == CEILING else judged_rows.suspect(column.name) for column in columns],
         "rows": [column.rows for column in columns],
-        "p": [_or_none(found.adjusted.get(column.name)) for column in columns],
+        "p": [_or_none(validity.adjusted.get(column.name)) for column in columns],
     }
     for i, rate in enumerate(_RATES):
         plain[f"error_kept_{100 * rate:.0f}"] = [_or_none(column.kept[i]) for column in columns]
@@ -295,8 +295,8 @@ def _or_none(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _figure(found: Validity) -> Figure:
-    shown_columns = _most_telling(found)
+def _figure(validity: Validity) -> Figure:
+    shown_columns = _most_telling(validity)
     panels = {
         "AUC for a misjudged row": [
             figure.Dot(c.name, c.auc.interval._replace(n=c.rows), c.name in (*SIMPLE, CEILING), tick=0.5)
@@ -310,31 +310,31 @@ def _figure(found: Validity) -> Figure:
         ],
     }
     note = "Bars: 95 % bootstrap intervals over prompts. Orange: chance. Hollow: simple columns, and the ceiling."
-    if len(shown_columns) < len(found.columns):
-        note += f" The {_SHOWN} columns furthest from chance of {len(found.columns)}; the table has them all."
+    if len(shown_columns) < len(validity.columns):
+        note += f" The {_SHOWN} columns furthest from chance of {len(validity.columns)}; the table has them all."
     return figure.dots(panels, "", note, unit="rows", own_axes=True)
 
 
-def _most_telling(found: Validity) -> list[Column]:
+def _most_telling(validity: Validity) -> list[Column]:
     """Return the columns that are furthest from chance, the simple ones and the ceiling, the best first."""
-    furthest = sorted(found.columns, key=lambda column: -abs(column.auc.value - 0.5))[:_SHOWN]
-    chosen = [column for column in found.columns if column in furthest or column.name in SIMPLE]
-    return [*([found.ceiling] if found.ceiling else []), *chosen]
+    furthest = sorted(validity.columns, key=lambda column: -abs(column.auc.value - 0.5))[:_SHOWN]
+    chosen = [column for column in validity.columns if column in furthest or column.name in SIMPLE]
+    return [*([validity.ceiling] if validity.ceiling else []), *chosen]
 
 
-def _finding(found: Validity) -> str:
-    parts = [_best(found), _most(found), _gate(found), _golden(found), _power(found)]
-    if found.left_out:
-        parts.append("left out: " + ", ".join(found.left_out))
+def _finding(validity: Validity) -> str:
+    parts = [_best(validity), _most(validity), _gate(validity), _golden(validity), _power(validity)]
+    if validity.left_out:
+        parts.append("left out: " + ", ".join(validity.left_out))
     return "; ".join(filter(None, parts))
 
 
-def _best(found: Validity) -> str:
+def _best(validity: Validity) -> str:
     """Say what the first of SEAM's columns finds, else the first column, and which others find more or nothing."""
-    measured = [column for column in found.columns if column.name not in SIMPLE]
+    measured = [column for column in validity.columns if column.name not in SIMPLE]
     seams = [column for column in measured if column.name.startswith("seam_")]
     first = (seams or measured)[0]
-    p = found.adjusted[first.name]
+    p = validity.adjusted[first.name]
     # One of many columns is above chance by chance: the p-value is adjusted for their number, the interval is not.
     shown_apart = p < _ALPHA
     verb = (
@@ -348,58 +348,58 @@ def _best(found: Validity) -> str:
     )
     better = [
         c
-        for c in found.columns
+        for c in validity.columns
         # A random number above it is chance, and so is a column that does not stand above chance itself.
         if c is not first and c.name != "random" and c.rows == first.rows
         and c.auc.interval.low > 0.5 and c.auc.minus(first.auc).above_zero
     ]  # fmt: skip
     if better:
         line += "; " + ", ".join(f"{c.name} is better ({c.auc.value:.2f})" for c in better[:3])
-    nothing = [c for c in measured if found.adjusted[c.name] >= _ALPHA]
+    nothing = [c for c in measured if validity.adjusted[c.name] >= _ALPHA]
     if nothing and shown_apart:
         line += "; not told apart from chance: " + ", ".join(f"{c.name} ({c.auc.value:.2f})" for c in nothing[:4])
     return line
 
 
-def _most(found: Validity) -> str:
+def _most(validity: Validity) -> str:
     """Say what people's own verdicts tell of each other: where that is little, no column can find much."""
-    if found.ceiling is None:
+    if validity.ceiling is None:
         return ""
     return (
-        f"half of a row's pairs tells the other half with AUC {shown(found.ceiling.auc.interval, '.2f')} "
-        f"({found.ceiling.rows:,} rows), which a column is to be held against"
+        f"half of a row's pairs tells the other half with AUC {shown(validity.ceiling.auc.interval, '.2f')} "
+        f"({validity.ceiling.rows:,} rows), which a column is to be held against"
     )
 
 
-def _gate(found: Validity) -> str:
+def _gate(validity: Validity) -> str:
     """Say how often the reward is right, and that a coin is no reward."""
-    line = f"the reward orders {percent(found.accuracy)} of {found.pairs:,} pairs of {found.rows:,} rows as people do"
-    if not found.accuracy.low > 0.5:
+    line = f"the reward orders {percent(validity.accuracy)} of {validity.pairs:,} pairs of {validity.rows:,} rows as people do"
+    if not validity.accuracy.low > 0.5:
         line += ", which a coin does too: do not train with it, selection will not mend it"
     return line
 
 
-def _golden(found: Validity) -> str:
+def _golden(validity: Validity) -> str:
     """Warn where golden responses are not the best answers.
 
     Measured where the truth is known: with 20 % wrong golden responses the AUC of SEAM's column fell from .77 to .71, and to
     .62 where they were no better than the policy's answers.
     """
-    if not found.golden.n or not found.golden.estimate > _GOLDEN_LIMIT:
+    if not validity.golden.n or not validity.golden.estimate > _GOLDEN_LIMIT:
         return ""
     return (
-        f"people put {percent(found.golden)} of {found.golden.n} golden responses below another answer: SEAM compares with "
+        f"people put {percent(validity.golden)} of {validity.golden.n} golden responses below another answer: SEAM compares with "
         "them, and finds less the more of them are wrong"
     )
 
 
-def _power(found: Validity) -> str:
+def _power(validity: Validity) -> str:
     """Say which AUC these rows would have shown, and how many rows a smaller one needs."""
-    wrong = found.misordered * (1 - found.misordered)
+    wrong = validity.misordered * (1 - validity.misordered)
     # Of n rows, a share p of them misjudged, the standard error of an AUC of .5 is 1 / √(12 p (1 − p) n) (Hanley, McNeil 1982).
-    visible = 0.5 + _POWER / math.sqrt(12 * wrong * found.rows)
+    visible = 0.5 + _POWER / math.sqrt(12 * wrong * validity.rows)
     needed = math.ceil(_POWER**2 / (12 * wrong * 0.05**2) / 10) * 10
-    line = f"with {found.rows:,} rows an AUC above {min(visible, 1.0):.2f} would be seen"
+    line = f"with {validity.rows:,} rows an AUC above {min(visible, 1.0):.2f} would be seen"
     return line if visible <= 0.55 else f"{line}; for .55 judge {needed:,}"
 
 
