@@ -33,6 +33,12 @@ models: {policy: {fake: p}, reward: {fake: r}, encoder: {fake: e}}
 steps: [retrieve: {k: 5, band: [0.3, 0.95]}, seam: {k: 5}, rer: {fit: quantiles}, random, rip]
 splits: {train: {filter: keep_above_lowest.sql, by: seam_contrast, rate: 0.2}}
 """
+CORE = """\
+rows: {jsonl: rows.jsonl, shard_rows: 8}
+models: {reward: {function: "lengths.py:score"}}
+steps: [reward, length_incentive, random]
+splits: {train: {filter: keep_above_lowest.sql, by: rer_length, rate: 0.2}}
+"""
 
 
 def command(*arguments: object) -> str:
@@ -49,12 +55,30 @@ def modules(folder: Path) -> None:
     """Import every module that needs nothing but the dependencies."""
     import seamcurate
 
-    extras = ("seamcurate.train", "seamcurate.explore", "seamcurate.study", "seamcurate.storage.bucket")
+    extras = ("seamcurate.train", "seamcurate.study", "seamcurate.storage.bucket")
     for module in pkgutil.walk_packages(seamcurate.__path__, "seamcurate."):
         if not module.name.startswith(extras):
             importlib.import_module(module.name)
     for name in seamcurate.__all__:
         getattr(seamcurate, name)
+
+
+def core(folder: Path) -> None:
+    """Audit a function, and run, query and export a recipe whose reward is that function."""
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (folder / "lengths.py").write_text(
+        "def score(completions, **columns):\n    return [float(len(c)) for c in completions]\n"
+    )
+    reward = f"{folder / 'lengths.py'}:score"
+    command("audit", "--reward", reward, "--data", folder / "rows.jsonl", "--store", folder / "audited")
+    recipe, store = folder / "core.yaml", folder / "scored"
+    recipe.write_text(CORE)
+    command("plan", recipe, store)
+    command("run", recipe, store)
+    assert json.loads(command("sql", store, "SELECT count(*) AS n FROM rows", "--format", "jsonl")) == {"n": 20}
+    assert "split train" in command("why", store, 3)
+    command("export", recipe, store, "--to", "trl", "--out", folder / "core-splits")
+    command("report", store, "--out", folder / "core.html")
 
 
 def curation(folder: Path) -> None:
@@ -161,13 +185,14 @@ def cluster(folder: Path) -> None:
 
 PARTS: dict[Callable[[Path], None], tuple[str, ...]] = {
     modules: (),
-    curation: (),
-    explorer: ("starlette", "uvicorn"),
-    study: ("matplotlib", "scipy"),
+    core: (),
+    curation: ("torch", "sklearn"),
+    explorer: ("torch", "sklearn"),
+    study: ("torch", "sklearn", "matplotlib", "scipy"),
     likelihoods: ("torch",),
-    retrieval: ("faiss",),
+    retrieval: ("torch", "faiss"),
     training: ("torch", "trl", "peft", "accelerate"),
-    cluster: ("ray", "aiohttp"),
+    cluster: ("torch", "sklearn", "ray", "aiohttp"),
 }
 """What is tried, and the packages it needs beside those that are always installed."""
 

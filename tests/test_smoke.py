@@ -19,7 +19,7 @@ def test_a_little_of_everything_works_with_what_is_installed():
     assert done.returncode == 0, done.stderr
     # What is exported is listed between them.
     tried = [line for line in done.stdout.splitlines() if line.endswith(": ok")]
-    assert tried == ["modules: ok", "curation: ok", "likelihoods: ok"]
+    assert tried == ["modules: ok", "core: ok", "curation: ok", "likelihoods: ok"]
 
 
 def test_every_dependency_has_a_lower_bound():
