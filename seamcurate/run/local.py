@@ -487,11 +487,12 @@ def worker(output: StepOutput, store: Store, shared: Path) -> Callable[[int], It
 @contextmanager
 def _samples_kept(step: Step, store: Store, number: int) -> Iterator[None]:
     """Keep what a policy answers, the moment it does, in a file of the shard's own: no two workers write to it."""
-    with (
-        calls.kept(store.path / "calls" / "samples" / f"{number:05d}", paid=False)
-        if isinstance(step, Rollouts)
-        else nullcontext()
-    ):
+    if not isinstance(step, Rollouts):
+        yield
+        return
+    # What a server answers may have been paid for; what is drawn here is drawn again after a cut of power, and is the same.
+    paid = any(isinstance(model, Served) for model in models_of(step))
+    with calls.kept(store.path / "calls" / "samples" / f"{number:05d}", paid=paid):
         yield
 
 

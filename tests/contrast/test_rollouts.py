@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from seamcurate import (
     Augment,
     CausalLM,
+    CompletionServer,
     FakeModel,
     Generate,
     LengthCalibrated,
@@ -40,6 +41,7 @@ from seamcurate.explore import row as page
 from seamcurate.explore.session import Session
 from seamcurate.models import Sample, Sampling, calls
 from seamcurate.publish.export import export
+from seamcurate.run import local
 from seamcurate.run.recipe import loads
 
 PROMPTS = ["sort the list", "open a file", "sort the list", "close it"]
@@ -340,3 +342,12 @@ def test_chats_are_not_sampled_from_a_policy_without_a_chat_template(policy_fold
     run_local(Recipe(rows=rows, models=plain, steps=[step]), tmp_path / "store")
     (row,) = query(tmp_path / "store", "SELECT worse_policy, reason_policy FROM rows").to_pylist()
     assert row["worse_policy"] and row["reason_policy"] is None
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_samples_of_a_server_outlive_a_cut_of_power(tmp_path, served):
+    """SQLite syncs each of them: 2 is FULL; those drawn here are drawn again."""
+    here = CausalLM(path=str(tmp_path))
+    policy = CompletionServer(path="http://127.0.0.1:9", api="vllm", model="m", same_as=here) if served else here
+    with local._samples_kept(Rollouts(n=2, policy=policy), Store(tmp_path / "store"), 3):
+        assert calls.current()._db.execute("PRAGMA synchronous").fetchone() == (2 if served else 1,)
