@@ -312,7 +312,7 @@ class _LoadedClassifier(RewardModel):
                 if (sequence := self._ids(p, r)) is not None and probe.is_readable(self.model, sequence):
                     fits.append((i, sequence))
         scores: list[list[float] | None] = [None] * len(flat)
-        if self.unpadded is not None:
+        if self.unpadded is not None and fits:
             for (i, _), value in zip(fits, self._unpadded([sequence for _, sequence in fits]), strict=True):
                 scores[i] = value
             return regroup(scores, [answers for _, answers in rows.groups])

@@ -50,7 +50,8 @@ def test_outputs_equal_plain_transformers_in_one_forward_pass(heads):
     config = SequenceClassifier(path=str(heads), dtype="float32", output="correctness", outputs="all")
     expected = by_hand(heads, config)
     loaded, passes = config.load(), []
-    (loaded.reader.body if loaded.reader else loaded.model).register_forward_pre_hook(lambda *_: passes.append(1))
+    body = loaded.reader.body if loaded.reader else loaded.unpadded[0].body if loaded.unpadded else loaded.model
+    body.register_forward_pre_hook(lambda *_: passes.append(1))
     rated = loaded.ratings(PROMPTS, RESPONSES, {})
     assert len(passes) == 1
     for row, plain in zip(rated, expected, strict=True):

@@ -127,6 +127,8 @@ def nodes(storage, tmp_path_factory):
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # On a starved machine a node may answer late. Ray would take it for dead, and its driver, this process, would exit.
+        patch.setenv("RAY_health_check_timeout_ms", "120000")
         patch.setenv("PYTHONPATH", PATH)
         from ray.cluster_utils import Cluster
 
