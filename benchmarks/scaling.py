@@ -361,7 +361,7 @@ def tables() -> str:
 def _together(
     parts: Iterable[str], by: Mapping[tuple[str, int], Mapping[str, Any]], sizes: Sequence[int]
 ) -> Iterator[str]:
-    each = [part for part in parts if part != "embed corpus"]
+    each = [part for part in parts if part != "embed corpus" and any((part, rows) in by for rows in sizes)]
     for rows in sizes:
         if all((part, rows) in by for part in each):
             yield f"{sum(by[part, rows]['us_per_row'] for part in each):.1f} at {rows:,}"

@@ -53,7 +53,8 @@ def test_a_race_counts_the_processor_time_of_processes_that_a_side_has(capsys):
         return True
 
     race("b", "some", lambda: True, {"peer": Peer(busy)}, lambda a, b: a == b, 1)
-    assert json.loads(capsys.readouterr().out)["theirs"] >= 0.3
+    # The two clocks are not read at the same moment.
+    assert json.loads(capsys.readouterr().out)["theirs"] >= 0.25
 
 
 def test_the_work_of_a_model_is_what_a_profiler_counts(tmp_path):

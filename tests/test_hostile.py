@@ -74,8 +74,8 @@ from seamcurate import (
 )
 from seamcurate.errors import SeamcurateError
 from seamcurate.models.protocols import Likelihood
+from seamcurate.publish import card, export, hub, markdown
 from seamcurate.publish import diff as comparison
-from seamcurate.publish import export, hub, markdown
 from seamcurate.run import plan as estimate
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.rer import Rer
@@ -497,7 +497,8 @@ def test_the_card_stays_whole_whatever_the_rules_say(tmp_path: Path) -> None:
     recipe = {"rows": {"jsonl": "rows.jsonl"}, "steps": ["random"], "splits": parts}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_local(Recipe.load(tmp_path / "recipe.yaml"), tmp_path / "store")
-    told = hub.prepare(tmp_path / "recipe.yaml", Store(tmp_path / "store"), "me/mine").card
+    prepared = hub.prepare(tmp_path / "recipe.yaml", Store(tmp_path / "store"), "me/mine")
+    told = prepared.card + (prepared.folder / card.DETAILS).read_text(encoding="utf-8")
     _, front, body = told.split("---\n", 2)
     assert [one["config_name"] for one in yaml.safe_load(front)["configs"]] == list(parts)
     assert not CONTROL.search(told)

@@ -28,6 +28,7 @@ NOT_RUN = {
     "accelerate launch": "starts several processes; tests/train runs these commands by torch.distributed.run",
     "python -m openrlhf": "trains on GPUs; tests/publish/test_clients.py reads exports by its loaders",
     "python -m sglang": "needs a GPU",
+    "uvx": "builds an environment of its own from a wheel, of a gigabyte for the demo",
     "vllm": "a server of others; make test-vllm runs it",
 }
 """Commands of others, and why the tests do not run them as they stand."""

@@ -74,7 +74,7 @@ print(json.dumps({
     "columns": exported.columns, "commands": exported.commands, "note": exported.note,
     "ablation": rewards.RerReward(reward="li_toy").load()(["?"], ["Why? Why?"]),
     "by_file": code["toy"](["Why?"])[0] is not None,
-    "card": prepared.card,
+    "card": prepared.card + (prepared.folder / "DETAILS.md").read_text(encoding="utf-8"),
     "help": CliRunner().invoke(app, ["export", "--help"]).output,
 }))
 '''

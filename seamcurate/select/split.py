@@ -733,7 +733,7 @@ def _decide(store: Store, name: str, current: Basis) -> _Ledger:
 
 def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Ledger:
     sql, values = current.sql, current.values
-    files = [str(local(store.path / "rows" / filename(number))) for number in store.shards]
+    files = [str(local(store.path / "rows" / filename(number)).absolute()) for number in store.shards]
     instead = "the filter is too slow; join and compare less in it"
     # With one thread, sums of floats and the order of ties are the same on every machine.
     with (

@@ -402,7 +402,9 @@ def _jobs(
     jobs: dict[str, list[tuple[Place, str, int]]] = {}
     for kind, fingerprint in store.row_fingerprints.items() if kinds else ():
         if kind in kinds:
-            shard_numbers = _row_numbers(store) if kind == "rows" else numbers(store.path / kind)
+            # Objects are listed in any case: by that it is known whether one has changed since it was copied.
+            listed = numbers(store.path / kind)
+            shard_numbers = _row_numbers(store) if kind == "rows" else listed
             jobs[kind] = [(store.path / kind / filename(n), fingerprint, n) for n in shard_numbers]
     for folder, record in records.items():
         path = store.path / "columns" / folder
@@ -422,7 +424,8 @@ def _verified(jobs: Mapping[str, Sequence[tuple[Place, str, int]]]) -> dict[str,
     # Hashing releases Python's lock: shards are verified as fast as all cores can.
     with ThreadPoolExecutor(limits.available()) as pool:
         list(pool.map(lambda job: shard.verify(*job), unverified))
-    return {folder: [local(file) for file, _, _ in folder_jobs] for folder, folder_jobs in jobs.items()}
+    # Absolute: the query process keeps the folder that it was started in, and a notebook may have gone to another.
+    return {folder: [local(file).absolute() for file, _, _ in folder_jobs] for folder, folder_jobs in jobs.items()}
 
 
 def _trusted(files: Iterable[str]) -> bool:

@@ -166,6 +166,12 @@ def metadata(path: Place) -> pq.FileMetaData:
         DamagedError: The file is missing or no Parquet file.
     """
     try:
+        if isinstance(path, ObjectPath) and path.kept() is not None:
+            try:
+                return pq.read_metadata(pa.BufferReader(path.footer()))
+            except (OSError, pa.ArrowException):
+                # The damage may be in the local copy: download the object again.
+                path.forget()
         return pq.read_metadata(path if isinstance(path, Path) else pa.BufferReader(path.footer()))
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error

@@ -174,8 +174,11 @@ class Store:
         """Return the schema of the last row shard, which has every source column so far; without shards, `row_id` and `prompt`."""
         about = self.about
         count = about.get("shards") if about.get("complete") else None
-        # A complete store knows its last shard; to list them takes long where they are many.
-        last_shard = [count - 1] if isinstance(count, int) and count else self.shards[-1:]
+        if isinstance(count, int) and count:
+            # A complete store knows its last shard; to list them takes long where they are many.
+            with suppress(DamagedError):
+                return shard.metadata(self.path / "rows" / filename(count - 1)).schema.to_arrow_schema()
+        last_shard = self.shards[-1:]
         if not last_shard:
             return pa.schema([("row_id", pa.int64()), ("prompt", pa.string())])
         return shard.metadata(self.path / "rows" / filename(last_shard[0])).schema.to_arrow_schema()

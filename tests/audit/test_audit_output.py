@@ -153,9 +153,12 @@ def test_numbers_and_texts_are_shortened_for_a_person():
 
 
 def test_the_manual_lists_every_probe_and_failure():
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "audit-a-reward.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
-    listed = [(p.name, f"{p.kind} | {p.purpose} | {p.finds} | {p.tolerated:.0%}") for p in PROBES]
-    assert rows[: len(listed)] == listed
-    assert [name for name, _ in rows[len(listed) :]] == list(FAILURES)
-    assert all(f"`{field}`" in page for field in Audit.model_fields if field in ("headline", "golden_length", "second"))
+    page, gate = (
+        (Path(__file__).parents[2] / "docs" / "how-to" / name).read_text(encoding="utf-8")
+        for name in ("audit-a-reward.md", "gate-a-ci.md")
+    )
+    rows, failures = (re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE) for text in (page, gate))
+    assert rows == [(p.name, f"{p.kind} | {p.purpose} | {p.finds} | {p.tolerated:.0%}") for p in PROBES]
+    assert [name for name, _ in failures] == list(FAILURES)
+    fields = ("headline", "golden_length", "second")
+    assert all(f"`{field}`" in gate for field in Audit.model_fields if field in fields)
