@@ -108,7 +108,7 @@ def test_the_columns_and_the_ledger_name_the_row_that_is_repeated(store):
     assert (ledger[8]["rule"], ledger[8]["value"]) == ("repeats row 5", rows[8]["duplicate_similarity"])
     assert {row["rule"] for row in ledger if row["kept"]} == {"keep rows that repeat no earlier one"}
     # A card counts such rules as one.
-    assert {rule["rule"] for rule in measures.measure(store, "train").rules} == {
+    assert {rule.rule for rule in measures.measure(store, "train").rules} == {
         "keep rows that repeat no earlier one",
         "repeats row …",
     }
