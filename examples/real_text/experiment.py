@@ -6,6 +6,7 @@ python -m examples.real_text.experiment DATA OUT [PIECE …]
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -270,9 +271,11 @@ class Work:
         """Compare a family's reward models with people on the judged pairs of every set, and on a sample of other sources."""
         pairs = data.other_pairs(self.given, self.sizes)
         given = self._rewards(family, pairs, ("response_a", "response_b"))
+        # A prompt that fills the window leaves its answers without a reward, by all heads alike.
+        read = [own for own in zip(pairs, given, strict=True) if not any(math.isnan(side[0]) for side in own[1])]
         verdicts = []
         for i, reward in enumerate(self._names(family)):
-            for n, (pair, (a, b)) in enumerate(zip(pairs, given, strict=True)):
+            for n, (pair, (a, b)) in enumerate(read):
                 verdicts.append(_verdict(reward, f"{pair['source']} {n}", pair, a[i] - b[i]))
             for row in pq.read_table(self._judged_file("human", reward)).to_pylist():
                 verdicts.append(_verdict(reward, row["prompt"], row, row["reward_a"] - row["reward_b"]))

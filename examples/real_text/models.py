@@ -5,6 +5,7 @@ A head reads what the product reads: the same classifier with the identity as it
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,10 +103,13 @@ def save_heads(family: str, start: Path, folder: Path, layers: int, heads: dict[
 def rewards(
     folder: Path, name: str, prompts: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> list[list[tuple[float, ...]]]:
-    """Return all heads' rewards of each answer, in the order of `outputs`; `name` is one of them."""
+    """Return all heads' rewards of each answer, in the order of `outputs`; NaN where a prompt fills the window."""
     model = _classifier(folder, output=name).load()
     ratings = model.ratings(list(prompts), [list(own) for own in answers], {})
-    return [[tuple(float(value) for value in rating.outputs if value is not None) for rating in row] for row in ratings]
+    return [
+        [tuple(math.nan if value is None else float(value) for value in rating.outputs) for rating in row]
+        for row in ratings
+    ]
 
 
 def _classifier(folder: Path, output: int | str) -> SequenceClassifier:

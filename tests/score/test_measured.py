@@ -26,7 +26,8 @@ def test_a_sentence_says_the_figure_its_interval_and_its_place():
     ]
     assert measured.told(found) == (
         "Measured as a sign of misjudged prompts, AUC (.5 is chance): .69 (.66 to .72) where the truth is known (small models, "
-        "made-up tasks); .51 (.44 to .57) by people's votes (Stack Exchange, a weak reward model), not told from chance."
+        "made-up tasks); .51 (.44 to .57) by people's votes (Stack Exchange, where the reward model is a coin), "
+        "not told from chance."
     )
 
 
