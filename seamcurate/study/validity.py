@@ -382,8 +382,8 @@ def _gate(validity: Validity) -> str:
 def _golden(validity: Validity) -> str:
     """Warn where golden responses are not the best answers.
 
-    Measured where the truth is known: with 20 % wrong golden responses the AUC of SEAM's column fell from .77 to .71, and to
-    .62 where they were no better than the policy's answers.
+    Measured where the truth is known: with 20 % wrong golden responses the AUC of `seam_contrast` fell from .73 to .68, with
+    half of them wrong to .61.
     """
     if not validity.golden.n or not validity.golden.estimate > _GOLDEN_LIMIT:
         return ""
