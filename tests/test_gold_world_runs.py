@@ -187,6 +187,12 @@ def test_p4_is_decided_at_its_looks_alone(count: int, gain: float, verdict: str)
     assert math.isclose(sum(runs.LOOKS.values()), 0.05)
 
 
+def test_p4s_runs_come_before_ppos_repetition_by_repetition() -> None:
+    planned = runs.plan()[1]
+    assert planned[:6] == [*(Run(arm, 0) for arm in runs.ARMS), Run("full", 1)]
+    assert [run.arm.startswith("ppo_") for run in planned] == [False] * 5 * 64 + [True] * 3 * 64
+
+
 def test_updates_take_each_prompt_once_and_the_last_ones_are_measured() -> None:
     assert alignment.checkpoints(187) == [167, 177, 187] and alignment.checkpoints(1) == [1]
     assert world.quality(world.records(1, 1)[0], "") == 0

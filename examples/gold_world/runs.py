@@ -57,9 +57,9 @@ class Run(NamedTuple):
 
 
 def plan() -> tuple[list[Run], list[Run]]:
-    """Return the gates' runs and the arms', repetition by repetition."""
+    """Return the gates' runs, and the arms' repetition by repetition: all of P4's before PPO's, which decide nothing."""
     looked = [Run("truth", FIRST_GATE_SEED), *(Run("full", FIRST_GATE_SEED + i) for i in range(GATE_SEEDS))]
-    return looked, [Run(arm, seed) for seed in range(max(LOOKS)) for arm in (*ARMS, *PPO_ARMS)]
+    return looked, [Run(arm, seed) for some in (ARMS, PPO_ARMS) for seed in range(max(LOOKS)) for arm in some]
 
 
 class Runs:
