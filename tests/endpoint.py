@@ -186,9 +186,16 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(60)
             if fault is not None and fault(self, asked):
                 return
-            self.send(200, at.complete(asked))
+            answer = at.complete(asked)
+            # Counted first: who has read the whole answer may look at the count at once.
+            paid = Counter([json.dumps(asked.get("messages")) + str(asked.get("seed"))])
             with at.lock:
-                at.paid[json.dumps(asked.get("messages")) + str(asked.get("seed"))] += 1
+                at.paid += paid
+            try:
+                self.send(200, answer)
+            except (BrokenPipeError, ConnectionResetError):
+                with at.lock:
+                    at.paid -= paid
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:

@@ -5,6 +5,7 @@ SEAMCURATE_KILLS says how many kills at random moments there are; a few by defau
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -263,22 +264,28 @@ def test_a_full_disk_is_said_in_one_line_and_the_rerun_completes(bench, small_di
 
 
 def test_a_disk_that_fills_while_answers_come_in_stops_the_buying(bench, small_disk):
-    asked = []
+    requests = itertools.count(1)
 
     def fill(handler, body):
-        asked.append(body)
-        if len(asked) == 5:
-            small_disk(0)
+        """Fill the disk before the fifth answer is sent, once one of the first four is kept."""
+        deadline, bought = time.monotonic() + 60, []
+        while not bought and time.monotonic() < deadline:
+            time.sleep(0.05)
+            # A copy made while an answer is written may be no database.
+            with suppress(OSError, sqlite3.DatabaseError):
+                bought = bench.bought()
+        small_disk(0)
         return False
 
-    bench.at.chance = lambda: fill
+    bench.at.chance = lambda: fill if next(requests) == 5 else None
+    before = len(bench.at.requests)
     try:
         assert bench.children.run(*bench.commands) == 2, bench.children.said.read_text()
     finally:
         bench.at.chance = lambda: None
     _said(bench, "calls.sqlite cannot be used: database or disk is full; nothing more is bought")
-    done = bench.interrupted()
-    assert 0 < len(bench.kept) < len(asked) < len(bench.answers) + 4
+    done, asked = bench.interrupted(), len(bench.at.requests) - before
+    assert 0 < len(bench.kept) < asked < len(bench.answers) + 4
     small_disk(None)
     bench.ends_the_same(done)
 
