@@ -344,7 +344,8 @@ def query(store: Store | str | Path, sql: str, seconds: float | None = None, mem
     """Answer one SELECT over a store's views as an Arrow table.
 
     The views are `rows`, `candidates`, `corpus`, `ledger` and `rejected`. Nothing else on the machine can be read, and
-    nothing can be written. Every shard that the views read is verified first.
+    nothing can be written. Every shard that the views read is verified first. As of any SQL, rows come in no certain
+    order without ORDER BY.
 
     Args:
         store: The store, or its folder.

@@ -133,7 +133,9 @@ def _store_table(study: str, source: StudySource, policy: Policy | None) -> pa.T
     """Return set, row_id, logprob and n_tokens of a store's candidates and, with a policy, of its golden responses."""
     store = sources.open_store(source, study)
     candidates = views.query(
-        store, "SELECT variant AS set, row_id, logprob, n_tokens FROM candidates WHERE logprob IS NOT NULL"
+        store,
+        "SELECT variant AS set, row_id, logprob, n_tokens FROM candidates WHERE logprob IS NOT NULL "
+        "ORDER BY variant, row_id, rank",
     )
     names = [_SETS.get(variant, variant) for variant in candidates["set"].to_pylist()]
     candidates = candidates.set_column(0, "set", pa.array(names, pa.string()))

@@ -154,11 +154,11 @@ def test_another_machine_reads_what_a_folder_gives(both, elsewhere, tmp_path):
     remote, on_disk = Store(both.address).open(), Store(both.folder)
     assert remote.columns() == on_disk.columns() and len(remote) == len(on_disk)
     for sql in (
-        "SELECT * FROM rows",
-        "SELECT * FROM candidates",
-        "SELECT * FROM corpus",
-        "SELECT * FROM ledger",
-        "SELECT * FROM rejected",
+        "SELECT * FROM rows ORDER BY ALL",
+        "SELECT * FROM candidates ORDER BY ALL",
+        "SELECT * FROM corpus ORDER BY ALL",
+        "SELECT * FROM ledger ORDER BY ALL",
+        "SELECT * FROM rejected ORDER BY ALL",
     ):
         assert query(remote, sql).equals(query(on_disk, sql))
     assert list(why(remote, 17)) == list(why(on_disk, 17))
