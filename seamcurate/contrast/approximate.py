@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from seamcurate import extras
+from seamcurate import extras, threads
 from seamcurate.contrast.nearest import SLACK, Band, Floats, Hits, LeaveOut
 from seamcurate.errors import StepError
 
@@ -53,6 +53,9 @@ class Approximate:
                 index.nprobe = effort
                 if on_gpu:
                     index = faiss.index_cpu_to_all_gpus(index)
+                else:
+                    # FAISS starts 32 threads a search to read lists ahead, whatever number it computes with.
+                    faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = threads.available()
             self._parts.append(index)
         self.deepest = max(int(index.ntotal) for index in self._parts)
         if on_gpu and not hasattr(self._parts[0], "hnsw"):

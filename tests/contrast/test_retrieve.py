@@ -171,6 +171,15 @@ def test_a_corpus_larger_than_the_memory_allowed_is_searched_like_any_other(tmp_
     assert sum(map(len, found["found"])) > 500
 
 
+def test_an_index_on_disk_is_read_ahead_by_no_more_threads_than_may_compute(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEAMCURATE_THREADS", "1")
+    band = laid_out(tmp_path, clustered(4000), (0.8, 0.9))
+    approximate.build(tmp_path, "ivf")
+    parts = approximate.Approximate(tmp_path, band, 100)._parts
+    faiss = approximate.load_faiss()
+    assert [faiss.downcast_InvertedLists(part.invlists).prefetch_nthread for part in parts] == [1]
+
+
 def test_the_bound_rules_out_most_of_a_clustered_corpus_and_nothing_that_belongs(tmp_path, monkeypatch):
     vectors, queries, looked_up = clustered(20_000), clustered(50, seed=1), []
     searched = laid_out(tmp_path, vectors, (0.8, 0.9))
