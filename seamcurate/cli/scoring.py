@@ -65,7 +65,9 @@ def run(
 
     Example: seamcurate run recipes/seam_contrast.yaml my-store --limit 1000
     """
+    from seamcurate.progress import note
     from seamcurate.run import recipe as recipes
+    from seamcurate.run import times
     from seamcurate.run.cluster import run_ray
     from seamcurate.run.local import run_local
 
@@ -75,11 +77,13 @@ def run(
         report = run_local(loaded, store, limit, replace, max_usd, append)
     else:
         report = run_ray(loaded, store, ray, limit, replace, max_usd, append)
+    for line in times.lines(report.times):
+        note(line)
     print(f"{store}: {report}")
 
 
 def plan(recipe: RecipeFile, store: StoreFolder, threads: Threads = None) -> None:
-    """Show rows, model calls, tokens, dollars and hours a run would take; writes nothing.
+    """Show rows, model calls, tokens, dollars and hours a run would take; computes nothing.
 
     Example: seamcurate plan recipes/seam_contrast.yaml my-store
     """

@@ -116,6 +116,11 @@ class Nearest(Step):
             next(iter(self.to.chunks()), None)
         return super().identity()
 
+    @property
+    def other_prompts(self) -> int:
+        """Count the prompts of the other set."""
+        return _size(self.to.model_dump_json())[0]
+
     @override
     def first_work(self, rows: Averages, count: int) -> list[Work]:
         """Embed the other set."""

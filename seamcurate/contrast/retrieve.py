@@ -31,7 +31,7 @@ from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenl
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
 """A contrast set holds numbers of corpus rows; the views join their texts."""
 
-_PROBED = 256
+PROBED = 256
 """Rows in the sample by which coverage is described."""
 
 
@@ -218,7 +218,7 @@ class Retrieve(Step):
         )
         if self.index != "exact":
             approximate.build(shared, self.index)
-        sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), _PROBED)
+        sample = evenly((p for table in data.rows(("prompt",)) for p in table["prompt"].to_pylist()), PROBED)
         compared.sample_prompts(self.encoder, data, shared)
         vectors, finite = embedded(compared.load_encoder(self.encoder, self.name, shared), sample)
         vectors, sample_keys = vectors[finite], keys(sample)[finite]
@@ -234,6 +234,12 @@ class Retrieve(Step):
     @override
     def work(self, rows: Averages) -> Work:
         return Work(self.encoder, 1, rows.prompt)
+
+    @override
+    def first_work(self, rows: Averages, count: int) -> list[Work]:
+        """Embed the sample by which coverage is described."""
+        prompts = min(PROBED, count)
+        return [Work(self.encoder, prompts, prompts * rows.prompt)]
 
     @override
     def load(self, shared: Path) -> Transform:

@@ -7,10 +7,12 @@ resume.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,8 +32,9 @@ from seamcurate.models.local import LocalModel
 from seamcurate.models.served import Served
 from seamcurate.models.template import prompt_text
 from seamcurate.progress import bar, note
-from seamcurate.run import agreement, integrity, speed
+from seamcurate.run import agreement, integrity, times
 from seamcurate.run.recipe import Recipe
+from seamcurate.run.times import StepTime
 from seamcurate.score import golden_check
 from seamcurate.score.seam import Seam
 from seamcurate.select import split as splits
@@ -69,6 +72,8 @@ class Report(NamedTuple):
     """Shards that this run computed; earlier runs computed the others."""
     lines: list[str]
     """Lines for a person: coverage, misjudgement, splits, warnings."""
+    times: Sequence[StepTime] = ()
+    """What each step took that this run computed, in its order."""
 
     def __repr__(self) -> str:
         return "\n".join([self._counts(), *(f"  {line}" for line in self.lines)])
@@ -144,6 +149,12 @@ def run(
     with store.hold(), calls.kept(store.path / "calls", max_usd) if buys else nullcontext() as bought:
         integrity.repair_record(store)
         corpus = _corpus(recipe, store, replace, append)
+        corpus_steps = agreement.corpus_steps(steps) if corpus is not None else []
+        planned_s = times.foretold(
+            store.path,
+            {step.name: step for step in steps} | {times.CORPUS + step.name: step for step in corpus_steps},
+        )
+        taken: list[StepTime] = []
         read = ingest(recipe.rows, store, limit, replace, "reading rows", append)
         # After the rows are whole: a damaged column is removed here, and computed anew below.
         integrity.repair(store, [step.name for step in steps], recipe.splits)
@@ -155,20 +166,23 @@ def run(
             computed = 0
         else:
             with corpus.hold():
-                integrity.repair(corpus, [step.name for step in agreement.corpus_steps(steps)])
+                integrity.repair(corpus, [step.name for step in corpus_steps])
                 corpus_outputs, outputs = agreement.plan_steps(steps, store, corpus)
                 corpus.claim(corpus_outputs, replace, append)
                 store.claim(outputs, replace, append)
                 splits.check(store, recipe.splits)
                 _check_models([(output, corpus) for output in corpus_outputs], executor, bought)
                 _check_models([(output, store) for output in outputs], executor, bought)
-                computed = sum(compute(output, corpus, corpus.shards, "corpus ", executor) for output in corpus_outputs)
+                computed = sum(
+                    compute(output, corpus, corpus.shards, times.CORPUS, executor, planned_s, taken)
+                    for output in corpus_outputs
+                )
         shards = store.shards if limit is None else store.shards[: _shard_count(limit, recipe.rows.shard_rows)]
         spent: list[str] = []
         for output in outputs:
             planned = _planned(output, store, shards)
             spent_before = bought.spent if bought else Spent()
-            computed += compute(output, store, shards, "", executor, spent)
+            computed += compute(output, store, shards, "", executor, planned_s, taken)
             if bought and planned is not None and (difference := bought.spent.minus(spent_before)).calls:
                 spent.append(f"{output.step.name}: {difference}; planned were {planned}")
         lines = [line for output in outputs for line in _findings(store, output.step)] + spent
@@ -180,7 +194,7 @@ def run(
         rejected = _rejected(store)
         if rejected:
             lines.insert(0, f"{rejected:,} source rows were set aside: SELECT * FROM rejected")
-        return Report(len(store), rejected, read, computed, lines)
+        return Report(len(store), rejected, read, computed, lines, taken)
 
 
 def ingest(source: Source, store: Store, limit: int | None, replace: bool, label: str, append: bool = False) -> int:
@@ -394,12 +408,14 @@ def compute(
     shards: Sequence[int],
     label_prefix: str,
     executor: Executor,
-    told: list[str] | None = None,
+    planned: Mapping[str, times.Duration] = MappingProxyType({}),
+    taken: list[StepTime] | None = None,
 ) -> int:
     """Compute an output's missing shards and, once it has all, its facts; return how many shards were computed.
 
-    Of a step that takes a while, `told` gets a line: what its first seconds foretold, and what it took.
+    `taken` gets what that took, beside what was planned.
     """
+    start = time.monotonic()
     requested = set(shards)
     missing = [number for number in store.missing(output) if number in requested]
     step, facts = output.step, step_file(output.path, "facts.json")
@@ -409,19 +425,19 @@ def compute(
         with _making(output):
             shared = _prepared(output, store)
         total = sum(map(store.count, missing))
-        watch = speed.Watch(f"{label_prefix}{step.name}", total)
         with bar(f"{label_prefix}{step.name}", total) as advance:
             # A step that asks an endpoint stays in this process, which keeps the bought answers and the limit in dollars.
             for rows in (executor if missing and not _buys(step) else in_process)(output, store, shared, missing):
                 advance(rows)
-                watch.done(rows)
-        if told is not None:
-            told += watch.told()
     # Arrow keeps freed memory for its next table; the next step may need it elsewhere.
     shard.give_back()
     if not facts.exists() and not store.missing(output):
         shared = objects.local_folder(step_file(output.path, "shared"), output.fingerprint)
         store.add_facts(output, step.facts(_own_columns(store, output), shared))
+    if missing and taken is not None:
+        name, rows = f"{label_prefix}{step.name}", sum(map(store.count, missing))
+        foretold = planned[name].of(rows) if name in planned else None
+        taken.append(StepTime(name, rows, time.monotonic() - start, foretold))
     return len(missing)
 
 
@@ -598,9 +614,9 @@ def _planned(output: StepOutput, store: Store, shards: Sequence[int]) -> Spent |
         # What is done once is done before the first shard.
         estimates += [(work, 1) for work in output.step.first_work(averages, len(store))]
     spent = Spent()
-    for work, times in estimates:
+    for work, often in estimates:
         if isinstance(work.model, OpenAIServer):
-            spent = spent.plus(expected(work, times))
+            spent = spent.plus(expected(work, often))
     return spent
 
 

@@ -1,8 +1,8 @@
 """The cost of a run before it starts: rows, model calls, tokens, and the share of rows that the band serves.
 
-One rule: nothing is written. Rows are counted exactly; calls and tokens are estimated from a sample, and how fast a policy
-answers, and a local model works, is measured on a few rows. A missing model or a
-filter that SQL cannot answer is refused before anything is embedded.
+One rule: nothing is computed for good. Rows are counted exactly; calls and tokens are estimated from a sample, and how fast
+models work and searches go is measured on a few rows. A missing model or a filter that SQL cannot answer is refused before
+anything is embedded. What is written is `plan.json`: the times, by which a run's report tells what was planned.
 """
 
 from __future__ import annotations
@@ -19,7 +19,20 @@ from pydantic import JsonValue
 from typing_extensions import override
 
 from seamcurate import markup, tables
-from seamcurate.contrast import PROBES, Attack, Generate, Probes, Retrieve, Rollouts, coverage, lexicon, retrieve
+from seamcurate.contrast import (
+    PROBES,
+    Attack,
+    Duplicates,
+    Embed,
+    Generate,
+    Nearest,
+    Probes,
+    Retrieve,
+    Rollouts,
+    coverage,
+    lexicon,
+    retrieve,
+)
 from seamcurate.data.source import REJECTED, Chunk, Source
 from seamcurate.errors import ModelError
 from seamcurate.models import Embedder, FakeModel, Prompt, weights
@@ -30,7 +43,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions
 from seamcurate.models.vectors import embedded as embed
 from seamcurate.progress import bar, note
-from seamcurate.run import agreement, probe, speed
+from seamcurate.run import agreement, probe, speed, times
 from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
 from seamcurate.select.split import check_formats
@@ -58,8 +71,13 @@ class StepEstimate(NamedTuple):
     """Tokens a language model writes."""
     usd: float | None
     """US dollars; None for a local model, or where the recipe has no prices."""
-    seconds: float | None = None
-    """Seconds on this machine, by a probe; None for a step without a model, or with one that is not timed here."""
+    duration: times.Duration | None = None
+    """Seconds on this machine, by a probe; None for a step that is not timed here, or has no rows to do."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds for the rows still to be computed; None where `duration` is."""
+        return None if self.duration is None else self.duration.of(self.rows)
 
 
 class Plan(NamedTuple):
@@ -94,7 +112,7 @@ class Plan(NamedTuple):
                 f"{line.tokens:,}" if line.model else "",
                 f"{line.written:,}" if line.written else "",
                 "" if line.usd is None else f"{line.usd:,.2f}",
-                "" if line.seconds is None else probe.duration(line.seconds),
+                "" if line.seconds is None else times.written(line.seconds),
                 line.model,
             ]
             for line in self.lines
@@ -118,7 +136,10 @@ class _Sample(NamedTuple):
 
 
 def plan(recipe: Recipe, path: str | Place) -> Plan:
-    """Count a recipe's rows and estimate the model calls and tokens of its steps, without writing anything.
+    """Count a recipe's rows and estimate the model calls, tokens and hours of its steps, without computing anything for good.
+
+    The only file that is written is `plan.json` in the store: the times of steps, by which the report of a run tells what
+    was planned.
 
     Args:
         recipe: The recipe.
@@ -126,8 +147,7 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
 
     Returns:
         The plan: `rows` and `rejected` (counted), `corpus` (rows of the corpus), `lines` (one for each step: rows, calls,
-        tokens read and written, US dollars where the recipe has prices, seconds where the step's model runs here) and
-        `notes`.
+        tokens read and written, US dollars where the recipe has prices, seconds where nobody asks for money) and `notes`.
 
     Raises:
         SeamcurateError: The errors about sources, models and filters that a run would raise first.
@@ -146,12 +166,14 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     """
     store, steps = Store(path), recipe.ready()
     _check_models(steps)
-    sample = _look(recipe.rows, "counting rows", _SAMPLE_ROWS)
+    compares_all = any(isinstance(step, Duplicates) for step in steps)
+    sample = _look(recipe.rows, "counting rows", _SAMPLE_CORPUS if compares_all else _SAMPLE_ROWS)
     corpus = _look(recipe.corpus, "counting corpus", _SAMPLE_CORPUS) if recipe.corpus else None
     if sample.rows and recipe.rows.store is None:
         check_formats(recipe.splits, {*sample.schema.names, *(name for step in steps for name in step.adds.names)})
     _check_filters(recipe, store, steps, sample.schema, corpus.schema if corpus else None)
     notes: list[str] = []
+    searches: dict[str, times.Duration] = {}
     candidates: dict[str, float] = {}
     lengths: dict[str, float] = {}
     for name in sorted({name for sets in sample.sets for name in sets}):
@@ -169,14 +191,16 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         if isinstance(step, Probes):
             candidates["probe"] = len(PROBES)
         if sample_set and isinstance(step, Retrieve) and corpus is not None:
-            probed, share_without = _coverage(step, sample, corpus, _embedded(store, step))
+            band = _coverage(step, sample, corpus, _embedded(store, step))
+            probed, is_first = band.probed, not _done(store if store.about else None, step)
+            searches[step.name] = speed.retrieval_time(step, band.queries, band.vectors, band.scale, is_first)
             mean = probed["candidates_mean"]
             assert isinstance(mean, float)
             candidates[sample_set] = mean
             notes.append(
-                f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {share_without:.0%} of rows"
+                f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {band.share_without:.0%} of rows"
             )
-            if share_without > 0.5:
+            if band.share_without > 0.5:
                 notes += [f"warning: {line}" for line in coverage.advice(probed, step.band)]
     averages = Averages(
         prompt=_mean([prompt_text(p) for p in sample.prompts]),
@@ -187,6 +211,7 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     )
     texts = [prompt_text(p) for p in sample.prompts] + sample.responses
     ratios: dict[str, float] = {}
+    searches |= _comparisons(steps, sample)
     timed = probe.Probe(
         probe.Texts(
             sample.prompts,
@@ -196,12 +221,13 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
     )
     lines = []
     from_corpus = {kind.name for kind in SAMPLE_SETS if kind.instructions}
+    corpus_steps = agreement.corpus_steps(steps) if corpus is not None else []
     if corpus is not None:
         corpus_averages = averages._replace(prompt=_mean([prompt_text(p) for p in corpus.prompts]))
-        for step in {needed.name: needed for row_step in steps for needed in row_step.on_corpus}.values():
+        for step in corpus_steps:
             corpus_store = store.corpus_store if store.about else None
             lines.append(
-                _line(step, corpus.rows, _done(corpus_store, step), corpus_averages, texts, ratios, timed, "corpus ")
+                _line(step, corpus.rows, _done(corpus_store, step), corpus_averages, texts, ratios, timed, times.CORPUS)
             )
     for step in steps:
         variant = str(getattr(step, "variant", SAMPLE_SETS[0].name))
@@ -213,20 +239,30 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         lines.append(
             _line(step, sample.rows, _done(store if store.about else None, step), of_these, texts, ratios, timed)
         )
-    for step in steps:
-        if isinstance(step, Rollouts) and (line := next(line for line in lines if line.step == step.name)).rows:
-            notes.append(speed.sampling_time(step, sample.prompts, line.rows, line.written))
-    seconds = [line.seconds for line in lines if line.seconds is not None]
-    if seconds:
+    for i, (step, line) in enumerate(zip(steps, lines[-len(steps) :], strict=True), len(lines) - len(steps)):
+        extra = searches.get(step.name)
+        if isinstance(step, Rollouts) and line.rows:
+            extra, said = speed.sampling_time(step, sample.prompts, line.rows, line.written)
+            notes.append(said)
+        if extra is not None and line.rows:
+            lines[i] = line._replace(duration=extra.plus(line.duration or times.Duration(0.0, 0.0)))
+    timed_seconds = [line.seconds for line in lines if line.seconds is not None]
+    if timed_seconds:
+        untimed = [line.step for line in lines if line.model and line.rows and line.seconds is None]
         notes.append(
-            f"about {probe.duration(sum(seconds))} for what has a time above, here and as busy as this machine is now: a "
-            "probe timed each model on rows of all lengths; searches, servers and samples are not in it"
+            f"about {times.written(sum(timed_seconds))} for what has a time above, here and as busy as this machine is now: "
+            "a probe timed models and searches on rows of all lengths"
+            + (f"; {', '.join(untimed)} not in it" if untimed else "")
         )
     total = [line.usd for line in lines if line.usd is not None]
     if total:
         notes.append(f"about ${sum(total):,.2f} by the recipe's prices; `run --max-usd` stops before a limit")
     unpriced = {line.model for line in lines if line.written and line.usd is None and line.model.startswith("openai")}
     notes += [f"no dollars for {model}: give it usd_per_million_input and _output" for model in sorted(unpriced)]
+    named = {step.name: step for step in steps} | {times.CORPUS + step.name: step for step in corpus_steps}
+    times.keep(
+        store.path, {line.step: (named[line.step], line.duration) for line in lines if line.duration is not None}
+    )
     return Plan(sample.rows, sample.rejected, corpus.rows if corpus else 0, lines, notes)
 
 
@@ -339,7 +375,7 @@ def _line(
     missing = rows - done
     # What is done once was done before the first row.
     first_work = [] if done or not missing else step.first_work(averages, rows)
-    for work, times in [*((work, missing) for work in step.works(averages)), *((work, 1) for work in first_work)]:
+    for work, often in [*((work, missing) for work in step.works(averages)), *((work, 1) for work in first_work)]:
         model = work.model
         if not isinstance(model, Backend):
             continue
@@ -347,17 +383,15 @@ def _line(
             # Tokens a character, counted once a model: tokenizers differ by half, and by more between languages.
             ratios[model.title] = model.count_tokens(texts) / max(1, sum(map(len, texts)))
         read_here, written_here = (
-            round(characters * ratios[model.title] * times) for characters in (work.characters, work.answer)
+            round(characters * ratios[model.title] * often) for characters in (work.characters, work.answer)
         )
-        calls, tokens, written = calls + round(work.sequences * times), tokens + read_here, written + written_here
+        calls, tokens, written = calls + round(work.sequences * often), tokens + read_here, written + written_here
         titles.append(model.title)
         if (usd := model.price(read_here, written_here)) is not None:
             prices.append(usd)
     title = ", ".join(dict.fromkeys(titles))
-    seconds = timed.seconds(step, missing, averages, not done)
-    return StepEstimate(
-        prefix + step.name, missing, title, calls, tokens, written, sum(prices) if prices else None, seconds
-    )
+    usd, duration = sum(prices) if prices else None, timed.duration(step, missing, averages, not done)
+    return StepEstimate(prefix + step.name, missing, title, calls, tokens, written, usd, duration)
 
 
 def _done(store: Store | None, step: Step) -> int:
@@ -443,10 +477,38 @@ class _Watched:
         return np.concatenate(vectors)
 
 
-def _coverage(
-    step: Retrieve, sample: _Sample, corpus: _Sample, embedded: Store | None
-) -> tuple[dict[str, JsonValue], float]:
-    """Probe the band with a sample of the rows; return the probe and the share of rows without a candidate.
+class _Coverage(NamedTuple):
+    queries: npt.NDArray[np.float32]
+    """Embeddings of some rows, rows × dimensions."""
+    vectors: npt.NDArray[np.float32]
+    """Embeddings of the corpus, or of a sample of it, rows × dimensions."""
+    scale: float
+    """Rows of the corpus over those of `vectors`."""
+    probed: dict[str, JsonValue]
+    share_without: float
+    """The share of rows without a candidate."""
+
+
+def _comparisons(steps: Sequence[Step], sample: _Sample) -> dict[str, times.Duration]:
+    """Time the steps that compare rows with each other, or with another data set, on embeddings of a sample."""
+    durations: dict[str, times.Duration] = {}
+    encoders = [step.encoder for step in steps if isinstance(step, Embed) and step.encoder is not None]
+    compared = [step for step in steps if isinstance(step, Duplicates | Nearest)]
+    if not compared or not encoders or not sample.prompts:
+        return durations
+    vectors, finite = embed(_Watched(encoders[0].load()), sample.prompts)
+    if not finite.any():
+        return durations
+    for step in compared:
+        if isinstance(step, Duplicates):
+            durations[step.name] = speed.duplicates_time(step, vectors[finite], sample.rows)
+        else:
+            durations[step.name] = speed.nearest_time(vectors.shape[1], step.other_prompts)
+    return durations
+
+
+def _coverage(step: Retrieve, sample: _Sample, corpus: _Sample, embedded: Store | None) -> _Coverage:
+    """Probe the band with a sample of the rows.
 
     The rows are compared with the corpus's embeddings if a run has made them, else with a sample of the corpus. From a
     sample, the mean number of candidates scales with the size of the corpus, and the share of rows without a candidate
@@ -454,13 +516,14 @@ def _coverage(
     """
     assert step.encoder is not None
     embedder = _Watched(step.encoder.load())
-    queries, finite = embed(embedder, sample.prompts)
+    prompts = evenly(sample.prompts, _SAMPLE_ROWS)
+    queries, finite = embed(embedder, prompts)
     if not finite.any():
         raise ModelError(
             f"none of {len(finite)} prompts has an embedding that is finite; name another encoder, or `dtype: float32`"
         )
     # Retrieval leaves prompts without a finite embedding without candidates, too; here they would be cosines of NaN.
-    queries, query_keys, scale = queries[finite], retrieve.keys(sample.prompts)[finite], 1.0
+    queries, query_keys, scale = queries[finite], retrieve.keys(prompts)[finite], 1.0
     if embedded is not None:
         tables = list(embedded.rows(["prompt", "embedding"]))
         width = dimensions(table["embedding"] for table in tables) or queries.shape[1]
@@ -474,7 +537,8 @@ def _coverage(
     share_none, doubled = probed["share_none"], probed["share_none_twice_the_corpus"]
     assert isinstance(share_none, float) and isinstance(doubled, float)
     # log2(scale): how many doublings lie between the sample and the corpus.
-    return probed, share_none * (doubled / share_none) ** np.log2(scale) if share_none else 0.0
+    share_none *= (doubled / share_none) ** np.log2(scale) if share_none else 0.0
+    return _Coverage(queries, vectors, scale, probed, share_none)
 
 
 def _embedded(store: Store, step: Retrieve) -> Store | None:

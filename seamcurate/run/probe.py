@@ -1,7 +1,7 @@
 """How long a step will take on this machine, by a probe: its model's own work on a few rows of the data, timed.
 
 One rule: the rows are drawn over the lengths that there are, in groups as the step makes them, one prompt with all its
-answers. What a probe cannot time, such as a server's work, is not guessed.
+answers. What a probe cannot time, such as an endpoint that asks for money, is not guessed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from seamcurate.errors import ModelError
 from seamcurate.models import FakeModel, Prompt
 from seamcurate.models.backend import Backend
 from seamcurate.models.local import LocalModel
+from seamcurate.models.served import Served
 from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import embedded
 from seamcurate.progress import note
+from seamcurate.run.times import Duration
 from seamcurate.step import Averages, Step
 
-_ROWS = 32
-"""Rows of a probe, at most."""
+_ROWS = 128
+"""Rows of a probe, at most: a quick model needs as many to fill its batches."""
 _SECONDS = 1.5
 """What one timed call should take: from there on no larger one is made."""
 
@@ -48,19 +50,19 @@ class Rate(NamedTuple):
     """Seconds a character, prompts counted with each answer as `Work` counts them."""
 
 
-def _embed(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> None:
-    embedded(model, [*prompts, *(answer for row in answers for answer in row)])
+def _embed(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> object:
+    return embedded(model, [*prompts, *(answer for row in answers for answer in row)])
 
 
-def _reward(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> None:
-    model.rewards(prompts, answers)
+def _reward(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> object:
+    return model.rewards(prompts, answers)
 
 
-def _logprobs(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> None:
-    model.logprobs(prompts, answers)
+def _logprobs(model: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> object:
+    return model.logprobs(prompts, answers)
 
 
-_ROLES: dict[str, Callable[[Any, Sequence[Prompt], Sequence[Sequence[str]]], None]] = {
+_ROLES: dict[str, Callable[[Any, Sequence[Prompt], Sequence[Sequence[str]]], Any]] = {
     "encoder": _embed,
     "reward": _reward,
     "truth": _reward,
@@ -79,8 +81,8 @@ class Probe:
         self._misjudged: float | None = None
         """The share of other rows' answers that the last reward model prefers to the golden ones."""
 
-    def seconds(self, step: Step, rows: int, averages: Averages, first: bool) -> float | None:
-        """Estimate the seconds of a step for so many rows; None where it has no model, or one that cannot be timed here.
+    def duration(self, step: Step, rows: int, averages: Averages, first: bool) -> Duration | None:
+        """Estimate what a step's models take; None where it has none, or one that cannot be timed here.
 
         Args:
             step: The step.
@@ -91,17 +93,18 @@ class Probe:
         if not rows:
             return None
         roles = {value.title: name for name, value in step if isinstance(value, Backend) and name in _ROLES}
-        total = 0.0
+        once = each = 0.0
         loaded: set[str] = set()
-        works = [(work, rows) for work in step.works(averages)]
-        works += [(work, 1) for work in step.first_work(averages, rows)] if first else []
-        for work, times in works:
+        works = [(work, False) for work in step.works(averages)]
+        works += [(work, True) for work in step.first_work(averages, rows)] if first else []
+        for work, is_first in works:
             model = work.model
-            if not isinstance(model, LocalModel | FakeModel) or model.title not in roles or work.answer:
+            # A server of one's own takes time alone; where somebody asks for money, a plan asks nothing.
+            if not isinstance(model, LocalModel | FakeModel | Served) or model.title not in roles or work.answer:
                 return None
             role = roles[model.title]
             # Likelihoods are asked for what the reward model misjudges alone, in smaller groups.
-            only_misjudged = getattr(step, "likelihoods", "") == "misjudged" and times > 1
+            only_misjudged = getattr(step, "likelihoods", "") == "misjudged" and not is_first
             share = 1.0 if self._misjudged is None or not only_misjudged else self._misjudged
             several = 2 if role == "encoder" else max(1, round(averages.candidates * share))
             try:
@@ -109,11 +112,12 @@ class Probe:
             except ModelError as error:
                 note(f"warning: {step.name}: how long it takes is not known: {error}")
                 return None
-            total += rate.seconds * work.characters * times * share
+            seconds = rate.seconds * work.characters * share
+            once, each = (once + seconds, each) if is_first else (once, each + seconds)
             if model.title not in loaded:
-                total += rate.load
+                once += rate.load
                 loaded.add(model.title)
-        return total if loaded else None
+        return Duration(once, each) if loaded else None
 
     def _rate(self, model: Any, role: str, answers: int) -> Rate:
         key = (role, model.title, answers)
@@ -140,20 +144,21 @@ class Probe:
         ask = _ROLES[role]
         # Not timed: what a library does once, at its first call.
         ask(loaded, *_columns(groups[:1]))
-        count, rate = 2, 0.0
+        begin, count = 1, 2
         while True:
-            taken = groups[:count]
+            # Each call has rows of its own: a server may still know the prompts of the one before.
+            part = slice(begin, begin + count) if begin < len(groups) else slice(0, None)
+            taken = groups[part]
             start = time.perf_counter()
-            ask(loaded, *_columns(taken))
+            scores = ask(loaded, *_columns(taken))
             seconds = time.perf_counter() - start
-            characters = sum(_characters(role, prompt, given) for prompt, given in taken)
-            rate = seconds / max(1, characters)
+            begin, count = begin + count, 2 * count
             # A call of few rows fills no batch: the largest says most.
-            if seconds >= _SECONDS / 2 or count >= len(groups):
+            if seconds >= _SECONDS / 2 or begin + count > len(groups):
                 if role == "reward" and answers > 1:
-                    self._misjudged = _misjudged(loaded, taken, responses)
-                return Rate(load, rate)
-            count *= 2
+                    golden = loaded.rewards(prompts[part], [[response] for response in responses[part]])
+                    self._misjudged = _misjudged(scores, golden)
+                return Rate(load, seconds / max(1, sum(_characters(role, *group) for group in taken)))
 
 
 def _check_room(model: Any) -> None:
@@ -162,20 +167,20 @@ def _check_room(model: Any) -> None:
     Raises:
         ModelError: The weights take more than half of it.
     """
+    if isinstance(model, Served):
+        return
     size = sum(file.stat().st_size for file in Path(model.path).glob("*.safetensors"))
     if "SC_AVPHYS_PAGES" in os.sysconf_names and size > os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
         raise ModelError(f"{model.title} has {size / 1e9:,.1f} GB of weights, too much for this machine to try")
 
 
-def _misjudged(model: Any, groups: Sequence[tuple[Prompt, list[str]]], golden: Sequence[str]) -> float:
+def _misjudged(rewards: Sequence[Sequence[float | None]], golden: Sequence[Sequence[float | None]]) -> float:
     """Return the share of answers whose reward is above that of their prompt's golden response."""
-    prompts, answers = _columns(groups)
-    best = [row[0] for row in model.rewards(prompts, [[response] for response in golden[: len(groups)]])]
     pairs = [
-        reward > most
-        for row, most in zip(model.rewards(prompts, answers), best, strict=True)
+        reward > best
+        for row, (best,) in zip(rewards, golden, strict=True)
         for reward in row
-        if reward is not None and most is not None
+        if reward is not None and best is not None
     ]
     return float(np.mean(pairs)) if pairs else 0.0
 
@@ -204,10 +209,3 @@ def _spread(texts: Texts) -> Texts:
     turned = [chosen[i] for i in sorted(range(size), key=lambda i: (0.5 + i * 0.618034) % 1)]
     step = max(1, len(texts.candidates) // 512)
     return Texts([p for p, _ in turned], [r for _, r in turned], [t for t in texts.candidates[::step] if t])
-
-
-def duration(seconds: float) -> str:
-    """Write seconds in the unit in which a person plans: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"

@@ -1,29 +1,37 @@
-"""How long sampling will take, by a probe: a few short answers of the policy, timed. And how long a step took."""
+"""How long sampling and searching take here, by probes: a few short answers of the policy, and products of a few vectors."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from seamcurate.contrast import Rollouts
+import numpy as np
+import numpy.typing as npt
+
+from seamcurate.contrast import Duplicates, Retrieve, Rollouts, coverage, nearest
+from seamcurate.contrast.duplicates import repeated
+from seamcurate.contrast.retrieve import PROBED, nothing
 from seamcurate.errors import ModelError
 from seamcurate.models import Prompt, Sample, Sampling, roles
 from seamcurate.progress import bar
-from seamcurate.run import probe
+from seamcurate.run.times import Duration
+from seamcurate.run.times import written as duration
 from seamcurate.text import counted
 
 _PROMPTS = 2
 """Prompts of the probe."""
 _TOKENS = 64
 """The most tokens of its answers."""
-_FORETOLD_AFTER = 10.0
-"""Seconds of a step by which its whole time is foretold."""
 _DRAWS = 16
 """The most answers to each of its prompts."""
+_QUERIES = 1024
+"""Rows that a search takes at once."""
 
 
-def sampling_time(step: Rollouts, prompts: Sequence[Prompt], rows: int, written: int) -> str:
-    """Estimate the tokens and hours of a step that samples the policy, in one line.
+def sampling_time(step: Rollouts, prompts: Sequence[Prompt], rows: int, written: int) -> tuple[Duration | None, str]:
+    """Estimate the tokens and hours of a step that samples the policy: its duration, and one line that says it.
 
     Args:
         step: The step.
@@ -31,16 +39,19 @@ def sampling_time(step: Rollouts, prompts: Sequence[Prompt], rows: int, written:
         rows: Rows that have no samples yet.
         written: Tokens of all samples if they are as long as the golden responses; 0 where there are none.
 
-    A policy that cannot be loaded here, or gives no answer, gives a line that says so: another machine may run the step.
+    A policy that cannot be loaded here, or gives no answer, has no duration, and a line that says why: another machine may
+    run the step.
     """
     try:
         return _timed(step, prompts, rows, written)
     except ModelError as error:
-        return f"warning: {step.name}: how long it takes is not known: {error}"
+        return None, f"warning: {step.name}: how long it takes is not known: {error}"
 
 
-def _timed(step: Rollouts, prompts: Sequence[Prompt], rows: int, written: int) -> str:
+def _timed(step: Rollouts, prompts: Sequence[Prompt], rows: int, written: int) -> tuple[Duration, str]:
+    start = time.perf_counter()
     sampler = roles.load_sampler(step.policy, step.name)
+    load = time.perf_counter() - start
     draws = min(step.n, _DRAWS)
     limit = min(step.max_tokens, _TOKENS)
     sampling = Sampling(draws, step.temperature, step.top_p, limit, step.seed)
@@ -70,39 +81,83 @@ def _timed(step: Rollouts, prompts: Sequence[Prompt], rows: int, written: int) -
         )
     else:
         tokens, as_long = rows * step.n * step.max_tokens, "at most"
-    hours = tokens * seconds / drawn / 3600
-    duration = f"about {hours:,.1f} hours" if hours >= 0.95 else f"about {60 * hours:,.0f} minutes"
-    if 60 * hours < 1:
-        duration = "less than a minute"
-    return (
-        f"{step.name}: {duration} here for {tokens:,.0f} tokens {as_long}; a probe of "
+    sampled_s = tokens * seconds / drawn
+    taking = Duration(load, sampled_s / max(1, rows))
+    return taking, (
+        f"{step.name}: about {duration(sampled_s)} here for {tokens:,.0f} tokens {as_long}; a probe of "
         f"{counted(len(samples), 'sample')} gave {drawn / seconds:,.0f} tokens a second"
     )
 
 
-class Watch:
-    """Time a step, and foretell its time once it has run for ten seconds."""
+def retrieval_time(
+    step: Retrieve, queries: nearest.Floats, vectors: nearest.Floats, scale: float, first: bool
+) -> Duration:
+    """Estimate what the search of a step takes, apart from embedding the rows.
 
-    def __init__(self, name: str, rows: int) -> None:
-        self.name, self.rows, self._done, self._first, self._foretold = name, rows, 0, 0, 0.0
-        self._start = self._begun = time.monotonic()
+    Args:
+        step: The step.
+        queries: Embeddings of some rows, float32, rows × dimensions.
+        vectors: Embeddings of some corpus rows, float32, rows × dimensions.
+        scale: Rows of the corpus over those of `vectors`.
+        first: Whether the corpus is still to be prepared and the band to be described.
+    """
+    with TemporaryDirectory() as folder:
+        building = _seconds(lambda: nearest.build(Path(folder), len(vectors), [vectors], step.band[0]))
+        band = nearest.Band(Path(folder), step.band)
+        searching = _seconds(lambda: band.search(_resized(queries, _QUERIES), step.k, nothing))
+    some, keys = _resized(queries, PROBED), np.arange(PROBED, dtype=np.uint64)
+    corpus_keys = np.arange(len(vectors), dtype=np.uint64)
+    describing = _seconds(lambda: coverage.probe(some, keys, vectors, corpus_keys, step.band, step.k))
+    return Duration(first * scale * (building + describing), scale * searching / _QUERIES)
 
-    def done(self, rows: int) -> None:
-        """Count rows that are done."""
-        now = time.monotonic()
-        if not self._done:
-            # What comes before the first rows, such as loading a model, is done once.
-            self._begun, self._first = now, rows
-        self._done += rows
-        if not self._foretold and now - self._begun > _FORETOLD_AFTER and self._done > self._first:
-            each = (now - self._begun) / (self._done - self._first)
-            self._foretold = self._begun - self._start + each * (self.rows - self._first)
 
-    def told(self) -> list[str]:
-        """Return one line, or none of a step that took less than the ten seconds."""
-        taken = time.monotonic() - self._start
-        if not self._foretold:
-            return []
-        return [
-            f"{self.name}: took {probe.duration(taken)}; its first seconds foretold {probe.duration(self._foretold)}"
-        ]
+def duplicates_time(step: Duplicates, vectors: nearest.Floats, rows: int) -> Duration:
+    """Estimate what comparing each row with all earlier ones takes: its time grows with the square of the rows.
+
+    Args:
+        step: The step.
+        vectors: Embeddings of some rows, float32, rows × dimensions.
+        rows: All rows.
+    """
+    with TemporaryDirectory() as folder:
+        building = _seconds(lambda: nearest.build(Path(folder), len(vectors), [vectors], step.similarity))
+        band = nearest.Band(Path(folder), (step.similarity, 2.0))
+        block = min(_QUERIES, len(vectors))
+        # The rows of a block among each other, and one block against all rows of the sample.
+        inside = _seconds(lambda: repeated(band, np.ones(block, bool)))
+        against = _seconds(lambda: band.search(vectors[:block], 1, nothing))
+    pairs = rows * max(0, rows - block) / 2
+    return Duration((building / len(vectors) + inside / block) * rows + against / (block * len(vectors)) * pairs, 0.0)
+
+
+def nearest_time(width: int, others: int) -> Duration:
+    """Estimate what comparing a row with every row of another data set takes: one product each, whatever the vectors.
+
+    Args:
+        width: Dimensions of the embeddings.
+        others: Rows of the other data set.
+    """
+    draw, size = np.random.default_rng(0), min(others, 8 * _QUERIES)
+    with TemporaryDirectory() as folder:
+        nearest.write(Path(folder) / "vectors.npy", size, [_unit(draw.standard_normal((size, width)))])
+        band, queries = nearest.Band(Path(folder), (-2.0, 2.0)), _unit(draw.standard_normal((_QUERIES, width)))
+        comparing = _seconds(lambda: band.nearest(queries))
+    return Duration(0.0, comparing / _QUERIES * others / size)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Time the second of two calls: the first does what a library does once."""
+    run()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _resized(vectors: nearest.Floats, count: int) -> nearest.Floats:
+    """Return so many vectors, those that there are again and again."""
+    return vectors[np.arange(count) % len(vectors)]
+
+
+def _unit(vectors: npt.NDArray[np.float64]) -> nearest.Floats:
+    unit: nearest.Floats = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit

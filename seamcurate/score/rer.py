@@ -495,6 +495,12 @@ class QueryType(Step):
         return Work(self.encoder, 1, rows.prompt)
 
     @override
+    def first_work(self, rows: Averages, count: int) -> list[Work]:
+        """Embed the labelled examples twice: to measure the classifier on held-out ones, and to fit it to all."""
+        queries = [query for query, _ in classifier.examples()]
+        return [Work(self.encoder, 2 * len(queries), 2 * sum(map(len, queries)))]
+
+    @override
     def identity(self) -> dict[str, JsonValue]:
         """Return the configuration and the labelled examples, which decide the boundary."""
         return {**super().identity(), "examples": digest([list(example) for example in classifier.examples()])}

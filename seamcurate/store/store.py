@@ -11,6 +11,7 @@
       splits/<name>/_split.json          the filter, its parameters, fingerprints of what it reads, own fingerprint
       splits/<name>/ledger.parquet       one row per source row: kept or dropped, and what decided it
       corpus/                            the retrieval corpus, a store like any other
+      plan.json                          what the last plan foretold of each step, for the report of a run; may be deleted
 
 One rule: a file that exists is complete. A fingerprint is the hash of a configuration, of its models' weights and
 of the fingerprints of its inputs; columns of different fingerprints are never mixed.
