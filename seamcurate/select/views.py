@@ -49,6 +49,8 @@ LEDGER = pa.schema(
 
 SECONDS = 600.0
 """How long a query may take by default."""
+_HANDED_OVER = 64
+"""Shards that a thread is given to verify at once, at most."""
 
 CANDIDATES = {
     "row_id": "BIGINT",
@@ -422,9 +424,13 @@ def _jobs(
 def _verified(jobs: Mapping[str, Sequence[tuple[Place, str, int]]]) -> dict[str, list[Path]]:
     """Verify files; return them by folder. The views read exactly these: a later listing could be longer, while a run adds some."""
     unverified = [job for folder_jobs in jobs.values() for job in folder_jobs if not shard.verified(*job)]
-    # Hashing releases Python's lock: shards are verified as fast as all cores can.
-    with ThreadPoolExecutor(limits.available()) as pool:
-        list(pool.map(lambda job: shard.verify(*job), unverified))
+    # Hashing releases Python's lock: shards are verified as fast as all cores can. Handing one over costs as much as to
+    # verify a small one, so that each thread gets some at a time.
+    threads = limits.available()
+    size = max(1, min(_HANDED_OVER, len(unverified) // (4 * threads)))
+    parts = [unverified[start : start + size] for start in range(0, len(unverified), size)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: [shard.verify(*job) for job in part], parts))
     # Absolute: the query process keeps the folder that it was started in, and a notebook may have gone to another.
     return {folder: [local(file).absolute() for file, _, _ in folder_jobs] for folder, folder_jobs in jobs.items()}
 

@@ -234,9 +234,14 @@ def _remember(path: Path, key: tuple[int, int, int, str, int]) -> None:
 def verified(path: Place, fingerprint: str, number: int) -> bool:
     """Tell whether this process has verified a shard and it is unchanged since."""
     file = path if isinstance(path, Path) else path.kept()
-    if file is None or not file.exists() or (file is path and file.is_symlink()):
+    # A first query looks up files by the hundred thousand, none of them known: the system is asked about none.
+    known = None if file is None else _verified.get(file)
+    if file is None or known is None or (file is path and file.is_symlink()):
         return False
-    return _verified.get(file) == _key(file, fingerprint, number)
+    try:
+        return known == _key(file, fingerprint, number)
+    except FileNotFoundError:
+        return False
 
 
 def _key(path: Path, fingerprint: str, number: int) -> _Key:
