@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from examples.real_text import data, models, page
+from examples.real_text import data, models, page, replies
 from examples.real_text.data import Sizes
 from examples.real_text.experiment import Work
 from seamcurate import Store, query
@@ -26,9 +26,12 @@ TINY = Sizes(
     corpus=20,
     verdicts=20,
     candidates=3,
-    samples=2,
+    sampled=24,
+    samples=3,
+    sample_tokens=8,
     layers=2,
 )
+MEASURES, ENDS = ("gain", "above_length"), (("", 0.0), ("_low", -0.1), ("_high", 0.1))
 TOPICS = ("tea", "bread", "bicycles", "maps", "rivers", "paint", "clocks", "birds")
 
 
@@ -97,6 +100,27 @@ def test_a_head_finds_the_direction_that_tells_the_chosen_answer():
     assert weights[0] > 3 * np.abs(weights[1:]).max()
 
 
+def test_the_best_by_gold_itself_gains_and_the_best_by_its_opposite_loses():
+    draw = np.random.default_rng(1)
+    gold = draw.normal(size=(40, 4)).tolist()
+    against = [[-value for value in row] for row in gold]
+    unknown = [[float("nan"), 0.0, 0.0, 0.0], *gold[1:]]
+    proxies = {"li": draw.normal(size=(40, 4)).tolist(), "gold": gold, "against": against, "unknown": unknown}
+    found = {row["proxy"]: row for row in replies.gains(proxies, {"gold": gold}, [4])}
+    # The best of 4 normal values by themselves, drawn with replacement from 4, lies .8 of their spread above the mean.
+    assert found["gold"]["gain"] == pytest.approx(0.85, abs=0.1)
+    assert found["against"]["gain"] == pytest.approx(-found["gold"]["gain"], abs=0.1)
+    assert found["li"]["gain_low"] < 0 < found["li"]["gain_high"] and found["li"]["above_length"] == 0
+    assert {row["prompts"] for row in found.values()} == {39}
+
+
+def test_a_golden_response_is_compared_at_the_samples_own_length():
+    row = replies.Answered("q", "one two three four", "open", ["a b", "", "a b c d e f"])
+    assert replies.shortened(row) == ["one two", "one", "one two three four"]
+    found = replies.preferred([[1.0, 2.0], [3.0, 3.0], [0.0]], [[0.0, 3.0], [3.0, 1.0], [float("nan")]])
+    assert found["prompts"] == 2 and found["right"] == 0.625
+
+
 @pytest.mark.slow
 def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, start, tmp_path):
     work = Work(given, tmp_path, TINY, start)
@@ -122,8 +146,20 @@ def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, st
     work.run(["heads-smol"])
     assert not (tmp_path / "pieces/mismatch-smol.json").exists()
     assert all("|" in table(pieces) for table in (page.accuracy, page.best_of_n, page.seconds))
+    assert all("smol-60" in table(pieces) for table in (page.own_answers, page.preferred, page.proxies))
     assert "smol-60" in page.mismatch(pieces) and "`seam_contrast`" in page.validity(pieces, "stackexchange")
     assert "logprob" in page.weights(pieces, "human")
+    # Where a proxy chooses and where it is itself the measure, nothing is chosen by chance.
+    found = pieces["human-policy"]["preferred"]
+    assert [(row["reward"], row["golden"]) for row in found[-2:]] == [
+        ("smol-60", "whole"),
+        ("smol-60", "as long as the sample"),
+    ]
+    assert all(0 <= row["right"] <= 1 for row in found)
+    gains = pieces["human-proxies"]["gains"]
+    assert {(row["proxy"], row["gold"], row["n"]) for row in gains} == set(
+        itertools.product(replies.PROXIES, ("smol-60", "words-60"), (2, 3))
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +194,25 @@ def test_rules_are_applied_as_the_protocol_says(aucs, gain, verdicts):
     ]
     pieces["stackexchange-smol"]["best_of_n"] = {f"{page.PRIMARY} uniform": {"table": arms}}
     lines = page.decisions(pieces).splitlines()[2:]
-    assert [line.split(" | ")[2] for line in lines] == [*verdicts, *["open"] * 5]
+    assert [line.split(" | ")[2] for line in lines] == [*verdicts, *["open"] * 7]
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [((0.2, 0.3, 0.2, 0.3), "shown"), ((0.2, 0.05, 0.2, 0.3), "not shown"), ((-0.2, -0.3, -0.2, -0.3), "refuted")],
+)
+def test_a_rule_on_rer_asks_for_every_set_and_both_golds(gains, verdict):
+    pieces = {}
+    for i, name in enumerate(("stackexchange", "human")):
+        rows = [
+            {"proxy": "rer", "gold": gold, "n": 4} | {f"{m}{end}": gain + step for end, step in ENDS for m in MEASURES}
+            for gold, gain in zip(("smol-800", "words-3900"), gains[2 * i :], strict=False)
+        ]
+        pieces[f"{name}-proxies"] = {"gains": rows}
+    lines = page.decisions(pieces).splitlines()[-2:]
+    assert [line.split(" | ")[2] for line in lines] == [verdict] * 2
+    del pieces["human-proxies"]
+    assert [line.split(" | ")[2] for line in page.decisions(pieces).splitlines()[-2:]] == ["open"] * 2
 
 
 def test_the_page_is_what_the_committed_files_say():

@@ -34,7 +34,11 @@ class Sizes(NamedTuple):
     verdicts: int = 400
     """Judged pairs of other sources in the mismatch table."""
     candidates: int = 6
+    sampled: int = 150
+    """Rows of each set whose prompts the policy answers."""
     samples: int = 4
+    sample_tokens: int = 64
+    """Answers to each, and their most tokens."""
     layers: int = 12
     """Of the policy, under a reward model's head."""
 

@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from examples.real_text import data, models, words
+from examples.real_text import data, models, replies, words
 from examples.real_text.data import Judged, Rows, Sizes
-from seamcurate import Recipe, query, run_local, study
+from seamcurate import Recipe, SentenceEncoder, query, run_local, study
 from seamcurate.demo.corpus import encoder_folder
 from seamcurate.storage import atomic
 
@@ -29,6 +29,8 @@ POLICYS = "smol"
 """The family whose rows are read by the policy as well."""
 SETS: dict[str, Callable[[Path, Sizes], Judged]] = {"stackexchange": data.stackexchange, "human": data.human}
 WEIGHTS = ("geometric", "raw", "uniform", "logprob")
+GOLDS = ("smol", "words")
+"""The families whose last reward models stand for people where RER's proxies choose."""
 BAND = [0.2, 0.95]
 _TEXTS = ("prompt", "response", "source", "worse_contrast")
 _LIKELIHOODS = ("logprobs_contrast", "tokens_contrast")
@@ -64,6 +66,9 @@ class Work:
             if family == POLICYS:
                 for name in SETS:
                     pieces[f"{name}-likelihoods"] = partial(self.likelihoods, name)
+        for name in SETS:
+            pieces[f"{name}-policy"] = partial(self.answered, name)
+            pieces[f"{name}-proxies"] = partial(self.proxies, name)
         return pieces
 
     def run(self, names: Sequence[str]) -> None:
@@ -160,6 +165,87 @@ class Work:
         stored = _rows(self._rewarded(name, POLICYS, stored, likelihoods=True))
         return {"rows": len(stored)} | self._measured(name, POLICYS, stored, WEIGHTS, ("seam_contrast",))
 
+    def answered(self, name: str) -> Tables:
+        """Let the policy answer the first prompts of a set; measure SEAM over its answers, and rewards on them and on golden ones."""
+        stored = query(self._answers(name), "SELECT * FROM rows ORDER BY row_id").to_pylist()
+        tables: Tables = {"rows": len(stored), "validity": {}, "preferred": []}
+        rows = replies.answered(stored)
+        asked = [{"prompt": row.prompt, "golden": [row.golden, *replies.shortened(row)]} for row in rows]
+        shorter = models.rewards(
+            self._heads(POLICYS),
+            self._names(POLICYS)[-1],
+            [row["prompt"] for row in asked],
+            [row["golden"] for row in asked],
+        )
+        drawn = self._rewards_of(rows, POLICYS)
+        for i, reward in enumerate(self._names(POLICYS)):
+            judged = self._judged_file(name, reward)
+            column = reward.replace("-", "_")
+            known = [
+                {key: row[key] for key in ("prompt", "response", "source", "worse_policy")}
+                | {"reward": row[f"reward_{column}"], "rewards_policy": row[f"rewards_{column}_policy"]}
+                for row in stored
+            ]
+            recipe = {
+                "rows": _source(data.write(known, self.out / f"{name}/answers/{reward}.parquet")),
+                "steps": [{"seam_score": {"variant": "policy", "k": self.sizes.samples}}],
+            }
+            store = _run(recipe, self.out / f"{name}/answers/{reward}")
+            by = None if "score" in pq.read_schema(judged).names else "source"
+            measured = study.validity(store, judged, by=by, columns=("seam_policy", "misjudged_policy", "reward"))
+            tables["validity"][reward] = _result(measured)
+            samples = drawn[reward]
+            whole = [[values[0][i]] * len(row.samples) for values, row in zip(shorter, rows, strict=True)]
+            cut = [[value[i] for value in values[1:]] for values in shorter]
+            for golden, values in (("whole", whole), ("as long as the sample", cut)):
+                tables["preferred"].append({"reward": reward, "golden": golden} | replies.preferred(values, samples))
+        return tables
+
+    def proxies(self, name: str) -> Tables:
+        """Choose among the policy's answers by RER and its parts, and measure what that adds to two golds, a reward model each."""
+        stored = query(self._answers(name), "SELECT * FROM rows ORDER BY row_id").to_pylist()
+        rows = replies.answered(stored)
+        golds = {self._names(family)[-1]: self._rewards_of(rows, family)[self._names(family)[-1]] for family in GOLDS}
+        encoder = SentenceEncoder(path=str(encoder_folder()), dtype="float32")
+        given = replies.proxy_rewards(rows, encoder)
+        open_ended = sum(row.query_type == "open" for row in rows)
+        return {
+            "rows": len(rows),
+            "open_ended": open_ended,
+            "agreement": replies.agreement(golds),
+            "gains": replies.gains(given, golds, range(2, self.sizes.samples + 1)),
+        }
+
+    def _rewards_of(self, rows: Sequence[replies.Answered], family: str) -> dict[str, replies.Numbers]:
+        """Return the rewards of each prompt's samples by every reward model of a family."""
+        prompts, answers = [row.prompt for row in rows], [row.samples for row in rows]
+        names = self._names(family)
+        if family == "words":
+            return {name: words.rewards(self._folder(name), prompts, answers) for name in names}
+        values = models.rewards(self._heads(family), names[-1], prompts, answers)
+        return {name: [[value[i] for value in drawn] for drawn in values] for i, name in enumerate(names)}
+
+    def _answers(self, name: str) -> Path:
+        """Return the store of a set's first prompts with the policy's answers, rewarded by the heads of its family."""
+        rows = data.write(
+            SETS[name](self.given, self.sizes).rows[: self.sizes.sampled], self.out / name / "asked.parquet"
+        )
+        recipe: dict[str, Any] = {
+            "rows": _source(rows),
+            "models": {
+                "policy": {"causal_lm": str(self.policy.resolve()), "dtype": "bfloat16"},
+                "reward": self._classifier(POLICYS),
+                "encoder": {"sentence_encoder": str(encoder_folder()), "dtype": "float32"},
+            },
+            "steps": [
+                {"rollouts": {"n": self.sizes.samples, "max_tokens": self.sizes.sample_tokens}},
+                {"query_type": {}},
+                {"reward": {}},
+                {"rewards": {"variant": "policy"}},
+            ],
+        }
+        return _run(recipe, self.out / name / "answers/store")
+
     def _measured(self, name: str, family: str, stored: Rows, weights: Sequence[str], columns: Sequence[str]) -> Tables:
         """Measure columns against people's verdicts, for each reward model of a family and each weight."""
         tables: Tables = {"validity": {}, "best_of_n": {}}
@@ -194,14 +280,7 @@ class Work:
         rows = data.write(
             [{key: row[key] for key in _TEXTS} for row in stored], self.out / name / f"rows-{family}.parquet"
         )
-        heads = {
-            "sequence_classifier": str(self._heads(family).resolve()),
-            "dtype": "float32",
-            "max_tokens": models.MAX_TOKENS,
-            "output": self._names(family)[-1],
-            "outputs": self._names(family),
-        }
-        recipe: dict[str, Any] = {"rows": _source(rows), "models": {"reward": heads}}
+        recipe: dict[str, Any] = {"rows": _source(rows), "models": {"reward": self._classifier(family)}}
         recipe["steps"] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
         if likelihoods:
             recipe["models"]["policy"] = {
@@ -211,6 +290,16 @@ class Work:
             }
             recipe["steps"].append({"policy_logprobs": {"variant": "contrast", "likelihoods": "all"}})
         return _run(recipe, self.out / name / f"store-{family}")
+
+    def _classifier(self, family: str) -> dict[str, Any]:
+        """Return a family's heads as a recipe names them."""
+        return {
+            "sequence_classifier": str(self._heads(family).resolve()),
+            "dtype": "float32",
+            "max_tokens": models.MAX_TOKENS,
+            "output": self._names(family)[-1],
+            "outputs": self._names(family),
+        }
 
     def _single(self, stored: Rows, reward: str) -> Rows:
         """Return the rows with one reward model's rewards as the reward."""
@@ -302,6 +391,7 @@ def _source(file: Path) -> dict[str, Any]:
 
 def _run(recipe: dict[str, Any], store: Path) -> Path:
     """Write a recipe beside its store, and run it: what is there is not computed again."""
+    store.parent.mkdir(parents=True, exist_ok=True)
     file = store.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     run_local(Recipe.load(file), store)

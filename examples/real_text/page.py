@@ -21,6 +21,7 @@ RESULTS = ROOT / "docs/evidence/results/real-text"
 PAGE = ROOT / "docs/evidence/real-text.md"
 PRIMARY, SECOND = "smol-800", "words-3900"
 _SETS = {"stackexchange": "Stack Exchange", "human": "QA-Feedback and PandaLM"}
+_FAMILIES = ("smol", "words", "minilm")
 _COLUMNS = (
     *("seam_contrast", "misjudged_contrast", "reward", "baseline_reward_margin_contrast"),
     *("baseline_reward_spread_contrast", "baseline_rejected_reward_contrast", "baseline_reward_gap_contrast"),
@@ -48,7 +49,7 @@ def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
     for name in _SETS:
         tables[f"validity {name}"] = lambda given, name=name: validity(given, name)  # type: ignore[misc]
         tables[f"weights {name}"] = lambda given, name=name: weights(given, name)  # type: ignore[misc]
-    tables["best of n"] = best_of_n
+    tables |= {"best of n": best_of_n, "own answers": own_answers, "preferred": preferred, "proxies": proxies}
 
     def fill(match: re.Match[str]) -> str:
         return f"<!-- {match[1]} -->\n\n{tables[match[1]](pieces)}\n\n<!-- end -->"
@@ -73,9 +74,7 @@ def accuracy(pieces: dict[str, dict[str, Any]]) -> str:
 def validity(pieces: dict[str, dict[str, Any]], name: str) -> str:
     """Show the AUC of each column by reward model; SEAM with uniform weights, which need no policy."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    given = [
-        piece for key, piece in pieces.items() if key in [f"{name}-{family}" for family in ("words", "smol", "minilm")]
-    ]
+    given = [pieces[key] for family in sorted(_FAMILIES) if (key := f"{name}-{family}") in pieces]
     for piece in given:
         for key, study in piece["validity"].items():
             reward, weight = key.split(" ")
@@ -91,24 +90,69 @@ def validity(pieces: dict[str, dict[str, Any]], name: str) -> str:
 
 def weights(pieces: dict[str, dict[str, Any]], name: str) -> str:
     """Show SEAM's column by reward model and weight: AUC, Spearman, the share of wrong pairs in its worst 20 %."""
-    lines = []
-    given = [piece for key, piece in pieces.items() if key.startswith(f"{name}-")]
+    lines: dict[str, list[str]] = {}
+    # A reward model's uniform weights are those of its family's piece, beside whose columns its p is adjusted.
+    given = [pieces[key] for kind in ("likelihoods", *_FAMILIES) if (key := f"{name}-{kind}") in pieces]
     for piece in given:
         for key, study in piece["validity"].items():
             row = {row["column"]: row for row in study["table"]}.get("seam_contrast")
             if row is not None:
                 p = "–" if row["p"] is None else f"{row['p']:.2g}"
-                lines.append(
-                    [
-                        *key.split(" "),
-                        str(row["rows"]),
-                        _plain(row, "auc"),
-                        p,
-                        _plain(row, "spearman"),
-                        _percent(row, "caught"),
-                    ]
-                )
+                lines[key] = [
+                    *key.split(" "),
+                    str(row["rows"]),
+                    _plain(row, "auc"),
+                    p,
+                    _plain(row, "spearman"),
+                    _percent(row, "caught"),
+                ]
     heading = ["reward model", "weight", "rows", "AUC", "p (Holm)", "Spearman", "errors in the worst 20 %"]
+    return _commands(given) + _table(heading, list(lines.values()))
+
+
+def own_answers(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show what SEAM over the policy's own answers finds, by set and reward model."""
+    given = [pieces[key] for name in _SETS if (key := f"{name}-policy") in pieces]
+    lines = []
+    for piece in given:
+        for reward, study in piece["validity"].items():
+            rows = {row["column"]: row for row in study["table"]}
+            # A column of one value ranks nothing, and has no row.
+            aucs = [_plain(rows[c], "auc") if c in rows else "–" for c in ("seam_policy", "misjudged_policy", "reward")]
+            where = _SETS[piece["piece"].removesuffix("-policy")]
+            lines.append([where, reward, str(rows["random"]["rows"]), *aucs])
+    return _commands(given) + _table(
+        ["AUC", "reward model", "rows", "`seam_policy`", "`misjudged_policy`", "`reward`"], lines
+    )
+
+
+def preferred(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show how often a reward model prefers people's best answer to one of the policy's own."""
+    given = [pieces[key] for name in _SETS if (key := f"{name}-policy") in pieces]
+    lines = []
+    for piece in given:
+        rows = {(row["reward"], row["golden"]): row for row in piece["preferred"]}
+        for reward in dict.fromkeys(reward for reward, _ in rows):
+            shares = [_percent(rows[reward, golden], "right") for golden in ("whole", "as long as the sample")]
+            prompts = str(rows[reward, "whole"]["prompts"])
+            lines.append([_SETS[piece["piece"].removesuffix("-policy")], reward, prompts, *shares])
+    heading = ["golden above the policy's answer", "reward model", "prompts", "whole", "cut to the answer's words"]
+    return _commands(given) + _table(heading, lines)
+
+
+def proxies(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show what choosing the best of the policy's answers by RER and its parts adds to each gold, at the largest n."""
+    given = [pieces[key] for name in _SETS if (key := f"{name}-proxies") in pieces]
+    lines = []
+    for piece in given:
+        most = max(row["n"] for row in piece["gains"])
+        for row in piece["gains"]:
+            if row["n"] == most:
+                label = row["proxy"].upper().replace("_", "·")
+                above = "–" if row["proxy"] == "li" else _signed(row, "above_length")
+                where = _SETS[piece["piece"].removesuffix("-proxies")]
+                lines.append([where, row["gold"], label, str(row["prompts"]), _signed(row, "gain"), above])
+    heading = ["best of 4", "gold", "chosen by", "prompts", "gold gains, sd", "above LI"]
     return _commands(given) + _table(heading, lines)
 
 
@@ -170,7 +214,27 @@ def decisions(pieces: dict[str, dict[str, Any]]) -> str:
     lines = []
     for reward in (PRIMARY, SECOND):
         lines += [[line[0], f"`{reward}`", *line[1:]] for line in _decided(pieces, reward)]
+    lines += [_decided_by_golds(pieces, "R6 the best of 4 by RER raises gold", "gain")]
+    lines += [_decided_by_golds(pieces, "R7 … more than by length", "above_length")]
     return _table(["claim", "reward model", "verdict", "measured"], lines)
+
+
+def _decided_by_golds(pieces: dict[str, dict[str, Any]], claim: str, measure: str) -> list[str]:
+    """Apply a rule on RER to every set and gold: all shown, or all against, or neither."""
+    rows = [
+        (f"{_SETS[name]}, {row['gold']}", row)
+        for name in _SETS
+        for row in pieces.get(f"{name}-proxies", {}).get("gains", [])
+        if row["proxy"] == "rer" and row["n"] == 4
+    ]
+    if len(rows) < 2 * len(_SETS):
+        verdict = "open"
+    elif all(row[f"{measure}_low"] > 0 for _, row in rows):
+        verdict = "shown"
+    else:
+        verdict = "refuted" if all(row[f"{measure}_high"] < 0 for _, row in rows) else "not shown"
+    told = "; ".join(f"{where} {_signed(row, measure)}" for where, row in rows)
+    return [claim, "both golds", verdict, told or "not measured"]
 
 
 def _decided(pieces: dict[str, dict[str, Any]], reward: str) -> list[list[str]]:
