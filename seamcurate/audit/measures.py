@@ -15,6 +15,7 @@ import numpy.typing as npt
 from seamcurate.audit.result import Disagreement, Golden, PaidWord, ProbeResult, Share, Slope
 from seamcurate.contrast.overpaid import overpaid_words
 from seamcurate.contrast.probes import Probe
+from seamcurate.score import proportions
 from seamcurate.study import statistics
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
@@ -148,12 +149,11 @@ def golden_slope(golden: Doubles, words: Doubles, scale: float) -> Slope:
 
 
 _NO_SLOPE = Slope(slope=None, low=None, high=None, n=0)
-_Z = 1.959964
-"""The normal quantile of a 95 % interval."""
 
 
 def _slope(estimate: float, error: float, n: int) -> Slope:
-    return Slope(slope=estimate, low=estimate - _Z * error, high=estimate + _Z * error, n=n)
+    half = proportions.QUANTILE * error
+    return Slope(slope=estimate, low=estimate - half, high=estimate + half, n=n)
 
 
 def disagreement(title: str, first: Scored, second: Scored) -> Disagreement:

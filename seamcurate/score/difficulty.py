@@ -21,7 +21,7 @@ from typing_extensions import override
 from seamcurate.errors import StepError
 from seamcurate.models import RewardingModel
 from seamcurate.models.roles import SingleReward
-from seamcurate.score import compared, golden_check, noise, precision
+from seamcurate.score import compared, golden_check, noise, precision, proportions
 from seamcurate.score.seam import Rewards, ask_ahead
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
 from seamcurate.text import counted
@@ -29,8 +29,6 @@ from seamcurate.text import counted
 Doubles: TypeAlias = npt.NDArray[np.float64]
 Positions: TypeAlias = npt.NDArray[np.int64]
 
-_Z = 1.959963984540054
-"""The normal quantile of a 95 % interval."""
 _ENOUGH = 20
 """Samples from which one takes what all of them have in common for a property of the reward."""
 
@@ -63,14 +61,6 @@ class Samples(NamedTuple):
 def ratio(part: Doubles, whole: Doubles) -> Doubles:
     """Return part / whole, NaN where whole is 0."""
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), np.nan)
-
-
-def wilson(share: Doubles, count: Doubles) -> tuple[Doubles, Doubles]:
-    """Return the ends of Wilson's 95 % interval of shares of `count` samples each (Wilson 1927); NaN where a share is."""
-    n, z2 = np.maximum(count, 1), _Z**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
 
 
 def spread(samples: Samples, rewards: Doubles) -> Doubles:
@@ -165,7 +155,7 @@ class Difficulty(Step):
             known = ~np.isnan(rewards)
             count = samples.total(known.astype(np.float64))
             pass_rate = samples.share(rewards >= threshold, known)
-            low, high = wilson(pass_rate, count)
+            low, high = proportions.wilson(pass_rate, count)
             best = samples.extreme(rewards, np.fmax)
             golden_reward = (
                 comparable(_doubles(rows["reward"])) if "reward" in rows.column_names else np.full(len(rows), np.nan)

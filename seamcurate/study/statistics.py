@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from statistics import NormalDist
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from seamcurate.score import proportions
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 BySeed: TypeAlias = Mapping[float, float]
@@ -64,11 +65,8 @@ class MethodGap(NamedTuple):
 
 def wilson(share: float, n: int) -> Interval:
     """Return Wilson's score interval of a share of `n` independent trials (Wilson 1927); `share` may count halves."""
-    z2 = _normal_quantile() ** 2
-    # The shares p with |share − p| ≤ z · √(p(1 − p) / n), solved for p: the interval never leaves [0, 1].
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0), n)
+    low, high = proportions.wilson(np.array([share]), np.array([n], np.float64))
+    return Interval(share, float(low[0]), float(high[0]), n)
 
 
 def mean(values: Sequence[float] | Doubles, level: float = LEVEL) -> Interval:
@@ -262,7 +260,7 @@ def correlation(r: float, n: int, ranks: bool) -> Interval:
     if n < 4 or math.isnan(r) or abs(r) >= 1 - 1e-12:
         return Interval(r, math.nan, math.nan, n)
     # atanh(r) is about normal with this standard error, whatever the true correlation.
-    half = _normal_quantile() * math.sqrt((1 + (r * r / 2 if ranks else 0)) / (n - 3))
+    half = proportions.QUANTILE * math.sqrt((1 + (r * r / 2 if ranks else 0)) / (n - 3))
     return Interval(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), n)
 
 
@@ -300,11 +298,6 @@ def percent(interval: Interval, signed: bool = False) -> str:
 def in_percent(interval: Interval) -> Interval:
     """Return a share's interval in per cent, for axes."""
     return Interval(100 * interval.estimate, 100 * interval.low, 100 * interval.high, interval.n)
-
-
-def _normal_quantile() -> float:
-    # Not scipy's, which an audit would need for this alone.
-    return NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def _codes(groups: Sequence[Hashable]) -> npt.NDArray[np.int64]:

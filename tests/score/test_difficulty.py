@@ -34,7 +34,7 @@ from seamcurate.errors import RecipeError, StepError
 from seamcurate.publish import hub
 from seamcurate.run.recipe import loads
 from seamcurate.score import golden_check
-from seamcurate.score.difficulty import wilson
+from seamcurate.score.proportions import wilson
 from seamcurate.study import statistics
 
 
