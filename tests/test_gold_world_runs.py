@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from examples.gold_world import alignment, policy, runs, world
+from examples.gold_world import alignment, policy, runs, tables, world
 from examples.gold_world.alignment import Aligner, Drawn
 from examples.gold_world.experiment import PRESETS
 from examples.gold_world.frozen import Frozen
 from examples.gold_world.reward import Dials
 from examples.gold_world.runs import Run, Runs
+from examples.gold_world.verdicts import Results
 from seamcurate.train import GroupTraining, rloo
 
 pytestmark = pytest.mark.slow
@@ -191,6 +192,16 @@ def test_p4s_runs_come_before_ppos_repetition_by_repetition() -> None:
     planned = runs.plan()[1]
     assert planned[:6] == [*(Run(arm, 0) for arm in runs.ARMS), Run("full", 1)]
     assert [run.arm.startswith("ppo_") for run in planned] == [False] * 5 * 64 + [True] * 3 * 64
+
+
+def test_a_failed_gate_is_p4s_verdict_and_its_trainings_are_told() -> None:
+    found = Results.read(tables.TRAININGS)
+    assert runs.verdict(found).verdict == "stopped: gates failed in (4,000; b 2) by G2, G4"
+    lines = "\n".join(runs.tables(found))
+    assert "| G2 | truth as reward raises unseen quality by at least .03 | +0.026 | **no** |" in lines
+    assert lines.count("| `full` |") == 3 and "| `truth` | 9000 | 0.553 → 0.579 |" in lines
+    passed = Results({runs.GATE: {"passed": True}}, {f"{i}": cell for i, cell in enumerate(cells(16, 0.02))})
+    assert runs.verdict(passed).verdict == "shown"
 
 
 def test_updates_take_each_prompt_once_and_the_last_ones_are_measured() -> None:

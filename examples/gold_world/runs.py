@@ -27,7 +27,7 @@ from examples.gold_world.frozen import Frozen
 from examples.gold_world.policy import ANSWER_TOKENS, write
 from examples.gold_world.prompts import Flags
 from examples.gold_world.reward import Dials, TextReward
-from examples.gold_world.verdicts import OPEN, PRIMARY, REFUTED, SHOWN, Verdict
+from examples.gold_world.verdicts import OPEN, PRIMARY, REFUTED, SHOWN, Results, Verdict, stopped
 from seamcurate.storage.shard import replace
 from seamcurate.study import statistics
 from seamcurate.study.statistics import Interval
@@ -250,6 +250,39 @@ def p4(cells: Sequence[dict[str, Any]]) -> Verdict:
     return Verdict("P4", says, f"{OPEN}: {len(seeds)} repetitions", {"last look": number}, (min(LOOKS),))
 
 
+def verdict(results: Results) -> Verdict:
+    """Decide P4 from a file of results; where a gate failed there are no arms, and that is the result."""
+    decided = p4([cell for cell in results.cells.values() if cell["seed"] < FIRST_GATE_SEED])
+    return decided._replace(verdict=stopped(results, "R", (PRIMARY,)) or decided.verdict)
+
+
+def tables(results: Results) -> list[str]:
+    """Return tier R's tables: gates, P4 and every training, in Markdown."""
+    looked, decided = results.gates[GATE], verdict(results)
+    measured = {
+        "G2": ", ".join(f"{value:+.3f}" for value in looked["G2"]["values"]),
+        "G3": "{:.3f} ({:.3f} to {:.3f})".format(*looked["G3"]["accuracy"]),
+        "G4": "{:+.2f} ({:+.2f} to {:+.2f})".format(*looked["G4"]["full"]),
+    }
+    lines = ["| gate | says | measured | passed |", "|---|---|---|---|"]
+    for gate, told in measured.items():
+        lines.append(f"| {gate} | {looked[gate]['says']} | {told} | {'yes' if looked[gate]['passed'] else '**no**'} |")
+    lines += ["", f"{decided.claim}, {decided.says}: **{decided.verdict}**.", ""]
+    lines += [
+        "| training | repetition | unseen, sampled | unseen, likeliest | RL prompts, sampled | KL, nats | CPU seconds |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for cell in sorted(results.cells.values(), key=lambda cell: (cell["seed"], cell["arm"] != "truth", cell["arm"])):
+        after = [quality(cell, measure) for measure in range(3)]
+        ends = " | ".join(
+            f"{value:.3f}" if "before" not in cell else f"{start:.3f} → {value:.3f}"
+            for start, value in zip(cell.get("before", after), after, strict=True)
+        )
+        kl = python_statistics.fmean(cell["kl"])
+        lines.append(f"| `{cell['arm']}` | {cell['seed']} | {ends} | {kl:.2f} | {cell['cpu']:.0f} |")
+    return lines
+
+
 def gain(cells: Sequence[dict[str, Any]], arm: str, other: str, full: str = "full") -> Interval:
     """Return by how much one arm lies above another over repetitions, in % of all prompts' mean quality; described only."""
     by_arm: dict[str, dict[int, float]] = {name: {} for name in (arm, other, full)}
@@ -274,20 +307,21 @@ def main() -> None:
     if not (given.out / "done" / "joined.json").exists():
         raise SystemExit(f"{given.out} holds no finished world; run experiment --preset decisive --out {given.out}")
     print(Runs(given.out, frozen).run(time.monotonic() + 60 * given.minutes))
-    cells = [json.loads(file.read_text()) for file in sorted((given.out / "cells").glob("rl-*.json"))]
-    measured = [cell for cell in cells if cell["seed"] < FIRST_GATE_SEED]
-    print(f"P4: {p4(measured).verdict}")
+    folder = given.out / "gates"
+    pieces = [
+        {"folder": file.parent.name, "name": file.stem, **json.loads(file.read_text())}
+        for file in (*folder.glob(f"{GATE}.json"), *sorted((given.out / "cells").glob("rl-*.json")))
+    ]
+    found = Results.of_pieces(pieces)
+    print(f"P4: {verdict(found).verdict}")
+    measured = [cell for cell in found.cells.values() if cell["seed"] < FIRST_GATE_SEED]
     by_ppo = gain(measured, "ppo_seam_contrast", "ppo_random", "ppo_full")
     if by_ppo.n > 1:
         print(
             f"by PPO, no part of P4: SEAM_Contrast above random by {statistics.shown(by_ppo, '+.2f')} %, n = {by_ppo.n}"
         )
     if given.results:
-        lines = [{"folder": "cells", "name": Run(cell["arm"], cell["seed"]).name, **cell} for cell in cells]
-        file = given.out / "gates" / f"{GATE}.json"
-        if file.exists():
-            lines.insert(0, {"folder": "gates", "name": GATE, **json.loads(file.read_text())})
-        replace(given.results, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+        replace(given.results, "".join(f"{json.dumps(piece)}\n" for piece in pieces).encode())
 
 
 if __name__ == "__main__":

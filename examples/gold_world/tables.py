@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.gold_world import verdicts
+from examples.gold_world import runs, verdicts
 from examples.gold_world.columns import CONTROLS, MISJUDGEMENT
 from examples.gold_world.reward import Dials
 from examples.gold_world.verdicts import CONTRAST, GPT, PLANNED, PRIMARY, RATES, Results
@@ -25,6 +25,8 @@ from seamcurate.study.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, FOLDER = ROOT / "docs/evidence/gold-world.md", ROOT / "docs/evidence/results"
+TRAININGS = FOLDER / "gold-world-rl.jsonl"
+"""Tier R's results, which have tables of their own."""
 BEGIN, END = "<!-- {}: written by examples.gold_world.tables -->", "<!-- end -->"
 SETTINGS = (PRIMARY, verdicts.SOUND, Dials(4000, 4), Dials(1000, 2), Dials(500, 2))
 NETWORK_ARMS = (
@@ -331,6 +333,9 @@ def made() -> dict[Path, str]:
     page, files = PAGE.read_text(encoding="utf-8"), {}
     for file in sorted(FOLDER.glob("gold-world-*.jsonl")):
         results = Results.read(file)
+        if file == TRAININGS:
+            page = written(page, file.name, runs.tables(results))
+            continue
         page = written(page, file.name, tables(results))
         files[file.with_name(f"{file.stem}-columns.csv")] = columns_csv(results)
     return {**files, PAGE: page}

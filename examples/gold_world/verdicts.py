@@ -12,7 +12,7 @@ import argparse
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,11 +71,15 @@ class Results:
     @classmethod
     def read(cls, file: Path) -> Results:
         """Read a file that `experiment --results` wrote."""
-        found: dict[str, dict[str, dict[str, Any]]] = {"gates": {}, "cells": {}}
-        for line in file.read_text(encoding="utf-8").splitlines():
-            piece = json.loads(line)
-            found[piece["folder"]][piece["name"]] = piece
-        return cls(found["gates"], found["cells"])
+        return cls.of_pieces(json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+
+    @classmethod
+    def of_pieces(cls, pieces: Iterable[dict[str, Any]]) -> Results:
+        """Take gates and cells apart, each by its name."""
+        by_folder: dict[str, dict[str, dict[str, Any]]] = {"gates": {}, "cells": {}}
+        for piece in pieces:
+            by_folder[piece["folder"]][piece["name"]] = piece
+        return cls(by_folder["gates"], by_folder["cells"])
 
     def of(self, kind: str, dials: Dials, needs: str, most: int = 10**6) -> list[dict[str, Any]]:
         """Return a setting's cells that have a measure, by repetition."""
@@ -173,7 +177,7 @@ def _decide(
     return Verdict(claim, says, verdict, numbers, needed)
 
 
-def _stopped(results: Results, tier: str, settings: Sequence[Dials]) -> str | None:
+def stopped(results: Results, tier: str, settings: Sequence[Dials]) -> str | None:
     """Name the settings of a tier that a gate stopped."""
     failed = []
     for dials in settings:
@@ -201,40 +205,35 @@ def _p1(results: Results) -> Verdict:
     )
 
 
+_NULL = {"P1": 0.60, "P2": 0.5, "P3": 0.0}
+"""What the interval of each primary claim must exclude."""
+
+
 def _p2(results: Results) -> Verdict:
     settings = (SOUND, PRIMARY)
     values = {label(d): gains(results.of("prompts", d, "arms"), "seam_contrast_geometric", "random") for d in settings}
-    numbers = {name: mean(v) for name, v in values.items()}
-    narrow = [mean(v, 0.90) for v in values.values()]
-    verdict = _decide(
-        "P2",
-        "leaving out its worst 20 % beats random by more than .5 % where each prompt is optimised alone (n = 4)",
-        numbers,
-        PLANNED["B"],
-        all(i.low > 0.5 for i in numbers.values()),
-        all(i.low > -0.5 and i.high < 0.5 for i in narrow),
-    )
-    return verdict._replace(verdict=_stopped(results, "B", settings) or verdict.verdict)
+    says = "leaving out its worst 20 % beats random by more than .5 % where each prompt is optimised alone (n = 4)"
+    verdict = _beats_random("P2", says, values, PLANNED["B"], 0.5)
+    return verdict._replace(verdict=stopped(results, "B", settings) or verdict.verdict)
 
 
 def _p3(results: Results) -> Verdict:
     settings = (PRIMARY, SOUND)
     values = {label(d): network_gains(results.of("network", d, "arms"), "seam_contrast", "random") for d in settings}
+    says = "it beats random on unseen prompts with a network that all prompts share"
+    verdict = _beats_random("P3", says, values, PLANNED["H"], 0.3)
+    return verdict._replace(verdict=stopped(results, "H", settings) or verdict.verdict)
+
+
+def _beats_random(
+    claim: str, says: str, values: Mapping[str, Sequence[float]], planned: int, nothing: float
+) -> Verdict:
+    """Decide whether gains over random lie above the claim's bound in every setting, or within ± `nothing` by 90 % intervals."""
     numbers = {name: mean(v) for name, v in values.items()}
+    is_shown = all(interval.low > _NULL[claim] for interval in numbers.values())
     narrow = [mean(v, 0.90) for v in values.values()]
-    verdict = _decide(
-        "P3",
-        "it beats random on unseen prompts with a network that all prompts share",
-        numbers,
-        PLANNED["H"],
-        all(i.low > 0 for i in numbers.values()),
-        all(i.low > -0.3 and i.high < 0.3 for i in narrow),
-    )
-    return verdict._replace(verdict=_stopped(results, "H", settings) or verdict.verdict)
-
-
-_NULL = {"P1": 0.60, "P2": 0.5, "P3": 0.0}
-"""What the interval of each primary claim must exclude."""
+    is_refuted = all(interval.low > -nothing and interval.high < nothing for interval in narrow)
+    return _decide(claim, says, numbers, planned, is_shown, is_refuted)
 
 
 def _holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
