@@ -19,6 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
+try:
+    from huggingface_hub.utils._http import close_session
+except ImportError:  # before 1.0
+    from huggingface_hub.utils import reset_sessions as close_session
+
 LARGE = (".parquet", ".png")
 """What goes through LFS or Xet, as the Hub's .gitattributes has it."""
 
@@ -154,6 +161,26 @@ def serving(cas: Path | None = None) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def answering_here(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve a Hub to which the clients in this process speak by LFS; they keep what they cache in a folder."""
+    from huggingface_hub import constants
+
+    with serving() as server:
+        resolve = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "ENDPOINT", server.address)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", resolve)
+        patch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", resolve, raising=False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        close_session()
+        yield server
+        close_session()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -150,14 +150,14 @@ def run(page: Path, names: dict[str, object]) -> Iterator[Ran]:
         elif block.kind == "console":
             lines = []
             for command in commands(block):
-                lines.append(f"$ {command.written}" + _printed(command))
+                lines.append(f"$ {command.written}" + printed_by(command))
             printed = "".join(lines)
         else:
             continue
         yield Ran(page.name, block, printed, time.process_time() - started)
 
 
-def _printed(command: Command) -> str:
+def printed_by(command: Command) -> str:
     """Run a command; return its standard output, and where it failed as the page shows, its errors."""
     output, errors = io.StringIO(), io.StringIO()
     if command.line.startswith("seamcurate "):
@@ -165,7 +165,7 @@ def _printed(command: Command) -> str:
 
         code: object = 0
         before = sys.argv
-        sys.argv = shlex.split(command.line)
+        sys.argv = shlex.split(command.line, comments=True)
         try:
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
                 main()

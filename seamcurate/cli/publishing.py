@@ -26,7 +26,7 @@ def export(
 ) -> None:
     """Write a recipe's splits as a trainer loads them.
 
-    Example: seamcurate export recipes/seam_contrast.yaml my-store --to trl --out splits
+    Example: seamcurate export recipe.yaml my-store --to trl --out splits
     """
     from seamcurate import text
     from seamcurate.publish import export as exporting
@@ -95,7 +95,7 @@ def push(
 ) -> None:
     """Publish a recipe's splits on the Hub with ledger, recipe and a card; only what changed travels.
 
-    Example: seamcurate push recipe.yaml my-store my-org/my-prompts --dry-run
+    Example: seamcurate push recipe.yaml my-store my-org/my-prompts
     """
     from seamcurate.publish import hub
     from seamcurate.publish.markdown import megabytes

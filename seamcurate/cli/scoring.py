@@ -63,7 +63,7 @@ def run(
 ) -> None:
     """Make what a recipe asks for and the store lacks; run it again to resume.
 
-    Example: seamcurate run recipes/seam_contrast.yaml my-store --limit 1000
+    Example: seamcurate run recipe.yaml my-store --limit 1000
     """
     from seamcurate.progress import note
     from seamcurate.run import recipe as recipes
@@ -85,7 +85,7 @@ def run(
 def plan(recipe: RecipeFile, store: StoreFolder, threads: Threads = None) -> None:
     """Show rows, model calls, tokens, dollars and hours a run would take; computes nothing.
 
-    Example: seamcurate plan recipes/seam_contrast.yaml my-store
+    Example: seamcurate plan recipe.yaml my-store
     """
     from seamcurate import tables
     from seamcurate.run import plan as estimate

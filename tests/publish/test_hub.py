@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import write_files
-from hub_server import LARGE, Fault, Hub, serving
+from hub_server import LARGE, Fault, Hub, answering_here, close_session, serving
 from huggingface_hub import constants
 
 from seamcurate import (
@@ -49,11 +49,6 @@ from seamcurate.publish.snippet import Configuration
 from seamcurate.score import measured
 
 pytestmark = pytest.mark.slow
-
-try:
-    from huggingface_hub.utils._http import close_session
-except ImportError:  # before 1.0
-    from huggingface_hub.utils import reset_sessions as close_session
 
 RECIPE = """\
 # How do I sort a list? A test's recipe.
@@ -101,24 +96,13 @@ def work(finished_work: Path, tmp_path: Path) -> Work:
 @pytest.fixture
 def hub_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A Hub of this test's own, to which the clients in this process speak by LFS, with a token that may write."""
-    with serving() as server:
+    with answering_here(tmp_path, monkeypatch) as server:
         server.tokens[CANARY] = "write"
-        resolve = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", resolve)
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", resolve, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(hub, "_WAITS", (0.01, 0.02, 0.03))
         # As where matplotlib is not installed: drawing takes longer than all the rest, and one test has it back.
         monkeypatch.setattr(measures, "draw", lambda *anything: False)
         monkeypatch.setenv("HF_TOKEN", CANARY)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        close_session()
         yield server
-        close_session()
 
 
 def details(prepared: hub.Prepared) -> str:
