@@ -6,7 +6,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo test-vllm smoke-lowest docs docs-reference check format lock lock-vllm third-party audit-packages fuzz clean python
+.PHONY: demo explorer test test-fast test-fast-1 test-fast-2 test-architectures test-attack test-clients test-ppo test-runtimes test-vllm smoke-lowest docs docs-reference check format lock lock-vllm third-party audit-packages fuzz clean python
 
 demo: .venv/installed
 	$(BIN)/seamcurate demo demo-store
@@ -62,6 +62,10 @@ smoke-lowest: .venv-lowest/installed
 # The loaders and reward classes of the trainers that are on a package index, run on exports.
 test-clients: .venv-clients/installed
 	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/publish/test_clients.py tests/publish/test_loaders.py
+
+# Encoders by ONNX Runtime and OpenVINO against torch; the environment of the races has both.
+test-runtimes: .venv-benchmarks/installed
+	OMP_NUM_THREADS=1 .venv-benchmarks/bin/python -m pytest -rs tests/models/test_runtime.py
 
 # Scores of a real vLLM against those computed here. The tests run in .venv, only the server in .venv-vllm.
 test-vllm: .venv/installed .venv-vllm/installed

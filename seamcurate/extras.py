@@ -33,6 +33,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "s3": ("boto3", "botocore"),
     "schema": ("jsonschema",),
+    "onnx": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
 }
 """Extras of pyproject.toml, and the modules that each brings; a module of several is looked for in the first of them."""
 

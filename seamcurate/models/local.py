@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from seamcurate import extras
 from seamcurate.errors import ModelError, first_line, typed_line
-from seamcurate.models import checkpoint, eight_bit, quantised, tokens, weights
+from seamcurate.models import checkpoint, eight_bit, quantised, runtime, tokens, weights
 from seamcurate.models.backend import NamedModel
 from seamcurate.models.product import quicken
 from seamcurate.models.template import CLOCK, Form, FormSettings
@@ -82,6 +82,14 @@ class LocalModel(NamedModel):
         if self.dtype not in ("bfloat16", "float16", eight_bit.NAME) or weights.device(self.device) != "cpu":
             return None
         return None if self._quantisation() is not None else self.model_copy(update={"dtype": "float32"})
+
+    def by_torch(self) -> bool:
+        """Tell whether torch computes it, and no other runtime."""
+        return True
+
+    def arithmetic(self) -> str:
+        """Name the precision, and the runtime where it is not torch, for messages."""
+        return self.precision()
 
     def identity(self) -> JsonValue:
         """Return everything that decides a score: the weights' hash or Hub commit, the resolved dtype, the settings."""
@@ -158,8 +166,72 @@ class LocalModel(NamedModel):
         check_whole(self.title, self.kind, lacking, unread)
         # Quantised weights are on the device, and some of them refuse to be moved.
         model = (model if self._quantisation() is not None else model.to(device)).eval()
-        quicken(model)
+        if self.by_torch():
+            quicken(model)
         return tokenizer, model
+
+
+class EncodingModel(LocalModel):
+    """Hold the setting of models that another runtime than torch may compute."""
+
+    backend: runtime.Backend = "torch"
+    """What computes it. `onnx` (ONNX Runtime) and `openvino` are faster on some CPUs: `plan` times them. The model is exported once, into the
+    cache; its numbers are held against torch's when it is loaded, and on a sample of rows, which `columns` tells of. For
+    encoders in float32; `openvino` also in int8."""
+
+    @model_validator(mode="after")
+    def _exportable(self) -> Self:
+        if self.by_torch():
+            return self
+        named = f"backend: {self.backend}"
+        if self.dtype in ("bfloat16", "float16"):
+            raise ValueError(f"{named} computes in float32; leave `dtype: {self.dtype}` out, or the backend")
+        if self.backend == "onnx" and self.dtype == eight_bit.NAME:
+            raise ValueError(
+                f"{named} rounds a batch to 8 bits by its largest number, so that a score would depend on the texts beside "
+                "it; write `backend: openvino` with int8, or leave one of the two out"
+            )
+        if self.trust_remote_code:
+            raise ValueError(
+                f"{named} is for models of transformers' own; leave `trust_remote_code` out, or the backend"
+            )
+        return self
+
+    def by_torch(self) -> bool:
+        """Tell whether torch computes it, and no other runtime."""
+        return self.backend == "torch"
+
+    def arithmetic(self) -> str:
+        """Name the precision, and the runtime where it is not torch, for messages."""
+        return self.precision() if self.by_torch() else f"{self.precision()} by {runtime.TITLES[self.backend]}"
+
+    def exact(self) -> Self | None:
+        """Return the model in float32 by torch, which others are held against; None for one that is so computed, or on a GPU."""
+        if self.by_torch():
+            return super().exact()
+        return self.model_copy(update={"dtype": "float32", "backend": "torch"})
+
+    def identity(self) -> JsonValue:
+        """Return everything that decides a score; the runtime, where it is not torch."""
+        moves = super().identity()
+        assert isinstance(moves, dict)
+        return {key: value for key, value in moves.items() if key != "backend" or not self.by_torch()}
+
+    def check_packages(self) -> None:
+        """Refuse where a package is not installed that the model needs, or its runtime."""
+        super().check_packages()
+        if not self.by_torch():
+            extras.require(self.backend, f"{self.title}, `backend: {self.backend}`,", ModelError)
+
+    def check_device(self) -> None:
+        """Refuse a device that is not on this machine, or on which the runtime does not compute."""
+        super().check_device()
+        if not self.by_torch():
+            if self._quantisation() is not None:
+                raise ModelError(
+                    f"{self.title}: quantised weights are not exported; leave `backend: {self.backend}` out"
+                )
+            runtime.check(self.backend, weights.device(self.device), self.dtype, self.title)
 
 
 class PromptedModel(LocalModel, FormSettings):

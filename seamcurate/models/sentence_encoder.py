@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from seamcurate.errors import ModelError
-from seamcurate.models import checkpoint, eight_bit, probe, weights
+from seamcurate.errors import ModelError, first_line
+from seamcurate.models import checkpoint, eight_bit, probe, runtime, weights
 from seamcurate.models.batching import Batches, accepted, freed, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder
@@ -24,10 +24,10 @@ from seamcurate.models.vectors import normalised
 if TYPE_CHECKING:
     import torch
 
-from seamcurate.models.local import LocalModel, check_whole, files_state, model_errors, open_tokenizer, quietly
+from seamcurate.models.local import EncodingModel, check_whole, files_state, model_errors, open_tokenizer, quietly
 
 
-class SentenceEncoder(LocalModel):
+class SentenceEncoder(EncodingModel):
     """Name an encoder: any sentence-transformers model, or any transformers encoder with a pooling named here.
 
     The value is frozen and loads nothing until `load` is called. Embeddings are float32, texts × dimensions, by default of
@@ -62,7 +62,7 @@ class SentenceEncoder(LocalModel):
     def load(self) -> Embedder:
         """Load tokenizer and weights."""
         loaded = _LoadedEncoder(self)
-        if self.dtype == eight_bit.NAME:
+        if self.dtype == eight_bit.NAME and self.by_torch():
             # How it can be read was measured in single precision.
             eight_bit.quantise(loaded.backbone or loaded.model[0])
         return loaded
@@ -90,7 +90,8 @@ class _LoadedEncoder:
                         trust_remote_code=config.trust_remote_code,
                         model_kwargs=options,
                     )
-                quicken(self.model)
+                if config.by_torch():
+                    quicken(self.model)
                 first_module = self.model[0]
                 # sentence-transformers has its tokenizer in `tokenizer` up to version 5, and in `processor` in version 6.
                 attribute = "processor" if "processor" in vars(first_module) else "tokenizer"
@@ -109,7 +110,8 @@ class _LoadedEncoder:
             device = self.model.device if self.backbone is None else self.backbone.device
             self.batches = Batches(config.batch_tokens or 8192, device)
             self.tokenizer.truncation_side = config.truncation
-            self.unpadded: UnpaddedReader | None = None
+            self.reader: UnpaddedReader | runtime.ExportedReader | None = None
+            """What reads texts in place of the model's own forward pass."""
             self.batches.longest_batched = self._longest_batched(f"sentence_encoder {config.path}")
 
     def _longest_batched(self, name: str) -> float:
@@ -121,40 +123,73 @@ class _LoadedEncoder:
         import torch
 
         # A sentence-transformers model may start with a table of words, in which no text affects another.
-        reader = getattr(self.model[0], "auto_model", None) if self.backbone is None else self.backbone
-        if reader is None:
+        body = getattr(self.model[0], "auto_model", None) if self.backbone is None else self.backbone
+        if body is None:
+            if not self.config.by_torch():
+                raise ModelError(f"{name} has no transformer to export; leave `backend: {self.config.backend}` out")
             return math.inf
-        probe.forget_lengths(reader)
+        probe.forget_lengths(body)
         texts = ["A text that is longer than the other one, by some words", "Why"]
         read = self._encoded if self.backbone is None else self._pooled
         one_by_one, repeated = (torch.from_numpy(np.concatenate([read([text]) for text in texts])) for _ in range(2))
-        if not probe.close(one_by_one, repeated, reader.dtype):
+        if not probe.close(one_by_one, repeated, body.dtype):
             raise ModelError(
                 f"{name} gives the same text another embedding each time; it cannot be used to compare texts"
             )
-        if self._reads_unpadded(reader, texts, one_by_one):
+        if not self.config.by_torch():
+            self._export(body, texts, one_by_one)
+            return math.inf
+        if self._reads_unpadded(body, texts, one_by_one):
             return math.inf
         with suppress(RuntimeError, ValueError):
-            if probe.close(torch.from_numpy(read(texts)), one_by_one, reader.dtype):
-                longest = probe.longest_alike(reader.config)
+            if probe.close(torch.from_numpy(read(texts)), one_by_one, body.dtype):
+                longest = probe.longest_alike(body.config)
                 probe.tell_longer(name, longest, self.limit)
                 return longest
         probe.tell_alone(name)
         return 0
 
-    def _reads_unpadded(self, reader: Any, texts: list[str], expected: torch.Tensor) -> bool:
+    def _reads_unpadded(self, body: Any, texts: list[str], expected: torch.Tensor) -> bool:
         """Read texts end to end from now on, if that gives the embeddings of two texts that were read alone."""
         import torch
 
         # Where the angles of positions follow the length of what is read, a text would depend on those beside it.
-        if probe.longest_alike(reader.config) < self.limit:
+        if probe.longest_alike(body.config) < self.limit:
             return False
-        self.unpadded = UnpaddedReader(reader)
+        reader = UnpaddedReader(body)
+        self.reader = reader
         with suppress(*_UNUSUAL):
-            if self.unpadded.agrees and probe.close(torch.from_numpy(self._read(texts)), expected, reader.dtype):
+            if reader.agrees and probe.close(torch.from_numpy(self._read(texts)), expected, body.dtype):
                 return True
-        self.unpadded = None
+        self.reader = None
         return False
+
+    def _export(self, body: Any, texts: list[str], expected: torch.Tensor) -> None:
+        """Leave the transformer to the runtime from now on; all that comes after it is torch's.
+
+        Raises:
+            ModelError: The model cannot be exported, or gives other embeddings than torch.
+        """
+        config = self.config
+        pad = self.tokenizer.pad_token_id or 0
+        graph = runtime.open_graph(
+            config.backend,
+            config.precision(),
+            body,
+            "last_hidden_state",
+            weights.identity(config.origin),
+            self.limit,
+            pad,
+            config.title,
+        )
+        self.reader = runtime.ExportedReader(graph, pad, config.batch_tokens or runtime.BUDGET)
+        try:
+            vectors = self._read(texts)
+        except _UNUSUAL as error:
+            raise ModelError(runtime.refused(config.title, config.backend, first_line(error))) from error
+        # What comes after the transformer may be the model's own, and read more than its hidden states.
+        runtime.check_near(vectors, expected.numpy(), config.precision(), config.backend, config.title)
+        runtime.give_up_weights(body)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed each text; see `Embedder`."""
@@ -171,10 +206,10 @@ class _LoadedEncoder:
 
     def _read(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """Return an embedding for each text, as the model gives it."""
-        if self.unpadded is None:
+        if self.reader is None:
             return self._encoded(texts) if self.backbone is None else self._pooled(texts)
         if self.backbone is None:
-            return self._encoded_unpadded(self.unpadded, texts)
+            return self._encoded_by(self.reader, texts)
         import torch
 
         ids = self.tokenizer(texts, truncation=True, max_length=self.limit, verbose=False)["input_ids"]
@@ -186,11 +221,11 @@ class _LoadedEncoder:
                 return pooled
             return hidden[:, 0] if self.config.pooling == "cls" else hidden.mean(1)
 
-        rows = self.unpadded.read([torch.tensor(text) for text in ids], pool)
+        rows = self.reader.read([torch.tensor(text) for text in ids], pool)
         vectors: npt.NDArray[np.float32] = rows.float().numpy()
         return vectors
 
-    def _encoded_unpadded(self, reader: UnpaddedReader, texts: list[str]) -> npt.NDArray[np.float32]:
+    def _encoded_by(self, reader: UnpaddedReader | runtime.ExportedReader, texts: list[str]) -> npt.NDArray[np.float32]:
         """Return what sentence-transformers' `encode` returns: its tokenizer and all modules after the first are its own."""
         import torch
 
@@ -199,6 +234,8 @@ class _LoadedEncoder:
         # In version 5 of sentence-transformers it is `encode` that puts a prompt before the texts.
         preprocess = getattr(self.model, "preprocess", None)
         if prompt and preprocess is None:
+            if not self.config.by_torch():
+                raise ValueError("it puts a prompt before texts, which takes sentence-transformers 6")
             return self._encoded(texts)
         features = self.model.tokenize(texts) if preprocess is None else preprocess(texts, prompt=prompt)
         is_token = features["attention_mask"].bool()  # (texts, longest)

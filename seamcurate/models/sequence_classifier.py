@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import JsonValue, model_validator
 
 from seamcurate.errors import ModelError
-from seamcurate.models import checkpoint, eight_bit, labels, prefix, probe, tokens, weights
+from seamcurate.models import checkpoint, eight_bit, labels, prefix, probe, runtime, tokens, weights
 from seamcurate.models.backend import RewardConfig
 from seamcurate.models.batching import Batches, accepted, automatic_budget, moved, padded
 from seamcurate.models.labels import Output, Outputs
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seamcurate.models.distinct import Distinct, distinct, regroup
-from seamcurate.models.local import PromptedModel, model_errors
+from seamcurate.models.local import EncodingModel, PromptedModel, model_errors
 from seamcurate.models.unpadded import UnpaddedReader
 
 
-class SequenceClassifier(PromptedModel, RewardConfig):
+class SequenceClassifier(EncodingModel, PromptedModel, RewardConfig):
     """Name a reward model: an output of any sequence classification model of transformers.
 
     The value is frozen and loads nothing until `load` is called. Weights are read from safetensors alone; a LoRA adapter is
@@ -144,7 +144,7 @@ class SequenceClassifier(PromptedModel, RewardConfig):
         columns = self.positions(names)
         with model_errors(self.title):
             loaded = _LoadedClassifier(self, tokenizer, model, columns)
-            if self.dtype == eight_bit.NAME:
+            if self.dtype == eight_bit.NAME and self.by_torch():
                 # How it can be read was measured in single precision; the head stays in it.
                 eight_bit.quantise(model.base_model)
             return loaded
@@ -169,14 +169,22 @@ class _LoadedClassifier(RewardModel):
         # A decoder's score is read at one token, so that prompts can be shared; in an encoder each token sees all others.
         parts = prefix.output_head(model, getattr(model, "score", None))
         self.reader = None
+        if parts is not None and not config.by_torch():
+            raise ModelError(
+                f"{config.title} is a decoder, and `backend: {config.backend}` is for encoders; leave it out: torch reads "
+                "each prompt once"
+            )
         if parts is not None and not config.pair:
             reader = prefix.PrefixReader(model, parts, config.batch_tokens)
             self.reader = reader if reader.shared else None
         if self.reader is None:
             probe.forget_lengths(model)
         self.unpadded: tuple[UnpaddedReader, Callable[[torch.Tensor], torch.Tensor]] | None = None
+        self.graph: runtime.Graph | None = None
         name = f"sequence_classifier {config.path}"
         self.batches.longest_batched = self._longest_batched(name)
+        if not config.by_torch():
+            self._export(name)
         probe.tell_longer(name, self.batches.longest_batched, self.limit)
 
     def _longest_batched(self, name: str) -> float:
@@ -203,6 +211,8 @@ class _LoadedClassifier(RewardModel):
             )
             if not probe.close(one_by_one, repeated, self.model.dtype):
                 raise ModelError(f"{name} gives the same text another score each time; it cannot be used to score")
+            if not self.config.by_torch():
+                return math.inf
             if self._reads_unpadded(sequences, one_by_one):
                 return math.inf
             with suppress(RuntimeError, ValueError):
@@ -210,6 +220,23 @@ class _LoadedClassifier(RewardModel):
                     return probe.longest_alike(self.model.config)
         probe.tell_alone(name)
         return 0
+
+    def _export(self, name: str) -> None:
+        """Leave the forward pass to the runtime from now on."""
+        config = self.config
+        pad = self.own_pad or 0
+        self.graph = runtime.open_graph(
+            config.backend,
+            config.precision(),
+            self.model,
+            "logits",
+            weights.identity(config.origin),
+            self.limit,
+            pad,
+            name,
+        )
+        self.batches = Batches(config.batch_tokens or runtime.BUDGET, self.model.device)
+        runtime.give_up_weights(self.model, kept=())
 
     def _reads_unpadded(self, sequences: list[list[int]], expected: torch.Tensor) -> bool:
         """Read texts end to end from now on, if that gives the scores of texts that were read alone."""
@@ -331,11 +358,23 @@ class _LoadedClassifier(RewardModel):
 
     def _score(self, sequences: list[list[int]]) -> list[list[float]]:
         """Return the scores of sequences that are read as one batch, a number for each output that is read."""
+        if self.graph is not None:
+            return self._computed(sequences, self.graph)
         inputs = padded(sequences, self._pad(sequences), self.model.device)
         if self.config.pair and segment_kinds(self.model) > 1:
             inputs["token_type_ids"] = self._segments(sequences, inputs["input_ids"])
         logits = self.model(**accepted(self.model, **inputs)).logits  # (sequences, outputs of the model)
         scores: list[list[float]] = logits[:, self.columns].float().tolist()
+        return scores
+
+    def _computed(self, sequences: list[list[int]], graph: runtime.Graph) -> list[list[float]]:
+        """Return the scores that the runtime gives; see `_score`."""
+        import torch
+
+        kinds: list[list[int]] = []
+        if self.config.pair and segment_kinds(self.model) > 1:
+            kinds = [self._segments([ids], torch.tensor([ids]))[0].tolist() for ids in sequences]
+        scores: list[list[float]] = graph(sequences, self.own_pad or 0, kinds)[:, self.columns].tolist()
         return scores
 
     def _pad(self, sequences: list[list[int]]) -> int:

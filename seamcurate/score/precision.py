@@ -143,7 +143,7 @@ def _means(scores: Sequence[Scores | None], sizes: Sequence[int], number: int) -
 def _keep(model: object, shared: Path, largest: dict[str, float], rows: int, moved: float | None) -> None:
     assert isinstance(model, Backend)
     listed = ", ".join(f"{column} {value:.2g}" for column, value in largest.items())
-    precisions = sorted({part.dtype for part in model.parts() if isinstance(part, LocalModel) and part.exact()})
+    precisions = sorted({part.arithmetic() for part in model.parts() if isinstance(part, LocalModel) and part.exact()})
     named = f"{' and '.join(precisions)} ({model.title})"
     changed = "their nearest row" if "embedding" in largest else f"the side of a cut at {_RATE:.0%}"
     line = f"{named} against float32, {rows} rows: largest difference of {listed}"

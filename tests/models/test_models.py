@@ -332,7 +332,7 @@ def at_most(module, tokens):
 def in_batches(config):
     """Load a model that reads padded batches, as on a GPU: only there does torch tell that memory ran out."""
     model = config.load()
-    model.unpadded = None
+    setattr(model, "reader" if isinstance(config, SentenceEncoder) else "unpadded", None)
     return model
 
 

@@ -55,7 +55,7 @@ def _expected(folder, texts):
 def test_embeddings_are_those_of_sentence_transformers(encoder_reward_folder, tmp_path, pooling):
     folder = _folder(tmp_path, encoder_reward_folder, _modules(pooling))
     encoder = SentenceEncoder(path=str(folder), dtype="float32", device="cpu", normalise=False).load()
-    assert encoder.unpadded is not None
+    assert encoder.reader is not None
     assert np.allclose(encoder.embed(TEXTS), _expected(folder, TEXTS), atol=2e-6)
     assert encoder.embed(TEXTS[:1]).shape == (1, 16)
 
@@ -77,14 +77,14 @@ def test_a_module_that_padding_changes_reads_each_text_as_if_alone(encoder_rewar
     folder = _folder(tmp_path, encoder_reward_folder, modules)
     encoder = SentenceEncoder(path=str(folder), dtype="float32", device="cpu", normalise=False).load()
     alone = np.concatenate([_expected(folder, [text]) for text in TEXTS])
-    assert encoder.unpadded is not None and np.allclose(encoder.embed(TEXTS), alone, atol=2e-6)
+    assert encoder.reader is not None and np.allclose(encoder.embed(TEXTS), alone, atol=2e-6)
 
 
 def test_what_cannot_be_read_end_to_end_is_left_to_sentence_transformers(encoder_reward_folder, tmp_path):
     path = _saved(tmp_path / "body", encoder_reward_folder, _config("MPNet"))
     folder = _folder(tmp_path, path, [_st_modules().Pooling(32, pooling_mode="mean")])
     encoder = SentenceEncoder(path=str(folder), dtype="float32", device="cpu", normalise=False).load()
-    assert encoder.unpadded is None
+    assert encoder.reader is None
     assert np.allclose(encoder.embed(TEXTS), _expected(folder, TEXTS), atol=2e-6)
 
 
@@ -122,7 +122,7 @@ def _config(kind):
 def test_what_cannot_be_read_end_to_end_is_read_in_batches(encoder_reward_folder, tmp_path, kind, is_unpadded):
     path = _saved(tmp_path, encoder_reward_folder, _config(kind))
     encoder = SentenceEncoder(path=path, dtype="float32", device="cpu", pooling="mean", normalise=False).load()
-    assert (encoder.unpadded is not None) == is_unpadded
+    assert (encoder.reader is not None) == is_unpadded
     own = encoder.backbone.config._attn_implementation
     together = encoder.embed(TEXTS)
     alone = np.concatenate([encoder._pooled([text]) for text in TEXTS])
