@@ -195,6 +195,11 @@ class RewardFunction(NamedModel, RewardConfig):
         """Return the lowest and the highest reward, where the recipe names them."""
         return (0.0, 1.0) if self.is_binary() else self.scale
 
+    @property
+    def library(self) -> str:
+        """Name the library as whose function it is called: TRL, verl, OpenRLHF, verifiers, or the plain kind."""
+        return _CONVENTIONS[self._call().signature].library
+
     def summary(self) -> str | None:
         """Say how the function is called, and what it reads."""
         call = self._call()

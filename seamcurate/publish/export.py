@@ -17,7 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seamcurate.errors import ExportError
-from seamcurate.models import CausalLM, CompletionServer, RewardFunction, RewardServer, SequenceClassifier
+from seamcurate.models import (
+    CausalLM,
+    CompletionServer,
+    RewardFunction,
+    RewardingModel,
+    RewardServer,
+    SequenceClassifier,
+)
 from seamcurate.models.backend import models_of
 from seamcurate.progress import bar
 from seamcurate.publish import augment as augmentation
@@ -124,8 +131,18 @@ def write_split(
     out: str | Path,
     policy: FormModel = None,
     reward: RerReward | None = None,
+    rewarding: RewardingModel | None = None,
 ) -> Exported:
     """Write a split as a trainer of the table `TRAINERS` loads it.
+
+    Args:
+        trainer: A key of `TRAINERS`.
+        store: The store that has the split.
+        split: The split's name.
+        out: The folder to write.
+        policy: The model in whose form the prompts are written; None: as the source has them.
+        reward: The reward that a `seamcurate_reward.py` computes; None: no such file is written.
+        rewarding: The reward that the printed commands name, where there is no such file.
 
     Raises:
         ExportError: See `to_trl`; also if the trainer cannot load the split's format.
@@ -135,7 +152,7 @@ def write_split(
         >>> write_split("slime", Store("my-store"), "train", "splits/train").columns  # doctest: +SKIP
         ['prompt', 'label', 'metadata']
     """
-    view, folder = SplitView(store, split, trainer, policy), Path(out)
+    view, folder = SplitView(store, split, trainer, policy, rewarding), Path(out)
     if view.trainer.token_ids and view.format == "prompt_ids":
         return _write_ids(view, folder, policy)
     select = view.trainer.columns(view, reward)
@@ -263,7 +280,7 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
         if split.augment is not None:
             yield from to_augmented(store, name, folder, split.augment, to, policy)
             continue
-        exported = write_split(to, store, name, folder, policy, reward)
+        exported = write_split(to, store, name, folder, policy, reward, recipe.models.reward)
         if split.format == "prompts":
             note = f"no {REWARD_FILE}: {reason or f'{TRAINERS[to].title} takes no reward function from a file'}"
             if exported.shape.reward:

@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 
+class Function(NamedTuple):
+    """A reward function of the recipe's that needs no settings."""
+
+    path: str
+    """As `seamcurate train --reward` takes it: `verifier.py:score`, or the name of one that comes with seamcurate."""
+    import_path: str | None
+    """The dotted path by which TRL imports it; None for a function that TRL cannot call."""
+    folder: str | None
+    """The folder that Python must be told of to import it; None for a function of an installed package."""
+
+
 LINES_FILE = "train.jsonl"
 """The file of an export to a trainer that reads lines of JSON."""
 
@@ -29,6 +40,8 @@ class Shape(NamedTuple):
     """The policy's beginning-of-sequence token, if its tokenizer puts one before text."""
     reward: bool = False
     """Whether a reward file lies beside the rows."""
+    function: Function | None = None
+    """The recipe's own reward, where it is a function that a command can name."""
     shards: int = 1
     """How many Parquet files hold the rows."""
     ordered: bool = False

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from seamcurate.errors import ExportError, StaleError
-from seamcurate.models import CausalLM, PolicyModel, RewardingModel, SequenceClassifier
+from seamcurate.models import CausalLM, PolicyModel, RewardFunction, RewardingModel, SequenceClassifier
+from seamcurate.models.gguf_file import is_gguf
 from seamcurate.publish import written
 from seamcurate.publish.files import ROWS_PER_GROUP
 from seamcurate.publish.formats import TRAINERS, Trainer, commands
-from seamcurate.publish.shape import Shape
+from seamcurate.publish.shape import Function, Shape
 from seamcurate.publish.snippet import POLICY, REWARD_MODEL
 from seamcurate.rewards import RerReward
 from seamcurate.select import split as splits
@@ -25,8 +27,6 @@ from seamcurate.store.store import Store
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT, free_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from duckdb import DuckDBPyConnection
 
 FormModel = PolicyModel | RewardingModel | None
@@ -40,7 +40,9 @@ _SHARDS = 4
 class SplitView:
     """A split as a trainer's SQL sees it: `b` is a row that the split keeps, `c` a candidate of the row."""
 
-    def __init__(self, store: Store, split: str, trainer: Trainer, policy: FormModel) -> None:
+    def __init__(
+        self, store: Store, split: str, trainer: Trainer, policy: FormModel, rewarding: RewardingModel | None = None
+    ) -> None:
         record = store.open().split_record(split)
         if not record:
             names = sorted(store.split_records())
@@ -76,6 +78,12 @@ class SplitView:
         self.order = None if record.get("order") is None else Order.model_validate(record["order"])
         self.shape = Shape(self.format, name, arguments, start, ordered=self.order is not None)
         self.notes.append(written.form_note(self.form, self.model, self.chat))
+        if isinstance(self.model, CausalLM) and is_gguf(self.model.path):
+            self.notes.append(
+                f"trainers load no GGUF file: in the place of {POLICY} give the folder or the Hub id of the weights that "
+                f"{self.model.path} was made from"
+            )
+        self.rewarding = rewarding
 
     # ── SQL that the trainers' columns are made of ──
 
@@ -238,7 +246,25 @@ class SplitView:
         return reward
 
     def commands(self, shape: Shape, folder: Path) -> tuple[str, ...]:
-        """Return the commands that train on an export, with the recipe's own policy if it names one."""
-        policy = self.model.path if isinstance(self.model, CausalLM) else POLICY
-        model = policy if shape.format == "preferences" else REWARD_MODEL
-        return tuple(commands(self._trainer_name, shape, str(folder), policy, model))
+        """Return the commands that train on an export, with the recipe's own policy and reward where a trainer takes them."""
+        policy = self.model.path if isinstance(self.model, CausalLM) and not is_gguf(self.model.path) else POLICY
+        reward, function = REWARD_MODEL, None
+        if shape.format == "preferences":
+            reward = policy
+        elif isinstance(self.rewarding, SequenceClassifier) and not is_gguf(self.rewarding.path):
+            # Of several outputs a trainer would take another, and two segments it would read as one text.
+            one_text = not self.rewarding.pair and self.rewarding.output is None
+            reward = self.rewarding.path if one_text else REWARD_MODEL
+        elif isinstance(self.rewarding, RewardFunction):
+            function = _function(self.rewarding)
+        shape = shape._replace(function=function)
+        return tuple(commands(self._trainer_name, shape, str(folder), policy, reward))
+
+
+def _function(reward: RewardFunction) -> Function | None:
+    """Return a function as commands name it; None where it has settings, which they cannot give."""
+    if not reward.model_fields_set <= {"path", "binary"}:
+        return None
+    file, _, name = reward.path.rpartition(":")
+    module, folder = ("seamcurate.verifiers", None) if reward.bundled else (Path(file).stem, str(Path(file).parent))
+    return Function(reward.path, f"{module}.{name}" if reward.library == "TRL" else None, folder)

@@ -116,10 +116,13 @@ def _own_commands(shape: Shape, folder: str, policy: str, reward: str) -> list[l
         data += [f"--{name}", str(value)]
     if shape.format == "prompts":
         # TRL imports a reward file by its module name, so its folder must be on PYTHONPATH.
-        python_path = [f"PYTHONPATH={folder}"] if shape.reward else []
-        rewarded = (
-            ["--reward_funcs", f"{REWARD_MODULE}.rer"] if shape.reward else ["--reward_model_name_or_path", reward]
-        )
+        on_path: str | None = None
+        rewarded = ["--reward_model_name_or_path", reward]
+        if shape.reward:
+            on_path, rewarded = folder, ["--reward_funcs", f"{REWARD_MODULE}.rer"]
+        elif shape.function and shape.function.import_path:
+            on_path, rewarded = shape.function.folder, ["--reward_funcs", shape.function.import_path]
+        python_path = [] if on_path is None else [f"PYTHONPATH={on_path}"]
         arguments = ["--chat_template_kwargs", json.dumps(dict(shape.arguments))] if shape.arguments else []
         return [[*python_path, "trl", "grpo", *data, *rewarded, *arguments]]
     if shape.format == "preferences":
@@ -134,7 +137,8 @@ def _seamcurate_commands(shape: Shape, folder: str, policy: str, reward: str) ->
         return []
     words = ["seamcurate", "train", kinds[shape.format], "--model", policy, "--data", folder]
     if shape.format == "prompts":
-        words += ["--reward", f"{folder}/{REWARD_FILE}" if shape.reward else reward]
+        own = shape.function.path if shape.function else reward
+        words += ["--reward", f"{folder}/{REWARD_FILE}" if shape.reward else own]
     if shape.ordered:
         words += ["--no-shuffle-dataset"]
     if shape.form not in (None, "chat"):
