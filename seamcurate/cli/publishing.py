@@ -127,7 +127,8 @@ def reproduce(
         str | None, typer.Option(help="Commit, tag or branch of the data set. Without it, the newest commit.")
     ] = None,
     files: Annotated[
-        Path | None, typer.Option(help="Folder with the files that only the data set's author had.")
+        list[Path] | None,
+        typer.Option(help="Folder with files that only the data set's author had. Repeat the option for more."),
     ] = None,
     endpoints: Annotated[
         bool, typer.Option("--endpoints", help="Let the recipe send requests to the language models it names.")
@@ -151,7 +152,7 @@ def reproduce(
     from seamcurate.publish import reproduce as reproducing
 
     ask = _allowed if sys.stdin.isatty() and sys.stderr.isatty() else None
-    reproduction = reproducing.reproduce(repo_id, store, revision, files, endpoints, max_usd, key or (), ask)
+    reproduction = reproducing.reproduce(repo_id, store, revision, files or (), endpoints, max_usd, key or (), ask)
     for line in reproduction.lines():
         print(line)
     if not reproduction.identical:

@@ -110,7 +110,7 @@ def reproduce(
     repo_id: str,
     path: str | Path,
     revision: str | None = None,
-    files: str | Path | None = None,
+    files: str | Path | Sequence[str | Path] = (),
     endpoints: bool = False,
     max_usd: float | None = None,
     keys: Collection[str] = (),
@@ -122,7 +122,8 @@ def reproduce(
         repo_id: The data set's id on the Hub, `owner/name`.
         path: The folder of the store to make. The recipe is downloaded into `recipe/` inside it.
         revision: A commit, tag or branch. It is resolved to one commit before any file is read.
-        files: A folder with the files that only the author has: rows, corpora or models that the recipe names by path.
+        files: Folders with the files that only the author has: rows, corpora or models that the recipe names by path. Where
+            one of these is a link, the folder that it leads to is read only if it is named, too.
         endpoints: Allow the recipe to send requests to the language-model endpoints that it names.
         max_usd: Most US dollars that these requests may cost; see `run_local`.
         keys: Environment variables whose keys may be sent to these endpoints.
@@ -145,9 +146,9 @@ def reproduce(
     folder.mkdir(parents=True, exist_ok=True)
     _download(published, text, value, folder)
     roots = [folder.resolve()]
-    if files is not None:
-        _link_files(Path(files), folder)
-        roots.append(Path(files).resolve())
+    for own in [files] if isinstance(files, str | Path) else files:
+        _link_files(Path(own), folder)
+        roots.append(Path(own).resolve())
     _confine(value, repo_id, folder, roots)
     recipe = recipes.loads(text, folder, f"{repo_id}/{hub.RECIPE}")
     _refuse_functions(recipe, repo_id)
@@ -376,6 +377,12 @@ def _check_inside(path: Path, name: str, roots: Sequence[Path]) -> None:
     target = path.resolve()
     for file in (target, *(target.rglob("*") if target.is_dir() else ())):
         if not any(file.resolve().is_relative_to(root) for root in roots):
+            # What `--files` names is linked into the recipe's folder: the user's own link may lead on from there.
+            if Path(os.path.normpath(path.absolute())).is_relative_to(roots[0]):
+                raise HubError(
+                    f"{name}: {path.name} leads by a link to {file.resolve()}, outside the recipe's folder and --files, and "
+                    f"is not read; if it is meant, allow its folder by one more --files {file.resolve().parent}"
+                )
             raise HubError(
                 f"{name}: {path} lies outside the recipe's folder and is not read; give --files a folder that holds the "
                 "file itself, and run this where nothing else has its name"
