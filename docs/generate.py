@@ -1026,6 +1026,7 @@ KEY_MEANINGS = {
         "complete": "whether all rows of the source are read",
         "seals": "checksums of the shards of `rows` and of `rejected`",
         "corpus": "where the corpus lies, relative to the store",
+        "origin": "the Hub data set and its commit, where the rows come from it by way of other stores",
         "sha256": "checksum of this file, without this line",
     },
     "columns/NAME/_step.json": {
@@ -1084,7 +1085,7 @@ def file_format() -> str:
         prose(rest),
     ]
     for name, meanings in KEY_MEANINGS.items():
-        listed = [key for key in meanings if key in layout.keys[name] or key == "warnings"]
+        listed = [key for key in meanings if key in layout.keys[name] or key in ("origin", "warnings")]
         unexplained = set(layout.keys[name]) - set(meanings)
         if unexplained and not name.endswith("_facts.json"):
             raise LookupError(f"{name} has keys without a meaning: {', '.join(sorted(unexplained))}")

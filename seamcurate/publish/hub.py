@@ -35,6 +35,7 @@ from seamcurate.publish.export import Exported, export
 from seamcurate.publish.formats import TRAINERS, Trainer
 from seamcurate.publish.snippet import Configuration
 from seamcurate.run import recipe as recipes
+from seamcurate.run.local import store_origin
 from seamcurate.run.recipe import Recipe
 from seamcurate.select.split import is_file_name, read_filter
 from seamcurate.storage import atomic
@@ -380,10 +381,8 @@ def _hub_origin(source: Source) -> tuple[str, str] | None:
     """Return the Hub data set and the commit that a source's rows come from, by way of a store too; None for others."""
     if source.hub is not None:
         return source.hub, commit_of(source.hub, source.revision)
-    recorded = Store(source.store).about.get("source") if source.store is not None else None
-    if isinstance(recorded, dict) and "hub" in recorded:
-        return str(recorded["hub"]), str(recorded["commit"])
-    return None
+    origin = store_origin(source)
+    return (str(origin["hub"]), str(origin["commit"])) if isinstance(origin, dict) else None
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────
