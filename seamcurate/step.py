@@ -246,6 +246,9 @@ class Step(BaseModel):
     rows_per_call: ClassVar[int] = 64
     """The most rows that are passed to the transform at once; results must not depend on it."""
 
+    without_references: ClassVar[str] = ""
+    """Why a source that maps no `reference` is refused, and what to use in the step's place; empty where NULL will do."""
+
     @property
     def name(self) -> str:
         """Name the folder of the step's columns: by default the class's name in snake case."""

@@ -44,7 +44,11 @@ def run(
     recipe: RecipeFile,
     store: StoreFolder,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Rows after which the run stops, rounded up to whole shards.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows after which the run stops, rounded up to whole shards, of 4,096 rows unless `rows` has `shard_rows`.",
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Compute columns anew that another configuration made.")

@@ -228,6 +228,8 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
             raise StaleError(_other_source(store, record.get("source"), identity, append, grown))
     if store.about.get("rows") is None:
         store.update(rows=fingerprint, source=identity, shard_rows=source.shard_rows, complete=False, seals={})
+        if (origin := store_origin(source)) or "origin" in record:
+            store.update(origin=origin)
     _restore(source, store)
     stored = store.shards
     if store.about.get("complete"):
@@ -236,6 +238,11 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         _record_checksums(store)
         return 0
     stop = None if limit is None else _shard_count(limit, source.shard_rows)
+    if limit is not None and limit % source.shard_rows:
+        note(
+            f"--limit {limit:,} takes up to {_shard_count(limit, source.shard_rows) * source.shard_rows:,} rows: they are computed "
+            f"by whole shards of {source.shard_rows:,}; for smaller ones, give `rows` a `shard_rows`"
+        )
     first_missing = next((i for i, number in enumerate(stored) if number != i), len(stored))
     if first_missing and not _full(store, first_missing - 1):
         # The last shard was not full when the source ended; the source may have more rows by now.
@@ -266,6 +273,15 @@ def ingest(source: Source, store: Store, limit: int | None, replace: bool, label
         )
     _record_checksums(store, complete=True, shards=len(store.shards))
     return read
+
+
+def store_origin(source: Source) -> JsonValue:
+    """Return the Hub data set and the commit that the rows of another store come from, through any number of stores; else None."""
+    about = Store(source.store).about if source.store is not None else {}
+    recorded = about.get("source")
+    if isinstance(recorded, dict) and "hub" in recorded:
+        return {"hub": recorded["hub"], "commit": recorded["commit"]}
+    return about.get("origin")
 
 
 def _tell_nulled(nulled: Mapping[str, int]) -> None:

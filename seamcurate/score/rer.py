@@ -354,6 +354,7 @@ class OtherRelevance(Step):
     encoder: EncoderModel | None = None
 
     rows_per_call: ClassVar[int] = 256
+    without_references: ClassVar[str] = "`rer: {fit: quantiles}` has no range to measure without them; use `fit: paper`"
 
     @property
     @override

@@ -474,7 +474,12 @@ class Store:
         return identity
 
     def _check_inputs(self, step: Step, source: Mapping[str, str]) -> None:
-        """Refuse a source's column that has the name of a step's column but not its type."""
+        """Refuse a source's column that has the name of a step's column but not its type, and one that must be there and is not."""
+        if step.without_references and "reference" not in self.stored_schema.names:
+            raise StepError(
+                f"step {step.name}: the source has no references, and {step.without_references}, or name the column of the "
+                "references: `rows: {reference: …}`"
+            )
         name = f"worse_{getattr(step, 'variant', '')}"
         kind = self.schema.field(name).type if name in source and name in step.inputs else None
         if kind is not None and not sample_sets({name: kind}):
