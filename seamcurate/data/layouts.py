@@ -611,7 +611,7 @@ def looks_like(row: Row) -> str | None:
         or has("message_tree_id", "prompt", "tree_state"),
         "helpsteer": has("prompt", "response", "helpfulness", "verbosity") or has(*_HELPFUL[1]),
         "pku_saferlhf": has(*_SAFER),
-        "nectar": has("prompt", "answers", "num_responses"),
+        "nectar": has("prompt", "answers") and _is_ranked(row["answers"]),
         "ultrafeedback": has("instruction", "completions")
         or (has("prompt", "chosen", "rejected") and isinstance(chosen, list) and _is_chat(chosen)),
         "rewardbench": has("prompt", "chosen", "rejected", "subset"),
@@ -622,6 +622,12 @@ def looks_like(row: Row) -> str | None:
         "messages": _is_chat(row.get("messages")),
     }
     return next((name for name, fits in tests.items() if fits), None)
+
+
+def _is_ranked(value: object) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and {"answer", "rank"} <= set(value[0])
+    )
 
 
 def _is_chat(value: object) -> bool:

@@ -457,7 +457,11 @@ def test_whatever_a_row_holds_it_comes_out_or_is_set_aside(name: str) -> None:
 def test_a_source_that_looks_like_a_layout_says_so(name: str, tmp_path: Path) -> None:
     published, _ = PUBLISHED[name]
     assert looks_like(published[0]) == name
+    # What a layout reads tells it, without what comes beside it; answers without ranks are no layout's.
+    bare = {key: cell for key, cell in published[0].items() if key != "num_responses"}
+    assert looks_like(bare) == name
     assert looks_like({"prompt": "A sea?", "response": "The Baltic."}) is None
+    assert looks_like({"prompt": "A sea?", "answers": [{"text": "The Baltic."}]}) is None
     if "prompt" not in published[0]:
         with pytest.raises(SourceError, match=f"no column 'prompt' for prompt; .*; it looks like `layout: {name}`"):
             read(Source(jsonl=written(tmp_path, *published)))
