@@ -144,6 +144,13 @@ def test_pages_are_plain_markdown_that_every_builder_reads():
             assert not re.match(r" {2,3}[-*] ", line), f"{page}: a list inside a list takes four spaces: {line!r}"
 
 
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_page_installs_the_package_from_an_index_that_has_it_not(page):
+    """An index would find no such package, or a stranger's; `NAME @ ADDRESS` asks none. Cards of others are no pages."""
+    named = re.findall(r'pip install "?seamcurate(?:\[[^\]]*\])?(?! @)["`\s]', page.read_text(encoding="utf-8"))
+    assert not named
+
+
 def test_a_page_begins_with_what_it_is_for():
     for page in PAGES:
         if page.parent.name in ("reference", "results"):
