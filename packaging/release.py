@@ -17,6 +17,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +79,20 @@ def check_tag(root: Path, tag: str) -> str:
     return version[1]
 
 
+def with_version(pyproject: str, version: str) -> str:
+    """Return the text of pyproject.toml with the version in the place of where it is read from.
+
+    Raises:
+        ReleaseError: It names the version in another way.
+    """
+    dynamic = 'dynamic = ["version"]'
+    if pyproject.count(dynamic) != 1:
+        raise ReleaseError(
+            f"pyproject.toml does not have the line {dynamic}, by which the bill of materials gets its version"
+        )
+    return pyproject.replace(dynamic, f'version = "{version}"')
+
+
 def build(root: Path, tag: str, out: Path) -> list[Path]:
     """Build what is released; needs the packages `build` and `cyclonedx-bom`. Return its files."""
     version = check_tag(root, tag)
@@ -87,16 +102,15 @@ def build(root: Path, tag: str, out: Path) -> list[Path]:
         raise ReleaseError(f"{out} is not empty; what lies there would be released, too")
     _run(root, sys.executable, "-m", "build", "--outdir", str(out))
     bill = out / f"seamcurate-{version}.cdx.json"
-    command = [
-        sys.executable,
-        "-m",
-        "cyclonedx_py",
-        "requirements",
-        "requirements.lock",
-        "--pyproject",
-        "pyproject.toml",
-    ]
-    _run(root, *command, "--output-reproducible", "--output-format", "JSON", "--output-file", str(bill))
+    with tempfile.TemporaryDirectory() as folder:
+        # The tool reads the version where it stands, and takes it from no build backend.
+        project = Path(folder) / "pyproject.toml"
+        project.write_text(
+            with_version((root / "pyproject.toml").read_text(encoding="utf-8"), version), encoding="utf-8"
+        )
+        command = [sys.executable, "-m", "cyclonedx_py", "requirements", "requirements-hashes.lock"]
+        command += ["--pyproject", str(project), "--output-reproducible", "--output-format", "JSON"]
+        _run(root, *command, "--output-file", str(bill))
     files = sorted(out.iterdir())
     sums = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
     (out / "SHA256SUMS").write_text(sums, encoding="utf-8")

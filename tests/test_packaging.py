@@ -177,7 +177,7 @@ CITATION = {
     },
     "$defs": {"authors": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["name"]}}},
 }
-"""The part of the Citation File Format 1.2.0 that the file uses; its validator's releases do not install here."""
+"""The part of the Citation File Format 1.2.0 that the file uses; its validator, cffconvert, is not installed with the tests."""
 
 
 def test_the_citation_is_valid_and_of_this_version():
@@ -243,3 +243,13 @@ def test_what_cannot_be_released_is_one_line(checkout, arguments, message):
         pytest.skip("this version is released")
     done = release(checkout, *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_bill_of_materials_is_told_the_version(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "packaging"))
+    import release as module
+
+    told = tomllib.loads(module.with_version((ROOT / "pyproject.toml").read_text(), "9.8.7"))["project"]
+    assert told["version"] == "9.8.7" and "dynamic" not in told and told["name"] == PROJECT["name"]
+    with pytest.raises(module.ReleaseError, match="does not have the line dynamic"):
+        module.with_version('[project]\nname = "x"\nversion = "1"\n', "9.8.7")
