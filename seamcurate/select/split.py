@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -644,7 +644,7 @@ def _state(store: Store, name: str) -> JsonValue:
 
 
 class _Ledger(NamedTuple):
-    """One entry a source row, in the source's order: 14 MB for a million rows."""
+    """One entry a source row, in the source's order: 11 MB for a million rows, unless it has more than 255 rules."""
 
     row_ids: range | npt.NDArray[np.int64]
     returned: npt.NDArray[np.bool_]
@@ -652,8 +652,8 @@ class _Ledger(NamedTuple):
     kept: npt.NDArray[np.bool_]
     reasons: list[tuple[str, float]]
     """Rules with their thresholds; NaN for a rule without one."""
-    reason: npt.NDArray[np.int32]
-    """The index in `reasons` of the rule that decided."""
+    reason: npt.NDArray[np.integer[Any]]
+    """The index in `reasons` of the rule that decided; see `_wide_enough`."""
     values: npt.NDArray[np.float64]
     """The value that decided; NaN where there is none."""
 
@@ -699,6 +699,7 @@ def _shaped(store: Store, name: str, rule: shaping.Rule, ledger: _Ledger) -> tup
     with _named(name):
         shaped = shaping.apply(rule, row_ids, kept, _column(store, rule.by).take(pa.array(kept)))
     reasons = [*ledger.reasons]
+    ledger = ledger._replace(reason=_wide_enough(ledger.reason, len(reasons) + len(shaped.drops)))
     for drop in shaped.drops:
         if len(drop.rows):
             ledger.kept[drop.rows] = False
@@ -751,7 +752,8 @@ def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Le
         # Reason 0 is that of every row which the filter does not return. None, not NaN, which equals no other NaN.
         reasons: dict[tuple[str, float | None], int] = {(f"not returned by {title}", None): 0}
         answered, kept = np.zeros(count, bool), np.zeros(count, bool)  # (source rows,), as all the arrays of the ledger
-        reason, decided_by = np.zeros(count, np.int32), np.full(count, np.nan)
+        reason: npt.NDArray[np.integer[Any]] = np.zeros(count, np.uint8)
+        decided_by = np.full(count, np.nan)
         decided = views.run(
             connection,
             f"SELECT row_id::BIGINT AS row_id, coalesce({pick('keep', 'true')}, false)::BOOLEAN AS kept, "
@@ -788,6 +790,7 @@ def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Le
                 )
                 for r, t in (divmod(int(pair), len(threshold)) for pair in pairs)
             ]
+            reason = _wide_enough(reason, len(reasons))
             # From the batch's own pairs to the ledger's reasons.
             reason[index] = np.array(codes, np.int32)[pair_index]
     # A row that is returned twice was counted twice, and marked once.
@@ -795,6 +798,11 @@ def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Le
         raise QueryError(f"split {name}: its filter returns some row_id more than once; make it one line per row")
     named = [(rule, math.nan if threshold is None else float(threshold)) for rule, threshold in reasons]
     return _Ledger(row_ids, answered, kept, named, reason, decided_by)
+
+
+def _wide_enough(reason: npt.NDArray[np.integer[Any]], count: int) -> npt.NDArray[np.integer[Any]]:
+    """Return indices in a type that holds `count` of them: most filters have a handful, and the rows are millions."""
+    return reason if count <= np.iinfo(reason.dtype).max + 1 else reason.astype(np.int32)
 
 
 def _row_ids(connection: Connection, files: list[str]) -> range | npt.NDArray[np.int64]:

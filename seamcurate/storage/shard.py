@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import Buffer, override
 
 from seamcurate.errors import DamagedError, StoreError
 from seamcurate.storage import atomic, hashes
@@ -84,7 +86,7 @@ def encode(
         number: The shard's number.
         input_checksums: Checksums of the shards that the values were computed from, by column folder.
     """
-    sink = pa.BufferOutputStream()
+    sink = _Bytes()
     # Floats are split into streams of bytes, integers into differences: zstd makes half the size of them so.
     leaves = {path: kind for field in schema for path, kind in _leaves(field.name, field.type)}
     encodings = {path: encoding for path, kind in leaves.items() if (encoding := _encoding(kind))}
@@ -103,11 +105,28 @@ def encode(
         if input_checksums:
             metadata[_INPUT_CHECKSUMS] = json.dumps(input_checksums, sort_keys=True)
         writer.add_key_value_metadata({**metadata, _CHECKSUM: _ZEROS.decode()})
-    content = bytearray(sink.getvalue())
+    content = sink.content
     # The field holds zeros while the hash is computed, and the hash afterwards; `_verify` computes it the same way.
     start, end = _checksum_span(content, path)
     content[start:end] = hashlib.sha256(content).hexdigest().encode()
     return content
+
+
+class _Bytes(io.RawIOBase):
+    """A file in memory that can be changed in place: a copy of a large ledger would be the most that its split holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.content = bytearray()
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def write(self, part: Buffer) -> int:
+        self.content += part
+        return len(memoryview(part))
 
 
 def checksum(content: bytes | bytearray, path: Place) -> str:
