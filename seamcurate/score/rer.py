@@ -161,7 +161,9 @@ class RelevanceFeature(_Feature):
 
     @override
     def work(self, rows: Averages) -> Work:
-        return Work(self.encoder, 2, getattr(rows, self.feature.relevance_to) + rows.response)
+        text: float = getattr(rows, self.feature.relevance_to)
+        # Without a second text, such as a reference, there is nothing to embed a response for.
+        return Work(self.encoder, 2, text + rows.response) if text else Work(self.encoder, 0, 0)
 
     @override
     def identity(self) -> dict[str, JsonValue]:
