@@ -146,30 +146,24 @@ def encoder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def embeddings(most: int | None = None) -> tuple[Any, Any]:
-    """Return float32 embeddings of queries and of a corpus by all-MiniLM-L6-v2, kept in .benchmarks for the next run.
+def embeddings() -> tuple[Any, Any]:
+    """Return float32 embeddings of queries and of a corpus by all-MiniLM-L6-v2; see `embedded`."""
+    prompts = [prompt for prompt, _ in pairs()]
+    queries = prompts[::30]
+    if source() == "real rows":
+        queries = pq.read_table(REAL / "rl_prompts.parquet", columns=["instruction"])["instruction"].to_pylist()
+    return embedded("queries", queries), embedded("corpus", prompts)
 
-    `most` is how many rows of the corpus are embedded at most; a whole corpus that is kept already is used all the same.
-    """
+
+def embedded(name: str, texts: list[str]) -> Any:
+    """Return float32 embeddings of texts by all-MiniLM-L6-v2, kept in .benchmarks by name and number for the next run."""
     import numpy as np
 
     from seamcurate import SentenceEncoder
     from seamcurate.demo.corpus import encoder_folder
 
-    folder = Path(__file__).parents[1] / ".benchmarks"
-    asked = [prompt for prompt, _ in pairs()]
-    if most is not None and not (folder / f"corpus-{len(asked)}.npy").exists():
-        asked = asked[:most]
-    texts = {"corpus": asked, "queries": asked[::30]}
-    if source() == "real rows":
-        table = pq.read_table(REAL / "rl_prompts.parquet", columns=["instruction"])
-        texts["queries"] = table["instruction"].to_pylist()
-    found = {}
-    for name, some in texts.items():
-        file = folder / f"{name}-{len(some)}.npy"
-        if not file.exists():
-            folder.mkdir(exist_ok=True)
-            encoder = SentenceEncoder(path=str(encoder_folder()), dtype="float32", device="cpu").load()
-            np.save(file, encoder.embed(some))
-        found[name] = np.load(file, allow_pickle=False)
-    return found["queries"], found["corpus"]
+    file = Path(__file__).parents[1] / ".benchmarks" / f"{name}-{len(texts)}.npy"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        np.save(file, SentenceEncoder(path=str(encoder_folder()), dtype="float32", device="cpu").load().embed(texts))
+    return np.load(file, allow_pickle=False)
