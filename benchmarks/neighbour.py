@@ -1,6 +1,7 @@
 """A run beside a process that keeps every core busy, against the same run on half the cores: `python -m benchmarks neighbour`.
 
-Half of a machine is the run's fair share then. What it takes more is lost to threads that wait for each other.
+Half of a machine is the run's fair share then. What it takes more is lost to threads that wait for each other. Both are held to
+the first two cores that there are, so that machines of any size do the same.
 """
 
 from __future__ import annotations
@@ -18,25 +19,37 @@ from typing import Any
 
 from benchmarks import inputs
 
-_WAYS = ("half the cores", "beside a neighbour", "beside a neighbour, spinning", "beside a neighbour, --threads half")
+_WAYS = ("half the cores", "beside a neighbour", "beside a neighbour, --threads half")
+_SPINNING = "beside a neighbour, spinning"
+"""Threads that wait by spinning take ten times as long: full sizes only, once."""
+_TURNS = 3
 
 
 def main(scale: float) -> None:
-    """Print what each way takes: wall and CPU seconds of the run's process, the middle of three."""
-    cores = len(os.sched_getaffinity(0))
-    half = max(1, cores // 2)
+    """Print what each way takes: wall and CPU seconds of the run's process, the middle of three turns by the clock."""
+    pinned = sorted(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(0, pinned)
+    cores, half = len(pinned), max(1, len(pinned) // 2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write(folder, max(4, round(48 * scale)))
         taken: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
-        for _ in range(3):
+        for _ in range(_TURNS):
             for way in _WAYS:
                 taken[way].append(_run(folder, way, half, cores))
-    middle = {way: sorted(times, key=lambda one: one["wall_s"])[1] for way, times in taken.items()}
+        if scale >= 1:
+            taken[_SPINNING] = [_run(folder, _SPINNING, half, cores)]
+    middle = {way: sorted(turns, key=lambda turn: turn["wall_s"])[len(turns) // 2] for way, turns in taken.items()}
     base = middle[_WAYS[0]]
-    for way, one in middle.items():
-        ratios = {f"{key[:-2]}_ratio": round(one[key] / base[key], 2) for key in one}
-        print(json.dumps({"benchmark": "neighbour", "way": way, "cores": cores, **one, **ratios}), flush=True)
+    for way, turns in taken.items():
+        ratios = {f"{key[:-2]}_ratio": round(middle[way][key] / base[key], 2) for key in base}
+        # Of one turn, what was beside it is alike.
+        each = [round(turn["wall_s"] / alone["wall_s"], 2) for turn, alone in zip(turns, taken[_WAYS[0]], strict=False)]
+        told = {"cores": cores, "turns": len(turns), "load": round(os.getloadavg()[0], 1)}
+        print(
+            json.dumps({"benchmark": "neighbour", "way": way, **told, **middle[way], **ratios, "wall_ratios": each}),
+            flush=True,
+        )
 
 
 def _write(folder: Path, rows: int) -> None:
@@ -79,12 +92,15 @@ def _run(folder: Path, way: str, half: int, cores: int) -> dict[str, float]:
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
     environment["OMP_WAIT_POLICY"] = "ACTIVE" if "spinning" in way else "PASSIVE"
     threads = str(half) if "half" in way else ""
+    alone = way == _WAYS[0]
     neighbours = [multiprocessing.Process(target=_busy, daemon=True) for _ in range(cores if "neighbour" in way else 0)]
     for neighbour in neighbours:
         neighbour.start()
     try:
         code = "from benchmarks import neighbour; import sys; neighbour.work(*sys.argv[1:])"
         command = [sys.executable, "-c", code, str(folder), threads]
+        if alone:
+            command = ["taskset", "--cpu-list", ",".join(map(str, sorted(os.sched_getaffinity(0))[:half])), *command]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     finally:
         for neighbour in neighbours:
