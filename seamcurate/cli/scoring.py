@@ -69,6 +69,7 @@ def run(
 
     Example: seamcurate run recipe.yaml my-store --limit 1000
     """
+    from seamcurate.models import product
     from seamcurate.progress import note
     from seamcurate.run import recipe as recipes
     from seamcurate.run import times
@@ -81,7 +82,7 @@ def run(
         report = run_local(loaded, store, limit, replace, max_usd, append)
     else:
         report = run_ray(loaded, store, ray, limit, replace, max_usd, append)
-    for line in times.lines(report.times):
+    for line in (*times.lines(report.times), *product.told()):
         note(line)
     print(f"{store}: {report}")
 

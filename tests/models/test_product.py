@@ -26,6 +26,19 @@ def test_the_faster_library_multiplies_and_onednn_does_where_they_are_alike(meas
         assert product.by_onednn(8, 4) is leads
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_what_was_measured_and_chosen_is_told(measured, monkeypatch):
+    monkeypatch.setattr(product, "trials", [])
+    assert product.told() == []
+    for shape, seconds in (((8, 4), (1e-3, 5e-4)), ((16, 4), (2e-3, 4e-3))):
+        measured(*seconds)
+        product.by_onednn(*shape)
+    assert product.told() == [
+        "float32 products: oneDNN for 1 and MKL for 1 of 2 shapes of weights, as measured when they were loaded; "
+        "256 rows by 16 × 4 took 2 ms by oneDNN and 4 ms by MKL"
+    ]
+
+
 def test_a_shape_is_measured_once(measured):
     measured(1.0, 2.0)
     assert product.by_onednn(8, 4) == product.by_onednn(8, 4)
