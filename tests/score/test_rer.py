@@ -24,6 +24,7 @@ from seamcurate import (
 )
 from seamcurate.errors import StepError
 from seamcurate.score.rer import cut, length_incentive, repetition_penalty, rer_closed, rer_open, rescale
+from seamcurate.step import Averages
 from seamcurate.words import split
 
 
@@ -132,6 +133,12 @@ def test_other_relevance_is_the_median_over_other_questions_references(tmp_path)
     assert step.load(tmp_path)(alone)["rer_other_relevance"].null_count == 0
     (tmp_path / "measured.json").write_text("[0, 1, 2]")
     assert step.load(tmp_path)(alone)["rer_other_relevance"].to_pylist() == [None]
+
+
+def test_no_embedding_is_planned_where_there_is_no_reference():
+    step = ReferenceRelevance(encoder=FakeModel())
+    planned = [step.works(Averages(10.0, 20.0, reference, 0.0, 0.0))[0][1:3] for reference in (0.0, 5.0)]
+    assert planned == [(0, 0), (2, 25.0)]
 
 
 def test_relevance_is_the_dot_product_and_null_without_a_reference():

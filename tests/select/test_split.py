@@ -65,6 +65,17 @@ def test_the_lowest_share_of_the_scored_rows_is_dropped_and_the_ledger_says_why(
     assert dropped(store) == [0, 8]
 
 
+def test_a_ledger_has_as_many_rules_as_a_filter_gives(tmp_path, monkeypatch):
+    store = stored(tmp_path, [float(i) for i in range(300)])
+    # Several batches: the indices of rules outgrow one byte midway.
+    monkeypatch.setattr(splits, "_PART", 100)
+    filter = "SELECT row_id, row_id % 2 = 0 AS keep, 'rule ' || row_id AS rule, seam_x AS value FROM rows"
+    assert splits.make(store, "s", Split(filter=filter)).kept == 150
+    assert [(row["rule"], row["value"], row["kept"]) for row in ledger(store)] == [
+        (f"rule {i}", float(i), i % 2 == 0) for i in range(300)
+    ]
+
+
 def test_rows_without_a_score_are_dropped_when_the_recipe_says_so(tmp_path):
     store = stored(tmp_path, SCORES)
     made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.2, nulls="drop"))
