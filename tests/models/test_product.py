@@ -10,6 +10,9 @@ from seamcurate.models import product
 def measured(monkeypatch):
     """Return a function that sets how long a product takes by each library, in seconds."""
 
+    # Elsewhere nothing is measured.
+    monkeypatch.setattr(product, "_on_amd", lambda: True)
+
     def set_seconds(onednn, mkl):
         product._onednn_leads.cache_clear()
         times = iter([onednn, mkl] * product._ROUNDS)
@@ -75,3 +78,11 @@ def test_gelu_is_computed_with_the_product_before_it_where_it_is_that_function(a
         product.quicken(layer)
         assert torch.allclose(layer(rows), expected, atol=1e-5)
     assert ("forward" in vars(layer)) == (activation == "gelu" and product.by_onednn(48, 24))
+
+
+def test_every_process_multiplies_alike_where_the_libraries_are_alike(measured, monkeypatch):
+    # On a busy machine, the trial itself would tell one process this and another that.
+    for onednn, mkl in ((1.0, 2.0), (2.0, 1.0)):
+        measured(onednn, mkl)
+        monkeypatch.setattr(product, "_on_amd", lambda: False)
+        assert not product.by_onednn(8, 4)
