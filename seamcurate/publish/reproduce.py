@@ -49,6 +49,8 @@ from seamcurate.text import brief, clean, counted
 _LARGEST = 2**20
 """Most bytes of a recipe, filter or template."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_ROUNDING = 1e-5
+"""The share of a column's largest value by which float32 models differ in rounding alone; some 1e-6 was seen."""
 _DEEPEST = 100
 """Most levels of nesting in a recipe's YAML."""
 _OPENAI_KEY = "OPENAI_API_KEY"
@@ -59,7 +61,7 @@ class Checked(NamedTuple):
 
     path: str
     verdict: str
-    """`identical`, `same rows` where only the file's bytes differ, or `differs`."""
+    """`identical`, `same rows` where only the file's bytes differ, `same up to rounding`, or `differs`."""
     note: str
     """What differs, in words."""
 
@@ -73,7 +75,7 @@ class Reproduced(NamedTuple):
 
     @property
     def identical(self) -> bool:
-        """Return whether every file holds the published rows."""
+        """Return whether every file holds the published rows, with the same numbers up to rounding."""
         return bool(self.files) and all(file.verdict != "differs" for file in self.files)
 
     def lines(self) -> Iterator[str]:
@@ -376,12 +378,13 @@ def _check_inside(path: Path, name: str, roots: Sequence[Path]) -> None:
     """Refuse a file, or a folder with a file in it, that really lies outside all of `roots`."""
     target = path.resolve()
     for file in (target, *(target.rglob("*") if target.is_dir() else ())):
-        if not any(file.resolve().is_relative_to(root) for root in roots):
+        real = file.resolve()
+        if not any(real.is_relative_to(root) for root in roots):
             # What `--files` names is linked into the recipe's folder: the user's own link may lead on from there.
             if Path(os.path.normpath(path.absolute())).is_relative_to(roots[0]):
                 raise HubError(
-                    f"{name}: {path.name} leads by a link to {file.resolve()}, outside the recipe's folder and --files, and "
-                    f"is not read; if it is meant, allow its folder by one more --files {file.resolve().parent}"
+                    f"{name}: {path.name} leads by a link to {real}, outside the recipe's folder and --files, and is not "
+                    f"read; if it is meant, allow its folder by one more --files {real if real.is_dir() else real.parent}"
                 )
             raise HubError(
                 f"{name}: {path} lies outside the recipe's folder and is not read; give --files a folder that holds the "
@@ -552,8 +555,36 @@ def _checked(published: Repository, folder: Path, name: str) -> Checked:
         published_rows = pq.read_table(published.fetch(name), partitioning=None)
     except (OSError, pa.ArrowException):
         return Checked(name, "differs", "the published file is not readable as Parquet")
-    note = difference(published_rows, pq.read_table(file, partitioning=None))
-    return Checked(name, "differs", note) if note else Checked(name, "same rows", "written by another version of Arrow")
+    reproduced_rows = pq.read_table(file, partitioning=None)
+    note = difference(published_rows, reproduced_rows)
+    if note:
+        return Checked(name, "same up to rounding" if rounded(published_rows, reproduced_rows) else "differs", note)
+    return Checked(name, "same rows", "written by another version of Arrow")
+
+
+def rounded(published: pa.Table, reproduced: pa.Table) -> bool:
+    """Tell whether two tables hold the same rows, whose numbers differ by no more than sums in another order do.
+
+    Another processor, library or batch adds a model's products in another order. Everything but doubles is the same: a row
+    that is kept in one of them alone, or another rule, is no rounding.
+
+    Example:
+        >>> one, other = pa.table({"a": [1.0, -2.0]}), pa.table({"a": [1.000001, -2.0]})
+        >>> rounded(one, other), rounded(one, pa.table({"a": [1.1, -2.0]}))
+        (True, False)
+    """
+    if not published.schema.equals(reproduced.schema) or published.num_rows != reproduced.num_rows:
+        return False
+    for name in published.column_names:
+        old, new = published[name], reproduced[name]
+        if old.equals(new):
+            continue
+        if not pa.types.is_floating(old.type) or not old.is_null().equals(new.is_null()):
+            return False
+        errors, most = pc.abs(pc.subtract(old, new)), _ROUNDING * pc.max(pc.abs(old)).as_py()
+        if not pc.all(pc.less_equal(errors, most)).as_py():
+            return False
+    return True
 
 
 def difference(published: pa.Table, reproduced: pa.Table) -> str:
