@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -495,7 +496,9 @@ def _error_message(error: Exception) -> str:
         if kind == "OfflineModeIsEnabled":
             return "HF_HUB_OFFLINE forbids asking the Hub; unset it"
         if status in _ANSWERS:
-            return _ANSWERS[status]
+            # A login has no effect while the variable is set.
+            own = "set another HF_TOKEN, which stands before any login" if os.environ.get("HF_TOKEN") else ""
+            return _ANSWERS[status].format(login=own or "log in again with `hf auth login`")
         if status is not None and status >= 500:
             return f"the Hub fails (status {status}); run the same command later"
         if status is not None:
@@ -506,9 +509,9 @@ def _error_message(error: Exception) -> str:
 
 
 _ANSWERS = {
-    401: "the Hub does not accept the token; log in again with `hf auth login`",
+    401: "the Hub does not accept the token; {login}",
     402: "the Hub asks for payment; see your account's billing page",
-    403: "the token may not write there; take one with write access to it, by `hf auth login`",
+    403: "the token may not write there; take one with write access to it, and {login}",
     409: "the Hub reports a conflict; wait a little and run the same command again",
     412: "somebody else committed meanwhile; look at it, and run the same command again to push on top",
     413: "a file is larger than the Hub takes; use another format or fewer rows",

@@ -527,7 +527,7 @@ def make(store: Store, name: str, split: Split) -> Made:
         lines: list[JsonValue] = []
         if valued and nulls:
             lines.append(
-                f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them were kept, "
+                f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them {'was' if null_kept == 1 else 'were'} kept, "
                 f"{nulls - null_kept:,} dropped"
             )
         lines += _shortfall(name, current.values, dropped_by_value, valued)
