@@ -109,8 +109,11 @@ function watch(filtered, result, query) {
 
 const problem = (error) => document.dispatchEvent(new CustomEvent("problem", { detail: error }));
 
-// The edge before bin i, without the noise of floating point.
-export const edge = (chart, i) => Number((chart.first + i * chart.step).toPrecision(12));
+// The edge before bin i, without the noise of floating point: an edge at 0 is a difference of two sums, and seldom 0 itself.
+export const edge = (chart, i) => {
+  const value = chart.first + i * chart.step;
+  return Math.abs(value) < 1e-9 * chart.step ? 0 : Number(value.toPrecision(12));
+};
 
 // The smallest and the largest value that has a place of its own; beyond the bins, values share the outermost one's.
 export const reach = (chart) => [Math.max(chart.low, edge(chart, 0)), Math.min(chart.high, edge(chart, chart.bins))];
