@@ -63,9 +63,9 @@ smoke-lowest: .venv-lowest/installed
 test-clients: .venv-clients/installed
 	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/publish/test_clients.py tests/publish/test_loaders.py
 
-# Encoders by ONNX Runtime and OpenVINO against torch; the environment of the races has both.
-test-runtimes: .venv-benchmarks/installed
-	OMP_NUM_THREADS=1 .venv-benchmarks/bin/python -m pytest -rs tests/models/test_runtime.py
+# Encoders by ONNX Runtime and OpenVINO against torch.
+test-runtimes: .venv-runtimes/installed
+	OMP_NUM_THREADS=1 .venv-runtimes/bin/python -m pytest -rs tests/models/test_runtime.py
 
 # Scores of a real vLLM against those computed here. The tests run in .venv, only the server in .venv-vllm.
 test-vllm: .venv/installed .venv-vllm/installed
@@ -138,6 +138,11 @@ INSTALL_OWN = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 .venv-clients/installed: requirements-clients.lock .venv/installed
 	$(OVER_VENV)
 	$(INSTALL_OWN) -r requirements-clients.lock
+	touch $@
+
+.venv-runtimes/installed: requirements-runtimes.lock .venv/installed
+	$(OVER_VENV)
+	$(INSTALL_OWN) -r requirements-runtimes.lock
 	touch $@
 
 .venv-docs/installed: requirements-docs.lock | python
