@@ -28,8 +28,7 @@ def main(scale: float) -> None:
         ours = SequenceClassifier(path=str(made), dtype="float32", device="cpu").load()
         _decoder(made, ours, scale)
         made = inputs.encoder(folder / "encoder")
-        ours = SequenceClassifier(path=str(made), dtype="float32", device="cpu").load()
-        _encoder(made, ours, folder, scale)
+        _encoder(made, folder, scale)
 
 
 def _decoder(made: Path, ours: Any, scale: float) -> None:
@@ -54,7 +53,7 @@ def _decoder(made: Path, ours: Any, scale: float) -> None:
         _race("decoder", made, ours, scale, sized, {}, served)
 
 
-def _encoder(made: Path, ours: Any, folder: Path, scale: float) -> None:
+def _encoder(made: Path, folder: Path, scale: float) -> None:
     import torch
     from sentence_transformers import CrossEncoder
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -88,7 +87,16 @@ def _encoder(made: Path, ours: Any, folder: Path, scale: float) -> None:
             return [float(row[0]) for row in runtimes.in_batches(tokenizer, texts, size, run)]
 
         (reduced if name.endswith("int8") else sized)[name] = scorer
-    _race("encoder", made, ours, scale, sized, reduced, {})
+    config = SequenceClassifier(path=str(made), dtype="float32", device="cpu")
+    _race("encoder", made, config.load(), scale, sized, reduced, {})
+    crossed_name = next(iter(sized))
+    for named, runtime, ours in runtimes.own("rewards", config):
+        own_peers = {name: score for name, score in sized.items() if name in (crossed_name, runtime)}
+        if runtime.endswith("int8"):
+            own_peers, own_reduced = {}, own_peers | {name: reduced[name] for name in reduced if name == runtime}
+        else:
+            own_reduced = {}
+        _race("encoder", made, ours, scale, own_peers, own_reduced, {}, f"; {named}")
 
 
 def _sorted(model: Any, tokenizer: Any) -> Scorer:
@@ -118,8 +126,12 @@ def _race(
     sized: dict[str, Scorer],
     reduced: dict[str, Scorer],
     served: dict[str, Callable[[list[str]], Scores]],
+    backend: str = "",
 ) -> None:
-    """Race a reward model on two settings; `reduced` compute in lower precision, `served` choose their own batches."""
+    """Race a reward model on two settings; `reduced` compute in lower precision, `served` choose their own batches.
+
+    A `backend` of seamcurate's own ends the setting's name, and leaves the pipeline out.
+    """
     from transformers import AutoConfig, AutoTokenizer, pipeline
 
     config, tokenizer = AutoConfig.from_pretrained(made), AutoTokenizer.from_pretrained(made)
@@ -131,9 +143,7 @@ def _race(
         prompts, answers = inputs.groups(rows, 31, prompt_tokens, response_tokens)
         end = "<|end|>" if kind == "decoder" else ""
         texts = [f"Question: {p}\n\nAnswer: {a}{end}" for p, some in zip(prompts, answers, strict=True) for a in some]
-        setting = (
-            f"{kind}, {rows} × 31 {inputs.source()}, prompts of {prompt_tokens}, responses of {response_tokens} tokens"
-        )
+        setting = f"{kind}, {rows} × 31 {inputs.source()}, prompts of {prompt_tokens}, responses of {response_tokens} tokens{backend}"
 
         def mine(prompts: list[str] = prompts, answers: list[list[str]] = answers) -> Scores:
             return [one for row in ours.rewards(prompts, answers) for one in row]
@@ -158,9 +168,10 @@ def _race(
         for name, serve in served.items():
             serve(texts)
             peers[name] = Peer(lambda serve=serve, texts=texts: serve(texts))  # type: ignore[misc]
-        peers[f"transformers pipeline, batch {BATCH}"] = Peer(
-            lambda texts=texts: [float(one["score"]) for one in piped(texts, truncation=True)]  # type: ignore[misc]
-        )
+        if not backend:
+            peers[f"transformers pipeline, batch {BATCH}"] = Peer(
+                lambda texts=texts: [float(one["score"]) for one in piped(texts, truncation=True)]  # type: ignore[misc]
+            )
         if kind == "encoder":
             todo = work.of_encoder(config, map(len, tokenizer(texts, truncation=True)["input_ids"]), pooler=True)
         else:

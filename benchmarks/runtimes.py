@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,39 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.race import missing
+from seamcurate import extras
+from seamcurate.errors import ModelError
+from seamcurate.models.runtime import TITLES
 
 Floats = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[np.int64]]
 Run = Callable[[Arrays], Floats]
 """The inputs of one padded batch → one row of outputs a text."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+OWN = (("onnx", "float32"), ("openvino", "float32"), ("openvino", "int8"))
+"""Backends and precisions that seamcurate itself computes encoders by."""
+
+
+def own(benchmark: str, config: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield how a setting names each backend of `OWN`, what its peers' names begin with, and the model.
+
+    Args:
+        benchmark: The race's name, for what is not installed.
+        config: The model, by torch.
+    """
+    for backend, dtype in OWN:
+        named = f"`backend: {backend}`" + (", `dtype: int8`" if dtype == "int8" else "")
+        if extras.missing(backend):
+            missing(benchmark, f"seamcurate by {named}", "not installed", f'pip install -e ".[{backend}]"')
+            continue
+        try:
+            model = config.model_copy(update={"backend": backend, "dtype": dtype}).load()
+        except ModelError as error:
+            missing(benchmark, f"seamcurate by {named}", str(error))
+            continue
+        yield named, f"{TITLES[backend]}, {dtype}", model
 
 
 def in_batches(tokenizer: Any, texts: Sequence[str], size: int, run: Run) -> Floats:
