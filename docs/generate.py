@@ -32,10 +32,21 @@ import seamcurate
 from seamcurate import FakeModel, RewardEnsemble, Truth, errors
 from seamcurate.cli import app
 from seamcurate.data.source import REJECTED
+from seamcurate.explore.inline import Explorer
 from seamcurate.models.backend import Backend, NamedModel
+from seamcurate.publish.diff import Difference
+from seamcurate.publish.export import Exported
+from seamcurate.publish.hub import Pushed
+from seamcurate.publish.reproduce import Reproduced
+from seamcurate.run.draft import Draft
+from seamcurate.run.integrity import CheckResult
+from seamcurate.run.local import Report
+from seamcurate.run.plan import Plan
 from seamcurate.run.recipe import STEPS
 from seamcurate.score import measured
 from seamcurate.select import views
+from seamcurate.select.answer import Answer
+from seamcurate.select.ledger import Ledger
 from seamcurate.step import SAMPLE_SETS, Step
 from seamcurate.store import store as stores
 from seamcurate.study import STUDIES
@@ -424,6 +435,10 @@ def _command(verb: str, parameters: dict[str, Any], summary: str, details: str) 
 # ── Python ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+RESULTS = (Report, Plan, Draft, CheckResult, Answer, Ledger, Explorer, Exported, Pushed, Reproduced, Difference)
+"""What public functions return and is no public name."""
+
+
 def python() -> str:
     """Return the page of every public name."""
     names = [name for name in seamcurate.__all__ if not name.startswith("_")]
@@ -443,11 +458,18 @@ def python() -> str:
         earlier = sum(slug(heading) == slug(name) for heading in anchors)
         anchors[name] = slug(name) + (f"-{earlier}" if earlier else "")
     rows = [[kind, ", ".join(f"[`{name}`](#{anchors[name]})" for name in listed)] for kind, listed in kinds.items()]
+    rows.append(["Results", ", ".join(f"[`{kind.__name__}`](#{slug(kind.__name__)})" for kind in RESULTS)])
     introduction = (
-        "Everything is imported from `seamcurate`. What a step or a model takes is the same in Python and in a recipe; "
-        "[recipe.md](recipe.md) has each key's meaning, [columns.md](columns.md) the columns of each step."
+        "Everything is imported from `seamcurate`, but for the [results](#results), which functions return. What a step or a model "
+        "takes is the same in Python and in a recipe; [recipe.md](recipe.md) has each key's meaning, [columns.md](columns.md) the "
+        "columns of each step. Arguments after `*` are given by name."
     )
-    return page("Python", introduction, table(["", "names"], rows), *map(_public_name, names))
+    places = {name: f"#{anchor}" for name, anchor in anchors.items()}
+    places |= {kind.__name__: f"#{slug(kind.__name__)}" for kind in RESULTS}
+    places |= {name: f"errors.md#{slug(name)}" for name in error_texts() if name not in _OTHER_TEXTS}
+    results = "## Results\n\nWhat functions and methods return."
+    parts = [_public_name(name) for name in names] + [results, *map(_result, RESULTS)]
+    return page("Python", introduction, table(["", "names"], rows), *(_linked(part, places) for part in parts))
 
 
 def _public_name(name: str) -> str:
@@ -459,10 +481,59 @@ def _public_name(name: str) -> str:
         parts.append(_links(value))
     elif has_table:
         parts += [table(["field", "type", "default", "meaning"], fields_of(value))]
-    if isinstance(value, type) and not (issubclass(value, (Step, Backend, Exception)) and value is not Step):
+    if value is seamcurate.Store:
+        parts += [_store_method(method) for method in STORE_METHODS]
+    elif isinstance(value, type) and not (issubclass(value, (Step, Backend, Exception)) and value is not Step):
         methods = list(_methods(value))
         parts += ["**Methods and properties**", "\n".join(methods)] if methods else []
-    return "\n\n".join(piece for piece in parts if piece)
+    return "\n\n".join(piece for piece in [*parts[:2], _source(value), *parts[2:]] if piece)
+
+
+def _source(value: Any) -> str:
+    """Return where a public name is written; a result that it returns, too."""
+    file = Path(inspect.getsourcefile(value) or "").relative_to(ROOT).as_posix()
+    returned = getattr(value, "__annotations__", {}).get("return", "") if inspect.isfunction(value) else ""
+    result = f"Returns: [`{returned}`](#{slug(returned)}). " if returned in {kind.__name__ for kind in RESULTS} else ""
+    return f"{result}Source: [{file}](../../{file})."
+
+
+def _linked(text: str, places: Mapping[str, str]) -> str:
+    """Link names in a section to their own sections, and errors to their messages; code blocks stay as they are."""
+    own = re.match(r"#+ (\w+)", text)
+
+    def link(match: re.Match[str]) -> str:
+        before, name = match[1], match[2]
+        if name in places and name != (own and own[1]) and (name[0].isupper() or before):
+            return f"{before}[`{name}`]({places[name]})"
+        return match[0]
+
+    parts = re.split(r"^(```.*\n(?:.*\n)*?```)$", text, flags=re.MULTILINE)
+    plain = [re.sub(r"((?:\b[Ss]ee )?)(?<!\[)`([A-Za-z_]+)`(?!\])", link, part) for part in parts[::2]]
+    return "".join(piece for pair in zip(plain, [*parts[1::2], ""], strict=True) for piece in pair)
+
+
+def _result(kind: type) -> str:
+    parts = [f"### {kind.__name__}", _source(kind), docstring(kind)]
+    if fields := vars(kind).get("_fields"):
+        types_of_fields = {name: kind.__annotations__[name].__forward_arg__ for name in fields}
+        meanings = _documented(kind)
+        rows = [[code(name), code(types_of_fields[name]), prose(sentence(meanings[name]))] for name in fields]
+        parts.append(table(["field", "type", "meaning"], rows))
+    methods = list(_methods(kind))
+    parts += ["**Methods and properties**", "\n".join(methods)] if methods else []
+    return "\n\n".join(parts)
+
+
+def _documented(kind: type) -> dict[str, str]:
+    """Return the docstrings under the fields of a class."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: str(text.value.value)
+        for field, text in zip(body.body, body.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
 
 
 def fields_of(kind: type[BaseModel]) -> list[list[str]]:
@@ -482,6 +553,7 @@ def _links(kind: type[Step]) -> str:
 
 STORE_METHODS = (
     "sql",
+    "ledger",
     "scan",
     "explore",
     "open",
@@ -489,6 +561,7 @@ STORE_METHODS = (
     "schema",
     "facts",
     "noise",
+    "table",
     "rows",
     "corpus",
     "corpus_store",
@@ -496,8 +569,15 @@ STORE_METHODS = (
 """What a reader of a store needs; its other methods serve runs."""
 
 
+def _store_method(name: str) -> str:
+    member = inspect.getattr_static(seamcurate.Store, name)
+    if isinstance(member, property):
+        return f"### Store.{name}\n\n{docstring(member)}"
+    return f"### Store.{name}\n\n```text\n{_signature(name, member)}\n```\n\n{docstring(member)}"
+
+
 def _methods(kind: type) -> Iterator[str]:
-    for name in STORE_METHODS if kind is seamcurate.Store else vars(kind):
+    for name in vars(kind):
         member = inspect.getattr_static(kind, name)
         inner = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if name.startswith("_") or name == "model_config" or not inspect.isfunction(inner) or not inner.__doc__:
@@ -927,9 +1007,10 @@ def error_page() -> str:
         ["3", "`audit`: the reward has a fault that `--fail-on` names."],
         ["130", "The command was stopped by Ctrl-C. What was finished is kept."],
     ]
-    messages = [
-        f"### {name}\n\n" + "\n".join(f"- {prose(text)}" for text in texts) for name, texts in error_texts().items()
-    ]
+    texts = error_texts()
+    by_class = {name: f"### {name}\n\n" for name in texts if name not in _OTHER_TEXTS}
+    headings = by_class | {name: f"### {title}\n\n{note}\n\n" for name, (title, note) in _OTHER_TEXTS.items()}
+    messages = [heading + "\n".join(f"- {prose(text)}" for text in texts[name]) for name, heading in headings.items()]
     introduction = (
         "Everything that seamcurate raises on purpose is a `seamcurate.SeamcurateError`; the others are in `seamcurate.errors`. "
         "A message is one line: what is wrong, where, and what to do. The command line prints it to standard error as `error: …`. "
@@ -940,34 +1021,67 @@ def error_page() -> str:
         introduction,
         table(["class", "meaning"], rows),
         "## Exit codes\n\n" + table(["code", "meaning"], codes),
-        "## Messages\n\nBy class, in the order of the alphabet. `…` stands for what differs: a name, a number, a path. What to do "
+        "## Messages\n\nBy class, in the order of the alphabet, and last those of no class. `…` stands for what differs: a name, a number, a path. What to do "
         "follows the last colon or semicolon.",
         *messages,
     )
 
 
+_OTHER_TEXTS = {
+    "error": ("A package that is not installed", "Of the class of what was asked for."),
+    "Problem": ("What check finds", "`seamcurate check` prints a line for each."),
+    "ValueError": (
+        "A value that does not fit",
+        "In Python, a `ValueError` or pydantic's `ValidationError`. For a recipe or a model's file, the text stands in a "
+        "`RecipeError` that names file and key.",
+    ),
+}
+"""Headings and notes of the messages that are not made by a class of `seamcurate.errors`, by what the code calls."""
+
+
 def error_texts() -> dict[str, list[str]]:
-    """Return the texts of the package's errors by class, as the code writes them; what is computed is `…`."""
+    """Return the texts of the package's errors, as the code writes them, by what it calls; what is computed is `…`."""
     kinds = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    found: dict[str, set[str]] = {}
+    texts: dict[str, set[str]] = {}
     for file in sorted(Path(seamcurate.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds):
+        module = ast.parse(file.read_text(encoding="utf-8"))
+        constants = {
+            target.id: statement.value
+            for statement in module.body
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(module):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
                 continue
-            text = re.sub("…+", "…", _text(node.args[0]) if node.args else "").strip()
+            name = node.func.id
+            if name not in kinds | {*_OTHER_TEXTS} or (name == "error" and file.name != "extras.py"):
+                continue
+            # A problem has its file, what is wrong, and what to do.
+            said = (
+                [ast.Constant("…: "), node.args[1], ast.Constant("; "), node.args[2]]
+                if name == "Problem"
+                else node.args[:1]
+            )
+            text = re.sub("…+", "…", "".join(_text(piece, constants) for piece in said)).strip()
             # A text that is computed whole says nothing here.
             if len(re.findall(r"\w{2,}", text)) > 2:
-                found.setdefault(node.func.id, set()).add(text)
-    return {name: sorted(found[name], key=str.casefold) for name in sorted(found)}
+                texts.setdefault(name, set()).add(text)
+    return {name: sorted(texts[name], key=str.casefold) for name in sorted(texts)}
 
 
-def _text(node: ast.expr) -> str:
+def _text(node: ast.expr, constants: Mapping[str, ast.expr]) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(map(_text, node.values))
+        return "".join(_text(piece, constants) for piece in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, constants)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _text(node.left) + _text(node.right)
+        return _text(node.left, constants) + _text(node.right, constants)
+    if isinstance(node, ast.Name) and isinstance(constants.get(node.id), ast.Constant | ast.JoinedStr):
+        return _text(constants[node.id], constants)
     return "…"
 
 

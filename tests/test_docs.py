@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import generate
+import manual
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,6 +55,19 @@ def test_every_public_name_is_in_the_reference():
 
     python = (DOCS / "reference" / "python.md").read_text()
     assert all(f"\n## {name}\n" in python for name in seamcurate.__all__ if name != "__version__")
+
+
+def test_what_a_public_function_or_a_store_returns_is_in_the_reference():
+    import seamcurate
+
+    python = (DOCS / "reference" / "python.md").read_text()
+    values = [getattr(seamcurate, name) for name in seamcurate.__all__ if name != "__version__"]
+    functions = [value for value in values if inspect.isfunction(value)]
+    functions += [getattr(seamcurate.Store, name) for name in generate.STORE_METHODS]
+    returned = {str(getattr(function, "__annotations__", {}).get("return")) for function in functions}
+    classes = {name for name in returned if re.fullmatch(r"[A-Z]\w+", name)} - {"None", "Self"}
+    assert len(classes) >= 10
+    assert [name for name in sorted(classes) if not re.search(rf"^##+ {name}$", python, re.MULTILINE)] == []
 
 
 def anchors(page: Path) -> set[str]:
@@ -181,19 +196,30 @@ def test_the_readmes_example_prints_what_it_shows(tmp_path):
     assert done.stdout == output
 
 
-RUNNABLE = {
-    page.relative_to(ROOT).as_posix(): blocks
+RUNNABLE = [
+    page
     for page in PAGES
     if not (page.parent.name == "tutorial" and page.name in generate.TUTORIALS)  # which test_tutorials.py runs whole
-    if (blocks := re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
-}
+    if any(block.kind == "python" for block in manual.blocks(page))
+]
 
 
-@pytest.mark.parametrize("page", RUNNABLE)
-def test_the_manuals_python_runs(page, tmp_path):
-    """The blocks of a page run one after another in one folder; `python no-run` is for what needs a GPU or a server."""
-    for block in RUNNABLE[page]:
-        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=300)
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_manuals_python_runs_and_prints_what_it_shows(page, tmp_path):
+    """Blocks run one after another in one folder, each in a process; one that begins with a file's name is that file.
+
+    `python no-run` is for what needs a GPU or a server. A block of text after one of Python is what it prints.
+    """
+    for block in manual.blocks(page):
+        if block.file:
+            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+        elif block.kind == "python":
+            command = [sys.executable, "-c", block.text]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            shown = manual.shown(page, block)
+            assert shown is None or manual.shows(shown.text, done.stdout), done.stdout
 
 
 def test_python_in_the_manual_is_marked():

@@ -43,6 +43,7 @@ steps:
 splits:
   train: {filter: keep_above_lowest.sql, by: seam_contrast, rate: 0.2}
 """
+LIGHT = "rows: {jsonl: rows.jsonl}\nsteps: [length_incentive]\n"
 SOUND = "def score(prompt, response, reference):\n    return float(response == reference)\n"
 SERVER = "http://127.0.0.1:8000"
 """Where the pages have a server; the tests' own has a free port."""
@@ -183,6 +184,8 @@ def test_a_pages_commands_run(page, folder, endpoint, request):
     chosen = to_run(page)
     if any("s3://" in command.line for _, own in chosen for command in own):
         request.getfixturevalue("bucket")
+        # A request takes longer here than what is computed.
+        Path("recipe.yaml").write_text(LIGHT)
     for block, own in chosen:
         if block.file:
             Path(block.file).parent.mkdir(parents=True, exist_ok=True)

@@ -77,8 +77,11 @@ class Difference(NamedTuple):
     """How two runs differ."""
 
     inputs: list[Input]
+    """What decides the splits and is not the same in both: sources, models, steps, filters."""
     splits: list[Moves]
+    """For each split, the rows that one run keeps and the other does not, by rule."""
     notes: list[str]
+    """Lines for a person: what is out of date or cannot be compared."""
 
     def lines(self) -> Iterator[str]:
         """Yield the notes, the inputs that differ, and the moves of each split, as lines of text."""

@@ -48,13 +48,17 @@ class Exported(NamedTuple):
     """The result of an export."""
 
     folder: Path
+    """Where the files are."""
     rows: int
+    """Rows written."""
     columns: list[str]
+    """The columns of the files, in their order."""
     note: str = ""
     """Remarks for the user, one a line: the prompts' form, columns renamed or left out, the reward file."""
     commands: tuple[str, ...] = ()
     """Shell commands that train on the export."""
     shape: Shape = Shape("prompts")
+    """The split's format, and the form that its prompts are written in."""
 
 
 def to_trl(

@@ -88,12 +88,17 @@ class Pushed(NamedTuple):
     """The result of a push."""
 
     url: str
+    """The repository's address."""
     commit: str
     """The repository's newest commit; no new one if no file had changed."""
     sent: list[str]
+    """Files that travelled."""
     removed: list[str]
+    """Files of an earlier push that are there no more."""
     unchanged: int
+    """Number of files that were there already."""
     notes: list[str]
+    """Lines for a person."""
 
 
 # ── preparing ────────────────────────────────────────────────────────────────────────────────────────────

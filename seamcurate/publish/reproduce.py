@@ -70,8 +70,11 @@ class Reproduced(NamedTuple):
     """How a second run of a published recipe compares with the first."""
 
     commit: str
+    """The commit of the data set that was run again."""
     files: list[Checked]
+    """Each published file, with the verdict whether it came out the same."""
     report: Report
+    """What the run came to."""
 
     @property
     def identical(self) -> bool:

@@ -38,7 +38,9 @@ class Draft(NamedTuple):
     """A recipe that `init` wrote."""
 
     path: Path
+    """The file that was written."""
     text: str
+    """What it says: YAML with comments."""
     lines: list[str]
     """Lines for a person: what the data look like, what was measured, what to do next."""
 

@@ -64,7 +64,9 @@ class CheckResult(NamedTuple):
     """The result of a check: problems, and a summary in one line."""
 
     findings: list[Problem]
+    """What is wrong: a file, in what way, and what to do; empty where nothing is."""
     summary: str
+    """Files, megabytes and the verdict, in one line."""
 
 
 def check(store: Store, recipe: Recipe | None = None) -> CheckResult:

@@ -65,7 +65,9 @@ class Report(NamedTuple):
     """The result of a run."""
 
     rows: int
+    """Rows in the store."""
     rejected: int
+    """Rows of the source that were set aside, each with its reason in the view `rejected`."""
     read: int
     """Rows that this run read from the source; earlier runs read the others."""
     computed: int

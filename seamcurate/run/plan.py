@@ -84,10 +84,15 @@ class Plan(NamedTuple):
     """The estimated cost of a run."""
 
     rows: int
+    """Rows that the store will have."""
     rejected: int
+    """Rows of the source that will be set aside."""
     corpus: int
+    """Rows of the corpus; 0 without one."""
     lines: list[StepEstimate]
+    """What each step asks of a model: rows, calls, tokens, dollars, seconds."""
     notes: list[str]
+    """Lines for a person: coverage, dollars, time, and what could not be estimated."""
 
     def __repr__(self) -> str:
         table = tables.shown(HEADER, self.cells(), right=range(1, len(HEADER) - 1), width=160)

@@ -10,8 +10,11 @@
       columns/<name>/_facts.json         summary numbers of the finished columns
       splits/<name>/_split.json          the filter, its parameters, fingerprints of what it reads, own fingerprint
       splits/<name>/ledger.parquet       one row per source row: kept or dropped, and what decided it
+      calls/calls.sqlite                 every reply of an endpoint, kept before anything is made of it
+      calls/samples/                     every sample of the policy, kept when it is drawn
       corpus/                            the retrieval corpus, a store like any other
       plan.json                          what the last plan foretold of each step, for the report of a run; may be deleted
+      .lock                              held by the run that writes
 
 One rule: a file that exists is complete. A fingerprint is the hash of a configuration, of its models' weights and
 of the fingerprints of its inputs; columns of different fingerprints are never mixed.
