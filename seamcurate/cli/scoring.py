@@ -182,7 +182,7 @@ def columns(store: StoreFolder) -> None:
     if noise:
         cause = (
             "by batch size, order and padding; of a judge by draws, order and wording; "
-            "of int8 and half precision on a CPU also against float32"
+            "of int8, half precision and other runtimes on a CPU also against torch in float32"
         )
         print(f"noise, {cause}: " + ", ".join(f"{name} ±{n:.1g}" for name, n in noise.items()))
 

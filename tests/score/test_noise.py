@@ -75,7 +75,7 @@ def test_columns_prints_the_noise(measured, capsys):
         app(["columns", str(measured.path)])
     shown = capsys.readouterr().out
     assert (
-        "noise, by batch size, order and padding; of a judge by draws, order and wording; of int8 and half precision on a CPU also against float32: "
+        "noise, by batch size, order and padding; of a judge by draws, order and wording; of int8, half precision and other runtimes on a CPU also against torch in float32: "
         in shown
         and "logprobs_contrast ±" in shown
     )
