@@ -39,7 +39,10 @@ class TrainerFormat(NamedTuple):
     reserved: Mapping[str, frozenset[str]]
     """Column names that the trainer uses itself, by the split formats that it loads."""
     columns: Callable[[SplitView, RerReward | None], dict[str, str]]
-    """Return the SQL of each exported column, or refuse a split format that the trainer cannot load."""
+    """Return the SQL of each exported column, or refuse a split format that the trainer cannot load.
+
+    The prompt's is called `prompt` or `input`; a trainer that reads it under another name renames it in `layout`.
+    """
     reward_function: Callable[[str], str] | None
     """Write the function that it calls in a reward file, given the policy's end-of-sequence token; None: it takes none."""
     reward_use: str
