@@ -113,6 +113,11 @@ def interrupt(process: subprocess.Popen[str]) -> tuple[list[str], float]:
     return [*said, line.strip()], took
 
 
+def untimed(report):
+    """Return a run's report without what its steps took, which no two runs share."""
+    return report._replace(times=())
+
+
 def questions(count: int, start: int = 0) -> list[dict[str, str]]:
     """Questions that share words, so that a FakeModel finds neighbours among them."""
     rows = []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from conftest import untimed
 from endpoint import serving
 from hostile import FIRST_LINE, LINES, TEXTS
 from s3_server import objects_of, shards
@@ -159,7 +160,7 @@ def test_a_run_on_ray_gives_the_bytes_of_a_local_one_and_then_has_nothing_to_do(
     job = recipe(steps=steps, splits=recipe().splits if whole else {})
     local_report = run_local(job, tmp_path / "here")
     ray_report = run_ray(job, tmp_path / "there", nodes.address)
-    assert ray_report == local_report
+    assert untimed(ray_report) == untimed(local_report)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
     assert run_ray(job, tmp_path / "there", nodes.address).computed == 0
 
@@ -171,7 +172,7 @@ def test_a_policy_s_samples_are_spread_kept_and_not_drawn_again(nodes, recipe, t
         return recipe(rows=rows, corpus=None, steps=(Rollouts(n=n),), splits={})
 
     ray_report = run_ray(job(2), tmp_path / "there", nodes.address)
-    assert ray_report == run_local(job(2), tmp_path / "here")
+    assert untimed(ray_report) == untimed(run_local(job(2), tmp_path / "here"))
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
     kept = sorted(tmp_path.glob("there/calls/samples/*/calls.sqlite"))
     assert len(kept) == 8 and not check(Store(tmp_path / "there")).findings
@@ -190,7 +191,7 @@ def test_hostile_rows_are_taken_and_set_aside_on_ray_as_they_are_here(nodes, rec
     source = Source(jsonl=str(tmp_path / "a.jsonl"), response="response", shard_rows=60)
     job = recipe(rows=source, corpus=None, steps=seam("contrast")[:1], splits={})
     local_report, ray_report = run_local(job, tmp_path / "here"), run_ray(job, tmp_path / "there", nodes.address)
-    assert ray_report == local_report and local_report.rows + local_report.rejected == len(lines)
+    assert untimed(ray_report) == untimed(local_report) and local_report.rows + local_report.rejected == len(lines)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
     rewarded = query(Store(tmp_path / "there"), "SELECT prompt, reward FROM rows ORDER BY row_id DESC")
     assert rewarded["prompt"].to_pylist()[: len(texts)] == [json.loads(text)["prompt"] for text in texts][::-1]
