@@ -178,11 +178,12 @@ def test_a_run_of_a_recipe_without_steps_says_that_it_read_rows(cli, tmp_path):
     assert told == ["2 rows, 2 read\n", "3 rows, 1 read\n", "3 rows, everything was there\n"]
 
 
-def test_plan_counts_rows_calls_and_tokens_and_writes_nothing(cli, recipe_file, tmp_path):
+def test_plan_counts_rows_calls_and_tokens_and_writes_its_times_alone(cli, recipe_file, tmp_path):
     store = tmp_path / "store"
     shown = cli("plan", recipe_file, store)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("40 rows (0 set aside), corpus of 200\n") and not store.exists()
+    assert shown.stdout.startswith("40 rows (0 set aside), corpus of 200\n")
+    assert [file.name for file in store.iterdir()] == ["plan.json"]
     lines = {line.split()[0]: line.split() for line in shown.stdout.splitlines() if line.strip()}
     assert lines["reward"][1:3] == ["40", "40"] and int(lines["reward"][3].replace(",", "")) > 40 * 15
     assert int(lines["rewards_contrast"][2].replace(",", "")) > 40

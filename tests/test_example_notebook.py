@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import notebook
@@ -23,6 +24,11 @@ def shell(tmp_path, monkeypatch):
     InteractiveShell.clear_instance()
 
 
+def timeless(outputs):
+    """Return outputs with a mark in the place of each number of seconds, which a busy machine makes more."""
+    return re.sub(r"\b[\d.]+ s\b", "# s", json.dumps(outputs))
+
+
 @pytest.mark.slow
 @pytest.mark.process
 def test_the_example_shows_what_it_showed_when_it_was_saved(tmp_path):
@@ -30,7 +36,7 @@ def test_the_example_shows_what_it_showed_when_it_was_saved(tmp_path):
     cells = json.loads(EXAMPLE.read_text(encoding="utf-8"))["cells"]
     saved = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
     assert len(saved) >= 8 and sum(map(bool, saved)) >= 8
-    assert notebook.executed(EXAMPLE, tmp_path) == saved
+    assert timeless(notebook.executed(EXAMPLE, tmp_path)) == timeless(saved)
 
 
 def test_the_example_is_small_and_names_no_machine():

@@ -100,9 +100,9 @@ def lines(times: Sequence[StepTime]) -> list[str]:
 
 
 def written(seconds: float) -> str:
-    """Write seconds in the unit in which a person plans: "4.1 s", "40 s", "12 min", "3.5 h"."""
+    """Write seconds in the unit in which a person plans: "0 s", "4.1 s", "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if 0.95 <= seconds < 9.95 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"
 
 

@@ -107,7 +107,7 @@ def test_a_report_and_a_plan_show_what_the_command_line_prints(tmp_path):
     )
     estimate = plan(recipe, tmp_path / "store")
     assert str(estimate).splitlines()[0] == "1 row (1 set aside), corpus of 0"
-    assert re.search(r"^ ?reward +1 +1 +\d+ +\d+ s +fake", str(estimate), re.MULTILINE)
+    assert re.search(r"^ ?reward +1 +1 +\d+ +[\d.]+ s +fake", str(estimate), re.MULTILINE)
     page = Parsed(estimate._repr_html_())
     assert "1 row (1 set aside)" in page.text and "rows to do" in page.text and page.tags.count("tr") == 3
     report = run_local(recipe, tmp_path / "store")

@@ -105,7 +105,8 @@ def test_a_plan_has_a_time_for_each_step_with_a_model_and_their_sum(tmp_path, cl
 
 
 @pytest.mark.parametrize(
-    ("seconds", "written"), [(0.21, "0.2 s"), (9.96, "10 s"), (89, "89 s"), (700, "12 min"), (12_600, "3.5 h")]
+    ("seconds", "written"),
+    [(0.21, "0 s"), (4.12, "4.1 s"), (9.96, "10 s"), (89, "89 s"), (700, "12 min"), (12_600, "3.5 h")],
 )
 def test_a_duration_is_in_the_unit_in_which_one_plans(seconds, written):
     assert times.written(seconds) == written

@@ -41,7 +41,7 @@ def test_the_lowest_share_of_the_scored_rows_is_dropped_and_the_ledger_says_why(
     assert (made.kept, made.dropped) == (8, 2)
     assert made.lines == [
         "split s: 8 of 10 rows kept",
-        "split s: 1 row has no value to decide by; 1 of them were kept, 0 dropped",
+        "split s: 1 row has no value to decide by; 1 of them was kept, 0 dropped",
     ]
     assert ledger(store)[:3] == [
         {
