@@ -410,21 +410,6 @@ def test_the_licence_is_carried_from_the_hub_data_set_the_rows_come_from(work, h
     assert hub._licences(hub._api("me/rows"), loaded) == []
 
 
-def test_the_licence_is_carried_through_a_store_whose_rows_come_from_a_hub_data_set(work, hub_server, tmp_path):
-    hub_server.add("me/rows", {"README.md": b"---\nlicense: cc-by-sa-4.0\n---\n"})
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "2 + 2?"}\n')
-    commit = Source(hub="me/rows").identity()["commit"]
-
-    class Downloaded(Source):
-        def identity(self):
-            return {**super().identity(), "hub": "me/rows", "commit": commit}
-
-    run_local(Recipe(rows=Downloaded(jsonl=str(tmp_path / "rows.jsonl"))), tmp_path / "store")
-    recipe = Recipe(rows=Source(store=str(tmp_path / "store")))
-    assert hub._licences(hub._api("me/rows"), recipe) == ["cc-by-sa-4.0"]
-    assert hub._licences(hub._api("me/rows"), Recipe(rows=Source(store=str(work.store.path)))) == []
-
-
 @pytest.mark.parametrize(
     ("split", "licences"),
     [
