@@ -21,7 +21,7 @@ from seamcurate.progress import note
 
 
 class Verbs(typer.core.TyperGroup):
-    """Commands of which a misspelt one is answered with the nearest."""
+    """Commands of which a misspelt one is answered with the nearest; their list says what each does, in a sentence."""
 
     def resolve_command(self, context: Any, arguments: list[str]) -> Any:
         """Find the command that the first argument names."""
@@ -32,6 +32,12 @@ class Verbs(typer.core.TyperGroup):
             hint = suggestion(arguments[0], commands) or f"; there are: {', '.join(commands)}"
             context.fail(f"No such command {arguments[0]!r}{hint}")
         return super().resolve_command(context, arguments)
+
+    def format_commands(self, context: Any, formatter: Any) -> None:
+        """List the commands with their first sentences, which are wrapped and not cut."""
+        names = self.list_commands(context)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=1000)) for name in names])
 
 
 class StudyCommand(typer.core.TyperCommand):
@@ -80,7 +86,7 @@ def about(
 
 for verb in (
     auditing.audit,
-    *(scoring.demo, scoring.init, scoring.run, scoring.plan, scoring.columns, scoring.sql, scoring.why, scoring.check),
+    *(scoring.demo, scoring.init, scoring.plan, scoring.run, scoring.columns, scoring.sql, scoring.why, scoring.check),
     *(publishing.export, publishing.explore, publishing.report, publishing.push, publishing.reproduce),
     publishing.diff,
 ):

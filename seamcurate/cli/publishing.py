@@ -166,10 +166,16 @@ def _allowed(endpoints: Sequence[Endpoint]) -> bool:
 
 def diff(
     before: Annotated[
-        str, typer.Argument(help="Store, or id of a data set on the Hub, to compare from.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="BEFORE", help="Store, or id of a data set on the Hub, to compare from.", show_default=False
+        ),
     ],
     after: Annotated[
-        str, typer.Argument(help="Store, or id of a data set on the Hub, to compare to.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="AFTER", help="Store, or id of a data set on the Hub, to compare to.", show_default=False
+        ),
     ],
 ) -> None:
     """Explain by rule and model which rows two runs keep differently.
@@ -186,6 +192,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
+            metavar="NAME",
             help="Name of a study; `seamcurate study --help` lists them.",
             show_default=False,
         ),

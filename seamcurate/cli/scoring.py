@@ -14,7 +14,7 @@ from seamcurate.errors import QueryError
 
 
 def demo(
-    store: Annotated[Path, typer.Argument(help="Folder of the store to make.")] = Path("demo-store"),
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store to make.")] = Path("demo-store"),
     variants: Annotated[
         str, typer.Option(help="Sample sets to score, separated by commas: contrast, adv, gpt.")
     ] = "contrast",
@@ -192,6 +192,7 @@ def sql(
     query: Annotated[
         str,
         typer.Argument(
+            metavar="QUERY",
             help="One SELECT statement over rows, candidates, corpus, ledger and rejected; or a .sql file that holds it.",
             show_default=False,
         ),
@@ -232,7 +233,10 @@ def sql(
 def why(
     store: StoreFolder,
     row_id: Annotated[
-        str, typer.Argument(help="Number of the row: its position in the source, from 0.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="ROW_ID", help="Number of the row: its position in the source, from 0.", show_default=False
+        ),
     ],
 ) -> None:
     """Tell what became of a row in every split, and what decided it.
