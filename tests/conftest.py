@@ -46,6 +46,12 @@ _STARTS_PROCESSES = {"Popen", "fork", "multiprocessing", "run_ray", "subprocess"
 """Names in code that starts other processes. The process that answers SQL is not meant: most tests have one."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give the tests a cache of their own: what earlier tests left in the user's must not decide what these compute."""
+    os.environ["SEAMCURATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that use a browser or other processes, before `-m` selects among them."""

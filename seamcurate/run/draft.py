@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from seamcurate.data import formats, layouts
@@ -19,7 +18,7 @@ from seamcurate.errors import RecipeError, SourceError
 from seamcurate.models.function import BUNDLED, RewardFunction
 from seamcurate.models.roles import ROLES
 from seamcurate.run import recipe as recipes
-from seamcurate.run.plan import plan
+from seamcurate.run.plan import measure_band
 from seamcurate.text import brief, counted, one_line
 
 _LOOKED_AT = 64
@@ -97,9 +96,7 @@ def init(
     recipe = recipes.loads(text, path.parent, f"the recipe for {path}")
     lines = [*rows.lines, *(f"corpus: {line}" for line in (others.lines if others else ()))]
     if _measures(rows, others, models):
-        with TemporaryDirectory() as folder:
-            measured = [line.removeprefix("warning: ") for line in plan(recipe, Path(folder) / "store").notes]
-        measured = [line for line in measured if "band" in line or "corpus" in line]
+        measured = measure_band(recipe)
         text = _written(path, rows, others, models, measured)
         lines += measured
     path.parent.mkdir(parents=True, exist_ok=True)

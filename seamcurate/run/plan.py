@@ -1,8 +1,8 @@
 """The cost of a run before it starts: rows, model calls, tokens, and the share of rows that the band serves.
 
-One rule: nothing is computed for good. Rows are counted exactly; calls and tokens are estimated from a sample, and how fast
-models work and searches go is measured on a few rows. A missing model or a filter that SQL cannot answer is refused before
-anything is embedded. What is written is `plan.json`: the times, by which a run's report tells what was planned.
+One rule: nothing that a run makes is computed. Rows are counted exactly; calls and tokens are estimated from a sample, and how
+fast models work and searches go is measured on a few rows. A missing model or a filter that SQL cannot answer is refused before
+anything is embedded. What is written in the store is `plan.json`: the times, by which a run's report tells what was planned.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from seamcurate.contrast import (
 )
 from seamcurate.data.source import REJECTED, Chunk, Source
 from seamcurate.errors import ModelError
-from seamcurate.models import Embedder, FakeModel, Prompt, weights
+from seamcurate.models import FakeModel, Prompt, weights
 from seamcurate.models.backend import Backend, RewardConfig, models_of
 from seamcurate.models.local import LocalModel
 from seamcurate.models.served import Served
@@ -45,6 +45,7 @@ from seamcurate.models.vectors import embedded as embed
 from seamcurate.progress import bar, note
 from seamcurate.run import agreement, probe, speed, times
 from seamcurate.run.recipe import Recipe
+from seamcurate.run.sample_encoder import SampleEncoder
 from seamcurate.select import split
 from seamcurate.select.split import check_formats
 from seamcurate.step import SAMPLE_SETS, Averages, Step, digest, evenly
@@ -54,7 +55,6 @@ from seamcurate.text import counted
 
 _SAMPLE_ROWS = 128
 _SAMPLE_CORPUS = 2_000
-_EMBEDDED_AT_ONCE = 256
 
 
 class StepEstimate(NamedTuple):
@@ -141,10 +141,10 @@ class _Sample(NamedTuple):
 
 
 def plan(recipe: Recipe, path: str | Place) -> Plan:
-    """Count a recipe's rows and estimate the model calls, tokens and hours of its steps, without computing anything for good.
+    """Count a recipe's rows and estimate the model calls, tokens and hours of its steps; nothing that a run makes is computed.
 
-    The only file that is written is `plan.json` in the store: the times of steps, by which the report of a run tells what
-    was planned.
+    In the store only `plan.json` is written: the times of steps, by which the report of a run tells what was planned. The
+    embeddings of the sample stay in the cache folder, so that neither `init` nor `plan` embeds a text anew.
 
     Args:
         recipe: The recipe.
@@ -170,13 +170,7 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         (2, [('reward', 2, 2)])
     """
     store, steps = Store(path), recipe.ready()
-    _check_models(steps)
-    compares_all = any(isinstance(step, Duplicates) for step in steps)
-    sample = _look(recipe.rows, "counting rows", _SAMPLE_CORPUS if compares_all else _SAMPLE_ROWS)
-    corpus = _look(recipe.corpus, "counting corpus", _SAMPLE_CORPUS) if recipe.corpus else None
-    if sample.rows and recipe.rows.store is None:
-        check_formats(recipe.splits, {*sample.schema.names, *(name for step in steps for name in step.adds.names)})
-    _check_filters(recipe, store, steps, sample.schema, corpus.schema if corpus else None)
+    sample, corpus = _looked_at(recipe, store, steps)
     notes: list[str] = []
     searches: dict[str, times.Duration] = {}
     candidates: dict[str, float] = {}
@@ -196,17 +190,14 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         if isinstance(step, Probes):
             candidates["probe"] = len(PROBES)
         if sample_set and isinstance(step, Retrieve) and corpus is not None:
-            band = _coverage(step, sample, corpus, _embedded(store, step))
-            probed, is_first = band.probed, not _done(store if store.about else None, step)
-            searches[step.name] = speed.retrieval_time(step, band.queries, band.vectors, band.scale, is_first)
-            mean = probed["candidates_mean"]
-            assert isinstance(mean, float)
-            candidates[sample_set] = mean
-            notes.append(
-                f"band {list(step.band)}: about {mean:.1f} candidates a row, none for about {band.share_without:.0%} of rows"
+            measured = _coverage(step, sample, corpus, _embedded(store, step))
+            is_first = not _done(store if store.about else None, step)
+            searches[step.name] = speed.retrieval_time(
+                step, measured.queries, measured.vectors, measured.scale, is_first
             )
-            if band.share_without > 0.5:
-                notes += [f"warning: {line}" for line in coverage.advice(probed, step.band)]
+            candidates[sample_set] = measured.mean
+            told, *advice = _told(step, measured)
+            notes += [told, *(f"warning: {line}" for line in advice)]
     averages = Averages(
         prompt=_mean([prompt_text(p) for p in sample.prompts]),
         response=_mean(sample.responses),
@@ -269,6 +260,45 @@ def plan(recipe: Recipe, path: str | Place) -> Plan:
         store.path, {line.step: (named[line.step], line.duration) for line in lines if line.duration is not None}
     )
     return Plan(sample.rows, sample.rejected, corpus.rows if corpus else 0, lines, notes)
+
+
+def measure_band(recipe: Recipe) -> list[str]:
+    """Measure on samples of rows and corpus how many rows the band of `retrieve` serves; return it in lines.
+
+    Where it serves fewer than half of them, the lines say what a wider band or a larger corpus would serve.
+
+    Raises:
+        SeamcurateError: See `plan`.
+    """
+    steps = recipe.ready()
+    with TemporaryDirectory() as folder:
+        sample, corpus = _looked_at(recipe, Store(Path(folder) / "store"), steps)
+    if corpus is None:
+        return []
+    searches = [step for step in steps if isinstance(step, Retrieve)]
+    return [line for step in searches for line in _told(step, _coverage(step, sample, corpus, None))]
+
+
+def _looked_at(recipe: Recipe, store: Store, steps: Sequence[Step]) -> tuple[_Sample, _Sample | None]:
+    """Refuse what a run would refuse, before anything is embedded; return samples of the rows and of the corpus."""
+    _check_models(steps)
+    compares_all = any(isinstance(step, Duplicates) for step in steps)
+    sample = _look(recipe.rows, "counting rows", _SAMPLE_CORPUS if compares_all else _SAMPLE_ROWS)
+    corpus = _look(recipe.corpus, "counting corpus", _SAMPLE_CORPUS) if recipe.corpus else None
+    if sample.rows and recipe.rows.store is None:
+        check_formats(recipe.splits, {*sample.schema.names, *(name for step in steps for name in step.adds.names)})
+    _check_filters(recipe, store, steps, sample.schema, corpus.schema if corpus else None)
+    return sample, corpus
+
+
+def _told(step: Retrieve, measured: _Coverage) -> Iterator[str]:
+    """Say how many candidates a band gives, and what would give more where it serves few rows."""
+    yield (
+        f"band {list(step.band)}: about {measured.mean:.1f} candidates a row, none for about "
+        f"{measured.share_without:.0%} of rows"
+    )
+    if measured.share_without > 0.5:
+        yield from coverage.advice(measured.probed, step.band)
 
 
 def _check_models(steps: Sequence[Step]) -> None:
@@ -466,22 +496,6 @@ def _sets(table: pa.Table) -> list[dict[str, list[str]]]:
     return rows
 
 
-class _Watched:
-    """An encoder with a progress bar."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        with bar("embedding a sample", len(texts), "prompts") as advance:
-            vectors = [self.embedder.embed(texts[:_EMBEDDED_AT_ONCE])]
-            advance(min(len(texts), _EMBEDDED_AT_ONCE))
-            for start in range(_EMBEDDED_AT_ONCE, len(texts), _EMBEDDED_AT_ONCE):
-                vectors.append(self.embedder.embed(texts[start : start + _EMBEDDED_AT_ONCE]))
-                advance(len(vectors[-1]))
-        return np.concatenate(vectors)
-
-
 class _Coverage(NamedTuple):
     queries: npt.NDArray[np.float32]
     """Embeddings of some rows, rows × dimensions."""
@@ -490,6 +504,8 @@ class _Coverage(NamedTuple):
     scale: float
     """Rows of the corpus over those of `vectors`."""
     probed: dict[str, JsonValue]
+    mean: float
+    """Candidates a row."""
     share_without: float
     """The share of rows without a candidate."""
 
@@ -501,7 +517,7 @@ def _comparisons(steps: Sequence[Step], sample: _Sample) -> dict[str, times.Dura
     compared = [step for step in steps if isinstance(step, Duplicates | Nearest)]
     if not compared or not encoders or not sample.prompts:
         return durations
-    vectors, finite = embed(_Watched(encoders[0].load()), sample.prompts)
+    vectors, finite = embed(SampleEncoder(encoders[0]), sample.prompts)
     if not finite.any():
         return durations
     for step in compared:
@@ -520,7 +536,7 @@ def _coverage(step: Retrieve, sample: _Sample, corpus: _Sample, embedded: Store 
     is assumed to shrink with each doubling of the corpus as it did with the last doubling within the sample.
     """
     assert step.encoder is not None
-    embedder = _Watched(step.encoder.load())
+    embedder = SampleEncoder(step.encoder)
     prompts = evenly(sample.prompts, _SAMPLE_ROWS)
     queries, finite = embed(embedder, prompts)
     if not finite.any():
@@ -539,11 +555,13 @@ def _coverage(step: Retrieve, sample: _Sample, corpus: _Sample, embedded: Store 
         # Neighbours in a corpus n times as large are n times as many: the sample is drawn evenly.
         corpus_keys, scale = retrieve.keys(corpus.prompts), corpus.rows / max(1, len(corpus.prompts))
     probed = coverage.probe(queries, query_keys, vectors, corpus_keys, step.band, step.k, scale)
-    share_none, doubled = probed["share_none"], probed["share_none_twice_the_corpus"]
-    assert isinstance(share_none, float) and isinstance(doubled, float)
+    mean, share_none, doubled = (
+        probed[key] for key in ("candidates_mean", "share_none", "share_none_twice_the_corpus")
+    )
+    assert isinstance(mean, float) and isinstance(share_none, float) and isinstance(doubled, float)
     # log2(scale): how many doublings lie between the sample and the corpus.
     share_none *= (doubled / share_none) ** np.log2(scale) if share_none else 0.0
-    return _Coverage(queries, vectors, scale, probed, share_none)
+    return _Coverage(queries, vectors, scale, probed, mean, share_none)
 
 
 def _embedded(store: Store, step: Retrieve) -> Store | None:
