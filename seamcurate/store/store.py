@@ -1063,7 +1063,7 @@ def _difference(stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue
 def _changed_keys(name: str, stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue]) -> Iterator[str]:
     """Yield each key of a configuration that changed, with both values.
 
-    Of an ensemble only the members that changed are shown, and of a judge or a rubric, which may be long, only their keys.
+    Of a model only the keys that changed are shown, also within another: the hash of a file of code, a member of an ensemble.
     """
     for key in {**stored, **planned}:
         before, after = stored.get(key), planned.get(key)
@@ -1075,7 +1075,12 @@ def _changed_keys(name: str, stored: Mapping[str, JsonValue], planned: Mapping[s
             numbered = [{f"ensemble[{i}]": member for i, member in enumerate(value)} for value in members]
             rest = [{k: v for k, v in value.items() if k != "ensemble"} for value in (before, after)]
             yield from _changed_keys(f"{name}.{key}", {**numbered[0], **rest[0]}, {**numbered[1], **rest[1]})
-        elif isinstance(before, dict) and isinstance(after, dict) and "judge" in before and "judge" in after:
+        elif (
+            isinstance(before, dict)
+            and isinstance(after, dict)
+            # Two kinds of model have few keys in common.
+            and len(before.keys() & after.keys()) > len(before.keys() ^ after.keys())
+        ):
             yield from _changed_keys(f"{name}.{key}", before, after)
         else:
             yield f"{name}.{key}: {json.dumps(before)} → {json.dumps(after)}"

@@ -135,7 +135,7 @@ def test_a_store_has_one_date_whatever_the_days_it_is_made_on(dating, on, tmp_pa
     assert first.startswith(f"<|im_start|>system\nToday is {day:%d %b %Y}<|im_end|>\n<|im_start|>user\nhow do I")
     # Another date is another configuration, and a date that is set holds on every day.
     other = recipe(dating, rows, reward=SequenceClassifier(path=str(dating["reward"]), date=DAY))
-    with pytest.raises(StaleError, match=f'"date": "{day}".* → .*"date": "{DAY}"'):
+    with pytest.raises(StaleError, match=f'reward.reward.date: "{day}" → "{DAY}"'):
         run_local(other, tmp_path / "mixed")
     run_local(other, tmp_path / "mixed", replace=True)
     on("Monday")
@@ -159,7 +159,7 @@ def test_an_ensembles_members_have_the_stores_date_unless_they_set_one(dating, o
     assert [member["date"] for member in config["ensemble"]] == [str(day), str(DAY)]
     other = set_day.model_copy(update={"max_tokens": 99})
     changed = made.model_copy(update={"models": Models(reward=RewardEnsemble(ensemble=(today, other)))})
-    with pytest.raises(StaleError, match=r"configuration: reward\.reward\.ensemble\[1\]: {.*} → {.*99.*}; "):
+    with pytest.raises(StaleError, match=r"configuration: reward\.reward\.ensemble\[1\]\.max_tokens: null → 99; "):
         run_local(changed, tmp_path / "store")
 
 

@@ -200,7 +200,7 @@ EDITS = {
     ),
     "a model": (
         {"models": Models(policy=FakeModel(), reward=FakeModel(path="9"), encoder=FakeModel())},
-        r'step reward was made by another configuration: reward\.reward: .*"fake": "9".* \(and \d more\); run the recipe first, with --replace',
+        r'step reward was made by another configuration: reward\.reward\.fake: "0" → "9" \(and \d more\); run the recipe first, with --replace',
     ),
     "the encoder": (
         {"models": Models(policy=FakeModel(), reward=FakeModel(), encoder=FakeModel(path="9"))},

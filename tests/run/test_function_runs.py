@@ -163,7 +163,9 @@ def test_what_is_wrong_is_said_before_anything_is_computed(reward, error, messag
 def test_a_changed_function_makes_its_columns_stale(folder):
     run_local(written(folder), folder / "store")
     (folder / "verifier.py").write_text(VERIFIER + "\n# another\n")
-    with pytest.raises(StaleError, match=r"reward\.reward: .*\"code\": .* → .*; run with --replace"):
+    with pytest.raises(
+        StaleError, match=r'other configuration: reward\.reward\.code\.file: "\w+" → "\w+" .*; run with --replace'
+    ):
         run_local(written(folder), folder / "store")
 
 
