@@ -203,7 +203,7 @@ def _race(queries: Floats, vectors: Floats, name: str, repeats: int, mined: bool
 
     def mine() -> list[set[int]]:
         with tempfile.TemporaryDirectory() as folder:
-            nearest.build(Path(folder), len(vectors), [vectors], LOW)
+            nearest.build(Path(folder), len(vectors), [vectors], LOW, len(queries))
             band = nearest.Band(Path(folder), (LOW, HIGH))
             hits = [h for i in range(0, len(queries), 1024) for h in band.search(queries[i : i + 1024], K, nothing)]
             return [{int(place) for place in h.positions} for h in hits]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seamcurate import extras, threads
-from seamcurate.contrast.nearest import SLACK, Band, Floats, Hits, LeaveOut
+from seamcurate.contrast.nearest import Band, Floats, Hits, LeaveOut
 from seamcurate.errors import StepError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Approximate:
             for offset in range(0, len(queries), batch_size):
                 # Both (queries of the batch, depth), best first; FAISS fills what it does not find with label −1.
                 scores, labels = index.search(queries[offset : offset + batch_size], min(depth, size))
-                near = (labels >= 0) & (scores >= self.exact.low - SLACK)
+                near = (labels >= 0) & (scores >= self.exact.low - self.exact.slack)
                 # Where the last result still reaches the floor, further ones may.
                 batch_deeper = deeper[offset : offset + batch_size]
                 batch_deeper |= near[:, -1] & (depth < size)

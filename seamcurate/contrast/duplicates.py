@@ -98,7 +98,9 @@ class Duplicates(Step):
         matches = Matches(np.full(len(ids), -1), np.zeros(len(ids)))
         if width is not None:
             tables = (table for table in data.rows(("embedding",)) if table.num_rows)
-            nearest.build(shared, len(ids), (as_matrix(t["embedding"], width) for t in tables), self.similarity)
+            vectors = (as_matrix(table["embedding"], width) for table in tables)
+            # Each is compared with those before it.
+            nearest.build(shared, len(ids), vectors, self.similarity, len(ids) // 2)
             matches = repeated(nearest.Band(shared, (self.similarity, _ABOVE_ALL)), embedded)
         np.save(shared / "row_ids.npy", ids)
         np.save(shared / "duplicate_of.npy", np.where(matches.positions >= 0, ids[matches.positions], -1))

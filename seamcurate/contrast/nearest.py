@@ -2,13 +2,16 @@
 
 A bound rules almost every vector out: the cosine of two unit vectors is at most the product over their first principal
 components plus the product of the lengths of their remainders (Cauchy–Schwarz). With that length as one more component, the
-bound is a single matrix product over a third of the components. The pairs that it lets through are multiplied in double
-precision, so that the edges of the band depend neither on a batch nor on a machine.
+bound is a single matrix product over a third of the components. Where it would rule out too little, or cost more to prepare
+than it saves, one product over all components takes its place. Both are in single precision, whose error is bounded: pairs that
+may be among the nearest are multiplied again in double precision, so that edges and ties depend neither on a batch nor on a
+machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -27,16 +30,20 @@ Positions: TypeAlias = npt.NDArray[np.int64]
 LeaveOut: TypeAlias = Callable[[Positions, Positions], npt.NDArray[np.bool_]]
 """Queries and positions of vectors, pairwise or broadcast → which of these pairs are no candidates."""
 
-SLACK = 1e-4
-"""The largest error of a product in single precision."""
-_PAIRS = 2**22
-"""Products in memory at once: 16 MiB of single precision."""
+_SLACK = 1e-4
+"""By how much a product of short vectors in single precision may be wrong at most; see `slack`."""
+_PAIRS = 2**21
+"""Products in memory at once: 8 MiB of single precision; more fall out of the cache before they are compared."""
 _ROWS = 2**15
 """Vectors in memory at once, however few the queries."""
-_SAMPLE = 8192
+_SAMPLE = 4096
 """Vectors by which the bound is chosen."""
 _LOOK_UP = 100
 """What looking one vector up costs, in products of whole vectors: 0.7 µs where a core multiplies at 150 GFLOP/s."""
+_CROWDED = 0.02
+"""The share of a block's pairs above which they are not looked up one by one."""
+_HELD = 100_000
+"""Pairs in memory at once, beside two for each that is asked for."""
 _RUN = 64
 """Products in a row that are skipped together when none reaches its floor."""
 
@@ -66,6 +73,7 @@ class Band:
         self.vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         self._rotation: Floats | None = None
         self._scanned = self.vectors
+        self.slack = slack(self.vectors.shape[1])
         if (folder / "bound.npy").exists():
             self._rotation = np.load(folder / "rotation.npy", allow_pickle=False)
             self._scanned = np.load(folder / "bound.npy", mmap_mode="r", allow_pickle=False)
@@ -93,44 +101,62 @@ class Band:
         import torch
 
         end = len(self.vectors) if end is None else end
-        turned_queries = torch.from_numpy(self._turned(queries)).to(self._device)
-        best = _Best(len(queries), k, self.low)
+        whole_queries = torch.from_numpy(queries).to(self._device)
+        turned_queries = None
+        if self._rotation is not None:
+            turned_queries = torch.from_numpy(bounded(queries, self._rotation)).to(self._device)
+        best = self._best(queries, k)
         block = min(_ROWS, max(_RUN, _PAIRS // max(1, len(queries)) // _RUN * _RUN))
         with torch.inference_mode():
             for start in range(0, end, block):
-                scanned = self._block(start, min(start + block, end))
-                # A pair below its floor by more than the error of a product cannot be among the k nearest: (queries,).
-                floors = torch.from_numpy(best.floors - SLACK).to(self._device, torch.float32)
-                rows, positions = _above(product(turned_queries, scanned), floors)  # products: (queries, block)
-                positions += start
-                # Where the bound lets more than 2 % through, the whole product costs less than so many look-ups.
-                if len(rows) > 0.02 * len(queries) * len(scanned):
-                    rows, positions = self._crowded(queries, start, start + len(scanned), best, k, leave_out)
-                self._check(queries, rows, positions, best, leave_out)
+                stop = min(start + block, end)
+                if turned_queries is not None:
+                    bounds = product(turned_queries, self._block(start, stop))  # (queries, block)
+                    rows, columns, _ = _above(bounds, self._floors(best))
+                    # Where the bound lets more than 2 % through, the whole product costs less than so many look-ups.
+                    if len(rows) <= _CROWDED * bounds.numel():
+                        self._look_up(queries, rows, columns + start, best, leave_out)
+                        continue
+                self._multiply(whole_queries, start, stop, best, leave_out)
         return best.hits()
 
-    def _crowded(
-        self, queries: Floats, start: int, end: int, best: _Best, k: int, leave_out: LeaveOut
-    ) -> tuple[Positions, Positions]:
-        """Return the pairs of a block that may be among each query's `k` nearest, by the whole product, not the bound."""
-        import torch
+    def _multiply(self, queries: torch.Tensor, start: int, end: int, best: _Best, leave_out: LeaveOut) -> None:
+        """Add the pairs of a block that may be among each query's `k` nearest, by one product over all components."""
+        # (queries, block)
+        cosines = product(
+            queries,
+            self._block(start, end) if self._rotation is None else _read(self.vectors[start:end]).to(self._device),
+        )
+        rows, columns, nearly = _above(cosines, self._floors(best))
+        if len(rows) > _CROWDED * cosines.numel():
+            rows, columns, nearly = self._crowded(cosines.cpu().numpy(), start, best, leave_out)
+        best.add(rows, columns + start, nearly, leave_out)
 
-        cosines = product(torch.from_numpy(queries), _read(self.vectors[start:end])).numpy()
-        positions = np.arange(start, end)
+    def _crowded(
+        self, cosines: Floats, start: int, best: _Best, leave_out: LeaveOut
+    ) -> tuple[Positions, Positions, Floats]:
+        """Return the pairs of a block that may be among each query's `k` nearest, by rows and columns, with their products.
+
+        Args:
+            cosines: Products of all pairs, queries × block.
+            start: The position of the block's first vector.
+            best: What was near in earlier blocks.
+            leave_out: Which pairs are no candidates.
+        """
+        positions = np.arange(start, start + cosines.shape[1])
         # All arrays below are (queries, block).
-        left_out = leave_out(np.arange(len(queries))[:, None], positions[None, :])
+        left_out = leave_out(np.arange(len(cosines))[:, None], positions[None, :])
         # -2 lies below every cosine, so that these pairs reach no floor.
-        cosines[left_out | (cosines > self.high + SLACK)] = -2
+        cosines = np.where(left_out | (cosines > self.high + self.slack), np.float32(-2), cosines)
         # Single precision may be off at both edges: a floor may only be raised by pairs that are surely inside.
-        surely_inside = np.where(cosines <= self.high - SLACK, cosines, -2)
-        if k < surely_inside.shape[1]:
+        surely_inside = np.where(cosines <= self.high - self.slack, cosines, -2)
+        floors = best.floors
+        if best.k < surely_inside.shape[1]:
             # (queries,): the k-th largest cosine, found without sorting the block.
-            kth = -np.partition(-surely_inside, k - 1, axis=1)[:, k - 1]
-            floors = np.maximum(best.floors - SLACK, kth - 2 * SLACK)
-        else:
-            floors = best.floors - SLACK
+            kth = -np.partition(-surely_inside, best.k - 1, axis=1)[:, best.k - 1]
+            floors = np.maximum(floors, kth - 2 * self.slack)
         rows, columns = np.nonzero(cosines >= floors[:, None])
-        return rows, columns + start
+        return rows, columns, cosines[rows, columns]
 
     def nearest(self, queries: Floats) -> tuple[Positions, Doubles]:
         """Return the position of each query's nearest vector, the first of equally near ones, and their cosine: (queries,) each.
@@ -144,7 +170,7 @@ class Band:
 
         rows = torch.from_numpy(queries).to(self._device)
         best = torch.full((len(queries),), -torch.inf, device=self._device)
-        proposals: list[tuple[Positions, Positions]] = []
+        proposals: list[tuple[Positions, Positions, Floats]] = []
         block = min(_ROWS, max(_RUN, _PAIRS // max(1, len(queries)) // _RUN * _RUN))
         with torch.inference_mode():
             for start in range(0, len(self.vectors), block):
@@ -152,11 +178,11 @@ class Band:
                 peaks = _peaks(cosines)
                 best = torch.maximum(best, peaks.amax(1))
                 # Both products may be off by the error of single precision.
-                found, positions = _above(cosines, best - 2 * SLACK, peaks)
-                proposals.append((found, positions + start))
-        everything = _Best(len(queries), 1, -np.inf)
-        for found, positions in proposals:
-            everything.add(found, positions, self._cosines(queries, found, positions))
+                near_rows, positions, nearly = _above(cosines, best - 2 * self.slack, peaks)
+                proposals.append((near_rows, positions + start, nearly))
+        everything = _Best(len(queries), 1, (-np.inf, np.inf), self.slack, partial(self._cosines, queries))
+        for proposal in proposals:
+            everything.add(*proposal)
         hits = everything.hits()
         return (np.concatenate([hit.positions for hit in hits]), np.concatenate([hit.cosines for hit in hits]))
 
@@ -185,57 +211,77 @@ class Band:
         with torch.inference_mode():
             # (queries, queries); the diagonal and what is above it are a query with itself and with later ones.
             cosines = product(torch.from_numpy(queries), torch.from_numpy(queries)).numpy()
-        rows, columns = np.nonzero(np.tril((cosines >= self.low - SLACK) & counts, -1))
+        rows, columns = np.nonzero(np.tril((cosines >= self.low - self.slack) & counts, -1))
         yield rows, columns + start
 
     def check(
         self, queries: Floats, proposals: Iterable[tuple[Positions, Positions]], k: int, leave_out: LeaveOut
     ) -> list[Hits]:
         """Return each query's `k` nearest inside the band, of pairs that are proposed in batches; see `search`."""
-        best = _Best(len(queries), k, self.low)
+        best = self._best(queries, k)
         for rows, positions in proposals:
-            self._check(queries, rows, positions, best, leave_out)
+            self._look_up(queries, rows, positions, best, leave_out)
         return best.hits()
 
-    def _check(self, queries: Floats, rows: Positions, positions: Positions, best: _Best, leave_out: LeaveOut) -> None:
-        """Compute the cosines of pairs in double precision, and add those inside the band."""
+    def _look_up(
+        self, queries: Floats, rows: Positions, positions: Positions, best: _Best, leave_out: LeaveOut
+    ) -> None:
+        """Add the pairs that may be among each query's nearest, of some whose products are not known."""
         for start in range(0, len(rows), 8192):
-            batch_rows, batch_positions = rows[start : start + 8192], positions[start : start + 8192]
-            # Most pairs that a bound lets through are outside, which single precision tells in a third of the time.
-            nearly = np.einsum("nd,nd->n", queries[batch_rows], self.vectors[batch_positions])
-            maybe = (nearly >= best.floors[batch_rows] - SLACK) & (nearly <= self.high + SLACK)
-            batch_rows, batch_positions = batch_rows[maybe], batch_positions[maybe]
-            cosines = self._cosines(queries, batch_rows, batch_positions)
-            inside = (cosines >= self.low) & (cosines <= self.high)
-            # Only pairs inside the band are asked for: comparing texts costs more than comparing numbers.
-            inside[inside] = ~leave_out(batch_rows[inside], batch_positions[inside])
-            best.add(batch_rows[inside], batch_positions[inside], cosines[inside])
+            part_rows, part_positions = rows[start : start + 8192], positions[start : start + 8192]
+            nearly = np.einsum("nd,nd->n", queries[part_rows], self.vectors[part_positions])
+            best.add(part_rows, part_positions, nearly, leave_out)
 
-    def _turned(self, queries: Floats) -> Floats:
-        if self._rotation is None:
-            return queries
-        return bounded(queries, self._rotation)
+    def _best(self, queries: Floats, k: int) -> _Best:
+        return _Best(len(queries), k, (self.low, self.high), self.slack, partial(self._cosines, queries))
 
     def _block(self, start: int, end: int) -> torch.Tensor:
         if self._resident is not None:
             return self._resident[start:end]
         return _read(self._scanned[start:end]).to(self._device)
 
+    def _floors(self, best: _Best) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(best.floors).to(self._device, torch.float32)
+
 
 class _Best:
-    """Each query's nearest vectors so far, and its floor: the cosine that a further vector must reach."""
+    """Each query's nearest vectors so far, and its floor: what a further vector's product in single precision must reach.
 
-    def __init__(self, queries: int, k: int, low: float) -> None:
-        self.k = k
-        self.floors = np.full(queries, low)
-        self._parts: list[tuple[Positions, Positions, Doubles]] = []
+    Args:
+        queries: How many.
+        k: Vectors a query, at most.
+        band: Between which cosines they lie.
+        slack: By how much a product in single precision may be wrong.
+        exact: Queries and positions of vectors, pairwise → their cosines in double precision.
+    """
+
+    def __init__(
+        self,
+        queries: int,
+        k: int,
+        band: tuple[float, float],
+        slack: float,
+        exact: Callable[[Positions, Positions], Doubles],
+    ) -> None:
+        self.k, self._exact, self._slack = k, exact, slack
+        self.low, self.high = band
+        self.floors = np.full(queries, self.low - slack)
+        # Queries, positions, cosines, and whether these are in double precision.
+        self._parts: list[tuple[Positions, Positions, Doubles, npt.NDArray[np.bool_]]] = []
         self._held = 0
 
-    def add(self, rows: Positions, positions: Positions, cosines: Doubles) -> None:
-        """Add pairs; from time to time all but each query's `k` nearest are dropped."""
-        self._parts.append((rows, positions, cosines))
-        self._held += len(rows)
-        if self._held > 2 * self.k * len(self.floors) + 100_000:
+    def add(self, rows: Positions, positions: Positions, nearly: Floats, leave_out: LeaveOut | None = None) -> None:
+        """Add pairs by their products in single precision; from time to time all but each query's `k` nearest are dropped."""
+        near = (nearly >= self.floors[rows]) & (nearly <= self.high + self._slack)
+        if leave_out is not None:
+            # Only pairs inside the band are asked for: comparing texts costs more than comparing numbers.
+            near[near] = ~leave_out(rows[near], positions[near])
+        count = int(near.sum())
+        self._parts.append((rows[near], positions[near], nearly[near].astype(np.float64), np.zeros(count, bool)))
+        self._held += count
+        if self._held > 2 * self.k * len(self.floors) + _HELD:
             self._settle()
 
     def hits(self) -> list[Hits]:
@@ -246,35 +292,78 @@ class _Best:
         return [Hits(positions[start:end], cosines[start:end]) for start, end in pairwise(ends)]
 
     def _settle(self) -> tuple[Positions, Positions, Doubles]:
-        no_pairs = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-        rows, positions, cosines = (np.concatenate(parts) for parts in zip(*(self._parts or [no_pairs]), strict=True))
-        # By query, then by cosine from high to low, then by position: ties have one order on every machine.
-        order = np.lexsort((positions, -cosines, rows))
+        """Drop all but each query's `k` nearest, in double precision, and return these by query."""
+        no_pairs = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
+        rows, positions, cosines, exact = (
+            np.concatenate(parts) for parts in zip(*(self._parts or [no_pairs]), strict=True)
+        )
+        # Of pairs that are surely inside the band, the k-th product of a query bounds what can be among its k nearest.
+        surely_inside = exact | ((cosines >= self.low + self._slack) & (cosines <= self.high - self._slack))
+        order = _by_query(rows[surely_inside], positions[surely_inside], cosines[surely_inside])
+        kth_rows, kth = _kth(rows[surely_inside][order], cosines[surely_inside][order], self.k)
+        self.floors[kth_rows] = np.maximum(self.floors[kth_rows], kth - 2 * self._slack)
+        near = cosines >= self.floors[rows]
+        rows, positions, cosines, exact = rows[near], positions[near], cosines[near], exact[near]
+        cosines[~exact] = self._exact(rows[~exact], positions[~exact])
+        inside = (cosines >= self.low) & (cosines <= self.high)
+        rows, positions, cosines = rows[inside], positions[inside], cosines[inside]
+        order = _by_query(rows, positions, cosines)
         rows, positions, cosines = rows[order], positions[order], cosines[order]
-        # The rank of each pair within its query.
-        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        is_kth = rank == self.k - 1
+        kth_rows, kth = _kth(rows, cosines, self.k)
         # A query with k vectors takes only nearer ones from here on.
-        self.floors[rows[is_kth]] = cosines[is_kth]
-        is_kept = rank < self.k
+        self.floors[kth_rows] = kth - self._slack
+        is_kept = _ranks(rows) < self.k
         nearest = rows[is_kept], positions[is_kept], cosines[is_kept]
-        self._parts, self._held = [nearest], len(nearest[0])
+        self._parts, self._held = [(*nearest, np.ones(len(nearest[0]), bool))], len(nearest[0])
         return nearest
 
 
-def build(folder: Path, count: int, blocks: Iterable[Floats], low: float) -> None:
-    """Write vectors, and the bound over them, into a folder for `Band`.
+def _by_query(rows: Positions, positions: Positions, cosines: Doubles) -> Positions:
+    """Return the order by query, then by cosine from high to low, then by position: ties have one order on every machine."""
+    order: Positions = np.lexsort((positions, -cosines, rows))
+    return order
+
+
+def _ranks(rows: Positions) -> Positions:
+    """Return the rank of each pair within its query, of pairs that are sorted by query."""
+    ranks: Positions = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    return ranks
+
+
+def _kth(rows: Positions, cosines: Doubles, k: int) -> tuple[Positions, Doubles]:
+    """Return the queries that have `k` pairs, and the cosine of the last of these, of pairs that are sorted."""
+    is_kth = _ranks(rows) == k - 1
+    return rows[is_kth], cosines[is_kth]
+
+
+def slack(width: int) -> float:
+    """Return by how much the product of two vectors of length 1 in single precision may be wrong, at most.
+
+    Rounding moves a sum of `width` products by no more than about `width` × 2⁻²⁴, in whatever order they are added (Higham, *Accuracy
+    and Stability of Numerical Algorithms*, 3.1). Twice that leaves room for how a bound's components were computed.
+    """
+    return max(_SLACK, width * 2.0**-23)
+
+
+def build(folder: Path, count: int, blocks: Iterable[Floats], low: float, queries: int | None = None) -> None:
+    """Write vectors, and the bound over them where it pays, into a folder for `Band`.
 
     Args:
         folder: The folder to write to.
         count: How many vectors there are.
         blocks: float32, rows × dimensions, length 1; together `count` rows.
         low: The floor of the band, which decides how many components the bound needs.
+        queries: How many vectors each one will be compared with, about; None for so many that preparing the bound costs nothing.
     """
     write(folder / "vectors.npy", count, blocks)
     vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    width = vectors.shape[1]
+    # Multiplications that choosing the components takes: as many as the whole search takes, where there is little to search.
+    choosing = _SAMPLE * width**2 + 20 * width**3
+    if queries is not None and queries * count * width < choosing:
+        return
     sample = np.ascontiguousarray(vectors[:: max(1, count // _SAMPLE)], np.float32)
-    turned = rotation(sample, low)
+    turned = rotation(sample, low, queries)
     if turned is None:
         return
     write(folder / "rotation.npy", len(turned), [turned])
@@ -299,7 +388,7 @@ def write(path: Path, count: int, blocks: Iterable[npt.NDArray[np.generic]]) -> 
     assert written == count
 
 
-def rotation(sample: Floats, low: float) -> Floats | None:
+def rotation(sample: Floats, low: float, queries: int | None = None) -> Floats | None:
     """Return the principal components that a bound should use, dimensions × components; None where no bound would pay.
 
     More components let fewer vectors pass but cost more for each vector; see `_LOOK_UP`.
@@ -307,24 +396,31 @@ def rotation(sample: Floats, low: float) -> Floats | None:
     Args:
         sample: float32, vectors × dimensions, length 1.
         low: The floor of the band.
+        queries: See `build`.
     """
     width = sample.shape[1]
     # Not centred: the bound is one of products, not of distances from the mean.
     _, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
     # eigh sorts from the smallest: the first principal component comes last.
     axes = np.ascontiguousarray(axes[:, ::-1], np.float32)
-    rows, columns = (sample[:: max(1, len(sample) // size)] @ axes for size in (256, 4096))
-    # Costs in multiplications for each vector; without a bound, one whole product.
+    rows, columns = (sample[:: max(1, len(sample) // size)] @ axes for size in (128, 2048))
+    products = np.zeros((len(rows), len(columns)), np.float32)
+    # Costs in multiplications for each vector and query; without a bound, one whole product.
     costs = {width: float(width)}
     for components in range(32, width, 32):
+        added = slice(components - 32, components)
+        products += rows[:, added] @ columns[:, added].T
         # The length that the first components leave of each unit vector.
         row_rest, column_rest = (
             np.sqrt(np.maximum(1 - (turned[:, :components] ** 2).sum(1), 0)) for turned in (rows, columns)
         )
-        bounds = rows[:, :components] @ columns[:, :components].T + np.outer(row_rest, column_rest)
         # Vectors of the sample meet themselves here, which a query rarely does.
-        passing_share = max(0.0, float((bounds >= low - SLACK).mean()) - 1 / len(columns))
-        costs[components] = components + 1 + _LOOK_UP * width * passing_share
+        passing_share = max(
+            0.0, float((products + np.outer(row_rest, column_rest) >= low - _SLACK).mean()) - 1 / len(columns)
+        )
+        # A vector is turned, and turned back to see what is left of it, once for all queries.
+        preparing = 0.0 if queries is None else 3 * components * width / queries
+        costs[components] = components + 1 + _LOOK_UP * width * passing_share + preparing
     best = min(costs, key=lambda components: costs[components])
     return None if best == width else np.ascontiguousarray(axes[:, :best])
 
@@ -361,8 +457,8 @@ def _peaks(cosines: torch.Tensor) -> torch.Tensor:
 
 def _above(
     cosines: torch.Tensor, floors: torch.Tensor, peaks: torch.Tensor | None = None
-) -> tuple[Positions, Positions]:
-    """Return the rows and columns where products reach their row's floor; runs that hold none are skipped at once.
+) -> tuple[Positions, Positions, Floats]:
+    """Return rows and columns where products reach their row's floor, and these; runs that hold none are skipped at once.
 
     Args:
         cosines: Upper bounds of the cosines, queries × block.
@@ -386,8 +482,11 @@ def _above(
     )
     # What is left over at the end of the block is shorter than a run.
     tail_rows, tail_columns = torch.nonzero(cosines[:, even_width:] >= floors[:, None], as_tuple=True)
-    result = torch.cat([rows[matches], tail_rows]), torch.cat([run[matches] * _RUN + column, even_width + tail_columns])
-    return result[0].cpu().numpy(), result[1].cpu().numpy()
+    rows, columns = (
+        torch.cat([rows[matches], tail_rows]),
+        torch.cat([run[matches] * _RUN + column, even_width + tail_columns]),
+    )
+    return rows.cpu().numpy(), columns.cpu().numpy(), cosines[rows, columns].cpu().numpy()
 
 
 def _none(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -210,7 +210,8 @@ class Retrieve(Step):
             )
         tables = (table for table in data.corpus(("embedding",)) if table.num_rows)
         # A row without an embedding is written as zeros, so that positions stay row numbers; `embedded` leaves it out.
-        nearest.build(shared, count, (as_matrix(table["embedding"], width) for table in tables), self.band[0])
+        asked = sum(table.num_rows for table in data.rows(()))
+        nearest.build(shared, count, (as_matrix(table["embedding"], width) for table in tables), self.band[0], asked)
         nearest.write(
             shared / "embedded.npy",
             count,

@@ -118,6 +118,77 @@ def test_blocks_and_ties_and_band_edges_give_what_one_whole_sorted_list_gives(ve
             assert list(hits.positions) == kept[:k]
 
 
+def at_cosines(query, cosines, seed=0):
+    """Vectors whose cosine with a query is nearly what is asked, in single precision."""
+    directions = np.random.default_rng(seed).standard_normal((len(cosines), len(query)))
+    directions -= np.outer(directions @ query, query)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    cosines = np.array(cosines)[:, None]
+    return (cosines * query + np.sqrt(1 - cosines**2) * directions).astype(np.float32)
+
+
+@pytest.mark.parametrize("held", [0, 100_000])
+@pytest.mark.parametrize("rows", [64, 2**15])
+@pytest.mark.parametrize("way", ["whole products", "crowded blocks", "a bound", "a bound in crowded blocks"])
+def test_edges_and_ties_closer_than_single_precision_are_those_of_double(tmp_path, monkeypatch, held, rows, way):
+    monkeypatch.setattr(nearest, "_CROWDED", 0.0 if "crowded" in way else 1.0)
+    monkeypatch.setattr(nearest, "_HELD", held)
+    monkeypatch.setattr(nearest, "_ROWS", rows)
+    queries = random_vectors(3, 384, seed=5)
+    steps = np.linspace(-1e-7, 1e-7, 200)
+    corpus = np.concatenate(
+        # About both edges of the band, and about the cosine that the last ones kept have; some vectors twice.
+        [at_cosines(query, center + steps, seed) for seed, query in enumerate(queries) for center in (0.8, 0.85, 0.9)]
+    )
+    corpus = np.concatenate([corpus, corpus[::7], random_vectors(1000, 384, seed=6)])
+    corpus = corpus[np.random.default_rng(0).permutation(len(corpus))]
+    searched = laid_out(tmp_path, corpus, (0.8, 0.9))
+    assert searched.components is None
+    if "bound" in way:
+        # Any axes make a bound; these rule out little.
+        searched._rotation = np.linalg.qr(random_vectors(384, 32))[0].astype(np.float32)
+        searched._scanned = nearest.bounded(corpus, searched._rotation)
+    in_single = np.einsum("nd,qd->qn", corpus, queries)
+    out = np.arange(len(corpus)) % 5 == 0
+    for k in (30, 150, 1000):
+        for query, products, hits in zip(
+            queries, in_single, searched.search(queries, k, lambda _, places: out[places]), strict=True
+        ):
+            cosines = np.einsum("nd,d->n", corpus.astype(np.float64), query.astype(np.float64))
+            inside = np.flatnonzero((cosines >= 0.8) & (cosines <= 0.9) & ~out)
+            ranked = inside[np.lexsort((inside, -cosines[inside]))]
+            assert len(ranked) > 300
+            assert list(hits.positions) == list(ranked[:k])
+            # Single precision would have ranked them otherwise, or kept others.
+            by_single = np.flatnonzero((products >= 0.8) & (products <= 0.9) & ~out)
+            assert list(by_single[np.lexsort((by_single, -products[by_single]))][:k]) != list(hits.positions)
+
+
+def test_a_corpus_of_equal_vectors_is_searched_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(nearest, "_HELD", 500)
+    monkeypatch.setattr(nearest, "_ROWS", 256)
+    held, settle = [], nearest._Best._settle
+    monkeypatch.setattr(nearest._Best, "_settle", lambda self: (held.append(self._held), settle(self))[1])
+    (query,) = random_vectors(1, 32)
+    searched = laid_out(tmp_path, np.repeat(at_cosines(query, [0.85], seed=1), 20_000, axis=0), (0.8, 0.9))
+    (hits,) = searched.search(query[None], 30, retrieve.nothing)
+    assert list(hits.positions) == list(range(30))
+    assert len(held) > 10 and max(held) <= 2 * 30 + 500 + 256
+
+
+@pytest.mark.parametrize("width", [64, 384, 4096])
+def test_a_product_in_single_precision_is_wrong_by_no_more_than_is_allowed_for(width):
+    vectors, queries = random_vectors(2000, width), random_vectors(20, width, seed=1)
+    exact = queries.astype(np.float64) @ vectors.T.astype(np.float64)
+    # Numbers of one sign, added one by one, are where rounding adds up.
+    alike = unit(np.abs(vectors[:200]))
+    one_by_one = np.cumsum(alike[:, None, :] * alike[None, :5, :], axis=2, dtype=np.float32)[..., -1]
+    assert np.abs(queries @ vectors.T - exact).max() < nearest.slack(width) / 2
+    assert (
+        np.abs(one_by_one - alike.astype(np.float64) @ alike[:5].T.astype(np.float64)).max() < nearest.slack(width) / 2
+    )
+
+
 _CAPPED = """
 import json, resource, sys
 from pathlib import Path
@@ -184,8 +255,8 @@ def test_the_bound_rules_out_most_of_a_clustered_corpus_and_nothing_that_belongs
     vectors, queries, looked_up = clustered(20_000), clustered(50, seed=1), []
     searched = laid_out(tmp_path, vectors, (0.8, 0.9))
     assert searched.components is not None and searched.components < 64
-    check = nearest.Band._check
-    monkeypatch.setattr(nearest.Band, "_check", lambda *given: (looked_up.append(len(given[2])), check(*given)))
+    look_up = nearest.Band._look_up
+    monkeypatch.setattr(nearest.Band, "_look_up", lambda *given: (looked_up.append(len(given[2])), look_up(*given)))
     found = searched.search(queries, 30, retrieve.nothing)
     assert sum(looked_up) < 0.02 * len(vectors) * len(queries)
     assert [list(hits.positions) for hits in found] == [brute_force(vectors, q, (0.8, 0.9), 30) for q in queries]
