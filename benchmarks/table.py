@@ -47,7 +47,7 @@ def _machine(found: dict[str, Any]) -> str:
         f"### {machine['processor']}",
         f"{', '.join(machine['instruction_set'])}; {cores} cores, {threads} thread{'s' * (threads > 1)} used, "
         f"{machine['memory_gib']:.0f} GiB; {' and '.join(days)}, {' and '.join(sorted(sizes))}, "
-        f"{sum(run['cpu_seconds'] for run in runs) / 60:.0f} minutes of processor time at a load of {min(loads):g} to {max(loads):g}.",
+        f"{sum(run['cpu_seconds'] for run in runs) / 60:.0f} minutes of processor time at a load of {' to '.join(dict.fromkeys(f'{load:g}' for load in (min(loads), max(loads))))}.",
         _rates(raced),
         f"{len(raced)} comparisons; in {len(losses(raced))} of them the peer took less CPU time (**bold**), "
         f"and {len(below_token_ratio(raced))} are below the token ratio (ᵗ).",
