@@ -56,6 +56,18 @@ def test_with_a_corpus_and_models_the_band_is_measured_and_the_recipe_runs(tmp_p
     assert names[0] == "worse_contrast" and {"seam_contrast", "rer_length", "rer_repetition"} <= set(names)
 
 
+def test_where_few_rows_are_served_the_recipe_says_what_would_serve_more_and_plan_says_why(tmp_path, questions):
+    rows, _ = questions
+    corpus = lines(tmp_path / "others.jsonl", {"question": "Who wrote Emma?", "answer": "Jane Austen did."})
+    draft = init(rows, tmp_path / "recipe.yaml", corpus, **FAKES, encoder="fake:encoder")
+    measured = [line for line in draft.lines if "candidate" in line or "cosine" in line or "twice" in line]
+    starts = ["band [0.8, 0.9]", *[f"a band of [{low}, 0.9]" for low in ("0.75", "0.70", "0.60")], "a corpus twice"]
+    assert [line.startswith(start) for line, start in zip(measured, starts, strict=True)] == [True] * 5
+    assert all(f"# Measured: {line}\n" in draft.text for line in measured)
+    warnings = [note for note in plan(Recipe.load(draft.path), tmp_path / "store").notes if note.startswith("warning")]
+    assert warnings[0].startswith("warning: fewer than half of the rows") and len(warnings) == 5
+
+
 @pytest.mark.slow
 def test_tiny_real_models_run_by_the_recipe_as_it_is(
     tmp_path, policy_folder, decoder_reward_folder, encoder_reward_folder
