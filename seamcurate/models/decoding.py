@@ -32,7 +32,7 @@ NAME = "seamcurate_decoding"
 _FIRST = 4096
 """Tokens held at most until the size of a token's keys and values is known."""
 _GROWTH = 256
-"""Tokens by which the buffers grow."""
+"""Tokens by which the buffers grow; a quarter of it up to the first, as most of a short answer's buffer would only be cleared."""
 _MOST_ROWS, _MOST_ROWS_GPU = 64, 256
 """Answers of a batch: beyond, a token of one more answer costs as much as it would in another batch."""
 _LOCKSTEP = 16
@@ -438,7 +438,8 @@ class _BufferedAttention:
         old_rows, old_columns = (0, 0) if present is None else (present[0].shape[0], present[0].shape[2])
         if present is not None and rows <= old_rows and columns <= old_columns:
             return present
-        width = max(old_columns, _GROWTH * math.ceil(columns / _GROWTH))
+        step = _GROWTH if columns > _GROWTH else _GROWTH // 4
+        width = max(old_columns, step * math.ceil(columns / step))
         # Zeros, as what is masked still takes part in products with 0.
         keys, values = (x.new_zeros(max(rows, old_rows), x.shape[1], width, x.shape[3]) for x in like)
         for buffer, old in zip((keys, values), present or (), strict=False):

@@ -10,7 +10,7 @@ import torch
 from architectures import bytewise_tokenizer, save, tiny_config
 
 from seamcurate import CausalLM
-from seamcurate.models import Sample, Sampling, decoding, draws, prefix, tokens
+from seamcurate.models import Sample, Sampling, decoding, draws, prefix, sampling, tokens
 
 PROMPTS = [
     "how do I sort the list and then merge all of it",
@@ -33,6 +33,28 @@ def answers(sampler, requests, sampling=WHOLE):
 
 def texts(samples):
     return {key: (sample.text, sample.tokens, sample.finish) for key, sample in samples.items()}
+
+
+def test_the_deviation_of_logits_is_torchs():
+    logits = 3 * torch.randn(4, 5000, generator=torch.Generator().manual_seed(0)) + torch.tensor(
+        [[0.0], [5], [-80], [0]]
+    )
+    logits[3, 7] = torch.nan
+    deviations = sampling.deviation(logits)
+    assert torch.allclose(deviations, logits.std(-1, keepdim=True), rtol=1e-5, equal_nan=True)
+    assert deviations.isnan().tolist() == [[False], [False], [False], [True]]
+
+
+def test_buffers_grow_in_small_steps_at_first_and_keep_what_they_hold():
+    attention = decoding._BufferedAttention()
+    like = torch.randn(1, 2, 9, 4), torch.randn(1, 2, 9, 4)
+    attention.kept = {0: like}
+    attention.fill(0, 3)
+    assert [buffer.shape[2] for buffer in attention.buffers[0]] == [64, 64]
+    widths = [attention._buffers(0, like, 3, columns)[0].shape[2] for columns in (64, 65, 200, 257, 100, 600)]
+    assert widths == [64, 128, 256, 512, 512, 768]
+    for buffer, states in zip(attention.buffers[0], like, strict=True):
+        assert torch.equal(buffer[:3, :, :9], states.expand(3, -1, -1, -1)) and not buffer[:, :, 9:].any()
 
 
 @pytest.fixture(scope="module")
