@@ -233,4 +233,5 @@ def deviation(logits: torch.Tensor) -> torch.Tensor:
     import torch
 
     centred = logits - logits.mean(-1, keepdim=True)
-    return torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(max(1, logits.shape[-1] - 1))
+    lengths: torch.Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    return lengths / math.sqrt(max(1, logits.shape[-1] - 1))
