@@ -29,6 +29,7 @@ TINY = Sizes(
     sampled=24,
     samples=3,
     sample_tokens=8,
+    written=0,
     layers=2,
 )
 MEASURES, ENDS = ("gain", "above_length"), (("", 0.0), ("_low", -0.1), ("_high", 0.1))

@@ -39,6 +39,11 @@ class Sizes(NamedTuple):
     samples: int = 4
     sample_tokens: int = 64
     """Answers to each, and their most tokens."""
+    written: int = 60
+    """Rows for which the policy writes worse answers."""
+    worse: int = 3
+    worse_tokens: int = 160
+    """Such answers to each, and their most tokens; a longer one is left out."""
     layers: int = 12
     """Of the policy, under a reward model's head."""
 

@@ -21,6 +21,7 @@ import yaml
 from examples.real_text import data, models, replies, words
 from examples.real_text.data import Judged, Rows, Sizes
 from seamcurate import Recipe, SentenceEncoder, query, run_local, study
+from seamcurate.demo import policy as demo_policy
 from seamcurate.demo.corpus import encoder_folder
 from seamcurate.storage import atomic
 
@@ -69,6 +70,9 @@ class Work:
         for name in SETS:
             pieces[f"{name}-policy"] = partial(self.answered, name)
             pieces[f"{name}-proxies"] = partial(self.proxies, name)
+        # Written answers take the most seconds for what they tell: one set has them.
+        if self.sizes.written:
+            pieces["human-gpt"] = partial(self.written, "human")
         return pieces
 
     def run(self, names: Sequence[str]) -> None:
@@ -215,6 +219,76 @@ class Work:
             "agreement": replies.agreement(golds),
             "gains": replies.gains(given, golds, range(2, self.sizes.samples + 1)),
         }
+
+    def written(self, name: str) -> Tables:
+        """Let the policy write worse answers behind a llama.cpp server, and measure SEAM_GPT beside SEAM_Contrast on the same rows."""
+        contrast = {row["prompt"]: row for row in _rows(self.out / name / f"store-{POLICYS}")}
+        asked = SETS[name](self.given, self.sizes).rows[: self.sizes.written]
+        recipe: dict[str, Any] = {
+            "rows": _source(data.write(asked, self.out / f"{name}/written.parquet")),
+            "models": {"reward": self._classifier(POLICYS)},
+            "steps": [
+                {"generate": {"k": self.sizes.worse, "calls": "each"}},
+                {"reward": {}},
+                {"rewards": {"variant": "gpt"}},
+            ],
+        }
+        with replies.served(self._gguf) as address:
+            recipe["models"]["generator"] = {
+                "openai_server": "policy",
+                "base_url": address,
+                "temperature": 1.0,
+                "max_tokens": self.sizes.worse_tokens,
+                "seed": data.SEED,
+            }
+            store = _run(recipe, self.out / name / "written")
+        stored = query(store, "SELECT * FROM rows ORDER BY row_id").to_pylist()
+        # Both columns are held against the same rows.
+        stored = [row for row in stored if row["worse_gpt"] and contrast[row["prompt"]]["worse_contrast"]]
+        tables: Tables = {
+            "rows": len(stored),
+            "candidates": sum(len(row["worse_gpt"]) for row in stored) / max(1, len(stored)),
+            "validity": {},
+        }
+        for reward in self._names(POLICYS):
+            column = reward.replace("-", "_")
+            rows = []
+            for row in stored:
+                beside = contrast[row["prompt"]]
+                known = {key: row[key] for key in ("prompt", "response", "source")} | {
+                    "reward": row[f"reward_{column}"]
+                }
+                for variant, given in (("gpt", row), ("contrast", beside)):
+                    texts = [{"response": candidate["response"]} for candidate in given[f"worse_{variant}"]]
+                    known |= {
+                        f"worse_{variant}": texts,
+                        f"rewards_{variant}": given[f"rewards_{column}_{variant}"],
+                        f"logprobs_{variant}": [None] * len(texts),
+                        f"tokens_{variant}": [None] * len(texts),
+                    }
+                rows.append(known)
+            scored = {
+                "rows": _source(data.write(rows, self.out / f"{name}/written-{reward}.parquet")),
+                "steps": [
+                    {"seam_score": {"variant": "gpt", "likelihood": "uniform", "k": self.sizes.worse}},
+                    {"seam_score": {"variant": "contrast", "likelihood": "uniform", "k": self.sizes.candidates}},
+                ],
+            }
+            own = _run(scored, self.out / f"{name}/written-{reward}")
+            by = None if name == "stackexchange" else "source"
+            measured = study.validity(
+                own, self._judged_file(name, reward), by=by, columns=("seam_gpt", "misjudged_gpt", "seam_contrast")
+            )
+            tables["validity"][f"{reward} gpt"] = _result(measured)
+        return tables
+
+    @property
+    def _gguf(self) -> Path:
+        """The policy as its package brings it."""
+        file = demo_policy.installed_file()
+        if file is None:
+            raise SystemExit("the policy's package is not installed; see models.py")
+        return file
 
     def _rewards_of(self, rows: Sequence[replies.Answered], family: str) -> dict[str, replies.Numbers]:
         """Return the rewards of each prompt's samples by every reward model of a family."""

@@ -49,7 +49,13 @@ def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
     for name in _SETS:
         tables[f"validity {name}"] = lambda given, name=name: validity(given, name)  # type: ignore[misc]
         tables[f"weights {name}"] = lambda given, name=name: weights(given, name)  # type: ignore[misc]
-    tables |= {"best of n": best_of_n, "own answers": own_answers, "preferred": preferred, "proxies": proxies}
+    tables |= {
+        "best of n": best_of_n,
+        "own answers": own_answers,
+        "written": written,
+        "preferred": preferred,
+        "proxies": proxies,
+    }
 
     def fill(match: re.Match[str]) -> str:
         return f"<!-- {match[1]} -->\n\n{tables[match[1]](pieces)}\n\n<!-- end -->"
@@ -124,6 +130,19 @@ def own_answers(pieces: dict[str, dict[str, Any]]) -> str:
     return _commands(given) + _table(
         ["AUC", "reward model", "rows", "`seam_policy`", "`misjudged_policy`", "`reward`"], lines
     )
+
+
+def written(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show what SEAM_GPT finds by answers that the policy wrote to be worse, beside SEAM_Contrast on the same rows."""
+    given = [pieces[key] for name in _SETS if (key := f"{name}-gpt") in pieces]
+    columns = "seam_gpt", "misjudged_gpt", "seam_contrast"
+    lines = []
+    for piece in given:
+        for key, study in piece["validity"].items():
+            rows = {row["column"]: row for row in study["table"]}
+            aucs = [_plain(rows[column], "auc") if column in rows else "–" for column in columns]
+            lines.append([key.split(" ")[0], str(piece["rows"]), *aucs])
+    return _commands(given) + _table(["AUC by reward model", "rows", *(f"`{column}`" for column in columns)], lines)
 
 
 def preferred(pieces: dict[str, dict[str, Any]]) -> str:

@@ -5,7 +5,10 @@ One rule: an answer is rewarded once, by every reward model; what is said of it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,6 +129,27 @@ def agreement(golds: Mapping[str, Numbers]) -> dict[str, Any]:
     return {"first": first, "second": second, "prompts": len(values)} | interval(
         "spearman", statistics.bootstrap_mean(np.array(values))
     )
+
+
+@contextmanager
+def served(gguf: Path) -> Iterator[str]:
+    """Serve a model by llama.cpp on loopback, on one thread, and yield the address."""
+    import xllamacpp
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = xllamacpp.CommonParams()
+    options.model.path = str(gguf)
+    options.n_ctx, options.n_parallel, options.cpuparams.n_threads = 4096, 2, 1
+    options.hostnames, options.port, options.use_jinja = ["127.0.0.1"], port, True
+    options.model_alias = {"policy"}
+    server = xllamacpp.Server(options)
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        # The server stops with its object.
+        del server
 
 
 def interval(name: str, measured: statistics.Interval) -> dict[str, float]:
