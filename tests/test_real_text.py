@@ -30,6 +30,14 @@ TINY = Sizes(
     samples=3,
     sample_tokens=8,
     written=0,
+    attacked=24,
+    queries=20,
+    lora=(20, 60),
+    ppo_updates=4,
+    ppo_batch=4,
+    ppo_tokens=6,
+    ppo_held_out=6,
+    ppo_seeds=(0, 1),
     layers=2,
 )
 MEASURES, ENDS = ("gain", "above_length"), (("", 0.0), ("_low", -0.1), ("_high", 0.1))
@@ -59,6 +67,9 @@ def given(tmp_path_factory):
     ]
     for name, rows in {**preferences, "human_pairs": human, "sft_corpus": corpus}.items():
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    synonyms = [{"word": word, "pos": "n", "synonym": other} for word, other in itertools.permutations(TOPICS, 2)]
+    (folder / "lexicons").mkdir()
+    pq.write_table(pa.Table.from_pylist(synonyms), folder / "lexicons/wordnet30_synonyms.parquet")
     return folder
 
 
@@ -147,7 +158,8 @@ def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, st
     work.run(["heads-smol"])
     assert not (tmp_path / "pieces/mismatch-smol.json").exists()
     assert all("|" in table(pieces) for table in (page.accuracy, page.best_of_n, page.seconds))
-    assert all("smol-60" in table(pieces) for table in (page.own_answers, page.preferred, page.proxies))
+    assert all("smol-60" in table(pieces) for table in (page.own_answers, page.preferred, page.proxies, page.written))
+    assert "RER" in page.optimised(pieces) and "→" in page.moved(pieces)
     assert "smol-60" in page.mismatch(pieces) and "`seam_contrast`" in page.validity(pieces, "stackexchange")
     assert "logprob" in page.weights(pieces, "human")
     # Where a proxy chooses and where it is itself the measure, nothing is chosen by chance.

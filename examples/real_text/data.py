@@ -44,6 +44,20 @@ class Sizes(NamedTuple):
     worse: int = 3
     worse_tokens: int = 160
     """Such answers to each, and their most tokens; a longer one is left out."""
+    attacked: int = 60
+    """Rows whose golden response is attacked."""
+    queries: int = 150
+    """The most rewards that an attack asks for a row."""
+    lora: tuple[int, ...] = (500, 2000, 3900)
+    """Pairs after which a reward model by adapters is measured; each goes on from the one before."""
+    gemma: tuple[int, ...] = (100, 400, 800)
+    gemma_layers: int = 9
+    ppo_updates: int = 12
+    ppo_batch: int = 8
+    """Answers of an update."""
+    ppo_tokens: int = 32
+    ppo_held_out: int = 32
+    ppo_seeds: tuple[int, ...] = (0, 1, 2)
     layers: int = 12
     """Of the policy, under a reward model's head."""
 
@@ -142,7 +156,7 @@ def preferences(folder: Path, sizes: Sizes) -> tuple[Rows, Rows]:
     judged = {row["prompt"] for row in stackexchange(folder, sizes).rows}
     parts = []
     for name, most in (
-        ("preferences", max(*sizes.words, *sizes.minilm, *sizes.smol)),
+        ("preferences", max(*sizes.words, *sizes.minilm, *sizes.smol, *sizes.lora, *sizes.gemma)),
         ("preferences_test", sizes.held_out),
     ):
         pairs = [

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from examples.real_text import data, models, replies, words
+from examples.real_text import data, models, replies, training, words
 from examples.real_text.data import Judged, Rows, Sizes
 from seamcurate import Recipe, SentenceEncoder, query, run_local, study
 from seamcurate.demo import policy as demo_policy
@@ -48,12 +48,16 @@ class Work:
 
     def __init__(self, given: Path, out: Path, sizes: Sizes = Sizes(), start: Path | None = None) -> None:
         self.given, self.out, self.sizes = given, out, sizes
-        self._start = start
+        self._policy = start
 
     @property
     def policy(self) -> Path:
         """The folder of the policy, unpacked where it is not there."""
-        return self._start or models.policy(self.out / "models/policy")
+        return self._policy or models.policy(self.out / "models/policy")
+
+    def _start(self, family: str) -> Path:
+        """Return the folder that a family's frozen layers come from."""
+        return models.larger(self.out / "gemma.gguf", self.out / "models/gemma") if family == "gemma" else self.policy
 
     @property
     def sequence(self) -> dict[str, Callable[[], Tables]]:
@@ -70,9 +74,23 @@ class Work:
         for name in SETS:
             pieces[f"{name}-policy"] = partial(self.answered, name)
             pieces[f"{name}-proxies"] = partial(self.proxies, name)
-        # Written answers take the most seconds for what they tell: one set has them.
+        # What takes the most seconds for what it tells is measured on the set where the rewards are no coin.
         if self.sizes.written:
             pieces["human-gpt"] = partial(self.written, "human")
+        for i, pairs in enumerate(self.sizes.lora):
+            pieces[f"heads-lora-{pairs}"] = partial(self.adapted, i)
+            pieces[f"human-lora-{pairs}"] = partial(self.scored, "human", f"lora-{pairs}")
+            pieces[f"mismatch-lora-{pairs}"] = partial(self.mismatch, f"lora-{pairs}")
+        if self.sizes.attacked:
+            pieces["human-adv"] = partial(self.attacked, "human")
+        pieces["human-ppo"] = partial(self.optimised, "human")
+        # A larger model is measured where somebody put its file.
+        if (self.out / "gemma.gguf").is_file():
+            pieces |= {
+                "heads-gemma": partial(self.heads, "gemma"),
+                "human-gemma": partial(self.scored, "human", "gemma"),
+                "mismatch-gemma": partial(self.mismatch, "gemma"),
+            }
         return pieces
 
     def run(self, names: Sequence[str]) -> None:
@@ -100,14 +118,16 @@ class Work:
         training = training[: self._pairs(family)[-1]]
         if family == "words":
             return self._words(training, held_out)
-        folder = models.bare(family, self.policy, self.out / f"models/bare-{family}", self.sizes.layers)
+        layers = self.sizes.gemma_layers if family == "gemma" else self.sizes.layers
+        start = self._start(family)
+        folder = models.bare(family, start, self.out / f"models/bare-{family}", layers)
         kept = self.out / f"features-{family}"
         known, tested = (
             models.kept_features(folder, pairs, ("chosen", "rejected"), kept / name)
             for name, pairs in (("training", training), ("held-out", held_out))
         )
         heads = {f"{family}-{n}": models.head(known[:n, 0], known[:n, 1]) for n in self._pairs(family)}
-        models.save_heads(family, self.policy, self._heads(family), self.sizes.layers, heads)
+        models.save_heads(family, start, self._heads(family), layers, heads)
         scores = [
             {
                 "reward": name,
@@ -120,6 +140,23 @@ class Work:
             for i, pair in enumerate(held_out)
         ]
         return self._accuracy(family, scores, len(training))
+
+    def adapted(self, stage: int) -> Tables:
+        """Train a reward model by adapters on more pairs than the stage before, from its weights; measure it as heads are."""
+        pairs, held_out = data.preferences(self.given, self.sizes)
+        seen, most = (0, *self.sizes.lora)[stage : stage + 2]
+        if stage:
+            start = self._folder(f"lora-{seen}")
+        else:
+            start = models.start_of_adapters(self.policy, self.out / "models/lora-start", self.sizes.layers)
+        name = f"lora-{most}"
+        training.adapters(start, pairs[seen:most], self._folder(name), models.MAX_TOKENS)
+        given = self._rewards(name, held_out, ("chosen", "rejected"))
+        scores = [
+            {"reward": name, "prompt_id": str(i), "subset": pair["dataset"], "score_chosen": a, "score_rejected": b}
+            for i, (pair, ((a,), (b,))) in enumerate(zip(held_out, given, strict=True))
+        ]
+        return self._accuracy(name, scores, most)
 
     def _words(self, training: Rows, held_out: Rows) -> Tables:
         """Train functions in place of heads."""
@@ -144,6 +181,8 @@ class Work:
         return self.out / f"models/heads-{family}"
 
     def _names(self, family: str) -> list[str]:
+        if family.startswith("lora-"):
+            return [family]
         return [f"{family}-{n}" for n in self._pairs(family)]
 
     def _pairs(self, family: str) -> tuple[int, ...]:
@@ -156,7 +195,7 @@ class Work:
         """Score a set's rows by a family of reward models, and measure the columns that need no policy."""
         measured = SETS[name](self.given, self.sizes)
         stored = _rows(self._base(name, measured))
-        if family != "words":
+        if family != "words" and not family.startswith("lora-"):
             stored = _rows(self._rewarded(name, family, stored))
         self._judge(name, family, measured.judged)
         tables: Tables = {"rows": len(stored), "judged": len(measured.judged)}
@@ -222,7 +261,6 @@ class Work:
 
     def written(self, name: str) -> Tables:
         """Let the policy write worse answers behind a llama.cpp server, and measure SEAM_GPT beside SEAM_Contrast on the same rows."""
-        contrast = {row["prompt"]: row for row in _rows(self.out / name / f"store-{POLICYS}")}
         asked = SETS[name](self.given, self.sizes).rows[: self.sizes.written]
         recipe: dict[str, Any] = {
             "rows": _source(data.write(asked, self.out / f"{name}/written.parquet")),
@@ -242,45 +280,105 @@ class Work:
                 "seed": data.SEED,
             }
             store = _run(recipe, self.out / name / "written")
+        return self._beside_contrast(name, "gpt", store, self._names(POLICYS), self.sizes.worse)
+
+    def attacked(self, name: str) -> Tables:
+        """Attack the golden responses of the first rows against the last reward model, and measure SEAM_Adv beside SEAM_Contrast."""
+        asked = SETS[name](self.given, self.sizes).rows[: self.sizes.attacked]
+        lexicon = (self.given / "lexicons/wordnet30_synonyms.parquet").resolve()
+        attack = {
+            "method": "pwws",
+            "k": self.sizes.candidates,
+            "query_budget": self.sizes.queries,
+            "wordnet": str(lexicon),
+        }
+        recipe: dict[str, Any] = {
+            "rows": _source(data.write(asked, self.out / f"{name}/attacked.parquet")),
+            "models": {
+                "reward": self._classifier(POLICYS),
+                "encoder": {"sentence_encoder": str(encoder_folder()), "dtype": "float32"},
+            },
+            "steps": [{"attack": attack}, {"reward": {}}, {"rewards": {"variant": "adv"}}],
+        }
+        store = _run(recipe, self.out / name / "attacked")
+        # The attack was made against the last reward model alone.
+        return self._beside_contrast(name, "adv", store, self._names(POLICYS)[-1:], self.sizes.candidates)
+
+    def _beside_contrast(self, name: str, variant: str, store: Path, rewards: Sequence[str], k: int) -> Tables:
+        """Measure SEAM over one sample set beside SEAM_Contrast, on the rows that have both."""
+        contrast = {row["prompt"]: row for row in _rows(self.out / name / f"store-{POLICYS}")}
         stored = query(store, "SELECT * FROM rows ORDER BY row_id").to_pylist()
-        # Both columns are held against the same rows.
-        stored = [row for row in stored if row["worse_gpt"] and contrast[row["prompt"]]["worse_contrast"]]
+        stored = [row for row in stored if row[f"worse_{variant}"] and contrast[row["prompt"]]["worse_contrast"]]
         tables: Tables = {
             "rows": len(stored),
-            "candidates": sum(len(row["worse_gpt"]) for row in stored) / max(1, len(stored)),
+            "candidates": sum(len(row[f"worse_{variant}"]) for row in stored) / max(1, len(stored)),
             "validity": {},
         }
-        for reward in self._names(POLICYS):
+        for reward in rewards:
             column = reward.replace("-", "_")
             rows = []
             for row in stored:
-                beside = contrast[row["prompt"]]
-                known = {key: row[key] for key in ("prompt", "response", "source")} | {
-                    "reward": row[f"reward_{column}"]
-                }
-                for variant, given in (("gpt", row), ("contrast", beside)):
-                    texts = [{"response": candidate["response"]} for candidate in given[f"worse_{variant}"]]
+                known = {key: row[key] for key in ("prompt", "response", "source")}
+                known["reward"] = row[f"reward_{column}"]
+                for own, given in ((variant, row), ("contrast", contrast[row["prompt"]])):
+                    texts = [{"response": candidate["response"]} for candidate in given[f"worse_{own}"]]
                     known |= {
-                        f"worse_{variant}": texts,
-                        f"rewards_{variant}": given[f"rewards_{column}_{variant}"],
-                        f"logprobs_{variant}": [None] * len(texts),
-                        f"tokens_{variant}": [None] * len(texts),
+                        f"worse_{own}": texts,
+                        f"rewards_{own}": given[f"rewards_{column}_{own}"],
+                        f"logprobs_{own}": [None] * len(texts),
+                        f"tokens_{own}": [None] * len(texts),
                     }
                 rows.append(known)
             scored = {
-                "rows": _source(data.write(rows, self.out / f"{name}/written-{reward}.parquet")),
+                "rows": _source(data.write(rows, self.out / f"{name}/{variant}-{reward}.parquet")),
                 "steps": [
-                    {"seam_score": {"variant": "gpt", "likelihood": "uniform", "k": self.sizes.worse}},
+                    {"seam_score": {"variant": variant, "likelihood": "uniform", "k": k}},
                     {"seam_score": {"variant": "contrast", "likelihood": "uniform", "k": self.sizes.candidates}},
                 ],
             }
-            own = _run(scored, self.out / f"{name}/written-{reward}")
-            by = None if name == "stackexchange" else "source"
             measured = study.validity(
-                own, self._judged_file(name, reward), by=by, columns=("seam_gpt", "misjudged_gpt", "seam_contrast")
+                _run(scored, self.out / f"{name}/{variant}-{reward}"),
+                self._judged_file(name, reward),
+                by=None if name == "stackexchange" else "source",
+                columns=(f"seam_{variant}", f"misjudged_{variant}", "seam_contrast"),
             )
-            tables["validity"][f"{reward} gpt"] = _result(measured)
+            tables["validity"][f"{reward} {variant}"] = _result(measured)
         return tables
+
+    def optimised(self, name: str) -> Tables:
+        """Train the policy by PPO on each of RER's proxies, from several seeds, and correlate each with two golds."""
+        stored = query(self._answers(name), "SELECT prompt, response, query_type FROM rows ORDER BY row_id").to_pylist()
+        rows = [
+            {"prompt": row["prompt"], "reference": row["response"], "query_type": row["query_type"]} for row in stored
+        ]
+        encoder = SentenceEncoder(path=str(encoder_folder()), dtype="float32")
+
+        def last(family: str) -> training.Gold:
+            reward = self._names(family)[-1]
+
+            def gold(prompts: list[str], answers: list[list[str]]) -> list[list[float]]:
+                pairs = [
+                    {"prompt": prompt, "response": answer}
+                    for prompt, own in zip(prompts, answers, strict=True)
+                    for answer in own
+                ]
+                given = self._rewards(family, pairs, ("response",), *([reward] if family == "words" else []))
+                return [[values[-1]] for (values,) in given]
+
+            return gold
+
+        golds = {self._names(family)[-1]: last(family) for family in GOLDS}
+        measured: Rows = []
+        for seed in self.sizes.ppo_seeds:
+            for proxy in training.PROXIES:
+                out = self.out / name / "ppo"
+                measured += training.optimised(self.policy, rows, proxy, seed, golds, encoder, out, self.sizes)
+                print(f"ppo: {proxy}, seed {seed}", flush=True)
+        found = {}
+        for gold in golds:
+            own = [{k: v for k, v in row.items() if k != "gold"} for row in measured if row["gold"] == gold]
+            found[gold] = _result(study.monotonicity(data.write(own, self.out / f"tables/ppo-{gold}.parquet")))
+        return {"monotonicity": found, "moved": training.moved(measured)}
 
     @property
     def _gguf(self) -> Path:
@@ -399,7 +497,12 @@ class Work:
             ],
         }
         if "reward" not in rows[0]:
-            recipe["models"] = {"reward": {"function": f"{(self._folder(reward) / 'reward.py').resolve()}:score"}}
+            folder = self._folder(reward).resolve()
+            if reward.startswith("lora-"):
+                own = {"sequence_classifier": str(folder), "dtype": "float32", "max_tokens": models.MAX_TOKENS}
+            else:
+                own = {"function": f"{folder / 'reward.py'}:score"}
+            recipe["models"] = {"reward": own}
             recipe["steps"][:0] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
         return _run(recipe, self.out / name)
 
@@ -425,6 +528,9 @@ class Work:
             prompts = [row["prompt"] for row in rows]
             given = [words.rewards(self._folder(name), prompts, answers) for name in names or self._names(family)]
             return [[tuple(values) for values in zip(*own, strict=True)] for own in zip(*given, strict=True)]
+        if family.startswith("lora-"):
+            single = models.single_rewards(self._folder(family), [row["prompt"] for row in rows], answers)
+            return [[(value,) for value in row] for row in single]
         heads = self._heads(family)
         return models.rewards(heads, self._names(family)[-1], [row["prompt"] for row in rows], answers)
 
@@ -443,7 +549,8 @@ class Work:
             for row in pq.read_table(self._judged_file("human", reward)).to_pylist():
                 verdicts.append(_verdict(reward, row["prompt"], row, row["reward_a"] - row["reward_b"]))
             answers: dict[str, Rows] = {}
-            for row in pq.read_table(self._judged_file("stackexchange", reward)).to_pylist():
+            voted = self._judged_file("stackexchange", reward)
+            for row in pq.read_table(voted).to_pylist() if family in FAMILIES else ():
                 answers.setdefault(row["prompt"], []).append(row)
             for prompt, own in answers.items():
                 for first, second in combinations(own, 2):

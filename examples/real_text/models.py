@@ -40,6 +40,30 @@ def policy(folder: Path) -> Path:
     return folder
 
 
+def larger(file: Path, folder: Path) -> Path:
+    """Unpack a model of a GGUF file that lies in the experiment's folder, once: nothing downloads it."""
+    if not folder.is_dir():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from seamcurate.models import gguf_file
+
+        new = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        with quiet():
+            quantised, _ = gguf_file.open_model(AutoModelForCausalLM, file, torch.float32)
+            # A configuration that speaks of GGUF is refused by save_pretrained.
+            known = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(type(quantised.config)(**known), dtype=torch.float32)
+            model.load_state_dict(quantised.state_dict(), assign=True)
+            model.tie_weights()
+            model.save_pretrained(new)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(new)
+        new.rename(folder)
+    return folder
+
+
 def bare(family: str, start: Path, folder: Path, layers: int) -> Path:
     """Write a family's frozen model with the identity as its head: its outputs are the features."""
     if not folder.is_dir():
@@ -100,6 +124,20 @@ def save_heads(family: str, start: Path, folder: Path, layers: int, heads: dict[
     return folder
 
 
+def start_of_adapters(start: Path, folder: Path, layers: int) -> Path:
+    """Write the policy's first layers with one output of zeros: what adapters begin from."""
+    if not folder.is_dir():
+        _save("smol", start, folder, layers, np.zeros((1, _width(start))), ["reward"])
+    return folder
+
+
+def single_rewards(folder: Path, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Return the rewards of each prompt's answers by a classifier of one output; NaN where a prompt fills the window."""
+    model = SequenceClassifier(path=str(folder), dtype="float32", max_tokens=MAX_TOKENS).load()
+    given = model.rewards(list(prompts), [list(own) for own in answers])
+    return [[math.nan if value is None else float(value) for value in row] for row in given]
+
+
 def rewards(
     folder: Path, name: str, prompts: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> list[list[tuple[float, ...]]]:
@@ -110,6 +148,12 @@ def rewards(
         [tuple(math.nan if value is None else float(value) for value in rating.outputs) for rating in row]
         for row in ratings
     ]
+
+
+def _width(start: Path) -> int:
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(start).hidden_size)
 
 
 def _classifier(folder: Path, output: int | str) -> SequenceClassifier:
@@ -126,7 +170,9 @@ def _save(family: str, start: Path, folder: Path, layers: int, weights: Doubles 
     labels = {"num_labels": outputs}
     if names:
         labels |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    settings = {} if family == "minilm" else {"num_hidden_layers": layers}
+    settings: dict[str, object] = {} if family == "minilm" else {"num_hidden_layers": layers}
+    if kinds := getattr(config, "layer_types", None):
+        settings["layer_types"] = kinds[:layers]
     tokenizer = AutoTokenizer.from_pretrained(source)
     with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(

@@ -21,7 +21,7 @@ RESULTS = ROOT / "docs/evidence/results/real-text"
 PAGE = ROOT / "docs/evidence/real-text.md"
 PRIMARY, SECOND = "smol-800", "words-3900"
 _SETS = {"stackexchange": "Stack Exchange", "human": "QA-Feedback and PandaLM"}
-_FAMILIES = ("smol", "words", "minilm")
+_FAMILIES = ("smol", "words", "minilm", "lora-500", "lora-2000", "lora-3900", "gemma")
 _COLUMNS = (
     *("seam_contrast", "misjudged_contrast", "reward", "baseline_reward_margin_contrast"),
     *("baseline_reward_spread_contrast", "baseline_rejected_reward_contrast", "baseline_reward_gap_contrast"),
@@ -55,6 +55,8 @@ def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
         "written": written,
         "preferred": preferred,
         "proxies": proxies,
+        "optimised": optimised,
+        "moved": moved,
     }
 
     def fill(match: re.Match[str]) -> str:
@@ -80,7 +82,7 @@ def accuracy(pieces: dict[str, dict[str, Any]]) -> str:
 def validity(pieces: dict[str, dict[str, Any]], name: str) -> str:
     """Show the AUC of each column by reward model; SEAM with uniform weights, which need no policy."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    given = [pieces[key] for family in sorted(_FAMILIES) if (key := f"{name}-{family}") in pieces]
+    given = [pieces[key] for family in _FAMILIES if (key := f"{name}-{family}") in pieces]
     for piece in given:
         for key, study in piece["validity"].items():
             reward, weight = key.split(" ")
@@ -133,16 +135,53 @@ def own_answers(pieces: dict[str, dict[str, Any]]) -> str:
 
 
 def written(pieces: dict[str, dict[str, Any]]) -> str:
-    """Show what SEAM_GPT finds by answers that the policy wrote to be worse, beside SEAM_Contrast on the same rows."""
-    given = [pieces[key] for name in _SETS if (key := f"{name}-gpt") in pieces]
-    columns = "seam_gpt", "misjudged_gpt", "seam_contrast"
+    """Show what SEAM finds by answers that were written to be worse, or attacked, beside SEAM_Contrast on the same rows."""
+    kinds = {"gpt": "written by the policy", "adv": "attacked by PWWS"}
+    given = [pieces[key] for name in _SETS for kind in kinds if (key := f"{name}-{kind}") in pieces]
     lines = []
     for piece in given:
         for key, study in piece["validity"].items():
+            reward, variant = key.split(" ")
             rows = {row["column"]: row for row in study["table"]}
+            columns = f"seam_{variant}", f"misjudged_{variant}", "seam_contrast"
             aucs = [_plain(rows[column], "auc") if column in rows else "–" for column in columns]
-            lines.append([key.split(" ")[0], str(piece["rows"]), *aucs])
-    return _commands(given) + _table(["AUC by reward model", "rows", *(f"`{column}`" for column in columns)], lines)
+            lines.append([kinds[variant], reward, str(piece["rows"]), f"{piece['candidates']:.1f}", *aucs])
+    heading = ["worse answers", "reward model", "rows", "a row", "SEAM over them", "share misjudged", "`seam_contrast`"]
+    return _commands(given) + _table(heading, lines)
+
+
+def optimised(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show how each gold went with each of RER's proxies while that was optimised by PPO."""
+    given = [pieces[key] for name in _SETS if (key := f"{name}-ppo") in pieces]
+    lines = [
+        [
+            gold,
+            row["proxy"].upper().replace("_", "·"),
+            str(row["seeds"]),
+            str(row["checkpoints"]),
+            *(_plain(row, name) for name in ("spearman", "pearson", "length_spearman")),
+        ]
+        for piece in given
+        for gold, study in piece["monotonicity"].items()
+        for row in study["table"]
+    ]
+    heading = ["gold", "optimised", "seeds", "checkpoints", "Spearman", "Pearson", "Spearman of length and gold"]
+    return _commands(given) + _table(heading, lines)
+
+
+def moved(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show how far proxy, golds and length went, from before training to its end, in means over seeds."""
+    given = [pieces[key] for name in _SETS if (key := f"{name}-ppo") in pieces]
+    lines = [
+        [row["proxy"].upper().replace("_", "·"), row["gold"]]
+        + [
+            f"{row[f'{measure}_first']:.{digits}f} → {row[f'{measure}_last']:.{digits}f}"
+            for measure, digits in (("proxy_mean", 3), ("gold_mean", 3), ("length_mean", 1))
+        ]
+        for piece in given
+        for row in piece["moved"]
+    ]
+    return _table(["optimised", "gold", "proxy", "gold's mean", "tokens of an answer"], lines)
 
 
 def preferred(pieces: dict[str, dict[str, Any]]) -> str:
@@ -178,19 +217,27 @@ def proxies(pieces: dict[str, dict[str, Any]]) -> str:
 def mismatch(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how often each reward model, and each simple rule, disagrees with people, by source."""
     given = [piece for name, piece in pieces.items() if name.startswith("mismatch-")]
-    found = {(row["reward"], row["subset"]): row for piece in given for row in piece["mismatch"]["table"]}
+    rows = [row for piece in given for row in piece["mismatch"]["table"]]
+    # Simple rules stand in every piece: those of most pairs are shown.
+    found = {(row["reward"], row["subset"]): row for row in sorted(rows, key=lambda row: row["pairs"])}
     subsets = list(dict.fromkeys(subset for _, subset in found))
+    # Where a family was not asked of a set, its pairs of all are others than everybody's.
+    pairs = {subset: max(row["pairs"] for (_, name), row in found.items() if name == subset) for subset in subsets}
     lines = [
         [
             reward,
-            *(_percent(found[reward, subset], "mismatch") if (reward, subset) in found else "" for subset in subsets),
+            *(
+                _percent(row, "mismatch")
+                if (row := found.get((reward, subset))) and row["pairs"] == pairs[subset]
+                else ""
+                for subset in subsets
+            ),
         ]
         for reward in dict.fromkeys(reward for reward, _ in found)
     ]
     if not lines:
         return "Not measured."
-    first = lines[0][0]
-    sizes = ["pairs", *(f"{found[first, subset]['pairs']:,}" for subset in subsets)]
+    sizes = ["pairs", *(f"{pairs[subset]:,}" for subset in subsets)]
     return _commands(given) + _table(["disagrees with people", *subsets], [*lines, sizes])
 
 
