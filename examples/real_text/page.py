@@ -218,21 +218,22 @@ def mismatch(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how often each reward model, and each simple rule, disagrees with people, by source."""
     given = [piece for name, piece in pieces.items() if name.startswith("mismatch-")]
     rows = [row for piece in given for row in piece["mismatch"]["table"]]
-    # Simple rules stand in every piece: those of most pairs are shown.
-    found = {(row["reward"], row["subset"]): row for row in sorted(rows, key=lambda row: row["pairs"])}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        # Simple rules stand in every piece: those of most pairs are shown.
+        key = row["reward"], row["subset"]
+        if key not in found or row["pairs"] > found[key]["pairs"]:
+            found[key] = row
     subsets = list(dict.fromkeys(subset for _, subset in found))
-    # Where a family was not asked of a set, its pairs of all are others than everybody's.
     pairs = {subset: max(row["pairs"] for (_, name), row in found.items() if name == subset) for subset in subsets}
+
+    def shown(reward: str, subset: str) -> str:
+        # Where a family was not asked of a set, all of its pairs are others than everybody's.
+        asked = subsets if subset == "all" else [subset]
+        return _percent(found[reward, subset], "mismatch") if all((reward, one) in found for one in asked) else ""
+
     lines = [
-        [
-            reward,
-            *(
-                _percent(row, "mismatch")
-                if (row := found.get((reward, subset))) and row["pairs"] == pairs[subset]
-                else ""
-                for subset in subsets
-            ),
-        ]
+        [reward, *(shown(reward, subset) for subset in subsets)]
         for reward in dict.fromkeys(reward for reward, _ in found)
     ]
     if not lines:
