@@ -36,6 +36,8 @@ PIECES = {"votes": "stackexchange", "verdicts": "human"}
 """The pieces of the measurement on real text, by the place."""
 REWARDS = ("smol-800 uniform", "words-3900 uniform")
 """Its reward models, the one that decides first; the next counts where it was not measured."""
+VARIANTS = {"policy": "smol-800", "gpt": "smol-800 gpt", "adv": "smol-800 adv"}
+"""Sample sets that were measured apart, on fewer rows, and the name of their table for the reward model that decides."""
 
 
 def gold_world() -> Iterator[tuple[str, str, str, str, str]]:
@@ -60,6 +62,11 @@ def real_text() -> Iterator[tuple[str, str, str, str, str]]:
         for row in tables[reward] if reward else ():
             if row["column"].startswith(("seam_", "misjudged_", "baseline_", "reward")) and row["auc"] is not None:
                 yield row["column"], place, *(f"{row[name]:.4f}" for name in ("auc", "auc_low", "auc_high"))
+        for variant, key in VARIANTS.items():
+            file = RESULTS / "real-text" / f"{piece}-{variant}.json"
+            for row in json.loads(file.read_text(encoding="utf-8"))["validity"][key]["table"] if file.exists() else ():
+                if row["column"] in (f"seam_{variant}", f"misjudged_{variant}") and row["auc"] is not None:
+                    yield row["column"], place, *(f"{row[name]:.4f}" for name in ("auc", "auc_low", "auc_high"))
 
 
 def made() -> str:

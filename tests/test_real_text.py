@@ -207,7 +207,7 @@ def test_rules_are_applied_as_the_protocol_says(aucs, gain, verdicts):
     ]
     pieces["stackexchange-smol"]["best_of_n"] = {f"{page.PRIMARY} uniform": {"table": arms}}
     lines = page.decisions(pieces).splitlines()[2:]
-    assert [line.split(" | ")[2] for line in lines] == [*verdicts, *["open"] * 7]
+    assert [line.split(" | ")[2] for line in lines] == [*verdicts, *["open"] * 8]
 
 
 @pytest.mark.parametrize(
@@ -222,10 +222,26 @@ def test_a_rule_on_rer_asks_for_every_set_and_both_golds(gains, verdict):
             for gold, gain in zip(("smol-800", "words-3900"), gains[2 * i :], strict=False)
         ]
         pieces[f"{name}-proxies"] = {"gains": rows}
-    lines = page.decisions(pieces).splitlines()[-2:]
-    assert [line.split(" | ")[2] for line in lines] == [verdict] * 2
+    lines = page.decisions(pieces).splitlines()[-3:]
+    assert [line.split(" | ")[2] for line in lines] == [verdict] * 2 + ["open"]
     del pieces["human-proxies"]
-    assert [line.split(" | ")[2] for line in page.decisions(pieces).splitlines()[-2:]] == ["open"] * 2
+    assert [line.split(" | ")[2] for line in page.decisions(pieces).splitlines()[-3:]] == ["open"] * 3
+
+
+@pytest.mark.parametrize(
+    ("ranks", "verdict"), [((0.6, 0.7), "shown"), ((0.6, 0.1), "not shown"), ((-0.6, -0.7), "refuted")]
+)
+def test_the_rule_on_training_asks_for_both_golds(ranks, verdict):
+    def study(rank: float) -> dict[str, object]:
+        rows = [("rer", rank), ("li", 0.9)]
+        return {
+            "table": [
+                {"proxy": proxy} | {f"spearman{end}": value + 3 * step for end, step in ENDS} for proxy, value in rows
+            ]
+        }
+
+    pieces = {"human-ppo": {"monotonicity": {f"gold {i}": study(rank) for i, rank in enumerate(ranks)}}}
+    assert page.decisions(pieces).splitlines()[-1].split(" | ")[2] == verdict
 
 
 def test_the_page_is_what_the_committed_files_say():

@@ -283,7 +283,22 @@ def decisions(pieces: dict[str, dict[str, Any]]) -> str:
         lines += [[line[0], f"`{reward}`", *line[1:]] for line in _decided(pieces, reward)]
     lines += [_decided_by_golds(pieces, "R6 the best of 4 by RER raises gold", "gain")]
     lines += [_decided_by_golds(pieces, "R7 … more than by length", "above_length")]
+    lines += [_decided_by_training(pieces)]
     return _table(["claim", "reward model", "verdict", "measured"], lines)
+
+
+def _decided_by_training(pieces: dict[str, dict[str, Any]]) -> list[str]:
+    """Apply the rule on PPO: over seeds, each gold rises with RER, or falls, or neither."""
+    studies = pieces.get("human-ppo", {}).get("monotonicity", {})
+    rows = {gold: row for gold, study in studies.items() for row in study["table"] if row["proxy"] == "rer"}
+    if not rows:
+        verdict = "open"
+    elif all(row["spearman_low"] > 0 for row in rows.values()):
+        verdict = "shown"
+    else:
+        verdict = "refuted" if all(row["spearman_high"] < 0 for row in rows.values()) else "not shown"
+    told = "; ".join(f"{gold} {_plain(row, 'spearman')}" for gold, row in rows.items())
+    return ["R8 gold rises with RER under PPO", "both golds", verdict, told or "not measured"]
 
 
 def _decided_by_golds(pieces: dict[str, dict[str, Any]], claim: str, measure: str) -> list[str]:
