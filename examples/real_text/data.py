@@ -52,7 +52,7 @@ class Sizes(NamedTuple):
     """Pairs after which a reward model by adapters is measured; each goes on from the one before."""
     gemma: tuple[int, ...] = (100, 400, 800)
     gemma_layers: int = 9
-    ppo_updates: int = 12
+    ppo_updates: int = 8
     ppo_batch: int = 8
     """Answers of an update."""
     ppo_tokens: int = 32

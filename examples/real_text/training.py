@@ -88,7 +88,7 @@ def optimised(
         held_out = data.write(rows[: sizes.ppo_held_out], out / "held-out.parquet")
         trained = data.write(rows[sizes.ppo_held_out :], out / "trained.parquet")
         config = PPOTraining(
-            learning_rate=1e-4,
+            learning_rate=5e-4,
             max_steps=sizes.ppo_updates,
             per_device_train_batch_size=sizes.ppo_batch,
             num_ppo_epochs=2,
