@@ -67,16 +67,14 @@ def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
 
 def accuracy(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how often each reward model is right on held-out pairs."""
-    given = [(n.removeprefix("heads-"), p) for n, p in pieces.items() if n.startswith("heads-")]
+    given = [pieces[key] for family in _FAMILIES if (key := f"heads-{family}") in pieces]
     lines = []
-    for _, piece in given:
+    for piece in given:
         found = {(row["reward"], row["subset"]): row for row in piece["accuracy"]["table"]}
-        for reward in dict.fromkeys(name for name, _ in found):
+        for reward in dict.fromkeys(row["reward"] for row in piece["accuracy"]["table"] if row["kind"] == "model"):
             own = [found[reward, subset] for subset in ("all", "stackexchange", "hh-rlhf") if (reward, subset) in found]
             lines.append([reward, *(_percent(row, "accuracy") for row in own)])
-    return _commands([piece for _, piece in given]) + _table(
-        ["reward model", "all held-out pairs", "Stack Exchange", "HH-RLHF"], lines
-    )
+    return _commands(given) + _table(["reward model", "all held-out pairs", "Stack Exchange", "HH-RLHF"], lines)
 
 
 def validity(pieces: dict[str, dict[str, Any]], name: str) -> str:
@@ -216,7 +214,7 @@ def proxies(pieces: dict[str, dict[str, Any]]) -> str:
 
 def mismatch(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how often each reward model, and each simple rule, disagrees with people, by source."""
-    given = [piece for name, piece in pieces.items() if name.startswith("mismatch-")]
+    given = [pieces[key] for family in _FAMILIES if (key := f"mismatch-{family}") in pieces]
     rows = [row for piece in given for row in piece["mismatch"]["table"]]
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
