@@ -15,13 +15,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks import inputs
 
 _WAYS = ("half the cores", "beside a neighbour", "beside a neighbour, --threads half")
 _SPINNING = "beside a neighbour, spinning"
-"""Threads that wait by spinning take ten times as long: full sizes only, once."""
+"""Threads that wait by spinning take ten times as long: only beyond the full size, once."""
 _TURNS = 3
 
 
@@ -32,13 +31,24 @@ def main(scale: float) -> None:
     cores, half = len(pinned), max(1, len(pinned) // 2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write(folder, max(4, round(48 * scale)))
+        _write(folder, max(4, round(12 * scale)))
         taken: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
-        for _ in range(_TURNS):
-            for way in _WAYS:
-                taken[way].append(_run(folder, way, half, cores))
-        if scale >= 1:
-            taken[_SPINNING] = [_run(folder, _SPINNING, half, cores)]
+        workers = {way: _start(folder, way, half) for way in _WAYS}
+        try:
+            for _ in range(_TURNS):
+                for way, worker in workers.items():
+                    taken[way].append(_turn(worker, way, cores))
+        finally:
+            for worker in workers.values():
+                worker.kill()
+                worker.communicate()
+        if scale > 1:
+            spinning = _start(folder, _SPINNING, half)
+            try:
+                taken[_SPINNING] = [_turn(spinning, _SPINNING, cores)]
+            finally:
+                spinning.kill()
+                spinning.communicate()
     middle = {way: sorted(turns, key=lambda turn: turn["wall_s"])[len(turns) // 2] for way, turns in taken.items()}
     base = middle[_WAYS[0]]
     for way, turns in taken.items():
@@ -65,7 +75,7 @@ def _write(folder: Path, rows: int) -> None:
 
 
 def work(folder: str, threads: str) -> None:
-    """Do the run, and print what it took; models are loaded before."""
+    """Do a run for each line that is read, and print what it took; packages are imported before."""
     from seamcurate import CausalLM, Models, Recipe, SequenceClassifier, Source, run_local, seam
     from seamcurate import threads as limits
 
@@ -76,10 +86,14 @@ def work(folder: str, threads: str) -> None:
     policy.load()
     source = Source(parquet=f"{folder}/rows.parquet")
     recipe = Recipe(rows=source, models=Models(policy=policy, reward=reward), steps=seam("contrast"))
-    with tempfile.TemporaryDirectory() as store:
-        wall, cpu = time.monotonic(), _cpu()
-        run_local(recipe, store)
-        print(json.dumps({"wall_s": round(time.monotonic() - wall, 2), "cpu_s": round(_cpu() - cpu, 2)}))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        with tempfile.TemporaryDirectory() as store:
+            wall, cpu = time.monotonic(), _cpu()
+            run_local(recipe, store)
+            print(
+                json.dumps({"wall_s": round(time.monotonic() - wall, 2), "cpu_s": round(_cpu() - cpu, 2)}), flush=True
+            )
 
 
 def _cpu() -> float:
@@ -87,26 +101,42 @@ def _cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _run(folder: Path, way: str, half: int, cores: int) -> dict[str, float]:
+def _start(folder: Path, way: str, half: int) -> subprocess.Popen[str]:
+    """Start a process that waits for its turns: to import packages takes twice as long as a run."""
     # The benchmarks' own limit of threads is taken away.
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
     environment["OMP_WAIT_POLICY"] = "ACTIVE" if "spinning" in way else "PASSIVE"
-    threads = str(half) if "half" in way else ""
-    alone = way == _WAYS[0]
+    code = "from benchmarks import neighbour; import sys; neighbour.work(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(folder), str(half) if "half" in way else ""]
+    if way == _WAYS[0]:
+        command = ["taskset", "--cpu-list", ",".join(map(str, sorted(os.sched_getaffinity(0))[:half])), *command]
+    worker = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    _line(worker)
+    return worker
+
+
+def _turn(worker: subprocess.Popen[str], way: str, cores: int) -> dict[str, float]:
     neighbours = [multiprocessing.Process(target=_busy, daemon=True) for _ in range(cores if "neighbour" in way else 0)]
     for neighbour in neighbours:
         neighbour.start()
     try:
-        code = "from benchmarks import neighbour; import sys; neighbour.work(*sys.argv[1:])"
-        command = [sys.executable, "-c", code, str(folder), threads]
-        if alone:
-            command = ["taskset", "--cpu-list", ",".join(map(str, sorted(os.sched_getaffinity(0))[:half])), *command]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+        taken: dict[str, float] = json.loads(_line(worker))
     finally:
         for neighbour in neighbours:
             neighbour.kill()
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return taken
+
+
+def _line(worker: subprocess.Popen[str]) -> str:
+    """Return the next line of a worker that is a turn's; those that a run prints are passed over."""
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        if line.startswith(("ready", '{"wall_s"')):
+            return line
+    raise SystemExit("neighbour: a run failed; what it printed stands above")
 
 
 def _busy() -> None:
