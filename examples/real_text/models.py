@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -142,12 +143,17 @@ def rewards(
     folder: Path, name: str, prompts: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> list[list[tuple[float, ...]]]:
     """Return all heads' rewards of each answer, in the order of `outputs`; NaN where a prompt fills the window."""
-    model = _classifier(folder, output=name).load()
-    ratings = model.ratings(list(prompts), [list(own) for own in answers], {})
+    ratings = _loaded(folder, name).ratings(list(prompts), [list(own) for own in answers], {})
     return [
         [tuple(math.nan if value is None else float(value) for value in rating.outputs) for rating in row]
         for row in ratings
     ]
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path, name: str) -> RewardModel:
+    """Load heads once, however often a training asks for their rewards."""
+    return _classifier(folder, output=name).load()
 
 
 def _width(start: Path) -> int:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import inspect
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from examples.real_text.data import SEED, Rows
+from seamcurate import RewardFunction
+from seamcurate.models import RewardModel
 
 _PENALTIES, _FOLDS, _LEAST = (0.03, 0.1, 0.3, 1.0), 5, 3
 """A word counts where this many answers of the training pairs have it."""
@@ -92,7 +95,11 @@ def score(prompt: str, response: str) -> float:
 
 def rewards(folder: Path, prompts: list[str], answers: list[list[str]]) -> list[list[float]]:
     """Return the rewards of each prompt's answers by the written function, as a recipe's `function` gives them."""
-    from seamcurate import RewardFunction
-
-    given = RewardFunction(path=f"{folder.resolve() / 'reward.py'}:score").load().rewards(prompts, answers)
+    given = _loaded(folder.resolve() / "reward.py").rewards(prompts, answers)
     return [[float("nan") if value is None else value for value in row] for row in given]
+
+
+@lru_cache(maxsize=4)
+def _loaded(file: Path) -> RewardModel:
+    """Start a function's process once, however often it is asked."""
+    return RewardFunction(path=f"{file}:score").load()
