@@ -101,6 +101,8 @@ def retrieval_time(
         scale: Rows of the corpus over those of `vectors`.
         first: Whether the corpus is still to be prepared and the band to be described.
     """
+    # The bound is chosen once, however large the corpus.
+    choosing = _seconds(lambda: nearest.rotation(vectors, step.band[0]))
     with TemporaryDirectory() as folder:
         building = _seconds(lambda: nearest.build(Path(folder), len(vectors), [vectors], step.band[0]))
         band = nearest.Band(Path(folder), step.band)
@@ -108,7 +110,8 @@ def retrieval_time(
     some, keys = _resized(queries, PROBED), np.arange(PROBED, dtype=np.uint64)
     corpus_keys = np.arange(len(vectors), dtype=np.uint64)
     describing = _seconds(lambda: coverage.probe(some, keys, vectors, corpus_keys, step.band, step.k))
-    return Duration(first * scale * (building + describing), scale * searching / _QUERIES)
+    once = choosing + scale * (max(0.0, building - choosing) + describing)
+    return Duration(first * once, scale * searching / _QUERIES)
 
 
 def duplicates_time(step: Duplicates, vectors: nearest.Floats, rows: int) -> Duration:
@@ -119,6 +122,7 @@ def duplicates_time(step: Duplicates, vectors: nearest.Floats, rows: int) -> Dur
         vectors: Embeddings of some rows, float32, rows × dimensions.
         rows: All rows.
     """
+    choosing = _seconds(lambda: nearest.rotation(vectors, step.similarity))
     with TemporaryDirectory() as folder:
         building = _seconds(lambda: nearest.build(Path(folder), len(vectors), [vectors], step.similarity))
         band = nearest.Band(Path(folder), (step.similarity, 2.0))
@@ -127,7 +131,8 @@ def duplicates_time(step: Duplicates, vectors: nearest.Floats, rows: int) -> Dur
         inside = _seconds(lambda: repeated(band, np.ones(block, bool)))
         against = _seconds(lambda: band.search(vectors[:block], 1, nothing))
     pairs = rows * max(0, rows - block) / 2
-    return Duration((building / len(vectors) + inside / block) * rows + against / (block * len(vectors)) * pairs, 0.0)
+    writing = max(0.0, building - choosing) / len(vectors)
+    return Duration(choosing + (writing + inside / block) * rows + against / (block * len(vectors)) * pairs, 0.0)
 
 
 def nearest_time(width: int, others: int) -> Duration:

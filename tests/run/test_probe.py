@@ -152,6 +152,18 @@ def test_a_search_takes_its_time_for_each_row_and_each_vector_of_the_corpus(prod
     assert speed.nearest_time(16, 100_000) == (0, pytest.approx(0.1))
 
 
+def test_a_bound_is_chosen_once_however_large_the_corpus(products, monkeypatch):
+    def rotation(*given):
+        products[0] += 0.2
+
+    monkeypatch.setattr(nearest, "rotation", rotation)
+    vectors = speed._unit(np.random.default_rng(0).standard_normal((500, 16)))
+    found = speed.retrieval_time(Retrieve(encoder=FakeModel()), vectors[:100], vectors, 40.0, True)
+    assert found.once == pytest.approx(0.2)
+    pairs = 1e-6 * 100_000 * (100_000 - 500) / 2
+    assert speed.duplicates_time(Duplicates(), vectors, 100_000).once == pytest.approx(0.2 + pairs)
+
+
 def test_duplicates_take_a_time_that_grows_with_the_square_of_the_rows(products):
     vectors = speed._unit(np.random.default_rng(0).standard_normal((2000, 16)))
     lasting = [speed.duplicates_time(Duplicates(), vectors, rows).of(rows) for rows in (100_000, 1_000_000)]
