@@ -75,14 +75,15 @@ class Work:
             pieces[f"{name}-policy"] = partial(self.answered, name)
             pieces[f"{name}-proxies"] = partial(self.proxies, name)
         # What takes the most seconds for what it tells is measured on the set where the rewards are no coin.
-        if self.sizes.written:
-            pieces["human-gpt"] = partial(self.written, "human")
         for i, pairs in enumerate(self.sizes.lora):
             pieces[f"heads-lora-{pairs}"] = partial(self.adapted, i)
             pieces[f"human-lora-{pairs}"] = partial(self.scored, "human", f"lora-{pairs}")
             pieces[f"mismatch-lora-{pairs}"] = partial(self.mismatch, f"lora-{pairs}")
-        if self.sizes.attacked:
-            pieces["human-adv"] = partial(self.attacked, "human")
+        for name in reversed(SETS):
+            if self.sizes.written:
+                pieces[f"{name}-gpt"] = partial(self.written, name)
+            if self.sizes.attacked:
+                pieces[f"{name}-adv"] = partial(self.attacked, name)
         pieces["human-ppo"] = partial(self.optimised, "human")
         # A larger model is measured where somebody put its file.
         if (self.out / "gemma.gguf").is_file():

@@ -143,8 +143,18 @@ def written(pieces: dict[str, dict[str, Any]]) -> str:
             rows = {row["column"]: row for row in study["table"]}
             columns = f"seam_{variant}", f"misjudged_{variant}", "seam_contrast"
             aucs = [_plain(rows[column], "auc") if column in rows else "–" for column in columns]
-            lines.append([kinds[variant], reward, str(piece["rows"]), f"{piece['candidates']:.1f}", *aucs])
-    heading = ["worse answers", "reward model", "rows", "a row", "SEAM over them", "share misjudged", "`seam_contrast`"]
+            where = _SETS[piece["piece"].rpartition("-")[0]]
+            lines.append([where, kinds[variant], reward, str(piece["rows"]), f"{piece['candidates']:.1f}", *aucs])
+    heading = [
+        "AUC",
+        "worse answers",
+        "reward model",
+        "rows",
+        "a row",
+        "SEAM over them",
+        "share misjudged",
+        "`seam_contrast`",
+    ]
     return _commands(given) + _table(heading, lines)
 
 
