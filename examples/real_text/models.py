@@ -45,21 +45,12 @@ def larger(file: Path, folder: Path) -> Path:
     """Unpack a model of a GGUF file that lies in the experiment's folder, once: nothing downloads it."""
     if not folder.is_dir():
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from seamcurate.models import gguf_file
+        from transformers import AutoTokenizer
 
         new = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         with quiet():
-            quantised, _ = gguf_file.open_model(AutoModelForCausalLM, file, torch.float32)
-            # A configuration that speaks of GGUF is refused by save_pretrained.
-            known = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(type(quantised.config)(**known), dtype=torch.float32)
-            model.load_state_dict(quantised.state_dict(), assign=True)
-            model.tie_weights()
-            model.save_pretrained(new)
+            demo_policy.dequantised(file, torch.float32).save_pretrained(new)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(new)
         new.rename(folder)
     return folder

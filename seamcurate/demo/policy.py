@@ -9,11 +9,15 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seamcurate.errors import ModelError
 from seamcurate.storage import atomic, hashes
 from seamcurate.train.training import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 NAME = "SmolLM2-135M-Instruct"
 ON_HUB = f"HuggingFaceTB/{NAME}"
@@ -59,26 +63,33 @@ def unpack(file: Path, folder: Path) -> None:
     of float32. The difference, 4e-4 of a weight at most, is a hundredth of what the quantisation to four bits changed.
     """
     import torch
-    from transformers import AutoModelForCausalLM
-
-    from seamcurate.models import gguf_file
 
     new = folder.with_name(f".{folder.name}.new.tmp")
     shutil.rmtree(new, ignore_errors=True)
     with quiet():
-        quantised, _ = gguf_file.open_model(AutoModelForCausalLM, file, torch.float32)
-        # A configuration that speaks of GGUF is refused by save_pretrained.
-        settings = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
-        # On no device: initialising weights that are replaced takes seconds.
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(type(quantised.config)(**settings), dtype=torch.float16)
-        model.load_state_dict({name: value.half() for name, value in quantised.state_dict().items()}, assign=True)
-        model.tie_weights()
-        model.generation_config = quantised.generation_config
-        model.save_pretrained(new)
+        dequantised(file, torch.float16).save_pretrained(new)
     _tokenizer(file).save_pretrained(new)
     (new / "README.md").write_text(_CARD.format(file=file.name, sha256=hashes.read_sha256(file)), encoding="utf-8")
     atomic.replace_folder(folder, new)
+
+
+def dequantised(file: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the language model of a GGUF file with whole weights, as it can be saved."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from seamcurate.models import gguf_file
+
+    quantised, _ = gguf_file.open_model(AutoModelForCausalLM, file, torch.float32)
+    # A configuration that speaks of GGUF is refused by save_pretrained.
+    settings = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
+    # On no device: initialising weights that are replaced takes seconds.
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(type(quantised.config)(**settings), dtype=dtype)
+    model.load_state_dict({name: value.to(dtype) for name, value in quantised.state_dict().items()}, assign=True)
+    model.tie_weights()
+    model.generation_config = quantised.generation_config
+    return model
 
 
 def _tokenizer(file: Path) -> Any:
