@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from examples.real_text import data, models, page, replies
+from examples.real_text import data, models, page, replies, training
 from examples.real_text.data import Sizes
 from examples.real_text.experiment import Work
 from seamcurate import Store, query
@@ -131,6 +131,34 @@ def test_a_golden_response_is_compared_at_the_samples_own_length():
     assert replies.shortened(row) == ["one two", "one", "one two three four"]
     found = replies.preferred([[1.0, 2.0], [3.0, 3.0], [0.0]], [[0.0, 3.0], [3.0, 1.0], [float("nan")]])
     assert found["prompts"] == 2 and found["right"] == 0.625
+
+
+def test_a_trainer_gets_the_first_gold_and_the_others_are_kept_measurement_by_measurement():
+    golds = training.Golds(
+        {
+            "words": lambda prompts, answers: [[float(len(a.split()))] for (a,) in answers],
+            "letters": lambda prompts, answers: [[float(len(a))] for (a,) in answers],
+        }
+    )
+    assert golds(["q", "q"], ["a b", "ccc"]) == [2.0, 1.0]
+    golds(["q"], ["dddd"])
+    golds(["q", "q", "q"], ["e", "f", "g h"])
+    assert golds.means(1)[1] == {"words": 1.0, "letters": 4.0}
+    # A measurement of two calls is the mean over its answers, not over its calls.
+    assert golds.means(2) == [{"words": 4 / 3, "letters": 10 / 3}, {"words": 4 / 3, "letters": 5 / 3}]
+
+
+def test_what_moved_is_the_mean_over_seeds_from_the_first_measurement_to_the_last():
+    rows = [
+        {"proxy": "rer", "gold": gold, "seed": seed, "checkpoint": step}
+        | {"proxy_mean": seed + step, "gold_mean": sign * step, "length_mean": 5.0}
+        for gold, sign in (("a", 1.0), ("b", -1.0))
+        for seed in (0, 1)
+        for step in (4, 0, 2)
+    ]
+    first, second = training.moved(rows)
+    assert (first["gold"], first["seeds"], first["proxy_mean_first"], first["proxy_mean_last"]) == ("a", 2, 0.5, 4.5)
+    assert (second["gold_mean_first"], second["gold_mean_last"], second["length_mean_last"]) == (0.0, -4.0, 5.0)
 
 
 @pytest.mark.slow

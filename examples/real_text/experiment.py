@@ -152,10 +152,10 @@ class Work:
             start = models.start_of_adapters(self.policy, self.out / "models/lora-start", self.sizes.layers)
         name = f"lora-{most}"
         training.adapters(start, pairs[seen:most], self._folder(name), models.MAX_TOKENS)
-        given = self._rewards(name, held_out, ("chosen", "rejected"))
+        rewards = self._rewards(name, held_out, ("chosen", "rejected"))
         scores = [
             {"reward": name, "prompt_id": str(i), "subset": pair["dataset"], "score_chosen": a, "score_rejected": b}
-            for i, (pair, ((a,), (b,))) in enumerate(zip(held_out, given, strict=True))
+            for i, (pair, ((a,), (b,))) in enumerate(zip(held_out, rewards, strict=True))
         ]
         return self._accuracy(name, scores, most)
 
@@ -262,9 +262,9 @@ class Work:
 
     def written(self, name: str) -> Tables:
         """Let the policy write worse answers behind a llama.cpp server, and measure SEAM_GPT beside SEAM_Contrast on the same rows."""
-        asked = SETS[name](self.given, self.sizes).rows[: self.sizes.written]
+        first_rows = SETS[name](self.given, self.sizes).rows[: self.sizes.written]
         recipe: dict[str, Any] = {
-            "rows": _source(data.write(asked, self.out / f"{name}/written.parquet")),
+            "rows": _source(data.write(first_rows, self.out / f"{name}/written.parquet")),
             "models": {"reward": self._classifier(POLICYS)},
             "steps": [
                 {"generate": {"k": self.sizes.worse, "calls": "each"}},
@@ -285,7 +285,7 @@ class Work:
 
     def attacked(self, name: str) -> Tables:
         """Attack the golden responses of the first rows against the last reward model, and measure SEAM_Adv beside SEAM_Contrast."""
-        asked = SETS[name](self.given, self.sizes).rows[: self.sizes.attacked]
+        first_rows = SETS[name](self.given, self.sizes).rows[: self.sizes.attacked]
         lexicon = (self.given / "lexicons/wordnet30_synonyms.parquet").resolve()
         attack = {
             "method": "pwws",
@@ -294,7 +294,7 @@ class Work:
             "wordnet": str(lexicon),
         }
         recipe: dict[str, Any] = {
-            "rows": _source(data.write(asked, self.out / f"{name}/attacked.parquet")),
+            "rows": _source(data.write(first_rows, self.out / f"{name}/attacked.parquet")),
             "models": {
                 "reward": self._classifier(POLICYS),
                 "encoder": {"sentence_encoder": str(encoder_folder()), "dtype": "float32"},
@@ -363,8 +363,8 @@ class Work:
                     for prompt, own in zip(prompts, answers, strict=True)
                     for answer in own
                 ]
-                given = self._rewards(family, pairs, ("response",), *([reward] if family == "words" else []))
-                return [[values[-1]] for (values,) in given]
+                rewards = self._rewards(family, pairs, ("response",), *([reward] if family == "words" else []))
+                return [[values[-1]] for (values,) in rewards]
 
             return gold
 
@@ -375,11 +375,11 @@ class Work:
                 out = self.out / name / "ppo"
                 measured += training.optimised(self.policy, rows, proxy, seed, golds, encoder, out, self.sizes)
                 print(f"ppo: {proxy}, seed {seed}", flush=True)
-        found = {}
+        correlations = {}
         for gold in golds:
-            own = [{k: v for k, v in row.items() if k != "gold"} for row in measured if row["gold"] == gold]
-            found[gold] = _result(study.monotonicity(data.write(own, self.out / f"tables/ppo-{gold}.parquet")))
-        return {"monotonicity": found, "moved": training.moved(measured)}
+            table = [{name: row[name] for name in row if name != "gold"} for row in measured if row["gold"] == gold]
+            correlations[gold] = _result(study.monotonicity(data.write(table, self.out / f"tables/ppo-{gold}.parquet")))
+        return {"monotonicity": correlations, "moved": training.moved(measured)}
 
     @property
     def _gguf(self) -> Path:
@@ -500,10 +500,10 @@ class Work:
         if "reward" not in rows[0]:
             folder = self._folder(reward).resolve()
             if reward.startswith("lora-"):
-                own = {"sequence_classifier": str(folder), "dtype": "float32", "max_tokens": models.MAX_TOKENS}
+                model = {"sequence_classifier": str(folder), "dtype": "float32", "max_tokens": models.MAX_TOKENS}
             else:
-                own = {"function": f"{folder / 'reward.py'}:score"}
-            recipe["models"] = {"reward": own}
+                model = {"function": f"{folder / 'reward.py'}:score"}
+            recipe["models"] = {"reward": model}
             recipe["steps"][:0] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
         return _run(recipe, self.out / name)
 

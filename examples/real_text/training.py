@@ -1,6 +1,6 @@
 """What is trained on real text by the product's own trainers: reward models by adapters, and the policy on RER's proxies.
 
-A training that was stopped begins anew; what it left finished is not trained twice.
+A stopped training of a reward model goes on from its last checkpoint, one on a proxy begins anew; nothing finished is trained twice.
 """
 
 from __future__ import annotations
@@ -102,15 +102,15 @@ def optimised(
             save_steps=0,
             seed=seed,
         )
-        given = Golds(golds)
+        measured_golds = Golds(golds)
         proxied = RerReward.model_validate({"reward": proxy, "encoder": encoder}).load()
-        ppo(policy, proxied, trained, folder, config, given)
+        ppo(policy, proxied, trained, folder, config, measured_golds)
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         measured = [entry for entry in log if entry.get("eval/gold") is not None]
-        calls, left = divmod(len(given.calls), len(measured))
+        calls, left = divmod(len(measured_golds.calls), len(measured))
         assert not left, "each measurement asks the golds as often"
         table: Rows = []
-        for entry, means in zip(measured, given.means(calls), strict=True):
+        for entry, means in zip(measured, measured_golds.means(calls), strict=True):
             known = {"proxy": proxy, "checkpoint": entry["step"], "seed": seed, "proxy_mean": entry["eval/scores"]}
             known["length_mean"] = entry["eval/response_length"]
             table += [known | {"gold": name, "gold_mean": value} for name, value in means.items()]
@@ -123,19 +123,12 @@ def optimised(
 def moved(rows: Rows) -> list[dict[str, Any]]:
     """Return by proxy and gold how proxy, gold and length went from the first to the last measurement, a mean over seeds."""
     lines = []
-    for proxy in dict.fromkeys(row["proxy"] for row in rows):
-        for gold in dict.fromkeys(row["gold"] for row in rows):
-            own = [row for row in rows if row["proxy"] == proxy and row["gold"] == gold]
-            ends = {
-                step: [row for row in own if row["checkpoint"] == step]
-                for step in (min, max)
-                for step in [step(r["checkpoint"] for r in own)]
-            }
-            first, last = (ends[step] for step in sorted(ends))
-            line: dict[str, Any] = {"proxy": proxy, "gold": gold, "seeds": len(first)}
+    for proxy, gold in dict.fromkeys((row["proxy"], row["gold"]) for row in rows):
+        runs = [row for row in rows if (row["proxy"], row["gold"]) == (proxy, gold)]
+        steps = [row["checkpoint"] for row in runs]
+        line: dict[str, Any] = {"proxy": proxy, "gold": gold, "seeds": len({row["seed"] for row in runs})}
+        for end, step in (("first", min(steps)), ("last", max(steps))):
             for measure in ("proxy_mean", "gold_mean", "length_mean"):
-                line[f"{measure}_first"], line[f"{measure}_last"] = (
-                    float(np.mean([row[measure] for row in part])) for part in (first, last)
-                )
-            lines.append(line)
+                line[f"{measure}_{end}"] = float(np.mean([row[measure] for row in runs if row["checkpoint"] == step]))
+        lines.append(line)
     return lines
