@@ -25,7 +25,7 @@ from seamcurate.errors import QueryError, SourceError, first_line
 from seamcurate.sql.expressions import Expressions, opened
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects
-from seamcurate.store.store import shard_files
+from seamcurate.store.folder import shard_files
 from seamcurate.text import suggestion
 
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])

@@ -28,7 +28,8 @@ from seamcurate.run import recipe
 from seamcurate.run.local import run_local
 from seamcurate.select import views
 from seamcurate.storage import atomic, objects, shard
-from seamcurate.store.store import Store, load_json
+from seamcurate.store.folder import load_json
+from seamcurate.store.store import Store
 from seamcurate.text import clean, counted
 
 RECIPE = """\

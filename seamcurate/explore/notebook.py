@@ -21,7 +21,8 @@ from seamcurate.select.ledger import Ledger
 from seamcurate.select.ledger import read as read_ledger
 from seamcurate.storage import shard
 from seamcurate.store import scan, store
-from seamcurate.store.store import Column, shard_files
+from seamcurate.store.folder import shard_files
+from seamcurate.store.store import Column
 from seamcurate.text import brief, clean, counted
 
 if TYPE_CHECKING:

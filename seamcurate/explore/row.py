@@ -19,7 +19,8 @@ from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
 from seamcurate.select import why as explain
 from seamcurate.storage import shard
-from seamcurate.store.store import Store, filename, record_schema, sample_sets
+from seamcurate.store.folder import filename, record_schema
+from seamcurate.store.store import Store, sample_sets
 
 _LISTS = {
     "reward": "rewards",

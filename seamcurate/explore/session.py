@@ -21,7 +21,8 @@ from seamcurate.explore.splits import SplitCut
 from seamcurate.select import views
 from seamcurate.sql.connection import Connection, EndedError, QueryResult, TooLargeError
 from seamcurate.storage.objects import find
-from seamcurate.store.store import Column, Store, numbers, sample_sets
+from seamcurate.store.folder import numbers
+from seamcurate.store.store import Column, Store, sample_sets
 
 SECONDS = 10.0
 MEMORY = "4GB"

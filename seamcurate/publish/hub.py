@@ -41,7 +41,8 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.select.split import is_file_name, read_filter
 from seamcurate.storage import atomic
 from seamcurate.storage.objects import local
-from seamcurate.store.store import Store, save_json
+from seamcurate.store.folder import save_json
+from seamcurate.store.store import Store
 from seamcurate.text import brief
 from seamcurate.trainers import REWARD_FILE
 

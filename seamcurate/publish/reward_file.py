@@ -10,7 +10,8 @@ from seamcurate.rewards import RerReward
 from seamcurate.run.recipe import Recipe
 from seamcurate.score.rer import F_ZERO, FEATURES, RelevanceFeature, Rer, TextFeature
 from seamcurate.storage import shard
-from seamcurate.store.store import Store, load_json, step_file
+from seamcurate.store.folder import load_json, step_file
+from seamcurate.store.store import Store
 
 EARLIER_REWARD_FILE = "reward.py"
 """The earlier name of the reward file; an export still replaces such a file."""

@@ -20,7 +20,8 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.select import split as splits
 from seamcurate.step import Step, digest
 from seamcurate.storage import objects
-from seamcurate.store.store import StepOutput, Store, numbers
+from seamcurate.store.folder import numbers
+from seamcurate.store.store import StepOutput, Store
 
 _REPLACE = "run the recipe first, with --replace, or name the store that it made"
 

@@ -30,7 +30,8 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.step import Step
 from seamcurate.storage import lock, objects
 from seamcurate.storage.objects import Place
-from seamcurate.store.store import StepOutput, Store, filename, step_file
+from seamcurate.store.folder import filename, step_file
+from seamcurate.store.store import StepOutput, Store
 
 _TRIES = 3
 """Workers that may die while computing one shard before the run stops; Ray alone would try for ever."""

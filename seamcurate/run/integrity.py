@@ -26,8 +26,7 @@ from seamcurate.run.recipe import Recipe
 from seamcurate.select import split
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import ObjectPath, Place
-from seamcurate.store.store import (
-    Store,
+from seamcurate.store.folder import (
     filename,
     load_json,
     numbers,
@@ -37,6 +36,7 @@ from seamcurate.store.store import (
     step_file,
     step_record,
 )
+from seamcurate.store.store import Store
 from seamcurate.text import counted
 
 _STRAY = "is no file of the store, and is not read"

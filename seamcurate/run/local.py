@@ -41,16 +41,8 @@ from seamcurate.select import split as splits
 from seamcurate.step import ArrowStream, Averages, Step
 from seamcurate.storage import objects, shard
 from seamcurate.storage.objects import Place
-from seamcurate.store.store import (
-    StepOutput,
-    Store,
-    filename,
-    record_file,
-    shard_files,
-    shard_fingerprints,
-    step_file,
-    step_record,
-)
+from seamcurate.store.folder import filename, record_file, shard_files, shard_fingerprints, step_file, step_record
+from seamcurate.store.store import StepOutput, Store
 from seamcurate.text import brief, counted
 
 Executor: TypeAlias = Callable[[StepOutput, Store, Path, Sequence[int]], Iterator[int]]

@@ -50,7 +50,8 @@ from seamcurate.select import split
 from seamcurate.select.split import check_formats
 from seamcurate.step import SAMPLE_SETS, Averages, Step, digest, evenly
 from seamcurate.storage.objects import Place
-from seamcurate.store.store import Store, numbers
+from seamcurate.store.folder import numbers
+from seamcurate.store.store import Store
 from seamcurate.text import counted
 
 _SAMPLE_ROWS = 128

@@ -34,7 +34,8 @@ from seamcurate.sql.connection import Connection, QueryResult, TooLargeError
 from seamcurate.step import Variant, digest, is_sampled, sample_set
 from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local
-from seamcurate.store.store import Store, filename, record_file, save_record
+from seamcurate.store.folder import filename, record_file, save_record
+from seamcurate.store.store import Store
 from seamcurate.text import brief, counted, suggestion
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]

@@ -29,7 +29,8 @@ from seamcurate.sql.connection import Connection, Opened, QueryResult, start
 from seamcurate.step import SAMPLE_SETS
 from seamcurate.storage import shard
 from seamcurate.storage.objects import Place, local
-from seamcurate.store.store import Store, filename, numbers, record_schema, sample_sets
+from seamcurate.store.folder import filename, numbers, record_schema
+from seamcurate.store.store import Store, sample_sets
 
 if TYPE_CHECKING:
     import duckdb

@@ -28,15 +28,12 @@ from __future__ import annotations
 
 import base64
 import datetime
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -46,20 +43,26 @@ from pydantic import JsonValue
 from seamcurate.errors import BusyError, DamagedError, StaleError, StepError, StoreError
 from seamcurate.progress import note
 from seamcurate.step import Step, digest
-from seamcurate.storage import atomic, hashes, lock, objects, shard
+from seamcurate.storage import atomic, lock, objects, shard
 from seamcurate.storage.objects import Place
+from seamcurate.store.folder import (
+    filename,
+    load_json,
+    numbers,
+    own_record,
+    record_file,
+    record_schema,
+    records_in,
+    save_record,
+    shard_fingerprints,
+    step_file,
+    step_record,
+)
+from seamcurate.store.lineage import began, dates, difference, first_day, grown_fingerprint, only_grew, steps_of
 from seamcurate.text import suggestion
 
 FORMAT = 3
 """In format 1, shards of rejected rows have the fingerprint of the rows. Up to format 2, files beside shards have no `_`."""
-_STEP_KEYS = {"step", "name", "config", "identity", "inputs", "corpus", "ancestry", "schema", "fingerprint"}
-_SPLIT_KEYS = {"filter", "parameters", "format", "fingerprint", "kept", "dropped", "lines"}
-_GROWN = "+"
-"""Stands between the fingerprint of a column and that of a source to which files were added; see `Store.grown`."""
-_EXTENT = ("over_shards", "over_source")
-"""Keys of an identity that say how many rows were read, and nothing else."""
-_CHECKSUM = "sha256"
-_CHECKSUM_LINE = b'\n "sha256": "'
 
 
 class StepOutput(NamedTuple):
@@ -242,11 +245,11 @@ class Store:
         Raises:
             DamagedError: A record was altered after it was written.
         """
-        return _records(self.path / "columns", "step.json")
+        return records_in(self.path / "columns", "step.json")
 
     def split_records(self) -> dict[str, dict[str, JsonValue]]:
         """Return each split's record by the split's name; see `records`."""
-        return _records(self.path / "splits", "split.json")
+        return records_in(self.path / "splits", "split.json")
 
     def split_record(self, name: str) -> dict[str, JsonValue]:
         """Return a split's record; empty where there is no such split."""
@@ -312,7 +315,7 @@ class Store:
         stale = self.stale()
         for folder, record in self.records().items():
             shards_done = len(numbers(self.path / "columns" / folder))
-            days = "".join(f"; prompts dated {day}" for day in sorted(_days(record)))
+            days = "".join(f"; prompts dated {day}" for day in sorted(dates(record)))
             for field in record_schema(record):
                 meaning = _meaning(field) + days
                 columns.append(Column(field.name, field.type, folder, shards_done, shards, meaning, stale.get(folder)))
@@ -321,7 +324,7 @@ class Store:
     @property
     def day(self) -> datetime.date:
         """Return the date for chat templates that write today's date: that of the store's first columns, or else today."""
-        return _first_day(self.records().values()) or datetime.date.today()
+        return first_day(self.records().values()) or datetime.date.today()
 
     def fingerprints(self) -> dict[str, str]:
         """Return the fingerprint of each column."""
@@ -337,7 +340,7 @@ class Store:
         row_columns = self.fingerprints()
         extent = corpus.grown if corpus is not None else None
         corpus_columns = (
-            {name: _grown_fingerprint(recorded, extent) for name, recorded in corpus.fingerprints().items()}
+            {name: grown_fingerprint(recorded, extent) for name, recorded in corpus.fingerprints().items()}
             if corpus is not None
             else {}
         )
@@ -383,7 +386,7 @@ class Store:
         for folder, record in records.items():
             if folder not in stale:
                 fingerprints |= {field.name: str(record["fingerprint"]) for field in record_schema(record)}
-                lineage |= {field.name: _lineage(record) for field in record_schema(record)}
+                lineage |= {field.name: steps_of(record) for field in record_schema(record)}
         source = dict.fromkeys(self.schema.names, self.rows_fingerprint)
         # SQL ignores case: two names that differ in case alone would be one column in a view.
         source_names = {name.lower(): name for name in source}
@@ -393,7 +396,7 @@ class Store:
         for step_before_date in steps:
             self._check_inputs(step_before_date, source)
             earlier_record = records.get(step_before_date.name)
-            step = step_before_date.dated(_began(step_before_date, earlier_record) or day)
+            step = step_before_date.dated(began(step_before_date, earlier_record) or day)
             # What an earlier recipe left in the store is no optional input: a new store would not have it.
             known = {*source, *(name for done in outputs for name in done.step.adds.names)}
             inputs = (*step.inputs, *(name for name in step.optional_inputs if name in known))
@@ -409,7 +412,7 @@ class Store:
                 if other_steps:
                     raise StepError(f"steps {other_steps[0]} and {step.name} both add {field.name!r}; leave one out")
                 fingerprints[field.name] = output.fingerprint
-                lineage[field.name] = _lineage(record)
+                lineage[field.name] = steps_of(record)
             outputs.append(output)
         return outputs
 
@@ -419,7 +422,7 @@ class Store:
         for output in outputs:
             stored = step_record(output.path)
             if stored and stored["fingerprint"] != output.fingerprint:
-                changed.append((output, _difference(stored, output.record)))
+                changed.append((output, difference(stored, output.record)))
             # Shards without a record: another configuration's unless their own fingerprint is this one's.
             elif not stored and any(
                 fingerprint != output.fingerprint for fingerprint in shard_fingerprints(output.path)
@@ -438,7 +441,7 @@ class Store:
         changed = self.changed(outputs)
         # A folder without a finished shard holds no work that could be lost.
         refused = [(output, difference) for output, difference in changed if numbers(output.path)]
-        grew = [output for output, _ in refused if _only_grew(step_record(output.path), output.record)]
+        grew = [output for output, _ in refused if only_grew(step_record(output.path), output.record)]
         corpus = self.corpus_store
         if not replace and grew and (append or self.grown or (corpus and corpus.grown)):
             refused = [(output, difference) for output, difference in refused if output not in grew]
@@ -544,17 +547,17 @@ class Store:
         if corpus is None:
             return {}
         grown = corpus.grown
-        rows = _grown_fingerprint(corpus.rows_fingerprint, grown)
+        rows = grown_fingerprint(corpus.rows_fingerprint, grown)
         columns: dict[str, tuple[str, dict[str, JsonValue]]] = {
             name: (rows, {"rows": rows}) for name in corpus.schema.names
         }
         stale = corpus.stale()
         for folder, record in corpus.records().items():
             if folder not in stale:
-                entry = (_grown_fingerprint(str(record["fingerprint"]), grown), {**_lineage(record), "rows": rows})
+                entry = (grown_fingerprint(str(record["fingerprint"]), grown), {**steps_of(record), "rows": rows})
                 columns |= {field.name: entry for field in record_schema(record)}
         return columns | {
-            name: (_grown_fingerprint(output.fingerprint, grown), {**_lineage(output.record), "rows": rows})
+            name: (grown_fingerprint(output.fingerprint, grown), {**steps_of(output.record), "rows": rows})
             for name, output in added.items()
         }
 
@@ -782,201 +785,6 @@ def sample_sets(kinds: Mapping[str, pa.DataType]) -> list[str]:
     ]
 
 
-def filename(number: int) -> str:
-    """Return the file name of a shard."""
-    return f"{number:05d}.parquet"
-
-
-def numbers(folder: Place) -> list[int]:
-    """List the numbers of a folder's shards in order: files with a name that `filename` returns, without links."""
-    if not isinstance(folder, Path):
-        return _shard_numbers(file.name for file in folder.glob("[0-9]*.parquet"))
-    try:
-        # Before the listing: what changes meanwhile makes it another state.
-        state = hashes.settled_state(folder)
-        if state is not None and (known := _listed.get(folder)) is not None and known[0] == state:
-            return [*known[1]]
-        with os.scandir(folder) as entries:
-            shard_numbers = _shard_numbers(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    if state is not None:
-        _remember(_listed, folder, (state, shard_numbers))
-    return [*shard_numbers]
-
-
-def _shard_numbers(names: Iterable[str]) -> list[int]:
-    # 000001.parquet has the number 1, too; the shard is 00001.parquet.
-    stems = (name[:-8] for name in names if name.endswith(".parquet") and name.isascii())
-    return sorted(
-        int(stem) for stem in stems if stem.isdecimal() and (len(stem) == 5 or (len(stem) > 5 and stem[0] > "0"))
-    )
-
-
-_listed: dict[Path, tuple[hashes.State, list[int]]] = {}
-"""The shards of folders that have not changed since they were listed."""
-_parsed: dict[Path, tuple[hashes.State, str | None, dict[str, JsonValue]]] = {}
-"""The records that have not changed since they were read, each with the folder that it was written for."""
-_REMEMBERED = 256
-_T = TypeVar("_T")
-
-
-def _remember(known: dict[Path, _T], path: Path, value: _T) -> None:
-    """Remember a folder's listing or a record; of many, forget the one that was read first."""
-    known.pop(path, None)
-    while len(known) >= _REMEMBERED:
-        known.pop(next(iter(known)), None)
-    known[path] = value
-
-
-def shard_files(folder: Place) -> list[Place]:
-    """List the shards of a folder, in order; see `numbers`."""
-    return [folder / filename(number) for number in numbers(folder)]
-
-
-def record_file(folder: Place, name: str) -> Place:
-    """Return the path of a folder's record: `_step.json` or `_split.json`, or the name without `_` up to format 2."""
-    new, old = folder / f"_{name}", folder / name
-    return old if not new.exists() and old.exists() else new
-
-
-def step_file(folder: Place, name: str) -> Place:
-    """Return the path of another file beside a step's shards (`facts.json`, `shared`), named as its record is."""
-    new = record_file(folder, "step.json").name.startswith("_")
-    return folder / (f"_{name}" if new else name)
-
-
-def step_record(folder: Place) -> dict[str, JsonValue]:
-    """Return a column folder's record; see `own_record`."""
-    return own_record(record_file(folder, "step.json"))
-
-
-def own_record(file: Place) -> dict[str, JsonValue]:
-    """Read a folder's record; empty where there is none, or where it was written for another folder.
-
-    Raises:
-        DamagedError: It was written for this folder, and altered afterwards.
-    """
-    keys = _STEP_KEYS if file.name.endswith("step.json") else _SPLIT_KEYS
-    try:
-        record = load_json(file)
-    except DamagedError:
-        if _is_foreign(file):
-            return {}
-        raise
-    return record if keys <= record.keys() else {}
-
-
-def _is_foreign(file: Place) -> bool:
-    """Tell whether an unreadable record is not a store's, or lies in a copy of another folder."""
-    if not numbers(file.parent) and not (file.parent / "ledger.parquet").exists():
-        return True
-    siblings = {record_path.parent.name for record_path in objects.find(file.parent.parent, f"*/{file.name}")}
-    with suppress(ValueError):
-        if isinstance(value := json.loads(file.read_bytes()), dict):
-            siblings.add(str(value.get("name")))
-    for name in siblings - {file.parent.name}:
-        with suppress(DamagedError):
-            record = load_json(file, name)
-            # In a copied folder the shards belong to the record; a record that was moved here alone has other shards.
-            fingerprints = shard_fingerprints(file.parent) or {shard.footer(file.parent / "ledger.parquet").fingerprint}
-            return record.get("fingerprint") in fingerprints
-    return False
-
-
-def _records(folder: Place, name: str) -> dict[str, dict[str, JsonValue]]:
-    if isinstance(folder, Path):
-        # Without a look at the shards beside each record: there may be very many.
-        try:
-            folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            folders = []
-        files: dict[str, Place] = {one: record_file(folder / one, name) for one in folders if not one.startswith(".")}
-    else:
-        files = {}
-        for file in folder.glob(f"*/*{name}", past_shards=True):
-            # They are sorted: `_step.json` comes before `step.json` and wins.
-            if file.name in (f"_{name}", name) and not file.parent.name.startswith("."):
-                files.setdefault(file.parent.name, file)
-    records = {name: own_record(file) for name, file in files.items()}
-    return {name: record for name, record in records.items() if record}
-
-
-def shard_fingerprints(folder: Place) -> set[str]:
-    """Return the fingerprints that a folder's readable shards name."""
-    fingerprints = set()
-    for number in numbers(folder):
-        with suppress(DamagedError):
-            fingerprints.add(shard.footer(folder / filename(number)).fingerprint)
-    return fingerprints
-
-
-def load_json(path: Place, folder: str | None = None) -> dict[str, JsonValue]:
-    """Read a JSON object without the checksum that `save_record` added; empty where there is no file.
-
-    Args:
-        path: The file.
-        folder: The name of the folder that it was written for; by default that of the folder it lies in.
-
-    Raises:
-        DamagedError: It is no JSON object, or was altered after it was written.
-    """
-    try:
-        # Of a store of many shards, store.json is megabytes, and a command asks for it a dozen times.
-        state = hashes.settled_state(path) if isinstance(path, Path) else None
-        known = _parsed.get(path) if state is not None and isinstance(path, Path) else None
-        if known is not None and known[:2] == (state, folder):
-            return {**known[2]}
-        content = path.read_bytes()
-        value = json.loads(content)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        raise DamagedError(f"{path} is not readable as JSON; {shard.hint(path)}") from error
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path} holds no JSON object; {shard.hint(path)}")
-    checksum, (body, marker, end) = value.pop(_CHECKSUM, None), content.rpartition(_CHECKSUM_LINE)
-    # If a flipped bit renamed the key "sha256", the record must not pass for one of a version that wrote no checksum.
-    last_item = next(reversed(value.items()), ("", None))
-    renamed = (
-        checksum is None
-        and len(last_item[0]) == len(_CHECKSUM)
-        and isinstance(last_item[1], str)
-        and len(last_item[1]) == 64
-    )
-    if renamed or (checksum is not None and marker + end != _record_end(path, body, folder)):
-        raise DamagedError(f"{path} was altered after it was written: its hash does not match; {shard.hint(path)}")
-    if state is not None and isinstance(path, Path):
-        _remember(_parsed, path, (state, folder, value))
-    return {**value}
-
-
-def save_record(path: Place, value: Mapping[str, JsonValue]) -> None:
-    """Write a JSON object whole; its last key is a checksum over its content and its path in the store."""
-    body = _json_text(value).encode().removesuffix(b"\n}\n") + b","
-    shard.replace(path, body + _record_end(path, body))
-
-
-def _record_end(path: Place, body: bytes, folder: str | None = None) -> bytes:
-    """Return the last line of a record: the checksum over the names of its folder and file, and its content.
-
-    The folder of store.json is the store itself, which the user may rename: its name is left out.
-    """
-    # A folder is built under a temporary name, and its records hold the name that it will have.
-    folder = folder or path.parent.name.removeprefix(".").removesuffix(".tmp")
-    path_in_store = path.name if path.name == "store.json" else f"{folder}/{path.name}"
-    return b'%s%s"\n}\n' % (_CHECKSUM_LINE, hashlib.sha256(path_in_store.encode() + b"\n" + body).hexdigest().encode())
-
-
-def save_json(path: Place, value: Mapping[str, JsonValue]) -> None:
-    """Write a JSON object whole."""
-    shard.replace(path, _json_text(value).encode())
-
-
-def _json_text(value: Mapping[str, JsonValue]) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
-
-
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
     """Turn an error of the disk into one line."""
@@ -991,126 +799,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def record_schema(record: Mapping[str, JsonValue]) -> pa.Schema:
-    """Return the Arrow schema a step's record declares, meanings included."""
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(str(record["schema"]))))
-
-
 def _meaning(field: pa.Field) -> str:
     return str((field.metadata or {}).get(b"meaning", b"").decode())
-
-
-def _days(record: Mapping[str, JsonValue]) -> set[str]:
-    """Return the dates in the configuration of a step's models, which their chat templates write into prompts."""
-    config = record["config"]
-    assert isinstance(config, dict)
-    return {day for value in config.values() for day in _model_days(value)}
-
-
-_MODELS_OF = ("ensemble", "same_as", "judge")
-"""The keys of a model's configuration that hold the models which it is made of."""
-
-
-def _model_days(model: JsonValue) -> Iterator[str]:
-    """Yield the dates in the configuration of a model, and in those of the models that it is made of."""
-    if isinstance(model, list):
-        for member in model:
-            yield from _model_days(member)
-    elif isinstance(model, dict):
-        if model.get("date"):
-            yield str(model["date"])
-        for key in _MODELS_OF:
-            yield from _model_days(model.get(key))
-
-
-def _began(step: Step, record: Mapping[str, JsonValue] | None) -> datetime.date | None:
-    """Return the day on which a step's columns were begun, None where there are none: no date that its models set themselves."""
-    if record is None:
-        return None
-    days = _days(record)
-    set_days = _days({"config": step.model_dump(mode="json")})
-    return datetime.date.fromisoformat(min(days - set_days or days)) if days else None
-
-
-def _first_day(records: Iterable[Mapping[str, JsonValue]]) -> datetime.date | None:
-    days = {day for record in records for day in _days(record)}
-    return datetime.date.fromisoformat(min(days)) if days else None
-
-
-def _lineage(record: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    ancestry, identity = record["ancestry"], record["identity"]
-    assert isinstance(ancestry, dict) and isinstance(identity, dict)
-    return {**ancestry, str(record["name"]): identity}
-
-
-def _difference(stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue]) -> str:
-    """Return in words what changed between two steps' records, however far upstream."""
-    stored_steps, planned_steps = _lineage(stored), _lineage(planned)
-    differences = []
-    for step in {**stored_steps, **planned_steps}:
-        stored_identity, planned_identity = stored_steps.get(step), planned_steps.get(step)
-        if stored_identity == planned_identity:
-            continue
-        if step.endswith("rows"):
-            differences.append(f"the {'corpus' if step.startswith('corpus') else 'source'} rows changed")
-        elif isinstance(stored_identity, dict) and isinstance(planned_identity, dict):
-            differences += _changed_keys(step, stored_identity, planned_identity)
-        else:
-            differences.append(f"step {step} is {'new' if stored_identity is None else 'gone'} upstream")
-    return "; ".join(differences) or "its inputs were made anew"
-
-
-def _changed_keys(name: str, stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue]) -> Iterator[str]:
-    """Yield each key of a configuration that changed, with both values.
-
-    Of a model only the keys that changed are shown, also within another: the hash of a file of code, a member of an ensemble.
-    """
-    for key in {**stored, **planned}:
-        before, after = stored.get(key), planned.get(key)
-        if before == after:
-            continue
-        lists = [value["ensemble"] for value in (before, after) if isinstance(value, dict) and "ensemble" in value]
-        members = [value for value in lists if isinstance(value, list)]
-        if isinstance(before, dict) and isinstance(after, dict) and len(members) == 2:
-            numbered = [{f"ensemble[{i}]": member for i, member in enumerate(value)} for value in members]
-            rest = [{k: v for k, v in value.items() if k != "ensemble"} for value in (before, after)]
-            yield from _changed_keys(f"{name}.{key}", {**numbered[0], **rest[0]}, {**numbered[1], **rest[1]})
-        elif (
-            isinstance(before, dict)
-            and isinstance(after, dict)
-            # Two kinds of model have few keys in common.
-            and len(before.keys() & after.keys()) > len(before.keys() ^ after.keys())
-        ):
-            yield from _changed_keys(f"{name}.{key}", before, after)
-        else:
-            yield f"{name}.{key}: {json.dumps(before)} → {json.dumps(after)}"
-
-
-def _grown_fingerprint(fingerprint: str, grown: str | None) -> str:
-    """Return the fingerprint of a column over all rows: one that changes when the source grows; see `Store.grown`."""
-    return fingerprint if grown is None else f"{fingerprint}{_GROWN}{grown}"
-
-
-def _only_grew(stored: Mapping[str, JsonValue], planned: Mapping[str, JsonValue]) -> bool:
-    """Tell whether two steps' records differ only in how many rows, or how large a corpus, the step read."""
-    if not stored:
-        return False
-    stored_steps, planned_steps = _lineage(stored), _lineage(planned)
-    for step in {**stored_steps, **planned_steps}:
-        stored_identity, planned_identity = stored_steps.get(step), planned_steps.get(step)
-        if isinstance(stored_identity, str) and isinstance(planned_identity, str):
-            if stored_identity.partition(_GROWN)[0] != planned_identity.partition(_GROWN)[0]:
-                return False
-        elif isinstance(stored_identity, dict) and isinstance(planned_identity, dict):
-            if any(
-                stored_identity.get(key) != planned_identity.get(key)
-                for key in {**stored_identity, **planned_identity}
-                if key not in _EXTENT
-            ):
-                return False
-        elif stored_identity != planned_identity:
-            return False
-    return stored_steps != planned_steps
 
 
 def _expected_type(name: str, kind: pa.DataType) -> str:

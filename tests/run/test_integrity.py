@@ -38,7 +38,8 @@ from seamcurate import (
 from seamcurate.errors import DamagedError, StaleError, StoreError
 from seamcurate.models import Reply, calls
 from seamcurate.storage import shard
-from seamcurate.store.store import Store, load_json
+from seamcurate.store.folder import load_json
+from seamcurate.store.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 from seamcurate import Store
 from seamcurate.errors import DamagedError
 from seamcurate.storage import hashes
-from seamcurate.store.store import load_json, numbers, save_record
+from seamcurate.store.folder import load_json, numbers, save_record
 
 _opened: list[str] = []
 _watching = False

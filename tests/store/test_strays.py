@@ -16,7 +16,7 @@ from conftest import questions
 from seamcurate import FakeModel, Models, Project, Random, Recipe, Reward, Source, Split, Store, check, query, run_local
 from seamcurate.explore.session import Session
 from seamcurate.publish.export import export
-from seamcurate.store.store import load_json, numbers, save_record, step_file
+from seamcurate.store.folder import load_json, numbers, save_record, step_file
 
 STRAYS = {
     "rows/00000 (1).parquet": "rows/00000.parquet",
