@@ -10,7 +10,17 @@ import pytest
 
 from seamcurate.publish import reproduce as reproduction
 
-PUBLISHED = pa.table({"row_id": [0, 1, 2], "reward": [0.05, None, -0.08], "rule": ["kept", "kept", "lowest"]})
+NAN, INFINITE = float("nan"), float("inf")
+PUBLISHED = pa.table(
+    {
+        "row_id": [0, 1, 2],
+        "reward": [0.05, None, -0.08],
+        "rule": ["kept", "kept", "lowest"],
+        "rewards": [[0.5, None], None, []],
+        "sets": [[{"response": "a", "similarity": 0.9}], [], None],
+        "theirs": [NAN, INFINITE, 1.0],
+    }
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +32,16 @@ PUBLISHED = pa.table({"row_id": [0, 1, 2], "reward": [0.05, None, -0.08], "rule"
         ("reward", [0.05, None, float("nan")], "differs"),
         ("rule", ["kept", "lowest", "lowest"], "differs"),
         ("row_id", [0, 1, 3], "differs"),
+        ("rewards", [[0.5 + 1e-7, None], None, []], "same up to rounding"),
+        ("rewards", [[0.6, None], None, []], "differs"),
+        ("rewards", [[0.5, 0.0], None, []], "differs"),
+        ("rewards", [[0.5, None], [], []], "differs"),
+        ("rewards", [[0.5], None, [None]], "differs"),
+        ("sets", [[{"response": "a", "similarity": 0.9 + 1e-7}], [], None], "same up to rounding"),
+        ("sets", [[{"response": "b", "similarity": 0.9}], [], None], "differs"),
+        ("theirs", [NAN, INFINITE, 1.0 + 1e-7], "same up to rounding"),
+        ("theirs", [NAN, -INFINITE, 1.0], "differs"),
+        ("theirs", [0.0, INFINITE, 1.0], "differs"),
     ],
 )
 def test_rounding_is_told_apart_from_other_values(column, values, verdict, tmp_path):
@@ -39,3 +59,8 @@ def test_rounding_is_told_apart_from_other_values(column, values, verdict, tmp_p
     done = reproduction.Reproduced("c" * 40, [checked], None)
     assert done.identical == (verdict != "differs")
     assert not reproduction.rounded(PUBLISHED, PUBLISHED.slice(1))
+
+
+def test_equal_columns_with_nan_have_no_difference():
+    same = PUBLISHED.set_column(5, "theirs", pa.chunked_array([[NAN], [INFINITE, 1.0]]))
+    assert reproduction.difference(PUBLISHED, same) == ""
