@@ -47,7 +47,7 @@ _STARTS_PROCESSES = {"Popen", "fork", "multiprocessing", "run_ray", "subprocess"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Give the tests a cache of their own: what earlier tests left in the user's must not decide what these compute."""
     os.environ["SEAMCURATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 

@@ -54,7 +54,7 @@ def table(count=40):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def test_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SEAMCURATE_CACHE", str(tmp_path / "cache"))
 
 
