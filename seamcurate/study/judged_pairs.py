@@ -41,11 +41,23 @@ def verdicts(study: str, table: pa.Table, name: str) -> Doubles:
     """Return 1 for `a`, −1 for `b`, 0 for a tie.
 
     A column of 0 and 1 alone says whether `a` is better; of other numbers, which say by how much, the sign counts.
+
+    Raises:
+        StudyError: A word is none of the three, or the numbers may be read in two ways: 1 and 2 may name the better answer,
+            and those between 0 and 1 may be probabilities, of which .5 is a tie.
     """
     kind = table[name].type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = sources.numbers(study, table, name)
-        signs: Doubles = 2 * values - 1 if np.isin(values, (0, 1)).all() else np.sign(values)
+        if np.isin(values, (0, 1)).all() and values.any():
+            return 2 * values - 1
+        if (values >= 0).all() and ((values <= 1).all() or np.isin(values, (1, 1.5, 2)).all()):
+            shown = ", ".join(f"{value:g}" for value in np.unique(values)[:3])
+            raise StudyError(
+                f"{study}: {name} holds {shown} and no number below 0, which may be ties, probabilities, or 1 and 2 for the "
+                "first and the second; write a, b or tie"
+            )
+        signs: Doubles = np.sign(values)
         return signs
     words = sources.choices(study, name, sources.names(study, table, name), list(_VERDICTS))
     return np.array([_VERDICTS[word] for word in words])

@@ -106,10 +106,11 @@ def mismatch(
     else:
         table = judged_pairs.sampled(study, sources.read(study, tables, ["prompt", *texts, "label"]), rows)
     human = judged_pairs.verdicts(study, table, "human" if judged else "label")
+    # Read before ties are left out: what a number means shows in the whole column.
+    model = judged_pairs.verdicts(study, table, "model") if judged else human
     decided = human != 0
-    table, ties, human = table.filter(pa.array(decided)), int((~decided).sum()), human[decided]
+    table, ties, human, model = table.filter(pa.array(decided)), int((~decided).sum()), human[decided], model[decided]
     if judged:
-        model = judged_pairs.verdicts(study, table, "model")
         pairs = judged_pairs.of_verdicts(study, table, texts, model, human, by)
     else:
         pairs = judged_pairs.of_models(study, table, texts, human, rewards or {}, by)

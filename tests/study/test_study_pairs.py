@@ -56,6 +56,20 @@ def test_mismatch_falls_when_people_like_what_the_model_likes():
     assert "from bad to good the mismatch falls (-100.0 points" in found.line
 
 
+@pytest.mark.parametrize(
+    "labels", [[1, 2, 2, 1], [1.0, 1.5, 2.0, 1.0], [1.0, 0.5, 0.0, 1.0], [0.9, 0.1, 0.4, 1.0], [0, 0, 0]]
+)
+def test_numbers_that_may_mean_either_answer_are_refused(labels):
+    with pytest.raises(StudyError, match=r"mismatch: label holds [\d., ]+ and no number below 0, .* write a, b or tie"):
+        study.mismatch(pairs(labels), rewards={"good": Longest()})
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 0], [1, 1, -1], [3, 0.5, -2], [3, 2, -1]])
+def test_numbers_of_both_signs_or_of_0_and_1_are_read(labels):
+    found = study.mismatch(pairs(labels), rewards={"good": Longest()})
+    assert found.table["mismatch"].to_pylist()[0] == pytest.approx(1 / 3)
+
+
 def test_mismatch_reads_verdicts_that_are_there():
     rows = [
         {"reward": name, "prompt_id": i, "human": human, "model": model}
