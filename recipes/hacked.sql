@@ -4,7 +4,7 @@
 -- In the gold world, with most 0.1 and three poor reward models, it kept 53 to 56 % of 1,500 prompts; best of 4 over as many at
 -- random: -.004 to +.006, each about .005 either way. Training on it was not run.
 -- default most = 0
--- default nulls = keep
+-- default nulls = keep (or drop)
 SELECT row_id,
        coalesce(hacked_policy <= $most, $nulls = 'keep') AS keep,
        CASE WHEN hacked_policy IS NULL THEN $nulls || ' rows without a second opinion'

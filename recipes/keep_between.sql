@@ -2,7 +2,7 @@
 -- Either end may be left open. Rows without a value are dropped, or kept with nulls: keep.
 -- default low = null
 -- default high = null
--- default nulls = drop
+-- default nulls = drop (or keep)
 SELECT row_id,
        CASE WHEN {by} IS NULL OR NOT isfinite({by}::DOUBLE) THEN $nulls = 'keep'
             ELSE {by} >= coalesce($low::DOUBLE, '-infinity') AND {by} <= coalesce($high::DOUBLE, 'infinity') END AS keep,

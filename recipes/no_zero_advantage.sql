@@ -3,7 +3,7 @@
 -- kept, or dropped with nulls: drop.
 -- In the gold world it kept 85 % of 1,500 prompts, and best of 4 by three poor reward models gained nothing over random (-.003
 -- to +.001): such prompts cost samples, not quality. Training on it was not run.
--- default nulls = keep
+-- default nulls = keep (or drop)
 SELECT row_id,
        coalesce(NOT rollout_zero_advantage, $nulls = 'keep') AS keep,
        CASE WHEN rollout_zero_advantage IS NULL THEN $nulls || ' rows with fewer than two samples'

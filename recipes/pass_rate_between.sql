@@ -5,7 +5,7 @@
 -- over as many prompts at random (-.001 to +.002). By a verifier the rate is what it says; training on it was not run.
 -- default low = 0.2
 -- default high = 0.8
--- default nulls = drop
+-- default nulls = drop (or keep)
 SELECT row_id,
        coalesce(rollout_pass_rate BETWEEN $low AND $high, $nulls = 'keep') AS keep,
        CASE WHEN rollout_pass_rate IS NULL THEN $nulls || ' rows without a pass rate'

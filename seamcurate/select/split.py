@@ -43,7 +43,10 @@ Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
 _PART = 32_768
 _SECONDS = 3_600.0
 """How long a filter may take. A stranger's filter must end; the bundled ones take less than a minute on a million rows."""
-_DEFAULT = re.compile(r"^--\s*default\s+(\w+)\s*=\s*(.+?)\s*$", re.MULTILINE)
+_DEFAULT = re.compile(
+    r"^--\s*default\s+(\w+)\s*=\s*(.+?)(?:\s+\((?:from (-?[\d.]+) to (-?[\d.]+)|or (\w+))\))?\s*$", re.MULTILINE
+)
+"""A parameter's default, and the values that it takes: a number in a range, or one of two words."""
 _NAME = re.compile(r"\{(\w+)\}")
 _VALUE = re.compile(r"\$([A-Za-z_]\w*)")
 _QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
@@ -160,8 +163,8 @@ class Split(BaseModel):
         Raises:
             RecipeError: A parameter is missing, not used, or names no column.
         """
-        parameters: dict[str, JsonValue] = {key: _literal(value) for key, value in _DEFAULT.findall(self.filter)}
-        parameters |= self.parameters
+        defaults = _DEFAULT.findall(self.filter)
+        parameters: dict[str, JsonValue] = {key: _literal(value) for key, value, *_ in defaults} | self.parameters
         code = _QUOTED.sub("", self.filter)
         names, values = set(_NAME.findall(code)), set(_VALUE.findall(code))
         missing = sorted((names | values) - set(parameters))
@@ -173,6 +176,8 @@ class Split(BaseModel):
                 f"the filter has no parameter {unused[0]!r}; it takes: {', '.join(sorted(names | values))}"
                 f"{suggestion(unused[0], {*names, *values, *Split.model_fields})}"
             )
+        for key, default, low, high, word in defaults:
+            _check_value(key, parameters[key], (low, high), (default, word))
         for name in sorted(names):
             if parameters[name] not in columns:
                 raise RecipeError(
@@ -181,6 +186,20 @@ class Split(BaseModel):
                 )
         sql = _NAME.sub(lambda m: views.quoted(str(parameters[m[1]])) if m[1] in names else m[0], self.filter)
         return sql.strip().rstrip(";"), {value: parameters[value] for value in values}
+
+
+def _check_value(name: str, value: JsonValue, limits: tuple[str, str], words: tuple[str, str]) -> None:
+    """Refuse a parameter's value that its filter does not take; limits and words are empty where it takes any.
+
+    Raises:
+        RecipeError: The value is outside the limits, or none of the two words.
+    """
+    low, high = limits
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if low and not (is_number and float(low) <= float(str(value)) <= float(high)):
+        raise RecipeError(f"{name}: {value!r} is no number from {low} to {high}")
+    if words[1] and value not in words:
+        raise RecipeError(f"{name}: {value!r} is neither {words[0]} nor {words[1]}")
 
 
 def with_controls(splits: Mapping[str, Split]) -> dict[str, Split]:
@@ -531,6 +550,7 @@ def make(store: Store, name: str, split: Split) -> Made:
                 f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them {'was' if null_kept == 1 else 'were'} kept, "
                 f"{nulls - null_kept:,} dropped"
             )
+        lines += _unmatched(name, ledger)
         lines += _shortfall(name, current.values, dropped_by_value, valued)
         score = str(split.parameters.get("by", ""))
         lines += _within_noise(name, score, store.noise(score).get(score, 0.0), ledger)
@@ -657,6 +677,10 @@ class _Ledger(NamedTuple):
     """The index in `reasons` of the rule that decided; see `_wide_enough`."""
     values: npt.NDArray[np.float64]
     """The value that decided; NaN where there is none."""
+    foreign: list[int]
+    """Ids that the filter returned and no row has: how many, and, where there are any, one of them."""
+    null_keeps: int
+    """Rows whose `keep` was NULL, which drops them."""
 
     def tables(self, split: str) -> Iterator[pa.Table]:
         """Yield the ledger's tables in the schema of its file, `_PART` rows at a time."""
@@ -758,21 +782,26 @@ def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Le
         decided = views.run(
             connection,
             f"SELECT row_id::BIGINT AS row_id, coalesce({pick('keep', 'true')}, false)::BOOLEAN AS kept, "
+            f"{pick('keep', 'true')} IS NULL AS null_keep, "
             f"{pick('rule', 'NULL')}::VARCHAR AS rule, {pick('value', 'NULL')}::DOUBLE AS value, "
             f"{pick('threshold', 'NULL')}::DOUBLE AS threshold FROM (\n{sql}\n) WHERE row_id IS NOT NULL",
             values,
         )
-        returned_rows = 0
+        returned_rows = null_keeps = 0
+        foreign: list[int] = []
         for batch in _read(decided):
             batch_ids = batch["row_id"].to_numpy()
-            # Where each row of the batch lies in the ledger; ids that are not the source's are left out.
+            # Where each row of the batch lies in the ledger; ids that are not the source's are left out, and counted.
             if isinstance(row_ids, range):
                 index, valid = batch_ids - lowest, (batch_ids >= lowest) & (batch_ids < lowest + count)
             else:
                 index = np.clip(np.searchsorted(row_ids, batch_ids), 0, count - 1)
                 valid = row_ids[index] == batch_ids
+            if not valid.all():
+                foreign = [int((~valid).sum()) + sum(foreign[:1]), int(batch_ids[~valid][0])]
             index, batch = index[valid], batch.filter(pa.array(valid))
             returned_rows += len(index)
+            null_keeps += pc.sum(batch["null_keep"]).as_py() or 0
             answered[index] = True
             kept[index] = batch["kept"].to_numpy(zero_copy_only=False)
             decided_by[index] = batch["value"].to_numpy(zero_copy_only=False)
@@ -798,7 +827,7 @@ def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Le
     if int(answered.sum()) != returned_rows:
         raise QueryError(f"split {name}: its filter returns some row_id more than once; make it one line per row")
     named = [(rule, math.nan if threshold is None else float(threshold)) for rule, threshold in reasons]
-    return _Ledger(row_ids, answered, kept, named, reason, decided_by)
+    return _Ledger(row_ids, answered, kept, named, reason, decided_by, foreign, null_keeps)
 
 
 def _wide_enough(reason: npt.NDArray[np.integer[Any]], count: int) -> npt.NDArray[np.integer[Any]]:
@@ -842,12 +871,30 @@ def _read(answer: QueryResult) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(held)
 
 
+def _unmatched(name: str, ledger: _Ledger) -> list[JsonValue]:
+    """Report ids that no row has, and rows that were dropped because nothing decided about them."""
+    lines: list[JsonValue] = []
+    if ledger.foreign:
+        count, example = ledger.foreign
+        lines.append(
+            f"warning: split {name}: its filter returned {counted(count, 'row_id')} that no row of the store has, such as "
+            f"{example}; they count for nothing"
+        )
+    if ledger.null_keeps:
+        lines.append(
+            f"split {name}: {counted(ledger.null_keeps, 'row has', 'rows have')} a `keep` that is NULL, and "
+            f"{'was' if ledger.null_keeps == 1 else 'were'} dropped"
+        )
+    return lines
+
+
 def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued: int) -> list[JsonValue]:
     """Report a filter by rate that dropped fewer rows than the rate asks for, since the others have no discrepancy."""
     rate = values.get("rate")
     if not isinstance(rate, float | int) or not dropped:
         return []
-    intended = -int(-(rate * valued) // 1)  # rounded up
+    # Rounded up, as the filters do it: 7 % of 100 rows is 7.000000000000001 in binary, and means 7.
+    intended = math.ceil(round(rate * valued, 6))
     if dropped >= intended:
         return []
     return [

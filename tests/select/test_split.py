@@ -91,6 +91,56 @@ def test_a_row_without_discrepancy_is_never_dropped_and_a_short_cut_is_said(tmp_
     )
 
 
+@pytest.mark.parametrize(
+    ("rate", "count", "shown"),
+    [(0.07, 7, "7"), (0.55, 55, "55"), (0.125, 13, "12.5"), (0.005, 1, "0.5"), (1, 100, "100"), (0, 0, "0")],
+)
+def test_a_rate_is_rounded_up_as_it_is_written(tmp_path, rate, count, shown):
+    store = stored(tmp_path, [-float(i) for i in range(1, 101)])
+    made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=rate))
+    assert (made.dropped, len(made.lines)) == (count, 1)
+    assert {row["rule"] for row in ledger(store)} == {f"drop the lowest {shown} % by seam_x"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"rate": 20}, "rate: 20 is no number from 0 to 1"),
+        ({"rate": -0.1}, "rate: -0.1 is no number from 0 to 1"),
+        ({"rate": None}, "rate: None is no number from 0 to 1"),
+        ({"rate": "0.2"}, "rate: '0.2' is no number from 0 to 1"),
+        ({"rate": True}, "rate: True is no number from 0 to 1"),
+        ({"rate": math.nan}, "rate: nan is no number from 0 to 1"),
+        ({"nulls": "Drop"}, "nulls: 'Drop' is neither keep nor drop"),
+        ({"nulls": None}, "nulls: None is neither keep nor drop"),
+    ],
+)
+def test_a_parameter_that_would_drop_other_rows_than_meant_is_refused(tmp_path, parameters, message):
+    store = stored(tmp_path, SCORES)
+    with pytest.raises(RecipeError, match=f"^split s: {message}$"):
+        splits.check(store, {"s": Split(filter=LOWEST, by="seam_x", **parameters)})
+
+
+def test_every_bundled_rate_and_choice_about_nulls_says_what_it_takes():
+    lines = [line for file in BUNDLED.glob("*.sql") for line in file.read_text().splitlines() if "default" in line]
+    assert {line for line in lines if " rate " in line} == {"-- default rate = 0.2 (from 0 to 1)"}
+    assert all(line.endswith(("keep (or drop)", "drop (or keep)")) for line in lines if " nulls " in line)
+
+
+def test_ids_of_no_row_and_keeps_that_are_null_are_said(tmp_path):
+    store = stored(tmp_path, SCORES)
+    made = splits.make(store, "s", Split(filter="SELECT row_id + 8 AS row_id FROM rows"))
+    assert made.lines == [
+        "split s: 2 of 10 rows kept",
+        "warning: split s: its filter returned 8 row_ids that no row of the store has, such as 10; they count for nothing",
+    ]
+    made = splits.make(store, "t", Split(filter="SELECT row_id, seam_x < -1 AS keep FROM rows"))
+    assert made.lines == [
+        "split t: 4 of 10 rows kept",
+        "split t: 1 row has a `keep` that is NULL, and was dropped",
+    ]
+
+
 def test_other_columns_may_be_dropped_at_zero(tmp_path):
     store = stored(tmp_path, SCORES, "length")
     splits.make(store, "s", Split(filter=LOWEST, by="length", rate=0.9))
