@@ -30,6 +30,7 @@ TINY = Sizes(
     samples=3,
     sample_tokens=8,
     written=0,
+    written_more=0,
     attacked=24,
     queries=20,
     lora=(20, 60),
@@ -38,6 +39,8 @@ TINY = Sizes(
     ppo_tokens=6,
     ppo_held_out=6,
     ppo_seeds=(0, 1),
+    longer_updates=4,
+    longer_tokens=6,
     layers=2,
 )
 MEASURES, ENDS = ("gain", "above_length"), (("", 0.0), ("_low", -0.1), ("_high", 0.1))
@@ -103,6 +106,21 @@ def test_golden_answers_are_not_among_the_judged_and_reward_models_see_no_judged
     best = {row["prompt"]: row["response"] for row in pairs.rows}
     assert pairs.judged and all(best[p["prompt"]] not in (p["response_a"], p["response_b"]) for p in pairs.judged)
     assert {pair["source"] for pair in data.other_pairs(given, TINY)} == {"tulu1-human-eval"}
+
+
+def test_fresh_rows_were_neither_judged_before_nor_trained_on(given):
+    whole = TINY._replace(questions=1000, prompts=1000)
+    for first, fresh, size in (
+        (data.stackexchange, data.fresh_stackexchange, TINY.questions),
+        (data.human, data.fresh_human, TINY.prompts),
+    ):
+        parts = [{row["prompt"] for row in part(given, TINY).rows} for part in (first, fresh)]
+        assert len(parts[0]) == size and parts[1] and not parts[0] & parts[1]
+        assert parts[1] <= {row["prompt"] for row in first(given, whole).rows}
+    trained = {pair["prompt"] for pair in data.preferences(given, TINY)[0][: TINY.smol[-1]]}
+    assert not trained & {row["prompt"] for row in data.fresh_stackexchange(given, TINY).rows}
+    judged = {pair["prompt"] for pair in data.fresh_human(given, TINY).judged}
+    assert judged == {row["prompt"] for row in data.fresh_human(given, TINY).rows}
 
 
 def test_a_head_finds_the_direction_that_tells_the_chosen_answer():
@@ -190,6 +208,9 @@ def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, st
     assert "RER" in page.optimised(pieces) and "→" in page.moved(pieces)
     assert "smol-60" in page.mismatch(pieces) and "`seam_contrast`" in page.validity(pieces, "stackexchange")
     assert "logprob" in page.weights(pieces, "human")
+    # All rows of a set are those of its first part and the fresh ones.
+    assert pieces["human-all-smol"]["rows"] == pieces["human-smol"]["rows"] + pieces["human-fresh-smol"]["rows"]
+    assert "fresh rows | smol-60" in page.fresh(pieces) and "all rows | smol-60" in page.fresh(pieces)
     # Where a proxy chooses and where it is itself the measure, nothing is chosen by chance.
     found = pieces["human-policy"]["preferred"]
     assert [(row["reward"], row["golden"]) for row in found[-2:]] == [
@@ -235,7 +256,7 @@ def test_rules_are_applied_as_the_protocol_says(aucs, gain, verdicts):
     ]
     pieces["stackexchange-smol"]["best_of_n"] = {f"{page.PRIMARY} uniform": {"table": arms}}
     lines = page.decisions(pieces).splitlines()[2:]
-    assert [line.split(" | ")[2] for line in lines] == [*verdicts, *["open"] * 8]
+    assert [line.split(" | ")[2] for line in lines] == [*verdicts, *["open"] * 10]
 
 
 @pytest.mark.parametrize(
@@ -250,10 +271,10 @@ def test_a_rule_on_rer_asks_for_every_set_and_both_golds(gains, verdict):
             for gold, gain in zip(("smol-800", "words-3900"), gains[2 * i :], strict=False)
         ]
         pieces[f"{name}-proxies"] = {"gains": rows}
-    lines = page.decisions(pieces).splitlines()[-3:]
-    assert [line.split(" | ")[2] for line in lines] == [verdict] * 2 + ["open"]
+    lines = page.decisions(pieces).splitlines()[-5:]
+    assert [line.split(" | ")[2] for line in lines] == [verdict] * 2 + ["open"] * 3
     del pieces["human-proxies"]
-    assert [line.split(" | ")[2] for line in page.decisions(pieces).splitlines()[-3:]] == ["open"] * 3
+    assert [line.split(" | ")[2] for line in page.decisions(pieces).splitlines()[-5:]] == ["open"] * 5
 
 
 @pytest.mark.parametrize(
@@ -268,8 +289,16 @@ def test_the_rule_on_training_asks_for_both_golds(ranks, verdict):
             ]
         }
 
-    pieces = {"human-ppo": {"monotonicity": {f"gold {i}": study(rank) for i, rank in enumerate(ranks)}}}
-    assert page.decisions(pieces).splitlines()[-1].split(" | ")[2] == verdict
+    trained = {"monotonicity": {f"gold {i}": study(rank) for i, rank in enumerate(ranks)}}
+    for name, line in (("human-ppo", -3), ("human-longer-ppo", -1)):
+        assert page.decisions({name: trained}).splitlines()[line].split(" | ")[2] == verdict
+
+
+@pytest.mark.parametrize(("auc", "verdict"), [(0.62, "shown"), (0.55, "not shown"), (0.38, "refuted")])
+def test_the_rule_on_fresh_rows_is_one_test(auc, verdict):
+    row = {"column": "seam_contrast", "auc": auc, "auc_low": auc - 0.1, "auc_high": auc + 0.1}
+    pieces = {"human-fresh-smol": {"validity": {f"{page.PRIMARY} uniform": {"table": [row]}}}}
+    assert page.decisions(pieces).splitlines()[-2].split(" | ")[2] == verdict
 
 
 def test_the_page_is_what_the_committed_files_say():

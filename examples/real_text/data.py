@@ -41,6 +41,8 @@ class Sizes(NamedTuple):
     """Answers to each, and their most tokens."""
     written: int = 60
     """Rows for which the policy writes worse answers."""
+    written_more: int = 250
+    """Rows for which it writes them where more were asked for, those of the first among them."""
     worse: int = 3
     worse_tokens: int = 160
     """Such answers to each, and their most tokens; a longer one is left out."""
@@ -58,6 +60,9 @@ class Sizes(NamedTuple):
     ppo_tokens: int = 32
     ppo_held_out: int = 32
     ppo_seeds: tuple[int, ...] = (0, 1, 2)
+    longer_updates: int = 24
+    longer_tokens: int = 64
+    """Of the longer trainings on RER alone; all else is as in the short ones."""
     layers: int = 12
     """Of the policy, under a reward model's head."""
 
@@ -108,14 +113,31 @@ def measurable(answers: Mapping[str, float]) -> bool:
 def stackexchange(folder: Path, sizes: Sizes) -> Judged:
     """Return the judged questions with rated answers, and the top answers of all questions."""
     answers = votes(folder)
+    return _voted(folder, answers, _questions(answers)[: sizes.questions])
+
+
+def fresh_stackexchange(folder: Path, sizes: Sizes) -> Judged:
+    """Return the other questions, without those of which a pair may train a head."""
+    answers = votes(folder)
+    trained = {pair["prompt"] for pair in preferences(folder, sizes)[0][: sizes.smol[-1]]}
+    return _voted(folder, answers, [q for q in _questions(answers)[sizes.questions :] if q not in trained])
+
+
+def _questions(answers: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the questions that can be measured, in the order they are taken."""
     questions = sorted(question for question, own in answers.items() if measurable(own))
     random.Random(f"{SEED} questions").shuffle(questions)
+    return questions
+
+
+def _voted(folder: Path, answers: Mapping[str, Mapping[str, float]], questions: Sequence[str]) -> Judged:
     rows, judged = [], []
-    for question in questions[: sizes.questions]:
-        golden, *others = sorted(answers[question], key=lambda text: -answers[question][text])
+    for question in questions:
+        own = answers[question]
+        golden, *others = sorted(own, key=lambda text: -own[text])
         rows.append({"prompt": question, "response": golden, "source": "stackexchange"})
         drawn = random.Random(f"{SEED} {question}").sample(others, min(MOST_RATED, len(others)))
-        judged += [{"prompt": question, "response": text, "score": answers[question][text]} for text in drawn]
+        judged += [{"prompt": question, "response": text, "score": own[text]} for text in drawn]
     corpus = [{"prompt": question, "response": max(own, key=own.__getitem__)} for question, own in answers.items()]
     corpus += _corpus(row for row in read(folder, "sft_corpus") if row["source"] == "stackexchange")
     return Judged(rows, corpus, judged)
@@ -123,6 +145,15 @@ def stackexchange(folder: Path, sizes: Sizes) -> Judged:
 
 def human(folder: Path, sizes: Sizes) -> Judged:
     """Return QA-Feedback's and PandaLM's prompts with judged pairs that do not hold the answer people like most."""
+    return _liked(folder, sizes, slice(sizes.prompts))
+
+
+def fresh_human(folder: Path, sizes: Sizes) -> Judged:
+    """Return the other prompts of QA-Feedback and PandaLM."""
+    return _liked(folder, sizes, slice(sizes.prompts, None))
+
+
+def _liked(folder: Path, sizes: Sizes, part: slice) -> Judged:
     pairs: dict[str, Rows] = defaultdict(list)
     liked: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for row in read(folder, "human_pairs"):
@@ -145,10 +176,10 @@ def human(folder: Path, sizes: Sizes) -> Judged:
             rows.append({"prompt": prompt, "response": best, "source": left[0]["source"]})
             judged += left
     random.Random(f"{SEED} human").shuffle(rows)
-    rows = rows[: sizes.prompts]
-    known = {row["prompt"] for row in rows}
+    rows = rows[part]
+    prompts = {row["prompt"] for row in rows}
     drawn = random.Random(f"{SEED} corpus").sample(read(folder, "sft_corpus"), sizes.corpus)
-    return Judged(rows, corpus + _corpus(drawn), [pair for pair in judged if pair["prompt"] in known])
+    return Judged(rows, corpus + _corpus(drawn), [pair for pair in judged if pair["prompt"] in prompts])
 
 
 def preferences(folder: Path, sizes: Sizes) -> tuple[Rows, Rows]:

@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
@@ -29,6 +30,11 @@ FAMILIES = ("words", "smol", "minilm")
 POLICYS = "smol"
 """The family whose rows are read by the policy as well."""
 SETS: dict[str, Callable[[Path, Sizes], Judged]] = {"stackexchange": data.stackexchange, "human": data.human}
+FRESH: dict[str, Callable[[Path, Sizes], Judged]] = {
+    "stackexchange-fresh": data.fresh_stackexchange,
+    "human-fresh": data.fresh_human,
+}
+"""The rows of each set that no column was compared with people on before."""
 WEIGHTS = ("geometric", "raw", "uniform", "logprob")
 GOLDS = ("smol", "words")
 """The families whose last reward models stand for people where RER's proxies choose."""
@@ -46,8 +52,8 @@ Tables = dict[str, Any]
 class Work:
     """Where everything lies: the data, the models, the stores."""
 
-    def __init__(self, given: Path, out: Path, sizes: Sizes = Sizes(), start: Path | None = None) -> None:
-        self.given, self.out, self.sizes = given, out, sizes
+    def __init__(self, source: Path, out: Path, sizes: Sizes = Sizes(), start: Path | None = None) -> None:
+        self.source, self.out, self.sizes = source, out, sizes
         self._policy = start
 
     @property
@@ -85,12 +91,21 @@ class Work:
             if self.sizes.attacked:
                 pieces[f"{name}-adv"] = partial(self.attacked, name)
         pieces["human-ppo"] = partial(self.optimised, "human")
+        for name in FRESH:
+            pieces[f"{name}-{POLICYS}"] = partial(self.scored, name, POLICYS)
+        for name in SETS:
+            pieces[f"{name}-all-{POLICYS}"] = partial(self.pooled, name, POLICYS)
+        if self.sizes.written_more:
+            pieces["human-more-gpt"] = partial(self.written, "human", "more")
+        pieces["human-longer-ppo"] = partial(self.optimised, "human", "longer")
         # A larger model is measured where somebody put its file.
         if (self.out / "gemma.gguf").is_file():
             pieces |= {
                 "heads-gemma": partial(self.heads, "gemma"),
                 "human-gemma": partial(self.scored, "human", "gemma"),
                 "mismatch-gemma": partial(self.mismatch, "gemma"),
+                "human-fresh-gemma": partial(self.scored, "human-fresh", "gemma"),
+                "human-all-gemma": partial(self.pooled, "human", "gemma"),
             }
         return pieces
 
@@ -115,7 +130,7 @@ class Work:
 
     def heads(self, family: str) -> Tables:
         """Train heads on the first pairs, more and more of them, and measure all on the same held-out pairs."""
-        training, held_out = data.preferences(self.given, self.sizes)
+        training, held_out = data.preferences(self.source, self.sizes)
         training = training[: self._pairs(family)[-1]]
         if family == "words":
             return self._words(training, held_out)
@@ -123,11 +138,11 @@ class Work:
         start = self._start(family)
         folder = models.bare(family, start, self.out / f"models/bare-{family}", layers)
         kept = self.out / f"features-{family}"
-        known, tested = (
+        trained, tested = (
             models.kept_features(folder, pairs, ("chosen", "rejected"), kept / name)
             for name, pairs in (("training", training), ("held-out", held_out))
         )
-        heads = {f"{family}-{n}": models.head(known[:n, 0], known[:n, 1]) for n in self._pairs(family)}
+        heads = {f"{family}-{n}": models.head(trained[:n, 0], trained[:n, 1]) for n in self._pairs(family)}
         models.save_heads(family, start, self._heads(family), layers, heads)
         scores = [
             {
@@ -144,7 +159,7 @@ class Work:
 
     def adapted(self, stage: int) -> Tables:
         """Train a reward model by adapters on more pairs than the stage before, from its weights; measure it as heads are."""
-        pairs, held_out = data.preferences(self.given, self.sizes)
+        pairs, held_out = data.preferences(self.source, self.sizes)
         seen, most = (0, *self.sizes.lora)[stage : stage + 2]
         if stage:
             start = self._folder(f"lora-{seen}")
@@ -164,10 +179,10 @@ class Work:
         scores = []
         for name, n in zip(self._names("words"), self._pairs("words"), strict=True):
             words.train(training[:n], self._folder(name))
-            given = self._rewards("words", held_out, ("chosen", "rejected"), name)
+            rewards = self._rewards("words", held_out, ("chosen", "rejected"), name)
             scores += [
                 {"reward": name, "prompt_id": str(i), "subset": pair["dataset"], "score_chosen": a, "score_rejected": b}
-                for i, (pair, ((a,), (b,))) in enumerate(zip(held_out, given, strict=True))
+                for i, (pair, ((a,), (b,))) in enumerate(zip(held_out, rewards, strict=True))
             ]
         return self._accuracy("words", scores, len(training))
 
@@ -194,7 +209,7 @@ class Work:
 
     def scored(self, name: str, family: str) -> Tables:
         """Score a set's rows by a family of reward models, and measure the columns that need no policy."""
-        measured = SETS[name](self.given, self.sizes)
+        measured = (SETS | FRESH)[name](self.source, self.sizes)
         stored = _rows(self._base(name, measured))
         if family != "words" and not family.startswith("lora-"):
             stored = _rows(self._rewarded(name, family, stored))
@@ -203,9 +218,18 @@ class Work:
         tables["candidates"] = round(sum(len(row["worse_contrast"]) for row in stored) / len(stored), 3)
         return tables | self._measured(name, family, stored, ("uniform",), _MEASURED)
 
+    def pooled(self, name: str, family: str) -> Tables:
+        """Measure the same columns on all rows of a set, those of its first part and the fresh ones together."""
+        parts = name, f"{name}-fresh"
+        for reward in self._names(family):
+            tables = [pq.read_table(self._judged_file(part, reward)) for part in parts]
+            data.write(pa.concat_tables(tables).to_pylist(), self._judged_file(f"{name}-all", reward))
+        stored = [row for part in parts for row in _rows(self.out / part / f"store-{family}")]
+        return {"rows": len(stored)} | self._measured(f"{name}-all", family, stored, ("uniform",), _MEASURED)
+
     def likelihoods(self, name: str) -> Tables:
         """Score the candidates of a set by the policy, and measure SEAM's column by each weight, for the first family."""
-        stored = _rows(self._base(name, SETS[name](self.given, self.sizes)))
+        stored = _rows(self._base(name, SETS[name](self.source, self.sizes)))
         stored = _rows(self._rewarded(name, POLICYS, stored, likelihoods=True))
         return {"rows": len(stored)} | self._measured(name, POLICYS, stored, WEIGHTS, ("seam_contrast",))
 
@@ -225,13 +249,13 @@ class Work:
         for i, reward in enumerate(self._names(POLICYS)):
             judged = self._judged_file(name, reward)
             column = reward.replace("-", "_")
-            known = [
+            rewarded = [
                 {key: row[key] for key in ("prompt", "response", "source", "worse_policy")}
                 | {"reward": row[f"reward_{column}"], "rewards_policy": row[f"rewards_{column}_policy"]}
                 for row in stored
             ]
             recipe = {
-                "rows": _source(data.write(known, self.out / f"{name}/answers/{reward}.parquet")),
+                "rows": _source(data.write(rewarded, self.out / f"{name}/answers/{reward}.parquet")),
                 "steps": [{"seam_score": {"variant": "policy", "k": self.sizes.samples}}],
             }
             store = _run(recipe, self.out / f"{name}/answers/{reward}")
@@ -251,20 +275,22 @@ class Work:
         rows = replies.answered(stored)
         golds = {self._names(family)[-1]: self._rewards_of(rows, family)[self._names(family)[-1]] for family in GOLDS}
         encoder = SentenceEncoder(path=str(encoder_folder()), dtype="float32")
-        given = replies.proxy_rewards(rows, encoder)
+        rewards = replies.proxy_rewards(rows, encoder)
         open_ended = sum(row.query_type == "open" for row in rows)
         return {
             "rows": len(rows),
             "open_ended": open_ended,
             "agreement": replies.agreement(golds),
-            "gains": replies.gains(given, golds, range(2, self.sizes.samples + 1)),
+            "gains": replies.gains(rewards, golds, range(2, self.sizes.samples + 1)),
         }
 
-    def written(self, name: str) -> Tables:
+    def written(self, name: str, amount: str = "") -> Tables:
         """Let the policy write worse answers behind a llama.cpp server, and measure SEAM_GPT beside SEAM_Contrast on the same rows."""
-        first_rows = SETS[name](self.given, self.sizes).rows[: self.sizes.written]
+        rows = self.sizes.written_more if amount else self.sizes.written
+        folder = self.out / name / "-".join(filter(None, ("written", amount)))
+        first_rows = SETS[name](self.source, self.sizes).rows[:rows]
         recipe: dict[str, Any] = {
-            "rows": _source(data.write(first_rows, self.out / f"{name}/written.parquet")),
+            "rows": _source(data.write(first_rows, folder.with_suffix(".parquet"))),
             "models": {"reward": self._classifier(POLICYS)},
             "steps": [
                 {"generate": {"k": self.sizes.worse, "calls": "each"}},
@@ -280,13 +306,13 @@ class Work:
                 "max_tokens": self.sizes.worse_tokens,
                 "seed": data.SEED,
             }
-            store = _run(recipe, self.out / name / "written")
+            store = _run(recipe, folder)
         return self._beside_contrast(name, "gpt", store, self._names(POLICYS), self.sizes.worse)
 
     def attacked(self, name: str) -> Tables:
         """Attack the golden responses of the first rows against the last reward model, and measure SEAM_Adv beside SEAM_Contrast."""
-        first_rows = SETS[name](self.given, self.sizes).rows[: self.sizes.attacked]
-        lexicon = (self.given / "lexicons/wordnet30_synonyms.parquet").resolve()
+        first_rows = SETS[name](self.source, self.sizes).rows[: self.sizes.attacked]
+        lexicon = (self.source / "lexicons/wordnet30_synonyms.parquet").resolve()
         attack = {
             "method": "pwws",
             "k": self.sizes.candidates,
@@ -319,26 +345,27 @@ class Work:
             column = reward.replace("-", "_")
             rows = []
             for row in stored:
-                known = {key: row[key] for key in ("prompt", "response", "source")}
-                known["reward"] = row[f"reward_{column}"]
-                for own, given in ((variant, row), ("contrast", contrast[row["prompt"]])):
-                    texts = [{"response": candidate["response"]} for candidate in given[f"worse_{own}"]]
-                    known |= {
+                entry = {key: row[key] for key in ("prompt", "response", "source")}
+                entry["reward"] = row[f"reward_{column}"]
+                for own, scored_row in ((variant, row), ("contrast", contrast[row["prompt"]])):
+                    texts = [{"response": candidate["response"]} for candidate in scored_row[f"worse_{own}"]]
+                    entry |= {
                         f"worse_{own}": texts,
-                        f"rewards_{own}": given[f"rewards_{column}_{own}"],
+                        f"rewards_{own}": scored_row[f"rewards_{column}_{own}"],
                         f"logprobs_{own}": [None] * len(texts),
                         f"tokens_{own}": [None] * len(texts),
                     }
-                rows.append(known)
+                rows.append(entry)
+            folder = store.with_name(f"{store.name}-{reward}")
             scored = {
-                "rows": _source(data.write(rows, self.out / f"{name}/{variant}-{reward}.parquet")),
+                "rows": _source(data.write(rows, folder.with_suffix(".parquet"))),
                 "steps": [
                     {"seam_score": {"variant": variant, "likelihood": "uniform", "k": k}},
                     {"seam_score": {"variant": "contrast", "likelihood": "uniform", "k": self.sizes.candidates}},
                 ],
             }
             measured = study.validity(
-                _run(scored, self.out / f"{name}/{variant}-{reward}"),
+                _run(scored, folder),
                 self._judged_file(name, reward),
                 by=None if name == "stackexchange" else "source",
                 columns=(f"seam_{variant}", f"misjudged_{variant}", "seam_contrast"),
@@ -346,8 +373,12 @@ class Work:
             tables["validity"][f"{reward} {variant}"] = _result(measured)
         return tables
 
-    def optimised(self, name: str) -> Tables:
-        """Train the policy by PPO on each of RER's proxies, from several seeds, and correlate each with two golds."""
+    def optimised(self, name: str, duration: str = "") -> Tables:
+        """Train the policy by PPO on each of RER's proxies, or for longer on RER, from several seeds; correlate each with two golds."""
+        sizes, proxies, folder = self.sizes, training.PROXIES, "ppo"
+        if duration:
+            sizes = sizes._replace(ppo_updates=sizes.longer_updates, ppo_tokens=sizes.longer_tokens)
+            proxies, folder = ("rer",), f"ppo-{duration}"
         stored = query(self._answers(name), "SELECT prompt, response, query_type FROM rows ORDER BY row_id").to_pylist()
         rows = [
             {"prompt": row["prompt"], "reference": row["response"], "query_type": row["query_type"]} for row in stored
@@ -371,14 +402,16 @@ class Work:
         golds = {self._names(family)[-1]: last(family) for family in GOLDS}
         measured: Rows = []
         for seed in self.sizes.ppo_seeds:
-            for proxy in training.PROXIES:
-                out = self.out / name / "ppo"
-                measured += training.optimised(self.policy, rows, proxy, seed, golds, encoder, out, self.sizes)
-                print(f"ppo: {proxy}, seed {seed}", flush=True)
+            for proxy in proxies:
+                out = self.out / name / folder
+                measured += training.optimised(self.policy, rows, proxy, seed, golds, encoder, out, sizes)
+                print(f"{folder}: {proxy}, seed {seed}", flush=True)
         correlations = {}
         for gold in golds:
             table = [{name: row[name] for name in row if name != "gold"} for row in measured if row["gold"] == gold]
-            correlations[gold] = _result(study.monotonicity(data.write(table, self.out / f"tables/ppo-{gold}.parquet")))
+            correlations[gold] = _result(
+                study.monotonicity(data.write(table, self.out / f"tables/{folder}-{gold}.parquet"))
+            )
         return {"monotonicity": correlations, "moved": training.moved(measured)}
 
     @property
@@ -401,7 +434,7 @@ class Work:
     def _answers(self, name: str) -> Path:
         """Return the store of a set's first prompts with the policy's answers, rewarded by the heads of its family."""
         rows = data.write(
-            SETS[name](self.given, self.sizes).rows[: self.sizes.sampled], self.out / name / "asked.parquet"
+            SETS[name](self.source, self.sizes).rows[: self.sizes.sampled], self.out / name / "asked.parquet"
         )
         recipe: dict[str, Any] = {
             "rows": _source(rows),
@@ -426,10 +459,10 @@ class Work:
             judged = self._judged_file(name, reward)
             votes = "score" in pq.read_schema(judged).names
             for weight in weights:
-                known = "likelihoods" if columns != _MEASURED else "rewards"
-                own = self._store(f"{name}/{known}/{reward}-{weight}", self._single(stored, reward), weight, reward)
-                found = study.validity(own, judged, by=None if votes else "source", columns=columns)
-                tables["validity"][f"{reward} {weight}"] = _result(found)
+                kind = "likelihoods" if columns != _MEASURED else "rewards"
+                own = self._store(f"{name}/{kind}/{reward}-{weight}", self._single(stored, reward), weight, reward)
+                measured = study.validity(own, judged, by=None if votes else "source", columns=columns)
+                tables["validity"][f"{reward} {weight}"] = _result(measured)
                 if votes and weight == weights[0]:
                     gained = study.best_of_n(own, judged, columns=columns)
                     tables["best_of_n"][f"{reward} {weight}"] = _result(gained)
@@ -510,12 +543,12 @@ class Work:
     def _judge(self, name: str, family: str, judged: Rows) -> None:
         """Write the judged answers with each reward model's rewards, a file each."""
         sides = [side for side in ("response", "response_a", "response_b") if side in judged[0]]
-        given = self._rewards(family, judged, sides)
+        rewards = self._rewards(family, judged, sides)
         columns = [side.replace("response", "reward") for side in sides]
         for i, reward in enumerate(self._names(family)):
             entries = [
                 row | {column: values[i] for column, values in zip(columns, own, strict=True)}
-                for row, own in zip(judged, given, strict=True)
+                for row, own in zip(judged, rewards, strict=True)
             ]
             data.write(entries, self._judged_file(name, reward))
 
@@ -527,8 +560,8 @@ class Work:
         answers = [[row[side] for side in sides] for row in rows]
         if family == "words":
             prompts = [row["prompt"] for row in rows]
-            given = [words.rewards(self._folder(name), prompts, answers) for name in names or self._names(family)]
-            return [[tuple(values) for values in zip(*own, strict=True)] for own in zip(*given, strict=True)]
+            rewards = [words.rewards(self._folder(name), prompts, answers) for name in names or self._names(family)]
+            return [[tuple(values) for values in zip(*own, strict=True)] for own in zip(*rewards, strict=True)]
         if family.startswith("lora-"):
             single = models.single_rewards(self._folder(family), [row["prompt"] for row in rows], answers)
             return [[(value,) for value in row] for row in single]
@@ -539,10 +572,10 @@ class Work:
 
     def mismatch(self, family: str) -> Tables:
         """Compare a family's reward models with people on the judged pairs of every set, and on a sample of other sources."""
-        pairs = data.other_pairs(self.given, self.sizes)
-        given = self._rewards(family, pairs, ("response_a", "response_b"))
+        pairs = data.other_pairs(self.source, self.sizes)
+        rewards = self._rewards(family, pairs, ("response_a", "response_b"))
         # A prompt that fills the window leaves its answers without a reward, by all heads alike.
-        read = [own for own in zip(pairs, given, strict=True) if not any(math.isnan(side[0]) for side in own[1])]
+        read = [own for own in zip(pairs, rewards, strict=True) if not any(math.isnan(side[0]) for side in own[1])]
         verdicts = []
         for i, reward in enumerate(self._names(family)):
             for n, (pair, (a, b)) in enumerate(read):
@@ -592,16 +625,16 @@ def _rows(store: Path) -> Rows:
 def _verdict(reward: str, prompt: str, pair: dict[str, Any], gap: float) -> dict[str, Any]:
     """Return people's and a reward model's verdict on one pair, as the study reads it."""
     model = "tie" if gap == 0 else "a" if gap > 0 else "b"
-    known = {name: pair[name] for name in ("source", "response_a", "response_b")}
-    return {"reward": reward, "prompt_id": prompt, "human": pair["label"], "model": model, **known}
+    texts = {name: pair[name] for name in ("source", "response_a", "response_b")}
+    return {"reward": reward, "prompt_id": prompt, "human": pair["label"], "model": model, **texts}
 
 
-def _result(found: study.StudyResult) -> Tables:
+def _result(result: study.StudyResult) -> Tables:
     rows = [
         {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
-        for row in found.table.to_pylist()
+        for row in result.table.to_pylist()
     ]
-    return {"finding": found.line, "table": rows}
+    return {"finding": result.line, "table": rows}
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ def start_of_adapters(start: Path, folder: Path, layers: int) -> Path:
 def single_rewards(folder: Path, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
     """Return the rewards of each prompt's answers by a classifier of one output; NaN where a prompt fills the window."""
     model = SequenceClassifier(path=str(folder), dtype="float32", max_tokens=MAX_TOKENS).load()
-    given = model.rewards(list(prompts), [list(own) for own in answers])
-    return [[math.nan if value is None else float(value) for value in row] for row in given]
+    values = model.rewards(list(prompts), [list(own) for own in answers])
+    return [[math.nan if value is None else float(value) for value in row] for row in values]
 
 
 def rewards(

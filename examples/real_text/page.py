@@ -21,6 +21,11 @@ RESULTS = ROOT / "docs/evidence/results/real-text"
 PAGE = ROOT / "docs/evidence/real-text.md"
 PRIMARY, SECOND = "smol-800", "words-3900"
 _SETS = {"stackexchange": "Stack Exchange", "human": "QA-Feedback and PandaLM"}
+_PARTS = {
+    f"{name}-{part}": f"{where}, {label}"
+    for name, where in _SETS.items()
+    for part, label in (("fresh", "fresh rows"), ("all", "all rows"))
+}
 _FAMILIES = ("smol", "words", "minilm", "lora-500", "lora-2000", "lora-3900", "gemma")
 _COLUMNS = (
     *("seam_contrast", "misjudged_contrast", "reward", "baseline_reward_margin_contrast"),
@@ -47,9 +52,10 @@ def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
     """Return the page with every marked place filled from the pieces."""
     tables = {"accuracy": accuracy, "mismatch": mismatch, "seconds": seconds, "decisions": decisions}
     for name in _SETS:
-        tables[f"validity {name}"] = lambda given, name=name: validity(given, name)  # type: ignore[misc]
-        tables[f"weights {name}"] = lambda given, name=name: weights(given, name)  # type: ignore[misc]
+        tables[f"validity {name}"] = lambda pieces, name=name: validity(pieces, name)  # type: ignore[misc]
+        tables[f"weights {name}"] = lambda pieces, name=name: weights(pieces, name)  # type: ignore[misc]
     tables |= {
+        "fresh": fresh,
         "best of n": best_of_n,
         "own answers": own_answers,
         "written": written,
@@ -67,39 +73,71 @@ def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
 
 def accuracy(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how often each reward model is right on held-out pairs."""
-    given = [pieces[key] for family in _FAMILIES if (key := f"heads-{family}") in pieces]
+    measured = [pieces[key] for family in _FAMILIES if (key := f"heads-{family}") in pieces]
     lines = []
-    for piece in given:
-        found = {(row["reward"], row["subset"]): row for row in piece["accuracy"]["table"]}
+    for piece in measured:
+        rows = {(row["reward"], row["subset"]): row for row in piece["accuracy"]["table"]}
         for reward in dict.fromkeys(row["reward"] for row in piece["accuracy"]["table"] if row["kind"] == "model"):
-            own = [found[reward, subset] for subset in ("all", "stackexchange", "hh-rlhf") if (reward, subset) in found]
+            own = [rows[reward, subset] for subset in ("all", "stackexchange", "hh-rlhf") if (reward, subset) in rows]
             lines.append([reward, *(_percent(row, "accuracy") for row in own)])
-    return _commands(given) + _table(["reward model", "all held-out pairs", "Stack Exchange", "HH-RLHF"], lines)
+    return _commands(measured) + _table(["reward model", "all held-out pairs", "Stack Exchange", "HH-RLHF"], lines)
 
 
 def validity(pieces: dict[str, dict[str, Any]], name: str) -> str:
     """Show the AUC of each column by reward model; SEAM with uniform weights, which need no policy."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    given = [pieces[key] for family in _FAMILIES if (key := f"{name}-{family}") in pieces]
-    for piece in given:
+    studies: dict[str, dict[str, dict[str, Any]]] = {}
+    measured = [pieces[key] for family in _FAMILIES if (key := f"{name}-{family}") in pieces]
+    for piece in measured:
         for key, study in piece["validity"].items():
             reward, weight = key.split(" ")
             if weight == "uniform":
-                found[reward] = {row["column"]: row for row in study["table"]}
+                studies[reward] = {row["column"]: row for row in study["table"]}
     lines = [
         [f"`{column}`" if "_" in column or column == "reward" else column]
-        + [_plain(rows[column], "auc") if column in rows else "" for rows in found.values()]
+        + [_plain(rows[column], "auc") if column in rows else "" for rows in studies.values()]
         for column in _COLUMNS
     ]
-    return _commands(given) + _table([f"AUC, {_SETS[name]}", *found], [line for line in lines if any(line[1:])])
+    return _commands(measured) + _table([f"AUC, {_SETS[name]}", *studies], [line for line in lines if any(line[1:])])
+
+
+def fresh(pieces: dict[str, dict[str, Any]]) -> str:
+    """Show what SEAM's column finds on rows that were not looked at before, and on all rows of a set together."""
+    keys = [f"{part}-{family}" for part in _PARTS for family in ("smol", "gemma")]
+    measured = [pieces[key] for key in keys if key in pieces]
+    lines = []
+    for piece in measured:
+        for key, study in piece["validity"].items():
+            rows = {row["column"]: row for row in study["table"]}
+            ceiling = rows.get("the other half of the pairs")
+            lines.append(
+                [
+                    _PARTS[piece["piece"].rpartition("-")[0]],
+                    key.split(" ")[0],
+                    str(rows["seam_contrast"]["rows"]),
+                    *(_plain(rows[column], "auc") for column in ("seam_contrast", "misjudged_contrast", "reward")),
+                    f"{_p_value(rows['seam_contrast']):.2g}",
+                    "–" if ceiling is None else _plain(ceiling, "auc"),
+                ]
+            )
+    heading = [
+        "AUC",
+        "reward model",
+        "rows",
+        "`seam_contrast`",
+        "`misjudged_contrast`",
+        "`reward`",
+        "p alone",
+        "the other half",
+    ]
+    return _commands(measured) + _table(heading, lines)
 
 
 def weights(pieces: dict[str, dict[str, Any]], name: str) -> str:
     """Show SEAM's column by reward model and weight: AUC, Spearman, the share of wrong pairs in its worst 20 %."""
     lines: dict[str, list[str]] = {}
     # A reward model's uniform weights are those of its family's piece, beside whose columns its p is adjusted.
-    given = [pieces[key] for kind in ("likelihoods", *_FAMILIES) if (key := f"{name}-{kind}") in pieces]
-    for piece in given:
+    measured = [pieces[key] for kind in ("likelihoods", *_FAMILIES) if (key := f"{name}-{kind}") in pieces]
+    for piece in measured:
         for key, study in piece["validity"].items():
             row = {row["column"]: row for row in study["table"]}.get("seam_contrast")
             if row is not None:
@@ -113,21 +151,21 @@ def weights(pieces: dict[str, dict[str, Any]], name: str) -> str:
                     _percent(row, "caught"),
                 ]
     heading = ["reward model", "weight", "rows", "AUC", "p (Holm)", "Spearman", "errors in the worst 20 %"]
-    return _commands(given) + _table(heading, list(lines.values()))
+    return _commands(measured) + _table(heading, list(lines.values()))
 
 
 def own_answers(pieces: dict[str, dict[str, Any]]) -> str:
     """Show what SEAM over the policy's own answers finds, by set and reward model."""
-    given = [pieces[key] for name in _SETS if (key := f"{name}-policy") in pieces]
+    measured = [pieces[key] for name in _SETS if (key := f"{name}-policy") in pieces]
     lines = []
-    for piece in given:
+    for piece in measured:
         for reward, study in piece["validity"].items():
             rows = {row["column"]: row for row in study["table"]}
             # A column of one value ranks nothing, and has no row.
             aucs = [_plain(rows[c], "auc") if c in rows else "–" for c in ("seam_policy", "misjudged_policy", "reward")]
             where = _SETS[piece["piece"].removesuffix("-policy")]
             lines.append([where, reward, str(rows["random"]["rows"]), *aucs])
-    return _commands(given) + _table(
+    return _commands(measured) + _table(
         ["AUC", "reward model", "rows", "`seam_policy`", "`misjudged_policy`", "`reward`"], lines
     )
 
@@ -135,15 +173,16 @@ def own_answers(pieces: dict[str, dict[str, Any]]) -> str:
 def written(pieces: dict[str, dict[str, Any]]) -> str:
     """Show what SEAM finds by answers that were written to be worse, or attacked, beside SEAM_Contrast on the same rows."""
     kinds = {"gpt": "written by the policy", "adv": "attacked by PWWS"}
-    given = [pieces[key] for name in _SETS for kind in kinds if (key := f"{name}-{kind}") in pieces]
+    keys = [f"{name}-{kind}" for name in _SETS for kind in ("gpt", "more-gpt", "adv")]
+    measured = [pieces[key] for key in keys if key in pieces]
     lines = []
-    for piece in given:
+    for piece in measured:
         for key, study in piece["validity"].items():
             reward, variant = key.split(" ")
             rows = {row["column"]: row for row in study["table"]}
             columns = f"seam_{variant}", f"misjudged_{variant}", "seam_contrast"
             aucs = [_plain(rows[column], "auc") if column in rows else "–" for column in columns]
-            where = _SETS[piece["piece"].rpartition("-")[0]]
+            where = _SETS[piece["piece"].split("-")[0]]
             lines.append([where, kinds[variant], reward, str(piece["rows"]), f"{piece['candidates']:.1f}", *aucs])
     heading = [
         "AUC",
@@ -155,62 +194,71 @@ def written(pieces: dict[str, dict[str, Any]]) -> str:
         "share misjudged",
         "`seam_contrast`",
     ]
-    return _commands(given) + _table(heading, lines)
+    return _commands(measured) + _table(heading, lines)
+
+
+def _trainings(pieces: dict[str, dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+    """Return each piece of trainings by PPO, with its updates and the most tokens of an answer."""
+    measured = []
+    for duration, kind in (("", "ppo"), ("longer-", "longer")):
+        piece = pieces.get(f"human-{duration}ppo")
+        if piece is not None:
+            measured.append((piece, f"{piece['sizes'][f'{kind}_updates']} × {piece['sizes'][f'{kind}_tokens']}"))
+    return measured
 
 
 def optimised(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how each gold went with each of RER's proxies while that was optimised by PPO."""
-    given = [pieces[key] for name in _SETS if (key := f"{name}-ppo") in pieces]
+    measured = _trainings(pieces)
     lines = [
         [
             gold,
             row["proxy"].upper().replace("_", "·"),
+            length,
             str(row["seeds"]),
-            str(row["checkpoints"]),
             *(_plain(row, name) for name in ("spearman", "pearson", "length_spearman")),
         ]
-        for piece in given
+        for piece, length in measured
         for gold, study in piece["monotonicity"].items()
         for row in study["table"]
     ]
-    heading = ["gold", "optimised", "seeds", "checkpoints", "Spearman", "Pearson", "Spearman of length and gold"]
-    return _commands(given) + _table(heading, lines)
+    heading = ["gold", "optimised", "updates × tokens", "seeds", "Spearman", "Pearson", "Spearman of length and gold"]
+    return _commands([piece for piece, _ in measured]) + _table(heading, lines)
 
 
 def moved(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how far proxy, golds and length went, from before training to its end, in means over seeds."""
-    given = [pieces[key] for name in _SETS if (key := f"{name}-ppo") in pieces]
     lines = [
-        [row["proxy"].upper().replace("_", "·"), row["gold"]]
+        [row["proxy"].upper().replace("_", "·"), length, row["gold"]]
         + [
             f"{row[f'{measure}_first']:.{digits}f} → {row[f'{measure}_last']:.{digits}f}"
             for measure, digits in (("proxy_mean", 3), ("gold_mean", 3), ("length_mean", 1))
         ]
-        for piece in given
+        for piece, length in _trainings(pieces)
         for row in piece["moved"]
     ]
-    return _table(["optimised", "gold", "proxy", "gold's mean", "tokens of an answer"], lines)
+    return _table(["optimised", "updates × tokens", "gold", "proxy", "gold's mean", "tokens of an answer"], lines)
 
 
 def preferred(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how often a reward model prefers people's best answer to one of the policy's own."""
-    given = [pieces[key] for name in _SETS if (key := f"{name}-policy") in pieces]
+    measured = [pieces[key] for name in _SETS if (key := f"{name}-policy") in pieces]
     lines = []
-    for piece in given:
+    for piece in measured:
         rows = {(row["reward"], row["golden"]): row for row in piece["preferred"]}
         for reward in dict.fromkeys(reward for reward, _ in rows):
             shares = [_percent(rows[reward, golden], "right") for golden in ("whole", "as long as the sample")]
             prompts = str(rows[reward, "whole"]["prompts"])
             lines.append([_SETS[piece["piece"].removesuffix("-policy")], reward, prompts, *shares])
     heading = ["golden above the policy's answer", "reward model", "prompts", "whole", "cut to the answer's words"]
-    return _commands(given) + _table(heading, lines)
+    return _commands(measured) + _table(heading, lines)
 
 
 def proxies(pieces: dict[str, dict[str, Any]]) -> str:
     """Show what choosing the best of the policy's answers by RER and its parts adds to each gold, at the largest n."""
-    given = [pieces[key] for name in _SETS if (key := f"{name}-proxies") in pieces]
+    measured = [pieces[key] for name in _SETS if (key := f"{name}-proxies") in pieces]
     lines = []
-    for piece in given:
+    for piece in measured:
         most = max(row["n"] for row in piece["gains"])
         for row in piece["gains"]:
             if row["n"] == most:
@@ -219,42 +267,42 @@ def proxies(pieces: dict[str, dict[str, Any]]) -> str:
                 where = _SETS[piece["piece"].removesuffix("-proxies")]
                 lines.append([where, row["gold"], label, str(row["prompts"]), _signed(row, "gain"), above])
     heading = ["best of 4", "gold", "chosen by", "prompts", "gold gains, sd", "above LI"]
-    return _commands(given) + _table(heading, lines)
+    return _commands(measured) + _table(heading, lines)
 
 
 def mismatch(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how often each reward model, and each simple rule, disagrees with people, by source."""
-    given = [pieces[key] for family in _FAMILIES if (key := f"mismatch-{family}") in pieces]
-    rows = [row for piece in given for row in piece["mismatch"]["table"]]
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    measured = [pieces[key] for family in _FAMILIES if (key := f"mismatch-{family}") in pieces]
+    rows = [row for piece in measured for row in piece["mismatch"]["table"]]
+    shares: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         # Simple rules stand in every piece: those of most pairs are shown.
         key = row["reward"], row["subset"]
-        if key not in found or row["pairs"] > found[key]["pairs"]:
-            found[key] = row
-    subsets = list(dict.fromkeys(subset for _, subset in found))
-    pairs = {subset: max(row["pairs"] for (_, name), row in found.items() if name == subset) for subset in subsets}
+        if key not in shares or row["pairs"] > shares[key]["pairs"]:
+            shares[key] = row
+    subsets = list(dict.fromkeys(subset for _, subset in shares))
+    pairs = {subset: max(row["pairs"] for (_, name), row in shares.items() if name == subset) for subset in subsets}
 
     def shown(reward: str, subset: str) -> str:
         # Where a family was not asked of a set, all of its pairs are others than everybody's.
         asked = subsets if subset == "all" else [subset]
-        return _percent(found[reward, subset], "mismatch") if all((reward, one) in found for one in asked) else ""
+        return _percent(shares[reward, subset], "mismatch") if all((reward, one) in shares for one in asked) else ""
 
     lines = [
         [reward, *(shown(reward, subset) for subset in subsets)]
-        for reward in dict.fromkeys(reward for reward, _ in found)
+        for reward in dict.fromkeys(reward for reward, _ in shares)
     ]
     if not lines:
         return "Not measured."
     sizes = ["pairs", *(f"{pairs[subset]:,}" for subset in subsets)]
-    return _commands(given) + _table(["disagrees with people", *subsets], [*lines, sizes])
+    return _commands(measured) + _table(["disagrees with people", *subsets], [*lines, sizes])
 
 
 def best_of_n(pieces: dict[str, dict[str, Any]]) -> str:
     """Show what leaving out 20 % by SEAM's column gains over as many rows at random, among people's answers."""
     lines = []
-    given = [piece for piece in pieces.values() if piece.get("best_of_n")]
-    for piece in given:
+    measured = [piece for piece in pieces.values() if piece.get("best_of_n")]
+    for piece in measured:
         for reward, study in piece["best_of_n"].items():
             rows = {(row["column"], row["n"]): row for row in study["table"]}
             for n in sorted({n for _, n in rows} - {1}):
@@ -281,7 +329,7 @@ def best_of_n(pieces: dict[str, dict[str, Any]]) -> str:
         "SEAM's 20 % left out, over random",
         "over all rows",
     ]
-    return _commands(given) + _table(heading, lines)
+    return _commands(measured) + _table(heading, lines)
 
 
 def decisions(pieces: dict[str, dict[str, Any]]) -> str:
@@ -291,13 +339,27 @@ def decisions(pieces: dict[str, dict[str, Any]]) -> str:
         lines += [[line[0], f"`{reward}`", *line[1:]] for line in _decided(pieces, reward)]
     lines += [_decided_by_golds(pieces, "R6 the best of 4 by RER raises gold", "gain")]
     lines += [_decided_by_golds(pieces, "R7 … more than by length", "above_length")]
-    lines += [_decided_by_training(pieces)]
+    lines += [_decided_by_training(pieces, "R8 gold rises with RER under PPO", "human-ppo")]
+    lines += [_decided_by_fresh_rows(pieces)]
+    lines += [_decided_by_training(pieces, "R10 gold rises with RER under longer PPO", "human-longer-ppo")]
     return _table(["claim", "reward model", "verdict", "measured"], lines)
 
 
-def _decided_by_training(pieces: dict[str, dict[str, Any]]) -> list[str]:
+def _decided_by_fresh_rows(pieces: dict[str, dict[str, Any]]) -> list[str]:
+    """Apply the rule on rows that were not looked at before: one test."""
+    studies = pieces.get("human-fresh-smol", {}).get("validity", {})
+    verdict, told = "open", "not measured"
+    if f"{PRIMARY} uniform" in studies:
+        row = next(row for row in studies[f"{PRIMARY} uniform"]["table"] if row["column"] == "seam_contrast")
+        p = _p_value(row)
+        verdict = "not shown" if p >= 0.05 else "shown" if row["auc"] > 0.5 else "refuted"
+        told = f"{_SETS['human']} {_plain(row, 'auc')}, p = {p:.2g}"
+    return ["R9 it finds misjudged rows, on fresh rows", f"`{PRIMARY}`", verdict, told]
+
+
+def _decided_by_training(pieces: dict[str, dict[str, Any]], claim: str, piece: str) -> list[str]:
     """Apply the rule on PPO: over seeds, each gold rises with RER, or falls, or neither."""
-    studies = pieces.get("human-ppo", {}).get("monotonicity", {})
+    studies = pieces.get(piece, {}).get("monotonicity", {})
     rows = {gold: row for gold, study in studies.items() for row in study["table"] if row["proxy"] == "rer"}
     if not rows:
         verdict = "open"
@@ -306,7 +368,7 @@ def _decided_by_training(pieces: dict[str, dict[str, Any]]) -> list[str]:
     else:
         verdict = "refuted" if all(row["spearman_high"] < 0 for row in rows.values()) else "not shown"
     told = "; ".join(f"{gold} {_plain(row, 'spearman')}" for gold, row in rows.items())
-    return ["R8 gold rises with RER under PPO", "both golds", verdict, told or "not measured"]
+    return [claim, "both golds", verdict, told or "not measured"]
 
 
 def _decided_by_golds(pieces: dict[str, dict[str, Any]], claim: str, measure: str) -> list[str]:
@@ -331,18 +393,18 @@ def _decided(pieces: dict[str, dict[str, Any]], reward: str) -> list[list[str]]:
     """Apply the rules to one reward model: claim, verdict, figures. A claim whose pieces did not run is open."""
     family, key = reward.split("-")[0], f"{reward} uniform"
     lines = []
-    found = {}
+    aucs = {}
     for name in _SETS:
         studies = pieces.get(f"{name}-{family}", {}).get("validity", {})
         if key in studies:
-            found[name] = next(row for row in studies[key]["table"] if row["column"] == "seam_contrast")
+            aucs[name] = next(row for row in studies[key]["table"] if row["column"] == "seam_contrast")
     claims = "R1 it finds misjudged rows", "R2 it is of use: AUC above .60"
-    if len(found) == len(_SETS):
-        rows = list(found.values())
+    if len(aucs) == len(_SETS):
+        rows = list(aucs.values())
         p_values = holm([_p_value(row) for row in rows])
         measured = "; ".join(
             f"{_SETS[name]} {_plain(row, 'auc')}, p = {p:.2g}"
-            for (name, row), p in zip(found.items(), p_values, strict=True)
+            for (name, row), p in zip(aucs.items(), p_values, strict=True)
         )
         finds = all(p < 0.05 and row["auc"] > 0.5 for row, p in zip(rows, p_values, strict=True))
         lines.append([claims[0], "shown" if finds else "not shown", measured])
@@ -350,7 +412,7 @@ def _decided(pieces: dict[str, dict[str, Any]], reward: str) -> list[list[str]]:
         no_use = all(row["auc_high"] < 0.6 for row in rows)
         lines.append([claims[1], "shown" if of_use else "refuted" if no_use else "not shown", "the same"])
     else:
-        one = "; ".join(f"{_SETS[name]} {_plain(row, 'auc')}" for name, row in found.items())
+        one = "; ".join(f"{_SETS[name]} {_plain(row, 'auc')}" for name, row in aucs.items())
         lines += [[claim, "open", one or "not measured"] for claim in claims]
     table = pieces.get(f"mismatch-{family}", {}).get("mismatch", {}).get("table", [])
     wrong = [row for row in table if row["kind"] == "model" and row["subset"] == "all"]

@@ -65,22 +65,22 @@ def preferred(golden: Numbers, samples: Numbers) -> dict[str, Any]:
         gaps = gaps[np.isfinite(gaps)]
         if len(gaps):
             shares.append(float((np.sign(gaps) + 1).mean() / 2))
-    found = statistics.bootstrap_share(np.array(shares))
-    return {"prompts": len(shares)} | interval("right", found)
+    share = statistics.bootstrap_share(np.array(shares))
+    return {"prompts": len(shares)} | interval("right", share)
 
 
 def proxy_rewards(rows: Sequence[Answered], encoder: SentenceEncoder) -> dict[str, Numbers]:
     """Return each proxy's reward of every sample, as trainers would get it; golden responses are the references."""
     rewards: dict[str, Numbers] = {}
     asked = [row.prompt for row in rows for _ in row.samples]
-    given = [sample for row in rows for sample in row.samples]
+    samples = [sample for row in rows for sample in row.samples]
     columns = {
         "reference": [row.golden for row in rows for _ in row.samples],
         "query_type": [row.query_type for row in rows for _ in row.samples],
     }
     for proxy in PROXIES:
         reward = RerReward.model_validate({"reward": proxy, "encoder": encoder})
-        values = reward.load()(asked, given, **{name: columns[name] for name in reward.columns})
+        values = reward.load()(asked, samples, **{name: columns[name] for name in reward.columns})
         rewards[proxy] = nested([np.nan if value is None else value for value in values], rows)
     return rewards
 

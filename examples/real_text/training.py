@@ -111,9 +111,9 @@ def optimised(
         assert not left, "each measurement asks the golds as often"
         table: Rows = []
         for entry, means in zip(measured, measured_golds.means(calls), strict=True):
-            known = {"proxy": proxy, "checkpoint": entry["step"], "seed": seed, "proxy_mean": entry["eval/scores"]}
-            known["length_mean"] = entry["eval/response_length"]
-            table += [known | {"gold": name, "gold_mean": value} for name, value in means.items()]
+            point = {"proxy": proxy, "checkpoint": entry["step"], "seed": seed, "proxy_mean": entry["eval/scores"]}
+            point["length_mean"] = entry["eval/response_length"]
+            table += [point | {"gold": name, "gold_mean": value} for name, value in means.items()]
         data.write(table, kept)
         shutil.rmtree(folder)
     stored: Rows = pq.read_table(kept).to_pylist()

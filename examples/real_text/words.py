@@ -48,8 +48,8 @@ def train(pairs: Rows, folder: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     texts = {text for pair in pairs for text in (pair["chosen"], pair["rejected"])}
-    found = Counter(word for text in texts for word in set(re.findall(r"\w+", text.lower())))
-    idf = {word: math.log(len(texts) / n) + 1 for word, n in sorted(found.items()) if n >= _LEAST}
+    texts_of = Counter(word for text in texts for word in set(re.findall(r"\w+", text.lower())))
+    idf = {word: math.log(len(texts) / n) + 1 for word, n in sorted(texts_of.items()) if n >= _LEAST}
     vectors = DictVectorizer()
     both = vectors.fit_transform(
         [features(idf, p["prompt"], p[side]) for p in pairs for side in ("chosen", "rejected")]
@@ -69,8 +69,8 @@ def train(pairs: Rows, folder: Path) -> None:
     weights = model(min(_PENALTIES, key=loss), np.ones(len(pairs), bool)).coef_[0]
     names = vectors.get_feature_names_out()
     folder.mkdir(parents=True, exist_ok=True)
-    known = {"idf": idf, "weights": {name: float(value) for name, value in zip(names, weights, strict=True)}}
-    (folder / "weights.json").write_text(json.dumps(known), encoding="utf-8")
+    model = {"idf": idf, "weights": {name: float(value) for name, value in zip(names, weights, strict=True)}}
+    (folder / "weights.json").write_text(json.dumps(model), encoding="utf-8")
     (folder / "reward.py").write_text(_CODE.format(features=inspect.getsource(features)), encoding="utf-8")
 
 
@@ -95,8 +95,8 @@ def score(prompt: str, response: str) -> float:
 
 def rewards(folder: Path, prompts: list[str], answers: list[list[str]]) -> list[list[float]]:
     """Return the rewards of each prompt's answers by the written function, as a recipe's `function` gives them."""
-    given = _loaded(folder.resolve() / "reward.py").rewards(prompts, answers)
-    return [[float("nan") if value is None else value for value in row] for row in given]
+    rewards = _loaded(folder.resolve() / "reward.py").rewards(prompts, answers)
+    return [[float("nan") if value is None else value for value in row] for row in rewards]
 
 
 @lru_cache(maxsize=4)
