@@ -44,7 +44,7 @@ TINY = Sizes(
     layers=2,
 )
 MEASURES, ENDS = ("gain", "above_length"), (("", 0.0), ("_low", -0.1), ("_high", 0.1))
-TOPICS = ("tea", "bread", "bicycles", "maps", "rivers", "paint", "clocks", "birds")
+TOPICS = ("tea", "bread", "bicycles", "maps", "rivers", "paint", "clocks", "birds", "soap", "lamps")
 
 
 @pytest.fixture(scope="module")
