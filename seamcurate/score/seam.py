@@ -914,6 +914,7 @@ def _nulls(columns: Iterable[pa.Table], name: str, reasons: Counter[str]) -> dic
     facts: dict[str, JsonValue] = {"scored": total - missing, "null": missing}
     if missing:
         why = "no room in the window or in memory, not finite, or a prompt that the model or its chat template cannot read"
+        why = f"no golden response, {why}" if name == "reward" else why
         for reason, count in reasons.most_common(1):
             why = f"{count:,} for this reason: {reason}"
         facts["warnings"] = [f"{name}: {missing:,} of {total:,} scores are NULL: {why}"]
