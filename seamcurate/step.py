@@ -167,14 +167,20 @@ class SampleSet(NamedTuple):
     """Whether its answers have instructions I* of their own, and so make pairs to fine-tune on."""
     sampled: bool = False
     """Whether the policy gave the answers itself: then how often it gave one, its `count`, is its weight in SEAM."""
+    undecided: bool = False
+    """Whether some of its answers may be as good as the golden response: none is exported as a rejected one."""
 
 
 SAMPLE_SETS: tuple[SampleSet, ...] = (
     SampleSet("contrast", "retrieve", "answers to similar questions of the corpus", instructions=True),
     SampleSet("gpt", "generate", "answers that a language model wrote to be worse"),
     SampleSet("adv", "attack", "perturbations of a worse answer that the reward model rewards best"),
-    SampleSet("policy", "rollouts", "what the policy itself answers, which need not be worse", sampled=True),
-    SampleSet("probe", "probes", "the golden response as each probe of an audit changes it; some are no worse"),
+    SampleSet(
+        "policy", "rollouts", "what the policy itself answers, which need not be worse", sampled=True, undecided=True
+    ),
+    SampleSet(
+        "probe", "probes", "the golden response as each probe of an audit changes it; some are no worse", undecided=True
+    ),
     SampleSet("given", "", "answers that the source itself calls worse, as the layouts of preference data read them"),
 )
 """SEAM's sets of worse answers (SEAM §4.1), and the policy's own. To add one, write the step that adds `worse_{name}`, and add a row."""
@@ -186,8 +192,13 @@ def sample_set(variant: str) -> SampleSet:
 
 
 def is_sampled(variant: object) -> bool:
-    """Tell whether a variant's answers are the policy's own, so that each has a `count` and need not be worse."""
+    """Tell whether a variant's answers are the policy's own, so that each has a `count`."""
     return any(kind.sampled for kind in SAMPLE_SETS if kind.name == variant)
+
+
+def is_undecided(variant: object) -> bool:
+    """Tell whether answers of a variant may be as good as the golden response, so that none may be trained against."""
+    return any(kind.undecided for kind in SAMPLE_SETS if kind.name == variant)
 
 
 if TYPE_CHECKING:

@@ -347,6 +347,13 @@ def _write(view: SplitView, location: Path, select: dict[str, str], reward_code:
         view.notes.append(
             f"{counted(unanswered, 'row has', 'rows have')} neither a reference nor a golden response, so no {noun}"
         )
+    if view.unanswered:
+        view.notes.append(f"{counted(view.unanswered, 'row has', 'rows have')} no golden response, and no line here")
+    if view.equal_answers:
+        view.notes.append(
+            f"{counted(view.equal_answers, 'candidate equals', 'candidates equal')} the golden response, case and white space "
+            "aside, and none is a rejected answer"
+        )
     if pictures:
         view.notes.append(
             f"{counted(pictures, 'turn holds', 'turns hold')} {trainer.picture}, which {trainer.title} takes for the place of "

@@ -22,7 +22,7 @@ from seamcurate.rewards import RerReward
 from seamcurate.select import split as splits
 from seamcurate.select import views
 from seamcurate.select.order import Order
-from seamcurate.step import is_sampled
+from seamcurate.step import is_undecided
 from seamcurate.store.store import Store
 from seamcurate.trainers import PROMPT_FORM, SOURCE_PROMPT, free_name
 
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 FormModel = PolicyModel | RewardingModel | None
 """The model in whose form prompts are exported."""
 
+_OF_GOLDEN = ("sft", "preferences", "unpaired")
+"""The formats in which each line has a golden response, or stands beside one."""
+_CANDIDATE = ("row_id", "variant", "rank", "response", "reward", "similarity")
+"""The columns of a candidate."""
+_FOLDED = "lower(trim(regexp_replace({}.response, '\\s+', ' ', 'g')))"
+_EQUAL = f"coalesce({_FOLDED.format('a')} = {_FOLDED.format('k')}, false)"
+"""Whether a candidate `a` is the golden response of its row `k`: it is no worse, whatever set it is in."""
 _OF_CANDIDATES = ("variant", "rank", "reward", "similarity")
 _SHARDS = 4
 """Shards read by one query, as each query and each row group has a fixed cost."""
@@ -61,7 +68,7 @@ class SplitView:
         self.of_others = {f"{column.made_by}_text" for column in listed if column.made_by.startswith("nearest_")}
         self.of_source = {column.name for column in listed if column.made_by == "source"}
         self.chat = not pa.types.is_string(self.kinds["prompt"])
-        if self.format in ("sft", "preferences", "unpaired") and "response" not in store.stored_schema.names:
+        if self.format in _OF_GOLDEN and "response" not in store.stored_schema.names:
             raise ExportError(
                 f"split {split}: format {self.format!r} needs golden responses; the source maps no `response`"
             )
@@ -84,6 +91,10 @@ class SplitView:
                 f"{self.model.path} was made from"
             )
         self.rewarding = rewarding
+        self.unanswered = 0
+        """Rows so far that are left out of a format of golden responses, as they have none."""
+        self.equal_answers = 0
+        """Candidates so far that are left out of pairs, as they equal the golden response, case and white space aside."""
 
     # ── SQL that the trainers' columns are made of ──
 
@@ -178,19 +189,23 @@ class SplitView:
             if name in structs or not (pa.types.is_nested(kind) or name in self.of_others)
         ]
         if self.pairs:
-            # The policy's own samples are not known to be worse than the golden response.
+            # An answer that is not known to be worse than the golden response is no rejected one.
             names += [
                 name
                 for name in self.kinds
-                if name.startswith(("worse_", "rewards_")) and not is_sampled(name.partition("_")[2])
+                if name.startswith(("worse_", "rewards_")) and not is_undecided(name.partition("_")[2])
             ]
         kept = splits.kept(self.store, self.split, names)
         # The SQL reads these tables only; it can open no file and no view of the store.
         with views.in_memory(threads=1) as connection:
             while tables := list(islice(kept, _SHARDS)):
                 rows = pa.concat_tables(tables, promote_options="permissive")
+                count = rows.num_rows
+                if self.format in _OF_GOLDEN:
+                    rows = rows.filter(rows["response"].is_valid())
+                    self.unanswered += count - rows.num_rows
                 if rows.num_rows:
-                    yield rows.num_rows, self._lines(connection, rows, select)
+                    yield count, self._lines(connection, rows, select)
 
     def _lines(self, connection: DuckDBPyConnection, rows: pa.Table, select: dict[str, str]) -> pa.Table:
         # With one line for each row, columns that are exported unchanged need no query.
@@ -202,6 +217,9 @@ class SplitView:
         if queried:
             place = free_name("place", {name.lower() for name in rows.column_names})
             connection.register("kept", rows.append_column(place, pa.array(np.arange(rows.num_rows))))
+            if self.pairs:
+                ((equal,),) = connection.sql(self._equal(rows.schema)).fetchall()
+                self.equal_answers += equal
             answer = connection.sql(self._sql(queried, rows.schema, place)).to_arrow_table(ROWS_PER_GROUP)
             columns |= {name: answer[name] for name in queried}
         return pa.table({name: columns[name] for name in select})
@@ -211,14 +229,22 @@ class SplitView:
         values = ", ".join(f"{value} AS {views.quoted(name)}" for name, value in select.items())
         if not self.pairs:
             return f"SELECT {values} FROM kept AS b"
-        columns = "row_id, variant, rank, response, reward, similarity"
+        columns = ", ".join(_CANDIDATE)
         golden = "SELECT row_id, 'golden' AS variant, 0 AS rank, response, NULL, NULL, true AS label FROM kept"
-        worse = f"SELECT {columns}, false AS label FROM ({views.candidates(dict(zip(schema.names, schema.types, strict=True)), 'kept')})"
+        worse = f"SELECT {', '.join(f'a.{name}' for name in _CANDIDATE)}, false AS label {self._compared(schema)} WHERE NOT {_EQUAL}"
         candidates = worse if self.format == "preferences" else f"{golden} UNION ALL {worse}"
         return (
             f"SELECT {values} FROM kept AS b JOIN ({candidates}) AS c({columns}, label) ON c.row_id = b.row_id "
             f"ORDER BY b.{views.quoted(place)}, c.variant, c.rank"
         )
+
+    def _equal(self, schema: pa.Schema) -> str:
+        """Return the query that counts the candidates that equal the golden response."""
+        return f"SELECT count(*) {self._compared(schema)} WHERE {_EQUAL}"
+
+    def _compared(self, schema: pa.Schema) -> str:
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+        return f"FROM ({views.candidates(kinds, 'kept')}) AS a JOIN kept AS k ON k.row_id = a.row_id"
 
     def in_form(self, table: pa.Table) -> pa.Table:
         """Write a table's prompts and answers in the form that the policy was scored in; see `written.in_form`."""

@@ -31,7 +31,7 @@ from seamcurate.select.controls import Control
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution
 from seamcurate.sql.connection import Connection, QueryResult, TooLargeError
-from seamcurate.step import Variant, digest, is_sampled, sample_set
+from seamcurate.step import Variant, digest, is_undecided, sample_set
 from seamcurate.storage import atomic, shard
 from seamcurate.storage.objects import Place, local
 from seamcurate.store.folder import filename, record_file, save_record
@@ -503,8 +503,8 @@ def check_formats(splits: Mapping[str, Split], columns: Collection[str]) -> None
         >>> check_formats({"train": Split(filter="SELECT row_id FROM rows", format="sft")}, ["prompt", "response"])
     """
     sets = sorted(name for name in columns if name.startswith("worse_"))
-    # The policy's own samples need not be worse: nobody should learn to avoid those that are right.
-    worse = [name for name in sets if not is_sampled(name.removeprefix("worse_"))]
+    # The policy's own samples, and some probes, need not be worse: nobody should learn to avoid those that are right.
+    worse = [name for name in sets if not is_undecided(name.removeprefix("worse_"))]
     for name, split in splits.items():
         needed = f"worse_{split.augment.variant}" if split.augment else ""
         if needed and needed not in sets:
@@ -518,7 +518,7 @@ def check_formats(splits: Mapping[str, Split], columns: Collection[str]) -> None
                 "map a column, or make it `format: prompts`"
             )
         if split.format in ("preferences", "unpaired") and not worse:
-            but = " (the policy's own samples need not be worse)" if sets else ""
+            but = f" (answers in {', '.join(sets)} need not be worse)" if sets else ""
             raise RecipeError(
                 f"split {name}: format {split.format} needs worse answers, and no step makes any{but}; "
                 "add retrieve, generate or attack"

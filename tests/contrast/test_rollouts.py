@@ -280,7 +280,7 @@ def test_bad_settings_are_refused_in_one_line(tmp_path):
 def test_samples_are_no_worse_answers_to_learn_from_unless_a_split_asks_for_them(tmp_path):
     splits = {"pairs": Split(filter="SELECT row_id FROM rows", format="preferences")}
     alone = recipe(tmp_path, [Rollouts(n=3)]).model_copy(update={"splits": splits})
-    with pytest.raises(RecipeError, match=re.escape("no step makes any (the policy's own samples need not be worse)")):
+    with pytest.raises(RecipeError, match=re.escape("no step makes any (answers in worse_policy need not be worse)")):
         run_local(alone, tmp_path / "store")
     # Beside worse answers they are left out; a split that augments with them takes those that are not the golden one.
     both = alone.model_copy(

@@ -19,6 +19,7 @@ from seamcurate import (
     FakeModel,
     Models,
     Order,
+    Probes,
     Recipe,
     Retrieve,
     Source,
@@ -517,3 +518,59 @@ def test_pairs_of_an_augmentation_are_in_the_order_of_their_rows(store, tmp_path
     order = orders.ranks(Order(by="random", seed=4), np.arange(30), None)
     assert [order[i] for i in ids] == sorted(order[i] for i in ids) and len(set(ids)) > 10
     assert "train_sampling_strategy='sequential'" in fine.note
+
+
+@pytest.fixture
+def dirty(tmp_path):
+    """A store with answers as sources have them: a rejected one that is the chosen one, a row without a golden response."""
+    sets = [["x", "x2"], ["Y ", "y"], ["w"], None]
+    rows = {
+        "prompt": ["p", "q", "r", "s"],
+        "response": ["x", "y", None, "z"],
+        "worse_given": [texts and [{"response": text} for text in texts] for texts in sets],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    source = Source(parquet=str(tmp_path / "rows.parquet"), response="response", unanswered=True)
+    every = {
+        form: Split(filter="SELECT row_id FROM rows", format=form)
+        for form in ("prompts", "sft", "preferences", "unpaired")
+    }
+    run_local(Recipe(rows=source, splits=every), tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+EQUAL = "3 candidates equal the golden response, case and white space aside, and none is a rejected answer"
+UNANSWERED = "1 row has no golden response, and no line here"
+
+
+def test_no_answer_is_both_the_better_and_the_worse_one(dirty, tmp_path):
+    lines = {}
+    for form in ("prompts", "sft", "preferences", "unpaired"):
+        done = to_trl(dirty, form, tmp_path / form)
+        assert (EQUAL in done.note) == (form in ("preferences", "unpaired"))
+        assert (UNANSWERED in done.note) == (form != "prompts")
+        lines[form] = pq.read_table(tmp_path / form).to_pylist()
+        assert done.rows == len(lines[form])
+    assert [row["prompt"] for row in lines["prompts"]] == ["p", "q", "r", "s"]
+    assert [(row["prompt"], row["completion"]) for row in lines["sft"]] == [("p", "x"), ("q", "y"), ("s", "z")]
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in lines["preferences"]] == [("p", "x", "x2")]
+    assert [(row["prompt"], row["completion"], row["label"]) for row in lines["unpaired"]] == [
+        ("p", "x2", False),
+        ("p", "x", True),
+        ("q", "y", True),
+        ("s", "z", True),
+    ]
+
+
+def test_probes_that_are_no_worse_are_no_rejected_answers(dirty, tmp_path):
+    recipe = Recipe(
+        rows=Source(parquet=str(tmp_path / "rows.parquet"), drop=["worse_given"]),
+        steps=(Probes(),),
+        splits={"pairs": Split(filter="SELECT row_id FROM rows", format="preferences")},
+    )
+    with pytest.raises(RecipeError, match=r"no step makes any \(answers in worse_probe need not be worse\)"):
+        run_local(recipe, tmp_path / "probed")
+    beside = recipe.model_copy(update={"rows": Source(parquet=str(tmp_path / "rows.parquet"))})
+    run_local(beside, tmp_path / "beside")
+    to_trl(Store(tmp_path / "beside"), "pairs", tmp_path / "out")
+    assert [row["candidate_variant"] for row in pq.read_table(tmp_path / "out").to_pylist()] == ["given"]
