@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import model_validator
 
 from seamcurate.errors import ModelError
-from seamcurate.models import eight_bit, prefix, probe, tokens, weights
+from seamcurate.models import eight_bit, prefix, probe, tokens, vocabulary, weights
 from seamcurate.models.batching import moved
 from seamcurate.models.protocols import Likelihood, Policy, Prompt, Responses, Sampler
 
@@ -172,26 +172,27 @@ class _LoadedCausalLM:
         return rows.regroup(scored)
 
     def _sums(self, outputs: prefix.Outputs, pack: prefix.Pack) -> torch.Tensor:
-        """Return the sum of each response's log-probabilities; logits are computed in slices, their softmax in float32."""
+        """Return the sum of each response's log-probabilities; logits are computed in parts, their softmax in float32."""
         import torch
 
         device = self.model.device
-        rows = [row for p in pack.targets for row in (p.before, *range(p.start, p.end - 1))]
+        row_tensor = moved([row for p in pack.targets for row in (p.before, *range(p.start, p.end - 1))], device)
         target = moved([token for answer in pack.answers for token in answer], device)
-        row_tensor = moved(rows, device)
-        logprobs = []
-        for start in range(0, len(rows), self._slice):
-            # (slice, vocabulary)
-            logits = outputs(row_tensor[start : start + self._slice]).float()
-            logprobs.append(
-                -torch.nn.functional.cross_entropy(logits, target[start : start + self._slice], reduction="none")
+        if vocabulary.is_blockwise(outputs.head):
+            logprobs = vocabulary.logprobs(outputs.hidden[row_tensor], outputs.head, target)
+        else:
+            logprobs = torch.cat(
+                [
+                    -torch.nn.functional.cross_entropy(
+                        outputs(row_tensor[some]).float(), target[some], reduction="none"
+                    )
+                    for some in (slice(start, start + self._slice) for start in range(0, len(target), self._slice))
+                ]
             )
         lengths = moved([len(answer) for answer in pack.answers], device)
         # The response that each position belongs to; sums are in double precision.
-        owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(rows))
-        return torch.zeros(len(lengths), dtype=torch.float64, device=device).index_add_(
-            0, owner, torch.cat(logprobs).double()
-        )
+        owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(target))
+        return torch.zeros(len(lengths), dtype=torch.float64, device=device).index_add_(0, owner, logprobs.double())
 
     @property
     def _slice(self) -> int:

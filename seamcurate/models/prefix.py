@@ -96,8 +96,21 @@ class Pack(NamedTuple):
     """The prompt whose other responses are in the next pack; its keys and values are cached."""
 
 
-Outputs: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
-"""Indices of rows of hidden states → logits (rows × vocabulary) or scores (rows × 1) of these rows."""
+class Outputs(NamedTuple):
+    """What a pack gives: called with indices of rows, it returns their logits (rows × vocabulary) or scores (rows × 1).
+
+    The head runs only then, as logits are the larger tensor.
+    """
+
+    hidden: torch.Tensor
+    """Hidden states, rows × width; the logits themselves where the model has no head by itself."""
+    head: Callable[[torch.Tensor], torch.Tensor]
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the head's outputs of some rows."""
+        return self.head(self.hidden[rows])
+
+
 Read: TypeAlias = "Callable[[Outputs, Pack], torch.Tensor]"
 """A pack → one value for each response, or one row of values, in the order of its targets."""
 
@@ -250,7 +263,7 @@ class PrefixReader:
         return results
 
     def _outputs(self, pack: Pack) -> Outputs:
-        """Run the model on a pack; the head runs later, on the rows that are asked for, as logits are the larger tensor."""
+        """Run the model's body on a pack."""
         import torch
 
         device = self.model.device
@@ -265,7 +278,7 @@ class PrefixReader:
         with self._using(pack):
             if self.body is None:
                 logits = self.model(**accepted(self.model, use_cache=False, **inputs)).logits.flatten(0, 1)
-                return lambda rows: logits[rows]
+                return Outputs(logits, torch.nn.Identity())
             hidden = self.body(**accepted(self.body, use_cache=False, **inputs)).last_hidden_state.flatten(0, 1)
         if pack.cached:
             hidden = torch.cat([self._attention.last, hidden])
@@ -273,9 +286,8 @@ class PrefixReader:
             # Where a prompt is cached, row 0 is its last token, so that rows follow keys at a fixed distance.
             last_row = max(0, pack.continues.end - 1 - pack.cached + (pack.cached > 0))
             self._attention.last = hidden[last_row : last_row + 1].clone()
-        head = self.head
-        assert head is not None
-        return lambda rows: head(hidden[rows])
+        assert self.head is not None
+        return Outputs(hidden, self.head)
 
     @contextmanager
     def _using(self, pack: Pack) -> Iterator[None]:

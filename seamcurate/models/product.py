@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 if TYPE_CHECKING:
     import torch
@@ -142,6 +142,16 @@ def _is_plain(module: torch.nn.Module) -> bool:
     return (
         type(module) is torch.nn.Linear and type(module.weight) is torch.nn.Parameter and "forward" not in vars(module)
     )
+
+
+def is_product(module: object) -> TypeGuard[torch.nn.Linear]:
+    """Tell whether a module gives `product` of its rows, weights and bias, and nothing else."""
+    import torch
+
+    if type(module) is not torch.nn.Linear or type(module.weight) is not torch.nn.Parameter:
+        return False
+    own = vars(module).get("forward")
+    return own is None or (isinstance(own, MethodType) and own.__func__ is _linear)
 
 
 def _linear(self: torch.nn.Linear, rows: torch.Tensor) -> torch.Tensor:
