@@ -213,8 +213,8 @@ class Work:
         stored = _rows(self._base(name, measured))
         if family != "words" and not family.startswith("lora-"):
             stored = _rows(self._rewarded(name, family, stored))
-        self._judge(name, family, measured.judged)
-        tables: Tables = {"rows": len(stored), "judged": len(measured.judged)}
+        left_out = self._judge(name, family, measured.judged)
+        tables: Tables = {"rows": len(stored), "judged": len(measured.judged) - left_out, "judged_left_out": left_out}
         tables["candidates"] = round(sum(len(row["worse_contrast"]) for row in stored) / len(stored), 3)
         return tables | self._measured(name, family, stored, ("uniform",), _MEASURED)
 
@@ -540,17 +540,19 @@ class Work:
             recipe["steps"][:0] = [{"reward": {}}, {"rewards": {"variant": "contrast"}}]
         return _run(recipe, self.out / name)
 
-    def _judge(self, name: str, family: str, judged: Rows) -> None:
-        """Write the judged answers with each reward model's rewards, a file each."""
+    def _judge(self, name: str, family: str, judged: Rows) -> int:
+        """Write the judged answers with each reward model's rewards, a file each; return how many have no reward, and are left out."""
         sides = [side for side in ("response", "response_a", "response_b") if side in judged[0]]
         rewards = self._rewards(family, judged, sides)
         columns = [side.replace("response", "reward") for side in sides]
+        # A prompt that fills the window leaves its answers without a reward, by all heads alike.
+        read = [own for own in zip(judged, rewards, strict=True) if not any(math.isnan(side[0]) for side in own[1])]
         for i, reward in enumerate(self._names(family)):
             entries = [
-                row | {column: values[i] for column, values in zip(columns, own, strict=True)}
-                for row, own in zip(judged, rewards, strict=True)
+                row | {column: values[i] for column, values in zip(columns, own, strict=True)} for row, own in read
             ]
             data.write(entries, self._judged_file(name, reward))
+        return len(judged) - len(read)
 
     def _judged_file(self, name: str, reward: str) -> Path:
         return self.out / name / f"judged-{reward}.parquet"
