@@ -179,6 +179,15 @@ def test_what_moved_is_the_mean_over_seeds_from_the_first_measurement_to_the_las
     assert (second["gold_mean_first"], second["gold_mean_last"], second["length_mean_last"]) == (0.0, -4.0, 5.0)
 
 
+def test_judged_answers_without_a_reward_are_left_out_and_counted(tmp_path, monkeypatch):
+    work, judged = Work(tmp_path, tmp_path, TINY), [{"prompt": p, "response": "x", "score": 1.0} for p in "abc"]
+    rewards = [[(0.1, 0.2)], [(float("nan"), float("nan"))], [(0.3, 0.4)]]
+    monkeypatch.setattr(work, "_rewards", lambda family, rows, sides: rewards)
+    assert work._judge("stackexchange", "smol", judged) == 1
+    kept = pq.read_table(work._judged_file("stackexchange", "smol-60")).to_pylist()
+    assert [(row["prompt"], row["reward"]) for row in kept] == [("a", 0.2), ("c", 0.4)]
+
+
 @pytest.mark.slow
 def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, start, tmp_path):
     work = Work(given, tmp_path, TINY, start)
