@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "evidence" / "results"
 TABLE = Path(__file__).parents[1] / "seamcurate" / "score" / "measured.csv"
@@ -34,8 +35,8 @@ GOLD_WORLD = {
 """The columns of a store that those of the gold world stand for."""
 PIECES = {"votes": "stackexchange", "verdicts": "human"}
 """The pieces of the measurement on real text, by the place."""
-REWARDS = ("smol-800 uniform", "words-3900 uniform")
-"""Its reward models, the one that decides first; the next counts where it was not measured."""
+REWARD = "smol-800 uniform"
+"""Its reward model that decides."""
 VARIANTS = {"policy": "smol-800", "gpt": "smol-800 gpt", "adv": "smol-800 adv"}
 """Sample sets that were measured apart, on fewer rows, and the name of their table for the reward model that decides."""
 
@@ -52,21 +53,19 @@ def gold_world() -> Iterator[tuple[str, str, str, str, str]]:
 def real_text() -> Iterator[tuple[str, str, str, str, str]]:
     """Yield the rows of the measurement on real text, as far as it was run."""
     for place, piece in PIECES.items():
-        tables = {
-            reward: validity["table"]
-            for kind in ("smol", "words")
-            if (file := RESULTS / "real-text" / f"{piece}-{kind}.json").exists()
-            for reward, validity in json.loads(file.read_text(encoding="utf-8"))["validity"].items()
-        }
-        reward = next((reward for reward in REWARDS if reward in tables), None)
-        for row in tables[reward] if reward else ():
+        for row in _table(f"{piece}-all-smol", REWARD):
             if row["column"].startswith(("seam_", "misjudged_", "baseline_", "reward")) and row["auc"] is not None:
                 yield row["column"], place, *(f"{row[name]:.4f}" for name in ("auc", "auc_low", "auc_high"))
         for variant, key in VARIANTS.items():
-            file = RESULTS / "real-text" / f"{piece}-{variant}.json"
-            for row in json.loads(file.read_text(encoding="utf-8"))["validity"][key]["table"] if file.exists() else ():
+            for row in _table(f"{piece}-more-{variant}", key) or _table(f"{piece}-{variant}", key):
                 if row["column"] in (f"seam_{variant}", f"misjudged_{variant}") and row["auc"] is not None:
                     yield row["column"], place, *(f"{row[name]:.4f}" for name in ("auc", "auc_low", "auc_high"))
+
+
+def _table(piece: str, key: str) -> list[dict[str, Any]]:
+    """Return a piece's table of one reward model; empty where the piece has not run."""
+    file = RESULTS / "real-text" / f"{piece}.json"
+    return json.loads(file.read_text(encoding="utf-8"))["validity"][key]["table"] if file.exists() else []
 
 
 def made() -> str:

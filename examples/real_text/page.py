@@ -313,6 +313,7 @@ def best_of_n(pieces: dict[str, dict[str, Any]]) -> str:
                     lines.append(
                         [
                             *reward.split(" "),
+                            str(piece["rows"]),
                             str(n),
                             f"{start:.3f}",
                             gain,
@@ -323,6 +324,7 @@ def best_of_n(pieces: dict[str, dict[str, Any]]) -> str:
     heading = [
         "reward model",
         "weight",
+        "questions",
         "n",
         "mean votes",
         "best of n adds",

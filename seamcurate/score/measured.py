@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 PLACES = {
     "gold world": "where the truth is known (small models, made-up tasks)",
-    "votes": "by people's votes (Stack Exchange, where the reward model is a coin)",
-    "verdicts": "by people's verdicts (QA-Feedback and PandaLM, a reward model right on 56 %)",
+    "votes": "by people's votes (Stack Exchange, a reward model right on 55 %)",
+    "verdicts": "by people's verdicts (QA-Feedback and PandaLM, a reward model right on 54 %)",
 }
 """Where columns were measured, and how a sentence says so."""
 

@@ -26,7 +26,7 @@ def test_a_sentence_says_the_figure_its_interval_and_its_place():
     ]
     assert measured.told(found) == (
         "Measured as a sign of misjudged prompts, AUC (.5 is chance): .69 (.66 to .72) where the truth is known (small models, "
-        "made-up tasks); .51 (.44 to .57) by people's votes (Stack Exchange, where the reward model is a coin), "
+        "made-up tasks); .51 (.44 to .57) by people's votes (Stack Exchange, a reward model right on 55 %), "
         "not told from chance."
     )
 
