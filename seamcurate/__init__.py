@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
     from seamcurate.score.baseline import Perplexity, Random
     from seamcurate.score.difficulty import Difficulty, Hacked, Truth, difficulty
+    from seamcurate.score.discrepancy import discrepancy
+    from seamcurate.score.likelihood import PolicyLogprobs
     from seamcurate.score.projection import Project
     from seamcurate.score.rer import (
         LengthIncentive,
@@ -70,8 +72,9 @@ if TYPE_CHECKING:
         Rer,
         rer,
     )
+    from seamcurate.score.reward import Reward, Rewards
     from seamcurate.score.reward_baselines import LengthCalibrated, RewardReliability, RewardSpread, Rip
-    from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, discrepancy, seam
+    from seamcurate.score.seam import Seam, seam
     from seamcurate.select.order import Order
     from seamcurate.select.shaping import AtMost, Balance, Distribution
     from seamcurate.select.split import Augment, Split
@@ -126,7 +129,10 @@ _WHERE = {
     "score.projection": ("Project",),
     "score.reward_baselines": ("LengthCalibrated", "RewardReliability", "RewardSpread", "Rip"),
     "run.local": ("run_local",),
-    "score.seam": ("PolicyLogprobs", "Reward", "Rewards", "Seam", "discrepancy", "seam"),
+    "score.discrepancy": ("discrepancy",),
+    "score.likelihood": ("PolicyLogprobs",),
+    "score.reward": ("Reward", "Rewards"),
+    "score.seam": ("Seam", "seam"),
     "data.source": ("Source",),
     "select.order": ("Order",),
     "select.shaping": ("AtMost", "Balance", "Distribution"),

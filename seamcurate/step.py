@@ -341,3 +341,8 @@ class Step(BaseModel):
                 else json.loads(json.dumps(self.model_dump(mode="json", include={key})[key]))
             )
         return {"step": type(self).__name__, "revision": self.revision, **fields}
+
+
+def without_default(identity: dict[str, JsonValue], field: str) -> dict[str, JsonValue]:
+    """Leave a field that is not set out of an identity, so that columns made before there was the field stay valid."""
+    return {name: value for name, value in identity.items() if name != field or value}

@@ -17,7 +17,7 @@ from examples.gold_world.reward import Doubles
 from seamcurate import RewardSpread, Rip, Seam
 from seamcurate.contrast.rollouts import SAMPLED
 from seamcurate.score.baseline import perplexity
-from seamcurate.score.seam import Weighting
+from seamcurate.score.discrepancy import Weighting
 from seamcurate.step import Step
 from seamcurate.study.judged_rows import suspect
 

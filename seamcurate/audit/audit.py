@@ -31,7 +31,7 @@ from seamcurate.models.backend import Backend, NamedModel
 from seamcurate.models.template import prompt_text
 from seamcurate.run.local import run_local
 from seamcurate.run.recipe import Models, Recipe
-from seamcurate.score.seam import Reward, Rewards
+from seamcurate.score.reward import Reward, Rewards
 from seamcurate.select import views
 from seamcurate.step import Step
 from seamcurate.storage import atomic, objects

@@ -37,10 +37,12 @@ from seamcurate.models.roles import ROLES, SINGLE_REWARDS, no_model
 from seamcurate.score.asked import AskQueryType, Judge, RelevantSentences
 from seamcurate.score.baseline import Perplexity, Random
 from seamcurate.score.difficulty import Difficulty, Hacked, Truth, difficulty, no_threshold
+from seamcurate.score.likelihood import PolicyLogprobs
 from seamcurate.score.projection import Project
 from seamcurate.score.rer import FEATURES, OtherRelevance, QueryType, Rer, rer
+from seamcurate.score.reward import Reward, Rewards
 from seamcurate.score.reward_baselines import LengthCalibrated, RewardReliability, RewardSpread, Rip
-from seamcurate.score.seam import PolicyLogprobs, Reward, Rewards, Seam, seam
+from seamcurate.score.seam import Seam, seam
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution
 from seamcurate.select.split import Augment, Split, read_filter, with_controls

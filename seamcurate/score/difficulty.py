@@ -22,7 +22,7 @@ from seamcurate.errors import StepError
 from seamcurate.models import RewardingModel
 from seamcurate.models.roles import SingleReward
 from seamcurate.score import compared, golden_check, noise, precision, proportions
-from seamcurate.score.seam import Rewards, ask_ahead
+from seamcurate.score.reward import Rewards, ask_ahead
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, comparable, finite
 from seamcurate.text import counted
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from seamcurate import FakeModel, PolicyLogprobs, Reward, Rewards, Seam, seam
 from seamcurate.errors import ModelError, RecipeError, StepError
 from seamcurate.run.recipe import loads
-from seamcurate.score.seam import discrepancy, finite, misjudgement, weight
+from seamcurate.score.discrepancy import discrepancy, misjudgement, weight
+from seamcurate.step import finite
 
 GOLDEN, REWARDS = 1.0, [0.2, 1.5, 2.0, 0.9]
 LOGPROBS, TOKENS = [-20.0, -30.0, -60.0, -10.0], [10, 20, 20, 5]
