@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,11 @@ from seamcurate.data.source import Chunk, Source
 from seamcurate.errors import RecipeError, SourceError
 from seamcurate.models.function import BUNDLED, RewardFunction
 from seamcurate.models.roles import ROLES
+from seamcurate.run import agreement
 from seamcurate.run import recipe as recipes
 from seamcurate.run.plan import measure_band
 from seamcurate.text import brief, counted, one_line
+from seamcurate.trainers import free_name
 
 _LOOKED_AT = 64
 """Rows that are looked at."""
@@ -94,6 +96,11 @@ def init(
     text = _written(path, rows, others, models, [])
     # Refused before the band is measured.
     recipe = recipes.loads(text, path.parent, f"the recipe for {path}")
+    steps = recipe.ready()
+    rows = rows.renamed(name for step in steps for name in step.adds.names)
+    others = others and others.renamed(name for step in agreement.corpus_steps(steps) for name in step.adds.names)
+    text = _written(path, rows, others, models, [])
+    recipe = recipes.loads(text, path.parent, f"the recipe for {path}")
     lines = [*rows.lines, *(f"corpus: {line}" for line in (others.lines if others else ()))]
     if _measures(rows, others, models):
         # Quantiles of cosines are left to `plan`: a recipe says what can be chosen.
@@ -113,8 +120,12 @@ class _Looked(NamedTuple):
     location: str
     fields: dict[str, str]
     """The source's fields that say which column is what, or its layout."""
+    names: list[str]
+    """Its columns."""
     columns: list[str]
     """Each column with the type of its first value."""
+    renames: dict[str, str]
+    """New names of the columns whose own names seamcurate has a use for."""
     answered: bool
     """Whether rows have a golden response."""
     worse_given: bool
@@ -123,7 +134,20 @@ class _Looked(NamedTuple):
     def source(self, folder: Path) -> str:
         """Write the source as a value of a recipe that lies in `folder`."""
         fields = {self.kind: self.location if self.kind == "hub" else _relative(self.location, folder), **self.fields}
-        return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in fields.items()) + "}"
+        written = [f"{key}: {_scalar(value)}" for key, value in fields.items()]
+        renames = ", ".join(f"{_scalar(name)}: {_scalar(new_name)}" for name, new_name in self.renames.items())
+        return "{" + ", ".join([*written, *([f"rename: {{{renames}}}"] if renames else [])]) + "}"
+
+    def renamed(self, added: Iterable[str]) -> _Looked:
+        """Return the source with new names for columns that are called like one that a step adds; SQL ignores case."""
+        taken = {name.lower() for name in added}
+        names = [name for name in self.names if name.lower() in taken - {"prompt", "response", "reference"}]
+        free = {*taken, *(name.lower() for name in self.names)}
+        renames = self.renames | {name: free_name(name, free) for name in names}
+        said = ", ".join(f"`{brief(name, 60)}` is `{brief(new_name, 60)}`" for name, new_name in renames.items())
+        return self._replace(
+            renames=renames, lines=[*self.lines, *([f"columns whose names are taken: {said}"] if said else [])]
+        )
 
 
 def _looked_at(data: str | Path, title: str) -> _Looked:
@@ -143,7 +167,8 @@ def _looked_at(data: str | Path, title: str) -> _Looked:
         )
     # A column that has the name of its role needs no mapping.
     fields = {key: value for key, value in fields.items() if key != value}
-    chunk: Chunk = next(iter(source.model_copy(update=dict(fields)).chunks()))
+    renames = {name: free_name(name, {other.lower() for other in names}) for name in names if name.lower() == "row_id"}
+    chunk: Chunk = next(iter(source.model_copy(update={**fields, "rename": renames}).chunks()))
     said = (
         f"layout {layout}"
         if layout
@@ -162,7 +187,7 @@ def _looked_at(data: str | Path, title: str) -> _Looked:
     answered = "response" in chunk.rows.column_names and chunk.rows["response"].null_count < chunk.rows.num_rows
     columns = [f"{brief(name, 60)} ({_word(name, head)})" for name in names]
     worse = "worse_given" in chunk.rows.column_names
-    return _Looked(kind, location, fields, columns, answered, worse, lines)
+    return _Looked(kind, location, fields, names, columns, renames, answered, worse, lines)
 
 
 def _kind(data: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import pytest
 from conftest import questions as questions_of
 from typer.testing import CliRunner
 
-from seamcurate import Recipe, init, plan, run_local
+from seamcurate import Recipe, init, plan, query, run_local
 from seamcurate.cli import app
 from seamcurate.errors import RecipeError, SourceError
 
@@ -54,6 +54,27 @@ def test_with_a_corpus_and_models_the_band_is_measured_and_the_recipe_runs(tmp_p
     assert "rows: {jsonl: rows.jsonl, prompt: question, response: answer}\n" in draft.text
     names = runs(draft.path, tmp_path / "store")
     assert names[0] == "worse_contrast" and {"seam_contrast", "rer_length", "rer_repetition"} <= set(names)
+
+
+def test_columns_whose_names_are_taken_are_renamed_and_the_recipe_runs(tmp_path, questions):
+    taken = {"row_id": 7, "Reward": 0.5, "seam_contrast": -1.0, "source_seam_contrast": 1, "embedding": [1.0]}
+    rows, corpus = (
+        lines(tmp_path / f"taken-{path.name}", *(json.loads(line) | taken for line in path.read_text().splitlines()))
+        for path in questions
+    )
+    draft = init(rows, tmp_path / "recipe.yaml", corpus, **FAKES, encoder="fake:encoder")
+    assert draft.lines[1] == (
+        "columns whose names are taken: `row_id` is `source_row_id`, `Reward` is `source_Reward`, "
+        "`seam_contrast` is `source_source_seam_contrast`"
+    )
+    assert (
+        draft.lines[3]
+        == "corpus: columns whose names are taken: `row_id` is `source_row_id`, `embedding` is `source_embedding`"
+    )
+    runs(draft.path, tmp_path / "store")
+    row = query(tmp_path / "store", "SELECT * FROM rows LIMIT 1").to_pylist()[0]
+    assert (row["source_row_id"], row["source_Reward"], row["source_source_seam_contrast"]) == (7, 0.5, -1.0)
+    assert row["embedding"] == [1.0] and row["reward"] != 0.5
 
 
 def test_where_few_rows_are_served_the_recipe_says_what_would_serve_more_and_plan_says_why(tmp_path, questions):
