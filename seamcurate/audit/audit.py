@@ -367,9 +367,13 @@ def _check(columns: _Columns, reward: RewardingModel) -> None:
     values = np.concatenate([scored.golden, scored.answers.ravel()])
     values = values[np.isfinite(values)]
     if values.max() == values.min():
+        answers = f"{reward.title} gives {values[0]:g} to all {len(values):,} answers"
+        if not (missing := int(np.isnan(scored.golden).sum() + (scored.applies & np.isnan(scored.answers)).sum())):
+            raise ModelError(f"{answers}, also to empty ones and to those of other questions: it tells nothing apart")
+        why = columns.reasons.most_common(1)
         raise ModelError(
-            f"{reward.title} gives {values[0]:g} to all {len(values):,} answers, also to empty ones and to those of other "
-            "questions: it tells nothing apart"
+            f"{answers} that have a reward, and {missing:,} have none"
+            + (f", mostly for this reason: {why[0][0]}" if why else "; the others fit no window")
         )
 
 

@@ -47,6 +47,10 @@ def wordy(completions, **columns):
     return [float(len(c.split())) for c in completions]
 
 
+def capped(completions, **columns):
+    return [1.0 if "eturn" in c else float("-inf") for c in completions]
+
+
 def half(completions, **columns):
     return [None if "Return" in c else 1.0 * len(c) for c in completions]
 '''
@@ -264,6 +268,9 @@ def test_answers_without_a_reward_are_counted_with_their_reason(folder):
 def test_a_reward_that_tells_nothing_apart_or_fails_is_one_line(folder):
     with pytest.raises(ModelError, match=r"rewards.py:nothing gives 1 to all .* answers, also to empty ones"):
         audited(folder, "docs", "nothing")
+    unrated = r"capped gives 1 to all \d+ answers that have a reward, and \d+ have none, mostly for this reason: .*inf"
+    with pytest.raises(ModelError, match=unrated):
+        audited(folder, "docs", "capped")
     with pytest.raises(ModelError, match=r"gives none of 60 golden responses a reward: .*no such key"):
         audited(folder, "docs", "broken")
     with pytest.raises(ModelError, match=r"has no function"):
