@@ -71,6 +71,8 @@ class JudgedRow:
     """Pairs: 1 where the reward orders it against people, ½ where it gives both the same reward, else 0; (pairs,)."""
     answers: Sequence[Judged]
     """Rated answers; none where people judged pairs."""
+    pairs: Sequence[tuple[int, ...]]
+    """The entry of each pair in the table, or the two entries of its rated answers; rows of one prompt share them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class JudgedRows:
     golden_below: int
     """Those of them whose golden response people put below one."""
     left_out: LeftOut
-    """How many pairs or answers were left out, by what they are and why."""
+    """How many pairs or answers were left out for every row of their prompt, by what they are and why."""
 
     @property
     def left_out_lines(self) -> list[str]:
@@ -153,12 +155,18 @@ def read(
     judged: list[JudgedRow] = []
     beaten: list[bool] = []
     for text, entries in by_prompt.items():
+        # Why each entry is left out of a row; one that any row of the prompt keeps is not left out.
+        causes: dict[int, tuple[str, str]] = {}
+        used: set[int] = set()
         for row in rows[text]:
-            kept = keep(entries, None if row.golden is None else _plain(row.golden), candidates[row.row_id], left_out)
+            kept = keep(entries, None if row.golden is None else _plain(row.golden), candidates[row.row_id])
             beaten += [] if kept.beaten is None else [kept.beaten]
+            causes |= kept.left_out
+            used |= set(entries) - kept.left_out.keys()
             if len(kept.wrong) or kept.answers:
                 group = groups[entries[0]] if groups else row.group
-                judged.append(JudgedRow(row.row_id, text, group, kept.wrong, kept.answers))
+                judged.append(JudgedRow(row.row_id, text, group, kept.wrong, kept.answers, kept.pairs))
+        left_out.update(cause for entry, cause in causes.items() if entry not in used)
     if not judged:
         reasons = ", ".join(
             f"{counted(number, noun)} {reason}" for (noun, reason), number in left_out.items() if number
@@ -282,12 +290,16 @@ class _Kept(NamedTuple):
 
     wrong: Doubles
     answers: list[Judged]
+    pairs: list[tuple[int, ...]]
+    """The entries of each of `wrong`."""
     beaten: bool | None
     """Whether people put the golden response below another answer; None where they did not judge it."""
+    left_out: dict[int, tuple[str, str]]
+    """What each entry that is left out is, and why it is."""
 
 
-_Keep: TypeAlias = Callable[[Sequence[int], str | None, set[str], LeftOut], _Kept]
-"""(entries of the table, golden response, candidates, what was left out) → what is kept."""
+_Keep: TypeAlias = Callable[[Sequence[int], str | None, set[str]], _Kept]
+"""(entries of the table, golden response, candidates) → what is kept."""
 
 
 def _pairs(study: str, table: pa.Table, prompts: Sequence[Prompt], model: RewardModel | None) -> _Keep:
@@ -300,7 +312,7 @@ def _pairs(study: str, table: pa.Table, prompts: Sequence[Prompt], model: Reward
         both = _rewards(study, model, prompts, list(zip(firsts, seconds, strict=True)), "reward_a and reward_b")
         gaps = both[:, 0] - both[:, 1]
     pairs = [_Pair(*entry) for entry in zip(firsts, seconds, human.tolist(), gaps.tolist(), strict=True)]
-    return lambda entries, *known: _of_pairs([pairs[i] for i in entries], *known)
+    return lambda entries, *texts: _of_pairs({i: pairs[i] for i in entries}, *texts)
 
 
 def _rated(study: str, table: pa.Table, prompts: Sequence[Prompt], model: RewardModel | None) -> _Keep:
@@ -311,7 +323,7 @@ def _rated(study: str, table: pa.Table, prompts: Sequence[Prompt], model: Reward
     else:
         rewards = _rewards(study, model, prompts, [(text,) for text in texts], "reward")[:, 0]
     answers = [Judged(*entry) for entry in zip(texts, scores.tolist(), rewards.tolist(), strict=True)]
-    return lambda entries, *known: _of_rated([answers[i] for i in entries], *known)
+    return lambda entries, *texts: _of_rated({i: answers[i] for i in entries}, *texts)
 
 
 def _rewards(
@@ -331,46 +343,48 @@ def _rewards(
     return values
 
 
-def _of_pairs(judged: Sequence[_Pair], golden: str | None, candidates: set[str], left_out: LeftOut) -> _Kept:
+def _of_pairs(judged: Mapping[int, _Pair], golden: str | None, candidates: set[str]) -> _Kept:
     """Keep the pairs of which a row's columns know no answer."""
-    wrong: list[float] = []
+    wrong: dict[tuple[int, ...], float] = {}
+    left_out: dict[int, tuple[str, str]] = {}
     beaten: bool | None = None
-    for pair in judged:
+    for entry, pair in judged.items():
         texts = (_plain(pair.first), _plain(pair.second))
         if golden in texts and texts[0] != texts[1]:
             beaten = bool(beaten) or pair.human * (1 if texts[0] == golden else -1) < 0
         if reason := _reason(texts, golden, candidates):
-            left_out["pair", reason] += 1
+            left_out[entry] = "pair", reason
         elif pair.human == 0:
-            left_out["pair", "that people call a tie"] += 1
+            left_out[entry] = "pair", "that people call a tie"
         elif math.isnan(pair.gap):
-            left_out["pair", "without a reward"] += 1
+            left_out[entry] = "pair", "without a reward"
         else:
-            wrong.append((1 - np.sign(pair.gap) * np.sign(pair.human)) / 2)
-    return _Kept(np.array(wrong, np.float64), [], beaten)
+            wrong[entry,] = (1 - np.sign(pair.gap) * np.sign(pair.human)) / 2
+    return _Kept(np.array([*wrong.values()], np.float64), [], [*wrong], beaten, left_out)
 
 
-def _of_rated(judged: Sequence[Judged], golden: str | None, candidates: set[str], left_out: LeftOut) -> _Kept:
+def _of_rated(judged: Mapping[int, Judged], golden: str | None, candidates: set[str]) -> _Kept:
     """Keep the rated answers that a row's columns do not know, and their pairs of different scores."""
-    answers: list[Judged] = []
+    answers: dict[int, Judged] = {}
+    left_out: dict[int, tuple[str, str]] = {}
     own: list[float] = []
     others: list[float] = []
-    for answer in judged:
+    for entry, answer in judged.items():
         text = _plain(answer.text)
         (own if text == golden else others).append(answer.score)
         if reason := _reason((text,), golden, candidates):
-            left_out["answer", reason] += 1
+            left_out[entry] = "answer", reason
         elif math.isnan(answer.reward):
-            left_out["answer", "without a reward"] += 1
+            left_out[entry] = "answer", "without a reward"
         else:
-            answers.append(answer)
-    wrong = [
-        (1 - np.sign(a.reward - b.reward) * np.sign(a.score - b.score)) / 2
-        for a, b in combinations(answers, 2)
+            answers[entry] = answer
+    wrong: dict[tuple[int, ...], float] = {
+        (i, j): (1 - np.sign(a.reward - b.reward) * np.sign(a.score - b.score)) / 2
+        for (i, a), (j, b) in combinations(answers.items(), 2)
         if a.score != b.score
-    ]
+    }
     beaten = max(others) > max(own) if own and others else None
-    return _Kept(np.array(wrong, np.float64), answers, beaten)
+    return _Kept(np.array([*wrong.values()], np.float64), [*answers.values()], [*wrong], beaten, left_out)
 
 
 def _reason(texts: Sequence[str], golden: str | None, candidates: set[str]) -> str:

@@ -154,14 +154,19 @@ def measure(judged: JudgedRows, within: bool = False) -> Validity:
             "or score the store first"
         )
     adjusted = dict(zip([c.name for c in measured], holm([c.p for c in measured]), strict=True))
-    outcomes = np.concatenate([judged.rows[i].wrong for i in rows])
-    prompts = [judged.rows[i].prompt for i in rows for _ in judged.rows[i].wrong]
+    # A pair is counted once, however many rows have its prompt.
+    outcomes = {
+        pair: (judged.rows[i].prompt, outcome)
+        for i in rows
+        for pair, outcome in zip(judged.rows[i].pairs, judged.rows[i].wrong.tolist(), strict=True)
+    }
+    right = np.array([1 - outcome for _, outcome in outcomes.values()])
     golden = np.arange(judged.golden) < judged.golden_below
     return Validity(
         sorted(columns, key=lambda column: -column.auc.value),
         adjusted,
         _ceiling(judged, rows, within),
-        share(1 - outcomes, prompts),
+        share(right, [prompt for prompt, _ in outcomes.values()]),
         len(outcomes),
         len(rows),
         float(truth.wrong_way[truth.decided].mean()),

@@ -278,3 +278,23 @@ def test_what_cannot_be_measured_is_said_in_a_line(planted):
     ):
         with pytest.raises(StudyError, match=message):
             run()
+
+
+def test_a_pair_counts_once_however_many_rows_have_its_prompt(tmp_path):
+    count = 40
+    rows = {
+        "prompt": [f"p{i // 2}" for i in range(2 * count)],
+        "response": [f"golden {i}" for i in range(2 * count)],
+        "x": np.arange(2 * count, dtype=np.float64),
+    }
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"), response="response")), tmp_path / "store")
+    wrong = np.arange(count) % 4 == 0
+    # The first answer of p0 is the golden response of one of its two rows, and both people and reward prefer p1's to a tie.
+    answers = ["golden 0", *(f"good {i}" for i in range(1, count))]
+    line = study.validity(
+        tmp_path / "store", pairs_of(wrong, response_a=answers, label=["a", "tie", *["a"] * (count - 2)])
+    ).line
+    # 39 of 40 pairs are decided, 10 of them wrongly; rows: two of each prompt but p1, and one of p0.
+    assert "the reward orders 74.4 %" in line and "of 39 pairs of 77 rows" in line
+    assert line.endswith("left out: 1 pair that people call a tie")
