@@ -38,6 +38,9 @@ from seamcurate.step import (
 )
 from seamcurate.text import counted
 
+_ROUNDING = 0.01
+"""How far rounding may take a sum of log-probabilities above 0."""
+
 
 class Seam(Step):
     """Add SEAM and its parts; `seam_<variant>` is minus the discrepancy (SEAM Eq. 2), so that **low is bad**.
@@ -46,7 +49,8 @@ class Seam(Step):
     whose likelihood is needed and unknown, is left out of the mean; it does not count as 0.
 
     Raises:
-        StepError: By `prepare`, where `normalise` is set and the golden rewards do not vary.
+        StepError: By `prepare`, where `normalise` is set and the golden rewards do not vary; or a log-probability that the
+            source brings is above 0.
 
     Example:
         A candidate of two tokens with log-probability −2 has the weight exp(−2 / 2) = .37; its reward is .4 above the
@@ -240,6 +244,12 @@ class Seam(Step):
     def _likelihood_weights(self, rows: pa.Table) -> Doubles:
         """Return the weight of each candidate, (all candidates,), NaN where its likelihood is unknown."""
         logprobs, counts = (_numbers(rows[name].combine_chunks().flatten()) for name in self.inputs[2:])
+        # Of a source: a policy's own are at most 0, but for rounding.
+        if (above := logprobs[logprobs > _ROUNDING]).size:
+            raise StepError(
+                f"step {self.name}: {self.inputs[2]} holds {above[0]:g}, and no log-probability is above 0; give the "
+                "logarithm itself, not its negative"
+            )
         return _finite_or_nan(weight(logprobs, counts, self.likelihood))
 
     def _reasons(

@@ -293,3 +293,13 @@ def test_no_likelihood_weighs_the_policy_s_samples():
     text = "rows: {jsonl: r.jsonl}\nsteps:\n  - seam: {variant: policy, policy: {fake: p}}"
     with pytest.raises(RecipeError, match=r"recipe:3: steps\[0\].seam: .* leave policy out"):
         loads(text)
+
+
+def test_a_negative_log_likelihood_is_no_log_probability():
+    row = {"reward": 0.5, "rewards_contrast": [0.9, 0.1], "logprobs_contrast": [12.5, None], "tokens_contrast": [2, None]}
+    message = "step seam_contrast: logprobs_contrast holds 12.5, and no log-probability is above 0"
+    with pytest.raises(StepError, match=message):
+        Seam(k=2).load(Path())(pa.Table.from_pylist([row]))
+    rounded = row | {"logprobs_contrast": [1e-6, None]}
+    (scored,) = Seam(k=2).load(Path())(pa.Table.from_pylist([rounded])).to_pylist()
+    assert scored["seam_contrast"] == pytest.approx(-0.4)
