@@ -39,6 +39,8 @@ _Unsampled = Annotated[Variant, AfterValidator(_of_single_answers)]
 
 _SAMPLED_POINTS = 2048
 """Least number of answers that the curve of reward over length is fitted to, where the data hold as many."""
+_ROUNDING = 1e-9
+"""The share of a reward below which a difference of calibrated rewards is none."""
 _CURVE_POINTS = 129
 """Quantiles of length at which the curve is stored."""
 
@@ -246,6 +248,7 @@ class LengthCalibrated(Step):
         ['baseline_calibrated_misjudgement_contrast', 'baseline_calibrated_misjudged_contrast']
     """
 
+    revision: ClassVar[int] = 2
     rows_per_call: ClassVar[int] = 4096
 
     variant: _Unsampled = "contrast"
@@ -318,6 +321,9 @@ class LengthCalibrated(Step):
                     baselines.append((None, None))
                     continue
                 golden, *candidates = calibrated
+                # Rewards that length alone explains differ by the rounding of the curve, which is no preference.
+                rounding = _ROUNDING * float(np.abs(points[:, 1]).max())
+                candidates = [golden if abs(reward - golden) <= rounding else reward for reward in candidates]
                 misjudged = sum(reward > golden for reward in candidates) / len(candidates)
                 baselines.append((mean_misjudgement(golden, candidates), misjudged))
             return _table(baselines, self.adds)

@@ -115,6 +115,20 @@ def test_a_misjudgement_that_length_alone_made_is_gone_after_calibration(tmp_pat
     assert [set(row.values()) for row in column_of(step, tmp_path, **empty)] == [{None}] * 4
 
 
+@pytest.mark.parametrize("reward", [lambda length: 1.0, lambda length: 0.3 * length + 1e6])
+def test_the_rounding_of_the_curve_is_no_misjudgement(reward, tmp_path):
+    lengths = [(10 + i, [3, 30 + 2 * i, 7 + i]) for i in range(60)]
+    data = {
+        "response": ["x" * golden for golden, _ in lengths],
+        "reward": [reward(golden) for golden, _ in lengths],
+        "worse_gpt": [[{"response": "x" * other} for other in others] for _, others in lengths],
+        "rewards_gpt": [[reward(other) for other in others] for _, others in lengths],
+    }
+    step = LengthCalibrated(variant="gpt", fraction=1.0)
+    step.prepare(Rows(**data), tmp_path)
+    assert {tuple(row.values()) for row in column_of(step, tmp_path, **data)} == {(0.0, 0.0)}
+
+
 def test_nothing_to_calibrate_by_is_an_error(tmp_path):
     with pytest.raises(StepError, match="fewer than three rewards"):
         LengthCalibrated(variant="gpt").prepare(

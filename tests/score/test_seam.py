@@ -296,7 +296,12 @@ def test_no_likelihood_weighs_the_policy_s_samples():
 
 
 def test_a_negative_log_likelihood_is_no_log_probability():
-    row = {"reward": 0.5, "rewards_contrast": [0.9, 0.1], "logprobs_contrast": [12.5, None], "tokens_contrast": [2, None]}
+    row = {
+        "reward": 0.5,
+        "rewards_contrast": [0.9, 0.1],
+        "logprobs_contrast": [12.5, None],
+        "tokens_contrast": [2, None],
+    }
     message = "step seam_contrast: logprobs_contrast holds 12.5, and no log-probability is above 0"
     with pytest.raises(StepError, match=message):
         Seam(k=2).load(Path())(pa.Table.from_pylist([row]))
