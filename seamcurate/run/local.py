@@ -558,7 +558,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _check_lists(step: Step, rows: pa.Table) -> None:
     """Refuse rows whose lists have different lengths: each list has one value for each candidate of the row."""
-    lists = [name for name in step.inputs if name.startswith(("worse_", "rewards_", "logprobs_", "tokens_"))]
+    read = [*step.inputs, *(name for name in step.optional_inputs if name in rows.column_names)]
+    lists = [name for name in read if name.startswith(("worse_", "rewards_", "logprobs_", "tokens_"))]
     counts = [pc.fill_null(pc.list_value_length(rows[name]), 0).to_numpy() for name in lists]
     for name, count in zip(lists[1:], counts[1:], strict=True):
         for i in np.flatnonzero(count != counts[0]).tolist():

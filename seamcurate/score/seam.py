@@ -34,6 +34,7 @@ from seamcurate.step import (
     column,
     comparable,
     is_sampled,
+    sample_set,
     without_default,
 )
 from seamcurate.text import counted
@@ -46,7 +47,8 @@ class Seam(Step):
     """Add SEAM and its parts; `seam_<variant>` is minus the discrepancy (SEAM Eq. 2), so that **low is bad**.
 
     A row is NULL when its set is empty or no candidate in it could be scored. A candidate whose reward is unknown, or
-    whose likelihood is needed and unknown, is left out of the mean; it does not count as 0.
+    whose likelihood is needed and unknown, is left out of the mean; it does not count as 0. A candidate that is the golden
+    response to the letter is never misjudged.
 
     Raises:
         StepError: By `prepare`, where `normalise` is set and the golden rewards do not vary; or a log-probability that the
@@ -112,6 +114,15 @@ class Seam(Step):
         if is_sampled(v):
             return ("reward", f"rewards_{v}", f"worse_{v}")
         return ("reward", f"rewards_{v}", f"logprobs_{v}", f"tokens_{v}")
+
+    @property
+    @override
+    def optional_inputs(self) -> tuple[str, ...]:
+        """Read the answers' texts: a candidate that is the golden response is not preferred to it.
+
+        Of answers to other instructions there are none: retrieval leaves equal ones out.
+        """
+        return () if sample_set(self.variant).instructions else ("response", f"worse_{self.variant}")
 
     @property
     def reads_all_rows(self) -> bool:
@@ -211,6 +222,8 @@ class Seam(Step):
             by_golden = np.repeat(golden, lengths)
             differences = rewards + 0 * by_golden if self.binary else np.maximum(rewards - by_golden, 0.0) / spread
             misjudged = _finite_or_nan(differences)
+            # The same text has two rewards that differ by the rounding of two batches, or by a judge's draws.
+            misjudged[_golden_texts(rows, self.variant, lengths) & (misjudged > 0)] = 0.0
             weights = drawn if is_sampled(self.variant) else self._likelihood_weights(rows)
         # ε = 0 makes the term 0 whatever w is; ε > 0 without w is an unknown term.
         is_known = (misjudged == 0) | ((misjudged > 0) & ~np.isnan(weights))
@@ -373,6 +386,19 @@ def seam(
             f"SEAM over the policy's own samples scores no likelihood; leave {'likelihoods' if policy is None else 'policy'} out"
         )
     return *rewards, score
+
+
+def _golden_texts(rows: pa.Table, variant: str, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Tell which candidates are their row's golden response to the letter, (all candidates,); none without texts."""
+    equal = np.zeros(int(lengths.sum()), bool)
+    if {"response", f"worse_{variant}"} <= set(rows.column_names):
+        answers = rows[f"worse_{variant}"].combine_chunks().flatten()
+        if answers.type.get_field_index("response") >= 0:
+            golden = rows["response"].combine_chunks().take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
+            equal = pc.fill_null(pc.equal(pc.struct_field(answers, "response"), golden), False).to_numpy(
+                zero_copy_only=False
+            )
+    return equal
 
 
 def _drawn(sets: pa.ChunkedArray) -> Doubles:

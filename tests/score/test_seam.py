@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from seamcurate import FakeModel, PolicyLogprobs, Reward, Rewards, Seam, seam
+from seamcurate import FakeModel, PolicyLogprobs, Recipe, Reward, Rewards, Seam, Source, run_local, seam
 from seamcurate.errors import ModelError, RecipeError, StepError
 from seamcurate.run.recipe import loads
 from seamcurate.score.discrepancy import discrepancy, misjudgement, weight
@@ -308,3 +309,44 @@ def test_a_negative_log_likelihood_is_no_log_probability():
     rounded = row | {"logprobs_contrast": [1e-6, None]}
     (scored,) = Seam(k=2).load(Path())(pa.Table.from_pylist([rounded])).to_pylist()
     assert scored["seam_contrast"] == pytest.approx(-0.4)
+
+
+@pytest.mark.parametrize(("variant", "misjudged"), [("gpt", 1 / 2), ("policy", 1 / 4)])
+def test_the_golden_response_is_not_preferred_to_itself_by_rounding(variant, misjudged):
+    row = {
+        "response": "A collection.",
+        f"worse_{variant}": [{"response": "A collection.", "count": 3}, {"response": "a collection.", "count": 1}],
+        "reward": 0.5,
+        f"rewards_{variant}": [0.5 + 1e-7, 0.9],
+        f"logprobs_{variant}": [-1.0, 0.0],
+        f"tokens_{variant}": [1, 1],
+    }
+    (values,) = Seam(k=2, variant=variant).load(Path())(pa.Table.from_pylist([row])).to_pylist()
+    assert values[f"misjudgements_{variant}"] == [0.0, pytest.approx(0.4)]
+    assert values[f"misjudged_{variant}"] == misjudged
+    assert values[f"seam_{variant}"] == pytest.approx(-0.4 * 2 / (2 if variant == "gpt" else 4))
+    # Without texts, as a source may bring its scores, the rewards decide.
+    (bare,) = (
+        Seam(k=2, variant="gpt")
+        .load(Path())(
+            pa.Table.from_pylist([{name.replace(variant, "gpt"): row[name] for name in row if "worse" not in name}])
+        )
+        .to_pylist()
+    )
+    assert bare["misjudged_gpt"] == 1.0
+
+
+def test_texts_of_another_number_than_rewards_are_refused(tmp_path):
+    row = {
+        "prompt": "q",
+        "response": "a",
+        "reward": 0.0,
+        "rewards_gpt": [1.0],
+        "logprobs_gpt": [-1.0],
+        "tokens_gpt": [1],
+    }
+    table = pa.Table.from_pylist([row | {"worse_gpt": [{"response": "a"}, {"response": "b"}]}])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    recipe = Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet")), steps=(Seam(variant="gpt"),))
+    with pytest.raises(StepError, match=r"row 0 has 1 values in 'rewards_gpt' and 2 in 'worse_gpt'"):
+        run_local(recipe, tmp_path / "store")
