@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from seamcurate import extras
 from seamcurate.errors import ModelError, first_line, typed_line
-from seamcurate.models import checkpoint, eight_bit, quantised, runtime, tokens, weights
+from seamcurate.models import allocator, checkpoint, eight_bit, quantised, runtime, tokens, weights
 from seamcurate.models.backend import NamedModel
 from seamcurate.models.product import quicken
 from seamcurate.models.template import CLOCK, Form, FormSettings
@@ -168,6 +168,8 @@ class LocalModel(NamedModel):
         model = (model if self._quantisation() is not None else model.to(device)).eval()
         if self.by_torch():
             quicken(model)
+            if device == "cpu":
+                allocator.keep_freed()
         return tokenizer, model
 
 

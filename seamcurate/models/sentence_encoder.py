@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seamcurate.errors import ModelError, first_line
-from seamcurate.models import checkpoint, eight_bit, probe, runtime, weights
+from seamcurate.models import allocator, checkpoint, eight_bit, probe, runtime, weights
 from seamcurate.models.batching import Batches, accepted, freed, padded
 from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder
@@ -92,6 +92,8 @@ class _LoadedEncoder:
                     )
                 if config.by_torch():
                     quicken(self.model)
+                    if weights.device(config.device) == "cpu":
+                        allocator.keep_freed()
                 first_module = self.model[0]
                 # sentence-transformers has its tokenizer in `tokenizer` up to version 5, and in `processor` in version 6.
                 attribute = "processor" if "processor" in vars(first_module) else "tokenizer"
