@@ -20,6 +20,8 @@ _ROWS, _COLUMNS = 384, 1024
 def logprobs(hidden: torch.Tensor, head: torch.nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
     """Return the log-probability of one token for each row of hidden states, in nats; none is above 0.
 
+    A token that the head has no output for is NaN.
+
     Args:
         hidden: Hidden states, rows × width, float32.
         head: A layer that `is_blockwise` accepts, width → vocabulary.
@@ -54,7 +56,7 @@ def _logprobs(rows: torch.Tensor, head: torch.nn.Linear, tokens: torch.Tensor) -
     count = -(-head.out_features // _COLUMNS)
     weights = head.weight.tensor_split(count)
     biases = [None] * count if head.bias is None else head.bias.tensor_split(count)
-    chosen = rows.new_empty(len(rows), 1)
+    chosen = rows.new_full((len(rows), 1), torch.nan)
     column, lowest = tokens[:, None], torch.finfo(rows.dtype).min
     start, largest, sums = 0, [], []
     for weight, bias in zip(weights, biases, strict=True):

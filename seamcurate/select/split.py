@@ -553,6 +553,7 @@ def make(store: Store, name: str, split: Split) -> Made:
         lines += _unmatched(name, ledger)
         lines += _shortfall(name, current.values, dropped_by_value, valued)
         score = str(split.parameters.get("by", ""))
+        lines += _backwards(name, split, score)
         lines += _within_noise(name, score, store.noise(score).get(score, 0.0), ledger)
         for rule in split.rules.values():
             ledger, line = _shaped(store, name, rule, ledger)
@@ -899,6 +900,31 @@ def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued:
         return []
     return [
         f"split {name}: only {dropped:,} rows were dropped where rate {rate:g} asks for {intended:,}: the others have no discrepancy"
+    ]
+
+
+_SUSPECTED_HIGH = ("discrepancy_", "misjudged_")
+"""How the names of SEAM's columns begin that are high where the reward is wrong."""
+_OF_LOWEST = {"keep_above_lowest.sql": "drops", "lowest.sql": "keeps"}
+"""What bundled filters do with the lowest values."""
+
+
+def _backwards(name: str, split: Split, score: str) -> list[JsonValue]:
+    """Warn where a bundled filter takes the rows that are judged best for the worst."""
+    if not score.startswith(_SUSPECTED_HIGH):
+        return []
+    texts = {
+        (folder / file).read_text(encoding="utf-8").strip(): verb
+        for folder in bundled()
+        for file, verb in _OF_LOWEST.items()
+    }
+    verb = texts.get(split.filter.strip())
+    if verb is None:
+        return []
+    variant = score.partition("_")[2]
+    return [
+        f"warning: split {name}: {score} is high where the reward is wrong, and this filter {verb} its lowest values, the rows "
+        f"that are judged best; give `by: seam_{variant}`, or a filter of the highest values"
     ]
 
 

@@ -57,6 +57,11 @@ def test_a_sure_token_has_a_log_probability_of_0_and_not_more():
     assert vocabulary.logprobs(hidden, head, head(hidden).argmax(1)).max() == 0
 
 
+def test_a_token_that_the_head_does_not_have_has_no_log_probability():
+    logprobs = vocabulary.logprobs(torch.randn(3, 12), a_head(20), torch.tensor([19, 20, 300]))
+    assert logprobs[0] < 0 and logprobs[1:].isnan().all()
+
+
 def test_no_number_stays_no_number():
     hidden = torch.randn(2, 12)
     hidden[0, 0] = math.nan

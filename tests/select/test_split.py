@@ -147,6 +147,20 @@ def test_other_columns_may_be_dropped_at_zero(tmp_path):
     assert len(dropped(store)) == 9
 
 
+@pytest.mark.parametrize(("file", "verb"), [("keep_above_lowest.sql", "drops"), ("lowest.sql", "keeps")])
+@pytest.mark.parametrize("column", ["discrepancy_contrast", "misjudged_contrast"])
+def test_a_filter_of_the_lowest_warns_of_a_score_that_is_high_where_the_reward_is_wrong(tmp_path, column, file, verb):
+    store = stored(tmp_path, [0.1 * i for i in range(10)], column)
+    text = splits.read_filter(file, tmp_path)
+    made = splits.make(store, "s", Split(filter=text, by=column, rate=0.2))
+    assert made.lines[1:] == [
+        f"warning: split s: {column} is high where the reward is wrong, and this filter {verb} its lowest values, the rows that "
+        "are judged best; give `by: seam_contrast`, or a filter of the highest values"
+    ]
+    own = splits.make(store, "t", Split(filter=f"SELECT row_id, {column} < 0.5 AS keep FROM rows"))
+    assert len(own.lines) == 1
+
+
 def test_ties_are_broken_by_a_seed_the_same_way_every_time(tmp_path):
     store = stored(tmp_path, [-1.0] * 10)
     cuts = {}
