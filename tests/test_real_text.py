@@ -227,6 +227,7 @@ def test_a_tiny_run_measures_every_piece_once_and_its_tables_are_drawn(given, st
         ("smol-60", "as long as the sample"),
     ]
     assert all(0 <= row["right"] <= 1 for row in found)
+    assert {row["reward"] for row in pieces["human-preferred"]["preferred"]} >= {"words-60", "minilm-60", "lora-60"}
     gains = pieces["human-proxies"]["gains"]
     assert {(row["proxy"], row["gold"], row["n"]) for row in gains} == set(
         itertools.product(replies.PROXIES, ("smol-60", "words-60"), (2, 3))

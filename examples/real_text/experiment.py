@@ -107,6 +107,7 @@ class Work:
                 "human-fresh-gemma": partial(self.scored, "human-fresh", "gemma"),
                 "human-all-gemma": partial(self.pooled, "human", "gemma"),
             }
+        pieces |= {f"{name}-preferred": partial(self.preferred, name) for name in SETS}
         return pieces
 
     def run(self, names: Sequence[str]) -> None:
@@ -236,17 +237,8 @@ class Work:
     def answered(self, name: str) -> Tables:
         """Let the policy answer the first prompts of a set; measure SEAM over its answers, and rewards on them and on golden ones."""
         stored = query(self._answers(name), "SELECT * FROM rows ORDER BY row_id").to_pylist()
-        tables: Tables = {"rows": len(stored), "validity": {}, "preferred": []}
-        rows = replies.answered(stored)
-        asked = [{"prompt": row.prompt, "golden": [row.golden, *replies.shortened(row)]} for row in rows]
-        shorter = models.rewards(
-            self._heads(POLICYS),
-            self._names(POLICYS)[-1],
-            [row["prompt"] for row in asked],
-            [row["golden"] for row in asked],
-        )
-        drawn = self._rewards_of(rows, POLICYS)
-        for i, reward in enumerate(self._names(POLICYS)):
+        tables: Tables = {"rows": len(stored), "validity": {}}
+        for reward in self._names(POLICYS):
             judged = self._judged_file(name, reward)
             column = reward.replace("-", "_")
             rewarded = [
@@ -262,18 +254,35 @@ class Work:
             by = None if "score" in pq.read_schema(judged).names else "source"
             measured = study.validity(store, judged, by=by, columns=("seam_policy", "misjudged_policy", "reward"))
             tables["validity"][reward] = _result(measured)
-            samples = drawn[reward]
-            whole = [[values[0][i]] * len(row.samples) for values, row in zip(shorter, rows, strict=True)]
-            cut = [[value[i] for value in values[1:]] for values in shorter]
-            for golden, values in (("whole", whole), ("as long as the sample", cut)):
-                tables["preferred"].append({"reward": reward, "golden": golden} | replies.preferred(values, samples))
+        tables["preferred"] = self._preferred(replies.answered(stored), POLICYS)
         return tables
+
+    def preferred(self, name: str) -> Tables:
+        """Measure how often reward models of the other families prefer golden responses to the policy's own answers."""
+        rows = replies.answered(query(self._answers(name), "SELECT * FROM rows ORDER BY row_id").to_pylist())
+        families = ["words", "minilm", *(f"lora-{pairs}" for pairs in self.sizes.lora)]
+        families += ["gemma"] if (self.out / "gemma.gguf").is_file() else []
+        return {"rows": len(rows), "preferred": [line for family in families for line in self._preferred(rows, family)]}
+
+    def _preferred(self, rows: Sequence[replies.Answered], family: str) -> Rows:
+        """Return how often each reward model of a family prefers golden responses, whole and as long as the sample."""
+        prompts = [row.prompt for row in rows]
+        golden = self._rewards_of(prompts, [[row.golden, *replies.shortened(row)] for row in rows], family)
+        drawn = self._rewards_of(prompts, [row.samples for row in rows], family)
+        lines: Rows = []
+        for reward, samples in drawn.items():
+            whole = [values[:1] * len(row.samples) for values, row in zip(golden[reward], rows, strict=True)]
+            cut = [values[1:] for values in golden[reward]]
+            for length, values in (("whole", whole), ("as long as the sample", cut)):
+                lines.append({"reward": reward, "golden": length} | replies.preferred(values, samples))
+        return lines
 
     def proxies(self, name: str) -> Tables:
         """Choose among the policy's answers by RER and its parts, and measure what that adds to two golds, a reward model each."""
         stored = query(self._answers(name), "SELECT * FROM rows ORDER BY row_id").to_pylist()
         rows = replies.answered(stored)
-        golds = {self._names(family)[-1]: self._rewards_of(rows, family)[self._names(family)[-1]] for family in GOLDS}
+        texts = [row.prompt for row in rows], [row.samples for row in rows]
+        golds = {(gold := self._names(family)[-1]): self._rewards_of(*texts, family)[gold] for family in GOLDS}
         encoder = SentenceEncoder(path=str(encoder_folder()), dtype="float32")
         rewards = replies.proxy_rewards(rows, encoder)
         open_ended = sum(row.query_type == "open" for row in rows)
@@ -422,14 +431,15 @@ class Work:
             raise SystemExit("the policy's package is not installed; see models.py")
         return file
 
-    def _rewards_of(self, rows: Sequence[replies.Answered], family: str) -> dict[str, replies.Numbers]:
-        """Return the rewards of each prompt's samples by every reward model of a family."""
-        prompts, answers = [row.prompt for row in rows], [row.samples for row in rows]
+    def _rewards_of(self, prompts: list[str], answers: list[list[str]], family: str) -> dict[str, list[list[float]]]:
+        """Return the rewards of each prompt's answers by every reward model of a family."""
         names = self._names(family)
         if family == "words":
             return {name: words.rewards(self._folder(name), prompts, answers) for name in names}
+        if family.startswith("lora-"):
+            return {family: models.single_rewards(self._folder(family), prompts, answers)}
         values = models.rewards(self._heads(family), names[-1], prompts, answers)
-        return {name: [[value[i] for value in drawn] for drawn in values] for i, name in enumerate(names)}
+        return {name: [[value[i] for value in own] for own in values] for i, name in enumerate(names)}
 
     def _answers(self, name: str) -> Path:
         """Return the store of a set's first prompts with the policy's answers, rewarded by the heads of its family."""

@@ -242,14 +242,15 @@ def moved(pieces: dict[str, dict[str, Any]]) -> str:
 
 def preferred(pieces: dict[str, dict[str, Any]]) -> str:
     """Show how often a reward model prefers people's best answer to one of the policy's own."""
-    measured = [pieces[key] for name in _SETS if (key := f"{name}-policy") in pieces]
+    keys = [f"{name}-{kind}" for name in _SETS for kind in ("policy", "preferred")]
+    measured = [pieces[key] for key in keys if key in pieces]
     lines = []
     for piece in measured:
         rows = {(row["reward"], row["golden"]): row for row in piece["preferred"]}
         for reward in dict.fromkeys(reward for reward, _ in rows):
             shares = [_percent(rows[reward, golden], "right") for golden in ("whole", "as long as the sample")]
             prompts = str(rows[reward, "whole"]["prompts"])
-            lines.append([_SETS[piece["piece"].removesuffix("-policy")], reward, prompts, *shares])
+            lines.append([_SETS[piece["piece"].split("-")[0]], reward, prompts, *shares])
     heading = ["golden above the policy's answer", "reward model", "prompts", "whole", "cut to the answer's words"]
     return _commands(measured) + _table(heading, lines)
 
