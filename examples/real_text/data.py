@@ -133,11 +133,11 @@ def _questions(answers: Mapping[str, Mapping[str, float]]) -> list[str]:
 def _voted(folder: Path, answers: Mapping[str, Mapping[str, float]], questions: Sequence[str]) -> Judged:
     rows, judged = [], []
     for question in questions:
-        own = answers[question]
-        golden, *others = sorted(own, key=lambda text: -own[text])
+        votes_of = answers[question]
+        golden, *others = sorted(votes_of, key=lambda text: -votes_of[text])
         rows.append({"prompt": question, "response": golden, "source": "stackexchange"})
         drawn = random.Random(f"{SEED} {question}").sample(others, min(MOST_RATED, len(others)))
-        judged += [{"prompt": question, "response": text, "score": own[text]} for text in drawn]
+        judged += [{"prompt": question, "response": text, "score": votes_of[text]} for text in drawn]
     corpus = [{"prompt": question, "response": max(own, key=own.__getitem__)} for question, own in answers.items()]
     corpus += _corpus(row for row in read(folder, "sft_corpus") if row["source"] == "stackexchange")
     return Judged(rows, corpus, judged)

@@ -470,11 +470,11 @@ class Work:
             votes = "score" in pq.read_schema(judged).names
             for weight in weights:
                 kind = "likelihoods" if columns != _MEASURED else "rewards"
-                own = self._store(f"{name}/{kind}/{reward}-{weight}", self._single(stored, reward), weight, reward)
-                measured = study.validity(own, judged, by=None if votes else "source", columns=columns)
+                store = self._store(f"{name}/{kind}/{reward}-{weight}", self._single(stored, reward), weight, reward)
+                measured = study.validity(store, judged, by=None if votes else "source", columns=columns)
                 tables["validity"][f"{reward} {weight}"] = _result(measured)
                 if votes and weight == weights[0]:
-                    gained = study.best_of_n(own, judged, columns=columns)
+                    gained = study.best_of_n(store, judged, columns=columns)
                     tables["best_of_n"][f"{reward} {weight}"] = _result(gained)
         return tables
 

@@ -10,7 +10,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,15 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 def filled(page: str, pieces: dict[str, dict[str, Any]]) -> str:
     """Return the page with every marked place filled from the pieces."""
-    tables = {"accuracy": accuracy, "mismatch": mismatch, "seconds": seconds, "decisions": decisions}
+    tables: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
+        "accuracy": accuracy,
+        "mismatch": mismatch,
+        "seconds": seconds,
+        "decisions": decisions,
+    }
     for name in _SETS:
-        tables[f"validity {name}"] = lambda pieces, name=name: validity(pieces, name)  # type: ignore[misc]
-        tables[f"weights {name}"] = lambda pieces, name=name: weights(pieces, name)  # type: ignore[misc]
+        tables[f"validity {name}"] = partial(validity, name=name)
+        tables[f"weights {name}"] = partial(weights, name=name)
     tables |= {
         "fresh": fresh,
         "best of n": best_of_n,
@@ -78,8 +84,8 @@ def accuracy(pieces: dict[str, dict[str, Any]]) -> str:
     for piece in measured:
         rows = {(row["reward"], row["subset"]): row for row in piece["accuracy"]["table"]}
         for reward in dict.fromkeys(row["reward"] for row in piece["accuracy"]["table"] if row["kind"] == "model"):
-            own = [rows[reward, subset] for subset in ("all", "stackexchange", "hh-rlhf") if (reward, subset) in rows]
-            lines.append([reward, *(_percent(row, "accuracy") for row in own)])
+            subsets = [subset for subset in ("all", "stackexchange", "hh-rlhf") if (reward, subset) in rows]
+            lines.append([reward, *(_percent(rows[reward, subset], "accuracy") for subset in subsets)])
     return _commands(measured) + _table(["reward model", "all held-out pairs", "Stack Exchange", "HH-RLHF"], lines)
 
 
@@ -351,13 +357,13 @@ def decisions(pieces: dict[str, dict[str, Any]]) -> str:
 def _decided_by_fresh_rows(pieces: dict[str, dict[str, Any]]) -> list[str]:
     """Apply the rule on rows that were not looked at before: one test."""
     studies = pieces.get("human-fresh-smol", {}).get("validity", {})
-    verdict, told = "open", "not measured"
+    verdict, figures = "open", "not measured"
     if f"{PRIMARY} uniform" in studies:
         row = next(row for row in studies[f"{PRIMARY} uniform"]["table"] if row["column"] == "seam_contrast")
         p = _p_value(row)
         verdict = "not shown" if p >= 0.05 else "shown" if row["auc"] > 0.5 else "refuted"
-        told = f"{_SETS['human']} {_plain(row, 'auc')}, p = {p:.2g}"
-    return ["R9 it finds misjudged rows, on fresh rows", f"`{PRIMARY}`", verdict, told]
+        figures = f"{_SETS['human']} {_plain(row, 'auc')}, p = {p:.2g}"
+    return ["R9 it finds misjudged rows, on fresh rows", f"`{PRIMARY}`", verdict, figures]
 
 
 def _decided_by_training(pieces: dict[str, dict[str, Any]], claim: str, piece: str) -> list[str]:
@@ -415,8 +421,8 @@ def _decided(pieces: dict[str, dict[str, Any]], reward: str) -> list[list[str]]:
         no_use = all(row["auc_high"] < 0.6 for row in rows)
         lines.append([claims[1], "shown" if of_use else "refuted" if no_use else "not shown", "the same"])
     else:
-        one = "; ".join(f"{_SETS[name]} {_plain(row, 'auc')}" for name, row in aucs.items())
-        lines += [[claim, "open", one or "not measured"] for claim in claims]
+        figures = "; ".join(f"{_SETS[name]} {_plain(row, 'auc')}" for name, row in aucs.items())
+        lines += [[claim, "open", figures or "not measured"] for claim in claims]
     table = pieces.get(f"mismatch-{family}", {}).get("mismatch", {}).get("table", [])
     wrong = [row for row in table if row["kind"] == "model" and row["subset"] == "all"]
     claims = "R3 more pairs, fewer mismatches", "R4 mismatch as published, 35 to 40 %"

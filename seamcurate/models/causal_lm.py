@@ -184,9 +184,9 @@ class _LoadedCausalLM:
             logprobs = torch.cat(
                 [
                     -torch.nn.functional.cross_entropy(
-                        outputs(row_tensor[some]).float(), target[some], reduction="none"
+                        outputs(row_tensor[part]).float(), target[part], reduction="none"
                     )
-                    for some in (slice(start, start + self._slice) for start in range(0, len(target), self._slice))
+                    for part in (slice(start, start + self._slice) for start in range(0, len(target), self._slice))
                 ]
             )
         lengths = moved([len(answer) for answer in pack.answers], device)

@@ -150,8 +150,8 @@ def is_product(module: object) -> TypeGuard[torch.nn.Linear]:
 
     if type(module) is not torch.nn.Linear or type(module.weight) is not torch.nn.Parameter:
         return False
-    own = vars(module).get("forward")
-    return own is None or (isinstance(own, MethodType) and own.__func__ is _linear)
+    replaced = vars(module).get("forward")
+    return replaced is None or (isinstance(replaced, MethodType) and replaced.__func__ is _linear)
 
 
 def _linear(self: torch.nn.Linear, rows: torch.Tensor) -> torch.Tensor:

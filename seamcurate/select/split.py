@@ -903,8 +903,8 @@ def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued:
     ]
 
 
-_SUSPECTED_HIGH = ("discrepancy_", "misjudged_")
-"""How the names of SEAM's columns begin that are high where the reward is wrong."""
+_SUSPECTED_HIGH = ("discrepancy_", "misjudged_", "baseline_calibrated_")
+"""How the names of columns begin that are high where the reward is wrong."""
 _OF_LOWEST = {"keep_above_lowest.sql": "drops", "lowest.sql": "keeps"}
 """What bundled filters do with the lowest values."""
 
@@ -921,7 +921,7 @@ def _backwards(name: str, split: Split, score: str) -> list[JsonValue]:
     verb = texts.get(split.filter.strip())
     if verb is None:
         return []
-    variant = score.partition("_")[2]
+    variant = score.rpartition("_")[2]
     return [
         f"warning: split {name}: {score} is high where the reward is wrong, and this filter {verb} its lowest values, the rows "
         f"that are judged best; give `by: seam_{variant}`, or a filter of the highest values"

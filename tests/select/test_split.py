@@ -148,7 +148,9 @@ def test_other_columns_may_be_dropped_at_zero(tmp_path):
 
 
 @pytest.mark.parametrize(("file", "verb"), [("keep_above_lowest.sql", "drops"), ("lowest.sql", "keeps")])
-@pytest.mark.parametrize("column", ["discrepancy_contrast", "misjudged_contrast"])
+@pytest.mark.parametrize(
+    "column", ["discrepancy_contrast", "misjudged_contrast", "baseline_calibrated_misjudged_contrast"]
+)
 def test_a_filter_of_the_lowest_warns_of_a_score_that_is_high_where_the_reward_is_wrong(tmp_path, column, file, verb):
     store = stored(tmp_path, [0.1 * i for i in range(10)], column)
     text = splits.read_filter(file, tmp_path)
