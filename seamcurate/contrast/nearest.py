@@ -320,7 +320,15 @@ class _Best:
 
 def _by_query(rows: Positions, positions: Positions, cosines: Doubles) -> Positions:
     """Return the order by query, then by cosine from high to low, then by position: ties have one order on every machine."""
-    order: Positions = np.lexsort((positions, -cosines, rows))
+    # One number sorts ten times as fast as three. It sets queries apart, as cosines differ by 2 at most, and rounds cosines off:
+    # queries whose pairs it leaves out of order are sorted again.
+    order: Positions = np.argsort(4.0 * rows - cosines)
+    rows, cosines, positions = rows[order], cosines[order], positions[order]
+    descends = (cosines[1:] < cosines[:-1]) | ((cosines[1:] == cosines[:-1]) & (positions[1:] >= positions[:-1]))
+    unsorted = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, bool)
+    unsorted[rows[1:][(rows[1:] == rows[:-1]) & ~descends]] = True
+    again = unsorted[rows]
+    order[again] = order[again][np.lexsort((positions[again], -cosines[again], rows[again]))]
     return order
 
 

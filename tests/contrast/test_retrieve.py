@@ -74,6 +74,19 @@ def brute_force(vectors, query, band, k):
     return list(inside[np.lexsort((inside, -cosines[inside]))][:k])
 
 
+@pytest.mark.parametrize("levels", [2, 50, 2**20], ids=["mostly ties", "ties", "hardly any"])
+def test_pairs_are_sorted_by_query_cosine_and_position(levels):
+    draw = np.random.default_rng(levels)
+    rows, positions = draw.integers(0, 90, 5000), draw.permutation(5000)
+    cosines = draw.integers(0, levels, 5000) / levels
+    # Two cosines that are one number once a query's number is added to them.
+    cosines[::7] = 0.7
+    cosines[3::7] = np.nextafter(0.7, 1)
+    expected = sorted(range(5000), key=lambda i: (rows[i], -cosines[i], positions[i]))
+    assert list(nearest._by_query(rows, positions, cosines)) == expected
+    assert not len(nearest._by_query(rows[:0], positions[:0], cosines[:0]))
+
+
 @pytest.mark.parametrize(
     ("vectors", "queries", "band"),
     [
