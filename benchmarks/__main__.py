@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="a share of the full size, to try things out")
     parser.add_argument("--quick", action="store_true", help="small sizes and few turns: under 20 minutes for all")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")), help="default: 1")
+    parser.add_argument("--avx2", action="store_true", help="as on a processor that has AVX2 alone; see machine.py")
     parser.add_argument(
         "--out",
         type=Path,
@@ -72,10 +73,14 @@ def main() -> None:
         "RAYON_NUM_THREADS",
     ):
         os.environ[name] = str(asked.threads)
+    from benchmarks import machine
+
+    if asked.avx2:
+        machine.hold_to_avx2()
     import torch
     from transformers.utils import logging
 
-    from benchmarks import machine, race
+    from benchmarks import processes, race
 
     torch.set_num_threads(asked.threads)
     logging.disable_progress_bar()
@@ -86,7 +91,7 @@ def main() -> None:
     described = machine.describe()
     out = asked.out or (RESULTS / f"{_slug(described)}.json" if whole else None)
     earlier, runs = _earlier(out, described, names)
-    start, cpu = time.monotonic(), time.process_time() + race.children_s()
+    start, cpu = time.monotonic(), time.process_time() + processes.children_s()
     if whole:
         for name, reason in APART.items():
             race.missing(name, "", reason)
@@ -114,7 +119,7 @@ def main() -> None:
                 "quick": asked.quick,
                 "scale": None if asked.quick else asked.scale,
                 "seconds": round(time.monotonic() - start),
-                "cpu_seconds": round(time.process_time() + race.children_s() - cpu),
+                "cpu_seconds": round(time.process_time() + processes.children_s() - cpu),
                 "load": round(os.getloadavg()[0], 1),
             }
             found = {"format": FORMAT, "machine": described, "runs": [*runs, run], "results": earlier + race.lines}

@@ -29,17 +29,29 @@ _SETS = {
     "bf16": "BF16",
 }
 """The flags of /proc/cpuinfo that decide how fast matrices are multiplied, and their names."""
+_HELD_TO_AVX2 = {
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "FAISS_OPT_LEVEL": "AVX2",
+}
+HELD = ", held to AVX2"
+"""What a processor's name ends with then."""
+NOT_HELD = ("ONNX Runtime", "Polars", "usearch")
+"""Libraries that go on with all instructions of the processor."""
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"}
 
 
 def flags() -> set[str]:
-    """Return the processor's flags; none where the system does not list them."""
+    """Return the processor's flags, as far as they may be used; none where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
+    own = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
+    return own & {"avx2"} if is_held_to_avx2() else own
 
 
 def processor() -> str:
@@ -50,7 +62,21 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = fields.get("model name", platform.machine())
-    return f"{name} (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else name
+    name = f"{name} (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else name
+    return f"{name}{HELD}" if is_held_to_avx2() else name
+
+
+def hold_to_avx2() -> None:
+    """Have libraries use AVX2 at most, as on a processor that has no more; they read this when they are imported.
+
+    torch, with MKL and oneDNN, NumPy and FAISS follow, and so do OpenVINO and vLLM, by their oneDNN; `NOT_HELD` does not.
+    """
+    os.environ |= _HELD_TO_AVX2
+
+
+def is_held_to_avx2() -> bool:
+    """Tell whether `hold_to_avx2` was called."""
+    return os.environ.items() >= _HELD_TO_AVX2.items()
 
 
 def describe() -> dict[str, object]:

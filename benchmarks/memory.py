@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks import inputs
+from benchmarks import inputs, processes
 from seamcurate import (
     LengthIncentive,
     Random,
@@ -89,7 +89,7 @@ class Drawn(Step):
 
 
 def child(folder: Path) -> None:
-    """Run everything over the rows in a folder and print this process's peak."""
+    """Run everything over the rows in a folder and print the peak of this process and the one that answers queries."""
     splits = {
         "kept": Split(filter=(FILTERS / "keep_above_lowest.sql").read_text(), by="seam_contrast", rate=0.2),
         "lowest": Split(filter=(FILTERS / "lowest.sql").read_text(), by="rer", rate=0.2, format="sft"),
@@ -102,9 +102,7 @@ def child(folder: Path) -> None:
 
     for name in splits:
         to_trl(Store(folder / "store"), name, folder / name)
-    # Not getrusage: its peak is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text()
-    print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024)
+    print(processes.peak_mb())
 
 
 def main(scale: float) -> None:

@@ -6,15 +6,13 @@ The machine's matrix-product rate is measured in the same turns, so that what el
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from benchmarks import machine
+from benchmarks import machine, processes
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -164,43 +162,17 @@ def quickest(choices: Mapping[str, Callable[[], object]]) -> str:
     return min(seconds, key=lambda name: seconds[name])
 
 
-def children_s() -> float:
-    """Return the CPU seconds of all processes that this one started, such as the one that runs seamcurate's queries."""
-    ended = os.times()
-    total = ended.children_user + ended.children_system
-    parents: dict[int, int] = {}
-    spent: dict[int, int] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # A process's name may contain spaces and brackets.
-            fields = file.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        number = int(file.parent.name)
-        parents[number] = int(fields[1])
-        # Of its own, and of those that it waited for.
-        spent[number] = sum(map(int, fields[11:15]))
-    own = os.getpid()
-    for number, ticks in spent.items():
-        above = parents[number]
-        while above not in (0, own) and above in parents:
-            above = parents[above]
-        if above == own:
-            total += ticks / os.sysconf("SC_CLK_TCK")
-    return total
-
-
 def _short(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
 def _timed(peer: Peer[B], into: list[tuple[float, float]], units: Callable[[Any], float]) -> B:
     # Looking for processes takes time itself, which is left out.
-    children = children_s()
+    children = processes.children_s()
     wall, cpu = time.perf_counter(), time.process_time()
     answer = peer.run()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    seconds = max(cpu + children_s() - children, 1e-4), wall
+    seconds = max(cpu + processes.children_s() - children, 1e-4), wall
     count = units(answer)
     into.append((seconds[0] / count, seconds[1] / count))
     return answer

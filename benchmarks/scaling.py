@@ -1,8 +1,8 @@
 """What each step costs a row at growing sizes: `--scale 1` is a million rows, so 0.01, 0.1, 1 and 10 are the four of docs/evidence/scaling.md.
 
-Not a race. Each part runs in a process of its own, so that its CPU seconds and its peak are its own, and leaves a
-line in `scaling.jsonl` beside this file; a part that has its line is not run again, so a call that was stopped is gone on
-with. `python -m benchmarks.scaling` writes the lines' tables into docs/evidence/scaling.md.
+Not a race. Each part runs in a process of its own, so that its CPU seconds and its peak are its own, with those of the process
+that answers queries. It leaves a line in `scaling.jsonl` beside this file; a part that has its line is not run again, so a call
+that was stopped is gone on with. `python -m benchmarks.scaling` writes the lines' tables into docs/evidence/scaling.md.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import processes
 from seamcurate.storage import shard
 
 LINES = Path(__file__).with_name("scaling.jsonl")
@@ -28,6 +30,8 @@ SAMPLES = 4
 """Rollouts a row."""
 MODELS_UP_TO = 10_000_000
 """Rows beyond which retrieval and the steps of models are left out: a fake model's Python is most of their cost."""
+DUPLICATES_UP_TO = 1_000_000
+"""Rows beyond which duplicates are left out: each row is compared with all before it."""
 SMALL = 200
 """Rows of the store whose time is what a part takes at any size."""
 _BLOCK = 100_000
@@ -227,19 +231,18 @@ def measure(part: str, folder: Path, times: int) -> None:
 def _timed(part: str, folder: Path, models: _Clock) -> dict[str, float]:
     if WRITES[part]:
         shutil.rmtree(folder / "store" if part == "ingest" else folder / WRITES[part], ignore_errors=True)
-    # The peak from here on.
-    Path("/proc/self/clear_refs").write_text("5")
+    processes.forget_peaks()
     shard._verified.clear()
     models.seconds = 0.0
-    before, cpu, wall = _io(), time.process_time(), time.monotonic()
+    read, cpu, wall = processes.read_bytes(), time.process_time() + processes.children_s(), time.monotonic()
     PARTS[part](folder)
-    found: dict[str, float] = {
-        "cpu_s": round(time.process_time() - cpu, 4),
+    return {
+        "cpu_s": round(time.process_time() + processes.children_s() - cpu, 4),
         "wall_s": round(time.monotonic() - wall, 2),
         "model_s": round(models.seconds, 4),
+        "peak_mb": processes.peak_mb(),
+        "bytes_in": processes.read_bytes() - read,
     }
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return found | {"peak_mb": int(status["VmHWM"].split()[0]) >> 10, "bytes_in": _io()["rchar"] - before["rchar"]}
 
 
 class _Clock:
@@ -251,6 +254,16 @@ class _Clock:
         self.seconds = 0.0
         for name in ("embed", "rewards", "logprobs"):
             setattr(FakeModel, name, self._counted(getattr(FakeModel, name)))
+        setattr(FakeModel, "samples", self._counted_as_they_come(FakeModel.samples))  # noqa: B010 - a method is no variable
+
+    def _counted_as_they_come(self, method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def counted(*given: Any) -> Iterator[Any]:
+            draw = self._counted(method(*given).__next__)
+            with suppress(StopIteration):
+                while True:
+                    yield draw()
+
+        return counted
 
     def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*given: Any) -> Any:
@@ -263,16 +276,13 @@ class _Clock:
         return counted
 
 
-def _io() -> dict[str, int]:
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return {name: int(value) for name, value in (line.split(": ") for line in lines)}
-
-
 def main(scale: float) -> None:
     """Measure a million rows times `scale`, part by part; what has its line is left alone."""
     rows = max(200, round(1_000_000 * scale))
     folder = STORES / f"scaling-{rows}"
     parts = list(PARTS) if rows <= MODELS_UP_TO else list(FREE)
+    if rows > DUPLICATES_UP_TO and "duplicates" in parts:
+        parts.remove("duplicates")
     done = {line["part"] for line in lines() if line["rows"] == rows}
     if not set(parts) - done:
         return

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import HELD, NOT_HELD
+
 RESULTS = Path(__file__).with_name("results")
 PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "benchmarks.md"
 START, END = "<!-- results: written by python -m benchmarks.table -->", "<!-- end of results -->"
@@ -52,7 +54,7 @@ def _machine(found: dict[str, Any]) -> str:
         f"{len(raced)} comparisons; in {len(losses(raced))} of them the peer took less CPU time (**bold**), "
         f"and {len(below_token_ratio(raced))} are below the token ratio (ᵗ).",
         "| race | setting | against | share, ours / theirs | ratio (by the clock) | token ratio | turns |\n|---|---|---|---|---|---|---|\n"
-        + "\n".join(_row(line) for line in raced),
+        + "\n".join(_row(line, machine["processor"].endswith(HELD)) for line in raced),
     ]
     if absent := [line for line in lines if "ratio" not in line]:
         parts.append("Not run:\n\n" + "\n".join(dict.fromkeys(_absent(line) for line in absent)))
@@ -72,7 +74,7 @@ def _rates(lines: list[dict[str, Any]]) -> str:
     return f"Matrix products, GFLOP per CPU second, the lowest and highest of the races: {told}."
 
 
-def _row(line: dict[str, Any]) -> str:
+def _row(line: dict[str, Any], is_held: bool) -> str:
     share, lost = line.get("share"), line["ratio"] < 1.0
     shares = f"{share['ours']:.0%} / {share['theirs']:.0%}" if share else ""
     ratio = f"{line['ratio']:.2f} ({line['wall']['ratio']:.2f})"
@@ -84,9 +86,13 @@ def _row(line: dict[str, Any]) -> str:
         against += ", **other answers**"
     if "recall" in line and line["recall"]["theirs"] < 1:
         against += f", recall {line['recall']['theirs']}"
+    setting = line["setting"]
+    if is_held:
+        against += ", not held to AVX2" * any(name in against for name in NOT_HELD)
+        setting += ", not held to AVX2" * ("backend: onnx" in setting)
     cells = [
         f"`{line['benchmark']}`",
-        line["setting"],
+        setting,
         against,
         shares,
         (f"**{ratio}**" if lost else ratio) + low,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import machine, processes, table, work
 from benchmarks import race as race_module
-from benchmarks import table, work
 from benchmarks.__main__ import ALL, NAMES, _earlier
 from benchmarks.race import Peer, Work, race
 
@@ -200,6 +200,41 @@ def test_a_table_shows_every_loss_and_what_was_not_run(tmp_path, monkeypatch):
         assert row in written
 
 
+def test_libraries_are_held_to_avx2():
+    if "avx2" not in machine.flags():
+        pytest.skip("this processor has no AVX2")
+    code = """
+from benchmarks import machine
+machine.hold_to_avx2()
+import torch
+print(torch.backends.cpu.get_cpu_capability(), machine.describe()["instruction_set"], machine.processor())
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FOLDER.parent
+    ).stdout
+    assert shown == f"AVX2 ['AVX2'] {machine.processor()}, held to AVX2\n"
+
+
+def test_lines_that_cannot_be_held_say_so():
+    line = {"benchmark": "b", "setting": "some", "ratio": 2.0, "wall": {"ratio": 1.5}, "same": True, "repeats": 1}
+    apart = [line | {"against": "ONNX Runtime"}, line | {"against": "vLLM", "setting": "some; `backend: onnx`"}]
+    assert [table._row(one, True).count(machine.HELD.replace(",", ", not")) for one in apart] == [1, 1]
+    assert not any("held" in table._row(one, False) for one in apart)
+    assert "held" not in table._row(line | {"against": "vLLM"}, True)
+
+
+def test_a_part_is_charged_with_the_processes_that_it_started():
+    code = "import time; x = b'1' * 200_000_000\nwhile time.process_time() < 0.5: pass\nprint(flush=True); input()"
+    before, seconds = processes.peak_mb(), processes.children_s()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert processes.peak_mb() >= before + 190
+        assert 0.4 < processes.children_s() - seconds < 5
+        other.communicate(b"\n")
+    assert 0.4 < processes.children_s() - seconds < 5
+
+
 def test_a_file_of_results_keeps_the_lines_of_other_races_of_the_same_machine(tmp_path):
     described = {"processor": "P", "threads": 1, "versions": {"torch": "2"}}
     runs = [{"names": ["text", "sql"]}, {"names": ["split"]}]
@@ -216,7 +251,8 @@ def test_the_table_of_the_page_is_that_of_the_files_of_results():
     assert table.results(), "benchmarks/results holds no file"
     assert table.text() in table.PAGE.read_text()
     for found in table.results():
-        told = {line["benchmark"] for line in found["results"]}
-        assert told >= set(ALL)
+        is_held = found["machine"]["processor"].endswith(machine.HELD)
+        # Held to fewer instructions, a machine shows the races of models alone.
+        assert is_held or {line["benchmark"] for line in found["results"]} >= set(ALL)
         for line in table.losses(found["results"]):
-            assert table._row(line) in table.PAGE.read_text() and "**" in table._row(line)
+            assert table._row(line, is_held) in table.PAGE.read_text() and "**" in table._row(line, is_held)
