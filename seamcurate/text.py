@@ -37,6 +37,11 @@ def brief(value: object, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
+def folded(text: str) -> str:
+    """Return a text in lower case with single spaces: texts are equal, case and white space aside, where these are."""
+    return " ".join(text.casefold().split())
+
+
 def counted(count: int, noun: str, plural: str = "") -> str:
     """Write a count with its noun: "1 shard", "1,200 shards"; give the plural where it is not the noun and an s."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

@@ -27,6 +27,7 @@ from seamcurate.models.template import prompt_text
 from seamcurate.models.vectors import as_matrix, dimensions, embedded, not_finite
 from seamcurate.score import compared, noise, precision
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, evenly
+from seamcurate.text import folded
 
 CONTRAST = pa.list_(pa.struct([("source_row_id", pa.int64()), ("similarity", pa.float32())]))
 """A contrast set holds numbers of corpus rows; the views join their texts."""
@@ -331,8 +332,8 @@ def nothing(queries: nearest.Positions, positions: nearest.Positions) -> npt.NDA
 
 def keys(texts: Sequence[Prompt | None]) -> Keys:
     """Return a 64-bit hash of each text: texts that are equal, case and white space aside, have equal keys."""
-    folded = (" ".join(prompt_text(text).casefold().split()) if text is not None else "\0" for text in texts)
-    digests = (hashlib.blake2b(f.encode("utf-8", "surrogatepass"), digest_size=8).digest() for f in folded)
+    spelled = (folded(prompt_text(text)) if text is not None else "\0" for text in texts)
+    digests = (hashlib.blake2b(f.encode("utf-8", "surrogatepass"), digest_size=8).digest() for f in spelled)
     return np.frombuffer(b"".join(digests), np.uint64).copy()
 
 

@@ -31,7 +31,7 @@ from seamcurate.select import split as splits
 from seamcurate.select.split import Augment
 from seamcurate.step import MESSAGES, sample_set
 from seamcurate.store.store import Store
-from seamcurate.text import counted
+from seamcurate.text import counted, folded
 
 Kind: TypeAlias = Literal["sft", "preferences"]
 
@@ -120,7 +120,7 @@ def _candidates(
     candidates = []
     for rank, sample in enumerate(samples, 1):
         text, source, score = sample["response"], sample.get("source_row_id"), sample.get("similarity")
-        if not isinstance(text, str) or not text.strip() or (golden is not None and _folded(text) == _folded(golden)):
+        if not isinstance(text, str) or not text.strip() or (golden is not None and folded(text) == folded(golden)):
             continue
         source_row_id = source if isinstance(source, int) else None
         similarity = score if isinstance(score, float) else None
@@ -180,10 +180,6 @@ def _instruction(candidate: _Candidate, of_chat: bool, split: str) -> Prompt:
     if not of_chat:
         raise ExportError(f"split {split}: the corpus has chat prompts and the rows have text; make both one form")
     return instruction
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _instructions(store: Store) -> Callable[[Sequence[int]], dict[int, Prompt]]:
@@ -285,16 +281,16 @@ _CLOSING = frozenset(".,;:!?…\"'`")
 
 def _question_key(text: str) -> bytes:
     """Hash a question after normalisation: case, white space, Unicode forms and closing punctuation do not count."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    if not folded.isascii():
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if not plain.isascii():
         # Category Cf is invisible: zero-width spaces, soft hyphens, marks of direction.
-        folded = "".join(letter for letter in folded if unicodedata.category(letter) != "Cf")
-    folded = " ".join(folded.split())
-    end = len(folded)
-    while end and _closes(folded[end - 1]):
+        plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")
+    plain = " ".join(plain.split())
+    end = len(plain)
+    while end and _closes(plain[end - 1]):
         end -= 1
     # A question that is only punctuation keeps it, as the empty text would match every such question.
-    return hashlib.blake2b((folded[:end] or folded).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b((plain[:end] or plain).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _closes(letter: str) -> bool:

@@ -30,7 +30,7 @@ from seamcurate.progress import note
 from seamcurate.score import compared
 from seamcurate.score import query_type as classifier
 from seamcurate.step import Averages, Data, Step, Transform, Work, column, digest, evenly, finite
-from seamcurate.text import counted
+from seamcurate.text import counted, folded
 from seamcurate.words import Words, counts, distinct_trigrams, split
 
 Combine: TypeAlias = Literal["product", "sum"]
@@ -415,7 +415,7 @@ class OtherRelevance(Step):
             questions = [question for question, usable in zip(questions, is_finite, strict=True) if usable]
             # A reference without a finite embedding would make every median NaN.
             vectors = embeddings[is_finite]
-        prompts, references = (np.array([_folded(question[i]) for question in questions], object) for i in (0, 1))
+        prompts, references = (np.array([folded(question[i]) for question in questions], object) for i in (0, 1))
 
         def score(rows: pa.Table) -> pa.Table:
             texts = [rows[name].to_pylist() for name in ("prompt", "reference", "response")]
@@ -429,7 +429,7 @@ class OtherRelevance(Step):
                     note(_relevance_unknown(self.name, null_count))
                 for (i, prompt, reference, _), answer in zip(samples, answers, strict=True):
                     # (references,): without the row's own question, and those of the same text or the same reference.
-                    differs = (prompts != _folded(prompt_text(prompt))) & (references != _folded(reference or ""))
+                    differs = (prompts != folded(prompt_text(prompt))) & (references != folded(reference or ""))
                     if differs.any():
                         # A sum per reference: a matrix product rounds differently with the number of rows.
                         scores[i] = finite(float(np.median((vectors[differs] * answer).sum(axis=1))))
@@ -756,11 +756,6 @@ def _per_response(
         return pa.table({name: pa.array(formula(texts), pa.float64(), mask=missing)})
 
     return score
-
-
-def _folded(text: str) -> str:
-    """Return a text in lower case with single spaces: two spellings of one question are the same."""
-    return " ".join(text.casefold().split())
 
 
 def _finite_values(data: Data, name: str) -> npt.NDArray[np.float64]:

@@ -27,7 +27,7 @@ from seamcurate.store.store import Store
 from seamcurate.study import judged_pairs, sources
 from seamcurate.study.sources import StudySource
 from seamcurate.study.statistics import Doubles
-from seamcurate.text import counted
+from seamcurate.text import counted, folded
 from seamcurate.words import counts
 
 ALL = "all"
@@ -159,7 +159,7 @@ def read(
         causes: dict[int, tuple[str, str]] = {}
         used: set[int] = set()
         for row in rows[text]:
-            kept = keep(entries, None if row.golden is None else _plain(row.golden), candidates[row.row_id])
+            kept = keep(entries, None if row.golden is None else folded(row.golden), candidates[row.row_id])
             beaten += [] if kept.beaten is None else [kept.beaten]
             causes |= kept.left_out
             used |= set(entries) - kept.left_out.keys()
@@ -237,13 +237,8 @@ def _candidates(store: Store, ids: Sequence[int]) -> dict[int, set[str]]:
     )
     texts: dict[int, set[str]] = {i: set() for i in ids}
     for row_id, response in zip(table["row_id"].to_pylist(), table["response"].to_pylist(), strict=True):
-        texts[row_id].add(_plain(response))
+        texts[row_id].add(folded(response))
     return texts
-
-
-def _plain(text: str) -> str:
-    """Return a text without its case and spacing."""
-    return " ".join(text.split()).casefold()
 
 
 def _check_model(study: str, store: Store, model: RewardModel) -> None:
@@ -349,7 +344,7 @@ def _of_pairs(judged: Mapping[int, _Pair], golden: str | None, candidates: set[s
     left_out: dict[int, tuple[str, str]] = {}
     beaten: bool | None = None
     for entry, pair in judged.items():
-        texts = (_plain(pair.first), _plain(pair.second))
+        texts = (folded(pair.first), folded(pair.second))
         if golden in texts and texts[0] != texts[1]:
             beaten = bool(beaten) or pair.human * (1 if texts[0] == golden else -1) < 0
         if reason := _reason(texts, golden, candidates):
@@ -370,7 +365,7 @@ def _of_rated(judged: Mapping[int, Judged], golden: str | None, candidates: set[
     own: list[float] = []
     others: list[float] = []
     for entry, answer in judged.items():
-        text = _plain(answer.text)
+        text = folded(answer.text)
         (own if text == golden else others).append(answer.score)
         if reason := _reason((text,), golden, candidates):
             left_out[entry] = "answer", reason
