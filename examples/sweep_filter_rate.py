@@ -7,10 +7,10 @@ The rates are those of SEAM App. H.1. A filter that only removes long answers sh
 import sys
 
 from seamcurate import Split, Store, query
-from seamcurate.select import split
+from seamcurate.select import filters, split
 
 store = Store(sys.argv[1] if len(sys.argv) > 1 else "demo-store").open()
-keep = split.read_filter("keep_above_lowest.sql", store.path)
+keep = filters.read("keep_above_lowest.sql", store.path)
 
 print("  rate  dropped  threshold  words of the kept  of the dropped")
 for rate in (0.1, 0.2, 0.3, 0.4, 0.6, 0.8):

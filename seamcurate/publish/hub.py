@@ -38,7 +38,7 @@ from seamcurate.publish.snippet import Configuration
 from seamcurate.run import recipe as recipes
 from seamcurate.run.local import store_origin
 from seamcurate.run.recipe import Recipe
-from seamcurate.select.split import is_file_name, read_filter
+from seamcurate.select import filters
 from seamcurate.storage import atomic
 from seamcurate.storage.objects import local
 from seamcurate.store.folder import save_json
@@ -201,8 +201,8 @@ def _named_files(text: str, folder: Path) -> dict[str, str]:
     """Return the contents of the filter, template and rubric files that a recipe names, by the path in the recipe."""
     contents: dict[str, str] = {}
     for key, value in strings(yaml.safe_load(text)):
-        if key == "filter" and is_file_name(value):
-            contents[value.strip()] = read_filter(value, folder)
+        if key == "filter" and filters.is_file_name(value):
+            contents[value.strip()] = filters.read(value, folder)
         elif key in ("template", "rubric") and (folder / value).is_file():
             contents[value] = (folder / value).read_text(encoding="utf-8")
     for name in contents:

@@ -39,8 +39,7 @@ from seamcurate.publish.hub import Repository
 from seamcurate.run import recipe as recipes
 from seamcurate.run.local import Report, run_local
 from seamcurate.run.recipe import Recipe
-from seamcurate.select.split import bundled as bundled_folders
-from seamcurate.select.split import is_file_name
+from seamcurate.select import filters
 from seamcurate.step import Step
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store
@@ -301,7 +300,7 @@ _ADDRESSES = tuple((kind.key,) for kinds in ROLES.values() for kind in kinds if 
 def _is_text(keys: Keys, text: str) -> bool:
     """Return whether a value is never read as a path: SQL, its parameters, a text for a model, an output's name, an address."""
     if keys[:1] == ("splits",) and len(keys) > 2 and keys[2] != "augment":
-        return keys[2] != "filter" or not is_file_name(text)
+        return keys[2] != "filter" or not filters.is_file_name(text)
     if "rubric" in keys and keys[-1] != "rubric":
         return True
     return (
@@ -329,7 +328,7 @@ def _confine(value: object, name: str, folder: Path, roots: Sequence[Path]) -> N
             continue
         key, file = keys[-1], folder / text
         if key == "filter" and not file.is_file() and Path(text).name == text:
-            for bundled_file in (bundled / text for bundled in bundled_folders()):
+            for bundled_file in (bundled / text for bundled in filters.bundled()):
                 if bundled_file.is_file():
                     shard.replace(file, bundled_file.read_bytes())
         if not file.is_file():

@@ -43,9 +43,10 @@ from seamcurate.score.rer import FEATURES, OtherRelevance, QueryType, Rer, rer
 from seamcurate.score.reward import Reward, Rewards
 from seamcurate.score.reward_baselines import LengthCalibrated, RewardReliability, RewardSpread, Rip
 from seamcurate.score.seam import Seam, seam
+from seamcurate.select import filters
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution
-from seamcurate.select.split import Augment, Split, read_filter, with_controls
+from seamcurate.select.split import Augment, Split, with_controls
 from seamcurate.step import Step
 from seamcurate.text import suggestion
 from seamcurate.trainers import REWARD_MODULE
@@ -347,7 +348,7 @@ def _recipe(value: object, folder: Path) -> Recipe:
     for name, split in split_texts.items():
         try:
             if isinstance(split, dict) and isinstance(split.get("filter"), str):
-                split = {**split, "filter": read_filter(split["filter"], folder)}
+                split = {**split, "filter": filters.read(split["filter"], folder)}
         except RecipeError as error:
             raise _Refused(("splits", name, "filter"), str(error)) from error
         splits[name] = _placed(_checked(Split, split, ("splits", name)), folder)

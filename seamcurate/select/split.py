@@ -8,48 +8,28 @@ the `threshold`. In its text `{by}` stands for a column's name and `$rate` for a
 from __future__ import annotations
 
 import json
-import math
-import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from seamcurate.data.source import Source
-from seamcurate.errors import QueryError, RecipeError, StaleError
-from seamcurate.select import controls, dependencies, shaping, views
+from seamcurate.errors import RecipeError, StaleError
+from seamcurate.select import controls, decision, dependencies, filters, shaping, views
 from seamcurate.select import order as orders
 from seamcurate.select.controls import Control
 from seamcurate.select.order import Order
 from seamcurate.select.shaping import AtMost, Balance, Distribution
-from seamcurate.sql.connection import Connection, QueryResult, TooLargeError
 from seamcurate.step import Variant, digest, is_undecided, sample_set
 from seamcurate.storage import atomic, shard
-from seamcurate.storage.objects import Place, local
-from seamcurate.store.folder import filename, record_file, save_record
+from seamcurate.storage.objects import Place
+from seamcurate.store.folder import record_file, save_record
 from seamcurate.store.store import Store
-from seamcurate.text import brief, counted, suggestion
+from seamcurate.text import counted
 
 Format = Literal["prompts", "sft", "preferences", "unpaired", "prompt_ids"]
-
-_PART = 32_768
-_SECONDS = 3_600.0
-"""How long a filter may take. A stranger's filter must end; the bundled ones take less than a minute on a million rows."""
-_DEFAULT = re.compile(
-    r"^--\s*default\s+(\w+)\s*=\s*(.+?)(?:\s+\((?:from (-?[\d.]+) to (-?[\d.]+)|or (\w+))\))?\s*$", re.MULTILINE
-)
-"""A parameter's default, and the values that it takes: a number in a range, or one of two words."""
-_NAME = re.compile(r"\{(\w+)\}")
-_VALUE = re.compile(r"\$([A-Za-z_]\w*)")
-_QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 
 
 class Augment(BaseModel):
@@ -133,7 +113,7 @@ class Split(BaseModel):
     @field_validator("filter")
     @classmethod
     def _sql(cls, filter: str) -> str:
-        return read_filter(filter, Path())
+        return filters.read(filter, Path())
 
     @model_validator(mode="after")
     def _one_form(self) -> Split:
@@ -163,43 +143,7 @@ class Split(BaseModel):
         Raises:
             RecipeError: A parameter is missing, not used, or names no column.
         """
-        defaults = _DEFAULT.findall(self.filter)
-        parameters: dict[str, JsonValue] = {key: _literal(value) for key, value, *_ in defaults} | self.parameters
-        code = _QUOTED.sub("", self.filter)
-        names, values = set(_NAME.findall(code)), set(_VALUE.findall(code))
-        missing = sorted((names | values) - set(parameters))
-        unused = sorted(set(self.parameters) - names - values)
-        if missing:
-            raise RecipeError(f"the filter needs {', '.join(missing)}; give it as a key beside `filter`")
-        if unused:
-            raise RecipeError(
-                f"the filter has no parameter {unused[0]!r}; it takes: {', '.join(sorted(names | values))}"
-                f"{suggestion(unused[0], {*names, *values, *Split.model_fields})}"
-            )
-        for key, default, low, high, word in defaults:
-            _check_value(key, parameters[key], (low, high), (default, word))
-        for name in sorted(names):
-            if parameters[name] not in columns:
-                raise RecipeError(
-                    f"{name}: {parameters[name]!r} is no column of this store; there are: {', '.join(columns)}"
-                    f"{suggestion(parameters[name], columns)}"
-                )
-        sql = _NAME.sub(lambda m: views.quoted(str(parameters[m[1]])) if m[1] in names else m[0], self.filter)
-        return sql.strip().rstrip(";"), {value: parameters[value] for value in values}
-
-
-def _check_value(name: str, value: JsonValue, limits: tuple[str, str], words: tuple[str, str]) -> None:
-    """Refuse a parameter's value that its filter does not take; limits and words are empty where it takes any.
-
-    Raises:
-        RecipeError: The value is outside the limits, or none of the two words.
-    """
-    low, high = limits
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if low and not (is_number and float(low) <= float(str(value)) <= float(high)):
-        raise RecipeError(f"{name}: {value!r} is no number from {low} to {high}")
-    if words[1] and value not in words:
-        raise RecipeError(f"{name}: {value!r} is neither {words[0]} nor {words[1]}")
+        return filters.bound(self.filter, self.parameters, columns, Split.model_fields)
 
 
 def with_controls(splits: Mapping[str, Split]) -> dict[str, Split]:
@@ -245,39 +189,6 @@ class Made(NamedTuple):
     """What to tell a person about it."""
 
 
-def read_filter(name: str, folder: Path) -> str:
-    """Return a filter's SQL: of a file in `folder` or the working folder, of a bundled one, or the text itself.
-
-    Raises:
-        RecipeError: The file is not there.
-    """
-    if not is_file_name(name):
-        return name
-    for file in (folder / name, Path(name), *(recipes / Path(name).name for recipes in bundled())):
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-    listed = sorted(file.name for recipes in bundled() for file in recipes.glob("*.sql"))
-    raise RecipeError(
-        f"no filter {name!r} in {folder} or here; bundled are: {', '.join(listed)}{suggestion(Path(name).name, listed)}"
-    )
-
-
-def is_file_name(filter: str) -> bool:
-    """Tell whether a filter is a `.sql` file's name, and not SQL that ends in one."""
-    text = filter.strip()
-    return (
-        text.endswith(".sql")
-        and "\n" not in text
-        and not re.match(r"(select|with|from)\s|--|/\*|\(", text, re.IGNORECASE)
-    )
-
-
-def bundled() -> list[Path]:
-    """Return the folder of bundled recipes: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
-
-
 def check(store: Store, splits: Mapping[str, Split]) -> None:
     """Check that these splits can be made of a store whose columns are known, computed or not.
 
@@ -289,11 +200,11 @@ def check(store: Store, splits: Mapping[str, Split]) -> None:
         return
     computed = {column.name for column in store.columns() if column.made_by != "source"}
     check_formats(splits, computed | set(store.stored_schema.names))
-    with views.connect(store) as connection, views.limited(connection, _SECONDS, "ask for less in the filters"):
+    with views.connect(store) as connection, views.limited(connection, decision.SECONDS, "ask for less in the filters"):
         for name, split in splits.items():
             bound = _bound(store, name, split)
-            with _named(name):
-                _described(connection, *bound)
+            with decision.named(name):
+                decision.described(connection, *bound)
                 if split.order is not None:
                     orders.check(split.order, _kinds(store))
                 for rule in split.rules.values():
@@ -537,30 +448,19 @@ def make(store: Store, name: str, split: Split) -> Made:
     folder = store.path / "splits" / name
     recorded = store.split_record(name)
     if not _is_current(recorded, current):
-        ledger = _decide(store, name, current)
+        decided = decision.decide(store, name, current.sql, current.values, current.ledgers)
         shard.give_back()
-        scored = ~np.isnan(ledger.values)
-        undecided = ledger.returned & ~scored
-        valued, nulls = int(scored.sum()), int(undecided.sum())
-        null_kept = int((undecided & ledger.kept).sum())
-        dropped_by_value = int((scored & ~ledger.kept).sum())
-        lines: list[JsonValue] = []
-        if valued and nulls:
-            lines.append(
-                f"split {name}: {counted(nulls, 'row has', 'rows have')} no value to decide by; {null_kept:,} of them {'was' if null_kept == 1 else 'were'} kept, "
-                f"{nulls - null_kept:,} dropped"
-            )
-        lines += _unmatched(name, ledger)
-        lines += _shortfall(name, current.values, dropped_by_value, valued)
         score = str(split.parameters.get("by", ""))
-        lines += _backwards(name, split, score)
-        lines += _within_noise(name, score, store.noise(score).get(score, 0.0), ledger)
+        noise = store.noise(score).get(score, 0.0)
+        lines: list[JsonValue] = [
+            *decision.report(decided, name, split.filter, {**split.parameters, **current.values}, noise)
+        ]
         for rule in split.rules.values():
-            ledger, line = _shaped(store, name, rule, ledger)
+            decided, line = decision.shaped(decided, name, rule, _column(store, rule.by))
             warning = "warning: " if line.startswith("warning: ") else ""
             lines.append(f"{warning}split {name}: {line.removeprefix(warning)}")
-        kept = int(ledger.kept.sum())
-        dropped = len(ledger.kept) - kept
+        kept = int(decided.kept.sum())
+        dropped = len(decided.kept) - kept
         lines.insert(0, f"split {name}: {kept:,} of {counted(kept + dropped, 'row')} kept")
         record: dict[str, JsonValue] = {
             "name": name,
@@ -583,9 +483,9 @@ def make(store: Store, name: str, split: Split) -> Made:
         elif store.split_record(name):
             # Without its record a ledger is not read, so that nobody reads one that is half written.
             record_file(folder, "split.json").unlink(missing_ok=True)
-        shard.write_parts(target / "ledger.parquet", views.LEDGER, ledger.tables(name), current.fingerprint, 0)
+        shard.write_parts(target / "ledger.parquet", views.LEDGER, decided.tables(name), current.fingerprint, 0)
         save_record(target / "_split.json", record)
-        del ledger, scored, undecided
+        del decided
         shard.give_back()
         if replaceable and isinstance(folder, Path) and isinstance(target, Path):
             # A removal that is interrupted must not leave a record without its ledger.
@@ -665,304 +565,11 @@ def _state(store: Store, name: str) -> JsonValue:
     return [record.get("fingerprint"), record.get("made_of"), _fingerprints(store), store.columns_checksum()]
 
 
-class _Ledger(NamedTuple):
-    """One entry a source row, in the source's order: 11 MB for a million rows, unless it has more than 255 rules."""
-
-    row_ids: range | npt.NDArray[np.int64]
-    returned: npt.NDArray[np.bool_]
-    """Whether the filter returned the row."""
-    kept: npt.NDArray[np.bool_]
-    reasons: list[tuple[str, float]]
-    """Rules with their thresholds; NaN for a rule without one."""
-    reason: npt.NDArray[np.integer[Any]]
-    """The index in `reasons` of the rule that decided; see `_wide_enough`."""
-    values: npt.NDArray[np.float64]
-    """The value that decided; NaN where there is none."""
-    foreign: list[int]
-    """Ids that the filter returned and no row has: how many, and, where there are any, one of them."""
-    null_keeps: int
-    """Rows whose `keep` was NULL, which drops them."""
-
-    def tables(self, split: str) -> Iterator[pa.Table]:
-        """Yield the ledger's tables in the schema of its file, `_PART` rows at a time."""
-        # Rules are few: a row holds the index of its rule, and the texts are taken only for the part that is written.
-        rules = pa.array([rule for rule, _ in self.reasons])
-        thresholds = np.array([threshold for _, threshold in self.reasons])
-        for start in range(0, len(self.row_ids), _PART):
-            span = slice(start, start + _PART)
-            reason, values = self.reason[span], self.values[span]
-            columns = [
-                pa.array(np.asarray(self.row_ids[span], np.int64)),
-                pa.repeat(split, len(reason)),
-                pa.array(self.kept[span]),
-                rules.take(pa.array(reason)),
-                pa.array(values, mask=np.isnan(values)),
-                pa.array(thresholds[reason], mask=np.isnan(thresholds[reason])),
-            ]
-            yield pa.table(columns, schema=views.LEDGER)
-
-    def near(self, noise: float) -> npt.NDArray[np.bool_]:
-        """Return a mask of the rows whose value lies within `noise` of their threshold."""
-        thresholds = np.array([threshold for _, threshold in self.reasons])
-        close: npt.NDArray[np.bool_] = np.abs(self.values - thresholds[self.reason]) <= noise
-        return close
-
-
 def _kinds(store: Store) -> dict[str, pa.DataType]:
     """Return the types of the columns that a split may name."""
     return {column.name: column.kind for column in store.columns() if column.stale is None}
 
 
 def _bound(store: Store, name: str, split: Split) -> tuple[str, dict[str, JsonValue]]:
-    with _named(name):
+    with decision.named(name):
         return split.bound([*_kinds(store)])
-
-
-def _shaped(store: Store, name: str, rule: shaping.Rule, ledger: _Ledger) -> tuple[_Ledger, str]:
-    """Return a ledger after a rule has dropped rows of it, and what the rule did in a line."""
-    kept = np.flatnonzero(ledger.kept)
-    row_ids = np.asarray(ledger.row_ids, np.int64)[kept]
-    with _named(name):
-        shaped = shaping.apply(rule, row_ids, kept, _column(store, rule.by).take(pa.array(kept)))
-    reasons = [*ledger.reasons]
-    ledger = ledger._replace(reason=_wide_enough(ledger.reason, len(reasons) + len(shaped.drops)))
-    for drop in shaped.drops:
-        if len(drop.rows):
-            ledger.kept[drop.rows] = False
-            ledger.reason[drop.rows] = len(reasons)
-            ledger.values[drop.rows] = np.nan if drop.values is None else drop.values
-            reasons.append((drop.rule, math.nan))
-    return ledger._replace(reasons=reasons), shaped.line
-
-
-def _described(connection: Connection, sql: str, values: Mapping[str, JsonValue]) -> set[str]:
-    """Return the names of the columns that a filter returns, `row_id` among them."""
-    connection.check(sql)
-    described = connection.execute(f"DESCRIBE {sql}", values).fetchall()
-    returned = {str(row[0]) for row in described}
-    if "row_id" not in returned:
-        raise QueryError(f"its filter returns no row_id, only: {', '.join(sorted(returned))}")
-    return returned
-
-
-def _decide(store: Store, name: str, current: Basis) -> _Ledger:
-    """Run a filter over the rows, first with little memory, and without that limit where its SQL needs more."""
-    spill = store.scratch / ".spill.tmp"
-    try:
-        return _decided(store, name, current, spill)
-    except QueryError as error:
-        if not isinstance(error, TooLargeError) and "Out of Memory" not in str(error):
-            raise
-        return _decided(store, name, current, None)
-    finally:
-        shutil.rmtree(spill, ignore_errors=True)
-
-
-def _decided(store: Store, name: str, current: Basis, spill: Path | None) -> _Ledger:
-    sql, values = current.sql, current.values
-    files = [str(local(store.path / "rows" / filename(number)).absolute()) for number in store.shards]
-    instead = "the filter is too slow; join and compare less in it"
-    # With one thread, sums of floats and the order of ties are the same on every machine.
-    with (
-        _named(name),
-        views.connect(store, spill, threads=1, ledgers=current.ledgers) as connection,
-        views.limited(connection, _SECONDS, instead),
-    ):
-        returned = _described(connection, sql, values)
-
-        def pick(column: str, default: str) -> str:
-            return column if column in returned else default
-
-        row_ids, title = _row_ids(connection, files), _title(sql)
-        lowest, count = int(row_ids[0]), len(row_ids)
-        # Reason 0 is that of every row which the filter does not return. None, not NaN, which equals no other NaN.
-        reasons: dict[tuple[str, float | None], int] = {(f"not returned by {title}", None): 0}
-        answered, kept = np.zeros(count, bool), np.zeros(count, bool)  # (source rows,), as all the arrays of the ledger
-        reason: npt.NDArray[np.integer[Any]] = np.zeros(count, np.uint8)
-        decided_by = np.full(count, np.nan)
-        decided = views.run(
-            connection,
-            f"SELECT row_id::BIGINT AS row_id, coalesce({pick('keep', 'true')}, false)::BOOLEAN AS kept, "
-            f"{pick('keep', 'true')} IS NULL AS null_keep, "
-            f"{pick('rule', 'NULL')}::VARCHAR AS rule, {pick('value', 'NULL')}::DOUBLE AS value, "
-            f"{pick('threshold', 'NULL')}::DOUBLE AS threshold FROM (\n{sql}\n) WHERE row_id IS NOT NULL",
-            values,
-        )
-        returned_rows = null_keeps = 0
-        foreign: list[int] = []
-        for batch in _read(decided):
-            batch_ids = batch["row_id"].to_numpy()
-            # Where each row of the batch lies in the ledger; ids that are not the source's are left out, and counted.
-            if isinstance(row_ids, range):
-                index, valid = batch_ids - lowest, (batch_ids >= lowest) & (batch_ids < lowest + count)
-            else:
-                index = np.clip(np.searchsorted(row_ids, batch_ids), 0, count - 1)
-                valid = row_ids[index] == batch_ids
-            if not valid.all():
-                foreign = [int((~valid).sum()) + sum(foreign[:1]), int(batch_ids[~valid][0])]
-            index, batch = index[valid], batch.filter(pa.array(valid))
-            returned_rows += len(index)
-            null_keeps += pc.sum(batch["null_keep"]).as_py() or 0
-            answered[index] = True
-            kept[index] = batch["kept"].to_numpy(zero_copy_only=False)
-            decided_by[index] = batch["value"].to_numpy(zero_copy_only=False)
-            # Rules and thresholds as whole numbers, each with the list of its distinct values.
-            rule = pc.fill_null(batch["rule"], title).dictionary_encode()
-            threshold, threshold_index = np.unique(
-                batch["threshold"].to_numpy(zero_copy_only=False), return_inverse=True
-            )
-            # A pair of rule and threshold as one number, so that each distinct pair is looked up once a batch.
-            pairs, pair_index = np.unique(
-                rule.indices.to_numpy() * len(threshold) + threshold_index, return_inverse=True
-            )
-            codes = [
-                reasons.setdefault(
-                    (rule.dictionary[r].as_py(), None if np.isnan(threshold[t]) else threshold[t]), len(reasons)
-                )
-                for r, t in (divmod(int(pair), len(threshold)) for pair in pairs)
-            ]
-            reason = _wide_enough(reason, len(reasons))
-            # From the batch's own pairs to the ledger's reasons.
-            reason[index] = np.array(codes, np.int32)[pair_index]
-    # A row that is returned twice was counted twice, and marked once.
-    if int(answered.sum()) != returned_rows:
-        raise QueryError(f"split {name}: its filter returns some row_id more than once; make it one line per row")
-    named = [(rule, math.nan if threshold is None else float(threshold)) for rule, threshold in reasons]
-    return _Ledger(row_ids, answered, kept, named, reason, decided_by, foreign, null_keeps)
-
-
-def _wide_enough(reason: npt.NDArray[np.integer[Any]], count: int) -> npt.NDArray[np.integer[Any]]:
-    """Return indices in a type that holds `count` of them: most filters have a handful, and the rows are millions."""
-    return reason if count <= np.iinfo(reason.dtype).max + 1 else reason.astype(np.int32)
-
-
-def _row_ids(connection: Connection, files: list[str]) -> range | npt.NDArray[np.int64]:
-    """Read the source rows' ids, ascending; a range where none was set aside."""
-    source = views.parquet(files)
-    ((low, high, count),) = connection.execute(f"SELECT min(row_id), max(row_id), count(*) FROM {source}").fetchall()
-    # A range needs no memory, and finds a row by subtraction.
-    if int(str(high)) - int(str(low)) + 1 == count:
-        return range(int(str(low)), int(str(high)) + 1)
-    batches = connection.execute(f"SELECT row_id FROM {source}")
-    return np.concatenate([batch["row_id"].to_numpy() for batch in batches])
-
-
-@contextmanager
-def _named(split: str) -> Iterator[None]:
-    """Name the split in the message of an error."""
-    try:
-        yield
-    except RecipeError as error:
-        raise RecipeError(f"split {split}: {error}") from error
-    except TooLargeError as error:
-        raise TooLargeError(f"split {split}: {error}") from error
-    except QueryError as error:
-        raise QueryError(f"split {split}: {error}") from error
-
-
-def _read(answer: QueryResult) -> Iterator[pa.RecordBatch]:
-    """Iterate over an answer in larger batches: DuckDB's are so small that handling each costs more than the query."""
-    held: list[pa.RecordBatch] = []
-    for batch in answer:
-        held.append(batch)
-        if sum(batch.num_rows for batch in held) >= _PART:
-            yield pa.concat_batches(held)
-            held = []
-    if held:
-        yield pa.concat_batches(held)
-
-
-def _unmatched(name: str, ledger: _Ledger) -> list[JsonValue]:
-    """Report ids that no row has, and rows that were dropped because nothing decided about them."""
-    lines: list[JsonValue] = []
-    if ledger.foreign:
-        count, example = ledger.foreign
-        lines.append(
-            f"warning: split {name}: its filter returned {counted(count, 'row_id')} that no row of the store has, such as "
-            f"{example}; they count for nothing"
-        )
-    if ledger.null_keeps:
-        lines.append(
-            f"split {name}: {counted(ledger.null_keeps, 'row has', 'rows have')} a `keep` that is NULL, and "
-            f"{'was' if ledger.null_keeps == 1 else 'were'} dropped"
-        )
-    return lines
-
-
-def _shortfall(name: str, values: Mapping[str, JsonValue], dropped: int, valued: int) -> list[JsonValue]:
-    """Report a filter by rate that dropped fewer rows than the rate asks for, since the others have no discrepancy."""
-    rate = values.get("rate")
-    if not isinstance(rate, float | int) or not dropped:
-        return []
-    # Rounded up, as the filters do it: 7 % of 100 rows is 7.000000000000001 in binary, and means 7.
-    intended = math.ceil(round(rate * valued, 6))
-    if dropped >= intended:
-        return []
-    return [
-        f"split {name}: only {dropped:,} rows were dropped where rate {rate:g} asks for {intended:,}: the others have no discrepancy"
-    ]
-
-
-_SUSPECTED_HIGH = ("discrepancy_", "misjudged_", "baseline_calibrated_")
-"""How the names of columns begin that are high where the reward is wrong."""
-_OF_LOWEST = {"keep_above_lowest.sql": "drops", "lowest.sql": "keeps"}
-"""What bundled filters do with the lowest values."""
-
-
-def _backwards(name: str, split: Split, score: str) -> list[JsonValue]:
-    """Warn where a bundled filter takes the rows that are judged best for the worst."""
-    if not score.startswith(_SUSPECTED_HIGH):
-        return []
-    texts = {
-        (folder / file).read_text(encoding="utf-8").strip(): verb
-        for folder in bundled()
-        for file, verb in _OF_LOWEST.items()
-    }
-    verb = texts.get(split.filter.strip())
-    if verb is None:
-        return []
-    variant = score.rpartition("_")[2]
-    return [
-        f"warning: split {name}: {score} is high where the reward is wrong, and this filter {verb} its lowest values, the rows "
-        f"that are judged best; give `by: seam_{variant}`, or a filter of the highest values"
-    ]
-
-
-def _within_noise(name: str, score: str, noise: float, ledger: _Ledger) -> list[JsonValue]:
-    """Warn where rows on both sides of the threshold lie within the score's noise of it."""
-    if not noise:
-        return []
-    near = ledger.near(noise)
-    kept, dropped = int((near & ledger.kept).sum()), int((near & ~ledger.kept).sum())
-    if not kept or not dropped:
-        return []
-    return [
-        f"warning: split {name}: the threshold cuts inside the noise of {score} (±{noise:.2g}): {kept:,} rows kept and "
-        f"{dropped:,} dropped lie so close to it that another batch size, or a judge's next draw, could swap them"
-    ]
-
-
-def _title(sql: str) -> str:
-    """Return the comment in a filter's first line: what rows that the filter does not return were dropped by."""
-    line = next((line for line in sql.splitlines() if line.strip()), "")
-    return line.removeprefix("--").strip().rstrip(".") if line.startswith("--") else "the filter"
-
-
-def _literal(text: str) -> JsonValue:
-    """Read a default as YAML: a plain value, or a list of plain values; a date is read as text.
-
-    Raises:
-        RecipeError: It is neither.
-    """
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    # ValueError: a number of too many digits, or no day of the calendar. RecursionError: lists nested too deeply.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"the filter's default {brief(text, 80)!r} cannot be read; write a value as YAML") from error
-    values = value if isinstance(value, list) else [value]
-    plain = [str(element) if isinstance(element, date) else element for element in values]
-    if not all(element is None or isinstance(element, str | int | float) for element in plain):
-        raise RecipeError(f"the filter's default {brief(text, 80)!r} is neither a plain value nor a list of them")
-    return plain if isinstance(value, list) else plain[0]

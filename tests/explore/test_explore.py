@@ -205,9 +205,9 @@ def test_a_filter_is_one_that_a_recipe_takes(ask, recipe, tmp_path):
     text = ask("POST", "/api/filter", json={"sql": "SELECT row_id FROM rows WHERE seam_contrast < 0;"}).text
     (tmp_path / "chosen.sql").write_text(text)
     from seamcurate import Split
-    from seamcurate.select.split import read_filter
+    from seamcurate.select import filters
 
-    run_report = run_local(recipe(splits={"x": Split(filter=read_filter("chosen.sql", tmp_path))}), tmp_path / "store")
+    run_report = run_local(recipe(splits={"x": Split(filter=filters.read("chosen.sql", tmp_path))}), tmp_path / "store")
     kept = query(Store(tmp_path / "store"), "SELECT count(*) AS n FROM ledger WHERE kept").to_pylist()[0]["n"]
     assert kept == query(Store(tmp_path / "store"), "SELECT row_id FROM rows WHERE seam_contrast < 0").num_rows > 0
     assert run_report.lines
@@ -286,12 +286,12 @@ def test_the_benchs_recipe_line_makes_the_same_cut(session, recipe, tmp_path, ke
     import yaml
 
     from seamcurate import Split
-    from seamcurate.select.split import read_filter
+    from seamcurate.select import filters
 
     cut = session.ask("SELECT median(seam_contrast) AS m FROM scores").to_pylist()[0]["m"]
     preview = bench(session, "seam_contrast", cut, keep, nulls)
     ((name, parameters),) = yaml.safe_load(preview["recipe"]).items()
-    split = Split(**parameters | {"filter": read_filter(parameters["filter"], tmp_path)})
+    split = Split(**parameters | {"filter": filters.read(parameters["filter"], tmp_path)})
     run_local(recipe(splits={name: split}), tmp_path / "store")
     kept = query(Store(tmp_path / "store"), "SELECT row_id FROM ledger WHERE kept").num_rows
     assert 0 < kept < 40 and preview["kept"] == kept

@@ -34,7 +34,7 @@ from seamcurate.errors import BudgetError, ModelError, RecipeError, StaleError
 from seamcurate.models.protocols import Reply
 from seamcurate.models.reply import read
 from seamcurate.run import recipe as recipes
-from seamcurate.select.split import read_filter
+from seamcurate.select import filters
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_server_that_is_not_there_is_one_line_before_anything_is_computed(tmp_
 
 def test_a_threshold_inside_a_judges_noise_warns(tmp_path, capsys):
     recipe = judged(tmp_path, JudgeModel(judge=FakeModel()), rows=12)
-    keep = Split(filter=read_filter("keep_above_lowest.sql", tmp_path), by="reward", rate=0.5)
+    keep = Split(filter=filters.read("keep_above_lowest.sql", tmp_path), by="reward", rate=0.5)
     recipe = recipe.model_copy(update={"splits": {"train": keep}, "steps": recipe.steps[:1]})
     lines = run_local(recipe, tmp_path / "store").lines
     noise = Store(tmp_path / "store").noise("reward")["reward"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from seamcurate import Recipe, Source, Split, Store, query, run_local
 from seamcurate.errors import QueryError, RecipeError
+from seamcurate.select import decision, filters
 from seamcurate.select import split as splits
 
 BUNDLED = Path(__file__).parents[2] / "recipes"
@@ -68,7 +69,7 @@ def test_the_lowest_share_of_the_scored_rows_is_dropped_and_the_ledger_says_why(
 def test_a_ledger_has_as_many_rules_as_a_filter_gives(tmp_path, monkeypatch):
     store = stored(tmp_path, [float(i) for i in range(300)])
     # Several batches: the indices of rules outgrow one byte midway.
-    monkeypatch.setattr(splits, "_PART", 100)
+    monkeypatch.setattr(decision, "_PART", 100)
     filter = "SELECT row_id, row_id % 2 = 0 AS keep, 'rule ' || row_id AS rule, seam_x AS value FROM rows"
     assert splits.make(store, "s", Split(filter=filter)).kept == 150
     assert [(row["rule"], row["value"], row["kept"]) for row in ledger(store)] == [
@@ -153,7 +154,7 @@ def test_other_columns_may_be_dropped_at_zero(tmp_path):
 )
 def test_a_filter_of_the_lowest_warns_of_a_score_that_is_high_where_the_reward_is_wrong(tmp_path, column, file, verb):
     store = stored(tmp_path, [0.1 * i for i in range(10)], column)
-    text = splits.read_filter(file, tmp_path)
+    text = filters.read(file, tmp_path)
     made = splits.make(store, "s", Split(filter=text, by=column, rate=0.2))
     assert made.lines[1:] == [
         f"warning: split s: {column} is high where the reward is wrong, and this filter {verb} its lowest values, the rows that "
@@ -298,15 +299,16 @@ def test_a_column_name_is_quoted_not_pasted(tmp_path):
 def test_a_filter_that_outgrows_its_memory_is_run_again_without_a_limit(tmp_path, monkeypatch):
     store = stored(tmp_path, SCORES)
     asked = []
-    decided = splits._decided
+    decided = decision._decided
 
-    def full(store, name, basis, spill):
+    def full(*given):
+        *_, spill = given
         asked.append(spill)
         if spill is not None:
             raise QueryError("Out of Memory Error: failed to pin block")
-        return decided(store, name, basis, spill)
+        return decided(*given)
 
-    monkeypatch.setattr(splits, "_decided", full)
+    monkeypatch.setattr(decision, "_decided", full)
     made = splits.make(store, "s", Split(filter=LOWEST, by="seam_x", rate=0.2))
     assert (made.kept, made.dropped) == (8, 2) and asked == [store.path / ".spill.tmp", None]
     assert not (store.path / ".spill.tmp").exists()

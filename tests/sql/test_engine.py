@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from seamcurate import Split, Store, query
 from seamcurate.cli import app
 from seamcurate.errors import QueryError
-from seamcurate.select import split, views
+from seamcurate.select import decision, split, views
 from seamcurate.sql import connection as connections
 from seamcurate.sql.connection import TooLargeError
 
@@ -48,7 +48,7 @@ def test_a_call_that_cannot_be_interrupted_is_ended_by_every_door(finished, tmp_
 
     for where, name, ask in (
         (views, "SECONDS", lambda: query(finished, ENDLESS)),
-        (split, "_SECONDS", lambda: split.make(finished, "x", Split(filter=ENDLESS))),
+        (decision, "SECONDS", lambda: split.make(finished, "x", Split(filter=ENDLESS))),
     ):
         monkeypatch.setattr(where, name, 0.3)
         with pytest.raises(QueryError, match=r"stopped after 0\.3 seconds"):

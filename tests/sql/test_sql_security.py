@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from seamcurate import Split, Store, query, run_local
 from seamcurate.cli import app
 from seamcurate.errors import QueryError
-from seamcurate.select import split, views
+from seamcurate.select import decision, split, views
 from seamcurate.sql import guard
 
 pytestmark = pytest.mark.slow
@@ -337,7 +337,7 @@ def test_a_query_a_filter_and_the_command_end_in_time(finished, tmp_path, monkey
     slow = "SELECT sum(a.range * b.range) AS row_id FROM range(50000) a, range(50000) b"
     for where, name, ask in (
         (views, "SECONDS", lambda: query(store, slow)),
-        (split, "_SECONDS", lambda: split.make(store, "x", Split(filter=slow))),
+        (decision, "SECONDS", lambda: split.make(store, "x", Split(filter=slow))),
     ):
         monkeypatch.setattr(where, name, 0.3)
         started = time.monotonic()
