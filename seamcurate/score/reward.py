@@ -320,22 +320,21 @@ def _prompts_and_answers(data: Data, answers: str) -> Iterator[tuple[Prompt, lis
 
 def _reward_facts(columns: Iterable[pa.Table], name: str, reward: RewardingModel | None) -> dict[str, JsonValue]:
     """Count a column of rewards: its NULLs, and golden responses that fail; warn of 0/1 rewards that nobody called so."""
-    failing = zero_or_one = 0
-    tables: list[pa.Table] = []
+    failing = zero_or_one = missing = total = 0
     reasons: Counter[str] = Counter()
     reason_column = "reward_reason" if name == "reward" else f"rewards_reason_{name.removeprefix('rewards_')}"
     for table in columns:
-        tables.append(table.select([name]))
         if reason_column in table.column_names:
             given = table[reason_column].combine_chunks()
             given = given.flatten() if pa.types.is_list(given.type) else given
             reasons.update(reason for reason in given.to_pylist() if reason is not None)
         values = table[name].combine_chunks()
         values = values.flatten() if pa.types.is_list(values.type) else values
+        missing, total = missing + values.null_count, total + len(values)
         zero_or_one += pc.sum(pc.or_(pc.equal(values, 0), pc.equal(values, 1))).as_py() or 0
         if "golden_fails" in table.column_names:
             failing += pc.sum(table["golden_fails"]).as_py() or 0
-    facts = _nulls(tables, name, reasons)
+    facts = _nulls(name, missing, total, reasons)
     if name == "reward" and reward is not None and (summary := reward.summary()):
         facts["summary"] = f"{name}: {summary}"
     warnings = facts.get("warnings", [])
@@ -358,14 +357,8 @@ _ENOUGH = 20
 """Rewards from which one takes them to be 0 or 1 by nature."""
 
 
-def _nulls(columns: Iterable[pa.Table], name: str, reasons: Counter[str]) -> dict[str, JsonValue]:
-    """Count the scores of a column and its NULLs, and warn of them with the most frequent of the model's own reasons."""
-    missing = total = 0
-    for table in columns:
-        values = table[name].combine_chunks()
-        if pa.types.is_list(values.type):
-            values = values.flatten()
-        missing, total = missing + values.null_count, total + len(values)
+def _nulls(name: str, missing: int, total: int, reasons: Counter[str]) -> dict[str, JsonValue]:
+    """Tell of a column's scores and its NULLs, and warn of them with the most frequent of the model's own reasons."""
     facts: dict[str, JsonValue] = {"scored": total - missing, "null": missing}
     if missing:
         why = "no room in the window or in memory, not finite, or a prompt that the model or its chat template cannot read"

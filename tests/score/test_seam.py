@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
@@ -350,3 +351,24 @@ def test_texts_of_another_number_than_rewards_are_refused(tmp_path):
     recipe = Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet")), steps=(Seam(variant="gpt"),))
     with pytest.raises(StepError, match=r"row 0 has 1 values in 'rewards_gpt' and 2 in 'worse_gpt'"):
         run_local(recipe, tmp_path / "store")
+
+
+@pytest.mark.parametrize("step", [Reward(reward=FakeModel()), Rewards(reward=FakeModel())], ids=lambda step: step.name)
+def test_facts_hold_one_table_at_a_time(step, tmp_path):
+    draw = np.random.default_rng(0)
+    before, most = pa.total_allocated_bytes(), 0
+
+    def tables():
+        nonlocal most
+        for _ in range(20):
+            # Added to 0, they are Arrow's memory and not NumPy's.
+            values = pc.add(pa.array(draw.standard_normal(8192 * 30)), 0.0)
+            if step.name != "reward":
+                values = pa.ListArray.from_arrays(pa.array(np.arange(0, 8192 * 30 + 1, 30, dtype=np.int32)), values)
+            yield pa.table({step.name: values})
+            del values
+            most = max(most, pa.total_allocated_bytes() - before)
+
+    facts = step.facts(tables(), tmp_path)
+    assert facts["scored"] == 20 * 8192 * 30 and facts["null"] == 0
+    assert most < 4 * 8192 * 30 * 8
