@@ -337,7 +337,7 @@ def tables() -> str:
     sizes = sorted({line["rows"] for line in lines()})
     by = {(line["part"], line["rows"]): line for line in lines()}
     head = ["part", "once, s", *(f"{rows:,}" for rows in sizes), "last to 100,000", "in the model", "bytes read"]
-    shown = [[*head, "bytes kept", "peak MB"], ["---"] * (len(head) + 2)]
+    shown = [[*head, "bytes kept", "peak MB, 100,000", "last"], ["---"] * (len(head) + 3)]
     projected = [["part", *(f"{what}, {n}" for n in ("10 M", "1 B") for what in ("core hours", "$", "GB"))]]
     projected.append(["---"] * len(projected[0]))
     sums = [0.0] * 6
@@ -352,14 +352,20 @@ def tables() -> str:
         inside, kept = f"{last['model_s'] / last['cpu_s']:.0%}" if part in MODELS else "", last["bytes_out"] / per
         read = f"{last['bytes_in'] / per:.0f}"
         shown.append(
-            [part, f"{middle['once_s']:.2f}", *costs, ratio, inside, read, f"{kept:.0f}", f"{last['peak_mb']}"]
+            [
+                *(part, f"{middle['once_s']:.2f}", *costs, ratio, inside, read, f"{kept:.0f}"),
+                *(f"{line['peak_mb']}" for line in (middle, last)),
+            ]
         )
+        if part == "duplicates":
+            # Its cost a row is in proportion to the rows.
+            continue
         hours = [last["us_per_row"] * rows / 3.6e9 for rows in (1e7, 1e9)]
         numbers = [[h, h * DOLLARS_PER_CORE_HOUR, kept * n / 1e9] for h, n in zip(hours, (1e7, 1e9), strict=True)]
         values = [value for some in numbers for value in some]
         sums = [total + value for total, value in zip(sums, values, strict=True)]
         projected.append([part, *map(_short, values)])
-    projected.append(["all", *map(_short, sums)])
+    projected.append(["all of these", *map(_short, sums)])
     told = ". ".join(
         f"{kind}, CPU microseconds a row: {', '.join(_together(parts, by, sizes))}"
         for kind, parts in (("Model-free steps together", FREE), ("Retrieval and the steps of models", MODELS))
@@ -371,7 +377,11 @@ def tables() -> str:
 def _together(
     parts: Iterable[str], by: Mapping[tuple[str, int], Mapping[str, Any]], sizes: Sequence[int]
 ) -> Iterator[str]:
-    each = [part for part in parts if part != "embed corpus" and any((part, rows) in by for rows in sizes)]
+    each = [
+        part
+        for part in parts
+        if part not in ("embed corpus", "duplicates") and any((part, rows) in by for rows in sizes)
+    ]
     for rows in sizes:
         if all((part, rows) in by for part in each):
             yield f"{sum(by[part, rows]['us_per_row'] for part in each):.1f} at {rows:,}"
