@@ -6,6 +6,7 @@ The machine's matrix-product rate is measured in the same turns, so that what el
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from benchmarks import machine, processes
 
 A = TypeVar("A")
 B = TypeVar("B")
+_FOLDERS = re.compile(r"(?<!\S)(?:/[^/\s]+)+/(?=[^/\s])")
+"""The folders of an absolute path, in a message."""
 
 lines: list[dict[str, Any]] = []
 """What was printed so far, in this process."""
@@ -56,7 +59,8 @@ def record(line: dict[str, Any]) -> None:
 
 
 def missing(benchmark: str, against: str, reason: str, install: str | None = None) -> None:
-    """Record that a peer was not run, why, and what installs it."""
+    """Record that a peer was not run, why, and what installs it; of files only the names, as their folders are this machine's."""
+    reason = _FOLDERS.sub("", reason)
     record({"benchmark": benchmark, "against": against, "not_run": reason} | ({"install": install} if install else {}))
 
 

@@ -252,9 +252,9 @@ class _Clock:
         from seamcurate import FakeModel
 
         self.seconds = 0.0
-        for name in ("embed", "rewards", "logprobs"):
-            setattr(FakeModel, name, self._counted(getattr(FakeModel, name)))
-        setattr(FakeModel, "samples", self._counted_as_they_come(FakeModel.samples))  # noqa: B010 - a method is no variable
+        whole = dict.fromkeys(("embed", "rewards", "logprobs"), self._counted)
+        for name, counted in {**whole, "samples": self._counted_as_they_come}.items():
+            setattr(FakeModel, name, counted(getattr(FakeModel, name)))
 
     def _counted_as_they_come(self, method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def counted(*given: Any) -> Iterator[Any]:

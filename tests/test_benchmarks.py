@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,14 @@ def test_a_part_is_charged_with_the_processes_that_it_started():
         assert 0.4 < processes.children_s() - seconds < 5
         other.communicate(b"\n")
     assert 0.4 < processes.children_s() - seconds < 5
+
+
+def test_no_folder_of_a_machine_is_kept(monkeypatch):
+    monkeypatch.setattr(race_module, "lines", [])
+    race_module.missing("b", "peer", "model /home/me/model: cannot read /home/me/x.onnx (0 / 1); remove it")
+    assert race_module.lines[0]["not_run"] == "model model: cannot read x.onnx (0 / 1); remove it"
+    for file in table.RESULTS.glob("*.json"):
+        assert not re.search(r"/(home|root|tmp|work|Users)/", file.read_text())
 
 
 def test_a_file_of_results_keeps_the_lines_of_other_races_of_the_same_machine(tmp_path):
