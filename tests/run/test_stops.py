@@ -95,13 +95,13 @@ def attack(folder: Path) -> str:
         "seamcurate.data.source:Source.chunks",
         "seamcurate.contrast.nearest:Band.search",
         "seamcurate.models.fake:FakeModel.logprobs",
-        "seamcurate.select.split:_decided",
+        "seamcurate.select.decision:_decided",
     ],
 )
 def test_a_run_stops_in_reading_retrieval_scoring_and_split(work, recipe, tmp_path):
     said, took = stopped(work, "run", recipe(), tmp_path / "store")
     assert (said, took < 2) == ([GO_ON], True), took
-    if "split" not in work:
+    if "decision" not in work:
         return
     command = [sys.executable, "-m", "seamcurate.cli", "run", str(recipe()), str(tmp_path / "store")]
     again = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
