@@ -33,6 +33,9 @@ DETAILS = "turn_details"
 
 _ROLE_KEYS, _TEXT_KEYS = ("role", "from"), ("content", "value", "text")
 _CALLS = ("tool_calls", "function_call")
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+_WRITTEN = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1\s*:""")
+"""The start of a chat that stands in a text: as JSON, or as Python shows it."""
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 """The start of a turn in a transcript of Anthropic's form."""
 
@@ -71,13 +74,34 @@ def turns(value: object, name: str) -> Turns:
     return read
 
 
+def written(value: object, column: str) -> str | None:
+    """Return what a person should know of a text that is a chat written down, as JSON or as Python shows it; else None.
+
+    Args:
+        value: A value of the column.
+        column: The name of the column.
+    """
+    start = _WRITTEN.match(value) if isinstance(value, str) else None
+    if start is None:
+        return None
+    if start[1] == "'":
+        return "is messages as Python shows them, and read as plain text; write a list of messages, or JSON"
+    keys = "role VARCHAR, content VARCHAR" if start[2] in ("role", "content") else '"from" VARCHAR, value VARCHAR'
+    return (
+        "is messages written as JSON, and read as plain text; "
+        f"`select: {{prompt: '{column}::JSON::STRUCT({keys})[]'}}` reads messages"
+    )
+
+
 def _joined_parts(parts: list[object], place: str) -> str:
     """Join the texts of a turn's parts; a part that is no text is a reason to set the row aside."""
     texts = []
     for part in parts:
         text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else None
+        kind = part.get("type") if isinstance(part, dict) else None
+        # An image may stand beside an empty text.
+        more = kind is None and isinstance(part, dict) and any(part[key] for key in part if key != "text")
+        if not isinstance(text, str) or kind not in _TEXT_PARTS or more:
             raise Reject(f"{place} has a part that is no text: {kind or word(part)!s:.40}")
         texts.append(text)
     return "".join(texts)

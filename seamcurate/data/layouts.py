@@ -8,7 +8,7 @@ To add a layout, write its function and add a row to `LAYOUTS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import NamedTuple, TypeAlias, cast
 
 import pyarrow as pa
@@ -319,13 +319,37 @@ def _best(rated: list[tuple[str, float]]) -> Row:
 def _binarized(row: Row) -> Row:
     chosen, rejected = row.get("chosen"), row.get("rejected")
     golden = _answer(chosen, "chosen")
-    before = chats.turns(chosen, "chosen")[:-1] if isinstance(chosen, list) else []
+    before, below_before = (_before(row.get("prompt"), row.get(name), name) for name in ("chosen", "rejected"))
     rating, below = (
         next((number for key in keys if (number := _number(row.get(key))) is not None), None)
         for keys in (("score_chosen", "chosen-rating"), ("score_rejected", "rejected-rating"))
     )
-    worse = _worse((_answer(rejected, "rejected"), below), than=golden)
-    return {"prompt": before or row.get("prompt"), "response": golden, "rating": rating, "worse_given": worse}
+    # Where the two differ earlier, the rejected answer is to another question.
+    same = not isinstance(rejected, list) or below_before == before
+    worse = _worse((_answer(rejected, "rejected"), below), than=golden) if same else None
+    return {"prompt": before, "response": golden, "rating": rating, "worse_given": worse}
+
+
+def _before(prompt: object, chat: object, name: str) -> object:
+    """Return what stands before a chat's answer; the chat repeats its prompt, holds it and more, or goes on from it."""
+    turns = chats.turns(chat, name)[:-1] if isinstance(chat, list) else []
+    asked = chats.turns(prompt, "prompt") if isinstance(prompt, list) else []
+    if not turns:
+        return asked or prompt
+    if isinstance(prompt, str) and turns[0]["role"] == "assistant":
+        return [{"role": "user", "content": prompt}, *turns]
+    (system, rest), (own_system, said) = _without_system(asked), _without_system(turns)
+    if rest in (said[: len(rest)], said[len(said) - len(rest) :]) and (not own_system or system in ([], own_system)):
+        return [*(own_system or system), *said]
+    if own_system or turns[0]["role"] != "assistant":
+        raise Reject(f"{name} neither repeats prompt nor goes on from it")
+    return [*asked, *turns]
+
+
+def _without_system(turns: chats.Turns) -> tuple[chats.Turns, chats.Turns]:
+    """Return a chat's system turns at its start, and the others."""
+    system = list(takewhile(lambda turn: turn["role"] == "system", turns))
+    return system, turns[len(system) :]
 
 
 def _nectar(row: Row) -> Row:
@@ -569,7 +593,7 @@ LAYOUTS: dict[str, Layout] = {
     "messages": Layout((("messages",),), ("messages", "prompt", "system"), (), _messages),
     "hh": Layout((("chosen", "rejected"),), ("chosen", "rejected"), ("worse_given",), _hh),
     "ultrafeedback": Layout(
-        (("instruction", "completions"), ("prompt", "chosen", "rejected")),
+        (("instruction", "completions"), ("prompt", "chosen", "rejected"), ("chosen", "rejected")),
         ("instruction", "completions", *_BINARIZED),
         ("worse_given", "rating"),
         _ultrafeedback,
@@ -613,7 +637,7 @@ def looks_like(row: Row) -> str | None:
         "pku_saferlhf": has(*_SAFER),
         "nectar": has("prompt", "answers") and _is_ranked(row["answers"]),
         "ultrafeedback": has("instruction", "completions")
-        or (has("prompt", "chosen", "rejected") and isinstance(chosen, list) and _is_chat(chosen)),
+        or (has("chosen", "rejected") and isinstance(chosen, list) and _is_chat(chosen)),
         "rewardbench": has("prompt", "chosen", "rejected", "subset"),
         "hh": has("chosen", "rejected") and isinstance(chosen, str) and chosen.lstrip().startswith("Human:"),
         "dolly": has("instruction", "context", "response"),

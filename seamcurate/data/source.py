@@ -32,7 +32,8 @@ REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", p
 """The schema of rejected rows: the position in the source, the reason, and the row as JSON text."""
 
 KINDS = ("hub", "parquet", "jsonl", "csv", "arrow", "store", "data")
-QUESTION_COLUMNS = ("input", "context", "system", "system_prompt", "history", "passage")
+_MEDIA = ("tools", "image", "images", "video", "videos", "audio", "audios")
+QUESTION_COLUMNS = ("input", "context", "system", "system_prompt", "history", "passage", *_MEDIA)
 """Names of columns that belong to the question: where they are not read, a note says so."""
 
 
@@ -831,7 +832,11 @@ class Source(BaseModel):
         """Tell what a person should know who named no layout: what the source looks like, and what of a question is not read."""
         notes = list(self._dialect_notes())
         if self.layout is not None:
-            return tuple(notes)
+            known = {*self.drop, *layouts.LAYOUTS[self.layout].takes}
+            return (
+                *notes,
+                *self._unread_note([name for name in ("system", *_MEDIA) if name in names and name not in known]),
+            )
         mapped = {self.prompt, self.response, self.reference, self.messages, self.id, *self.rename}
         expressions = " ".join([*self.select.values(), self.where or ""])
         unread = [
@@ -840,13 +845,17 @@ class Source(BaseModel):
             if name in names and name not in mapped and name not in self.drop and name not in expressions
         ]
         like = None if "prompt" in self.select else layouts.looks_like(dict(row))
-        if unread:
-            notes.append(
-                f"{self._where}: {' and '.join(unread)} may belong to the question, and {'are' if unread[1:] else 'is'} not read"
-            )
+        notes += self._unread_note(unread)
+        if "prompt" not in self.select and (written := chats.written(row.get(self.prompt), self.prompt)) is not None:
+            notes.append(f"{self._where}: {self.prompt} {written}")
         if like is not None and (unread or like not in ("messages", "sharegpt", "verl", "helpsteer")):
             notes.append(f"{self._where} looks like {like}; `layout: {like}` reads it as what it is")
         return tuple(notes)
+
+    def _unread_note(self, unread: Sequence[str]) -> Iterator[str]:
+        if unread:
+            are = "are" if unread[1:] else "is"
+            yield f"{self._where}: {' and '.join(unread)} may belong to the question, and {are} not read"
 
     def _dialect_notes(self) -> Iterator[str]:
         for path in self.files() if self.csv is not None or self.jsonl is not None else ():
