@@ -9,7 +9,7 @@ special token that is spelled in a text is text, see `spelling`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from datetime import date
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from seamcurate.models.chat import as_turns
 from seamcurate.models.protocols import Message, Prompt
 from seamcurate.models.spelling import marked, spelling
 from seamcurate.models.template import CLOCK, Form, FormSettings, dated, prompt_text
+from seamcurate.progress import note
 from seamcurate.text import brief
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ _SECONDS = 10.0
 """Seconds that a chat template may take for a row: it is a program that comes with the model, and may loop."""
 _ANSWER = "\U000ffff0"
 """A placeholder for a response, which shows what a form writes around it; no text starts with it."""
+_TURN = "\U000ffff1"
+"""A placeholder for what a turn says, with its number after it: what a template does not write of it, it leaves out."""
+_looked_at: set[tuple[str, str | None, tuple[str, ...]]] = set()
+"""The templates, and the roles of chats, that were rendered with placeholders."""
+_told: set[tuple[str, str | None, str]] = set()
+"""The templates, and the roles of turns that they leave out, which were told."""
 _TRAINED = "seamcurate_form"
 """The key of a tokenizer's configuration that says in which form `train` trained the model."""
 
@@ -94,7 +101,7 @@ def _closing(tokenizer: PreTrainedTokenizerBase, form: Form, ends: Sequence[int]
 
     chat = [Message(role="user", content="a"), Message(role="assistant", content=_ANSWER)]
     try:
-        (text,) = _rendered(tokenizer, form, [chat])
+        (text,) = _applied(tokenizer, form, [chat], {})
     except TemplateError:
         text = ""
     ids = _ids(tokenizer, text.rpartition(_ANSWER)[2]) if _ANSWER in text else []
@@ -293,12 +300,61 @@ def refusals() -> tuple[type[Exception], ...]:
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, form: Form, chats: Sequence[list[Message]], **options: bool
 ) -> list[str]:
-    """Render a row's chats by the tokenizer's chat template.
+    """Render a row's chats, which have the same roles, by the tokenizer's chat template; tell once what turns it leaves out.
 
     Raises:
         TemplateError: The template cannot render such a chat.
-        ModelError: The template fails, or takes too long.
+        ModelError: The template fails, takes too long, or leaves out the question or the answer.
     """
+    texts = _applied(tokenizer, form, chats, options)
+    roles = tuple(turn["role"] for turn in chats[0])
+    if (key := (tokenizer.name_or_path, form.source, roles)) not in _looked_at:
+        _tell_left_out(tokenizer, form, roles, options)
+        _looked_at.add(key)
+    return texts
+
+
+def _tell_left_out(
+    tokenizer: PreTrainedTokenizerBase, form: Form, roles: tuple[str, ...], options: Mapping[str, bool]
+) -> None:
+    """Tell which turns of a chat with these roles the chat template does not write.
+
+    Raises:
+        ModelError: It writes no user's turn, or not the answer.
+    """
+    said = [f"{_TURN}{number}{_TURN}" for number in range(len(roles))]
+    marked_chat = [Message(role=role, content=text) for role, text in zip(roles, said, strict=True)]
+    try:
+        (text,) = _applied(tokenizer, form, [marked_chat], options)
+    except refusals():
+        # It refuses what these texts say, and not the roles.
+        return
+    missing = [number for number, turn in enumerate(said) if turn not in text]
+    users = [number for number, role in enumerate(roles) if role == "user"]
+    template_name = f"the chat template of {tokenizer.name_or_path}"
+    if users and set(users) <= set(missing):
+        raise ModelError(
+            f"{template_name} writes nothing of what the user says: its turns may have to be parts, as images are, which "
+            "are not read here; set `form: plain`, or save another template with the tokenizer"
+        )
+    if len(roles) - 1 in missing and not options.get("add_generation_prompt"):
+        raise ModelError(
+            f"{template_name} does not write the answer; set `form: plain`, or save another template with the tokenizer"
+        )
+    keys = {(tokenizer.name_or_path, form.source, roles[number]) for number in missing}
+    if keys - _told:
+        _told.update(keys)
+        turns = " and ".join(f"turn {number + 1} ({roles[number]})" for number in missing)
+        note(
+            f"warning: {template_name} leaves out {turns} of chats such as {', '.join(roles)}: what is said there is not "
+            "scored; take another template or form, or leave such rows out"
+        )
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase, form: Form, chats: Sequence[list[Message]], options: Mapping[str, bool]
+) -> list[str]:
+    """Apply the tokenizer's chat template to chats, within the seconds that it has for a row."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
     rendered: Future[list[str]] = Future()

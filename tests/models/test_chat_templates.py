@@ -13,6 +13,7 @@ import torch
 from jinja2 import TemplateError
 
 from seamcurate import CausalLM, SequenceClassifier
+from seamcurate.errors import ModelError
 from seamcurate.models import tokens
 from seamcurate.models.template import FormSettings
 
@@ -91,6 +92,51 @@ def test_a_reward_model_reads_what_every_template_of_trl_makes_of_the_whole_chat
             assert len(before) >= alike(wanted) - 1, file.name
             read += 1
     assert read > 100
+
+
+SYSTEM, USER, ASSISTANT, TOOL = ({"role": role, "content": role} for role in ("system", "user", "assistant", "tool"))
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "left_out"),
+    [
+        ("cohere2", [USER, ASSISTANT, TOOL, USER], "turn 3 (tool) of chats such as user, assistant, tool, user"),
+        ("deepseek_r1_distill", [SYSTEM, SYSTEM, USER], "turn 1 (system) of chats such as system, system, user"),
+        ("gptoss", [SYSTEM, USER, ASSISTANT, SYSTEM, USER], "turn 4 (system) of"),
+        ("qwen3", [SYSTEM, USER, ASSISTANT, TOOL, USER], None),
+    ],
+)
+def test_a_turn_that_a_template_leaves_out_is_told_once(template, chat, left_out, tokenizer, capsys, monkeypatch):
+    trl = pytest.importorskip("trl", reason="trainers are not installed")
+    monkeypatch.setattr(tokens, "_looked_at", set())
+    monkeypatch.setattr(tokens, "_told", set())
+    file = Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja"
+    chat_tokenizer = with_template(tokenizer, file.read_text())
+    for _ in range(2):
+        tokens.policy_group(chat_tokenizer, chat, ["use sort"], 99)
+        tokens.reward_group(chat_tokenizer, chat, ["use sort", "no"], 999)
+        tokens.policy_group(chat_tokenizer, [USER], ["use sort"], 99)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "leaves out" in line]
+    assert len(lines) == (left_out is not None)
+    assert all(f"leaves out {left_out}" in line for line in lines)
+
+
+@pytest.mark.parametrize("template", ["idefics3", "smolvlm"])
+def test_a_template_that_writes_no_text_is_refused(template, tokenizer):
+    trl = pytest.importorskip("trl", reason="trainers are not installed")
+    file = Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja"
+    chat_tokenizer = with_template(tokenizer, file.read_text())
+    for group in (tokens.policy_group, tokens.reward_group):
+        with pytest.raises(ModelError, match="writes nothing of what the user says"):
+            group(chat_tokenizer, "sort the list", ["use sort"], 99)
+
+
+def test_a_template_without_the_answer_gives_a_policy_its_prompt_and_a_reward_model_nothing(tokenizer):
+    chat_tokenizer = with_template(tokenizer, "{{ messages[0].content }}")
+    ids, _, _ = tokens.policy_group(chat_tokenizer, "sort", ["use sort"], 99)
+    assert chat_tokenizer.decode(ids) == "sort"
+    with pytest.raises(ModelError, match="does not write the answer"):
+        tokens.reward_group(chat_tokenizer, "sort", ["use sort", "no"], 99)
 
 
 def test_an_answer_is_cut_where_it_stands_and_what_closes_it_stays(tokenizer):
@@ -179,7 +225,11 @@ TURNS = (
         # The template writes none of the model's ends, or nothing after an answer at all.
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", ["<end_of_turn>"], "<|im_end|>"),
         ("{{ messages[0].content }}", ["<end_of_turn>"], "<|im_end|>"),
-        ("{{ raise_exception('no answers') if messages|length > 1 }}", ["<end_of_turn>"], "<|im_end|>"),
+        (
+            "{{ messages[0].content }}{{ raise_exception('no answers') if messages|length > 1 }}",
+            ["<end_of_turn>"],
+            "<|im_end|>",
+        ),
     ],
 )
 def test_an_answer_ends_as_the_model_ends_turns(template, ends, closing, tokenizer):

@@ -49,7 +49,10 @@ def _verified(store, monkeypatch) -> list[str]:
         ("SELECT row_id FROM ledger", {"splits/train"}),
         ("SELECT count(*) FROM rejected", {"rejected"}),
         ("SELECT response FROM corpus", {"corpus/rows"}),
-        ("SELECT rows.reward FROM rows JOIN ledger USING (row_id) WHERE kept ORDER BY 1", {"columns/reward", "splits/train"}),
+        (
+            "SELECT rows.reward FROM rows JOIN ledger USING (row_id) WHERE kept ORDER BY 1",
+            {"columns/reward", "splits/train"},
+        ),
         ("DESCRIBE rows", {"rows"}),
         ("SELECT 1", set()),
     ],
