@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seamcurate.errors import QueryError
 from seamcurate.storage import objects
-from seamcurate.text import brief, clean, counted, one_line
+from seamcurate.text import brief, clean, counted, one_line, spelled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -154,7 +154,7 @@ def _lines(reader: BatchReader, form: Literal["csv", "jsonl"], handle: TextIO) -
     if form == "jsonl":
         for batch in reader:
             for row in _values(batch):
-                handle.write(_json(dict(zip(names, row, strict=True))) + "\n")
+                handle.write(json_text(dict(zip(names, row, strict=True))) + "\n")
         return
     handle.write(",".join(map(_field, names)) + "\n")
     for batch in reader:
@@ -165,44 +165,96 @@ def _lines(reader: BatchReader, form: Literal["csv", "jsonl"], handle: TextIO) -
 
 def _values(batch: pa.RecordBatch) -> Iterator[tuple[object, ...]]:
     """Iterate over rows as tuples: an answer may have two columns of one name."""
-    return zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    return zip(*map(python_values, batch.columns), strict=True)
+
+
+def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Return a column's values as Python has them. Dates and times that it does not have are text.
+
+    Python has no infinite date, none before the year 1 or after 9999, and without pandas no nanoseconds.
+
+    Example:
+        >>> python_values(pa.array([0, 2**29, None], pa.date32()))
+        [datetime.date(1970, 1, 1), '1471872-08-19', None]
+    """
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        return [_python_value(scalar) for scalar in column]
+
+
+def python_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return a table's rows with values as `python_values` returns them."""
+    if not table.num_columns:
+        return [{} for _ in range(table.num_rows)]
+    columns = map(python_values, table.columns)
+    return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _python_value(scalar: pa.Scalar) -> object:
+    kind = scalar.type
+    if not scalar.is_valid:
+        return None
+    if pa.types.is_dictionary(kind):
+        return _python_value(scalar.value)
+    if pa.types.is_struct(kind):
+        return {field.name: _python_value(scalar[i]) for i, field in enumerate(kind)}
+    if pa.types.is_map(kind):
+        return [tuple(_python_value(entry[i]) for i in range(2)) for entry in scalar.values]
+    if pa.types.is_nested(kind):
+        return [_python_value(element) for element in scalar.values]
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError):
+        if pa.types.is_temporal(kind):
+            return _time_text(scalar)
+        raise
+
+
+def _time_text(scalar: pa.Scalar) -> str:
+    import numpy as np
+
+    kind, count = scalar.type, scalar.value
+    largest = 2**31 - 1 if pa.types.is_date32(kind) else 2**63 - 1
+    # DuckDB's infinities.
+    if abs(count) == largest and not pa.types.is_duration(kind):
+        return "infinity" if count > 0 else "-infinity"
+    if pa.types.is_duration(kind):
+        return str(np.timedelta64(count, kind.unit))
+    if pa.types.is_date(kind):
+        return str(np.datetime64(count, "D" if pa.types.is_date32(kind) else "ms").astype("M8[D]"))
+    zone = "+00:00" if pa.types.is_timestamp(kind) and kind.tz else ""
+    return str(np.datetime64(count, kind.unit)).replace("T", " ") + zone
 
 
 def _field(value: object) -> str:
     """Write a CSV field that is read back unchanged; only NULL is empty without quotes."""
     if value is None:
         return ""
-    text = value if isinstance(value, str) else _json(value) if isinstance(value, list | dict) else _spelled(value)
+    text = value if isinstance(value, str) else json_text(value) if isinstance(value, list | dict) else spelled(value)
     # Quoted, too: a lone carriage return, which ends a line for some readers, and outer white space, which some trim.
     return '"' + text.replace('"', '""') + '"' if not text or _QUOTED.search(text) else text
 
 
-def _json(value: object) -> str:
+def json_text(value: object) -> str:
     """Write JSON; NaN and infinity, which JSON does not have, become null. A decimal keeps all its digits."""
 
-    def spelled(cell: object) -> str:
+    def spell(cell: object) -> str:
         if isinstance(cell, Decimal):
             raise ValueError
-        return _spelled(cell)
+        return spelled(cell)
 
     try:
-        return json.dumps(value, ensure_ascii=False, default=spelled, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, default=spell, allow_nan=False)
     except ValueError:
         return _json_by_part(value)
 
 
 def _json_by_part(value: object) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(str(k), ensure_ascii=False)}: {_json(v)}" for k, v in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{json.dumps(str(k), ensure_ascii=False)}: {json_text(v)}" for k, v in value.items()) + "}"
+        )
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_json, value)) + "]"
+        return "[" + ", ".join(map(json_text, value)) + "]"
     return f"{value:f}" if isinstance(value, Decimal) else "null"
-
-
-def _spelled(value: object) -> str:
-    """Write dates, and bytes, as text; bytes that are not UTF-8 become their hexadecimal numbers."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Decimal):
-        return f"{value:f}"
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

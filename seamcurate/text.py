@@ -30,11 +30,24 @@ def brief(value: object, width: int) -> str:
         return "NULL"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, Decimal):
-        return f"{value:f}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    nested = isinstance(value, list | tuple | dict)
+    text = json.dumps(value, ensure_ascii=False, default=spelled) if nested else spelled(value)
     line = one_line(text)
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def spelled(value: object) -> str:
+    r"""Write a plain value as text: bytes by their characters, those that are not UTF-8 as hexadecimal numbers.
+
+    Example:
+        >>> spelled(True), spelled(b"caf\xc3\xa9"), spelled(Decimal("1E+2"))
+        ('true', 'café', '100')
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def folded(text: str) -> str:

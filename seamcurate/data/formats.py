@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from seamcurate.data import lines
 from seamcurate.errors import SourceError, typed_line
 from seamcurate.storage import hashes
+from seamcurate.tables import python_rows, python_values
 
 LONGEST_ROW_SHOWN = 10_000
 # An unclosed quote swallows the text after it: this bounds the memory that one takes. It is far longer than any prompt.
@@ -196,7 +197,7 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array([spelled(cell, "json") for cell in column.to_pylist()], pa.string())])
+    return pa.chunked_array([pa.array([spelled(cell, "json") for cell in python_values(column)], pa.string())])
 
 
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -463,10 +464,10 @@ def csv_names(records: Iterable[Iterator[SourceLine]]) -> list[str]:
 def table_rows(table: pa.Table) -> Iterator[ParsedLine]:
     """Iterate over a table's rows; text that is not UTF-8 becomes surrogates, as in a line."""
     if not any(not_utf8(column, "a column") for column in table.columns):
-        yield from (ParsedLine(row, None) for row in table.to_pylist())
+        yield from (ParsedLine(row, None) for row in python_rows(table))
         return
     as_bytes = pa.schema([(field.name, plain(field.type, pa.binary())) for field in table.schema])
-    for row in table.cast(as_bytes).to_pylist():
+    for row in python_rows(table.cast(as_bytes)):
         yield ParsedLine({name: _decoded(cell) for name, cell in row.items()}, "invalid UTF-8")
 
 

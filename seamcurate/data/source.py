@@ -26,6 +26,7 @@ from seamcurate.sql.expressions import Expressions, opened
 from seamcurate.step import MESSAGES
 from seamcurate.storage import objects
 from seamcurate.store.folder import shard_files
+from seamcurate.tables import python_rows
 from seamcurate.text import suggestion
 
 REJECTED = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
@@ -546,7 +547,7 @@ class Source(BaseModel):
             row = row.drop_columns(self._inner(names))
             # Text that is not UTF-8 cannot become a Python string, and a rejected row may hold it.
             as_bytes = pa.schema([(field.name, formats.plain(field.type, pa.binary())) for field in row.schema])
-            return formats.json_text(row.cast(as_bytes).to_pylist()[0])
+            return formats.json_text(python_rows(row.cast(as_bytes))[0])
 
         return _Read(number, _without(pa.table(columns), reasons), reasons, show, schema, nulled)
 
@@ -906,7 +907,7 @@ def _field(name: str, column: pa.Field | formats.ColumnType | None) -> pa.Field:
 def _first(block: pa.Table) -> dict[str, object]:
     """Return a table's first row; empty where it cannot be read."""
     try:
-        return dict(block.slice(0, 1).to_pylist()[0])
+        return python_rows(block.slice(0, 1))[0]
     except (ValueError, pa.ArrowException, IndexError):
         return {}
 

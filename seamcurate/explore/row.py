@@ -21,6 +21,7 @@ from seamcurate.select import why as explain
 from seamcurate.storage import shard
 from seamcurate.store.folder import filename, record_schema
 from seamcurate.store.store import Store, sample_sets
+from seamcurate.tables import python_rows
 
 _LISTS = {
     "reward": "rewards",
@@ -105,13 +106,13 @@ def _read(store: Store, row_id: int, names: Sequence[str]) -> Mapping[str, objec
     index = pc.index(table["row_id"], row_id).as_py()
     if index < 0:
         return None
-    values: dict[str, object] = table.slice(index, 1).to_pylist()[0]
+    values: dict[str, object] = python_rows(table.slice(index, 1))[0]
     for folder, record in store.records().items():
         file = store.path / "columns" / folder / filename(number)
         columns = [name for name in direct if name in cast(Mapping[str, object], record["columns"])]
         if columns and file.exists():
             sets = shard.read(file, str(record["fingerprint"]), number, columns)
-            values |= sets.slice(index, 1).to_pylist()[0]
+            values |= python_rows(sets.slice(index, 1))[0]
     return values
 
 

@@ -180,7 +180,7 @@ def application(session: Session, token: str, framed: bool = False) -> Starlette
             names, kinds = reader.schema.names, [str(field.type) for field in reader.schema]
             for batch in reader:
                 # By position: an answer may have two columns of one name.
-                values = [column.to_pylist() for column in batch.slice(0, _SHOWN + 1 - len(shown)).columns]
+                values = map(tables.python_values, batch.slice(0, _SHOWN + 1 - len(shown)).columns)
                 shown += [[_cell(value) for value in line] for line in zip(*values, strict=True)]
                 if len(shown) > _SHOWN:
                     break

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 import shutil
@@ -21,6 +19,7 @@ from seamcurate.publish.formats import TRAINERS
 from seamcurate.publish.reward_file import EARLIER_REWARD_FILE, HEAD
 from seamcurate.publish.shape import LINES_FILE
 from seamcurate.storage import atomic, objects
+from seamcurate.tables import json_text, python_rows
 from seamcurate.trainers import REWARD_FILE, REWARD_MODULE
 
 _MARKS = (b"seamcurate export", b'{\n  "seamcurate": {')
@@ -41,13 +40,12 @@ def write_rows(tables: Iterable[pa.Table], folder: Path, lines: bool = False, on
 
 
 def write_lines(tables: Iterable[pa.Table], folder: Path) -> int:
-    """Write tables as lines of JSON; JSON has no NaN and no infinity, so that these are null."""
+    """Write tables as lines of JSON; see `tables.json_text`."""
     written = 0
     with (folder / LINES_FILE).open("w", encoding="utf-8") as file:
         for table in tables:
-            for row in table.to_pylist():
-                finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-                file.write(json.dumps(finite, ensure_ascii=False, default=str) + "\n")
+            for row in python_rows(table):
+                file.write(json_text(row) + "\n")
             written += table.num_rows
     return written
 

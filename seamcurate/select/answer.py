@@ -110,7 +110,7 @@ class Answer:
 
     def _head(self) -> tuple[list[list[object]], str]:
         head = self._table.slice(0, _SHOWN)
-        rows = [list(cells) for cells in zip(*(column.to_pylist() for column in head.columns), strict=True)]
+        rows = [list(cells) for cells in zip(*map(tables.python_values, head.columns), strict=True)]
         first = f", the first {_SHOWN}" if len(self) > _SHOWN else ""
         return rows, f"{counted(len(self), 'row')}{first}"
 

@@ -8,6 +8,7 @@ from typing import cast
 
 import pyarrow as pa
 
+from seamcurate import tables
 from seamcurate.errors import QueryError
 from seamcurate.models.protocols import Prompt
 from seamcurate.models.template import prompt_text
@@ -99,8 +100,7 @@ def verdicts(connection: Connection, row_id: int) -> Iterator[str]:
 
 
 def _rows(connection: Connection, sql: str, row_id: int) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = views.run(connection, sql, {"id": row_id}).read_all().to_pylist()
-    return rows
+    return tables.python_rows(views.run(connection, sql, {"id": row_id}).read_all())
 
 
 def _number(value: object) -> str:

@@ -29,7 +29,7 @@ from seamcurate import threads as limits
 from seamcurate.errors import QueryError
 from seamcurate.sql import frames
 from seamcurate.storage import scratch
-from seamcurate.tables import SQL_TYPE
+from seamcurate.tables import SQL_TYPE, python_values
 
 _GRACE_SECONDS = 0.5
 """How long a query may take to stop by itself before its engine is killed."""
@@ -228,7 +228,7 @@ class QueryResult:
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """Return the whole answer as a list of rows."""
-        return list(zip(*(column.to_pylist() for column in self.read_all().columns), strict=True))
+        return list(zip(*map(python_values, self.read_all().columns), strict=True))
 
 
 class _Lease:

@@ -941,3 +941,17 @@ def test_a_field_inside_a_column_is_named_with_a_dot(tmp_path, kind):
     for name in ("extra.reply", "extra.answer.text", "more.answer"):
         with pytest.raises(SourceError, match=f"no (field|column) .*{name.split('.')[-1]}"):
             list(Source(**{kind: str(file)}, reference=name).chunks())
+
+
+def test_dates_that_python_does_not_have_stop_no_reading(tmp_path):
+    years = {"day": pa.array([2**29, 0, 2**31 - 1], pa.date32()), "at": pa.array([2**60, 0, 1], pa.timestamp("us"))}
+    file = parquet(tmp_path, prompt=["a", "b", " "], response=["x", "y", "z"], **years)
+    source = Source(parquet=file, prompt="prompt", response="response")
+    (chunk,) = source.chunks()
+    assert chunk.rows.schema.field("day").type == pa.date32() and chunk.rows.schema.field("at").type == pa.timestamp(
+        "us"
+    )
+    assert chunk.rows["day"].cast(pa.int32()).to_pylist() == [2**29, 0]
+    ((position, reason, row),) = rejected(source)
+    assert (position, reason) == (2, "prompt is blank")
+    assert json.loads(row)["day"] == "infinity" and json.loads(row)["at"] == "1970-01-01 00:00:00.000001"

@@ -42,6 +42,7 @@ from seamcurate import (
 from seamcurate.errors import QueryError, StoreError
 from seamcurate.score import measured
 from seamcurate.select import views
+from seamcurate.select.why import why
 
 pytest.importorskip("starlette", reason="starlette is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
@@ -363,6 +364,18 @@ def test_regions_of_the_map_are_named_by_words_of_their_own(tmp_path):
     for region in named:
         (topic,) = [name for name, corner in corners.items() if corner == pytest.approx((region.x, region.y))]
         assert set(region.words.split(" · ")) <= set(topics[topic].split())
+
+
+def test_dates_that_python_does_not_have_are_shown_as_text(tmp_path):
+    columns = {"prompt": ["question"], "response": ["answer"], "day": pa.array([2**31 - 1], pa.date32())}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"))), tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert "infinity" in repr(store.sql("SELECT day FROM rows"))
+    answer = Client(Session(store))("POST", "/api/sql", json={"sql": "SELECT day FROM rows"}).json()
+    assert answer["rows"] == [["infinity"]]
+    assert Client(Session(store))("GET", "/api/row/0").status_code == 200
+    assert next(iter(why(store, 0))) == "row 0: question"
 
 
 def test_lengths_that_no_response_has_keep_their_place(tmp_path):

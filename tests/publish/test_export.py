@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from decimal import Decimal
 
 import duckdb
 import numpy as np
@@ -219,6 +220,22 @@ def test_lines_of_json_replace_those_of_an_export_and_no_other(tmp_path):
     with pytest.raises(ExportError, match="mine holds other files than an export; name another folder"):
         write_split("nemo-rl", store, "s", tmp_path / "mine")
     assert (tmp_path / "mine" / "train.jsonl").read_text() == '{"prompt": "mine"}\n'
+
+
+def test_lines_of_json_hold_decimals_as_numbers_and_bytes_and_dates_as_text(tmp_path):
+    columns = {
+        "price": pa.array([Decimal("1.250")]),
+        "raw": pa.array([b"caf\xc3\xa9 \xff"]),
+        "day": pa.array([2**29], pa.date32()),
+    }
+    pq.write_table(pa.table({"prompt": ["a"], "response": ["b"], **columns}), tmp_path / "rows.parquet")
+    source = Source(parquet=str(tmp_path / "rows.parquet"))
+    run_local(Recipe(rows=source, splits={"s": Split(filter=EVERY)}), tmp_path / "store")
+    write_split("nemo-rl", Store(tmp_path / "store"), "s", tmp_path / "out")
+    (line,) = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
+    assert '"price": 1.250,' in line
+    values = json.loads(line)
+    assert (values["raw"], values["day"]) == ("café \\xff", "1471872-08-19")
 
 
 def test_files_beside_the_rows_are_replaced_where_an_export_wrote_them(tmp_path):

@@ -405,3 +405,31 @@ def test_a_sum_is_aligned_as_a_number_and_one_beyond_64_bits_is_refused_by_parqu
         with pytest.raises(QueryError, match=r"^column 's' holds a whole number beyond 64 bits, .*name::DOUBLE"):
             tables.write(views.run(connection, wide), "parquet", tmp_path / "a.parquet")
         assert views.run(connection, wide).read_all().to_pylist() == [{"s": Decimal(40 * (2**63 - 1))}]
+
+
+def test_dates_that_python_does_not_have_are_text_in_every_form_but_parquet(store, tmp_path, capsys):
+    sql = """SELECT 'infinity'::DATE AS a, '-infinity'::TIMESTAMPTZ AS b, '290000-01-01 10:30:00'::TIMESTAMP AS c,
+        {d: '0044-03-15 (BC)'::DATE, l: ['-infinity'::TIMESTAMP, NULL, '2020-01-01'::TIMESTAMP]} AS d,
+        MAP {'k': '10000-01-01'::TIMESTAMPTZ} AS m, '2020-01-01 00:00:00.123456789'::TIMESTAMP_NS AS n,
+        NULL::DATE AS o, '2020-02-03'::DATE AS p"""
+    shown = {
+        "a": "infinity",
+        "b": "-infinity",
+        "c": "290000-01-01 10:30:00.000000",
+        "d": {"d": "-043-03-15", "l": ["-infinity", None, "2020-01-01 00:00:00"]},
+        "m": [["k", "10000-01-01 00:00:00.000000+00:00"]],
+        "n": "2020-01-01 00:00:00.123456789",
+        "o": None,
+        "p": "2020-02-03",
+    }
+    with views.connect(store) as connection:
+        for form in ("jsonl", "csv", "table"):
+            tables.write(views.run(connection, sql), form, None)
+            written = capsys.readouterr().out
+            if form == "jsonl":
+                assert json.loads(written) == shown
+            else:
+                assert "infinity" in written and "290000-01-01" in written and '"2020-02-03' not in written
+        tables.write(views.run(connection, sql), "parquet", tmp_path / "a.parquet")
+    assert pq.read_schema(tmp_path / "a.parquet").field("c").type == pa.timestamp("us")
+    assert pq.read_table(tmp_path / "a.parquet")["a"].cast(pa.int32()).to_pylist() == [2**31 - 1]
