@@ -55,7 +55,8 @@ _TRUSTING = {
 _AS_TEXT = re.compile(r"\b(INTERVAL|BIT|BIGNUM|VARIANT|UNION|GEOMETRY|TIME WITH TIME ZONE)\b")
 """Types that Parquet or Arrow do not have: an answer holds their text in SQL."""
 _TOO_LARGE = "ask for fewer rows or shorter texts, or give it more memory"
-_HUGE = ("HUGEINT", "UHUGEINT")
+_UNSIGNED = re.compile(r"\bUHUGEINT\b")
+"""A type whose values from 2^127 on Arrow would hold as negative numbers."""
 
 
 class Engine:
@@ -282,16 +283,19 @@ def _answered(
     """Answer a SELECT as Arrow batches, with a schema that marks the decimals which are SQL's whole numbers."""
     relation = cursor.sql(sql, params=parameters)
     names, kinds = relation.columns, [str(kind) for kind in relation.types]
-    if any(map(_AS_TEXT.search, kinds)):
+    sent = ["VARCHAR" if _AS_TEXT.search(kind) else _UNSIGNED.sub("HUGEINT", kind) for kind in kinds]
+    if sent != kinds:
         # Columns are renamed by position, since an answer may have two columns of one name.
         aliases = [f"c{i}" for i in range(len(kinds))]
-        select = (f"{c}::VARCHAR" if _AS_TEXT.search(kind) else c for c, kind in zip(aliases, kinds, strict=True))
+        select = (
+            name if kind == old else f"{name}::{kind}" for name, old, kind in zip(aliases, kinds, sent, strict=True)
+        )
         wrapped = f"SELECT {', '.join(select)} FROM (\n{sql}\n) AS answer({', '.join(aliases)})"
         relation = cursor.sql(wrapped, params=parameters)
     reader = relation.to_arrow_reader(_BATCH_ROWS)
     fields = [
-        pa.field(name, field.type, metadata={SQL_TYPE: kind} if kind in _HUGE else None)
-        for name, field, kind in zip(names, reader.schema, kinds, strict=True)
+        pa.field(name, field.type, metadata={SQL_TYPE: kind} if kind == "HUGEINT" else None)
+        for name, field, kind in zip(names, reader.schema, sent, strict=True)
     ]
     return pa.schema(fields), reader
 

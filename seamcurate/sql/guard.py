@@ -125,7 +125,9 @@ def explain(connection: duckdb.DuckDBPyConnection, message: str, read: Sequence[
     # DuckDB quotes a value that it could not convert as a whole, however long it is.
     short = brief(lines[0] if lines else message, _LONGEST_MESSAGE)
     hints = [brief(line, _LONGEST_MESSAGE) for line in lines[1:] if "Did you mean" in line or "Candidate" in line]
-    if "Out of Memory Error" in short:
+    if "for the destination type INT128" in short:
+        hints.append("cast it to text: name::VARCHAR")
+    elif "Out of Memory Error" in short:
         hints.append("sort fewer or shorter columns, row_id and the key alone, or take the first of them by LIMIT")
     elif "Catalog Error" in short:
         hints.append(f"views: {', '.join(VIEW_NAMES)}")

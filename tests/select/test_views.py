@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import shutil
 import subprocess
@@ -433,3 +434,15 @@ def test_dates_that_python_does_not_have_are_text_in_every_form_but_parquet(stor
         tables.write(views.run(connection, sql), "parquet", tmp_path / "a.parquet")
     assert pq.read_schema(tmp_path / "a.parquet").field("c").type == pa.timestamp("us")
     assert pq.read_table(tmp_path / "a.parquet")["a"].cast(pa.int32()).to_pylist() == [2**31 - 1]
+
+
+def test_a_whole_number_of_128_bits_without_sign_is_itself_or_refused(store):
+    values = "md5_number('a') % 1000 AS m, {'n': [5::UHUGEINT, NULL]} AS s, NULL::UHUGEINT AS e"
+    digest = int.from_bytes(hashlib.md5(b"a", usedforsecurity=False).digest(), "little")
+    assert query(store, f"SELECT {values}").to_pylist() == [
+        {"m": digest % 1000, "s": {"n": [Decimal(5), None]}, "e": None}
+    ]
+    # As the decimal that Arrow would hold, this is -1.
+    with pytest.raises(QueryError, match=r"out of range .*; cast it to text: name::VARCHAR$"):
+        query(store, f"SELECT {2**128 - 1}::UHUGEINT AS n")
+    assert query(store, f"SELECT ({2**128 - 1}::UHUGEINT)::VARCHAR AS n").to_pylist() == [{"n": str(2**128 - 1)}]
