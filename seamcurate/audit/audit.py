@@ -29,6 +29,7 @@ from seamcurate.errors import ModelError, StoreError
 from seamcurate.models import EncoderModel, PolicyModel, RewardingModel, SentenceEncoder
 from seamcurate.models.backend import Backend, NamedModel
 from seamcurate.models.template import prompt_text
+from seamcurate.progress import note
 from seamcurate.run.local import run_local
 from seamcurate.run.recipe import Models, Recipe
 from seamcurate.score.reward import Reward, Rewards
@@ -96,8 +97,8 @@ def audit(
     rows = data if isinstance(data, Source) else inputs.source(data)
     corpus = against if against is None or isinstance(against, Source) else inputs.source(against)
     corpus = corpus and corpus.resolved(Path())
-    model = inputs.reads_reference(inputs.reward_model(reward), rows.reference)
-    other = None if second is None else inputs.reads_reference(inputs.reward_model(second), rows.reference)
+    model = inputs.reads_data(inputs.reward_model(reward), rows)
+    other = None if second is None else inputs.reads_data(inputs.reward_model(second), rows)
     embedder = SentenceEncoder(path=encoder) if isinstance(encoder, str) else encoder
     title = _title(data)
     name = re.sub(r"[^\w.-]", "-", Path(title).stem)
@@ -106,6 +107,12 @@ def audit(
     folder = named.absolute()
     sampled_by = None if policy is None else inputs.policy_model(policy)
     sample = inputs.sampled(rows, limit)
+    for each in (model, other):
+        if each is not None and inputs.lacks_reference(each, sample):
+            note(
+                f"warning: {_shown(each)} reads the reference, and {title} has none: it is given none; name its column by "
+                "--reference, which may be that of the good answers"
+            )
     source = _stored_rows(folder, sample.rows)
     variants = (
         *(["contrast"] if embedder is not None else []),

@@ -192,10 +192,17 @@ def sampled(data: Source, limit: int) -> Sample:
     return Sample(table.select([n for n in table.column_names if n != ROW]).rename_columns(names), seen, rejected)
 
 
-def reads_reference(reward: RewardingModel, column: str | None) -> RewardingModel:
-    """Let a function whose parameter has the name of the data's reference column read the reference."""
-    if not isinstance(reward, RewardFunction) or column in (None, "reference"):
+def reads_data(reward: RewardingModel, data: Source) -> RewardingModel:
+    """Let a function whose parameters have the names of the data's own columns read these, as its trainer would give them."""
+    if not isinstance(reward, RewardFunction):
         return reward
-    if column not in reward.columns_read() or column in reward.columns:
-        return reward
-    return reward.model_copy(update={"columns": {**reward.columns, str(column): "reference"}})
+    own = {"prompt": data.prompt, "response": data.response, "reference": data.reference}
+    read = {column: target for target, column in own.items() if column in reward.columns_read() and column != target}
+    return reward.model_copy(update={"columns": {**read, **reward.columns}}) if read else reward
+
+
+def lacks_reference(reward: RewardingModel, sample: Sample) -> bool:
+    """Tell whether a reward reads the reference, and no row has one."""
+    rows = sample.rows
+    absent = "reference" not in rows.column_names or rows["reference"].null_count == len(rows)
+    return absent and "reference" in reward.columns_read()

@@ -27,7 +27,9 @@ def lines(audit: Audit, width: int, failed: tuple[Failure, ...] = ()) -> Iterato
     """
     width = min(max(width, _NARROW), _WIDE)
     of = "" if audit.rows == audit.data_rows else f" of {audit.data_rows:,}"
-    yield from _wrapped(f"{audit.reward} on {audit.rows:,}{of} rows of {audit.data}", width)
+    yield from _wrapped(
+        f"{audit.reward} on {audit.rows:,}{of} {'row' if audit.data_rows == 1 else 'rows'} of {audit.data}", width
+    )
     yield ""
     yield from _wrapped(audit.headline, width)
     yield ""

@@ -501,6 +501,15 @@ class Store:
                     f"{self.schema.field(name).type!s:.80}; give `rows` a `rename: {{{name}: source_{name}}}`, or convert it"
                 )
 
+    def _renamed(self, name: str) -> str:
+        """Say what a column of the source is called in the store, where it is one that has another name there."""
+        source = self.about.get("source")
+        mapped = source if isinstance(source, dict) else {}
+        target = next((key for key in ("prompt", "response", "reference") if mapped.get(key) == name), None)
+        if target is None:
+            return ""
+        return f"; the source's {name!r} is {target!r} here: a function reads it by `columns: {{{name}: {target}}}`"
+
     def _record(
         self,
         step: Step,
@@ -513,7 +522,7 @@ class Store:
             if name not in fingerprints:
                 raise StepError(
                     f"step {step.name} reads column {name!r}, which neither the source nor an earlier step has; "
-                    f"there are: {', '.join(sorted(fingerprints))}"
+                    f"there are: {', '.join(sorted(fingerprints))}{self._renamed(name)}"
                 )
         for name in step.corpus_inputs:
             if name not in corpus_columns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -13,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seamcurate import FakeModel, Recipe, RewardFunction, Source, Store, query, run_local
-from seamcurate.audit import audit
-from seamcurate.errors import ModelError, SourceError, StoreError
+from seamcurate import FakeModel, Models, Recipe, Reward, RewardFunction, Source, Store, query, run_local
+from seamcurate.audit import audit, inputs
+from seamcurate.errors import ModelError, SourceError, StepError, StoreError
 
 REWARDS = '''
 import re
@@ -333,6 +334,44 @@ def test_a_function_reads_the_reference_by_the_name_that_the_data_have(folder, t
     assert Recipe.load(tmp_path / "store/audit/recipe.yaml").models.reward == reward
 
 
+def test_a_function_reads_the_question_and_the_good_answer_by_the_names_that_the_data_have(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def score(completions, question, answer, **columns):\n"
+        "    return [float(c == a and q.startswith('What')) for c, q, a in zip(completions, question, answer)]\n"
+    )
+    rows = [{"question": f"What is {n} and {n}?", "answer": f"It is {2 * n}."} for n in range(30)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = audit(f"{tmp_path}/own.py:score", tmp_path / "sums.jsonl", store=tmp_path / "store")
+    assert (result.rows, result.exploits) == (30, ())
+    # A recipe says it itself, and is told how.
+    recipe = Recipe(
+        rows=Source(jsonl=str(tmp_path / "sums.jsonl"), prompt="question", response="answer"),
+        models=Models(reward=RewardFunction(path=f"{tmp_path}/own.py:score")),
+        steps=(Reward(),),
+    )
+    hint = re.escape("the source's 'answer' is 'response' here: a function reads it by `columns: {answer: response}`")
+    with pytest.raises(StepError, match=hint):
+        run_local(recipe, tmp_path / "own")
+    columns = {"question": "prompt", "answer": "response"}
+    reward = RewardFunction(path=f"{tmp_path}/own.py:score", columns=columns)
+    run_local(recipe.model_copy(update={"models": Models(reward=reward)}), tmp_path / "own")
+    assert query(Store(tmp_path / "own"), "SELECT DISTINCT reward FROM rows")["reward"].to_pylist() == [1.0]
+
+
+@pytest.mark.parametrize("reference", [None, "answer"])
+def test_an_audit_says_that_a_reward_reads_a_reference_and_the_data_have_none(reference, tmp_path, capsys):
+    rows = [{"question": f"What is {n} and {n}?", "answer": f"It is {2 * n}."} for n in range(40, 60)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = inputs.source(tmp_path / "sums.jsonl", reference=reference)
+    if reference is None:
+        with pytest.raises(ModelError, match="gives none of 20 golden responses a reward"):
+            audit("number_match", data, store=tmp_path / "store")
+    else:
+        audit("number_match", data, store=tmp_path / "store")
+    told = "function number_match reads the reference, and sums.jsonl has none: it is given none; name its column"
+    assert (told in capsys.readouterr().err) == (reference is None)
+
+
 def test_rows_that_cannot_be_audited_are_counted(tmp_path, folder):
     rows = [
         {"prompt": "What is a set?", "response": None},
@@ -426,7 +465,7 @@ def test_words_that_a_reward_pays_for_are_named(folder):
 def test_a_function_is_audited_without_torch(folder, tmp_path):
     script = f"""
 import sys
-from seamcurate.audit import audit
+from seamcurate.audit import audit, inputs
 audit("{folder}/rewards.py:long", "{folder}/docs.parquet", store="{tmp_path}/store", limit=20)
 print(sorted({{"torch", "transformers", "datasets", "sentence_transformers", "matplotlib"}} & set(sys.modules)))
 """
