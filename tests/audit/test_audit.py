@@ -465,7 +465,7 @@ def test_words_that_a_reward_pays_for_are_named(folder):
 def test_a_function_is_audited_without_torch(folder, tmp_path):
     script = f"""
 import sys
-from seamcurate.audit import audit, inputs
+from seamcurate.audit import audit
 audit("{folder}/rewards.py:long", "{folder}/docs.parquet", store="{tmp_path}/store", limit=20)
 print(sorted({{"torch", "transformers", "datasets", "sentence_transformers", "matplotlib"}} & set(sys.modules)))
 """
