@@ -63,18 +63,18 @@ def open_model(
     if base is None:
         if (folder / weights.ADAPTER).is_file():
             raise ModelError(f"{path} holds an adapter whose base is not known; {weights.MERGE}")
-        model, lacking = _loaded(auto, folder, trust_remote_code, options)
+        model, missing = _loaded(auto, folder, trust_remote_code, options)
         if quantisation is not None and dtype is not None:
             quantisation.settle(model, dtype, path)
-        return model, lacking
+        return model, missing
     adapter = _Adapter(path, folder, base, origin.base is not None)
     is_packed = quantisation is not None and not quantisation.dequantised
     if auto.__name__ == "AutoModelForSequenceClassification":
         options = adapter.outputs() | options
-    model, lacking = _loaded(auto, weights.folder(base), trust_remote_code, options)
+    model, missing = _loaded(auto, weights.folder(base), trust_remote_code, options)
     if quantisation is not None and dtype is not None:
         quantisation.settle(model, dtype, path)
-    return adapter.merged(model, is_packed), [name for name in lacking if name not in adapter.shapes]
+    return adapter.merged(model, is_packed), [name for name in missing if name not in adapter.shapes]
 
 
 def check_packages(origin: weights.Origin) -> None:
@@ -142,7 +142,57 @@ def _loaded(
         folder, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True, **options
     )
     quantised.check_read(info["unexpected_keys"], str(folder))
+    check_biases(model, folder)
     return model, sorted(info["missing_keys"])
+
+
+def check_biases(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a folder that holds a bias which the model has no place for: transformers leaves it out, and only logs it.
+
+    Its config.json is then not that of its weights, or it is another kind of model, such as a token classifier, whose head
+    has one. A bias of zeros changes nothing, and some programs write it.
+
+    Raises:
+        ModelError: A bias is not read.
+    """
+    import torch
+    from safetensors import safe_open
+
+    prefix = f"{model.base_model_prefix}."
+    modules = {**dict(model.base_model.named_modules()), **dict(model.named_modules())}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights_file:
+            for name in weights_file.keys():  # noqa: SIM118
+                owner, _, part = name.rpartition(".")
+                module = modules.get(owner, modules.get(owner.removeprefix(prefix)))
+                is_unread = part == "bias" and isinstance(getattr(module, "weight", None), torch.Tensor)
+                if is_unread and getattr(module, "bias", None) is None and weights_file.get_tensor(name).any():
+                    raise ModelError(
+                        f"{folder} holds {name}, which {type(model).__name__} has no place for, so that its numbers would "
+                        "be others than those it was trained to give; mend its config.json, or give a model of the kind "
+                        "it is used as"
+                    )
+
+
+def lacking(model: PreTrainedModel, folder: Path) -> list[str]:
+    """Return the names of a loaded model's weights that its folder does not hold.
+
+    Names are compared first; only where one is not found as it is does transformers, which knows other spellings, read the
+    folder once more.
+    """
+    held = {name for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
+    prefix = f"{model.base_model_prefix}."
+    if all(name in held or prefix + name in held for name, _ in model.named_parameters()):
+        return []
+    _, info = type(model).from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    return sorted(info["missing_keys"])
+
+
+def _names(file: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as weights_file:
+        return list(weights_file.keys())
 
 
 class _Adapter:

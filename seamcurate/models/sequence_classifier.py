@@ -80,6 +80,7 @@ class SequenceClassifier(EncodingModel, PromptedModel, RewardConfig):
         """
         moves = super().identity()
         assert isinstance(moves, dict)
+        self._check_kind()
         moves = {key: value for key, value in moves.items() if key not in ("output", "outputs")}
         if self.output is not None:
             moves["output"] = self._index(self.labels())
@@ -107,6 +108,20 @@ class SequenceClassifier(EncodingModel, PromptedModel, RewardConfig):
         names = self.labels()
         columns = labels.column_names(names)
         return tuple(columns[i] for i in self._indices(names))
+
+    def _check_kind(self) -> None:
+        """Refuse a model whose head scores each token: as a classifier of texts it would be read at the last token alone."""
+        kinds = weights.configuration(self.origin).get("architectures")
+        kind = (
+            next((str(name) for name in kinds if str(name).endswith("ForTokenClassification")), None)
+            if isinstance(kinds, list)
+            else None
+        )
+        if kind is not None:
+            raise ModelError(
+                f"{self.title} is a {kind}, which scores each token or step (a process reward model), not an answer; call it "
+                "from a function, `reward: {function: …}`, which says how its steps are put together"
+            )
 
     def _index(self, names: Sequence[str]) -> int:
         """Return the number of the output that is the reward."""
@@ -138,6 +153,7 @@ class SequenceClassifier(EncodingModel, PromptedModel, RewardConfig):
         """Load tokenizer and weights; refuse a model with several outputs of which none is named."""
         from transformers import AutoModelForSequenceClassification
 
+        self._check_kind()
         tokenizer, model = self.open_weights(AutoModelForSequenceClassification)
         names, count = self.labels(), model.config.num_labels
         names = names if len(names) == count else labels.numbered(count)
