@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from seamcurate.models.product import quicken
 from seamcurate.models.protocols import Embedder
 from seamcurate.models.unpadded import UnpaddedReader
 from seamcurate.models.vectors import normalised
+from seamcurate.progress import note
+from seamcurate.text import brief
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +71,8 @@ class SentenceEncoder(EncodingModel):
         return loaded
 
 
+_MODULES = "modules.json"
+"""The file that names the modules of a sentence-transformers model."""
 _UNUSUAL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What modules may raise that need more than tokens of texts; sentence-transformers' own `encode` then reads them."""
 _KEPT: dict[tuple[object, ...], Any] = {}
@@ -83,6 +88,7 @@ class _LoadedEncoder:
         with model_errors(f"sentence_encoder {config.path}"):
             if config.pooling == "default":
                 folder = config.fetch_folder()
+                _refuse_pickled(config, folder)
                 with quietly(), _whole(config, folder) as model_folder:
                     self.model: Any = SentenceTransformer(
                         str(model_folder),
@@ -90,6 +96,8 @@ class _LoadedEncoder:
                         trust_remote_code=config.trust_remote_code,
                         model_kwargs=options,
                     )
+                    _check_read(config, self.model[0], model_folder)
+                _tell_defaults(config, self.model, folder)
                 if config.by_torch():
                     quicken(self.model)
                     if weights.device(config.device) == "cpu":
@@ -317,6 +325,54 @@ class _LoadedEncoder:
                 "free some, or lower the model's max_tokens"
             )
         return np.asarray(rows, np.float32).reshape(len(texts), -1)
+
+
+def _module_folders(folder: Path) -> list[Path]:
+    """List the folders of the modules that a sentence-transformers model is made of; its own alone where it names none."""
+    try:
+        modules = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
+        return [folder / str(module["path"]) for module in modules]
+    except (OSError, ValueError, KeyError, TypeError):
+        # sentence-transformers says what is wrong with a damaged file.
+        return [folder]
+
+
+def _refuse_pickled(config: SentenceEncoder, folder: Path) -> None:
+    """Refuse a module whose weights are pickled: they are part of no fingerprint, and sentence-transformers would read them."""
+    for module in _module_folders(folder):
+        for file in sorted(module.glob("*.bin")) if module != folder else ():
+            if not any(module.glob("*.safetensors")):
+                raise ModelError(
+                    f"{config.title}: the weights of {file.relative_to(folder)} are pickled, and nothing is read of them; "
+                    "save the model anew with SentenceTransformer(folder).save(new_folder), which writes safetensors"
+                )
+
+
+def _check_read(config: SentenceEncoder, first_module: Any, folder: Path) -> None:
+    """Refuse a transformer some of whose weights its folder lacks: sentence-transformers does not tell."""
+    body = getattr(first_module, "auto_model", None)
+    body_folder = _module_folders(folder)[0]
+    if body is None or not hasattr(body, "base_model_prefix") or not any(body_folder.glob("*.safetensors")):
+        return
+    if weights.base(config.origin) is None:
+        check_whole(config.title, config.kind, checkpoint.lacking(body, body_folder), ("pooler.",))
+    checkpoint.check_biases(body, body_folder)
+
+
+def _tell_defaults(config: SentenceEncoder, model: Any, folder: Path) -> None:
+    """Say what is decided for a model that does not decide it: how tokens become a vector, and which prompt stands before texts."""
+    if not (folder / _MODULES).is_file():
+        note(
+            f"{config.title}: no {_MODULES} says how the vectors of a text's tokens become one; their mean is taken. Write "
+            "`pooling: mean` if that is right, else `cls` or `pooler`"
+        )
+    prompts = {name: prompt for name, prompt in (model.prompts or {}).items() if prompt}
+    if prompts and model.default_prompt_name is None:
+        said = ", ".join(f"{name} ({brief(prompt, 40)!r})" for name, prompt in prompts.items())
+        note(
+            f"{config.title}: texts are read as they are, though the model has prompts to put before them: {said}; "
+            "`default_prompt_name` in its config_sentence_transformers.json names the one to use"
+        )
 
 
 @contextmanager

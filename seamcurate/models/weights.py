@@ -27,6 +27,8 @@ TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja", "chat_t
 FILES = (
     *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.json", "*/*.safetensors"),
     "additional_chat_templates/*.jinja",
+    # The modules of a sentence-transformers model lie in folders such as `0_Transformer`, with a tokenizer of their own.
+    *("[0-9]_*/*.json", "[0-9]_*/*.txt", "[0-9]_*/*.model"),
 )
 """The files of a model, on disk or on the Hub; pickled weights are not among them."""
 _SMALL = tuple(pattern for pattern in FILES if not pattern.endswith(".safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seamcurate import CausalLM, SequenceClassifier
+from seamcurate import CausalLM, SentenceEncoder, SequenceClassifier
 from seamcurate.errors import ModelError
 
 
@@ -21,6 +22,24 @@ def _changed(folder, tmp_path, change):
     change(tensors)
     save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
     return copied
+
+
+def _st_modules():
+    try:
+        return importlib.import_module("sentence_transformers.sentence_transformer.modules")
+    except ModuleNotFoundError:
+        # Before version 6.
+        return importlib.import_module("sentence_transformers.models")
+
+
+def _sentence_model(body, folder, prompts=None):
+    """Save a sentence-transformers model: a tiny BERT, its mean, and a dense layer."""
+    from sentence_transformers import SentenceTransformer
+
+    st = _st_modules()
+    modules = [st.Transformer(str(body), max_seq_length=32), st.Pooling(48, pooling_mode="mean"), st.Dense(48, 16)]
+    SentenceTransformer(modules=modules, device="cpu", prompts=prompts).save(str(folder))
+    return folder
 
 
 @pytest.mark.parametrize("place", ["model.layers.0.self_attn.o_proj", "lm_head"])
@@ -57,3 +76,68 @@ def test_a_head_with_a_bias_that_is_left_out_is_refused(decoder_reward_folder, t
     folder = _changed(decoder_reward_folder, tmp_path, lambda held: held.update({"score.bias": torch.tensor([3.0])}))
     with pytest.raises(ModelError, match=r"holds score\.bias, which Qwen2ForSequenceClassification has no place for"):
         SequenceClassifier(path=str(folder)).load()
+
+
+def test_a_sentence_transformers_model_without_some_of_its_weights_is_refused(encoder_reward_folder, tmp_path):
+    folder = _sentence_model(encoder_reward_folder, tmp_path / "encoder")
+    lacking = "encoder.layer.1.attention.self.key.weight"
+    assert SentenceEncoder(path=str(folder)).load().embed(["sort"]).shape == (1, 16)
+    # A pooler that nothing is computed by may be lacking.
+    whole = _changed(
+        folder, tmp_path / "pooler", lambda held: [held.pop(name) for name in list(held) if "pooler" in name]
+    )
+    assert SentenceEncoder(path=str(whole)).load().embed(["sort"]).shape == (1, 16)
+    part = _changed(folder, tmp_path / "part", lambda held: held.pop(lacking))
+    with pytest.raises(ModelError, match=f"has no {lacking}, which would be initialised at random"):
+        SentenceEncoder(path=str(part)).load()
+
+
+def test_a_module_with_pickled_weights_is_refused(encoder_reward_folder, tmp_path):
+    folder = _sentence_model(encoder_reward_folder, tmp_path / "encoder")
+    (safe,) = folder.glob("2_*/model.safetensors")
+    torch.save(load_file(safe), safe.with_name("pytorch_model.bin"))
+    assert SentenceEncoder(path=str(folder)).load().embed(["sort"]).shape == (1, 16)
+    safe.unlink()
+    with pytest.raises(ModelError, match=r"the weights of 2_Dense/pytorch_model\.bin are pickled"):
+        SentenceEncoder(path=str(folder)).load()
+
+
+def test_the_settings_of_a_module_in_a_folder_of_its_own_are_part_of_the_identity(encoder_reward_folder, tmp_path):
+    whole = _sentence_model(encoder_reward_folder, tmp_path / "whole")
+    folder = tmp_path / "parted"
+    shutil.copytree(whole, folder / "0_Transformer", ignore=shutil.ignore_patterns("[0-9]_*", "modules.json"))
+    for part in whole.glob("[0-9]_*"):
+        shutil.copytree(part, folder / part.name)
+    modules = json.loads((whole / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    encoder = SentenceEncoder(path=str(folder))
+    text = ["sort list queue cache merge filter"]
+    assert encoder.load().embed(text) == pytest.approx(SentenceEncoder(path=str(whole)).load().embed(text), abs=1e-6)
+    identity = encoder.identity()
+    (folder / "0_Transformer" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 4}))
+    assert encoder.identity() != identity
+
+
+def test_what_a_model_leaves_open_is_told(encoder_reward_folder, tmp_path, capsys):
+    """How tokens become a vector, and which of several prompts stands before a text."""
+    SentenceEncoder(path=str(encoder_reward_folder)).load()
+    assert (
+        "no modules.json says how the vectors of a text's tokens become one; their mean is taken"
+        in capsys.readouterr().err
+    )
+    SentenceEncoder(path=str(encoder_reward_folder), pooling="mean").load()
+    plain = _sentence_model(encoder_reward_folder, tmp_path / "plain")
+    SentenceEncoder(path=str(plain)).load()
+    told = capsys.readouterr().err
+    assert "modules.json" not in told and "prompt" not in told
+    prompted = _sentence_model(encoder_reward_folder, tmp_path / "prompted", {"query": "query: "})
+    SentenceEncoder(path=str(prompted)).load()
+    assert (
+        "texts are read as they are, though the model has prompts to put before them: query ("
+        in capsys.readouterr().err
+    )
+    settings = prompted / "config_sentence_transformers.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"default_prompt_name": "query"}))
+    SentenceEncoder(path=str(prompted)).load()
+    assert "texts are read as they are" not in capsys.readouterr().err
