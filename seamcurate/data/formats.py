@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seamcurate.data import lines
-from seamcurate.errors import SourceError, typed_line
+from seamcurate.errors import SourceError, first_line, typed_line
 from seamcurate.storage import hashes
 from seamcurate.tables import python_rows, python_values
 
@@ -196,17 +196,21 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         return pa.chunked_array(list(chain.from_iterable(cells)), kind)
 
 
-def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array([spelled(cell, "json") for cell in python_values(column)], pa.string())])
+def _as_text(column: pa.ChunkedArray, spelling: str) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array([spelled(cell, spelling) for cell in python_values(column)], pa.string())])
 
 
-def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return exactly the columns of `schema`, NULL where missing."""
-    names_present = set(rows.column_names)
-    columns = [
-        cast(rows[name], kind) if name in names_present else pa.nulls(len(rows), kind)
-        for name, kind in zip(schema.names, schema.types, strict=True)
-    ]
+def conform(rows: pa.Table, schema: pa.Schema, location: str = "rows") -> pa.Table:
+    """Return exactly the columns of `schema`, NULL where missing; `location` names the source in an error."""
+    names_present, columns = set(rows.column_names), list[pa.ChunkedArray | pa.Array]()
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        try:
+            columns.append(cast(rows[name], kind) if name in names_present else pa.nulls(len(rows), kind))
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"{location}: column {name!r:.80} is {rows[name].type!s:.80} in one file and {kind!s:.80} with the others, which cannot hold it: "
+                f"{first_line(error)}; write it as text in all of them"
+            ) from error
     return pa.table(columns, schema=schema)
 
 
@@ -693,7 +697,24 @@ def unified(files: list[Path], read_schema: Callable[[Path], pa.Schema]) -> pa.S
 
 def _is_json(field: pa.Field) -> bool:
     """Tell whether the files disagree about a column, so that it is kept as JSON text."""
-    return str((field.metadata or {}).get(b"meaning", b"").decode()).startswith(_AS_JSON)
+    return _meaning(field).startswith(_AS_JSON)
+
+
+def _meaning(field: pa.Field) -> str:
+    return str((field.metadata or {}).get(b"meaning", b"").decode())
+
+
+def check_alike(field: pa.Field, location: str) -> None:
+    """Refuse to map a column that is nested in some files and not in others: its JSON text is no prompt and no answer.
+
+    Raises:
+        SourceError: It is such a column.
+    """
+    if _is_json(field):
+        types = _meaning(field).removeprefix(_AS_JSON).strip()
+        raise SourceError(
+            f"{location} is {types} in different files, and is read as one; name the files of one kind, or write all alike"
+        )
 
 
 def file_tables(
@@ -722,14 +743,15 @@ def _with_constants(
 
 def conformed(tables: Iterable[pa.Table], fields: pa.Schema, location: str) -> Iterator[pa.Table]:
     """Cast tables to one schema."""
-    differing = [field.name for field in fields if _is_json(field)]
+    spellings = {field.name: "json" if _is_json(field) else "text" for field in fields if _meaning(field)}
     with _reading(location):
         for table in tables:
-            for name in differing if table.num_rows else ():
-                if name in table.column_names:
+            for name, spelling in spellings.items() if table.num_rows else ():
+                # Arrow spells 4.0 as 4, which JSON lines and a file of numbers alone do not.
+                if name in table.column_names and (spelling == "json" or pa.types.is_floating(table[name].type)):
                     index = table.schema.get_field_index(name)
-                    table = table.set_column(index, name, _as_json(table[name]))
-            yield conform(table, fields)
+                    table = table.set_column(index, name, _as_text(table[name], spelling))
+            yield conform(table, fields, location)
 
 
 def with_inner(

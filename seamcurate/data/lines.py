@@ -26,13 +26,16 @@ from seamcurate.errors import SourceError
 # A small packed file can unpack to a line that fills the memory.
 LONGEST_LINE = 1 << 26
 _BLOCK = 1 << 20
-_GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
+_ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0x60)))
+"""The first bytes of a frame of Zstandard, and of those that readers skip, which pzstd writes first."""
 _NOT_TEXT = {
     b"PK\x03\x04": "is a zip archive; unpack it",
     b"PAR1": "is a Parquet file; name it by `parquet`",
     b"ARROW1": "is an Arrow file; name it by `arrow`",
     b"SQLite": "is an SQLite database; write the rows as JSON lines",
     b"\x89PNG": "is a picture",
+    b"\x04\x22\x4d\x18": "is packed by lz4; unpack it",
     b"\x80\x04": "is a pickle, which could run code; write the rows as JSON lines",
 }
 """The first bytes of files that are no text, and what to do with them."""

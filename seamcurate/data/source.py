@@ -473,6 +473,7 @@ class Source(BaseModel):
         row = {} if head is None else _first(head)
         plan = self._plan(fields.names, row=row)
         for target, column in plan.mapped.items():
+            formats.check_alike(fields.field(column), f"{self._where}: column {column!r}")
             _check_type(fields.field(column).type, target, f"{self._where}: column {column!r}")
         for column in plan.sides.values():
             if reason := formats.unstorable(fields.field(column).type):
@@ -586,6 +587,11 @@ class Source(BaseModel):
         else:
             fields, tables = self._tables(0)
             columns, names = {field.name: field for field in fields}, fields.names
+            read = {self.prompt, self.response or "response", self.reference or "reference", self.messages, self.id}
+            read = read if self.layout is None else set(layouts.LAYOUTS[self.layout].takes)
+            for name in names:
+                if name in read and name not in self.select:
+                    formats.check_alike(fields.field(name), f"{self._where}: column {name!r}")
             rows = chain.from_iterable(formats.table_rows(table) for table in tables)
         if self._computes:
             types = pa.schema([_field(name, columns.get(name)) for name in names])

@@ -59,6 +59,17 @@ def test_packed_files_are_unpacked_by_what_they_are(suffix: str, tmp_path: Path)
             read(Source(**{kind: str(path)}))
 
 
+def test_frames_of_zstandard_that_are_skipped_may_come_first_and_lz4_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.zst"
+    for mark in (0x50, 0x5F):
+        # As pzstd writes it: a frame of four bytes that readers skip.
+        path.write_bytes(bytes([mark]) + b"\x2a\x4d\x18\x04\0\0\0size" + PACKERS["zst"](JSONL))
+        assert read(Source(jsonl=str(path))) == ROWS
+    path.write_bytes(pa.compress(JSONL, codec="lz4", asbytes=True))
+    with pytest.raises(SourceError, match=r"rows\.jsonl\.zst is packed by lz4; unpack it"):
+        read(Source(jsonl=str(path)))
+
+
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_one_array_is_read_as_its_items(

@@ -471,6 +471,45 @@ def test_a_later_value_that_does_not_fit_stored_rows_is_null_and_counted(tmp_pat
     assert second.nulled == {"n": 1}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"prompt": "question"}, {"select": {"n": "length(response)"}}, {"layout": "pku_saferlhf"}],
+    ids=str,
+)
+def test_a_mapped_column_that_is_nested_in_some_files_is_refused(options: dict[str, object], tmp_path: Path) -> None:
+    """Its JSON text would be the prompt: `[{"role": …`, and a text in quotation marks."""
+    name = str(options.get("prompt", "prompt"))
+    rest = {"response_0": ["x"], "response_1": ["y"], "safer_response_id": [0]} if "layout" in options else {}
+    parquet(tmp_path, "x1.parquet", **{name: [[{"role": "user", "content": "a"}]], "response": ["x"], **rest})
+    parquet(tmp_path, "x2.parquet", **{name: ["b"], "response": ["y"], **rest})
+    source = Source(parquet=str(tmp_path / "x*.parquet"), **options)
+    with pytest.raises(SourceError, match=f"column '{name}' is list<.* and string in different files") as refused:
+        list(source.chunks())
+    assert "\n" not in str(refused.value)
+    # A list of columns that no step reads may differ.
+    parquet(tmp_path, "y1.parquet", prompt=["a"], side=[["x"]])
+    parquet(tmp_path, "y2.parquet", prompt=["b"], side=["x"])
+    check_chunks(Source(parquet=str(tmp_path / "y*.parquet")), 2)
+
+
+def test_a_number_is_spelled_alike_whatever_other_files_hold(tmp_path: Path) -> None:
+    parquet(tmp_path, "x1.parquet", prompt=["a", "b"], reference=[4.0, 0.1])
+    (alone,) = check_chunks(Source(parquet=str(tmp_path / "x1.parquet")), 2)
+    parquet(tmp_path, "x2.parquet", prompt=["c"], reference=["5"])
+    (beside,) = check_chunks(Source(parquet=str(tmp_path / "x*.parquet")), 3)
+    assert alone.rows["reference"].to_pylist() == ["4.0", "0.1"]
+    assert beside.rows["reference"].to_pylist() == ["4.0", "0.1", "5"]
+
+
+def test_files_whose_numbers_have_no_type_in_common_name_the_column(tmp_path: Path) -> None:
+    parquet(tmp_path, "x1.parquet", prompt=["a"], number=[2**53 + 1])
+    parquet(tmp_path, "x2.parquet", prompt=["b"], number=[0.5])
+    with pytest.raises(
+        SourceError, match=r"column 'number' is int64 in one file and double with the others.*write it as text"
+    ):
+        list(Source(parquet=str(tmp_path / "x*.parquet")).chunks())
+
+
 def test_parquet_files_that_differ_in_a_side_column_keep_it_as_text(tmp_path: Path) -> None:
     parquet(tmp_path, "x1.parquet", prompt=["a"], n=["1"], m=[[1]])
     parquet(tmp_path, "x2.parquet", prompt=["b"], n=[1], m=["s"])
