@@ -193,12 +193,10 @@ def sampled(data: Source, limit: int) -> Sample:
 
 
 def reads_data(reward: RewardingModel, data: Source) -> RewardingModel:
-    """Let a function whose parameters have the names of the data's own columns read these, as its trainer would give them."""
+    """Let a function whose parameters have the names of the data's own columns read these."""
     if not isinstance(reward, RewardFunction):
         return reward
-    own = {"prompt": data.prompt, "response": data.response, "reference": data.reference}
-    read = {column: target for target, column in own.items() if column in reward.columns_read() and column != target}
-    return reward.model_copy(update={"columns": {**read, **reward.columns}}) if read else reward
+    return reward.named_as({"prompt": data.prompt, "response": data.response, "reference": data.reference})
 
 
 def lacks_reference(reward: RewardingModel, sample: Sample) -> bool:

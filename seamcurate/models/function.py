@@ -179,6 +179,23 @@ class RewardFunction(NamedModel, RewardConfig):
         """
         _LoadedFunction(self).close()
 
+    def named_as(self, names: Mapping[str, str | None]) -> RewardFunction:
+        """Return the function with parameters that have the names of the data's own columns, as its trainer would give them.
+
+        Args:
+            names: The data's names of columns, by the names that they have in a store; None for one that the data lack.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> file = pathlib.Path(tempfile.mkdtemp(), "own.py")
+            >>> _ = file.write_text("def score(completions, answer): return [float(a in c) for a, c in zip(answer, completions)]")
+            >>> RewardFunction(path=f"{file}:score").named_as({"prompt": "question", "response": "answer"}).columns
+            {'answer': 'response'}
+        """
+        read = {name: column for column, name in names.items() if name != column and name in self.columns_read()}
+        columns = {str(name): column for name, column in read.items()}
+        return self.model_copy(update={"columns": columns | self.columns}) if columns else self
+
     def columns_read(self) -> tuple[str, ...]:
         """Name the columns that the function's parameters read."""
         return tuple(dict.fromkeys(self._call().columns.values()))

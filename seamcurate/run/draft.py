@@ -92,7 +92,7 @@ def init(
     rows = _looked_at(data, "data")
     others = None if corpus is None else _looked_at(corpus, "corpus")
     named = {"policy": policy, "reward": reward, "encoder": encoder}
-    models = {role: _model(role, name, path.parent) for role, name in named.items() if name is not None}
+    models = {role: _model(role, name, path.parent, rows) for role, name in named.items() if name is not None}
     text = _written(path, rows, others, models, [])
     # Refused before the band is measured.
     recipe = recipes.loads(text, path.parent, f"the recipe for {path}")
@@ -237,8 +237,8 @@ def _word(name: str, head: Sequence[Mapping[str, object]]) -> str:
     return formats.word(value)
 
 
-def _model(role: str, named: str, folder: Path) -> tuple[str, str]:
-    """Return the key of the kind of model that a name is of, and the model's name as the recipe has it."""
+def _model(role: str, named: str, folder: Path, rows: _Looked) -> str:
+    """Write the model that a name is of as a value of a recipe that lies in `folder`."""
     kinds = [kind.key for kind in ROLES[role]]
     prefix, _, rest = named.partition(":")
     if rest and prefix in kinds:
@@ -249,11 +249,14 @@ def _model(role: str, named: str, folder: Path) -> tuple[str, str]:
         raise RecipeError(f"--{role} {named}: {prefix} is no kind of {role}; there are: {', '.join(kinds)}")
     else:
         kind, name = kinds[0], named
+    columns = RewardFunction(path=name).named_as(rows.fields).columns if kind == RewardFunction.key else {}
     file = Path(name.rpartition(".py:")[0] + ".py" if ".py:" in name else name)
-    return kind, name.replace(str(file), _relative(str(file), folder), 1) if file.exists() else name
+    placed = name.replace(str(file), _relative(str(file), folder), 1) if file.exists() else name
+    read = ", ".join(f"{_scalar(parameter)}: {column}" for parameter, column in columns.items())
+    return f"{{{kind}: {_scalar(placed)}{f', columns: {{{read}}}' if read else ''}}}"
 
 
-def _measures(rows: _Looked, corpus: _Looked | None, models: Mapping[str, tuple[str, str]]) -> bool:
+def _measures(rows: _Looked, corpus: _Looked | None, models: Mapping[str, str]) -> bool:
     """Tell whether the recipe retrieves: a corpus with answers, and an encoder."""
     return rows.answered and corpus is not None and corpus.answered and "encoder" in models
 
@@ -262,7 +265,7 @@ def _written(
     path: Path,
     rows: _Looked,
     corpus: _Looked | None,
-    models: Mapping[str, tuple[str, str]],
+    models: Mapping[str, str],
     measured: Sequence[str],
 ) -> str:
     """Write the recipe."""
@@ -283,9 +286,7 @@ def _written(
         "",
         *(["models:"] if models else ["# models:"]),
         *(
-            f"  {role}: {{{models[role][0]}: {_scalar(models[role][1])}}}"
-            if role in models
-            else f"  # {role}: {{{kind}: …}}"
+            f"  {role}: {models[role]}" if role in models else f"  # {role}: {{{kind}: …}}"
             for role, kind in (
                 ("policy", "causal_lm"),
                 ("reward", "sequence_classifier"),
@@ -303,7 +304,7 @@ def _written(
 
 
 def _steps(
-    rows: _Looked, corpus: _Looked | None, models: Mapping[str, tuple[str, str]], measured: Sequence[str]
+    rows: _Looked, corpus: _Looked | None, models: Mapping[str, str], measured: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Write the steps for which models and columns are there, and a split by the first score among them."""
     steps, scores = list[str](), list[str]()
@@ -349,7 +350,7 @@ def _steps(
     ]
 
 
-def _missing(rows: _Looked, corpus: _Looked | None, models: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+def _missing(rows: _Looked, corpus: _Looked | None, models: Mapping[str, str]) -> Iterator[str]:
     """Yield what else could be given, and what it would add."""
     if not rows.answered:
         yield "no column looks like the golden response; SEAM compares with it: name one by `response`"

@@ -219,3 +219,15 @@ def test_the_command_says_what_it_guessed_and_what_to_do_next(tmp_path, question
     printed = CliRunner().invoke(app, ["init", str(questions[0]), "--out", str(out)]).stdout.splitlines()
     assert printed[0] == "prompt is `question`, response is `answer`"
     assert printed[-1] == f"{out} is written; see what it would take: seamcurate plan {out} my-store"
+
+
+def test_a_functions_parameters_read_the_columns_that_have_their_names(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def score(completions, answer, question): return [float(a in c) for c, a in zip(completions, answer)]\n"
+    )
+    rows = [{"question": f"What is {n} and {n}?", "answer": f"It is {2 * n}."} for n in range(30)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = init(tmp_path / "sums.jsonl", tmp_path / "r.yaml", policy="fake:p", reward=f"{tmp_path}/own.py:score")
+    assert '  reward: {function: "own.py:score", columns: {question: prompt, answer: response}}\n' in written.text
+    run_local(Recipe.load(written.path), tmp_path / "store")
+    assert query(tmp_path / "store", "SELECT DISTINCT reward FROM rows")["reward"].to_pylist() == [1.0]
