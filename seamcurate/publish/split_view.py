@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +91,8 @@ class SplitView:
                 f"{self.model.path} was made from"
             )
         self.rewarding = rewarding
+        self.parameters: dict[str, str] = {}
+        """The columns that the recipe's reward function reads under other names, by these names, where lines have them so."""
         self.unanswered = 0
         """Rows so far that are left out of a format of golden responses, as they have none."""
         self.equal_answers = 0
@@ -172,6 +174,23 @@ class SplitView:
         if self.pairs:
             columns |= {f"candidate_{name}": f"c.{name}" for name in _OF_CANDIDATES}
         return columns
+
+    def parameter_columns(self, names: Collection[str]) -> dict[str, str]:
+        """Return the SQL of the columns that the recipe's reward function reads under other names than `names`, by these."""
+        reward, taken = self.rewarding, {name.lower() for name in names}
+        if self.format != "prompts" or not isinstance(reward, RewardFunction) or reward.library != "TRL":
+            return {}
+        self.parameters = {
+            parameter: name
+            for parameter, name in reward.columns.items()
+            if parameter.lower() not in taken | {name.lower() for name in self.trainer.reserved[self.format]}
+            and name in self.kinds
+            and not pa.types.is_nested(self.kinds[name])
+        }
+        if self.parameters:
+            said = ", ".join(f"{name} also as {parameter}" for parameter, name in self.parameters.items())
+            self.notes.append(f"the recipe's reward reads columns by other names; exported are {said}")
+        return {parameter: f"b.{views.quoted(name)}" for parameter, name in self.parameters.items()}
 
     # ── rows ──
 
@@ -282,14 +301,15 @@ class SplitView:
             one_text = not self.rewarding.pair and self.rewarding.output is None
             reward = self.rewarding.path if one_text else REWARD_MODEL
         elif isinstance(self.rewarding, RewardFunction):
-            function = _function(self.rewarding)
+            function = _function(self.rewarding, self.parameters)
         shape = shape._replace(function=function)
         return tuple(commands(self._trainer_name, shape, str(folder), policy, reward))
 
 
-def _function(reward: RewardFunction) -> Function | None:
-    """Return a function as commands name it; None where it has settings, which they cannot give."""
-    if not reward.model_fields_set <= {"path", "binary"}:
+def _function(reward: RewardFunction, parameters: Mapping[str, str]) -> Function | None:
+    """Return a function as commands name it; None where it has settings that neither they nor the lines' `parameters` give."""
+    settings = reward.model_fields_set - {"path", "binary"}
+    if settings - {"columns"} or not reward.columns.keys() <= parameters.keys():
         return None
     file, _, name = reward.path.rpartition(":")
     module, folder = ("seamcurate.verifiers", None) if reward.bundled else (Path(file).stem, str(Path(file).parent))

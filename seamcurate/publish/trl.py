@@ -72,14 +72,15 @@ PPOTrainer(args=…, processing_class=…, model=…, ref_model=…, reward_mode
 
 
 def columns(view: SplitView, reward: RerReward | None) -> dict[str, str]:
-    """Return the SQL of each exported column: those of TRL's format first, then every plain column."""
+    """Return the SQL of each exported column: TRL's own, every plain column, and what a reward function reads by other names."""
     format_columns = {
         "prompts": {"prompt": "b.prompt"},
         "sft": {"prompt": "b.prompt", "completion": "b.response"},
         "preferences": {"prompt": "b.prompt", "chosen": "b.response", "rejected": "c.response"},
         "unpaired": {"prompt": "b.prompt", "completion": "c.response", "label": "c.label"},
     }[view.format]
-    return format_columns | view.plain_columns(format_columns)
+    columns = format_columns | view.plain_columns(format_columns)
+    return columns | view.parameter_columns(columns)
 
 
 def reward_function(end: str) -> str:

@@ -22,6 +22,7 @@ def policies(policy_folder) -> dict[str, Path]:
 
 VERIFIERS = {
     "trl": "def score(completions, **columns):\n    return [float(len(text) % 3) for text in completions]\n",
+    "named": "def score(completions, answer, **columns):\n    assert all(answer)\n    return [float(len(text) % 3) for text in completions]\n",
     "plain": "def score(prompt, response):\n    return float(len(response) % 3)\n",
 }
 
@@ -31,16 +32,17 @@ def test_the_printed_commands_name_the_recipes_own_function(kind, policies, tmp_
     monkeypatch.chdir(tmp_path)
     Path("rules").mkdir()
     Path("rules/verifier.py").write_text(VERIFIERS[kind])
-    recipe = recipe_of(
-        tmp_path, policy("plain", policies), False, reward=RewardFunction(path="rules/verifier.py:score")
-    )
+    columns = {"columns": {"answer": "response"}} if kind == "named" else {}
+    reward = RewardFunction(path="rules/verifier.py:score", **columns)
+    recipe = recipe_of(tmp_path, policy("plain", policies), False, reward=reward)
     told = {one.folder.name: one.commands for one in export(recipe, Store("store").open(), "trl", Path("out"))}
     trl_own, own = told["prompts"]
-    if kind == "trl":
+    if kind != "plain":
         assert trl_own.startswith("PYTHONPATH=rules trl grpo ") and " --reward_funcs verifier.score " in trl_own
-        # Through the launcher, whose scripts stand before PYTHONPATH.
-        run(trl_own, tmp_path, *ON_CPU, *GROUPS)
-        shutil.rmtree("trained")
+        if kind == "named":
+            # Through the launcher, whose scripts stand before PYTHONPATH.
+            run(trl_own, tmp_path, *ON_CPU, *GROUPS)
+            shutil.rmtree("trained")
     else:
         # TRL calls no function of one prompt and one response.
         assert "--reward_model_name_or_path REWARD_MODEL" in trl_own
