@@ -41,6 +41,8 @@ _looked_at: set[tuple[str, str | None, tuple[str, ...]]] = set()
 """The templates, and the roles of chats, that were rendered with placeholders."""
 _told: set[tuple[str, str | None, str]] = set()
 """The templates, and the roles of turns that they leave out, which were told."""
+_refused: set[tuple[str, str | None]] = set()
+"""The templates of which a refusal was told."""
 _TRAINED = "seamcurate_form"
 """The key of a tokenizer's configuration that says in which form `train` trained the model."""
 
@@ -306,8 +308,17 @@ def _rendered(
         TemplateError: The template cannot render such a chat.
         ModelError: The template fails, takes too long, or leaves out the question or the answer.
     """
-    texts = _applied(tokenizer, form, chats, options)
     roles = tuple(turn["role"] for turn in chats[0])
+    try:
+        texts = _applied(tokenizer, form, chats, options)
+    except refusals() as error:
+        if (template := (tokenizer.name_or_path, form.source)) not in _refused:
+            _refused.add(template)
+            note(
+                f"warning: the chat template of {tokenizer.name_or_path} refuses chats such as {', '.join(roles)}, which have "
+                f"no score: {brief(str(error), 200)}"
+            )
+        raise
     if (key := (tokenizer.name_or_path, form.source, roles)) not in _looked_at:
         _tell_left_out(tokenizer, form, roles, options)
         _looked_at.add(key)

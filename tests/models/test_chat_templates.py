@@ -121,6 +121,19 @@ def test_a_turn_that_a_template_leaves_out_is_told_once(template, chat, left_out
     assert all(f"leaves out {left_out}" in line for line in lines)
 
 
+def test_the_first_chat_that_a_template_refuses_is_told_with_its_words(tokenizer, capsys, monkeypatch):
+    monkeypatch.setattr(tokens, "_refused", set())
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+    )
+    chat_tokenizer = with_template(tokenizer, template)
+    for chat in ([SYSTEM, USER], [SYSTEM, USER, ASSISTANT, USER]):
+        with pytest.raises(TemplateError):
+            tokens.policy_group(chat_tokenizer, chat, ["use sort"], 99)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "refuses" in line]
+    assert line.endswith("refuses chats such as system, user, which have no score: System role not supported")
+
+
 @pytest.mark.parametrize("template", ["idefics3", "smolvlm"])
 def test_a_template_that_writes_no_text_is_refused(template, tokenizer):
     trl = pytest.importorskip("trl", reason="trainers are not installed")
