@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +111,7 @@ def source(
         raise SourceError(f"{file}: rows come from a file that ends in {', '.join(_KINDS)}; write them as one of these")
     row = _first_row(file, kind)
     named = {"prompt": prompt, "response": response, "reference": reference}
-    if prompt is None and response is None and (layout := _layout(row)) is not None:
+    if prompt is None and response is None and (layout := layouts.looks_like(dict(row))) is not None:
         if reference is None:
             return Source.model_validate({kind: file, "layout": layout})
         raise SourceError(f"{file} has the layout {layout}: name --prompt and --response, too, or no column")
@@ -130,11 +129,6 @@ def source(
             f"{file}: no column of good answers; it has {', '.join(row)}: name one by --response or --reference"
         )
     return Source.model_validate({kind: file, **{key: value for key, value in named.items() if value is not None}})
-
-
-def _layout(row: Mapping[str, object]) -> str | None:
-    plain_pairs = {"prompt", "chosen", "rejected"} <= set(row)
-    return layouts.looks_like(dict(row)) or ("rewardbench" if plain_pairs else None)
 
 
 def _first_row(file: str, kind: str) -> dict[str, object]:

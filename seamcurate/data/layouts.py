@@ -396,7 +396,7 @@ def _pku_saferlhf(row: Row) -> Row:
 
 
 def _rewardbench(row: Row) -> Row:
-    """Read good and bad answers (allenai/reward-bench, with one of each; reward-bench-2, with lists of them).
+    """Read good and bad answers (allenai/reward-bench, with one of each, as other preferences in text; reward-bench-2, with lists).
 
     {"prompt": "…", "chosen": "…", "chosen_model": "GPT4-Turbo", "rejected": "…", "rejected_model": "…",
      "subset": "alpacaeval-easy", "id": 0}
@@ -638,14 +638,18 @@ def looks_like(row: Row) -> str | None:
         "nectar": has("prompt", "answers") and _is_ranked(row["answers"]),
         "ultrafeedback": has("instruction", "completions")
         or (has("chosen", "rejected") and isinstance(chosen, list) and _is_chat(chosen)),
-        "rewardbench": has("prompt", "chosen", "rejected", "subset"),
         "hh": has("chosen", "rejected") and isinstance(chosen, str) and chosen.lstrip().startswith("Human:"),
+        "rewardbench": has("prompt", "chosen", "rejected") and (has("subset") or _are_texts(row)),
         "dolly": has("instruction", "context", "response"),
         "alpaca": has("instruction", "input", "output") or has("instruction", "output"),
         "sharegpt": _is_chat(row.get("conversations")),
         "messages": _is_chat(row.get("messages")),
     }
     return next((name for name, fits in tests.items() if fits), None)
+
+
+def _are_texts(row: Row) -> bool:
+    return all(isinstance(row[name], str) for name in ("prompt", "chosen", "rejected"))
 
 
 def _is_ranked(value: object) -> bool:

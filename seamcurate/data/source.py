@@ -853,6 +853,11 @@ class Source(BaseModel):
         ]
         like = None if "prompt" in self.select else layouts.looks_like(dict(row))
         notes += self._unread_note(unread)
+        if like is None and self.response == "chosen" and {"rejected", self.prompt} <= {*names} and not self.select:
+            notes.append(
+                f"{self._where}: rejected is not read; `layout: rewardbench, select: {{prompt: {self.prompt}}}` takes it for the "
+                "worse answer"
+            )
         if "prompt" not in self.select and (written := chats.written(row.get(self.prompt), self.prompt)) is not None:
             notes.append(f"{self._where}: {self.prompt} {written}")
         if like is not None and (unread or like not in ("messages", "sharegpt", "verl", "helpsteer")):

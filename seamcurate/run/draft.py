@@ -249,7 +249,8 @@ def _model(role: str, named: str, folder: Path, rows: _Looked) -> str:
         raise RecipeError(f"--{role} {named}: {prefix} is no kind of {role}; there are: {', '.join(kinds)}")
     else:
         kind, name = kinds[0], named
-    columns = RewardFunction(path=name).named_as(rows.fields).columns if kind == RewardFunction.key else {}
+    names = {role: rows.fields.get(role) for role in _USUAL}
+    columns = RewardFunction(path=name).named_as(names).columns if kind == RewardFunction.key else {}
     file = Path(name.rpartition(".py:")[0] + ".py" if ".py:" in name else name)
     placed = name.replace(str(file), _relative(str(file), folder), 1) if file.exists() else name
     read = ", ".join(f"{_scalar(parameter)}: {column}" for parameter, column in columns.items())

@@ -105,3 +105,14 @@ def test_a_run_says_that_a_text_is_a_chat_and_how_it_is_read(chat, note, tmp_pat
         expression = re.search(r"`select: \{prompt: '(.*)'\}`", chunk.notes[0])[1]
         again = read(tmp_path, {"prompt": chat, "response": "a"}, response="response", select={"prompt": expression})
         assert again.rows["prompt"].to_pylist() == [[user("q")]] and again.notes == ()
+
+
+def test_preferences_in_text_are_known_and_a_rejected_answer_is_not_left_out_in_silence(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    (note,) = read(tmp_path, row, response="chosen").notes
+    assert note.endswith("looks like rewardbench; `layout: rewardbench` reads it as what it is")
+    row = {"question": "q", "chosen": "a", "rejected": "b"}
+    (note,) = read(tmp_path, row, prompt="question", response="chosen").notes
+    assert "rejected is not read; `layout: rewardbench, select: {prompt: question}` takes it" in note
+    (answer,) = read(tmp_path, row, layout="rewardbench", select={"prompt": "question"}).rows["worse_given"].to_pylist()
+    assert answer == [{"response": "b", "rating": None}]
