@@ -19,7 +19,7 @@ Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 """An answer: text, or the messages that a trainer of chats gives."""
 Rewards: TypeAlias = list[float | None]
 
-REVISION = 1
+REVISION = 2
 """Part of the fingerprint of columns that these functions computed. Raise it when one of them would answer otherwise."""
 
 
@@ -55,7 +55,9 @@ def number_match(
     r"""Reward a completion whose number is the reference's, however it is written.
 
     The number of a text is the last one inside its last `\boxed{…}`, else after its last `####`, else in the text. Thousands
-    separators, decimals, fractions, `\frac{a}{b}` and exponents are read; units and currency signs are not.
+    separators, decimals, fractions (`\frac34`, 3 1/2, ½), powers and exponents (`3 \times 10^{5}`) are read; units with their
+    powers, indices and currency signs are not. A root, a multiple of π, and in a box or a reference a sum, a product or several
+    numbers, are no number: of a reference that is one, no reward follows.
 
     Args:
         completions: The answers.
@@ -75,7 +77,9 @@ def number_match(
     def equal(left: Fraction, right: Fraction) -> bool:
         return abs(left - right) <= limit
 
-    return _compared(completions, reference, _number, lambda value: _number(str(value)), equal)
+    return _compared(
+        completions, reference, _number, lambda value: _number(str(value), _is_wordless(str(value))), equal
+    )
 
 
 def choice_match(
@@ -83,12 +87,14 @@ def choice_match(
 ) -> Rewards:
     r"""Reward a completion that chooses the reference's letter.
 
-    The letter of a text is that of its last `\boxed{…}`, else after its last "answer is" or "answer:", else at its start as in
-    "B", "B." or "(B)", else the last one in parentheses.
+    The letter of a text is that of its last `\boxed{…}`, else after its last "answer is", "answer:", "the correct option is" or
+    the like, else at its start as in "B", "B." or "(B)", else the last one in parentheses. In "the answer is a guess", `a` is an
+    article.
 
     Args:
         completions: The answers.
-        reference: The right letter of each, or its place in `choices`, from 0; anything else gives no reward.
+        reference: The right letter of each, or its place in `choices`, from 0, as a number or as text; anything else gives no
+            reward.
         choices: The letters that there are.
         columns: Further columns of the rows, which are not read.
 
@@ -100,9 +106,11 @@ def choice_match(
     letters = choices.upper()
 
     def right(value: object) -> str | None:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return letters[value] if 0 <= value < len(letters) else None
-        return _letter(str(value), letters)
+        text = str(value).strip()
+        # A column of references holds text, also of a source's whole numbers.
+        if text.isdecimal() and text not in letters:
+            return letters[int(text)] if int(text) < len(letters) else None
+        return _letter(text, letters)
 
     return _compared(completions, reference, lambda text: _letter(text, letters), right)
 
@@ -198,43 +206,120 @@ def _text(completion: Completion) -> str:
 
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_SIGNED = rf"[-+]?(?:{_DIGITS})"
 _NUMBER = re.compile(
-    rf"(?<![\w.])[-+]?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}}(?!\d))?(?:\s*/\s*(?:{_DIGITS}))?|(?:{_DIGITS})"
+    rf"(?<![\w.])(?:(?P<sign>[-+]?)(?P<whole>\d+) (?P<part>\d+/\d+)(?![\w/]))|"
+    rf"(?<![\w.])[-+]?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}}(?!\d))?(?:\s*/\s*[-+]?(?:{_DIGITS}))?|(?:{_DIGITS})"
 )
-_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\s*\{\s*([-+]?[\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}")
+_ARGUMENT = rf"\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))"
+_FRACTION = re.compile(rf"\\[cdt]?frac{_ARGUMENT}{_ARGUMENT}")
+_EXPONENT = r"\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3}))"
+_TIMES = r"(?:\\times|\\cdot|[×·*])"
+_POWER = re.compile(rf"(?:(?<![\d.,])({_DIGITS})\s*{_TIMES}\s*|(?<![\w.,]))(\d{{1,9}}){_EXPONENT}")
+_OF_UNIT = re.compile(
+    r"(?:(?<=[^\W\d_])|(?<=\}))\s*\^\s*(?:\{[^{}]*\}|[-+]?\w)|\^\s*(?:\\circ|\{\s*\\circ\s*\})|_\s*(?:\{[^{}]*\}|\w)"
+)
+"""Powers of units, degrees, and indices: none of them is the number."""
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+_THOUSANDS = re.compile(r"(?<=\d)(?:[\u00a0\u202f\u2009]|\\[,! ]|~|\{,\})(?=\d{3}(?!\d))")
+_DASH = re.compile(r"(?<![\w)\]}])–(?=[\d.])|−")
+_SYMBOL = re.compile(r"\\(?:sqrt|pi|pm|ln|log|sin|cos|tan|infty|binom)(?![a-zA-Z])|[√π∞±]")
+"""What makes a term another number than the digits in it."""
+_TERM = re.compile(
+    r"(?<![^\W\d_]{2})(?:[^\W\d_]|\d|[)}])\s*(?:\+|(?<![eE])-)\s*(?:\d*[a-zA-Z](?![a-zA-Z])|\\?\(|\d+(?![\w-]))"
+    rf"|\d\s*(?:{_TIMES}|:)\s*\d|\d!"
+)
+"""A sum, a difference, a product, a ratio or a factorial that is not computed."""
+_LIST = re.compile(rf"\W*{_SIGNED}(?:/\d+)?(?:\s*[,;]\s*{_SIGNED}(?:/\d+)?)+\W*")
+_ONE = re.compile(rf"\W*{_SIGNED}\W*")
+_EQUALS = re.compile(r"=|\\approx|≈")
 _LONGEST = 400
 """Characters of a number: Python refuses to read much longer ones."""
 
 
-def _number(text: str) -> Fraction | None:
-    r"""Return the number that a text gives as its answer.
+def _number(text: str, alone: bool = False) -> Fraction | None:
+    r"""Return the number that a text gives as its answer; `alone` says that the text is nothing but the answer.
 
     Example:
         >>> [str(_number(text)) for text in ("1,234 of 5,678.9", r"-\frac{1}{2}", "5 - 3 = +2.", "no", "1/0", "2e3")]
         ['56789/10', '-1/2', '2', 'None', 'None', '2000']
+        >>> [str(_number(text)) for text in (r"\frac34", r"3\frac{1}{2}", r"3 \times 10^{5}", "12 cm^2", r"2\sqrt{3}")]
+        ['3/4', '7/2', '300000', '12', 'None']
+        >>> [str(_number(text)) for text in (r"\boxed{x = 5\text{ cm}^2}", r"\boxed{(1, 2)}", r"\boxed{2x + 3}")]
+        ['5', 'None', 'None']
     """
-    answer = _boxed(text)
-    if answer is None:
-        answer = text.rpartition("####")[2]
-    # LaTeX writes thousands as 1{,}234 or 1\,234; a minus sign may be the typographic one.
-    answer = answer.replace("{,}", ",").replace("\\,", "").replace("\\!", "").replace("−", "-")
-    answer = _FRACTION.sub(r" \1\2/\3", answer)
-    written = [match.group().replace(",", "") for match in _NUMBER.finditer(answer)]
-    if not written or len(written[-1]) > _LONGEST:
+    boxed = _boxed(text)
+    _, mark, last_part = text.rpartition("####")
+    answer = _plainly(last_part if boxed is None else boxed)
+    if alone or mark or boxed is not None:
+        answer = re.sub(r"^(\s*[-+])\s+(?=[\d.])", r"\1", _EQUALS.split(answer)[-1])
+        is_list = _LIST.fullmatch(answer) and not _ONE.fullmatch(answer)
+        if is_list or _SYMBOL.search(answer) or _TERM.search(answer):
+            return None
+    written = list(_NUMBER.finditer(answer))
+    if not written or len(written[-1].group()) > _LONGEST:
         return None
-    numerator, _, denominator = written[-1].replace(" ", "").partition("/")
+    last = written[-1]
+    if _SYMBOL.search(answer, last.start()) or re.search(rf"(?:{_SYMBOL.pattern})[\s{{}}(]*$", answer[: last.start()]):
+        return None
+    if last["whole"] is None:
+        return _fraction(last.group())
+    part = _fraction(last["part"])
+    value = None if part is None else int(last["whole"]) + part
+    return -value if value is not None and last["sign"] == "-" else value
+
+
+def _is_wordless(text: str) -> bool:
+    """Tell whether a reference is an answer alone, and not a sentence or a whole solution."""
+    return re.search(r"(?<![\\\w])[^\W\d_]{3,}", text) is None
+
+
+def _fraction(written: str) -> Fraction | None:
+    numerator, _, denominator = re.sub(r"[\s,]", "", written).partition("/")
     divisor = Fraction(denominator) if denominator else Fraction(1)
     return Fraction(numerator) / divisor if divisor else None
 
 
+def _plainly(text: str) -> str:
+    """Write the numbers of a text without LaTeX: thousands, minus signs, fractions, powers; powers of units are left out."""
+    text = _DASH.sub("-", _THOUSANDS.sub("", text))
+    text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]).replace("⁄", "/"), text)
+
+    def fraction(match: re.Match[str]) -> str:
+        numerator, denominator = match[1] or match[2], match[3] or match[4]
+        return f" {numerator}/{denominator}"
+
+    def power(match: re.Match[str]) -> str:
+        base, exponent = int(match[2]), int(match[3] or match[4])
+        if len(match[2]) * abs(exponent) > _LONGEST or (base == 0 and exponent < 0):
+            return match.group()
+        return str(Fraction((match[1] or "1").replace(",", "")) * Fraction(base) ** exponent)
+
+    # A minus before \frac is its sign.
+    text = re.sub(r"([-+])\s*(?=\\[cdt]?frac)", r"\1", text)
+    text = _FRACTION.sub(fraction, text)
+    text = re.sub(r"(?<![\w)}])([-+]) (?=\d+/)", r"\1", text)
+    return _OF_UNIT.sub("", _POWER.sub(power, text))
+
+
+_STYLED = re.compile(r"\\(?:text|math)?(?:text|bf|rm|it|sf|tt|normal)?\s*\{([^{}]*)\}")
+"""LaTeX's commands for letters in a text: `\\text{C}`, `\\textbf{C}`, `\\mathrm{C}`."""
+
+
 def _letter(text: str, letters: str) -> str | None:
     """Return the letter that a text chooses."""
-    kind = f"[{re.escape(letters)}]"
+    # `a` before a word is an article.
+    kind = rf"[{re.escape(letters)}](?<!(?-i:a)(?=\s+\w))"
     boxed = _boxed(text)
     if boxed is not None:
-        text = re.sub(r"\\text\s*\{([^}]*)\}", r"\1", boxed)
-    said = re.findall(rf"\banswer\b\W*(?:is|:)?\W*({kind})(?!\w)", text, re.IGNORECASE)
-    start = re.match(rf"\W*({kind})(?:\s*[).:\],*]|\W*$)", text, re.IGNORECASE)
+        text = _STYLED.sub(r"\1", boxed)
+    said = re.findall(
+        r"\b(?:answer|(?:correct|right|best) (?:option|choice))\b(?: choice| option)?"
+        rf"\W{{0,20}}(?:is|(?:would|should|must) be|:)?\W{{0,20}}(?:(?:option|choice|letter)\W{{0,20}})?({kind})(?!\w)",
+        text,
+        re.IGNORECASE,
+    )
+    start = re.match(rf"\W*(?:(?:option|choice)\s+)?({kind})(?:\s*[).:\],*]|\s*\n|\W*$)", text, re.IGNORECASE)
     enclosed = re.findall(rf"[(\[]({kind})[)\]]", text, re.IGNORECASE)
     chosen = said[-1] if said else start[1] if start else enclosed[-1] if enclosed else None
     return None if chosen is None else str(chosen).upper()

@@ -460,7 +460,7 @@ def test_the_code_of_a_function_and_of_what_it_imports_is_its_identity(tmp_path)
 
 def test_identities_are_those_of_every_version(tmp_path):
     assert RewardFunction(path="exact_match", arguments={"ignore_case": True}).identity() == {
-        **{"function": "exact_match", "code": 1, "signature": "trl", "columns": {"reference": "reference"}},
+        **{"function": "exact_match", "code": 2, "signature": "trl", "columns": {"reference": "reference"}},
         **{"arguments": {"ignore_case": True}, "binary": True, "seconds": 10.0, "memory": 2048},
     }
     identity = named(tmp_path, "def score(completions): ...\n", "score", chat=True, scale=(0, 2)).identity()
