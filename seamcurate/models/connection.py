@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seamcurate import extras
@@ -114,6 +116,27 @@ def limited(seconds: float, marks: Callable[[str], bool], **options: Any) -> Any
             return response
 
     return Client(timeout=None, **options)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a server asks to wait, in seconds or by a date; None where it asks for nothing.
+
+    A date is read by the server's own clock, where the answer says what it shows.
+
+    Example:
+        >>> retry_after({"retry-after": "Mon, 30 Nov 2026 09:00:30 GMT", "date": "Mon, 30 Nov 2026 09:00:00 GMT"})
+        30.0
+    """
+    asked = headers.get("retry-after", "")
+    try:
+        seconds = float(asked)
+    except ValueError:
+        try:
+            now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
+            seconds = (parsedate_to_datetime(asked) - now).total_seconds()
+        except (TypeError, ValueError):
+            return None
+    return seconds if seconds >= 0 else None
 
 
 def without_key(text: str, key: str, limit: int = 300) -> str:

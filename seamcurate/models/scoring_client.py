@@ -242,7 +242,7 @@ class ScoringClient:
                         repeats = min(repeats, _INTERNAL)
                     elif not (status > 500 or status in _TRANSIENT):
                         repeats = 0
-                    pause = _retry_after(response) or pause
+                    pause = min(connection.retry_after(response.headers) or pause, _LONGEST_PAUSE)
             if attempt >= repeats:
                 raise failure
             attempt += 1
@@ -340,15 +340,6 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
-
-
-def _retry_after(response: Any) -> float | None:
-    """Return the seconds that a server asks to wait; None where it names none."""
-    try:
-        seconds = float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return min(seconds, _LONGEST_PAUSE) if seconds >= 0 else None
 
 
 def _words(value: JsonValue) -> str:

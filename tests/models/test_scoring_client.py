@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from endpoint import body, hang_up, redirect, serving, sleep, status, stream
@@ -89,6 +91,17 @@ def test_a_server_says_how_long_to_wait(at):
     at.script = [status(429, retry_after="0.4")]
     start = time.monotonic()
     assert results(at, 7) == [Received(14)] and 0.4 <= time.monotonic() - start < 3
+
+
+def test_a_server_names_the_moment_to_ask_again(at):
+    # Imports take their time once.
+    assert results(at, 7) == [Received(14)]
+    start = datetime.now(UTC)
+    moment = start + timedelta(seconds=2)
+    at.script = [status(429, retry_after=format_datetime(moment, usegmt=True)), status(429, retry_after="soon")]
+    assert results(at, 7) == [Received(14)]
+    # Both dates have whole seconds.
+    assert 0.9 <= (datetime.now(UTC) - start).total_seconds() < 6
 
 
 @pytest.mark.parametrize(
