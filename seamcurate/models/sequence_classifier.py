@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 from seamcurate.models.distinct import Distinct, distinct, regroup
 from seamcurate.models.local import EncodingModel, PromptedModel, model_errors
 from seamcurate.models.unpadded import UnpaddedReader
+from seamcurate.progress import note
 
 
 class SequenceClassifier(EncodingModel, PromptedModel, RewardConfig):
@@ -198,6 +199,12 @@ class _LoadedClassifier(RewardModel):
         self.unpadded: tuple[UnpaddedReader, Callable[[torch.Tensor], torch.Tensor]] | None = None
         self.graph: runtime.Graph | None = None
         name = f"sequence_classifier {config.path}"
+        if self.form is not None and tokens.lacks_template(tokenizer, config):
+            text = self.form.prompt("…") + self.form.response("…")
+            note(
+                f"{name}: its files do not say how a prompt and an answer become its text; it reads {text!r}. Write `form` "
+                "for another text, or `pair: true` where it was trained on two segments"
+            )
         self.batches.longest_batched = self._longest_batched(name)
         if not config.by_torch():
             self._export(name)

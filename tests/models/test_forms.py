@@ -241,3 +241,20 @@ def test_a_yaml_file_configures_a_reward_model_with_its_form(decoder_reward_fold
     file.write_text(json.dumps({"sequence_classifier": "x", "form": "chatty"}))
     with pytest.raises(TrainError, match="form is chat, plain, bare"):
         rewards.read(str(file))
+
+
+def test_a_reward_model_whose_text_nothing_decides_says_what_it_reads(
+    encoder_reward_folder, decoder_reward_folder, capsys
+):
+    SequenceClassifier(path=str(encoder_reward_folder)).load()
+    assert (
+        r"it reads 'Question: …\n\nAnswer: …'. Write `form` for another text, or `pair: true`"
+        in capsys.readouterr().err
+    )
+    for decided in (
+        SequenceClassifier(path=str(encoder_reward_folder), form="plain"),
+        SequenceClassifier(path=str(encoder_reward_folder), pair=True),
+        SequenceClassifier(path=str(decoder_reward_folder)),
+    ):
+        decided.load()
+        assert "it reads" not in capsys.readouterr().err
