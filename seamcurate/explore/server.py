@@ -43,6 +43,7 @@ from seamcurate.explore.formulas import formula
 from seamcurate.explore.session import Chart, Session
 from seamcurate.score import measured
 from seamcurate.select import views
+from seamcurate.sql.guard import unterminated
 from seamcurate.storage import scratch
 from seamcurate.store.store import Store
 
@@ -211,8 +212,9 @@ def application(session: Session, token: str, framed: bool = False) -> Starlette
         return JSONResponse(_page(session, _Page.model_validate_json(body)))
 
     def filter_file(request: Request, body: bytes) -> Response:
-        filter_sql = _Query.model_validate_json(body).sql.strip().rstrip(";")
-        if "row_id" not in session.ask(f"SELECT * FROM ({filter_sql}\n) AS asked LIMIT 0").column_names:
+        filter_sql = unterminated(_Query.model_validate_json(body).sql.strip())
+        names = session.ask(f"SELECT * FROM ({filter_sql}\n) AS asked LIMIT 0").column_names
+        if "row_id" not in [name.lower() for name in names]:
             raise QueryError("a filter returns row_id of the rows it keeps; add it to the SELECT")
         # A run has neither the table `scores` nor a second store.
         with session.cursor() as cursor:

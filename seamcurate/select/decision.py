@@ -52,6 +52,8 @@ class Decision(NamedTuple):
     """The value that decided; NaN where there is none."""
     foreign: list[int]
     """Ids that the filter returned and no row has: how many, and, where there are any, one of them."""
+    null_ids: int
+    """Rows that the filter returned with a `row_id` that is NULL."""
     null_keeps: int
     """Rows whose `keep` was NULL, which drops them."""
 
@@ -152,13 +154,24 @@ def report(decision: Decision, split: str, filter: str, parameters: Mapping[str,
 
 
 def described(connection: Connection, sql: str, values: Mapping[str, JsonValue]) -> set[str]:
-    """Return the names of the columns that a filter returns, `row_id` among them."""
+    """Return the names of the columns that a filter returns in lower case, as SQL ignores case; `row_id` is among them.
+
+    Raises:
+        QueryError: The SQL cannot be answered, it returns no `row_id`, or one that is no whole number.
+    """
     connection.check(sql)
     described = connection.execute(f"DESCRIBE {sql}", values).fetchall()
-    returned = {str(row[0]) for row in described}
-    if "row_id" not in returned:
-        raise QueryError(f"its filter returns no row_id, only: {', '.join(sorted(returned))}")
-    return returned
+    kinds = {str(name).lower(): str(kind) for name, kind, *_ in described}
+    if "row_id" not in kinds:
+        raise QueryError(
+            f"its filter returns no row_id, only: {', '.join(sorted(str(name) for name, *_ in described))}"
+        )
+    if not kinds["row_id"].endswith("INT") and kinds["row_id"] not in ('"NULL"', "INTEGER", "UINTEGER"):
+        # A cast would round 0.6 to the row_id of another row.
+        raise QueryError(
+            f"its filter returns row_id as {kinds['row_id']}; return the row_id of rows as it is, a BIGINT"
+        )
+    return set(kinds)
 
 
 @contextmanager
@@ -193,6 +206,11 @@ def _unmatched(split: str, decision: Decision) -> Iterator[str]:
         yield (
             f"warning: split {split}: its filter returned {counted(count, 'row_id')} that no row of the store has, such as "
             f"{example}; they count for nothing"
+        )
+    if decision.null_ids:
+        yield (
+            f"warning: split {split}: its filter returned {counted(decision.null_ids, 'row')} whose row_id is NULL; "
+            f"{'it counts' if decision.null_ids == 1 else 'they count'} for nothing"
         )
     if decision.null_keeps:
         yield (
@@ -279,12 +297,15 @@ def _decided(
             f"SELECT row_id::BIGINT AS row_id, coalesce({pick('keep', 'true')}, false)::BOOLEAN AS kept, "
             f"{pick('keep', 'true')} IS NULL AS null_keep, "
             f"{pick('rule', 'NULL')}::VARCHAR AS rule, {pick('value', 'NULL')}::DOUBLE AS value, "
-            f"{pick('threshold', 'NULL')}::DOUBLE AS threshold FROM (\n{sql}\n) WHERE row_id IS NOT NULL",
+            f"{pick('threshold', 'NULL')}::DOUBLE AS threshold FROM (\n{sql}\n)",
             values,
         )
-        returned_rows = null_keeps = 0
+        returned_rows = null_ids = null_keeps = 0
         foreign: list[int] = []
         for batch in _read(decided):
+            if batch["row_id"].null_count:
+                null_ids += batch["row_id"].null_count
+                batch = batch.filter(batch["row_id"].is_valid())
             batch_ids = batch["row_id"].to_numpy()
             # Where each row of the batch lies in the ledger; ids that are not the source's are left out, and counted.
             if isinstance(row_ids, range):
@@ -322,7 +343,7 @@ def _decided(
     if int(answered.sum()) != returned_rows:
         raise QueryError(f"split {split}: its filter returns some row_id more than once; make it one line per row")
     rules = [(rule, math.nan if threshold is None else float(threshold)) for rule, threshold in reasons]
-    return Decision(row_ids, answered, kept, rules, reason, decided_by, foreign, null_keeps)
+    return Decision(row_ids, answered, kept, rules, reason, decided_by, foreign, null_ids, null_keeps)
 
 
 def _read(answer: QueryResult) -> Iterator[pa.RecordBatch]:

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from seamcurate.errors import RecipeError
 from seamcurate.select import views
+from seamcurate.sql.guard import unterminated
 from seamcurate.text import brief, suggestion
 
 _DEFAULT = re.compile(
@@ -94,7 +95,7 @@ def bound(
                 f"{suggestion(parameters[name], columns)}"
             )
     sql = _NAME.sub(lambda m: views.quoted(str(parameters[m[1]])) if m[1] in names else m[0], text)
-    return sql.strip().rstrip(";"), {value: parameters[value] for value in values}
+    return unterminated(sql.strip()), {value: parameters[value] for value in values}
 
 
 def title(sql: str) -> str:

@@ -290,7 +290,7 @@ def _answered(
         select = (
             name if kind == old else f"{name}::{kind}" for name, old, kind in zip(aliases, kinds, sent, strict=True)
         )
-        wrapped = f"SELECT {', '.join(select)} FROM (\n{sql}\n) AS answer({', '.join(aliases)})"
+        wrapped = f"SELECT {', '.join(select)} FROM (\n{guard.unterminated(sql)}\n) AS answer({', '.join(aliases)})"
         relation = cursor.sql(wrapped, params=parameters)
     reader = relation.to_arrow_reader(_BATCH_ROWS)
     fields = [

@@ -32,6 +32,11 @@ _SYSTEM_PREFIXES = ("duckdb_", "pg_", "pragma_", "sqlite_")
 _CATALOGS = ("", "memory")
 """How a query may name the catalog of the views: not at all, or as DuckDB's in-memory database."""
 
+_TOKEN = re.compile(
+    r"""(?<!\w)[eE]'(?:\\.|''|[^'\\])*' | '(?:''|[^'])*' | "(?:""|[^"])*" | (\$\w*\$).*?\1 | --[^\n]* | /\*.*?\*/ | ; | \w+ | \s+ | .""",
+    re.DOTALL | re.VERBOSE,
+)
+"""A text, name, comment, semicolon, word, white space, or any other character."""
 _LONGEST_MESSAGE = 500
 _ABSENT = re.compile(r'(?:Referenced (?:column|table)|column named|Column) "(.*?)"(?: not found| does not exist|$)')
 """DuckDB's messages about a name that does not exist."""
@@ -82,6 +87,22 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
         if kind == "BASE_TABLE" and not _is_shadowed(node, shadowing):
             read.add(_full(str(node.get("schema_name") or "main"), str(node["table_name"])).lower())
     return [name for name in readable if name.lower() in read]
+
+
+def unterminated(sql: str) -> str:
+    """Return a statement without the semicolon that ends it and what follows it, so that it can be part of another.
+
+    Example:
+        >>> unterminated("SELECT ';' AS a ; -- the end"), unterminated("SELECT 1; SELECT 2")
+        ("SELECT ';' AS a ", 'SELECT 1; SELECT 2')
+    """
+    end = None
+    for token in _TOKEN.finditer(sql):
+        if token[0] == ";":
+            end = token.start() if end is None else end
+        elif not (token[0].isspace() or token[0].startswith(("--", "/*"))):
+            end = None
+    return sql[:end]
 
 
 def _full(schema: str, name: str) -> str:

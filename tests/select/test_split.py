@@ -128,12 +128,53 @@ def test_every_bundled_rate_and_choice_about_nulls_says_what_it_takes():
     assert all(line.endswith(("keep (or drop)", "drop (or keep)")) for line in lines if " nulls " in line)
 
 
+def test_the_columns_of_a_filter_are_known_in_any_case(tmp_path):
+    store = stored(tmp_path, SCORES)
+    splits.make(
+        store, "s", Split(filter="SELECT row_id AS Row_ID, row_id > 7 AS KEEP, 'r' AS Rule, 3 AS VALUE FROM rows")
+    )
+    ledger = query(store, "SELECT * FROM ledger ORDER BY row_id").to_pylist()
+    assert [line["row_id"] for line in ledger if line["kept"]] == [8, 9]
+    assert {(line["rule"], line["value"]) for line in ledger} == {("r", 3.0)}
+
+
+@pytest.mark.parametrize("ids", ["row_id + 0.6", "row_id::DOUBLE", "row_id::VARCHAR", "[row_id]"])
+def test_a_row_id_that_a_cast_might_turn_into_another_is_refused(tmp_path, ids):
+    store = stored(tmp_path, SCORES)
+    split = Split(filter=f"SELECT {ids} AS row_id FROM rows")
+    for refuse in (lambda: splits.check(store, {"s": split}), lambda: splits.make(store, "s", split)):
+        with pytest.raises(
+            QueryError, match=r"^split s: its filter returns row_id as .*; return the row_id of rows as it"
+        ):
+            refuse()
+    # Sums and small types are whole numbers, too.
+    sums = "SELECT sum(row_id) AS row_id FROM rows GROUP BY prompt UNION SELECT 3::UTINYINT"
+    assert splits.make(store, "s", Split(filter=sums)).kept == 10
+
+
+def test_a_semicolon_may_end_a_filter_before_a_comment(tmp_path):
+    store = stored(tmp_path, SCORES)
+    texts = ("; -- the best", " ;\n/* the\nbest */ ;", ";;", " -- the best\n;")
+    for text in texts:
+        split = Split(filter=f"SELECT row_id FROM rows WHERE row_id > $low AND ';' <> e'\\'; --'{text}", low=6)
+        splits.check(store, {"s": split})
+        assert splits.make(store, "s", split).kept == 3
+    for sql in ("SELECT 1 AS row_id; SELECT 2 AS row_id", "SELECT 1 AS row_id; DROP TABLE rows; --"):
+        with pytest.raises(QueryError, match="exactly one SELECT"):
+            splits.make(store, "s", Split(filter=sql))
+
+
 def test_ids_of_no_row_and_keeps_that_are_null_are_said(tmp_path):
     store = stored(tmp_path, SCORES)
     made = splits.make(store, "s", Split(filter="SELECT row_id + 8 AS row_id FROM rows"))
     assert made.lines == [
         "split s: 2 of 10 rows kept",
         "warning: split s: its filter returned 8 row_ids that no row of the store has, such as 10; they count for nothing",
+    ]
+    made = splits.make(store, "s", Split(filter="SELECT nullif(row_id, 1) AS row_id FROM rows"))
+    assert made.lines == [
+        "split s: 9 of 10 rows kept",
+        "warning: split s: its filter returned 1 row whose row_id is NULL; it counts for nothing",
     ]
     made = splits.make(store, "t", Split(filter="SELECT row_id, seam_x < -1 AS keep FROM rows"))
     assert made.lines == [

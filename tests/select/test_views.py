@@ -376,6 +376,11 @@ WRITTEN = {
         '{"b": "101", "z": "12:00:00+02", "u": "1", "v": "1", "n": "7"}\n',
         [{"b": "101", "z": "12:00:00+02", "u": "1", "v": "1", "n": "7"}],
     ),
+    "SELECT INTERVAL 1 DAY AS i, ';--' AS t ; -- the end": (
+        "i,t\n1 day,;--\n",
+        '{"i": "1 day", "t": ";--"}\n',
+        [{"i": "1 day", "t": ";--"}],
+    ),
     "SELECT INTERVAL (row_id) DAY AS i FROM rows ORDER BY row_id DESC LIMIT 2": (
         "i\n39 days\n38 days\n",
         '{"i": "39 days"}\n{"i": "38 days"}\n',
