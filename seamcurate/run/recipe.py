@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -162,9 +163,15 @@ class Recipe(BaseModel):
             if name == REWARD_MODULE:
                 raise ValueError(f"{name} is the name of the reward file in an export; call the split something else")
         try:
-            return with_controls(splits)
+            expanded = with_controls(splits)
         except RecipeError as error:
             raise ValueError(str(error)) from error
+        names: dict[str, str] = {}
+        for name in expanded:
+            # File systems of macOS and Windows have one folder for both, so that the second would replace the first.
+            if (same := names.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) != name:
+                raise ValueError(f"splits {same} and {name} differ in case alone; call one of them something else")
+        return expanded
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

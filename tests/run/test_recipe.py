@@ -142,6 +142,10 @@ def test_a_step_without_its_model_is_refused_before_anything_runs(tmp_path):
             "mine.yaml:13: splits.train.filter: no filter 'keep_abov.sql' in ",
         ),
         (("  mine:", "  a b:"), "mine.yaml:12: splits: a split's name is letters, digits, _ and -, not 'a b'"),
+        (
+            ("  mine:", "  TRAIN:"),
+            "mine.yaml:12: splits: splits train and TRAIN differ in case alone; call one of them something else",
+        ),
         (("corpus: ", "rows: "), "mine.yaml:2: key 'rows' is given twice"),
         (("steps:\n", "steps: {}\nx:\n"), "mine.yaml:8: x: unknown key"),
         (("models:", "models: ["), "mine.yaml:5: not readable as YAML: "),
