@@ -176,7 +176,7 @@ def columns(store: StoreFolder) -> None:
         print(doubt)
     for column in listed:
         # A discrepancy is its SEAM with the sign turned.
-        if not column.name.startswith("discrepancy_") and (said := measured.sentence(column.name)):
+        if not column.name.startswith("discrepancy_") and (said := measured.sentence(column.name, column.made_by)):
             print(f"{column.name}: {said}")
     noise = {c.name: n for c in listed if (n := opened.noise(c.name).get(c.name)) is not None}
     if noise:

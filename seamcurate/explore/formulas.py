@@ -27,7 +27,9 @@ _FORMULAS = {
 """Formulas by the beginning of a column's name; the longest beginning that fits is taken."""
 
 
-def formula(name: str) -> str:
-    """Return a column's formula; empty where it has none of its own."""
+def formula(name: str, made_by: str) -> str:
+    """Return a column's formula; empty where it has none of its own, or where the source has the column."""
+    if made_by == "source":
+        return ""
     fitting = [start for start in _FORMULAS if name == start or (name.startswith(start) and start.endswith("_"))]
     return _FORMULAS[max(fitting, key=len)] if fitting else ""

@@ -408,8 +408,8 @@ def _overview(session: Session) -> dict[str, JsonValue]:
                 "done": c.done,
                 "shards": c.shards,
                 "meaning": c.meaning,
-                "formula": formula(c.name),
-                "measured": measured.sentence(c.name),
+                "formula": formula(c.name, c.made_by),
+                "measured": measured.sentence(c.name, c.made_by),
                 "stale": c.stale,
             }
             for c in session.columns
@@ -448,8 +448,8 @@ def _chart(chart: Chart) -> JsonValue:
     return {
         "name": chart.column.name,
         "meaning": chart.column.meaning,
-        "formula": formula(chart.column.name),
-        "measured": measured.sentence(chart.column.name),
+        "formula": formula(chart.column.name, chart.column.made_by),
+        "measured": measured.sentence(chart.column.name, chart.column.made_by),
         "made_by": chart.column.made_by,
         "done": chart.column.done,
         "shards": chart.column.shards,

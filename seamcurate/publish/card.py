@@ -224,7 +224,7 @@ def _split(recipe: Recipe, facts: Mapping[str, JsonValue], split: SplitMeasures,
     assert isinstance(columns, dict)
     column = columns.get(split.score)
     if isinstance(column, dict):
-        said = measured.sentence(split.score)
+        said = measured.sentence(split.score, str(column["made_by"]))
         yield f"Decided by `{cell(split.score)}`: {cell(column['meaning'] or 'a column of the source')}.{f' {said}' if said else ''}"
     doubt = golden_check.warning(golden_check.found([facts]))
     if doubt and split.score.startswith("seam_"):

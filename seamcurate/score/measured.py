@@ -50,14 +50,18 @@ def measured(column: str) -> list[Measured]:
     return [figure for figure in every() if figure.column == re.sub("^discrepancy_", "seam_", column)]
 
 
-def sentence(column: str) -> str:
-    """Say what a column was measured to find; empty where it was not measured.
+def sentence(column: str, made_by: str) -> str:
+    """Say what a column was measured to find; empty where it was not measured, or where the source has it.
+
+    Args:
+        column: Its name.
+        made_by: The step that computed it; a source's `reward` is of another model than any that was measured.
 
     Example:
-        >>> sentence("my_own_score")
-        ''
+        >>> sentence("my_own_score", "own_step"), sentence("reward", "source")
+        ('', '')
     """
-    return told(measured(column))
+    return "" if made_by == "source" else told(measured(column))
 
 
 def told(figures: Sequence[Measured]) -> str:

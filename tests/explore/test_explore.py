@@ -39,6 +39,7 @@ from seamcurate import (
     run_local,
     seam,
 )
+from seamcurate.cli.scoring import columns
 from seamcurate.errors import QueryError, StoreError
 from seamcurate.score import measured
 from seamcurate.select import views
@@ -376,6 +377,18 @@ def test_dates_that_python_does_not_have_are_shown_as_text(tmp_path):
     assert answer["rows"] == [["infinity"]]
     assert Client(Session(store))("GET", "/api/row/0").status_code == 200
     assert next(iter(why(store, 0))) == "row 0: question"
+
+
+def test_nothing_is_said_of_a_sources_column_for_its_name(tmp_path, capsys):
+    rows = [{"prompt": f"question {i}", "response": "answer", "reward": i / 7} for i in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    run_local(Recipe(rows=Source(parquet=str(tmp_path / "rows.parquet"))), tmp_path / "store")
+    overview = Client(Session(Store(tmp_path / "store")))("GET", "/api/overview").json()
+    (column,) = [column for column in overview["columns"] if column["name"] == "reward"]
+    (chart,) = [chart for chart in overview["charts"] if chart["name"] == "reward"]
+    assert (column["measured"], column["formula"]) == ("", "") == (chart["measured"], chart["formula"])
+    columns(str(tmp_path / "store"))
+    assert "reward" in (shown := capsys.readouterr().out) and "Measured" not in shown
 
 
 def test_lengths_that_no_response_has_keep_their_place(tmp_path):
@@ -1101,7 +1114,9 @@ def test_a_split_is_a_filter_and_the_selection_holds_on_every_tab(page):
 def test_a_columns_help_gives_its_meaning_its_formula_and_what_it_was_measured_to_find(page):
     page.click("[data-column=seam_contrast] .ask")
     assert "Σ w · max(R(I∘r*) − R(I∘r), 0)" in page.text("[data-column=seam_contrast] .formula")
-    assert page.text("[data-column=seam_contrast] .measured") == measured.sentence("seam_contrast") != ""
+    assert (
+        page.text("[data-column=seam_contrast] .measured") == measured.sentence("seam_contrast", "seam_contrast") != ""
+    )
     page.key("Escape")
     assert page.run("document.querySelector('[data-column=seam_contrast] .help').hidden")
 

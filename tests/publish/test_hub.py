@@ -182,7 +182,7 @@ def test_the_card_says_what_was_dropped_and_what_the_baselines_say(work, hub_ser
         {"config_name": "pairs", "data_files": [{"split": "train", "path": "data/pairs/train-*.parquet"}]},
     ]
     assert "| drop the lowest 20 % by seam_contrast | 32 | 8 |" in card_text
-    assert f"no candidate. {measured.sentence('seam_contrast')}\n" in card_text
+    assert f"no candidate. {measured.sentence('seam_contrast', 'seam_contrast')}\n" in card_text
     split = measures.measure(work.store, "train")
     words = {one.name: one for one in split.baselines}["words of the response"]
     assert f"from {words.all:.4g} to {words.kept:.4g}" in card_text

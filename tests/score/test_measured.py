@@ -33,10 +33,10 @@ def test_a_sentence_says_the_figure_its_interval_and_its_place():
 
 def test_a_discrepancy_is_its_seam_and_a_column_of_the_users_own_was_not_measured():
     assert measured.measured("discrepancy_contrast") == measured.measured("seam_contrast") != []
-    assert measured.sentence("my_own_score") == "" == measured.sentence("seam_mine")
+    assert measured.sentence("my_own_score", "own") == "" == measured.sentence("seam_mine", "own")
 
 
 @pytest.mark.parametrize("column", ["seam_contrast", "seam_policy"])
 def test_seam_found_misjudged_prompts_where_the_truth_is_known(column):
     (found,) = [one for one in measured.measured(column) if one.place == "gold world"]
-    assert found.doubt == "" and f"{found.auc:.2f}"[1:] in measured.sentence(column)
+    assert found.doubt == "" and f"{found.auc:.2f}"[1:] in measured.sentence(column, column)
