@@ -150,6 +150,8 @@ class _LoadedCausalLM:
                     )
                 except tokens.refusals():
                     prompt_ids, response_ids, crossed = [], [[] for _ in answers], [False] * len(answers)
+                if any(len(ids) >= self.config.max_response_tokens for ids in response_ids):
+                    probe.tell_cut(self.config.title, self.config.max_response_tokens, "max_response_tokens")
                 window_left = self.window - len(prompt_ids)
                 readable = prompt_ids and probe.is_readable(self.model, prompt_ids)
                 fits.append(

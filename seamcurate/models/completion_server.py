@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 from pydantic import Field, JsonValue
 
 from seamcurate.errors import ModelError
-from seamcurate.models import tokens, weights
+from seamcurate.models import probe, tokens, weights
 from seamcurate.models.causal_lm import CausalLM
 from seamcurate.models.distinct import distinct
 from seamcurate.models.endpoint import Address
@@ -304,6 +304,8 @@ class _Asked:
                     )
                 except tokens.refusals():
                     continue
+                if any(len(ids) >= self.limit for ids in response_ids):
+                    probe.tell_cut(self.config.title, self.limit, "max_response_tokens")
                 for i, (ids, crosses) in enumerate(zip(response_ids, crossed, strict=True)):
                     if prompt_ids and ids and len(prompt_ids) + len(ids) <= self.window:
                         likelihoods.append((number, i, len(ids), crosses))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from seamcurate.errors import ModelError
@@ -129,6 +130,14 @@ def tell_longer(name: str, limit: float, window: int) -> None:
     """Say above which length texts are read alone, where the window admits longer ones."""
     if limit < window:
         note(f"{name}: counts positions otherwise beyond {limit:,.0f} tokens; longer texts are read alone")
+
+
+@cache
+def tell_cut(name: str, limit: int, setting: str) -> None:
+    """Say, once a process, that answers which do not fit into a model's limit are scored without their end."""
+    note(
+        f"{name}: long answers are scored without their end, beyond {limit:,} tokens (`{setting}`, at most the model's window)"
+    )
 
 
 def _rotary(settings: object) -> Iterator[dict[str, Any]]:

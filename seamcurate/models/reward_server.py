@@ -349,7 +349,7 @@ class _Sent:
     """Builds what is sent: a local classifier's tokens, or the text that gives them."""
 
     def __init__(self, config: SequenceClassifier, title: str, as_text: bool) -> None:
-        self.config, self.as_text = config, as_text
+        self.config, self.title, self.as_text = config, title, as_text
         self.tokenizer: PreTrainedTokenizerBase = config.tokenizer()
         with model_errors(title):
             self.form = None if config.pair else config.prompt_form(self.tokenizer, ())
@@ -385,6 +385,8 @@ class _Sent:
     def _text(self, ids: list[int] | None) -> _Text:
         if not ids:
             return _Text(None, f"the prompt leaves no room for the answer in {self.limit:,} tokens")
+        if len(ids) >= self.limit:
+            probe.tell_cut(self.title, self.limit, "max_tokens")
         if not probe.is_readable(self.model, ids):
             return _Text(None, "the model has no embedding for a token of the text")
         while self.pad is not None and len(ids) > 1 and ids[-1] == self.pad:

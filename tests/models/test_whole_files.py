@@ -141,3 +141,24 @@ def test_what_a_model_leaves_open_is_told(encoder_reward_folder, tmp_path, capsy
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"default_prompt_name": "query"}))
     SentenceEncoder(path=str(prompted)).load()
     assert "texts are read as they are" not in capsys.readouterr().err
+
+
+def test_answers_that_lose_their_end_are_told_once(policy_folder, decoder_reward_folder, encoder_reward_folder, capsys):
+    long, short = "use sort on list " * 40, "use sort"
+    models = (
+        (CausalLM(path=str(policy_folder), max_response_tokens=16).load().logprobs, "(`max_response_tokens`"),
+        (SequenceClassifier(path=str(decoder_reward_folder), max_tokens=32).load().rewards, "(`max_tokens`"),
+        (
+            SequenceClassifier(path=str(encoder_reward_folder), max_tokens=32, form="plain").load().rewards,
+            "(`max_tokens`",
+        ),
+        (SequenceClassifier(path=str(encoder_reward_folder), max_tokens=33, pair=True).load().rewards, "(`max_tokens`"),
+    )
+    for score, setting in models:
+        capsys.readouterr()
+        score(["sort"], [[short]])
+        assert "without their end" not in capsys.readouterr().err
+        for _ in range(2):
+            score(["sort", "merge"], [[short, long], [long]])
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "without their end" in line]
+        assert setting in line
