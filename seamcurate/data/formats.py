@@ -44,6 +44,8 @@ _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FRACTION = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _ANY_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 """What `types: {…: number}` takes beside: leading zeros and a plus."""
+_HUGE = re.compile(r"\d[eE]\+?\d{3}")
+"""What a number beyond doubles has."""
 _NOT_FINITE = {"nan", "inf", "-inf", "infinity", "-infinity"}
 _TRUTH = {"true": True, "false": False}
 _EXACT = 2**53
@@ -376,7 +378,7 @@ def json_row(line: bytes) -> ParsedLine:
     except UnicodeDecodeError:
         text, doubt = line.decode("utf-8", "surrogateescape"), "invalid UTF-8"
     try:
-        cells = json.loads(text)
+        cells = json.loads(text, parse_float=_float_or_text if _HUGE.search(text) else None)
         if text.count("[") + text.count("{") > DEEPEST and _deep(cells):
             raise RecursionError
     except RecursionError:
@@ -390,6 +392,12 @@ def json_row(line: bytes) -> ParsedLine:
     if doubt and surrogate("".join(cells)):
         raise Reject(f"{doubt} in a column name")
     return ParsedLine(cells, doubt)
+
+
+def _float_or_text(written: str) -> float | str:
+    """Return a number; one beyond doubles stays the text that it is, as in CSV, and is not infinite."""
+    value = float(written)
+    return value if math.isfinite(value) else written
 
 
 def json_types(records: Iterable[SourceLine]) -> dict[str, ColumnType]:

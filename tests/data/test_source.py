@@ -492,6 +492,18 @@ def test_a_mapped_column_that_is_nested_in_some_files_is_refused(options: dict[s
     check_chunks(Source(parquet=str(tmp_path / "y*.parquet")), 2)
 
 
+def test_a_number_beyond_doubles_stays_the_text_that_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"prompt": "a", "response": 1e400, "reference": -1E+400, "side": 1e400}\n'
+        '{"prompt": "b", "response": 1e300, "reference": 0.5, "side": 1}\n'
+    )
+    (chunk,) = check_chunks(Source(jsonl=str(path)), 2)
+    assert chunk.rows["response"].to_pylist() == ["1e400", "1e+300"]
+    assert chunk.rows["reference"].to_pylist() == ["-1E+400", "0.5"]
+    assert chunk.rows["side"].to_pylist() == ["1e400", "1"]
+
+
 def test_a_number_is_spelled_alike_whatever_other_files_hold(tmp_path: Path) -> None:
     parquet(tmp_path, "x1.parquet", prompt=["a", "b"], reference=[4.0, 0.1])
     (alone,) = check_chunks(Source(parquet=str(tmp_path / "x1.parquet")), 2)
