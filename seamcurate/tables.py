@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seamcurate.errors import QueryError
-from seamcurate.storage import objects
+from seamcurate.storage import atomic, objects
 from seamcurate.text import brief, clean, counted, one_line, spelled
 
 if TYPE_CHECKING:
@@ -93,13 +93,24 @@ def write(reader: BatchReader, form: TableFormat, out: Path | None) -> None:
         _table(reader)
         return
     # Without a file: the error of a closed pipe must not become one about a file.
-    with objects.writing(out) if out else nullcontext():
+    with objects.writing(out) if out else nullcontext(), _whole(out) as file:
         if form == "parquet":
-            sink = pa.PythonFile(sys.stdout.buffer, mode="w") if out is None else str(out)
+            sink = pa.PythonFile(sys.stdout.buffer, mode="w") if file is None else str(file)
             _parquet(reader, sink)
         else:
-            with out.open("w", encoding="utf-8", newline="") if out else nullcontext(sys.stdout) as handle:
+            with file.open("w", encoding="utf-8", newline="") if file else nullcontext(sys.stdout) as handle:
                 _lines(reader, "jsonl" if form == "jsonl" else "csv", handle)
+
+
+@contextmanager
+def _whole(out: Path | None) -> Iterator[Path | None]:
+    """Yield the file to write to: one that replaces `out` at the end, so that an error leaves no part of an answer."""
+    if out is None or (out.exists() and not out.is_file()):
+        # A device or a pipe cannot be replaced.
+        yield out
+        return
+    with atomic.replacing(out.resolve()) as temporary:
+        yield temporary
 
 
 def _table(reader: BatchReader) -> None:

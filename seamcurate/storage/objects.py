@@ -430,9 +430,9 @@ def writing(target: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         reason = os.strerror(error.errno)
-        raise StoreError(
-            f"{error.filename or target} cannot be written: {reason}; fix that, or name another"
-        ) from error
+        # The file is written under a temporary name, which tells nobody anything.
+        named = error.filename if error.filename and not str(error.filename).endswith(".tmp") else target
+        raise StoreError(f"{named} cannot be written: {reason}; fix that, or name another") from error
 
 
 @contextmanager

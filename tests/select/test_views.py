@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from decimal import Decimal
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seamcurate import Recipe, Retrieve, Source, Split, Store, query, run_local, seam, tables
-from seamcurate.errors import QueryError
+from seamcurate.errors import QueryError, StoreError
 from seamcurate.select import views
 from seamcurate.sql import connection as connections
 from seamcurate.storage import shard
@@ -451,3 +452,22 @@ def test_a_whole_number_of_128_bits_without_sign_is_itself_or_refused(store):
     with pytest.raises(QueryError, match=r"out of range .*; cast it to text: name::VARCHAR$"):
         query(store, f"SELECT {2**128 - 1}::UHUGEINT AS n")
     assert query(store, f"SELECT ({2**128 - 1}::UHUGEINT)::VARCHAR AS n").to_pylist() == [{"n": str(2**128 - 1)}]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "table"])
+def test_an_answer_that_breaks_off_leaves_the_file_that_was_there(store, tmp_path, form):
+    (tmp_path / "answer").write_text("the answer before")
+    (tmp_path / "link").symlink_to("answer")
+    late = "SELECT CASE WHEN range < 400000 THEN range ELSE error('stop') END AS n FROM range(400001)"
+    with views.connect(store) as connection:
+        for name in ("answer", "link", "new"):
+            with pytest.raises(QueryError, match="stop"):
+                tables.write(views.run(connection, late), form, tmp_path / name)
+        assert {file.name for file in tmp_path.iterdir()} == {"answer", "link"}
+        assert (tmp_path / "answer").read_text() == "the answer before"
+        tables.write(views.run(connection, "SELECT 7 AS n"), form, tmp_path / "link")
+        assert (tmp_path / "link").is_symlink() and b"n" in (tmp_path / "answer").read_bytes()
+        with pytest.raises(StoreError, match=r"absent/answer cannot be written: No such file or directory"):
+            tables.write(views.run(connection, "SELECT 7 AS n"), form, tmp_path / "absent" / "answer")
+        tables.write(views.run(connection, "SELECT 7 AS n"), form, Path("/dev/null"))
+        assert Path("/dev/null").is_char_device()
