@@ -36,7 +36,7 @@ from seamcurate.publish.split_view import FormModel, SplitView
 from seamcurate.rewards import RerReward
 from seamcurate.run import agreement
 from seamcurate.run.recipe import Recipe
-from seamcurate.select.split import Augment
+from seamcurate.select.split import Augment, Split
 from seamcurate.step import sample_set
 from seamcurate.storage import objects, shard
 from seamcurate.store.store import Store
@@ -186,12 +186,7 @@ def to_augmented(
         ['sft', 'preferences']
     """
     view, out = SplitView(store, split, to, policy), Path(out)
-    pair_names = view.trainer.pairs
-    if pair_names is None:
-        loaders = " or ".join(name for name, trainer in TRAINERS.items() if trainer.pairs is not None)
-        raise ExportError(
-            f"split {split}: {view.trainer.title} trains from prompts, and `augment` makes pairs; export to {loaders}"
-        )
+    pair_names = _pair_names(view)
     kinds: list[augmentation.Kind] = (
         ["sft", "preferences"] if sample_set(augment.variant).instructions else ["preferences"]
     )
@@ -275,6 +270,8 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
     # Before the first split: a store of another recipe must not overwrite half of an export.
     agreement.require(recipe, store)
     reward, reason = rer_reward(recipe, store)
+    for name, split in recipe.splits.items():
+        _check(SplitView(store, name, to, None), split, reward)
     policy = form_model(recipe)
     holders = (recipe.models, *recipe.steps)
     models = [model for holder in holders for model in models_of(holder)]
@@ -293,6 +290,36 @@ def export(recipe: Recipe, store: Store, to: Trainer, out: str | Path) -> Iterat
                 note += f"; give the trainer the recipe's own reward itself: {', '.join(functions)}"
             exported = exported._replace(note="\n".join([exported.note, note]))
         yield exported
+
+
+def _check(view: SplitView, split: Split, reward: RerReward | None) -> None:
+    """Refuse a split that cannot be exported, before others are.
+
+    Raises:
+        ExportError: It keeps no row, or the trainer cannot load its format.
+    """
+    if not view.rows_kept:
+        raise _no_row(view)
+    if split.augment is not None:
+        _pair_names(view)
+    elif not (view.trainer.token_ids and view.format == "prompt_ids"):
+        view.trainer.columns(view, reward)
+
+
+def _no_row(view: SplitView) -> ExportError:
+    with_candidate = " with a candidate" if view.pairs and view.rows_kept else ""
+    return ExportError(
+        f"split {view.split} keeps no row{with_candidate}, so that there is nothing to export; change its filter, or leave it out"
+    )
+
+
+def _pair_names(view: SplitView) -> Mapping[str, str]:
+    if view.trainer.pairs is None:
+        loaders = " or ".join(name for name, trainer in TRAINERS.items() if trainer.pairs is not None)
+        raise ExportError(
+            f"split {view.split}: {view.trainer.title} trains from prompts, and `augment` makes pairs; export to {loaders}"
+        )
+    return view.trainer.pairs
 
 
 def form_model(recipe: Recipe) -> FormModel:
@@ -340,9 +367,7 @@ def _write(view: SplitView, location: Path, select: dict[str, str], reward_code:
         _write_beside(view, shape, folder, location)
         shard.give_back()
         if written == 0:
-            raise ExportError(
-                f"split {view.split} keeps no row" + (" with a candidate" if view.pairs else "") + "; nothing to export"
-            )
+            raise _no_row(view)
     if unanswered:
         view.notes.append(
             f"{counted(unanswered, 'row has', 'rows have')} neither a reference nor a golden response, so no {noun}"
@@ -418,5 +443,5 @@ def _write_ids(view: SplitView, location: Path, policy: FormModel) -> Exported:
     with in_place(location) as folder:
         written = write_rows(lines(), folder)
         if written == 0:
-            raise ExportError(f"split {view.split} keeps no row; nothing to export")
+            raise _no_row(view)
     return Exported(location, written, ["input_ids"], shape=view.shape)

@@ -222,6 +222,21 @@ def test_lines_of_json_replace_those_of_an_export_and_no_other(tmp_path):
     assert (tmp_path / "mine" / "train.jsonl").read_text() == '{"prompt": "mine"}\n'
 
 
+@pytest.mark.parametrize(
+    ("trainer", "last", "message"),
+    [
+        ("trl", Split(filter="SELECT row_id FROM rows WHERE false"), "split z keeps no row, so that .* leave it out$"),
+        ("verl", Split(filter=EVERY, format="sft"), "split z: verl trains from prompts"),
+    ],
+)
+def test_a_split_that_cannot_be_exported_stops_all_of_them_before_one_is_written(tmp_path, trainer, last, message):
+    recipe = Recipe(rows=Source(data=[{"prompt": "a", "response": "b"}]), splits={"a": Split(filter=EVERY), "z": last})
+    run_local(recipe, tmp_path / "store")
+    with pytest.raises(ExportError, match=message):
+        list(export(recipe, Store(tmp_path / "store"), trainer, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_lines_of_json_hold_decimals_as_numbers_and_bytes_and_dates_as_text(tmp_path):
     columns = {
         "price": pa.array([Decimal("1.250")]),
@@ -410,7 +425,7 @@ def test_splits_that_are_not_there_or_empty_are_refused(store, tmp_path):
     with pytest.raises(ExportError, match=r"no split 'tran' in .*; there are: train"):
         to_trl(store, "tran", tmp_path / "out")
     splits.make(store, "none", Split(filter="SELECT row_id FROM rows WHERE false"))
-    with pytest.raises(ExportError, match="split none keeps no row; nothing to export"):
+    with pytest.raises(ExportError, match="split none keeps no row, so that there is nothing to export"):
         to_trl(store, "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
