@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ _told: set[tuple[str, str | None, str]] = set()
 """The templates, and the roles of turns that they leave out, which were told."""
 _refused: set[tuple[str, str | None]] = set()
 """The templates of which a refusal was told."""
+_headless: set[tuple[str, str | None]] = set()
+"""The templates of which it was told that they write no header of an answer that is to come."""
 _TRAINED = "seamcurate_form"
 """The key of a tokenizer's configuration that says in which form `train` trained the model."""
 
@@ -359,6 +362,24 @@ def _tell_left_out(
         note(
             f"warning: {template_name} leaves out {turns} of chats such as {', '.join(roles)}: what is said there is not "
             "scored; take another template or form, or leave such rows out"
+        )
+    if options.get("add_generation_prompt"):
+        _tell_headless(tokenizer, form, marked_chat, text)
+
+
+def _tell_headless(tokenizer: PreTrainedTokenizerBase, form: Form, chat: list[Message], text: str) -> None:
+    """Tell where `text`, which a policy continues, is a chat without the header that stands before answers elsewhere."""
+    with suppress(*refusals()):
+        (plain,) = _applied(tokenizer, form, [chat], {})
+        (answered,) = _applied(tokenizer, form, [[*chat, Message(role="assistant", content=_ANSWER)]], {})
+        before = answered.partition(_ANSWER)[0]
+        template = (tokenizer.name_or_path, form.source)
+        if plain != text or not before.startswith(text) or before == text or template in _headless:
+            return
+        _headless.add(template)
+        note(
+            f"warning: the chat template of {tokenizer.name_or_path} reads no `add_generation_prompt`: a policy continues its "
+            f"prompts without {before[len(text) :]!r:.80}, which stands before answers elsewhere; mend the template, or set `form`"
         )
 
 

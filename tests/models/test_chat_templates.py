@@ -38,6 +38,11 @@ THINKING = (
     "{% endif %}"
 )
 """As Qwen3's: an empty thought stands before every answer, and in a prompt only where nothing is to be thought."""
+TURNS = (
+    "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}"
+)
+"""As Gemma's: its turns end by another token than its texts."""
 
 
 def with_template(tokenizer: Any, source: str) -> Any:
@@ -134,6 +139,26 @@ def test_the_first_chat_that_a_template_refuses_is_told_with_its_words(tokenizer
     assert line.endswith("refuses chats such as system, user, which have no score: System role not supported")
 
 
+@pytest.mark.parametrize(
+    ("template", "header"),
+    [
+        (TURNS, None),
+        (THINKING, None),
+        (TURNS.partition("{% if add_generation_prompt %}")[0], "'<start_of_turn>assistant\\n'"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", None),
+    ],
+)
+def test_a_policy_that_continues_a_prompt_without_its_header_is_told(template, header, tokenizer, capsys, monkeypatch):
+    monkeypatch.setattr(tokens, "_looked_at", set())
+    monkeypatch.setattr(tokens, "_headless", set())
+    chat_tokenizer = with_template(tokenizer, template)
+    for prompt in ("sort", [USER, ASSISTANT, USER]):
+        tokens.policy_group(chat_tokenizer, prompt, ["use sort"], 99)
+        tokens.reward_group(chat_tokenizer, prompt, ["use sort", "no"], 99)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "add_generation_prompt" in line]
+    assert len(lines) == (header is not None) and all(f"without {header}, which" in line for line in lines)
+
+
 @pytest.mark.parametrize("template", ["idefics3", "smolvlm"])
 def test_a_template_that_writes_no_text_is_refused(template, tokenizer):
     trl = pytest.importorskip("trl", reason="trainers are not installed")
@@ -218,12 +243,6 @@ def test_a_policy_continues_the_generation_prompt_with_the_templates_arguments(t
 
 
 # ── where a policy's answer ends ─────────────────────────────────────────────────────────────────────────────
-
-TURNS = (
-    "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}"
-)
-"""As Gemma's: its turns end by another token than its texts."""
 
 
 @pytest.mark.parametrize(
