@@ -98,7 +98,9 @@ def in_place(location: Path) -> Iterator[Path]:
         raise ExportError(f"{folder} is called as the reward file in it; name another folder, or another split")
     if folder.exists() and not all(map(_is_of_an_export, folder.iterdir())):
         raise ExportError(f"{folder} holds other files than an export; name another folder")
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    # A user links a folder to another disk: the link stays, and the new files are built where it leads.
+    target = folder.resolve()
+    temporary = target.with_name(f".{target.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -106,7 +108,7 @@ def in_place(location: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             with suppress(IsADirectoryError), file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        atomic.replace_folder(folder, temporary)
+        atomic.replace_folder(target, temporary)
     except OSError as error:
         raise ExportError(
             f"{folder} cannot be written: {error.strerror or error}; fix that and export again"
