@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -326,7 +326,7 @@ class _LoadedClassifier(RewardModel):
                     shared_ids, rest = tokens.reward_group(self.tokenizer, prompt, answers, self.limit, self.form)
                 except tokens.refusals():
                     shared_ids, rest = [], []
-                self._tell_cut([shared_ids + ids for ids in rest if ids is not None])
+                self._tell_cut(len(shared_ids) + len(ids) for ids in rest if ids is not None)
                 readable = probe.is_readable(self.model, shared_ids)
                 readable_ids = [
                     (i, ids) for i, ids in enumerate(rest) if ids and readable and probe.is_readable(self.model, ids)
@@ -362,7 +362,7 @@ class _LoadedClassifier(RewardModel):
             with suppress(*tokens.refusals()):
                 if (sequence := self._ids(p, r)) is not None and probe.is_readable(self.model, sequence):
                     fits.append((i, sequence))
-        self._tell_cut([sequence for _, sequence in fits])
+        self._tell_cut(len(sequence) for _, sequence in fits)
         scores: list[list[float] | None] = [None] * len(flat)
         if self.unpadded is not None and fits:
             for (i, _), value in zip(fits, self._unpadded([sequence for _, sequence in fits]), strict=True):
@@ -376,9 +376,9 @@ class _LoadedClassifier(RewardModel):
                     scores[fits[b][0]] = value
         return regroup(scores, [answers for _, answers in rows.groups])
 
-    def _tell_cut(self, sequences: Sequence[list[int]]) -> None:
-        """Say that answers lose their end, where one fills the limit."""
-        if any(len(sequence) >= self.limit for sequence in sequences):
+    def _tell_cut(self, lengths: Iterable[int]) -> None:
+        """Say that answers lose their end, where a text fills the limit."""
+        if any(length >= self.limit for length in lengths):
             probe.tell_cut(self.config.title, self.limit, "max_tokens")
 
     def _ids(self, prompt: Prompt, response: str) -> list[int] | None:
