@@ -412,7 +412,8 @@ def _jobs(
             jobs[kind] = [(store.path / kind / filename(n), fingerprint, n) for n in shard_numbers]
     for folder, record in records.items():
         path = store.path / "columns" / folder
-        jobs[f"columns/{folder}"] = [(path / filename(n), str(record["fingerprint"]), n) for n in numbers(path)]
+        fingerprint = str(record["fingerprint"])
+        jobs[f"columns/{folder}"] = [(path / filename(n), fingerprint, n) for n in store.shards_of(folder)]
     if "splits" in kinds:
         jobs["splits"] = [
             (store.path / "splits" / name / "ledger.parquet", str(record["fingerprint"]), 0)

@@ -63,6 +63,8 @@ from seamcurate.text import suggestion
 
 FORMAT = 3
 """In format 1, shards of rejected rows have the fingerprint of the rows. Up to format 2, files beside shards have no `_`."""
+_FINISHED = "finished_shards"
+"""The key of facts that says how many shards the columns had when they were finished."""
 
 
 class StepOutput(NamedTuple):
@@ -264,10 +266,18 @@ class Store:
         path = self.path / "columns" / name
         file = step_file(path, "facts.json")
         facts = load_json(file)
+        facts.pop(_FINISHED, None)
         fingerprint = facts.pop("fingerprint", None)
         if fingerprint is not None and fingerprint != step_record(path).get("fingerprint"):
             raise DamagedError(f"{file} belongs to another configuration; {shard.hint(path)}")
         return facts
+
+    def shards_of(self, name: str) -> list[int]:
+        """List the numbers of a folder's shards: those that are there, and those that a finished column had, which one may lack."""
+        path = self.path / "columns" / name
+        listed = numbers(path)
+        count = load_json(step_file(path, "facts.json")).get(_FINISHED)
+        return listed if not isinstance(count, int) or len(listed) >= count else sorted({*listed, *range(count)})
 
     def findings(self, name: str) -> Iterator[str]:
         """Yield the lines of a folder's summary numbers that a person should read: coverage, misjudgement, warnings."""
@@ -286,7 +296,8 @@ class Store:
 
     def add_facts(self, output: StepOutput, facts: Mapping[str, JsonValue]) -> None:
         """Write the summary numbers of an output's finished columns."""
-        save_record(step_file(output.path, "facts.json"), {**facts, "fingerprint": output.fingerprint})
+        finished: dict[str, JsonValue] = {_FINISHED: len(self.shards), "fingerprint": output.fingerprint}
+        save_record(step_file(output.path, "facts.json"), {**facts, **finished})
 
     def noise(self, column: str) -> dict[str, float]:
         """Return the measured noise of a column and of those its step adds with it; empty where none was measured."""

@@ -116,6 +116,22 @@ def test_a_harmed_shard_is_found_when_it_is_read_and_not_in_the_way_before(store
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [1, -1])
+def test_a_lost_shard_of_a_finished_column_is_an_error_and_not_null(store, number):
+    folder = store.path / "columns" / "reward"
+    file = sorted(folder.glob("[0-9]*.parquet"))[number]
+    content = file.read_bytes()
+    file.unlink()
+    assert query(store, "SELECT count(prompt) AS n FROM rows")["n"].to_pylist() == [40]
+    with pytest.raises(DamagedError, match=f"{file.name} is missing"):
+        query(store, "SELECT count(reward) FROM rows")
+    # While a run computes it, what is not there yet is NULL.
+    (folder / "_facts.json").unlink()
+    assert query(store, "SELECT count(reward) AS n FROM rows")["n"].to_pylist()[0] < 40
+    file.write_bytes(content)
+    assert query(store, "SELECT count(reward) AS n FROM rows")["n"].to_pylist() == [40]
+
+
 def test_a_column_that_was_taken_for_unread_is_an_error_and_never_null(store, monkeypatch):
     with views.connect(store) as connection:
         source = connection._engine.source
