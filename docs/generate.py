@@ -1160,6 +1160,7 @@ KEY_MEANINGS = {
         "summary": "the line that `run` and `columns` print",
         "warnings": "further lines, where there are any",
         "noise": "how far the same text's value moved with batch size, order and padding, by column",
+        "finished_shards": "how many shards the columns had when they were finished: one that is lost since is an error, not NULL",
         "fingerprint": "fingerprint of the columns these facts are about",
         "sha256": "checksum of this file, without this line",
     },

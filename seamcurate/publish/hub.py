@@ -29,7 +29,7 @@ from seamcurate.data.source import Source
 from seamcurate.errors import ExportError, HubError, SeamcurateError
 from seamcurate.explore import finding
 from seamcurate.explore.session import Session
-from seamcurate.models import RewardFunction
+from seamcurate.models import RewardFunction, connection
 from seamcurate.progress import bar, note
 from seamcurate.publish import card, facts, measures
 from seamcurate.publish.export import Exported, export
@@ -568,9 +568,8 @@ def _wait_asked_for(error: Exception) -> float:
     """Return the seconds that the Hub's answer asks to wait; 0 if it asks for none."""
     for cause in _causes(error):
         headers = getattr(getattr(cause, "response", None), "headers", None)
-        seconds = str(headers.get("retry-after", "")) if isinstance(headers, Mapping) else ""
-        if seconds.isdigit():
-            return float(seconds)
+        if isinstance(headers, Mapping) and (seconds := connection.retry_after(headers)) is not None:
+            return seconds
     return 0.0
 
 

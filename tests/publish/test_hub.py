@@ -480,6 +480,11 @@ def test_a_push_that_stopped_sends_only_what_is_missing(work, hub_server, monkey
     [
         (Fault("commit", 412), "somebody else committed meanwhile", 1),
         (Fault("commit", 429, 9, headers={"retry_after": "3600"}), "the Hub's rate limit is reached", 1),
+        (
+            Fault("commit", 429, 9, headers={"retry_after": "Fri, 01 Jan 2100 00:00:00 GMT"}),
+            "the Hub's rate limit is",
+            1,
+        ),
         (Fault("commit", 429, 9), "the Hub's rate limit is reached.*what has arrived is not sent again$", 4),
         (Fault("commit", 503, 9), r"the Hub fails \(status 503\).*what has arrived is not sent again$", 4),
         (Fault("commit", 0, 9), "the connection to the Hub broke.*what has arrived is not sent again$", 4),
