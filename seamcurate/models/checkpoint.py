@@ -184,7 +184,9 @@ def lacking(model: PreTrainedModel, folder: Path) -> list[str]:
     prefix = f"{model.base_model_prefix}."
     if all(name in held or prefix + name in held for name, _ in model.named_parameters()):
         return []
-    _, info = type(model).from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    _, info = type(model).from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
     return sorted(info["missing_keys"])
 
 

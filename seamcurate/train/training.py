@@ -159,7 +159,7 @@ def pinned(config: Options, tokenizer: PreTrainedTokenizerBase, out: Path) -> Op
 def prompt_form(
     tokenizer: PreTrainedTokenizerBase, settings: FormSettings, policy: PreTrainedModel | None = None
 ) -> Form:
-    """Return how prompts become text; a form that is set is saved with the tokenizer, so that scoring reads it too.
+    """Return how prompts become text; one that no chat template decides is saved with the tokenizer, so that scoring reads it too.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -174,7 +174,7 @@ def prompt_form(
         form = tokens.form_of(tokenizer, settings, end_ids)
     except ModelError as error:
         raise TrainError(str(error)) from error
-    if settings.form or settings.template:
+    if settings.form or settings.template or not tokenizer.chat_template:
         tokens.remember_form(tokenizer, form)
     return form
 

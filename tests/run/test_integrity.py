@@ -529,6 +529,8 @@ def test_shards_of_other_numbers_are_never_laid_side_by_side(bench):
             "row_id"
         ]
         (bench.store / f"columns/{lost}/{number:05d}.parquet").unlink()
+        # As in a run that is not through: without the facts of a finished column.
+        (bench.store / f"columns/{lost}/_facts.json").unlink()
         expected = [{**row, lost: None} if row["row_id"] in ids.to_pylist() else row for row in expected]
     assert query(Store(bench.store), asked).to_pylist() == expected
     (bench.store / "rows/00001.parquet").unlink()
