@@ -79,6 +79,9 @@ def test_columns_not_yet_computed_are_null(recipe, tmp_path):
     for file in (tmp_path / "store/columns/rer").glob("0*.parquet"):
         file.unlink()
     (tmp_path / "store/columns/reward/00002.parquet").unlink()
+    # The facts of a column are written when it is finished.
+    for name in ("rer", "reward"):
+        (tmp_path / f"store/columns/{name}/_facts.json").unlink()
     store = Store(tmp_path / "store")
     counted = query(
         store, "SELECT count(*) AS rows, count(reward) AS rewards, count(rer) AS rers FROM rows"
@@ -260,6 +263,7 @@ def test_what_a_run_adds_while_a_store_is_opened_is_not_in_the_views_yet(store, 
     last = max(column.glob("*.parquet"))
     content, verify = last.read_bytes(), shard.verify
     last.unlink()
+    (column / "_facts.json").unlink()
 
     def finished_meanwhile(file, *job):
         if file.parent == column:
