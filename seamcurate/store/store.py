@@ -272,12 +272,15 @@ class Store:
             raise DamagedError(f"{file} belongs to another configuration; {shard.hint(path)}")
         return facts
 
+    def finished(self, name: str) -> int:
+        """Return how many shards a folder's columns had when they were finished; 0 while they are not, or where it was not kept."""
+        count = load_json(step_file(self.path / "columns" / name, "facts.json")).get(_FINISHED)
+        return count if isinstance(count, int) else 0
+
     def shards_of(self, name: str) -> list[int]:
         """List the numbers of a folder's shards: those that are there, and those that a finished column had, which one may lack."""
-        path = self.path / "columns" / name
-        listed = numbers(path)
-        count = load_json(step_file(path, "facts.json")).get(_FINISHED)
-        return listed if not isinstance(count, int) or len(listed) >= count else sorted({*listed, *range(count)})
+        listed, count = numbers(self.path / "columns" / name), self.finished(name)
+        return listed if len(listed) >= count else sorted({*listed, *range(count)})
 
     def findings(self, name: str) -> Iterator[str]:
         """Yield the lines of a folder's summary numbers that a person should read: coverage, misjudgement, warnings."""
@@ -654,6 +657,7 @@ class Store:
 
         Raises:
             StoreError: There is no such column, or it is out of date; or, raised by the function, it is not yet computed.
+            DamagedError: Raised by the function: a shard was altered, or is lost.
         """
         requested = [name for name in columns if name != "row_id"]
         records, stale, schema, stored = self.records(), self.stale(), self.schema, self.stored_schema.names
@@ -670,13 +674,15 @@ class Store:
         # A column that a step added hides one of the source with the same name.
         source = [name for name in stored if name in requested and name not in kinds]
         fingerprint = self.rows_fingerprint
+        finished = {folder: self.finished(folder) for folder in added}
 
         def read(number: int) -> pa.Table:
             rows = shard.read(self.path / "rows" / filename(number), fingerprint, number, ["row_id", *source])
             values = {name: rows[name] for name in rows.column_names}
             for folder, names in added.items():
                 file = self.path / "columns" / folder / filename(number)
-                if file.exists():
+                # A shard of a finished column that is not there is lost.
+                if number < finished[folder] or file.exists():
                     shard_columns = shard.read(file, str(records[folder]["fingerprint"]), number, names)
                     values |= {name: shard_columns[name] for name in names}
                 elif not partial:

@@ -106,6 +106,11 @@ def test_filters_limits_and_groups_give_what_an_eager_frame_gives(store, engine)
 
 def test_what_is_not_computed_is_null_and_what_is_out_of_date_is_not_there(store):
     (store.path / "columns" / "reward" / "00001.parquet").unlink()
+    with pytest.raises(DamagedError, match=r"reward/00001\.parquet is missing"):
+        store.scan().select("reward").collect()
+    assert store.scan().select("n").collect().height == len(store)
+    # The facts of a column are written when it is finished.
+    (store.path / "columns" / "reward" / "_facts.json").unlink()
     assert store.scan().select("reward").collect()["reward"].is_null().sum() == 8
     before = store.scan()
     run_local(recipe(steps=[Reward(reward=FakeModel(path="other"))]), store.path, replace=True)

@@ -14,6 +14,7 @@ import pytest
 from conftest import questions
 
 from seamcurate import FakeModel, Models, Project, Random, Recipe, Reward, Source, Split, Store, check, query, run_local
+from seamcurate.errors import DamagedError
 from seamcurate.explore.session import Session
 from seamcurate.publish.export import export
 from seamcurate.store.folder import load_json, numbers, save_record, step_file
@@ -135,7 +136,9 @@ def test_a_link_in_a_shard_s_place_is_not_read_and_the_shard_is_made_again(folde
     assert f"{file} is no file of the store, and is not read; put the file itself in its place, or delete the link" in [
         str(one) for one in check(store).findings
     ]
-    assert query(store, "SELECT count(reward)::INT AS n FROM rows").to_pylist() == [{"n": 9}]
+    with pytest.raises(DamagedError, match="is a link and no file of the store; put the file itself in its place"):
+        query(store, "SELECT count(reward) FROM rows")
+    assert query(store, "SELECT count(prompt)::INT AS n FROM rows").to_pylist() == [{"n": 14}]
     assert run_local(recipe(folder), folder / "store").computed == 1
     assert query(store, "SELECT row_id, reward FROM rows ORDER BY row_id") == before
     assert not file.is_symlink() and (folder / "elsewhere.parquet").exists() and check(store).findings == []
