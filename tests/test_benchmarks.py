@@ -238,7 +238,7 @@ def test_a_part_is_charged_with_the_processes_that_it_started():
 
 def test_no_folder_of_a_machine_is_kept(monkeypatch):
     monkeypatch.setattr(race_module, "lines", [])
-    race_module.missing("b", "peer", "model /home/me/model: cannot read /home/me/x.onnx (0 / 1); remove it")
+    race_module.missing("b", "peer", "model /srv/models/model: cannot read /srv/models/x.onnx (0 / 1); remove it")
     assert race_module.lines[0]["not_run"] == "model model: cannot read x.onnx (0 / 1); remove it"
     for file in table.RESULTS.glob("*.json"):
         assert not re.search(r"/(home|root|tmp|work|Users)/", file.read_text())

@@ -98,7 +98,7 @@ def audit(
     corpus = against if against is None or isinstance(against, Source) else inputs.source(against)
     corpus = corpus and corpus.resolved(Path())
     model = inputs.reads_data(inputs.reward_model(reward), rows)
-    other = None if second is None else inputs.reads_data(inputs.reward_model(second), rows)
+    second_model = None if second is None else inputs.reads_data(inputs.reward_model(second), rows)
     embedder = SentenceEncoder(path=encoder) if isinstance(encoder, str) else encoder
     title = _title(data)
     name = re.sub(r"[^\w.-]", "-", Path(title).stem)
@@ -107,10 +107,10 @@ def audit(
     folder = named.absolute()
     sampled_by = None if policy is None else inputs.policy_model(policy)
     sample = inputs.sampled(rows, limit)
-    for each in (model, other):
-        if each is not None and inputs.lacks_reference(each, sample):
+    for rewarding in (model, second_model):
+        if rewarding is not None and inputs.lacks_reference(rewarding, sample):
             note(
-                f"warning: {_shown(each)} reads the reference, and {title} has none: it is given none; name its column by "
+                f"warning: {_shown(rewarding)} reads the reference, and {title} has none: it is given none; name its column by "
                 "--reference, which may be that of the good answers"
             )
     source = _stored_rows(folder, sample.rows)
@@ -125,11 +125,11 @@ def audit(
         # After the reward was found to tell answers apart: sampling takes longest.
         _run(_recipe(source, model, variants, corpus, embedder, sampled_by), folder)
     disagreement = None
-    if other is not None:
+    if second_model is not None:
         aside = folder / FOLDER / _SECOND
-        _run(_recipe(source, other, variants, corpus, embedder, None), aside)
-        compared = _scored(aside, other, variants)
-        disagreement = measures.disagreement(_shown(other), columns.rewards, compared.rewards)
+        _run(_recipe(source, second_model, variants, corpus, embedder, None), aside)
+        compared = _scored(aside, second_model, variants)
+        disagreement = measures.disagreement(_shown(second_model), columns.rewards, compared.rewards)
     answered = None if sampled_by is None else _policy(folder, sampled_by, columns)
     return _result(columns, model, sample, title, named, disagreement, answered)
 

@@ -190,7 +190,7 @@ def reads_data(reward: RewardingModel, data: Source) -> RewardingModel:
     """Let a function whose parameters have the names of the data's own columns read these."""
     if not isinstance(reward, RewardFunction):
         return reward
-    return reward.named_as({"prompt": data.prompt, "response": data.response, "reference": data.reference})
+    return reward.with_data_names({"prompt": data.prompt, "response": data.response, "reference": data.reference})
 
 
 def lacks_reference(reward: RewardingModel, sample: Sample) -> bool:

@@ -333,17 +333,17 @@ def _binarized(row: Row) -> Row:
 def _before(prompt: object, chat: object, name: str) -> object:
     """Return what stands before a chat's answer; the chat repeats its prompt, holds it and more, or goes on from it."""
     turns = chats.turns(chat, name)[:-1] if isinstance(chat, list) else []
-    asked = chats.turns(prompt, "prompt") if isinstance(prompt, list) else []
+    prompt_turns = chats.turns(prompt, "prompt") if isinstance(prompt, list) else []
     if not turns:
-        return asked or prompt
+        return prompt_turns or prompt
     if isinstance(prompt, str) and turns[0]["role"] == "assistant":
         return [{"role": "user", "content": prompt}, *turns]
-    (system, rest), (own_system, said) = _without_system(asked), _without_system(turns)
+    (system, rest), (own_system, said) = _without_system(prompt_turns), _without_system(turns)
     if rest in (said[: len(rest)], said[len(said) - len(rest) :]) and (not own_system or system in ([], own_system)):
         return [*(own_system or system), *said]
     if own_system or turns[0]["role"] != "assistant":
         raise Reject(f"{name} neither repeats prompt nor goes on from it")
-    return [*asked, *turns]
+    return [*prompt_turns, *turns]
 
 
 def _without_system(turns: chats.Turns) -> tuple[chats.Turns, chats.Turns]:

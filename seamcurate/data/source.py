@@ -839,10 +839,10 @@ class Source(BaseModel):
         """Tell what a person should know who named no layout: what the source looks like, and what of a question is not read."""
         notes = list(self._dialect_notes())
         if self.layout is not None:
-            known = {*self.drop, *layouts.LAYOUTS[self.layout].takes}
+            taken = {*self.drop, *layouts.LAYOUTS[self.layout].takes}
             return (
                 *notes,
-                *self._unread_note([name for name in ("system", *_MEDIA) if name in names and name not in known]),
+                *self._unread_note([name for name in ("system", *_MEDIA) if name in names and name not in taken]),
             )
         mapped = {self.prompt, self.response, self.reference, self.messages, self.id, *self.rename}
         expressions = " ".join([*self.select.values(), self.where or ""])

@@ -110,7 +110,7 @@ def _read(store: Store, row_id: int, names: Sequence[str]) -> Mapping[str, objec
     for folder, record in store.records().items():
         file = store.path / "columns" / folder / filename(number)
         columns = [name for name in direct if name in cast(Mapping[str, object], record["columns"])]
-        if columns and file.exists():
+        if columns and (number < store.finished(folder) or file.exists()):
             sets = shard.read(file, str(record["fingerprint"]), number, columns)
             values |= python_rows(sets.slice(index, 1))[0]
     return values

@@ -162,7 +162,7 @@ def check_biases(model: PreTrainedModel, folder: Path) -> None:
     modules = {**dict(model.base_model.named_modules()), **dict(model.named_modules())}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights_file:
-            for name in weights_file.keys():  # noqa: SIM118
+            for name in _names(file):
                 owner, _, part = name.rpartition(".")
                 module = modules.get(owner, modules.get(owner.removeprefix(prefix)))
                 is_unread = part == "bias" and isinstance(getattr(module, "weight", None), torch.Tensor)

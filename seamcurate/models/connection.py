@@ -127,13 +127,13 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         >>> retry_after({"retry-after": "Mon, 30 Nov 2026 09:00:30 GMT", "date": "Mon, 30 Nov 2026 09:00:00 GMT"})
         30.0
     """
-    asked = headers.get("retry-after", "")
+    wait = headers.get("retry-after", "")
     try:
-        seconds = float(asked)
+        seconds = float(wait)
     except ValueError:
         try:
             now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
-            seconds = (parsedate_to_datetime(asked) - now).total_seconds()
+            seconds = (parsedate_to_datetime(wait) - now).total_seconds()
         except (TypeError, ValueError):
             return None
     return seconds if seconds >= 0 else None

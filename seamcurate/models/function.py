@@ -179,7 +179,7 @@ class RewardFunction(NamedModel, RewardConfig):
         """
         _LoadedFunction(self).close()
 
-    def named_as(self, names: Mapping[str, str | None]) -> RewardFunction:
+    def with_data_names(self, names: Mapping[str, str | None]) -> RewardFunction:
         """Return the function with parameters that have the names of the data's own columns, as its trainer would give them.
 
         Args:
@@ -189,11 +189,13 @@ class RewardFunction(NamedModel, RewardConfig):
             >>> import pathlib, tempfile
             >>> file = pathlib.Path(tempfile.mkdtemp(), "own.py")
             >>> _ = file.write_text("def score(completions, answer): return [float(a in c) for a, c in zip(answer, completions)]")
-            >>> RewardFunction(path=f"{file}:score").named_as({"prompt": "question", "response": "answer"}).columns
+            >>> RewardFunction(path=f"{file}:score").with_data_names({"prompt": "question", "response": "answer"}).columns
             {'answer': 'response'}
         """
-        read = {name: column for column, name in names.items() if name != column and name in self.columns_read()}
-        columns = {str(name): column for name, column in read.items()}
+        read = self.columns_read()
+        columns = {
+            name: column for column, name in names.items() if name is not None and name != column and name in read
+        }
         return self.model_copy(update={"columns": columns | self.columns}) if columns else self
 
     def columns_read(self) -> tuple[str, ...]:

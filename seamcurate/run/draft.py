@@ -250,7 +250,7 @@ def _model(role: str, named: str, folder: Path, rows: _Looked) -> str:
     else:
         kind, name = kinds[0], named
     names = {role: rows.fields.get(role) for role in _USUAL}
-    columns = RewardFunction(path=name).named_as(names).columns if kind == RewardFunction.key else {}
+    columns = RewardFunction(path=name).with_data_names(names).columns if kind == RewardFunction.key else {}
     file = Path(name.rpartition(".py:")[0] + ".py" if ".py:" in name else name)
     placed = name.replace(str(file), _relative(str(file), folder), 1) if file.exists() else name
     read = ", ".join(f"{_scalar(parameter)}: {column}" for parameter, column in columns.items())
