@@ -41,11 +41,7 @@ _TURN = "\U000ffff1"
 _looked_at: set[tuple[str, str | None, tuple[str, ...]]] = set()
 """The templates, and the roles of chats, that were rendered with placeholders."""
 _told: set[tuple[str, str | None, str]] = set()
-"""The templates, and the roles of turns that they leave out, which were told."""
-_refused: set[tuple[str, str | None]] = set()
-"""The templates of which a refusal was told."""
-_headless: set[tuple[str, str | None]] = set()
-"""The templates of which it was told that they write no header of an answer that is to come."""
+"""The templates, and what was told of each."""
 _TRAINED = "seamcurate_form"
 """The key of a tokenizer's configuration that says in which form `train` trained the model."""
 
@@ -315,12 +311,8 @@ def _rendered(
     try:
         texts = _applied(tokenizer, form, chats, options)
     except refusals() as error:
-        if (template := (tokenizer.name_or_path, form.source)) not in _refused:
-            _refused.add(template)
-            note(
-                f"warning: the chat template of {tokenizer.name_or_path} refuses chats such as {', '.join(roles)}, which have "
-                f"no score: {brief(str(error), 200)}"
-            )
+        reason = f"refuses chats such as {', '.join(roles)}, which have no score: {brief(str(error), 200)}"
+        _tell(tokenizer, form, "a refusal", reason)
         raise
     if (key := (tokenizer.name_or_path, form.source, roles)) not in _looked_at:
         _tell_left_out(tokenizer, form, roles, options)
@@ -355,13 +347,14 @@ def _tell_left_out(
         raise ModelError(
             f"{template_name} does not write the answer; set `form: plain`, or save another template with the tokenizer"
         )
-    keys = {(tokenizer.name_or_path, form.source, roles[number]) for number in missing}
-    if keys - _told:
-        _told.update(keys)
+    if missing:
         turns = " and ".join(f"turn {number + 1} ({roles[number]})" for number in missing)
-        note(
-            f"warning: {template_name} leaves out {turns} of chats such as {', '.join(roles)}: what is said there is not "
-            "scored; take another template or form, or leave such rows out"
+        _tell(
+            tokenizer,
+            form,
+            f"no {' or '.join(sorted({roles[number] for number in missing}))}",
+            f"leaves out {turns} of chats such as {', '.join(roles)}: what is said there is not scored; take another template "
+            "or form, or leave such rows out",
         )
     if options.get("add_generation_prompt"):
         _tell_headless(tokenizer, form, marked_chat, text)
@@ -373,14 +366,21 @@ def _tell_headless(tokenizer: PreTrainedTokenizerBase, form: Form, chat: list[Me
         (plain,) = _applied(tokenizer, form, [chat], {})
         (answered,) = _applied(tokenizer, form, [[*chat, Message(role="assistant", content=_ANSWER)]], {})
         before = answered.partition(_ANSWER)[0]
-        template = (tokenizer.name_or_path, form.source)
-        if plain != text or not before.startswith(text) or before == text or template in _headless:
-            return
-        _headless.add(template)
-        note(
-            f"warning: the chat template of {tokenizer.name_or_path} reads no `add_generation_prompt`: a policy continues its "
-            f"prompts without {before[len(text) :]!r:.80}, which stands before answers elsewhere; mend the template, or set `form`"
-        )
+        if plain == text and before.startswith(text) and before != text:
+            _tell(
+                tokenizer,
+                form,
+                "no header",
+                f"reads no `add_generation_prompt`: a policy continues its prompts without {before[len(text) :]!r:.80}, which "
+                "stands before answers elsewhere; mend the template, or set `form`",
+            )
+
+
+def _tell(tokenizer: PreTrainedTokenizerBase, form: Form, what: str, message: str) -> None:
+    """Warn of something that a chat template does, once a process."""
+    if (key := (tokenizer.name_or_path, form.source, what)) not in _told:
+        _told.add(key)
+        note(f"warning: the chat template of {tokenizer.name_or_path} {message}")
 
 
 def _applied(

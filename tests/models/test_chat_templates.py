@@ -127,7 +127,7 @@ def test_a_turn_that_a_template_leaves_out_is_told_once(template, chat, left_out
 
 
 def test_the_first_chat_that_a_template_refuses_is_told_with_its_words(tokenizer, capsys, monkeypatch):
-    monkeypatch.setattr(tokens, "_refused", set())
+    monkeypatch.setattr(tokens, "_told", set())
     template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
     )
@@ -150,7 +150,7 @@ def test_the_first_chat_that_a_template_refuses_is_told_with_its_words(tokenizer
 )
 def test_a_policy_that_continues_a_prompt_without_its_header_is_told(template, header, tokenizer, capsys, monkeypatch):
     monkeypatch.setattr(tokens, "_looked_at", set())
-    monkeypatch.setattr(tokens, "_headless", set())
+    monkeypatch.setattr(tokens, "_told", set())
     chat_tokenizer = with_template(tokenizer, template)
     for prompt in ("sort", [USER, ASSISTANT, USER]):
         tokens.policy_group(chat_tokenizer, prompt, ["use sort"], 99)
