@@ -40,7 +40,7 @@ from seamcurate import (
     seam,
 )
 from seamcurate.cli.scoring import columns
-from seamcurate.errors import QueryError, StoreError
+from seamcurate.errors import DamagedError, QueryError, StoreError
 from seamcurate.score import measured
 from seamcurate.select import views
 from seamcurate.select.why import why
@@ -280,6 +280,15 @@ def test_an_opened_row_is_what_the_views_say_of_it(session, finished):
     assert re.match("split train: (kept|dropped) by rule", shown_row["verdicts"][0])
     with pytest.raises(QueryError, match="has no row 4000"):
         row(session, 4000)
+
+
+def test_a_row_whose_candidates_are_lost_is_an_error_and_not_one_without_candidates(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "store")
+    opened = Session(Store(tmp_path / "store"))
+    assert row(opened, 7)["candidates"]
+    (tmp_path / "store/columns/worse_contrast/00000.parquet").unlink()
+    with pytest.raises(DamagedError, match=r"worse_contrast/00000\.parquet is missing"):
+        row(opened, 7)
 
 
 @pytest.mark.slow
